@@ -1,0 +1,47 @@
+# `make demo` and `make test` do all their own set-up in a fresh clone: a .venv with the pinned packages.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+STAMP := $(VENV)/.installed
+PYTEST_WORKERS ?= 2
+
+.PHONY: help install demo test test-long lint bench clean
+
+help:
+	@echo "make demo       make synthetic CTs, train, evaluate, predict (about 10 minutes on two CPU cores)"
+	@echo "make test       lint, types and tests"
+	@echo "make test-long  the long tests"
+	@echo "make bench      the engine's step against a bare loop"
+	@echo "make install    only set up .venv"
+
+install: $(STAMP)
+
+# torch first and by its pin: nothing that follows may pull in another build of it
+$(STAMP): setup.cfg constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "fusionseg needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Use: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	PYTHON=$(BIN)/python bash launch/demo.sh $(DEMO)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m "not long" $(PYTEST_ARGS)
+
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
+
+bench: $(STAMP)
+	$(BIN)/python profiling/benchmark_step.py
+
+clean:
+	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache

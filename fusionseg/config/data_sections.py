@@ -1,0 +1,211 @@
+"""What a run reads and what it makes of it: the `data`, `augment` and `cache` sections."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from fusionseg.config.section import FloatTriple, Pair, Positive, Probability, Section, Triple
+
+
+class IntensityConfig(Section):
+    """From raw intensities to the network's input."""
+
+    mode: Literal["window", "zscore"] = "zscore"
+    """`window`: clip to a fixed range (CT) and scale it to [0, 1]; `zscore`: mean 0, deviation 1 per volume
+    (MRI). With `clip` given and no mode, it is `window`."""
+    clip: Pair | None = None
+    """Lowest and highest raw value; `window` needs it, `zscore` clips before it measures."""
+    percentiles: Pair | None = None
+    """For `zscore`: clip to these percentiles of the volume (such as [0.5, 99.5]) before measuring."""
+    nonzero: bool = False
+    """For `zscore`: measure and normalise the non-zero voxels only (skull-stripped MRI)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _clip_means_window(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and "mode" not in raw and raw.get("clip") is not None:
+            return {**raw, "mode": "window"}
+        return raw
+
+    @model_validator(mode="after")
+    def _complete(self) -> IntensityConfig:
+        if self.mode == "window":
+            if self.clip is None:
+                raise ValueError(
+                    "clip: mode: window needs the range: add clip: [lowest, highest], such as [-1000, 600] HU"
+                )
+            for key in ("percentiles", "nonzero"):
+                if getattr(self, key):
+                    raise ValueError(f"{key}: belongs to mode: zscore; remove it or change the mode")
+        for key in ("clip", "percentiles"):
+            pair = getattr(self, key)
+            if pair is not None and not pair[0] < pair[1]:
+                raise ValueError(f"{key}: is [lowest, highest], and {list(pair)} is not ascending")
+        if self.percentiles and not (self.percentiles[0] >= 0 and self.percentiles[1] <= 100):
+            raise ValueError(f"percentiles: lie between 0 and 100, not {list(self.percentiles)}")
+        return self
+
+
+class CropForegroundConfig(Section):
+    """Crop each volume to the box of the voxels above a raw intensity (the body without the air)."""
+
+    threshold: float
+    """Raw intensity: voxels above it are kept inside the box."""
+    margin: Annotated[int, Field(ge=0)] = 4
+    """Voxels added on every side."""
+
+
+class DataConfig(Section):
+    """The data set, its preparation, and what a sample is."""
+
+    root: str | None = None
+    """Folder of the data set (MSD or nnU-Net raw layout), or a MONAI datalist JSON."""
+    layout: Literal["auto", "msd", "nnunet", "datalist"] = "auto"
+    """How the folder is laid out; `auto` looks at it."""
+    labels: Annotated[tuple[str, ...], Field(strict=False)] | None = None
+    """Names of the label values 0, 1, ...; needed only where the data set does not say them."""
+    fold: Annotated[int, Field(ge=0)] = 0
+    """The fold that is validated on; the others are trained on."""
+    folds: Annotated[int, Field(ge=2)] = 5
+    """Into how many folds the cases are dealt (by name and seed), unless the data set says the folds."""
+    fold_seed: int = 0
+    """Seed of the folds: apart from `seed`, so that several seeds are compared on the same split."""
+    train_cases: Positive | None = None
+    """Train on the first so many cases of the fold's training part only (learning curves, few labels)."""
+    spacing: FloatTriple | None = None
+    """Voxel size in mm that volumes are resampled to; null keeps each volume's own."""
+    orientation: Annotated[str, Field(pattern="^[RL][AP][SI]$|^$")] | None = "RAS"
+    """Axes of the prepared volumes: R or L, A or P, S or I; null keeps each volume's own."""
+    intensity: IntensityConfig = IntensityConfig()
+    crop_foreground: CropForegroundConfig | None = None
+    """Crop to the voxels above a threshold before training; predictions come back in the full volume."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """How prepared images are stored on disk."""
+    prepared: str | None = None
+    """Folder of the prepared cases; null is `<output>/prepared/<data set>-<hash of the settings>`."""
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """Processes that prepare; null is one for each CPU this job may use."""
+    skip_broken: bool = False
+    """Train without the cases that cannot be prepared, instead of refusing to start."""
+    patch: Triple = (96, 96, 96)
+    """Voxels of a training patch."""
+    samples_per_volume: Positive = 2
+    """Consecutive samples that are taken from one volume."""
+    foreground: Probability = 0.5
+    """Chance that a patch is centred on a foreground voxel, of a class drawn evenly from the case's."""
+
+    @field_validator("patch")
+    @classmethod
+    def _positive_patch(cls, patch: tuple[int, int, int]) -> tuple[int, int, int]:
+        if min(patch) < 1:
+            raise ValueError(f"a patch has at least one voxel in every axis, not {list(patch)}")
+        return patch
+
+    @field_validator("spacing")
+    @classmethod
+    def _positive_spacing(cls, spacing: tuple[float, float, float] | None) -> tuple[float, float, float] | None:
+        if spacing is not None and min(spacing) <= 0:
+            raise ValueError(f"voxel sizes are positive, not {list(spacing)}")
+        return spacing
+
+    @field_validator("orientation")
+    @classmethod
+    def _known_axes(cls, orientation: str | None) -> str | None:
+        return orientation or None
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> DataConfig:
+        if self.fold >= self.folds:
+            raise ValueError(f"fold: {self.fold} does not exist, with folds: {self.folds} it is 0 to {self.folds - 1}")
+        return self
+
+
+class ShiftIntensityConfig(Section):
+    """Add one random value to the whole patch."""
+
+    prob: Probability = 0.5
+    """Chance that a sample is changed so."""
+    offset: Annotated[float, Field(ge=0)] = 0.1
+    """The value is drawn evenly from [-offset, offset], in units of the prepared image."""
+
+
+class ScaleIntensityConfig(Section):
+    """Multiply the whole patch by one random factor."""
+
+    prob: Probability = 0.5
+    """Chance that a sample is changed so."""
+    factor: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """The factor is drawn evenly from [1 - factor, 1 + factor]."""
+
+
+class NoiseConfig(Section):
+    """Add Gaussian noise."""
+
+    prob: Probability = 0.1
+    """Chance that a sample is changed so."""
+    std: Annotated[float, Field(ge=0)] = 0.05
+    """Highest standard deviation; each sample draws its own from [0, std]."""
+
+
+class RotateConfig(Section):
+    """Rotate about a random axis order: three angles, one per axis."""
+
+    prob: Probability = 0.1
+    """Chance that a sample is changed so."""
+    degrees: Annotated[float, Field(ge=0, le=180)] = 15.0
+    """Each angle is drawn evenly from [-degrees, degrees]."""
+
+
+class ScaleConfig(Section):
+    """Zoom in or out by one factor for all axes."""
+
+    prob: Probability = 0.1
+    """Chance that a sample is changed so."""
+    factor: Annotated[float, Field(ge=0, lt=0.9)] = 0.1
+    """The factor is drawn evenly from [1 - factor, 1 + factor]; above 1 things look larger."""
+
+
+class ElasticConfig(Section):
+    """Smooth random deformation: displacements on a coarse grid, interpolated between."""
+
+    prob: Probability = 0.1
+    """Chance that a sample is changed so."""
+    spacing: Annotated[int, Field(ge=4)] = 16
+    """Voxels between the points of the coarse grid."""
+    magnitude: Annotated[float, Field(ge=0)] = 2.0
+    """Standard deviation of the displacement at a grid point, in voxels."""
+
+
+class AugmentConfig(Section):
+    """Random changes of the training samples, made on the device. Null switches one off."""
+
+    flip: Probability = 0.5
+    """Chance of a flip, for each axis apart."""
+    shift_intensity: ShiftIntensityConfig | None = None
+    """Add one random value to the whole patch."""
+    scale_intensity: ScaleIntensityConfig | None = None
+    """Multiply the whole patch by one random factor."""
+    noise: NoiseConfig | None = None
+    """Add Gaussian noise."""
+    rotate: RotateConfig | None = None
+    """Rotate by random angles."""
+    scale: ScaleConfig | None = None
+    """Zoom in or out."""
+    elastic: ElasticConfig | None = None
+    """Deform smoothly."""
+
+
+class CacheConfig(Section):
+    """Where the prepared volumes live during training."""
+
+    device: Literal["auto", "accelerator", "host"] = "auto"
+    """`accelerator`: the memory of the training device, or the run is refused; `host`: this machine's memory;
+    `auto`: the training device where they fit, else the host, saying so."""
+    placement: Literal["replicated"] = "replicated"
+    """Every rank holds every case."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """How images are held; the batch is float32 either way."""
+    memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the memory that is free at the start which the cache may take."""

@@ -1,0 +1,139 @@
+"""From files and the command line to a validated configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from fusionseg.config.messages import explain
+from fusionseg.config.schema import RunConfig
+from fusionseg.config.source import KeyPath, Places, dump_yaml, nearby, parse_scalar, read_yaml
+from fusionseg.errors import UserError
+
+# Sections whose other keys belong to their `name`: a new name starts the section afresh, so that extending a
+# U-Net's configuration with `model: {name: swin_unetr}` does not inherit the U-Net's channels.
+NAMED_SECTIONS = ("model", "loss", "optim", "schedule")
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a configuration file, what it extends, and `key.path=value` overrides.
+
+    Raises:
+        UserError: with every problem found, each with its key path, file and line, and the fix.
+    """
+    raw, places = read_raw(path, overrides)
+    return validate(raw, places)
+
+
+def read_raw(path: str | Path | None, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Places]:
+    """The merged plain values and where each was written, before validation."""
+    raw, places = _read_extended(Path(path), ()) if path is not None else ({}, {})
+    given: dict[str, Any] = {}
+    given_places: Places = {}
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        keys = tuple(key.split("."))
+        if not separator or not all(keys):
+            raise UserError(f"{override!r} on the command line: overrides are written key.path=value")
+        try:
+            value = parse_scalar(text)
+        except yaml.YAMLError:
+            raise UserError(f"{override!r} on the command line: the value is not valid YAML; quote it") from None
+        nested: dict[str, Any] = {keys[-1]: value}
+        for part in reversed(keys[:-1]):
+            nested = {part: nested}
+        given, _ = _merge(given, {}, nested, {}, afresh=False)
+        for depth in range(1, len(keys)):  # a section stays where the file has it
+            if keys[:depth] not in places:
+                given_places.setdefault(keys[:depth], f"command line: {override}")
+        given_places[keys] = f"command line: {override}"
+    # Merged at once: the order of `model.channels=...` and `model.name=...` must not matter.
+    return _merge(raw, places, given, given_places)
+
+
+def validate(raw: Mapping[str, Any], places: Places | None = None) -> RunConfig:
+    """Plain values to a configuration; every problem in one UserError."""
+    try:
+        return RunConfig.model_validate(dict(raw))
+    except ValidationError as error:
+        raise UserError(explain(error, raw, places or {})) from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML; loading it gives the same configuration."""
+    return dump_yaml(config.to_dict())
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], at: str = "") -> list[str]:
+    """`key: old -> new` for every value that differs between two plain configurations."""
+    lines: list[str] = []
+    for key in [*old, *(key for key in new if key not in old)]:
+        name = f"{at}{key}"
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differences(before, after, f"{name}.")
+        elif before != after:
+            lines.append(f"{name}: {before} -> {after}")
+    return lines
+
+
+def _read_extended(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], Places]:
+    if path.resolve() in chain:
+        loop = " -> ".join(str(entry) for entry in (*chain, path.resolve()))
+        raise UserError(f"{path}: extends itself ({loop}): break the circle")
+    raw, places = read_yaml(path)
+    bases = raw.pop("extends", [])
+    place = places.pop(("extends",), str(path))
+    if isinstance(bases, str):
+        bases = [bases]
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise UserError(f"extends ({place}): needs a file name or a list of them, relative to this file")
+    merged: dict[str, Any] = {}
+    merged_places: Places = {}
+    for base in bases:
+        if not (path.parent / base).is_file():
+            raise UserError(f"extends ({place}): there is no file {path.parent / base}{nearby(path.parent / base)}")
+        base_raw, base_places = _read_extended(path.parent / base, (*chain, path.resolve()))
+        merged, merged_places = _merge(merged, merged_places, base_raw, base_places)
+    return _merge(merged, merged_places, raw, places)
+
+
+def _merge(
+    under: dict[str, Any],
+    under_places: Places,
+    over: dict[str, Any],
+    over_places: Places,
+    at: KeyPath = (),
+    *,
+    afresh: bool = True,
+) -> tuple[dict[str, Any], Places]:
+    """Lay one mapping over another, key by key; lists and plain values are replaced whole.
+
+    Args:
+        afresh: a named section starts afresh when its name changes.
+    """
+    merged = dict(under)
+    places = dict(under_places)
+    for key, value in over.items():
+        old = merged.get(key)
+        renamed = (
+            afresh
+            and not at
+            and key in NAMED_SECTIONS
+            and isinstance(old, dict)
+            and isinstance(value, dict)
+            and "name" in value
+            and value["name"] != old.get("name")
+        )
+        here = (*at, key)
+        if isinstance(old, dict) and isinstance(value, dict) and not renamed:
+            merged[key], places = _merge(old, places, value, {}, here)
+        else:
+            merged[key] = value
+            places = {entry: place for entry, place in places.items() if entry[: len(here)] != here}
+    places.update(over_places)
+    return merged, places

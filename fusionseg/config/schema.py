@@ -1,0 +1,206 @@
+"""The schema of a run: every key of a configuration, its type, its default and what it means.
+
+The string under a field is its documentation; `fusionseg schema` prints all of it as JSON schema.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from fusionseg.config.data_sections import AugmentConfig, CacheConfig, DataConfig
+from fusionseg.config.networks import ModelConfig
+from fusionseg.config.section import Pair, Positive, Section
+
+
+class LossConfig(Section):
+    """The loss over a micro-batch, on soft-maxed classes (MONAI's losses)."""
+
+    name: Literal["dice_ce", "dice", "dice_focal", "cross_entropy"] = "dice_ce"
+    """Which loss; dice_ce and dice_focal are sums of the two, equally weighted."""
+    include_background: bool = False
+    """Whether the Dice part counts class 0."""
+    squared: bool = False
+    """Square the terms of the Dice denominator (Milletari et al., 2016)."""
+    batch_dice: bool = False
+    """Dice over the whole micro-batch as one volume, not per sample; it then depends on micro_batch."""
+    gamma: Annotated[float, Field(ge=0)] = 2.0
+    """Focusing exponent of dice_focal (Lin et al., 2017)."""
+
+
+class OptimConfig(Section):
+    """The optimizer."""
+
+    name: Literal["adamw", "adam", "sgd", "novograd"] = "adamw"
+    """Which optimizer."""
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    """Highest learning rate."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-5
+    """Decay of the weights: decoupled for adamw, an L2 penalty for the others."""
+    betas: Pair | None = None
+    """For adamw, adam (default 0.9, 0.999) and novograd (0.9, 0.98)."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """For sgd (Nesterov; default 0.99)."""
+
+    @model_validator(mode="after")
+    def _belongs(self) -> OptimConfig:
+        if self.name == "sgd" and self.betas is not None:
+            raise ValueError("betas: does not belong to sgd: remove it, or use momentum")
+        if self.name != "sgd" and self.momentum is not None:
+            raise ValueError(f"momentum: does not belong to {self.name}: remove it, or use betas")
+        return self
+
+
+class ScheduleConfig(Section):
+    """The learning rate as a function of the step."""
+
+    name: Literal["cosine", "polynomial", "constant"] = "cosine"
+    """How the rate falls after the warm-up."""
+    warmup: Annotated[int, Field(ge=0)] = 500
+    """Steps of linear rise from lr/warmup to lr."""
+    min_lr: Annotated[float, Field(ge=0)] = 0.0
+    """Where cosine and polynomial end."""
+    power: Annotated[float, Field(gt=0)] = 0.9
+    """Exponent of polynomial (nnU-Net's 0.9)."""
+
+
+class TrainConfig(Section):
+    """The training loop."""
+
+    steps: Positive = 50000
+    """Optimizer steps."""
+    global_batch: Positive = 2
+    """Samples per optimizer step over all ranks; the accumulation follows from it."""
+    micro_batch: Positive = 1
+    """Samples in memory at once on each rank."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """`auto`: bf16 where the device computes in it, else fp16 with a loss scaler (GPU) or fp32 (CPU)."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    checkpoint_activations: bool = False
+    """Recompute activations in the backward pass: less memory, more time (Swin networks)."""
+    channels_last: bool = False
+    """Keep tensors in channels_last_3d layout."""
+    clip_grad: Annotated[float, Field(gt=0)] | None = 1.0
+    """Highest norm of the gradient; null does not clip."""
+    max_skipped: Positive = 10
+    """So many steps in a row with a non-finite loss or gradient end the run."""
+    threads: Positive | None = None
+    """CPU threads of each process; null is this job's CPUs dealt over its processes on the node."""
+
+
+class PlateauConfig(Section):
+    """Stop when validation no longer gains (the thesis: under 0.4 % in two windows of 5000 steps)."""
+
+    window: Positive = 5000
+    """Steps of a window."""
+    windows: Positive = 2
+    """Successive windows without gain that end the run."""
+    min_gain: Annotated[float, Field(ge=0)] = 0.004
+    """Dice that the best so far must rise by within a window to count as a gain."""
+
+
+class StopConfig(Section):
+    """Ends before `train.steps`."""
+
+    plateau: PlateauConfig | None = None
+    """Stop when validation no longer gains; null trains all steps."""
+
+
+class ValidateConfig(Section):
+    """Validation by sliding window on the fold's cases."""
+
+    every: Positive = 1000
+    """Steps between validations; the last step validates too."""
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Overlap of neighbouring windows, as a share of the window."""
+    window_batch: Positive = 4
+    """Windows in one forward pass."""
+    blend: Literal["gaussian", "constant"] = "gaussian"
+    """How overlapping windows are weighted."""
+
+
+class CheckpointConfig(Section):
+    """Checkpoints of the whole training state."""
+
+    every: Positive = 500
+    """Steps between checkpoints; the last step and a signal save too."""
+    keep: Positive = 3
+    """Newest checkpoints that stay, beside best.pt."""
+
+
+class LogConfig(Section):
+    """What the run writes about itself."""
+
+    every: Positive = 50
+    """Steps between train records."""
+    samples: bool = False
+    """Name the case and the origin of every patch in the train records."""
+    tensorboard: bool = True
+    """Write TensorBoard scalars and a validation picture."""
+
+
+class RunConfig(Section):
+    """One training run. The same configuration means the same training on any number of devices."""
+
+    model_config = ConfigDict(title="fusionseg run")
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    """Name of the run: the folder under `output`."""
+    output: str = "runs"
+    """Folder that holds the run folders."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of initial weights, samples and augmentation."""
+    resume: Literal["auto", "never"] = "auto"
+    """`auto` continues a run whose folder holds checkpoints; `never` refuses such a folder."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """Device to train on; `auto` takes the GPU where there is one."""
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    cache: CacheConfig = CacheConfig()
+    model: ModelConfig
+    """The network; `name` chooses it and decides which other keys there are."""
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig = TrainConfig()
+    stop: StopConfig = StopConfig()
+    # `validate` is a method of pydantic's models; the key in the file keeps the plain word.
+    validation: Annotated[ValidateConfig, Field(alias="validate")] = ValidateConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    init_from: str | None = None
+    """A run folder or a checkpoint file whose weights the network starts from."""
+    init_min_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the network's parameters that `init_from` must supply."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> RunConfig:
+        problems = []
+        if problem := self.model.patch_problem(self.data.patch):
+            problems.append(problem)
+        if self.train.global_batch % self.train.micro_batch:
+            divisors = [n for n in range(1, self.train.global_batch + 1) if self.train.global_batch % n == 0]
+            problems.append(
+                f"train.global_batch: {self.train.global_batch} is not a multiple of train.micro_batch"
+                f" {self.train.micro_batch}: choose micro_batch from {divisors}"
+            )
+        if self.schedule.name != "constant" and self.schedule.warmup >= self.train.steps:
+            problems.append(
+                f"schedule.warmup: {self.schedule.warmup} does not end before train.steps {self.train.steps}: lower it"
+            )
+        if self.schedule.min_lr > self.optim.lr:
+            problems.append(f"schedule.min_lr: {self.schedule.min_lr} is above optim.lr {self.optim.lr}: lower it")
+        if self.train.checkpoint_activations and self.model.name in ("unet", "segresnet"):
+            problems.append(
+                f"train.checkpoint_activations: is for the Swin networks, and {self.model.name} has none:"
+                " set it to false"
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values under the keys of the file; loading them gives this configuration again."""
+        return self.model_dump(mode="json", by_alias=True)

@@ -1,0 +1,101 @@
+"""YAML with the place of every key: what an error message needs to name file and line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fusionseg.errors import UserError
+
+KeyPath = tuple[str | int, ...]
+Places = dict[KeyPath, str]
+"""Where each key was written: "configs/base.yaml, line 12", or "command line"."""
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-4 as a number and 2024-05-01 as a text, as YAML 1.2 does."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own, shared by all loaders
+        first: [rule for rule in rules if rule[0] != "tag:yaml.org,2002:timestamp"]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that puts the text 1e-4 in quotes, lest `_Loader` reads it as a number."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d[\d_]*(\.[\d_]*)?|\.[\d_]+)[eE][-+]?\d+$"),
+        list("-+0123456789."),
+    )
+
+
+def dump_yaml(value: dict[str, Any]) -> str:
+    """Plain values as YAML that `read_yaml` reads back unchanged."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110)
+
+
+def parse_scalar(text: str) -> Any:
+    """The value of `key=text` on the command line, by the rules of the files (`[1, 2]`, `null`, `1e-4`)."""
+    return yaml.load(text, _Loader) if text else None
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], Places]:
+    """Read a mapping and the place of each of its keys.
+
+    Raises:
+        UserError: the file is missing, is no YAML, repeats a key, or does not hold a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such configuration file{nearby(path)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    try:
+        node = yaml.compose(text, _Loader)
+        if node is None:
+            return {}, {}
+        places: Places = {}
+        problems: list[str] = []
+        _walk(node, (), path, places, problems)
+        if problems:
+            raise UserError(problems)
+        value = yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path}{line}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:  # characters that no YAML may hold
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds a {type(value).__name__}, and a configuration is a mapping of `key: value`")
+    return value, places
+
+
+def _walk(node: yaml.Node, at: KeyPath, path: Path, places: Places, problems: list[str]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key_node, value_node in node.value:
+            key = (*at, str(key_node.value))
+            place = f"{path}, line {key_node.start_mark.line + 1}"
+            if key in places:
+                problems.append(f"{'.'.join(map(str, key))} ({place}): stands here twice: remove one")
+            places[key] = place
+            _walk(value_node, key, path, places, problems)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            places[(*at, index)] = f"{path}, line {item.start_mark.line + 1}"
+            _walk(item, (*at, index), path, places, problems)
+
+
+def nearby(path: Path) -> str:
+    """What there is in the folder where a file is missing, to go on an error message."""
+    if not path.parent.is_dir():
+        return f" (nor a folder {path.parent})"
+    names = sorted(entry.name for entry in path.parent.glob("*.yaml"))
+    return f"; {path.parent} holds {', '.join(names)}" if names else ""

@@ -1,0 +1,146 @@
+"""The device cache: every prepared case as a tensor on the device that trains.
+
+All cases lie in one flat tensor, and one for the labels: two allocations whatever the number of cases, of exactly
+the bytes that were announced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusionseg.config.data_sections import CacheConfig
+from fusionseg.data.plan import CaseIndex
+from fusionseg.data.store import PreparedCase, Store
+from fusionseg.errors import UserError
+
+GB = 1e9
+
+
+def cache_bytes(cases: Sequence[PreparedCase], config: CacheConfig) -> int:
+    """Bytes the cache of these cases takes: images in the cache's type, labels in one byte a voxel."""
+    image = torch.finfo(getattr(torch, config.dtype)).bits // 8
+    return sum(prod(case.shape) * (case.channels * image + 1) for case in cases)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the cache goes, and the line that says why."""
+
+    device: torch.device
+    reason: str
+
+
+def place_cache(
+    needed: int,
+    config: CacheConfig,
+    training_device: torch.device,
+    *,
+    accelerator_free: int,
+    host_free: int,
+    ranks_on_host: int = 1,
+) -> Placement:
+    """Choose the memory that holds the cache.
+
+    Args:
+        needed: bytes for one rank.
+        accelerator_free, host_free: bytes that are free now.
+        ranks_on_host: how many ranks share the host's memory, each with a cache of its own.
+
+    Raises:
+        UserError: it fits nowhere that `cache.device` allows.
+    """
+    share = f"{config.memory_fraction:.0%} of it (cache.memory_fraction)"
+    host_needed = needed * ranks_on_host
+    on_host = (
+        f"{host_needed / GB:.2f} GB for {ranks_on_host} rank{'s' if ranks_on_host > 1 else ''} of"
+        f" {host_free / GB:.1f} GB host memory free, {share} allowed"
+    )
+    fits_host = host_needed <= host_free * config.memory_fraction
+    smaller = (
+        "train on smaller volumes (data.crop_foreground, data.spacing), set cache.dtype: float16,"
+        " or raise cache.memory_fraction"
+    )
+    accelerated = training_device.type != "cpu"
+    on_device = f"{needed / GB:.2f} GB of {accelerator_free / GB:.1f} GB free on {training_device}, {share} allowed"
+    fits_device = accelerated and needed <= accelerator_free * config.memory_fraction
+    if config.device == "accelerator" and not accelerated:
+        raise UserError("cache.device: is `accelerator`, and this run trains on the CPU: set it to auto or host")
+    if fits_device and config.device != "host":
+        return Placement(training_device, on_device)
+    if config.device == "accelerator":
+        raise UserError(
+            f"cache.device: does not fit the accelerator ({on_device}): set it to auto to use the host's, or {smaller}"
+        )
+    if not fits_host:
+        also = f"neither on the device ({on_device}) nor " if accelerated and config.device == "auto" else ""
+        raise UserError(f"cache: does not fit, {also}on the host ({on_host}): {smaller}")
+    if accelerated and config.device == "auto":
+        return Placement(torch.device("cpu"), f"falls back to the host, for it needs {on_device}; {on_host}")
+    return Placement(torch.device("cpu"), on_host)
+
+
+class DeviceCache:
+    """Prepared cases in memory, the training loop's only source of data."""
+
+    def __init__(
+        self,
+        store: Store,
+        names: Sequence[str],
+        config: CacheConfig,
+        device: torch.device,
+        *,
+        pin: bool = False,
+    ) -> None:
+        """Load the cases `names`, in this order.
+
+        Args:
+            pin: lock host memory, for quick transfers to a GPU.
+        """
+        self.device = device
+        self.records = [store.cases[name] for name in names]
+        self.image_dtype: torch.dtype = getattr(torch, config.dtype)
+        voxels = [prod(record.shape) for record in self.records]
+        channels = {record.channels for record in self.records}
+        if len(channels) > 1:
+            raise UserError(f"{store.root}: the cases differ in their number of channels: {sorted(channels)}")
+        self.channels = channels.pop() if channels else 1
+        self.first_voxel = np.cumsum([0, *voxels])
+        pin = pin and device.type == "cpu" and torch.cuda.is_available()
+        self.image = torch.empty(self.channels * sum(voxels), dtype=self.image_dtype, device=device, pin_memory=pin)
+        self.label = torch.zeros(sum(voxels), dtype=torch.uint8, device=device, pin_memory=pin)
+        self.index: list[CaseIndex] = []
+        for number, record in enumerate(self.records):
+            first, size = int(self.first_voxel[number]), voxels[number]
+            image = np.array(store.image(record.name), dtype=config.dtype).reshape(-1)
+            self.image[self.channels * first : self.channels * (first + size)].copy_(torch.from_numpy(image))
+            if record.labelled:
+                label = np.array(store.label(record.name)).reshape(-1)
+                self.label[first : first + size].copy_(torch.from_numpy(label))
+            foreground = np.array(store.foreground(record.name))
+            self.index.append(CaseIndex(record.name, record.shape, foreground, record.class_offsets))
+        backgrounds = torch.tensor([record.background for record in self.records])
+        self._background = backgrounds.view(-1, self.channels, 1, 1, 1).to(device)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def nbytes(self) -> int:
+        return self.image.nbytes + self.label.nbytes
+
+    def volume(self, number: int) -> tuple[Tensor, Tensor]:
+        """Case `number` whole, as views: image (C, X, Y, Z) in the cache's type, label (X, Y, Z) uint8."""
+        first, size = int(self.first_voxel[number]), prod(self.records[number].shape)
+        image = self.image[self.channels * first : self.channels * (first + size)]
+        shape = self.records[number].shape
+        return image.view(self.channels, *shape), self.label[first : first + size].view(shape)
+
+    def background(self, number: int) -> Tensor:
+        """(C, 1, 1, 1) what stands outside the volume of case `number`."""
+        return self._background[number]

@@ -1,0 +1,248 @@
+"""What a data set on disk consists of: cases, channels, label names, folds.
+
+Three layouts are read, none of them altered: the Medical Segmentation Decathlon's (MSD), nnU-Net's raw one
+(versions 1 and 2), and a MONAI datalist. Only names and JSON are looked at here; `fusionseg.data.check` reads
+the voxels.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from fusionseg.data.case import CHANNEL, IMAGE_SUFFIXES, Case, image_files, stem, suffix
+from fusionseg.data.layouts import (
+    LAYOUTS,
+    MAX_LISTED,
+    Layout,
+    channel_names,
+    find_json,
+    label_names,
+    listed_cases,
+    nnunet_cases,
+    read_json,
+    recognise_layout,
+    unique_names,
+)
+from fusionseg.errors import UserError
+
+__all__ = ["Case", "Dataset", "find_inputs", "open_dataset", "split_folds"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set as its JSON describes it.
+
+    Args:
+        channels: channel names, at least one.
+        labels: value -> name, consecutive from 0, which is the background.
+        training: sorted by name, cases without a label included (pre-training uses them).
+        faults: what is wrong with the data set as a whole; empty unless opened with `require_files=False`.
+    """
+
+    root: Path
+    layout: Layout
+    name: str
+    channels: tuple[str, ...]
+    labels: dict[int, str]
+    training: tuple[Case, ...]
+    testing: tuple[Case, ...]
+    faults: tuple[str, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """Number of label values, the background included."""
+        return len(self.labels)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the foreground classes, in the order of their values."""
+        return tuple(self.labels[value] for value in sorted(self.labels) if value > 0)
+
+
+def open_dataset(
+    root: str | Path, layout: str = "auto", labels: Sequence[str] | None = None, *, require_files: bool = True
+) -> Dataset:
+    """Read what a data set consists of, and see that its files are there.
+
+    Args:
+        root: the data set's folder, or a datalist's JSON file.
+        layout: "auto" decides from the JSON and the file names.
+        labels: names for the values 0, 1, ... (`data.labels`); they win over the file's.
+        require_files: False leaves missing files for `check_dataset` to report case by case.
+
+    Raises:
+        UserError: with every problem found.
+    """
+    if layout not in LAYOUTS:
+        near = difflib.get_close_matches(layout, LAYOUTS, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise UserError(f"data.layout={layout}: no such layout, there are {', '.join(LAYOUTS)}{hint}")
+    source = find_json(Path(root).expanduser().absolute(), layout)
+    content = read_json(source)
+    chosen = cast(Layout, layout) if layout != "auto" else recognise_layout(source, content)
+
+    problems: list[str] = []
+    channels = channel_names(content.get("channel_names", content.get("modality")), source, problems)
+    faults: list[str] = []  # problems that do not keep `check` from looking at every case
+    if chosen == "nnunet":
+        training, testing = nnunet_cases(source, content, len(channels), problems, faults)
+    else:
+        training, testing = listed_cases(source, content, problems)
+    if not training and not testing and not problems:
+        problems.append(f"{source}: no case is listed or found; check the path and data.layout ({chosen})")
+    training, testing = unique_names(source, training, testing, faults)
+    channels = channels or _guess_channels(training + testing)
+    names = label_names(content.get("labels"), labels, source, training, problems)
+    if require_files:
+        problems += faults + _file_problems(source, training + testing, len(channels))
+    if problems:
+        raise UserError(_capped(problems, source))
+    return Dataset(
+        root=source.parent,
+        layout=chosen,
+        name=str(content.get("name") or (source.stem if chosen == "datalist" else source.parent.name)),
+        channels=channels,
+        labels=names,
+        training=tuple(sorted(training, key=lambda case: case.name)),
+        testing=tuple(sorted(testing, key=lambda case: case.name)),
+        faults=tuple(faults),
+    )
+
+
+def split_folds(cases: Sequence[Case], folds: int, fold: int, seed: int) -> tuple[list[Case], list[Case]]:
+    """Training and validation cases of one fold, each sorted by name.
+
+    Folds that the data set states are used as they are (`folds` and `seed` do not matter then). Otherwise
+    every case validates in exactly one fold, the folds' sizes differ by at most one, and the draw depends on
+    nothing but the seed and the names.
+    """
+    ordered = sorted(cases, key=lambda case: case.name)
+    if ordered and all(case.fold is not None for case in ordered):
+        stated = {case.name: cast(int, case.fold) for case in ordered}
+        present = sorted(set(stated.values()))
+        if fold not in present:
+            raise UserError(f"data.fold={fold}: the datalist states the folds {present}; set data.fold to one of them")
+        if len(present) < 2:
+            raise UserError(
+                f"data.fold={fold}: every case of the datalist is in it, none is left to train on; state a "
+                "second fold in the datalist, or none to have them drawn by data.folds"
+            )
+    else:
+        problems = []
+        if folds < 2:
+            problems.append(f"data.folds={folds}: at least 2 folds are needed to train and to validate; set data.folds")
+        if not 0 <= fold < folds:
+            problems.append(f"data.fold={fold}: with data.folds={folds} it goes from 0 to {folds - 1}; set data.fold")
+        if len(ordered) < folds:
+            problems.append(
+                f"data.folds={folds}: there are only {len(ordered)} cases, and each fold needs one; set "
+                "data.folds lower (data.fold below it)"
+            )
+        if problems:
+            raise UserError(problems)
+
+        # A hash and not a generator: the same split for ever, whatever the versions of numpy and Python.
+        def rank(case: Case) -> bytes:
+            return hashlib.sha256(f"{seed}:{case.name}".encode()).digest()
+
+        stated = {case.name: i % folds for i, case in enumerate(sorted(ordered, key=rank))}
+    train = [case for case in ordered if stated[case.name] != fold]
+    return train, [case for case in ordered if stated[case.name] == fold]
+
+
+def find_inputs(path: Path, channels: int | None = None) -> list[Case]:
+    """Cases to predict: one image file, or every image in a folder (its subfolders are not searched).
+
+    Files NAME_0000, NAME_0001, ... are the channels of one case, as in nnU-Net, if the numbers start at 0000.
+
+    Args:
+        channels: how many the network takes. With 1, numbered files are single cases and never joined.
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        if not path.name.endswith(IMAGE_SUFFIXES):
+            raise UserError(
+                f"{path}: not a NIfTI file; give a file that ends in {' or '.join(IMAGE_SUFFIXES)}, or a folder"
+            )
+        return [Case(re.sub("_0000$", "", stem(path)), (path,), None)]
+    if not path.is_dir():
+        raise UserError(f"{path}: no such file or folder; give a NIfTI image or a folder of them")
+    files = image_files(path)
+    if not files:
+        inside = [path / name for name in ("imagesTs", "imagesTr") if (path / name).is_dir()]
+        hint = f"; did you mean {inside[0]}?" if inside else "; give a folder of images"
+        raise UserError(f"{path}: holds no file that ends in {' or '.join(IMAGE_SUFFIXES)}{hint}")
+    groups: dict[tuple[str, str], dict[int, Path]] = defaultdict(dict)
+    for file in files:
+        if match := CHANNEL.fullmatch(stem(file)):
+            groups[match[1], suffix(file)][int(match[2])] = file
+    cases: list[Case] = []
+    problems: list[str] = []
+    joined: set[Path] = set()
+    for (name, _), numbered in groups.items():
+        # Numbers that start elsewhere count cases, not channels.
+        if 0 not in numbered or (channels == 1 and len(numbered) > 1):
+            continue
+        lacking = [f"{name}_{i:04d}" for i in range(max(numbered)) if i not in numbered]
+        if lacking:
+            problems.append(
+                f"{path}: channel {', '.join(lacking[:3])} is missing beside {numbered[0].name}; add it, or "
+                "rename the files if the numbers are no channels"
+            )
+        cases.append(Case(name, tuple(numbered[i] for i in sorted(numbered)), None))
+        joined.update(numbered.values())
+    cases += [Case(stem(file), (file,), None) for file in files if file not in joined]
+    for name, count in Counter(case.name for case in cases).items():
+        if count > 1:
+            problems.append(
+                f"{path}: {count} inputs are named {name}, their masks would overwrite each other; rename them"
+            )
+    if problems:
+        raise UserError(_capped(problems))
+    return sorted(cases, key=lambda case: case.name)
+
+
+def _capped(problems: list[str], source: Path | None = None) -> list[str]:
+    if len(problems) <= MAX_LISTED:
+        return problems
+    more = f"... and {len(problems) - MAX_LISTED} more"
+    return [*problems[:MAX_LISTED], more + (f"; fusionseg check {source.parent} lists all" if source else "")]
+
+
+def _file_problems(source: Path, cases: Iterable[Case], channels: int) -> list[str]:
+    problems = []
+    for case in cases:
+        if len(case.images) > 1 and len(case.images) != channels:
+            problems.append(
+                f"{case.images[0]}: case {case.name} has {len(case.images)} channel files, {source.name} "
+                f"names {channels} channels; correct the one or the other"
+            )
+        for path in (*case.images, *([case.label] if case.label else [])):
+            if not path.name.endswith(IMAGE_SUFFIXES):
+                problems.append(f"{path}: not NIfTI ({' or '.join(IMAGE_SUFFIXES)}); convert case {case.name}")
+            elif not path.is_file():
+                problems.append(
+                    f"{path}: file missing, case {case.name} needs it; copy it there, or take the case out "
+                    f"of {source.name}"
+                )
+    return problems
+
+
+def _guess_channels(cases: Sequence[Case]) -> tuple[str, ...]:
+    count = max((len(case.images) for case in cases), default=1)
+    if count == 1 and cases:
+        import nibabel  # only needed where the JSON names no channels
+
+        try:
+            shape = nibabel.load(cases[0].images[0]).shape
+        except Exception:  # whatever is wrong with the file, it is `check` or the preparation that says so
+            shape = ()
+        count = shape[3] if len(shape) == 4 else 1
+    return tuple(f"channel{i}" for i in range(count)) if count > 1 else ("image",)

@@ -1,0 +1,148 @@
+"""Offline preparation: every case once, in parallel, resumable, keyed by content and settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from fusionseg.config import DataConfig, RunConfig
+from fusionseg.data.dataset import Case, Dataset, open_dataset
+from fusionseg.data.parallel import map_cases
+from fusionseg.data.store import (
+    PreparedCase,
+    SourceFile,
+    Store,
+    read_case,
+    read_header,
+    settings_key,
+    settings_of,
+    write_case,
+    write_header,
+)
+from fusionseg.data.volume import load_volume
+from fusionseg.errors import UserError
+from fusionseg.machine import available_cpus
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class PrepareReport:
+    """What came of a preparation."""
+
+    store: Path
+    prepared: list[str] = field(default_factory=list)
+    reused: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    """Case -> what is wrong with it."""
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.store}: {len(self.prepared)} prepared, {len(self.reused)} already there,"
+            f" {len(self.failed)} set aside"
+        ]
+        lines += [f"  {name}: {reason}" for name, reason in sorted(self.failed.items())]
+        return "\n".join(lines)
+
+
+def open_configured(config: RunConfig) -> Dataset:
+    """The data set that a configuration names."""
+    if config.data.root is None:
+        raise UserError("data.root is not set: add data.root=/path/to/dataset to the command, or root: under data:")
+    return open_dataset(config.data.root, config.data.layout, config.data.labels)
+
+
+def store_folder(config: RunConfig, dataset: Dataset) -> Path:
+    """Where the prepared cases of a configuration lie."""
+    if config.data.prepared is not None:
+        return Path(config.data.prepared)
+    return Path(config.output) / "prepared" / f"{dataset.root.stem}-{settings_key(config.data)}"
+
+
+def prepare(config: RunConfig, dataset: Dataset, progress: Progress | None = None) -> PrepareReport:
+    """Prepare the training cases that are missing or whose files or settings have changed.
+
+    A case that cannot be prepared is reported and set aside; the others are prepared all the same.
+
+    Raises:
+        UserError: the folder holds cases of other settings, or there is nothing to prepare.
+    """
+    root = store_folder(config, dataset)
+    _check_header(root, config.data)
+    report = PrepareReport(root)
+    todo = []
+    for case in dataset.training:
+        if _current(root, case) is not None:
+            report.reused.append(case.name)
+        else:
+            todo.append(case)
+    write_header(root, config.data, dataset.name, dataset.channels, dataset.labels)
+    done, total = len(report.reused), len(dataset.training)
+    if progress:
+        progress(done, total)
+    work = partial(_prepare_case, root, config.data, dataset.num_classes, len(dataset.channels))
+    workers = config.data.workers or available_cpus()
+    for case, outcome in map_cases(work, todo, workers=workers, initializer=_one_thread):
+        if isinstance(outcome, Exception):
+            report.failed[case.name] = f"{', '.join(str(path) for path in _files(case))}: {outcome}"
+        else:
+            report.prepared.append(case.name)
+        done += 1
+        if progress:
+            progress(done, total)
+    return report
+
+
+def open_store(config: RunConfig, dataset: Dataset) -> tuple[Store, list[str]]:
+    """The prepared cases of a data set, and the names of those that are missing or out of date."""
+    root = store_folder(config, dataset)
+    _check_header(root, config.data)
+    found = {case.name: _current(root, case) for case in dataset.training}
+    missing = [name for name, record in found.items() if record is None]
+    cases = {name: record for name, record in found.items() if record is not None}
+    return Store(root, dataset.name, dataset.channels, dict(dataset.labels), cases), missing
+
+
+def _current(root: Path, case: Case) -> PreparedCase | None:
+    """The case's record, if it was made of the files as they are now."""
+    record = read_case(root, case.name)
+    files = _files(case)
+    if record is None or len(record.sources) != len(files):
+        return None
+    return record if all(source.unchanged(path) for source, path in zip(record.sources, files, strict=True)) else None
+
+
+def _files(case: Case) -> list[Path]:
+    return [*case.images, *([case.label] if case.label is not None else [])]
+
+
+def _prepare_case(root: Path, config: DataConfig, num_classes: int, channels: int, case: Case) -> str:
+    sources = [SourceFile.read(path) for path in _files(case)]
+    volume = load_volume(case.images, case.label, config, num_classes)
+    if len(volume.image) != channels:
+        raise ValueError(f"has {len(volume.image)} channels, and the data set says {channels}")
+    write_case(root, case.name, volume, sources, config.dtype)
+    return case.name
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # the parallelism is over the cases
+
+
+def _check_header(root: Path, config: DataConfig) -> None:
+    header = read_header(root)
+    if header is None:
+        # A preparation killed at its very first file leaves that file's temporary name.
+        if root.is_dir() and any(not entry.name.startswith(".partial-") for entry in root.iterdir()):
+            raise UserError(
+                f"{root} (data.prepared): the folder is not empty and holds no prepared cases: choose another"
+            )
+    elif header.get("settings") != settings_of(config):
+        raise UserError(
+            f"{root} (data.prepared): was prepared with other settings ({header.get('settings')}, and now"
+            f" {settings_of(config)}): choose another folder, or delete this one"
+        )

@@ -1,0 +1,180 @@
+"""CT-like chests with a labelled pulmonary-artery tree, for demos and tests without patients' data.
+
+The label is the artery tree, brightly enhanced. Veins (fainter), airways, heart, aorta, vena cava (brighter
+than the arteries) and bone are drawn and not labelled, so a threshold alone does not solve the task. Volumes
+are a function of (seed, case, size) alone: the same command writes the same bytes, and case 3 of 24 is
+case 3 of 100.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+
+from fusionseg.data.parallel import WorkerDied, map_cases
+from fusionseg.data.synth_case import ARTERY_LABEL, make_case
+from fusionseg.errors import UserError
+from fusionseg.files import whole_file, write_text
+from fusionseg.machine import available_cpus
+
+MIN_SIZE = 48
+# Raised when the same parameters give other volumes, so that no half-old half-new data set is completed.
+GENERATOR_VERSION = 1
+# Written first and removed last: tells an interrupted data set, to be completed, from somebody's folder.
+_MARKER = ".fusionseg_synth.json"
+# How `whole_file` begins a temporary name.
+_PARTIAL = ".partial-"
+
+
+def write_dataset(
+    out: Path,
+    *,
+    cases: int = 24,
+    size: int = 96,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write a data set in MSD layout (dataset.json, imagesTr/, labelsTr/) and return dataset.json's path.
+
+    An interrupted call is completed by the same call: finished volumes are kept, and dataset.json comes last.
+
+    Args:
+        size: voxels per axis.
+        workers: processes; by default one for each CPU this process may use.
+        progress: called in this process with (cases done, cases).
+
+    Raises:
+        UserError: impossible parameters, or ``out`` holds something else.
+    """
+    out = Path(out)
+    workers = available_cpus() if workers is None else workers
+    problems = [
+        f"synth: {name} is {value}; give at least {least}"
+        for name, value, least in (
+            ("size", size, MIN_SIZE),
+            ("cases", cases, 1),
+            ("seed", seed, 0),
+            ("workers", workers, 1),
+        )
+        if value < least
+    ]
+    parameters = {"version": GENERATOR_VERSION, "seed": seed, "size": size, "cases": cases}
+    problems += _conflict(out, parameters)
+    if problems:
+        raise UserError(problems)
+
+    dataset_json = out / "dataset.json"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _remove_partial_files(out)
+        if not dataset_json.exists():
+            write_text(out / _MARKER, json.dumps(parameters) + "\n")
+        for folder in (out / "imagesTr", out / "labelsTr"):
+            folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"synth: cannot write to {out} ({error.strerror}): choose another folder") from error
+
+    todo = [index for index in range(cases) if not all(path.is_file() for path in _case_paths(out, index))]
+    if progress:
+        progress(cases - len(todo), cases)
+    died: WorkerDied | None = None
+    write = partial(_write_case, out, size, seed)
+    done = cases - len(todo)
+    for _, outcome in map_cases(write, todo, workers=workers):
+        if isinstance(outcome, WorkerDied):
+            died = outcome  # the other cases are written first
+            continue
+        if isinstance(outcome, Exception):
+            raise outcome
+        done += 1
+        if progress:
+            progress(done, cases)
+    if died is not None:
+        raise RuntimeError(
+            f"synth: a worker process died while writing {out}, probably for lack of memory: the same call "
+            f"with fewer than {workers} workers completes the data set"
+        ) from died
+
+    _remove_partial_files(out)
+    if not dataset_json.exists():
+        write_text(dataset_json, json.dumps(_description(parameters), indent=2) + "\n")
+    (out / _MARKER).unlink(missing_ok=True)
+    return dataset_json
+
+
+def _conflict(out: Path, parameters: dict[str, int]) -> list[str]:
+    """Why ``out`` cannot take this data set; empty if it is new, empty, or this very data set."""
+    advice = "choose another folder or delete it"
+    if not out.exists():
+        return []
+    if not out.is_dir():
+        return [f"synth: {out} is a file: {advice}"]
+    if all(entry.name.startswith(_PARTIAL) for entry in out.iterdir()):
+        return []
+    found: object = None
+    for path in (out / "dataset.json", out / _MARKER):
+        try:
+            found = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        if path.name == "dataset.json":
+            found = found.get("fusionseg_synth") if isinstance(found, dict) else None
+        break
+    if found == parameters:
+        return []
+    if not isinstance(found, dict):
+        return [f"synth: {out} holds files that synth did not write: {advice}"]
+    different = ", ".join(
+        f"{key} {found.get(key)} (asked for: {value})" for key, value in parameters.items() if found.get(key) != value
+    )
+    return [f"synth: {out} holds a synthetic data set with {different}: {advice}"]
+
+
+def _write_case(out: Path, size: int, seed: int, index: int) -> None:
+    case = make_case(size, seed, index)
+    image_path, label_path = _case_paths(out, index)
+    for path, array in ((label_path, case.label), (image_path, case.image)):
+        volume: Any = nib.Nifti1Image(array, case.affine)
+        volume.header.set_xyzt_units("mm", "sec")
+        volume.set_qform(case.affine, code=1)
+        volume.set_sform(case.affine, code=1)
+        # Not nib.save: its gzip header carries the time of day, and the bytes would differ from run to run.
+        with whole_file(path) as temporary:
+            temporary.write_bytes(gzip.compress(volume.to_bytes(), compresslevel=4, mtime=0))
+
+
+def _remove_partial_files(out: Path) -> None:
+    """Remove what killed processes left behind."""
+    for left_over in out.rglob(f"{_PARTIAL}*"):
+        left_over.unlink()
+
+
+def _case_paths(out: Path, index: int) -> tuple[Path, Path]:
+    name = f"synth_{index:03d}.nii.gz"  # the width does not follow the number of cases
+    return out / "imagesTr" / name, out / "labelsTr" / name
+
+
+def _description(parameters: dict[str, int]) -> dict[str, object]:
+    names = [_case_paths(Path(), index)[0].name for index in range(parameters["cases"])]
+    return {
+        "name": "SynthPulmonaryArtery",
+        "description": "Synthetic chest CT with pulmonary arteries, drawn by fusionseg synth: no patients",
+        "reference": "fusionseg",
+        "licence": "CC0",
+        "release": "1.0",
+        "tensorImageSize": "3D",
+        "modality": {"0": "CT"},
+        "labels": {"0": "background", str(ARTERY_LABEL): "pulmonary_artery"},
+        "numTraining": len(names),
+        "numTest": 0,
+        "training": [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names],
+        "test": [],
+        "fusionseg_synth": parameters,
+    }

@@ -1,0 +1,34 @@
+"""What a rank is and how much it takes."""
+
+from __future__ import annotations
+
+import resource
+import socket
+from typing import Any
+
+import torch
+
+from fusionseg.engine.distributed import World
+from fusionseg.machine import available_cpus
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Peak memory of this process: the device's, or the host's on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def describe_rank(world: World) -> dict[str, Any]:
+    """What environment.json says of a rank."""
+    device = world.device
+    return {
+        "rank": world.rank,
+        "host": socket.gethostname(),
+        "device": str(device),
+        "name": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "cpus": available_cpus(),
+    }

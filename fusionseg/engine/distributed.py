@@ -1,0 +1,201 @@
+"""Ranks: how this process was launched, which device is its own, and how ranks agree."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from fusionseg.errors import UserError
+
+TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+PREPARING = timedelta(days=7)  # how long ranks wait while rank 0 prepares data: as long as it takes
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The place of this process among the processes of the run."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+
+
+def read_launch(environ: Mapping[str, str]) -> Launch:
+    """What torchrun says; without it, one process alone.
+
+    Raises:
+        UserError: some of torchrun's variables are set and others not, or one is no number.
+    """
+    given = [name for name in TORCHRUN_VARIABLES if environ.get(name)]
+    if "RANK" not in given and "WORLD_SIZE" not in given and "LOCAL_RANK" not in given:
+        return Launch()  # MASTER_ADDR alone is left over from something else
+    missing = [name for name in TORCHRUN_VARIABLES if name not in given]
+    if missing:
+        raise UserError(
+            f"environment: {', '.join(given)} are set as by torchrun, and {', '.join(missing)} not: start with"
+            " torchrun --nproc_per_node=N -m fusionseg.train, or unset them"
+        )
+    try:
+        rank, world, local, local_world = (int(environ[name]) for name in TORCHRUN_VARIABLES[:4])
+    except ValueError:
+        shown = ", ".join(f"{name}={environ[name]}" for name in TORCHRUN_VARIABLES[:4])
+        raise UserError(f"environment: not all of these are whole numbers: {shown}") from None
+    return Launch(rank, world, local, local_world)
+
+
+def choose_device(request: str, visible_gpus: int, launch: Launch) -> torch.device:
+    """The device of this rank.
+
+    Works where a node's GPUs are all visible to each process (torchrun) and where each process sees only its own
+    (some SLURM set-ups mask them).
+
+    Args:
+        request: `auto`, `cuda` or `cpu`.
+        visible_gpus: how many GPUs this process sees.
+
+    Raises:
+        UserError: there are fewer GPUs than processes.
+    """
+    if request == "cpu" or (request == "auto" and visible_gpus == 0):
+        return torch.device("cpu")
+    if visible_gpus == 0:
+        raise UserError(
+            "device: is cuda, and torch sees no GPU: set device: cpu, or look at CUDA_VISIBLE_DEVICES and the driver"
+        )
+    if visible_gpus == 1:
+        return torch.device("cuda", 0)  # the only one: alone on it, or masked for each process
+    if launch.local_rank >= visible_gpus:
+        raise UserError(
+            f"{launch.local_world_size} processes on {socket.gethostname()}, and {visible_gpus} GPUs visible: start"
+            f" with --nproc_per_node={visible_gpus}, or set device: cpu"
+        )
+    return torch.device("cuda", launch.local_rank)
+
+
+class World:
+    """All ranks of the run, as seen from this one. Alone, every operation is a plain assignment."""
+
+    def __init__(self, launch: Launch, device: torch.device) -> None:
+        self.launch = launch
+        self.device = device
+        self._store: Store | None = None
+        self._pending: tuple[Tensor, dist.Work] | None = None
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        if launch.world_size > 1:
+            self._join()
+
+    @staticmethod
+    def from_environment(device: str) -> World:
+        launch = read_launch(os.environ)
+        return World(launch, choose_device(device, torch.cuda.device_count(), launch))
+
+    @property
+    def rank(self) -> int:
+        return self.launch.rank
+
+    @property
+    def size(self) -> int:
+        return self.launch.world_size
+
+    @property
+    def is_main(self) -> bool:
+        return self.launch.rank == 0
+
+    def _join(self) -> None:
+        # gloo beside NCCL: what the hosts say to each other must not wait for the devices.
+        backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+        store, rank, size = next(iter(rendezvous("env://")))
+        self._store = PrefixStore("fusionseg", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+        self._refuse_shared_gpus()
+
+    def _refuse_shared_gpus(self) -> None:
+        own = ""
+        if self.device.type == "cuda":
+            own = f"{socket.gethostname()}/{torch.cuda.get_device_properties(self.device).uuid}"
+        devices = self.gather(own)
+        shared = sorted({device for device in devices if device and devices.count(device) > 1})
+        if shared:
+            raise UserError(
+                f"several ranks are on one GPU ({', '.join(shared)}): start as many processes per node as it has"
+                " GPUs (--nproc_per_node), or give each process its own CUDA_VISIBLE_DEVICES"
+            )
+
+    def main_first(self, name: str, work: Callable[[], None]) -> None:
+        """Do `work` on rank 0 while the others wait, however long it takes."""
+        if self._store is None:
+            work()
+        elif self.is_main:
+            try:
+                work()
+            except BaseException:
+                self._store.set(name, "failed")
+                raise
+            self._store.set(name, "done")
+        else:
+            self._store.wait([name], PREPARING)
+            if self._store.get(name) != b"done":
+                raise UserError(f"rank 0 could not {name}: see its message")
+
+    def gather(self, value: Any) -> list[Any]:
+        """The plain value of every rank, by rank; all ranks must call it."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def from_main(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def sum_(self, values: Tensor) -> Tensor:
+        """Sum a device tensor over the ranks, in place, in the device's own queue."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def agree(self, flag: int) -> int:
+        """The highest flag of all ranks, the same on every rank; call it once a step.
+
+        With several ranks the answer is that of the step before: this step's travels between the hosts while the
+        devices compute, so that nobody waits for it.
+        """
+        if self.size == 1:
+            return flag
+        agreed = self._collect()
+        tensor = torch.tensor([flag])
+        work = dist.all_reduce(tensor, op=dist.ReduceOp.MAX, async_op=True)
+        assert work is not None
+        self._pending = tensor, work
+        return agreed
+
+    def _collect(self) -> int:
+        if self._pending is None:
+            return 0
+        tensor, work = self._pending
+        self._pending = None
+        work.wait()
+        return int(tensor)
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if self.size > 1 and dist.is_initialized():
+            self._collect()
+            dist.destroy_process_group()

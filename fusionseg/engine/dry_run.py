@@ -1,0 +1,85 @@
+"""`--dry-run`: what a run would be and what it would cost, without training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from fusionseg.config import RunConfig, dump_config
+from fusionseg.data.cache import GB, cache_bytes
+from fusionseg.data.dataset import Dataset
+from fusionseg.data.prepare import open_configured, open_store
+from fusionseg.data.volume import voxel_sizes
+from fusionseg.engine.batch import batch_arithmetic
+from fusionseg.engine.distributed import choose_device, read_launch
+from fusionseg.engine.memory import estimate_memory
+from fusionseg.engine.precision import choose_precision
+from fusionseg.engine.run_folder import RunFolder
+from fusionseg.engine.training_data import split_cases
+from fusionseg.errors import UserError
+from fusionseg.machine import available_memory_bytes
+
+
+def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
+    """The resolved configuration, the batch arithmetic, the network's size and the memory it will take."""
+    launch = read_launch(environ)
+    device = choose_device(config.device, torch.cuda.device_count(), launch)
+    precision = choose_precision(config.train.precision, device)
+    folder = RunFolder(config)
+    folder.check(config)
+    dataset = open_configured(config)
+    train, validation = split_cases(config, dataset)
+    needed, how = expected_cache_bytes(config, dataset)
+    memory = estimate_memory(
+        config, len(dataset.channels), dataset.num_classes, half=precision.name in ("bf16", "fp16")
+    )
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_bytes()
+    fits = "" if memory.total < free else ": too much, see train.micro_batch, train.checkpoint_activations, data.patch"
+    resumed = " (would be resumed)" if any(folder.checkpoints.glob("step_*.pt")) else ""
+    lines = [
+        dump_config(config),
+        f"run folder   {folder.path}{resumed}",
+        f"data         {dataset.name} ({dataset.layout}): {len(train)} cases to train, {len(validation)} to validate on",
+        f"             channels {', '.join(dataset.channels)}; classes {', '.join(dataset.class_names)}",
+        f"device       {device}, precision {precision.name} ({precision.reason})",
+        f"batch        {batch_arithmetic(config, launch.world_size)}",
+        f"model        {config.model.name}: {memory.parameters:,} parameters",
+        f"cache        {needed / GB:.3f} GB ({how})",
+        f"memory       about {memory.total / GB:.2f} GB on each rank, beside the cache, of {free / GB:.1f} GB free on"
+        f" {device}{fits}",
+        f"             weights {memory.weights / GB:.2f}, gradients {memory.gradients / GB:.2f},"
+        f" optimizer {memory.optimizer / GB:.2f}, activations {memory.activations / GB:.2f}",
+    ]
+    return "\n".join(lines)
+
+
+def expected_cache_bytes(config: RunConfig, dataset: Dataset) -> tuple[int, str]:
+    """Bytes of the cache: of the prepared cases where they are, else by the headers of the images."""
+    train, validation = split_cases(config, dataset)
+    names = [case.name for case in train + validation]
+    store, missing = open_store(config, dataset)
+    if not set(missing) & set(names):
+        return cache_bytes([store.cases[name] for name in names], config.cache), "of the prepared cases"
+    item = 2 if config.cache.dtype == "float16" else 4
+    total = 0.0
+    for case in train + validation:
+        total += _expected_voxels(config, case.images[0]) * (len(dataset.channels) * item + 1)
+    cropped = ", at most: the foreground crop is not known yet" if config.data.crop_foreground else ""
+    return round(total), f"expected by the images' headers{cropped}; not prepared yet"
+
+
+def _expected_voxels(config: RunConfig, path: Path) -> float:
+    try:
+        image = nib.load(path)
+    except Exception as error:  # nibabel raises whatever the format's reader raises
+        raise UserError(f"{path}: cannot be read ({error}): see `fusionseg check {config.data.root}`") from None
+    shape = image.shape[:3]
+    if config.data.spacing is None:
+        return float(prod(shape))
+    return float(np.prod(np.array(shape) * voxel_sizes(image.affine) / np.array(config.data.spacing)))

@@ -1,0 +1,44 @@
+"""Optimizers, and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from monai.optimizers import Novograd
+from torch import nn
+
+from fusionseg.config import OptimConfig, ScheduleConfig
+
+
+def build_optimizer(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of a configuration; torch's own as their fused kernels, which can skip a step on the device."""
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    lr, decay = config.lr, config.weight_decay
+    if config.name == "sgd":
+        momentum = 0.99 if config.momentum is None else config.momentum
+        return torch.optim.SGD(
+            trainable, lr=lr, weight_decay=decay, momentum=momentum, nesterov=momentum > 0, fused=True
+        )
+    if config.name == "novograd":
+        optimizer: torch.optim.Optimizer = Novograd(
+            trainable, lr=lr, weight_decay=decay, betas=config.betas or (0.9, 0.98)
+        )
+        return optimizer
+    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
+    return kind(trainable, lr=lr, weight_decay=decay, betas=config.betas or (0.9, 0.999), fused=True)
+
+
+def learning_rate(step: int, steps: int, lr: float, schedule: ScheduleConfig) -> float:
+    """Learning rate of step `step` (from 0) of `steps`.
+
+    A linear warm-up to `lr`, then cosine (Loshchilov and Hutter, 2017), polynomial, or constant.
+    """
+    if step < schedule.warmup:
+        return lr * (step + 1) / schedule.warmup
+    if schedule.name == "constant":
+        return lr
+    progress = (step - schedule.warmup) / max(1, steps - schedule.warmup)
+    fall = 0.5 * (1 + math.cos(math.pi * progress)) if schedule.name == "cosine" else (1 - progress) ** schedule.power
+    return schedule.min_lr + (lr - schedule.min_lr) * fall

@@ -1,0 +1,69 @@
+"""In which numbers a device computes, and why."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from fusionseg.errors import UserError
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How the forward pass computes; parameters and optimizer are float32 always."""
+
+    name: str
+    reason: str
+    device_type: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.name]
+
+    @property
+    def scales_loss(self) -> bool:
+        """fp16 gradients underflow without a loss scaler (Micikevicius et al., 2018)."""
+        return self.name == "fp16"
+
+    def autocast(self) -> AbstractContextManager[None]:
+        # cache_enabled=False would cast every weight once per use; the default casts once per forward pass
+        return torch.autocast(self.device_type, self.dtype, enabled=self.name != "fp32")
+
+
+def choose_precision(request: str, device: torch.device) -> Precision:
+    """Precision for this rank's device."""
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        return precision_for(request, "cuda", capability, native_bf16=capability >= (8, 0))
+    return precision_for(request, "cpu", None, native_bf16=cpu_has_bf16())
+
+
+def precision_for(
+    request: str, device_type: str, capability: tuple[int, int] | None, *, native_bf16: bool
+) -> Precision:
+    """The rule behind `choose_precision`, without a device."""
+    if request == "bf16" and device_type == "cuda" and not native_bf16:
+        raise UserError(
+            f"train.precision: is bf16, and this GPU (compute capability {capability}) has no bf16: set it to"
+            " fp16 or auto"
+        )
+    if request != "auto":
+        return Precision(request, "as configured", device_type)
+    if native_bf16:
+        what = f"compute capability {capability}" if device_type == "cuda" else "the CPU has bf16 instructions"
+        return Precision("bf16", f"auto: {what}", device_type)
+    if device_type == "cuda":
+        return Precision(
+            "fp16", f"auto: compute capability {capability} is before 8.0; with a loss scaler", device_type
+        )
+    return Precision("fp32", "auto: the CPU has no bf16 instructions", device_type)
+
+
+def cpu_has_bf16() -> bool:
+    """Whether bf16 is computed, not emulated, on this CPU."""
+    capabilities = torch.backends.cpu.get_cpu_capability()
+    if "AVX512" not in capabilities:
+        return False
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

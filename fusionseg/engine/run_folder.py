@@ -1,0 +1,140 @@
+"""A run's folder: what is written there, and whether a configuration may go on in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import fusionseg
+from fusionseg.config import RunConfig, differences, dump_config, load_config
+from fusionseg.errors import UserError
+from fusionseg.files import write_json, write_text
+
+PACKAGES = ("torch", "monai", "numpy", "nibabel", "pydantic", "nvtx")
+
+# What may change between two starts of one run: none of it is part of the mathematics.
+FREE = (
+    ("output",), ("resume",), ("device",), ("log",), ("cache", "device"), ("cache", "memory_fraction"),
+    ("checkpoint",), ("data", "root"), ("data", "prepared"), ("data", "workers"), ("train", "threads"),
+)  # fmt: skip
+
+
+class RunFolder:
+    """`<output>/<name>` and its files."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.path = Path(config.output) / config.name
+        self.config_file = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.log = self.path / "log.txt"
+        self.checkpoints = self.path / "checkpoints"
+
+    def check(self, config: RunConfig) -> None:
+        """Refuse to go on in a folder that holds checkpoints of another configuration.
+
+        Raises:
+            UserError: with the differences, or because `resume: never` was asked for.
+        """
+        if not any(self.checkpoints.glob("step_*.pt")):
+            return
+        if config.resume == "never":
+            raise UserError(
+                f"{self.path}: holds checkpoints, and resume is never: choose another name, or resume: auto"
+            )
+        try:
+            before = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise UserError(
+                f"{self.config_file}: cannot be read beside its checkpoints ({error}): choose another name"
+            ) from None
+        changed = differences(mathematics(before), mathematics(config.to_dict()))
+        if changed:
+            raise UserError(
+                f"{self.path}: holds a run of a different configuration: choose another name, or go back to the old"
+                " values:\n  " + "\n  ".join(changed)
+            )
+
+    def write_config(self, config: RunConfig) -> None:
+        write_text(self.config_file, dump_config(config))
+
+    def write_environment(self, ranks: list[dict[str, Any]]) -> None:
+        """environment.json: what this start of the run ran on."""
+        write_json(
+            self.path / "environment.json",
+            {
+                "fusionseg": fusionseg.__version__,
+                "commit": _commit(),
+                "python": platform.python_version(),
+                "packages": {name: _version(name) for name in PACKAGES},
+                "cuda": torch.version.cuda,
+                "command": sys.argv,
+                "world_size": len(ranks),
+                "ranks": ranks,
+            },
+        )
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop the records after `step`, of which the checkpoint knows nothing: they will be written again."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue  # the line that was being written when the process was killed
+            if record["step"] <= step and record["kind"] != "end":
+                kept.append(line)
+        write_text(self.metrics, "".join(f"{line}\n" for line in kept))
+
+
+def load_run_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The resolved configuration of an existing run folder."""
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{run}: is no run folder (there is no config.yaml): give the folder that training wrote")
+    return load_config(path, overrides)
+
+
+def mathematics(plain: dict[str, Any]) -> dict[str, Any]:
+    """The part of a plain configuration that the results depend on."""
+    kept = json.loads(json.dumps(plain))
+    for path in FREE:
+        section = kept
+        for key in path[:-1]:
+            section = section.get(key, {})
+        section.pop(path[-1], None)
+    return dict(kept)
+
+
+def config_hash(config: RunConfig) -> str:
+    """A short hash of `mathematics`."""
+    return hashlib.sha256(json.dumps(mathematics(config.to_dict()), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the source tree this package runs from, marked if it has changes."""
+    here = Path(__file__).parent
+    try:
+        command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None

@@ -1,0 +1,51 @@
+"""One start of a run: join the ranks, open the folder, train, leave."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from fusionseg.config import RunConfig
+from fusionseg.engine.describe import describe_rank
+from fusionseg.engine.distributed import World
+from fusionseg.engine.run_folder import RunFolder
+from fusionseg.engine.trainer import Trainer
+from fusionseg.errors import TrainingStopped
+from fusionseg.telemetry.logs import log_to_file, start_logging
+
+log = logging.getLogger("fusionseg")
+
+
+def train(config: RunConfig) -> str:
+    """Train or go on training; the status: completed, plateau, or interrupted.
+
+    Raises:
+        UserError: the request cannot be carried out.
+        TrainingStopped: the training cannot go on.
+    """
+    world = World.from_environment(config.device)
+    start_logging(world.rank)
+    folder = RunFolder(config)
+    try:
+        world.main_first("open the run folder", lambda: _open(folder, config))
+        log.info("run: %s", folder.path)
+        trainer = Trainer(config, world, folder)
+        ranks = world.gather(describe_rank(world))
+        if world.is_main:
+            folder.write_environment(ranks)
+        return trainer.run()
+    except torch.OutOfMemoryError as error:
+        raise TrainingStopped(
+            f"out of memory on {world.device}: lower train.micro_batch (the accumulation rises, the training stays the"
+            " same), set train.checkpoint_activations=true, use a smaller data.patch, or set cache.device=host"
+            f" ({str(error).splitlines()[0]})"
+        ) from None
+    finally:
+        world.close()
+
+
+def _open(folder: RunFolder, config: RunConfig) -> None:
+    folder.check(config)
+    folder.write_config(config)
+    log_to_file(folder.log)

@@ -1,0 +1,140 @@
+"""One optimizer step: accumulate micro-batches, agree that it is finite, clip, step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+
+from fusionseg.engine.distributed import World
+from fusionseg.engine.precision import Precision
+from fusionseg.losses import Loss
+from fusionseg.telemetry.ranges import annotate
+
+Batch = Callable[[int, int], tuple[Tensor, Tensor]]
+"""(step, micro-step) -> image (B, C, X, Y, Z), label (B, 1, X, Y, Z) on the device."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """What the steps since the last reading came to, read from the device."""
+
+    loss: float | None
+    """Mean over the finite steps and all ranks."""
+    grad_norm: float | None
+    """Of the last finite step, before clipping."""
+    skipped: int
+    """Steps skipped since the start of the run."""
+
+
+class TrainStep:
+    """The training step. Its counters stay on the device until `read`; nothing in it waits for the device.
+
+    (But for Novograd on a GPU, which has no kernel that can skip a step: it reads one flag a step.)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        optimizer: torch.optim.Optimizer,
+        precision: Precision,
+        world: World,
+        *,
+        accumulate: int,
+        clip_grad: float | None,
+    ) -> None:
+        self.model = model
+        self.loss = loss
+        self.optimizer = optimizer
+        self.precision = precision
+        self.world = world
+        self.accumulate = accumulate
+        self.clip_grad = clip_grad
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=precision.scales_loss)
+        self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._skips_on_device = getattr(optimizer, "_step_supports_amp_scaling", False)
+        # loss sum, finite steps, last gradient norm, skipped, skipped in a row; float64: exact counts, exact resume
+        self._totals = torch.zeros(5, dtype=torch.float64, device=world.device)
+        # per micro-step of the step, whether this rank's loss was finite: for naming the cases afterwards
+        self.micro_finite = torch.ones(accumulate, dtype=torch.bool, device=world.device)
+
+    def __call__(self, step: int, batch: Batch, lr: float, seed: Callable[[int], int]) -> None:
+        """Train on the global batch of `step`; `seed(micro)` seeds what the network draws in a micro-step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        loss_sum = torch.zeros((), device=self.world.device)
+        for micro in range(self.accumulate):
+            with annotate("data"):
+                image, label = batch(step, micro)
+            torch.manual_seed(seed(micro))
+            with self._synchronised(last=micro == self.accumulate - 1):
+                with annotate("forward"), self.precision.autocast():
+                    logits = self.model(image)
+                with annotate("loss"):
+                    loss = self.loss(logits.float(), label) / self.accumulate
+                with annotate("backward"):
+                    self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            self.micro_finite[micro] = loss.detach().isfinite()
+            loss_sum += loss.detach()
+        with annotate("optimizer"):
+            self._optimize(loss_sum)
+
+    def read(self) -> Window:
+        """Wait for the device and take the totals since the last reading."""
+        loss_sum, count, norm, skipped, _ = self._totals.tolist()
+        self._totals[:3] = 0
+        known = count > 0
+        return Window(loss_sum / count if known else None, norm if known else None, int(skipped))
+
+    def skipped_in_a_row(self) -> int:
+        """Wait for the device: how many of the last steps were skipped."""
+        return int(self._totals[4])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "totals": self._totals.cpu(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self._totals.copy_(state["totals"])
+
+    def _synchronised(self, *, last: bool) -> Any:
+        """Gradients cross the ranks with the last micro-batch only."""
+        if isinstance(self.model, DistributedDataParallel) and not last:
+            return self.model.no_sync()
+        return nullcontext()
+
+    def _optimize(self, loss_sum: Tensor) -> None:
+        self.scaler.unscale_(self.optimizer)
+        limit = float("inf") if self.clip_grad is None else self.clip_grad
+        norm = clip_grad_norm_(self.parameters, limit)
+        # The summed loss is not finite as soon as one rank's is not, and the reduced gradients are the same
+        # everywhere: every rank comes to the same answer with this one reduction.
+        loss = self.world.sum_(loss_sum) / self.world.size
+        finite = loss.isfinite() & norm.isfinite()
+        if self._skips_on_device:
+            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif bool(finite):
+            self.optimizer.step()
+        if self.scaler.is_enabled():
+            self.scaler.update()
+        totals, kept = self._totals, finite.double()
+        totals[0] += torch.where(finite, loss, 0.0)
+        totals[1] += kept
+        totals[2] = torch.where(finite, norm, totals[2])
+        totals[3] += 1 - kept
+        totals[4] = (totals[4] + 1) * (1 - kept)

@@ -1,0 +1,267 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from math import isnan
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusionseg.config import RunConfig
+from fusionseg.engine.batch import accumulation, batch_arithmetic
+from fusionseg.engine.checkpoint import Checkpoints, read_checkpoint
+from fusionseg.engine.distributed import World
+from fusionseg.engine.network import build_network, distribute, start_from
+from fusionseg.engine.optim import build_optimizer, learning_rate
+from fusionseg.engine.plateau import reached_plateau
+from fusionseg.engine.precision import choose_precision
+from fusionseg.engine.recorder import Recorder
+from fusionseg.engine.run_folder import RunFolder, config_hash
+from fusionseg.engine.signals import StopSignals, signal_name
+from fusionseg.engine.step import TrainStep
+from fusionseg.engine.training_data import open_training_data
+from fusionseg.engine.validation import Validator
+from fusionseg.errors import TrainingStopped, UserError
+from fusionseg.losses import build_loss
+from fusionseg.machine import available_cpus
+from fusionseg.telemetry.ranges import annotate
+
+log = logging.getLogger("fusionseg")
+
+
+class Trainer:
+    """One start of a run, on one rank."""
+
+    def __init__(self, config: RunConfig, world: World, folder: RunFolder) -> None:
+        self.config = config
+        self.world = world
+        self.folder = folder
+        self.accumulate = accumulation(config, world.size)
+        if world.device.type == "cpu":
+            threads = config.train.threads or max(1, available_cpus() // world.launch.local_world_size)
+            torch.set_num_threads(threads)
+        self.precision = choose_precision(config.train.precision, world.device)
+        log.info("device: %s, precision %s (%s)", world.device, self.precision.name, self.precision.reason)
+        log.info("batch: %s", batch_arithmetic(config, world.size))
+        self.data = open_training_data(config, world)
+        store = self.data.store
+        self.model = build_network(
+            config, world.device, in_channels=len(store.channels), out_channels=store.num_classes
+        )
+        self.step_fn = TrainStep(
+            distribute(self.model, config, world, self.accumulate),
+            build_loss(config.loss),
+            build_optimizer(config.optim, self.model.parameters()),
+            self.precision,
+            world,
+            accumulate=self.accumulate,
+            clip_grad=config.train.clip_grad,
+        )
+        self.validator = Validator(
+            self.data.cache, self.data.validation_numbers, config, store.num_classes, self.precision, world
+        )
+        self.checkpoints = Checkpoints(folder.checkpoints, config.checkpoint.keep)
+        self.step = 0
+        self.best: dict[str, float] | None = None
+        self.history: list[tuple[int, float]] = []
+        self._used: list[range] = []
+        # whether each micro-batch of the last steps was finite: for naming the cases when there are too many not
+        self._recent: deque[tuple[int, Tensor]] = deque(maxlen=2 * config.train.max_skipped)
+
+    def run(self) -> str:
+        """Train to the end; the status that the end record has."""
+        elapsed_s = self._resume()
+        if (ended := self._ended()) is not None:
+            log.info("%s: this run has already ended (%s at step %d)", self.folder.path, ended, self.step)
+            return ended
+        recorder = Recorder(self.config, self.world, self.folder, step=self.step, elapsed_s=elapsed_s)
+        try:
+            with StopSignals() as signals, recorder.progress:
+                status, reason = self._loop(signals, recorder)
+            recorder.end(self.step, status, reason, self._best_dice)
+            return status
+        except BaseException as error:
+            # Told before the process goes down, for whoever looks at the run folder afterwards.
+            first_line = str(error).partition("\n")[0]
+            recorder.end(self.step, "failed", f"{type(error).__name__}: {first_line}", self._best_dice)
+            raise
+        finally:
+            recorder.close()
+
+    def _loop(self, signals: StopSignals, recorder: Recorder) -> tuple[str, str]:
+        config = self.config
+        while True:
+            lr = self.advance()
+            recorder.progress.step(self.step)
+            last = self.step == config.train.steps
+            if self.step % min(config.train.max_skipped, config.log.every) == 0:
+                self._refuse_endless_skipping()
+            if last or self.step % config.log.every == 0:
+                with annotate("log"):
+                    window = self.step_fn.read()
+                    samples = self._used_samples() if config.log.samples else None
+                recorder.train(self.step, lr, window, samples)
+            if last or self.step % config.validation.every == 0:
+                self._validate(recorder)
+            stop = self.world.agree(signals.received)
+            status, reason = self._why_end(last, stop)
+            if status or self.step % config.checkpoint.every == 0:
+                self._save(recorder.elapsed_s)
+            if status:
+                return status, reason
+
+    def advance(self) -> float:
+        """One optimizer step, data included; the learning rate it had."""
+        config = self.config
+        lr = learning_rate(self.step, config.train.steps, config.optim.lr, config.schedule)
+        self._used = []
+        self.step_fn(self.step, self.batch, lr, self._network_seed)
+        self._recent.append((self.step, self.step_fn.micro_finite.clone()))
+        self.step += 1
+        return lr
+
+    def batch(self, step: int, micro: int) -> tuple[Tensor, Tensor]:
+        """This rank's samples of a micro-step, on the device."""
+        indices = self._micro_indices(micro)
+        self._used.append(indices)
+        image, label = self.data.batch(step, indices)
+        if self.config.train.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last_3d)
+        return image, label
+
+    def _micro_indices(self, micro: int) -> range:
+        """The samples k of the global batch that are this rank's in a micro-step.
+
+        Rank after rank within a micro-step: the mean over a global batch is the same whoever computes its parts.
+        """
+        size = self.config.train.micro_batch
+        first = (micro * self.world.size + self.world.rank) * size
+        return range(first, first + size)
+
+    def _network_seed(self, micro: int) -> int:
+        return self.data.plan.network_seed(self.step, self._micro_indices(micro).start)
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def _why_end(self, last: bool, stop: int) -> tuple[str, str]:
+        """Status and reason if the run ends here, else two empty texts."""
+        if last:
+            return "completed", f"step {self.step}"
+        plateau = self.config.stop.plateau
+        if plateau is not None and reached_plateau(self.history, plateau):
+            return "plateau", f"less than {plateau.min_gain} gained in {plateau.windows} windows of {plateau.window}"
+        if stop:
+            return "interrupted", signal_name(stop)
+        return "", ""
+
+    def _ended(self) -> str | None:
+        status, _ = self._why_end(self.step >= self.config.train.steps, 0)
+        return status or None
+
+    def _refuse_endless_skipping(self) -> None:
+        in_a_row = self.step_fn.skipped_in_a_row()
+        if in_a_row < self.config.train.max_skipped:
+            return
+        bad_loss: set[str] = set()
+        everything: set[str] = set()
+        for step, finite in list(self._recent)[-in_a_row:]:
+            for micro, good in enumerate(finite.tolist()):
+                names = {entry["case"] for entry in self._describe_samples(step, self._micro_indices(micro))}
+                everything |= names
+                bad_loss |= set() if good else names
+        gathered = self.world.gather((sorted(bad_loss), sorted(everything)))
+        guilty = sorted({name for part, _ in gathered for name in part})
+        cases = guilty or sorted({name for _, part in gathered for name in part})
+        raise TrainingStopped(
+            f"{in_a_row} steps in a row had a non-finite {'loss' if guilty else 'gradient'} (train.max_skipped); the"
+            f" cases in them: {', '.join(cases)}: look at these with `fusionseg check`, lower optim.lr, or set"
+            " train.precision=fp32"
+        )
+
+    # -- records and checkpoints ------------------------------------------------------------------------------------
+
+    def _used_samples(self) -> list[dict[str, Any]]:
+        """Case and patch origin of every sample of the last step, as each rank used them."""
+        own = [entry for indices in self._used for entry in self._describe_samples(self.step - 1, indices)]
+        everywhere = [entry for part in self.world.gather(own) for entry in part]
+        return sorted(everywhere, key=lambda entry: entry["sample"])
+
+    def _describe_samples(self, step: int, indices: range) -> list[dict[str, Any]]:
+        plan = self.data.plan.samples(step, indices)
+        records = self.data.cache.records
+        return [
+            {"sample": k, "case": records[int(case)].name, "origin": origin.tolist()}
+            for k, case, origin in zip(indices, plan.case, plan.origin, strict=True)
+        ]
+
+    def _validate(self, recorder: Recorder) -> None:
+        start = time.monotonic()
+        result = self.validator(self.model)
+        dice = result.dice
+        self.history.append((self.step, -1.0 if isnan(dice) else dice))
+        recorder.validation(self.step, result, self.data.store.class_names, time.monotonic() - start)
+        if not isnan(dice) and (self.best is None or dice > self.best["dice"]):
+            self.best = {"dice": dice, "step": self.step}
+            if self.world.is_main:
+                with annotate("checkpoint"):
+                    self.checkpoints.save_best({**self._identity(), "model": self.model.state_dict(), "dice": dice})
+
+    @property
+    def _best_dice(self) -> float | None:
+        return self.best["dice"] if self.best else None
+
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint says of itself, enough to rebuild the network from it alone."""
+        return {
+            "step": self.step,
+            "config": self.config.to_dict(),
+            "config_hash": config_hash(self.config),
+            "data": self.data.content,
+            "channels": list(self.data.store.channels),
+            "labels": {str(value): name for value, name in self.data.store.labels.items()},
+        }
+
+    def _save(self, elapsed_s: float) -> None:
+        if not self.world.is_main:
+            return
+        with annotate("checkpoint"):
+            state = {
+                **self._identity(),
+                "model": self.model.state_dict(),
+                "train_step": self.step_fn.state_dict(),
+                "best": self.best,
+                "history": self.history,
+                # Random numbers are functions of (seed, step, sample): seed and step are their whole state. So is
+                # the learning rate one of the step.
+                "seed": self.config.seed,
+                "elapsed_s": elapsed_s,
+            }
+            self.checkpoints.save(self.step, state)
+
+    def _resume(self) -> float:
+        """Go on from the newest intact checkpoint, if there is one; the seconds the run has taken so far."""
+        found = self.checkpoints.newest_intact() if self.world.is_main else None
+        path = self.world.from_main(found[0] if found else None)
+        if path is None:
+            start_from(self.model, self.config)
+            if self.world.is_main:
+                self.folder.rewind_metrics(0)
+            return 0.0
+        state = found[1] if found else read_checkpoint(path)
+        if state["data"] != self.data.content:
+            raise UserError(
+                f"{self.folder.path}: its checkpoints come from other data (cases or their content have changed):"
+                " restore them, or give the run another name"
+            )
+        self.model.load_state_dict(state["model"])
+        self.step_fn.load_state_dict(state["train_step"])
+        self.step, self.best = state["step"], state["best"]
+        self.history = [(int(step), float(dice)) for step, dice in state["history"]]
+        if self.world.is_main and self._ended() is None:
+            self.folder.rewind_metrics(self.step)
+        log.info("resuming from %s (step %d of %d)", path, self.step, self.config.train.steps)
+        return float(state["elapsed_s"])

@@ -1,0 +1,103 @@
+"""Validation: whole volumes by sliding window, dealt over the ranks, gathered by case."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fusionseg.config import RunConfig
+from fusionseg.data.cache import DeviceCache
+from fusionseg.engine.distributed import World
+from fusionseg.engine.precision import Precision
+from fusionseg.engine.windows import predict_logits
+from fusionseg.metrics import confusion, dice_per_class, mean_by_class, mean_of_known
+from fusionseg.telemetry.ranges import annotate
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A slice of the first validation case: image (X, Y), and masks (X, Y) of prediction and truth."""
+
+    image: Tensor
+    prediction: Tensor
+    label: Tensor
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The result, the same on every rank (but the picture, which rank 0 has)."""
+
+    cases: dict[str, list[float]]
+    """Dice of the foreground classes by case; nan where a case has none."""
+    picture: Picture | None
+
+    @property
+    def per_class(self) -> list[float]:
+        return mean_by_class(self.cases)
+
+    @property
+    def dice(self) -> float:
+        """Mean over the foreground classes of the mean over the cases."""
+        return mean_of_known(self.per_class)
+
+
+class Validator:
+    """Validates a network on some cases of a cache."""
+
+    def __init__(
+        self,
+        cache: DeviceCache,
+        numbers: list[int],
+        config: RunConfig,
+        num_classes: int,
+        precision: Precision,
+        world: World,
+    ) -> None:
+        self.cache = cache
+        self.numbers = numbers
+        self.config = config
+        self.num_classes = num_classes
+        self.precision = precision
+        self.world = world
+
+    def __call__(self, model: nn.Module) -> Validation:
+        """Validate; all ranks must call it. `model` is the bare network, not its DDP wrapper."""
+        training = model.training
+        model.eval()
+        own: dict[str, list[float]] = {}
+        picture: Picture | None = None
+        with annotate("validate"):
+            for number in self.numbers[self.world.rank :: self.world.size]:
+                image, label = self.cache.volume(number)
+                prediction = self._predict(model, image, self.cache.records[number].background)
+                label = label.to(prediction.device)
+                own[self.cache.records[number].name] = dice_per_class(confusion(prediction, label, self.num_classes))
+                if number == self.numbers[0]:
+                    picture = _slice(image, prediction, label)
+            gathered = self.world.gather(own)
+        model.train(training)
+        return Validation({name: dice for part in gathered for name, dice in part.items()}, picture)
+
+    def _predict(self, model: nn.Module, image: Tensor, background: tuple[float, ...]) -> Tensor:
+        logits = predict_logits(
+            model,
+            image,
+            background,
+            self.config.data.patch,
+            self.config.validation,
+            self.precision,
+            device=self.world.device,
+        )
+        return logits.argmax(dim=0)
+
+
+def _slice(image: Tensor, prediction: Tensor, label: Tensor) -> Picture:
+    """The axial slice with most foreground."""
+    depth = int((label > 0).sum(dim=(0, 1)).argmax())
+    return Picture(
+        image[0, :, :, depth].float().cpu(),
+        prediction[:, :, depth].cpu(),
+        label[:, :, depth].to(torch.int64).cpu(),
+    )

@@ -1,0 +1,63 @@
+"""Sliding-window prediction of a whole volume: MONAI's, on volumes padded the way training pads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from monai.inferers import sliding_window_inference
+from torch import Tensor, nn
+
+from fusionseg.config import ValidateConfig
+from fusionseg.engine.precision import Precision
+
+
+@torch.no_grad()
+def predict_logits(
+    model: nn.Module,
+    image: Tensor,
+    background: Sequence[float] | Tensor,
+    patch: tuple[int, int, int],
+    settings: ValidateConfig,
+    precision: Precision,
+    *,
+    device: torch.device,
+    stitch_device: torch.device | None = None,
+) -> Tensor:
+    """Logits (K, X, Y, Z) float32 of an image (C, X, Y, Z).
+
+    Args:
+        background: per channel, what stands outside the volume where it is smaller than the patch.
+        device: where the network runs.
+        stitch_device: where the logits of the whole volume are gathered; the host bounds a GPU's memory.
+    """
+    shape = image.shape[1:]
+    missing = [max(0, size - have) for size, have in zip(patch, shape, strict=True)]
+    before = [gap // 2 for gap in missing]
+    if any(missing):
+        after = [gap - front for gap, front in zip(missing, before, strict=True)]
+        pads = [value for front, back in zip(reversed(before), reversed(after), strict=True) for value in (front, back)]
+        levels = torch.as_tensor(background, dtype=image.dtype).flatten().tolist()
+        image = torch.cat(
+            [F.pad(channel[None], pads, value=level) for channel, level in zip(image, levels, strict=True)]
+        )
+
+    def network(windows: Tensor) -> Tensor:
+        with precision.autocast():
+            logits: Tensor = model(windows)
+        return logits.float()
+
+    logits = sliding_window_inference(
+        image[None].float(),
+        roi_size=patch,
+        sw_batch_size=settings.window_batch,
+        predictor=network,
+        overlap=settings.overlap,
+        mode=settings.blend,
+        sw_device=device,
+        device=stitch_device or device,
+    )
+    assert isinstance(logits, Tensor)
+    x, y, z = before
+    return logits[0, :, x : x + shape[0], y : y + shape[1], z : z + shape[2]]

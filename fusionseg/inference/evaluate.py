@@ -1,0 +1,167 @@
+"""`fusionseg evaluate`: what a run is worth, per case and class, in the geometry of the label files."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from dataclasses import asdict, dataclass
+from math import isnan
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fusionseg.config import RunConfig
+from fusionseg.data.dataset import Case, Dataset, open_dataset
+from fusionseg.data.prepare import open_configured
+from fusionseg.data.volume import voxel_sizes
+from fusionseg.engine.training_data import split_cases
+from fusionseg.errors import UserError
+from fusionseg.files import whole_file, write_json
+from fusionseg.inference.figure import best_and_worst
+from fusionseg.inference.predictor import PredictOptions, Predictor
+from fusionseg.metrics import confusion, dice_per_class, hd95_per_class, mean_of_known
+from fusionseg.telemetry.progress import counting_progress
+from fusionseg.telemetry.sinks import plain
+
+log = logging.getLogger("fusionseg")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One class of one case."""
+
+    case: str
+    label: str
+    dice: float
+    """nan where the class is in neither mask."""
+    hd95_mm: float
+    """nan where the class is missing in either mask."""
+    voxels_true: int
+    voxels_predicted: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of a run, and where they were written."""
+
+    folder: Path
+    scores: tuple[Score, ...]
+    failed: dict[str, str]
+    summary: dict[str, Any]
+
+
+def evaluate(run: Path, config: RunConfig, options: PredictOptions, *, dataset_root: str | None = None) -> Evaluation:
+    """Predict labelled cases and compare with their labels, voxel by voxel of the files.
+
+    Args:
+        run: the run folder.
+        config: its configuration (with the paths that hold now).
+        dataset_root: another data set, all of whose labelled cases are used; None is the run's validation fold.
+    """
+    dataset, cases = _cases(config, dataset_root)
+    predictor = Predictor([run], options)
+    if len(dataset.labels) != len(predictor.labels):
+        raise UserError(
+            f"{dataset.root}: has the labels {list(dataset.labels.values())}, and the run was trained on"
+            f" {list(predictor.labels.values())}"
+        )
+    scores: list[Score] = []
+    failed: dict[str, str] = {}
+    with counting_progress("evaluating") as progress:
+        for done, case in enumerate(cases):
+            progress(done, len(cases))
+            try:
+                scores += _score(case, predictor(case.images), dataset)
+            except ValueError as error:
+                failed[case.name] = str(error)
+                log.error("%s: %s", case.name, error)
+        progress(len(cases), len(cases))
+    if not scores:
+        raise UserError(f"{dataset.root}: none of the {len(cases)} cases could be evaluated")
+    folder = run / ("evaluation" if dataset_root is None else f"evaluation_{dataset.root.name}")
+    summary = summarise(scores, predictor)
+    _write(folder, scores, summary)
+    best_and_worst(folder / "best_and_worst.png", scores, cases, predictor)
+    return Evaluation(folder, tuple(scores), failed, summary)
+
+
+def _cases(config: RunConfig, dataset_root: str | None) -> tuple[Dataset, list[Case]]:
+    if dataset_root is None:
+        dataset = open_configured(config)
+        return dataset, split_cases(config, dataset)[1]
+    dataset = open_dataset(dataset_root, "auto", config.data.labels)
+    cases = [case for case in dataset.training if case.label is not None]
+    if not cases:
+        raise UserError(f"{dataset.root}: has no labelled cases to evaluate on")
+    return dataset, cases
+
+
+def read_label(path: Path, shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """A label file as it is stored, and its affine."""
+    image = nib.load(path)
+    label = np.asarray(image.dataobj).round().astype(np.uint8)
+    if label.shape != shape:
+        raise ValueError(f"image {shape} and label {label.shape} differ in shape")
+    return label, image.affine
+
+
+def _score(case: Case, mask: NDArray[np.uint8], dataset: Dataset) -> list[Score]:
+    assert case.label is not None
+    label, affine = read_label(case.label, mask.shape)
+    ours, theirs = torch.from_numpy(mask), torch.from_numpy(label)
+    counts = confusion(ours, theirs, dataset.num_classes)
+    dice = dice_per_class(counts)
+    distance = hd95_per_class(ours, theirs, dataset.num_classes, voxel_sizes(affine))
+    predicted, true = counts.sum(dim=1), counts.sum(dim=0)
+    return [
+        Score(case.name, name, dice[k], distance[k], int(true[k + 1]), int(predicted[k + 1]))
+        for k, name in enumerate(dataset.class_names)
+    ]
+
+
+def summarise(scores: list[Score], predictor: Predictor) -> dict[str, Any]:
+    """Per class and over the classes: mean and deviation of Dice and HD95."""
+    classes = {}
+    for name in dict.fromkeys(score.label for score in scores):
+        own = [score for score in scores if score.label == name]
+        classes[name] = {
+            measure: _spread([getattr(score, measure) for score in own]) for measure in ("dice", "hd95_mm")
+        }
+    member = predictor.members[0]
+    return {
+        "checkpoint": str(member.path),
+        "step": member.step,
+        "cases": len({score.case for score in scores}),
+        "dice": mean_of_known([entry["dice"]["mean"] for entry in classes.values()]),
+        "hd95_mm": mean_of_known([entry["hd95_mm"]["mean"] for entry in classes.values()]),
+        "classes": classes,
+    }
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    known = [value for value in values if not isnan(value)]
+    if not known:
+        return {"mean": float("nan"), "std": float("nan"), "cases": 0}
+    return {"mean": fmean(known), "std": stdev(known) if len(known) > 1 else 0.0, "cases": len(known)}
+
+
+def _write(folder: Path, scores: list[Score], summary: dict[str, Any]) -> None:
+    with (
+        whole_file(folder / "cases.csv") as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as stream,
+    ):
+        writer = csv.DictWriter(stream, list(asdict(scores[0])))
+        writer.writeheader()
+        for score in scores:
+            writer.writerow(
+                {
+                    key: "" if isinstance(value, float) and isnan(value) else value
+                    for key, value in asdict(score).items()
+                }
+            )
+    write_json(folder / "summary.json", plain({**summary, "scores": [asdict(score) for score in scores]}))

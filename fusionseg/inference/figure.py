@@ -1,0 +1,59 @@
+"""The picture of an evaluation: the best and the worst case, truth beside prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import nibabel as nib
+import numpy as np
+
+from fusionseg.data.dataset import Case
+from fusionseg.files import whole_file
+from fusionseg.inference.predictor import Predictor
+from fusionseg.metrics import mean_of_known
+from fusionseg.telemetry.pictures import COLORS, paint
+
+if TYPE_CHECKING:
+    from fusionseg.inference.evaluate import Score
+
+
+def best_and_worst(path: Path, scores: Sequence[Score], cases: Sequence[Case], predictor: Predictor) -> None:
+    """Write a PNG with the cases of highest and lowest mean Dice, at the slice with most foreground."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    by_case = {case.name: case for case in cases}
+    dice = {name: mean_of_known([s.dice for s in scores if s.case == name]) for name in {s.case for s in scores}}
+    ranked = sorted((name for name in dice if not np.isnan(dice[name])), key=lambda name: dice[name])
+    if not ranked:
+        return
+    chosen = [("best", ranked[-1])] + ([("worst", ranked[0])] if len(ranked) > 1 else [])
+    figure, axes = plt.subplots(len(chosen), 3, figsize=(9, 3.2 * len(chosen)), squeeze=False)
+    for row, (rank, name) in zip(axes, chosen, strict=True):
+        case = by_case[name]
+        assert case.label is not None
+        image = np.asarray(nib.load(case.images[0]).dataobj, dtype=np.float32)
+        image = image[..., 0] if image.ndim == 4 else image
+        label = np.asarray(nib.load(case.label).dataobj).round().astype(np.uint8)
+        mask = predictor(case.images)
+        depth = int(((label > 0) | (mask > 0)).sum(axis=(0, 1)).argmax())
+        empty = np.zeros_like(label[:, :, depth])
+        panels = (("image", empty), ("label", label[:, :, depth]), ("prediction", mask[:, :, depth]))
+        for axis, (title, overlay) in zip(row, panels, strict=True):
+            axis.imshow(paint(image[:, :, depth], overlay).transpose(1, 2, 0))
+            axis.set_title(f"{rank}: {name}, Dice {dice[name]:.3f}" if title == "image" else title, fontsize=9)
+            axis.axis("off")
+    names = [predictor.labels[value] for value in sorted(predictor.labels) if value]
+    handles = [
+        plt.Line2D([], [], marker="s", linestyle="", color=COLORS[k % len(COLORS)], label=n)
+        for k, n in enumerate(names)
+    ]
+    figure.legend(handles=handles, loc="lower center", ncols=min(6, len(handles)), frameon=False)
+    figure.tight_layout(rect=(0, 0.04, 1, 1))
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,194 @@
+"""Masks in each input's own geometry, in bounded memory, from one network or an ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, product
+from math import ceil, prod
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fusionseg.data.store import settings_key
+from fusionseg.data.volume import Volume, load_volume
+from fusionseg.engine.windows import predict_logits
+from fusionseg.errors import UserError
+from fusionseg.inference.trained import Trained, inference_device, load_trained
+from fusionseg.machine import available_memory_bytes
+
+Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How to predict."""
+
+    device: str = "auto"
+    checkpoint: str = "best"
+    overlap: float | None = None
+    """Overlap of neighbouring windows; None is the run's own."""
+    flips: bool = False
+    """Average over the eight flips (test-time augmentation): eight times the work."""
+    memory_gb: float | None = None
+    """Host memory for the logits of one volume; None is a quarter of what is free."""
+
+
+class Predictor:
+    """One run, or several as an ensemble: the mean of their class probabilities in the input's geometry."""
+
+    def __init__(self, runs: Sequence[Path], options: PredictOptions) -> None:
+        self.options = options
+        self.device = inference_device(options.device)
+        self.members = [load_trained(run, self.device, options.checkpoint) for run in runs]
+        first = self.members[0]
+        for other in self.members[1:]:
+            if other.labels != first.labels or len(other.channels) != len(first.channels):
+                raise UserError(
+                    f"{other.path}: was trained on {len(other.channels)} channels and {list(other.labels.values())},"
+                    f" and {first.path} on {len(first.channels)} and {list(first.labels.values())}: an ensemble needs"
+                    " the same channels and labels"
+                )
+        self.labels = first.labels
+        self.channels = first.channels
+
+    def __call__(self, images: Sequence[Path]) -> NDArray[np.uint8]:
+        """The mask of a case, in the shape of its file.
+
+        Args:
+            images: one file per channel, or one file.
+
+        Raises:
+            ValueError: what is wrong with the case.
+        """
+        volumes: dict[str, Volume] = {}
+        for member in self.members:
+            key = settings_key(member.config.data)
+            if key not in volumes:
+                volumes[key] = load_volume(images, None, member.config.data, None)
+                if len(volumes[key].image) != len(self.channels):
+                    raise ValueError(
+                        f"has {len(volumes[key].image)} channels, and the network reads {list(self.channels)}"
+                    )
+        shape = next(iter(volumes.values())).original_shape
+        mask = np.zeros(shape, np.uint8)
+        for slab in self._slabs(shape, list(volumes.values())):
+            parts = []
+            for member in self.members:
+                volume = volumes[settings_key(member.config.data)]
+                whole = slab == _whole(shape)
+                parts.append(self._logits(member, volume, None if whole else slab))
+            _fuse(parts, slab, mask)
+        return mask
+
+    def _slabs(self, shape: tuple[int, int, int], volumes: Sequence[Volume]) -> Iterator[Box]:
+        """The volume in as few slabs along its longest axis as the memory allows."""
+        budget = available_memory_bytes() / 4 if self.options.memory_gb is None else self.options.memory_gb * 1e9
+        voxels = max(prod(shape), *(prod(volume.image.shape[1:]) for volume in volumes))
+        # logits, the sum of window weights, and one copy of each while they are divided, per ensemble member
+        needed = voxels * 4 * 2 * (len(self.labels) + 1) * len(self.members)
+        axis = int(np.argmax(shape))
+        count = min(shape[axis], max(1, ceil(needed / budget)))
+        edges = [round(shape[axis] * n / count) for n in range(count + 1)]
+        for start, stop in pairwise(edges):
+            box = list(_whole(shape))
+            box[axis] = slice(start, stop)
+            yield box[0], box[1], box[2]
+
+    def _logits(self, member: Trained, volume: Volume, slab: Box | None) -> _Part:
+        """Logits over the part of the prepared volume that `slab` of the original lies in; None is all of it."""
+        to_prepared = np.linalg.inv(volume.affine) @ volume.original_affine
+        shape = np.array(volume.image.shape[1:])
+        low, high = np.zeros(3, int), shape
+        if slab is not None:
+            # Half a patch of context on each side, so that a slab's edge is predicted like any other place.
+            corners = np.array(list(product(*((side.start, side.stop - 1) for side in slab))))
+            points = corners @ to_prepared[:3, :3].T + to_prepared[:3, 3]
+            margin = np.array(member.config.data.patch) // 2
+            low = np.clip(np.floor(points.min(axis=0)).astype(int) - margin, 0, shape - 1)
+            high = np.clip(np.ceil(points.max(axis=0)).astype(int) + 1 + margin, low + 1, shape)
+        x, y, z = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+        image = torch.from_numpy(np.ascontiguousarray(volume.image[:, x, y, z]))
+        background = volume.image.reshape(len(volume.image), -1).min(axis=1)
+        mapping = to_prepared.copy()
+        mapping[:3, 3] -= low
+        return _Part(self._predict(member, image, background), mapping, volume.image.shape[1:], low)
+
+    def _predict(self, member: Trained, image: Tensor, background: NDArray[np.float32]) -> Tensor:
+        settings = member.config.validation
+        if self.options.overlap is not None:
+            settings = settings.model_copy(update={"overlap": self.options.overlap})
+        flips = list(product((False, True), repeat=3)) if self.options.flips else [(False, False, False)]
+        total: Tensor | None = None
+        for flip in flips:
+            axes = [axis + 1 for axis in range(3) if flip[axis]]
+            logits = predict_logits(
+                member.model,
+                image.flip(axes),
+                background.tolist(),
+                member.config.data.patch,
+                settings,
+                member.precision,
+                device=self.device,
+                stitch_device=torch.device("cpu"),  # a GPU holds the windows only, however large the volume
+            ).flip(axes)
+            total = logits if total is None else total.add_(logits)
+        assert total is not None
+        return total / len(flips)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Logits over a box of a prepared volume."""
+
+    logits: Tensor
+    """(K, X, Y, Z)"""
+    mapping: NDArray[np.float64]
+    """4x4, original voxel -> voxel of `logits`."""
+    prepared_shape: tuple[int, ...]
+    offset: NDArray[np.int64]
+    """Voxel of the prepared volume at which `logits` begin."""
+
+
+def _whole(shape: tuple[int, int, int]) -> Box:
+    return slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2])
+
+
+def _fuse(parts: Sequence[_Part], slab: Box, mask: NDArray[np.uint8], chunk_voxels: int = 2_000_000) -> None:
+    """Fill `mask[slab]` with the most probable class: interpolated logits, softmax, mean over the parts."""
+    x, y, z = slab
+    rows = max(1, chunk_voxels // max(1, (y.stop - y.start) * (z.stop - z.start)))
+    for start in range(x.start, x.stop, rows):
+        chunk = slice(start, min(start + rows, x.stop)), y, z
+        total: Tensor | None = None
+        for part in parts:
+            probability = _resample(part, chunk)
+            total = probability if total is None else total.add_(probability)
+        assert total is not None
+        mask[chunk] = total.argmax(dim=0).to(torch.uint8).numpy()
+
+
+def _resample(part: _Part, chunk: Box) -> Tensor:
+    """(K, X, Y, Z) class probabilities at the original voxels of `chunk`; outside what was prepared, background."""
+    axes = [torch.arange(side.start, side.stop, dtype=torch.float64) for side in chunk]
+    points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+    mapping = torch.from_numpy(part.mapping)
+    points = points @ mapping[:3, :3].T + mapping[:3, 3]
+    size = torch.tensor(part.logits.shape[1:], dtype=torch.float64)
+    grid = ((2 * points + 1) / size - 1).flip(-1).float()
+    logits = F.grid_sample(
+        part.logits[None].float(), grid[None], mode="bilinear", padding_mode="border", align_corners=False
+    )[0]
+    probability = logits.softmax(dim=0)
+    # A voxel of the original just beyond the prepared grid (rounding of the resampling) takes its neighbour's class;
+    # further out lies what the foreground crop cut away.
+    place = points + torch.from_numpy(part.offset.astype(np.float64))
+    limit = torch.tensor(part.prepared_shape, dtype=torch.float64)
+    outside = ((place < -1) | (place > limit)).any(dim=-1)
+    probability[:, outside] = 0
+    probability[0, outside] = 1
+    return probability

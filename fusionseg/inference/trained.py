@@ -1,0 +1,59 @@
+"""A trained network, rebuilt from its checkpoint alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fusionseg.config import RunConfig, validate
+from fusionseg.engine.checkpoint import find_weights, read_checkpoint
+from fusionseg.engine.distributed import Launch, choose_device
+from fusionseg.engine.precision import Precision, choose_precision
+from fusionseg.errors import UserError
+from fusionseg.machine import available_cpus
+from fusionseg.models import build_model
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network in evaluation mode on its device, with what it was trained as."""
+
+    path: Path
+    """The checkpoint."""
+    config: RunConfig
+    model: nn.Module
+    channels: tuple[str, ...]
+    labels: dict[int, str]
+    step: int
+    precision: Precision
+
+
+def inference_device(request: str) -> torch.device:
+    """The device to predict on; on the CPU, all the CPUs of this job."""
+    device = choose_device(request, torch.cuda.device_count(), Launch())
+    if device.type == "cpu":
+        torch.set_num_threads(available_cpus())
+    return device
+
+
+def load_trained(run: Path, device: torch.device, which: str = "best") -> Trained:
+    """Rebuild the network of a run.
+
+    Raises:
+        UserError: there is no checkpoint, or it is damaged, or of another program.
+    """
+    path = find_weights(run, which)
+    state = read_checkpoint(path)
+    if not {"model", "config", "labels", "channels"} <= state.keys():
+        raise UserError(f"{path}: is no checkpoint of a fusionseg training")
+    config = validate(state["config"])
+    labels = {int(value): name for value, name in state["labels"].items()}
+    model = build_model(config.model, in_channels=len(state["channels"]), out_channels=len(labels))
+    model.load_state_dict(state["model"])
+    if config.train.channels_last:
+        model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    precision = choose_precision(config.train.precision, device)
+    return Trained(path, config, model.to(device).eval(), tuple(state["channels"]), labels, state["step"], precision)

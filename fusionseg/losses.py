@@ -1,0 +1,31 @@
+"""Losses over logits (B, K, X, Y, Z) and labels (B, 1, X, Y, Z): MONAI's, chosen by the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from monai.losses import DiceCELoss, DiceFocalLoss, DiceLoss
+from torch import Tensor
+
+from fusionseg.config import LossConfig
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def build_loss(config: LossConfig) -> Loss:
+    """The loss of a configuration; it gives the mean over the micro-batch."""
+    if config.name == "cross_entropy":
+        return lambda logits, label: F.cross_entropy(logits, label.squeeze(1))
+    dice = {
+        "include_background": config.include_background,
+        "to_onehot_y": True,
+        "softmax": True,
+        "squared_pred": config.squared,
+        "batch": config.batch_dice,
+    }
+    if config.name == "dice":
+        return DiceLoss(**dice)
+    if config.name == "dice_focal":
+        return DiceFocalLoss(**dice, gamma=config.gamma)
+    return DiceCELoss(**dice)

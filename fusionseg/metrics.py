@@ -1,0 +1,62 @@
+"""What a segmentation is worth: overlap and surface distance, per class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import isnan, nan
+from statistics import fmean
+
+import torch
+from monai.metrics import compute_hausdorff_distance
+from torch import Tensor
+
+
+def confusion(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:
+    """(K, K) voxel counts on the tensors' device, row the predicted class, column the true one."""
+    pairs = prediction.flatten().long() * num_classes + label.flatten().long()
+    return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def dice_per_class(counts: Tensor) -> list[float]:
+    """Dice (1945) of the foreground classes from a confusion matrix.
+
+    A class that is neither predicted nor there has no Dice (nan); one that is predicted but not there has 0.
+    """
+    counts = counts.cpu()
+    both = counts.diagonal()
+    total = counts.sum(dim=0) + counts.sum(dim=1)
+    return [nan if total[k] == 0 else 2 * int(both[k]) / int(total[k]) for k in range(1, len(counts))]
+
+
+def hd95_per_class(prediction: Tensor, label: Tensor, num_classes: int, spacing_mm: Sequence[float]) -> list[float]:
+    """95th percentile of the symmetric surface distance in mm, of the foreground classes of (X, Y, Z) masks.
+
+    nan where the class is missing in either mask: there is no surface to measure from.
+    """
+    distances = []
+    for value in range(1, num_classes):
+        ours, theirs = prediction == value, label == value
+        if not ours.any() or not theirs.any():
+            distances.append(nan)
+            continue
+        distance = compute_hausdorff_distance(
+            ours[None, None],
+            theirs[None, None],
+            include_background=True,
+            percentile=95,
+            spacing=[float(size) for size in spacing_mm],  # MONAI refuses int beside float
+        )
+        distances.append(float(distance))
+    return distances
+
+
+def mean_by_class(cases: Mapping[str, Sequence[float]]) -> list[float]:
+    """Per class the mean over the cases that have a value, taken in the order of their names."""
+    columns = zip(*(cases[name] for name in sorted(cases)), strict=True)
+    return [mean_of_known(column) for column in columns]
+
+
+def mean_of_known(values: Sequence[float]) -> float:
+    """The mean without the nan's; nan if nothing is left."""
+    known = [value for value in values if not isnan(value)]
+    return fmean(known) if known else nan

@@ -1,0 +1,109 @@
+"""What a person sees of a run: one live line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+PLAIN_EVERY_S = 10.0
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 45s, 3m20s, 2h05m, 3d04h."""
+    seconds = max(0, round(seconds))
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
+    if days:
+        return f"{days}d{hours % 24:02d}h"
+    if hours:
+        return f"{hours}h{minutes % 60:02d}m"
+    return f"{minutes}m{seconds % 60:02d}s" if minutes else f"{seconds}s"
+
+
+class TrainingProgress:
+    """Step, loss, Dice, speed, share of time spent waiting for data, memory, time left."""
+
+    def __init__(self, total: int, done: int, *, shown: bool) -> None:
+        self.total = total
+        self.shown = shown
+        self._dice: float | None = None
+        self._text = ""
+        self._printed = 0.0
+        self._live: Progress | None = None
+        if shown and sys.stderr.isatty():
+            columns = (
+                TextColumn("step {task.completed}/{task.total}"),
+                BarColumn(20),
+                TextColumn("{task.description}"),
+            )
+            self._live = Progress(*columns, console=Console(stderr=True))
+            self._task = self._live.add_task("", total=total, completed=done)
+
+    def __enter__(self) -> TrainingProgress:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def dice(self, value: float) -> None:
+        self._dice = value
+
+    def step(self, done: int) -> None:
+        if self._live is not None:
+            self._live.update(self._task, completed=done)
+
+    def record(
+        self,
+        done: int,
+        loss: float | None,
+        samples_per_s: float,
+        data_share: float,
+        memory_gb: float,
+        step_s: float,
+    ) -> None:
+        """New figures, on a logging step."""
+        if not self.shown:
+            return
+        parts = [
+            "loss -" if loss is None else f"loss {loss:.4f}",
+            "" if self._dice is None else f"dice {self._dice:.4f}",
+            f"{samples_per_s:.2f} samples/s",
+            f"data {data_share:.0%}",
+            f"{memory_gb:.1f} GB",
+            f"{duration((self.total - done) * step_s)} left",
+        ]
+        self._text = "  ".join(part for part in parts if part)
+        if self._live is not None:
+            self._live.update(self._task, completed=done, description=self._text)
+        elif time.monotonic() - self._printed >= PLAIN_EVERY_S or done == self.total:
+            self._printed = time.monotonic()
+            print(f"step {done}/{self.total}  {self._text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def counting_progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield `progress(done, total)`: a bar on a terminal, a line every ten seconds elsewhere."""
+    if sys.stderr.isatty():
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(label, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        return
+    printed = time.monotonic()
+
+    def line(done: int, total: int) -> None:
+        nonlocal printed
+        if time.monotonic() - printed >= PLAIN_EVERY_S:
+            printed = time.monotonic()
+            print(f"{label} {done}/{total}", file=sys.stderr, flush=True)
+
+    yield line

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# The whole path on data it makes itself: synth, check, train, evaluate, predict.
+# Started again after an interruption, it goes on where it was.
+#
+#   bash launch/demo.sh [FOLDER]        (default: demo; PYTHON names the interpreter)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+folder=${1:-demo}
+python=${PYTHON:-python3}
+run="$folder/runs/demo"
+
+echo "== 1/5 synthetic chest CTs with a pulmonary-artery tree"
+"$python" -m fusionseg synth "$folder/data" --cases 20 --size 96 --seed 0
+echo "== 2/5 check them"
+"$python" -m fusionseg check "$folder/data" --patch 64 64 64
+echo "== 3/5 train a small Swin Fusion UNETR (overdrive)"
+"$python" -m fusionseg.train --config configs/demo.yaml data.root="$folder/data" output="$folder/runs"
+echo "== 4/5 evaluate it on the validation fold"
+"$python" -m fusionseg evaluate "$run"
+echo "== 5/5 predict a scan that it has never seen"
+"$python" -m fusionseg synth "$folder/new" --cases 1 --size 96 --seed 1
+"$python" -m fusionseg predict "$run" --input "$folder/new/imagesTr" --output "$folder/masks"
+
+cat <<EOF
+
+done
+  table        $run/evaluation/cases.csv, $run/evaluation/summary.json
+  picture      $run/evaluation/best_and_worst.png
+  masks        $folder/masks
+  TensorBoard  ${python%python}tensorboard --logdir $folder/runs
+EOF

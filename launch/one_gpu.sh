@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# One device: a GPU, or the CPU where there is none. Started again, it resumes.
+#
+#   bash launch/one_gpu.sh configs/parse_fusion_od.yaml data.root=/data/PARSE output=/scratch/runs
+#   CUDA_VISIBLE_DEVICES=3 bash launch/one_gpu.sh ...        (a certain GPU)
+set -euo pipefail
+[ $# -ge 1 ] || { sed -n '2,5p' "$0" >&2; exit 2; }
+config=$1; shift
+exec "${PYTHON:-python3}" -m fusionseg.train --config "$config" "$@"

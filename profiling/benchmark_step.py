@@ -1,0 +1,166 @@
+"""What the engine's step costs beside a bare loop, side by side in one run.
+
+    python profiling/benchmark_step.py [--config configs/hippocampus_unet.yaml] [--data DATASET] [--steps 40]
+
+*engine*: the training step as `fusionseg.train` runs it: plan, crop and augmentation, accumulation, the check for
+non-finite values, clipping, ranges, counters. *bare*: the same network from the same weights on one resident batch:
+forward, loss, backward, clipping as configured, optimizer. *bare without clipping* leaves that out too. The loops take
+turns step by step, so that whatever else the machine does hits all of them alike; the ratio is the median of the
+ratios within each turn. Without --data it makes synthetic CTs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+from fusionseg.config import load_config
+from fusionseg.data.synth import write_dataset
+from fusionseg.engine.distributed import World
+from fusionseg.engine.optim import build_optimizer
+from fusionseg.engine.run_folder import RunFolder
+from fusionseg.engine.trainer import Trainer
+from fusionseg.entry import run
+from fusionseg.losses import build_loss
+from fusionseg.machine import available_cpus
+from fusionseg.telemetry.logs import start_logging
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def bare_loop(trainer: Trainer, *, clip: bool) -> Callable[[], None]:
+    """The step that one would write by hand, on tensors that stay where they are."""
+    config = trainer.config
+    model = copy.deepcopy(trainer.model)
+    loss_fn = build_loss(config.loss)
+    optimizer = build_optimizer(config.optim, model.parameters())
+    batches = [trainer.batch(0, micro) for micro in range(trainer.accumulate)]
+    scaler = torch.amp.GradScaler(trainer.world.device.type, enabled=trainer.precision.scales_loss)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        for image, label in batches:
+            with trainer.precision.autocast():
+                logits = model(image)
+            loss = loss_fn(logits.float(), label) / len(batches)
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        scaler.unscale_(optimizer)
+        if clip and config.train.clip_grad is not None:
+            clip_grad_norm_(model.parameters(), config.train.clip_grad)
+        scaler.step(optimizer)
+        scaler.update()
+
+    return step
+
+
+def timed(step: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one step, the device's work included."""
+    start = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def measure(config_file: str, overrides: list[str], data: str | None, steps: int, folder: Path) -> dict[str, object]:
+    """Times and ratios as a plain dictionary."""
+    root = data or str(write_dataset(folder / "synth", cases=10, size=96).parent)
+    config = load_config(config_file, [f"data.root={root}", f"output={folder / 'runs'}", *overrides])
+    world = World.from_environment(config.device)
+    trainer = Trainer(config, world, RunFolder(config))
+    loops: dict[str, Callable[[], object]] = {
+        "engine": trainer.advance,
+        "bare": bare_loop(trainer, clip=True),
+        "bare without clipping": bare_loop(trainer, clip=False),
+    }
+    names = list(loops)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(steps + 3):
+        # each loop is first, second, third in turn: what one leaves in the caches must not favour another
+        for name in names[turn % 3 :] + names[: turn % 3]:
+            seconds = timed(loops[name], world.device)
+            if turn >= 3:
+                times[name].append(seconds)
+    ratios = {
+        name: statistics.median(ours / theirs for ours, theirs in zip(times["engine"], times[name], strict=True))
+        for name in names[1:]
+    }
+    gpu = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None
+    return {
+        "config": config_file,
+        "overrides": overrides,
+        "machine": {
+            "gpu": gpu,
+            "cpus": available_cpus(),
+            "processor": cpu_name(),
+            "torch": torch.__version__,
+        },
+        "precision": trainer.precision.name,
+        "steps": steps,
+        "median_ms": {name: 1e3 * statistics.median(values) for name, values in times.items()},
+        "spread_ms": {name: 1e3 * statistics.stdev(values) for name, values in times.items()},
+        "engine_over": ratios,
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def markdown(result: dict[str, object]) -> str:
+    """The result as a table."""
+    median, spread, ratios = result["median_ms"], result["spread_ms"], result["engine_over"]
+    assert isinstance(median, dict) and isinstance(spread, dict) and isinstance(ratios, dict)
+    lines = [
+        f"{result['config']} {result['overrides']} ({result['precision']}, {result['steps']} steps)",
+        f"{result['machine']}",
+        "",
+        "| loop | median ms | spread ms | engine / loop |",
+        "|---|---|---|---|",
+    ]
+    for name in median:
+        ratio = f"{ratios[name]:.3f}" if name in ratios else ""
+        lines.append(f"| {name} | {median[name]:.1f} | {spread[name]:.1f} | {ratio} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measure and print; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default=str(ROOT / "configs" / "hippocampus_unet.yaml"))
+    parser.add_argument("--data", help="data set (default: synthetic CTs)")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--json", type=Path, help="write the result here too")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
+    arguments = parser.parse_intermixed_args()
+    start_logging()
+
+    def work() -> int:
+        with tempfile.TemporaryDirectory() as folder:
+            result = measure(arguments.config, arguments.overrides, arguments.data, arguments.steps, Path(folder))
+        print(markdown(result))
+        if arguments.json is not None:
+            arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        return 0
+
+    return run(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

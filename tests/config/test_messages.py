@@ -1,0 +1,174 @@
+"""What a wrong configuration is told: the key, the file and line, the nearest valid name, all at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fusionseg.config import load_config, validate
+from fusionseg.config.messages import suggest
+from fusionseg.errors import UserError
+
+UNET = {"name": "unet"}
+FUSION = {"name": "swin_fusion_od"}
+
+
+def refusal(**raw: Any) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        validate({"model": UNET, **raw})
+    return caught.value.problems
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ({"sed": 1}, "sed: unknown key. did you mean seed? Valid: name, output, seed, "),
+        ({"validation": {}}, "validation: unknown key. did you mean validate? "),
+        ({"data": {"spacin": 1}}, "data.spacin: unknown key. did you mean spacing? Valid: root, layout, "),
+        (
+            {"data": {"intensity": {"clp": 1}}},
+            "data.intensity.clp: unknown key. did you mean clip? Valid: mode",
+        ),
+        (
+            {"augment": {"rotate": {"degree": 1}}},
+            "augment.rotate.degree: unknown key. did you mean degrees? Valid: prob, degrees",
+        ),
+        ({"stop": {"plateau": {"windw": 1}}}, "stop.plateau.windw: unknown key. did you mean window? "),
+        ({"validate": {"evry": 1}}, "validate.evry: unknown key. did you mean every? Valid: every, overlap"),
+        (
+            {"model": {**UNET, "chanels": []}},
+            "model.chanels: unknown key. did you mean channels? Valid: name, ",
+        ),
+        ({"model": {**UNET, "fusion": {}}}, "model.fusion: unknown key. Valid: name, channels, "),
+        (
+            {"model": {**FUSION, "fusion": {"abov": 1}}},
+            "model.fusion.abov: unknown key. did you mean above? ",
+        ),
+        ({"model": {**FUSION, "feature": 1}}, "model.feature: unknown key. did you mean feature_size? "),
+        ({"model": {**UNET, "int": 1}}, "model.int: unknown key. Valid: name, "),
+        ({"zzz": 1}, "zzz: unknown key. Valid: name, "),
+    ],
+)
+def test_an_unknown_key_gets_the_nearest_valid_one(raw: dict[str, Any], expected: str) -> None:
+    (problem,) = refusal(**raw)
+    assert problem.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ({"train": {"steps": "many"}}, "train.steps: needs a whole number, and is 'many' (a text)"),
+        ({"train": {"steps": 1.5}}, "train.steps: needs a whole number, and is 1.5"),
+        ({"train": {"steps": True}}, "train.steps: needs a whole number, and is True"),
+        ({"optim": {"lr": "fast"}}, "optim.lr: needs a number, and is 'fast' (a text)"),
+        ({"train": {"compile": "on"}}, "train.compile: needs true or false, and is 'on' (a text)"),
+        ({"output": 3}, "output: needs a text, and is 3: put it in quotes"),
+        ({"data": {"root": [1]}}, "data.root: needs a text, and is [1]"),
+        ({"data": {"labels": ["a", 1]}}, "data.labels.1: needs a text, and is 1: put it in quotes"),
+        ({"data": {"labels": "a"}}, "data.labels: needs a list, written [..., ...], and is 'a' (a text)"),
+        ({"data": {"patch": [32, 32, 1.5]}}, "data.patch.2: needs a whole number, and is 1.5"),
+        ({"data": {"patch": [32, 32]}}, "data.patch.2: is missing: add it"),
+        ({"data": {"crop_foreground": {}}}, "data.crop_foreground.threshold: is missing: add it"),
+        ({"train": 3}, "train: needs a section of keys (`key: value` lines under it), and is 3"),
+        (
+            {"model": "unet"},
+            "model: needs a section of keys (`key: value` lines under it), and is 'unet' (a text)",
+        ),
+        ({"train": {"steps": 0}}, "train.steps: should be greater than or equal to 1, and is 0"),
+        ({"augment": {"flip": 2}}, "augment.flip: should be less than or equal to 1, and is 2"),
+        ({"optim": {"lr": float("nan")}}, "optim.lr: should be a finite number, and is nan"),
+        ({"name": "a b"}, "name: string should match pattern '^[A-Za-z0-9]"),
+    ],
+)
+def test_a_wrong_value_is_told_what_is_needed(raw: dict[str, Any], expected: str) -> None:
+    (problem,) = refusal(**raw)
+    assert problem.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (
+            {"optim": {"name": "adamx"}},
+            "optim.name: cannot be 'adamx'. did you mean adam? Valid: adamw, adam, sgd",
+        ),
+        ({"data": {"layout": "msdd"}}, "data.layout: cannot be 'msdd'. did you mean msd? Valid: auto, msd, "),
+        ({"model": {**FUSION, "fusion": {"kernel": 2}}}, "model.fusion.kernel: cannot be 2. Valid: 1, 3"),
+        ({"train": {"precision": 16}}, "train.precision: cannot be 16. "),
+        (
+            {"model": {"name": "swin_uneter"}},
+            "model.name: there is no 'swin_uneter'. did you mean swin_unetr? Valid: ",
+        ),
+        ({"model": {}}, "model.name: is missing: add one, such as name: swin_fusion_od. Valid: unet, "),
+    ],
+)
+def test_a_wrong_choice_gets_the_nearest_and_all(raw: dict[str, Any], expected: str) -> None:
+    (problem,) = refusal(**raw)
+    assert problem.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("above", "expected"),
+    [
+        ("many", "needs a whole number or all, and is 'many' (a text)"),
+        (1.5, "needs a whole number or all, and is 1.5"),
+        (9, "should be less than or equal to 5 or all, and is 9"),
+        (None, "needs a whole number or all, and is None"),
+    ],
+)
+def test_a_value_of_two_types_gets_one_message(above: object, expected: str) -> None:
+    assert refusal(model={**FUSION, "fusion": {"above": above}}) == [f"model.fusion.above: {expected}"]
+
+
+def test_a_run_without_a_model_is_told_how_to_choose_one() -> None:
+    with pytest.raises(UserError) as caught:
+        validate({})
+    assert caught.value.problems == [
+        "model: is not set: add model: {name: swin_fusion_od}, or extends: base.yaml and a name"
+    ]
+
+
+def test_every_problem_is_listed_with_its_file_and_line(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("seed: -1\ntrain:\n  stepz: 5\n")
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "extends: base.yaml\n"
+        "name: run\n"
+        "model:\n"
+        "  name: swin_fusion_od\n"
+        "  fusion: {above: many, kernel: 2}\n"
+        "data:\n"
+        "  patch:\n"
+        "    - 32\n"
+        "    - 32\n"
+        "    - x\n"
+    )
+    with pytest.raises(UserError) as caught:
+        load_config(path, ["optim.name=adamx"])
+    base = tmp_path / "base.yaml"
+    starts = [
+        f"seed ({base}, line 1): should be greater than or equal to 0, and is -1",
+        f"data.patch.2 ({path}, line 10): needs a whole number, and is 'x' (a text)",
+        f"model.fusion.above ({path}, line 5): needs a whole number or all, and is 'many' (a text)",
+        f"model.fusion.kernel ({path}, line 5): cannot be 2. Valid: 1, 3",
+        "optim.name (command line: optim.name=adamx): cannot be 'adamx'. did you mean adam? ",
+        f"train.stepz ({base}, line 3): unknown key. did you mean steps? ",
+    ]
+    problems = sorted(caught.value.problems)
+    assert len(problems) == len(starts)
+    for problem, start in zip(problems, sorted(starts), strict=True):
+        assert problem.startswith(start)
+
+
+def test_a_missing_key_is_placed_where_its_section_stands(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: {name: unet}\ndata:\n  crop_foreground:\n    margin: 3\n")
+    with pytest.raises(UserError, match=rf"data.crop_foreground.threshold \({path}, line 3\): is missing"):
+        load_config(path)
+
+
+def test_suggestions_only_where_something_is_near() -> None:
+    assert suggest("stepz", ["steps", "seed"]) == "did you mean steps? Valid: steps, seed"
+    assert suggest("qqq", ["steps", "seed"]) == "Valid: steps, seed"

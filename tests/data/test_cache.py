@@ -1,0 +1,146 @@
+"""The device cache: where it goes and why, what it takes, and that it holds what was prepared."""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fusionseg.config import CacheConfig
+from fusionseg.data.cache import DeviceCache, Placement, cache_bytes, place_cache
+from fusionseg.data.prepare import open_configured, open_store, prepare
+from fusionseg.data.store import Store, write_case
+from fusionseg.data.volume import Volume
+from fusionseg.errors import UserError
+
+GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
+GB = 10**9
+
+
+def place(needed: float, device: str, training: torch.device = GPU, **memory: Any) -> Placement:
+    given = {"accelerator_free": 16 * GB, "host_free": 64 * GB, **memory}
+    if training == CPU:
+        given["accelerator_free"] = 0
+    return place_cache(int(needed * GB), CacheConfig.model_validate({"device": device}), training, **given)
+
+
+@pytest.mark.parametrize(
+    ("needed", "device", "training", "ranks", "expected", "reason"),
+    [
+        (
+            8,
+            "auto",
+            GPU,
+            1,
+            GPU,
+            "8.00 GB of 16.0 GB free on cuda:0, 50% of it (cache.memory_fraction) allowed",
+        ),
+        (8.01, "auto", GPU, 1, CPU, "falls back to the host, for it needs 8.01 GB of 16.0 GB free on cuda:0"),
+        (8, "accelerator", GPU, 4, GPU, "16.0 GB free on cuda:0"),
+        (1, "host", GPU, 1, CPU, "1.00 GB for 1 rank of 64.0 GB host memory free"),
+        (1, "host", GPU, 8, CPU, "8.00 GB for 8 ranks of 64.0 GB host memory free"),
+        (32, "auto", CPU, 1, CPU, "32.00 GB for 1 rank"),
+        (16, "auto", GPU, 2, CPU, "32.00 GB for 2 ranks"),
+        (4, "auto", CPU, 8, CPU, "32.00 GB for 8 ranks"),
+        (8, "auto", torch.device("cuda", 3), 8, torch.device("cuda", 3), "on cuda:3"),
+    ],
+)
+def test_where_it_goes(
+    needed: float, device: str, training: torch.device, ranks: int, expected: torch.device, reason: str
+) -> None:
+    placement = place(needed, device, training, ranks_on_host=ranks)
+    assert placement.device == expected
+    assert reason in placement.reason
+
+
+@pytest.mark.parametrize(
+    ("needed", "device", "training", "ranks", "message"),
+    [
+        (8.01, "accelerator", GPU, 1, "does not fit the accelerator .*set it to auto to use the host's"),
+        (1, "accelerator", CPU, 1, "trains on the CPU: set it to auto or host"),
+        (33, "host", GPU, 1, "does not fit, on the host .*33.00 GB for 1 rank"),
+        (
+            9,
+            "auto",
+            GPU,
+            4,
+            "neither on the device .*9.00 GB of 16.0.* nor on the host .*36.00 GB for 4 ranks",
+        ),
+        (33, "auto", CPU, 1, "does not fit, on the host"),
+    ],
+)
+def test_where_it_does_not_fit(needed: float, device: str, training: torch.device, ranks: int, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        place(needed, device, training, ranks_on_host=ranks)
+    if training == GPU or device != "accelerator":
+        for fix in ("data.crop_foreground", "data.spacing", "cache.dtype: float16", "cache.memory_fraction"):
+            assert fix in str(caught.value)
+
+
+def test_the_fraction_is_the_configurations() -> None:
+    config = CacheConfig.model_validate({"memory_fraction": 0.9})
+    memory = {"accelerator_free": 10 * GB, "host_free": 0}
+    assert place_cache(9 * GB, config, GPU, **memory).device == GPU
+    with pytest.raises(UserError):
+        place_cache(9 * GB + 1, config, GPU, **memory)
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory, make_dataset, tiny_config) -> dict[str, Store]:
+    """A prepared data set of two channels and three classes, stored in each type."""
+    folder = tmp_path_factory.mktemp("cache")
+    root = make_dataset(folder / "Task94", cases=4, classes=3, channels=2)
+    found = {}
+    for dtype in ("float16", "float32"):
+        config = tiny_config(root, folder, data={"dtype": dtype})
+        prepare(config, open_configured(config))
+        found[dtype], _ = open_store(config, open_configured(config))
+    return found
+
+
+@pytest.mark.parametrize("stored", ["float16", "float32"])
+@pytest.mark.parametrize("held", ["float16", "float32"])
+def test_it_holds_what_was_prepared(stores: dict[str, Store], stored: str, held: str) -> None:
+    store, config = stores[stored], CacheConfig.model_validate({"dtype": held})
+    names = ["case_002", "case_000", "case_003"]  # any order, not all
+    cache = DeviceCache(store, names, config, CPU)
+    assert len(cache) == 3 and [record.name for record in cache.records] == names
+    assert cache.nbytes == cache_bytes([store.cases[name] for name in names], config)
+    voxels = sum(prod(store.cases[name].shape) for name in names)
+    assert cache.nbytes == voxels * (2 * {"float16": 2, "float32": 4}[held] + 1)
+    for number, name in enumerate(names):
+        image, label = cache.volume(number)
+        record = store.cases[name]
+        assert image.dtype == getattr(torch, held) and label.dtype == torch.uint8
+        np.testing.assert_array_equal(image.numpy(), store.image(name).astype(held))
+        np.testing.assert_array_equal(label.numpy(), store.label(name))
+        assert image.untyped_storage().data_ptr() == cache.image.untyped_storage().data_ptr()
+        assert label.untyped_storage().data_ptr() == cache.label.untyped_storage().data_ptr()
+        assert cache.background(number).shape == (2, 1, 1, 1)
+        assert cache.background(number).flatten().tolist() == pytest.approx(record.background)
+        index = cache.index[number]
+        assert (index.name, index.shape, index.class_offsets) == (name, record.shape, record.class_offsets)
+        np.testing.assert_array_equal(index.foreground, store.foreground(name))
+        assert (label.flatten()[torch.from_numpy(index.foreground)] > 0).all()
+
+
+def bare(root: Path, name: str, channels: int, label: bool) -> Any:
+    mask = np.ones((3, 4, 5), np.uint8) if label else None
+    volume = Volume(np.ones((channels, 3, 4, 5), np.float32), mask, np.eye(4), (3, 4, 5), np.eye(4))
+    return write_case(root, name, volume, [], "float32")
+
+
+def test_a_case_without_label_has_label_zero(tmp_path: Path) -> None:
+    cases = {name: bare(tmp_path, name, 1, name == "b") for name in ("a", "b")}
+    cache = DeviceCache(Store(tmp_path, "t", ("CT",), {0: "b", 1: "f"}, cases), ["a", "b"], CacheConfig(), CPU)
+    assert not cache.volume(0)[1].any() and cache.volume(1)[1].all()
+
+
+def test_cases_of_other_channels_are_refused(tmp_path: Path) -> None:
+    cases = {"a": bare(tmp_path, "a", 1, True), "b": bare(tmp_path, "b", 2, True)}
+    with pytest.raises(UserError, match=r"differ in their number of channels: \[1, 2\]"):
+        DeviceCache(Store(tmp_path, "t", ("CT",), {0: "b", 1: "f"}, cases), ["a", "b"], CacheConfig(), CPU)

@@ -1,0 +1,105 @@
+"""Many cases in processes: one that kills its worker, or raises, costs itself and nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from fusionseg.data.parallel import WorkerDied, map_cases
+
+ITEMS = list(range(12))
+
+
+class OddError(Exception):
+    """Cannot travel between processes: unpickling calls it with one argument."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code} {message}")
+
+
+def work(folder: Path, item: int) -> int:
+    """Square the item and note who did it; 5 kills its process, 7 and 8 raise."""
+    (folder / f"{item}-{os.getpid()}-{time.monotonic_ns()}").touch()
+    if item == 5:
+        os._exit(1)
+    if item == 7:
+        raise ValueError("seven is broken")
+    if item == 8:
+        raise OddError("odd", "eight is broken")
+    return item * item
+
+
+def test_a_dead_worker_and_a_raising_item_cost_only_themselves(tmp_path: Path) -> None:
+    outcomes = dict(map_cases(partial(work, tmp_path), ITEMS, workers=2))
+    assert sorted(outcomes) == ITEMS
+    assert isinstance(outcomes[5], WorkerDied) and "fewer workers" in str(outcomes[5])
+    assert isinstance(outcomes[7], ValueError) and str(outcomes[7]) == "seven is broken"
+    assert isinstance(outcomes[8], RuntimeError) and str(outcomes[8]) == "OddError: odd eight is broken"
+    good = {item: outcome for item, outcome in outcomes.items() if item not in (5, 7, 8)}
+    assert good == {item: item * item for item in good}
+
+
+def test_only_what_was_under_way_is_tried_again(tmp_path: Path) -> None:
+    outcomes = dict(map_cases(partial(work, tmp_path), range(40), workers=2))
+    assert len(outcomes) == 40
+    begun = [path.name.split("-") for path in tmp_path.iterdir()]
+    assert sum(item == "5" for item, *_ in begun) == 2
+    assert len(begun) <= 40 + 4  # two for each worker
+    # Two workers, one that tries again and dies, one that tries the others, two for the rest.
+    assert len({pid for _, pid, _ in begun}) <= 6
+
+
+def kill_oneself(item: int) -> int:
+    if item in (0, 1, 6):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+def test_several_killers(tmp_path: Path) -> None:
+    outcomes = dict(map_cases(kill_oneself, range(8), workers=2))
+    assert {item for item, outcome in outcomes.items() if isinstance(outcome, WorkerDied)} == {0, 1, 6}
+    assert [outcomes[item] for item in (2, 3, 4, 5, 7)] == [2, 3, 4, 5, 7]
+
+
+def broken_initializer() -> None:
+    os._exit(1)
+
+
+def test_workers_that_cannot_even_start_end_the_work() -> None:
+    outcomes = dict(map_cases(kill_oneself, [3, 4, 5], workers=2, initializer=broken_initializer))
+    assert all(isinstance(outcome, WorkerDied) for outcome in outcomes.values()) and len(outcomes) == 3
+
+
+def test_a_result_that_cannot_travel_is_the_items_own_problem() -> None:
+    outcomes = dict(map_cases(lambda_for_even, [1, 2, 3], workers=2))
+    assert (outcomes[1], outcomes[3]) == (1, 3)
+    assert isinstance(outcomes[2], Exception) and not isinstance(outcomes[2], WorkerDied)
+
+
+def lambda_for_even(item: int) -> object:
+    return item if item % 2 else lambda: item
+
+
+def process(item: int) -> int:
+    return os.getpid()
+
+
+@pytest.mark.parametrize(("items", "workers"), [([1, 2, 3], 1), ([1], 4), ([], 4)])
+def test_little_work_stays_in_this_process(items: list[int], workers: int) -> None:
+    assert dict(map_cases(process, items, workers=workers)) == dict.fromkeys(items, os.getpid())
+
+
+def test_leaving_early_ends_the_workers(tmp_path: Path) -> None:
+    results: Iterator[tuple[int, object]] = map_cases(partial(work, tmp_path), ITEMS[:4] * 10, workers=2)
+    next(results)
+    results.close()  # type: ignore[attr-defined]
+    begun = len(list(tmp_path.iterdir()))
+    assert begun <= 6
+    time.sleep(0.3)
+    assert len(list(tmp_path.iterdir())) == begun

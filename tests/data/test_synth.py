@@ -1,0 +1,213 @@
+"""Synthetic chests: the same bytes for the same request, anatomy that holds, and files that appear whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from fusionseg.data import synth, synth_anatomy, synth_case
+from fusionseg.errors import UserError
+from fusionseg.files import whole_file
+
+SIZE = 48  # the smallest; seconds matter here
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def leave_half(path: Path) -> None:
+    """Leave behind what a process leaves that is killed while it writes `path`."""
+    with suppress(InterruptedError), whole_file(path) as temporary:
+        raise InterruptedError
+    temporary.write_bytes(b"half")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("synth") / "Task99"
+    synth.write_dataset(out, cases=3, size=SIZE, seed=7, workers=1)
+    return out
+
+
+@pytest.fixture(scope="module")
+def parts() -> synth_case._Parts:
+    return synth_case._draw_parts(96, np.random.default_rng(0))
+
+
+@pytest.fixture(scope="module")
+def case_96() -> synth_case.SynthCase:
+    return synth_case.make_case(96, seed=0, index=0)
+
+
+def test_same_request_writes_the_same_bytes_in_any_number_of_processes(dataset: Path, tmp_path: Path) -> None:
+    synth.write_dataset(tmp_path / "again", cases=3, size=SIZE, seed=7, workers=2)
+    assert digests(tmp_path / "again") == digests(dataset)
+
+
+def test_a_case_does_not_depend_on_how_many_are_asked_for(dataset: Path, tmp_path: Path) -> None:
+    synth.write_dataset(tmp_path / "one", cases=1, size=SIZE, seed=7, workers=1)
+    for name in ("imagesTr/synth_000.nii.gz", "labelsTr/synth_000.nii.gz"):
+        assert (tmp_path / "one" / name).read_bytes() == (dataset / name).read_bytes()
+
+
+def test_seeds_and_cases_differ() -> None:
+    first, other_seed, other_case = (synth_case.make_case(SIZE, *key) for key in ((0, 0), (1, 0), (0, 3)))
+    assert not np.array_equal(first.label, other_seed.label)
+    assert not np.array_equal(first.label, other_case.label)
+    assert not np.allclose(np.abs(first.affine[:3, :3]).max(), np.abs(other_case.affine[:3, :3]).max())
+
+
+def test_layout_reads_as_msd_with_equal_affines(dataset: Path) -> None:
+    described = json.loads((dataset / "dataset.json").read_text())
+    assert described["labels"] == {"0": "background", "1": "pulmonary_artery"}
+    assert described["numTraining"] == len(described["training"]) == 3
+    orientations = set()
+    for entry in described["training"]:
+        image, label = (nib.load(dataset / entry[key]) for key in ("image", "label"))
+        assert image.shape == label.shape == (SIZE,) * 3
+        assert (image.get_data_dtype(), label.get_data_dtype()) == (np.int16, np.uint8)
+        assert np.array_equal(image.affine, label.affine)
+        assert np.allclose(image.get_qform(), image.get_sform(), atol=1e-3)
+        assert np.allclose(image.header.get_zooms(), 340 / SIZE, rtol=0.05)
+        assert set(np.unique(np.asarray(label.dataobj))) == {0, 1}
+        orientations.add(nib.aff2axcodes(image.affine))
+    assert len(orientations) == 3
+
+
+def test_array_axes_follow_the_affine() -> None:
+    """In world coordinates every case lies the same way: lungs above abdomen, spine at the back."""
+    for index in range(3):
+        case = synth_case.make_case(SIZE, 0, index)
+        image = nib.as_closest_canonical(nib.Nifti1Image(case.image, case.affine)).get_fdata()
+        middle = slice(SIZE // 3, 2 * SIZE // 3)
+        bone = image[SIZE // 2 - 2 : SIZE // 2 + 2, :, middle] > 380
+        assert bone[:, : SIZE // 2].sum() > bone[:, SIZE // 2 :].sum()
+        axial_mean = image[middle, middle].mean(axis=(0, 1))
+        assert axial_mean[: SIZE // 4].mean() > axial_mean[SIZE // 2 : -SIZE // 4].mean()
+
+
+@pytest.mark.parametrize("tree", ["arteries", "veins", "airways"])
+def test_murrays_law_holds_at_every_bifurcation(parts: synth_case._Parts, tree: str) -> None:
+    segments = getattr(parts, tree)
+    children: dict[int, list[synth_anatomy.Segment]] = {}
+    for segment in segments:
+        if segment.parent >= 0:
+            children.setdefault(segment.parent, []).append(segment)
+    assert len(children) >= 5
+    for parent, pair in children.items():
+        assert len(pair) == 2
+        assert sum(child.start_radius**3 for child in pair) == pytest.approx(segments[parent].end_radius ** 3)
+        assert all(np.array_equal(child.start, segments[parent].end) for child in pair)
+    assert all(0 < segment.end_radius <= segment.start_radius for segment in segments)
+
+
+def test_arteries_stay_in_lungs_and_mediastinum(parts: synth_case._Parts) -> None:
+    for segment in parts.arteries[1:]:  # the trunk begins in the heart
+        assert parts.chest.passage(*segment.end[:, None]) > 0
+    ends = np.stack([segment.end for segment in parts.arteries[3:]])
+    assert (parts.chest.lungs(*ends.T) > 0).all()
+    assert (ends[:, 0] > 30).any() and (ends[:, 0] < -30).any()  # both lungs
+    assert np.ptp(ends[:, 2]) > 100  # mm, from base to apex
+
+
+def test_thin_branches_are_drawn_without_gaps(case_96: synth_case.SynthCase) -> None:
+    components, _ = ndimage.label(case_96.label, np.ones((3, 3, 3)))
+    sizes = np.bincount(components.ravel())[1:]
+    assert sizes.max() > 0.98 * sizes.sum()
+
+
+def test_label_is_neither_microscopic_nor_plain_thresholding(case_96: synth_case.SynthCase) -> None:
+    assert 0.003 < case_96.label.mean() < 0.03
+    bright = case_96.image > 200
+    dice = 2 * (bright & (case_96.label == 1)).sum() / (bright.sum() + case_96.label.sum())
+    assert dice < 0.5
+
+
+def test_arteries_are_brighter_than_veins() -> None:
+    seeds = np.random.SeedSequence([0, 0]).spawn(2)
+    parts = synth_case._draw_parts(96, np.random.default_rng(seeds[0]))
+    image = synth_case._render(parts, np.random.default_rng(seeds[1]))
+    veins = synth_case._draw_tubes(parts.veins, parts.axes, parts.voxel)
+    in_artery, in_vein = parts.artery_coverage == 1, (veins == 1) & (parts.artery_coverage == 0)
+    assert in_vein.sum() > 300
+    assert image[in_artery].mean() > image[in_vein].mean() + 80
+    outside = (parts.artery_coverage == 0) & (veins == 0)
+    assert np.percentile(image[outside], 1) < -980 and image.max() > 400  # air and bone
+
+
+def test_interrupted_writing_leaves_whole_files_and_is_completed(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    replace, calls = os.replace, []
+
+    def replace_until_full(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == 5:  # the marker, two files of case 0, the label of case 1, then its image
+            raise OSError("No space left on device")
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace_until_full)
+        with pytest.raises(OSError, match="No space left"):
+            synth.write_dataset(out, cases=3, size=SIZE, seed=7, workers=1)
+    written = {name for name in digests(out) if name.endswith(".nii.gz")}
+    assert written == {"imagesTr/synth_000.nii.gz", "labelsTr/synth_000.nii.gz", "labelsTr/synth_001.nii.gz"}
+    assert not list(out.rglob(".partial-*")) and not (out / "dataset.json").exists()
+
+    # A process that is killed cannot tidy up: the next call does.
+    leave_half(out / "imagesTr" / "synth_001.nii.gz")
+    kept = (out / "imagesTr" / "synth_000.nii.gz").stat().st_mtime_ns
+    seen: list[tuple[int, int]] = []
+    synth.write_dataset(out, cases=3, size=SIZE, seed=7, workers=1, progress=lambda *step: seen.append(step))
+    assert (out / "imagesTr" / "synth_000.nii.gz").stat().st_mtime_ns == kept
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert digests(out) == digests(dataset)
+
+
+def test_a_process_killed_at_its_very_first_file_does_not_block_the_folder(tmp_path: Path) -> None:
+    leave_half(tmp_path / synth._MARKER)
+    synth.write_dataset(tmp_path, cases=1, size=SIZE, seed=7, workers=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset.json", "imagesTr", "labelsTr"]
+
+
+def test_a_finished_data_set_is_left_alone(dataset: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in dataset.rglob("*.*")}
+    assert synth.write_dataset(dataset, cases=3, size=SIZE, seed=7) == dataset / "dataset.json"
+    assert {path: path.stat().st_mtime_ns for path in dataset.rglob("*.*")} == before
+
+
+def test_impossible_requests_are_all_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        synth.write_dataset(tmp_path / "out", cases=0, size=32, seed=-1, workers=0)
+    message = str(caught.value)
+    for text in ("size is 32; give at least 48", "cases is 0", "seed is -1", "workers is 0"):
+        assert text in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_content_is_never_mixed_with(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    before = digests(dataset)
+    for folder, request, expected in (
+        (tmp_path, {}, "did not write"),
+        (tmp_path / "thesis.txt", {}, "is a file"),
+        (dataset, {"cases": 3, "size": SIZE, "seed": 8}, r"seed 7 \(asked for: 8\)"),
+    ):
+        with pytest.raises(UserError, match=expected) as caught:
+            synth.write_dataset(folder, workers=1, **request)  # type: ignore[arg-type]
+        assert str(folder) in str(caught.value) and "choose another folder or delete it" in str(caught.value)
+    assert digests(dataset) == before

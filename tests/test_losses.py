@@ -1,0 +1,94 @@
+"""Each loss is the library's own, with the configuration's options, and can be trained on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from monai.losses import DiceCELoss, DiceFocalLoss, DiceLoss
+from torch import Tensor
+
+from fusionseg.config import LossConfig
+from fusionseg.losses import build_loss
+
+NAMES = ["dice_ce", "dice", "dice_focal", "cross_entropy"]
+
+
+@pytest.fixture
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 4, 6, 7, 5, generator=generator) * 3
+    return logits.requires_grad_(), torch.randint(0, 4, (3, 1, 6, 7, 5), generator=generator)
+
+
+def loss(logits: Tensor, label: Tensor, **raw: Any) -> Tensor:
+    return build_loss(LossConfig.model_validate(raw))(logits, label)
+
+
+PLAIN = {"to_onehot_y": True, "softmax": True}
+
+
+@pytest.mark.parametrize("options", [{}, {"include_background": True}, {"squared": True}, {"batch_dice": True}])
+@pytest.mark.parametrize(("name", "kind"), [("dice_ce", DiceCELoss), ("dice", DiceLoss), ("dice_focal", DiceFocalLoss)])
+def test_the_dice_family_is_monais(
+    batch: tuple[Tensor, Tensor], name: str, kind: Any, options: dict[str, bool]
+) -> None:
+    theirs = kind(
+        **PLAIN,
+        include_background=options.get("include_background", False),
+        squared_pred=options.get("squared", False),
+        batch=options.get("batch_dice", False),
+    )
+    torch.testing.assert_close(loss(*batch, name=name, **options), theirs(*batch))
+    if options:  # every option does something
+        assert loss(*batch, name=name, **options) != loss(*batch, name=name)
+
+
+def test_dice_ce_is_the_sum_of_its_parts(batch: tuple[Tensor, Tensor]) -> None:
+    parts = loss(*batch, name="dice") + loss(*batch, name="cross_entropy")
+    torch.testing.assert_close(loss(*batch, name="dice_ce"), parts)
+
+
+def test_gamma_reaches_the_focal_loss(batch: tuple[Tensor, Tensor]) -> None:
+    theirs = DiceFocalLoss(**PLAIN, include_background=False, gamma=3.5)
+    torch.testing.assert_close(loss(*batch, name="dice_focal", gamma=3.5), theirs(*batch))
+    assert loss(*batch, name="dice_focal", gamma=3.5) != loss(*batch, name="dice_focal")
+
+
+def test_cross_entropy_is_torchs(batch: tuple[Tensor, Tensor]) -> None:
+    logits, label = batch
+    torch.testing.assert_close(loss(logits, label, name="cross_entropy"), F.cross_entropy(logits, label[:, 0]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("truth", ["random", "only background", "only foreground"])
+@pytest.mark.parametrize("scale", [1.0, 1e3])
+def test_finite_and_differentiable(batch: tuple[Tensor, Tensor], name: str, truth: str, scale: float) -> None:
+    logits, label = batch
+    if truth != "random":
+        label = torch.full_like(label, int(truth == "only foreground"))
+    value = loss(logits * scale, label, name=name)
+    value.backward()
+    assert value.shape == () and value.isfinite()
+    assert logits.grad is not None and logits.grad.isfinite().all()
+    if scale == 1:
+        assert logits.grad.any()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_classes_and_the_right_answer_is_cheapest(name: str) -> None:
+    label = torch.randint(0, 2, (2, 1, 6, 6, 6), generator=torch.Generator().manual_seed(1))
+    # Of both signs: MONAI's focal part is a sigmoid one per class, beside the soft-maxed Dice.
+    right = 20.0 * torch.cat([1 - 2 * label, 2 * label - 1], dim=1)
+    good, bad = (float(loss(logits, label, name=name)) for logits in (right, -right))
+    assert good == pytest.approx(0, abs=1e-3) and bad > 0.9
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_mean_over_samples_is_the_mean_over_micro_batches(batch: tuple[Tensor, Tensor], name: str) -> None:
+    """What gradient accumulation relies on (batch_dice gives it up, and says so)."""
+    logits, label = batch
+    parts = torch.stack([loss(logits[i : i + 1], label[i : i + 1], name=name) for i in range(3)])
+    torch.testing.assert_close(parts.mean(), loss(logits, label, name=name))
