@@ -31,8 +31,8 @@ def _make_dataset(
     """Write a labelled data set of `cases` volumes case_000, case_001, ... and return its folder.
 
     Class k is a ball of its own intensity (100 + 150 k; the background is 100, the noise 10), one in each
-    case, so that a tiny network learns it from the intensity alone. Sizes, voxel sizes and orientations (RAS, LPS)
-    differ from case to case.
+    case, so that a tiny network learns it from the intensity alone. Sizes, voxel sizes and orientations (RAS,
+    LPS) differ from case to case.
 
     Args:
         classes: label values, the background included.

@@ -220,7 +220,13 @@ def write_case(root: Path, name: str, volume: Volume, sources: Sequence[SourceFi
         for file in temporary.iterdir():
             sync(file)
         shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
+        try:
+            temporary.rename(target)
+        except OSError:
+            # Another process prepares the same data and was first: its folder is whole, and holds the same.
+            if read_case(root, name) is None:
+                raise
+            shutil.rmtree(temporary, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

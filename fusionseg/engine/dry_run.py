@@ -45,7 +45,7 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
     lines = [
         dump_config(config),
         f"run folder   {folder.path}{resumed}",
-        f"data         {dataset.name} ({dataset.layout}): {len(train)} cases to train, {len(validation)} to validate on",
+        f"data         {dataset.name} ({dataset.layout}): {len(train)} to train, {len(validation)} to validate on",
         f"             channels {', '.join(dataset.channels)}; classes {', '.join(dataset.class_names)}",
         f"device       {device}, precision {precision.name} ({precision.reason})",
         f"batch        {batch_arithmetic(config, launch.world_size)}",

@@ -36,7 +36,7 @@ class Recorder:
         self._sinks: Sinks = NoSinks()
         if world.is_main:
             board = folder.path if config.log.tensorboard else None
-            self._sinks = Sinks(folder.metrics, board, purge_step=step + 1 if step else None)
+            self._sinks = Sinks(folder.metrics, board, purge_step=step + 1)
         self._begun = time.monotonic() - elapsed_s
         self._window_start, self._window_step = time.monotonic(), step
         account().take()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import platform
@@ -10,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import yaml
@@ -24,7 +25,7 @@ PACKAGES = ("torch", "monai", "numpy", "nibabel", "pydantic", "nvtx")
 
 # What may change between two starts of one run: none of it is part of the mathematics.
 FREE = (
-    ("output",), ("resume",), ("device",), ("log",), ("cache", "device"), ("cache", "memory_fraction"),
+    ("name",), ("output",), ("resume",), ("device",), ("log",), ("cache", "device"), ("cache", "memory_fraction"),
     ("checkpoint",), ("data", "root"), ("data", "prepared"), ("data", "workers"), ("train", "threads"),
 )  # fmt: skip
 
@@ -38,6 +39,24 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.log = self.path / "log.txt"
         self.checkpoints = self.path / "checkpoints"
+        self._lock: IO[str] | None = None
+
+    def lock(self) -> None:
+        """Keep a second process out of the folder for as long as this one lives.
+
+        Raises:
+            UserError: a process is training here already.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / ".lock").open("w", encoding="utf-8")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{self.path}: another process is training in this folder: wait for it, or choose another name"
+            ) from None
+        except OSError:  # a file system without locks
+            return
 
     def check(self, config: RunConfig) -> None:
         """Refuse to go on in a folder that holds checkpoints of another configuration.

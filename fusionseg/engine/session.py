@@ -46,6 +46,7 @@ def train(config: RunConfig) -> str:
 
 
 def _open(folder: RunFolder, config: RunConfig) -> None:
+    folder.lock()
     folder.check(config)
     folder.write_config(config)
     log_to_file(folder.log)

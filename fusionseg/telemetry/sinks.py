@@ -30,7 +30,7 @@ def plain(value: Any) -> Any:
 class Sinks:
     """metrics.jsonl, one object a line, and TensorBoard scalars. Only rank 0 has them open."""
 
-    def __init__(self, metrics: Path, tensorboard: Path | None, *, purge_step: int | None) -> None:
+    def __init__(self, metrics: Path, tensorboard: Path | None, *, purge_step: int) -> None:
         """Args:
         tensorboard: folder of the event file; None for none.
         purge_step: TensorBoard forgets what an earlier start logged from this step on.

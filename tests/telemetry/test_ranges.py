@@ -30,9 +30,8 @@ def test_every_second_is_counted_once() -> None:
     total = time.perf_counter() - start
     taken = book.take()
     assert set(taken) == {"outer", "inner", "innermost"}
-    assert sum(taken.values()) == pytest.approx(total, abs=0.002)
+    assert sum(taken.values()) == pytest.approx(total, abs=0.02)  # 0.09 too much if counted twice
     assert taken["outer"] >= 0.02 and taken["inner"] >= 0.06 and taken["innermost"] >= 0.03
-    assert taken["outer"] < 0.06  # without what is inside
     assert book.take() == {}
 
 
@@ -41,11 +40,12 @@ def test_a_range_within_itself() -> None:
     start = time.perf_counter()
     with book.measure("a"), book.measure("a"):
         time.sleep(0.02)
-    assert book.take()["a"] == pytest.approx(time.perf_counter() - start, abs=0.002)
+    assert book.take()["a"] == pytest.approx(time.perf_counter() - start, abs=0.01)
 
 
 def test_closed_when_the_body_raises() -> None:
     account().take()
+    start = time.perf_counter()
     with pytest.raises(ZeroDivisionError), annotate("outer"):
         try:
             with annotate("broken"):
@@ -57,7 +57,8 @@ def test_closed_when_the_body_raises() -> None:
             time.sleep(0.01)
         1 / 0  # noqa: B018
     taken = account().take()
-    assert taken["broken"] >= 0.02 and taken["next"] >= 0.01 and taken["outer"] < 0.01
+    assert taken["broken"] >= 0.02 and taken["next"] >= 0.01 and taken["outer"] > 0
+    assert sum(taken.values()) <= time.perf_counter() - start
     assert account()._inner == []
 
 
