@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch.nn.functional as F
-from monai.losses import DiceCELoss, DiceFocalLoss, DiceLoss
+from monai.losses import DiceCELoss, DiceLoss
 from torch import Tensor
 
 from fusionseg.config import LossConfig
@@ -27,5 +27,13 @@ def build_loss(config: LossConfig) -> Loss:
     if config.name == "dice":
         return DiceLoss(**dice)
     if config.name == "dice_focal":
-        return DiceFocalLoss(**dice, gamma=config.gamma)
+        # Not MONAI's DiceFocalLoss: its focal part takes the classes for independent, by a sigmoid each.
+        overlap = DiceLoss(**dice)
+        return lambda logits, label: overlap(logits, label) + focal_loss(logits, label, config.gamma)
     return DiceCELoss(**dice)
+
+
+def focal_loss(logits: Tensor, label: Tensor, gamma: float) -> Tensor:
+    """Cross-entropy that counts easy voxels less (Lin et al., 2017, arXiv:1708.02002); gamma 0 is cross-entropy."""
+    cross_entropy = F.cross_entropy(logits, label.squeeze(1), reduction="none")
+    return ((1 - (-cross_entropy).exp()) ** gamma * cross_entropy).mean()

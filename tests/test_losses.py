@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from monai.losses import DiceCELoss, DiceFocalLoss, DiceLoss
+from monai.losses import DiceCELoss, DiceLoss
 from torch import Tensor
 
 from fusionseg.config import LossConfig
@@ -31,7 +31,7 @@ PLAIN = {"to_onehot_y": True, "softmax": True}
 
 
 @pytest.mark.parametrize("options", [{}, {"include_background": True}, {"squared": True}, {"batch_dice": True}])
-@pytest.mark.parametrize(("name", "kind"), [("dice_ce", DiceCELoss), ("dice", DiceLoss), ("dice_focal", DiceFocalLoss)])
+@pytest.mark.parametrize(("name", "kind"), [("dice_ce", DiceCELoss), ("dice", DiceLoss)])
 def test_the_dice_family_is_monais(
     batch: tuple[Tensor, Tensor], name: str, kind: Any, options: dict[str, bool]
 ) -> None:
@@ -52,9 +52,15 @@ def test_dice_ce_is_the_sum_of_its_parts(batch: tuple[Tensor, Tensor]) -> None:
 
 
 def test_gamma_reaches_the_focal_loss(batch: tuple[Tensor, Tensor]) -> None:
-    theirs = DiceFocalLoss(**PLAIN, include_background=False, gamma=3.5)
-    torch.testing.assert_close(loss(*batch, name="dice_focal", gamma=3.5), theirs(*batch))
-    assert loss(*batch, name="dice_focal", gamma=3.5) != loss(*batch, name="dice_focal")
+    logits, label = batch
+    probability = logits.softmax(dim=1).gather(1, label)
+    focal = (-((1 - probability) ** 3.5) * probability.log()).mean()
+    dice = DiceLoss(**PLAIN, include_background=False)(logits, label)
+    torch.testing.assert_close(loss(*batch, name="dice_focal", gamma=3.5), dice + focal)
+
+
+def test_without_focusing_it_is_dice_and_cross_entropy(batch: tuple[Tensor, Tensor]) -> None:
+    torch.testing.assert_close(loss(*batch, name="dice_focal", gamma=0.0), loss(*batch, name="dice_ce"))
 
 
 def test_cross_entropy_is_torchs(batch: tuple[Tensor, Tensor]) -> None:
@@ -80,7 +86,6 @@ def test_finite_and_differentiable(batch: tuple[Tensor, Tensor], name: str, trut
 @pytest.mark.parametrize("name", NAMES)
 def test_two_classes_and_the_right_answer_is_cheapest(name: str) -> None:
     label = torch.randint(0, 2, (2, 1, 6, 6, 6), generator=torch.Generator().manual_seed(1))
-    # Of both signs: MONAI's focal part is a sigmoid one per class, beside the soft-maxed Dice.
     right = 20.0 * torch.cat([1 - 2 * label, 2 * label - 1], dim=1)
     good, bad = (float(loss(logits, label, name=name)) for logits in (right, -right))
     assert good == pytest.approx(0, abs=1e-3) and bad > 0.9

@@ -197,6 +197,12 @@ class RunConfig(Section):
                 f"train.checkpoint_activations: is for the Swin networks, and {self.model.name} has none:"
                 " set it to false"
             )
+        plateau = self.stop.plateau
+        if plateau is not None and self.validation.every > plateau.window:
+            problems.append(
+                f"stop.plateau.window: {plateau.window} steps pass without a validation (validate.every"
+                f" {self.validation.every}): raise it, or validate more often"
+            )
         if problems:
             raise ValueError("\n".join(problems))
         return self

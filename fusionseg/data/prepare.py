@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,6 +31,8 @@ from fusionseg.errors import UserError
 from fusionseg.machine import available_cpus
 
 Progress = Callable[[int, int], None]
+
+LEFTOVER_S = 3600.0
 
 
 @dataclass
@@ -76,10 +81,11 @@ def prepare(config: RunConfig, dataset: Dataset, progress: Progress | None = Non
     report = PrepareReport(root)
     todo = []
     for case in dataset.training:
-        if _current(root, case) is not None:
+        if _current(root, case, dataset.num_classes) is not None:
             report.reused.append(case.name)
         else:
             todo.append(case)
+    _remove_leftovers(root)
     write_header(root, config.data, dataset.name, dataset.channels, dataset.labels)
     done, total = len(report.reused), len(dataset.training)
     if progress:
@@ -101,17 +107,17 @@ def open_store(config: RunConfig, dataset: Dataset) -> tuple[Store, list[str]]:
     """The prepared cases of a data set, and the names of those that are missing or out of date."""
     root = store_folder(config, dataset)
     _check_header(root, config.data)
-    found = {case.name: _current(root, case) for case in dataset.training}
+    found = {case.name: _current(root, case, dataset.num_classes) for case in dataset.training}
     missing = [name for name, record in found.items() if record is None]
     cases = {name: record for name, record in found.items() if record is not None}
     return Store(root, dataset.name, dataset.channels, dict(dataset.labels), cases), missing
 
 
-def _current(root: Path, case: Case) -> PreparedCase | None:
-    """The case's record, if it was made of the files as they are now."""
+def _current(root: Path, case: Case, num_classes: int) -> PreparedCase | None:
+    """The case's record, if it was made of the files as they are now and holds no class the data set does not have."""
     record = read_case(root, case.name)
     files = _files(case)
-    if record is None or len(record.sources) != len(files):
+    if record is None or len(record.sources) != len(files) or max(record.classes, default=0) >= num_classes:
         return None
     return record if all(source.unchanged(path) for source, path in zip(record.sources, files, strict=True)) else None
 
@@ -127,6 +133,14 @@ def _prepare_case(root: Path, config: DataConfig, num_classes: int, channels: in
         raise ValueError(f"has {len(volume.image)} channels, and the data set says {channels}")
     write_case(root, case.name, volume, sources, config.dtype)
     return case.name
+
+
+def _remove_leftovers(root: Path) -> None:
+    """Delete what killed preparations left half done; another process may be at work on what is young."""
+    for path in (root / "cases").glob(".partial-*"):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > LEFTOVER_S:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _one_thread() -> None:
