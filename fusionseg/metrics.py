@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from math import isnan, nan
 from statistics import fmean
@@ -39,13 +40,15 @@ def hd95_per_class(prediction: Tensor, label: Tensor, num_classes: int, spacing_
         if not ours.any() or not theirs.any():
             distances.append(nan)
             continue
-        distance = compute_hausdorff_distance(
-            ours[None, None],
-            theirs[None, None],
-            include_background=True,
-            percentile=95,
-            spacing=[float(size) for size in spacing_mm],  # MONAI refuses int beside float
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # MONAI's, of an argument that MONAI itself passes
+            distance = compute_hausdorff_distance(
+                ours[None, None],
+                theirs[None, None],
+                include_background=True,
+                percentile=95,
+                spacing=[float(size) for size in spacing_mm],  # MONAI refuses int beside float
+            )
         distances.append(float(distance))
     return distances
 

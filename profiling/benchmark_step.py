@@ -27,6 +27,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from fusionseg.config import load_config
 from fusionseg.data.synth import write_dataset
+from fusionseg.engine.describe import peak_memory_gb
 from fusionseg.engine.distributed import World
 from fusionseg.engine.optim import build_optimizer
 from fusionseg.engine.run_folder import RunFolder
@@ -107,6 +108,7 @@ def measure(config_file: str, overrides: list[str], data: str | None, steps: int
             "torch": torch.__version__,
         },
         "precision": trainer.precision.name,
+        "peak_memory_gb": peak_memory_gb(world.device),
         "steps": steps,
         "median_ms": {name: 1e3 * statistics.median(values) for name, values in times.items()},
         "spread_ms": {name: 1e3 * statistics.stdev(values) for name, values in times.items()},
@@ -128,7 +130,8 @@ def markdown(result: dict[str, object]) -> str:
     median, spread, ratios = result["median_ms"], result["spread_ms"], result["engine_over"]
     assert isinstance(median, dict) and isinstance(spread, dict) and isinstance(ratios, dict)
     lines = [
-        f"{result['config']} {result['overrides']} ({result['precision']}, {result['steps']} steps)",
+        f"{result['config']} {result['overrides']} ({result['precision']}, {result['steps']} steps,"
+        f" peak memory of all loops {result['peak_memory_gb']:.1f} GB)",
         f"{result['machine']}",
         "",
         "| loop | median ms | spread ms | engine / loop |",

@@ -118,7 +118,11 @@ class DeviceCache:
         for number, record in enumerate(self.records):
             first, size = int(self.first_voxel[number]), voxels[number]
             limit = float(np.finfo(config.dtype).max)  # a float32 store may hold what float16 cannot
-            image = np.clip(np.asarray(store.image(record.name), np.float32), -limit, limit).astype(config.dtype).reshape(-1)
+            image = (
+                np.clip(np.asarray(store.image(record.name), np.float32), -limit, limit)
+                .astype(config.dtype)
+                .reshape(-1)
+            )
             self.image[self.channels * first : self.channels * (first + size)].copy_(torch.from_numpy(image))
             if record.labelled:
                 label = np.array(store.label(record.name)).reshape(-1)

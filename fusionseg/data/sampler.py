@@ -42,7 +42,7 @@ class PatchSampler:
             for i, warped in enumerate(plan.warped):
                 make = self._warp if warped else self._cut
                 make(plan, i, image[i], label[i])
-            image = self._intensities(image, plan)
+            self._change_intensities(image, plan)
             if cache.device != self.device:
                 image = image.to(self.device, non_blocking=True)
                 label = label.to(self.device, non_blocking=True)
@@ -63,8 +63,11 @@ class PatchSampler:
         if tuple(stop - start) != self.patch:
             image.copy_(self.cache.background(int(plan.case[i])).expand_as(image))
             label.zero_()
-        image[(slice(None), *target)] = volume[(slice(None), *source)].flip([axis + 1 for axis in flips])
-        label[target] = mask[source].flip(flips)
+        part, part_label = volume[(slice(None), *source)], mask[source]
+        if flips:  # flipping nothing would still copy
+            part, part_label = part.flip([axis + 1 for axis in flips]), part_label.flip(flips)
+        image[(slice(None), *target)] = part
+        label[target] = part_label
 
     def _warp(self, plan: Samples, i: int, image: Tensor, label: Tensor) -> None:
         """Interpolate the patch: trilinear for the image, nearest for the label; outside the volume is background."""
@@ -81,20 +84,27 @@ class PatchSampler:
         high = np.clip(np.ceil(centre + reach) + 1, low + 1, mask.shape).astype(int)
         box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
         size = high - low
-        # grid_sample speaks of [-1, 1] over the box, last axis first; affine_grid of the same over the patch.
-        theta = np.concatenate(
-            [2 / size[:, None] * matrix * (patch / 2), (2 * (centre - low) + 1)[:, None] / size[:, None] - 1],
-            axis=1,
-        )
-        theta = np.concatenate([theta[::-1, 2::-1], theta[::-1, 3:]], axis=1)
-        grid = F.affine_grid(self._send(theta[None].astype(np.float32)), [1, 1, *self.patch], align_corners=False)
+        grid = self._grid(2 / size[:, None] * matrix, (2 * (centre - low) + 1) / size - 1)
         if plan.elastic[i]:
-            grid = grid + self._displacement(plan, i) * self._send((2 / size[::-1]).astype(np.float32))
+            grid += self._displacement(plan, i) * self._send((2 / size[::-1]).astype(np.float32))
         background = self.cache.background(number)
         # Zeros outside are background once the background is taken off.
         part = volume[(slice(None), *box)].float() - background
-        image.copy_(F.grid_sample(part[None], grid, mode="bilinear", align_corners=False)[0] + background)
-        label.copy_(F.grid_sample(mask[box][None, None].float(), grid, mode="nearest", align_corners=False)[0, 0])
+        image.copy_(_interpolate(part, grid, "bilinear")).add_(background)
+        label.copy_(_interpolate(mask[box][None].float(), grid, "nearest")[0])
+
+    def _grid(self, matrix: NDArray[np.float64], centre: NDArray[np.float64]) -> Tensor:
+        """(1, X, Y, Z, 3) where grid_sample is to look, last axis first: centre + matrix @ offset in the patch.
+
+        A sum of one term for each axis: what `affine_grid` gives, without its product of large matrices.
+        """
+        terms = []
+        for axis, size in enumerate(self.patch):
+            offset = np.arange(size) - (size - 1) / 2
+            term = offset[:, None] * matrix[::-1, axis] + (centre[::-1] if axis == 0 else 0)
+            terms.append(self._send(term.astype(np.float32)))
+        x, y, z = terms
+        return ((x[:, None, :] + y)[:, :, None, :] + z)[None]
 
     def _displacement(self, plan: Samples, i: int) -> Tensor:
         """(1, X, Y, Z, 3) displacements in voxels, last axis first."""
@@ -104,14 +114,13 @@ class PatchSampler:
         smooth = F.interpolate(normal, self.patch, mode="trilinear", align_corners=True)
         return smooth.clamp_(-4, 4).mul_(float(plan.elastic[i])).permute(0, 2, 3, 4, 1)
 
-    def _intensities(self, image: Tensor, plan: Samples) -> Tensor:
+    def _change_intensities(self, image: Tensor, plan: Samples) -> None:
         if self.augment.scale_intensity is not None or self.augment.shift_intensity is not None:
             factors = self._send(np.stack([plan.scale, plan.shift]).astype(np.float32)).view(2, -1, 1, 1, 1, 1)
-            image = torch.addcmul(factors[1], image, factors[0])
+            image.mul_(factors[0]).add_(factors[1])
         for i in np.flatnonzero(plan.noise_std):
             normal = counter_normal(self._send(plan.keys[i : i + 1, 0]), image[i].numel()).view_as(image[i])
             image[i].add_(normal, alpha=float(plan.noise_std[i]))
-        return image
 
     def _send(self, values: NDArray[np.generic]) -> Tensor:
         """Host values to the cache's device without waiting for it."""
@@ -119,6 +128,15 @@ class PatchSampler:
         if self.cache.device.type == "cuda":
             return tensor.pin_memory().to(self.cache.device, non_blocking=True)
         return tensor
+
+
+def _interpolate(volume: Tensor, grid: Tensor, mode: str) -> Tensor:
+    """(C, X, Y, Z) of a volume (C, ...) at grid (1, X, Y, Z, 3)."""
+    # On a CPU grid_sample works in parallel over the batch only: slabs of the patch make one.
+    slabs = next(n for n in (16, 8, 4, 2, 1) if grid.shape[1] % n == 0)
+    grids = grid.view(slabs, grid.shape[1] // slabs, *grid.shape[2:])
+    out = F.grid_sample(volume.expand(slabs, *volume.shape), grids, mode=mode, align_corners=False)
+    return out.transpose(0, 1).reshape(len(volume), *grid.shape[1:4])
 
 
 def patch_to_volume(

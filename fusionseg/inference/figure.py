@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
+from numpy.typing import NDArray
 
 from fusionseg.data.dataset import Case
+from fusionseg.data.volume import voxel_sizes
 from fusionseg.files import whole_file
 from fusionseg.inference.predictor import Predictor
 from fusionseg.metrics import mean_of_known
@@ -32,19 +34,21 @@ def best_and_worst(path: Path, scores: Sequence[Score], cases: Sequence[Case], p
     if not ranked:
         return
     chosen = [("best", ranked[-1])] + ([("worst", ranked[0])] if len(ranked) > 1 else [])
-    figure, axes = plt.subplots(len(chosen), 3, figsize=(9, 3.2 * len(chosen)), squeeze=False)
+    figure, axes = plt.subplots(len(chosen), 3, figsize=(9, 3.4 * len(chosen)), squeeze=False)
     for row, (rank, name) in zip(axes, chosen, strict=True):
         case = by_case[name]
         assert case.label is not None
-        image = np.asarray(nib.load(case.images[0]).dataobj, dtype=np.float32)
+        source = nib.load(case.images[0])
+        image = np.asarray(source.dataobj, dtype=np.float32)
         image = image[..., 0] if image.ndim == 4 else image
         label = np.asarray(nib.load(case.label).dataobj).round().astype(np.uint8)
-        mask = predictor(case.images)
+        image, label, mask = (_radiological(array, source.affine) for array in (image, label, predictor(case.images)))
+        size = voxel_sizes(_canonical_affine(source.affine))
         depth = int(((label > 0) | (mask > 0)).sum(axis=(0, 1)).argmax())
         empty = np.zeros_like(label[:, :, depth])
         panels = (("image", empty), ("label", label[:, :, depth]), ("prediction", mask[:, :, depth]))
         for axis, (title, overlay) in zip(row, panels, strict=True):
-            axis.imshow(paint(image[:, :, depth], overlay).transpose(1, 2, 0))
+            axis.imshow(paint(image[:, :, depth], overlay).transpose(1, 2, 0), aspect=size[1] / size[0])
             axis.set_title(f"{rank}: {name}, Dice {dice[name]:.3f}" if title == "image" else title, fontsize=9)
             axis.axis("off")
     names = [predictor.labels[value] for value in sorted(predictor.labels) if value]
@@ -53,7 +57,20 @@ def best_and_worst(path: Path, scores: Sequence[Score], cases: Sequence[Case], p
         for k, n in enumerate(names)
     ]
     figure.legend(handles=handles, loc="lower center", ncols=min(6, len(handles)), frameon=False)
-    figure.tight_layout(rect=(0, 0.04, 1, 1))
+    figure.tight_layout(rect=(0, 0.05, 1, 1), h_pad=2)
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=120)
     plt.close(figure)
+
+
+def _radiological(array: NDArray[Any], affine: NDArray[np.float64]) -> NDArray[Any]:
+    """A volume turned so that an axial slice shows as on a light box: anterior up, the patient's right on the left."""
+    turned: NDArray[Any] = nib.orientations.apply_orientation(array, nib.io_orientation(affine))
+    return turned[::-1]
+
+
+def _canonical_affine(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The affine with its columns in the order right, anterior, superior; its origin is of no matter here."""
+    order = np.argsort(nib.io_orientation(affine)[:, 0])
+    columns: NDArray[np.float64] = affine[:, [*order, 3]]
+    return columns
