@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -198,4 +199,7 @@ class World:
         """Leave the process group."""
         if self.size > 1 and dist.is_initialized():
             self._collect()
+            # gloo's threads take the GIL to let go of the last tensors, and the destructor that joins them holds it
+            # (torch 2.13): sleeping hands it over first. Without this, one run in some twenty never ended.
+            time.sleep(0.2)
             dist.destroy_process_group()

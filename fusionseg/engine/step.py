@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from fusionseg.engine.distributed import World
 from fusionseg.engine.precision import Precision
@@ -116,19 +116,25 @@ class TrainStep:
             return self.model.no_sync()
         return nullcontext()
 
+    def _clip_divisor(self, norm: Tensor) -> Tensor | None:
+        return None if self.clip_grad is None else ((norm + 1e-6) / self.clip_grad).clamp(min=1.0)
+
     def _optimize(self, loss_sum: Tensor) -> None:
         self.scaler.unscale_(self.optimizer)
-        limit = float("inf") if self.clip_grad is None else self.clip_grad
-        norm = clip_grad_norm_(self.parameters, limit)
+        norm = get_total_norm([parameter.grad for parameter in self.parameters if parameter.grad is not None])
         # The summed loss is not finite as soon as one rank's is not, and the reduced gradients are the same
         # everywhere: every rank comes to the same answer with this one reduction.
         loss = self.world.sum_(loss_sum) / self.world.size
         finite = loss.isfinite() & norm.isfinite()
         if self._skips_on_device:
-            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+            # The fused kernels divide the gradients by `grad_scale` as they read them: clipping without a pass of
+            # its own, by the factor that clip_grad_norm_ would multiply with.
+            self.optimizer.grad_scale = self._clip_divisor(norm)  # type: ignore[attr-defined]
             self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
             self.optimizer.step()
         elif bool(finite):
+            if self.clip_grad is not None:
+                clip_grads_with_norm_(self.parameters, self.clip_grad, norm)
             self.optimizer.step()
         if self.scaler.is_enabled():
             self.scaler.update()

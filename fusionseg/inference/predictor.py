@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fusionseg.config import ValidateConfig
 from fusionseg.data.store import settings_key
 from fusionseg.data.volume import Volume, load_volume
 from fusionseg.engine.windows import predict_logits
@@ -105,12 +106,16 @@ class Predictor:
         shape = np.array(volume.image.shape[1:])
         low, high = np.zeros(3, int), shape
         if slab is not None:
-            # Half a patch of context on each side, so that a slab's edge is predicted like any other place.
             corners = np.array(list(product(*((side.start, side.stop - 1) for side in slab))))
             points = corners @ to_prepared[:3, :3].T + to_prepared[:3, 3]
-            margin = np.array(member.config.data.patch) // 2
-            low = np.clip(np.floor(points.min(axis=0)).astype(int) - margin, 0, shape - 1)
-            high = np.clip(np.ceil(points.max(axis=0)).astype(int) + 1 + margin, low + 1, shape)
+            first = np.clip(np.floor(points.min(axis=0)).astype(int), 0, shape - 1)
+            last = np.clip(np.ceil(points.max(axis=0)).astype(int), first, shape - 1)
+            patch, overlap = member.config.data.patch, self._settings(member).overlap
+            spans = [
+                span_of_windows(int(n), p, overlap, int(a), int(b))
+                for n, p, a, b in zip(shape, patch, first, last, strict=True)
+            ]
+            low, high = np.array(spans).T
         x, y, z = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
         image = torch.from_numpy(np.ascontiguousarray(volume.image[:, x, y, z]))
         background = volume.image.reshape(len(volume.image), -1).min(axis=1)
@@ -118,10 +123,14 @@ class Predictor:
         mapping[:3, 3] -= low
         return _Part(self._predict(member, image, background), mapping, volume.image.shape[1:], low)
 
-    def _predict(self, member: Trained, image: Tensor, background: NDArray[np.float32]) -> Tensor:
+    def _settings(self, member: Trained) -> ValidateConfig:
         settings = member.config.validation
         if self.options.overlap is not None:
             settings = settings.model_copy(update={"overlap": self.options.overlap})
+        return settings
+
+    def _predict(self, member: Trained, image: Tensor, background: NDArray[np.float32]) -> Tensor:
+        settings = self._settings(member)
         flips = list(product((False, True), repeat=3)) if self.options.flips else [(False, False, False)]
         total: Tensor | None = None
         for flip in flips:
@@ -152,6 +161,20 @@ class _Part:
     prepared_shape: tuple[int, ...]
     offset: NDArray[np.int64]
     """Voxel of the prepared volume at which `logits` begin."""
+
+
+def span_of_windows(size: int, patch: int, overlap: float, first: int, last: int) -> tuple[int, int]:
+    """Begin and end, along an axis of `size` voxels, of the sliding windows that cover the voxels `first` to `last`.
+
+    Windows laid over this span alone are the windows of the whole axis: what a slab predicts is then what the whole
+    volume does. (Of a flipped volume they begin at the other end: with test-time flips they are near, not the same.)
+    """
+    if size <= patch:
+        return 0, size
+    interval = max(1, int(patch * (1 - overlap)))  # as MONAI lays them; the last one ends with the axis
+    starts = [min(start, size - patch) for start in range(0, size - patch + interval, interval)]
+    covering = [start for start in starts if start <= last and start + patch > first]
+    return covering[0], covering[-1] + patch
 
 
 def _whole(shape: tuple[int, int, int]) -> Box:

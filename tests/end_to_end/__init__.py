@@ -1,0 +1,1 @@
+"""The whole program, started the way people start it, on small real files."""

@@ -1,0 +1,270 @@
+"""Start the program in processes of its own, and read what it leaves behind.
+
+`fresh` processes are what a person starts: `python -m fusionseg.train`, torchrun. They pay the imports of
+torch and MONAI, about four seconds each. `warm` ones are forked from an interpreter that has imported them
+already; they run the same module as `__main__` with the same arguments, in processes of their own with their
+own environment and files.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import multiprocessing
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fusionseg.telemetry.sinks import is_measurement
+
+TIMEOUT_S = 120.0
+REPOSITORY = Path(__file__).parents[2]
+TRAIN, COMMANDS = "fusionseg.train", "fusionseg"
+
+_FORKSERVER = multiprocessing.get_context("forkserver")
+_FORKSERVER.set_forkserver_preload(
+    [
+        "torch",
+        "torch._dynamo",
+        "torch.distributed",
+        "torch.nn.parallel",
+        "torch.utils.tensorboard",
+        "monai.networks.nets",
+        "fusionseg.engine.session",
+        "fusionseg.inference.predict",
+        "fusionseg.inference.evaluate",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A process that has ended; with several, the highest status and the output of all."""
+
+    status: int
+    out: str
+    err: str
+
+    def expect(self, status: int) -> Ended:
+        """This, if it ended with `status`; otherwise fail with what it said."""
+        assert self.status == status, f"status {self.status}, not {status}\n{self.out}\n{self.err}"
+        return self
+
+
+class Started:
+    """One process, running."""
+
+    def __init__(self, process: Any, out: Path, err: Path) -> None:
+        self.process = process
+        self.out, self.err = out, err
+
+    @property
+    def pid(self) -> int:
+        return int(self.process.pid)
+
+    @property
+    def status(self) -> int | None:
+        """The exit status; None while it runs."""
+        if isinstance(self.process, subprocess.Popen):
+            return self.process.poll()
+        status: int | None = self.process.exitcode
+        return status
+
+    def send(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self, timeout_s: float = TIMEOUT_S) -> Ended:
+        """Wait for the end; a process that does not end is killed and fails the test."""
+        limit = time.monotonic() + timeout_s
+        while self.status is None:
+            if time.monotonic() > limit:
+                self.send(signal.SIGABRT)  # with the faulthandler: every thread's stack goes to stderr
+                time.sleep(1)
+                raise AssertionError(f"still running after {timeout_s} s:\n{self.err.read_text()}")
+            time.sleep(0.01)
+        status = self.status
+        assert status is not None
+        return Ended(status, self.out.read_text(errors="replace"), self.err.read_text(errors="replace"))
+
+
+class Program:
+    """Starts processes whose output goes to files in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._count = 0
+
+    def warm(
+        self, module: str, *arguments: object, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    ) -> Started:
+        """`python -m module arguments`, forked from the warm interpreter."""
+        return self.function(_run_module, (module, [str(a) for a in arguments]), env, cwd)
+
+    def function(
+        self,
+        work: Callable[..., None],
+        arguments: tuple[Any, ...],
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> Started:
+        """`work(*arguments)` in a process forked from the warm interpreter."""
+        out, err = self._files()
+        process = _FORKSERVER.Process(  # type: ignore[attr-defined]
+            target=_enter,
+            args=(work, arguments, dict(env or {}), str(cwd or self.folder), str(out), str(err)),
+        )
+        process.start()
+        return Started(process, out, err)
+
+    def fresh(
+        self, *command: object, env: Mapping[str, str | None] | None = None, cwd: Path | None = None
+    ) -> Started:
+        """`python command` as a new process. In `env`, None takes a variable away."""
+        out, err = self._files()
+        environ = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONFAULTHANDLER": "1",
+            "PYTHONPATH": str(REPOSITORY),
+            **(env or {}),
+        }
+        with out.open("w") as out_stream, err.open("w") as err_stream:
+            process = subprocess.Popen(
+                [sys.executable, *map(str, command)],
+                stdout=out_stream,
+                stderr=err_stream,
+                cwd=cwd or self.folder,
+                env={name: value for name, value in environ.items() if value is not None},
+            )
+        return Started(process, out, err)
+
+    def torchrun(self, processes: int, *arguments: object) -> Started:
+        """`torchrun --nproc_per_node=processes -m fusionseg.train arguments`."""
+        launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}")
+        return self.fresh(*launcher, "-m", TRAIN, *arguments)
+
+    def ranks(self, processes: int, *arguments: object) -> list[Started]:
+        """The processes that torchrun would start, warm and without torchrun's supervision."""
+        return [self.warm(TRAIN, *arguments, env=env) for env in rank_environments(processes)]
+
+    def _files(self) -> tuple[Path, Path]:
+        self._count += 1
+        return self.folder / f"{self._count:03d}.out", self.folder / f"{self._count:03d}.err"
+
+
+def rank_environments(processes: int) -> list[dict[str, str]]:
+    """The variables that torchrun sets, for each rank."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    world = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    return [{**common, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+
+
+def _enter(
+    work: Callable[..., None], arguments: tuple[Any, ...], env: dict[str, str], cwd: str, out: str, err: str
+) -> None:
+    os.environ.update(env)
+    os.chdir(cwd)
+    for number, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.stdout = os.fdopen(1, "w", buffering=1)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    faulthandler.enable(2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
+    work(*arguments)
+
+
+def _run_module(module: str, arguments: list[str]) -> None:
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+# -- what a run leaves behind --------------------------------------------------------------------------------
+
+
+def records(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl."""
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in found if kind is None or record["kind"] == kind]
+
+
+def results(run: Path) -> list[dict[str, Any]]:
+    """The records without what is measured: functions of configuration and data."""
+    return [
+        {key: value for key, value in record.items() if not is_measurement(key)} for record in records(run)
+    ]
+
+
+def checkpoint(run: Path, name: str = "last.pt") -> dict[str, Any]:
+    """A checkpoint of a run."""
+    state: dict[str, Any] = torch.load(run / "checkpoints" / name, map_location="cpu", weights_only=True)
+    return state
+
+
+def tensors(value: Any, at: str = "") -> dict[str, torch.Tensor]:
+    """All tensors within a nested value, by their place."""
+    if isinstance(value, torch.Tensor):
+        return {at: value}
+    items = (
+        value.items()
+        if isinstance(value, Mapping)
+        else enumerate(value)
+        if isinstance(value, list | tuple)
+        else ()
+    )
+    return {place: tensor for key, item in items for place, tensor in tensors(item, f"{at}/{key}").items()}
+
+
+def assert_same_tensors(ours: Any, theirs: Any) -> None:
+    """Two nested values hold the same tensors, bit for bit."""
+    one, other = tensors(ours), tensors(theirs)
+    assert one.keys() == other.keys()
+    assert one
+    different = [place for place in one if not torch.equal(one[place], other[place])]
+    assert different == []
+
+
+def assert_same_run(ours: Path, theirs: Path) -> None:
+    """Two runs gave the same results, and end in the same state, bit for bit."""
+    assert results(ours) == results(theirs)
+    ended, expected = checkpoint(ours), checkpoint(theirs)
+    assert_same_tensors(ended["model"], expected["model"])
+    assert_same_tensors(ended["train_step"], expected["train_step"])
+    assert (ended["step"], ended["history"], ended["best"]) == (
+        expected["step"],
+        expected["history"],
+        expected["best"],
+    )
+    assert_same_tensors(checkpoint(ours, "best.pt")["model"], checkpoint(theirs, "best.pt")["model"])
+
+
+def wait_for_step(run: Path, step: int, processes: Sequence[Started]) -> None:
+    """Wait until the record of a training step is in metrics.jsonl."""
+    file, wanted = run / "metrics.jsonl", f'{{"kind": "train", "step": {step},'
+    limit = time.monotonic() + TIMEOUT_S
+    while not (file.exists() and wanted in file.read_text()):
+        for process in processes:
+            assert process.status is None, f"ended before step {step}: {process.wait()}"
+        assert time.monotonic() < limit, f"step {step} was never reached"
+        time.sleep(0.002)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """The content of every file in a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

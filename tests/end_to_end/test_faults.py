@@ -1,0 +1,568 @@
+"""What goes wrong, by what a person sees of it: the message, the exit status, and that nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from end_to_end.conftest import Train, arguments
+from end_to_end.runs import (
+    COMMANDS,
+    TRAIN,
+    Ended,
+    Program,
+    assert_same_tensors,
+    checkpoint,
+    rank_environments,
+    records,
+    snapshot,
+    tensors,
+    wait_for_step,
+)
+
+# -- wrong requests: status 2, one message, no traceback, nothing trained ------------------------------------
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A request that cannot be carried out, and what its message says."""
+
+    name: str
+    overrides: tuple[str, ...]
+    said: tuple[str, ...]
+
+
+WRONG = [
+    Wrong(
+        "unknown key",
+        ("train.stpes=3",),
+        ("error: train.stpes (command line: train.stpes=3): unknown key. did you mean steps? Valid: ",),
+    ),
+    Wrong(
+        "several problems at once",
+        ("train.stpes=3", "optim.lr=-1", "model.name=unett", "data.fold=two"),
+        (
+            "train.stpes (command line: train.stpes=3)",
+            "optim.lr (command line: optim.lr=-1): should be greater than 0, and is -1",
+            "there is no 'unett'. did you mean unet?",
+            "data.fold (command line: data.fold=two): needs a whole number",
+        ),
+    ),
+    Wrong(
+        "no equals sign",
+        ("train.steps",),
+        ("'train.steps' on the command line: overrides are written key.path=value",),
+    ),
+    Wrong("no data set", ("data.root=null",), ("data.root is not set: add data.root=/path/to/dataset",)),
+    Wrong("no such data set", ("data.root=/nowhere/at/all",), ("data.root=/nowhere/at/all: does not exist",)),
+    Wrong("no such fold", ("data.fold=7",), ("data.fold", "7 does not exist, with folds: 5 it is 0 to 4")),
+    Wrong("more folds than cases", ("data.folds=9",), ("data.folds=9: there are only 5 cases",)),
+    Wrong(
+        "micro-batch", ("train.global_batch=3", "train.micro_batch=2"), ("choose micro_batch from [1, 3]",)
+    ),
+    Wrong(
+        "patch",
+        ("data.patch=[15, 16, 16]",),
+        ("data.patch", "needs multiples of 2", "not [15, 16, 16]: try [16, 16, 16]"),
+    ),
+    Wrong(
+        "swin patch",
+        ("model.name=swin_unetr",),
+        ("data.patch", "needs multiples of 32, at least 64 in one axis"),
+    ),
+    Wrong(
+        "warm-up",
+        ("schedule={name: cosine, warmup: 9}",),
+        ("schedule.warmup", "9 does not end before train.steps 4: lower it"),
+    ),
+    Wrong("no GPU", ("device=cuda",), ("device: is cuda, and torch sees no GPU: set device: cpu",)),
+    Wrong(
+        "cache without GPU",
+        ("cache.device=accelerator",),
+        ("cache.device: is `accelerator`", "set it to auto or host"),
+    ),
+    Wrong(
+        "cache too small",
+        ("cache.memory_fraction=1.0e-9",),
+        ("cache: does not fit", "raise cache.memory_fraction"),
+    ),
+    Wrong(
+        "init_from missing",
+        ("init_from=/nowhere/at/all",),
+        ("/nowhere/at/all: holds no checkpoints/best.pt",),
+    ),
+    Wrong("precision", ("train.precision=fp8",), ("train.precision", "cannot be 'fp8'. did you mean fp")),
+    Wrong(
+        "activation checkpoints",
+        ("train.checkpoint_activations=true",),
+        ("train.checkpoint_activations", "is for the Swin networks"),
+    ),
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.name)
+def test_wrong_request(train: Train, tmp_path: Path, wrong: Wrong) -> None:
+    ended = train(tmp_path / "run", *wrong.overrides)
+
+    refused(ended, *wrong.said)
+    assert not (tmp_path / "run/checkpoints").exists()
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
+def test_an_unknown_key_is_named_with_file_and_line(program: Program, tmp_path: Path, balls: Path) -> None:
+    base, config = tmp_path / "base.yaml", tmp_path / "run.yaml"
+    base.write_text(f"model: {{name: unet}}\n\ndata:\n  root: {balls}\n  spacng: [1, 1, 1]\n")
+    config.write_text("extends: base.yaml\ntrain:\n  steps: many\n")
+
+    ended = program.warm(TRAIN, "--config", config, f"output={tmp_path / 'runs'}").wait()
+
+    refused(ended, f"data.spacng ({base}, line 5): unknown key. did you mean spacing?")
+    assert f"train.steps ({config}, line 3): needs a whole number, and is 'many'" in ended.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_no_such_configuration_file(program: Program, config_file: Path) -> None:
+    ended = program.warm(TRAIN, "--config", config_file.parent / "tniy.yaml").wait()
+    refused(ended, "tniy.yaml: there is no such configuration file", "holds tiny.yaml")
+
+
+def test_init_from_another_network(train: Train, tmp_path: Path, trained: Path) -> None:
+    ended = train(tmp_path / "run", f"init_from={trained}", "model.channels=[6, 12]")
+    refused(
+        ended,
+        "% of the network's parameters fit",
+        "at least 50 % are needed",
+        "(model (6, 1, 3, 3, 3), file (4, 1, ",
+    )
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+# -- the launch ----------------------------------------------------------------------------------------------
+
+
+def test_a_batch_that_cannot_be_dealt_over_the_ranks(
+    program: Program, config_file: Path, tmp_path: Path
+) -> None:
+    """torchrun gives its own status and traceback; each rank's message stands before them."""
+    command = arguments(config_file, tmp_path / "run", "train.global_batch=3")
+    ended = program.torchrun(2, *command).wait().expect(1)
+
+    message = (
+        "error: train.global_batch: 3 samples cannot be dealt over 2 ranks with train.micro_batch 1: "
+        "start 1 or 3 ranks, or set train.global_batch to 2"
+    )
+    assert message in ended.err
+    assert "UserError" not in ended.err
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_a_wrong_request_ends_every_rank(program: Program, config_file: Path, tmp_path: Path) -> None:
+    """Rank 0 finds out alone that the run cannot be opened; the other does not wait for it for ever."""
+    ranks = program.ranks(2, *arguments(config_file, tmp_path / "run", "data.root=/nowhere/at/all"))
+    for number, rank in enumerate(ranks):
+        refused(rank.wait(60), ("rank 1: " if number else "") + "error: data.root=/nowhere/at/all")
+
+
+def test_half_an_environment(program: Program, config_file: Path, tmp_path: Path) -> None:
+    command = arguments(config_file, tmp_path / "run")
+    ended = program.warm(TRAIN, *command, env={"RANK": "0"}).wait()
+    refused(ended, "RANK are set as by torchrun, and WORLD_SIZE, LOCAL_RANK", "or unset them")
+
+    environ = {**rank_environments(1)[0], "WORLD_SIZE": "two"}
+    refused(
+        program.warm(TRAIN, *command, env=environ).wait(),
+        "not all of these are whole numbers",
+        "WORLD_SIZE=two",
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_starts_in_one_folder(program: Program, config_file: Path, train: Train, tmp_path: Path) -> None:
+    """Two processes that write the same checkpoints would lose both runs."""
+    run = tmp_path / "run"
+    long = ("train.steps=2000", "data.patch=[32, 32, 32]", "validate.every=2000", "checkpoint.every=2000")
+    first = program.warm(TRAIN, *arguments(config_file, run, *long))
+    wait_for_step(run, 1, [first])
+
+    refused(train(run, *long), f"{run}: another process is training in this folder")
+
+    assert first.status is None
+    first.send(signal.SIGKILL)
+    first.wait()
+    assert not records(run, "end")
+    numbers = [record["step"] for record in records(run, "train")]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_interrupting_twice_ends_at_once(program: Program, config_file: Path, tmp_path: Path) -> None:
+    """Ctrl-C twice, from a person who does not wait for the step."""
+    run = tmp_path / "run"
+    slow = ("data.patch=[96, 96, 96]", "model.channels=[16, 32]", "train.steps=50", "checkpoint.every=50")
+    process = program.warm(TRAIN, *arguments(config_file, run, *slow))
+    wait_for_step(run, 1, [process])
+    process.send(signal.SIGINT)
+    time.sleep(0.2)
+    process.send(signal.SIGINT)
+    ended = process.wait().expect(1)
+
+    assert "Traceback" not in ended.err
+    assert ended.err.rstrip().endswith("interrupted")
+    end = records(run)[-1]
+    assert (end["kind"], end["status"]) == ("end", "failed")
+    assert not (run / "checkpoints").exists() or not list((run / "checkpoints").glob(".partial*"))
+
+
+# -- broken data ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def broken(balls: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`balls` with one file cut short, as by a full disk, and a label with an impossible value."""
+    root = tmp_path_factory.mktemp("broken") / "Task91_broken"
+    shutil.copytree(balls, root)
+    image = root / "imagesTr/case_001.nii.gz"
+    image.write_bytes(image.read_bytes()[:-2000])
+    path = root / "labelsTr/case_003.nii.gz"
+    label = nibabel.load(path)
+    values = np.asarray(label.dataobj).copy()
+    values[0, 0, 0] = 9
+    nibabel.save(nibabel.Nifti1Image(values, label.affine), path)
+    return root
+
+
+def test_training_on_broken_data_is_refused(train: Train, tmp_path: Path, broken: Path) -> None:
+    ended = train(tmp_path / "run", f"data.root={broken}", f"data.prepared={tmp_path / 'prepared'}")
+
+    refused(
+        ended,
+        "error: 2 cases cannot be prepared: mend them, or set data.skip_broken=true to train without them",
+        f"case_001: {broken}/imagesTr/case_001.nii.gz, ",
+        f"case_003: {broken}/imagesTr/case_003.nii.gz, ",
+        f"{broken}/labelsTr/case_003.nii.gz: the label holds [9], and the data set's labels are 0 to 2",
+    )
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_broken_cases_are_left_out_on_request(train: Train, tmp_path: Path, broken: Path) -> None:
+    options = (f"data.root={broken}", f"data.prepared={tmp_path / 'prepared'}", "data.skip_broken=true")
+    ended = train(tmp_path / "run", *options, "data.folds=2", "log.samples=true").expect(0)
+
+    assert "warning: case_001 is left out: " in ended.err
+    assert "cache: 3 cases" in ended.err
+    used = {sample["case"] for record in records(tmp_path / "run", "train") for sample in record["samples"]}
+    assert used
+    assert not used & {"case_001", "case_003"}
+
+
+def test_prepare_sets_broken_cases_aside(
+    program: Program, config_file: Path, tmp_path: Path, broken: Path, balls: Path
+) -> None:
+    """The others are prepared; with the files mended, only these are left to do."""
+    prepared, root = tmp_path / "prepared", tmp_path / "data"
+    shutil.copytree(broken, root)
+    command = ("prepare", "--config", config_file, f"data.root={root}", f"data.prepared={prepared}")
+
+    ended = program.warm(COMMANDS, *command).wait().expect(1)
+    assert "3 prepared, 0 already there, 2 set aside" in ended.out
+    assert f"case_001: {root}/imagesTr/case_001.nii.gz" in ended.out
+    assert sorted(path.name for path in (prepared / "cases").iterdir()) == [
+        "case_000",
+        "case_002",
+        "case_004",
+    ]
+
+    for file in ("imagesTr/case_001.nii.gz", "labelsTr/case_003.nii.gz"):
+        shutil.copy(balls / file, root / file)
+    ended = program.warm(COMMANDS, *command).wait().expect(0)
+    assert "2 prepared, 3 already there, 0 set aside" in ended.out
+
+
+def test_check_lists_every_problem(program: Program, tmp_path: Path, broken: Path) -> None:
+    report = tmp_path / "report.json"
+    ended = program.warm(COMMANDS, "check", broken, "--workers", 1, "--json", report).wait().expect(1)
+
+    assert "Errors (2)" in ended.out
+    assert f"{broken}/imagesTr/case_001.nii.gz" in ended.out
+    assert (
+        "1 voxels have values that name no class (9; the classes are 0 background, 1 ball1, 2 ball2)"
+        in ended.out
+    )
+    assert "5 cases, 2 errors" in ended.out
+    written = json.loads(report.read_text())
+    assert {(problem["case"], problem["code"]) for problem in written["errors"]} == {
+        ("case_001", "truncated"),
+        ("case_003", "label-value"),
+    }
+    assert all(problem["remedy"] for problem in written["errors"] + written["warnings"])
+
+
+def test_a_preparation_that_is_killed_blocks_nothing(
+    program: Program, config_file: Path, train: Train, tmp_path: Path, make_dataset: Callable[..., Path]
+) -> None:
+    """Killed while worker processes prepare: they hold neither the folder nor half a case."""
+    root = make_dataset(tmp_path / "data", cases=8, shape=(80, 80, 80))
+    run = tmp_path / "run"
+    options = (
+        f"data.root={root}",
+        f"data.prepared={tmp_path / 'prepared'}",
+        "train.steps=2",
+        "validate.every=2",
+    )
+    process = program.warm(TRAIN, *arguments(config_file, run, *options, "data.workers=2"))
+    limit = time.monotonic() + 60
+    while not list(tmp_path.glob("prepared/cases/*/case.json")) and time.monotonic() < limit:
+        time.sleep(0.01)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.send(signal.SIGKILL)
+    process.wait()
+    for worker in workers:  # they outlive their parent, waiting for work
+        with suppress(psutil.NoSuchProcess):
+            worker.kill()
+
+    ended = train(run, *options).expect(0)
+
+    assert 1 <= int(re.search(r"preparing (\d) of 8 cases", ended.err)[1]) < 8
+    assert records(run)[-1]["status"] == "completed"
+
+
+# -- non-finite numbers --------------------------------------------------------------------------------------
+
+# Where a sample is shifted by up to 3e38, the loss of its step is not finite; the others train as ever.
+OVERFLOWS = ("augment={shift_intensity: {prob: 0.15, offset: 3.0e+38}}", "checkpoint={every: 1, keep: 100}")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "precision"),
+    [
+        ("adamw", "fp32"),
+        ("adam", "fp32"),
+        ("sgd", "fp32"),
+        ("novograd", "fp32"),
+        ("adamw", "fp16"),
+        ("novograd", "fp16"),
+    ],
+)
+def test_a_step_that_is_not_finite_is_skipped(
+    train: Train, tmp_path: Path, optimizer: str, precision: str
+) -> None:
+    run = tmp_path / "run"
+    options = (f"optim={{name: {optimizer}, lr: 0.01}}", f"train.precision={precision}", "train.steps=20")
+
+    train(run, *OVERFLOWS, *options).expect(0)
+
+    found = records(run, "train")
+    skipped = [record["step"] for record in found if record["loss"] is None]
+    assert 0 < len(skipped) < 10
+    assert skipped[0] > 1
+    assert [record["skipped"] for record in found] == [
+        sum(s <= record["step"] for s in skipped) for record in found
+    ]
+    assert all(record["grad_norm"] is None for record in found if record["step"] in skipped)
+    for step in range(2, 21):
+        before, after = checkpoint(run, f"step_{step - 1:08d}.pt"), checkpoint(run, f"step_{step:08d}.pt")
+        if step in skipped:
+            assert_same_tensors(after["model"], before["model"])
+            assert_same_tensors(
+                after["train_step"]["optimizer"]["state"], before["train_step"]["optimizer"]["state"]
+            )
+        else:
+            one, other = tensors(after["model"]), tensors(before["model"])
+            assert any(not (one[name] == other[name]).all() for name in one)
+    assert all(tensor.isfinite().all() for tensor in tensors(checkpoint(run)["model"]).values())
+    assert records(run)[-1]["status"] == "completed"
+
+
+def test_two_ranks_skip_what_one_of_them_cannot_use(
+    program: Program, config_file: Path, train: Train, tmp_path: Path
+) -> None:
+    """Only one rank's sample overflows, and both skip: as one process does that has both samples."""
+    alone, pair = tmp_path / "alone", tmp_path / "pair"
+    options = (*OVERFLOWS, "train.steps=20", "log.samples=true", "train.precision=fp16")
+    train(alone, *options).expect(0)
+    for rank in program.ranks(2, *arguments(config_file, pair, *options)):
+        rank.wait().expect(0)
+
+    ours, theirs = records(pair, "train"), records(alone, "train")
+    assert [record["skipped"] for record in ours] == [record["skipped"] for record in theirs]
+    assert [record["loss"] is None for record in ours] == [record["loss"] is None for record in theirs]
+    assert ours[-1]["skipped"] > 0
+    losses = [[record["loss"] for record in found if record["loss"] is not None] for found in (ours, theirs)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_training_that_diverges_ends(
+    program: Program, config_file: Path, tmp_path: Path, processes: int
+) -> None:
+    run = tmp_path / "run"
+    options = ("optim.lr=1.0e+30", "train={steps: 50, clip_grad: null, max_skipped: 3}", "log.samples=true")
+    environments = rank_environments(2) if processes == 2 else [{}]
+    started = [program.warm(TRAIN, *arguments(config_file, run, *options), env=env) for env in environments]
+    ended = [process.wait().expect(1) for process in started]
+
+    assert "Traceback" not in "".join(one.err for one in ended)
+    found = records(run)
+    last = [record for record in found if record["kind"] == "train"][-1]
+    assert last["step"] < 50
+    message = "3 steps in a row had a non-finite loss (train.max_skipped); the cases in them: "
+    named = ended[0].err.split(message)[1].split(":")[0].split(", ")
+    used = {
+        s["case"] for r in found if r["kind"] == "train" and r["loss"] is None for s in r.get("samples", [])
+    }
+    assert named
+    assert set(named) <= {f"case_{number:03d}" for number in range(5)}
+    assert used <= set(named)
+    assert "lower optim.lr" in ended[0].err
+    assert (found[-1]["kind"], found[-1]["status"]) == ("end", "failed")
+    assert message in found[-1]["reason"]
+
+
+def test_a_run_that_failed_can_be_mended(train: Train, tmp_path: Path) -> None:
+    """Its last checkpoint is from before; a higher train.max_skipped is another training and is refused."""
+    run = tmp_path / "run"
+    options = ("optim.lr=1.0e+30", "train={steps: 50, clip_grad: null, max_skipped: 3}")
+    train(run, *options, "checkpoint.every=1").expect(1)
+    before = snapshot(run)
+
+    refused(train(run, *options, "optim.lr=0.01", "checkpoint.every=1"), "optim.lr: 1e+30 -> 0.01")
+
+    assert snapshot(run) == before
+
+
+# -- prediction and evaluation -------------------------------------------------------------------------------
+
+
+def test_predict_without_a_run(program: Program, tmp_path: Path, balls: Path) -> None:
+    ended = program.warm(
+        COMMANDS,
+        "predict",
+        tmp_path / "no_run",
+        "--input",
+        balls / "imagesTr",
+        "--output",
+        tmp_path / "masks",
+    ).wait()
+    refused(
+        ended,
+        f"{tmp_path / 'no_run'}: holds no checkpoints/best.pt",
+        "give the folder of a run that has trained",
+    )
+    assert not (tmp_path / "masks").exists()
+
+
+def test_predict_without_images(program: Program, tmp_path: Path, trained: Path, balls: Path) -> None:
+    command = ("predict", trained, "--output", tmp_path / "masks")
+    refused(program.warm(COMMANDS, *command, "--input", balls).wait(), f"did you mean {balls}/imagesTr?")
+    refused(
+        program.warm(COMMANDS, *command, "--input", tmp_path / "nothing").wait(), "no such file or folder"
+    )
+    assert not (tmp_path / "masks").exists()
+
+
+def test_predict_never_replaces_its_inputs(
+    program: Program, tmp_path: Path, trained: Path, balls: Path
+) -> None:
+    shutil.copytree(balls / "imagesTr", tmp_path / "scans")
+    before = snapshot(tmp_path / "scans")
+
+    command = ("predict", trained, "--input", tmp_path / "scans", "--output", tmp_path / "scans")
+    refused(program.warm(COMMANDS, *command).wait(), "the masks would replace the input images")
+
+    assert snapshot(tmp_path / "scans") == before
+
+
+def test_predict_goes_on_after_a_broken_input(
+    program: Program, tmp_path: Path, trained: Path, broken: Path
+) -> None:
+    masks = tmp_path / "masks"
+    command = ("predict", trained, "--input", broken / "imagesTr", "--output", masks)
+    ended = program.warm(COMMANDS, *command).wait().expect(1)
+
+    assert f"error: {broken}/imagesTr/case_001.nii.gz: cannot be read" in ended.err
+    assert "Traceback" not in ended.err
+    written = sorted(path.name for path in masks.iterdir())
+    assert written == [f"case_{number:03d}.nii.gz" for number in (0, 2, 3, 4)]
+    assert "4 masks" in ended.err
+
+
+def test_predict_with_a_wrong_number_of_channels(
+    program: Program, tmp_path: Path, trained: Path, make_dataset: Callable[..., Path]
+) -> None:
+    root = make_dataset(tmp_path / "two", cases=1, channels=2)
+    command = ("predict", trained, "--input", root / "imagesTr", "--output", tmp_path / "masks")
+    ended = program.warm(COMMANDS, *command).wait().expect(1)
+    assert "has 2 channels, and the network reads ['MR0']" in ended.err
+
+
+def test_wrong_options_of_predict_are_listed_together(
+    program: Program, tmp_path: Path, trained: Path
+) -> None:
+    command = ("predict", trained, "--input", tmp_path, "--output", tmp_path / "masks")
+    ended = program.warm(COMMANDS, *command, "--overlap", 1, "--memory", 0).wait()
+    refused(ended, "--overlap 1.0: goes from 0 to below 1", "--memory 0.0: is a number of gigabytes above 0")
+
+
+def test_evaluate_with_other_labels(
+    program: Program, tmp_path: Path, trained: Path, make_dataset: Callable[..., Path]
+) -> None:
+    root = make_dataset(tmp_path / "other", cases=1, classes=4)
+    ended = program.warm(COMMANDS, "evaluate", trained, "--dataset", root).wait()
+    refused(
+        ended, f"{root}: has the labels ['background', 'ball1', 'ball2', 'ball3']", "the run was trained on"
+    )
+    refused(program.warm(COMMANDS, "evaluate", tmp_path).wait(), f"{tmp_path}: is no run folder")
+
+
+def test_an_ensemble_of_other_labels(
+    program: Program, tmp_path: Path, train: Train, trained: Path, make_dataset: Callable[..., Path]
+) -> None:
+    root = make_dataset(tmp_path / "other", cases=3, classes=2)
+    train(
+        tmp_path / "run", f"data.root={root}", f"data.prepared={tmp_path / 'prepared'}", "data.folds=3"
+    ).expect(0)
+    command = (
+        "predict",
+        trained,
+        tmp_path / "run",
+        "--input",
+        root / "imagesTr",
+        "--output",
+        tmp_path / "masks",
+    )
+    refused(program.warm(COMMANDS, *command).wait(), "an ensemble needs the same channels and labels")
+
+
+def test_a_checkpoint_from_elsewhere(program: Program, tmp_path: Path) -> None:
+    torch.save({"state_dict": {}}, tmp_path / "other.pt")
+    (tmp_path / "torn.pt").write_bytes((tmp_path / "other.pt").read_bytes()[:-10])
+    command = ("--input", tmp_path, "--output", tmp_path / "masks")
+    refused(
+        program.warm(COMMANDS, "predict", tmp_path / "other.pt", *command).wait(),
+        "is no checkpoint of a fusionseg",
+    )
+    refused(
+        program.warm(COMMANDS, "predict", tmp_path / "torn.pt", *command).wait(),
+        "torn.pt: damaged checkpoint",
+    )
+
+
+def refused(ended: Ended, *said: str) -> None:
+    """Status 2, and a message that says these things, without a traceback."""
+    ended.expect(2)
+    assert "Traceback" not in ended.err
+    assert "error: " in ended.err
+    for part in said:
+        assert part in ended.err

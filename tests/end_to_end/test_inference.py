@@ -1,0 +1,371 @@
+"""Masks in the geometry of whatever comes in, and scores that can be recomputed from them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import matplotlib.image
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.metrics import compute_dice, compute_hausdorff_distance
+from monai.networks.utils import one_hot
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from numpy.typing import NDArray
+
+from end_to_end.conftest import Train
+from end_to_end.runs import COMMANDS, Ended, Program, snapshot
+
+Image = nibabel.Nifti1Image
+Predict = Callable[..., Path]
+
+SMALLER_THAN_PATCH = "smaller_than_patch"
+pytestmark = pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")  # MONAI's own
+
+ORIENTATIONS = ("RAS", "LPS", "PIR", "SAL")
+
+
+@pytest.fixture(scope="module")
+def predict(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Predict:
+    """`predict(runs, inputs, *options)` -> the folder of the masks."""
+
+    def start(runs: Sequence[Path], inputs: Path, *options: object) -> Path:
+        masks = tmp_path_factory.mktemp("predictions") / "masks"
+        program.warm(
+            COMMANDS, "predict", *runs, "--input", inputs, "--output", masks, *options
+        ).wait().expect(0)
+        return masks
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def scans(balls: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images that differ in all that a header can say.
+
+    The same volume in four orientations (turned by nibabel, an oblique affine kept), one with large thin
+    voxels, one smaller than the patch, one of scaled integers, one of uncompressed doubles, one with codes.
+    """
+    folder = tmp_path_factory.mktemp("scans")
+    volume = nibabel.load(balls / "imagesTr/case_000.nii.gz")
+    values = np.asarray(volume.dataobj)
+    oblique = volume.affine @ _turned(10)
+    for axes in ORIENTATIONS:
+        _save(_reorient(Image(values, oblique), axes), folder / f"turned_{axes}.nii.gz")
+    _save(Image(values[::2, :, :].copy(), np.diag([3.5, 0.7, 1.2, 1])), folder / "thin.nii.gz")
+    _save(Image(values[6:18, 5:17, 4:13].copy(), volume.affine), folder / f"{SMALLER_THAN_PATCH}.nii.gz")
+    _save(Image(values.astype(np.float64), volume.affine), folder / "doubles.nii")
+    scaled = Image(values + 0.5, volume.affine)  # halves, stored as integers with a slope and an intercept
+    scaled.set_data_dtype(np.int16)
+    _save(scaled, folder / "scaled.nii.gz")
+    assert nibabel.load(folder / "scaled.nii.gz").dataobj.slope != 1
+    codes = Image(values, volume.affine)
+    codes.set_sform(volume.affine, code=4)
+    codes.set_qform(volume.affine, code=2)
+    codes.header.set_xyzt_units("mm", "sec")
+    _save(codes, folder / "codes.nii.gz")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def masks(predict: Predict, trained: Path, scans: Path) -> Path:
+    """The masks of `scans` by `trained`."""
+    return predict([trained], scans)
+
+
+@pytest.fixture(scope="module")
+def masks_resampled(predict: Predict, trained_resampled: Path, scans: Path) -> Path:
+    """The masks of `scans` by a run that resamples and crops its volumes."""
+    return predict([trained_resampled], scans)
+
+
+# -- the geometry of the masks -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("made", ["masks", "masks_resampled"])
+def test_masks_lie_where_their_images_lie(scans: Path, made: str, request: pytest.FixtureRequest) -> None:
+    found = request.getfixturevalue(made)
+    inputs = sorted(scans.iterdir())
+    assert sorted(path.name for path in found.iterdir()) == sorted(f"{_case(path)}.nii.gz" for path in inputs)
+    for path in inputs:
+        image, mask = nibabel.load(path), nibabel.load(found / f"{_case(path)}.nii.gz")
+        assert mask.shape == image.shape, path
+        assert (mask.affine == image.affine).all(), path
+        assert mask.get_data_dtype() == np.uint8
+        assert nibabel.aff2axcodes(mask.affine) == nibabel.aff2axcodes(image.affine)
+        for field in ("sform_code", "qform_code", "pixdim", "xyzt_units"):
+            assert (mask.header[field] == image.header[field]).all(), (path, field)
+        assert (mask.get_sform() == image.get_sform()).all()
+        assert mask.header.get_slope_inter() in ((1, 0), (None, None))
+        assert set(np.unique(np.asarray(mask.dataobj))) <= {0, 1, 2}
+
+
+def test_masks_fit_the_labels(masks: Path, masks_resampled: Path, balls: Path) -> None:
+    label = np.asarray(nibabel.load(balls / "labelsTr/case_000.nii.gz").dataobj)
+    for name in ("codes", "doubles", "scaled"):
+        for folder, least in ((masks, 0.9), (masks_resampled, 0.8)):
+            mask = _values(folder / f"{name}.nii.gz")
+            assert min(_dice(mask, label, value) for value in (1, 2)) > least, (name, folder)
+
+
+def test_scaling_and_type_of_the_file_do_not_matter(masks: Path) -> None:
+    """z-score takes the scaling out, and doubles and compression are the same numbers."""
+    assert (_values(masks / "doubles.nii.gz") == _values(masks / "codes.nii.gz")).all()
+    assert (_values(masks / "scaled.nii.gz") != _values(masks / "codes.nii.gz")).mean() < 1e-3
+
+
+@pytest.mark.parametrize("made", ["masks", "masks_resampled"])
+def test_the_orientation_of_the_file_does_not_matter(
+    made: str, balls: Path, request: pytest.FixtureRequest
+) -> None:
+    """One volume stored in four orientations has the same mask at the same places of the world."""
+    found = request.getfixturevalue(made)
+    label = np.asarray(nibabel.load(balls / "labelsTr/case_000.nii.gz").dataobj)
+    reference = _reorient(nibabel.load(found / "turned_RAS.nii.gz"), "RAS")
+    for axes in ORIENTATIONS:
+        stored = nibabel.load(found / f"turned_{axes}.nii.gz")
+        assert "".join(nibabel.aff2axcodes(stored.affine)) == axes
+        mask = _reorient(stored, "RAS")
+        assert mask.affine == pytest.approx(reference.affine, abs=1e-4)
+        ours, theirs = np.asarray(mask.dataobj), np.asarray(reference.dataobj)
+        assert (ours == theirs).mean() > 0.999, axes
+        assert min(_dice(ours, label, value) for value in (1, 2)) > 0.8, axes
+
+
+def test_a_single_file_and_existing_masks(
+    program: Program, trained: Path, scans: Path, tmp_path: Path, masks: Path
+) -> None:
+    output = tmp_path / "out"
+    command = ("predict", trained, "--output", output)
+    program.warm(COMMANDS, *command, "--input", scans / "thin.nii.gz").wait().expect(0)
+    assert [path.name for path in output.iterdir()] == ["thin.nii.gz"]
+    assert (_values(output / "thin.nii.gz") == _values(masks / "thin.nii.gz")).all()
+
+    marked = Image(np.full((2, 2, 2), 7, np.uint8), np.eye(4))
+    nibabel.save(marked, output / "thin.nii.gz")
+    before = snapshot(output)
+    program.warm(COMMANDS, *command, "--input", scans, "--skip-existing").wait().expect(0)
+    after = snapshot(output)
+    assert after["thin.nii.gz"] == before["thin.nii.gz"]
+    assert len(after) == len(list(scans.iterdir()))
+
+    program.warm(COMMANDS, *command, "--input", scans / "thin.nii.gz").wait().expect(0)
+    assert (_values(output / "thin.nii.gz") == _values(masks / "thin.nii.gz")).all()
+
+
+# -- how it is predicted -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("run", "whole"),
+    [("trained", "masks"), ("trained_resampled", "masks_resampled")],
+    ids=["plain", "resampled"],
+)
+def test_slabs_give_the_mask_of_the_whole(
+    predict: Predict, scans: Path, request: pytest.FixtureRequest, run: str, whole: str
+) -> None:
+    """With room for a part of the logits, and with next to none: a slab for every slice.
+
+    The windows are the same, in other batches: voxels may differ where two classes are as good as equal.
+    """
+    for memory_gb in ("1.0e-4", "1.0e-7"):
+        for name in ("codes.nii.gz", "turned_PIR.nii.gz", f"{SMALLER_THAN_PATCH}.nii.gz"):
+            slabs = predict([request.getfixturevalue(run)], scans / name, "--memory", memory_gb)
+            expected = _values(request.getfixturevalue(whole) / name)
+            assert (_values(slabs / name) == expected).mean() > 0.9999, (name, memory_gb)
+
+
+def test_an_ensemble_is_between_its_members(
+    predict: Predict,
+    trained: Path,
+    trained_resampled: Path,
+    scans: Path,
+    masks: Path,
+    masks_resampled: Path,
+    balls: Path,
+) -> None:
+    both, swapped = (
+        predict(runs, scans) for runs in ([trained, trained_resampled], [trained_resampled, trained])
+    )
+    differs = 0
+    for path in sorted(both.iterdir()):
+        ours, one, other = (_values(folder / path.name) for folder in (both, masks, masks_resampled))
+        agreed = one == other
+        assert (ours[agreed] == one[agreed]).all()
+        assert (_values(swapped / path.name) == ours).mean() > 0.999
+        differs += int((~agreed).sum())
+    assert differs > 0
+    label = np.asarray(nibabel.load(balls / "labelsTr/case_000.nii.gz").dataobj)
+    assert min(_dice(_values(both / "codes.nii.gz"), label, value) for value in (1, 2)) > 0.85
+
+
+def test_an_ensemble_of_one_run_twice_is_that_run(
+    predict: Predict, trained: Path, scans: Path, masks: Path
+) -> None:
+    twice = predict([trained, trained / "checkpoints/best.pt"], scans / "codes.nii.gz")
+    assert (_values(twice / "codes.nii.gz") == _values(masks / "codes.nii.gz")).all()
+
+
+def test_averaging_over_flips(
+    program: Program, predict: Predict, trained: Path, scans: Path, masks: Path, balls: Path, tmp_path: Path
+) -> None:
+    averaged = predict([trained], scans / "codes.nii.gz", "--tta")
+    ours, plain = _values(averaged / "codes.nii.gz"), _values(masks / "codes.nii.gz")
+    label = np.asarray(nibabel.load(balls / "labelsTr/case_000.nii.gz").dataobj)
+    assert min(_dice(ours, label, value) for value in (1, 2)) > 0.9
+    assert 0 < (ours != plain).mean() < 0.02
+    # Over all flips, a flipped volume has the flipped mask.
+    image = nibabel.load(scans / "codes.nii.gz")
+    flipped = Image(np.asarray(image.dataobj)[::-1, :, ::-1].copy(), image.affine)
+    nibabel.save(flipped, tmp_path / "flipped.nii.gz")
+    mirrored = _values(predict([trained], tmp_path / "flipped.nii.gz", "--tta") / "flipped.nii.gz")[
+        ::-1, :, ::-1
+    ]
+    assert (mirrored == ours).mean() > 0.999
+
+
+def test_other_checkpoint_and_overlap(predict: Predict, trained: Path, scans: Path, masks: Path) -> None:
+    sparse = predict(
+        [trained], scans / "codes.nii.gz", "--overlap", 0, "--checkpoint", "last", "--device", "cpu"
+    )
+    agreement = (_values(sparse / "codes.nii.gz") == _values(masks / "codes.nii.gz")).mean()
+    assert agreement > 0.97
+
+
+# -- evaluation ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run", ["trained", "trained_resampled"])
+def test_scores_are_those_of_the_masks(
+    program: Program, predict: Predict, balls: Path, run: str, request: pytest.FixtureRequest
+) -> None:
+    folder: Path = request.getfixturevalue(run)
+    ended = program.warm(COMMANDS, "evaluate", folder).wait().expect(0)
+
+    rows = _read_csv(folder / "evaluation/cases.csv")
+    summary = json.loads((folder / "evaluation/summary.json").read_text())
+    name = rows[0]["case"]
+    assert [(row["case"], row["label"]) for row in rows] == [(name, "ball1"), (name, "ball2")]
+    mask = _values(predict([folder], balls / f"imagesTr/{name}.nii.gz") / f"{name}.nii.gz")
+    _assert_scores(rows, mask, nibabel.load(balls / f"labelsTr/{name}.nii.gz"))
+    assert summary["cases"] == 1
+    assert summary["dice"] == pytest.approx(fmean(float(row["dice"]) for row in rows))
+    assert summary["checkpoint"] == str(folder / "checkpoints/best.pt")
+    assert f"| ball1 | 1     | {float(rows[0]['dice']):.4f} ± 0.0000 |" in ended.out
+    picture = matplotlib.image.imread(folder / "evaluation/best_and_worst.png")
+    assert min(picture.shape[:2]) > 200
+    assert picture.std() > 0.05
+
+
+def test_evaluation_in_the_run_is_the_validation(program: Program, trained: Path) -> None:
+    """No resampling lies between: the files' voxels are the validation's."""
+    best = max(
+        (
+            json.loads(line)
+            for line in (trained / "metrics.jsonl").read_text().splitlines()
+            if '"kind": "val"' in line
+        ),
+        key=lambda record: record["dice"],
+    )
+    program.warm(COMMANDS, "evaluate", trained).wait().expect(0)
+    summary = json.loads((trained / "evaluation/summary.json").read_text())
+    assert summary["dice"] == pytest.approx(best["dice"], abs=2e-3)
+    assert summary["step"] == best["step"]
+
+
+def test_evaluation_of_another_data_set(
+    program: Program, predict: Predict, trained: Path, make_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = make_dataset(tmp_path / "Task92_others", cases=3, classes=3, seed=7)
+    program.warm(COMMANDS, "evaluate", trained, "--dataset", root).wait().expect(0)
+
+    folder = trained / "evaluation_Task92_others"
+    rows = _read_csv(folder / "cases.csv")
+    assert len(rows) == 6
+    made = predict([trained], root / "imagesTr")
+    for name in ("case_000", "case_001", "case_002"):
+        own = [row for row in rows if row["case"] == name]
+        _assert_scores(own, _values(made / f"{name}.nii.gz"), nibabel.load(root / f"labelsTr/{name}.nii.gz"))
+    summary = json.loads((folder / "summary.json").read_text())
+    for label in ("ball1", "ball2"):
+        dice = [float(row["dice"]) for row in rows if row["label"] == label]
+        assert summary["classes"][label]["dice"]["mean"] == pytest.approx(fmean(dice))
+        assert summary["classes"][label]["dice"]["std"] == pytest.approx(stdev(dice))
+    assert summary["cases"] == 3
+    assert (folder / "best_and_worst.png").stat().st_size > 10_000
+
+
+def test_evaluation_where_the_data_lie_now(
+    program: Program, train: Train, balls: Path, tmp_path: Path
+) -> None:
+    """The data set has moved since the training."""
+    before, after = tmp_path / "before" / balls.name, tmp_path / "after"
+    shutil.copytree(balls, before)
+    run = tmp_path / "run"
+    train(run, f"data.root={before}", f"data.prepared={tmp_path / 'prepared'}").expect(0)
+    before.rename(after)
+
+    ended: Ended = program.warm(COMMANDS, "evaluate", run).wait().expect(2)
+    assert f"data.root={before}: does not exist" in ended.err
+    program.warm(COMMANDS, "evaluate", run, f"data.root={after}").wait().expect(0)
+    assert (run / "evaluation/cases.csv").exists()
+
+
+# -- helpers -------------------------------------------------------------------------------------------------
+
+
+def _assert_scores(rows: list[dict[str, str]], mask: NDArray[Any], label: Image) -> None:
+    truth = np.asarray(label.dataobj)
+    spacing = np.linalg.norm(label.affine[:3, :3], axis=0).tolist()
+    ours, theirs = (
+        one_hot(torch.from_numpy(array.astype(np.int64))[None, None], 3) for array in (mask, truth)
+    )
+    dice = compute_dice(ours, theirs, include_background=False)[0].tolist()
+    distance = compute_hausdorff_distance(ours, theirs, percentile=95, spacing=spacing)[0].tolist()
+    assert [float(row["dice"]) for row in rows] == pytest.approx(dice)
+    assert [float(row["hd95_mm"]) for row in rows] == pytest.approx(distance)
+    assert [int(row["voxels_predicted"]) for row in rows] == [int((mask == value).sum()) for value in (1, 2)]
+    assert [int(row["voxels_true"]) for row in rows] == [int((truth == value).sum()) for value in (1, 2)]
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def _turned(degrees: float) -> NDArray[np.float64]:
+    angle = np.deg2rad(degrees)
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    return turn
+
+
+def _reorient(image: Image, axes: str) -> Image:
+    """The same volume stored along other axes: the voxels stay where they are in the world."""
+    transform = ornt_transform(io_orientation(image.affine), axcodes2ornt(axes))
+    values = apply_orientation(np.asarray(image.dataobj), transform)
+    return Image(np.ascontiguousarray(values), image.affine @ inv_ornt_aff(transform, image.shape))
+
+
+def _save(image: Image, path: Path) -> None:
+    nibabel.save(image, path)
+
+
+def _case(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def _values(path: Path) -> NDArray[np.uint8]:
+    return np.asarray(nibabel.load(path).dataobj)
+
+
+def _dice(mask: NDArray[Any], label: NDArray[Any], value: int) -> float:
+    both = ((mask == value) & (label == value)).sum()
+    return float(2 * both / ((mask == value).sum() + (label == value).sum()))

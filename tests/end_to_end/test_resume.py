@@ -1,0 +1,277 @@
+"""A run that is killed loses nothing: started again, it ends as if it had never been interrupted."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from end_to_end.conftest import Train, arguments
+from end_to_end.runs import (
+    TRAIN,
+    Program,
+    assert_same_run,
+    checkpoint,
+    records,
+    results,
+    snapshot,
+    wait_for_step,
+)
+
+# Accumulation, dropout and every random augmentation: whatever draws numbers has to go on where it was.
+STEPS = 24
+RUN = (
+    f"train.steps={STEPS}",
+    "train.global_batch=4",
+    "train.micro_batch=1",
+    "validate.every=8",
+    "checkpoint.every=4",
+    "log.samples=true",
+    "data.patch=[32, 32, 32]",
+    "model.dropout=0.1",
+    "schedule={name: cosine, warmup: 3}",
+    "augment={flip: 0.5, noise: {prob: 0.5}, rotate: {prob: 0.5}, elastic: {prob: 0.5}, shift_intensity: {}}",
+)
+KILL_AT = 9  # the last checkpoint is of step 8
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of RUN by one process."""
+    run = tmp_path_factory.mktemp("uninterrupted") / "one"
+    train(run, *RUN).expect(0)
+    return run
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_pair(program: Program, config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of RUN by two processes."""
+    run = tmp_path_factory.mktemp("uninterrupted") / "two"
+    for rank in program.ranks(2, *arguments(config_file, run, *RUN)):
+        rank.wait().expect(0)
+    return run
+
+
+def test_a_killed_run_continues_exactly(
+    program: Program, config_file: Path, train: Train, tmp_path: Path, uninterrupted: Path
+) -> None:
+    run = tmp_path / "run"
+    process = program.warm(TRAIN, *arguments(config_file, run, *RUN))
+    wait_for_step(run, KILL_AT, [process])
+    process.send(signal.SIGKILL)
+    assert process.wait().status != 0
+    assert KILL_AT <= records(run)[-1]["step"] < STEPS
+    assert not records(run, "end")
+
+    train(run, *RUN).expect(0)
+
+    assert_same_run(run, uninterrupted)
+
+
+def test_a_kill_within_an_accumulation_loses_the_step_only(
+    program: Program, config_file: Path, train: Train, tmp_path: Path
+) -> None:
+    """A step of four micro-batches takes so long that the kill falls between two of them."""
+    slow = (
+        "data.patch=[48, 48, 48]",
+        "model.channels=[12, 24]",
+        "train={steps: 5, global_batch: 4, micro_batch: 1}",
+        "checkpoint.every=2",
+        "validate.every=5",
+    )
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train(whole, *slow).expect(0)
+    step_s = min(record["step_s"] for record in records(whole, "train"))
+
+    process = program.warm(TRAIN, *arguments(config_file, killed, *slow))
+    wait_for_step(killed, 3, [process])
+    time.sleep(0.4 * step_s)
+    process.send(signal.SIGKILL)
+    process.wait()
+    # No checkpoint and no validation follow step 3: the process was within step 4.
+    assert records(killed)[-1]["step"] == 3
+
+    train(killed, *slow).expect(0)
+
+    assert_same_run(killed, whole)
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT], ids=lambda number: number.name
+)
+def test_a_signal_saves_and_ends_the_run(
+    program: Program,
+    config_file: Path,
+    train: Train,
+    tmp_path: Path,
+    uninterrupted: Path,
+    number: signal.Signals,
+) -> None:
+    run = tmp_path / "run"
+    process = program.warm(TRAIN, *arguments(config_file, run, *RUN))
+    wait_for_step(run, KILL_AT, [process])
+    process.send(number)
+    ended = process.wait().expect(1)
+
+    assert "Traceback" not in ended.err
+    assert f"interrupted ({number.name})" in ended.err
+    last = records(run)[-1]
+    assert (last["kind"], last["status"], last["reason"]) == ("end", "interrupted", number.name)
+    assert KILL_AT <= last["step"] < STEPS
+    assert checkpoint(run)["step"] == last["step"]
+    assert (run / f"checkpoints/step_{last['step']:08d}.pt").exists()
+
+    resumed = train(run, *RUN).expect(0)
+
+    assert f"(step {last['step']} of {STEPS})" in resumed.err  # no step is done twice
+    assert_same_run(run, uninterrupted)
+
+
+def test_two_processes_are_killed_and_continue_exactly(
+    program: Program, config_file: Path, tmp_path: Path, uninterrupted_pair: Path
+) -> None:
+    """Under torchrun: SIGTERM as a scheduler sends it, then a worker killed as for want of memory."""
+    run = tmp_path / "run"
+    command = arguments(config_file, run, *RUN)
+
+    torchrun = program.torchrun(2, *command)
+    wait_for_step(run, KILL_AT, [torchrun])
+    torchrun.send(signal.SIGTERM)
+    assert torchrun.wait().status != 0
+    last = records(run)[-1]
+    assert (last["kind"], last["status"], last["reason"]) == ("end", "interrupted", "SIGTERM")
+    assert checkpoint(run)["step"] == last["step"] < STEPS - 5
+
+    torchrun = program.torchrun(2, *command)
+    wait_for_step(run, last["step"] + 3, [torchrun])
+    worker = next(p for p in psutil.Process(torchrun.pid).children() if p.environ().get("RANK") == "1")
+    worker.kill()
+    torchrun.wait().expect(1)
+    assert records(run)[-1]["step"] < STEPS
+
+    program.torchrun(2, *command).wait().expect(0)
+
+    assert_same_run(run, uninterrupted_pair)
+
+
+def test_a_signal_to_one_rank_stops_all_together(
+    program: Program, config_file: Path, tmp_path: Path, uninterrupted_pair: Path
+) -> None:
+    run = tmp_path / "run"
+    command = arguments(config_file, run, *RUN)
+    ranks = program.ranks(2, *command)
+    wait_for_step(run, KILL_AT, ranks)
+    ranks[1].send(signal.SIGTERM)
+    for rank in ranks:
+        ended = rank.wait().expect(1)
+        assert "Traceback" not in ended.err
+    last = records(run)[-1]
+    assert (last["kind"], last["status"], last["reason"]) == ("end", "interrupted", "SIGTERM")
+    assert checkpoint(run)["step"] == last["step"] < STEPS
+
+    for rank in program.ranks(2, *command):
+        rank.wait().expect(0)
+
+    assert_same_run(run, uninterrupted_pair)
+
+
+def test_a_damaged_checkpoint_is_passed_over(train: Train, tmp_path: Path, uninterrupted: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted, run)
+    newest = run / f"checkpoints/step_{STEPS:08d}.pt"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    (run / "checkpoints/.partial-1-step_00000099.pt").write_bytes(b"left over from a kill while writing")
+
+    ended = train(run, *RUN).expect(0)
+
+    assert f"warning: {newest}: damaged checkpoint" in ended.err
+    assert f"step_{STEPS - 4:08d}.pt (step {STEPS - 4} of {STEPS})" in ended.err
+    assert_same_run(run, uninterrupted)
+
+
+def test_without_an_intact_checkpoint_the_run_is_refused(
+    train: Train, tmp_path: Path, uninterrupted: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted, run)
+    for path in (run / "checkpoints").glob("step_*.pt"):
+        path.write_bytes(path.read_bytes()[:-100])
+    before = (run / "metrics.jsonl").read_bytes()
+
+    ended = train(run, *RUN).expect(2)
+
+    assert "none of the checkpoints is intact" in ended.err
+    assert "Traceback" not in ended.err
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_finished_run_does_nothing(train: Train, tmp_path: Path, uninterrupted: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted, run)
+    before = snapshot(run)
+
+    ended = train(run, *RUN).expect(0)
+
+    assert f"already ended (completed at step {STEPS})" in ended.err
+    after = snapshot(run)
+    assert after.pop("log.txt").startswith(before.pop("log.txt"))
+    for changing in ("config.yaml", "environment.json"):  # the name and the output; this start's machine
+        assert after.pop(changing)
+        before.pop(changing)
+    assert "metrics.jsonl" in after
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("optim.lr=0.002", "seed=1"), ("optim.lr: 0.01 -> 0.002", "seed: 0 -> 1", "choose another name")),
+        (("resume=never",), ("holds checkpoints, and resume is never",)),
+    ],
+    ids=["changed configuration", "resume never"],
+)
+def test_a_folder_with_checkpoints_is_kept(
+    train: Train, tmp_path: Path, uninterrupted: Path, overrides: tuple[str, ...], message: tuple[str, ...]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted, run)
+    before = snapshot(run)
+
+    ended = train(run, *RUN, *overrides).expect(2)
+
+    for part in message:
+        assert part in ended.err
+    assert "Traceback" not in ended.err
+    assert snapshot(run) == before
+
+
+def test_what_is_no_mathematics_may_change(train: Train, tmp_path: Path, uninterrupted: Path) -> None:
+    """Other places, intervals of checkpoints and threads: the run goes on, with the same results."""
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted, run)
+    (run / f"checkpoints/step_{STEPS:08d}.pt").unlink()
+
+    train(run, *RUN, "checkpoint.every=3", "cache.memory_fraction=0.4", "log.tensorboard=true").expect(0)
+
+    assert results(run) == results(uninterrupted)
+
+
+def test_changed_data_are_refused(train: Train, tmp_path: Path, balls: Path, uninterrupted: Path) -> None:
+    """A label that was corrected after the training had begun."""
+    run, changed = tmp_path / "run", tmp_path / balls.name
+    shutil.copytree(uninterrupted, run)
+    (run / f"checkpoints/step_{STEPS:08d}.pt").unlink()
+    shutil.copytree(balls, changed)
+    shutil.copy(changed / "labelsTr/case_000.nii.gz", changed / "labelsTr/case_003.nii.gz")
+    shutil.copy(changed / "imagesTr/case_000.nii.gz", changed / "imagesTr/case_003.nii.gz")
+    before = (run / "metrics.jsonl").read_bytes()
+
+    ended = train(run, *RUN, f"data.root={changed}", f"data.prepared={tmp_path / 'prepared'}").expect(2)
+
+    assert "its checkpoints come from other data" in ended.err
+    assert "Traceback" not in ended.err
+    assert (run / "metrics.jsonl").read_bytes() == before

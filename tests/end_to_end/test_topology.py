@@ -1,0 +1,108 @@
+"""The same configuration is the same training, however many processes share its global batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from end_to_end.conftest import Train, arguments
+from end_to_end.runs import Program, records
+
+RUN = (
+    "train.steps=20",
+    "train.precision=fp32",
+    "train.micro_batch=1",
+    "log.samples=true",
+    "validate.every=10",
+    "data.samples_per_volume=1",
+    "augment={flip: 0.5, noise: {prob: 0.5}, rotate: {prob: 0.5}, shift_intensity: {prob: 0.5}}",
+)
+SMALL, LARGE = (*RUN, "train.global_batch=2"), (*RUN, "train.global_batch=4")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("topologies")
+
+
+@pytest.fixture(scope="module")
+def alone_small(train: Train, folder: Path) -> Path:
+    """Global batch 2: one process, accumulation 2."""
+    assert "1 rank x accumulation 2" in train(folder / "alone_small", *SMALL).expect(0).err
+    return folder / "alone_small"
+
+
+@pytest.fixture(scope="module")
+def alone_large(train: Train, folder: Path) -> Path:
+    """Global batch 4: one process, accumulation 4."""
+    assert "1 rank x accumulation 4" in train(folder / "alone_large", *LARGE).expect(0).err
+    return folder / "alone_large"
+
+
+def test_two_processes_under_torchrun(
+    program: Program, config_file: Path, folder: Path, alone_small: Path
+) -> None:
+    """Global batch 2: accumulation 2 on one process, and 1 on each of two."""
+    ended = program.torchrun(2, *arguments(config_file, folder / "pair", *SMALL)).wait().expect(0)
+
+    assert "global 2 = micro-batch 1 x 2 ranks x accumulation 1" in ended.err
+    assert_same_training(folder / "pair", alone_small)
+
+
+def test_two_processes_that_accumulate(
+    program: Program, config_file: Path, folder: Path, alone_large: Path
+) -> None:
+    """Global batch 4: accumulation 4 on one process, and 2 on each of two."""
+    ranks = program.ranks(2, *arguments(config_file, folder / "pair_accumulates", *LARGE))
+    ended = [rank.wait().expect(0) for rank in ranks]
+
+    assert "global 4 = micro-batch 1 x 2 ranks x accumulation 2" in ended[0].err
+    assert_same_training(folder / "pair_accumulates", alone_large)
+
+
+def test_more_ranks_than_validation_cases(
+    program: Program, config_file: Path, folder: Path, alone_large: Path
+) -> None:
+    """Four ranks, one case to validate: three have none, and wait for nothing."""
+    ranks = program.ranks(4, *arguments(config_file, folder / "four", *LARGE))
+    for rank in ranks:
+        rank.wait().expect(0)
+
+    assert_same_training(folder / "four", alone_large)
+
+
+def test_every_rank_ends(program: Program, config_file: Path, tmp_path: Path) -> None:
+    """Rank after rank leaves the group at the end; one in seven used to wait there for ever."""
+    for number in range(8):
+        ranks = program.ranks(2, *arguments(config_file, tmp_path / f"run{number}", *LARGE, "train.steps=4"))
+        for rank in ranks:
+            rank.wait(60).expect(0)
+
+
+def test_larger_micro_batches(train: Train, folder: Path, alone_large: Path) -> None:
+    ended = train(folder / "wide", *LARGE, "train.micro_batch=4").expect(0)
+
+    assert "global 4 = micro-batch 4 x 1 rank x accumulation 1" in ended.err
+    assert_same_training(folder / "wide", alone_large)
+
+
+def assert_same_training(ours: Path, theirs: Path) -> None:
+    one, other = records(ours, "train"), records(theirs, "train")
+    assert [record["step"] for record in one] == [record["step"] for record in other] == list(range(1, 21))
+    assert [record["samples"] for record in one] == [record["samples"] for record in other]
+    assert losses(one) == pytest.approx(losses(other), rel=1e-5)
+    assert [record["lr"] for record in one] == [record["lr"] for record in other]
+    assert [r["grad_norm"] for r in one] == pytest.approx([r["grad_norm"] for r in other], rel=1e-4)
+
+    one, other = records(ours, "val"), records(theirs, "val")
+    assert [record["step"] for record in one] == [record["step"] for record in other] == [10, 20]
+    for record, expected in zip(one, other, strict=True):
+        assert record["cases"] == expected["cases"] == 1
+        assert record["dice"] == pytest.approx(expected["dice"], abs=1e-4)
+        assert record["dice_per_class"] == pytest.approx(expected["dice_per_class"], abs=1e-4)
+
+
+def losses(found: list[dict[str, Any]]) -> list[float]:
+    return [record["loss"] for record in found]
