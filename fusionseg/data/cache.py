@@ -55,7 +55,7 @@ def place_cache(
     Raises:
         UserError: it fits nowhere that `cache.device` allows.
     """
-    share = f"{config.memory_fraction:.0%} of it (cache.memory_fraction)"
+    share = f"{config.memory_fraction:.3g} of it (cache.memory_fraction)"
     host_needed = needed * ranks_on_host
     on_host = (
         f"{host_needed / GB:.2f} GB for {ranks_on_host} rank{'s' if ranks_on_host > 1 else ''} of"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -60,7 +62,7 @@ def _until_one_dies(
     futures: dict[Future[Result | Exception], Item] = {}
     # spawn: a fork of a process that has started threads (torch has) may hang
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=initializer)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(initializer,))
     try:
         while futures or (waiting and not lost):
             try:
@@ -80,6 +82,20 @@ def _until_one_dies(
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     return lost
+
+
+def _start_worker(initializer: Callable[[], None] | None) -> None:
+    """End this worker when the process that started it is gone: killed, it cannot tell its workers to stop."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    if initializer is not None:
+        initializer()
 
 
 def _call(function: Callable[[Item], Result], item: Item) -> Result | Exception:

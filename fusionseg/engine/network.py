@@ -31,7 +31,7 @@ def build_network(config: RunConfig, device: torch.device, *, in_channels: int, 
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     count = sum(parameter.numel() for parameter in model.parameters())
-    log.info("model: %s, %.2f M parameters", config.model.name, count / 1e6)
+    log.info("model: %s, %s parameters", config.model.name, f"{count:,}")
     return model.to(device)
 
 

@@ -7,7 +7,6 @@ import logging
 import torch
 
 from fusionseg.config import RunConfig
-from fusionseg.engine.describe import describe_rank
 from fusionseg.engine.distributed import World
 from fusionseg.engine.run_folder import RunFolder
 from fusionseg.engine.trainer import Trainer
@@ -30,11 +29,7 @@ def train(config: RunConfig) -> str:
     try:
         world.main_first("open the run folder", lambda: _open(folder, config))
         log.info("run: %s", folder.path)
-        trainer = Trainer(config, world, folder)
-        ranks = world.gather(describe_rank(world))
-        if world.is_main:
-            folder.write_environment(ranks)
-        return trainer.run()
+        return Trainer(config, world, folder).run()
     except torch.OutOfMemoryError as error:
         raise TrainingStopped(
             f"out of memory on {world.device}: lower train.micro_batch (the accumulation rises, the training stays the"

@@ -14,6 +14,7 @@ from torch import Tensor
 from fusionseg.config import RunConfig
 from fusionseg.engine.batch import accumulation, batch_arithmetic
 from fusionseg.engine.checkpoint import Checkpoints, read_checkpoint
+from fusionseg.engine.describe import describe_rank
 from fusionseg.engine.distributed import World
 from fusionseg.engine.network import build_network, distribute, start_from
 from fusionseg.engine.optim import build_optimizer, learning_rate
@@ -78,6 +79,9 @@ class Trainer:
         if (ended := self._ended()) is not None:
             log.info("%s: this run has already ended (%s at step %d)", self.folder.path, ended, self.step)
             return ended
+        ranks = self.world.gather(describe_rank(self.world))
+        if self.world.is_main:
+            self.folder.write_environment(ranks)
         recorder = Recorder(self.config, self.world, self.folder, step=self.step, elapsed_s=elapsed_s)
         try:
             with StopSignals() as signals, recorder.progress:
@@ -87,7 +91,8 @@ class Trainer:
         except BaseException as error:
             # Told before the process goes down, for whoever looks at the run folder afterwards.
             first_line = str(error).partition("\n")[0]
-            recorder.end(self.step, "failed", f"{type(error).__name__}: {first_line}", self._best_dice)
+            reason = first_line if isinstance(error, TrainingStopped) else f"{type(error).__name__}: {first_line}"
+            recorder.end(self.step, "failed", reason, self._best_dice)
             raise
         finally:
             recorder.close()

@@ -37,7 +37,7 @@ def place(needed: float, device: str, training: torch.device = GPU, **memory: An
             GPU,
             1,
             GPU,
-            "8.00 GB of 16.0 GB free on cuda:0, 50% of it (cache.memory_fraction) allowed",
+            "8.00 GB of 16.0 GB free on cuda:0, 0.5 of it (cache.memory_fraction) allowed",
         ),
         (8.01, "auto", GPU, 1, CPU, "falls back to the host, for it needs 8.01 GB of 16.0 GB free on cuda:0"),
         (8, "accelerator", GPU, 4, GPU, "16.0 GB free on cuda:0"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -103,3 +105,48 @@ def test_leaving_early_ends_the_workers(tmp_path: Path) -> None:
     assert begun <= 6
     time.sleep(0.3)
     assert len(list(tmp_path.iterdir())) == begun
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from fusionseg.data.parallel import map_cases
+
+def work(item):
+    import os
+    Path(sys.argv[1], str(os.getpid())).touch()
+    time.sleep(120)
+
+if __name__ == "__main__":
+    list(map_cases(work, [1, 2], workers=2))
+"""
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    """Killed by SIGKILL, it cannot tell them; they would hold memory and locks for ever."""
+    script, seen = tmp_path / "slow.py", tmp_path / "seen"
+    script.write_text(SLOW)
+    seen.mkdir()
+    root = str(Path(__file__).parents[2])
+    process = subprocess.Popen([sys.executable, str(script), str(seen)], env={**os.environ, "PYTHONPATH": root})
+    try:
+        wait_until(lambda: len(list(seen.iterdir())) == 2)
+    finally:
+        process.kill()
+        process.wait()
+    workers = [Path("/proc", entry.name) for entry in seen.iterdir()]
+    wait_until(lambda: not any(is_running(worker) for worker in workers))
+
+
+def is_running(process: Path) -> bool:
+    try:
+        return process.joinpath("stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(true: Callable[[], bool], limit_s: float = 30.0) -> None:
+    end = time.monotonic() + limit_s
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)

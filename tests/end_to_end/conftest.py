@@ -71,9 +71,7 @@ def trained_resampled(train: Train, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("runs")
     options = ("data.spacing=[1.1, 1.1, 1.2]", "data.crop_foreground={threshold: 170, margin: 3}")
     run = folder / "trained_resampled"
-    train(run, *LEARNING, *options, "model.channels=[6, 12]", f"data.prepared={folder / 'prepared'}").expect(
-        0
-    )
+    train(run, *LEARNING, *options, "model.channels=[6, 12]", f"data.prepared={folder / 'prepared'}").expect(0)
     return run
 
 

@@ -126,9 +126,7 @@ class Program:
         process.start()
         return Started(process, out, err)
 
-    def fresh(
-        self, *command: object, env: Mapping[str, str | None] | None = None, cwd: Path | None = None
-    ) -> Started:
+    def fresh(self, *command: object, env: Mapping[str, str | None] | None = None, cwd: Path | None = None) -> Started:
         """`python command` as a new process. In `env`, None takes a variable away."""
         out, err = self._files()
         environ = {
@@ -202,9 +200,7 @@ def records(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
 
 def results(run: Path) -> list[dict[str, Any]]:
     """The records without what is measured: functions of configuration and data."""
-    return [
-        {key: value for key, value in record.items() if not is_measurement(key)} for record in records(run)
-    ]
+    return [{key: value for key, value in record.items() if not is_measurement(key)} for record in records(run)]
 
 
 def checkpoint(run: Path, name: str = "last.pt") -> dict[str, Any]:
@@ -217,13 +213,7 @@ def tensors(value: Any, at: str = "") -> dict[str, torch.Tensor]:
     """All tensors within a nested value, by their place."""
     if isinstance(value, torch.Tensor):
         return {at: value}
-    items = (
-        value.items()
-        if isinstance(value, Mapping)
-        else enumerate(value)
-        if isinstance(value, list | tuple)
-        else ()
-    )
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
     return {place: tensor for key, item in items for place, tensor in tensors(item, f"{at}/{key}").items()}
 
 
@@ -263,8 +253,4 @@ def wait_for_step(run: Path, step: int, processes: Sequence[Started]) -> None:
 
 def snapshot(folder: Path) -> dict[str, bytes]:
     """The content of every file in a folder."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

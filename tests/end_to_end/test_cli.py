@@ -35,9 +35,7 @@ def commands() -> list[str]:
         check=True,
         cwd=REPOSITORY,
     ).stdout
-    lines = [
-        line.split() for line in text.splitlines() if line.startswith("    ") and not line.startswith("     ")
-    ]
+    lines = [line.split() for line in text.splitlines() if line.startswith("    ") and not line.startswith("     ")]
     return [words[0] for words in lines]
 
 
@@ -90,9 +88,7 @@ def schema(program: Program, tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 
 def test_there_are_configurations() -> None:
-    assert {"base.yaml", "demo.yaml", "hippocampus_unet.yaml", "parse_fusion_od.yaml"} <= {
-        p.name for p in RUN_CONFIGS
-    }
+    assert {"base.yaml", "demo.yaml", "hippocampus_unet.yaml", "parse_fusion_od.yaml"} <= {p.name for p in RUN_CONFIGS}
 
 
 @pytest.mark.parametrize("path", RUN_CONFIGS, ids=lambda path: path.name)
@@ -200,9 +196,7 @@ def test_synth_check_prepare_train(program: Program, tmp_path: Path) -> None:
     again = tmp_path / "again"
     program.warm(COMMANDS, "synth", again, "--cases", 3, "--size", 48, "--workers", 1).wait().expect(0)
     assert snapshot(again) == snapshot(data)
-    refused = (
-        program.warm(COMMANDS, "synth", data, "--cases", 4, "--size", 48, "--workers", 1).wait().expect(2)
-    )
+    refused = program.warm(COMMANDS, "synth", data, "--cases", 4, "--size", 48, "--workers", 1).wait().expect(2)
     assert "holds a synthetic data set with cases 3 (asked for: 4)" in refused.err
 
     report = program.warm(COMMANDS, "check", data, "--workers", 1, "--patch", 64, 64, 64).wait().expect(0)

@@ -70,9 +70,7 @@ WRONG = [
     Wrong("no such data set", ("data.root=/nowhere/at/all",), ("data.root=/nowhere/at/all: does not exist",)),
     Wrong("no such fold", ("data.fold=7",), ("data.fold", "7 does not exist, with folds: 5 it is 0 to 4")),
     Wrong("more folds than cases", ("data.folds=9",), ("data.folds=9: there are only 5 cases",)),
-    Wrong(
-        "micro-batch", ("train.global_batch=3", "train.micro_batch=2"), ("choose micro_batch from [1, 3]",)
-    ),
+    Wrong("micro-batch", ("train.global_batch=3", "train.micro_batch=2"), ("choose micro_batch from [1, 3]",)),
     Wrong(
         "patch",
         ("data.patch=[15, 16, 16]",),
@@ -153,9 +151,7 @@ def test_init_from_another_network(train: Train, tmp_path: Path, trained: Path) 
 # -- the launch ----------------------------------------------------------------------------------------------
 
 
-def test_a_batch_that_cannot_be_dealt_over_the_ranks(
-    program: Program, config_file: Path, tmp_path: Path
-) -> None:
+def test_a_batch_that_cannot_be_dealt_over_the_ranks(program: Program, config_file: Path, tmp_path: Path) -> None:
     """torchrun gives its own status and traceback; each rank's message stands before them."""
     command = arguments(config_file, tmp_path / "run", "train.global_batch=3")
     ended = program.torchrun(2, *command).wait().expect(1)
@@ -296,10 +292,7 @@ def test_check_lists_every_problem(program: Program, tmp_path: Path, broken: Pat
 
     assert "Errors (2)" in ended.out
     assert f"{broken}/imagesTr/case_001.nii.gz" in ended.out
-    assert (
-        "1 voxels have values that name no class (9; the classes are 0 background, 1 ball1, 2 ball2)"
-        in ended.out
-    )
+    assert "1 voxels have values that name no class (9; the classes are 0 background, 1 ball1, 2 ball2)" in ended.out
     assert "5 cases, 2 errors" in ended.out
     written = json.loads(report.read_text())
     assert {(problem["case"], problem["code"]) for problem in written["errors"]} == {
@@ -355,9 +348,7 @@ OVERFLOWS = ("augment={shift_intensity: {prob: 0.15, offset: 3.0e+38}}", "checkp
         ("novograd", "fp16"),
     ],
 )
-def test_a_step_that_is_not_finite_is_skipped(
-    train: Train, tmp_path: Path, optimizer: str, precision: str
-) -> None:
+def test_a_step_that_is_not_finite_is_skipped(train: Train, tmp_path: Path, optimizer: str, precision: str) -> None:
     run = tmp_path / "run"
     options = (f"optim={{name: {optimizer}, lr: 0.01}}", f"train.precision={precision}", "train.steps=20")
 
@@ -367,17 +358,13 @@ def test_a_step_that_is_not_finite_is_skipped(
     skipped = [record["step"] for record in found if record["loss"] is None]
     assert 0 < len(skipped) < 10
     assert skipped[0] > 1
-    assert [record["skipped"] for record in found] == [
-        sum(s <= record["step"] for s in skipped) for record in found
-    ]
+    assert [record["skipped"] for record in found] == [sum(s <= record["step"] for s in skipped) for record in found]
     assert all(record["grad_norm"] is None for record in found if record["step"] in skipped)
     for step in range(2, 21):
         before, after = checkpoint(run, f"step_{step - 1:08d}.pt"), checkpoint(run, f"step_{step:08d}.pt")
         if step in skipped:
             assert_same_tensors(after["model"], before["model"])
-            assert_same_tensors(
-                after["train_step"]["optimizer"]["state"], before["train_step"]["optimizer"]["state"]
-            )
+            assert_same_tensors(after["train_step"]["optimizer"]["state"], before["train_step"]["optimizer"]["state"])
         else:
             one, other = tensors(after["model"]), tensors(before["model"])
             assert any(not (one[name] == other[name]).all() for name in one)
@@ -404,9 +391,7 @@ def test_two_ranks_skip_what_one_of_them_cannot_use(
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_training_that_diverges_ends(
-    program: Program, config_file: Path, tmp_path: Path, processes: int
-) -> None:
+def test_a_training_that_diverges_ends(program: Program, config_file: Path, tmp_path: Path, processes: int) -> None:
     run = tmp_path / "run"
     options = ("optim.lr=1.0e+30", "train={steps: 50, clip_grad: null, max_skipped: 3}", "log.samples=true")
     environments = rank_environments(2) if processes == 2 else [{}]
@@ -419,9 +404,7 @@ def test_a_training_that_diverges_ends(
     assert last["step"] < 50
     message = "3 steps in a row had a non-finite loss (train.max_skipped); the cases in them: "
     named = ended[0].err.split(message)[1].split(":")[0].split(", ")
-    used = {
-        s["case"] for r in found if r["kind"] == "train" and r["loss"] is None for s in r.get("samples", [])
-    }
+    used = {s["case"] for r in found if r["kind"] == "train" and r["loss"] is None for s in r.get("samples", [])}
     assert named
     assert set(named) <= {f"case_{number:03d}" for number in range(5)}
     assert used <= set(named)
@@ -466,15 +449,11 @@ def test_predict_without_a_run(program: Program, tmp_path: Path, balls: Path) ->
 def test_predict_without_images(program: Program, tmp_path: Path, trained: Path, balls: Path) -> None:
     command = ("predict", trained, "--output", tmp_path / "masks")
     refused(program.warm(COMMANDS, *command, "--input", balls).wait(), f"did you mean {balls}/imagesTr?")
-    refused(
-        program.warm(COMMANDS, *command, "--input", tmp_path / "nothing").wait(), "no such file or folder"
-    )
+    refused(program.warm(COMMANDS, *command, "--input", tmp_path / "nothing").wait(), "no such file or folder")
     assert not (tmp_path / "masks").exists()
 
 
-def test_predict_never_replaces_its_inputs(
-    program: Program, tmp_path: Path, trained: Path, balls: Path
-) -> None:
+def test_predict_never_replaces_its_inputs(program: Program, tmp_path: Path, trained: Path, balls: Path) -> None:
     shutil.copytree(balls / "imagesTr", tmp_path / "scans")
     before = snapshot(tmp_path / "scans")
 
@@ -484,9 +463,7 @@ def test_predict_never_replaces_its_inputs(
     assert snapshot(tmp_path / "scans") == before
 
 
-def test_predict_goes_on_after_a_broken_input(
-    program: Program, tmp_path: Path, trained: Path, broken: Path
-) -> None:
+def test_predict_goes_on_after_a_broken_input(program: Program, tmp_path: Path, trained: Path, broken: Path) -> None:
     masks = tmp_path / "masks"
     command = ("predict", trained, "--input", broken / "imagesTr", "--output", masks)
     ended = program.warm(COMMANDS, *command).wait().expect(1)
@@ -507,9 +484,7 @@ def test_predict_with_a_wrong_number_of_channels(
     assert "has 2 channels, and the network reads ['MR0']" in ended.err
 
 
-def test_wrong_options_of_predict_are_listed_together(
-    program: Program, tmp_path: Path, trained: Path
-) -> None:
+def test_wrong_options_of_predict_are_listed_together(program: Program, tmp_path: Path, trained: Path) -> None:
     command = ("predict", trained, "--input", tmp_path, "--output", tmp_path / "masks")
     ended = program.warm(COMMANDS, *command, "--overlap", 1, "--memory", 0).wait()
     refused(ended, "--overlap 1.0: goes from 0 to below 1", "--memory 0.0: is a number of gigabytes above 0")
@@ -520,9 +495,7 @@ def test_evaluate_with_other_labels(
 ) -> None:
     root = make_dataset(tmp_path / "other", cases=1, classes=4)
     ended = program.warm(COMMANDS, "evaluate", trained, "--dataset", root).wait()
-    refused(
-        ended, f"{root}: has the labels ['background', 'ball1', 'ball2', 'ball3']", "the run was trained on"
-    )
+    refused(ended, f"{root}: has the labels ['background', 'ball1', 'ball2', 'ball3']", "the run was trained on")
     refused(program.warm(COMMANDS, "evaluate", tmp_path).wait(), f"{tmp_path}: is no run folder")
 
 
@@ -530,9 +503,7 @@ def test_an_ensemble_of_other_labels(
     program: Program, tmp_path: Path, train: Train, trained: Path, make_dataset: Callable[..., Path]
 ) -> None:
     root = make_dataset(tmp_path / "other", cases=3, classes=2)
-    train(
-        tmp_path / "run", f"data.root={root}", f"data.prepared={tmp_path / 'prepared'}", "data.folds=3"
-    ).expect(0)
+    train(tmp_path / "run", f"data.root={root}", f"data.prepared={tmp_path / 'prepared'}", "data.folds=3").expect(0)
     command = (
         "predict",
         trained,

@@ -38,9 +38,7 @@ def predict(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Predi
 
     def start(runs: Sequence[Path], inputs: Path, *options: object) -> Path:
         masks = tmp_path_factory.mktemp("predictions") / "masks"
-        program.warm(
-            COMMANDS, "predict", *runs, "--input", inputs, "--output", masks, *options
-        ).wait().expect(0)
+        program.warm(COMMANDS, "predict", *runs, "--input", inputs, "--output", masks, *options).wait().expect(0)
         return masks
 
     return start
@@ -122,9 +120,7 @@ def test_scaling_and_type_of_the_file_do_not_matter(masks: Path) -> None:
 
 
 @pytest.mark.parametrize("made", ["masks", "masks_resampled"])
-def test_the_orientation_of_the_file_does_not_matter(
-    made: str, balls: Path, request: pytest.FixtureRequest
-) -> None:
+def test_the_orientation_of_the_file_does_not_matter(made: str, balls: Path, request: pytest.FixtureRequest) -> None:
     """One volume stored in four orientations has the same mask at the same places of the world."""
     found = request.getfixturevalue(made)
     label = np.asarray(nibabel.load(balls / "labelsTr/case_000.nii.gz").dataobj)
@@ -191,9 +187,7 @@ def test_an_ensemble_is_between_its_members(
     masks_resampled: Path,
     balls: Path,
 ) -> None:
-    both, swapped = (
-        predict(runs, scans) for runs in ([trained, trained_resampled], [trained_resampled, trained])
-    )
+    both, swapped = (predict(runs, scans) for runs in ([trained, trained_resampled], [trained_resampled, trained]))
     differs = 0
     for path in sorted(both.iterdir()):
         ours, one, other = (_values(folder / path.name) for folder in (both, masks, masks_resampled))
@@ -206,9 +200,7 @@ def test_an_ensemble_is_between_its_members(
     assert min(_dice(_values(both / "codes.nii.gz"), label, value) for value in (1, 2)) > 0.85
 
 
-def test_an_ensemble_of_one_run_twice_is_that_run(
-    predict: Predict, trained: Path, scans: Path, masks: Path
-) -> None:
+def test_an_ensemble_of_one_run_twice_is_that_run(predict: Predict, trained: Path, scans: Path, masks: Path) -> None:
     twice = predict([trained, trained / "checkpoints/best.pt"], scans / "codes.nii.gz")
     assert (_values(twice / "codes.nii.gz") == _values(masks / "codes.nii.gz")).all()
 
@@ -225,16 +217,12 @@ def test_averaging_over_flips(
     image = nibabel.load(scans / "codes.nii.gz")
     flipped = Image(np.asarray(image.dataobj)[::-1, :, ::-1].copy(), image.affine)
     nibabel.save(flipped, tmp_path / "flipped.nii.gz")
-    mirrored = _values(predict([trained], tmp_path / "flipped.nii.gz", "--tta") / "flipped.nii.gz")[
-        ::-1, :, ::-1
-    ]
+    mirrored = _values(predict([trained], tmp_path / "flipped.nii.gz", "--tta") / "flipped.nii.gz")[::-1, :, ::-1]
     assert (mirrored == ours).mean() > 0.999
 
 
 def test_other_checkpoint_and_overlap(predict: Predict, trained: Path, scans: Path, masks: Path) -> None:
-    sparse = predict(
-        [trained], scans / "codes.nii.gz", "--overlap", 0, "--checkpoint", "last", "--device", "cpu"
-    )
+    sparse = predict([trained], scans / "codes.nii.gz", "--overlap", 0, "--checkpoint", "last", "--device", "cpu")
     agreement = (_values(sparse / "codes.nii.gz") == _values(masks / "codes.nii.gz")).mean()
     assert agreement > 0.97
 
@@ -267,11 +255,7 @@ def test_scores_are_those_of_the_masks(
 def test_evaluation_in_the_run_is_the_validation(program: Program, trained: Path) -> None:
     """No resampling lies between: the files' voxels are the validation's."""
     best = max(
-        (
-            json.loads(line)
-            for line in (trained / "metrics.jsonl").read_text().splitlines()
-            if '"kind": "val"' in line
-        ),
+        (json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines() if '"kind": "val"' in line),
         key=lambda record: record["dice"],
     )
     program.warm(COMMANDS, "evaluate", trained).wait().expect(0)
@@ -302,9 +286,7 @@ def test_evaluation_of_another_data_set(
     assert (folder / "best_and_worst.png").stat().st_size > 10_000
 
 
-def test_evaluation_where_the_data_lie_now(
-    program: Program, train: Train, balls: Path, tmp_path: Path
-) -> None:
+def test_evaluation_where_the_data_lie_now(program: Program, train: Train, balls: Path, tmp_path: Path) -> None:
     """The data set has moved since the training."""
     before, after = tmp_path / "before" / balls.name, tmp_path / "after"
     shutil.copytree(balls, before)
@@ -324,9 +306,7 @@ def test_evaluation_where_the_data_lie_now(
 def _assert_scores(rows: list[dict[str, str]], mask: NDArray[Any], label: Image) -> None:
     truth = np.asarray(label.dataobj)
     spacing = np.linalg.norm(label.affine[:3, :3], axis=0).tolist()
-    ours, theirs = (
-        one_hot(torch.from_numpy(array.astype(np.int64))[None, None], 3) for array in (mask, truth)
-    )
+    ours, theirs = (one_hot(torch.from_numpy(array.astype(np.int64))[None, None], 3) for array in (mask, truth))
     dice = compute_dice(ours, theirs, include_background=False)[0].tolist()
     distance = compute_hausdorff_distance(ours, theirs, percentile=95, spacing=spacing)[0].tolist()
     assert [float(row["dice"]) for row in rows] == pytest.approx(dice)

@@ -100,9 +100,7 @@ def test_a_kill_within_an_accumulation_loses_the_step_only(
     assert_same_run(killed, whole)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT], ids=lambda number: number.name
-)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT], ids=lambda number: number.name)
 def test_a_signal_saves_and_ends_the_run(
     program: Program,
     config_file: Path,
@@ -193,9 +191,7 @@ def test_a_damaged_checkpoint_is_passed_over(train: Train, tmp_path: Path, unint
     assert_same_run(run, uninterrupted)
 
 
-def test_without_an_intact_checkpoint_the_run_is_refused(
-    train: Train, tmp_path: Path, uninterrupted: Path
-) -> None:
+def test_without_an_intact_checkpoint_the_run_is_refused(train: Train, tmp_path: Path, uninterrupted: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(uninterrupted, run)
     for path in (run / "checkpoints").glob("step_*.pt"):

@@ -41,9 +41,7 @@ def alone_large(train: Train, folder: Path) -> Path:
     return folder / "alone_large"
 
 
-def test_two_processes_under_torchrun(
-    program: Program, config_file: Path, folder: Path, alone_small: Path
-) -> None:
+def test_two_processes_under_torchrun(program: Program, config_file: Path, folder: Path, alone_small: Path) -> None:
     """Global batch 2: accumulation 2 on one process, and 1 on each of two."""
     ended = program.torchrun(2, *arguments(config_file, folder / "pair", *SMALL)).wait().expect(0)
 
@@ -51,9 +49,7 @@ def test_two_processes_under_torchrun(
     assert_same_training(folder / "pair", alone_small)
 
 
-def test_two_processes_that_accumulate(
-    program: Program, config_file: Path, folder: Path, alone_large: Path
-) -> None:
+def test_two_processes_that_accumulate(program: Program, config_file: Path, folder: Path, alone_large: Path) -> None:
     """Global batch 4: accumulation 4 on one process, and 2 on each of two."""
     ranks = program.ranks(2, *arguments(config_file, folder / "pair_accumulates", *LARGE))
     ended = [rank.wait().expect(0) for rank in ranks]
@@ -62,9 +58,7 @@ def test_two_processes_that_accumulate(
     assert_same_training(folder / "pair_accumulates", alone_large)
 
 
-def test_more_ranks_than_validation_cases(
-    program: Program, config_file: Path, folder: Path, alone_large: Path
-) -> None:
+def test_more_ranks_than_validation_cases(program: Program, config_file: Path, folder: Path, alone_large: Path) -> None:
     """Four ranks, one case to validate: three have none, and wait for nothing."""
     ranks = program.ranks(4, *arguments(config_file, folder / "four", *LARGE))
     for rank in ranks:

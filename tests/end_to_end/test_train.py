@@ -42,9 +42,7 @@ FIELDS = {
 
 def test_the_run_folder_is_whole(trained: Path) -> None:
     files = (path.relative_to(trained) for path in trained.rglob("*") if path.is_file())
-    names = {
-        path.as_posix() for path in files if not path.parts[0].startswith("evaluation")
-    }  # of other tests
+    names = {path.as_posix() for path in files if not path.parts[0].startswith("evaluation")}  # of other tests
     events = {name for name in names if name.startswith("events.out.tfevents.")}
     assert len(events) == 1
     assert names - events - {".lock"} == {
@@ -52,10 +50,7 @@ def test_the_run_folder_is_whole(trained: Path) -> None:
         "environment.json",
         "metrics.jsonl",
         "log.txt",
-        *(
-            f"checkpoints/{name}.pt"
-            for name in ("best", "last", "step_00000080", "step_00000100", "step_00000120")
-        ),
+        *(f"checkpoints/{name}.pt" for name in ("best", "last", "step_00000080", "step_00000100", "step_00000120")),
     }
 
 
@@ -63,10 +58,7 @@ def test_the_records_are_as_documented(trained: Path) -> None:
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is no JSON")
 
-    found = [
-        json.loads(line, parse_constant=refuse)
-        for line in (trained / "metrics.jsonl").read_text().splitlines()
-    ]
+    found = [json.loads(line, parse_constant=refuse) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     for record in found:
         kind = record["kind"]
         assert record.keys() == {"kind", "step"} | FIELDS[kind] | MEASURED[kind]
@@ -283,9 +275,7 @@ def test_init_from_starts_with_the_weights(train: Train, tmp_path: Path, trained
 
     assert f"init_from {trained}/checkpoints/best.pt: loaded 15 of 15 tensors" in ended.err
     assert records(run, "train")[0]["loss"] < 0.5  # 2.06 from random weights
-    assert records(run, "val")[-1]["dice"] == pytest.approx(
-        records(trained, "end")[-1]["best_dice"], abs=1e-3
-    )
+    assert records(run, "val")[-1]["dice"] == pytest.approx(records(trained, "end")[-1]["best_dice"], abs=1e-3)
 
 
 def test_the_plateau_stops_the_run(train: Train, tmp_path: Path) -> None:
