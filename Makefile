@@ -9,7 +9,7 @@ PYTEST_WORKERS ?= 2
 .PHONY: help install demo test test-long lint bench clean
 
 help:
-	@echo "make demo       make synthetic CTs, train, evaluate, predict (about 10 minutes on two CPU cores)"
+	@echo "make demo       make synthetic CTs, train, evaluate, predict (about 5 minutes on two CPU cores)"
 	@echo "make test       lint, types and tests"
 	@echo "make test-long  the long tests"
 	@echo "make bench      the engine's step against a bare loop"

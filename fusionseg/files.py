@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffixes stay at the end: libraries choose the format by them (.nii.gz, .png).
-    temporary = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    temporary = partial_path(path)
     try:
         yield temporary
         sync(temporary)
@@ -28,6 +29,11 @@ def whole_file(path: Path) -> Iterator[Path]:
             temporary.unlink()
         raise
     sync(path.parent)
+
+
+def partial_path(path: Path) -> Path:
+    """A temporary name beside `path` that no other process, on no other machine, takes."""
+    return path.with_name(f".partial-{uuid.uuid4().hex[:12]}-{path.name}")
 
 
 def write_text(path: Path, text: str) -> None:

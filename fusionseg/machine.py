@@ -3,34 +3,67 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+OWN_CGROUPS = Path("/proc/self/cgroup")
+
 
 def available_cpus() -> int:
-    """CPUs this process may run on: its affinity mask, cut by the control group's quota."""
+    """CPUs this process may run on: its affinity mask, cut by the quota of each control group above it."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    quota = _cgroup_text("cpu.max").split()  # "200000 100000", or "max 100000"
-    if len(quota) == 2 and quota[0].isdigit():
-        cpus = min(cpus, max(1, int(quota[0]) // int(quota[1])))
+    for folder in _groups("cpu"):
+        quota = _words(folder / "cpu.max") or _words(folder / "cpu.cfs_quota_us") + _words(folder / "cpu.cfs_period_us")
+        if len(quota) == 2 and quota[0].isdigit():  # "max" and -1 are no limit
+            cpus = min(cpus, max(1, int(quota[0]) // int(quota[1])))
     return cpus
 
 
 def available_memory_bytes() -> int:
-    """Host memory that can still be taken: what is free, cut by the control group's limit."""
+    """Host memory that can still be taken: what is free, cut by the limit of each control group above this process.
+
+    A scheduler sets the limit on the job's group, not on that of the process; and what a group uses counts pages of
+    files that the kernel gives up when memory is wanted.
+    """
     free = int(psutil.virtual_memory().available)
-    limit, used = _cgroup_text("memory.max").strip(), _cgroup_text("memory.current").strip()
-    if limit.isdigit() and used.isdigit():
-        free = min(free, max(0, int(limit) - int(used)))
+    for folder in _groups("memory"):
+        for limit_file, used_file, reclaimable in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            limit, used = _words(folder / limit_file), _words(folder / used_file)
+            if limit and used and limit[0].isdigit():
+                stat = _words(folder / "memory.stat")
+                cached = dict(zip(stat[::2], stat[1::2], strict=False)).get(reclaimable, "0")
+                free = min(free, max(0, int(limit[0]) - int(used[0]) + int(cached)))
     return free
 
 
-def _cgroup_text(name: str) -> str:
-    """A file of this process's control group (version 2); empty where there is none."""
+def _groups(controller: str) -> Iterator[Path]:
+    """Folders of this process's control group and of all above it, in version 2 and in version 1."""
     try:
-        entry = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
-        own = Path("/sys/fs/cgroup") / entry[3:].lstrip("/") / name
-        return own.read_text() if own.exists() else (Path("/sys/fs/cgroup") / name).read_text()
-    except (OSError, StopIteration):
-        return ""
+        lines = OWN_CGROUPS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        root = CGROUP_ROOT / controller if controllers else CGROUP_ROOT
+        folder = root / path.lstrip("/")
+        while True:
+            if folder.is_dir():  # inside a container the path may be the host's: then the root is the group
+                yield folder
+            if folder == root:
+                break
+            folder = folder.parent
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").split()
+    except OSError:
+        return []

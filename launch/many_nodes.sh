@@ -15,5 +15,7 @@ for name in NNODES NODE_RANK MASTER; do [ -n "${!name:-}" ] || missing+=("$name"
 config=$1; shift
 python=${PYTHON:-python3}
 nproc=${NPROC:-$("$python" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
+# torchrun passes SIGUSR2 (a scheduler's early warning) on to the ranks only when told to
+signals=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2
 exec "$python" -m torch.distributed.run --nnodes="$NNODES" --node_rank="$NODE_RANK" --nproc_per_node="$nproc" \
-  --master_addr="$MASTER" --master_port="${PORT:-29400}" -m fusionseg.train --config "$config" "$@"
+  --master_addr="$MASTER" --master_port="${PORT:-29400}" --signals-to-handle="$signals" -m fusionseg.train --config "$config" "$@"

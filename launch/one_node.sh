@@ -10,5 +10,8 @@ set -euo pipefail
 config=$1; shift
 python=${PYTHON:-python3}
 nproc=${NPROC:-$("$python" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
+# torchrun passes SIGUSR2 (a scheduler's early warning) on to the ranks only when told to
+signals=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2
 # --standalone picks a free port on this machine: several jobs on one node do not collide
-exec "$python" -m torch.distributed.run --standalone --nproc_per_node="$nproc" -m fusionseg.train --config "$config" "$@"
+exec "$python" -m torch.distributed.run --standalone --nproc_per_node="$nproc" --signals-to-handle="$signals" \
+  -m fusionseg.train --config "$config" "$@"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -138,3 +139,12 @@ def tiny_config() -> TinyConfig:
 def balls(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five cases, two foreground classes, one channel, MSD layout. Shared: do not change the files."""
     return _make_dataset(tmp_path_factory.mktemp("data") / "Task90_balls", cases=5, classes=3)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with the real data sets, `hippocampus` and `sarcoma_ct`, that FUSIONSEG_DATA names."""
+    folder = os.environ.get("FUSIONSEG_DATA")
+    if folder is None:
+        pytest.skip("FUSIONSEG_DATA does not say where the real volumes are")
+    return Path(folder)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -89,21 +90,66 @@ def test_affinity_is_respected() -> None:
     assert done.stdout.strip() == "1"
 
 
+@pytest.fixture
+def control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`control_group("0::/job/task", {"job/cpu.max": "..."})`: where this process lies, and the groups' files."""
+
+    def lay(own: str, files: dict[str, str]) -> None:
+        (tmp_path / "own").write_text(own + "\n")
+        for name, text in files.items():
+            (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "groups" / name).write_text(text + "\n")
+
+    monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(machine, "CGROUP_ROOT", tmp_path / "groups")
+    return lay
+
+
 @pytest.mark.parametrize(
-    ("quota", "expected"),
-    [("200000 100000\n", 2), ("50000 100000\n", 1), ("250000 100000\n", 2), ("max 100000\n", 8), ("", 8)],
+    ("quota", "expected"), [("200000 100000", 2), ("50000 100000", 1), ("250000 100000", 2), ("max 100000", 8), ("", 8)]
 )
-def test_the_control_groups_quota_is_respected(monkeypatch: pytest.MonkeyPatch, quota: str, expected: int) -> None:
+@pytest.mark.parametrize("group", ["job", "job/task"])
+def test_the_control_groups_quota_is_respected(
+    monkeypatch: pytest.MonkeyPatch, control_group: Callable[..., None], group: str, quota: str, expected: int
+) -> None:
+    """A scheduler sets it on the job's group, above the process's own."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    monkeypatch.setattr(machine, "_cgroup_text", lambda name: quota if name == "cpu.max" else "")
+    control_group("0::/job/task", {"job/task/cpu.max": "max 100000", f"{group}/cpu.max": quota})
     assert machine.available_cpus() == expected
 
 
-def test_the_control_groups_memory_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
-    files = {"memory.max": "3000000\n", "memory.current": "1000000\n"}
-    monkeypatch.setattr(machine, "_cgroup_text", lambda name: files.get(name, ""))
-    assert machine.available_memory_bytes() == 2_000_000
-    files["memory.max"] = "max\n"
-    assert machine.available_memory_bytes() > 2_000_000
-    files.update({"memory.max": "1000", "memory.current": "2000"})
-    assert machine.available_memory_bytes() == 0
+def test_version_1_of_the_control_groups(monkeypatch: pytest.MonkeyPatch, control_group: Callable[..., None]) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    control_group(
+        "4:memory:/job\n3:cpu,cpuacct:/job\n0::/",
+        {
+            "cpu/job/cpu.cfs_quota_us": "300000",
+            "cpu/job/cpu.cfs_period_us": "100000",
+            "memory/job/memory.limit_in_bytes": "5000000",
+            "memory/job/memory.usage_in_bytes": "4000000",
+            "memory/job/memory.stat": "cache 3\ntotal_inactive_file 500000",
+        },
+    )
+    assert machine.available_cpus() == 3
+    assert machine.available_memory_bytes() == 1_500_000
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "stat", "expected"),
+    [
+        ("3000000", "1000000", "", 2_000_000),
+        ("3000000", "2900000", "anon 400000\ninactive_file 2500000", 2_600_000),  # files read, not memory taken
+        ("1000", "2000", "", 0),
+    ],
+)
+def test_the_control_groups_memory_is_respected(
+    control_group: Callable[..., None], limit: str, used: str, stat: str, expected: int
+) -> None:
+    files = {"job/memory.max": limit, "job/memory.current": used, "job/memory.stat": stat}
+    control_group("0::/job/task", {"job/task/memory.max": "max", "job/task/memory.current": "10", **files})
+    assert machine.available_memory_bytes() == expected
+
+
+def test_without_a_limit_the_machine_decides(control_group: Callable[..., None]) -> None:
+    control_group("0::/", {"memory.max": "max", "memory.current": "10"})
+    assert machine.available_memory_bytes() > 10_000_000

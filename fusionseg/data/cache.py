@@ -88,20 +88,8 @@ def place_cache(
 class DeviceCache:
     """Prepared cases in memory, the training loop's only source of data."""
 
-    def __init__(
-        self,
-        store: Store,
-        names: Sequence[str],
-        config: CacheConfig,
-        device: torch.device,
-        *,
-        pin: bool = False,
-    ) -> None:
-        """Load the cases `names`, in this order.
-
-        Args:
-            pin: lock host memory, for quick transfers to a GPU.
-        """
+    def __init__(self, store: Store, names: Sequence[str], config: CacheConfig, device: torch.device) -> None:
+        """Load the cases `names`, in this order."""
         self.device = device
         self.records = [store.cases[name] for name in names]
         self.image_dtype: torch.dtype = getattr(torch, config.dtype)
@@ -111,9 +99,8 @@ class DeviceCache:
             raise UserError(f"{store.root}: the cases differ in their number of channels: {sorted(channels)}")
         self.channels = channels.pop() if channels else 1
         self.first_voxel = np.cumsum([0, *voxels])
-        pin = pin and device.type == "cpu" and torch.cuda.is_available()
-        self.image = torch.empty(self.channels * sum(voxels), dtype=self.image_dtype, device=device, pin_memory=pin)
-        self.label = torch.zeros(sum(voxels), dtype=torch.uint8, device=device, pin_memory=pin)
+        self.image = torch.empty(self.channels * sum(voxels), dtype=self.image_dtype, device=device)
+        self.label = torch.zeros(sum(voxels), dtype=torch.uint8, device=device)
         self.index: list[CaseIndex] = []
         for number, record in enumerate(self.records):
             first, size = int(self.first_voxel[number]), voxels[number]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
 from collections.abc import Callable
@@ -65,7 +66,8 @@ def store_folder(config: RunConfig, dataset: Dataset) -> Path:
     """Where the prepared cases of a configuration lie."""
     if config.data.prepared is not None:
         return Path(config.data.prepared)
-    return Path(config.output) / "prepared" / f"{dataset.root.stem}-{settings_key(config.data)}"
+    place = hashlib.sha256(str(dataset.root.resolve()).encode()).hexdigest()[:6]
+    return Path(config.output) / "prepared" / f"{dataset.root.name}-{place}-{settings_key(config.data)}"
 
 
 def prepare(config: RunConfig, dataset: Dataset, progress: Progress | None = None) -> PrepareReport:
@@ -128,9 +130,13 @@ def _files(case: Case) -> list[Path]:
 
 def _prepare_case(root: Path, config: DataConfig, num_classes: int, channels: int, case: Case) -> str:
     sources = [SourceFile.read(path) for path in _files(case)]
+    if _current(root, case, num_classes) is not None:  # another run, started with this one, was quicker
+        return case.name
     volume = load_volume(case.images, case.label, config, num_classes)
     if len(volume.image) != channels:
         raise ValueError(f"has {len(volume.image)} channels, and the data set says {channels}")
+    if _current(root, case, num_classes) is not None:
+        return case.name
     write_case(root, case.name, volume, sources, config.dtype)
     return case.name
 

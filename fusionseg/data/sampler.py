@@ -37,8 +37,10 @@ class PatchSampler:
         """The micro-batch on the training device: image (B, C, X, Y, Z) float32, label (B, 1, X, Y, Z) int64."""
         with annotate("augment"):
             count, cache = len(plan.case), self.cache
-            image = torch.empty((count, cache.channels, *self.patch), device=cache.device)
-            label = torch.empty((count, *self.patch), dtype=torch.uint8, device=cache.device)
+            # From a host cache to a GPU: the batch is locked memory, so that its transfer waits for nothing.
+            pin = cache.device.type == "cpu" and self.device.type == "cuda"
+            image = torch.empty((count, cache.channels, *self.patch), device=cache.device, pin_memory=pin)
+            label = torch.empty((count, *self.patch), dtype=torch.uint8, device=cache.device, pin_memory=pin)
             for i, warped in enumerate(plan.warped):
                 make = self._warp if warped else self._cut
                 make(plan, i, image[i], label[i])

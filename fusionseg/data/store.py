@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from fusionseg.config.data_sections import DataConfig
 from fusionseg.data.volume import Volume
 from fusionseg.errors import UserError
-from fusionseg.files import sync, write_json
+from fusionseg.files import partial_path, sync, write_json
 
 FORMAT = 1
 """Raised whenever the same settings would give other arrays than before."""
@@ -190,8 +189,7 @@ def read_header(root: Path) -> dict[str, Any] | None:
 def write_case(root: Path, name: str, volume: Volume, sources: Sequence[SourceFile], dtype: str) -> PreparedCase:
     """Store one case: the folder takes its name when all of it is on disk."""
     target = case_folder(root, name)
-    temporary = target.with_name(f".partial-{os.getpid()}-{name}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = partial_path(target)
     temporary.mkdir(parents=True)
     try:
         limit = float(np.finfo(dtype).max)

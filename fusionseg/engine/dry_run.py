@@ -40,7 +40,12 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
         config, len(dataset.channels), dataset.num_classes, half=precision.name in ("bf16", "fp16")
     )
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_bytes()
-    fits = "" if memory.total < free else ": too much, see train.micro_batch, train.checkpoint_activations, data.patch"
+    ranks = launch.local_world_size if device.type == "cpu" else 1  # that share what is free
+    fits = (
+        ""
+        if (memory.total + needed) * ranks < free
+        else ": too much, see train.micro_batch, train.checkpoint_activations, data.patch"
+    )
     resumed = " (would be resumed)" if any(folder.checkpoints.glob("step_*.pt")) else ""
     lines = [
         dump_config(config),

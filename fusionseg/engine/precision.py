@@ -34,10 +34,13 @@ class Precision:
 
 def choose_precision(request: str, device: torch.device) -> Precision:
     """Precision for this rank's device."""
-    if device.type == "cuda":
-        capability = torch.cuda.get_device_capability(device)
-        return precision_for(request, "cuda", capability, native_bf16=capability >= (8, 0))
-    return precision_for(request, "cpu", None, native_bf16=cpu_has_bf16())
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    return precision_for(request, device.type, capability, native_bf16=has_bf16(device))
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bf16, and does not emulate it."""
+    return torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else cpu_has_bf16()
 
 
 def precision_for(

@@ -81,5 +81,9 @@ class Recorder:
         best = "-" if best_dice is None else f"{best_dice:.4f}"
         log.info("%s (%s) after %s; best Dice %s", status, reason, duration(self.elapsed_s), best)
 
+    def sync(self) -> None:
+        """Force the records to disk: before a checkpoint that comes after them."""
+        self._sinks.sync()
+
     def close(self) -> None:
         self._sinks.close()

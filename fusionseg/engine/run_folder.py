@@ -57,6 +57,8 @@ class RunFolder:
             ) from None
         except OSError:  # a file system without locks
             return
+        for leftover in (*self.path.glob(".partial-*"), *self.checkpoints.glob(".partial-*")):
+            leftover.unlink()  # of a process that was killed while it wrote: the lock says that none is writing
 
     def check(self, config: RunConfig) -> None:
         """Refuse to go on in a folder that holds checkpoints of another configuration.
@@ -102,8 +104,21 @@ class RunFolder:
             },
         )
 
-    def rewind_metrics(self, step: int) -> None:
-        """Drop the records after `step`, of which the checkpoint knows nothing: they will be written again."""
+    def has_end(self) -> bool:
+        """Whether the last record says that the run has come to its end."""
+        try:
+            last = json.loads(self.metrics.read_text(encoding="utf-8").splitlines()[-1])
+        except (OSError, ValueError, IndexError):
+            return False
+        return bool(last["kind"] == "end" and last["status"] in ("completed", "plateau"))
+
+    def rewind_metrics(self, step: int, *, validated: int) -> None:
+        """Drop the records of which the checkpoint knows nothing: they will be written again.
+
+        Args:
+            step: the checkpoint's.
+            validated: the last step whose validation is in the checkpoint; it may have been saved before its own.
+        """
         if not self.metrics.exists():
             return
         kept = []
@@ -112,7 +127,8 @@ class RunFolder:
                 record = json.loads(line)
             except ValueError:
                 continue  # the line that was being written when the process was killed
-            if record["step"] <= step and record["kind"] != "end":
+            known = validated if record["kind"] == "val" else step
+            if record["step"] <= known and record["kind"] != "end":
                 kept.append(line)
         write_text(self.metrics, "".join(f"{line}\n" for line in kept))
 

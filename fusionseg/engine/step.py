@@ -107,7 +107,8 @@ class TrainStep:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where the run has trained in bf16 or fp32 so far, on another device
+            self.scaler.load_state_dict(state["scaler"])
         self._totals.copy_(state["totals"])
 
     def _synchronised(self, *, last: bool) -> Any:

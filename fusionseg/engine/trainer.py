@@ -42,9 +42,8 @@ class Trainer:
         self.world = world
         self.folder = folder
         self.accumulate = accumulation(config, world.size)
-        if world.device.type == "cpu":
-            threads = config.train.threads or max(1, available_cpus() // world.launch.local_world_size)
-            torch.set_num_threads(threads)
+        # On a GPU run too: the host crops where the cache is the host's, and torchrun leaves one thread.
+        torch.set_num_threads(config.train.threads or max(1, available_cpus() // world.launch.local_world_size))
         self.precision = choose_precision(config.train.precision, world.device)
         log.info("device: %s, precision %s (%s)", world.device, self.precision.name, self.precision.reason)
         log.info("batch: %s", batch_arithmetic(config, world.size))
@@ -76,16 +75,20 @@ class Trainer:
     def run(self) -> str:
         """Train to the end; the status that the end record has."""
         elapsed_s = self._resume()
-        if (ended := self._ended()) is not None:
-            log.info("%s: this run has already ended (%s at step %d)", self.folder.path, ended, self.step)
-            return ended
+        status, reason = self._why_end()
+        if status and self.world.from_main(self.folder.has_end()):
+            log.info("%s: this run has already ended (%s at step %d)", self.folder.path, status, self.step)
+            return status
+        if self.world.is_main:
+            self.folder.rewind_metrics(self.step, validated=self._validated)
         ranks = self.world.gather(describe_rank(self.world))
         if self.world.is_main:
             self.folder.write_environment(ranks)
         recorder = Recorder(self.config, self.world, self.folder, step=self.step, elapsed_s=elapsed_s)
         try:
-            with StopSignals() as signals, recorder.progress:
-                status, reason = self._loop(signals, recorder)
+            if not status:
+                with StopSignals() as signals, recorder.progress:
+                    status, reason = self._loop(signals, recorder)
             recorder.end(self.step, status, reason, self._best_dice)
             return status
         except BaseException as error:
@@ -98,26 +101,32 @@ class Trainer:
             recorder.close()
 
     def _loop(self, signals: StopSignals, recorder: Recorder) -> tuple[str, str]:
-        config = self.config
+        """Train until there is a reason to end; its status and what it is."""
         while True:
+            if self._validation_is_due():
+                self._validate(recorder)
+            status, reason = self._why_end()
+            if status:
+                self._save(recorder)
+                return status, reason
             lr = self.advance()
             recorder.progress.step(self.step)
-            last = self.step == config.train.steps
-            if self.step % min(config.train.max_skipped, config.log.every) == 0:
-                self._refuse_endless_skipping()
-            if last or self.step % config.log.every == 0:
-                with annotate("log"):
-                    window = self.step_fn.read()
-                    samples = self._used_samples() if config.log.samples else None
-                recorder.train(self.step, lr, window, samples)
-            if last or self.step % config.validation.every == 0:
-                self._validate(recorder)
+            self._record(lr, recorder)
             stop = self.world.agree(signals.received)
-            status, reason = self._why_end(last, stop)
-            if status or self.step % config.checkpoint.every == 0:
-                self._save(recorder.elapsed_s)
-            if status:
-                return status, reason
+            # Before the validation, which may last longer than the time that a signal leaves.
+            if stop or self.step % self.config.checkpoint.every == 0:
+                self._save(recorder)
+            if stop and self.step < self.config.train.steps:
+                return "interrupted", signal_name(stop)
+
+    def _validation_is_due(self) -> bool:
+        due = self.step > 0 and (self.step % self.config.validation.every == 0 or self.step == self.config.train.steps)
+        return due and self._validated != self.step
+
+    @property
+    def _validated(self) -> int:
+        """The last step that was validated."""
+        return self.history[-1][0] if self.history else 0
 
     def advance(self) -> float:
         """One optimizer step, data included; the learning rate it had."""
@@ -152,20 +161,16 @@ class Trainer:
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
-    def _why_end(self, last: bool, stop: int) -> tuple[str, str]:
-        """Status and reason if the run ends here, else two empty texts."""
-        if last:
-            return "completed", f"step {self.step}"
+    def _why_end(self) -> tuple[str, str]:
+        """Status and reason if the run is at its end, else two empty texts."""
         plateau = self.config.stop.plateau
+        if self._validation_is_due():
+            return "", ""
+        if self.step >= self.config.train.steps:
+            return "completed", f"step {self.step}"
         if plateau is not None and reached_plateau(self.history, plateau):
             return "plateau", f"less than {plateau.min_gain} gained in {plateau.windows} windows of {plateau.window}"
-        if stop:
-            return "interrupted", signal_name(stop)
         return "", ""
-
-    def _ended(self) -> str | None:
-        status, _ = self._why_end(self.step >= self.config.train.steps, 0)
-        return status or None
 
     def _refuse_endless_skipping(self) -> None:
         in_a_row = self.step_fn.skipped_in_a_row()
@@ -188,6 +193,17 @@ class Trainer:
         )
 
     # -- records and checkpoints ------------------------------------------------------------------------------------
+
+    def _record(self, lr: float, recorder: Recorder) -> None:
+        """The train record, on a logging step. Reading the counters waits for the device: only here, on a GPU."""
+        logging_step = self.step % self.config.log.every == 0 or self.step == self.config.train.steps
+        if logging_step or (self.world.device.type == "cpu" and self.step % self.config.train.max_skipped == 0):
+            self._refuse_endless_skipping()
+        if logging_step:
+            with annotate("log"):
+                window = self.step_fn.read()
+                samples = self._used_samples() if self.config.log.samples else None
+            recorder.train(self.step, lr, window, samples)
 
     def _used_samples(self) -> list[dict[str, Any]]:
         """Case and patch origin of every sample of the last step, as each rank used them."""
@@ -230,9 +246,10 @@ class Trainer:
             "labels": {str(value): name for value, name in self.data.store.labels.items()},
         }
 
-    def _save(self, elapsed_s: float) -> None:
+    def _save(self, recorder: Recorder) -> None:
         if not self.world.is_main:
             return
+        recorder.sync()
         with annotate("checkpoint"):
             state = {
                 **self._identity(),
@@ -243,7 +260,7 @@ class Trainer:
                 # Random numbers are functions of (seed, step, sample): seed and step are their whole state. So is
                 # the learning rate one of the step.
                 "seed": self.config.seed,
-                "elapsed_s": elapsed_s,
+                "elapsed_s": recorder.elapsed_s,
             }
             self.checkpoints.save(self.step, state)
 
@@ -253,8 +270,6 @@ class Trainer:
         path = self.world.from_main(found[0] if found else None)
         if path is None:
             start_from(self.model, self.config)
-            if self.world.is_main:
-                self.folder.rewind_metrics(0)
             return 0.0
         state = found[1] if found else read_checkpoint(path)
         if state["data"] != self.data.content:
@@ -266,7 +281,5 @@ class Trainer:
         self.step_fn.load_state_dict(state["train_step"])
         self.step, self.best = state["step"], state["best"]
         self.history = [(int(step), float(dice)) for step, dice in state["history"]]
-        if self.world.is_main and self._ended() is None:
-            self.folder.rewind_metrics(self.step)
         log.info("resuming from %s (step %d of %d)", path, self.step, self.config.train.steps)
         return float(state["elapsed_s"])

@@ -72,7 +72,10 @@ def open_training_data(config: RunConfig, world: World) -> TrainingData:
     dataset = open_configured(config)
     train, validation = split_cases(config, dataset)
     world.main_first("prepare the data", lambda: _prepare_missing(config, dataset))
-    store, _ = open_store(config, dataset)
+    # Rank 0's view of the disk is everybody's: a stale directory entry must not give one rank another data set.
+    store, missing = world.from_main(open_store(config, dataset) if world.is_main else None)
+    if missing and not config.data.skip_broken:
+        raise UserError(f"{store.root}: {', '.join(missing)} vanished after the preparation: start again")
     split = Split(_present(train, store), _present(validation, store))
     for part, cases in (("train", split.train), ("validate", split.validation)):
         if not cases:
@@ -118,14 +121,17 @@ def _prepare_missing(config: RunConfig, dataset: Dataset) -> None:
 
 def _load_cache(config: RunConfig, world: World, store: Store, names: list[str]) -> DeviceCache:
     needed = cache_bytes([store.cases[name] for name in names], config.cache)
-    accelerator_free = torch.cuda.mem_get_info(world.device)[0] if world.device.type == "cuda" else 0
+    own = torch.cuda.mem_get_info(world.device)[0] if world.device.type == "cuda" else 0
+    # What is free everywhere, before anybody loads: every rank decides alike.
+    everywhere = world.gather((own, available_memory_bytes()))
+    accelerator_free, host_free = (min(values) for values in zip(*everywhere, strict=True))
     placement = place_cache(
         needed,
         config.cache,
         world.device,
         accelerator_free=accelerator_free,
-        host_free=available_memory_bytes(),
+        host_free=host_free,
         ranks_on_host=world.launch.local_world_size,
     )
     log.info("cache: %d cases on %s: %s", len(names), placement.device, placement.reason)
-    return DeviceCache(store, names, config.cache, placement.device, pin=world.device.type == "cuda")
+    return DeviceCache(store, names, config.cache, placement.device)

@@ -66,6 +66,8 @@ class Validator:
         """Validate; all ranks must call it. `model` is the bare network, not its DDP wrapper."""
         training = model.training
         model.eval()
+        # Batch norm's running statistics are each rank's own; one network is validated, the one that is saved.
+        self.world.share_(buffer for buffer in model.buffers() if buffer.is_floating_point())
         own: dict[str, list[float]] = {}
         picture: Picture | None = None
         with annotate("validate"):
@@ -89,8 +91,17 @@ class Validator:
             self.config.validation,
             self.precision,
             device=self.world.device,
+            stitch_device=self._stitch_device(image),
         )
         return logits.argmax(dim=0)
+
+    def _stitch_device(self, image: Tensor) -> torch.device:
+        """Where the logits of a volume are gathered: on the GPU if three copies take under half of what is free."""
+        device = self.world.device
+        if device.type != "cuda":
+            return device
+        needed = 3 * 4 * self.num_classes * image[0].numel()
+        return device if needed < torch.cuda.mem_get_info(device)[0] / 2 else torch.device("cpu")
 
 
 def _slice(image: Tensor, prediction: Tensor, label: Tensor) -> Picture:

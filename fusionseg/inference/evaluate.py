@@ -105,6 +105,8 @@ def read_label(path: Path, shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], N
     """A label file as it is stored, and its affine."""
     image = nib.load(path)
     label = np.asarray(image.dataobj).round().astype(np.uint8)
+    if label.ndim == 4 and label.shape[3] == 1:
+        label = label[..., 0]
     if label.shape != shape:
         raise ValueError(f"image {shape} and label {label.shape} differ in shape")
     return label, image.affine

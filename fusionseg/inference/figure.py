@@ -41,7 +41,7 @@ def best_and_worst(path: Path, scores: Sequence[Score], cases: Sequence[Case], p
         source = nib.load(case.images[0])
         image = np.asarray(source.dataobj, dtype=np.float32)
         image = image[..., 0] if image.ndim == 4 else image
-        label = np.asarray(nib.load(case.label).dataobj).round().astype(np.uint8)
+        label = np.asarray(nib.load(case.label).dataobj).round().astype(np.uint8).reshape(image.shape)
         image, label, mask = (_radiological(array, source.affine) for array in (image, label, predictor(case.images)))
         size = voxel_sizes(_canonical_affine(source.affine))
         depth = int(((label > 0) | (mask > 0)).sum(axis=(0, 1)).argmax())

@@ -91,7 +91,8 @@ class Predictor:
         budget = available_memory_bytes() / 4 if self.options.memory_gb is None else self.options.memory_gb * 1e9
         voxels = max(prod(shape), *(prod(volume.image.shape[1:]) for volume in volumes))
         # logits, the sum of window weights, and one copy of each while they are divided, per ensemble member
-        needed = voxels * 4 * 2 * (len(self.labels) + 1) * len(self.members)
+        copies = 3 if self.options.flips else 2
+        needed = voxels * 4 * copies * (len(self.labels) + 1) * len(self.members)
         axis = int(np.argmax(shape))
         count = min(shape[axis], max(1, ceil(needed / budget)))
         edges = [round(shape[axis] * n / count) for n in range(count + 1)]
@@ -181,10 +182,11 @@ def _whole(shape: tuple[int, int, int]) -> Box:
     return slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2])
 
 
-def _fuse(parts: Sequence[_Part], slab: Box, mask: NDArray[np.uint8], chunk_voxels: int = 2_000_000) -> None:
+def _fuse(parts: Sequence[_Part], slab: Box, mask: NDArray[np.uint8], chunk_numbers: int = 8_000_000) -> None:
     """Fill `mask[slab]` with the most probable class: interpolated logits, softmax, mean over the parts."""
     x, y, z = slab
-    rows = max(1, chunk_voxels // max(1, (y.stop - y.start) * (z.stop - z.start)))
+    classes = len(parts[0].logits)
+    rows = max(1, chunk_numbers // (classes * (y.stop - y.start) * (z.stop - z.start)))
     for start in range(x.start, x.stop, rows):
         chunk = slice(start, min(start + rows, x.stop)), y, z
         total: Tensor | None = None

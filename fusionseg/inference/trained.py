@@ -11,7 +11,7 @@ from torch import nn
 from fusionseg.config import RunConfig, validate
 from fusionseg.engine.checkpoint import find_weights, read_checkpoint
 from fusionseg.engine.distributed import Launch, choose_device
-from fusionseg.engine.precision import Precision, choose_precision
+from fusionseg.engine.precision import Precision, choose_precision, has_bf16
 from fusionseg.errors import UserError
 from fusionseg.machine import available_cpus
 from fusionseg.models import build_model
@@ -55,5 +55,9 @@ def load_trained(run: Path, device: torch.device, which: str = "best") -> Traine
     model.load_state_dict(state["model"])
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    precision = choose_precision(config.train.precision, device)
+    # The device that predicts need not be the one that trained: what it cannot do well, it chooses for itself.
+    wanted = config.train.precision
+    if (wanted == "fp16" and device.type == "cpu") or (wanted == "bf16" and not has_bf16(device)):
+        wanted = "auto"
+    precision = choose_precision(wanted, device)
     return Trained(path, config, model.to(device).eval(), tuple(state["channels"]), labels, state["step"], precision)

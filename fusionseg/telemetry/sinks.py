@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,10 @@ class Sinks:
                     if name not in ("kind", "step") and isinstance(number, int | float):
                         self._board.add_scalar("/".join(filter(None, (kind, name, str(key)))), number, step)
 
+    def sync(self) -> None:
+        """Force the records to disk."""
+        os.fsync(self._metrics.fileno())
+
     def picture(self, tag: str, image: Any, step: int) -> None:
         """A picture (3, H, W) in [0, 1] for TensorBoard."""
         if self._board is not None:
@@ -73,6 +78,9 @@ class NoSinks(Sinks):
         pass
 
     def write(self, kind: str, step: int, **fields: Any) -> None:
+        pass
+
+    def sync(self) -> None:
         pass
 
     def picture(self, tag: str, image: Any, step: int) -> None:

@@ -20,7 +20,6 @@ from fusionseg.data.check import CheckReport, _check_cases, check_dataset
 from fusionseg.data.check_case import CaseFacts
 from fusionseg.data.dataset import Case, Dataset, open_dataset
 
-REAL = Path(os.environ.get("FUSIONSEG_DATA", Path(__file__).parents[3] / "shared" / "data"))
 SHAPE = (12, 11, 10)
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
 
@@ -350,10 +349,10 @@ def test_a_case_that_kills_its_worker_is_one_error(check: Any, workers: int) -> 
     assert [[p.code for p in fact.problems] for fact in facts] == [[], ["crashed"], [], []]
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"no data in {REAL} (set FUSIONSEG_DATA)")
+@pytest.mark.real_data
 @pytest.mark.parametrize("name", ["hippocampus", "sarcoma_ct"])
-def test_real_data_has_no_errors(name: str) -> None:
-    dataset = open_dataset(REAL / name)
+def test_real_data_has_no_errors(name: str, real_data: Path) -> None:
+    dataset = open_dataset(real_data / name)
     report = check_dataset(replace(dataset, training=dataset.training[:20]), workers=1)
     assert report.errors == (), report.to_text()
     assert report.summary["labels"][1]["cases"] == min(20, len(dataset.training))

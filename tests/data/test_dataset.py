@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ import pytest
 
 from fusionseg.data.dataset import Case, Dataset, find_inputs, open_dataset, split_folds
 from fusionseg.errors import UserError
-
-REAL = Path(os.environ.get("FUSIONSEG_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
 def touch(*paths: Path) -> None:
@@ -322,10 +319,10 @@ def test_impossible_inputs(tmp_path: Path) -> None:
     assert "channel p_0001 is missing" in said(gap) and "2 inputs are named r" in said(gap)
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"no data in {REAL} (set FUSIONSEG_DATA)")
-def test_real_data() -> None:
-    hippocampus: Dataset = open_dataset(REAL / "hippocampus")
+@pytest.mark.real_data
+def test_real_data(real_data: Path) -> None:
+    hippocampus: Dataset = open_dataset(real_data / "hippocampus")
     assert (len(hippocampus.training), hippocampus.class_names) == (200, ("Anterior", "Posterior"))
     assert [len(part) for part in split_folds(hippocampus.training, 5, 0, seed=0)] == [160, 40]
-    sarcoma = open_dataset(REAL / "sarcoma_ct")
+    sarcoma = open_dataset(real_data / "sarcoma_ct")
     assert (len(sarcoma.training), sarcoma.channels, sarcoma.layout) == (12, ("CT",), "msd")

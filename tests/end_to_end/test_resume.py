@@ -100,6 +100,38 @@ def test_a_kill_within_an_accumulation_loses_the_step_only(
     assert_same_run(killed, whole)
 
 
+def test_a_kill_during_a_validation_repeats_the_validation_only(
+    program: Program, config_file: Path, train: Train, tmp_path: Path, uninterrupted: Path
+) -> None:
+    """The checkpoint of a step is on disk before its validation begins, which may take long."""
+    run = tmp_path / "run"
+    saved = run / "checkpoints" / "step_00000008.pt"
+    process = program.warm(TRAIN, *arguments(config_file, run, *RUN))
+    while not saved.exists() and process.status is None:
+        time.sleep(0.001)
+    process.send(signal.SIGKILL)
+    process.wait()
+    assert checkpoint(run, saved.name)["history"] == []
+
+    train(run, *RUN).expect(0)
+
+    assert_same_run(run, uninterrupted)
+
+
+def test_a_run_that_was_killed_before_it_said_that_it_has_ended_says_so(
+    train: Train, tmp_path: Path, uninterrupted: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted, run)
+    *others, end = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(others))
+    assert '"end"' in end
+
+    train(run, *RUN).expect(0)
+
+    assert_same_run(run, uninterrupted)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT], ids=lambda number: number.name)
 def test_a_signal_saves_and_ends_the_run(
     program: Program,

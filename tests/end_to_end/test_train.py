@@ -200,7 +200,7 @@ VARIANTS = [
     Variant(
         "swin_fusion_od",
         (SWIN, *SWIN_PATCH, "train.checkpoint_activations=true"),
-        "model: swin_fusion_od, 2.",
+        "model: swin_fusion_od, 2,",
     ),
     Variant("cache_float16", ("cache.dtype=float16", "data.dtype=float16")),
     Variant("train_cases", ("data.train_cases=2",), "cache: 3 cases"),
