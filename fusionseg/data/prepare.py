@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from fusionseg.data.store import (
     settings_of,
     write_case,
     write_header,
+    write_record,
 )
 from fusionseg.data.volume import load_volume
 from fusionseg.errors import UserError
@@ -121,7 +122,16 @@ def _current(root: Path, case: Case, num_classes: int) -> PreparedCase | None:
     files = _files(case)
     if record is None or len(record.sources) != len(files) or max(record.classes, default=0) >= num_classes:
         return None
-    return record if all(source.unchanged(path) for source, path in zip(record.sources, files, strict=True)) else None
+    if not all(source.unchanged(path) for source, path in zip(record.sources, files, strict=True)):
+        return None
+    times = [path.stat().st_mtime_ns for path in files]
+    if times != [source.mtime_ns for source in record.sources]:  # copied or touched: do not read them every time
+        sources = tuple(
+            replace(source, mtime_ns=mtime_ns) for source, mtime_ns in zip(record.sources, times, strict=True)
+        )
+        with suppress(OSError):  # somebody else's store, which may only be read
+            write_record(root, replace(record, sources=sources))
+    return record
 
 
 def _files(case: Case) -> list[Path]:

@@ -164,6 +164,11 @@ def read_case(root: Path, name: str) -> PreparedCase | None:
         return None
 
 
+def write_record(root: Path, record: PreparedCase) -> None:
+    """Write case.json anew."""
+    write_json(case_folder(root, record.name) / "case.json", asdict(record))
+
+
 def write_header(root: Path, config: DataConfig, name: str, channels: Sequence[str], labels: Mapping[int, str]) -> None:
     """Write store.json."""
     header = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
 
 import torch
@@ -50,12 +51,15 @@ def distribute(model: nn.Module, config: RunConfig, world: World, accumulate: in
         model.compile()
     if world.size == 1:
         return model
-    return DistributedDataParallel(
-        model,
-        device_ids=[world.device.index] if world.device.type == "cuda" else None,
-        gradient_as_bucket_view=True,
-        # with accumulation, the graph of a synchronised micro-step is not that of the others
-        static_graph=accumulate == 1,
-        # only batch norm's running statistics change; everything else that is a buffer is a constant
-        broadcast_buffers=any(isinstance(module, _BatchNorm) for module in model.modules()),
-    )
+    with warnings.catch_warnings():
+        # torch 2.13 wants `forward_sync_buffers`, which the versions before it do not have
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+        return DistributedDataParallel(
+            model,
+            device_ids=[world.device.index] if world.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            # with accumulation, the graph of a synchronised micro-step is not that of the others
+            static_graph=accumulate == 1,
+            # only batch norm's running statistics change; everything else that is a buffer is a constant
+            broadcast_buffers=any(isinstance(module, _BatchNorm) for module in model.modules()),
+        )

@@ -7,9 +7,12 @@ import logging
 import torch
 
 from fusionseg.config import RunConfig
+from fusionseg.data.prepare import open_configured
+from fusionseg.engine.batch import accumulation
 from fusionseg.engine.distributed import World
 from fusionseg.engine.run_folder import RunFolder
 from fusionseg.engine.trainer import Trainer
+from fusionseg.engine.training_data import split_cases
 from fusionseg.errors import TrainingStopped
 from fusionseg.telemetry.logs import log_to_file, start_logging
 
@@ -27,7 +30,7 @@ def train(config: RunConfig) -> str:
     start_logging(world.rank)
     folder = RunFolder(config)
     try:
-        world.main_first("open the run folder", lambda: _open(folder, config))
+        world.main_first("open the run folder", lambda: _open(folder, config, world.size))
         log.info("run: %s", folder.path)
         return Trainer(config, world, folder).run()
     except torch.OutOfMemoryError as error:
@@ -40,7 +43,10 @@ def train(config: RunConfig) -> str:
         world.close()
 
 
-def _open(folder: RunFolder, config: RunConfig) -> None:
+def _open(folder: RunFolder, config: RunConfig, world_size: int) -> None:
+    # What can be refused at a glance is refused before there is a folder.
+    accumulation(config, world_size)
+    split_cases(config, open_configured(config))
     folder.lock()
     folder.check(config)
     folder.write_config(config)

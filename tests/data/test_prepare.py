@@ -118,6 +118,8 @@ def test_a_touched_file_is_not_prepared_again_and_a_changed_one_is(own: Path, tm
         os.utime(path, ns=(1, 1))
     assert run(config).prepared == []
     assert stamps(config) == before
+    # the new times are noted, so that the next start need not read the files again
+    assert {source.mtime_ns for case in opened(config).cases.values() for source in case.sources} == {1}
 
     path = own / "labelsTr" / "case_001.nii.gz"
     image = nibabel.load(path)
