@@ -168,8 +168,10 @@ def test_a_batch_that_cannot_be_dealt_over_the_ranks(program: Program, config_fi
 def test_a_wrong_request_ends_every_rank(program: Program, config_file: Path, tmp_path: Path) -> None:
     """Rank 0 finds out alone that the run cannot be opened; the other does not wait for it for ever."""
     ranks = program.ranks(2, *arguments(config_file, tmp_path / "run", "data.root=/nowhere/at/all"))
-    for number, rank in enumerate(ranks):
-        refused(rank.wait(60), ("rank 1: " if number else "") + "error: data.root=/nowhere/at/all")
+    first, second = (rank.wait(60) for rank in ranks)
+    refused(first, "error: data.root=/nowhere/at/all")
+    refused(second, "rank 1: error: rank 0 could not open the run folder: see its message")
+    assert not (tmp_path / "run").exists()  # refused at a glance: nothing is left behind
 
 
 def test_half_an_environment(program: Program, config_file: Path, tmp_path: Path) -> None:
