@@ -139,9 +139,9 @@ def _files(case: Case) -> list[Path]:
 
 
 def _prepare_case(root: Path, config: DataConfig, num_classes: int, channels: int, case: Case) -> str:
-    sources = [SourceFile.read(path) for path in _files(case)]
     if _current(root, case, num_classes) is not None:  # another run, started with this one, was quicker
         return case.name
+    sources = [SourceFile.read(path) for path in _files(case)]
     volume = load_volume(case.images, case.label, config, num_classes)
     if len(volume.image) != channels:
         raise ValueError(f"has {len(volume.image)} channels, and the data set says {channels}")

@@ -206,6 +206,6 @@ class World:
         if self.size > 1 and dist.is_initialized():
             self._collect()
             # gloo's threads take the GIL to let go of the last tensors, and the destructor that joins them holds it
-            # (torch 2.13): sleeping hands it over first. Without this, one run in some twenty never ended.
+            # (torch 2.13): sleeping hands it over first. Without this, 3 of 20 two-process runs never ended.
             time.sleep(0.2)
             dist.destroy_process_group()

@@ -10,7 +10,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,6 +22,7 @@ from fusionseg.engine.training_data import split_cases
 from fusionseg.errors import UserError
 from fusionseg.files import whole_file, write_json
 from fusionseg.inference.figure import best_and_worst
+from fusionseg.inference.labels import read_label
 from fusionseg.inference.predictor import PredictOptions, Predictor
 from fusionseg.metrics import confusion, dice_per_class, hd95_per_class, mean_of_known
 from fusionseg.telemetry.progress import counting_progress
@@ -99,17 +99,6 @@ def _cases(config: RunConfig, dataset_root: str | None) -> tuple[Dataset, list[C
     if not cases:
         raise UserError(f"{dataset.root}: has no labelled cases to evaluate on")
     return dataset, cases
-
-
-def read_label(path: Path, shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """A label file as it is stored, and its affine."""
-    image = nib.load(path)
-    label = np.asarray(image.dataobj).round().astype(np.uint8)
-    if label.ndim == 4 and label.shape[3] == 1:
-        label = label[..., 0]
-    if label.shape != shape:
-        raise ValueError(f"image {shape} and label {label.shape} differ in shape")
-    return label, image.affine
 
 
 def _score(case: Case, mask: NDArray[np.uint8], dataset: Dataset) -> list[Score]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fusionseg.data.dataset import Case
 from fusionseg.data.volume import voxel_sizes
 from fusionseg.files import whole_file
+from fusionseg.inference.labels import read_label
 from fusionseg.inference.predictor import Predictor
 from fusionseg.metrics import mean_of_known
 from fusionseg.telemetry.pictures import COLORS, paint
@@ -41,7 +42,7 @@ def best_and_worst(path: Path, scores: Sequence[Score], cases: Sequence[Case], p
         source = nib.load(case.images[0])
         image = np.asarray(source.dataobj, dtype=np.float32)
         image = image[..., 0] if image.ndim == 4 else image
-        label = np.asarray(nib.load(case.label).dataobj).round().astype(np.uint8).reshape(image.shape)
+        label, _ = read_label(case.label, image.shape)
         image, label, mask = (_radiological(array, source.affine) for array in (image, label, predictor(case.images)))
         size = voxel_sizes(_canonical_affine(source.affine))
         depth = int(((label > 0) | (mask > 0)).sum(axis=(0, 1)).argmax())
