@@ -192,10 +192,10 @@ class RunConfig(Section):
             )
         if self.schedule.min_lr > self.optim.lr:
             problems.append(f"schedule.min_lr: {self.schedule.min_lr} is above optim.lr {self.optim.lr}: lower it")
-        if self.train.checkpoint_activations and self.model.name in ("unet", "segresnet"):
+        if self.train.checkpoint_activations and not self.model.can_checkpoint:
             problems.append(
-                f"train.checkpoint_activations: is for the Swin networks, and {self.model.name} has none:"
-                " set it to false"
+                f"train.checkpoint_activations: is for the Swin networks, and {self.model.name} has none: set it to"
+                " false (a smaller data.patch or train.micro_batch saves memory too)"
             )
         plateau = self.stop.plateau
         if plateau is not None and self.validation.every > plateau.window:

@@ -15,7 +15,7 @@ from monai.networks.nets.swin_unetr import SwinTransformer
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fusionseg.config.networks import SWIN_PATCH_MULTIPLE, FusionConfig
+from fusionseg.config.networks.swin import SWIN_PATCH_MULTIPLE, FusionConfig, SwinConfig
 from fusionseg.models.fusion import FusedSkips, residual_block
 
 
@@ -139,3 +139,20 @@ class SwinFusionUNETR(nn.Module):
         x = self.decoder1(x, skips[0])
         logits: Tensor = self.out(x)
         return logits
+
+
+def build_swin(
+    config: SwinConfig, in_channels: int, out_channels: int, *, checkpoint_activations: bool
+) -> SwinFusionUNETR:
+    """The network that a `model` section describes."""
+    return SwinFusionUNETR(
+        in_channels,
+        out_channels,
+        feature_size=config.feature_size,
+        depths=config.depths,
+        num_heads=config.num_heads,
+        window_size=config.window_size,
+        drop_path_rate=config.drop_path_rate,
+        fusion=config.fusion,
+        use_checkpoint=checkpoint_activations,
+    )

@@ -10,7 +10,6 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from fusionseg.config.networks import FUSION_PRESETS, ModelConfig
-from fusionseg.errors import UserError
 from fusionseg.models import build_model
 
 MODEL_CONFIG: TypeAdapter[Any] = TypeAdapter(ModelConfig)
@@ -49,10 +48,3 @@ def test_convolutional_networks_train(settings: dict[str, Any]) -> None:
     # MONAI's UNet has dropout layers of rate 0.
     rates = {layer.p for layer in model.modules() if isinstance(layer, nn.Dropout | nn.Dropout3d)}
     assert rates <= {0.0} if "dropout" not in settings else rates == {0.2}
-
-
-@pytest.mark.parametrize("name", ["unet", "segresnet"])
-def test_checkpointing_is_for_swin_networks(name: str) -> None:
-    config = MODEL_CONFIG.validate_python({"name": name})
-    with pytest.raises(UserError, match=rf"train\.checkpoint_activations.*{name}"):
-        build_model(config, in_channels=1, out_channels=2, checkpoint_activations=True)

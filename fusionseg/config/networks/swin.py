@@ -1,16 +1,13 @@
-"""The `model` section: one class per family of networks, told apart by `name`.
-
-What a network reads of its data (channels in, classes out) is not configured: the data set says it.
-"""
+"""The `model` section of the Swin networks, and their fused skips."""
 
 from __future__ import annotations
 
-from math import prod
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from fusionseg.config.section import Ints, Probability, Section
+from fusionseg.config.networks.base import NetworkSection
+from fusionseg.config.section import Ints, Section
 
 SWIN_PATCH_MULTIPLE = 32  # patch embedding (2) and four mergings (2 each)
 
@@ -67,8 +64,10 @@ FUSION_PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-class SwinConfig(Section):
+class SwinConfig(NetworkSection):
     """Swin UNETR (Hatamizadeh et al., 2022, arXiv:2201.01266) and its variants with fused skips."""
+
+    can_checkpoint: ClassVar[bool] = True
 
     name: Literal[
         "swin_unetr",
@@ -133,95 +132,3 @@ class SwinConfig(Section):
                 f" needs more than one voxel at 1/32 of the resolution), not {list(patch)}: try {fixed}"
             )
         return None
-
-
-class UNetConfig(Section):
-    """MONAI's UNet with residual units (Kerfoot et al., 2019, doi:10.1007/978-3-030-12029-0_40)."""
-
-    name: Literal["unet"]
-    """The U-Net."""
-    channels: Ints = (16, 32, 64, 128, 256)
-    """Channels per level, from the top."""
-    strides: Ints | None = None
-    """Downsampling between the levels, one fewer than channels; null is 2 everywhere."""
-    num_res_units: Annotated[int, Field(ge=0)] = 2
-    """Convolutions in each residual unit; 0 for plain convolutions."""
-    norm: Literal["instance", "batch"] = "instance"
-    """Normalisation; batch norm makes the training depend on the micro-batch and so on the topology."""
-    dropout: Probability = 0.0
-    """Share of channels that are dropped in training."""
-
-    @field_validator("channels")
-    @classmethod
-    def _levels(cls, channels: tuple[int, ...]) -> tuple[int, ...]:
-        if len(channels) < 2 or min(channels) < 1:
-            raise ValueError(f"needs at least two levels of at least one channel, and has {list(channels)}")
-        return channels
-
-    @model_validator(mode="after")
-    def _strides_fit(self) -> UNetConfig:
-        if self.strides is not None and (len(self.strides) != len(self.channels) - 1 or min(self.strides) < 1):
-            raise ValueError(
-                f"strides: needs {len(self.channels) - 1} numbers from 1, one fewer than channels, and has"
-                f" {list(self.strides)}"
-            )
-        return self
-
-    @property
-    def level_strides(self) -> tuple[int, ...]:
-        return self.strides or (2,) * (len(self.channels) - 1)
-
-    def patch_problem(self, patch: tuple[int, int, int]) -> str | None:
-        """Why this network cannot train on patches of this size, with the fix; None if it can."""
-        return _multiple_problem(self.name, patch, prod(self.level_strides))
-
-
-class SegResNetConfig(Section):
-    """MONAI's SegResNet (Myronenko, 2018, arXiv:1810.11654), without the autoencoder branch."""
-
-    name: Literal["segresnet"]
-    """The SegResNet."""
-    init_filters: Annotated[int, Field(ge=8, multiple_of=8)] = 16
-    """Channels of the first level; a multiple of 8, the group norm's groups."""
-    blocks_down: Ints = (1, 2, 2, 4)
-    """Residual blocks per level of the encoder."""
-    blocks_up: Ints = (1, 1, 1)
-    """Residual blocks per level of the decoder, one fewer than blocks_down."""
-    dropout: Probability = 0.0
-    """Share of channels that are dropped in training."""
-
-    @model_validator(mode="after")
-    def _levels(self) -> SegResNetConfig:
-        fewest = min(self.blocks_down + self.blocks_up, default=0)
-        if len(self.blocks_up) != len(self.blocks_down) - 1 or fewest < 1:
-            raise ValueError("blocks_up: needs one number fewer than blocks_down, all at least 1")
-        return self
-
-    def patch_problem(self, patch: tuple[int, int, int]) -> str | None:
-        """Why this network cannot train on patches of this size, with the fix; None if it can."""
-        return _multiple_problem(self.name, patch, 2 ** (len(self.blocks_down) - 1))
-
-
-def _multiple_problem(name: str, patch: tuple[int, int, int], multiple: int) -> str | None:
-    too_small = max(patch) < 2 * multiple  # one voxel at the bottom: nothing to normalise over
-    if not any(size % multiple for size in patch) and not too_small:
-        return None
-    fixed = [max(multiple, round(size / multiple) * multiple) for size in patch]
-    if max(fixed) < 2 * multiple:
-        fixed[patch.index(max(patch))] = 2 * multiple
-    return (
-        f"data.patch: {name} with these levels needs multiples of {multiple}, at least {2 * multiple} in one"
-        f" axis, not {list(patch)}: try {fixed}"
-    )
-
-
-ModelConfig = Annotated[SwinConfig | UNetConfig | SegResNetConfig, Field(discriminator="name")]
-
-__all__ = [
-    "FUSION_PRESETS",
-    "FusionConfig",
-    "ModelConfig",
-    "SegResNetConfig",
-    "SwinConfig",
-    "UNetConfig",
-]
