@@ -104,7 +104,7 @@ def _tiny_config(dataset: Path | None, output: Path, **overrides: Any) -> RunCon
             "dtype": "float32",
         },
         "cache": {"dtype": "float32"},
-        "model": {"name": "unet", "channels": [4, 8], "num_res_units": 1},
+        "model": {"name": "monai_unet", "channels": [4, 8], "num_res_units": 1},
         "optim": {"name": "adamw", "lr": 1e-2},
         "schedule": {"name": "constant", "warmup": 0},
         "train": {"steps": 4, "precision": "fp32", "threads": 1},

@@ -11,7 +11,7 @@ from monai.losses import DiceCELoss, DiceLoss
 from torch import Tensor
 
 from fusionseg.config import LossConfig
-from fusionseg.losses import build_loss
+from fusionseg.losses import build_loss, label_at
 
 NAMES = ["dice_ce", "dice", "dice_focal", "cross_entropy"]
 
@@ -23,7 +23,7 @@ def batch() -> tuple[Tensor, Tensor]:
     return logits.requires_grad_(), torch.randint(0, 4, (3, 1, 6, 7, 5), generator=generator)
 
 
-def loss(logits: Tensor, label: Tensor, **raw: Any) -> Tensor:
+def loss(logits: Tensor | list[Tensor], label: Tensor, **raw: Any) -> Tensor:
     return build_loss(LossConfig.model_validate(raw))(logits, label)
 
 
@@ -97,3 +97,54 @@ def test_the_mean_over_samples_is_the_mean_over_micro_batches(batch: tuple[Tenso
     logits, label = batch
     parts = torch.stack([loss(logits[i : i + 1], label[i : i + 1], name=name) for i in range(3)])
     torch.testing.assert_close(parts.mean(), loss(logits, label, name=name))
+
+
+# -- deep supervision ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def levels() -> tuple[list[Tensor], Tensor]:
+    """Logits at full resolution and at two lower ones, the last not halved along z."""
+    generator = torch.Generator().manual_seed(2)
+    sizes = ((8, 8, 4), (4, 4, 2), (2, 2, 2))
+    logits = [torch.randn(2, 3, *size, generator=generator).requires_grad_() for size in sizes]
+    return logits, torch.randint(0, 3, (2, 1, 8, 8, 4), generator=generator)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_lower_resolution_counts_half(levels: tuple[list[Tensor], Tensor], name: str) -> None:
+    logits, label = levels
+    parts = [
+        loss(logits[0], label, name=name),
+        loss(logits[1], label[:, :, 1::2, 1::2, 1::2], name=name),
+        loss(logits[2], label[:, :, 2::4, 2::4, 1::2], name=name),
+    ]
+    value = loss(logits, label, name=name)
+    torch.testing.assert_close(value, (4 * parts[0] + 2 * parts[1] + parts[2]) / 7)
+    value.backward()
+    assert all(part.grad is not None and part.grad.any() for part in logits)
+    torch.testing.assert_close(loss(logits[:1], label, name=name), parts[0])
+
+
+def test_a_label_at_a_lower_resolution_has_its_own_classes_only() -> None:
+    label = torch.zeros(1, 1, 12, 12, 12, dtype=torch.int64)
+    label[:, :, 6:] = 2**24 - 1  # the largest that float32 counts to without a gap
+    for size in ((4, 6, 12), (12, 12, 12), (3, 1, 1)):
+        lower = label_at(label, size)
+        assert lower.dtype == torch.int64 and lower.shape == (1, 1, *size)
+        assert lower.unique().tolist() == [0, 2**24 - 1]
+        assert (lower > 0).sum() == lower[:, :, size[0] // 2 :].numel() == (size[0] + 1) // 2 * size[1] * size[2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_of_16_bits_are_summed_in_32(name: str, dtype: torch.dtype) -> None:
+    """One sum over this volume leaves float16's range, and bfloat16 counts to 256."""
+    logits = torch.full((1, 2, 48, 48, 48), 5.0, dtype=dtype, requires_grad=True)
+    label = torch.ones(1, 1, 48, 48, 48, dtype=torch.int64)
+    value = loss(logits, label, name=name)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, loss(logits.detach().float(), label, name=name))
+    torch.testing.assert_close(loss([logits, logits[..., ::2]], label, name=name), value, atol=1e-3, rtol=1e-3)
+    value.backward()
+    assert logits.grad is not None and logits.grad.isfinite().all()

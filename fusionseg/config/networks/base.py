@@ -13,6 +13,8 @@ class NetworkSection(Section):
 
     can_checkpoint: ClassVar[bool] = False
     """Whether the network can recompute its activations in the backward pass (train.checkpoint_activations)."""
+    encoder: ClassVar[str | None] = None
+    """Attribute of the network that holds an encoder which can be pre-trained: `swinViT`, `vit`, or none."""
     name: str
 
     def patch_problem(self, patch: tuple[int, int, int]) -> str | None:
