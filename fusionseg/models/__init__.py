@@ -9,11 +9,16 @@ from __future__ import annotations
 
 from torch import nn
 
-from fusionseg.config.networks import NetworkSection, SwinConfig, UNetConfig
+from fusionseg.config.networks import MonaiUNetConfig, NetworkSection, SwinConfig, UNetConfig
 
 
 def build_model(
-    config: NetworkSection, *, in_channels: int, out_channels: int, checkpoint_activations: bool = False
+    config: NetworkSection,
+    *,
+    in_channels: int,
+    out_channels: int,
+    patch: tuple[int, int, int] | None = None,
+    checkpoint_activations: bool = False,
 ) -> nn.Module:
     """The network that the `model` section describes, freshly initialised, on the current default device.
 
@@ -21,6 +26,7 @@ def build_model(
         config: the `model` section.
         in_channels: channels of the volumes; the data set says it.
         out_channels: classes, background included.
+        patch: the size of the volumes that the network will see; only UNETR, which embeds positions, asks for it.
         checkpoint_activations: recompute activations in the backward pass; the schema refuses it for a network whose
             `can_checkpoint` is false.
     """
@@ -29,13 +35,13 @@ def build_model(
         from fusionseg.models.swin_fusion import build_swin
 
         return build_swin(config, in_channels, out_channels, checkpoint_activations=checkpoint_activations)
-    if isinstance(config, UNetConfig):
+    if isinstance(config, UNetConfig | MonaiUNetConfig):
         from fusionseg.models.unet import build_unet
 
         return build_unet(config, in_channels, out_channels)
     from fusionseg.models.from_monai import build_from_monai
 
-    return build_from_monai(config, in_channels, out_channels)
+    return build_from_monai(config, in_channels, out_channels, patch=patch)
 
 
 __all__ = ["build_model"]

@@ -1,0 +1,124 @@
+"""Every network trains under two processes; `fusionseg models` lists them, in the documentation too."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_networks import NETWORKS, tiny
+
+from end_to_end.runs import COMMANDS, REPOSITORY, Program, rank_environments
+from fusionseg.config import validate
+from fusionseg.engine.distributed import World
+from fusionseg.engine.network import build_loss, build_network, distribute
+from fusionseg.engine.optim import build_optimizer
+from fusionseg.engine.precision import Precision
+from fusionseg.engine.step import TrainStep
+
+
+def train_each(report: str) -> None:
+    """On one rank: train each network, on samples of this rank's own; rank 0 writes what came of it."""
+    torch.set_num_threads(1)
+    world = World.from_environment("cpu")
+    found = {}
+    seen = set()
+    for name, section in NETWORKS.items():
+        config = validate({**tiny(name), "device": "cpu"})
+        model = build_network(config, world.device, in_channels=1, out_channels=2)
+        before = digest(model)
+        step = TrainStep(
+            distribute(model, config, world, accumulate=1),
+            build_loss(config),
+            build_optimizer(config.optim, model.parameters()),
+            Precision("fp32", "as configured", "cpu"),
+            world,
+            accumulate=1,
+            clip_grad=1.0,
+        )
+        draw = torch.Generator().manual_seed(world.rank)
+        # DDP learns in the first step which parameters there are, and trusts it in the second: one is enough for a
+        # network whose kin has shown two.
+        for number in range(1 if section in seen else 2):
+            image = torch.randn(1, 1, *config.data.patch, generator=draw)
+            label = (image > 0.5).long()
+            step(number, lambda *_, batch=((image,), label): batch, lr=1e-2, seed=lambda micro: micro)
+        seen.add(section)
+        window = step.read()
+        found[name] = {
+            "before": world.gather(before),
+            "after": world.gather(digest(model)),
+            "skipped": window.skipped,
+            "grad_norm": world.gather(window.grad_norm),
+        }
+    if world.is_main:
+        Path(report).write_text(json.dumps(found))
+    world.close()
+
+
+def digest(model: torch.nn.Module) -> list[float]:
+    """Sum and sum of squares of each parameter."""
+    sums = [(x.double().sum().item(), x.double().square().sum().item()) for x in model.state_dict().values()]
+    return [value for pair in sums for value in pair]
+
+
+def test_every_network_trains_under_two_processes(program: Program, tmp_path: Path) -> None:
+    """The ranks start from the same parameters, see different samples, and end with the same parameters."""
+    report = tmp_path / "report.json"
+    for rank in [program.function(train_each, (str(report),), env) for env in rank_environments(2)]:
+        rank.wait().expect(0)
+    found = json.loads(report.read_text())
+    assert list(found) == list(NETWORKS)
+    for name, ranks in found.items():
+        assert ranks["before"][0] == ranks["before"][1], name
+        assert ranks["after"][0] == ranks["after"][1] != ranks["before"][0], name
+        assert ranks["grad_norm"][0] == ranks["grad_norm"][1] > 0, name
+        assert ranks["skipped"] == 0, name
+
+
+# -- fusionseg models ----------------------------------------------------------------------------------------
+
+BEGIN, END = "<!-- fusionseg models --markdown -->\n", "\n<!-- end -->"
+
+
+def test_the_table_in_the_documentation_is_what_the_command_prints(program: Program, tmp_path: Path) -> None:
+    """To the digit, but for the activations: what is kept for the backward pass may change with torch."""
+    file = tmp_path / "models.json"
+    printed = program.warm(COMMANDS, "models", "--markdown", "--json", file).wait().expect(0).out.splitlines()
+    page = (REPOSITORY / "docs/models.md").read_text()
+    documented = page.split(BEGIN)[1].split(END)[0].splitlines()
+    hint = "docs/models.md: put there what `fusionseg models --markdown` prints"
+    assert [row.split(" | ")[:-1] for row in documented] == [row.split(" | ")[:-1] for row in printed], hint
+
+    costs = json.loads(file.read_text())
+    assert [cost["name"] for cost in costs] == list(NETWORKS)
+    for row, cost in zip(documented[2:], costs, strict=True):
+        value, unit = row.removesuffix(" |").split(" | ")[-1].split()
+        shown = float(value) * {"MB": 1e6, "GB": 1e9}[unit]
+        assert cost["activation_bytes"] == pytest.approx(shown, rel=0.05), f"{cost['name']}: {hint}"
+
+
+def test_the_cost_of_a_configuration(program: Program, config_file: Path) -> None:
+    """Its own network, on its own patch; the command line wins over the file."""
+    ask = ("models", "--config", config_file, "--classes", 3)
+    row = program.warm(COMMANDS, *ask).wait().expect(0).out.splitlines()[1]
+    assert row.split()[:2] == ["monai_unet", "2,360"]
+    wider = program.warm(COMMANDS, *ask, "model.channels=[8, 16]").wait().expect(0).out.splitlines()[1]
+    assert int(wider.split()[1].replace(",", "")) > 2360
+    assert row.split()[2:] != wider.split()[2:]
+    elsewhere = program.warm(COMMANDS, *ask, "--patch", 15, 16, 16).wait().expect(0).out.splitlines()[1]
+    assert "needs multiples of 2, at least 4 in one axis, not [15, 16, 16]: try [16, 16, 16]" in elsewhere
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["unett"], "error: there is no network 'unett'. did you mean unet? Valid: "),
+        (["--patch", 0, 16, 16], "error: --patch, --in-channels, --classes: are whole numbers from 1\n"),
+    ],
+)
+def test_wrong_requests(program: Program, wrong: list[object], message: str) -> None:
+    ended = program.warm(COMMANDS, "models", *wrong).wait().expect(2)
+    assert ended.err.startswith(message)
+    assert ended.out == ""

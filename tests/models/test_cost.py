@@ -1,0 +1,167 @@
+"""What networks cost: counted by hand where that can be done, and never by computing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_networks import NETWORKS, tiny
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fusionseg.config import validate
+from fusionseg.config.networks import SwinConfig
+from fusionseg.engine.memory import estimate_memory
+from fusionseg.errors import UserError
+from fusionseg.models import build_model
+from fusionseg.models.cost import (
+    Listed,
+    NetworkCost,
+    default_configs,
+    list_networks,
+    network_cost,
+    saved_bytes,
+    to_json,
+    to_markdown,
+    to_text,
+)
+
+
+class Attention(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "multiply_adds"),
+    [
+        (nn.Conv3d(3, 5, 3, padding=1), (1, 3, 8, 8, 8), 8**3 * 27 * 3 * 5),
+        (nn.Conv3d(6, 6, 3, padding=1, groups=6), (1, 6, 8, 8, 8), 8**3 * 27 * 6),
+        (nn.ConvTranspose3d(3, 5, 2, stride=2), (1, 3, 8, 8, 8), 16**3 * 3 * 5),
+        (nn.Linear(10, 4), (2, 7, 10), 2 * 7 * 10 * 4),
+        (Attention(), (2, 3, 7, 10), 2 * (2 * 3) * 7 * 7 * 10),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_torch_counts(layer: nn.Module, shape: tuple[int, ...], multiply_adds: int) -> None:
+    """Of the operations that networks are made of, on the meta device."""
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        layer.to("meta")(torch.empty(shape))
+    assert counter.get_total_flops() == 2 * multiply_adds
+
+
+def test_saved_bytes_by_hand() -> None:
+    """The image, and the rectified map that both the ReLU and the second convolution ask for, once."""
+    model = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 2, 1))
+    image = torch.randn(1, 1, 8, 8, 8)
+    assert saved_bytes(model, lambda: model(image)) == 4 * (8**3 + 4 * 8**3)
+
+
+def test_a_network_by_hand() -> None:
+    """Two levels of plain convolutions: down to half, up again, beside each other on the way out."""
+    config = validate({"model": {"name": "monai_unet", "channels": [4, 8], "num_res_units": 0}}).model
+    cost = network_cost(config, (16, 16, 16), in_channels=1, out_channels=2)
+    down, bottom, up = 27 * 4, 27 * 4 * 8, 27 * (4 + 8) * 2
+    prelus = 2  # one slope each; none after the last convolution
+    assert cost.parameters == down + bottom + up + 4 + 8 + 2 + prelus
+    assert cost.multiply_adds == 8**3 * (down + bottom) + 8**3 * up
+
+
+@pytest.mark.parametrize("name", [name for name, section in NETWORKS.items() if section is not SwinConfig])
+def test_the_meta_device_counts_what_a_real_pass_keeps(name: str) -> None:
+    """(Swin attention computes on a CPU in another way than on a GPU, and the meta device takes the GPU's.)"""
+    config = validate(tiny(name))
+    patch = config.data.patch
+    model = build_model(config.model, in_channels=1, out_channels=2, patch=patch).train()
+    image = torch.randn(1, 1, *patch)
+    cost = network_cost(config.model, patch, in_channels=1, out_channels=2)
+    assert cost.activation_bytes == saved_bytes(model, lambda: model(image))
+    assert cost.parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_checkpointing_keeps_less() -> None:
+    config = validate(tiny("swin_unetr"))
+    costs = [
+        network_cost(config.model, config.data.patch, in_channels=1, out_channels=2, checkpoint_activations=on)
+        for on in (False, True)
+    ]
+    assert costs[1].activation_bytes < costs[0].activation_bytes
+    assert (costs[1].parameters, costs[1].multiply_adds) == (costs[0].parameters, costs[0].multiply_adds)
+
+
+@pytest.mark.parametrize("name", ["nnunet_plain", "unetr"])
+def test_the_memory_of_a_training(name: str) -> None:
+    """MONAI's DynUNet has two names for each parameter, and UNETR has frozen ones; each counts once."""
+    config = validate({**tiny(name), "train": {"micro_batch": 2, "global_batch": 2}})
+    estimate = estimate_memory(config, 1, 2, half=False)
+    cost = network_cost(config.model, config.data.patch, in_channels=1, out_channels=2)
+    model = build_model(config.model, in_channels=1, out_channels=2, patch=config.data.patch)
+    learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert estimate.parameters == cost.parameters
+    assert estimate.weights == 4 * cost.parameters
+    assert (estimate.gradients, estimate.optimizer) == (4 * learning, 8 * learning)
+    assert estimate.activations >= 2 * cost.activation_bytes  # a batch of two, and the loss
+
+
+# -- the list ------------------------------------------------------------------------------------------------
+
+
+def listed(*names: str, patch: tuple[int, int, int] = (32, 32, 32)) -> list[Listed]:
+    return list_networks(default_configs(names), patch, in_channels=1, out_channels=2)
+
+
+def test_all_names_are_the_schemas() -> None:
+    assert [config.name for config in default_configs()] == list(NETWORKS)
+    with pytest.raises(UserError, match=r"^there is no network 'segresent'. did you mean segresnet\? Valid: swin_"):
+        default_configs(["segresent"])
+
+
+def test_a_network_that_cannot_take_the_patch_says_why() -> None:
+    segresnet, swin = listed("segresnet", "swin_unetr")
+    assert (segresnet.problem, swin.cost) == (None, None)
+    assert segresnet.cost is not None and segresnet.cost.parameters == 4_700_914
+    assert swin.problem is not None and swin.problem.startswith("needs multiples of 32, at least 64 in one axis")
+    assert [row["parameters"] for row in to_json([segresnet, swin])] == [4_700_914, None]
+    assert to_text([segresnet, swin]).splitlines()[2].startswith("swin_unetr  - needs multiples of 32")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_has_a_source(name: str) -> None:
+    """The class's documentation says where the network is from."""
+    (row,) = list_networks(default_configs([name]), (1, 1, 1), in_channels=1, out_channels=2)
+    assert any(sign in row.about for sign in ("arXiv:", "doi:")), row.about
+    assert row.problem is not None
+
+
+def test_tables() -> None:
+    rows = [
+        Listed("unet", "A U-Net (doi:1)", "", NetworkCost(5_601_154, 318_049_000_000, 889_400_000), None),
+        Listed("deep", "A | family (doi:2)", "", NetworkCost(2_360, 999_600, 12), None),
+        Listed("deeper", "A | family (doi:2)", "above 2", NetworkCost(0, 0, 0), None),
+        Listed("deepest", "A | family (doi:2)", "", None, "needs multiples of 16"),
+    ]
+    assert to_text(rows).splitlines() == [
+        "network  parameters  multiply-adds  activations",
+        "unet      5,601,154          318 G       889 MB",
+        "deep          2,360         1.00 M         12 B",
+        "deeper            0              0          0 B",
+        "deepest  - needs multiples of 16",
+    ]
+    assert to_markdown(rows).splitlines()[2:] == [
+        "| `unet` | A U-Net (doi:1) | 5,601,154 | 318 G | 889 MB |",
+        "| `deep` | A \\| family (doi:2) | 2,360 | 1.00 M | 12 B |",
+        "| `deeper` | above 2 | 0 | 0 | 0 B |",
+        "| `deepest` | as above | - needs multiples of 16 |  |  |",
+    ]
+    unknown: Any = to_json(rows)[3]
+    assert unknown == {
+        "name": "deepest",
+        "about": "A | family (doi:2)",
+        "settings": "",
+        "parameters": None,
+        "multiply_adds": None,
+        "activation_bytes": None,
+        "problem": "needs multiples of 16",
+    }

@@ -1,0 +1,132 @@
+"""What every network of the schema must do: the list of names is the schema's own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_networks import NETWORKS, TINY, tiny
+from torch import Tensor, nn
+
+from fusionseg.config import RunConfig, ValidateConfig, validate
+from fusionseg.config.networks import SwinConfig
+from fusionseg.engine.precision import Precision
+from fusionseg.engine.windows import predict_logits
+from fusionseg.models import build_model
+
+CHANNELS, CLASSES = 2, 3
+SWINS = [name for name, section in NETWORKS.items() if section is SwinConfig]
+# Tracing a Swin encoder takes seconds, and it is the same in all of them.
+TRACED = [pytest.param(name, marks=[pytest.mark.long] if name in SWINS[1:-1] else []) for name in NETWORKS]
+
+
+def build(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
+    """The tiny network and its patch; the same weights each time."""
+    config: RunConfig = validate(tiny(name))
+    torch.manual_seed(0)
+    model = build_model(config.model, in_channels=CHANNELS, out_channels=CLASSES, patch=config.data.patch)
+    return model, config.data.patch
+
+
+def volume(patch: tuple[int, int, int]) -> Tensor:
+    return torch.randn(1, CHANNELS, *patch, generator=torch.Generator().manual_seed(1))
+
+
+def objective(output: Tensor | list[Tensor]) -> Tensor:
+    """Depends on every logit."""
+    return sum((part.float().square().mean() for part in _parts(output)), torch.zeros(()))
+
+
+def _parts(output: Tensor | list[Tensor]) -> list[Tensor]:
+    return [output] if isinstance(output, Tensor) else output
+
+
+def test_every_network_has_a_tiny_one() -> None:
+    assert set(TINY) == {section.__name__ for section in NETWORKS.values()}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_every_parameter_learns(name: str, dtype: torch.dtype) -> None:
+    """DDP asks for a gradient of each one. A list comes from deep supervision: full resolution first, then falling."""
+    model, patch = build(name)
+    image = volume(patch)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        output = model.train()(image)
+    assert isinstance(output, list) == getattr(validate(tiny(name)).model, "deep_supervision", False)
+    sizes = [part.shape[2:].numel() for part in _parts(output)]
+    assert sizes[0] == image.shape[2:].numel()
+    assert all(larger > smaller for larger, smaller in pairwise(sizes))
+    assert all(part.shape[:2] == (1, CLASSES) and part.dtype == dtype for part in _parts(output))
+
+    objective(output).backward()
+    learning = {key: parameter.grad for key, parameter in model.named_parameters() if parameter.requires_grad}
+    assert [key for key, grad in learning.items() if grad is None or not grad.isfinite().all()] == []
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_weights_come_back_from_a_file(name: str, tmp_path: Path) -> None:
+    model, patch = build(name)
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    again, _ = build(name)
+    with torch.no_grad():
+        for parameter in again.parameters():
+            parameter.fill_(0.5)
+        again.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+        image = volume(patch)
+        logits = model.eval()(image)
+        assert logits.shape == (1, CLASSES, *patch)
+        assert torch.equal(again.eval()(image), logits)
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_the_graph_is_whole(name: str) -> None:
+    """torch.compile finds one graph: fullgraph refuses a break."""
+    torch.compiler.reset()
+    model, patch = build(name)
+    image = volume(patch)
+    compiled = torch.compile(model.train(), backend="eager", fullgraph=True)
+    for part, expected in zip(_parts(compiled(image)), _parts(model(image)), strict=True):
+        torch.testing.assert_close(part, expected)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(
+    shutil.which("g++") is None and "g++" not in os.environ.get("FUSIONSEG_REQUIRE", ""),
+    reason="torch.compile needs a C++ compiler",
+)
+@pytest.mark.parametrize("name", ["nnunet_plain", "unetr"])
+def test_compiled_by_inductor(name: str) -> None:
+    """Logits and gradients are those of the plain network."""
+    torch.compiler.reset()
+    model, patch = build(name)
+    compiled, _ = build(name)
+    compiled.compile(fullgraph=True)
+    image = volume(patch)
+    for network in (model, compiled):
+        objective(network.train()(image)).backward()
+    for (key, ours), theirs in zip(compiled.named_parameters(), model.parameters(), strict=True):
+        if theirs.requires_grad:
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-4, msg=f"gradient of {key}")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_predicts_a_volume_by_windows(name: str) -> None:
+    """A volume larger than the patch in one axis and smaller in another."""
+    model, patch = build(name)
+    image = torch.randn(CHANNELS, patch[0] + 8, patch[1] - 3, patch[2])
+    logits = predict_logits(
+        model.eval(),
+        image,
+        background=[0.0] * CHANNELS,
+        patch=patch,
+        settings=ValidateConfig(overlap=0.25),
+        precision=Precision("fp32", "as configured", "cpu"),
+        device=torch.device("cpu"),
+    )
+    assert logits.shape == (CLASSES, *image.shape[1:])
+    assert logits.isfinite().all()
