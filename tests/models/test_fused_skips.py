@@ -1,21 +1,35 @@
-"""FusedSkips: each setting changes what it says; pooling, sharing and channels are as the thesis has them."""
+"""FusedSkips: each setting changes what it says; pooling, sharing and channels are as the thesis has them, maps of the
+stages below and equal widths as docs/models.md says."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusionseg.config.networks import FusionConfig, SwinConfig
 from fusionseg.models import build_model
-from fusionseg.models.fusion import FusedSkips, fusion_plan
+from fusionseg.models.fusion import FusedSkips
 
 ENCODER = (1, 48, 96, 192, 384, 768)  # feature size 48, one channel in
 SKIPS = (48, 48, 96, 192, 384, 768)
+SMALL_ENCODER, SMALL_SKIPS = (1, 2, 3, 4, 5, 6), (2, 2, 3, 4, 5, 6)
+
+
+def small(*, use_checkpoint: bool = False, **settings: object) -> FusedSkips:
+    torch.manual_seed(0)
+    config = FusionConfig.model_validate(settings)
+    return FusedSkips(config, SMALL_ENCODER, SMALL_SKIPS, use_checkpoint=use_checkpoint)
+
+
+def small_maps(channels: tuple[int, ...]) -> list[Tensor]:
+    return [torch.randn(1, c, 64 >> i, 32 >> i, 32 >> i) for i, c in enumerate(channels)]
 
 
 def fused_skips(**settings: object) -> FusedSkips:
@@ -30,12 +44,25 @@ def first_convolutions(blocks: nn.ModuleDict) -> dict[str, tuple[int, int, int]]
     return {stage: (shape[1], shape[0], shape[-1]) for stage, shape in shapes.items()}
 
 
-def test_plan() -> None:
-    assert fusion_plan(FusionConfig(above=1)) == {2: (1,), 3: (2,), 4: (3,), 5: (4,)}
+def test_plan_of_the_thesis() -> None:
+    assert FusionConfig(above=1).plan == {2: (1,), 3: (2,), 4: (3,), 5: (4,)}
     # Two above: stage 2 has only stage 1 above it.
-    assert fusion_plan(FusionConfig(above=2)) == {2: (1,), 3: (1, 2), 4: (2, 3), 5: (3, 4)}
+    assert FusionConfig(above=2).plan == {2: (1,), 3: (1, 2), 4: (2, 3), 5: (3, 4)}
     everything = {2: (1,), 3: (1, 2), 4: (1, 2, 3), 5: (1, 2, 3, 4), 6: (1, 2, 3, 4, 5)}
-    assert fusion_plan(FusionConfig(above="all", last_stage=6)) == everything
+    assert FusionConfig(above="all", last_stage=6).plan == everything
+
+
+def test_plan_of_every_combination() -> None:
+    amounts: list[Any] = [*range(6), "all"]
+    for above, below, last in product(amounts, amounts, (5, 6)):
+        up, down = (5 if amount == "all" else amount for amount in (above, below))
+        whole = {s: tuple(o for o in range(1, 7) if s - up <= o < s or s < o <= s + down) for s in range(1, last + 1)}
+        whole = {stage: sources for stage, sources in whole.items() if sources}
+        settings = {"above": above, "below": below, "last_stage": last, "bridge": {}}
+        assert FusionConfig.model_validate(settings).plan == whole
+        for stages in ([3], [2, 5], list(whole)) if whole else ():
+            chosen = FusionConfig.model_validate({**settings, "stages": stages}).plan
+            assert chosen == {stage: whole[stage] for stage in stages}
 
 
 def test_v1_pools_the_skips_and_has_no_blocks_for_it() -> None:
@@ -98,38 +125,127 @@ def test_maxavg_doubles_the_pooled_channels() -> None:
     assert blocks["stage3"] == (96 + 2 * (48 + 1), 96, 1)
 
 
+def test_one_width_is_that_of_every_map_from_above_and_below() -> None:
+    module = fused_skips(below="all", widths=64)
+    assert first_convolutions(module.sources) == {f"stage{i}": (c, 64, 3) for i, c in enumerate(ENCODER, start=1)}
+    assert first_convolutions(module.fuse) == {f"stage{i}": (c + 5 * 64, c, 1) for i, c in enumerate(SKIPS[:5], 1)}
+
+
+def test_maps_from_below_keep_their_own_widths_and_are_not_doubled_by_maxavg() -> None:
+    module = fused_skips(above=1, below=1, pooling="maxavg", widths=[1, 2, 3, 4, 5, 6])
+    assert first_convolutions(module.fuse) == {
+        "stage1": (48 + 2, 48, 1),
+        "stage2": (48 + 2 * 1 + 3, 48, 1),
+        "stage3": (96 + 2 * 2 + 4, 96, 1),
+        "stage4": (192 + 2 * 3 + 5, 192, 1),
+        "stage5": (384 + 2 * 4 + 6, 384, 1),
+    }
+
+
+def test_only_the_sources_that_are_taken_have_blocks() -> None:
+    assert list(fused_skips(above=1, stages=[3, 5]).sources) == ["stage2", "stage4"]
+    assert list(fused_skips(above=0, below=2, stages=[4]).sources) == ["stage5", "stage6"]
+
+
 @pytest.mark.parametrize("source", ["skip", "encoder"])
 @pytest.mark.parametrize("pooling", ["max", "avg", "maxavg"])
-@pytest.mark.parametrize("above", [1, 2, "all"])
-def test_equals_the_definition_with_direct_pooling(source: str, pooling: str, above: object) -> None:
-    torch.manual_seed(0)
-    encoder_channels, skip_channels = (1, 2, 3, 4, 5, 6), (2, 2, 3, 4, 5, 6)
-    settings = {"source": source, "pooling": pooling, "above": above, "last_stage": 6}
-    config = FusionConfig.model_validate(settings)
-    module = FusedSkips(config, encoder_channels, skip_channels)
+@pytest.mark.parametrize(("above", "below"), [(1, 0), (2, 0), ("all", 0), (0, 2), (2, 1), ("all", "all")])
+def test_equals_the_definition_with_direct_resampling(source: str, pooling: str, above: object, below: object) -> None:
+    module = small(source=source, pooling=pooling, above=above, below=below, last_stage=6)
     seen: dict[str, Tensor] = {}
     for stage, block in module.fuse.items():
         hooked: Any = block
         hooked.register_forward_pre_hook(lambda _m, args, stage=stage: seen.update({stage: args[0]}))
-    sizes = [(64 >> i, 64 >> i, 32 >> i) for i in range(6)]
-    encoder_maps = [torch.randn(1, c, *size) for c, size in zip(encoder_channels, sizes, strict=True)]
-    skips = [torch.randn(1, c, *size) for c, size in zip(skip_channels, sizes, strict=True)]
+    encoder_maps, skips = small_maps(SMALL_ENCODER), small_maps(SMALL_SKIPS)
 
     def direct(stage: int, target: int) -> list[Tensor]:
         x = skips[stage - 1]
         if source == "encoder":
             x = module.sources[f"stage{stage}"](encoder_maps[stage - 1])
+        if stage > target:
+            by = 2 ** (stage - target)
+            return [F.interpolate(x, scale_factor=by, mode="trilinear", align_corners=False)]
         by = 2 ** (target - stage)
         maximum, mean = F.max_pool3d(x, by), F.avg_pool3d(x, by)
         return {"max": [maximum], "avg": [mean], "maxavg": [maximum, mean]}[pooling]
 
     with torch.no_grad():
         fused = module(encoder_maps, skips)
-        assert fused[0] is skips[0]
+        assert below or fused[0] is skips[0]
         assert [x.shape for x in fused] == [x.shape for x in skips]
         for target, sources in module.plan.items():
             expected = torch.cat([skips[target - 1], *(x for s in sources for x in direct(s, target))], dim=1)
             torch.testing.assert_close(seen[f"stage{target}"], expected)
+            torch.testing.assert_close(fused[target - 1], module.fuse[f"stage{target}"](expected))
+
+
+@pytest.mark.parametrize("stages", [[1], [3], [2, 4], [1, 5]])
+def test_stages_that_are_not_named_keep_the_plain_skip(stages: list[int]) -> None:
+    module, everything = small(below=1, stages=stages), small(below=1)
+    assert everything.load_state_dict(module.state_dict(), strict=False).unexpected_keys == []
+    encoder_maps, skips = small_maps(SMALL_ENCODER), small_maps(SMALL_SKIPS)
+    with torch.no_grad():
+        fused, all_fused = module(encoder_maps, skips), everything(encoder_maps, skips)
+    for stage, (x, skip) in enumerate(zip(fused, skips, strict=True), start=1):
+        assert (x is skip) == (stage not in stages)
+        assert stage not in stages or torch.equal(x, all_fused[stage - 1])
+
+
+def test_the_plain_block_of_the_bottleneck_stays_where_it_is_not_fused() -> None:
+    for fusion, expected in (({"stages": [3]}, False), ({"above": 0, "below": 1}, False), ({"below": 1}, True)):
+        config = SwinConfig.model_validate({"name": "swin_fusion_od", "fusion": fusion})
+        with torch.device("meta"):
+            model = build_model(config, in_channels=1, out_channels=2)
+        assert isinstance(model.encoder10, nn.Identity) == expected
+
+
+@pytest.mark.parametrize("settings", [{"widths": 3}, {"source": "skip", "pooling": "maxavg"}])
+def test_full_scale_trains_alike_with_recomputed_activations(settings: dict[str, Any]) -> None:
+    encoder_maps, skips = small_maps(SMALL_ENCODER), small_maps(SMALL_SKIPS)
+    gradients = []
+    for use_checkpoint in (False, True):
+        module = small(below="all", use_checkpoint=use_checkpoint, **settings)
+        sum(x.square().mean() for x in module(encoder_maps, skips)).backward()
+        gradients.append({name: parameter.grad for name, parameter in module.named_parameters()})
+    assert all(gradient is not None and gradient.count_nonzero() for gradient in gradients[0].values())
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_full_scale_under_autocast() -> None:
+    module = small(below="all", widths=3)
+    encoder_maps, skips = small_maps(SMALL_ENCODER), small_maps(SMALL_SKIPS)
+    with torch.no_grad():
+        expected = module(encoder_maps, skips)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = module(encoder_maps, skips)
+    for x, exact in zip(found[:5], expected[:5], strict=True):
+        assert x.dtype == torch.bfloat16
+        assert (x.float() - exact).abs().mean() < 0.02 * exact.abs().mean()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"above": 0}, "above: 0 with below: 0 fuses nothing"),
+        ({"stages": []}, r"stages: needs stages in rising order, and has \[\]; leave it out"),
+        ({"stages": [3, 2]}, "stages: needs stages in rising order"),
+        ({"stages": [2, 2]}, "stages: needs stages in rising order"),
+        ({"stages": [0, 2]}, "stages: needs stages in rising order"),
+        ({"stages": [1, 2]}, "stages: 1 has no stage to take from with above: all and below: 0"),
+        ({"stages": [6], "above": 0, "below": 1, "last_stage": 6}, "stages: 6 has no stage to take from"),
+        ({"stages": [2, 6]}, "stages: 6 lies below last_stage: 5: set last_stage: 6, or take it out"),
+        ({"stages": [2, 7], "last_stage": 6}, "stages: 7 lies below last_stage: 6: take it out"),
+        ({"stages": [2], "above": 0, "bridge": {}}, "stages: 2 has no stage to take from"),
+        ({"widths": 0}, "widths: needs 4 positive numbers.*has 0"),
+        ({"widths": 64.0}, "needs a whole number for all stages or a list.*is 64.0"),
+        ({"widths": [1, "a", 1, 1]}, "needs a whole number for all stages or a list"),
+        ({"widths": [8] * 4, "below": 1}, "widths: needs 6 positive numbers, one for each of the stages 1 to 6"),
+        ({"widths": 64, "source": "skip"}, "widths: need source: encoder"),
+    ],
+)
+def test_impossible_settings_are_refused_with_the_fix(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        FusionConfig.model_validate(settings)
 
 
 def test_v1_gives_the_decoder_and_the_pooling_the_same_map() -> None:

@@ -4,12 +4,43 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fusionseg.config.networks.base import NetworkSection
-from fusionseg.config.section import Ints, Section
+from fusionseg.config.section import Ints, Positive, Section
 
 SWIN_PATCH_MULTIPLE = 32  # patch embedding (2) and four mergings (2 each)
+
+
+class BridgeConfig(Section):
+    """A context bridge after MISSFormer (Huang et al., 2021, arXiv:2109.07162): attention over several stages at once.
+
+    The final skips of the stages, fused or plain, are reduced to a small grid and form one sequence of tokens; what
+    `depth` transformer blocks make of it is added to them. `fusionseg.models.bridge` says what differs from the paper.
+    """
+
+    stages: Ints = (3, 4, 5, 6)
+    """The stages whose skips are bridged, of 2 to 6; the default are the four resolutions of MISSFormer."""
+    grid: Literal[4, 5, 6] = 5
+    """The stage to whose resolution the higher ones are reduced; lower ones keep their own. A patch of 96 has 6**3
+    tokens for each of them at 5, 12**3 at 4, and 3**3 at 6."""
+    width: Positive = 192
+    """Channels of the tokens."""
+    depth: Positive = 4
+    """Transformer blocks, as many as in MISSFormer."""
+    heads: Positive = 6
+    """Attention heads; they divide `width`."""
+    mlp_ratio: Positive = 4
+    """Hidden width of the blocks' FFN, as a multiple of `width`."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> BridgeConfig:
+        stages = list(self.stages)
+        if not stages or stages != sorted(set(stages)) or not 2 <= stages[0] <= stages[-1] <= 6:
+            raise ValueError(f"stages: needs some of the stages 2 to 6 in rising order, and has {stages}")
+        if self.width % self.heads:
+            raise ValueError(f"heads: {self.heads} does not divide width: {self.width}: choose a divisor")
+        return self
 
 
 class FusionConfig(Section):
@@ -17,50 +48,108 @@ class FusionConfig(Section):
 
     Stage 1 is the input, stages 2 to 6 are the hidden states of the Swin encoder, 1/2 to 1/32 of the
     resolution.
-    At every stage from 2 to `last_stage` the stage's own map is concatenated with maps of the stages above
-    it, pooled down to its resolution, and a residual block makes the final skip connection of the result.
+    At every fused stage the stage's own map is concatenated with maps of the stages above it, pooled down to
+    its resolution, and of those below it, sampled up to it (full-scale skips, as in UNet 3+: Huang et al., 2020,
+    arXiv:2004.08790), and a residual block makes the final skip connection of the result.
     """
 
-    above: Annotated[int, Field(ge=1, le=5)] | Literal["all"] = "all"
+    above: Annotated[int, Field(ge=0, le=5)] | Literal["all"] = "all"
     """How many of the stages directly above are fused (fewer where there are fewer)."""
+    below: Annotated[int, Field(ge=0, le=5)] | Literal["all"] = 0
+    """How many of the stages directly below are fused, down to the bottleneck, whether `last_stage` is 5 or 6. Their
+    maps are up-sampled (trilinear). With it stage 1 is fused too, at the full resolution and in its memory."""
+    stages: Ints | None = None
+    """The stages that are fused, in rising order; the others keep plain skips. null means all from 1 to `last_stage`
+    that have a stage to take from."""
     source: Literal["skip", "encoder"] = "encoder"
-    """What is pooled: `skip` (the thesis's v1) the residual block's output that also goes to that stage's own
-    decoder; `encoder` (v2) the encoder's map through a separate residual block made for this purpose."""
+    """What is pooled or up-sampled: `skip` (the thesis's v1) the residual block's output that also goes to that stage's
+    own decoder; `encoder` (v2) the encoder's map through a separate residual block made for this purpose."""
     pooling: Literal["max", "avg", "maxavg"] = "max"
     """Pooling to the lower resolution; `maxavg` concatenates both."""
     kernel: Literal[1, 3] = 1
-    """Kernel of the final residual block of stages 2 to 5."""
+    """Kernel of the final residual block of stages 1 to 5."""
     last_stage: Literal[5, 6] = 5
     """The lowest stage that is fused: 5, or 6 for the bottleneck too ("overdrive")."""
     bottleneck_kernel: Literal[1, 3] = 1
     """Kernel of the bottleneck's residual block when `last_stage` is 6 (it replaces the plain network's)."""
-    widths: Ints | None = None
-    """Channels of the pooled maps of stages 1 to `last_stage` - 1; null leaves them as the encoder gives
-    them. Only with `source: encoder`."""
+    widths: int | Ints | None = None
+    """Channels of the pooled and up-sampled maps: one number for all of them (64 in UNet 3+), or a list with one for
+    each of the stages 1 to `last_stage` - 1, with `below` of the stages 1 to 6; null leaves them as the encoder
+    gives them. Only with `source: encoder`."""
+    bridge: BridgeConfig | None = None
+    """A context bridge over the skips that the fusion leaves; `{}` is one with its default settings."""
+
+    @property
+    def plan(self) -> dict[int, tuple[int, ...]]:
+        """The stages that each fused stage takes maps from, the highest resolution first."""
+        chosen = range(1, self.last_stage + 1) if self.stages is None else self.stages
+        return {stage: sources for stage in chosen if (sources := self._sources(stage))}
+
+    def _sources(self, stage: int) -> tuple[int, ...]:
+        first = 1 if self.above == "all" else max(1, stage - self.above)
+        last = 6 if self.below == "all" else min(6, stage + self.below)
+        return tuple(source for source in range(first, last + 1) if source != stage)
 
     @model_validator(mode="after")
-    def _widths_fit(self) -> FusionConfig:
-        if self.widths is not None:
-            if self.source == "skip":
-                raise ValueError("widths: need source: encoder (a v1 skip is the decoder's own and keeps its width)")
-            if len(self.widths) != self.last_stage - 1 or min(self.widths) < 1:
+    def _stages_fit(self) -> FusionConfig:
+        if self.stages is None:
+            if not self.plan and self.bridge is None:
+                raise ValueError("above: 0 with below: 0 fuses nothing: raise one of them, or add a bridge")
+            return self
+        stages = list(self.stages)
+        if not stages or stages != sorted(set(stages)) or stages[0] < 1:
+            raise ValueError(f"stages: needs stages in rising order, and has {stages}; leave it out for all of them")
+        if stages[-1] > self.last_stage:
+            hint = "set last_stage: 6, or " if stages[-1] == 6 else ""
+            raise ValueError(f"stages: {stages[-1]} lies below last_stage: {self.last_stage}: {hint}take it out")
+        for stage in stages:
+            if not self._sources(stage):
                 raise ValueError(
-                    f"widths: needs {self.last_stage - 1} positive numbers, one for each of the stages 1 to"
-                    f" {self.last_stage - 1}, and has {list(self.widths)}"
+                    f"stages: {stage} has no stage to take from with above: {self.above} and below: {self.below}:"
+                    " raise one of them, or take it out"
                 )
         return self
 
+    @field_validator("widths", mode="before")
+    @classmethod
+    def _widths_are_numbers(cls, raw: Any) -> Any:
+        numbers = raw if isinstance(raw, list | tuple) else [raw]
+        if raw is not None and not all(type(number) is int for number in numbers):
+            raise ValueError(f"needs a whole number for all stages or a list with one for each, and is {raw!r}")
+        return raw
 
-# The thesis's variants (section 4.4 and Table 2). Widths are multiples of the feature size.
+    @model_validator(mode="after")
+    def _widths_fit(self) -> FusionConfig:
+        if self.widths is None:
+            return self
+        if self.source == "skip":
+            raise ValueError("widths: need source: encoder (a v1 skip is the decoder's own and keeps its width)")
+        needed = 6 if self.below else self.last_stage - 1
+        given = [self.widths] * needed if isinstance(self.widths, int) else list(self.widths)
+        if len(given) != needed or min(given) < 1:
+            raise ValueError(
+                f"widths: needs {needed} positive numbers, one for each of the stages 1 to {needed},"
+                f" or one number for all, and has {self.widths if isinstance(self.widths, int) else given}"
+            )
+        return self
+
+
+# The thesis's variants (section 4.4 and Table 2; MaxAvg in section 5.4), then what goes beyond it. Width factors are
+# multiples of the feature size.
 _OD: dict[str, Any] = {"above": "all", "source": "encoder", "last_stage": 6}
 FUSION_PRESETS: dict[str, dict[str, Any]] = {
     "swin_fusion_1_v1": {"above": 1, "source": "skip"},
     "swin_fusion_2_v1": {"above": 2, "source": "skip"},
     "swin_fusion_2_v2": {"above": 2, "source": "encoder"},
     "swin_fusion_2_v2_k3": {"above": 2, "source": "encoder", "kernel": 3},
+    "swin_fusion_2_v2_maxavg": {"above": 2, "source": "encoder", "pooling": "maxavg"},
     "swin_fusion_od": _OD,
     "swin_fusion_od_k3": {**_OD, "bottleneck_kernel": 3},
     "swin_fusion_od_large": {**_OD, "width_factors": (2, 2, 4, 4, 8)},
+    # What section 6 leaves open: lower maps and equal widths. As in UNet 3+ the bottleneck only gives.
+    "swin_fusion_full": {"above": "all", "below": "all", "widths": 64},
+    # Over plain skips: it starts as the plain network, with the same weights, and shows what the bridge alone does.
+    "swin_fusion_bridge": {"above": 0, "bridge": BridgeConfig()},
 }
 
 
@@ -68,18 +157,25 @@ class SwinConfig(NetworkSection):
     """Swin UNETR (Hatamizadeh et al., 2022, arXiv:2201.01266) and its variants with fused skips."""
 
     can_checkpoint: ClassVar[bool] = True
+    encoder: ClassVar[str | None] = "swinViT"
 
     name: Literal[
         "swin_unetr",
+        "swin_unetr_v2",
         "swin_fusion_1_v1",
         "swin_fusion_2_v1",
         "swin_fusion_2_v2",
         "swin_fusion_2_v2_k3",
+        "swin_fusion_2_v2_maxavg",
         "swin_fusion_od",
         "swin_fusion_od_k3",
         "swin_fusion_od_large",
+        "swin_fusion_full",
+        "swin_fusion_bridge",
     ]
-    """Plain skips (swin_unetr) or one of the thesis's variants with fused ones."""
+    """Plain skips (swin_unetr; with residual stages, swin_unetr_v2), the thesis's variants with fused ones, full-scale
+    skips as in UNet 3+ (swin_fusion_full), or plain skips with a context bridge as in MISSFormer
+    (swin_fusion_bridge)."""
     feature_size: Annotated[int, Field(ge=12, multiple_of=12)] = 48
     """Channels of the first encoder stage; a multiple of 12."""
     depths: Annotated[tuple[int, int, int, int], Field(strict=False)] = (2, 2, 2, 2)
@@ -91,6 +187,11 @@ class SwinConfig(NetworkSection):
     windows: on small patches a window that divides their half costs a fraction of 7 (4 on a patch of 32)."""
     drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Stochastic depth."""
+    residual_stages: bool = False
+    """A residual block of convolutions before each transformer stage (Swin UNETR V2: He et al., MICCAI 2023). The name
+    swin_unetr_v2 sets it; every swin_fusion_* network may have it."""
+    checkpoint_stages: Annotated[Ints, Field(max_length=4)] = (1, 2, 3, 4)
+    """The transformer stages that train.checkpoint_activations computes again in the backward pass."""
     fusion: FusionConfig | None = None
     """The fused skips. The name sets them; a key given here replaces that part of the named variant."""
 
@@ -109,10 +210,29 @@ class SwinConfig(NetworkSection):
             preset["widths"] = [factor * size for factor in factors]
         return {**raw, "fusion": {**preset, **given}}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_residual_stages(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and raw.get("name") == "swin_unetr_v2":
+            return {"residual_stages": True, **raw}
+        return raw
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> SwinConfig:
+        if self.name in ("swin_unetr", "swin_unetr_v2") and self.residual_stages != (self.name == "swin_unetr_v2"):
+            other = "swin_unetr_v2" if self.residual_stages else "swin_unetr"
+            raise ValueError(f"residual_stages: is what swin_unetr_v2 adds to swin_unetr: remove it, or use {other}")
+        stages = list(self.checkpoint_stages)
+        if stages != sorted(set(stages)) or not set(stages) <= {1, 2, 3, 4}:
+            raise ValueError(f"checkpoint_stages: needs some of the stages 1 to 4 in rising order, and has {stages}")
+        return self
+
     @model_validator(mode="after")
     def _plain_has_no_fusion(self) -> SwinConfig:
-        if self.name == "swin_unetr" and self.fusion is not None:
-            raise ValueError("fusion: swin_unetr has plain skips: remove it, or choose a swin_fusion_* name to change")
+        if self.name not in FUSION_PRESETS and self.fusion is not None:
+            raise ValueError(
+                f"fusion: {self.name} has plain skips: remove it, or choose a swin_fusion_* name to change"
+            )
         for stage, heads in enumerate(self.num_heads):
             if heads < 1 or (self.feature_size * 2**stage) % heads:
                 raise ValueError(

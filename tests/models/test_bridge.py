@@ -1,0 +1,148 @@
+"""ContextBridge: changes nothing at first, then every chosen stage by all of the others, for patches of any size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from fusionseg.config.networks import FusionConfig, SwinConfig
+from fusionseg.config.networks.swin import BridgeConfig
+from fusionseg.models import build_model
+from fusionseg.models.bridge import ContextBridge
+from fusionseg.models.fusion import FusedSkips
+
+CHANNELS = (4, 4, 6, 8, 10, 12)
+SMALL: dict[str, Any] = {"width": 12, "heads": 2, "depth": 2, "mlp_ratio": 2}
+
+
+def bridge(**settings: Any) -> ContextBridge:
+    torch.manual_seed(0)
+    return ContextBridge(BridgeConfig.model_validate({**SMALL, **settings}), CHANNELS)
+
+
+def active(module: ContextBridge) -> ContextBridge:
+    """Past its start at zero."""
+    layers: Any = module.expand.values()
+    for layer in layers:
+        nn.init.normal_(layer.weight)
+    return module
+
+
+def skips(size: tuple[int, int, int] = (64, 32, 32)) -> list[Tensor]:
+    return [torch.randn(1, c, *(n >> i for n in size)) for i, c in enumerate(CHANNELS)]
+
+
+def changed(before: list[Tensor], after: list[Tensor]) -> list[int]:
+    return [i for i, (x, y) in enumerate(zip(before, after, strict=True), start=1) if not torch.equal(x, y)]
+
+
+@pytest.mark.parametrize("stages", [[2, 3, 4, 5, 6], [3, 4, 5, 6], [4, 6]])
+def test_starts_as_the_identity_and_changes_its_stages_with_the_first_steps(stages: list[int]) -> None:
+    module, maps = bridge(stages=stages), skips()
+    out = module(maps)
+    assert changed(maps, out) == []
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+    for step in range(2):
+        optimizer.zero_grad()
+        sum((x - 1).square().mean() for x in module(maps)).backward()
+        gradients = {name: parameter.grad for name, parameter in module.named_parameters()}
+        assert all(gradient is not None for gradient in gradients.values())  # what DDP asks for
+        flowing = {name.split(".")[0] for name, gradient in gradients.items() if gradient.count_nonzero()}
+        assert step == 0 or flowing == {"reduce", "expand", "norm_in", "blocks", "norm_out"}
+        optimizer.step()
+        out = module(maps)
+        assert changed(maps, out) == stages
+        assert all(out[i - 1] is maps[i - 1] for i in range(1, 7) if i not in stages)
+
+
+def test_every_stage_hears_of_every_place_of_every_other() -> None:
+    module, maps = active(bridge()).eval(), skips()
+    with torch.no_grad():
+        before = module(maps)
+        maps[2][0, 0, 0, 0, 0] += 10  # one corner of stage 3
+        after = module(maps)
+    assert changed(before, after) == [3, 4, 5, 6]
+    for x, y in zip(before[2:], after[2:], strict=True):
+        assert not torch.equal(x[..., -1, -1, -1], y[..., -1, -1, -1])  # the opposite corner
+
+
+@pytest.mark.parametrize(("grid", "tokens"), [(4, 3 * 128 + 16 + 2), (5, 4 * 16 + 2), (6, 5 * 2)])
+def test_higher_stages_are_reduced_to_the_grid_and_lower_ones_kept(grid: int, tokens: int) -> None:
+    module = bridge(stages=[2, 3, 4, 5, 6], grid=grid)
+    seen: list[tuple[int, ...]] = []
+    module.norm_in.register_forward_hook(lambda _m, _args, out: seen.append(tuple(out.shape)))
+    maps = skips()
+    assert [x.shape for x in module(maps)] == [x.shape for x in maps]
+    assert seen == [(1, tokens, SMALL["width"])]
+
+
+def test_the_ffn_mixes_neighbours_of_one_map_only() -> None:
+    block: Any = bridge(stages=[3, 5, 6]).blocks[0]
+    for parameter in block.attention.out_proj.parameters():
+        nn.init.zeros_(parameter)
+    grids = [(4, 3, 2), (4, 3, 2), (2, 1, 1)]
+    tokens = torch.randn(1, 50, SMALL["width"])
+    other = tokens.clone()
+    other[0, 24, 0] += 1  # the first voxel of the second map
+    with torch.no_grad():
+        differs = (block(other, grids) != block(tokens, grids)).any(-1)[0]
+    expected = torch.zeros(50, dtype=torch.bool)
+    expected[24:48].view(4, 3, 2)[:2, :2, :2] = True
+    assert torch.equal(differs, expected)
+
+
+def test_one_state_serves_patches_of_two_sizes() -> None:
+    small, large = active(bridge()), bridge()
+    large.load_state_dict(small.state_dict(), strict=True)
+    for size in ((64, 32, 32), (96, 64, 32)):
+        maps = skips(size)
+        with torch.no_grad():
+            ours, theirs = small(maps), large(maps)
+        assert changed(maps, ours) == [3, 4, 5, 6]
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_network_with_a_bridge_starts_as_the_one_without() -> None:
+    settings: dict[str, Any] = {"feature_size": 12, "depths": (1, 1, 1, 1)}
+    plain = build_model(SwinConfig(name="swin_unetr", **settings), in_channels=2, out_channels=2).eval()
+    config = SwinConfig.model_validate({"name": "swin_fusion_bridge", "fusion": {"bridge": SMALL}, **settings})
+    bridged = build_model(config, in_channels=2, out_channels=2).eval()
+    keys = bridged.load_state_dict(plain.state_dict(), strict=False)
+    assert keys.unexpected_keys == [] and {key.split(".bridge.")[0] for key in keys.missing_keys} == {"fusion"}
+    x = torch.randn(1, 2, 64, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(bridged(x), plain(x), rtol=0, atol=0)
+
+
+def test_under_autocast_and_compiled_as_one_graph_with_fused_stages_below() -> None:
+    # Fused too, and with recomputed activations: what torch.compile has to get through at most.
+    settings = {"above": 1, "below": 1, "stages": [4], "bridge": {**SMALL, "stages": [4, 6]}}
+    module = FusedSkips(FusionConfig.model_validate(settings), CHANNELS, CHANNELS, use_checkpoint=True)
+    assert isinstance(module.bridge, ContextBridge)
+    active(module.bridge)
+    maps = skips()
+    expected = module(maps, maps)
+    with torch.autocast("cpu", torch.bfloat16):
+        for x, exact in zip(module(maps, maps), expected, strict=True):
+            assert (x.float() - exact).abs().mean() < 0.02 * exact.abs().mean()
+    compiled: Any = torch.compile(module, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(maps, maps), expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stages": []}, r"stages: needs some of the stages 2 to 6 in rising order, and has \[\]"),
+        ({"stages": [1, 2]}, "stages: needs some of the stages 2 to 6"),
+        ({"stages": [4, 3]}, "stages: needs some of the stages 2 to 6"),
+        ({"stages": [6, 7]}, "stages: needs some of the stages 2 to 6"),
+        ({"heads": 5}, "heads: 5 does not divide width: 192: choose a divisor"),
+    ],
+)
+def test_impossible_settings_are_refused_with_the_fix(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        FusionConfig.model_validate({"bridge": settings})
