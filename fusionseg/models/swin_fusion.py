@@ -5,52 +5,22 @@ Sources: A. Hatamizadeh et al., "Swin UNETR" (2022, arXiv:2201.01266); A. Dhar, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
 
-import torch
 from monai.networks.blocks.dynunet_block import UnetOutBlock
-from monai.networks.blocks.unetr_block import UnetrUpBlock
-from monai.networks.nets.swin_unetr import SwinTransformer
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from fusionseg.config.networks.swin import SWIN_PATCH_MULTIPLE, FusionConfig, SwinConfig
-from fusionseg.models.fusion import FusedSkips, residual_block
-
-
-class _LinspaceOnCPU(TorchFunctionMode):
-    """MONAI's encoder makes its drop-path rates by `linspace` and `.item()`, which the meta device cannot."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.linspace:
-            kwargs = {**kwargs, "device": "cpu"}
-        return func(*args, **kwargs)
-
-
-def _up_block(in_channels: int, out_channels: int) -> UnetrUpBlock:
-    return UnetrUpBlock(
-        spatial_dims=3,
-        in_channels=in_channels,
-        out_channels=out_channels,
-        kernel_size=3,
-        upsample_kernel_size=2,
-        norm_name="instance",
-        res_block=True,
-    )
+from fusionseg.models.fusion import FusedSkips
+from fusionseg.models.residual import UpBlock, pointwise, residual_block
+from fusionseg.models.swin_encoder import SwinEncoder
 
 
 class SwinFusionUNETR(nn.Module):
     """Swin transformer encoder, convolutional decoder, and skip connections that are plain or fused.
 
-    Without `fusion` this is MONAI's `SwinUNETR`: the same function, and the same state dict key for key. With
+    Without `fusion` this is MONAI's `SwinUNETR` (with `residual_stages`, its `use_v2`): the same function, and the same
+    state dict key for key. With
     it, all of those keys stay (but `encoder10.*` when the bottleneck is fused) and `fusion.*` is added, so
     weights of the plain network fit the others as far as they go.
 
@@ -62,8 +32,10 @@ class SwinFusionUNETR(nn.Module):
         num_heads: attention heads per stage.
         window_size: voxels of an attention window in each axis, of the stage's resolution.
         drop_path_rate: stochastic depth, rising linearly to this over the blocks.
+        residual_stages: a residual block of convolutions before each transformer stage, as in Swin UNETR V2.
         fusion: how the skips are fused; None for plain ones.
-        use_checkpoint: recompute activations of the encoder and of the fusion's sources in the backward pass.
+        checkpoint_stages: transformer stages, counted from 1, that are computed again in the backward pass.
+        checkpoint_fusion: the same for the fusion's sources.
     """
 
     def __init__(
@@ -76,29 +48,29 @@ class SwinFusionUNETR(nn.Module):
         num_heads: Sequence[int] = (3, 6, 12, 24),
         window_size: int = 7,
         drop_path_rate: float = 0.0,
+        residual_stages: bool = False,
         fusion: FusionConfig | None = None,
-        use_checkpoint: bool = False,
+        checkpoint_stages: Collection[int] = (),
+        checkpoint_fusion: bool = False,
     ) -> None:
         super().__init__()
         size = feature_size
-        with _LinspaceOnCPU():
-            self.swinViT = SwinTransformer(
-                in_chans=in_channels,
-                embed_dim=size,
-                window_size=(window_size,) * 3,
-                patch_size=(2, 2, 2),
-                depths=depths,
-                num_heads=num_heads,
-                drop_path_rate=drop_path_rate,
-                use_checkpoint=use_checkpoint,
-                spatial_dims=3,
-            )
+        self.swinViT = SwinEncoder(
+            in_channels,
+            size,
+            depths=depths,
+            num_heads=num_heads,
+            window_size=window_size,
+            drop_path_rate=drop_path_rate,
+            residual_stages=residual_stages,
+            checkpoint_stages=checkpoint_stages,
+        )
         # MONAI's names, those of its published weights: encoder10 is stage 6, and stage 5 has no block.
         self.encoder1 = residual_block(in_channels, size, 3)
         self.encoder2 = residual_block(size, size, 3)
         self.encoder3 = residual_block(2 * size, 2 * size, 3)
         self.encoder4 = residual_block(4 * size, 4 * size, 3)
-        bottleneck_is_fused = fusion is not None and fusion.last_stage == 6
+        bottleneck_is_fused = fusion is not None and 6 in fusion.plan
         self.encoder10 = nn.Identity() if bottleneck_is_fused else residual_block(16 * size, 16 * size, 3)
         self.fusion: FusedSkips | None = None
         if fusion is not None:
@@ -107,13 +79,13 @@ class SwinFusionUNETR(nn.Module):
                 fusion,
                 encoder_channels=[in_channels, *hidden],
                 skip_channels=[size, *hidden],
-                use_checkpoint=use_checkpoint,
+                use_checkpoint=checkpoint_fusion,
             )
-        self.decoder5 = _up_block(16 * size, 8 * size)
-        self.decoder4 = _up_block(8 * size, 4 * size)
-        self.decoder3 = _up_block(4 * size, 2 * size)
-        self.decoder2 = _up_block(2 * size, size)
-        self.decoder1 = _up_block(size, size)
+        self.decoder5 = UpBlock(16 * size, 8 * size)
+        self.decoder4 = UpBlock(8 * size, 4 * size)
+        self.decoder3 = UpBlock(4 * size, 2 * size)
+        self.decoder2 = UpBlock(2 * size, size)
+        self.decoder1 = UpBlock(size, size)
         self.out = UnetOutBlock(spatial_dims=3, in_channels=size, out_channels=out_channels)
 
     def forward(self, x_BCXYZ: Tensor) -> Tensor:
@@ -137,8 +109,8 @@ class SwinFusionUNETR(nn.Module):
         x = self.decoder3(x, skips[2])
         x = self.decoder2(x, skips[1])
         x = self.decoder1(x, skips[0])
-        logits: Tensor = self.out(x)
-        return logits
+        last = self.out.conv.conv
+        return pointwise(x, last.weight, last.bias)
 
 
 def build_swin(
@@ -153,6 +125,8 @@ def build_swin(
         num_heads=config.num_heads,
         window_size=config.window_size,
         drop_path_rate=config.drop_path_rate,
+        residual_stages=config.residual_stages,
         fusion=config.fusion,
-        use_checkpoint=checkpoint_activations,
+        checkpoint_stages=config.checkpoint_stages if checkpoint_activations else (),
+        checkpoint_fusion=checkpoint_activations,
     )

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from fusionseg.config.networks import FUSION_PRESETS, SwinConfig
 from fusionseg.models import build_model
+from fusionseg.models.cost import saved_bytes
 
-NAMES = ["swin_unetr", *FUSION_PRESETS]
+NAMES = ["swin_unetr", "swin_unetr_v2", *FUSION_PRESETS]
 SMALL: dict[str, Any] = {"feature_size": 12, "depths": (1, 1, 1, 1)}
 SHAPE = (1, 1, 64, 32, 32)  # two voxels at 1/32, the least that instance norm takes
 
@@ -20,13 +21,17 @@ SHAPE = (1, 1, 64, 32, 32)  # two voxels at 1/32, the least that instance norm t
 # 1 channel in, 2 out, feature size 48.
 PARAMETERS = {
     "swin_unetr": (62_186_708, 62.19, 62.3),
+    "swin_unetr_v2": (72_762_068, 72.76, None),
     "swin_fusion_1_v1": (62_972_372, 62.97, 62.7),
     "swin_fusion_2_v1": (63_073_748, 63.07, 63.0),
     "swin_fusion_2_v2": (65_673_002, 65.7, 66.0),
     "swin_fusion_2_v2_k3": (79_574_474, 79.6, 80.0),
+    "swin_fusion_2_v2_maxavg": (65_958_986, 65.96, None),
     "swin_fusion_od": (44_700_074, 44.7, 45.4),
     "swin_fusion_od_k3": (89_767_850, 89.8, 89.0),
     "swin_fusion_od_large": (46_897_748, 46.9, 47.4),
+    "swin_fusion_full": (66_604_500, 66.60, None),
+    "swin_fusion_bridge": (65_554_484, 65.55, None),
 }
 
 
@@ -56,22 +61,25 @@ def test_parameters_and_meta_forward_at_full_size(name: str) -> None:
     exact, expected, thesis = PARAMETERS[name]
     assert count == exact
     assert count == pytest.approx(expected * 1e6, rel=0.005)
-    assert count == pytest.approx(thesis * 1e6, rel=0.02)
+    assert thesis is None or count == pytest.approx(thesis * 1e6, rel=0.02)
 
 
-@pytest.mark.parametrize("in_channels", [1, 4])
-def test_plain_is_monais_swin_unetr(in_channels: int) -> None:
+@pytest.mark.parametrize(("name", "in_channels"), [("swin_unetr", 1), ("swin_unetr", 4), ("swin_unetr_v2", 1)])
+def test_plain_is_monais_swin_unetr(name: str, in_channels: int) -> None:
     torch.manual_seed(0)
-    ours = build("swin_unetr", feature_size=12, in_channels=in_channels).eval()
-    monais = SwinUNETR(in_channels=in_channels, out_channels=2, feature_size=12).eval()
+    settings: dict[str, Any] = {"feature_size": 12, "window_size": 4, "depths": (2, 1, 1, 1)}
+    ours = build(name, in_channels=in_channels, **settings)
+    monais = SwinUNETR(in_channels, 2, use_v2=name == "swin_unetr_v2", **settings)
     assert list(ours.state_dict()) == list(monais.state_dict())
+    ours.load_state_dict(monais.state_dict(), strict=True)
+    monais.load_state_dict(ours.state_dict(), strict=True)
     x = torch.randn(1, in_channels, *SHAPE[2:])
     with torch.no_grad():
-        ours.load_state_dict(monais.state_dict(), strict=True)
-        torch.testing.assert_close(ours(x), monais(x), rtol=0, atol=1e-5)
-        other_way = SwinUNETR(in_channels=in_channels, out_channels=2, feature_size=12).eval()
-        other_way.load_state_dict(ours.state_dict(), strict=True)
-        torch.testing.assert_close(ours(x), other_way(x), rtol=0, atol=1e-5)
+        torch.testing.assert_close(ours(x), monais(x), rtol=0, atol=2e-5)
+    # In 64 bits: norms of two voxels, as at the bottom here, make rounding errors large.
+    expected, found = gradients(monais.double(), x.double()), gradients(ours.double(), x.double())
+    for key, gradient in expected.items():
+        torch.testing.assert_close(found[key], gradient, rtol=1e-5, atol=1e-9)
 
 
 def test_fused_variants_keep_the_plain_networks_names() -> None:
@@ -123,3 +131,47 @@ def test_drop_path_rises_to_its_rate_also_from_the_meta_device() -> None:
         model = build("swin_unetr", drop_path_rate=0.4, **SMALL)
     rates = [layer.drop_prob for layer in model.modules() if hasattr(layer, "drop_prob")]
     assert rates == pytest.approx([0.4 / 3, 0.8 / 3, 0.4])  # the first block has rate 0, so no layer
+
+
+def test_residual_stages_go_with_every_fusion() -> None:
+    with torch.device("meta"):
+        plain = build("swin_fusion_od", **SMALL).state_dict()
+        with_blocks = build("swin_fusion_od", residual_stages=True, **SMALL).state_dict()
+    added = {key.split(".")[1] for key in with_blocks.keys() - plain.keys()}
+    assert added == {"layers1c", "layers2c", "layers3c", "layers4c"}
+    assert plain.keys() < with_blocks.keys()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "swin_unetr", "residual_stages": True}, "use swin_unetr_v2"),
+        ({"name": "swin_unetr_v2", "residual_stages": False}, "use swin_unetr"),
+        ({"name": "swin_unetr_v2", "fusion": {}}, "swin_unetr_v2 has plain skips"),
+        ({"name": "swin_unetr", "checkpoint_stages": [2, 1]}, "rising order"),
+        ({"name": "swin_unetr", "checkpoint_stages": [5]}, "stages 1 to 4"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SwinConfig.model_validate(settings)
+
+
+def test_keeps_less_than_half_of_monais_activations() -> None:
+    kept = []
+    for name in ("monai", "swin_unetr"):
+        model = SwinUNETR(1, 2, feature_size=12) if name == "monai" else build(name, feature_size=12)
+        model, x = model.to("meta"), torch.empty(1, 1, 64, 64, 64, device="meta")
+        kept.append(saved_bytes(model, lambda model=model, x=x: model(x)))  # type: ignore[misc]
+    assert kept[1] < 0.5 * kept[0]
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_trace_gives_the_same() -> None:
+    torch.manual_seed(0)
+    model = build("swin_unetr", window_size=4, **SMALL).eval()
+    x = torch.randn(SHAPE)
+    with torch.no_grad():
+        traced = torch.jit.trace(model, torch.randn(SHAPE), check_trace=False)  # type: ignore[no-untyped-call]
+        torch.testing.assert_close(traced(x), model(x), rtol=1e-4, atol=1e-4)
+    assert "PythonOp" not in str(traced.inlined_graph)

@@ -1,0 +1,94 @@
+"""The MLP of a Swin transformer block (Z. Liu et al., 2021, arXiv:2103.14030), made to keep little for the backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from fusionseg.models.lean import add_product, as_written, row_chunks, sum_dtype, working_dtype
+
+
+class Mlp(nn.Module):
+    """Layer norm and the MLP of a transformer block; the hidden activations are computed again for the backward.
+
+    Args:
+        dim: channels; the hidden layer has four times as many.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(dim, 4 * dim)
+        self.linear2 = nn.Linear(4 * dim, dim)
+
+    def forward(self, x_BLC: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """What the MLP adds to the tokens (B, L, C), which are normalised by `norm` first."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # a compiler decides itself what to compute again
+            return self.linear2(F.gelu(self.linear1(norm(x_BLC))))
+        out: Tensor = _LeanMlp.apply(
+            x_BLC,
+            norm.weight,
+            norm.bias,
+            self.linear1.weight,
+            self.linear1.bias,
+            self.linear2.weight,
+            self.linear2.bias,
+            norm.eps,
+        )
+        return out
+
+
+class _LeanMlp(torch.autograd.Function):
+    """norm, linear, GELU, linear of (B, L, C), keeping nothing but the input; on a CPU a few rows at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, *rest: Any) -> Tensor:
+        weight1, bias1, weight2, bias2, eps = rest
+        ctx.dtype, ctx.eps = working_dtype(x), eps
+        ctx.save_for_backward(x, gamma, beta, weight1, bias1, weight2, bias2)
+        with as_written(x):
+            gamma, beta = gamma.to(x.dtype), beta.to(x.dtype)
+            weight1, bias1, weight2, bias2 = (p.to(ctx.dtype) for p in (weight1, bias1, weight2, bias2))
+            out = x.new_empty(x.shape, dtype=ctx.dtype)
+            rows, out_rows = x.flatten(0, 1), out.flatten(0, 1)
+            for part in row_chunks(rows):
+                normed = F.layer_norm(rows[part], gamma.shape, gamma, beta, eps).to(ctx.dtype)
+                hidden = F.gelu(torch.addmm(bias1, normed, weight1.mT))
+                torch.addmm(bias2, hidden, weight2.mT, out=out_rows[part])
+            return out
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        with as_written(grad):
+            return _mlp_grads(ctx, grad)
+
+
+def _mlp_grads(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, *parameters = ctx.saved_tensors
+    gamma, beta = (p.to(x.dtype) for p in parameters[:2])
+    weight1, bias1, weight2, _ = (p.to(ctx.dtype) for p in parameters[2:])
+    rows, grad_rows = x.flatten(0, 1), grad.to(ctx.dtype).flatten(0, 1)
+    grad_x = torch.empty_like(rows)
+    sums = [torch.zeros_like(p, dtype=sum_dtype(x)) for p in parameters]
+    for part in row_chunks(rows):
+        normed_x, mean, rstd = torch.native_layer_norm(rows[part], gamma.shape, gamma, beta, ctx.eps)
+        normed = normed_x.to(ctx.dtype)
+        before = torch.addmm(bias1, normed, weight1.mT)
+        grad_part = grad_rows[part]
+        grad_hidden = grad_part @ weight2
+        add_product(sums[4], grad_part, F.gelu(before))
+        grad_before = torch.ops.aten.gelu_backward(grad_hidden, before)
+        add_product(sums[2], grad_before, normed)
+        sums[3] += grad_before.sum(0, dtype=sum_dtype(x))
+        sums[5] += grad_part.sum(0, dtype=sum_dtype(x))
+        grad_normed = (grad_before @ weight1).to(x.dtype)
+        grad_x[part], grad_gamma, grad_beta = torch.ops.aten.native_layer_norm_backward(
+            grad_normed, rows[part], gamma.shape, mean, rstd, gamma, beta, [True, True, True]
+        )
+        sums[0] += grad_gamma
+        sums[1] += grad_beta
+    return grad_x.view_as(x), *(s.to(p.dtype) for s, p in zip(sums, parameters, strict=True)), None

@@ -1,0 +1,209 @@
+"""What a training step of the Swin networks costs beside MONAI's Swin UNETR: time and memory, side by side in one run.
+
+    python profiling/benchmark_swin.py [--networks swin_unetr swin_fusion_od] [--precision fp32 bf16] [--compile off on]
+
+A step is forward, the Dice and cross-entropy loss, and backward, on one resident batch; there is no optimizer. The
+networks take turns step by step, so that whatever else the machine does hits all of them alike, and the time ratio is
+the median of the ratios to MONAI's within each turn. The peak memory is that of one step in a process of its own, less
+what was there before it (weights and batch; gradients count): on a GPU of torch's allocator, on a CPU the resident set.
+MONAI's network is `monai`, with its use_v2 `monai_v2`; all other names are those of `fusionseg models`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fusionseg.config import LossConfig
+from fusionseg.config.networks import SwinConfig
+from fusionseg.entry import run
+from fusionseg.losses import build_loss
+from fusionseg.machine import available_cpus
+from fusionseg.models import build_model
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+BASE = "monai"
+
+
+def build(name: str, feature_size: int, *, checkpoint: bool) -> nn.Module:
+    """A network for one channel and two classes."""
+    if name in (BASE, "monai_v2"):
+        from monai.networks.nets.swin_unetr import SwinUNETR
+
+        return SwinUNETR(
+            in_channels=1, out_channels=2, feature_size=feature_size, use_checkpoint=checkpoint, use_v2=name != BASE
+        )
+    config = SwinConfig.model_validate({"name": name, "feature_size": feature_size})
+    return build_model(config, in_channels=1, out_channels=2, checkpoint_activations=checkpoint)
+
+
+def training_step(name: str, options: argparse.Namespace, precision: str, compiled: bool) -> Callable[[], None]:
+    """The step of a network with fresh weights and a batch that stays where it is."""
+    device = torch.device(options.device)
+    torch.manual_seed(0)
+    model = build(name, options.feature_size, checkpoint=options.checkpoint).to(device).train()
+    if compiled:
+        model.compile(fullgraph=name not in (BASE, "monai_v2"))
+    image = torch.randn(options.batch, 1, *[options.patch] * 3, device=device)
+    label = torch.randint(2, image.shape, device=device)
+    loss_fn = build_loss(LossConfig())
+
+    def autocast() -> AbstractContextManager[Any]:
+        return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        with autocast():
+            logits = model(image)
+        loss_fn(logits.float(), label).backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return step
+
+
+def measure_time(options: argparse.Namespace, precision: str, compiled: bool) -> dict[str, list[float]]:
+    """Seconds of each network's steps, in the order of the turns."""
+    names = [BASE, *options.networks]
+    steps = {name: training_step(name, options, precision, compiled) for name in names}
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(options.warmup + options.turns):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            start = time.perf_counter()
+            steps[name]()
+            if turn >= options.warmup:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def measure_memory(name: str, options: argparse.Namespace, precision: str, compiled: bool) -> float:
+    """Bytes of the peak of a step in a process of its own."""
+    settings = {**vars(options), "json": None}
+    command = [sys.executable, __file__, "--alone", json.dumps([name, settings, precision, compiled])]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return float(done.stdout.splitlines()[-1])
+
+
+def alone(request: str) -> float:
+    """Bytes that the step at its peak takes more than before it."""
+    name, settings, precision, compiled = json.loads(request)
+    options = argparse.Namespace(**settings)
+    step = training_step(name, options, precision, compiled)
+    if options.device == "cuda":
+        before = float(torch.cuda.memory_allocated())
+        step()  # compiles, chooses kernels
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    # The kernel's peak is set back first: a process begins with that of the one that started it.
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    before = resident_bytes("VmRSS")
+    step()
+    return resident_bytes("VmHWM") - before
+
+
+def resident_bytes(field: str) -> float:
+    """A line of /proc/self/status, in bytes: VmRSS is what lies in memory now, VmHWM its peak."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """All times, peaks and ratios as a plain dictionary."""
+    rows = []
+    for precision in options.precision:
+        for compiled in [word == "on" for word in options.compile]:
+            times = measure_time(options, precision, compiled) if options.turns else {}
+            peaks: dict[str, float] = {}
+            for name in [] if options.no_memory else [BASE, *options.networks]:
+                peaks[name] = measure_memory(name, options, precision, compiled)
+            for name in [BASE, *options.networks]:
+                row: dict[str, Any] = {"network": name, "precision": precision, "compile": compiled}
+                if times:
+                    ratios = [ours / theirs for ours, theirs in zip(times[name], times[BASE], strict=True)]
+                    row |= {"seconds": statistics.median(times[name]), "time_ratio": statistics.median(ratios)}
+                    row |= {"time_ratios": ratios}
+                if peaks:
+                    row |= {"peak_bytes": peaks[name], "memory_ratio": peaks[name] / peaks[BASE]}
+                rows.append(row)
+    return {
+        "machine": {
+            "gpu": torch.cuda.get_device_name() if options.device == "cuda" else None,
+            "cpus": available_cpus(),
+            "torch": torch.__version__,
+        },
+        "feature_size": options.feature_size,
+        "patch": options.patch,
+        "batch": options.batch,
+        "checkpoint": options.checkpoint,
+        "turns": options.turns,
+        "rows": rows,
+    }
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The result as a table."""
+    lines = [
+        f"feature size {result['feature_size']}, patch {result['patch']}^3, batch {result['batch']}, activation"
+        f" checkpointing {'on' if result['checkpoint'] else 'off'}, {result['turns']} turns, {result['machine']}",
+        "",
+        "| network | precision | compile | s / step | time / MONAI | peak GB | memory / MONAI |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        cells = [row["network"], row["precision"], "on" if row["compile"] else "off"]
+        cells += [f"{row['seconds']:.3f}", f"{row['time_ratio']:.3f}"] if "seconds" in row else ["", ""]
+        if "peak_bytes" in row:
+            cells += [f"{row['peak_bytes'] / 1e9:.2f}", f"{row['memory_ratio']:.3f}"]
+        else:
+            cells += ["", ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measure and print; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = ["swin_unetr", "swin_fusion_od", "swin_fusion_2_v2"]
+    parser.add_argument("--networks", nargs="+", default=default, metavar="NAME", help=f"default: {' '.join(default)}")
+    parser.add_argument("--precision", nargs="+", choices=list(DTYPES), default=["fp32", "bf16"])
+    parser.add_argument("--compile", nargs="+", choices=["off", "on"], default=["off"])
+    parser.add_argument("--checkpoint", action="store_true", help="activation checkpointing, in MONAI's network too")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--feature-size", type=int, default=48)
+    parser.add_argument("--patch", type=int, default=96)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--turns", type=int, default=5, help="0: memory only")
+    parser.add_argument("--warmup", type=int, default=1, help="turns that do not count")
+    parser.add_argument("--no-memory", action="store_true", help="time only")
+    parser.add_argument("--json", type=Path, help="write the result here too")
+    parser.add_argument("--alone", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+
+    def work() -> int:
+        if options.alone:
+            print(alone(options.alone))
+            return 0
+        result = measure(options)
+        print(markdown(result))
+        if options.json is not None:
+            options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        return 0
+
+    return run(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""The convolution blocks against MONAI's, in 64 bits, and what they keep."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fusionseg.models import lean
+from fusionseg.models.cost import saved_bytes
+from fusionseg.models.residual import ResidualBlock, UpBlock, pointwise
+from fusionseg.models.residual_norm import norm_of
+
+
+def monais(in_channels: int, out_channels: int, kernel_size: int) -> UnetrBasicBlock:
+    return UnetrBasicBlock(3, in_channels, out_channels, kernel_size, 1, "instance", res_block=True)
+
+
+def compare(ours: nn.Module, theirs: nn.Module, *inputs: Tensor) -> None:
+    """Outputs and all gradients; the weights of `theirs` are taken over."""
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    results = []
+    for block in (ours, theirs):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        out = block(*leaves)
+        weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(0), dtype=out.dtype)
+        (out * weight).sum().backward()
+        results.append([out, *(x.grad for x in leaves), *(p.grad for p in block.parameters())])
+        with torch.no_grad():
+            torch.testing.assert_close(block(*inputs), out)
+    for mine, other in zip(*results, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+@pytest.fixture(params=[2**18, 64], ids=["whole", "chunks"])
+def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lean, "_NUMBERS_AT_ONCE", request.param)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+@pytest.mark.parametrize(("in_channels", "out_channels"), [(1, 4), (4, 4), (6, 4), (1, 1)])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.usefixtures("chunks")
+def test_residual_block_is_monais(in_channels: int, out_channels: int, kernel_size: int, batch: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(batch, in_channels, 6, 5, 4, dtype=torch.float64)
+    compare(
+        ResidualBlock(in_channels, out_channels, kernel_size).double(),
+        monais(in_channels, out_channels, kernel_size).double(),
+        x,
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.usefixtures("chunks")
+def test_up_block_is_monais(batch: int) -> None:
+    torch.manual_seed(0)
+    low = torch.randn(batch, 6, 3, 2, 4, dtype=torch.float64)
+    skip = torch.randn(batch, 4, 6, 4, 8, dtype=torch.float64)
+    compare(UpBlock(6, 4).double(), UnetrUpBlock(3, 6, 4, 3, 2, "instance", res_block=True).double(), low, skip)
+
+
+def test_statistics_are_exact_in_32_bits() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 2, 64, 64, 64) + 8
+    scale, shift = norm_of(x.contiguous(memory_format=torch.channels_last_3d))
+    mean, deviation = x.double().mean((2, 3, 4)), x.double().var((2, 3, 4), correction=0).add(1e-5).sqrt()
+    torch.testing.assert_close(scale, (1 / deviation).float(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(shift, (-mean / deviation).float(), rtol=1e-6, atol=0)
+
+
+def test_one_voxel_is_refused() -> None:
+    with pytest.raises(ValueError, match="more than one voxel"):
+        ResidualBlock(2, 2, 3)(torch.randn(1, 2, 1, 1, 1))
+
+
+def test_pointwise_is_a_convolution() -> None:
+    x = torch.randn(2, 3, 4, 5, 6)
+    weight, bias = torch.randn(2, 3, 1, 1, 1), torch.randn(2)
+    found = pointwise(x, weight, bias)
+    torch.testing.assert_close(found, F.conv3d(x, weight, bias))
+    assert found.is_contiguous()
+
+
+def test_up_block_compiles_as_one_graph() -> None:
+    torch.manual_seed(0)
+    block = UpBlock(6, 4)
+    low, skip = torch.randn(2, 6, 3, 2, 4), torch.randn(2, 4, 6, 4, 8)
+    expected = block(low, skip)
+    gradients = torch.autograd.grad(expected.square().sum(), list(block.parameters()))
+    block.compile(backend="aot_eager", fullgraph=True)
+    found = block(low, skip)
+    torch.testing.assert_close(found, expected)
+    for mine, other in zip(torch.autograd.grad(found.square().sum(), list(block.parameters())), gradients, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+
+
+def test_keeps_two_maps() -> None:
+    x = torch.randn(1, 8, 16, 16, 16).contiguous(memory_format=torch.channels_last_3d)
+    assert saved_bytes(ResidualBlock(8, 8, 3), lambda: ResidualBlock(8, 8, 3)(x)) < 3.1 * x.nbytes + 2**16

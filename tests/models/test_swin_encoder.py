@@ -1,0 +1,158 @@
+"""The Swin encoder against MONAI's: states, outputs and gradients on every path that it can take."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.networks.nets.swin_unetr import SwinTransformer, compute_mask, window_partition
+from torch import Tensor, nn
+
+from fusionseg.models import swin_attention, swin_encoder
+from fusionseg.models.cost import saved_bytes
+from fusionseg.models.swin_encoder import SwinEncoder
+from fusionseg.models.swin_windows import fitted_window, window_plan
+
+CPU = torch.device("cpu")
+# size of the volume, window: the stages are padded (3), whole (4), or smaller than the window; samples: 2, 1
+CASES = [((2, 2, 64, 32, 32), 3), ((1, 1, 64, 64, 32), 4)]
+
+
+def pair(window: int, *, v2: bool = False, channels: int = 1) -> tuple[nn.Module, SwinEncoder]:
+    """MONAI's encoder and ours, with the same weights, none of them at its special initial value."""
+    torch.manual_seed(0)
+    monais = SwinTransformer(channels, 12, (window,) * 3, (2, 2, 2), (2, 2, 2, 2), (3, 6, 12, 24), use_v2=v2)
+    with torch.no_grad():
+        for parameter in monais.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    ours = SwinEncoder(channels, 12, window_size=window, residual_stages=v2)
+    ours.load_state_dict(monais.state_dict(), strict=True)
+    return monais, ours
+
+
+def run(encoder: nn.Module, x: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """The hidden states and, of a fixed weighting of them, all gradients."""
+    encoder.zero_grad(set_to_none=True)
+    x = x.clone().requires_grad_()
+    states = encoder(x)
+    generator = torch.Generator().manual_seed(1)
+    sum((s.float() * torch.randn(s.shape, generator=generator)).mean() for s in states).backward()
+    assert x.grad is not None
+    grads = {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}
+    return [s.detach() for s in states], {**grads, "x": x.grad}
+
+
+def assert_same(
+    found: tuple[list[Tensor], dict[str, Tensor]], expected: tuple[list[Tensor], dict[str, Tensor]]
+) -> None:
+    for mine, theirs in zip(found[0], expected[0], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-5)
+    assert set(found[1]) == set(expected[1])
+    for name, gradient in expected[1].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=0, atol=1e-3 * gradient.abs().max().item(), msg=name)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("v2", [False, True])
+@pytest.mark.parametrize(("shape", "window"), CASES)
+def test_is_monais_encoder(
+    shape: tuple[int, ...], window: int, v2: bool, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fused:  # the way of GPUs
+        monkeypatch.setattr(swin_attention, "in_chunks", lambda x: False)
+    monais, ours = pair(window, v2=v2, channels=shape[1])
+    assert list(ours.state_dict()) == list(monais.state_dict())
+    monais.load_state_dict(ours.state_dict(), strict=True)
+    x = torch.randn(shape)
+    assert_same(run(ours, x), run(monais, x))
+
+
+def test_without_normalisation_and_from_the_embedding() -> None:
+    monais, ours = pair(4)
+    x = torch.randn(1, 1, 32, 64, 32)
+    with torch.no_grad():
+        expected = monais(x, normalize=False)
+        for state, other in zip(ours.stages(ours.patch_embed(x), normalize=False), expected, strict=True):
+            torch.testing.assert_close(state, other, rtol=0, atol=2e-5)
+
+
+def test_16_bits_err_no_more_than_monais() -> None:
+    monais, ours = pair(4)
+    x = torch.randn(2, 1, 64, 32, 32)
+    exact = run(monais, x)
+    errors = []
+    with torch.autocast("cpu", torch.bfloat16):
+        for encoder in (monais, ours):
+            states, gradients = run(encoder, x)
+            keys = [name for name in exact[1] if "weight" in name]
+            errors.append(
+                [(s.float() - e).abs().mean() for s, e in zip(states, exact[0], strict=True)]
+                + [(gradients[key] - exact[1][key]).abs().mean() / exact[1][key].abs().mean() for key in keys]
+            )
+    for theirs, mine in zip(*errors, strict=True):
+        assert mine < 1.5 * theirs
+
+
+def test_compiles_as_one_graph() -> None:
+    ours = SwinEncoder(1, 12, depths=(2,), num_heads=(3,), window_size=3)
+    x = torch.randn(1, 1, 16, 16, 8)
+    expected = run(ours, x)
+    ours.compile(backend="aot_eager", fullgraph=True)
+    assert_same(run(ours, x), expected)
+
+
+@pytest.mark.parametrize("stages", [(1,), (2, 4), (1, 2, 3, 4)])
+def test_stages_computed_again_change_memory_only(stages: tuple[int, ...]) -> None:
+    again = SwinEncoder(1, 12, window_size=4, checkpoint_stages=stages, drop_path_rate=0.5)
+    plain = SwinEncoder(1, 12, window_size=4, drop_path_rate=0.5)
+    again.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 1, 64, 32, 32)
+    kept, results = [], []
+    for encoder in (plain, again):
+        torch.manual_seed(3)  # of the paths that are dropped
+        results.append(run(encoder.train(), x))
+        kept.append(saved_bytes(encoder, lambda encoder=encoder: encoder(x)))
+    assert_same(results[1], results[0])
+    assert kept[1] < kept[0]
+
+
+def test_keeps_a_fraction_of_monais_memory() -> None:
+    x = torch.randn(1, 1, 64, 64, 32)
+    monais, ours = pair(4)
+    assert saved_bytes(ours, lambda: ours(x)) < 0.2 * saved_bytes(monais, lambda: monais(x))
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize("dims", [(9, 7, 15), (8, 8, 8), (3, 4, 2)])
+def test_windows_and_masks_are_monais(dims: tuple[int, int, int], shifted: bool) -> None:
+    plan = window_plan(dims, 4, shifted, CPU)
+    window, shift = fitted_window(dims, 4, shifted=shifted)
+    padded = [-(-dim // n) * n for dim, n in zip(dims, window, strict=True)]
+    numbers = torch.full((1, *padded, 1), plan.tokens)
+    numbers[0, : dims[0], : dims[1], : dims[2], 0] = torch.arange(plan.tokens).view(dims)
+    rolled = torch.roll(numbers, [-s for s in shift], (1, 2, 3))
+    windows = window_partition(rolled, window)[..., 0]
+    masks = compute_mask(padded, window, shift, CPU) if any(shift) else torch.zeros(len(windows), 1, 1)
+    expected = {tuple(w.tolist()): m.expand(plan.length, plan.length) for w, m in zip(windows, masks, strict=True)}
+
+    found = plan.index.view(-1, plan.length)
+    assert len(plan.groups) <= 8 and len(found) == plan.windows == len(windows)
+    for first, stop, mask in plan.groups:
+        for row in found[first:stop]:
+            wanted = expected.pop(tuple(row.tolist()))
+            assert torch.equal(wanted, torch.zeros_like(wanted) if mask is None else mask)
+    assert not expected
+    assert torch.equal(plan.index[plan.slot], torch.arange(plan.tokens))
+    assert torch.equal(plan.padded, (plan.index == plan.tokens).nonzero()[:, 0])
+
+
+def test_plans_are_computed_once() -> None:
+    assert window_plan((8, 8, 8), 4, True, CPU) is window_plan((8, 8, 8), 4, True, CPU)
+
+
+def test_drop_path_skips_whole_samples() -> None:
+    torch.manual_seed(0)
+    block = swin_encoder.SwinBlock(12, 3, 4, shifted=False, drop_path=0.5).train()
+    x = torch.randn(16, 64, 12)
+    plan = window_plan((4, 4, 4), 4, False, CPU)
+    unchanged = (block(x, plan) == x).flatten(1).all(1)
+    assert 0 < unchanged.sum() < 16
