@@ -1,4 +1,4 @@
-"""Pictures of predictions."""
+"""Pictures of predictions and reconstructions."""
 
 from __future__ import annotations
 
@@ -31,9 +31,32 @@ def overlay(picture: Any) -> NDArray[np.float32]:
 
 def paint(image: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.float32]:
     """(3, H, W): a grey slice (X, Y) with its mask in colour, turned so that the second axis points up."""
-    low, high = np.percentile(image, (1, 99))
-    grey = np.clip((image - low) / max(high - low, 1e-6), 0, 1)[..., None].repeat(3, axis=2)
+    grey = _grey(image, image)
     color = COLORS[(mask - 1) % len(COLORS)]
-    mixed = np.where((mask > 0)[..., None], 0.5 * grey + 0.5 * color, grey)
-    turned: NDArray[np.float32] = mixed.transpose(2, 1, 0)[:, ::-1].astype(np.float32)
+    return _turned(np.where((mask > 0)[..., None], 0.5 * grey + 0.5 * color, grey))
+
+
+def reconstruction_strip(
+    image: NDArray[Any], masked: NDArray[Any], reconstruction: NDArray[Any]
+) -> NDArray[np.float32]:
+    """(3, H, W) in [0, 1]: a slice, what the network was shown of it, and what it made of that, from left to right.
+
+    Args:
+        image: grey slice (X, Y); its range of greys is that of all three.
+        masked: the same with its hidden voxels blacked out.
+        reconstruction: the network's.
+    """
+    slices = [_turned(_grey(np.asarray(part), np.asarray(image))) for part in (image, masked, reconstruction)]
+    return np.concatenate(slices, axis=2)
+
+
+def _grey(image: NDArray[Any], like: NDArray[Any]) -> NDArray[Any]:
+    """(X, Y, 3) in [0, 1]: a slice, black and white at the 1st and 99th percentile of another."""
+    low, high = np.percentile(like, (1, 99))
+    return np.clip((image - low) / max(high - low, 1e-6), 0, 1)[..., None].repeat(3, axis=2)
+
+
+def _turned(picture: NDArray[Any]) -> NDArray[np.float32]:
+    """(X, Y, 3) as (3, H, W), the second axis pointing up."""
+    turned: NDArray[np.float32] = picture.transpose(2, 1, 0)[:, ::-1].astype(np.float32)
     return turned

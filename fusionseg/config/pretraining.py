@@ -1,0 +1,113 @@
+"""The `pretrain` section: an encoder learns to fill in what was hidden from it, without labels."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from fusionseg.config.section import Positive, Section
+
+Triple = tuple[int, int, int]
+
+
+class ReconstructionLossConfig(Section):
+    """A weighted sum of 1 - SSIM, the mean absolute and the mean squared difference."""
+
+    ssim: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of 1 - SSIM (Wang et al., 2004), the thesis's loss."""
+    l1: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the mean absolute difference."""
+    l2: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the mean squared difference."""
+    over: Literal["all", "masked"] = "all"
+    """Mean over all voxels, or over the hidden ones only (He et al., 2022)."""
+
+    @model_validator(mode="after")
+    def _something(self) -> ReconstructionLossConfig:
+        if self.ssim + self.l1 + self.l2 == 0:
+            raise ValueError("ssim: all weights are 0: give at least one of ssim, l1, l2 a weight above 0")
+        return self
+
+
+class DecoderConfig(Section):
+    """The decoder, thrown away after pre-training."""
+
+    width: Annotated[int, Field(ge=8, multiple_of=8)] = 64
+    """Channels; a multiple of 8. After a Swin encoder half of them at 1/4 of the resolution, a quarter at 1/2. After a
+    ViT all 16^3 voxels of a token are a linear map of them: there more is better (He et al. take 512)."""
+    depth: Positive = 2
+    """Blocks: residual ones per scale after a Swin encoder (at 1/2 always one), transformer blocks after a ViT."""
+    heads: Positive = 4
+    """Attention heads of a ViT's decoder; they divide the width."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> DecoderConfig:
+        if self.width % self.heads:
+            raise ValueError(f"heads: {self.heads} does not divide the width {self.width}: choose a divisor")
+        return self
+
+
+class PretrainConfig(Section):
+    """Masked reconstruction of unlabelled volumes, with the encoder of the network under `model`."""
+
+    method: Literal["blackout", "token", "mae"] = "blackout"
+    """`blackout`: hidden blocks are set to 0 and everything is encoded (the thesis); `token`: the same with a learned
+    token (SimMIM: Xie et al., 2022); `mae`: only the visible blocks are encoded (He et al., 2022)."""
+    ratio: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of the blocks that is hidden."""
+    block: Positive = 16
+    """Edge of a hidden block in voxels; it divides the patch. `mae` needs a multiple of 32 with a Swin encoder, and of
+    16 with a ViT."""
+    decoder: DecoderConfig = DecoderConfig()
+    loss: ReconstructionLossConfig = ReconstructionLossConfig()
+    data_range: Annotated[float, Field(gt=0)] | None = None
+    """Range of the intensities, for SSIM and PSNR; null is 1 for `data.intensity.mode: window` and 6 for `zscore`
+    (three deviations on either side of the mean)."""
+
+    def grid(self, patch: Triple) -> Triple:
+        """Blocks of a patch along each axis."""
+        x, y, z = (size // self.block for size in patch)
+        return x, y, z
+
+    def num_hidden(self, patch: Triple) -> int:
+        """Blocks of a patch that are hidden."""
+        return round(self.ratio * prod(self.grid(patch)))
+
+    def problems(self, encoder: str | None, name: str, patch: Triple) -> list[str]:
+        """What keeps an encoder from being pre-trained like this on patches of this size, with the fixes.
+
+        Args:
+            encoder: the encoder's attribute in the network, `swinViT` or `vit`; None if it has none.
+            name: of the network.
+        """
+        if encoder is None:
+            return [
+                f"pretrain: {name} has no encoder that can be pre-trained: choose a swin_* network or unetr as"
+                " model.name"
+            ]
+        problems = []
+        unit = {"swinViT": 32, "vit": 16}[encoder] if self.method == "mae" else 2
+        if self.method == "token" and encoder == "vit":
+            unit = 16  # a token of the ViT is hidden whole or not at all
+        if self.block % unit:
+            fixed = unit * max(1, round(self.block / unit))
+            problems.append(
+                f"pretrain.block: method {self.method} with {name} needs a multiple of {unit}, not {self.block}: try"
+                f" {fixed}"
+            )
+        if any(size % self.block for size in patch):
+            problems.append(
+                f"pretrain.block: blocks of {self.block} do not tile data.patch {list(patch)}: choose a divisor of all"
+                " three"
+            )
+        else:
+            blocks = prod(self.grid(patch))
+            if not 0 < self.num_hidden(patch) < blocks:
+                problems.append(
+                    f"pretrain.ratio: {self.ratio} of the {blocks} blocks of a patch is {self.num_hidden(patch)}, and"
+                    " some must be hidden and some visible: choose smaller blocks, a larger data.patch, or another"
+                    " ratio"
+                )
+        return problems

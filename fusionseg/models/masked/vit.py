@@ -1,0 +1,104 @@
+"""Masked reconstruction with the vision transformer of UNETR."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from monai.networks.nets.vit import ViT
+from torch import Tensor, nn
+
+from fusionseg.config.networks import UNETRConfig
+from fusionseg.config.networks.from_monai import UNETR_TOKEN
+from fusionseg.config.pretraining import PretrainConfig
+from fusionseg.models.from_monai import build_from_monai
+from fusionseg.models.masked.decoder import TokenDecoder
+from fusionseg.models.masked.units import fill_rows, join_units, split_units, visible_rows
+from fusionseg.reconstruction import blocks_to_voxels
+
+Triple = tuple[int, int, int]
+
+
+class MaskedViT(nn.Module):
+    """A ViT over tokens of 16^3 voxels and the transformer that reconstructs from its last tokens; see `build_masked`.
+
+    With `mae` (He et al., 2022) the hidden voxels do not even reach the patch embedding. There is no class token, as
+    there is none in UNETR.
+
+    Args:
+        encoder: MONAI's ViT, of these channels and this patch.
+        width: of its tokens.
+        channels: of the volumes.
+        patch: size of the volumes.
+    """
+
+    vit: ViT
+
+    def __init__(self, encoder: ViT, pretrain: PretrainConfig, *, width: int, channels: int, patch: Triple) -> None:
+        super().__init__()
+        self.method = pretrain.method
+        self.grid = tuple(size // UNETR_TOKEN for size in patch)
+        per_block = (pretrain.block // UNETR_TOKEN) ** 3  # tokens
+        self.num_visible = prod(self.grid) - per_block * pretrain.num_hidden(patch)
+        self.channels = channels
+        self.vit = encoder
+        decoder = pretrain.decoder
+        self.decoder = TokenDecoder(
+            width,
+            self.grid,
+            channels * UNETR_TOKEN**3,
+            width=decoder.width,
+            depth=decoder.depth,
+            heads=decoder.heads,
+        )
+        if self.method != "blackout":
+            size = width if self.method == "token" else decoder.width
+            self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(size), std=0.02))
+
+    def forward(self, image: Tensor, hidden: Tensor) -> Tensor:
+        """The reconstruction (B, C, X, Y, Z), of all voxels."""
+        return self.decode(self.encode(image, hidden), hidden)
+
+    def encode(self, image: Tensor, hidden: Tensor) -> Tensor:
+        """The encoder's last tokens (B, T, width); with `mae` those of the visible blocks only."""
+        embedding = self.vit.patch_embedding
+        positions = embedding.position_embeddings
+        if self.method == "mae":
+            batch, rows = len(image), visible_rows(self._hidden_tokens(hidden), self.num_visible)
+            units = split_units(image, self.grid).index_select(0, rows)
+            tokens = embedding.patch_embeddings(units).flatten(1).unflatten(0, (batch, -1))
+            positions = positions.expand(batch, -1, -1).flatten(0, 1).index_select(0, rows).view_as(tokens)
+        else:
+            if self.method == "blackout":
+                image = image.masked_fill(blocks_to_voxels(hidden, image.shape[2:]), 0)
+            tokens = embedding.patch_embeddings(image).flatten(2).mT
+            if self.method == "token":
+                covered = self._hidden_tokens(hidden).flatten(1).unsqueeze(2)
+                tokens = torch.where(covered, self.mask_token.to(tokens.dtype), tokens)
+        tokens = embedding.dropout(tokens + positions)
+        for block in self.vit.blocks:
+            tokens = block(tokens)
+        last: Tensor = self.vit.norm(tokens)
+        return last
+
+    def decode(self, tokens: Tensor, hidden: Tensor) -> Tensor:
+        """The reconstruction from what `encode` gives."""
+        batch = len(tokens)
+        tokens = self.decoder.project_in(tokens)
+        if self.method == "mae":
+            rows = visible_rows(self._hidden_tokens(hidden), self.num_visible)
+            tokens = fill_rows(tokens.flatten(0, 1), rows, batch * prod(self.grid), self.mask_token)
+            tokens = tokens.unflatten(0, (batch, -1))
+        units = self.decoder.merge(tokens).reshape(-1, self.channels, *[UNETR_TOKEN] * 3)
+        return join_units(units, self.grid)
+
+    def _hidden_tokens(self, hidden: Tensor) -> Tensor:
+        """Hidden blocks as hidden tokens (B, tx, ty, tz)."""
+        return blocks_to_voxels(hidden, self.grid).squeeze(1)
+
+
+def build_masked_vit(config: UNETRConfig, pretrain: PretrainConfig, in_channels: int, patch: Triple) -> MaskedViT:
+    """The ViT of the UNETR that a `model` section describes, with its decoder for pre-training."""
+    encoder = build_from_monai(config, in_channels, 2, patch=patch).vit  # with all that UNETR's builder does to it
+    assert isinstance(encoder, ViT)
+    return MaskedViT(encoder, pretrain, width=config.hidden_size, channels=in_channels, patch=patch)

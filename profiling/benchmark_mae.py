@@ -1,0 +1,238 @@
+"""What leaving the hidden blocks out saves over blacking them out, in one run.
+
+    python profiling/benchmark_mae.py [--patch 96 96 96] [--block 32] [--feature-size 24] [--windows 7 4] [--turns 5]
+
+For each encoder (Swin with each of the windows, the ViT of UNETR) it times the blacked-out form, whose encoder sees
+the whole patch, and the true masked autoencoder at each of the ratios: the encoder's forward pass, that with the
+backward pass, and a whole step (network, SSIM loss, backward, AdamW), and the peak memory beyond the weights and what
+a form holds between steps. *decoder* is the decoder's forward pass as a share of the encoder's. The forms take turns,
+so that whatever else the machine does hits all of them alike; ratios are medians of the ratios within each turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from math import nan, prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fusionseg.config.networks import NetworkSection, SwinConfig, UNETRConfig
+from fusionseg.config.pretraining import PretrainConfig, ReconstructionLossConfig
+from fusionseg.entry import run
+from fusionseg.errors import UserError
+from fusionseg.machine import available_cpus
+from fusionseg.models.masked import build_masked
+from fusionseg.reconstruction import ReconstructionLoss
+
+PARTS = ("encoder forward", "encoder", "decoder forward", "step")
+Triple = tuple[int, int, int]
+
+
+class Form:
+    """One way to pre-train one encoder, on one resident batch."""
+
+    def __init__(self, model: NetworkSection, pretrain: PretrainConfig, arguments: argparse.Namespace) -> None:
+        patch: Triple = tuple(arguments.patch)
+        if problems := pretrain.problems(model.encoder, model.name, patch):
+            raise UserError("; ".join(problems))
+        self.device = torch.device(arguments.device)
+        self.half = arguments.precision == "bf16"
+        torch.manual_seed(0)
+        self.network: Any = build_masked(model, pretrain, in_channels=1, patch=patch).to(self.device)
+        self.encoder: nn.Module = self.network.get_submodule(str(model.encoder))
+        self.loss = ReconstructionLoss(ReconstructionLossConfig(), data_range=6.0)
+        self.optimizer = torch.optim.AdamW(p for p in self.network.parameters() if p.requires_grad)
+        grid = pretrain.grid(patch)
+        order = torch.rand(arguments.batch, prod(grid)).argsort(dim=1)
+        self.hidden = (order < pretrain.num_hidden(patch)).view(-1, *grid).to(self.device)
+        self.image = torch.randn(arguments.batch, 1, *patch, device=self.device)
+        self.states: Any = None
+
+    def work(self, part: str) -> Callable[[], object]:
+        """What is timed under this name."""
+        return {
+            "encoder forward": self._encode,
+            "encoder": self._encode_and_back,
+            "decoder forward": self._decode,
+            "step": self._step,
+        }[part]
+
+    def _encode(self) -> None:
+        with torch.no_grad(), self._autocast():
+            self.states = self.network.encode(self.image, self.hidden)
+
+    def _decode(self) -> None:
+        with torch.no_grad(), self._autocast():
+            self.network.decode(self.states, self.hidden)
+
+    def _encode_and_back(self) -> None:
+        with self._autocast():
+            states = self.network.encode(self.image, self.hidden)
+        states = [states] if isinstance(states, Tensor) else states
+        torch.stack([state.float().square().mean() for state in states]).sum().backward()
+        self.network.zero_grad(set_to_none=True)
+
+    def _step(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            volume = self.network(self.image, self.hidden)
+        self.loss(volume, (self.image, self.hidden)).backward()
+        self.optimizer.step()
+        self.network.zero_grad(set_to_none=True)
+
+    def _autocast(self) -> Any:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.half else nullcontext()
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Of one call, the device's work included."""
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def peak_gb(work: Callable[[], object], device: torch.device) -> float:
+    """Memory that a call takes beyond what was held before it; nan where the system cannot tell."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return (torch.cuda.max_memory_allocated(device) - before) / 1e9
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # else what the allocator keeps hides what the call takes
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark starts anew
+    except OSError:
+        return nan
+    before = _status_bytes("VmRSS")
+    work()
+    return (_status_bytes("VmHWM") - before) / 1e9
+
+
+def _status_bytes(key: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+
+
+def measure(name: str, model: NetworkSection, arguments: argparse.Namespace) -> list[dict[str, object]]:
+    """A row for each form of one encoder."""
+    mae = {f"mae {ratio:.0%}": {"method": "mae", "ratio": ratio} for ratio in arguments.ratios}
+    settings = {"blacked out": {"method": "blackout", "ratio": max(arguments.ratios)}, **mae}
+    forms = {
+        form: Form(model, PretrainConfig.model_validate({**given, "block": arguments.block}), arguments)
+        for form, given in settings.items()
+    }
+    times: dict[tuple[str, str], list[float]] = {(form, part): [] for form in forms for part in PARTS}
+    names = list(forms)
+    for turn in range(arguments.turns + 1):
+        first = turn % len(names)
+        for form in names[first:] + names[:first]:
+            for part in PARTS:
+                spent = seconds(forms[form].work(part), forms[form].device)
+                if turn:  # the first is for warming up
+                    times[form, part].append(spent)
+    rows = []
+    for form, subject in forms.items():
+        peaks = {part: peak_gb(subject.work(part), subject.device) for part in ("encoder", "step")}
+        rows.append(
+            {
+                "network": name,
+                "form": form,
+                "median_ms": {part: 1e3 * statistics.median(times[form, part]) for part in PARTS},
+                "spread_ms": {part: 1e3 * statistics.stdev(times[form, part]) for part in PARTS},
+                "share_of_blacked_out": {part: _ratio(times[form, part], times["blacked out", part]) for part in PARTS},
+                "decoder_over_encoder": _ratio(times[form, "decoder forward"], times[form, "encoder forward"]),
+                "peak_gb": peaks,
+            }
+        )
+    return rows
+
+
+def _ratio(ours: list[float], theirs: list[float]) -> float:
+    return statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The result as a table."""
+    lines = [
+        f"patch {result['patch']}, blocks of {result['block']}, batch {result['batch']}, feature size"
+        f" {result['feature_size']}, {result['precision']}, {result['turns']} turns; {result['machine']}",
+        "",
+        "| encoder | form | encoder forward ms | with backward ms | of blacked out | peak GB | step ms | of blacked out"
+        " | peak GB | decoder |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        median, share, peak = row["median_ms"], row["share_of_blacked_out"], row["peak_gb"]
+        lines.append(
+            f"| {row['network']} | {row['form']} | {median['encoder forward']:.0f} | {median['encoder']:.0f} |"
+            f" {share['encoder']:.2f} | {peak['encoder']:.2f} | {median['step']:.0f} | {share['step']:.2f} |"
+            f" {peak['step']:.2f} | {row['decoder_over_encoder']:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measure and print; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--patch", type=int, nargs=3, default=(96, 96, 96))
+    parser.add_argument("--block", type=int, default=32, help="edge of a hidden block")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--feature-size", type=int, default=24, help="of the Swin encoder")
+    parser.add_argument("--windows", type=int, nargs="*", default=(7, 4), help="of the Swin encoder; none to skip it")
+    parser.add_argument("--no-vit", action="store_true", help="leave the ViT out")
+    parser.add_argument("--ratios", type=float, nargs="+", default=(0.5, 0.75))
+    parser.add_argument("--turns", type=int, default=5, help="at least 2")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--json", type=Path, help="write the result here too")
+    arguments = parser.parse_args()
+
+    def work() -> int:
+        networks: dict[str, NetworkSection] = {
+            f"Swin, window {window}": SwinConfig(
+                name="swin_unetr", feature_size=arguments.feature_size, window_size=window
+            )
+            for window in arguments.windows
+        }
+        if not arguments.no_vit:
+            networks["ViT"] = UNETRConfig(name="unetr")
+        result = {
+            "patch": list(arguments.patch),
+            "block": arguments.block,
+            "batch": arguments.batch,
+            "feature_size": arguments.feature_size,
+            "precision": arguments.precision,
+            "turns": arguments.turns,
+            "machine": {
+                "gpu": torch.cuda.get_device_name() if arguments.device.startswith("cuda") else None,
+                "cpus": available_cpus(),
+                "threads": torch.get_num_threads(),
+                "capability": torch.backends.cpu.get_cpu_capability(),
+                "torch": torch.__version__,
+            },
+            "rows": [row for name, model in networks.items() for row in measure(name, model, arguments)],
+        }
+        print(markdown(result))
+        if arguments.json is not None:
+            arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        return 0
+
+    return run(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""SSIM against MONAI's, the loss over all and over hidden voxels, the fill-ins by hand, the picture."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.metrics.regression import PSNRMetric, compute_ssim_and_cs
+from torch import Tensor
+
+from fusionseg.config.pretraining import ReconstructionLossConfig
+from fusionseg.reconstruction import (
+    ReconstructionLoss,
+    blocks_to_voxels,
+    composite,
+    fill_linear,
+    fill_mean,
+    quality,
+    ssim_map,
+)
+from fusionseg.telemetry.pictures import reconstruction_strip
+
+GRID, PATCH = (2, 3, 2), (16, 24, 16)
+
+
+def images(channels: int = 1) -> tuple[Tensor, Tensor]:
+    """Two volumes of two samples that are alike but not the same."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(2, channels, *PATCH, generator=generator)
+    return image, image + 0.3 * torch.randn(image.shape, generator=generator)
+
+
+def blocks() -> Tensor:
+    """(2, 2, 3, 2), half of each sample's blocks hidden, of different places."""
+    hidden = torch.zeros(2, 12, dtype=torch.bool)
+    hidden[0, ::2] = hidden[1, 6:] = True
+    return hidden.view(2, *GRID)
+
+
+def loss_of(reconstruction: Tensor, image: Tensor, hidden: Tensor, **settings: object) -> Tensor:
+    config = ReconstructionLossConfig.model_validate({"ssim": 0.0, **settings})
+    return ReconstructionLoss(config, data_range=6.0)(reconstruction, (image, hidden))
+
+
+@pytest.mark.parametrize(("channels", "data_range"), [(1, 6.0), (2, 1.0)])
+def test_ssim_inside_is_monais(channels: int, data_range: float) -> None:
+    image, other = images(channels)
+    theirs, _ = compute_ssim_and_cs(other, image, 3, [11] * 3, [1.5] * 3, data_range)
+    ours = ssim_map(other, image, data_range)
+    assert ours.shape == image.shape
+    torch.testing.assert_close(ours[..., 5:-5, 5:-5, 5:-5], theirs, rtol=0, atol=1e-5)
+
+
+def test_ssim_at_the_border_is_that_of_the_cut_off_window() -> None:
+    image, other = images()
+    place = torch.arange(6) ** 2
+    axis = torch.exp(-place / (2 * 1.5**2))
+    window = torch.einsum("x,y,z->xyz", axis, axis, axis)
+    window /= window.sum()
+    x, y = (volume[0, 0, :6, :6, :6] for volume in (other, image))  # what the window of the corner sees
+    mean_x, mean_y = (window * x).sum(), (window * y).sum()
+    square_x, square_y = (window * (x - mean_x) ** 2).sum(), (window * (y - mean_y) ** 2).sum()
+    product = (window * (x - mean_x) * (y - mean_y)).sum()
+    c1, c2 = 0.06**2, 0.18**2
+    expected = (2 * mean_x * mean_y + c1) * (2 * product + c2)
+    expected /= (mean_x**2 + mean_y**2 + c1) * (square_x + square_y + c2)
+    torch.testing.assert_close(ssim_map(other, image, 6.0)[0, 0, 0, 0, 0], expected)
+
+
+def test_a_patch_thinner_than_the_window_has_a_ssim() -> None:
+    image = torch.randn(1, 1, 4, 16, 1, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(ssim_map(image, image, 6.0), torch.ones_like(image))
+    assert (ssim_map(image + 1, image, 6.0) < 1).all()
+
+
+def test_psnr_is_monais_and_samples_do_not_mix() -> None:
+    image, other = images()
+    ssim, psnr = quality(other, image, 6.0)
+    theirs = PSNRMetric(max_val=6.0)(other, image)
+    torch.testing.assert_close(psnr, torch.as_tensor(theirs).squeeze(1))
+    for sample in range(2):
+        one = slice(sample, sample + 1)
+        alone = quality(other[one], image[one], 6.0)
+        torch.testing.assert_close(torch.stack([ssim[one], psnr[one]]), torch.stack(alone))
+
+
+def test_quality_over_hidden_voxels() -> None:
+    image, other = images(channels=2)
+    hidden = blocks_to_voxels(blocks(), PATCH)
+    ssim, psnr = quality(other, image, 6.0, over=hidden)
+    where = hidden[1].expand(2, *PATCH)
+    error = (other[1] - image[1])[where].square().mean()
+    torch.testing.assert_close(psnr[1], 10 * torch.log10(36 / error))
+    torch.testing.assert_close(ssim[1], ssim_map(other, image, 6.0)[1][where].mean())
+
+
+def test_blocks_to_voxels() -> None:
+    hidden = torch.tensor([[[[True, False]], [[False, True]]]])
+    voxels = blocks_to_voxels(hidden, (4, 3, 2))
+    assert voxels.shape == (1, 1, 4, 3, 2)
+    assert voxels[0, 0, :2, :, 0].all() and voxels[0, 0, 2:, :, 1].all() and voxels.sum() == 12
+
+
+def test_the_loss_is_the_weighted_sum() -> None:
+    image, other = images()
+    ssim, _ = quality(other, image, 6.0)
+    difference = other - image
+    expected = 2 * (1 - ssim.mean()) + 0.5 * difference.abs().mean() + 3 * difference.square().mean()
+    torch.testing.assert_close(loss_of(other, image, blocks(), ssim=2, l1=0.5, l2=3), expected)
+
+
+@pytest.mark.parametrize("weight", ["ssim", "l1", "l2"])
+def test_over_masked_visible_errors_do_not_count(weight: str) -> None:
+    image, other = images()
+    hidden = blocks()
+    voxels = blocks_to_voxels(hidden, PATCH)
+    worse = torch.where(voxels, other, other + 5)
+    masked = [loss_of(x, image, hidden, over="masked", **{weight: 1}) for x in (other, worse)]
+    assert masked[0] == masked[1] > 0
+    assert loss_of(worse, image, hidden, **{weight: 1}) > loss_of(other, image, hidden, **{weight: 1})
+    right = composite(image, other, voxels)  # only what was visible is wrong
+    assert loss_of(right, image, hidden, over="masked", **{weight: 1}) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_loss_is_computed_in_float32() -> None:
+    image, other = images()
+    expected = loss_of(other, image, blocks(), ssim=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(loss_of(other, image, blocks(), ssim=1), expected)
+    rounded = other.bfloat16()
+    expected = loss_of(rounded.float(), image, blocks(), ssim=1)
+    torch.testing.assert_close(loss_of(rounded, image, blocks(), ssim=1), expected)
+
+
+def test_better_reconstructions_have_a_smaller_loss_and_a_gradient_towards_them() -> None:
+    image, other = images()
+    other.requires_grad_()
+    loss = loss_of(other, image, blocks(), ssim=1)
+    (gradient,) = torch.autograd.grad(loss, other)
+    assert loss_of(other.detach() - 10 * gradient, image, blocks(), ssim=1) < loss
+    assert loss_of(image, image, blocks(), ssim=1) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("fill", [fill_mean, fill_linear])
+def test_fills_keep_what_is_visible_and_do_not_look_at_what_is_not(fill: object) -> None:
+    assert callable(fill)
+    image, other = images(channels=2)
+    voxels = blocks_to_voxels(blocks(), PATCH)
+    filled = fill(image, voxels)
+    assert torch.equal(torch.where(voxels, 0, filled), torch.where(voxels, 0, image))
+    assert torch.equal(fill(composite(other, image, voxels), voxels), filled)
+
+
+def test_fill_mean_is_the_mean_of_each_sample_and_channel() -> None:
+    image, _ = images(channels=2)
+    voxels = blocks_to_voxels(blocks(), PATCH)
+    filled = fill_mean(image, voxels)
+    for sample in range(2):
+        for channel in range(2):
+            own, hidden = image[sample, channel], voxels[sample, 0]
+            torch.testing.assert_close(filled[sample, channel][hidden], own[~hidden].mean().expand(int(hidden.sum())))
+
+
+def test_fill_linear_is_exact_on_a_ramp() -> None:
+    axes = [torch.arange(12.0)] * 3
+    x, y, z = torch.meshgrid(*axes, indexing="ij")
+    ramp = torch.stack([2 * x - y + 0.5 * z + 1, z])[None]
+    hidden = torch.zeros(1, 1, 12, 12, 12, dtype=torch.bool)
+    hidden[..., 3:6, 2:10, 4:7] = True
+    torch.testing.assert_close(fill_linear(ramp, hidden), ramp)
+
+
+def test_fill_linear_weighs_neighbours_by_their_distance() -> None:
+    image = torch.tensor([3.0, 9.0, 9.0, 9.0, 7.0]).view(1, 1, 5, 1, 1)
+    hidden = torch.tensor([False, True, True, True, False]).view(1, 1, 5, 1, 1)
+    assert fill_linear(image, hidden).flatten().tolist() == pytest.approx([3, 4, 5, 6, 7])
+    at_the_end = torch.tensor([False, False, True, True, True]).view(1, 1, 5, 1, 1)
+    assert fill_linear(image, at_the_end).flatten().tolist() == [3, 9, 9, 9, 9]
+    # two axes: 1 at distance 1 and 4 at distance 2
+    cross = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 4.0]]).view(1, 1, 3, 2, 1)
+    seen = torch.tensor([[True, False], [False, False], [False, True]]).view(1, 1, 3, 2, 1)
+    assert fill_linear(cross, ~seen)[0, 0, 0, 1, 0] == pytest.approx((1 / 1 + 4 / 2) / (1 / 1 + 1 / 2))
+
+
+def test_fill_linear_takes_the_mean_where_no_axis_sees_anything() -> None:
+    image = torch.arange(8.0).view(1, 1, 2, 2, 2)
+    hidden = torch.ones(1, 1, 2, 2, 2, dtype=torch.bool)
+    hidden[0, 0, 0, 0, 0] = hidden[0, 0, 0, 0, 1] = False
+    assert fill_linear(image, hidden)[0, 0, 1, 1].tolist() == [0.5, 0.5]
+
+
+def test_the_strip_shows_three_slices_in_the_greys_of_the_first() -> None:
+    image = np.linspace(0, 100, 12 * 8).reshape(12, 8)
+    strip = reconstruction_strip(image, np.where(image > 50, 0, image), image + 1000)
+    assert strip.shape == (3, 8, 36) and strip.dtype == np.float32
+    first, second, third = np.split(strip, 3, axis=2)
+    assert strip.min() == 0 and strip.max() == 1
+    assert (second <= first).all() and (second < first).any() and (third == 1).all()
+    assert first[0, 0, -1] > first[0, -1, -1]  # the second axis points up
