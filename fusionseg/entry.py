@@ -1,10 +1,11 @@
-"""From an exception to an exit status: 0 done, 2 the request is wrong, 1 anything else."""
+"""What the entry points share: exit status 0 done, 2 the request is wrong, 1 anything else; starting a training."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fusionseg.errors import TrainingStopped, UserError
 
@@ -32,3 +33,43 @@ def run(work: Callable[[], int]) -> int:
     except BrokenPipeError:  # `fusionseg schema | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+
+
+def training_command(
+    program: str, description: str, examples: str, argv: Sequence[str] | None, *, pretraining: bool
+) -> int:
+    """Arguments -> configuration -> engine; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {program}",
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, help="YAML file of the run")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that win over the file's")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what the run would be, and its cost; train nothing"
+    )
+    arguments = parser.parse_intermixed_args(argv)
+    return run(lambda: _train(arguments.config, arguments.overrides, arguments.dry_run, pretraining))
+
+
+def _train(file: str, overrides: list[str], dry_run: bool, pretraining: bool) -> int:
+    from fusionseg.config import load_config
+
+    config = load_config(file, overrides)
+    if config.pretrain is not None and not pretraining:
+        raise UserError(f"{file}: has a `pretrain` section: start it by python -m fusionseg.pretrain")
+    if config.pretrain is None and pretraining:
+        raise UserError(
+            f"{file}: has no `pretrain` section, so it is a segmentation: start it by python -m fusionseg.train, or add"
+            " one (configs/mae_swin.yaml shows it)"
+        )
+    if dry_run:
+        from fusionseg.engine.dry_run import describe
+
+        print(describe(config, os.environ))
+        return DONE
+    from fusionseg.engine.session import train
+
+    return DONE if train(config) in ("completed", "plateau") else FAILED

@@ -29,11 +29,11 @@ from fusionseg.config import load_config
 from fusionseg.data.synth import write_dataset
 from fusionseg.engine.describe import peak_memory_gb
 from fusionseg.engine.distributed import World
+from fusionseg.engine.network import build_loss
 from fusionseg.engine.optim import build_optimizer
 from fusionseg.engine.run_folder import RunFolder
 from fusionseg.engine.trainer import Trainer
 from fusionseg.entry import run
-from fusionseg.losses import build_loss
 from fusionseg.machine import available_cpus
 from fusionseg.telemetry.logs import start_logging
 
@@ -44,17 +44,17 @@ def bare_loop(trainer: Trainer, *, clip: bool) -> Callable[[], None]:
     """The step that one would write by hand, on tensors that stay where they are."""
     config = trainer.config
     model = copy.deepcopy(trainer.model)
-    loss_fn = build_loss(config.loss)
+    loss_fn = build_loss(config)
     optimizer = build_optimizer(config.optim, model.parameters())
     batches = [trainer.batch(0, micro) for micro in range(trainer.accumulate)]
     scaler = torch.amp.GradScaler(trainer.world.device.type, enabled=trainer.precision.scales_loss)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        for image, label in batches:
+        for inputs, target in batches:
             with trainer.precision.autocast():
-                logits = model(image)
-            loss = loss_fn(logits.float(), label) / len(batches)
+                output = model(*inputs)
+            loss = loss_fn(output, target) / len(batches)
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         scaler.unscale_(optimizer)
         if clip and config.train.clip_grad is not None:

@@ -8,6 +8,9 @@ from pydantic import Field, field_validator, model_validator
 
 from fusionseg.config.section import FloatTriple, Pair, Positive, Probability, Section, Triple
 
+Layout = Literal["auto", "msd", "nnunet", "datalist"]
+Orientation = Annotated[str, Field(pattern="^[RL][AP][SI]$|^$")]
+
 
 class IntensityConfig(Section):
     """From raw intensities to the network's input."""
@@ -57,13 +60,38 @@ class CropForegroundConfig(Section):
     """Voxels added on every side."""
 
 
+class SourceConfig(Section):
+    """A further data set to pre-train on. A key that is not given is as in `data`."""
+
+    root: str
+    """Folder of the data set (MSD or nnU-Net raw layout), or a MONAI datalist JSON."""
+    layout: Layout = "auto"
+    """How the folder is laid out; `auto` looks at it."""
+    spacing: FloatTriple | None
+    """Voxel size in mm that volumes are resampled to; null keeps each volume's own."""
+    orientation: Orientation | None
+    """Axes of the prepared volumes; null keeps each volume's own."""
+    intensity: IntensityConfig
+    """From raw intensities to the network's input: CT and MRI need their own."""
+    crop_foreground: CropForegroundConfig | None
+    """Crop to the voxels above a threshold."""
+    prepared: str | None = None
+    """Folder of the prepared cases; null is `<output>/prepared/<data set>-<hash of the settings>`."""
+
+
+_INHERITED = ("spacing", "orientation", "intensity", "crop_foreground")
+
+
 class DataConfig(Section):
     """The data set, its preparation, and what a sample is."""
 
     root: str | None = None
     """Folder of the data set (MSD or nnU-Net raw layout), or a MONAI datalist JSON."""
-    layout: Literal["auto", "msd", "nnunet", "datalist"] = "auto"
+    layout: Layout = "auto"
     """How the folder is laid out; `auto` looks at it."""
+    also: Annotated[tuple[SourceConfig, ...], Field(strict=False)] = ()
+    """Further data sets, for pre-training: each with its own root and, where they differ, its own spacing,
+    orientation, intensity and crop_foreground."""
     labels: Annotated[tuple[str, ...], Field(strict=False)] | None = None
     """Names of the label values 0, 1, ...; needed only where the data set does not say them."""
     fold: Annotated[int, Field(ge=0)] = 0
@@ -76,7 +104,7 @@ class DataConfig(Section):
     """Train on the first so many cases of the fold's training part only (learning curves, few labels)."""
     spacing: FloatTriple | None = None
     """Voxel size in mm that volumes are resampled to; null keeps each volume's own."""
-    orientation: Annotated[str, Field(pattern="^[RL][AP][SI]$|^$")] | None = "RAS"
+    orientation: Orientation | None = "RAS"
     """Axes of the prepared volumes: R or L, A or P, S or I; null keeps each volume's own."""
     intensity: IntensityConfig = IntensityConfig()
     crop_foreground: CropForegroundConfig | None = None
@@ -95,6 +123,15 @@ class DataConfig(Section):
     """Consecutive samples that are taken from one volume."""
     foreground: Probability = 0.5
     """Chance that a patch is centred on a foreground voxel, of a class drawn evenly from the case's."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_sources(cls, raw: Any) -> Any:
+        """Write out what the further data sets take over, so that the resolved configuration says it."""
+        if not isinstance(raw, dict) or not isinstance(raw.get("also"), list | tuple):
+            return raw
+        own = {key: raw.get(key, cls.model_fields[key].default) for key in _INHERITED}
+        return {**raw, "also": [{**own, **part} if isinstance(part, dict) else part for part in raw["also"]]}
 
     @field_validator("patch")
     @classmethod

@@ -6,9 +6,11 @@ the bytes that were announced.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -88,34 +90,32 @@ def place_cache(
 class DeviceCache:
     """Prepared cases in memory, the training loop's only source of data."""
 
-    def __init__(self, store: Store, names: Sequence[str], config: CacheConfig, device: torch.device) -> None:
-        """Load the cases `names`, in this order."""
+    def __init__(self, cases: Sequence[tuple[Store, str]], config: CacheConfig, device: torch.device) -> None:
+        """Load these cases, each by its store and its name there, in this order."""
         self.device = device
-        self.records = [store.cases[name] for name in names]
+        self.records = [store.cases[name] for store, name in cases]
+        self.names = _unique_names(cases)
         self.image_dtype: torch.dtype = getattr(torch, config.dtype)
         voxels = [prod(record.shape) for record in self.records]
         channels = {record.channels for record in self.records}
         if len(channels) > 1:
-            raise UserError(f"{store.root}: the cases differ in their number of channels: {sorted(channels)}")
+            raise UserError(f"{cases[0][0].root}: the cases differ in their number of channels: {sorted(channels)}")
         self.channels = channels.pop() if channels else 1
         self.first_voxel = np.cumsum([0, *voxels])
         self.image = torch.empty(self.channels * sum(voxels), dtype=self.image_dtype, device=device)
         self.label = torch.zeros(sum(voxels), dtype=torch.uint8, device=device)
         self.index: list[CaseIndex] = []
-        for number, record in enumerate(self.records):
+        for number, (store, name) in enumerate(cases):
+            record = self.records[number]
             first, size = int(self.first_voxel[number]), voxels[number]
             limit = float(np.finfo(config.dtype).max)  # a float32 store may hold what float16 cannot
-            image = (
-                np.clip(np.asarray(store.image(record.name), np.float32), -limit, limit)
-                .astype(config.dtype)
-                .reshape(-1)
-            )
+            image = np.clip(np.asarray(store.image(name), np.float32), -limit, limit).astype(config.dtype).reshape(-1)
             self.image[self.channels * first : self.channels * (first + size)].copy_(torch.from_numpy(image))
             if record.labelled:
-                label = np.array(store.label(record.name)).reshape(-1)
+                label = np.array(store.label(name)).reshape(-1)
                 self.label[first : first + size].copy_(torch.from_numpy(label))
-            foreground = np.array(store.foreground(record.name))
-            self.index.append(CaseIndex(record.name, record.shape, foreground, record.class_offsets))
+            foreground = np.array(store.foreground(name))
+            self.index.append(CaseIndex(self.names[number], record.shape, foreground, record.class_offsets))
         backgrounds = torch.tensor([record.background for record in self.records])
         self._background = backgrounds.view(-1, self.channels, 1, 1, 1).to(device)
 
@@ -136,3 +136,14 @@ class DeviceCache:
     def background(self, number: int) -> Tensor:
         """(C, 1, 1, 1) what stands outside the volume of case `number`."""
         return self._background[number]
+
+
+def _unique_names(cases: Sequence[tuple[Store, str]]) -> list[str]:
+    """The cases' names; with several stores, DATASET/CASE, where a second data set of a name is DATASET-2."""
+    prefixes: dict[Path, str] = {}
+    count: Counter[str] = Counter()
+    for store, _ in cases:
+        if store.root not in prefixes:
+            count[store.name] += 1
+            prefixes[store.root] = f"{store.name}-{count[store.name]}" if count[store.name] > 1 else store.name
+    return [f"{prefixes[store.root]}/{name}" if len(prefixes) > 1 else name for store, name in cases]

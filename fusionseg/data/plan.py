@@ -32,6 +32,8 @@ class Purpose(IntEnum):
     ZOOM = 7
     ELASTIC = 8
     NETWORK = 9
+    HIDDEN = 10
+    HIDDEN_IN_VALIDATION = 11
 
 
 def random_bits(seed: int, step: int, sample: int, purpose: Purpose, count: int) -> NDArray[np.uint64]:
@@ -43,6 +45,16 @@ def random_bits(seed: int, step: int, sample: int, purpose: Purpose, count: int)
 def uniform(seed: int, step: int, sample: int, purpose: Purpose, count: int) -> NDArray[np.float64]:
     """`count` numbers in [0, 1)."""
     return (random_bits(seed, step, sample, purpose, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def hidden_blocks(
+    seed: int, step: int, sample: int, purpose: Purpose, num_blocks: int, num_hidden: int
+) -> NDArray[np.bool_]:
+    """(num_blocks,) which blocks of a sample are hidden from the network; a higher share hides more, never others."""
+    order = np.argsort(random_bits(seed, step, sample, purpose, num_blocks), kind="stable")
+    hidden = np.zeros(num_blocks, np.bool_)
+    hidden[order[:num_hidden]] = True
+    return hidden
 
 
 @dataclass(frozen=True)
@@ -84,6 +96,26 @@ class Samples:
     """(B,) standard deviation of the displacements at the coarse grid's points, in voxels."""
     keys: NDArray[np.int64]
     """(B, 2) 32-bit keys of the noise and of the displacements."""
+
+    @staticmethod
+    def still(case: int, origin: NDArray[np.int64]) -> Samples:
+        """Patches of one case at the origins (B, 3), cut out and not changed."""
+        count = len(origin)
+        zero, one, three = np.zeros(count), np.ones(count), np.zeros((count, 3))
+        return Samples(
+            step=0,
+            sample=np.arange(count),
+            case=np.full(count, case),
+            origin=origin,
+            flip=np.zeros((count, 3), np.bool_),
+            shift=zero,
+            scale=one,
+            noise_std=zero,
+            angles=three,
+            zoom=one,
+            elastic=zero,
+            keys=np.zeros((count, 2), np.int64),
+        )
 
     @property
     def warped(self) -> NDArray[np.bool_]:

@@ -13,15 +13,14 @@ import torch
 
 from fusionseg.config import RunConfig, dump_config
 from fusionseg.data.cache import GB, cache_bytes
-from fusionseg.data.dataset import Dataset
-from fusionseg.data.prepare import open_configured, open_store
+from fusionseg.data.prepare import open_store
 from fusionseg.data.volume import voxel_sizes
 from fusionseg.engine.batch import batch_arithmetic
 from fusionseg.engine.distributed import choose_device, read_launch
 from fusionseg.engine.memory import estimate_memory
 from fusionseg.engine.precision import choose_precision
 from fusionseg.engine.run_folder import RunFolder
-from fusionseg.engine.training_data import split_cases
+from fusionseg.engine.sources import Source, open_sources
 from fusionseg.errors import UserError
 from fusionseg.machine import available_memory_bytes
 
@@ -33,9 +32,9 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
     precision = choose_precision(config.train.precision, device)
     folder = RunFolder(config)
     folder.check(config)
-    dataset = open_configured(config)
-    train, validation = split_cases(config, dataset)
-    needed, how = expected_cache_bytes(config, dataset)
+    sources = open_sources(config)
+    dataset = sources[0].dataset
+    needed, how = expected_cache_bytes(sources)
     memory = estimate_memory(
         config, len(dataset.channels), dataset.num_classes, half=precision.name in ("bf16", "fp16")
     )
@@ -50,8 +49,13 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
     lines = [
         dump_config(config),
         f"run folder   {folder.path}{resumed}",
-        f"data         {dataset.name} ({dataset.layout}): {len(train)} to train, {len(validation)} to validate on",
-        f"             channels {', '.join(dataset.channels)}; classes {', '.join(dataset.class_names)}",
+        *(
+            f"data         {part.dataset.name} ({part.dataset.layout}): {len(part.train)} to train,"
+            f" {len(part.validation)} to validate on"
+            for part in sources
+        ),
+        f"             channels {', '.join(dataset.channels)}"
+        + ("" if config.pretrain else f"; classes {', '.join(dataset.class_names)}"),
         f"device       {device}, precision {precision.name} ({precision.reason})",
         f"batch        {batch_arithmetic(config, launch.world_size)}",
         f"model        {config.model.name}: {memory.parameters:,} parameters",
@@ -64,16 +68,21 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
     return "\n".join(lines)
 
 
-def expected_cache_bytes(config: RunConfig, dataset: Dataset) -> tuple[int, str]:
+def expected_cache_bytes(sources: list[Source]) -> tuple[int, str]:
     """Bytes of the cache: of the prepared cases where they are, else by the headers of the images."""
-    train, validation = split_cases(config, dataset)
-    names = [case.name for case in train + validation]
+    parts = [_source_bytes(part) for part in sources]
+    return sum(size for size, _ in parts), "; ".join(dict.fromkeys(how for _, how in parts))
+
+
+def _source_bytes(part: Source) -> tuple[int, str]:
+    config, dataset = part.config, part.dataset
+    names = [case.name for case in part.cases]
     store, missing = open_store(config, dataset)
     if not set(missing) & set(names):
         return cache_bytes([store.cases[name] for name in names], config.cache), "of the prepared cases"
     item = 2 if config.cache.dtype == "float16" else 4
     total = 0.0
-    for case in train + validation:
+    for case in part.cases:
         total += _expected_voxels(config, case.images[0]) * (len(dataset.channels) * item + 1)
     cropped = ", at most: the foreground crop is not known yet" if config.data.crop_foreground else ""
     return round(total), f"expected by the images' headers{cropped}; not prepared yet"

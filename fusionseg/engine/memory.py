@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fusionseg.config import RunConfig
-from fusionseg.losses import build_loss
-from fusionseg.models import build_model
+from fusionseg.engine.network import build_loss, make_network
+from fusionseg.models.cost import saved_bytes
 
 _OPTIMIZER_STATES = {"adamw": 2, "adam": 2, "sgd": 1, "novograd": 1}
 
@@ -38,34 +40,22 @@ def estimate_memory(config: RunConfig, in_channels: int, out_channels: int, *, h
         half: whether the forward pass computes in 16 bits; its activations then count half.
     """
     with torch.device("meta"):
-        model = build_model(
-            config.model,
-            in_channels=in_channels,
-            out_channels=out_channels,
-            checkpoint_activations=config.train.checkpoint_activations,
-        )
-        image = torch.empty(config.train.micro_batch, in_channels, *config.data.patch)
+        model = make_network(config, in_channels=in_channels, out_channels=out_channels)
+        inputs, target = _example(config, in_channels)
     count = sum(parameter.numel() for parameter in model.parameters())
-    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    weights = sum(tensor.nbytes for tensor in chain(model.parameters(), model.buffers()))  # each once
     trainable = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     optimizer = _OPTIMIZER_STATES[config.optim.name] * trainable
-    activations = _saved_bytes(model, image, config) // (2 if half else 1)
+    loss = build_loss(config)
+    activations = saved_bytes(model, lambda: loss(model(*inputs), target)) // (2 if half else 1)
     return MemoryEstimate(count, weights, trainable, optimizer, activations)
 
 
-def _saved_bytes(model: nn.Module, image: Tensor, config: RunConfig) -> int:
-    """Bytes that autograd keeps of a forward pass, each tensor once and without the parameters."""
-    known = {id(parameter) for parameter in model.parameters()}
-    kept: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        base = tensor if tensor._base is None else tensor._base
-        if id(base) not in known:
-            kept[id(base)] = base  # holding it also keeps its id from being used again
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        logits = model(image)
-        label = torch.zeros(image.shape[0], 1, *image.shape[2:], dtype=torch.int64, device="meta")
-        build_loss(config.loss)(logits, label)
-    return sum(tensor.nbytes for tensor in kept.values())
+def _example(config: RunConfig, in_channels: int) -> tuple[tuple[Tensor, ...], Any]:
+    """A micro-batch in shape and type: what the network is called with, and the loss's target."""
+    batch, patch = config.train.micro_batch, config.data.patch
+    image = torch.empty(batch, in_channels, *patch)
+    if config.pretrain is None:
+        return (image,), torch.zeros(batch, 1, *patch, dtype=torch.int64)
+    hidden = torch.zeros(batch, *config.pretrain.grid(patch), dtype=torch.bool)
+    return (image, hidden), (image, hidden)

@@ -11,8 +11,7 @@ from fusionseg.engine.describe import peak_memory_gb
 from fusionseg.engine.distributed import World
 from fusionseg.engine.run_folder import RunFolder
 from fusionseg.engine.step import Window
-from fusionseg.engine.validation import Validation
-from fusionseg.telemetry.pictures import overlay
+from fusionseg.engine.task import Outcome
 from fusionseg.telemetry.progress import TrainingProgress, duration
 from fusionseg.telemetry.ranges import account
 from fusionseg.telemetry.sinks import NoSinks, Sinks
@@ -36,7 +35,7 @@ class Recorder:
         self._sinks: Sinks = NoSinks()
         if world.is_main:
             board = folder.path if config.log.tensorboard else None
-            self._sinks = Sinks(folder.metrics, board, purge_step=step + 1)
+            self._sinks = Sinks(folder.metrics, board, folder.pictures, purge_step=step + 1)
         self._begun = time.monotonic() - elapsed_s
         self._window_start, self._window_step = time.monotonic(), step
         account().take()
@@ -65,21 +64,21 @@ class Recorder:
         self._sinks.write("train", step, **known, step_s=step_s, data_s=data_s, samples_per_s=speed, memory_gb=memory)
         self.progress.record(step, window.loss, speed, data_s / step_s, memory, step_s)
 
-    def validation(self, step: int, result: Validation, class_names: tuple[str, ...], val_s: float) -> None:
+    def validation(self, step: int, measure: str, outcome: Outcome, val_s: float) -> None:
         """The val record of `step`, and the picture."""
-        per_class = dict(zip(class_names, result.per_class, strict=True))
-        self._sinks.write("val", step, dice=result.dice, dice_per_class=per_class, cases=len(result.cases), val_s=val_s)
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in per_class.items())
-        log.info("step %d: validation Dice %.4f (%s)", step, result.dice, shown)
-        self.progress.dice(result.dice)
-        if result.picture is not None:
-            self._sinks.picture("validation", overlay(result.picture), step)
+        self._sinks.write("val", step, **outcome.fields, val_s=val_s)
+        log.info("step %d: validation %s", step, outcome.summary)
+        self.progress.score(measure, outcome.score)
+        if outcome.picture is not None:
+            self._sinks.picture("validation", outcome.picture, step)
 
-    def end(self, step: int, status: str, reason: str, best_dice: float | None) -> None:
-        """The end record of this start."""
-        self._sinks.write("end", step, status=status, reason=reason, best_dice=best_dice, total_s=self.elapsed_s)
-        best = "-" if best_dice is None else f"{best_dice:.4f}"
-        log.info("%s (%s) after %s; best Dice %s", status, reason, duration(self.elapsed_s), best)
+    def end(self, step: int, status: str, reason: str, measure: str, best: float | None) -> None:
+        """The end record of this start; `best` is the best score, called `measure`."""
+        self._sinks.write(
+            "end", step, status=status, reason=reason, **{f"best_{measure}": best}, total_s=self.elapsed_s
+        )
+        shown = "-" if best is None else f"{best:.4f}"
+        log.info("%s (%s) after %s; best %s %s", status, reason, duration(self.elapsed_s), measure, shown)
 
     def sync(self) -> None:
         """Force the records to disk: before a checkpoint that comes after them."""

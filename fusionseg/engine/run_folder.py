@@ -39,6 +39,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.log = self.path / "log.txt"
         self.checkpoints = self.path / "checkpoints"
+        self.pictures = self.path / "pictures"
         self._lock: IO[str] | None = None
 
     def lock(self) -> None:
@@ -88,8 +89,8 @@ class RunFolder:
     def write_config(self, config: RunConfig) -> None:
         write_text(self.config_file, dump_config(config))
 
-    def write_environment(self, ranks: list[dict[str, Any]]) -> None:
-        """environment.json: what this start of the run ran on."""
+    def write_environment(self, ranks: list[dict[str, Any]], parameters: int) -> None:
+        """environment.json: what this start of the run ran on, and the number of the network's parameters."""
         write_json(
             self.path / "environment.json",
             {
@@ -99,6 +100,7 @@ class RunFolder:
                 "packages": {name: _version(name) for name in PACKAGES},
                 "cuda": torch.version.cuda,
                 "command": sys.argv,
+                "parameters": parameters,
                 "world_size": len(ranks),
                 "ranks": ranks,
             },
@@ -149,6 +151,9 @@ def mathematics(plain: dict[str, Any]) -> dict[str, Any]:
         for key in path[:-1]:
             section = section.get(key, {})
         section.pop(path[-1], None)
+    for source in kept.get("data", {}).get("also", []):
+        source.pop("root", None)
+        source.pop("prepared", None)
     return dict(kept)
 
 

@@ -7,12 +7,11 @@ import logging
 import torch
 
 from fusionseg.config import RunConfig
-from fusionseg.data.prepare import open_configured
 from fusionseg.engine.batch import accumulation
 from fusionseg.engine.distributed import World
 from fusionseg.engine.run_folder import RunFolder
+from fusionseg.engine.sources import open_sources
 from fusionseg.engine.trainer import Trainer
-from fusionseg.engine.training_data import split_cases
 from fusionseg.errors import TrainingStopped
 from fusionseg.telemetry.logs import log_to_file, start_logging
 
@@ -46,7 +45,7 @@ def train(config: RunConfig) -> str:
 def _open(folder: RunFolder, config: RunConfig, world_size: int) -> None:
     # What can be refused at a glance is refused before there is a folder.
     accumulation(config, world_size)
-    split_cases(config, open_configured(config))
+    open_sources(config)
     folder.lock()
     folder.check(config)
     folder.write_config(config)

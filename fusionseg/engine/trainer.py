@@ -16,7 +16,8 @@ from fusionseg.engine.batch import accumulation, batch_arithmetic
 from fusionseg.engine.checkpoint import Checkpoints, read_checkpoint
 from fusionseg.engine.describe import describe_rank
 from fusionseg.engine.distributed import World
-from fusionseg.engine.network import build_network, distribute, start_from
+from fusionseg.engine.finetune import parameter_groups
+from fusionseg.engine.network import build_loss, build_network, distribute, start_from
 from fusionseg.engine.optim import build_optimizer, learning_rate
 from fusionseg.engine.plateau import reached_plateau
 from fusionseg.engine.precision import choose_precision
@@ -24,10 +25,9 @@ from fusionseg.engine.recorder import Recorder
 from fusionseg.engine.run_folder import RunFolder, config_hash
 from fusionseg.engine.signals import StopSignals, signal_name
 from fusionseg.engine.step import TrainStep
+from fusionseg.engine.task import open_task
 from fusionseg.engine.training_data import open_training_data
-from fusionseg.engine.validation import Validator
 from fusionseg.errors import TrainingStopped, UserError
-from fusionseg.losses import build_loss
 from fusionseg.machine import available_cpus
 from fusionseg.telemetry.ranges import annotate
 
@@ -48,25 +48,23 @@ class Trainer:
         log.info("device: %s, precision %s (%s)", world.device, self.precision.name, self.precision.reason)
         log.info("batch: %s", batch_arithmetic(config, world.size))
         self.data = open_training_data(config, world)
-        store = self.data.store
+        self.task = open_task(config, self.data, self.precision, world)
         self.model = build_network(
-            config, world.device, in_channels=len(store.channels), out_channels=store.num_classes
+            config, world.device, in_channels=len(self.data.channels), out_channels=len(self.data.labels)
         )
         self.step_fn = TrainStep(
             distribute(self.model, config, world, self.accumulate),
-            build_loss(config.loss),
-            build_optimizer(config.optim, self.model.parameters()),
+            build_loss(config),
+            build_optimizer(config.optim, parameter_groups(self.model, config)),
             self.precision,
             world,
             accumulate=self.accumulate,
             clip_grad=config.train.clip_grad,
         )
-        self.validator = Validator(
-            self.data.cache, self.data.validation_numbers, config, store.num_classes, self.precision, world
-        )
         self.checkpoints = Checkpoints(folder.checkpoints, config.checkpoint.keep)
         self.step = 0
         self.best: dict[str, float] | None = None
+        # step and score of every validation
         self.history: list[tuple[int, float]] = []
         self._used: list[range] = []
         # whether each micro-batch of the last steps was finite: for naming the cases when there are too many not
@@ -83,19 +81,19 @@ class Trainer:
             self.folder.rewind_metrics(self.step, validated=self._validated)
         ranks = self.world.gather(describe_rank(self.world))
         if self.world.is_main:
-            self.folder.write_environment(ranks)
+            self.folder.write_environment(ranks, sum(parameter.numel() for parameter in self.model.parameters()))
         recorder = Recorder(self.config, self.world, self.folder, step=self.step, elapsed_s=elapsed_s)
         try:
             if not status:
                 with StopSignals() as signals, recorder.progress:
                     status, reason = self._loop(signals, recorder)
-            recorder.end(self.step, status, reason, self._best_dice)
+            recorder.end(self.step, status, reason, self.task.measure, self._best_score)
             return status
         except BaseException as error:
             # Told before the process goes down, for whoever looks at the run folder afterwards.
             first_line = str(error).partition("\n")[0]
             reason = first_line if isinstance(error, TrainingStopped) else f"{type(error).__name__}: {first_line}"
-            recorder.end(self.step, "failed", reason, self._best_dice)
+            recorder.end(self.step, "failed", reason, self.task.measure, self._best_score)
             raise
         finally:
             recorder.close()
@@ -138,14 +136,14 @@ class Trainer:
         self.step += 1
         return lr
 
-    def batch(self, step: int, micro: int) -> tuple[Tensor, Tensor]:
-        """This rank's samples of a micro-step, on the device."""
+    def batch(self, step: int, micro: int) -> tuple[tuple[Tensor, ...], Any]:
+        """This rank's samples of a micro-step, on the device: the network's inputs, the image first, and the target."""
         indices = self._micro_indices(micro)
         self._used.append(indices)
-        image, label = self.data.batch(step, indices)
+        (image, *others), target = self.task.batch(step, indices)
         if self.config.train.channels_last:
             image = image.contiguous(memory_format=torch.channels_last_3d)
-        return image, label
+        return (image, *others), target
 
     def _micro_indices(self, micro: int) -> range:
         """The samples k of the global batch that are this rank's in a micro-step.
@@ -213,27 +211,27 @@ class Trainer:
 
     def _describe_samples(self, step: int, indices: range) -> list[dict[str, Any]]:
         plan = self.data.plan.samples(step, indices)
-        records = self.data.cache.records
+        names = self.data.cache.names
         return [
-            {"sample": k, "case": records[int(case)].name, "origin": origin.tolist()}
+            {"sample": k, "case": names[int(case)], "origin": origin.tolist()}
             for k, case, origin in zip(indices, plan.case, plan.origin, strict=True)
         ]
 
     def _validate(self, recorder: Recorder) -> None:
         start = time.monotonic()
-        result = self.validator(self.model)
-        dice = result.dice
-        self.history.append((self.step, -1.0 if isnan(dice) else dice))
-        recorder.validation(self.step, result, self.data.store.class_names, time.monotonic() - start)
-        if not isnan(dice) and (self.best is None or dice > self.best["dice"]):
-            self.best = {"dice": dice, "step": self.step}
+        outcome = self.task.validate(self.model)
+        score, measure = outcome.score, self.task.measure
+        self.history.append((self.step, -1.0 if isnan(score) else score))
+        recorder.validation(self.step, measure, outcome, time.monotonic() - start)
+        if not isnan(score) and (self.best is None or score > self.best[measure]):
+            self.best = {measure: score, "step": self.step}
             if self.world.is_main:
                 with annotate("checkpoint"):
-                    self.checkpoints.save_best({**self._identity(), "model": self.model.state_dict(), "dice": dice})
+                    self.checkpoints.save_best({**self._identity(), "model": self.model.state_dict(), measure: score})
 
     @property
-    def _best_dice(self) -> float | None:
-        return self.best["dice"] if self.best else None
+    def _best_score(self) -> float | None:
+        return self.best[self.task.measure] if self.best else None
 
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint says of itself, enough to rebuild the network from it alone."""
@@ -242,8 +240,8 @@ class Trainer:
             "config": self.config.to_dict(),
             "config_hash": config_hash(self.config),
             "data": self.data.content,
-            "channels": list(self.data.store.channels),
-            "labels": {str(value): name for value, name in self.data.store.labels.items()},
+            "channels": list(self.data.channels),
+            "labels": {str(value): name for value, name in self.data.labels.items()},
         }
 
     def _save(self, recorder: Recorder) -> None:
@@ -280,6 +278,6 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.step_fn.load_state_dict(state["train_step"])
         self.step, self.best = state["step"], state["best"]
-        self.history = [(int(step), float(dice)) for step, dice in state["history"]]
+        self.history = [(int(step), float(score)) for step, score in state["history"]]
         log.info("resuming from %s (step %d of %d)", path, self.step, self.config.train.steps)
         return float(state["elapsed_s"])

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from fusionseg.config import RunConfig
 from fusionseg.data.cache import DeviceCache, cache_bytes, place_cache
-from fusionseg.data.dataset import Case, Dataset, split_folds
+from fusionseg.data.dataset import Case
 from fusionseg.data.plan import SamplePlan
-from fusionseg.data.prepare import open_configured, open_store, prepare
+from fusionseg.data.prepare import open_store, prepare
 from fusionseg.data.sampler import PatchSampler
 from fusionseg.data.store import Store
 from fusionseg.engine.distributed import World
+from fusionseg.engine.sources import Source, open_sources
 from fusionseg.errors import UserError
 from fusionseg.machine import available_memory_bytes
 from fusionseg.telemetry.progress import counting_progress
@@ -24,29 +25,14 @@ from fusionseg.telemetry.progress import counting_progress
 log = logging.getLogger("fusionseg")
 
 
-@dataclass(frozen=True)
-class Split:
-    """The cases of a run, by name."""
-
-    train: list[str]
-    validation: list[str]
-
-
-def split_cases(config: RunConfig, dataset: Dataset) -> tuple[list[Case], list[Case]]:
-    """The labelled cases of the configured fold: training, validation."""
-    labelled = [case for case in dataset.training if case.label is not None]
-    if not labelled:
-        raise UserError(f"{dataset.root}: has no labelled training cases: segmentation needs a label for each image")
-    train, validation = split_folds(labelled, config.data.folds, config.data.fold, config.data.fold_seed)
-    return train[: config.data.train_cases], validation
-
-
 @dataclass
 class TrainingData:
     """What the training loop draws its batches from."""
 
-    store: Store
-    split: Split
+    channels: tuple[str, ...]
+    labels: dict[int, str]
+    """Value -> name, of the (first) data set."""
+    num_train: int
     cache: DeviceCache
     plan: SamplePlan
     sampler: PatchSampler
@@ -54,9 +40,14 @@ class TrainingData:
     """A hash of the names and the contents of all cases."""
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the foreground classes 1, 2, ..."""
+        return tuple(self.labels[value] for value in sorted(self.labels) if value != 0)
+
+    @property
     def validation_numbers(self) -> list[int]:
         """Case numbers within the cache."""
-        return list(range(len(self.split.train), len(self.cache)))
+        return list(range(self.num_train, len(self.cache)))
 
     def batch(self, step: int, indices: range) -> tuple[Tensor, Tensor]:
         """Samples `indices` of `step`, on the training device."""
@@ -69,21 +60,24 @@ def open_training_data(config: RunConfig, world: World) -> TrainingData:
     Raises:
         UserError: cases cannot be prepared, or the cache fits nowhere.
     """
-    dataset = open_configured(config)
-    train, validation = split_cases(config, dataset)
-    world.main_first("prepare the data", lambda: _prepare_missing(config, dataset))
+    sources = open_sources(config)
+    world.main_first("prepare the data", lambda: _prepare_missing(sources))
     # Rank 0's view of the disk is everybody's: a stale directory entry must not give one rank another data set.
-    store, missing = world.from_main(open_store(config, dataset) if world.is_main else None)
-    if missing and not config.data.skip_broken:
-        raise UserError(f"{store.root}: {', '.join(missing)} vanished after the preparation: start again")
-    split = Split(_present(train, store), _present(validation, store))
-    for part, cases in (("train", split.train), ("validate", split.validation)):
+    opened = world.from_main([open_store(part.config, part.dataset) for part in sources] if world.is_main else None)
+    for store, missing in opened:
+        if missing and not config.data.skip_broken:
+            raise UserError(f"{store.root}: {', '.join(missing)} vanished after the preparation: start again")
+    stores = [store for store, _ in opened]
+    train = [case for part, store in zip(sources, stores, strict=True) for case in _present(part.train, store)]
+    validation = [
+        case for part, store in zip(sources, stores, strict=True) for case in _present(part.validation, store)
+    ]
+    for purpose, cases in (("train", train), ("validate", validation)):
         if not cases:
-            raise UserError(f"data.fold {config.data.fold}: no case is left to {part} on")
-    names = split.train + split.validation
-    cache = _load_cache(config, world, store, names)
+            raise UserError(f"data.fold {config.data.fold}: no case is left to {purpose} on")
+    cache = _load_cache(config, world, train + validation)
     plan = SamplePlan(
-        cache.index[: len(split.train)],
+        cache.index[: len(train)],
         config.augment,
         seed=config.seed,
         patch=config.data.patch,
@@ -92,35 +86,41 @@ def open_training_data(config: RunConfig, world: World) -> TrainingData:
         foreground=config.data.foreground,
     )
     sampler = PatchSampler(cache, config.augment, config.data.patch, world.device)
-    content = hashlib.sha256("".join(name + store.cases[name].content for name in names).encode()).hexdigest()[:16]
-    return TrainingData(store, split, cache, plan, sampler, content)
+    contents = "".join(name + record.content for name, record in zip(cache.names, cache.records, strict=True))
+    content = hashlib.sha256(contents.encode()).hexdigest()[:16]
+    return TrainingData(stores[0].channels, stores[0].labels, len(train), cache, plan, sampler, content)
 
 
-def _present(cases: list[Case], store: Store) -> list[str]:
-    return [case.name for case in cases if case.name in store.cases]
+def _present(cases: list[Case], store: Store) -> list[tuple[Store, str]]:
+    return [(store, case.name) for case in cases if case.name in store.cases]
 
 
-def _prepare_missing(config: RunConfig, dataset: Dataset) -> None:
-    _, missing = open_store(config, dataset)
-    if not missing:
-        return
-    log.info("preparing %d of %d cases", len(missing), len(dataset.training))
-    with counting_progress("preparing") as progress:
-        report = prepare(config, dataset, progress)
-    if report.failed and not config.data.skip_broken:
+def _prepare_missing(sources: list[Source]) -> None:
+    problems = []
+    for part in sources:
+        _, missing = open_store(part.config, part.dataset)
+        if not missing:
+            continue
+        log.info("preparing %d of %d cases of %s", len(missing), len(part.dataset.training), part.dataset.name)
+        with counting_progress("preparing") as progress:
+            report = prepare(part.config, part.dataset, progress)
+        for name, reason in sorted(report.failed.items()):
+            if part.config.data.skip_broken:
+                log.warning("%s is left out: %s", name, reason)
+            else:
+                problems.append(f"  {name}: {reason}")
+    if problems:
         raise UserError(
             [
-                f"{len(report.failed)} cases cannot be prepared: mend them, or set data.skip_broken=true to train"
-                " without them",
-                *(f"  {name}: {reason}" for name, reason in sorted(report.failed.items())),
+                f"{len(problems)} cases cannot be prepared: mend them, or set data.skip_broken=true to train without"
+                " them",
+                *problems,
             ]
         )
-    for name, reason in sorted(report.failed.items()):
-        log.warning("%s is left out: %s", name, reason)
 
 
-def _load_cache(config: RunConfig, world: World, store: Store, names: list[str]) -> DeviceCache:
-    needed = cache_bytes([store.cases[name] for name in names], config.cache)
+def _load_cache(config: RunConfig, world: World, cases: list[tuple[Store, str]]) -> DeviceCache:
+    needed = cache_bytes([store.cases[name] for store, name in cases], config.cache)
     own = torch.cuda.mem_get_info(world.device)[0] if world.device.type == "cuda" else 0
     # What is free everywhere, before anybody loads: every rank decides alike.
     everywhere = world.gather((own, available_memory_bytes()))
@@ -133,5 +133,5 @@ def _load_cache(config: RunConfig, world: World, store: Store, names: list[str])
         host_free=host_free,
         ranks_on_host=world.launch.local_world_size,
     )
-    log.info("cache: %d cases on %s: %s", len(names), placement.device, placement.reason)
-    return DeviceCache(store, names, config.cache, placement.device)
+    log.info("cache: %d cases on %s: %s", len(cases), placement.device, placement.reason)
+    return DeviceCache(cases, config.cache, placement.device)

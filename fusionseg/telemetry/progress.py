@@ -26,12 +26,12 @@ def duration(seconds: float) -> str:
 
 
 class TrainingProgress:
-    """Step, loss, Dice, speed, share of time spent waiting for data, memory, time left."""
+    """Step, loss, score, speed, share of time spent waiting for data, memory, time left."""
 
     def __init__(self, total: int, done: int, *, shown: bool) -> None:
         self.total = total
         self.shown = shown
-        self._dice: float | None = None
+        self._score = ""
         self._text = ""
         self._printed = 0.0
         self._live: Progress | None = None
@@ -55,8 +55,8 @@ class TrainingProgress:
         if self._live is not None:
             self._live.stop()
 
-    def dice(self, value: float) -> None:
-        self._dice = value
+    def score(self, measure: str, value: float) -> None:
+        self._score = f"{measure} {value:.4f}"
 
     def step(self, done: int) -> None:
         if self._live is not None:
@@ -76,7 +76,7 @@ class TrainingProgress:
             return
         parts = [
             "loss -" if loss is None else f"loss {loss:.4f}",
-            "" if self._dice is None else f"dice {self._dice:.4f}",
+            self._score,
             f"{samples_per_s:.2f} samples/s",
             f"data {data_share:.0%}",
             f"{memory_gb:.1f} GB",

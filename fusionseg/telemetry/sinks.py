@@ -1,4 +1,4 @@
-"""Where the records of a run go: metrics.jsonl and TensorBoard."""
+"""Where the records of a run go: metrics.jsonl, TensorBoard, and pictures as PNG."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import os
 from math import isfinite
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusionseg.files import whole_file
 
 MEASURED = ("time",)
 MEASURED_SUFFIXES = ("_s", "_per_s", "_gb")
@@ -29,14 +34,16 @@ def plain(value: Any) -> Any:
 
 
 class Sinks:
-    """metrics.jsonl, one object a line, and TensorBoard scalars. Only rank 0 has them open."""
+    """metrics.jsonl, one object a line, TensorBoard scalars, and pictures. Only rank 0 has them open."""
 
-    def __init__(self, metrics: Path, tensorboard: Path | None, *, purge_step: int) -> None:
+    def __init__(self, metrics: Path, tensorboard: Path | None, pictures: Path, *, purge_step: int) -> None:
         """Args:
         tensorboard: folder of the event file; None for none.
+        pictures: folder of the PNG files.
         purge_step: TensorBoard forgets what an earlier start logged from this step on.
         """
         metrics.parent.mkdir(parents=True, exist_ok=True)
+        self._pictures = pictures
         self._metrics = metrics.open("a", encoding="utf-8")
         self._board: Any = None
         if tensorboard is not None:
@@ -60,8 +67,9 @@ class Sinks:
         """Force the records to disk."""
         os.fsync(self._metrics.fileno())
 
-    def picture(self, tag: str, image: Any, step: int) -> None:
-        """A picture (3, H, W) in [0, 1] for TensorBoard."""
+    def picture(self, tag: str, image: NDArray[np.float32], step: int) -> None:
+        """A picture (3, H, W) in [0, 1]: `<tag>_<step>.png`, and in TensorBoard."""
+        _write_png(self._pictures / f"{tag}_{step:08d}.png", image)
         if self._board is not None:
             self._board.add_image(tag, image, step)
 
@@ -83,8 +91,15 @@ class NoSinks(Sinks):
     def sync(self) -> None:
         pass
 
-    def picture(self, tag: str, image: Any, step: int) -> None:
+    def picture(self, tag: str, image: NDArray[np.float32], step: int) -> None:
         pass
 
     def close(self) -> None:
         pass
+
+
+def _write_png(path: Path, image: NDArray[np.float32]) -> None:
+    from matplotlib.image import imsave  # slow to import, and most records are no pictures
+
+    with whole_file(path) as temporary:
+        imsave(temporary, np.clip(image.transpose(1, 2, 0), 0, 1))

@@ -107,7 +107,7 @@ def stores(tmp_path_factory, make_dataset, tiny_config) -> dict[str, Store]:
 def test_it_holds_what_was_prepared(stores: dict[str, Store], stored: str, held: str) -> None:
     store, config = stores[stored], CacheConfig.model_validate({"dtype": held})
     names = ["case_002", "case_000", "case_003"]  # any order, not all
-    cache = DeviceCache(store, names, config, CPU)
+    cache = DeviceCache([(store, name) for name in names], config, CPU)
     assert len(cache) == 3 and [record.name for record in cache.records] == names
     assert cache.nbytes == cache_bytes([store.cases[name] for name in names], config)
     voxels = sum(prod(store.cases[name].shape) for name in names)
@@ -136,11 +136,13 @@ def bare(root: Path, name: str, channels: int, label: bool) -> Any:
 
 def test_a_case_without_label_has_label_zero(tmp_path: Path) -> None:
     cases = {name: bare(tmp_path, name, 1, name == "b") for name in ("a", "b")}
-    cache = DeviceCache(Store(tmp_path, "t", ("CT",), {0: "b", 1: "f"}, cases), ["a", "b"], CacheConfig(), CPU)
+    store = Store(tmp_path, "t", ("CT",), {0: "b", 1: "f"}, cases)
+    cache = DeviceCache([(store, "a"), (store, "b")], CacheConfig(), CPU)
     assert not cache.volume(0)[1].any() and cache.volume(1)[1].all()
 
 
 def test_cases_of_other_channels_are_refused(tmp_path: Path) -> None:
     cases = {"a": bare(tmp_path, "a", 1, True), "b": bare(tmp_path, "b", 2, True)}
+    store = Store(tmp_path, "t", ("CT",), {0: "b", 1: "f"}, cases)
     with pytest.raises(UserError, match=r"differ in their number of channels: \[1, 2\]"):
-        DeviceCache(Store(tmp_path, "t", ("CT",), {0: "b", 1: "f"}, cases), ["a", "b"], CacheConfig(), CPU)
+        DeviceCache([(store, "a"), (store, "b")], CacheConfig(), CPU)

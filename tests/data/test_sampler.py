@@ -32,7 +32,7 @@ def hold(folder: Path, *cases: Arrays, spacing: tuple[float, ...] = (1, 1, 1), d
         volume = Volume(image, label, affine, (x, y, z), affine)
         records[f"c{number}"] = write_case(folder, f"c{number}", volume, [], "float32")
     store = Store(folder, "t", ("a",), {value: str(value) for value in range(4)}, records)
-    return DeviceCache(store, list(records), CacheConfig.model_validate({"dtype": dtype}), CPU)
+    return DeviceCache([(store, name) for name in records], CacheConfig.model_validate({"dtype": dtype}), CPU)
 
 
 def noise_case(shape: tuple[int, int, int], channels: int = 2, seed: int = 0) -> Arrays:

@@ -29,7 +29,7 @@ from fusionseg.telemetry.sinks import is_measurement
 
 TIMEOUT_S = 120.0
 REPOSITORY = Path(__file__).parents[2]
-TRAIN, COMMANDS = "fusionseg.train", "fusionseg"
+TRAIN, PRETRAIN, COMMANDS = "fusionseg.train", "fusionseg.pretrain", "fusionseg"
 
 _FORKSERVER = multiprocessing.get_context("forkserver")
 _FORKSERVER.set_forkserver_preload(
@@ -151,9 +151,9 @@ class Program:
         launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}")
         return self.fresh(*launcher, "-m", TRAIN, *arguments)
 
-    def ranks(self, processes: int, *arguments: object) -> list[Started]:
+    def ranks(self, processes: int, *arguments: object, module: str = TRAIN) -> list[Started]:
         """The processes that torchrun would start, warm and without torchrun's supervision."""
-        return [self.warm(TRAIN, *arguments, env=env) for env in rank_environments(processes)]
+        return [self.warm(module, *arguments, env=env) for env in rank_environments(processes)]
 
     def _files(self) -> tuple[Path, Path]:
         self._count += 1

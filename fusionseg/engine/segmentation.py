@@ -1,0 +1,40 @@
+"""Segmentation as a task: image and label in, Dice out."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fusionseg.config import RunConfig
+from fusionseg.engine.distributed import World
+from fusionseg.engine.precision import Precision
+from fusionseg.engine.task import Outcome
+from fusionseg.engine.training_data import TrainingData
+from fusionseg.engine.validation import Validator
+from fusionseg.telemetry.pictures import overlay
+
+
+class Segmentation:
+    """A network that labels every voxel."""
+
+    measure = "dice"
+
+    def __init__(self, config: RunConfig, data: TrainingData, precision: Precision, world: World) -> None:
+        self.data = data
+        self.validator = Validator(data.cache, data.validation_numbers, config, len(data.labels), precision, world)
+
+    def batch(self, step: int, indices: range) -> tuple[tuple[Tensor, ...], Tensor]:
+        """((image (B, C, X, Y, Z),), label (B, 1, X, Y, Z))."""
+        image, label = self.data.batch(step, indices)
+        return (image,), label
+
+    def validate(self, model: nn.Module) -> Outcome:
+        """Whole volumes by sliding window; the score is the mean Dice of the foreground classes."""
+        result = self.validator(model)
+        per_class = dict(zip(self.data.class_names, result.per_class, strict=True))
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in per_class.items())
+        return Outcome(
+            score=result.dice,
+            fields={"dice": result.dice, "dice_per_class": per_class, "cases": len(result.cases)},
+            summary=f"Dice {result.dice:.4f} ({shown})",
+            picture=None if result.picture is None else overlay(result.picture),
+        )

@@ -1,0 +1,54 @@
+"""What a run trains for: a segmentation, or the pre-training of an encoder. The engine is the same for both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fusionseg.config import RunConfig
+from fusionseg.engine.distributed import World
+from fusionseg.engine.precision import Precision
+from fusionseg.engine.training_data import TrainingData
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a validation came to, the same on every rank (but the picture, which rank 0 has)."""
+
+    score: float
+    """What best.pt is chosen by; higher is better, nan is unknown."""
+    fields: dict[str, Any]
+    """Of the val record."""
+    summary: str
+    """For the log."""
+    picture: NDArray[np.float32] | None
+    """(3, H, W) in [0, 1]."""
+
+
+class Task(Protocol):
+    """What the trainer asks of a task. The network and the loss are in `fusionseg.engine.network`."""
+
+    measure: str
+    """Name of the score."""
+
+    def batch(self, step: int, indices: range) -> tuple[tuple[Tensor, ...], Any]:
+        """Samples `indices` of the global batch of `step`, on the device: what the network is called with, and the
+        target that the loss compares its output with."""
+
+    def validate(self, model: nn.Module) -> Outcome:
+        """Validate; all ranks must call it. `model` is the bare network, not its DDP wrapper."""
+
+
+def open_task(config: RunConfig, data: TrainingData, precision: Precision, world: World) -> Task:
+    """The task of a configuration."""
+    if config.pretrain is not None:
+        from fusionseg.engine.pretraining import Pretraining
+
+        return Pretraining(config, data, precision, world)
+    from fusionseg.engine.segmentation import Segmentation
+
+    return Segmentation(config, data, precision, world)
