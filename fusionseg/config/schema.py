@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from fusionseg.config.data_sections import AugmentConfig, CacheConfig, DataConfig
 from fusionseg.config.networks import ModelConfig
+from fusionseg.config.pretraining import PretrainConfig
 from fusionseg.config.section import Pair, Positive, Section
 
 
@@ -81,7 +82,7 @@ class TrainConfig(Section):
     checkpoint_activations: bool = False
     """Recompute activations in the backward pass: less memory, more time (Swin networks)."""
     channels_last: bool = False
-    """Keep tensors in channels_last_3d layout."""
+    """Keep tensors in channels-last layout: convolutions are often faster so."""
     clip_grad: Annotated[float, Field(gt=0)] | None = 1.0
     """Highest norm of the gradient; null does not clip."""
     max_skipped: Positive = 10
@@ -141,6 +142,59 @@ class LogConfig(Section):
     """Write TensorBoard scalars and a validation picture."""
 
 
+class FinetuneConfig(Section):
+    """How a trained encoder, of `init_from`, is treated: for the networks that have one (Swin, UNETR)."""
+
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The encoder's layers learn the more slowly the deeper they lie (Clark et al., 2020; Bao et al., 2022): layer l
+    of L, the patch embedding being layer 0 and each block one, at lr * layer_decay^(L - l), the rest of the network at
+    lr."""
+    freeze: Literal["none", "encoder"] = "none"
+    """What does not learn, nor decay."""
+    freeze_steps: Positive | None = None
+    """For how many steps from the first; the learning rate's schedule goes on meanwhile. Null is the whole run, whose
+    backward pass then ends before the encoder."""
+
+    @model_validator(mode="after")
+    def _something_to_freeze(self) -> FinetuneConfig:
+        if self.freeze == "none" and self.freeze_steps is not None:
+            raise ValueError("freeze_steps: nothing is frozen: remove it, or set freeze: encoder")
+        if self.whole_run and self.layer_decay != 1:
+            raise ValueError("layer_decay: the encoder is frozen for the whole run: remove it, or set freeze_steps")
+        return self
+
+    @property
+    def whole_run(self) -> bool:
+        """Whether the encoder never learns."""
+        return self.freeze == "encoder" and self.freeze_steps is None
+
+    def problems(self, encoder: str | None, name: str, init_from: str | None, steps: int) -> list[str]:
+        """What keeps this from being done to a network, with the fixes.
+
+        Args:
+            encoder: the encoder's attribute in the network; None if it has none.
+            name: of the network.
+            steps: of the run.
+        """
+        if encoder is None and (self.layer_decay != 1 or self.freeze != "none"):
+            return [
+                f"finetune: {name} has no encoder that is apart from the rest: remove it, or choose a swin_* network or"
+                " unetr as model.name"
+            ]
+        problems = []
+        if self.freeze != "none" and init_from is None:
+            problems.append(
+                "finetune.freeze: without init_from the encoder would keep its random weights: set init_from, or"
+                " freeze: none"
+            )
+        if self.freeze_steps is not None and self.freeze_steps >= steps:
+            problems.append(
+                f"finetune.freeze_steps: {self.freeze_steps} do not end before train.steps {steps}: lower it, or set it"
+                " to null for the whole run"
+            )
+        return problems
+
+
 class RunConfig(Section):
     """One training run. The same configuration means the same training on any number of devices."""
 
@@ -162,6 +216,9 @@ class RunConfig(Section):
     model: ModelConfig
     """The network; `name` chooses it and decides which other keys there are."""
     loss: LossConfig = LossConfig()
+    """The loss of a segmentation; a pre-training has its own, under `pretrain`."""
+    pretrain: PretrainConfig | None = None
+    """Makes this run a pre-training (python -m fusionseg.pretrain) of the network's encoder."""
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig = TrainConfig()
@@ -171,15 +228,29 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     init_from: str | None = None
-    """A run folder or a checkpoint file whose weights the network starts from."""
+    """A run folder or a checkpoint file whose weights the network starts from: a network's, or an encoder's alone."""
     init_min_share: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Share of the network's parameters that `init_from` must supply."""
+    """Share that `init_from` must supply, of the network's parameters or of its encoder's."""
+    finetune: FinetuneConfig = FinetuneConfig()
 
     @model_validator(mode="after")
     def _parts_fit(self) -> RunConfig:
         problems = []
         if problem := self.model.patch_problem(self.data.patch):
             problems.append(problem)
+        view = getattr(self.model, "view", None)
+        if view is not None and self.data.orientation is None:
+            problems.append(
+                f"model.view: which slices are {view} is unknown without data.orientation: set it, such as RAS"
+            )
+        if self.pretrain is not None:
+            problems += self.pretrain.problems(self.model.encoder, self.model.name, self.data.patch)
+        elif self.data.also:
+            problems.append("data.also: further data sets are for pre-training only: remove it, or add `pretrain:`")
+        if self.pretrain is not None and self.finetune != FinetuneConfig():
+            problems.append("finetune: is for a segmentation, and this run is a pre-training: remove it")
+        else:
+            problems += self.finetune.problems(self.model.encoder, self.model.name, self.init_from, self.train.steps)
         if self.train.global_batch % self.train.micro_batch:
             divisors = [n for n in range(1, self.train.global_batch + 1) if self.train.global_batch % n == 0]
             problems.append(

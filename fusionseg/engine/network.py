@@ -8,29 +8,72 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from fusionseg.config import RunConfig
 from fusionseg.engine.checkpoint import find_weights
 from fusionseg.engine.distributed import World
+from fusionseg.engine.finetune import freeze_encoder
+from fusionseg.engine.step import Loss
 from fusionseg.models import build_model
+from fusionseg.models.host_bf16 import guard_host_convolutions
+from fusionseg.models.layout import channels_last_
+from fusionseg.models.sync_norm import synchronise_batch_norm
 from fusionseg.models.weights import load_weights, read_state
 
 log = logging.getLogger("fusionseg")
 
 
-def build_network(config: RunConfig, device: torch.device, *, in_channels: int, out_channels: int) -> nn.Module:
-    """The configured network with the seed's initial weights, the same on every device."""
-    torch.manual_seed(config.seed)  # drawn on the CPU, then moved
+def make_network(config: RunConfig, *, in_channels: int, out_channels: int) -> nn.Module:
+    """The network that a configuration trains, on the current default device."""
+    checkpoint_activations = config.train.checkpoint_activations
+    if config.pretrain is not None:
+        from fusionseg.models.masked import build_masked
+
+        return build_masked(
+            config.model,
+            config.pretrain,
+            in_channels=in_channels,
+            patch=config.data.patch,
+            checkpoint_activations=checkpoint_activations,
+        )
     model = build_model(
         config.model,
         in_channels=in_channels,
         out_channels=out_channels,
-        checkpoint_activations=config.train.checkpoint_activations,
+        patch=config.data.patch,
+        checkpoint_activations=checkpoint_activations,
     )
+    freeze_encoder(model, config)
+    return model
+
+
+def build_loss(config: RunConfig) -> Loss:
+    """The loss that a configuration trains by: of the network's output and the task's target."""
+    if config.pretrain is not None:
+        from fusionseg.reconstruction import ReconstructionLoss
+
+        return ReconstructionLoss(config.pretrain.loss, data_range(config))
+    from fusionseg import losses
+
+    return losses.build_loss(config.loss)
+
+
+def data_range(config: RunConfig) -> float:
+    """The range of the prepared intensities, for SSIM and PSNR."""
+    if config.pretrain is not None and config.pretrain.data_range is not None:
+        return config.pretrain.data_range
+    return 1.0 if config.data.intensity.mode == "window" else 6.0
+
+
+def build_network(config: RunConfig, device: torch.device, *, in_channels: int, out_channels: int) -> nn.Module:
+    """The configured network with the seed's initial weights, the same on every device."""
+    torch.manual_seed(config.seed)  # drawn on the CPU, then moved
+    model = make_network(config, in_channels=in_channels, out_channels=out_channels)
     if config.train.channels_last:
-        model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        channels_last_(model)
+    if device.type == "cpu":
+        guard_host_convolutions(model)
     count = sum(parameter.numel() for parameter in model.parameters())
     log.info("model: %s, %s parameters", config.model.name, f"{count:,}")
     return model.to(device)
@@ -41,12 +84,16 @@ def start_from(model: nn.Module, config: RunConfig) -> None:
     if config.init_from is None:
         return
     path = find_weights(Path(config.init_from))
-    report = load_weights(model, read_state(path), min_share=config.init_min_share, source=str(path))
+    report = load_weights(
+        model, read_state(path), encoder=config.model.encoder, min_share=config.init_min_share, source=str(path)
+    )
     log.info("init_from %s: %s", path, report)
 
 
 def distribute(model: nn.Module, config: RunConfig, world: World, accumulate: int) -> nn.Module:
     """The network as the training step calls it: compiled if so configured, its gradients averaged over the ranks."""
+    if world.size > 1 and (count := synchronise_batch_norm(model, world.device)):
+        log.info("batch norm: %d layers, each over the micro-batches of all %d ranks", count, world.size)
     if config.train.compile:
         model.compile()
     if world.size == 1:
@@ -60,6 +107,6 @@ def distribute(model: nn.Module, config: RunConfig, world: World, accumulate: in
             gradient_as_bucket_view=True,
             # with accumulation, the graph of a synchronised micro-step is not that of the others
             static_graph=accumulate == 1,
-            # only batch norm's running statistics change; everything else that is a buffer is a constant
-            broadcast_buffers=any(isinstance(module, _BatchNorm) for module in model.modules()),
+            # Batch norm's running statistics are the same on all ranks; all else that is a buffer is a constant.
+            broadcast_buffers=False,
         )

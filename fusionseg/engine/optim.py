@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from monai.optimizers import Novograd
@@ -12,9 +13,15 @@ from torch import nn
 from fusionseg.config import OptimConfig, ScheduleConfig
 
 
-def build_optimizer(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of a configuration; torch's own as their fused kernels, which can skip a step on the device."""
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+def build_optimizer(
+    config: OptimConfig, parameters: Iterable[nn.Parameter] | list[dict[str, Any]]
+) -> torch.optim.Optimizer:
+    """The optimizer of a configuration; torch's own as their fused kernels, which can skip a step on the device.
+
+    Args:
+        parameters: of the network, or groups of those that learn (fusionseg.engine.finetune).
+    """
+    trainable: list[Any] = [each for each in parameters if isinstance(each, dict) or each.requires_grad]
     lr, decay = config.lr, config.weight_decay
     if config.name == "sgd":
         momentum = 0.99 if config.momentum is None else config.momentum

@@ -14,11 +14,13 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from fusionseg.engine.distributed import World
 from fusionseg.engine.precision import Precision
-from fusionseg.losses import Loss
 from fusionseg.telemetry.ranges import annotate
 
-Batch = Callable[[int, int], tuple[Tensor, Tensor]]
-"""(step, micro-step) -> image (B, C, X, Y, Z), label (B, 1, X, Y, Z) on the device."""
+Batch = Callable[[int, int], tuple[tuple[Tensor, ...], Any]]
+"""(step, micro-step) -> what the network is called with, and what the loss compares its output with; on the device."""
+
+Loss = Callable[[Any, Any], Tensor]
+"""(output of the network, target) -> the mean over the micro-batch, computed in float32."""
 
 
 @dataclass(frozen=True)
@@ -68,23 +70,24 @@ class TrainStep:
     def __call__(self, step: int, batch: Batch, lr: float, seed: Callable[[int], int]) -> None:
         """Train on the global batch of `step`; `seed(micro)` seeds what the network draws in a micro-step."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         loss_sum = torch.zeros((), device=self.world.device)
         for micro in range(self.accumulate):
             with annotate("data"):
-                image, label = batch(step, micro)
+                inputs, target = batch(step, micro)
             torch.manual_seed(seed(micro))
             with self._synchronised(last=micro == self.accumulate - 1):
                 with annotate("forward"), self.precision.autocast():
-                    logits = self.model(image)
+                    output = self.model(*inputs)
                 with annotate("loss"):
-                    loss = self.loss(logits.float(), label) / self.accumulate
+                    loss = self.loss(output, target) / self.accumulate
                 with annotate("backward"):
                     self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             self.micro_finite[micro] = loss.detach().isfinite()
             loss_sum += loss.detach()
         with annotate("optimizer"):
+            self._drop_frozen(step)
             self._optimize(loss_sum)
 
     def read(self) -> Window:
@@ -116,6 +119,16 @@ class TrainStep:
         if isinstance(self.model, DistributedDataParallel) and not last:
             return self.model.no_sync()
         return nullcontext()
+
+    def _drop_frozen(self, step: int) -> None:
+        """Forget the gradients of what does not learn yet (fusionseg.engine.finetune).
+
+        An optimizer passes over a parameter without one: no step, no decay, no state; and the norm does not count it.
+        """
+        for group in self.optimizer.param_groups:
+            if step < group.get("frozen_steps", 0):
+                for parameter in group["params"]:
+                    parameter.grad = None
 
     def _clip_divisor(self, norm: Tensor) -> Tensor | None:
         return None if self.clip_grad is None else ((norm + 1e-6) / self.clip_grad).clamp(min=1.0)

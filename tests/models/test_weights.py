@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import zipfile
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -34,7 +37,7 @@ def test_all_is_loaded_whatever_the_prefix(prefix: str) -> None:
     report = load_weights(model, {prefix + name: x for name, x in source.state_dict().items()}, min_share=1)
     assert_equal(copied(model), copied(source))
     assert (report.matched, report.total, report.share) == (9, 9, 1.0)
-    assert str(report) == "loaded 9 of 9 tensors (100.0 % of the parameters)"
+    assert str(report).partition("; ")[0] == "loaded 9 of 9 tensors (100.0 % of the parameters)"
 
 
 def test_partial_fit_is_reported() -> None:
@@ -87,13 +90,28 @@ def test_plain_swin_weights_start_a_fused_network() -> None:
     assert {name.split(".")[0] for name in report.missing} == {"fusion"}
 
 
-@pytest.mark.parametrize("key", [None, "model", "state_dict", "model_state_dict", "net"])
+@pytest.mark.parametrize("key", [None, "model", "state_dict", "model_state_dict", "net", "network_weights", "student"])
 @pytest.mark.parametrize("old_format", [False, True])
 def test_read_state_finds_the_state_dict(tmp_path: Path, key: str | None, old_format: bool) -> None:
     state = copied(network())
     content: dict[str, Any] = {key: state, "step": 3, "rng": torch.zeros(2)} if key else dict(state)
     path = tmp_path / "weights.pt"
     torch.save(content, path, _use_new_zipfile_serialization=not old_format)
+    assert_equal(read_state(path), state)
+
+
+@pytest.mark.parametrize("numpy_1", [False, True])
+def test_read_state_passes_over_numbers_and_arguments(tmp_path: Path, numpy_1: bool) -> None:
+    """As in checkpoints that other programs write: weights_only alone refuses them."""
+    state, path = copied(network()), tmp_path / "weights.pt"
+    numbers = {f"best_{kind}": np.dtype(kind).type(1) for kind in ("f4", "f8", "i8")}
+    torch.save({"epoch": 3, **numbers, "args": Namespace(lr=np.float64(0.1)), "state_dict": state}, path)
+    if numpy_1:
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
     assert_equal(read_state(path), state)
 
 

@@ -1,0 +1,102 @@
+"""Fine-tuning a trained encoder: what is frozen, and which layer learns at which rate."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+from torch import nn
+
+from fusionseg.config import RunConfig
+
+log = logging.getLogger("fusionseg")
+_BLOCK = re.compile(r"(?:.*\.)?blocks\.\d+\.")
+_BEFORE_STAGE = re.compile(r"(layers\d)c\.")
+
+
+def freeze_encoder(model: nn.Module, config: RunConfig) -> None:
+    """Freeze the encoder if the configuration does so for the whole run: no gradient is computed for it.
+
+    To be called before the network is distributed over ranks, and before there is an optimizer.
+    """
+    if config.finetune.whole_run:
+        for _, parameter in _encoder(model, config):
+            parameter.requires_grad_(False)
+
+
+def parameter_groups(model: nn.Module, config: RunConfig) -> list[dict[str, Any]]:
+    """The parameters that learn, as groups for an optimizer: the encoder's layers from the deepest, then the rest.
+
+    A group's `lr_scale` multiplies the learning rate, and for the first `frozen_steps` steps it does not learn: see
+    TrainStep. Without fine-tuning there is one group, in the model's order. The groups and their order depend on the
+    configuration alone, so that an optimizer's state can be loaded.
+
+    Layer-wise decay as in BEiT (Bao et al., 2022, arXiv:2106.08254) after ELECTRA (Clark et al., 2020,
+    arXiv:2003.10555): layer l of L at lr * layer_decay^(L - l), from the patch embedding (0) to the last block (L - 1).
+    """
+    finetune = config.finetune
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    encoder = [(name, parameter) for name, parameter in _encoder(model, config) if parameter.requires_grad]
+    groups: list[dict[str, Any]] = []
+    if encoder and (finetune.layer_decay != 1 or finetune.freeze_steps is not None):
+        layers = encoder_layers([name for name, _ in encoder])
+        depth = max(layers.values()) + 1
+        for layer in range(depth):
+            groups.append(
+                {
+                    "params": [parameter for name, parameter in encoder if layers[name] == layer],
+                    "lr_scale": finetune.layer_decay ** (depth - layer),
+                    "frozen_steps": finetune.freeze_steps or 0,
+                }
+            )
+    inside = {id(parameter) for group in groups for parameter in group["params"]}
+    rest = [parameter for parameter in trainable if id(parameter) not in inside]
+    groups.append({"params": rest, "lr_scale": 1.0, "frozen_steps": 0})
+    _log(groups, config)
+    return groups
+
+
+def encoder_layers(names: list[str]) -> dict[str, int]:
+    """The layer of each parameter of an encoder, from 0, the patch embedding.
+
+    Every block is a layer; what stands between two blocks (Swin's patch merging) or after the last (a norm) belongs to
+    the block before it, and the convolutions before a stage (Swin UNETR V2) to the stage's first block.
+
+    Args:
+        names: of the encoder's parameters, in the order of the module.
+    """
+    blocks = list(dict.fromkeys(block[0] for name in names if (block := _BLOCK.match(name))))
+    layers: dict[str, int] = {}
+    current = 0
+    for name in names:
+        if block := _BLOCK.match(name):
+            layers[name] = current = blocks.index(block[0]) + 1
+        elif stage := _BEFORE_STAGE.match(name):  # these stand after all stages in the module
+            layers[name] = next(n for n, block in enumerate(blocks, 1) if block.startswith(f"{stage[1]}."))
+        else:
+            layers[name] = current
+    return layers
+
+
+def _encoder(model: nn.Module, config: RunConfig) -> list[tuple[str, nn.Parameter]]:
+    """Names, within the encoder, and parameters of the encoder of a segmentation; none in a pre-training."""
+    if config.model.encoder is None or config.pretrain is not None:
+        return []
+    return list(model.get_submodule(config.model.encoder).named_parameters())
+
+
+def _log(groups: list[dict[str, Any]], config: RunConfig) -> None:
+    finetune = config.finetune
+    if finetune.layer_decay != 1:
+        *encoder, rest = (config.optim.lr * group["lr_scale"] for group in groups)
+        log.info(
+            "finetune: learning rates of the encoder's %d layers from %.3g (patch embedding) to %.3g, of the rest %.3g",
+            len(encoder),
+            encoder[0],
+            encoder[-1],
+            rest,
+        )
+    if finetune.freeze != "none":
+        until = f"for {finetune.freeze_steps} steps" if finetune.freeze_steps else "for the whole run"
+        log.info("finetune: the encoder is frozen %s", until)
