@@ -1,0 +1,46 @@
+"""bf16 on a CPU: convolutions over maps thinner than their kernel have the gradients of fp32."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from fusionseg.models.host_bf16 import guard_host_convolutions
+
+
+@pytest.mark.parametrize(("kernel", "depth"), [(3, 2), (5, 2), (5, 4), (3, 3), (3, 1)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_gradients_are_those_of_fp32(kernel: int, depth: int, layout: torch.memory_format) -> None:
+    # Unguarded, (3, 2), (5, 2) and (5, 4) give inf, nan or an abort of the process.
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv3d(32, 32, kernel, padding=kernel // 2), nn.Conv3d(32, 32, kernel, padding=kernel // 2)
+    )
+    network = network.to(memory_format=layout)  # type: ignore[call-overload]
+    guarded = copy.deepcopy(network)
+    guard_host_convolutions(guarded)
+    assert list(guarded.state_dict()) == list(network.state_dict())
+    x = torch.randn(2, 32, depth, 4, 4).contiguous(memory_format=layout)
+    network(x).square().sum().backward()
+    for _ in range(3):
+        guarded.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = guarded(x)
+        assert out.dtype == torch.bfloat16
+        out.float().square().sum().backward()
+        for ours, exact in zip(guarded.parameters(), network.parameters(), strict=True):
+            assert ours.grad is not None and exact.grad is not None
+            assert (ours.grad - exact.grad).norm() < 0.05 * exact.grad.norm()
+
+
+def test_it_leaves_fp32_and_other_kernels_alone() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv3d(4, 4, 3, padding=1), nn.Conv3d(4, 4, 1), nn.ConvTranspose3d(4, 4, 2, stride=2))
+    x = torch.randn(1, 4, 2, 4, 4)
+    before = network(x)
+    guard_host_convolutions(network)
+    assert torch.equal(network(x), before)
+    assert type(network[1]) is nn.Conv3d and type(network[2]) is nn.ConvTranspose3d
