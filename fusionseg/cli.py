@@ -23,7 +23,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"fusionseg {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_synth, _add_check, _add_prepare, _add_evaluate, _add_predict, _add_schema):
+    for add in (
+        _add_synth,
+        _add_check,
+        _add_prepare,
+        _add_evaluate,
+        _add_predict,
+        _add_compare,
+        _add_models,
+        _add_schema,
+    ):
         add(commands)
     arguments = parser.parse_args(argv)
     work: Callable[[argparse.Namespace], int] = arguments.work
@@ -132,15 +141,17 @@ def _add_prepare(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def _prepare(arguments: argparse.Namespace) -> int:
     from fusionseg.config import load_config
-    from fusionseg.data.prepare import open_configured, prepare
+    from fusionseg.data.prepare import prepare
+    from fusionseg.engine.sources import open_datasets
     from fusionseg.telemetry.progress import counting_progress
 
-    config = load_config(arguments.config, arguments.overrides)
-    dataset = open_configured(config)
-    with counting_progress("preparing") as progress:
-        report = prepare(config, dataset, progress)
-    print(report)
-    return FAILED if report.failed else DONE
+    failed = False
+    for config, dataset in open_datasets(load_config(arguments.config, arguments.overrides)):
+        with counting_progress("preparing") as progress:
+            report = prepare(config, dataset, progress)
+        print(report)
+        failed |= bool(report.failed)
+    return FAILED if failed else DONE
 
 
 def _inference_arguments(parser: argparse.ArgumentParser) -> None:
@@ -185,6 +196,9 @@ def _add_evaluate(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--dataset", help="evaluate on all labelled cases of this data set instead of the validation fold"
     )
+    parser.add_argument(
+        "--with", dest="others", nargs="+", type=Path, default=[], metavar="RUN", help="average with these runs"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="such as data.root=/where/it/is/now")
     _inference_arguments(parser)
 
@@ -195,7 +209,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from fusionseg.inference.table import evaluation_table
 
     config = load_run_config(arguments.run, arguments.overrides)
-    result = evaluate(arguments.run, config, _options(arguments), dataset_root=arguments.dataset)
+    result = evaluate(
+        arguments.run, config, _options(arguments), dataset_root=arguments.dataset, others=arguments.others
+    )
     print(evaluation_table(result.summary))
     print(f"{result.folder}: cases.csv, summary.json, best_and_worst.png")
     return FAILED if result.failed else DONE
@@ -227,6 +243,79 @@ def _predict(arguments: argparse.Namespace) -> int:
         skip_existing=arguments.skip_existing,
     )
     return FAILED if failed else DONE
+
+
+def _add_models(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "models",
+        "list the networks with their parameters, multiply-adds and activation memory, for one sample in 32-bit floats",
+        "fusionseg models swin_unetr nnunet_plain --patch 128 128 128",
+        _models,
+    )
+    parser.add_argument(
+        "what", nargs="*", metavar="NAME", help="only these networks; with --config, key.path=value over the file"
+    )
+    parser.add_argument("--config", help="YAML file of a run: cost its network, on its data.patch")
+    parser.add_argument(
+        "--patch", nargs=3, type=int, metavar=("X", "Y", "Z"), help="voxels (default 96 96 96, or the configuration's)"
+    )
+    parser.add_argument("--in-channels", type=int, default=1, help="channels of the volumes (default 1)")
+    parser.add_argument("--classes", type=int, default=2, help="classes, background included (default 2)")
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table that says what each one is")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the list as JSON too")
+
+
+def _models(arguments: argparse.Namespace) -> int:
+    from fusionseg.config import load_config
+    from fusionseg.files import write_json
+    from fusionseg.models.cost import default_configs, list_networks, to_json, to_markdown, to_text
+
+    patch = tuple(arguments.patch or (96, 96, 96))
+    checkpoint_activations = False
+    if min(*patch, arguments.in_channels, arguments.classes) < 1:
+        raise UserError("--patch, --in-channels, --classes: are whole numbers from 1")
+    if arguments.config is None:
+        configs = default_configs(arguments.what)
+    else:
+        config = load_config(arguments.config, arguments.what)
+        configs, checkpoint_activations = [config.model], config.train.checkpoint_activations
+        patch = patch if arguments.patch else config.data.patch
+    listed = list_networks(
+        configs,
+        patch,
+        in_channels=arguments.in_channels,
+        out_channels=arguments.classes,
+        checkpoint_activations=checkpoint_activations,
+    )
+    print(to_markdown(listed) if arguments.markdown else to_text(listed))
+    if arguments.json is not None:
+        write_json(arguments.json, to_json(listed))
+    return DONE
+
+
+def _add_compare(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "compare",
+        "one table over runs: a row for each configuration, mean and spread over its seeds and folds",
+        "fusionseg compare runs/unet_comparison",
+        _compare,
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN|FOLDER", help="run folder, or a folder of them")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="write compare.md and compare.csv there too")
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from fusionseg.files import write_text
+    from fusionseg.inference.compare import compare
+
+    comparison = compare(arguments.runs)
+    print(comparison.to_markdown())
+    if arguments.output is not None:
+        write_text(arguments.output / "compare.md", comparison.to_markdown() + "\n")
+        write_text(arguments.output / "compare.csv", comparison.to_csv())
+    return DONE
 
 
 def _add_schema(commands: Commands[argparse.ArgumentParser]) -> None:

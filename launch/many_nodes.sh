@@ -7,8 +7,9 @@
 # MASTER is node 0's address, PORT (29400) must be reachable there; `output` must be on a file system that all nodes
 # share, `data.root` may be, and the prepared cases (below `output`) are. NPROC is the processes per node (its GPUs).
 # Behind several networks, name the right interface: NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0.
+# MODULE=fusionseg.pretrain pre-trains.
 set -euo pipefail
-[ $# -ge 1 ] || { sed -n '2,10p' "$0" >&2; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,11p' "$0" >&2; exit 2; }
 missing=()
 for name in NNODES NODE_RANK MASTER; do [ -n "${!name:-}" ] || missing+=("$name"); done
 [ ${#missing[@]} -eq 0 ] || { echo "many_nodes.sh: set ${missing[*]} (see the top of this file)" >&2; exit 2; }
@@ -18,4 +19,4 @@ nproc=${NPROC:-$("$python" -c 'import torch; print(max(1, torch.cuda.device_coun
 # torchrun passes SIGUSR2 (a scheduler's early warning) on to the ranks only when told to
 signals=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2
 exec "$python" -m torch.distributed.run --nnodes="$NNODES" --node_rank="$NODE_RANK" --nproc_per_node="$nproc" \
-  --master_addr="$MASTER" --master_port="${PORT:-29400}" --signals-to-handle="$signals" -m fusionseg.train --config "$config" "$@"
+  --master_addr="$MASTER" --master_port="${PORT:-29400}" --signals-to-handle="$signals" -m "${MODULE:-fusionseg.train}" --config "$config" "$@"

@@ -3,7 +3,8 @@
 #
 #   bash launch/one_gpu.sh configs/parse_fusion_od.yaml data.root=/data/PARSE output=/scratch/runs
 #   CUDA_VISIBLE_DEVICES=3 bash launch/one_gpu.sh ...        (a certain GPU)
+#   MODULE=fusionseg.pretrain bash launch/one_gpu.sh configs/mae_swin.yaml ...      (a pre-training)
 set -euo pipefail
-[ $# -ge 1 ] || { sed -n '2,5p' "$0" >&2; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,6p' "$0" >&2; exit 2; }
 config=$1; shift
-exec "${PYTHON:-python3}" -m fusionseg.train --config "$config" "$@"
+exec "${PYTHON:-python3}" -m "${MODULE:-fusionseg.train}" --config "$config" "$@"

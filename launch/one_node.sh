@@ -3,10 +3,11 @@
 #
 #   bash launch/one_node.sh configs/parse_fusion_od.yaml data.root=/data/PARSE output=/scratch/runs train.global_batch=8
 #   NPROC=2 bash launch/one_node.sh ...                       (a certain number of processes; on a CPU too)
+#   MODULE=fusionseg.pretrain bash launch/one_node.sh configs/mae_swin.yaml ...      (a pre-training)
 #
 # The configuration states the global batch; it must be a multiple of micro_batch x processes.
 set -euo pipefail
-[ $# -ge 1 ] || { sed -n '2,7p' "$0" >&2; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,8p' "$0" >&2; exit 2; }
 config=$1; shift
 python=${PYTHON:-python3}
 nproc=${NPROC:-$("$python" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
@@ -14,4 +15,4 @@ nproc=${NPROC:-$("$python" -c 'import torch; print(max(1, torch.cuda.device_coun
 signals=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2
 # --standalone picks a free port on this machine: several jobs on one node do not collide
 exec "$python" -m torch.distributed.run --standalone --nproc_per_node="$nproc" --signals-to-handle="$signals" \
-  -m fusionseg.train --config "$config" "$@"
+  -m "${MODULE:-fusionseg.train}" --config "$config" "$@"

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from fusionseg.config.networks import FUSION_PRESETS
+from fusionseg.config.networks import network_sections
 from fusionseg.config.schema import RunConfig
 from fusionseg.config.section import Section
 from fusionseg.config.source import KeyPath, Places
@@ -93,7 +93,7 @@ def _describe(item: dict[str, Any], key: KeyPath) -> list[str]:
             names = [tag.strip("' ") for tag in str(context["expected_tags"]).split(",")]
             return [f"there is no {context['tag']!r}. {suggest(str(context['tag']), names)}"]
         case "union_tag_not_found":
-            names = ["unet", "segresnet", "swin_unetr", *FUSION_PRESETS]
+            names = list(network_sections())
             return [f"is missing: add one, such as name: swin_fusion_od. Valid: {', '.join(names)}"]
         case "literal_error":
             return [f"cannot be {given!r}. {suggest(str(given), _literals(item))}"]

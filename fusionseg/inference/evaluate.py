@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import isnan
 from pathlib import Path
@@ -18,12 +19,13 @@ from fusionseg.config import RunConfig
 from fusionseg.data.dataset import Case, Dataset, open_dataset
 from fusionseg.data.prepare import open_configured
 from fusionseg.data.volume import voxel_sizes
-from fusionseg.engine.training_data import split_cases
+from fusionseg.engine.sources import split_cases
 from fusionseg.errors import UserError
 from fusionseg.files import whole_file, write_json
 from fusionseg.inference.figure import best_and_worst
 from fusionseg.inference.labels import read_label
 from fusionseg.inference.predictor import PredictOptions, Predictor
+from fusionseg.inference.trained import Trained
 from fusionseg.metrics import confusion, dice_per_class, hd95_per_class, mean_of_known
 from fusionseg.telemetry.progress import counting_progress
 from fusionseg.telemetry.sinks import plain
@@ -55,16 +57,29 @@ class Evaluation:
     summary: dict[str, Any]
 
 
-def evaluate(run: Path, config: RunConfig, options: PredictOptions, *, dataset_root: str | None = None) -> Evaluation:
+def evaluate(
+    run: Path,
+    config: RunConfig,
+    options: PredictOptions,
+    *,
+    dataset_root: str | None = None,
+    others: Sequence[Path] = (),
+) -> Evaluation:
     """Predict labelled cases and compare with their labels, voxel by voxel of the files.
 
     Args:
         run: the run folder.
         config: its configuration (with the paths that hold now).
         dataset_root: another data set, all of whose labelled cases are used; None is the run's validation fold.
+        others: runs that are averaged with this one.
+
+    Raises:
+        UserError: also if one of the others has trained on the fold that is evaluated.
     """
     dataset, cases = _cases(config, dataset_root)
-    predictor = Predictor([run], options)
+    predictor = Predictor([run, *others], options)
+    if dataset_root is None:
+        _refuse_other_folds(predictor)
     if len(dataset.labels) != len(predictor.labels):
         raise UserError(
             f"{dataset.root}: has the labels {list(dataset.labels.values())}, and the run was trained on"
@@ -83,11 +98,24 @@ def evaluate(run: Path, config: RunConfig, options: PredictOptions, *, dataset_r
         progress(len(cases), len(cases))
     if not scores:
         raise UserError(f"{dataset.root}: none of the {len(cases)} cases could be evaluated")
-    folder = run / ("evaluation" if dataset_root is None else f"evaluation_{dataset.root.name}")
+    parts = ["evaluation", *(["ensemble"] if others else []), *([] if dataset_root is None else [dataset.root.name])]
+    folder = run / "_".join(parts)
     summary = summarise(scores, predictor)
     _write(folder, scores, summary)
     best_and_worst(folder / "best_and_worst.png", scores, cases, predictor)
     return Evaluation(folder, tuple(scores), failed, summary)
+
+
+def _refuse_other_folds(predictor: Predictor) -> None:
+    def fold(member: Trained) -> tuple[int, int, int]:
+        return member.config.data.fold, member.config.data.folds, member.config.data.fold_seed
+
+    first, *others = predictor.members
+    if wrong := [str(other.path) for other in others if fold(other) != fold(first)]:
+        raise UserError(
+            f"{', '.join(wrong)}: trained on other folds than {first.path}, so on cases that are to be evaluated:"
+            " choose runs of the same data.fold, data.folds and data.fold_seed, or another data set (--dataset)"
+        )
 
 
 def _cases(config: RunConfig, dataset_root: str | None) -> tuple[Dataset, list[Case]]:
@@ -126,6 +154,7 @@ def summarise(scores: list[Score], predictor: Predictor) -> dict[str, Any]:
     member = predictor.members[0]
     return {
         "checkpoint": str(member.path),
+        **({"averaged_with": [str(other.path) for other in predictor.members[1:]]} if predictor.members[1:] else {}),
         "step": member.step,
         "cases": len({score.case for score in scores}),
         "dice": mean_of_known([entry["dice"]["mean"] for entry in classes.values()]),

@@ -15,6 +15,7 @@ from fusionseg.engine.precision import Precision, choose_precision, has_bf16
 from fusionseg.errors import UserError
 from fusionseg.machine import available_cpus
 from fusionseg.models import build_model
+from fusionseg.models.layout import channels_last_
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,17 @@ def load_trained(run: Path, device: torch.device, which: str = "best") -> Traine
     if not {"model", "config", "labels", "channels"} <= state.keys():
         raise UserError(f"{path}: is no checkpoint of a fusionseg training")
     config = validate(state["config"])
+    if config.pretrain is not None:
+        raise UserError(
+            f"{path}: is of a pre-training, which segments nothing: train with init_from={run}, and use that run"
+        )
     labels = {int(value): name for value, name in state["labels"].items()}
-    model = build_model(config.model, in_channels=len(state["channels"]), out_channels=len(labels))
+    model = build_model(
+        config.model, in_channels=len(state["channels"]), out_channels=len(labels), patch=config.data.patch
+    )
     model.load_state_dict(state["model"])
     if config.train.channels_last:
-        model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        channels_last_(model)
     # The device that predicts need not be the one that trained: what it cannot do well, it chooses for itself.
     wanted = config.train.precision
     if (wanted == "fp16" and device.type == "cpu") or (wanted == "bf16" and not has_bf16(device)):

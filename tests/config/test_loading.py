@@ -15,7 +15,7 @@ from fusionseg.config.loading import read_raw
 from fusionseg.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
-WHOLE = [path for path in CONFIGS if re.search(r"^model:", path.read_text(), re.MULTILINE)]
+WHOLE = [path for path in CONFIGS if path.stem != "base"]
 UNET = "model: {name: unet}\n"
 
 

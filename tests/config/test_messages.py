@@ -101,7 +101,7 @@ def test_a_wrong_value_is_told_what_is_needed(raw: dict[str, Any], expected: str
             {"model": {"name": "swin_uneter"}},
             "model.name: there is no 'swin_uneter'. did you mean swin_unetr? Valid: ",
         ),
-        ({"model": {}}, "model.name: is missing: add one, such as name: swin_fusion_od. Valid: unet, "),
+        ({"model": {}}, "model.name: is missing: add one, such as name: swin_fusion_od. Valid: swin_unetr, "),
     ],
 )
 def test_a_wrong_choice_gets_the_nearest_and_all(raw: dict[str, Any], expected: str) -> None:

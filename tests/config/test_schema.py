@@ -26,6 +26,9 @@ MODELS: list[dict[str, Any]] = [
     {"name": "unet"},
     {"name": "unet", "channels": [8, 16, 32], "strides": [1, 3]},
     {"name": "unet", "channels": [8, 16], "strides": [1]},
+    {"name": "unet", "channels": [8, 16, 32], "strides": [[2, 2, 1], 2]},
+    {"name": "unet", "dims": 2, "view": "coronal"},
+    {"name": "monai_unet"},
     {"name": "segresnet"},
     {"name": "swin_unetr"},
     {"name": "swin_fusion_od"},
@@ -76,6 +79,13 @@ def test_checks_across_sections_are_listed_together() -> None:
     ]
 
 
+def test_slices_need_an_orientation() -> None:
+    model = {"name": "unet", "dims": 2, "view": "coronal"}
+    validate({"model": model, "data": {"patch": [64, 1, 64]}})
+    (problem,) = refusal(model=model, data={"patch": [64, 1, 64], "orientation": None})
+    assert problem.startswith("model.view: which slices are coronal is unknown without data.orientation")
+
+
 def test_the_warm_up_ends_before_the_training() -> None:
     assert "100 does not end before train.steps 100" in refusal(train={"steps": 100}, schedule={"warmup": 100})[0]
     validate({"model": UNET, "train": {"steps": 100}, "schedule": {"warmup": 99}})
@@ -104,7 +114,8 @@ def test_the_warm_up_ends_before_the_training() -> None:
         ({"optim": {"name": "sgd", "betas": [0.9, 0.99]}}, "optim.betas: does not belong to sgd"),
         ({"optim": {"momentum": 0.9}}, "optim.momentum: does not belong to adamw"),
         ({"model": {**UNET, "channels": [8]}}, "model.channels: needs at least two levels"),
-        ({"model": {**UNET, "strides": [2]}}, "model.strides: needs 4 numbers from 1"),
+        ({"model": {**UNET, "strides": [2]}}, "model.strides: needs 3 entries, one fewer than channels"),
+        ({"model": {"name": "monai_unet", "strides": [2]}}, "model.strides: needs 4 numbers from 1"),
         ({"model": {"name": "segresnet", "blocks_up": [1]}}, "model.blocks_up: needs one number fewer"),
         ({"model": {"name": "segresnet", "blocks_up": [], "blocks_down": []}}, "model.blocks_up: needs one"),
         (

@@ -144,7 +144,7 @@ def test_a_dry_run_says_what_the_run_would_be(
         "channels MR0; classes ball1, ball2",
         "device       cpu, precision fp32 (as configured)",
         "batch        global 4 = micro-batch 1 x 1 rank x accumulation 4",
-        "model        unet: 2,360 parameters",
+        "model        monai_unet: 2,360 parameters",
         "expected by the images' headers; not prepared yet",
         "memory       ",
     ):

@@ -300,6 +300,41 @@ def test_evaluation_where_the_data_lie_now(program: Program, train: Train, balls
     assert (run / "evaluation/cases.csv").exists()
 
 
+def test_slices_of_three_views_are_averaged(
+    program: Program, predict: Predict, train: Train, balls: Path, trained: Path, tmp_path: Path
+) -> None:
+    patches = {"axial": [16, 16, 1], "coronal": [16, 1, 16], "sagittal": [2, 16, 16]}
+    runs = [tmp_path / view for view in patches]
+    for run, (view, patch) in zip(runs, patches.items(), strict=True):
+        model = f"model={{name: unet, channels: [4, 8], dims: 2, view: {view}}}"
+        train(
+            run,
+            model,
+            f"data.patch={patch}",
+            "train.global_batch=8",
+            "train.micro_batch=8",
+            "train.steps=60",
+            "validate.every=60",
+        ).expect(0)
+    program.warm(COMMANDS, "evaluate", runs[0], "--with", *runs[1:]).wait().expect(0)
+
+    rows = _read_csv(runs[0] / "evaluation_ensemble/cases.csv")
+    name = rows[0]["case"]
+    masks = {
+        count: _values(predict(runs[:count], balls / f"imagesTr/{name}.nii.gz") / f"{name}.nii.gz") for count in (1, 3)
+    }
+    _assert_scores(rows, masks[3], nibabel.load(balls / f"labelsTr/{name}.nii.gz"))
+    assert (masks[1] != masks[3]).any()
+    summary = json.loads((runs[0] / "evaluation_ensemble/summary.json").read_text())
+    assert summary["averaged_with"] == [str(run / "checkpoints/best.pt") for run in runs[1:]]
+
+    other_fold = tmp_path / "other_fold"
+    train(other_fold, "data.fold=1", "train.steps=1").expect(0)
+    ended = program.warm(COMMANDS, "evaluate", trained, "--with", other_fold).wait().expect(2)
+    assert "other folds" in ended.err and str(other_fold) in ended.err
+    assert not (trained / "evaluation_ensemble").exists()
+
+
 # -- helpers -------------------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,8 @@ from fusionseg.models import build_model
 MODEL_CONFIG: TypeAdapter[Any] = TypeAdapter(ModelConfig)
 SMALL: dict[str, dict[str, Any]] = {
     **{name: {"feature_size": 12, "depths": [1, 1, 1, 1]} for name in ("swin_unetr", *FUSION_PRESETS)},
-    "unet": {"channels": [4, 8, 16]},
+    **{name: {"channels": [4, 8, 16]} for name in ("unet", "resunet", "attention_unet", "attention_resunet")},
+    "monai_unet": {"channels": [4, 8, 16]},
     "segresnet": {"init_filters": 8},
 }
 
@@ -31,9 +32,10 @@ def test_every_name_builds(name: str) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"name": "unet"},
-        {"name": "unet", "channels": [4, 8, 16], "strides": [2, 1], "num_res_units": 0, "norm": "batch"},
         {"name": "unet", "channels": [4, 8], "dropout": 0.2},
+        {"name": "monai_unet"},
+        {"name": "monai_unet", "channels": [4, 8, 16], "strides": [2, 1], "num_res_units": 0, "norm": "batch"},
+        {"name": "monai_unet", "channels": [4, 8], "dropout": 0.2},
         {"name": "segresnet", "blocks_down": [1, 1], "blocks_up": [1], "init_filters": 8, "dropout": 0.2},
     ],
 )
