@@ -18,6 +18,8 @@ SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
 SSIM_K1, SSIM_K2 = 0.01, 0.03
 
+_LEAST_ERROR = 1e-10  # as a share of the squared range
+
 
 class ReconstructionLoss:
     """The weighted sum of 1 - SSIM, the mean absolute and the mean squared difference that a configuration names.
@@ -62,7 +64,9 @@ class ReconstructionLoss:
 def quality(
     reconstruction: Tensor, image: Tensor, data_range: float, over: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """SSIM and PSNR (dB) of each sample, (B,) and (B,); infinite PSNR where both are equal.
+    """SSIM and PSNR (dB) of each sample, (B,) and (B,).
+
+    The PSNR is 100 dB at most: of a patch of nothing but air it would be infinite, and so would every mean over it.
 
     Args:
         reconstruction: what is judged: the composite, to compare with a fill-in.
@@ -72,7 +76,8 @@ def quality(
     with _full_precision(image.device):
         image, reconstruction = image.float(), reconstruction.float()
         ssim = _mean(ssim_map(reconstruction, image, data_range), over)
-        psnr = 10 * torch.log10(data_range**2 / _mean((reconstruction - image).square(), over))
+        error = _mean((reconstruction - image).square(), over) / data_range**2
+        psnr = -10 * torch.log10(error.clamp(min=_LEAST_ERROR))
     return ssim, psnr
 
 

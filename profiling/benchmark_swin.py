@@ -6,6 +6,7 @@ A step is forward, the Dice and cross-entropy loss, and backward, on one residen
 networks take turns step by step, so that whatever else the machine does hits all of them alike, and the time ratio is
 the median of the ratios to MONAI's within each turn. The peak memory is that of one step in a process of its own, less
 what was there before it (weights and batch; gradients count): on a GPU of torch's allocator, on a CPU the resident set.
+On a CPU that others use too, take --threads 1 --clock cpu: the processor's seconds of one thread, waiting not counted.
 MONAI's network is `monai`, with its use_v2 `monai_v2`; all other names are those of `fusionseg models`.
 """
 
@@ -51,6 +52,8 @@ def build(name: str, feature_size: int, *, checkpoint: bool) -> nn.Module:
 def training_step(name: str, options: argparse.Namespace, precision: str, compiled: bool) -> Callable[[], None]:
     """The step of a network with fresh weights and a batch that stays where it is."""
     device = torch.device(options.device)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     model = build(name, options.feature_size, checkpoint=options.checkpoint).to(device).train()
     if compiled:
@@ -77,14 +80,15 @@ def measure_time(options: argparse.Namespace, precision: str, compiled: bool) ->
     """Seconds of each network's steps, in the order of the turns."""
     names = [BASE, *options.networks]
     steps = {name: training_step(name, options, precision, compiled) for name in names}
+    clock = time.process_time if options.clock == "cpu" else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(options.warmup + options.turns):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            start = time.perf_counter()
+            start = clock()
             steps[name]()
             if turn >= options.warmup:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     return times
 
 
@@ -149,6 +153,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "batch": options.batch,
         "checkpoint": options.checkpoint,
         "turns": options.turns,
+        "threads": torch.get_num_threads(),
+        "clock": options.clock,
         "rows": rows,
     }
 
@@ -157,7 +163,8 @@ def markdown(result: dict[str, Any]) -> str:
     """The result as a table."""
     lines = [
         f"feature size {result['feature_size']}, patch {result['patch']}^3, batch {result['batch']}, activation"
-        f" checkpointing {'on' if result['checkpoint'] else 'off'}, {result['turns']} turns, {result['machine']}",
+        f" checkpointing {'on' if result['checkpoint'] else 'off'}, {result['turns']} turns,"
+        f" {result['threads']} threads, {result['clock']} clock, {result['machine']}",
         "",
         "| network | precision | compile | s / step | time / MONAI | peak GB | memory / MONAI |",
         "|---|---|---|---|---|---|---|",
@@ -187,6 +194,8 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--turns", type=int, default=5, help="0: memory only")
     parser.add_argument("--warmup", type=int, default=1, help="turns that do not count")
+    parser.add_argument("--threads", type=int, help="of torch on a CPU")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: of this process alone")
     parser.add_argument("--no-memory", action="store_true", help="time only")
     parser.add_argument("--json", type=Path, help="write the result here too")
     parser.add_argument("--alone", help=argparse.SUPPRESS)

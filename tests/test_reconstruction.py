@@ -84,6 +84,12 @@ def test_psnr_is_monais_and_samples_do_not_mix() -> None:
         torch.testing.assert_close(torch.stack([ssim[one], psnr[one]]), torch.stack(alone))
 
 
+def test_a_perfect_reconstruction_has_figures_that_a_mean_survives() -> None:
+    air = torch.zeros(1, 1, *PATCH)
+    ssim, psnr = quality(air, air, 1.0)
+    assert ssim.tolist() == [1.0] and psnr.tolist() == pytest.approx([100.0])
+
+
 def test_quality_over_hidden_voxels() -> None:
     image, other = images(channels=2)
     hidden = blocks_to_voxels(blocks(), PATCH)

@@ -179,9 +179,12 @@ def _convolution_grads(grad: Tensor, x: Tensor, weight: Tensor, *, needs_x: bool
         grad_x = None if grad_rows is None else grad_rows.unflatten(1, x.shape[2:]).permute(0, 4, 1, 2, 3)
         return grad_x, total.view_as(weight).to(weight.dtype)
     padding = [weight.shape[2] // 2] * 3
+    dtype = x.dtype
+    if x.device.type == "cpu" and min(x.shape[2:]) < weight.shape[2]:  # see `host_bf16`: wrong in 16 bits
+        grad, x = grad.to(sum_dtype(grad)), x.to(sum_dtype(x))
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
         grad, x, weight.to(x.dtype), None, [1] * 3, padding, [1] * 3, False, [0] * 3, 1, [needs_x, True, False]
     )
     if grad_x is not None:
-        grad_x = grad_x.contiguous(memory_format=torch.channels_last_3d)
+        grad_x = grad_x.to(dtype).contiguous(memory_format=torch.channels_last_3d)
     return grad_x, grad_weight.to(weight.dtype)

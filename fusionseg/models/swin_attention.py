@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from fusionseg.models.lean import as_written, in_chunks, sum_dtype, working_dtype
 from fusionseg.models.swin_windows import WindowPlan, relative_position_index
 
-_SCORES_AT_ONCE = 3 * 343 * 343  # numbers of a chunk of scores: about what stays in the caches of a CPU
+_SCORES_AT_ONCE = 9 * 343 * 343  # numbers of a chunk of scores, 4 MB: they are to stay in the caches of a CPU
 
 
 class WindowAttention(nn.Module):

@@ -35,7 +35,7 @@ def compare(ours: nn.Module, theirs: nn.Module, *inputs: Tensor) -> None:
         torch.testing.assert_close(mine, other)
 
 
-@pytest.fixture(params=[2**18, 64], ids=["whole", "chunks"])
+@pytest.fixture(params=[2**20, 64], ids=["whole", "chunks"])
 def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lean, "_NUMBERS_AT_ONCE", request.param)
 
@@ -96,6 +96,19 @@ def test_up_block_compiles_as_one_graph() -> None:
     torch.testing.assert_close(found, expected)
     for mine, other in zip(torch.autograd.grad(found.square().sum(), list(block.parameters())), gradients, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(2, 2, 2), (2, 4, 4), (4, 4, 4)])
+def test_gradients_in_16_bits_of_small_maps(size: tuple[int, int, int]) -> None:
+    # torch's own weight gradient is wrong for maps of 2 voxels under a kernel of 3
+    torch.manual_seed(0)
+    block, x = ResidualBlock(32, 32, 3), torch.randn(1, 32, *size)
+    weight = torch.randn(1, 32, *size)
+    exact = torch.autograd.grad((block(x) * weight).sum(), list(block.parameters()))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = (block(x) * weight).sum()
+    for mine, other in zip(torch.autograd.grad(loss, list(block.parameters())), exact, strict=True):
+        assert (mine - other).norm() < 0.1 * other.norm()
 
 
 def test_keeps_two_maps() -> None:
