@@ -13,9 +13,6 @@ from monai.networks.blocks.segresnet_block import ResBlock
 from monai.networks.blocks.transformerblock import TransformerBlock
 from monai.networks.utils import pixelshuffle
 from torch import Tensor, nn
-from torch.nn import functional as F
-
-from fusionseg.reconstruction import blocks_to_voxels
 
 _GROUP = 8  # channels of a group of the group norm
 
@@ -26,9 +23,6 @@ class PyramidDecoder(nn.Module):
     From the coarsest map up: residual blocks, doubling, plus the next finer map. The coarse scales carry what lies
     far away into a hidden block. `width` channels from 1/8 on, half of it at 1/4, a quarter at 1/2, where `depth`
     blocks would cost more than all others together: there is one.
-
-    It is told what was hidden: a learned token per scale is added to the maps there. In a blacked-out CT the hidden
-    blocks are as dark as air, and the encoder cannot tell the one from the other. With `mae` the token is all there is.
 
     Group norm, not instance norm: a patch may be a single voxel at 1/32.
 
@@ -51,25 +45,10 @@ class PyramidDecoder(nn.Module):
             nn.ConvTranspose3d(coarse, fine, kernel_size=2, stride=2) for fine, coarse in pairwise(widths)
         )
         self.out = nn.Conv3d(widths[0], 8 * out_channels, kernel_size=3, padding=1)
-        self.hidden_token = token(sum(widths))
 
     def project(self, states: Sequence[Tensor]) -> list[Tensor]:
         """The encoder's maps at the decoder's widths, voxel by voxel."""
         return [layer(state) for layer, state in zip(self.project_in, states, strict=True)]
-
-    def mark(self, maps: Sequence[Tensor], hidden: Tensor) -> list[Tensor]:
-        """The projected maps with the tokens added, as far as their voxels lie in hidden blocks (B, gx, gy, gz)."""
-        shares = [blocks_to_voxels(hidden, maps[0].shape[2:]).to(maps[0].dtype)]
-        for _ in maps[1:]:
-            shares.append(F.avg_pool3d(shares[-1], 2))
-        return [
-            x + share * vector.to(x.dtype).view(1, -1, 1, 1, 1)
-            for x, share, vector in zip(maps, shares, self.hidden_tokens(), strict=True)
-        ]
-
-    def hidden_tokens(self) -> tuple[Tensor, ...]:
-        """The token of each scale."""
-        return self.hidden_token.split(self.widths)
 
     def merge(self, maps: Sequence[Tensor]) -> Tensor:
         """The volume (B, C, X, Y, Z) of the projected maps."""
@@ -82,7 +61,7 @@ class PyramidDecoder(nn.Module):
 
 class TokenDecoder(nn.Module):
     """From the tokens of a ViT to the voxels of each token: a smaller transformer, and a linear layer (He et al.,
-    2022, section 3). It is told what was hidden as `PyramidDecoder` is.
+    2022, section 3).
 
     Args:
         in_channels: width of the encoder's tokens.
@@ -98,23 +77,13 @@ class TokenDecoder(nn.Module):
         self.blocks = nn.Sequential(*(_transformer(width, heads) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, out_values)
-        self.hidden_token = token(width)
         self.positions: Tensor
         self.register_buffer("positions", sincos_positions(grid, width), persistent=False)
-
-    def mark(self, tokens: Tensor, hidden: Tensor) -> Tensor:
-        """Projected tokens (B, T, width) with the learned one added to the hidden (B, T), as far as they are."""
-        return tokens + hidden.to(tokens.dtype).unsqueeze(2) * self.hidden_token.to(tokens.dtype)
 
     def merge(self, tokens: Tensor) -> Tensor:
         """Values (B, T, out_values) of projected tokens (B, T, width), all of them."""
         values: Tensor = self.out(self.norm(self.blocks(tokens + self.positions)))
         return values
-
-
-def token(width: int) -> nn.Parameter:
-    """A learned vector that stands for what is hidden."""
-    return nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02))
 
 
 def sincos_positions(grid: Sequence[int], width: int) -> Tensor:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from fusionseg.config.networks import SwinConfig
 from fusionseg.config.pretraining import PretrainConfig
-from fusionseg.models.masked.decoder import PyramidDecoder, token
+from fusionseg.models.masked.decoder import PyramidDecoder
 from fusionseg.models.masked.units import fill_rows, join_units, split_units, visible_rows
 from fusionseg.models.swin_attention import WindowAttention
 from fusionseg.models.swin_encoder import SwinBlock, SwinEncoder, SwinStage
@@ -54,8 +54,10 @@ class MaskedSwin(nn.Module):
             width=pretrain.decoder.width,
             depth=pretrain.decoder.depth,
         )
-        if self.method == "token":
-            self.mask_token = token(feature_size)
+        if self.method != "blackout":
+            # mae: one for each map, end to end
+            size = feature_size if self.method == "token" else sum(self.decoder.widths)
+            self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(size), std=0.02))
 
     def forward(self, image: Tensor, hidden: Tensor) -> Tensor:
         """The reconstruction (B, C, X, Y, Z), of all voxels."""
@@ -70,8 +72,8 @@ class MaskedSwin(nn.Module):
             image = image.masked_fill(blocks_to_voxels(hidden, image.shape[2:]), 0)
         embedded = self.swinViT.patch_embed(image)
         if self.method == "token":
-            mask_token = self.mask_token.to(embedded.dtype).view(1, -1, 1, 1, 1)
-            embedded = torch.where(blocks_to_voxels(hidden, embedded.shape[2:]), mask_token, embedded)
+            token = self.mask_token.to(embedded.dtype).view(1, -1, 1, 1, 1)
+            embedded = torch.where(blocks_to_voxels(hidden, embedded.shape[2:]), token, embedded)
         states: list[Tensor] = self.swinViT.stages(embedded, normalize=True)
         return states
 
@@ -81,11 +83,9 @@ class MaskedSwin(nn.Module):
         if self.method == "mae":  # after the projection: the decoder's maps are narrower than the encoder's
             rows = visible_rows(hidden, self.num_visible)
             maps = [
-                join_units(fill_rows(units, rows, hidden.numel(), vector), self.grid)
-                for units, vector in zip(maps, self.decoder.hidden_tokens(), strict=True)
+                join_units(fill_rows(units, rows, hidden.numel(), token), self.grid)
+                for units, token in zip(maps, self.mask_token.split(self.decoder.widths), strict=True)
             ]
-        else:
-            maps = self.decoder.mark(maps, hidden)
         return self.decoder.merge(maps)
 
 

@@ -7,13 +7,12 @@ from math import prod
 import torch
 from monai.networks.nets.vit import ViT
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fusionseg.config.networks import UNETRConfig
 from fusionseg.config.networks.from_monai import UNETR_TOKEN
 from fusionseg.config.pretraining import PretrainConfig
 from fusionseg.models.from_monai import build_from_monai
-from fusionseg.models.masked.decoder import TokenDecoder, token
+from fusionseg.models.masked.decoder import TokenDecoder
 from fusionseg.models.masked.units import fill_rows, join_units, split_units, visible_rows
 from fusionseg.reconstruction import blocks_to_voxels
 
@@ -52,8 +51,9 @@ class MaskedViT(nn.Module):
             depth=decoder.depth,
             heads=decoder.heads,
         )
-        if self.method == "token":
-            self.mask_token = token(width)
+        if self.method != "blackout":
+            size = width if self.method == "token" else decoder.width
+            self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(size), std=0.02))
 
     def forward(self, image: Tensor, hidden: Tensor) -> Tensor:
         """The reconstruction (B, C, X, Y, Z), of all voxels."""
@@ -87,21 +87,14 @@ class MaskedViT(nn.Module):
         tokens = self.decoder.project_in(tokens)
         if self.method == "mae":
             rows = visible_rows(self._hidden_tokens(hidden), self.num_visible)
-            tokens = fill_rows(tokens.flatten(0, 1), rows, batch * prod(self.grid), self.decoder.hidden_token)
+            tokens = fill_rows(tokens.flatten(0, 1), rows, batch * prod(self.grid), self.mask_token)
             tokens = tokens.unflatten(0, (batch, -1))
-        else:
-            tokens = self.decoder.mark(tokens, self._hidden_share(hidden))
         units = self.decoder.merge(tokens).reshape(-1, self.channels, *[UNETR_TOKEN] * 3)
         return join_units(units, self.grid)
 
     def _hidden_tokens(self, hidden: Tensor) -> Tensor:
         """Hidden blocks as hidden tokens (B, tx, ty, tz)."""
         return blocks_to_voxels(hidden, self.grid).squeeze(1)
-
-    def _hidden_share(self, hidden: Tensor) -> Tensor:
-        """The hidden share of each token's voxels (B, T); a blacked-out block may be smaller than a token."""
-        voxels = blocks_to_voxels(hidden, [size * UNETR_TOKEN for size in self.grid])
-        return F.avg_pool3d(voxels.float(), UNETR_TOKEN).flatten(1)
 
 
 def build_masked_vit(config: UNETRConfig, pretrain: PretrainConfig, in_channels: int, patch: Triple) -> MaskedViT:
