@@ -52,6 +52,7 @@ def test_the_run_folder_is_whole(trained: Path) -> None:
         "metrics.jsonl",
         "log.txt",
         *(f"checkpoints/{name}.pt" for name in ("best", "last", "step_00000080", "step_00000100", "step_00000120")),
+        *(f"pictures/validation_{step:08d}.png" for step in (30, 60, 90, 120)),
     }
 
 
@@ -116,8 +117,9 @@ def test_the_checkpoints_say_what_they_are(trained: Path) -> None:
 def test_environment_and_log(trained: Path) -> None:
     environment = json.loads((trained / "environment.json").read_text())
     assert environment.keys() == {
-        "fusionseg", "commit", "python", "packages", "cuda", "command", "world_size", "ranks"
+        "fusionseg", "commit", "python", "packages", "cuda", "command", "parameters", "world_size", "ranks"
     }  # fmt: skip
+    assert environment["parameters"] == sum(x.numel() for x in checkpoint(trained)["model"].values())
     assert environment["world_size"] == len(environment["ranks"]) == 1
     assert environment["ranks"][0]["device"] == "cpu"
     assert environment["ranks"][0]["threads"] == 1
