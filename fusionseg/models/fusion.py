@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from monai.networks.blocks.unetr_block import UnetrBasicBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fusionseg.config.networks import FusionConfig
 from fusionseg.models.bridge import ContextBridge
+from fusionseg.models.residual import residual_block
 from fusionseg.models.upsampling import upsample
 
 Maps = tuple[Tensor, ...]
@@ -38,19 +38,6 @@ _POOLS: dict[str, tuple[Callable[[Tensor, int], Tensor], ...]] = {
     "avg": (F.avg_pool3d,),
     "maxavg": (F.max_pool3d, F.avg_pool3d),
 }
-
-
-def residual_block(in_channels: int, out_channels: int, kernel_size: int) -> UnetrBasicBlock:
-    """MONAI's residual block as in Swin UNETR: convolutions without bias, instance norm without affine."""
-    return UnetrBasicBlock(
-        spatial_dims=3,
-        in_channels=in_channels,
-        out_channels=out_channels,
-        kernel_size=kernel_size,
-        stride=1,
-        norm_name="instance",
-        res_block=True,
-    )
 
 
 class FusedSkips(nn.Module):
