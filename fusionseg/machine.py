@@ -42,6 +42,12 @@ def available_memory_bytes() -> int:
     return free
 
 
+def resident_bytes(field: str) -> int:
+    """A line of /proc/self/status: VmRSS is what this process holds in memory now, VmHWM its peak."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
 def _groups(controller: str) -> Iterator[Path]:
     """Folders of this process's control group and of all above it, in version 2 and in version 1."""
     try:

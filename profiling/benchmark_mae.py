@@ -17,7 +17,6 @@ import gc
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from math import nan, prod
@@ -29,9 +28,10 @@ from torch import Tensor, nn
 
 from fusionseg.config.networks import NetworkSection, SwinConfig, UNETRConfig
 from fusionseg.config.pretraining import PretrainConfig, ReconstructionLossConfig
+from fusionseg.engine.describe import timed
 from fusionseg.entry import run
 from fusionseg.errors import UserError
-from fusionseg.machine import available_cpus
+from fusionseg.machine import available_cpus, resident_bytes
 from fusionseg.models.masked import build_masked
 from fusionseg.reconstruction import ReconstructionLoss
 
@@ -95,15 +95,6 @@ class Form:
         return torch.autocast(self.device.type, torch.bfloat16) if self.half else nullcontext()
 
 
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Of one call, the device's work included."""
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
 def peak_gb(work: Callable[[], object], device: torch.device) -> float:
     """Memory that a call takes beyond what was held before it; nan where the system cannot tell."""
     gc.collect()
@@ -117,14 +108,9 @@ def peak_gb(work: Callable[[], object], device: torch.device) -> float:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark starts anew
     except OSError:
         return nan
-    before = _status_bytes("VmRSS")
+    before = resident_bytes("VmRSS")
     work()
-    return (_status_bytes("VmHWM") - before) / 1e9
-
-
-def _status_bytes(key: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+    return (resident_bytes("VmHWM") - before) / 1e9
 
 
 def measure(name: str, model: NetworkSection, arguments: argparse.Namespace) -> list[dict[str, object]]:
@@ -141,7 +127,7 @@ def measure(name: str, model: NetworkSection, arguments: argparse.Namespace) -> 
         first = turn % len(names)
         for form in names[first:] + names[:first]:
             for part in PARTS:
-                spent = seconds(forms[form].work(part), forms[form].device)
+                spent = timed(forms[form].work(part), forms[form].device)
                 if turn:  # the first is for warming up
                     times[form, part].append(spent)
     rows = []

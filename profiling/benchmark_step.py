@@ -18,7 +18,6 @@ import platform
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from fusionseg.config import load_config
 from fusionseg.data.synth import write_dataset
-from fusionseg.engine.describe import peak_memory_gb
+from fusionseg.engine.describe import peak_memory_gb, timed
 from fusionseg.engine.distributed import World
 from fusionseg.engine.network import build_loss
 from fusionseg.engine.optim import build_optimizer
@@ -63,15 +62,6 @@ def bare_loop(trainer: Trainer, *, clip: bool) -> Callable[[], None]:
         scaler.update()
 
     return step
-
-
-def timed(step: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one step, the device's work included."""
-    start = time.perf_counter()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def measure(config_file: str, overrides: list[str], data: str | None, steps: int, folder: Path) -> dict[str, object]:

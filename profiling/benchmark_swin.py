@@ -30,7 +30,7 @@ from fusionseg.config import LossConfig
 from fusionseg.config.networks import SwinConfig
 from fusionseg.entry import run
 from fusionseg.losses import build_loss
-from fusionseg.machine import available_cpus
+from fusionseg.machine import available_cpus, resident_bytes
 from fusionseg.models import build_model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -116,12 +116,6 @@ def alone(request: str) -> float:
     before = resident_bytes("VmRSS")
     step()
     return resident_bytes("VmHWM") - before
-
-
-def resident_bytes(field: str) -> float:
-    """A line of /proc/self/status, in bytes: VmRSS is what lies in memory now, VmHWM its peak."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

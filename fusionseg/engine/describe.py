@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import resource
 import socket
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,3 +34,12 @@ def describe_rank(world: World) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cpus": available_cpus(),
     }
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, the device's work included."""
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start

@@ -15,6 +15,7 @@ import yaml
 
 from fusionseg.engine.run_folder import mathematics
 from fusionseg.errors import UserError
+from fusionseg.inference.table import markdown_table
 
 REPEATED = ("seed", "data.fold", "data.fold_seed")
 """Keys that repeat a configuration: their values are averaged over."""
@@ -70,13 +71,7 @@ class Comparison:
                 text = _spread(figure, spread)
                 marked = is_score(figure) and spread is not None and spread[0] == best and len(self.rows) > 1
                 cells.append(f"**{text}**" if marked else text)
-        table = [[*self.settings, "runs", *self.figures], *body]
-        widths = [max(len(cells[column]) for cells in table) for column in range(len(table[0]))]
-        lines = [
-            "| " + " | ".join(cell.ljust(n) for cell, n in zip(cells, widths, strict=True)) + " |" for cells in table
-        ]
-        lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-        return "\n".join(lines)
+        return markdown_table([[*self.settings, "runs", *self.figures], *body])
 
     def to_csv(self) -> str:
         """The same in full precision, mean and standard deviation apart."""
@@ -139,7 +134,7 @@ def read_run(folder: Path) -> RunSummary:
 
 
 def _cost(records: list[dict[str, Any]], environment: Mapping[str, Any]) -> dict[str, float]:
-    """Parameters, steps, and the measurements: the median would hide nothing here, the mean of the records is told."""
+    """Parameters, steps, and the measurements, means over the records."""
     trained = [record for record in records if record["kind"] == "train"]
     cost: dict[str, float] = {}
     if "parameters" in environment:

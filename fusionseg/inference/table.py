@@ -1,7 +1,8 @@
-"""The table that `fusionseg evaluate` prints."""
+"""Tables in Markdown: that of `fusionseg evaluate`, and how all of them are laid out."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isnan
 from typing import Any
 
@@ -12,7 +13,12 @@ def evaluation_table(summary: dict[str, Any]) -> str:
     for name, entry in summary["classes"].items():
         rows.append((name, str(entry["dice"]["cases"]), _cell(entry["dice"], 4), _cell(entry["hd95_mm"], 2)))
     rows.append(("mean", str(summary["cases"]), _number(summary["dice"], 4), _number(summary["hd95_mm"], 2)))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return markdown_table(rows)
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the first the header, in aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
     ]

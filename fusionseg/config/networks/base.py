@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import ClassVar
 
 from fusionseg.config.section import Section
@@ -17,9 +18,9 @@ class NetworkSection(Section):
     """Attribute of the network that holds an encoder which can be pre-trained: `swinViT`, `vit`, or none."""
     name: str
 
+    @abstractmethod
     def patch_problem(self, patch: tuple[int, int, int]) -> str | None:
         """Why this network cannot train on patches of this size, with the fix; None if it can."""
-        raise NotImplementedError
 
 
 def multiple_problem(name: str, patch: tuple[int, int, int], multiple: int) -> str | None:
