@@ -30,11 +30,15 @@ class ReconstructionLoss:
 
     Args:
         data_range: of the intensities, for SSIM.
+        limits: lowest and highest intensity there is, if that is known; see `within`.
     """
 
-    def __init__(self, config: ReconstructionLossConfig, data_range: float) -> None:
+    def __init__(
+        self, config: ReconstructionLossConfig, data_range: float, limits: tuple[float, float] | None = None
+    ) -> None:
         self.config = config
         self.data_range = data_range
+        self.limits = limits
 
     def __call__(self, reconstruction: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
         """The mean over the micro-batch, in float32 also under autocast.
@@ -45,7 +49,7 @@ class ReconstructionLoss:
         image, hidden = target
         voxels: Tensor | None = None
         with _full_precision(image.device):
-            image, reconstruction = image.float(), reconstruction.float()
+            image, reconstruction = image.float(), within(reconstruction.float(), self.limits)
             if self.config.over == "masked":
                 voxels = blocks_to_voxels(hidden, image.shape[2:])
                 reconstruction = composite(reconstruction, image, voxels)
@@ -114,6 +118,17 @@ def blocks_to_voxels(hidden: Tensor, patch: Sequence[int]) -> Tensor:
 def composite(reconstruction: Tensor, image: Tensor, hidden_voxels: Tensor) -> Tensor:
     """The image, with the reconstruction at its hidden voxels."""
     return torch.where(hidden_voxels, reconstruction, image)
+
+
+def within(reconstruction: Tensor, limits: tuple[float, float] | None) -> Tensor:
+    """The reconstruction clamped to the lowest and highest intensity.
+
+    In a window most of a CT is exactly its lower or upper end, and SSIM is strict about noise where nothing is. The
+    gradient passes as if nothing were clamped: what lies beyond a limit and belongs inside is still pulled back.
+    """
+    if limits is None:
+        return reconstruction
+    return reconstruction + (reconstruction.clamp(*limits) - reconstruction).detach()
 
 
 def fill_mean(image: Tensor, hidden_voxels: Tensor) -> Tensor:

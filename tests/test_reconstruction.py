@@ -17,6 +17,7 @@ from fusionseg.reconstruction import (
     fill_mean,
     quality,
     ssim_map,
+    within,
 )
 from fusionseg.telemetry.pictures import reconstruction_strip
 
@@ -155,6 +156,23 @@ def test_fills_keep_what_is_visible_and_do_not_look_at_what_is_not(fill: object)
     filled = fill(image, voxels)
     assert torch.equal(torch.where(voxels, 0, filled), torch.where(voxels, 0, image))
     assert torch.equal(fill(composite(other, image, voxels), voxels), filled)
+
+
+def test_within_the_limits() -> None:
+    """Air that is below 0 is right as it is; what is below 0 and belongs inside is pulled up all the same."""
+    image = torch.zeros(1, 1, 16, 16, 16)
+    image[..., 8:] = 0.5
+    given = torch.full_like(image, -0.25, requires_grad=True)
+    config = ReconstructionLossConfig(ssim=0.0, l2=1.0)
+    loss = ReconstructionLoss(config, data_range=1.0, limits=(0.0, 1.0))
+    value = loss(given, (image, torch.ones(1, 1, 1, 1, dtype=torch.bool)))
+    value.backward()
+    assert value.item() == pytest.approx(0.5 * 0.5**2)
+    assert given.grad is not None
+    assert torch.all(given.grad[..., :8] == 0)
+    assert torch.all(given.grad[..., 8:] < 0)
+    assert within(torch.tensor([-1.0, 0.5, 3.0]), (0.0, 1.0)).tolist() == [0.0, 0.5, 1.0]
+    assert within(torch.tensor([-1.0, 3.0]), None).tolist() == [-1.0, 3.0]
 
 
 def test_fill_mean_is_the_mean_of_each_sample_and_channel() -> None:

@@ -53,7 +53,7 @@ def build_loss(config: RunConfig) -> Loss:
     if config.pretrain is not None:
         from fusionseg.reconstruction import ReconstructionLoss
 
-        return ReconstructionLoss(config.pretrain.loss, data_range(config))
+        return ReconstructionLoss(config.pretrain.loss, data_range(config), intensity_limits(config))
     from fusionseg import losses
 
     return losses.build_loss(config.loss)
@@ -64,6 +64,14 @@ def data_range(config: RunConfig) -> float:
     if config.pretrain is not None and config.pretrain.data_range is not None:
         return config.pretrain.data_range
     return 1.0 if config.data.intensity.mode == "window" else 6.0
+
+
+def intensity_limits(config: RunConfig) -> tuple[float, float] | None:
+    """Lowest and highest intensity of all training samples, where the configuration says: in a window."""
+    augment = config.augment
+    fixed = augment.shift_intensity is None and augment.scale_intensity is None and augment.noise is None
+    modes = {config.data.intensity.mode, *(source.intensity.mode for source in config.data.also)}
+    return (0.0, 1.0) if fixed and modes == {"window"} else None
 
 
 def build_network(config: RunConfig, device: torch.device, *, in_channels: int, out_channels: int) -> nn.Module:

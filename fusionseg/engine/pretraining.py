@@ -17,11 +17,11 @@ from fusionseg.config import AugmentConfig, RunConfig
 from fusionseg.data.plan import Purpose, Samples, hidden_blocks
 from fusionseg.data.sampler import PatchSampler
 from fusionseg.engine.distributed import World
-from fusionseg.engine.network import data_range
+from fusionseg.engine.network import data_range, intensity_limits
 from fusionseg.engine.precision import Precision
 from fusionseg.engine.task import Outcome
 from fusionseg.engine.training_data import TrainingData
-from fusionseg.reconstruction import blocks_to_voxels, composite, fill_linear, fill_mean, quality
+from fusionseg.reconstruction import blocks_to_voxels, composite, fill_linear, fill_mean, quality, within
 from fusionseg.telemetry.pictures import reconstruction_strip
 from fusionseg.telemetry.ranges import annotate
 
@@ -42,6 +42,7 @@ class Pretraining:
         self.grid = config.pretrain.grid(config.data.patch)
         self.num_hidden = config.pretrain.num_hidden(config.data.patch)
         self.data_range = data_range(config)
+        self.limits = intensity_limits(config)
         self._still = PatchSampler(data.cache, AugmentConfig(flip=0), config.data.patch, world.device)
         self._fills: dict[str, Figures] = {}
 
@@ -106,7 +107,7 @@ class Pretraining:
             voxels = blocks_to_voxels(hidden, self.config.data.patch)
             with self.precision.autocast():
                 output = model(image, hidden)
-            output = output.float()
+            output = within(output.float(), self.limits)
             ours += self._figures(output, image, voxels, "")
             if first_time:
                 fills += [

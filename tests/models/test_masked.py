@@ -14,7 +14,7 @@ from fusionseg.config.pretraining import PretrainConfig, ReconstructionLossConfi
 from fusionseg.models import build_model
 from fusionseg.models.masked import build_masked
 from fusionseg.models.masked.swin import UnitAttention, swin_stages
-from fusionseg.models.masked.units import fill_rows, join_units, split_units, visible_rows
+from fusionseg.models.masked.units import fill_rows, hidden_shares, join_units, split_units, visible_rows
 from fusionseg.models.swin_attention import WindowAttention
 from fusionseg.reconstruction import ReconstructionLoss, blocks_to_voxels, fill_mean
 
@@ -78,7 +78,7 @@ def test_shapes_and_what_the_parts_are_called(case: Case) -> None:
     with torch.no_grad():
         assert model(image, hidden).shape == image.shape
     parts = {name.split(".")[0] for name in model.state_dict()}
-    assert parts == {case.model.encoder, "decoder"} | ({"mask_token"} if case.method != "blackout" else set())
+    assert parts == {case.model.encoder, "decoder"} | ({"mask_token"} if case.method == "token" else set())
 
 
 @each_case
@@ -101,6 +101,26 @@ def test_what_is_hidden_does_not_matter_and_what_is_visible_does(case: Case) -> 
         found = model(image, hidden)
         assert torch.equal(model(torch.where(voxels, torch.nan, image), hidden), found)
         assert not torch.equal(model(torch.where(voxels, image, -image), hidden), found)
+
+
+@pytest.mark.parametrize("name", ["swin-blackout", "vit-blackout"])
+def test_a_black_block_that_is_shown_is_not_taken_for_a_hidden_one(name: str) -> None:
+    """The encoder cannot tell them apart: in a CT's window air is 0 too. The decoder is told."""
+    case = CASES[name]
+    model = case.build().eval()
+    image, hidden = case.sample()
+    image = image.masked_fill(blocks_to_voxels(hidden, case.patch), 0)
+    nothing = torch.zeros_like(hidden)
+    with torch.no_grad():
+        states, same = model.encode(image, hidden), model.encode(image, nothing)
+        assert all(torch.equal(a, b) for a, b in zip(states, same, strict=True))
+        assert not torch.equal(model.decode(states, hidden), model.decode(states, nothing))
+
+
+def test_hidden_shares_on_finer_and_coarser_grids() -> None:
+    hidden = torch.tensor([True, False, False, False]).view(1, 2, 2, 1)
+    assert hidden_shares(hidden, (4, 2, 1))[0, 0, :, :, 0].tolist() == [[1, 0], [1, 0], [0, 0], [0, 0]]
+    assert hidden_shares(hidden, (1, 2, 3))[0, 0, 0].tolist() == [[0.5] * 3, [0] * 3]
 
 
 @each_case

@@ -2,7 +2,8 @@
 
 The three methods differ in what the encoder sees. `blackout`: the volume, hidden voxels 0 (the thesis). `token`: the
 same after the patch embedding, a learned token in their place (SimMIM: Xie et al., 2022, arXiv:2111.09886). `mae`: the
-visible parts only (He et al., 2022, arXiv:2111.06377).
+visible parts only (He et al., 2022, arXiv:2111.06377). In all of them the decoder is told what is hidden, by a learned
+token at the hidden places of what it is given.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def build_masked(
     Its forward pass maps volumes (B, C, X, Y, Z) and their hidden blocks (B, gx, gy, gz), True where hidden, to
     reconstructions (B, C, X, Y, Z). Each sample hides `pretrain.num_hidden(patch)` blocks: what is visible has one
     size, without asking the device. The encoder has the name that it has in the network of `model`, so its weights
-    hand over key for key; the rest is `decoder` and, but for `blackout`, `mask_token`.
+    hand over key for key; the rest is `decoder` and, for `token`, `mask_token`.
 
     Args:
         model: the network whose encoder is trained.

@@ -45,6 +45,8 @@ class PyramidDecoder(nn.Module):
             nn.ConvTranspose3d(coarse, fine, kernel_size=2, stride=2) for fine, coarse in pairwise(widths)
         )
         self.out = nn.Conv3d(widths[0], 8 * out_channels, kernel_size=3, padding=1)
+        # What is said of a hidden place in each of the maps, end to end
+        self.hidden_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(sum(widths)), std=0.02))
 
     def project(self, states: Sequence[Tensor]) -> list[Tensor]:
         """The encoder's maps at the decoder's widths, voxel by voxel."""
@@ -77,6 +79,7 @@ class TokenDecoder(nn.Module):
         self.blocks = nn.Sequential(*(_transformer(width, heads) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, out_values)
+        self.hidden_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02))
         self.positions: Tensor
         self.register_buffer("positions", sincos_positions(grid, width), persistent=False)
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from fusionseg.config.networks import SwinConfig
 from fusionseg.config.pretraining import PretrainConfig
 from fusionseg.models.masked.decoder import PyramidDecoder
-from fusionseg.models.masked.units import fill_rows, join_units, split_units, visible_rows
+from fusionseg.models.masked.units import fill_rows, hidden_shares, join_units, split_units, visible_rows
 from fusionseg.models.swin_attention import WindowAttention
 from fusionseg.models.swin_encoder import SwinBlock, SwinEncoder, SwinStage
 from fusionseg.models.swin_fusion import build_swin
@@ -54,10 +54,8 @@ class MaskedSwin(nn.Module):
             width=pretrain.decoder.width,
             depth=pretrain.decoder.depth,
         )
-        if self.method != "blackout":
-            # mae: one for each map, end to end
-            size = feature_size if self.method == "token" else sum(self.decoder.widths)
-            self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(size), std=0.02))
+        if self.method == "token":
+            self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(feature_size), std=0.02))
 
     def forward(self, image: Tensor, hidden: Tensor) -> Tensor:
         """The reconstruction (B, C, X, Y, Z), of all voxels."""
@@ -80,11 +78,17 @@ class MaskedSwin(nn.Module):
     def decode(self, states: list[Tensor], hidden: Tensor) -> Tensor:
         """The reconstruction from what `encode` gives."""
         maps = self.decoder.project(states)
+        tokens = self.decoder.hidden_token.split(self.decoder.widths)
         if self.method == "mae":  # after the projection: the decoder's maps are narrower than the encoder's
             rows = visible_rows(hidden, self.num_visible)
             maps = [
                 join_units(fill_rows(units, rows, hidden.numel(), token), self.grid)
-                for units, token in zip(maps, self.mask_token.split(self.decoder.widths), strict=True)
+                for units, token in zip(maps, tokens, strict=True)
+            ]
+        else:  # Black may be air: without this, nothing tells the one from the other.
+            maps = [
+                x + hidden_shares(hidden, x.shape[2:]).to(x.dtype) * token.to(x.dtype).view(-1, 1, 1, 1)
+                for x, token in zip(maps, tokens, strict=True)
             ]
         return self.decoder.merge(maps)
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def visible_rows(hidden: Tensor, visible: int) -> Tensor:
@@ -34,6 +35,11 @@ def join_units(units: Tensor, grid: Sequence[int]) -> Tensor:
     (gx, gy, gz), (_, channels, ux, uy, uz) = grid, units.shape
     parts = units.reshape(-1, gx, gy, gz, channels, ux, uy, uz).permute(0, 4, 1, 5, 2, 6, 3, 7)
     return parts.reshape(-1, channels, gx * ux, gy * uy, gz * uz)
+
+
+def hidden_shares(hidden: Tensor, sizes: Sequence[int]) -> Tensor:
+    """How much of each cell of a grid or map (x, y, z) is hidden, (B, 1, x, y, z), of hidden blocks (B, gx, gy, gz)."""
+    return F.interpolate(hidden[:, None].float(), size=tuple(sizes), mode="area")
 
 
 def fill_rows(visible: Tensor, rows: Tensor, num_rows: int, token: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from fusionseg.config.networks.from_monai import UNETR_TOKEN
 from fusionseg.config.pretraining import PretrainConfig
 from fusionseg.models.from_monai import build_from_monai
 from fusionseg.models.masked.decoder import TokenDecoder
-from fusionseg.models.masked.units import fill_rows, join_units, split_units, visible_rows
+from fusionseg.models.masked.units import fill_rows, hidden_shares, join_units, split_units, visible_rows
 from fusionseg.reconstruction import blocks_to_voxels
 
 Triple = tuple[int, int, int]
@@ -51,9 +51,8 @@ class MaskedViT(nn.Module):
             depth=decoder.depth,
             heads=decoder.heads,
         )
-        if self.method != "blackout":
-            size = width if self.method == "token" else decoder.width
-            self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(size), std=0.02))
+        if self.method == "token":
+            self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02))
 
     def forward(self, image: Tensor, hidden: Tensor) -> Tensor:
         """The reconstruction (B, C, X, Y, Z), of all voxels."""
@@ -87,8 +86,11 @@ class MaskedViT(nn.Module):
         tokens = self.decoder.project_in(tokens)
         if self.method == "mae":
             rows = visible_rows(self._hidden_tokens(hidden), self.num_visible)
-            tokens = fill_rows(tokens.flatten(0, 1), rows, batch * prod(self.grid), self.mask_token)
+            tokens = fill_rows(tokens.flatten(0, 1), rows, batch * prod(self.grid), self.decoder.hidden_token)
             tokens = tokens.unflatten(0, (batch, -1))
+        else:
+            shares = hidden_shares(hidden, self.grid).flatten(2).mT
+            tokens = tokens + (shares * self.decoder.hidden_token).to(tokens.dtype)
         units = self.decoder.merge(tokens).reshape(-1, self.channels, *[UNETR_TOKEN] * 3)
         return join_units(units, self.grid)
 
