@@ -1,12 +1,11 @@
-"""Ranks: how this process was launched, which device is its own, and how ranks agree."""
+"""Ranks: which device is this one's own, and how ranks agree."""
 
 from __future__ import annotations
 
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -16,43 +15,10 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from fusionseg.engine.launch import Launch, check_port, read_launch
 from fusionseg.errors import UserError
 
-TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 PREPARING = timedelta(days=7)  # how long ranks wait while rank 0 prepares data: as long as it takes
-
-
-@dataclass(frozen=True)
-class Launch:
-    """The place of this process among the processes of the run."""
-
-    rank: int = 0
-    world_size: int = 1
-    local_rank: int = 0
-    local_world_size: int = 1
-
-
-def read_launch(environ: Mapping[str, str]) -> Launch:
-    """What torchrun says; without it, one process alone.
-
-    Raises:
-        UserError: some of torchrun's variables are set and others not, or one is no number.
-    """
-    given = [name for name in TORCHRUN_VARIABLES if environ.get(name)]
-    if "RANK" not in given and "WORLD_SIZE" not in given and "LOCAL_RANK" not in given:
-        return Launch()  # MASTER_ADDR alone is left over from something else
-    missing = [name for name in TORCHRUN_VARIABLES if name not in given]
-    if missing:
-        raise UserError(
-            f"environment: {', '.join(given)} are set as by torchrun, and {', '.join(missing)} not: start with"
-            " torchrun --nproc_per_node=N -m fusionseg.train, or unset them"
-        )
-    try:
-        rank, world, local, local_world = (int(environ[name]) for name in TORCHRUN_VARIABLES[:4])
-    except ValueError:
-        shown = ", ".join(f"{name}={environ[name]}" for name in TORCHRUN_VARIABLES[:4])
-        raise UserError(f"environment: not all of these are whole numbers: {shown}") from None
-    return Launch(rank, world, local, local_world)
 
 
 def choose_device(request: str, visible_gpus: int, launch: Launch) -> torch.device:
@@ -117,7 +83,13 @@ class World:
     def _join(self) -> None:
         # gloo beside NCCL: what the hosts say to each other must not wait for the devices.
         backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-        store, rank, size = next(iter(rendezvous("env://")))
+        where = "env://"
+        if self.launch.meeting is not None:
+            host, port = self.launch.meeting
+            where = f"tcp://{host}:{port}?rank={self.rank}&world_size={self.size}"
+            if self.is_main:
+                check_port(self.launch.meeting)
+        store, rank, size = next(iter(rendezvous(where)))
         self._store = PrefixStore("fusionseg", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
         self._refuse_shared_gpus()

@@ -16,7 +16,8 @@ from fusionseg.data.cache import GB, cache_bytes
 from fusionseg.data.prepare import open_store
 from fusionseg.data.volume import voxel_sizes
 from fusionseg.engine.batch import batch_arithmetic
-from fusionseg.engine.distributed import choose_device, read_launch
+from fusionseg.engine.distributed import choose_device
+from fusionseg.engine.launch import read_launch
 from fusionseg.engine.memory import estimate_memory
 from fusionseg.engine.precision import choose_precision
 from fusionseg.engine.run_folder import RunFolder

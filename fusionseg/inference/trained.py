@@ -10,7 +10,8 @@ from torch import nn
 
 from fusionseg.config import RunConfig, validate
 from fusionseg.engine.checkpoint import find_weights, read_checkpoint
-from fusionseg.engine.distributed import Launch, choose_device
+from fusionseg.engine.distributed import choose_device
+from fusionseg.engine.launch import Launch
 from fusionseg.engine.precision import Precision, choose_precision, has_bf16
 from fusionseg.errors import UserError
 from fusionseg.machine import available_cpus

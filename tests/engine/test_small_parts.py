@@ -15,7 +15,8 @@ from torch import nn
 
 from fusionseg.config import OptimConfig, PlateauConfig, ScheduleConfig, ValidateConfig
 from fusionseg.engine.checkpoint import Checkpoints, read_checkpoint
-from fusionseg.engine.distributed import TORCHRUN_VARIABLES, Launch, choose_device, read_launch
+from fusionseg.engine.distributed import choose_device
+from fusionseg.engine.launch import Launch
 from fusionseg.engine.optim import build_optimizer, learning_rate
 from fusionseg.engine.plateau import reached_plateau
 from fusionseg.engine.precision import Precision, choose_precision, precision_for
@@ -135,33 +136,7 @@ def test_optimizers(raw: dict[str, Any], kind: str, options: dict[str, Any]) -> 
     assert (weight < 1).all() and (frozen == 1).all()
 
 
-# -- launch and device ---------------------------------------------------------------------------------------
-
-TORCHRUN = dict(zip(TORCHRUN_VARIABLES, ("5", "8", "1", "4", "node1", "29500"), strict=True))
-
-
-def test_what_torchrun_says() -> None:
-    assert read_launch({**TORCHRUN, "HOME": "/root"}) == Launch(5, 8, 1, 4)
-
-
-@pytest.mark.parametrize("environ", [{}, {"MASTER_ADDR": "node1", "MASTER_PORT": "1"}, {"SLURM_PROCID": "3"}])
-def test_alone(environ: dict[str, str]) -> None:
-    assert read_launch(environ) == Launch(0, 1, 0, 1)
-
-
-@pytest.mark.parametrize("missing", TORCHRUN_VARIABLES)
-@pytest.mark.parametrize("how", ["unset", "empty"])
-def test_half_set_is_refused(missing: str, how: str) -> None:
-    environ = {name: value for name, value in TORCHRUN.items() if name != missing}
-    if how == "empty":
-        environ[missing] = ""
-    with pytest.raises(UserError, match=rf"and {missing} not.*torchrun --nproc_per_node"):
-        read_launch(environ)
-
-
-def test_not_a_number_is_refused() -> None:
-    with pytest.raises(UserError, match=r"not all of these are whole numbers: .*LOCAL_RANK=one"):
-        read_launch({**TORCHRUN, "LOCAL_RANK": "one"})
+# -- device -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,124 @@
+"""How a process was launched, from made-up environments."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from fusionseg.engine.launch import (
+    SLURM_VARIABLES,
+    TORCHRUN_VARIABLES,
+    Launch,
+    check_port,
+    first_node,
+    read_launch,
+    tasks_per_node,
+)
+from fusionseg.errors import UserError
+
+TORCHRUN = dict(zip(TORCHRUN_VARIABLES, ("5", "8", "1", "4", "node1", "29500"), strict=True))
+
+
+BATCH_SCRIPT = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "4"}
+# as SLURM 22.05 sets them in the third of four tasks on two nodes
+SRUN = {
+    "SLURM_PROCID": "2",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+    "SLURM_STEP_NODELIST": "node[1-2]",
+    "SLURM_JOB_ID": "2",
+    "SLURM_STEP_ID": "0",
+}
+
+
+def test_what_torchrun_says() -> None:
+    assert read_launch({**TORCHRUN, "HOME": "/root"}) == Launch(5, 8, 1, 4)
+
+
+@pytest.mark.parametrize("environ", [{}, {"MASTER_ADDR": "node1", "MASTER_PORT": "1"}, BATCH_SCRIPT])
+def test_alone(environ: dict[str, str]) -> None:
+    assert read_launch(environ) == Launch(0, 1, 0, 1)
+
+
+@pytest.mark.parametrize("missing", TORCHRUN_VARIABLES)
+@pytest.mark.parametrize("how", ["unset", "empty"])
+def test_half_set_is_refused(missing: str, how: str) -> None:
+    environ = {name: value for name, value in TORCHRUN.items() if name != missing}
+    if how == "empty":
+        environ[missing] = ""
+    with pytest.raises(UserError, match=rf"and {missing} not.*torchrun --nproc_per_node"):
+        read_launch(environ)
+
+
+def test_not_a_number_is_refused() -> None:
+    with pytest.raises(UserError, match=r"not all of these are whole numbers: .*LOCAL_RANK=one"):
+        read_launch({**TORCHRUN, "LOCAL_RANK": "one"})
+
+
+def test_what_srun_says() -> None:
+    assert read_launch(SRUN) == Launch(2, 4, 0, 2, ("node1", 15014))
+    assert read_launch({**SRUN, **TORCHRUN}) == Launch(5, 8, 1, 4)  # torchrun, started by srun
+    own = {**SRUN, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
+    assert read_launch(own).meeting == ("10.0.0.1", 29500)
+
+
+def test_jobs_and_steps_meet_at_different_ports() -> None:
+    def port(job: int, step: str) -> int:
+        meeting = read_launch({**SRUN, "SLURM_JOB_ID": str(job), "SLURM_STEP_ID": step}).meeting
+        assert meeting is not None
+        return meeting[1]
+
+    assert len({port(job, step) for job in range(1000, 1200) for step in ("0", "1", "2")}) == 600
+    assert all(15000 <= port(job, "0") < 32000 for job in (1, 16999, 17000, 98765432))
+
+
+@pytest.mark.parametrize("missing", [name for name in SLURM_VARIABLES if name != "SLURM_STEP_NUM_TASKS"])
+def test_half_set_by_srun_is_refused(missing: str) -> None:
+    with pytest.raises(UserError, match=rf"tasks of srun, and {missing} are not set"):
+        read_launch({name: value for name, value in SRUN.items() if name != missing})
+
+
+def test_the_number_of_tasks_is_missed_too() -> None:
+    """Four tasks would each train alone, in one folder."""
+    with pytest.raises(UserError, match="and SLURM_STEP_NUM_TASKS, "):
+        read_launch({"SLURM_PROCID": "3"})
+
+
+@pytest.mark.parametrize(
+    ("text", "counts"), [("4", [4]), ("2(x3)", [2, 2, 2]), ("2(x2),1", [2, 2, 1]), ("3,2(x2)", [3, 2, 2])]
+)
+def test_tasks_per_node(text: str, counts: list[int]) -> None:
+    assert tasks_per_node(text) == counts
+
+
+def test_tasks_per_node_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(UserError, match=r"SLURM_STEP_TASKS_PER_NODE=2\(3\)"):
+        tasks_per_node("2(3)")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("node1", "node1"),
+        ("node[1-2]", "node1"),
+        ("gpu-[003-010,12]", "gpu-003"),
+        ("a[1,3],b2", "a1"),
+        ("login,b2", "login"),
+        ("r1n[07]-ib", "r1n07-ib"),
+    ],
+)
+def test_first_node(nodes: str, first: str) -> None:
+    assert first_node(nodes) == first
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=rf"port {port} of node1.*set MASTER_PORT"):
+            check_port(("node1", port))
+    check_port(("node1", port))
