@@ -1,0 +1,1 @@
+"""The commands of `fusionseg`. Each imports its work when it runs, so that help is quick."""

@@ -1,0 +1,99 @@
+"""Commands about data sets."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fusionseg.commands.base import Commands, add_command
+from fusionseg.entry import DONE, FAILED
+
+
+def add_synth(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "synth",
+        "write a synthetic data set: chest CT with a pulmonary-artery tree, MSD layout",
+        "fusionseg synth data/synth --cases 24 --size 96 --seed 0",
+        _synth,
+    )
+    parser.add_argument("out", type=Path, help="folder of the data set")
+    parser.add_argument("--cases", type=int, default=24, help="number of cases (default 24)")
+    parser.add_argument("--size", type=int, default=96, help="voxels per axis, at least 48 (default 96)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed writes the same bytes (default 0)")
+    parser.add_argument("--workers", type=int, help="processes (default: the CPUs of this job)")
+
+
+def _synth(arguments: argparse.Namespace) -> int:
+    from fusionseg.data.synth import write_dataset
+    from fusionseg.telemetry.progress import counting_progress
+
+    with counting_progress("writing") as progress:
+        path = write_dataset(
+            arguments.out,
+            cases=arguments.cases,
+            size=arguments.size,
+            seed=arguments.seed,
+            workers=arguments.workers,
+            progress=progress,
+        )
+    print(f"{path.parent}: {arguments.cases} cases of {arguments.size}^3 voxels")
+    return DONE
+
+
+def add_check(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "check",
+        "read every file of a data set to its last byte and list all problems; status 1 if there are errors",
+        "fusionseg check /data/Task04_Hippocampus --patch 48 64 48",
+        _check,
+    )
+    parser.add_argument("dataset", help="folder, or datalist JSON")
+    parser.add_argument("--layout", default="auto", help="auto, msd, nnunet or datalist (default auto)")
+    parser.add_argument("--labels", nargs="+", help="names of the label values 0, 1, ... if the data set has none")
+    parser.add_argument("--patch", nargs=3, type=int, metavar=("X", "Y", "Z"), help="warn of volumes smaller than this")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON too")
+    parser.add_argument("--workers", type=int, help="processes (default: the CPUs of this job)")
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from fusionseg.data.check import check_dataset
+    from fusionseg.data.dataset import open_dataset
+    from fusionseg.files import write_json
+    from fusionseg.telemetry.progress import counting_progress
+
+    dataset = open_dataset(arguments.dataset, arguments.layout, arguments.labels, require_files=False)
+    with counting_progress("checking") as progress:
+        report = check_dataset(dataset, patch=arguments.patch, workers=arguments.workers, progress=progress)
+    print(report.to_text())
+    if arguments.json is not None:
+        write_json(arguments.json, report.to_json())
+    return FAILED if report.errors else DONE
+
+
+def add_prepare(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "prepare",
+        "prepare the cases of a configuration once, in parallel; resumable; status 1 if a case was set aside",
+        "fusionseg prepare --config configs/hippocampus_unet.yaml data.root=/data/Task04_Hippocampus",
+        _prepare,
+    )
+    parser.add_argument("--config", required=True, help="YAML file of the run")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that win over the file's")
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    from fusionseg.config import load_config
+    from fusionseg.data.prepare import prepare
+    from fusionseg.engine.sources import open_datasets
+    from fusionseg.telemetry.progress import counting_progress
+
+    failed = False
+    for config, dataset in open_datasets(load_config(arguments.config, arguments.overrides)):
+        with counting_progress("preparing") as progress:
+            report = prepare(config, dataset, progress)
+        print(report)
+        failed |= bool(report.failed)
+    return FAILED if failed else DONE
