@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from fusionseg import __version__
 from fusionseg.commands.configs import add_models, add_schema
 from fusionseg.commands.data import add_check, add_prepare, add_synth
+from fusionseg.commands.jobs import add_cancel, add_status, add_submit
 from fusionseg.commands.results import add_compare, add_evaluate, add_predict
 from fusionseg.entry import run
 
@@ -19,6 +20,9 @@ COMMANDS = (
     add_evaluate,
     add_predict,
     add_compare,
+    add_submit,
+    add_status,
+    add_cancel,
     add_models,
     add_schema,
 )
@@ -34,7 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in COMMANDS:
         add(commands)
-    arguments = parser.parse_args(argv)
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse gives the overrides up at the first option after them: what is left over are the others.
+    if rest and (any(text.startswith("-") for text in rest) or not hasattr(arguments, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
     work: Callable[[argparse.Namespace], int] = arguments.work
 
     def quietly() -> int:

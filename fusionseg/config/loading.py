@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
 from fusionseg.config.messages import explain
 from fusionseg.config.schema import RunConfig
+from fusionseg.config.section import Section
 from fusionseg.config.source import KeyPath, Places, dump_yaml, nearby, parse_scalar, read_yaml
 from fusionseg.errors import UserError
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 # Sections whose other keys belong to their `name`: a new name starts the section afresh, so that extending a
 # U-Net's configuration with `model: {name: swin_unetr}` does not inherit the U-Net's channels.
@@ -25,42 +29,68 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
     Raises:
         UserError: with every problem found, each with its key path, file and line, and the fix.
     """
-    raw, places = read_raw(path, overrides)
-    return validate(raw, places)
+    return validate(*read_raw(path, overrides))
 
 
 def read_raw(path: str | Path | None, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Places]:
     """The merged plain values and where each was written, before validation."""
     raw, places = _read_extended(Path(path), ()) if path is not None else ({}, {})
+    return lay_over(raw, places, [parse_override(text) for text in overrides])
+
+
+@dataclass(frozen=True)
+class Override:
+    """A value for one key that wins over the files'."""
+
+    keys: tuple[str, ...]
+    value: Any
+    place: str
+
+
+def parse_override(text: str) -> Override:
+    """An override from the command line, `key.path=value`.
+
+    Raises:
+        UserError: it is not written so, or the value is no YAML.
+    """
+    key, separator, value = text.partition("=")
+    keys = tuple(key.split("."))
+    if not separator or not all(keys):
+        raise UserError(f"{text!r} on the command line: overrides are written key.path=value")
+    try:
+        return Override(keys, parse_scalar(value), f"command line: {text}")
+    except yaml.YAMLError:
+        raise UserError(f"{text!r} on the command line: the value is not valid YAML; quote it") from None
+
+
+def lay_over(raw: dict[str, Any], places: Places, overrides: Iterable[Override]) -> tuple[dict[str, Any], Places]:
+    """Plain values with overrides laid over them, all at once: the order of model.channels and model.name must not
+    matter."""
     given: dict[str, Any] = {}
     given_places: Places = {}
     for override in overrides:
-        key, separator, text = override.partition("=")
-        keys = tuple(key.split("."))
-        if not separator or not all(keys):
-            raise UserError(f"{override!r} on the command line: overrides are written key.path=value")
-        try:
-            value = parse_scalar(text)
-        except yaml.YAMLError:
-            raise UserError(f"{override!r} on the command line: the value is not valid YAML; quote it") from None
-        nested: dict[str, Any] = {keys[-1]: value}
-        for part in reversed(keys[:-1]):
+        nested: dict[str, Any] = {override.keys[-1]: override.value}
+        for part in reversed(override.keys[:-1]):
             nested = {part: nested}
         given, _ = _merge(given, {}, nested, {}, afresh=False)
-        for depth in range(1, len(keys)):  # a section stays where the file has it
-            if keys[:depth] not in places:
-                given_places.setdefault(keys[:depth], f"command line: {override}")
-        given_places[keys] = f"command line: {override}"
-    # Merged at once: the order of `model.channels=...` and `model.name=...` must not matter.
+        for depth in range(1, len(override.keys)):  # a section stays where the file has it
+            if override.keys[:depth] not in places:
+                given_places.setdefault(override.keys[:depth], override.place)
+        given_places[override.keys] = override.place
     return _merge(raw, places, given, given_places)
 
 
 def validate(raw: Mapping[str, Any], places: Places | None = None) -> RunConfig:
     """Plain values to a configuration; every problem in one UserError."""
+    return validate_section(RunConfig, raw, places)
+
+
+def validate_section(kind: type[AnySection], raw: Mapping[str, Any], places: Places | None = None) -> AnySection:
+    """Plain values to a section that is a file of its own; every problem in one UserError."""
     try:
-        return RunConfig.model_validate(dict(raw))
+        return kind.model_validate(dict(raw))
     except ValidationError as error:
-        raise UserError(explain(error, raw, places or {})) from None
+        raise UserError(explain(error, raw, places or {}, kind)) from None
 
 
 def dump_config(config: RunConfig) -> str:

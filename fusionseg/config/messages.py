@@ -10,20 +10,19 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from fusionseg.config.networks import network_sections
-from fusionseg.config.schema import RunConfig
 from fusionseg.config.section import Section
 from fusionseg.config.source import KeyPath, Places
 
 
-def explain(error: ValidationError, raw: Mapping[str, Any], places: Places) -> list[str]:
-    """One line for each problem that pydantic found."""
+def explain(error: ValidationError, raw: Mapping[str, Any], places: Places, kind: type[Section]) -> list[str]:
+    """One line for each problem that pydantic found in a file of this kind."""
     by_key: dict[KeyPath, list[dict[str, Any]]] = {}
     for item in error.errors(include_url=False):
         key = _written_key(item["loc"], raw, missing=item["type"] == "missing")
         by_key.setdefault(key, []).append(dict(item))
     lines: list[str] = []
     for written, items in by_key.items():
-        for text in _describe_value(items, written):
+        for text in _describe_value(items, written, kind):
             key = written
             if items[0]["type"] == "value_error" and (named := re.match(r"([a-z_.]+): ", text)):
                 # A check across keys starts with the key that it blames.
@@ -69,13 +68,13 @@ def _place(key: KeyPath, places: Places) -> str:
     return ""
 
 
-def _describe_value(items: list[dict[str, Any]], key: KeyPath) -> list[str]:
+def _describe_value(items: list[dict[str, Any]], key: KeyPath, file: type[Section]) -> list[str]:
     """Texts for one value. A value of several types is refused by each of them: that makes one text."""
     literals = [name for item in items if item["type"] == "literal_error" for name in _literals(item)]
-    others = [text for item in items if item["type"] != "literal_error" for text in _describe(item, key)]
+    others = [text for item in items if item["type"] != "literal_error" for text in _describe(item, key, file)]
     if literals and others:
         return [others[0].replace(", and is ", f" or {' or '.join(literals)}, and is ", 1)]
-    return list(dict.fromkeys(others or [text for item in items for text in _describe(item, key)]))
+    return list(dict.fromkeys(others or [text for item in items for text in _describe(item, key, file)]))
 
 
 def _literals(item: dict[str, Any]) -> list[str]:
@@ -83,12 +82,12 @@ def _literals(item: dict[str, Any]) -> list[str]:
     return [text or number for text, number in re.findall(r"'([^']*)'|(\d+)", str(item["ctx"]["expected"]))]
 
 
-def _describe(item: dict[str, Any], key: KeyPath) -> list[str]:
+def _describe(item: dict[str, Any], key: KeyPath, file: type[Section]) -> list[str]:
     kind, given, context = item["type"], item.get("input"), item.get("ctx", {})
     shown = repr(given) if not isinstance(given, str) else f"{given!r} (a text)"
     match kind:
         case "extra_forbidden":
-            return [f"unknown key. {suggest(str(key[-1]), _valid_keys(item['loc'][:-1]))}"]
+            return [f"unknown key. {suggest(str(key[-1]), _valid_keys(item['loc'][:-1], file))}"]
         case "union_tag_invalid":
             names = [tag.strip("' ") for tag in str(context["expected_tags"]).split(",")]
             return [f"there is no {context['tag']!r}. {suggest(str(context['tag']), names)}"]
@@ -123,9 +122,9 @@ def _describe(item: dict[str, Any], key: KeyPath) -> list[str]:
             return [f"{message[0].lower()}{message[1:]}, and is {shown}"]
 
 
-def _valid_keys(loc: tuple[str | int, ...]) -> list[str]:
+def _valid_keys(loc: tuple[str | int, ...], file: type[Section]) -> list[str]:
     """The keys of the section that a location of pydantic leads to."""
-    section: Any = RunConfig
+    section: Any = file
     for part in loc:
         members = _sections_in(section)
         if len(members) > 1 or not isinstance(part, str):  # a union: the part is the tag of one of its members

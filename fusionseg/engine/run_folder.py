@@ -8,6 +8,7 @@ import json
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -42,22 +43,30 @@ class RunFolder:
         self.pictures = self.path / "pictures"
         self._lock: IO[str] | None = None
 
-    def lock(self) -> None:
+    def lock(self, patience_s: float = 0.0) -> None:
         """Keep a second process out of the folder for as long as this one lives.
+
+        Args:
+            patience_s: how long to wait for the other one to leave.
 
         Raises:
             UserError: a process is training here already.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / ".lock").open("w", encoding="utf-8")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{self.path}: another process is training in this folder: wait for it, or choose another name"
-            ) from None
-        except OSError:  # a file system without locks
-            return
+        end = time.monotonic() + patience_s
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise UserError(
+                        f"{self.path}: another process is training in this folder: wait for it, or choose another name"
+                    ) from None
+                time.sleep(0.2)
+            except OSError:  # a file system without locks
+                return
         for leftover in (*self.path.glob(".partial-*"), *self.checkpoints.glob(".partial-*")):
             leftover.unlink()  # of a process that was killed while it wrote: the lock says that none is writing
 

@@ -18,8 +18,11 @@ from fusionseg.telemetry.logs import log_to_file, start_logging
 log = logging.getLogger("fusionseg")
 
 
-def train(config: RunConfig) -> str:
+def train(config: RunConfig, patience_s: float = 0.0) -> str:
     """Train or go on training; the status: completed, plateau, or interrupted.
+
+    Args:
+        patience_s: how long to wait for an earlier process of the same run to leave its folder.
 
     Raises:
         UserError: the request cannot be carried out.
@@ -29,7 +32,7 @@ def train(config: RunConfig) -> str:
     start_logging(world.rank)
     folder = RunFolder(config)
     try:
-        world.main_first("open the run folder", lambda: _open(folder, config, world.size))
+        world.main_first("open the run folder", lambda: _open(folder, config, world.size, patience_s))
         log.info("run: %s", folder.path)
         return Trainer(config, world, folder).run()
     except torch.OutOfMemoryError as error:
@@ -42,11 +45,11 @@ def train(config: RunConfig) -> str:
         world.close()
 
 
-def _open(folder: RunFolder, config: RunConfig, world_size: int) -> None:
+def _open(folder: RunFolder, config: RunConfig, world_size: int, patience_s: float) -> None:
     # What can be refused at a glance is refused before there is a folder.
     accumulation(config, world_size)
     open_sources(config)
-    folder.lock()
+    folder.lock(patience_s)
     folder.check(config)
     folder.write_config(config)
     log_to_file(folder.log)

@@ -1,0 +1,105 @@
+"""Commands about sweeps and their jobs."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from fusionseg.commands.base import Commands, add_command
+from fusionseg.entry import DONE, FAILED
+
+
+def add_submit(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "submit",
+        "submit all runs of a sweep to SLURM, or run them on this machine; what is finished or queued is left alone",
+        "fusionseg submit configs/sweeps/table2.yaml --cluster slurm/clusters/a100_node.yaml data.root=/data/PARSE"
+        " output=/scratch/runs",
+        _submit,
+    )
+    parser.add_argument("sweep", type=Path, help="YAML file of the sweep")
+    parser.add_argument("--cluster", required=True, type=Path, metavar="FILE", help="cluster profile")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.path=value", help="for all runs; cluster.KEY=value is for the profile"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print every run and the batch script; submit nothing")
+
+
+def _submit(arguments: argparse.Namespace) -> int:
+    from fusionseg.jobs.cluster import load_cluster
+    from fusionseg.jobs.plan import describe, plan
+    from fusionseg.jobs.sweep import load_sweep
+
+    prefix = "cluster."
+    own = [text.removeprefix(prefix) for text in arguments.overrides if text.startswith(prefix)]
+    cluster = load_cluster(arguments.cluster, own)
+    sweep = load_sweep(arguments.sweep, [text for text in arguments.overrides if not text.startswith(prefix)])
+    planned = plan(sweep, cluster)
+    due = sum(entry.is_due for entry in planned)
+    print(f"{sweep.folder}: {len(planned)} runs, {due} to {'do' if arguments.dry_run else 'submit'}\n")
+    print(describe(planned, cluster))
+    if cluster.cluster == "local":
+        from fusionseg.jobs.local import run_locally
+
+        if arguments.dry_run or not due:
+            return DONE
+        return FAILED if run_locally(sweep, planned, cluster) else DONE
+    from fusionseg.jobs.submit import sbatch_text, submit
+
+    if arguments.dry_run:
+        if due:
+            print(f"\n{sbatch_text(sweep, cluster, due)}")
+        return DONE
+    jobs = submit(sweep, planned, cluster)
+    if jobs:
+        print(f"\nsubmitted {len(jobs)} runs as job {jobs[0].split('_')[0]}; see: fusionseg status {sweep.folder}")
+    return DONE
+
+
+def add_status(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "status",
+        "where the runs of a folder stand: state, step, score, speed, restarts, and why they ended",
+        "fusionseg status runs/table2 --watch 10",
+        _status,
+    )
+    parser.add_argument("folder", type=Path, help="folder of a sweep, or of a run")
+    parser.add_argument(
+        "--watch", nargs="?", const=10.0, type=float, metavar="SECONDS", help="show it again and again (default 10)"
+    )
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from fusionseg.jobs.status import read_status, to_text
+
+    while True:
+        runs = read_status(arguments.folder)
+        if arguments.watch is None:
+            print(to_text(runs))
+            return FAILED if any(run.has_failed for run in runs) else DONE
+        print("\033[H\033[2J" + to_text(runs), flush=True)
+        if all(run.state.startswith(("finished", "failed", "cancelled", "stopped", "lost")) for run in runs):
+            return DONE
+        time.sleep(arguments.watch)
+
+
+def add_cancel(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "cancel",
+        "cancel the jobs of a sweep; its runs save what they have, and submitting again goes on from there",
+        "fusionseg cancel runs/table2",
+        _cancel,
+    )
+    parser.add_argument("folder", type=Path, help="folder of a sweep, or of a run")
+
+
+def _cancel(arguments: argparse.Namespace) -> int:
+    from fusionseg.jobs.status import cancel
+
+    jobs = cancel(arguments.folder)
+    print(f"cancelled {', '.join(jobs)}" if jobs else "no job waits or runs")
+    return DONE

@@ -1,0 +1,99 @@
+"""The few things that are asked of SLURM directly."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+
+from fusionseg.errors import UserError
+
+_COMMAND_TIMEOUT_S = 60
+
+
+def current_job() -> str:
+    """The number of the job that this process is in, as squeue shows it: 12, or 12_3 in an array."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "local")
+
+
+def requeue() -> None:
+    """Put the job of this process back into the queue. SLURM then ends it."""
+    call(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]])
+
+
+def why_signalled() -> str:
+    """Why SLURM told the job of this process to leave: what it has on record of it."""
+    try:
+        shown = call(["scontrol", "--oneliner", "show", "job", os.environ["SLURM_JOB_ID"]])
+    except UserError:
+        return "SIGUSR2"
+    fields = dict(part.split("=", 1) for part in shown.split() if "=" in part)
+    if fields.get("PreemptTime", "None") not in ("None", "Unknown"):
+        return "preempted"
+    return "time limit" if _nearly_over(fields) else "SIGUSR2"
+
+
+def job_states(jobs: Iterable[str]) -> dict[str, str]:
+    """State of each job that SLURM still has in its queue: PENDING, RUNNING, ...; the others are missing.
+
+    Raises:
+        UserError: SLURM cannot be asked.
+    """
+    wanted = sorted({job.split("_")[0] for job in jobs if job[0].isdigit()})
+    if not wanted:
+        return {}
+    states: dict[str, str] = {}
+    # One call for all; a job that is long gone would be an error in a list, so all of this user's are asked for.
+    for line in call(["squeue", "--noheader", "--array", "--me", "--states=all", "--format=%i %T %r"]).splitlines():
+        job, state, reason = line.split(maxsplit=2)
+        if job.split("_")[0] in wanted:
+            states[job] = f"{state} ({reason})" if state == "PENDING" and reason not in ("None", "Priority") else state
+    return states
+
+
+def is_active(state: str) -> bool:
+    """Whether a job in this state runs or will run."""
+    return state.split()[0] in (
+        "PENDING", "RUNNING", "SUSPENDED", "CONFIGURING", "COMPLETING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD",
+        "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SPECIAL_EXIT",
+    )  # fmt: skip
+
+
+def call(command: list[str], text: str | None = None) -> str:
+    """Output of a SLURM command.
+
+    Raises:
+        UserError: it is not installed, does not answer, or refuses.
+    """
+    if shutil.which(command[0]) is None:
+        raise UserError(
+            f"{command[0]}: not found, so there is no SLURM here: submit from a login node, or with a profile that has"
+            " cluster: local"
+        )
+    try:
+        done = subprocess.run(
+            command, input=text, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{' '.join(command)}: no answer within {_COMMAND_TIMEOUT_S} s: is slurmctld up?") from None
+    if done.returncode:
+        raise UserError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+def _nearly_over(fields: dict[str, str]) -> bool:
+    """Whether less than a tenth of the time limit, or less than five minutes, is left."""
+    limit, used = seconds(fields.get("TimeLimit", "")), seconds(fields.get("RunTime", ""))
+    return limit is not None and used is not None and limit - used < max(300.0, limit / 10)
+
+
+def seconds(text: str) -> int | None:
+    """SLURM's [days-]hours:minutes:seconds; None for UNLIMITED and the like."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
+    if match is None:
+        return None
+    days, hours, minutes, rest = (int(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + rest

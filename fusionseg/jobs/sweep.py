@@ -1,0 +1,207 @@
+"""A sweep: one configuration, and what varies between its runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from fusionseg.config import RunConfig, validate
+from fusionseg.config.loading import Override, lay_over, parse_override, read_raw, validate_section
+from fusionseg.config.section import Section
+from fusionseg.config.source import read_yaml
+from fusionseg.errors import UserError
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+_FIELD = re.compile(r"\{([^{}]+)\}")
+
+
+def _one_point() -> list[dict[str, Any]]:
+    return [{}]
+
+
+class SweepConfig(Section):
+    """The file of a sweep. Its runs are the points, each with every combination of the grid."""
+
+    name: Annotated[str, Field(pattern=_NAME)]
+    """Folder of the runs, under the base configuration's `output`."""
+    base: str
+    """Configuration of all runs, relative to this file."""
+    fixed: dict[str, Any] = Field(default_factory=dict, alias="set")
+    """`key.path: value` for all runs, over the base."""
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
+    """`key.path: [values]`: every combination is a run."""
+    points: list[dict[str, Any]] = Field(default_factory=_one_point, min_length=1)
+    """`key.path: value` for each point; `name`, if given, goes into the run's name."""
+    leave_out: list[dict[str, Any]] = Field(default_factory=list)
+    """Combinations that are not run: those that agree with all keys of one of these."""
+    run_name: str | None = None
+    """Template of a run's name, such as "{model.name}_seed{seed}"; {name} is the point's. Null makes one of the point's
+    name and the grid's values."""
+
+    @model_validator(mode="after")
+    def _keys_are_paths(self) -> SweepConfig:
+        problems = []
+        for where, keys in (("set", self.fixed), ("grid", self.grid)):
+            problems += [f"{where}: {key!r} is no key path, such as model.name" for key in keys if not _is_path(key)]
+            problems += [
+                f"{where}: {key} is set by the sweep itself: remove it" for key in keys if key in ("name", "output")
+            ]
+        for point in self.points:
+            problems += [f"points: {key!r} is no key path, such as model.name" for key in point if not _is_path(key)]
+            problems += [f"points: {key} is in the grid too: keep one of the two" for key in point if key in self.grid]
+            if not isinstance(point.get("name", ""), str):
+                problems.append(f"points: the name {point['name']!r} is no text: put it in quotes")
+        varied = {*self.grid, *(key for point in self.points for key in point)}
+        for pattern in self.leave_out:
+            problems += [
+                f"leave_out: {key} varies neither in the grid nor in the points: it would never match"
+                for key in pattern
+                if key not in varied
+            ]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One run of a sweep."""
+
+    config: RunConfig
+    settings: dict[str, Any]
+    """What the point and the grid set, under dotted keys."""
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.output) / self.config.name
+
+    @property
+    def module(self) -> str:
+        """What `python -m` trains it."""
+        return "fusionseg.train" if self.config.pretrain is None else "fusionseg.pretrain"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All runs of a sweep, resolved."""
+
+    file: Path
+    folder: Path
+    """Where the run folders are."""
+    runs: list[SweepRun]
+
+
+def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
+    """Read a sweep and resolve its runs; overrides, `key.path=value`, win in all of them.
+
+    Raises:
+        UserError: with all problems of the file and of all runs' configurations.
+    """
+    raw, places = read_yaml(path)
+    sweep = validate_section(SweepConfig, raw, places)
+    base, base_places = read_raw(path.parent / sweep.base)
+    given = [parse_override(text) for text in overrides]
+    if own := [override.place for override in given if override.keys in (("name",), *map(_keys, sweep.grid))]:
+        raise UserError([f"{place}: varies in {path}: change it there" for place in own])
+    output = _value(lay_over(base, base_places, given)[0], "output", RunConfig.model_fields["output"].default)
+    folder = Path(str(output)).absolute() / sweep.name
+    runs: list[SweepRun] = []
+    problems: dict[str, list[str]] = {}
+    for settings, point in _combinations(sweep):
+        varied = [Override(_keys(key), value, f"{path}, {key}") for key, value in {**sweep.fixed, **settings}.items()]
+        values, value_places = lay_over(base, base_places, [*varied, *given])
+        name = _run_name(sweep, values, settings, point)
+        values |= {"name": name, "output": str(folder)}  # absolute: a job may start elsewhere
+        try:
+            runs.append(SweepRun(validate(values, value_places), settings))
+        except UserError as error:
+            for problem in error.problems:
+                problems.setdefault(problem, []).append(name)
+    if problems:
+        raise UserError([f"{problem} [{_some(names)}]" for problem, names in problems.items()])
+    if not runs:
+        raise UserError(f"{path}: leave_out leaves no run: remove a pattern from it")
+    _refuse_equal_names(path, runs)
+    return Sweep(path, folder, runs)
+
+
+def _combinations(sweep: SweepConfig) -> Iterator[tuple[dict[str, Any], str | None]]:
+    """What each run sets, and the name of its point."""
+    for point in sweep.points:
+        own = {key: value for key, value in point.items() if key != "name"}
+        for values in product(*sweep.grid.values()):
+            settings = {**own, **dict(zip(sweep.grid, values, strict=True))}
+            if not any(_matches(pattern, settings, point) for pattern in sweep.leave_out):
+                yield settings, point.get("name")
+
+
+def _matches(pattern: Mapping[str, Any], settings: Mapping[str, Any], point: Mapping[str, Any]) -> bool:
+    known = {**point, **settings}
+    return all(key in known and known[key] == value for key, value in pattern.items())
+
+
+def _run_name(sweep: SweepConfig, values: dict[str, Any], settings: dict[str, Any], point: str | None) -> str:
+    """Letters, digits, `.`, `_` and `-` only: it is a folder."""
+    if sweep.run_name is not None:
+
+        def fill(match: re.Match[str]) -> str:
+            found = point if match[1] == "name" else _value(values, match[1], None)
+            if found is None:
+                raise UserError(
+                    f"run_name: {{{match[1]}}} has no value in all runs: use keys that the base or the sweep set"
+                )
+            return _plain(found)
+
+        text = _FIELD.sub(fill, sweep.run_name)
+    else:
+        shown = settings if point is None else {key: settings[key] for key in sweep.grid}
+        parts = [_plain(point)] if point is not None else []
+        for key, value in shown.items():
+            last = key.split(".")[-1]
+            parts.append(_plain(value) if isinstance(value, str | dict) else f"{last}{_plain(value)}")
+        text = "-".join(parts) or "run"
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).lstrip("._-") or "run"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return str(value.get("name", json.dumps(value)))
+    if isinstance(value, list):
+        return "x".join(map(_plain, value))
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _refuse_equal_names(path: Path, runs: list[SweepRun]) -> None:
+    names = [run.config.name for run in runs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(
+            f"{path}: several runs are called {_some(twice)}: let run_name hold every key that varies, or remove what"
+            " stands there twice"
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+
+
+def _is_path(key: str) -> bool:
+    return all(key.split("."))
+
+
+def _keys(path: str) -> tuple[str, ...]:
+    return tuple(path.split("."))
+
+
+def _value(values: Any, path: str, default: Any) -> Any:
+    for key in path.split("."):
+        if not isinstance(values, Mapping) or key not in values:
+            return default
+        values = values[key]
+    return values
