@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shlex
 import sys
-import tempfile
 from typing import Any
 
 from fusionseg.config import dump_config
@@ -33,14 +32,10 @@ def submit(sweep: Sweep, planned: list[Planned], cluster: ClusterConfig) -> list
     if not runs:
         return []
     call(["sinfo", "--version"])
-    text = sbatch_text(sweep, cluster, len(runs))
-    with tempfile.NamedTemporaryFile("w", suffix=".sh", encoding="utf-8") as script:
-        script.write(text)
-        script.flush()
-        try:
-            call(["sbatch", "--test-only", script.name])
-        except UserError as error:
-            raise UserError(f"SLURM would refuse these jobs: {error}") from None
+    try:
+        call(["sbatch", "--test-only"], sbatch_text(sweep, cluster, len(runs)))
+    except UserError as error:
+        raise UserError(f"SLURM would refuse these jobs: {error}") from None
     folder = sweep.folder / JOBS_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     # Who can write here runs code as this user: the jobs unpickle what they find.

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from fusionseg.telemetry.sinks import is_measurement
@@ -238,6 +239,27 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
         expected["best"],
     )
     assert_same_tensors(checkpoint(ours, "best.pt")["model"], checkpoint(theirs, "best.pt")["model"])
+
+
+def assert_same_training(ours: Path, theirs: Path) -> None:
+    """Two runs of 20 steps on different numbers of processes: the same samples, the same figures up to rounding."""
+    one, other = records(ours, "train"), records(theirs, "train")
+    assert [record["step"] for record in one] == [record["step"] for record in other] == list(range(1, 21))
+    assert [record["samples"] for record in one] == [record["samples"] for record in other]
+    assert _losses(one) == pytest.approx(_losses(other), rel=1e-5)
+    assert [record["lr"] for record in one] == [record["lr"] for record in other]
+    assert [r["grad_norm"] for r in one] == pytest.approx([r["grad_norm"] for r in other], rel=1e-4)
+
+    one, other = records(ours, "val"), records(theirs, "val")
+    assert [record["step"] for record in one] == [record["step"] for record in other] == [10, 20]
+    for record, expected in zip(one, other, strict=True):
+        assert record["cases"] == expected["cases"] == 1
+        assert record["dice"] == pytest.approx(expected["dice"], abs=1e-4)
+        assert record["dice_per_class"] == pytest.approx(expected["dice_per_class"], abs=1e-4)
+
+
+def _losses(found: list[dict[str, Any]]) -> list[float]:
+    return [record["loss"] for record in found]
 
 
 def wait_for_step(run: Path, step: int, processes: Sequence[Started]) -> None:

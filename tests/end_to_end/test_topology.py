@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from end_to_end.conftest import Train, arguments
-from end_to_end.runs import Program, records
+from end_to_end.runs import Program, assert_same_training
 
 RUN = (
     "train.steps=20",
@@ -80,23 +79,3 @@ def test_larger_micro_batches(train: Train, folder: Path, alone_large: Path) -> 
 
     assert "global 4 = micro-batch 4 x 1 rank x accumulation 1" in ended.err
     assert_same_training(folder / "wide", alone_large)
-
-
-def assert_same_training(ours: Path, theirs: Path) -> None:
-    one, other = records(ours, "train"), records(theirs, "train")
-    assert [record["step"] for record in one] == [record["step"] for record in other] == list(range(1, 21))
-    assert [record["samples"] for record in one] == [record["samples"] for record in other]
-    assert losses(one) == pytest.approx(losses(other), rel=1e-5)
-    assert [record["lr"] for record in one] == [record["lr"] for record in other]
-    assert [r["grad_norm"] for r in one] == pytest.approx([r["grad_norm"] for r in other], rel=1e-4)
-
-    one, other = records(ours, "val"), records(theirs, "val")
-    assert [record["step"] for record in one] == [record["step"] for record in other] == [10, 20]
-    for record, expected in zip(one, other, strict=True):
-        assert record["cases"] == expected["cases"] == 1
-        assert record["dice"] == pytest.approx(expected["dice"], abs=1e-4)
-        assert record["dice_per_class"] == pytest.approx(expected["dice_per_class"], abs=1e-4)
-
-
-def losses(found: list[dict[str, Any]]) -> list[float]:
-    return [record["loss"] for record in found]

@@ -1,0 +1,112 @@
+"""A real SLURM for the tests: `slurm/devcluster`, and what they ask of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from end_to_end.runs import REPOSITORY
+from fusionseg.jobs.ledger import read_events
+
+SCRIPT = REPOSITORY / "slurm/devcluster"
+PROFILE = REPOSITORY / "slurm/clusters/devcluster.yaml"
+TIMEOUT_S = 180.0
+
+
+def is_missing() -> bool:
+    """Whether this machine cannot run it."""
+    return shutil.which("slurmctld", path=f"{os.environ['PATH']}:/usr/sbin") is None or os.geteuid() != 0
+
+
+class DevCluster:
+    """The cluster, while entered."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.environ = {
+            **os.environ,
+            "DEVCLUSTER_FOLDER": str(folder),
+            "DEVCLUSTER_PORT": str(port),
+            "DEVCLUSTER_ACCOUNTING": "none",
+            "PYTHONPATH": str(REPOSITORY),
+        }
+
+    def __enter__(self) -> DevCluster:
+        self.script("start")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.script("stop")
+
+    def script(self, *arguments: str) -> str:
+        """Output of `slurm/devcluster arguments`."""
+        return self._call([str(SCRIPT), *arguments], 0)
+
+    def run(self, *command: str, status: int = 0) -> str:
+        """Output of a command against the cluster."""
+        return self._call([str(SCRIPT), "exec", *command], status)
+
+    def fusionseg(self, *arguments: object, status: int = 0) -> str:
+        """Output of `fusionseg arguments` against the cluster."""
+        return self.run(sys.executable, "-m", "fusionseg", *map(str, arguments), status=status)
+
+    def submit(self, sweep: Path, *overrides: str) -> str:
+        """Output of `fusionseg submit`, by the profile of this cluster."""
+        return self.fusionseg("submit", sweep, "--cluster", PROFILE, *overrides)
+
+    def wait_until_empty(self) -> None:
+        """Wait for the queue to empty."""
+        self.wait(lambda: not self.run("squeue", "--noheader"))
+
+    def wait(self, found: Callable[[], Any], timeout_s: float = TIMEOUT_S) -> Any:
+        """Wait for something to be true; it."""
+        limit = time.monotonic() + timeout_s
+        while time.monotonic() < limit:
+            if value := found():
+                return value
+            time.sleep(0.1)
+        raise AssertionError(f"still not so after {timeout_s} s:\n{self.run('squeue')}\n{self.run('sinfo', '-Nl')}")
+
+    def quiet(self) -> None:
+        """No jobs, all nodes up: as at the start."""
+        self.run("scancel", "--user", "root")
+        self.wait_until_empty()
+        for node in ("node1", "node2"):
+            self.script("node-on", node)
+        self.wait(lambda: self.run("sinfo", "-hNp", "main", "-o", "%T").split() == ["idle", "idle"])
+
+    def _call(self, command: list[str], status: int) -> str:
+        done = subprocess.run(
+            command,
+            env=self.environ,
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        assert done.returncode == status, f"{command} ended with {done.returncode}, not {status}:\n{done.stdout}"
+        return done.stdout
+
+
+def job_of(run: Path) -> str:
+    """The last job to which a run was submitted."""
+    return str([event["job"] for event in read_events(run) if event["event"] == "submitted"][-1])
+
+
+def told(run: Path) -> list[tuple[str, str]]:
+    """Event and reason of everything that became of a run's jobs."""
+    return [(event["event"], event.get("reason", "")) for event in read_events(run)]
+
+
+def last_step(run: Path) -> int:
+    """The step of the last train record."""
+    file = run / "metrics.jsonl"
+    lines = [line for line in file.read_text().splitlines() if '"train"' in line] if file.exists() else []
+    return int(lines[-1].split('"step": ')[1].split(",")[0]) if lines and lines[-1].endswith("}") else 0

@@ -1,0 +1,247 @@
+"""Sweeps on a real scheduler: submitted, signalled, preempted, requeued, robbed of a node."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from end_to_end.conftest import Train
+from end_to_end.devcluster import DevCluster, is_missing, job_of, last_step, told
+from end_to_end.runs import assert_same_run, assert_same_training, records, results
+from fusionseg.jobs.ledger import read_events
+
+pytestmark = pytest.mark.skipif(
+    is_missing() and "slurm" not in os.environ.get("FUSIONSEG_REQUIRE", ""),
+    reason="no SLURM here, or not root: apt-get install slurmctld slurmd slurm-client munge",
+)
+
+TOPOLOGY = (
+    "train.steps=20", "train.precision=fp32", "train.micro_batch=1", "train.global_batch=4", "log.samples=true",
+    "validate.every=10", "data.samples_per_volume=1", "checkpoint.every=10",
+)  # fmt: skip
+# Long enough to be disturbed in the middle, and as short as that allows: tens of seconds.
+NUM_STEPS = 1000
+LONG = (
+    f"train.steps={NUM_STEPS}",
+    "train.global_batch=2",
+    "checkpoint.every=100",
+    "validate.every=500",
+    "log.every=20",
+)
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]:
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    with DevCluster(tmp_path_factory.mktemp("devcluster") / "cluster", 17000 + 200 * worker) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(started: DevCluster) -> Iterator[DevCluster]:
+    yield started
+    started.quiet()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the disturbed runs should have come to."""
+    run = tmp_path_factory.mktemp("runs") / "undisturbed"
+    train(run, *LONG).expect(0)
+    return run
+
+
+@pytest.fixture
+def one_run(tmp_path: Path, config_file: Path) -> Path:
+    """A sweep of a single run; `runs/one/only` is its folder."""
+    file = tmp_path / "one.yaml"
+    file.write_text(yaml.safe_dump({"name": "one", "base": str(config_file), "points": [{"name": "only"}]}))
+    return file
+
+
+def disturb_after(cluster: DevCluster, run: Path, step: int) -> str:
+    """Wait until the run has got so far; its job."""
+    cluster.wait(lambda: last_step(run) >= step)
+    assert last_step(run) < NUM_STEPS, "it has ended before it could be disturbed"
+    return job_of(run)
+
+
+def test_a_sweep_of_four_runs_on_two_nodes(
+    cluster: DevCluster, train: Train, config_file: Path, tmp_path: Path
+) -> None:
+    """Four ranks each; and the same samples and losses as on one process."""
+    sweep = tmp_path / "sweep.yaml"
+    grid = {"model.num_res_units": [1, 2], "seed": [0, 1]}
+    sweep.write_text(yaml.safe_dump({"name": "four", "base": str(config_file), "grid": grid}))
+    folder = tmp_path / "runs/four"
+    options = (f"output={tmp_path}/runs", *TOPOLOGY, "cluster.nodes=2", "cluster.tasks_per_node=2")
+
+    assert "4 runs, 4 to submit" in cluster.submit(sweep, *options)
+    again = cluster.submit(sweep, *options)
+    assert "4 runs, 0 to submit" in again
+    assert again.count("is job ") == 4
+    cluster.wait_until_empty()
+
+    shown = cluster.fusionseg("status", folder)
+    assert "4 finished" in shown
+    assert shown.count("20/20") == 4
+    assert "4 runs, 0 to submit" in cluster.submit(sweep, *options)
+    table = cluster.fusionseg("compare", folder)
+    assert table.splitlines()[0].split("|")[1].strip() == "model.num_res_units"
+    assert len(table.splitlines()) == 4
+
+    nodes = {rank["host"] for rank in _ranks(folder / "num_res_units1-seed0")}
+    assert nodes == {"node1", "node2"}
+    alone = tmp_path / "alone"
+    assert "1 rank x accumulation 4" in train(alone, *TOPOLOGY).expect(0).err
+    assert_same_training(folder / "num_res_units1-seed0", alone)
+
+
+def test_time_limit(cluster: DevCluster, one_run: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """SLURM looks every 30 s which jobs are near their limit, and a minute is the shortest: the run has no end of its
+    own, and is cancelled when it has gone on far enough."""
+    run = tmp_path / "runs/one/only"
+    cluster.submit(
+        one_run, f"output={tmp_path}/runs", *LONG, "train.steps=1000000", "cluster.tasks_per_node=1",
+        "cluster.time='00:01:00'", "cluster.signal_s=45",
+    )  # fmt: skip
+    stopped_at = cluster.wait(lambda: next((e["step"] for e in read_events(run) if e["event"] == "requeued"), None))
+    assert ("requeued", "time limit") in told(run)
+    cluster.wait(lambda: last_step(run) > max(stopped_at, NUM_STEPS) + 50)
+    cluster.fusionseg("cancel", run)
+    cluster.wait_until_empty()
+
+    expected = [record for record in results(undisturbed) if record["kind"] != "end"]
+    assert results(run)[: len(expected)] == expected
+    steps = [record["step"] for record in records(run, "train")]
+    assert steps == sorted(set(steps))
+    assert max(steps) > stopped_at
+
+
+@pytest.mark.parametrize("launcher", ["srun", "torchrun"])
+def test_the_signal_leads_to_a_checkpoint_and_a_requeue(
+    cluster: DevCluster, one_run: Path, undisturbed: Path, tmp_path: Path, launcher: str
+) -> None:
+    run = tmp_path / "runs/one/only"
+    own = (f"cluster.launcher={launcher}", "cluster.tasks_per_node=1")
+    cluster.submit(one_run, f"output={tmp_path}/runs", *LONG, *own)
+    job = disturb_after(cluster, run, 100)
+    cluster.run("scancel", "--signal=USR2", job)
+    cluster.wait(lambda: "requeued" in dict(told(run)))
+    stopped_at = last_step(run)
+    assert "PENDING" in cluster.fusionseg("status", tmp_path / "runs/one")
+    cluster.wait_until_empty()
+
+    assert [event for event, _ in told(run)] == ["submitted", "started", "requeued", "started", "finished"]
+    assert 100 <= stopped_at < NUM_STEPS
+    assert_same_run(run, undisturbed)
+
+
+def test_scontrol_requeue(cluster: DevCluster, one_run: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Without a warning: it goes on from its last regular checkpoint."""
+    run = tmp_path / "runs/one/only"
+    cluster.submit(one_run, f"output={tmp_path}/runs", *LONG, "cluster.tasks_per_node=1")
+    cluster.run("scontrol", "requeue", disturb_after(cluster, run, 200))
+    cluster.wait_until_empty()
+
+    reasons = [reason for event, reason in told(run) if event == "requeued"]
+    assert len(reasons) == 1
+    assert_same_run(run, undisturbed)
+
+
+def test_preemption_by_a_higher_partition(
+    cluster: DevCluster, one_run: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "runs/one/only"
+    cluster.submit(one_run, f"output={tmp_path}/runs", *LONG, "cluster.tasks_per_node=1", "cluster.partition=low")
+    disturb_after(cluster, run, 100)
+    cluster.run("srun", "--partition=main", "--nodes=2", "--exclusive", "sleep", "1")
+    cluster.wait_until_empty()
+
+    assert ("requeued", "preempted") in told(run)
+    assert_same_run(run, undisturbed)
+
+
+def test_a_node_is_lost(cluster: DevCluster, one_run: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs/one/only"
+    cluster.submit(one_run, f"output={tmp_path}/runs", *LONG, "cluster.tasks_per_node=1")
+    job = disturb_after(cluster, run, 200)
+    node = cluster.run("squeue", "-h", "-j", job, "-o", "%N").strip()
+    cluster.script("node-off", node)
+    cluster.wait_until_empty()
+
+    assert ("requeued", "by SLURM: node failure, preemption or scontrol requeue") in told(run)
+    assert_same_run(run, undisturbed)
+    assert {rank["host"] for rank in _ranks(run)} == {"node1", "node2"} - {node}
+
+
+def test_a_worker_of_torchrun_is_killed(cluster: DevCluster, one_run: Path, tmp_path: Path) -> None:
+    """Two nodes, two workers each: they recover by themselves, within 30 s."""
+    run = tmp_path / "runs/one/only"
+    options = (*LONG, "train.global_batch=4", "cluster.nodes=2", "cluster.launcher=torchrun")
+    cluster.submit(one_run, f"output={tmp_path}/runs", *options)
+    disturb_after(cluster, run, 200)
+    workers = subprocess.run(
+        ["pgrep", "-f", f"python.* -m fusionseg.jobs.worker {run}"], capture_output=True, text=True, check=True
+    )
+    last = max(map(int, workers.stdout.split()))
+    begun = (run / "environment.json").stat().st_mtime
+    os.kill(last, signal.SIGKILL)
+    killed = time.monotonic()
+    cluster.wait(lambda: (run / "environment.json").stat().st_mtime > begun)  # written when a start begins
+    recovered_s = time.monotonic() - killed
+    cluster.wait_until_empty()
+
+    assert told(run)[-1][0] == "finished"
+    assert [event for event, _ in told(run)].count("started") == 1
+    assert [record["step"] for record in records(run, "train")][-1] == NUM_STEPS
+    assert recovered_s < 30
+
+
+def test_cancel_saves(cluster: DevCluster, one_run: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs/one/only"
+    options = (f"output={tmp_path}/runs", *LONG, "cluster.tasks_per_node=1")
+    cluster.submit(one_run, *options)
+    job = disturb_after(cluster, run, 100)
+    assert job in cluster.fusionseg("cancel", tmp_path / "runs/one")
+    cluster.wait_until_empty()
+    assert "1 cancelled" in cluster.fusionseg("status", tmp_path / "runs/one") or told(run)[-1][0] == "stopped"
+    assert "no job waits or runs" in cluster.fusionseg("cancel", tmp_path / "runs/one")
+
+    assert "continue" in cluster.submit(one_run, *options)
+    cluster.wait_until_empty()
+    assert_same_run(run, undisturbed)
+
+
+def test_a_run_that_fails_says_why(cluster: DevCluster, one_run: Path, tmp_path: Path) -> None:
+    cluster.submit(one_run, f"output={tmp_path}/runs", f"data.root={tmp_path}/nowhere", "cluster.tasks_per_node=1")
+    cluster.wait_until_empty()
+    shown = cluster.fusionseg("status", tmp_path / "runs/one", status=1)
+    assert "1 failed" in shown
+    assert f"{tmp_path}/nowhere" in shown.split("1 failed")[1]
+
+
+def test_slurm_refuses_before_anything_is_submitted(cluster: DevCluster, one_run: Path, tmp_path: Path) -> None:
+    arguments = ("submit", one_run, "--cluster", "slurm/clusters/devcluster.yaml", f"output={tmp_path}/runs")
+    for override, message in (
+        ("cluster.partition=nowhere", "invalid partition specified: nowhere"),
+        ("cluster.nodes=7", "Requested node configuration is not available"),
+        ("cluster.constraint=h100", "Invalid feature specification"),
+    ):
+        told = cluster.fusionseg(*arguments, "train.global_batch=14", override, status=2)
+        assert "SLURM would refuse these jobs" in told
+        assert message in told
+    assert not (tmp_path / "runs").exists()
+
+
+def _ranks(run: Path) -> list[dict[str, str]]:
+    environment = yaml.safe_load((run / "environment.json").read_text())
+    ranks: list[dict[str, str]] = environment["ranks"]
+    return ranks

@@ -1,0 +1,28 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=my_project
+#SBATCH --array=0-23%2
+#SBATCH --cpus-per-task=12
+#SBATCH --exclusive
+#SBATCH --gres=gpu:a100:8
+#SBATCH --job-name=table2
+#SBATCH --mem=819200MB
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --open-mode=append
+#SBATCH --output=/scratch/runs/table2/jobs/%A_%a_0_log.out
+#SBATCH --partition=a100
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=2880
+#SBATCH --wckey=submitit
+
+# setup
+module load cuda
+source $HOME/venvs/fusionseg/bin/activate
+export NCCL_SOCKET_IFNAME=ib0
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /scratch/runs/table2/jobs/%A_%a_%t_log.out --kill-on-bad-exit=1 --cpus-per-task=12 PYTHON -u -m submitit.core._submit /scratch/runs/table2/jobs

@@ -1,0 +1,23 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --array=0-23%2
+#SBATCH --cpus-per-task=1
+#SBATCH --job-name=table2
+#SBATCH --mem=2048MB
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=2
+#SBATCH --open-mode=append
+#SBATCH --output=/scratch/runs/table2/jobs/%A_%a_0_log.out
+#SBATCH --partition=main
+#SBATCH --requeue
+#SBATCH --signal=USR2@60
+#SBATCH --time=15
+#SBATCH --wckey=submitit
+
+# setup
+export OMP_NUM_THREADS=1
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /scratch/runs/table2/jobs/%A_%a_%t_log.out --kill-on-bad-exit=1 --cpus-per-task=1 PYTHON -u -m submitit.core._submit /scratch/runs/table2/jobs

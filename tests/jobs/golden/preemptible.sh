@@ -1,0 +1,22 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --array=0-23%16
+#SBATCH --cpus-per-task=32
+#SBATCH --gres=gpu:4
+#SBATCH --job-name=table2
+#SBATCH --mem=196608MB
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/scratch/runs/table2/jobs/%A_%a_0_log.out
+#SBATCH --partition=scavenge
+#SBATCH --qos=scavenger
+#SBATCH --requeue
+#SBATCH --signal=USR2@180
+#SBATCH --time=720
+#SBATCH --wckey=submitit
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /scratch/runs/table2/jobs/%A_%a_%t_log.out --kill-on-bad-exit=1 --cpus-per-task=32 apptainer exec --nv /shared/images/fusionseg.sif python3 -u -m submitit.core._submit /scratch/runs/table2/jobs

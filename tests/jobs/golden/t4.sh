@@ -1,0 +1,24 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --array=0-23%8
+#SBATCH --cpus-per-task=4
+#SBATCH --gres=gpu:t4:1
+#SBATCH --job-name=table2
+#SBATCH --mem=24576MB
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/scratch/runs/table2/jobs/%A_%a_0_log.out
+#SBATCH --partition=t4
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=1440
+#SBATCH --wckey=submitit
+
+# setup
+source $HOME/venvs/fusionseg/bin/activate
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /scratch/runs/table2/jobs/%A_%a_%t_log.out --kill-on-bad-exit=1 --cpus-per-task=4 PYTHON -u -m submitit.core._submit /scratch/runs/table2/jobs

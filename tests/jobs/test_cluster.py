@@ -1,0 +1,84 @@
+"""Cluster profiles, and the batch scripts that follow from them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from fusionseg.errors import UserError
+from fusionseg.jobs.cluster import load_cluster
+from fusionseg.jobs.submit import sbatch_text
+from fusionseg.jobs.sweep import Sweep
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = Path(__file__).parent / "golden"
+PROFILES = sorted((ROOT / "slurm/clusters").glob("*.yaml"))
+SLURM_PROFILES = [file for file in PROFILES if load_cluster(file).cluster == "slurm"]
+
+
+@pytest.mark.parametrize("file", SLURM_PROFILES, ids=lambda file: file.stem)
+def test_batch_scripts_are_the_golden_ones(file: Path) -> None:
+    """After an intended change: FUSIONSEG_WRITE_GOLDEN=1 pytest tests/jobs/test_cluster.py, and read the difference."""
+    sweep = Sweep(Path("table2.yaml"), Path("/scratch/runs/table2"), [])
+    text = sbatch_text(sweep, load_cluster(file), num_runs=24).replace(sys.executable, "PYTHON")
+    golden = GOLDEN / f"{file.stem}.sh"
+    if os.environ.get("FUSIONSEG_WRITE_GOLDEN"):
+        golden.write_text(text)
+    assert text == golden.read_text()
+
+
+def test_a_single_run_is_no_array() -> None:
+    sweep = Sweep(Path("table2.yaml"), Path("/scratch/runs/table2"), [])
+    text = sbatch_text(sweep, load_cluster(ROOT / "slurm/clusters/t4.yaml"), num_runs=1)
+    assert "--array" not in text
+    assert "%j_0_log.out" in text
+
+
+def test_every_golden_text_has_its_profile() -> None:
+    assert {file.stem for file in GOLDEN.glob("*.sh")} == {file.stem for file in SLURM_PROFILES}
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("partitoin=x", "partitoin (command line: partitoin=x): unknown key. did you mean partition?"),
+        ("time=24h", "time (command line: time=24h): string should match pattern"),
+        ("time=90", "time (command line: time=90): needs a text"),
+        ("nodes=0", "nodes (command line: nodes=0): should be greater than or equal to 1, and is 0"),
+        ("launcher=mpirun", "launcher (command line: launcher=mpirun): cannot be 'mpirun'"),
+        ("tasks_per_node=3", "tasks_per_node (command line: tasks_per_node=3): 3 on 1 GPUs"),
+        ("gpus_per_node=0", "gpu_type ("),
+        ("gpu_type=a 100", "gpu_type (command line: gpu_type=a 100): string should match pattern"),
+        ("signal_s=90000", "signal_s (command line: signal_s=90000): 90000 s are not less than the time limit"),
+        ("sbatch={--mem: 3}", "sbatch (command line: sbatch={--mem: 3}): --mem is written without dashes"),
+        ("sbatch={time: 3}", "sbatch (command line: sbatch={time: 3}): time is set by time: remove it"),
+        ("sbatch={cpus_per_task: 3}", "sbatch (command line: sbatch={cpus_per_task: 3}): cpus_per_task is set by"),
+        ("environment={A-B: x}", "environment (command line: environment={A-B: x}): 'A-B' is no name of a variable"),
+        ("environment={A: 1}", "environment.A (command line: environment={A: 1}): needs a text, and is 1"),
+        ("setup=module load x", "setup (command line: setup=module load x): "),
+        ("memory_gb_per_task=0", "memory_gb_per_task (command line: memory_gb_per_task=0): should be greater than 0"),
+        ("account=", "account"),
+        ("cluster=local", "partition (in the file: is for SLURM"),
+    ],
+)
+def test_what_can_be_wrong_in_a_profile(override: str, expected: str) -> None:
+    if override == "account=":  # null is a value: no account
+        assert load_cluster(ROOT / "slurm/clusters/t4.yaml", [override]).account is None
+        return
+    with pytest.raises(UserError) as caught:
+        load_cluster(ROOT / "slurm/clusters/t4.yaml", [override])
+    key = expected.split(" (")[0]
+    assert any(problem.startswith(key) for problem in caught.value.problems), caught.value.problems
+    if expected.endswith("("):
+        return
+    assert any(expected.split(": ", 1)[-1] in problem for problem in caught.value.problems), caught.value.problems
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"), [("00:15:00", 900), ("24:00:00", 86400), ("2-01:00:01", 2 * 86400 + 3601)]
+)
+def test_time_limits(time: str, seconds: int) -> None:
+    assert load_cluster(ROOT / "slurm/clusters/t4.yaml", [f"time='{time}'"]).time_s == seconds

@@ -1,0 +1,127 @@
+"""Sweeps: which runs there are, what they are called, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fusionseg.errors import UserError
+from fusionseg.jobs.sweep import load_sweep
+
+ROOT = Path(__file__).parents[2]
+BASE = "base.yaml"
+
+
+@pytest.fixture
+def sweep_file(tmp_path: Path) -> Path:
+    """A file beside a base configuration; tests write the sweep into it."""
+    (tmp_path / BASE).write_text("model: {name: unet, channels: [4, 8]}\ntrain: {steps: 600}\noutput: /scratch\n")
+    return tmp_path / "sweep.yaml"
+
+
+def names(file: Path, text: str, *overrides: str) -> list[str]:
+    file.write_text(f"name: s\nbase: {BASE}\n{text}")
+    return [run.config.name for run in load_sweep(file, overrides).runs]
+
+
+def problems(file: Path, text: str, *overrides: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        names(file, text, *overrides)
+    return caught.value.problems
+
+
+def test_the_grid_is_every_combination(sweep_file: Path) -> None:
+    found = names(sweep_file, "grid: {model.name: [unet, resunet], seed: [0, 1]}")
+    assert found == ["unet-seed0", "unet-seed1", "resunet-seed0", "resunet-seed1"]
+
+
+def test_points_are_crossed_with_the_grid(sweep_file: Path) -> None:
+    text = """
+set: {train.steps: 700}
+points:
+  - {name: small}
+  - {name: large, model.channels: [8, 16, 32]}
+grid: {data.fold: [0, 1]}
+"""
+    assert names(sweep_file, text) == ["small-fold0", "small-fold1", "large-fold0", "large-fold1"]
+    runs = load_sweep(sweep_file).runs
+    assert [run.config.model.channels for run in runs] == [(4, 8), (4, 8), (8, 16, 32), (8, 16, 32)]  # type: ignore[union-attr]
+    assert [run.config.data.fold for run in runs] == [0, 1, 0, 1]
+    assert {run.config.train.steps for run in runs} == {700}
+    assert runs[3].folder == Path("/scratch/s/large-fold1")
+    assert runs[3].settings == {"model.channels": [8, 16, 32], "data.fold": 1}
+
+
+def test_what_is_left_out(sweep_file: Path) -> None:
+    text = "grid: {model.name: [unet, resunet], seed: [0, 1]}\nleave_out: [{model.name: unet, seed: 1}]"
+    assert names(sweep_file, text) == ["unet-seed0", "resunet-seed0", "resunet-seed1"]
+
+
+@pytest.mark.parametrize(
+    ("template", "first"),
+    [
+        ('"{model.name}_s{seed}"', "unet_s0"),
+        ('"lr {optim.lr}/{model.channels}"', "lr_0.001_4x8"),
+        ('"{name}-{seed}"', "p-0"),
+    ],
+)
+def test_templates(sweep_file: Path, template: str, first: str) -> None:
+    text = f"points: [{{name: p}}]\nset: {{optim.lr: 1e-3}}\ngrid: {{seed: [0]}}\nrun_name: {template}"
+    assert names(sweep_file, text) == [first]
+
+
+def test_overrides_win_in_all_runs(sweep_file: Path, tmp_path: Path) -> None:
+    sweep_file.write_text(f"name: s\nbase: {BASE}\nset: {{train.steps: 700}}\ngrid: {{seed: [0, 1]}}")
+    sweep = load_sweep(sweep_file, ["train.steps=900", f"output={tmp_path}/runs", "data.root=/data"])
+    assert {(run.config.train.steps, run.config.data.root) for run in sweep.runs} == {(900, "/data")}
+    assert sweep.folder == tmp_path / "runs/s"
+
+
+def test_a_pretraining_is_a_sweep_too() -> None:
+    runs = load_sweep(ROOT / "configs/sweeps/masking.yaml").runs
+    assert [run.config.pretrain.ratio for run in runs if run.config.pretrain] == [0.1, 0.3, 0.5, 0.75]
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "expected"),
+    [
+        ("grid: {seed: []}", (), ["grid.seed (", "at least 1 item"]),
+        ("gird: {seed: [0]}", (), ["gird (", "did you mean grid?"]),
+        ("grid: {seed: [0]}\npoints: [{seed: 1}]", (), ["points (", "seed is in the grid too"]),
+        ("set: {output: x}", (), ["set (", "output is set by the sweep itself"]),
+        ("grid: {seed: [0]}\nleave_out: [{fold: 1}]", (), ["leave_out (", "fold varies neither"]),
+        ("grid: {seed: [0]}\nleave_out: [{seed: 0}]", (), ["leave_out leaves no run"]),
+        ("grid: {seed: [0, 1]}\nrun_name: same", (), ["several runs are called same", "let run_name hold every key"]),
+        ("grid: {seed: [0]}\nrun_name: '{model.nme}'", (), ["run_name: {model.nme} has no value"]),
+        ("grid: {seed: [0, 1]}", ("seed=3",), ["command line: seed=3", "change it there"]),
+        ("grid: {seed: [0, 1]}", ("train.stps=3",), ["train.stps (command line: train.stps=3)", "[seed0, seed1]"]),
+        ("points: [{name: 3}]", (), ["points (", "the name 3 is no text"]),
+        ("grid: {.seed: [0]}", (), ["grid (", "'.seed' is no key path"]),
+    ],
+)
+def test_what_is_wrong_is_said_once(
+    sweep_file: Path, text: str, overrides: tuple[str, ...], expected: list[str]
+) -> None:
+    found = problems(sweep_file, text, *overrides)
+    assert len(found) == 1
+    assert all(part in found[0] for part in expected), found
+
+
+def test_all_problems_of_all_runs_are_listed(sweep_file: Path) -> None:
+    found = problems(sweep_file, "grid: {model.name: [unet, unett], seed: [0, -1, 2]}")
+    assert [line.split(" (")[0] for line in found] == ["seed", "model.name"]
+    assert found[1].endswith("[unett-seed0, unett-seed-1 and 1 more]")
+
+
+def test_a_missing_base_is_named(sweep_file: Path) -> None:
+    sweep_file.write_text("name: s\nbase: nowhere.yaml")
+    with pytest.raises(UserError, match=r"nowhere\.yaml: there is no such configuration file.*holds base\.yaml"):
+        load_sweep(sweep_file)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs/sweeps").glob("*.yaml")), ids=lambda file: file.stem)
+def test_shipped_sweeps_resolve(file: Path) -> None:
+    runs = load_sweep(file).runs
+    assert len(runs) == {"table2": 24, "masking": 4, "unets": 12, "cross_validation": 15}[file.stem]
+    assert {run.folder.parent.name for run in runs} == {file.stem}
