@@ -236,7 +236,8 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> RunConfig:
         problems = []
-        if problem := self.model.patch_problem(self.data.patch):
+        fits = self.model.patch_problem if self.pretrain is None else self.model.encoder_patch_problem
+        if problem := fits(self.data.patch):
             problems.append(problem)
         view = getattr(self.model, "view", None)
         if view is not None and self.data.orientation is None:

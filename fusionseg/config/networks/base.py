@@ -22,6 +22,10 @@ class NetworkSection(Section):
     def patch_problem(self, patch: tuple[int, int, int]) -> str | None:
         """Why this network cannot train on patches of this size, with the fix; None if it can."""
 
+    def encoder_patch_problem(self, patch: tuple[int, int, int]) -> str | None:
+        """The same for pre-training its encoder."""
+        return self.patch_problem(patch)
+
 
 def multiple_problem(name: str, patch: tuple[int, int, int], multiple: int) -> str | None:
     """The problem of a network that halves its maps down to 1 / multiple, if the patch does not suit it."""
