@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from fusionseg import __version__
 from fusionseg.commands.configs import add_models, add_schema
 from fusionseg.commands.data import add_check, add_prepare, add_synth
-from fusionseg.commands.jobs import add_cancel, add_status, add_submit
+from fusionseg.commands.jobs import add_cancel, add_doctor, add_status, add_submit
 from fusionseg.commands.results import add_compare, add_evaluate, add_predict
 from fusionseg.entry import run
 
@@ -23,6 +23,7 @@ COMMANDS = (
     add_submit,
     add_status,
     add_cancel,
+    add_doctor,
     add_models,
     add_schema,
 )

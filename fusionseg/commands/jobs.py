@@ -103,3 +103,32 @@ def _cancel(arguments: argparse.Namespace) -> int:
     jobs = cancel(arguments.folder)
     print(f"cancelled {', '.join(jobs)}" if jobs else "no job waits or runs")
     return DONE
+
+
+def add_doctor(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "doctor",
+        "one page about this machine or allocation, with remedies; under srun or torchrun a line for each rank",
+        "srun --nodes=2 --ntasks-per-node=4 --gres=gpu:4 fusionseg doctor --folder /scratch/runs",
+        _doctor,
+    )
+    parser.add_argument("--folder", type=Path, default=Path(), help="where runs are to be written (default: here)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings as JSON too")
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from fusionseg.engine.distributed import World
+    from fusionseg.files import write_json
+    from fusionseg.jobs.doctor import BAD, examine, to_json, to_text
+
+    world = World.from_environment("auto")
+    try:
+        findings = examine(arguments.folder, world)
+    finally:
+        world.close()
+    if findings:
+        print(to_text(findings))
+        if arguments.json is not None:
+            write_json(arguments.json, to_json(findings))
+    return FAILED if any(finding.verdict == BAD for finding in findings) else DONE

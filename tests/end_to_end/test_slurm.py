@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import yaml
 
 from end_to_end.conftest import Train
 from end_to_end.devcluster import DevCluster, is_missing, job_of, last_step, told
-from end_to_end.runs import assert_same_run, assert_same_training, records, results
+from end_to_end.runs import REPOSITORY, assert_same_run, assert_same_training, records, results
 from fusionseg.jobs.ledger import read_events
 
 pytestmark = pytest.mark.skipif(
@@ -226,6 +227,32 @@ def test_a_run_that_fails_says_why(cluster: DevCluster, one_run: Path, tmp_path:
     shown = cluster.fusionseg("status", tmp_path / "runs/one", status=1)
     assert "1 failed" in shown
     assert f"{tmp_path}/nowhere" in shown.split("1 failed")[1]
+
+
+def test_the_plain_batch_script(cluster: DevCluster, config_file: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Without submitit: srun launches the ranks, and the script queues itself again."""
+    run = tmp_path / "runs/plain"
+    options = ("--ntasks-per-node=1", "--gres=none", "--cpus-per-task=1", f"--output={tmp_path}/log")
+    script = REPOSITORY / "slurm/train.sbatch"
+    cluster.environ["PYTHON"] = sys.executable
+    said = cluster.run("sbatch", *options, str(script), str(run), "--config", str(config_file), *LONG)
+    job = said.split()[-1]
+    cluster.wait(lambda: last_step(run) >= 100)
+    cluster.run("scancel", "--signal=USR2", job)
+    cluster.wait(lambda: "PENDING" in cluster.run("squeue", "-j", job, "-o", "%T"))
+    assert last_step(run) < NUM_STEPS
+    cluster.wait_until_empty()
+
+    assert_same_run(run, undisturbed)
+
+
+def test_doctor_has_a_line_for_each_rank(cluster: DevCluster, tmp_path: Path) -> None:
+    doctor = (sys.executable, "-m", "fusionseg", "doctor", "--folder", str(tmp_path))
+    page = cluster.run("srun", "--nodes=2", "--ntasks-per-node=2", *doctor)
+    lines = [line.split() for line in page.splitlines()]
+    assert [line[3].rstrip(",") for line in lines if line[:1] == ["rank"]] == ["node1", "node1", "node2", "node2"]
+    assert any(line[:2] == ["all-reduce", "ok"] or line[:2] == ["all-reduce", "poor"] for line in lines)
+    assert "in job " in next(line for line in page.splitlines() if line.startswith("SLURM"))
 
 
 def test_slurm_refuses_before_anything_is_submitted(cluster: DevCluster, one_run: Path, tmp_path: Path) -> None:

@@ -243,20 +243,23 @@ class SwinConfig(NetworkSection):
 
     def patch_problem(self, patch: tuple[int, int, int]) -> str | None:
         """Why this network cannot train on patches of this size, with the fix; None if it can."""
-        if problem := self.encoder_patch_problem(patch):
-            return problem
-        if max(patch) < 2 * SWIN_PATCH_MULTIPLE:
-            fixed = list(patch)
-            fixed[0] = 2 * SWIN_PATCH_MULTIPLE
+        if any(size % SWIN_PATCH_MULTIPLE for size in patch) or max(patch) < 2 * SWIN_PATCH_MULTIPLE:
+            fixed = _multiples(patch)
+            if max(fixed) < 2 * SWIN_PATCH_MULTIPLE:
+                fixed[patch.index(max(patch))] = 2 * SWIN_PATCH_MULTIPLE
             return (
-                f"data.patch: {self.name} needs at least 64 in one axis (instance norm needs more than one voxel at 1/32"
-                f" of the resolution), not {list(patch)}: try {fixed}"
+                f"data.patch: {self.name} needs multiples of 32, at least 64 in one axis (instance norm"
+                f" needs more than one voxel at 1/32 of the resolution), not {list(patch)}: try {fixed}"
             )
         return None
 
     def encoder_patch_problem(self, patch: tuple[int, int, int]) -> str | None:
         """The same for the encoder alone, which has no instance norm at 1/32."""
         if any(size % SWIN_PATCH_MULTIPLE for size in patch):
-            fixed = [max(SWIN_PATCH_MULTIPLE, round(size / 32) * 32) for size in patch]
-            return f"data.patch: {self.name} needs multiples of 32, not {list(patch)}: try {fixed}"
+            return f"data.patch: {self.name} needs multiples of 32, not {list(patch)}: try {_multiples(patch)}"
         return None
+
+
+def _multiples(patch: tuple[int, int, int]) -> list[int]:
+    """The nearest patch of multiples of 32."""
+    return [max(SWIN_PATCH_MULTIPLE, round(size / SWIN_PATCH_MULTIPLE) * SWIN_PATCH_MULTIPLE) for size in patch]
