@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 from types import FrameType, TracebackType
 from typing import Any
+
+log = logging.getLogger("fusionseg")
+
+LEAD_VARIABLE = "FUSIONSEG_LEAD_S"
+"""Says how many seconds before its end a job is signalled, for those that are."""
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
@@ -33,6 +40,28 @@ class StopSignals:
         if number == self.received == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
+
+
+class Lead:
+    """Whether a job is told early enough: between the signal and the end there must be room for a validation that is
+    under way, and a save."""
+
+    def __init__(self) -> None:
+        self.seconds = float(os.environ.get(LEAD_VARIABLE) or "inf")
+        self._longest: dict[str, float] = {}
+
+    def took(self, what: str, seconds: float) -> None:
+        """Note the time of a `validation` or a `save`; warn, once, when they do not fit."""
+        fitted = sum(self._longest.values()) <= self.seconds
+        self._longest[what] = max(seconds, self._longest.get(what, 0.0))
+        if fitted and sum(self._longest.values()) > self.seconds:
+            parts = " and ".join(f"a {name} {longest:.0f} s" for name, longest in self._longest.items())
+            log.warning(
+                "this job is told to leave %.0f s before its end, and %s: raise the cluster profile's signal_s, or the"
+                " run may lose the steps since its last checkpoint",
+                self.seconds,
+                f"{parts} take longer" if len(self._longest) > 1 else f"{parts} takes longer",
+            )
 
 
 def signal_name(number: int) -> str:

@@ -23,7 +23,7 @@ from fusionseg.engine.plateau import reached_plateau
 from fusionseg.engine.precision import choose_precision
 from fusionseg.engine.recorder import Recorder
 from fusionseg.engine.run_folder import RunFolder, config_hash
-from fusionseg.engine.signals import StopSignals, signal_name
+from fusionseg.engine.signals import Lead, StopSignals, signal_name
 from fusionseg.engine.step import TrainStep
 from fusionseg.engine.task import open_task
 from fusionseg.engine.training_data import open_training_data
@@ -66,6 +66,7 @@ class Trainer:
         self.best: dict[str, float] | None = None
         # step and score of every validation
         self.history: list[tuple[int, float]] = []
+        self._lead = Lead()
         self._used: list[range] = []
         # whether each micro-batch of the last steps was finite: for naming the cases when there are too many not
         self._recent: deque[tuple[int, Tensor]] = deque(maxlen=2 * config.train.max_skipped)
@@ -222,6 +223,7 @@ class Trainer:
         outcome = self.task.validate(self.model)
         score, measure = outcome.score, self.task.measure
         self.history.append((self.step, -1.0 if isnan(score) else score))
+        self._lead.took("validation", time.monotonic() - start)
         recorder.validation(self.step, measure, outcome, time.monotonic() - start)
         if not isnan(score) and (self.best is None or score > self.best[measure]):
             self.best = {measure: score, "step": self.step}
@@ -248,6 +250,7 @@ class Trainer:
         if not self.world.is_main:
             return
         recorder.sync()
+        start = time.monotonic()
         with annotate("checkpoint"):
             state = {
                 **self._identity(),
@@ -261,6 +264,7 @@ class Trainer:
                 "elapsed_s": recorder.elapsed_s,
             }
             self.checkpoints.save(self.step, state)
+        self._lead.took("save", time.monotonic() - start)
 
     def _resume(self) -> float:
         """Go on from the newest intact checkpoint, if there is one; the seconds the run has taken so far."""

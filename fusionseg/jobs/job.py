@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from fusionseg.engine.launch import FIRST_PORT, NUM_PORTS, first_node
+from fusionseg.engine.signals import LEAD_VARIABLE
 from fusionseg.entry import DONE, FAILED
 from fusionseg.jobs.ledger import last_end, read_events, write_event
 from fusionseg.jobs.slurm import current_job, requeue, why_signalled
@@ -36,6 +37,7 @@ class Job:
         ranks_per_node: of torchrun.
         max_restarts: of torchrun, within a job.
         max_requeues: of the job; None if it is not to be requeued.
+        signal_s: how long before its end the job is told.
     """
 
     run: str
@@ -43,6 +45,7 @@ class Job:
     ranks_per_node: int
     max_restarts: int
     max_requeues: int | None
+    signal_s: int
 
     def __call__(self) -> str:
         main = os.environ.get("SLURM_PROCID", "0") == "0"
@@ -55,6 +58,7 @@ class Job:
                 write_event(Path(self.run), "failed", job=current_job(), reason=reason)
             print(f"error: {reason}", file=sys.stderr)
             raise SystemExit(FAILED)
+        os.environ[LEAD_VARIABLE] = str(self.signal_s)
         status = self._torchrun(restarts) if self.launcher == "torchrun" else train_rank([self.run])
         if main:
             self._record_end(status)

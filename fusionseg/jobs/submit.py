@@ -124,4 +124,5 @@ def _job(run: SweepRun, cluster: ClusterConfig) -> Job:
         cluster.ranks_per_node,
         cluster.max_restarts,
         cluster.max_requeues if cluster.requeue else None,
+        cluster.signal_s,
     )

@@ -1,0 +1,91 @@
+"""A sweep on this machine, without a scheduler."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+import yaml
+
+from end_to_end.runs import COMMANDS, Program, assert_same_run, records, wait_for_step
+
+LOCAL = "{cluster: local, gpus_per_node: 0}"
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, config_file: Path) -> Path:
+    """Two runs."""
+    file = tmp_path / "two.yaml"
+    file.write_text(yaml.safe_dump({"name": "two", "base": str(config_file), "grid": {"seed": [0, 1]}}))
+    (tmp_path / "local.yaml").write_text(LOCAL)
+    return file
+
+
+def arguments(sweep: Path, *overrides: str) -> tuple[str, ...]:
+    folder = sweep.parent
+    return ("submit", str(sweep), "--cluster", str(folder / "local.yaml"), f"output={folder}/runs", *overrides)
+
+
+def test_it_trains_all_and_then_has_nothing_to_do(program: Program, sweep: Path) -> None:
+    folder = sweep.parent / "runs/two"
+    ended = program.warm(COMMANDS, *arguments(sweep, "cluster.parallel=2")).wait().expect(0)
+    assert "[2 of 2]" in ended.out
+    assert {run.name for run in folder.iterdir()} >= {"seed0", "seed1", "jobs"}
+    assert all(records(folder / name)[-1]["status"] == "completed" for name in ("seed0", "seed1"))
+
+    again = program.warm(COMMANDS, *arguments(sweep)).wait().expect(0)
+    assert "2 runs, 0 to submit" in again.out
+    assert "started" not in again.out
+    assert "2 finished" in program.warm(COMMANDS, "status", folder).wait().expect(0).out
+    assert "± " in program.warm(COMMANDS, "compare", folder).wait().expect(0).out
+
+
+def test_an_interrupted_sweep_goes_on(program: Program, sweep: Path) -> None:
+    """The run that was under way saves and leaves, the one that was waiting does not begin."""
+    folder = sweep.parent / "runs/two"
+    long = ("train.steps=300", "checkpoint.every=100", "validate.every=100", "cluster.parallel=1")
+    started = program.warm(COMMANDS, *arguments(sweep, *long))
+    wait_for_step(folder / "seed0", 10, [started])
+    started.send(signal.SIGINT)
+    started.wait().expect(0)
+    assert records(folder / "seed0")[-1]["status"] == "interrupted"
+    assert not (folder / "seed1").exists()
+    assert "1 stopped" in program.warm(COMMANDS, "status", folder).wait().expect(0).out
+
+    resumed = program.warm(COMMANDS, *arguments(sweep, *long)).wait().expect(0)
+    assert "| continue | left at step" in resumed.out
+    assert records(folder / "seed0")[-1]["status"] == "completed"
+
+    undisturbed = sweep.with_name("undisturbed.yaml")
+    undisturbed.write_text(sweep.read_text().replace("name: two", "name: other"))
+    program.warm(COMMANDS, *arguments(undisturbed, *long)).wait().expect(0)
+    assert_same_run(folder / "seed0", folder.with_name("other") / "seed0")
+
+
+def test_two_ranks_by_torchrun(program: Program, sweep: Path) -> None:
+    folder = sweep.parent / "runs/two"
+    own = ("cluster.tasks_per_node=2", "train.global_batch=2", "train.micro_batch=1")
+    program.warm(COMMANDS, *arguments(sweep, *own)).wait().expect(0)
+    environment = yaml.safe_load((folder / "seed0/environment.json").read_text())
+    assert environment["world_size"] == 2
+
+
+def test_a_failed_run_does_not_stop_the_others(program: Program, sweep: Path) -> None:
+    folder = sweep.parent / "runs/two"
+    points = [{"name": "bad", "data.root": str(sweep.parent / "nowhere")}, {"name": "good"}]
+    sweep.write_text(yaml.safe_dump({**yaml.safe_load(sweep.read_text()), "points": points, "grid": {"seed": [0]}}))
+    ended = program.warm(COMMANDS, *arguments(sweep)).wait().expect(1)
+    assert "bad-seed0: failed" in ended.out
+    assert "good-seed0: completed" in ended.out
+    shown = program.warm(COMMANDS, "status", folder).wait().expect(1).out
+    assert "1 failed, 1 finished" in shown
+    assert "nowhere" in shown.split("1 failed, 1 finished")[1]
+
+
+def test_what_cannot_be_done_is_said_before_anything_starts(program: Program, sweep: Path) -> None:
+    told = program.warm(COMMANDS, *arguments(sweep, "cluster.tasks_per_node=3")).wait().expect(2)
+    assert "cannot be dealt over 3 ranks" in told.err
+    told = program.warm(COMMANDS, *arguments(sweep, "cluster.gpus_per_node=4", "train.global_batch=4")).wait().expect(2)
+    assert "takes 4 GPUs (gpus_per_node), and this machine has 0" in told.err
+    assert not (sweep.parent / "runs").exists()
