@@ -18,7 +18,7 @@ from typing import Any
 
 from fusionseg.engine.launch import FIRST_PORT, NUM_PORTS, first_node
 from fusionseg.engine.signals import LEAD_VARIABLE
-from fusionseg.entry import DONE, FAILED
+from fusionseg.entry import DONE, FAILED, WRONG_REQUEST
 from fusionseg.jobs.ledger import last_end, read_events, write_event
 from fusionseg.jobs.slurm import current_job, requeue, why_signalled
 from fusionseg.jobs.worker import main as train_rank
@@ -93,7 +93,10 @@ class Job:
         run = Path(self.run)
         end = last_end(run)
         if end is None or status != DONE:
-            reason = end["reason"] if end else "ended without a record"
+            if status == WRONG_REQUEST:
+                reason = "its request was refused: see its log"
+            else:
+                reason = end["reason"] if end and end["status"] == "failed" else "ended without a word: see its log"
             write_event(run, "failed", job=current_job(), reason=reason, exit_status=status)
         elif end["status"] != "interrupted":
             write_event(run, "finished", job=current_job(), step=end["step"])

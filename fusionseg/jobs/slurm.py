@@ -37,20 +37,30 @@ def why_signalled() -> str:
 
 
 def job_states(jobs: Iterable[str]) -> dict[str, str]:
-    """State of each job that SLURM still has in its queue: PENDING, RUNNING, ...; the others are missing.
+    """State of each job: PENDING, RUNNING, ...; of one that has ended as long as SLURM remembers it.
 
     Raises:
         UserError: SLURM cannot be asked.
     """
-    wanted = sorted({job.split("_")[0] for job in jobs if job[0].isdigit()})
+    wanted = {job for job in jobs if job[0].isdigit()}
     if not wanted:
         return {}
     states: dict[str, str] = {}
-    # One call for all; a job that is long gone would be an error in a list, so all of this user's are asked for.
+    # All of this user's: in a list of numbers, one that is long gone would be an error.
     for line in call(["squeue", "--noheader", "--array", "--me", "--states=all", "--format=%i %T %r"]).splitlines():
         job, state, reason = line.split(maxsplit=2)
-        if job.split("_")[0] in wanted:
+        if job in wanted:
             states[job] = f"{state} ({reason})" if state == "PENDING" and reason not in ("None", "Priority") else state
+    if gone := wanted - states.keys():
+        try:
+            accounted = call(["sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State",
+                              f"--jobs={','.join(sorted(gone))}"])  # fmt: skip
+        except UserError:  # there is no accounting here
+            return states
+        for line in accounted.splitlines():
+            job, state = line.split("|")
+            if job in gone:
+                states[job] = state.split()[0]  # "CANCELLED by 1000"
     return states
 
 

@@ -1,0 +1,83 @@
+"""How long the commands about many runs take: whole processes, from the command line to the last line printed.
+
+    python profiling/benchmark_sweep.py [--runs 200]
+
+A sweep is planned by `submit --dry-run`; then its folders are filled with the records of finished runs (a train record
+every 10 of 1000 steps, ten validations), and `status` and `compare` read them. SLURM is not asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from fusionseg.config import dump_config
+from fusionseg.entry import run
+from fusionseg.jobs.ledger import write_event
+from fusionseg.jobs.sweep import load_sweep
+
+ROOT = Path(__file__).parents[1]
+
+
+def finish(folder: Path, config: str, seed: int) -> None:
+    """Make a run folder as a finished run leaves it."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(config, encoding="utf-8")
+    (folder / "environment.json").write_text('{"parameters": 1000000}', encoding="utf-8")
+    records: list[dict[str, object]] = []
+    for step in range(10, 1001, 10):
+        measured = {"step_s": 0.3, "data_s": 0.01, "samples_per_s": 7.0 + seed % 3, "memory_gb": 1.5}
+        records.append({"kind": "train", "step": step, "loss": 1 / step, "lr": 1e-3, "grad_norm": 1.0, **measured})
+        if step % 100 == 0:
+            dice = 0.8 + step / 1e5 + seed / 1e4
+            records.append({"kind": "val", "step": step, "dice": dice, "dice_per_class": {"a": dice, "b": dice}})
+    records.append({"kind": "end", "step": 1000, "status": "completed", "reason": "step 1000", "best_dice": dice})
+    records[-1]["total_s"] = 300.0
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    write_event(folder, "submitted", job="1_0", log="log", steps=1000)
+    write_event(folder, "finished", job="1_0", step=1000)
+
+
+def main() -> int:
+    """Measure and print; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=200)
+    options = parser.parse_args()
+
+    def timed(*arguments: object) -> float:
+        start = time.perf_counter()
+        command = [sys.executable, "-m", "fusionseg", *map(str, arguments)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+        return time.perf_counter() - start
+
+    def work() -> int:
+        with tempfile.TemporaryDirectory() as name:
+            sweep = Path(name) / "many.yaml"
+            seeds = list(range(options.runs // 2))
+            base = ROOT / "configs/hippocampus_unet.yaml"
+            sweep.write_text(
+                f"name: many\nbase: {base}\ngrid: {{model.name: [unet, resunet], seed: {seeds}}}\n", encoding="utf-8"
+            )
+            profile = ROOT / "slurm/clusters/t4.yaml"
+            rows = [
+                ("submit --dry-run", timed("submit", sweep, "--cluster", profile, f"output={name}/runs", "--dry-run"))
+            ]
+            for number, entry in enumerate(load_sweep(sweep, [f"output={name}/runs"]).runs):
+                finish(entry.folder, dump_config(entry.config), number)
+            rows.append(("status", timed("status", Path(name) / "runs/many")))
+            rows.append(("compare", timed("compare", Path(name) / "runs/many")))
+        print(f"{options.runs} runs\n\n| command | s |\n|---|---|")
+        for command, seconds in rows:
+            print(f"| {command} | {seconds:.2f} |")
+        return 0
+
+    return run(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
