@@ -60,6 +60,9 @@ class PretrainConfig(Section):
     block: Positive = 16
     """Edge of a hidden block in voxels; it divides the patch. `mae` needs a multiple of 32 with a Swin encoder, and of
     16 with a ViT."""
+    prior: Literal["none", "linear"] = "none"
+    """What the decoder's output is added to: nothing, as in the thesis; or the linear interpolation between the visible
+    voxels, so that only what lies beyond it has to be learnt."""
     decoder: DecoderConfig = DecoderConfig()
     loss: ReconstructionLossConfig = ReconstructionLossConfig()
     data_range: Annotated[float, Field(gt=0)] | None = None

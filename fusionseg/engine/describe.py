@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import socket
 import time
@@ -34,6 +35,13 @@ def describe_rank(world: World) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cpus": available_cpus(),
     }
+
+
+def threads_per_rank(world: World) -> int:
+    """CPUs that this rank may use without taking them from others: srun may give each its own, torchrun does not."""
+    own = socket.gethostname(), os.sched_getaffinity(0)
+    sharing = sum(host == own[0] and bool(cpus & own[1]) for host, cpus in world.gather(own))
+    return max(1, available_cpus() // sharing)
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:

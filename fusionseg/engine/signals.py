@@ -39,7 +39,9 @@ class StopSignals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == self.received == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = number
+        # SIGTERM may follow SIGUSR2 while a validation goes on; the first says more.
+        if self.received != signal.SIGUSR2:
+            self.received = number
 
 
 class Lead:

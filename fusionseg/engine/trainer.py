@@ -14,7 +14,7 @@ from torch import Tensor
 from fusionseg.config import RunConfig
 from fusionseg.engine.batch import accumulation, batch_arithmetic
 from fusionseg.engine.checkpoint import Checkpoints, read_checkpoint
-from fusionseg.engine.describe import describe_rank
+from fusionseg.engine.describe import describe_rank, threads_per_rank
 from fusionseg.engine.distributed import World
 from fusionseg.engine.finetune import parameter_groups
 from fusionseg.engine.network import build_loss, build_network, distribute, start_from
@@ -28,7 +28,6 @@ from fusionseg.engine.step import TrainStep
 from fusionseg.engine.task import open_task
 from fusionseg.engine.training_data import open_training_data
 from fusionseg.errors import TrainingStopped, UserError
-from fusionseg.machine import available_cpus
 from fusionseg.telemetry.ranges import annotate
 
 log = logging.getLogger("fusionseg")
@@ -43,7 +42,7 @@ class Trainer:
         self.folder = folder
         self.accumulate = accumulation(config, world.size)
         # On a GPU run too: the host crops where the cache is the host's, and torchrun leaves one thread.
-        torch.set_num_threads(config.train.threads or max(1, available_cpus() // world.launch.local_world_size))
+        torch.set_num_threads(config.train.threads or threads_per_rank(world))
         self.precision = choose_precision(config.train.precision, world.device)
         log.info("device: %s, precision %s (%s)", world.device, self.precision.name, self.precision.reason)
         log.info("batch: %s", batch_arithmetic(config, world.size))

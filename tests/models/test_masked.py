@@ -16,7 +16,7 @@ from fusionseg.models.masked import build_masked
 from fusionseg.models.masked.swin import UnitAttention, swin_stages
 from fusionseg.models.masked.units import fill_rows, hidden_shares, join_units, split_units, visible_rows
 from fusionseg.models.swin_attention import WindowAttention
-from fusionseg.reconstruction import ReconstructionLoss, blocks_to_voxels, fill_mean
+from fusionseg.reconstruction import ReconstructionLoss, blocks_to_voxels, composite, fill_linear, fill_mean
 
 SWIN = SwinConfig(name="swin_unetr", feature_size=12, depths=(1, 2, 1, 1), window_size=4)
 SWIN_V2 = SwinConfig(name="swin_unetr_v2", feature_size=12, depths=(1, 1, 1, 1), window_size=4)
@@ -115,6 +115,18 @@ def test_a_black_block_that_is_shown_is_not_taken_for_a_hidden_one(name: str) ->
         states, same = model.encode(image, hidden), model.encode(image, nothing)
         assert all(torch.equal(a, b) for a, b in zip(states, same, strict=True))
         assert not torch.equal(model.decode(states, hidden), model.decode(states, nothing))
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_with_a_prior_it_begins_at_the_interpolation(case: Case) -> None:
+    pretrain = case.pretrain.model_copy(update={"prior": "linear"})
+    model = build_masked(case.model, pretrain, in_channels=1, patch=case.patch).eval()
+    image, hidden = case.sample()
+    voxels = blocks_to_voxels(hidden, case.patch)
+    with torch.no_grad():
+        first = composite(model(image, hidden), image, voxels)
+        torch.testing.assert_close(first, fill_linear(image, voxels))
+        assert torch.equal(model(torch.where(voxels, torch.nan, image), hidden), model(image, hidden))
 
 
 def test_hidden_shares_on_finer_and_coarser_grids() -> None:

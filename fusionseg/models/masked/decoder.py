@@ -14,6 +14,8 @@ from monai.networks.blocks.transformerblock import TransformerBlock
 from monai.networks.utils import pixelshuffle
 from torch import Tensor, nn
 
+from fusionseg.reconstruction import blocks_to_voxels, fill_linear
+
 _GROUP = 8  # channels of a group of the group norm
 
 
@@ -87,6 +89,21 @@ class TokenDecoder(nn.Module):
         """Values (B, T, out_values) of projected tokens (B, T, width), all of them."""
         values: Tensor = self.out(self.norm(self.blocks(tokens + self.positions)))
         return values
+
+
+def linear_prior(image: Tensor, hidden: Tensor) -> Tensor:
+    """The hidden voxels of volumes (B, C, X, Y, Z), interpolated; 0 at the visible ones."""
+    voxels = blocks_to_voxels(hidden, image.shape[2:])
+    with torch.no_grad():
+        shown = image.masked_fill(voxels, 0)  # not even 0 times what is hidden
+        return fill_linear(shown, voxels).masked_fill(~voxels, 0)
+
+
+def start_at_prior_(out: nn.Conv3d | nn.Linear) -> None:
+    """Have a decoder that adds to a prior begin by adding nothing."""
+    nn.init.zeros_(out.weight)
+    assert out.bias is not None
+    nn.init.zeros_(out.bias)
 
 
 def sincos_positions(grid: Sequence[int], width: int) -> Tensor:

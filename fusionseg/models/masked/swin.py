@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from fusionseg.config.networks import SwinConfig
 from fusionseg.config.pretraining import PretrainConfig
-from fusionseg.models.masked.decoder import PyramidDecoder
+from fusionseg.models.masked.decoder import PyramidDecoder, linear_prior, start_at_prior_
 from fusionseg.models.masked.units import fill_rows, hidden_shares, join_units, split_units, visible_rows
 from fusionseg.models.swin_attention import WindowAttention
 from fusionseg.models.swin_encoder import SwinBlock, SwinEncoder, SwinStage
@@ -45,6 +45,7 @@ class MaskedSwin(nn.Module):
     ) -> None:
         super().__init__()
         self.method = pretrain.method
+        self.has_prior = pretrain.prior == "linear"
         self.grid = pretrain.grid(patch)
         self.num_visible = prod(self.grid) - pretrain.num_hidden(patch)
         self.swinViT = encoder
@@ -54,12 +55,15 @@ class MaskedSwin(nn.Module):
             width=pretrain.decoder.width,
             depth=pretrain.decoder.depth,
         )
+        if self.has_prior:
+            start_at_prior_(self.decoder.out)
         if self.method == "token":
             self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(feature_size), std=0.02))
 
     def forward(self, image: Tensor, hidden: Tensor) -> Tensor:
         """The reconstruction (B, C, X, Y, Z), of all voxels."""
-        return self.decode(self.encode(image, hidden), hidden)
+        volume = self.decode(self.encode(image, hidden), hidden)
+        return volume + linear_prior(image, hidden) if self.has_prior else volume
 
     def encode(self, image: Tensor, hidden: Tensor) -> list[Tensor]:
         """The encoder's five maps; with `mae` those of the visible units, folded into the batch."""

@@ -12,7 +12,7 @@ from fusionseg.config.networks import UNETRConfig
 from fusionseg.config.networks.from_monai import UNETR_TOKEN
 from fusionseg.config.pretraining import PretrainConfig
 from fusionseg.models.from_monai import build_from_monai
-from fusionseg.models.masked.decoder import TokenDecoder
+from fusionseg.models.masked.decoder import TokenDecoder, linear_prior, start_at_prior_
 from fusionseg.models.masked.units import fill_rows, hidden_shares, join_units, split_units, visible_rows
 from fusionseg.reconstruction import blocks_to_voxels
 
@@ -37,6 +37,7 @@ class MaskedViT(nn.Module):
     def __init__(self, encoder: ViT, pretrain: PretrainConfig, *, width: int, channels: int, patch: Triple) -> None:
         super().__init__()
         self.method = pretrain.method
+        self.has_prior = pretrain.prior == "linear"
         self.grid = tuple(size // UNETR_TOKEN for size in patch)
         per_block = (pretrain.block // UNETR_TOKEN) ** 3  # tokens
         self.num_visible = prod(self.grid) - per_block * pretrain.num_hidden(patch)
@@ -51,12 +52,15 @@ class MaskedViT(nn.Module):
             depth=decoder.depth,
             heads=decoder.heads,
         )
+        if self.has_prior:
+            start_at_prior_(self.decoder.out)
         if self.method == "token":
             self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02))
 
     def forward(self, image: Tensor, hidden: Tensor) -> Tensor:
         """The reconstruction (B, C, X, Y, Z), of all voxels."""
-        return self.decode(self.encode(image, hidden), hidden)
+        volume = self.decode(self.encode(image, hidden), hidden)
+        return volume + linear_prior(image, hidden) if self.has_prior else volume
 
     def encode(self, image: Tensor, hidden: Tensor) -> Tensor:
         """The encoder's last tokens (B, T, width); with `mae` those of the visible blocks only."""
