@@ -29,7 +29,9 @@ def add_submit(commands: Commands) -> None:
 
 def _submit(arguments: argparse.Namespace) -> int:
     from fusionseg.jobs.cluster import load_cluster
+    from fusionseg.jobs.local import check_devices, run_locally
     from fusionseg.jobs.plan import describe, plan
+    from fusionseg.jobs.submit import ask_slurm, only_one, sbatch_text, submit
     from fusionseg.jobs.sweep import load_sweep
 
     prefix = "cluster."
@@ -40,19 +42,22 @@ def _submit(arguments: argparse.Namespace) -> int:
     due = sum(entry.is_due for entry in planned)
     print(f"{sweep.folder}: {len(planned)} runs, {due} to {'do' if arguments.dry_run else 'submit'}\n")
     print(describe(planned, cluster))
-    if cluster.cluster == "local":
-        from fusionseg.jobs.local import run_locally
-
-        if arguments.dry_run or not due:
-            return DONE
-        return FAILED if run_locally(sweep, planned, cluster) else DONE
-    from fusionseg.jobs.submit import sbatch_text, submit
-
     if arguments.dry_run:
-        if due:
+        if due and cluster.cluster == "slurm":
             print(f"\n{sbatch_text(sweep, cluster, due)}")
         return DONE
-    jobs = submit(sweep, planned, cluster)
+    if not due:
+        return DONE
+    local = cluster.cluster == "local"
+    if local:
+        check_devices(cluster)
+    else:
+        ask_slurm(sweep, cluster, due)
+    with only_one(sweep):
+        planned = plan(sweep, cluster)  # again: another process may just have submitted it
+        if local:
+            return FAILED if run_locally(sweep, planned, cluster) else DONE
+        jobs = submit(sweep, planned, cluster)
     if jobs:
         print(f"\nsubmitted {len(jobs)} runs as job {jobs[0].split('_')[0]}; see: fusionseg status {sweep.folder}")
     return DONE
@@ -76,13 +81,13 @@ def _status(arguments: argparse.Namespace) -> int:
     from fusionseg.jobs.status import read_status, to_text
 
     while True:
-        runs = read_status(arguments.folder)
+        runs, remark = read_status(arguments.folder)
         if arguments.watch is None:
-            print(to_text(runs))
+            print(to_text(runs, remark))
             return FAILED if any(run.has_failed for run in runs) else DONE
-        print("\033[H\033[2J" + to_text(runs), flush=True)
-        if all(run.state.startswith(("finished", "failed", "cancelled", "stopped", "lost")) for run in runs):
-            return DONE
+        print("\033[H\033[2J" + to_text(runs, remark), flush=True)
+        if not any(run.is_active for run in runs):
+            return FAILED if any(run.has_failed for run in runs) else DONE
         time.sleep(arguments.watch)
 
 
@@ -101,7 +106,7 @@ def _cancel(arguments: argparse.Namespace) -> int:
     from fusionseg.jobs.status import cancel
 
     jobs = cancel(arguments.folder)
-    print(f"cancelled {', '.join(jobs)}" if jobs else "no job waits or runs")
+    print(f"told {', '.join(jobs)} to leave" if jobs else "no job waits or runs")
     return DONE
 
 

@@ -13,7 +13,7 @@ from fusionseg.config.loading import lay_over, parse_override, validate_section
 from fusionseg.config.section import Positive, Section
 from fusionseg.config.source import read_yaml
 
-_TIME = r"^(\d+-)?\d{1,2}:\d{2}:\d{2}$"
+_TIME = r"^(\d+-)?\d+:[0-5]\d:[0-5]\d$"
 Text = Annotated[str, Field(min_length=1)]
 
 # What the profile has keys for, and what submitit sets: not to be given under `sbatch`.
@@ -22,7 +22,16 @@ _OWN_OPTIONS = {
     "error": "nothing (logs are in the jobs folder)", "exclude": "exclude", "gpus-per-node": "gpus_per_node",
     "gres": "gpus_per_node and gpu_type", "job-name": "nothing (it is the sweep's name)", "mem": "memory_gb_per_task",
     "nodes": "nodes", "ntasks-per-node": "tasks_per_node", "output": "nothing (logs are in the jobs folder)",
+    "gpus": "gpus_per_node", "mem-per-cpu": "memory_gb_per_task", "mem-per-gpu": "memory_gb_per_task",
+    "no-requeue": "requeue", "ntasks": "nodes and tasks_per_node", "open-mode": "nothing (logs are appended to)",
     "partition": "partition", "qos": "qos", "requeue": "requeue", "signal": "signal_s", "time": "time",
+}  # fmt: skip
+
+
+# All that a local cluster reads.
+_LOCAL = {
+    "cluster", "nodes", "gpus_per_node", "tasks_per_node", "cpus_per_task", "parallel", "environment", "python",
+    "max_restarts",
 }  # fmt: skip
 
 
@@ -46,7 +55,7 @@ class ClusterConfig(Section):
     """CPUs of a rank."""
     memory_gb_per_task: Annotated[float, Field(gt=0)] | None = None
     """Host memory of a rank; null is the partition's default."""
-    time: Annotated[str, Field(pattern=_TIME)] = "24:00:00"
+    time: str = "24:00:00"
     """Time limit of a job, [days-]hours:minutes:seconds. A run that takes longer is requeued and goes on."""
     partition: Text | None = None
     """Partition of the jobs; null is the cluster's default."""
@@ -76,7 +85,8 @@ class ClusterConfig(Section):
     container: Text | None = None
     """What is put before the command, such as `apptainer exec --nv image.sif`."""
     python: Text | None = None
-    """The interpreter on the nodes; null is the one that submits."""
+    """The interpreter on the nodes; null is the one that submits, or python3 in a container. `python` is that of an
+    environment which `setup` activates."""
     sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
     """Further options of sbatch, without their dashes: `reservation: friday`."""
 
@@ -95,7 +105,11 @@ class ClusterConfig(Section):
                 problems.append(f"sbatch: {option} is written without dashes: {option.lstrip('-')}")
             elif own := _OWN_OPTIONS.get(option.replace("_", "-")):
                 problems.append(f"sbatch: {option} is set by {own}: remove it")
-        if self.signal_s >= self.time_s:
+            elif self.sbatch[option] is False:
+                problems.append(f"sbatch: {option} is false: leave out an option that is not wanted")
+        if re.fullmatch(_TIME, self.time) is None:
+            problems.append(f"time: {self.time!r} is not written [days-]hours:minutes:seconds, such as 2-12:00:00")
+        elif self.signal_s >= self.time_s:
             problems.append(f"signal_s: {self.signal_s} s are not less than the time limit of {self.time}: lower it")
         for name in self.environment:
             if not re.fullmatch(r"[A-Za-z_]\w*", name):
@@ -103,8 +117,7 @@ class ClusterConfig(Section):
         if self.cluster == "local":
             problems += [
                 f"{key}: is for SLURM, and the cluster is local: remove it"
-                for key in ("partition", "account", "qos", "constraint", "exclude", "sbatch", "gpu_type")
-                if getattr(self, key)
+                for key in sorted(self.model_fields_set - _LOCAL)
             ]
             if self.nodes != 1:
                 problems.append("nodes: a local cluster is this one machine: remove it")

@@ -9,6 +9,8 @@ import socket
 import subprocess
 import tempfile
 import time
+import uuid
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -154,7 +156,7 @@ def _gpus() -> list[Finding]:
 
 def _file_system(folder: Path) -> list[Finding]:
     """Write speed, locks and clock of where runs are to be."""
-    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    existing = _existing(folder)
     try:
         with tempfile.NamedTemporaryFile(dir=existing, prefix=".fusionseg-doctor-") as file:
             block = os.urandom(1 << 20)  # not zeros: some file systems compress
@@ -183,6 +185,11 @@ def _file_system(folder: Path) -> list[Finding]:
         remedies.append("it has no locks: never start a run twice at the same time")
     text = f"{existing}: writes {speed:.2f} GB/s, {free:.0f} GB free, locks {'work' if locks else 'do not work'}"
     return [Finding("file system", POOR if remedies else GOOD, text, "; ".join(remedies))]
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that there is already."""
+    return next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
 
 
 def _can_lock(descriptor: int) -> bool:
@@ -236,12 +243,20 @@ def _ranks(world: World, folder: Path) -> list[Finding]:
         "device": str(world.device),
         "cpus": available_cpus(),
         "gb": available_memory_bytes() / 1e9,
-        "sees": folder.absolute().exists(),
     }
+    existing = _existing(folder)
+    name = f".fusionseg-doctor-{uuid.uuid4().hex}" if world.is_main else ""
+    shared = Path(world.from_main(str(existing / name)))
+    if world.is_main:
+        with suppress(OSError):
+            shared.touch()
     world.gather(None)  # all are here: what follows happens on all at nearly the same time
+    own["sees"] = shared.exists()
     own["clock"] = time.time()
     entries: list[dict[str, Any]] = world.gather(own)
     bandwidth = _bandwidth(world)
+    if world.is_main:
+        shared.unlink(missing_ok=True)
     if not world.is_main:
         return []
     found = []
@@ -251,7 +266,9 @@ def _ranks(world: World, folder: Path) -> list[Finding]:
         if abs(skew) > _SKEW_S:
             remedies.append(f"its clock is {skew:+.1f} s off rank 0's: tell the administrators (NTP)")
         if not entry["sees"]:
-            remedies.append(f"{folder.absolute()} is not there: `output` must be on a file system that all nodes share")
+            remedies.append(
+                f"does not see what rank 0 writes in {existing}: `output` must be on a file system that all nodes share"
+            )
         text = (
             f"{entry['host']}, {entry['device']}, {entry['cpus']} CPUs, {entry['gb']:.1f} GB free,"
             f" clock {skew * 1e3:+.0f} ms"

@@ -1,7 +1,8 @@
 """What a SLURM job does: it trains a run, and says what became of it.
 
 Nothing but names and numbers is pickled. A job that starts, for the first time or again, looks at the run's folder and
-goes on from what is there.
+goes on from what is there. It does not queue itself again: in a container there is no scontrol. It leaves a mark, and
+the batch script, which runs on the host, does it (`requeue_lines`).
 """
 
 from __future__ import annotations
@@ -11,20 +12,38 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-from fusionseg.engine.launch import FIRST_PORT, NUM_PORTS, first_node
+from fusionseg.engine.launch import FIRST_PORT, NUM_PORTS, check_port, first_node
 from fusionseg.engine.signals import LEAD_VARIABLE
-from fusionseg.entry import DONE, FAILED, WRONG_REQUEST
+from fusionseg.entry import DONE, FAILED
 from fusionseg.jobs.ledger import last_end, read_events, write_event
-from fusionseg.jobs.slurm import current_job, requeue, why_signalled
+from fusionseg.jobs.slurm import current_job, why_signalled
 from fusionseg.jobs.worker import main as train_rank
 
 _POLL_S = 0.5
 _SIGNAL_AGAIN_S = 5.0
+_LAST_WORDS_S = 5.0
+
+# Without a handler of its own bash would die of the SIGTERM of a preemption, and queue nothing again.
+TRAP_LINE = "trap : TERM USR2"
+
+
+def requeue_lines(folder: str) -> list[str]:
+    """The end of the batch script: queue the job again if it has left its mark.
+
+    Args:
+        folder: where the marks are, quoted for the shell.
+    """
+    return [
+        "status=$?",
+        f'if rm {folder}/requeue-"$SLURM_JOB_ID" 2>/dev/null; then scontrol requeue "$SLURM_JOB_ID"; fi',
+        "exit $status",
+    ]
 
 
 @dataclass(frozen=True)
@@ -47,78 +66,85 @@ class Job:
     max_requeues: int | None
     signal_s: int
 
-    def __call__(self) -> str:
+    def __call__(self) -> None:
         main = os.environ.get("SLURM_PROCID", "0") == "0"
-        restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0") or 0)
         if main:
-            self._record_start(restarts)
-        if self.max_requeues is not None and restarts > self.max_requeues:
-            reason = f"requeued {restarts} times, and max_requeues is {self.max_requeues}"
-            if main:
-                write_event(Path(self.run), "failed", job=current_job(), reason=reason)
-            print(f"error: {reason}", file=sys.stderr)
-            raise SystemExit(FAILED)
+            self._record_start()
         os.environ[LEAD_VARIABLE] = str(self.signal_s)
-        status = self._torchrun(restarts) if self.launcher == "torchrun" else train_rank([self.run])
-        if main:
-            self._record_end(status)
+        status, signalled = FAILED, 0
+        try:
+            if self.launcher == "torchrun":
+                status, signalled = self._torchrun()
+            else:
+                with _leave_on_signal() as received:
+                    status = train_rank([self.run])
+                if received:
+                    status, signalled = DONE, received[0]
+        finally:
+            if main:
+                self._record_end(status, signalled)
         if status != DONE:
+            if not main:
+                time.sleep(_LAST_WORDS_S)  # srun ends all tasks after the first: let the first one say what it was
             raise SystemExit(status)
-        return "done"
 
-    def checkpoint(self) -> Any:
-        """What submitit runs after a signal that came before the training could take it: the same again."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
-
-    def _record_start(self, restarts: int) -> None:
-        run = Path(self.run)
+    def _record_start(self) -> None:
+        run, restarts = Path(self.run), int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         events = [event for event in read_events(run) if event.get("job") == current_job()]
         unexplained = restarts - sum(event["event"] == "requeued" for event in events)
         if unexplained > 0 and not any(event.get("restarts") == restarts for event in events):
             # SLURM put it back by itself. Written now, since nobody was left to write it then.
-            write_event(
-                run, "requeued", job=current_job(), reason="by SLURM: node failure, preemption or scontrol requeue"
-            )
-        write_event(
-            run,
-            "started",
-            job=current_job(),
-            nodes=os.environ.get("SLURM_JOB_NODELIST"),
-            restarts=restarts,
-        )
+            reason = "by SLURM: node failure, preemption or scontrol requeue"
+            write_event(run, "requeued", job=current_job(), reason=reason)
+        nodes = os.environ.get("SLURM_JOB_NODELIST")
+        write_event(run, "started", job=current_job(), nodes=nodes, restarts=restarts)
 
-    def _record_end(self, status: int) -> None:
-        run = Path(self.run)
-        end = last_end(run)
-        if end is None or status != DONE:
-            if status == WRONG_REQUEST:
-                reason = "its request was refused: see its log"
-            else:
-                reason = end["reason"] if end and end["status"] == "failed" else "ended without a word: see its log"
-            write_event(run, "failed", job=current_job(), reason=reason, exit_status=status)
-        elif end["status"] != "interrupted":
-            write_event(run, "finished", job=current_job(), step=end["step"])
-        elif end["reason"] == "SIGUSR2" and self.max_requeues is not None:
-            write_event(run, "requeued", job=current_job(), reason=why_signalled(), step=end["step"])
-            requeue()
-        else:
-            write_event(run, "stopped", job=current_job(), reason=end["reason"], step=end["step"])
+    def _record_end(self, status: int, signalled: int) -> None:
+        """Say what became of the run, and leave the mark for the batch script if it is to be queued again.
 
-    def _torchrun(self, restarts: int) -> int:
-        """Start torchrun on this node and see it through; its exit status.
-
-        torchrun must not see SIGUSR2, which would end it while its processes live on. It is for the ranks, and is sent
-        to them again until they have gone: one that is still starting up takes no notice.
+        Args:
+            signalled: a signal that came when no training could take it, or 0.
         """
-        job = int(os.environ["SLURM_JOB_ID"])
+        run, job, end = Path(self.run), current_job(), last_end(Path(self.run))
+        if end is not None and end["status"] in ("completed", "plateau"):
+            write_event(run, "finished", job=job, step=end["step"])
+            return
+        interrupted = end["reason"] if end is not None and end["status"] == "interrupted" else ""
+        if not (signalled or (interrupted and status == DONE)):
+            known = end["reason"] if end is not None and end["status"] == "failed" else None
+            refused = next((e["reason"] for e in reversed(read_events(run)) if e["event"] == "refused"), None)
+            reason = known or refused or "ended without a word: see its log"
+            write_event(run, "failed", job=job, reason=reason, exit_status=status)
+            return
+        wanted, reason = why_signalled(signal.Signals(signalled).name if signalled else interrupted)
+        step = end["step"] if end is not None else None
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+        if wanted and self.max_requeues is not None and restarts < self.max_requeues:
+            write_event(run, "requeued", job=job, reason=reason, step=step)
+            (Path(os.environ["SUBMITIT_FOLDER"]) / f"requeue-{os.environ['SLURM_JOB_ID']}").touch()
+            return
+        if wanted:
+            limit = f"requeued {restarts} times (max_requeues)" if self.max_requeues is not None else "requeue is false"
+            reason = f"{reason}; not queued again: {limit}"
+        write_event(run, "stopped", job=job, reason=reason, step=step)
+
+    def _torchrun(self) -> tuple[int, int]:
+        """Start torchrun on this node and see it through; its exit status, and the signal that came meanwhile.
+
+        torchrun must see neither SIGUSR2, which would end it while its processes live on, nor SIGTERM, after which it
+        would give them 30 s. Signals are for the ranks, and are sent to them again until they have gone.
+        """
+        job, restarts = int(os.environ["SLURM_JOB_ID"]), os.environ.get("SLURM_RESTART_COUNT") or "0"
         host, port = first_node(os.environ["SLURM_STEP_NODELIST"]), FIRST_PORT + (7 * job) % NUM_PORTS
+        is_host = os.environ["SLURM_NODEID"] == "0"
+        if is_host:
+            check_port((host, port))
         command = [
             sys.executable, "-m", "torch.distributed.run",
             f"--nnodes={os.environ['SLURM_STEP_NUM_NODES']}", f"--nproc-per-node={self.ranks_per_node}",
             "--rdzv-backend=c10d", f"--rdzv-endpoint={host}:{port}", f"--rdzv-id={job}-{restarts}",
-            f"--max-restarts={self.max_restarts}", "-m", "fusionseg.jobs.worker", self.run,
+            f"--rdzv-conf=is_host={int(is_host)}", f"--max-restarts={self.max_restarts}",
+            "-m", "fusionseg.jobs.worker", self.run,
         ]  # fmt: skip
         # torch 2.13: with the shared store, ranks that are started again find the dead ones' addresses in it.
         environ = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
@@ -129,17 +155,35 @@ class Job:
 
         for number in (signal.SIGUSR2, signal.SIGTERM):
             signal.signal(number, note)
-        agent = subprocess.Popen(["bash", "-c", "trap '' USR2; exec \"$@\"", "bash", *command], env=environ)
+        agent = subprocess.Popen(["bash", "-c", "trap '' USR2 TERM; exec \"$@\"", "bash", *command], env=environ)
         sent = -_SIGNAL_AGAIN_S
         while agent.poll() is None:
             if signals and time.monotonic() - sent >= _SIGNAL_AGAIN_S:
                 sent = time.monotonic()
-                if signal.SIGTERM in signals:
-                    agent.terminate()
-                else:
-                    _signal_children(agent.pid, signal.SIGUSR2)
+                _signal_children(agent.pid, signals[0])
             time.sleep(_POLL_S)
-        return DONE if agent.returncode == 0 else FAILED
+        return (DONE if agent.returncode == 0 else FAILED), (signals[0] if signals else 0)
+
+
+@contextmanager
+def _leave_on_signal() -> Iterator[list[int]]:
+    """While there is no training to take a signal (imports, preparation of data), it ends this process in order.
+
+    The training has handlers of its own while it lasts.
+    """
+    received: list[int] = []
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise SystemExit(DONE)
+
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(number, leave)
+    try:
+        yield received
+    except SystemExit:
+        if not received:
+            raise
 
 
 def _signal_children(pid: int, number: int) -> None:

@@ -5,9 +5,11 @@ Whoever needs to know where a run stands asks this file, the run's records, and 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,13 @@ Event = dict[str, Any]
 
 
 def write_event(run: Path, event: str, **fields: Any) -> None:
-    """Add an event: `submitted`, `started`, `requeued`, `finished`, `stopped`, `failed`, `cancelled`."""
+    """Add an event: `submitted`, `started`, `refused`, `requeued`, `finished`, `stopped`, `failed`, `cancelled`."""
     run.mkdir(parents=True, exist_ok=True)
     line = json.dumps({"event": event, "time": datetime.now(UTC).isoformat(timespec="seconds"), **fields})
     with (run / FILE).open("a", encoding="utf-8") as file:
-        file.write(line + "\n")  # one write of a short line: whole, whoever else writes
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)  # on NFS two hosts that append at the same time would overwrite each other
+        file.write(line + "\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -38,7 +42,7 @@ def read_events(run: Path) -> list[Event]:
 
 def last_job(events: list[Event]) -> str | None:
     """The SLURM job to which a run was last submitted."""
-    jobs = [event["job"] for event in events if event["event"] == "submitted"]
+    jobs = [event["job"] for event in events if event["event"] in ("submitted", "started")]
     return jobs[-1] if jobs and jobs[-1][0].isdigit() else None
 
 

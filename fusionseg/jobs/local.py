@@ -16,10 +16,19 @@ from fusionseg.errors import UserError
 from fusionseg.jobs.cluster import ClusterConfig
 from fusionseg.jobs.ledger import last_end, write_event
 from fusionseg.jobs.plan import Planned
-from fusionseg.jobs.submit import JOBS_FOLDER, write_run_config
-from fusionseg.jobs.sweep import Sweep, SweepRun
+from fusionseg.jobs.submit import write_run_config
+from fusionseg.jobs.sweep import JOBS_FOLDER, Sweep, SweepRun
+from fusionseg.machine import available_cpus
 
 _POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """What one run at a time may use."""
+
+    gpus: list[str]
+    cpus: list[int]
 
 
 @dataclass
@@ -27,46 +36,55 @@ class _Running:
     run: SweepRun
     process: subprocess.Popen[bytes]
     log: IO[bytes]
-    gpus: list[str]
+    slot: _Slot
+
+
+def check_devices(cluster: ClusterConfig) -> None:
+    """Make sure that there are the GPUs that a run takes.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if cluster.gpus_per_node > len(_visible_gpus()):
+        raise UserError(
+            f"a run takes {cluster.gpus_per_node} GPUs (gpus_per_node), and this machine has {len(_visible_gpus())}:"
+            " lower it, or set it to 0 to train on CPUs"
+        )
 
 
 def run_locally(sweep: Sweep, planned: list[Planned], cluster: ClusterConfig) -> int:
     """Train the runs that are due; how many of them failed.
 
-    SIGINT and SIGTERM make the runs save and leave; the same command goes on from there.
-
-    Raises:
-        UserError: a run needs more GPUs than there are.
+    SIGINT, SIGTERM and SIGHUP make the runs save and leave; the same command goes on from there.
     """
     waiting = deque(entry.run for entry in planned if entry.is_due)
-    free = _visible_gpus() if cluster.gpus_per_node else []
-    if cluster.gpus_per_node > len(free):
-        raise UserError(
-            f"a run takes {cluster.gpus_per_node} GPUs (gpus_per_node), and this machine has {len(free)}: lower it, or"
-            " set it to 0 to train on CPUs"
-        )
+    free = _slots(cluster)
+    for run in waiting:
+        write_run_config(run)
+        log = sweep.folder / JOBS_FOLDER / f"{run.config.name}.log"
+        write_event(run.folder, "submitted", job="local", log=str(log), steps=run.config.train.steps)
     total, done, failed = len(waiting), 0, 0
+    told = False
     running: list[_Running] = []
     stopping: list[int] = []
     before = {
         number: signal.signal(number, lambda number, frame: stopping.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     }
     try:
         while running or (waiting and not stopping):
-            while waiting and not stopping and len(running) < cluster.parallel and len(free) >= cluster.gpus_per_node:
-                own, free = free[: cluster.gpus_per_node], free[cluster.gpus_per_node :]
-                running.append(_start(waiting.popleft(), sweep, cluster, own))
+            while waiting and free and not stopping:
+                running.append(_start(waiting.popleft(), sweep, cluster, free.pop(0)))
                 print(f"started {running[-1].run.config.name}, log {running[-1].log.name}", flush=True)
             time.sleep(_POLL_S)
-            for _ in range(len(stopping)):
-                stopping_now = stopping.pop()
+            if stopping and not told:
+                told = True
                 waiting.clear()
                 for entry in running:
-                    entry.process.send_signal(stopping_now)
+                    entry.process.send_signal(signal.SIGTERM)
             for entry in [entry for entry in running if entry.process.poll() is not None]:
                 running.remove(entry)
-                free += entry.gpus
+                free.append(entry.slot)
                 done += 1
                 failed += _finish(entry)
                 print(f"[{done} of {total}] {entry.run.config.name}: {_outcome(entry.run.folder)}", flush=True)
@@ -76,25 +94,34 @@ def run_locally(sweep: Sweep, planned: list[Planned], cluster: ClusterConfig) ->
     return failed
 
 
-def _start(run: SweepRun, sweep: Sweep, cluster: ClusterConfig, gpus: list[str]) -> _Running:
-    write_run_config(run)
-    log = sweep.folder / JOBS_FOLDER / f"{run.config.name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
+def _start(run: SweepRun, sweep: Sweep, cluster: ClusterConfig, slot: _Slot) -> _Running:
     worker = ["-m", "fusionseg.jobs.worker", str(run.folder)]
     if cluster.ranks_per_node > 1:
-        signals = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2"
         torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={cluster.ranks_per_node}"]
-        worker = ["-m", *torchrun, f"--signals-to-handle={signals}", f"--max-restarts={cluster.max_restarts}", *worker]
+        worker = ["-m", *torchrun, f"--max-restarts={cluster.max_restarts}", *worker]
     command = [cluster.python or sys.executable, *worker]
     environ = {**os.environ, **cluster.environment}
-    if gpus:
-        environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    write_event(run.folder, "submitted", job="local", log=str(log), steps=run.config.train.steps, settings=run.settings)
-    write_event(run.folder, "started", job="local", nodes=os.uname().nodename, restarts=0)
-    file = log.open("ab")
+    if slot.gpus:
+        environ["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
+    file = (sweep.folder / JOBS_FOLDER / f"{run.config.name}.log").open("ab")
     # A session of its own: Ctrl-C in the terminal reaches this process, which then tells each run once.
     process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environ, start_new_session=True)
-    return _Running(run, process, file, gpus)
+    os.sched_setaffinity(process.pid, slot.cpus)  # before it has counted them
+    write_event(run.folder, "started", job="local", nodes=os.uname().nodename, restarts=0, pid=process.pid)
+    return _Running(run, process, file, slot)
+
+
+def _slots(cluster: ClusterConfig) -> list[_Slot]:
+    """One for each run that may train at the same time: as many as there are devices for."""
+    gpus, cpus = _visible_gpus(), sorted(os.sched_getaffinity(0))
+    count = min(cluster.parallel, max(1, available_cpus() // (cluster.ranks_per_node * cluster.cpus_per_task)))
+    if cluster.gpus_per_node:
+        count = min(cluster.parallel, len(gpus) // cluster.gpus_per_node)
+    own, each = cluster.gpus_per_node, max(1, len(cpus) // count)
+    return [
+        _Slot(gpus[n * own : (n + 1) * own], cpus[n * each : (n + 1) * each] if n * each < len(cpus) else cpus)
+        for n in range(count)
+    ]
 
 
 def _finish(entry: _Running) -> bool:

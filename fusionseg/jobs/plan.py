@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+from fusionseg.config import RunConfig
+from fusionseg.config.source import dump_yaml
+from fusionseg.data.prepare import store_folder
 from fusionseg.engine.batch import accumulation, batch_arithmetic
-from fusionseg.engine.run_folder import RunFolder
+from fusionseg.engine.run_folder import RunFolder, is_being_trained
+from fusionseg.engine.sources import open_sources
 from fusionseg.errors import UserError
 from fusionseg.inference.table import markdown_table
 from fusionseg.jobs.cluster import ClusterConfig
@@ -36,31 +40,57 @@ def plan(sweep: Sweep, cluster: ClusterConfig) -> list[Planned]:
         UserError: with all problems: a batch that the ranks cannot share out, a folder that holds another run.
     """
     problems: dict[str, None] = {}
+    stores: dict[str, RunConfig] = {}
+    runs: list[SweepRun] = []
     for run in sweep.runs:
-        for check in (lambda run: accumulation(run.config, cluster.world_size), _check_folder):
-            try:
-                check(run)
-            except UserError as error:
-                problems.update(dict.fromkeys(error.problems))
+        try:
+            accumulation(run.config, cluster.world_size)
+            run = replace(run, config=_share_store(run.config, sweep.folder.parent, stores))
+            RunFolder(run.config).check(run.config)
+        except UserError as error:
+            problems.update(dict.fromkeys(error.problems))
+        runs.append(run)
     if problems:
         raise UserError(problems)
-    jobs = {run.config.name: job for run in sweep.runs if (job := last_job(read_events(run.folder)))}
+    jobs = {run.config.name: job for run in runs if (job := last_job(read_events(run.folder)))}
     states = job_states(jobs.values())
-    return [_decide(run, jobs.get(run.config.name), states) for run in sweep.runs]
+    return [_decide(run, jobs.get(run.config.name), states) for run in runs]
 
 
 def describe(planned: list[Planned], cluster: ClusterConfig) -> str:
-    """The plan as a table."""
-    rows = [["run", "what", "because", "steps", "batch"]]
+    """The plan as a table, and what each run takes."""
+    rows = [["run", "sets", "what", "because", "steps", "batch"]]
     for entry in planned:
         config = entry.run.config
         batch = batch_arithmetic(config, cluster.world_size)
-        rows.append([config.name, entry.action, entry.why, str(config.train.steps), batch])
-    return markdown_table(rows)
+        sets = ", ".join(f"{key}={value}" for key, value in entry.run.settings.items())
+        rows.append([config.name, sets or "-", entry.action, entry.why, str(config.train.steps), batch])
+    device = f"{cluster.gpus_per_node} GPUs" if cluster.gpus_per_node else "no GPU"
+    return (
+        f"{markdown_table(rows)}\n\neach run: nodes {cluster.nodes}, with {device} and {cluster.ranks_per_node}"
+        f" rank{'s' if cluster.ranks_per_node > 1 else ''} each, {cluster.cpus_per_task} CPUs a rank; at most"
+        f" {cluster.parallel} runs at a time"
+    )
 
 
-def _check_folder(run: SweepRun) -> None:
-    RunFolder(run.config).check(run.config)
+def _share_store(config: RunConfig, output: Path, known: dict[str, RunConfig]) -> RunConfig:
+    """The configuration with its data prepared where other runs beside the sweep have theirs, not once for each sweep.
+
+    Raises:
+        UserError: the data set is not there, or is not one.
+    """
+    key = dump_yaml({"data": config.to_dict()["data"], "labels": config.pretrain is None})
+    if key not in known:
+        sources = open_sources(config)
+        elsewhere = [source.config.model_copy(update={"output": str(output)}) for source in sources]
+        folders = [str(store_folder(one, source.dataset)) for one, source in zip(elsewhere, sources, strict=True)]
+        also = tuple(
+            part.model_copy(update={"prepared": folder})
+            for part, folder in zip(config.data.also, folders[1:], strict=True)
+        )
+        data = config.data.model_copy(update={"prepared": folders[0], "also": also})
+        known[key] = config.model_copy(update={"data": data})
+    return config.model_copy(update={"data": known[key].data})
 
 
 def _decide(run: SweepRun, job: str | None, states: dict[str, str]) -> Planned:
@@ -69,23 +99,10 @@ def _decide(run: SweepRun, job: str | None, states: dict[str, str]) -> Planned:
         return Planned(run, "skip", f"{end['status']} at step {end['step']}")
     if job is not None and is_active(states.get(job, "GONE")):
         return Planned(run, "skip", f"is job {job}, {states[job]}")
-    if _is_locked(run):
+    if is_being_trained(run.folder):
         return Planned(run, "skip", "is being trained")
     if any((run.folder / "checkpoints").glob("step_*.pt")):
         records = last_records(run.folder)
         step = max((record["step"] for record in records.values()), default=0)
         return Planned(run, "continue", f"left at step {step}" + (f" ({end['reason']})" if end else ""))
     return Planned(run, "start", "new")
-
-
-def _is_locked(run: SweepRun) -> bool:
-    try:
-        with (run.folder / ".lock").open(encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    except OSError:  # a file system without locks
-        return False
-    return False

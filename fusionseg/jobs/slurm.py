@@ -19,21 +19,28 @@ def current_job() -> str:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "local")
 
 
-def requeue() -> None:
-    """Put the job of this process back into the queue. SLURM then ends it."""
-    call(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]])
+def why_signalled(name: str) -> tuple[bool, str]:
+    """Whether the job of this process is to be queued again after a signal, and why it was sent: what SLURM has on
+    record.
 
+    A job that is cancelled is not. SIGUSR2 is what the job asked SLURM for; SIGTERM comes with a preemption too, where
+    SLURM sends nothing else, and then a job that ends within its grace time is gone for good unless it is queued again.
 
-def why_signalled() -> str:
-    """Why SLURM told the job of this process to leave: what it has on record of it."""
+    Args:
+        name: of the signal.
+    """
     try:
         shown = call(["scontrol", "--oneliner", "show", "job", os.environ["SLURM_JOB_ID"]])
-    except UserError:
-        return "SIGUSR2"
+    except UserError:  # in a container, say
+        return name == "SIGUSR2", name
     fields = dict(part.split("=", 1) for part in shown.split() if "=" in part)
+    if fields.get("JobState") == "CANCELLED":
+        return False, "cancelled"
     if fields.get("PreemptTime", "None") not in ("None", "Unknown"):
-        return "preempted"
-    return "time limit" if _nearly_over(fields) else "SIGUSR2"
+        return True, "preempted"
+    if name == "SIGUSR2":
+        return True, "time limit" if _nearly_over(fields) else name
+    return False, name
 
 
 def job_states(jobs: Iterable[str]) -> dict[str, str]:
@@ -58,10 +65,21 @@ def job_states(jobs: Iterable[str]) -> dict[str, str]:
         except UserError:  # there is no accounting here
             return states
         for line in accounted.splitlines():
-            job, state = line.split("|")
-            if job in gone:
-                states[job] = state.split()[0]  # "CANCELLED by 1000"
+            listed, state = line.split("|")
+            states |= {job: state.split()[0] for job in expand_job(listed) if job in gone}  # "CANCELLED by 1000"
     return states
+
+
+def expand_job(text: str) -> list[str]:
+    """The jobs of "12", "12_3" or, for tasks that never started, "12_[3-5,8%2]"."""
+    match = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", text)
+    if match is None:
+        return [text]
+    jobs = []
+    for part in match[2].split(","):
+        first, _, last = part.partition("-")
+        jobs += [f"{match[1]}_{task}" for task in range(int(first), int(last or first) + 1)]
+    return jobs
 
 
 def is_active(state: str) -> bool:

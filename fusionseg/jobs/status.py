@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fusionseg.engine.run_folder import is_being_trained
 from fusionseg.errors import UserError
 from fusionseg.inference.table import markdown_table
 from fusionseg.jobs.ledger import Event, last_job, last_records, read_events, write_event
@@ -16,7 +19,23 @@ from fusionseg.jobs.slurm import call, is_active, job_states
 _LOG_LINES = 5
 _LOG_TAIL_BYTES = 1 << 15
 # A line of progress bars and records is not why a run failed.
-_PROGRESS = re.compile(r"^(step \d+/|\[rank\d+\]:\[W|W\d{4} |E\d{4} |submitit (INFO|WARNING)|-{5,}|={5,}|\s*$)")
+_PROGRESS = re.compile(r"^(step \d+/|\[?W\d{4} |E\d{4} |submitit (INFO|WARNING)|-{5,}|={5,}|\s*$)")
+_ERROR = re.compile(
+    r"^(\[rank\d+\]: |rank \d+: )?"
+    r"((error|stopped): |[\w.]*(Error|Exception|Interrupt)\b|(srun|slurmstepd)[\w-]*: error: )"
+)
+_BEGIN = "submitit INFO"  # of each start, in a log that is appended to
+_BEGIN_WORDS = "Starting with JobEnvironment"
+
+# What SLURM says of a job that has ended, and what to do about it.
+_ENDS = {
+    "OUT_OF_MEMORY": "the host's memory was too little: raise memory_gb_per_task, or lower data.workers",
+    "TIMEOUT": "the time limit came before it could save: raise signal_s, or time",
+    "NODE_FAIL": "its node was lost, and it was not queued again (requeue)",
+    "PREEMPTED": "it was preempted, and not queued again (requeue)",
+    "BOOT_FAIL": "its node did not start",
+    "DEADLINE": "its deadline passed",
+}
 
 
 @dataclass(frozen=True)
@@ -26,10 +45,12 @@ class RunStatus:
     path: Path
     job: str | None
     state: str
-    """finished, failed, stopped, cancelled, running, waiting, or what SLURM says of its job."""
+    """finished, failed, lost, stopped, cancelled, running, waiting, unfinished; or what SLURM says of a job that is
+    alive."""
     step: int | None
     steps: int | None
-    best: float | None
+    score: float | None
+    """The best, of a run that has ended; before, that of the last validation."""
     speed: float | None
     """Samples a second."""
     starts: int
@@ -40,22 +61,31 @@ class RunStatus:
 
     @property
     def has_failed(self) -> bool:
-        return self.state.startswith(("failed", "lost"))
+        return self.state in ("failed", "lost")
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it waits or runs."""
+        return self.state in ("running", "waiting") or (self.state.isupper() or is_active(self.state))
 
 
-def read_status(folder: Path) -> list[RunStatus]:
-    """All runs in a folder, or the one that the folder is.
+def read_status(folder: Path) -> tuple[list[RunStatus], str]:
+    """All runs in a folder, or the one that the folder is; and a remark, if SLURM could not be asked.
 
     Raises:
-        UserError: there is none, or SLURM does not answer.
+        UserError: there is none.
     """
     folders = run_folders(folder)
     events = {path: read_events(path) for path in folders}
     jobs = {path: job for path in folders if (job := last_job(events[path]))}
     # SLURM is asked about jobs that have not said that they have ended.
     open_jobs = [job for path, job in jobs.items() if events[path][-1]["event"] not in ("finished", "failed")]
-    states = job_states(open_jobs)
-    return [_status(path, events[path], jobs.get(path), states) for path in folders]
+    states, remark = None, ""
+    try:
+        states = job_states(open_jobs)
+    except UserError as error:
+        remark = f"SLURM does not answer, so this is what is on disk: {error}"
+    return [_status(path, events[path], jobs.get(path), states) for path in folders], remark
 
 
 def run_folders(folder: Path) -> list[Path]:
@@ -72,9 +102,9 @@ def run_folders(folder: Path) -> list[Path]:
     return found
 
 
-def to_text(runs: list[RunStatus]) -> str:
+def to_text(runs: list[RunStatus], remark: str = "") -> str:
     """The table, and below it why runs have failed."""
-    rows = [["run", "job", "state", "step", "best", "samples/s", "starts", "node", "because"]]
+    rows = [["run", "job", "state", "step", "score", "samples/s", "starts", "node", "because"]]
     for run in runs:
         step = "-" if run.step is None else str(run.step)
         rows.append(
@@ -83,17 +113,19 @@ def to_text(runs: list[RunStatus]) -> str:
                 run.job or "-",
                 run.state,
                 f"{step}/{run.steps}" if run.steps is not None else step,
-                "-" if run.best is None else f"{run.best:.4f}",
+                "-" if run.score is None else f"{run.score:.4f}",
                 "-" if run.speed is None else f"{run.speed:.2f}",
                 str(run.starts),
                 run.nodes or "-",
                 run.reason,
             ]
         )
-    parts = [markdown_table(rows), summary(runs)]
+    parts = [markdown_table(rows), summary(runs), *([remark] if remark else [])]
     for run in runs:
-        if run.has_failed and run.log is not None and (lines := last_lines(run.log)):
-            parts.append(f"{run.path.name} ({run.log}):\n" + "\n".join(f"  {line}" for line in lines))
+        for log in task_logs(run.log) if run.has_failed and run.log is not None else []:
+            if lines := last_lines(log):
+                parts.append(f"{run.path.name} ({log}):\n" + "\n".join(f"  {line}" for line in lines))
+                break
     return "\n\n".join(parts)
 
 
@@ -107,18 +139,38 @@ def summary(runs: Iterable[RunStatus]) -> str:
 
 
 def cancel(folder: Path) -> list[str]:
-    """End the jobs of all runs in a folder that wait or run; their numbers. The runs save what they have.
+    """Tell the jobs of all runs in a folder that wait or run to leave; their numbers.
+
+    Those that wait are cancelled. Those that run get SIGTERM: they save what they have, however long that takes, which
+    SLURM's own way of cancelling (KillWait, 30 s as a rule) may cut short.
 
     Raises:
         UserError: there is no run, or SLURM does not answer.
     """
-    active = [run for run in read_status(folder) if run.job is not None and is_active(run.state)]
-    jobs = [run.job for run in active if run.job is not None]
-    if jobs:
-        for run in active:
-            write_event(run.path, "cancelled", job=run.job)
-        call(["scancel", *jobs])
-    return jobs
+    runs, remark = read_status(folder)
+    if remark:
+        raise UserError(remark)
+    told = []
+    waiting = [run for run in runs if run.job is not None and run.state.startswith("PENDING")]
+    if waiting:
+        call(["scancel", *(run.job for run in waiting if run.job is not None)])
+    running = [run for run in runs if run.job is not None and run.is_active and run not in waiting]
+    if running:
+        call(["scancel", "--signal=TERM", *(run.job for run in running if run.job is not None)])
+    for run in waiting:
+        write_event(run.path, "cancelled", job=run.job)
+    told += [run.job for run in waiting + running if run.job is not None]
+    for run in runs:
+        if run.job is None and run.state == "running" and (pid := _local_pid(run.path)):
+            os.kill(pid, signal.SIGTERM)
+            told.append(f"{run.path.name} (process {pid})")
+    return told
+
+
+def task_logs(log: Path) -> list[Path]:
+    """The logs of all tasks of a job, that of the first task first: what went wrong may stand in any of them."""
+    others = sorted(path for path in log.parent.glob(log.name.replace("_0_log.", "_*_log.")) if path != log)
+    return [log, *others]
 
 
 def last_lines(log: Path) -> list[str]:
@@ -129,26 +181,27 @@ def last_lines(log: Path) -> list[str]:
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return []
-    lines = [line.rstrip() for line in text.splitlines() if not _PROGRESS.match(line)]
-    errors = [line for line in lines if re.match(r"^(rank \d+: )?(error|stopped): |^\w*(Error|Exception)\b", line)]
+    start = max((n for n, line in enumerate(text.splitlines()) if _BEGIN in line and _BEGIN_WORDS in line), default=0)
+    lines = [line.rstrip() for line in text.splitlines()[start:] if not _PROGRESS.match(line)]
+    errors = [line for line in lines if _ERROR.match(line)]
     return errors[-_LOG_LINES:] or lines[-_LOG_LINES:]
 
 
-def _status(path: Path, events: list[Event], job: str | None, states: dict[str, str]) -> RunStatus:
+def _status(path: Path, events: list[Event], job: str | None, states: dict[str, str] | None) -> RunStatus:
     submitted = [event for event in events if event["event"] == "submitted"]
     records = last_records(path)
-    state, reason = _state(events, records, job, states)
+    state, reason = _state(path, events, records, job, states)
     steps = submitted[-1]["steps"] if submitted else _configured_steps(path)
     started = [event for event in events if event["event"] == "started"]
     val, end, train = (records.get(kind, {}) for kind in ("val", "end", "train"))
-    best = next((end[key] for key in end if key.startswith("best_")), val.get("dice", val.get("ssim")))
+    score = next((end[key] for key in end if key.startswith("best_")), val.get("dice", val.get("ssim")))
     return RunStatus(
         path=path,
         job=job,
         state=state,
         step=max((record["step"] for record in records.values()), default=None),
         steps=steps,
-        best=best,
+        score=score,
         speed=train.get("samples_per_s"),
         starts=len(started) or int(bool(records)),
         nodes=started[-1].get("nodes") if started else None,
@@ -157,27 +210,49 @@ def _status(path: Path, events: list[Event], job: str | None, states: dict[str, 
     )
 
 
-def _state(events: list[Event], records: dict[str, Event], job: str | None, states: dict[str, str]) -> tuple[str, str]:
-    """State and reason. The disk knows better than SLURM how a run ended, SLURM better whether its job is alive."""
+def _state(
+    path: Path, events: list[Event], records: dict[str, Event], job: str | None, states: dict[str, str] | None
+) -> tuple[str, str]:
+    """State and reason. The disk knows better than SLURM how a run ended, SLURM better whether its job is alive.
+
+    Args:
+        states: of the jobs; None if SLURM does not answer.
+    """
     end = records["end"] if records and next(reversed(records)) == "end" else None
     if end is not None and end["status"] in ("completed", "plateau"):
         return "finished", end["reason"]
     told: Any = next((event for event in reversed(events) if "reason" in event), {})
-    known = states.get(job, "") if job is not None else ""
+    known = (states or {}).get(job, "") if job is not None else ""
     if known and is_active(known):
         return known, told.get("reason", "")
+    if is_being_trained(path):
+        return "running", told.get("reason", "")
     if not events:
-        return (end["status"], end["reason"]) if end else ("unfinished", "running, or killed without a word")
-    last = events[-1]["event"]
-    if last == "failed":
-        return "failed", events[-1]["reason"]
-    if last in ("stopped", "cancelled"):
-        return last, events[-1].get("reason", "")
-    if job is None:
-        return "running", ""
+        return (end["status"], end["reason"]) if end else ("unfinished", "running elsewhere, or killed without a word")
+    last = events[-1]
+    if last["event"] in ("failed", "stopped", "cancelled"):
+        return last["event"], last.get("reason", "")
     if end is not None and end["status"] == "failed":
         return "failed", end["reason"]
-    return f"lost ({known or 'not in the queue'})", "the job ended without a word: see its log"
+    if last["event"] == "submitted" and job is None:
+        return "waiting", ""
+    if job is not None and states is None:
+        return "unknown", f"job {job}: {last['event']}"
+    if known.startswith("CANCELLED"):
+        return "cancelled", "scancel"
+    if known in _ENDS:
+        return "failed", f"{known}: {_ENDS[known]}"
+    what = f"job {job} ({known or 'not in the queue'})" if job else "it"
+    return "lost", f"{what} ended without a word: see its log"
+
+
+def _local_pid(path: Path) -> int | None:
+    """The process of a run that was started on this machine, if it lives."""
+    started = [event for event in read_events(path) if event["event"] == "started"]
+    if not started or started[-1].get("nodes") != os.uname().nodename or "pid" not in started[-1]:
+        return None
+    pid = int(started[-1]["pid"])
+    return pid if Path(f"/proc/{pid}").exists() else None
 
 
 def _configured_steps(path: Path) -> int | None:

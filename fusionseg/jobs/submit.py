@@ -2,61 +2,122 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
+import os
 import shlex
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from fusionseg.config import dump_config
 from fusionseg.errors import UserError
 from fusionseg.files import write_text
 from fusionseg.jobs.cluster import ClusterConfig
-from fusionseg.jobs.job import Job
+from fusionseg.jobs.job import TRAP_LINE, Job, requeue_lines
 from fusionseg.jobs.ledger import write_event
 from fusionseg.jobs.plan import Planned
 from fusionseg.jobs.slurm import call
-from fusionseg.jobs.sweep import Sweep, SweepRun
-
-JOBS_FOLDER = "jobs"  # submitit's files and the logs, beside the run folders
+from fusionseg.jobs.sweep import JOBS_FOLDER, Sweep, SweepRun
 
 
 def submit(sweep: Sweep, planned: list[Planned], cluster: ClusterConfig) -> list[str]:
     """Submit the runs that are due, as one job array; the jobs' numbers.
 
     Raises:
-        UserError: SLURM is not there or refuses; nothing has been submitted then.
+        UserError: SLURM refuses; nothing has been submitted then.
     """
+    os.environ.pop("SUBMITIT_PREEMPT_SIGNAL", None)  # would replace SIGUSR2 as submitit is imported
     import submitit
 
     runs = [entry.run for entry in planned if entry.is_due]
     if not runs:
         return []
-    call(["sinfo", "--version"])
-    try:
-        call(["sbatch", "--test-only"], sbatch_text(sweep, cluster, len(runs)))
-    except UserError as error:
-        raise UserError(f"SLURM would refuse these jobs: {error}") from None
-    folder = sweep.folder / JOBS_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    # Who can write here runs code as this user: the jobs unpickle what they find.
-    folder.chmod(0o700)
-    for run in runs:
-        write_run_config(run)
-    executor = submitit.SlurmExecutor(
-        folder=folder, max_num_timeout=cluster.max_requeues, python=python_command(cluster)
-    )
-    executor.update_parameters(**parameters(sweep, cluster))
-    jobs = executor.submit_array([_job(run, cluster) for run in runs])
-    for run, job in zip(runs, jobs, strict=True):
-        write_event(
-            run.folder,
-            "submitted",
-            job=job.job_id,
-            log=str(job.paths.stdout),
-            steps=run.config.train.steps,
-            settings=run.settings,
+    with _clean_environment():
+        folder = sweep.folder / JOBS_FOLDER
+        executor = submitit.SlurmExecutor(
+            folder=folder, max_num_timeout=cluster.max_requeues, python=python_command(cluster)
         )
+        executor.update_parameters(**parameters(sweep, cluster))
+        new = [run.folder / "config.yaml" for run in runs if not (run.folder / "config.yaml").exists()]
+        try:
+            for run in runs:
+                write_run_config(run)
+            with _undisturbed():
+                jobs = executor.submit_array([_job(run, cluster) for run in runs])
+                for run, job in zip(runs, jobs, strict=True):
+                    log, steps = str(job.paths.stdout), run.config.train.steps
+                    write_event(run.folder, "submitted", job=job.job_id, log=log, steps=steps)
+        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError, OSError) as error:
+            for path in new:
+                path.unlink(missing_ok=True)
+            raise UserError(f"submission failed: {str(error).strip().splitlines()[-1]}") from None
     return [job.job_id for job in jobs]
+
+
+def ask_slurm(sweep: Sweep, cluster: ClusterConfig, num_runs: int) -> None:
+    """Have SLURM judge the jobs, before anything is written or submitted.
+
+    Raises:
+        UserError: SLURM is not there, or would refuse them.
+    """
+    call(["sinfo", "--version"])
+    with _clean_environment():
+        try:
+            call(["sbatch", "--test-only"], sbatch_text(sweep, cluster, num_runs))
+        except UserError as error:
+            raise UserError(f"SLURM would refuse these jobs: {error}") from None
+
+
+@contextmanager
+def only_one(sweep: Sweep) -> Iterator[None]:
+    """Keep others from submitting the same sweep meanwhile, and from seeing its half.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    folder = sweep.folder / JOBS_FOLDER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Who can write here runs code as this user: the jobs unpickle what they find.
+        folder.chmod(0o700)
+        lock = (folder / ".lock").open("w", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}: choose another output") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{sweep.folder}: is being submitted by another process: wait for it") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+
+
+@contextmanager
+def _clean_environment() -> Iterator[None]:
+    """Without what SLURM and torchrun have told this process, if it is in a job itself: it is not for the new jobs. And
+    without SBATCH_PARTITION and the like, which would win over the batch script. Where SLURM is stays known."""
+    from submitit.helpers import clean_env
+
+    conf = os.environ.get("SLURM_CONF")
+    with clean_env():
+        if conf is not None:
+            os.environ["SLURM_CONF"] = conf
+        yield
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Signals wait: between sbatch and the ledger, jobs are in the queue that nobody knows of."""
+    numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def sbatch_text(sweep: Sweep, cluster: ClusterConfig, num_runs: int) -> str:
@@ -100,16 +161,20 @@ def parameters(sweep: Sweep, cluster: ClusterConfig) -> dict[str, Any]:
         chosen["gres"] = f"gpu{kind}:{cluster.gpus_per_node}"
     if cluster.memory_gb_per_task is not None:
         chosen["mem"] = f"{math.ceil(cluster.memory_gb_per_task * ranks * 1024)}MB"
-    setup = [*cluster.setup, *(f"export {name}={shlex.quote(value)}" for name, value in cluster.environment.items())]
-    if setup:
-        chosen["setup"] = setup
+    setup = [TRAP_LINE]
+    if cluster.setup:
+        setup += ["set -e", *cluster.setup, "set +e"]
+    setup += [*(f"export {name}={shlex.quote(value)}" for name, value in cluster.environment.items())]
+    chosen["setup"] = setup
+    chosen["teardown"] = requeue_lines(shlex.quote(str(sweep.folder / JOBS_FOLDER)))
     return chosen
 
 
 def python_command(cluster: ClusterConfig) -> str:
     """The interpreter on the nodes, inside the container if there is one."""
-    python = shlex.quote(cluster.python or sys.executable)
-    return f"{cluster.container} {python}" if cluster.container else python
+    if cluster.container:
+        return f"{cluster.container} {shlex.quote(cluster.python or 'python3')}"
+    return shlex.quote(cluster.python or sys.executable)
 
 
 def write_run_config(run: SweepRun) -> None:

@@ -19,6 +19,8 @@ from fusionseg.config.source import read_yaml
 from fusionseg.errors import UserError
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+JOBS_FOLDER = "jobs"
+"""Beside the run folders: submitit's files and the logs."""
 _FIELD = re.compile(r"\{([^{}]+)\}")
 
 
@@ -82,11 +84,6 @@ class SweepRun:
     def folder(self) -> Path:
         return Path(self.config.output) / self.config.name
 
-    @property
-    def module(self) -> str:
-        """What `python -m` trains it."""
-        return "fusionseg.train" if self.config.pretrain is None else "fusionseg.pretrain"
-
 
 @dataclass(frozen=True)
 class Sweep:
@@ -108,7 +105,8 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     sweep = validate_section(SweepConfig, raw, places)
     base, base_places = read_raw(path.parent / sweep.base)
     given = [parse_override(text) for text in overrides]
-    if own := [override.place for override in given if override.keys in (("name",), *map(_keys, sweep.grid))]:
+    varied_keys = [("name",), *map(_keys, {*sweep.grid, *(key for point in sweep.points for key in point)})]
+    if own := [override.place for override in given if any(_overlap(override.keys, keys) for keys in varied_keys)]:
         raise UserError([f"{place}: varies in {path}: change it there" for place in own])
     output = _value(lay_over(base, base_places, given)[0], "output", RunConfig.model_fields["output"].default)
     folder = Path(str(output)).absolute() / sweep.name
@@ -180,11 +178,18 @@ def _plain(value: Any) -> str:
 
 def _refuse_equal_names(path: Path, runs: list[SweepRun]) -> None:
     names = [run.config.name for run in runs]
+    if taken := sorted({"jobs", "prepared"} & set(names)):
+        raise UserError(f"{path}: a run cannot be called {taken[0]}, for there is a folder of that name: set run_name")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(
             f"{path}: several runs are called {_some(twice)}: let run_name hold every key that varies, or remove what"
             " stands there twice"
         )
+
+
+def _overlap(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    """Whether one key path is the other, or leads to it."""
+    return all(a == b for a, b in zip(one, other, strict=False))
 
 
 def _some(names: list[str]) -> str:

@@ -6,11 +6,16 @@ job, which looks at the run's records, to decide what follows, and torchrun must
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 from fusionseg.entry import DONE, run
+from fusionseg.errors import UserError
+from fusionseg.jobs.ledger import write_event
 
 PATIENCE_S = 60.0
 """How long a restarted run waits for its predecessor to leave the folder."""
@@ -24,11 +29,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         from fusionseg.engine.run_folder import load_run_config
         from fusionseg.engine.session import train
 
-        train(load_run_config(Path(folder)), PATIENCE_S)
+        try:
+            train(load_run_config(Path(folder)), PATIENCE_S)
+        except UserError as error:
+            if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+                write_event(Path(folder), "refused", reason=error.problems[0])
+            raise
         return DONE
 
-    return run(work)
+    status = run(work)
+    # A second attempt of torchrun's would be refused as well. What is told by its status is in the ledger.
+    return DONE if os.environ.get("TORCHELASTIC_RUN_ID") and status != DONE and _was_refused(Path(folder)) else status
+
+
+def _was_refused(folder: Path) -> bool:
+    from fusionseg.jobs.ledger import read_events
+
+    events = read_events(folder)
+    return bool(events) and events[-1]["event"] == "refused"
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(DONE)
 
 
 if __name__ == "__main__":
+    # Until the training has its own handlers: torchrun ignores these, and what it starts inherits that.
+    for _number in (signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(_number, _leave)
     sys.exit(main())

@@ -27,12 +27,13 @@ def is_missing() -> bool:
 class DevCluster:
     """The cluster, while entered."""
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, folder: Path, port: int, preemption: str = "signal") -> None:
         self.environ = {
             **os.environ,
             "DEVCLUSTER_FOLDER": str(folder),
             "DEVCLUSTER_PORT": str(port),
             "DEVCLUSTER_ACCOUNTING": "none",
+            "DEVCLUSTER_PREEMPTION": preemption,
             "PYTHONPATH": str(REPOSITORY),
         }
 

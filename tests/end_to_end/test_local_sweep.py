@@ -50,8 +50,8 @@ def test_an_interrupted_sweep_goes_on(program: Program, sweep: Path) -> None:
     started.send(signal.SIGINT)
     started.wait().expect(0)
     assert records(folder / "seed0")[-1]["status"] == "interrupted"
-    assert not (folder / "seed1").exists()
-    assert "1 stopped" in program.warm(COMMANDS, "status", folder).wait().expect(0).out
+    assert not (folder / "seed1/metrics.jsonl").exists()
+    assert "1 stopped, 1 waiting" in program.warm(COMMANDS, "status", folder).wait().expect(0).out
 
     resumed = program.warm(COMMANDS, *arguments(sweep, *long)).wait().expect(0)
     assert "| continue | left at step" in resumed.out
@@ -61,6 +61,21 @@ def test_an_interrupted_sweep_goes_on(program: Program, sweep: Path) -> None:
     undisturbed.write_text(sweep.read_text().replace("name: two", "name: other"))
     program.warm(COMMANDS, *arguments(undisturbed, *long)).wait().expect(0)
     assert_same_run(folder / "seed0", folder.with_name("other") / "seed0")
+
+
+def test_cancel_tells_the_run_to_leave(program: Program, sweep: Path) -> None:
+    folder = sweep.parent / "runs/two"
+    long = ("train.steps=100000", "cluster.parallel=1")
+    started = program.warm(COMMANDS, *arguments(sweep, *long))
+    wait_for_step(folder / "seed0", 10, [started])
+    assert "1 running, 1 waiting" in program.warm(COMMANDS, "status", folder).wait().expect(0).out
+    second = program.warm(COMMANDS, *arguments(sweep, *long)).wait().expect(2)
+    assert "is being submitted by another process" in second.err
+    assert "seed0 (process " in program.warm(COMMANDS, "cancel", folder / "seed0").wait().expect(0).out
+    wait_for_step(folder / "seed1", 10, [started])
+    started.send(signal.SIGTERM)
+    started.wait().expect(0)
+    assert {records(folder / name)[-1]["reason"] for name in ("seed0", "seed1")} == {"SIGTERM"}
 
 
 def test_two_ranks_by_torchrun(program: Program, sweep: Path) -> None:
@@ -73,14 +88,15 @@ def test_two_ranks_by_torchrun(program: Program, sweep: Path) -> None:
 
 def test_a_failed_run_does_not_stop_the_others(program: Program, sweep: Path) -> None:
     folder = sweep.parent / "runs/two"
-    points = [{"name": "bad", "data.root": str(sweep.parent / "nowhere")}, {"name": "good"}]
+    bad = {"name": "bad", "optim.lr": 1e30, "train.precision": "fp32", "train.max_skipped": 2, "train.steps": 50}
+    points = [bad, {"name": "good"}]
     sweep.write_text(yaml.safe_dump({**yaml.safe_load(sweep.read_text()), "points": points, "grid": {"seed": [0]}}))
     ended = program.warm(COMMANDS, *arguments(sweep)).wait().expect(1)
     assert "bad-seed0: failed" in ended.out
     assert "good-seed0: completed" in ended.out
     shown = program.warm(COMMANDS, "status", folder).wait().expect(1).out
     assert "1 failed, 1 finished" in shown
-    assert "nowhere" in shown.split("1 failed, 1 finished")[1]
+    assert "stopped: " in shown.split("1 failed, 1 finished")[1]
 
 
 def test_what_cannot_be_done_is_said_before_anything_starts(program: Program, sweep: Path) -> None:
@@ -88,4 +104,6 @@ def test_what_cannot_be_done_is_said_before_anything_starts(program: Program, sw
     assert "cannot be dealt over 3 ranks" in told.err
     told = program.warm(COMMANDS, *arguments(sweep, "cluster.gpus_per_node=4", "train.global_batch=4")).wait().expect(2)
     assert "takes 4 GPUs (gpus_per_node), and this machine has 0" in told.err
+    told = program.warm(COMMANDS, *arguments(sweep, f"data.root={sweep.parent}/nowhere")).wait().expect(2)
+    assert "nowhere" in told.err
     assert not (sweep.parent / "runs").exists()

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from end_to_end.conftest import Train
+from end_to_end.conftest import Train, arguments
 from end_to_end.devcluster import DevCluster, is_missing, job_of, last_step, told
-from end_to_end.runs import REPOSITORY, assert_same_run, assert_same_training, records, results
+from end_to_end.runs import REPOSITORY, Program, assert_same_run, assert_same_training, checkpoint, records, results
 from fusionseg.jobs.ledger import read_events
 
 pytestmark = pytest.mark.skipif(
@@ -40,8 +40,7 @@ LONG = (
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]:
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
-    with DevCluster(tmp_path_factory.mktemp("devcluster") / "cluster", 17000 + 200 * worker) as cluster:
+    with DevCluster(tmp_path_factory.mktemp("devcluster") / "cluster", _port(0)) as cluster:
         yield cluster
 
 
@@ -56,6 +55,15 @@ def undisturbed(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the disturbed runs should have come to."""
     run = tmp_path_factory.mktemp("runs") / "undisturbed"
     train(run, *LONG).expect(0)
+    return run
+
+
+@pytest.fixture(scope="module")
+def undisturbed_pair(program: Program, config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same on two ranks."""
+    run = tmp_path_factory.mktemp("runs") / "undisturbed_pair"
+    for rank in program.ranks(2, *arguments(config_file, run, *LONG)):
+        rank.wait().expect(0)
     return run
 
 
@@ -87,7 +95,7 @@ def test_a_sweep_of_four_runs_on_two_nodes(
     assert "4 runs, 4 to submit" in cluster.submit(sweep, *options)
     again = cluster.submit(sweep, *options)
     assert "4 runs, 0 to submit" in again
-    assert again.count("is job ") == 4
+    assert again.count("| skip ") == 4
     cluster.wait_until_empty()
 
     shown = cluster.fusionseg("status", folder)
@@ -128,21 +136,37 @@ def test_time_limit(cluster: DevCluster, one_run: Path, undisturbed: Path, tmp_p
 
 @pytest.mark.parametrize("launcher", ["srun", "torchrun"])
 def test_the_signal_leads_to_a_checkpoint_and_a_requeue(
-    cluster: DevCluster, one_run: Path, undisturbed: Path, tmp_path: Path, launcher: str
+    cluster: DevCluster, one_run: Path, undisturbed_pair: Path, tmp_path: Path, launcher: str
 ) -> None:
+    """Two ranks, which have to agree on the step."""
     run = tmp_path / "runs/one/only"
-    own = (f"cluster.launcher={launcher}", "cluster.tasks_per_node=1")
+    own = (f"cluster.launcher={launcher}", "cluster.tasks_per_node=2")
     cluster.submit(one_run, f"output={tmp_path}/runs", *LONG, *own)
     job = disturb_after(cluster, run, 100)
     cluster.run("scancel", "--signal=USR2", job)
     cluster.wait(lambda: "requeued" in dict(told(run)))
     stopped_at = last_step(run)
-    assert "PENDING" in cluster.fusionseg("status", tmp_path / "runs/one")
+    cluster.wait(lambda: "PENDING" in cluster.fusionseg("status", tmp_path / "runs/one"))
     cluster.wait_until_empty()
 
     assert [event for event, _ in told(run)] == ["submitted", "started", "requeued", "started", "finished"]
     assert 100 <= stopped_at < NUM_STEPS
-    assert_same_run(run, undisturbed)
+    assert_same_run(run, undisturbed_pair)
+
+
+def test_requeues_are_limited(cluster: DevCluster, one_run: Path, tmp_path: Path) -> None:
+    """And a job that is signalled before it trains takes notice too."""
+    run = tmp_path / "runs/one/only"
+    options = (f"output={tmp_path}/runs", *LONG, "cluster.tasks_per_node=1", "cluster.max_requeues=1")
+    cluster.submit(one_run, *options)
+    for starts in (1, 2):
+        cluster.wait(lambda starts=starts: [event for event, _ in told(run)].count("started") == starts)
+        cluster.run("scancel", "--signal=USR2", job_of(run))
+    cluster.wait_until_empty()
+
+    assert [event for event, _ in told(run)] == ["submitted", "started", "requeued", "started", "stopped"]
+    assert "requeued 1 times (max_requeues)" in told(run)[-1][1]
+    assert "1 stopped" in cluster.fusionseg("status", run)
 
 
 def test_scontrol_requeue(cluster: DevCluster, one_run: Path, undisturbed: Path, tmp_path: Path) -> None:
@@ -165,6 +189,21 @@ def test_preemption_by_a_higher_partition(
     disturb_after(cluster, run, 100)
     cluster.run("srun", "--partition=main", "--nodes=2", "--exclusive", "sleep", "1")
     cluster.wait_until_empty()
+
+    assert ("requeued", "preempted") in told(run)
+    assert_same_run(run, undisturbed)
+
+
+def test_preemption_without_the_signal(
+    one_run: Path, undisturbed: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """SLURM sends SIGTERM and grants time; a job that uses it to leave in order would be gone for good."""
+    run = tmp_path / "runs/one/only"
+    with DevCluster(tmp_path_factory.mktemp("devcluster") / "cluster", _port(100), preemption="term") as cluster:
+        cluster.submit(one_run, f"output={tmp_path}/runs", *LONG, "cluster.tasks_per_node=1", "cluster.partition=low")
+        disturb_after(cluster, run, 100)
+        cluster.run("srun", "--partition=main", "--nodes=2", "--exclusive", "sleep", "1")
+        cluster.wait_until_empty()
 
     assert ("requeued", "preempted") in told(run)
     assert_same_run(run, undisturbed)
@@ -213,7 +252,9 @@ def test_cancel_saves(cluster: DevCluster, one_run: Path, undisturbed: Path, tmp
     job = disturb_after(cluster, run, 100)
     assert job in cluster.fusionseg("cancel", tmp_path / "runs/one")
     cluster.wait_until_empty()
-    assert "1 cancelled" in cluster.fusionseg("status", tmp_path / "runs/one") or told(run)[-1][0] == "stopped"
+    assert told(run)[-1] == ("stopped", "SIGTERM")
+    assert records(run)[-1]["reason"] == "SIGTERM"
+    assert checkpoint(run)["step"] == records(run)[-1]["step"]
     assert "no job waits or runs" in cluster.fusionseg("cancel", tmp_path / "runs/one")
 
     assert "continue" in cluster.submit(one_run, *options)
@@ -222,11 +263,12 @@ def test_cancel_saves(cluster: DevCluster, one_run: Path, undisturbed: Path, tmp
 
 
 def test_a_run_that_fails_says_why(cluster: DevCluster, one_run: Path, tmp_path: Path) -> None:
-    cluster.submit(one_run, f"output={tmp_path}/runs", f"data.root={tmp_path}/nowhere", "cluster.tasks_per_node=1")
+    wrong = ("optim.lr=1e30", "train.max_skipped=2", "train.steps=50")
+    cluster.submit(one_run, f"output={tmp_path}/runs", *wrong, "cluster.tasks_per_node=1")
     cluster.wait_until_empty()
     shown = cluster.fusionseg("status", tmp_path / "runs/one", status=1)
     assert "1 failed" in shown
-    assert f"{tmp_path}/nowhere" in shown.split("1 failed")[1]
+    assert "stopped: " in shown.split("1 failed")[1]
 
 
 def test_the_plain_batch_script(cluster: DevCluster, config_file: Path, undisturbed: Path, tmp_path: Path) -> None:
@@ -256,16 +298,21 @@ def test_doctor_has_a_line_for_each_rank(cluster: DevCluster, tmp_path: Path) ->
 
 
 def test_slurm_refuses_before_anything_is_submitted(cluster: DevCluster, one_run: Path, tmp_path: Path) -> None:
-    arguments = ("submit", one_run, "--cluster", "slurm/clusters/devcluster.yaml", f"output={tmp_path}/runs")
+    command = ("submit", one_run, "--cluster", "slurm/clusters/devcluster.yaml", f"output={tmp_path}/runs")
     for override, message in (
         ("cluster.partition=nowhere", "invalid partition specified: nowhere"),
         ("cluster.nodes=7", "Requested node configuration is not available"),
         ("cluster.constraint=h100", "Invalid feature specification"),
     ):
-        told = cluster.fusionseg(*arguments, "train.global_batch=14", override, status=2)
+        told = cluster.fusionseg(*command, "train.global_batch=14", override, status=2)
         assert "SLURM would refuse these jobs" in told
         assert message in told
     assert not (tmp_path / "runs").exists()
+
+
+def _port(offset: int) -> int:
+    """A cluster's first port: where there are no namespaces, those of pytest's workers must differ."""
+    return 17000 + 200 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) + offset
 
 
 def _ranks(run: Path) -> list[dict[str, str]]:

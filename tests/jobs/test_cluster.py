@@ -45,7 +45,7 @@ def test_every_golden_text_has_its_profile() -> None:
     ("override", "expected"),
     [
         ("partitoin=x", "partitoin (command line: partitoin=x): unknown key. did you mean partition?"),
-        ("time=24h", "time (command line: time=24h): string should match pattern"),
+        ("time=24h", "time (x: '24h' is not written [days-]hours"),
         ("time=90", "time (command line: time=90): needs a text"),
         ("nodes=0", "nodes (command line: nodes=0): should be greater than or equal to 1, and is 0"),
         ("launcher=mpirun", "launcher (command line: launcher=mpirun): cannot be 'mpirun'"),
@@ -56,6 +56,9 @@ def test_every_golden_text_has_its_profile() -> None:
         ("sbatch={--mem: 3}", "sbatch (command line: sbatch={--mem: 3}): --mem is written without dashes"),
         ("sbatch={time: 3}", "sbatch (command line: sbatch={time: 3}): time is set by time: remove it"),
         ("sbatch={cpus_per_task: 3}", "sbatch (command line: sbatch={cpus_per_task: 3}): cpus_per_task is set by"),
+        ("sbatch={exclusive: false}", "sbatch (x: exclusive is false: leave out"),
+        ("sbatch={mem-per-gpu: 4G}", "sbatch (x: mem-per-gpu is set by memory_gb_per_task"),
+        ("time='1:75:00'", "time (x: '1:75:00' is not written [days-]hours"),
         ("environment={A-B: x}", "environment (command line: environment={A-B: x}): 'A-B' is no name of a variable"),
         ("environment={A: 1}", "environment.A (command line: environment={A: 1}): needs a text, and is 1"),
         ("setup=module load x", "setup (command line: setup=module load x): "),

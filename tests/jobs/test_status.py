@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import time
@@ -13,6 +14,7 @@ import pytest
 from fusionseg.config import RunConfig, dump_config
 from fusionseg.errors import UserError
 from fusionseg.jobs.ledger import last_records, read_events, write_event
+from fusionseg.jobs.slurm import expand_job
 from fusionseg.jobs.status import last_lines, read_status, to_text
 
 TRAIN = {"kind": "train", "step": 20, "loss": 0.5, "samples_per_s": 7.25}
@@ -53,24 +55,31 @@ def test_states(make_run: Callable[..., Path], tmp_path: Path) -> None:
     make_run("d", [TRAIN, end("interrupted", "SIGTERM")], submitted(tmp_path), ("stopped", {"reason": "SIGTERM"}))
     make_run("e", [TRAIN, VAL])
     make_run("f", [TRAIN, end("interrupted", "SIGINT")])
-    found = {run.path.name: run for run in read_status(tmp_path / "sweep")}
+    make_run("g", [], submitted(tmp_path))
+    lock = (make_run("h", [TRAIN], submitted(tmp_path), started) / ".lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    found = {run.path.name: run for run in read_status(tmp_path / "sweep")[0]}
     assert {name: run.state for name, run in found.items()} == {
         "a": "finished",
-        "b": "running",
+        "b": "lost",
         "c": "failed",
         "d": "stopped",
         "e": "unfinished",
         "f": "interrupted",
+        "g": "waiting",
+        "h": "running",
     }
-    assert (found["a"].step, found["a"].steps, found["a"].best, found["a"].speed) == (20, 20, 0.83, 7.25)
-    assert (found["a"].nodes, found["a"].starts, found["e"].best) == ("here", 1, 0.81)
+    assert [name for name, run in found.items() if run.is_active] == ["g", "h"]
+    assert [name for name, run in found.items() if run.has_failed] == ["b", "c"]
+    assert (found["a"].step, found["a"].steps, found["a"].score, found["a"].speed) == (20, 20, 0.83, 7.25)
+    assert (found["a"].nodes, found["a"].starts, found["e"].score) == ("here", 1, 0.81)
     text = to_text(list(found.values()))
-    assert "1 finished, 1 running, 1 failed, 1 stopped, 1 unfinished, 1 interrupted" in text
+    assert "1 finished, 1 lost, 1 failed, 1 stopped, 1 unfinished, 1 interrupted, 1 waiting, 1 running" in text
     assert text.endswith(f"c ({log}):\n  error: data.root: nowhere")
 
 
 def test_a_single_run(make_run: Callable[..., Path]) -> None:
-    (status,) = read_status(make_run("a", [TRAIN]))
+    (status,), _ = read_status(make_run("a", [TRAIN]))
     assert (status.path.name, status.step, status.steps) == ("a", 20, 4)
 
 
@@ -100,9 +109,37 @@ def test_the_lines_that_matter(tmp_path: Path) -> None:
         '  File "x.py", line 3\nValueError: what it was\nstep 2/20  loss 1\nsubmitit INFO (now) - done\n'
     )
     assert last_lines(log) == ["ValueError: what it was"]
+    log.write_text("[rank1]: RuntimeError: gloo\nstep 3/20\nslurmstepd-node1: error: Detected 1 oom_kill event\n")
+    assert last_lines(log) == ["[rank1]: RuntimeError: gloo", "slurmstepd-node1: error: Detected 1 oom_kill event"]
+    log.write_text("error: old\nsubmitit INFO (now) - Starting with JobEnvironment(x)\nhere\n")
+    assert last_lines(log) == ["here"]
     log.write_text("one\n\ntwo\nstep 3/20  loss\n")
     assert last_lines(log) == ["one", "two"]
     assert last_lines(tmp_path / "nothing") == []
+
+
+def test_without_slurm_the_disk_tells(
+    make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run("a", [TRAIN], ("submitted", {"job": "12_0", "log": "log", "steps": 20}), ("started", {"job": "12_0"}))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (status,), remark = read_status(tmp_path / "sweep")
+    assert (status.state, status.reason) == ("unknown", "job 12_0: started")
+    assert "SLURM does not answer" in to_text([status], remark)
+
+
+@pytest.mark.parametrize(
+    ("listed", "jobs"),
+    [
+        ("12", ["12"]),
+        ("12_3", ["12_3"]),
+        ("12_[3-5,8%2]", ["12_3", "12_4", "12_5", "12_8"]),
+        ("12_[0]", ["12_0"]),
+        ("12.batch", ["12.batch"]),
+    ],
+)
+def test_jobs_as_sacct_lists_them(listed: str, jobs: list[str]) -> None:
+    assert expand_job(listed) == jobs
 
 
 def test_two_hundred_runs(make_run: Callable[..., Path], tmp_path: Path) -> None:
@@ -111,5 +148,5 @@ def test_two_hundred_runs(make_run: Callable[..., Path], tmp_path: Path) -> None
     for number in range(1, 200):
         shutil.copytree(first, first.with_name(f"run{number}"))
     begun = time.perf_counter()
-    assert to_text(read_status(first.parent)).count("finished") == 201
+    assert to_text(read_status(first.parent)[0]).count("finished") == 201
     print(f"200 runs listed in {time.perf_counter() - begun:.2f} s")

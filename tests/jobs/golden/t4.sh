@@ -17,8 +17,17 @@
 #SBATCH --wckey=submitit
 
 # setup
+trap : TERM USR2
+set -e
 source $HOME/venvs/fusionseg/bin/activate
+set +e
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /scratch/runs/table2/jobs/%A_%a_%t_log.out --kill-on-bad-exit=1 --cpus-per-task=4 PYTHON -u -m submitit.core._submit /scratch/runs/table2/jobs
+srun --unbuffered --output /scratch/runs/table2/jobs/%A_%a_%t_log.out --kill-on-bad-exit=1 --cpus-per-task=4 python -u -m submitit.core._submit /scratch/runs/table2/jobs
+
+
+# teardown
+status=$?
+if rm /scratch/runs/table2/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null; then scontrol requeue "$SLURM_JOB_ID"; fi
+exit $status
