@@ -115,7 +115,8 @@ def add_doctor(commands: Commands) -> None:
         commands,
         "doctor",
         "one page about this machine or allocation, with remedies; under srun or torchrun a line for each rank",
-        "srun --nodes=2 --ntasks-per-node=4 --gres=gpu:4 fusionseg doctor --folder /scratch/runs",
+        "fusionseg doctor --folder /scratch/runs\n"
+        "  srun --nodes=2 --ntasks-per-node=4 --gres=gpu:4 fusionseg doctor --folder /scratch/runs",
         _doctor,
     )
     parser.add_argument("--folder", type=Path, default=Path(), help="where runs are to be written (default: here)")
