@@ -41,7 +41,9 @@ def requeue_lines(folder: str) -> list[str]:
     """
     return [
         "status=$?",
-        f'if rm {folder}/requeue-"$SLURM_JOB_ID" 2>/dev/null; then scontrol requeue "$SLURM_JOB_ID"; fi',
+        # Not SLURM_JOB_ID: for one of the tasks of an array that is the number of the whole array.
+        "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; job=${job:-$SLURM_JOB_ID}",
+        f'if rm {folder}/requeue-"$job" 2>/dev/null; then scontrol requeue "$job"; fi',
         "exit $status",
     ]
 
@@ -121,7 +123,7 @@ class Job:
         restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         if wanted and self.max_requeues is not None and restarts < self.max_requeues:
             write_event(run, "requeued", job=job, reason=reason, step=step)
-            (Path(os.environ["SUBMITIT_FOLDER"]) / f"requeue-{os.environ['SLURM_JOB_ID']}").touch()
+            (Path(os.environ["SUBMITIT_FOLDER"]) / f"requeue-{job}").touch()
             return
         if wanted:
             limit = f"requeued {restarts} times (max_requeues)" if self.max_requeues is not None else "requeue is false"

@@ -30,7 +30,7 @@ def why_signalled(name: str) -> tuple[bool, str]:
         name: of the signal.
     """
     try:
-        shown = call(["scontrol", "--oneliner", "show", "job", os.environ["SLURM_JOB_ID"]])
+        shown = call(["scontrol", "--oneliner", "show", "job", current_job()])
     except UserError:  # in a container, say
         return name == "SIGUSR2", name
     fields = dict(part.split("=", 1) for part in shown.split() if "=" in part)

@@ -154,6 +154,19 @@ def test_the_signal_leads_to_a_checkpoint_and_a_requeue(
     assert_same_run(run, undisturbed_pair)
 
 
+def test_one_task_of_an_array_is_requeued(cluster: DevCluster, config_file: Path, tmp_path: Path) -> None:
+    """And the other is left alone."""
+    sweep = tmp_path / "two.yaml"
+    sweep.write_text(yaml.safe_dump({"name": "two", "base": str(config_file), "grid": {"seed": [0, 1]}}))
+    runs = [tmp_path / f"runs/two/seed{seed}" for seed in (0, 1)]
+    cluster.submit(sweep, f"output={tmp_path}/runs", *LONG, "cluster.tasks_per_node=1")
+    cluster.run("scancel", "--signal=USR2", disturb_after(cluster, runs[1], 100))
+    cluster.wait_until_empty()
+
+    assert [event for event, _ in told(runs[0])] == ["submitted", "started", "finished"]
+    assert [event for event, _ in told(runs[1])] == ["submitted", "started", "requeued", "started", "finished"]
+
+
 def test_requeues_are_limited(cluster: DevCluster, one_run: Path, tmp_path: Path) -> None:
     """And a job that is signalled before it trains takes notice too."""
     run = tmp_path / "runs/one/only"
