@@ -64,9 +64,10 @@ def main() -> int:
                 f"name: many\nbase: {base}\ngrid: {{model.name: [unet, resunet], seed: {seeds}}}\n", encoding="utf-8"
             )
             profile = ROOT / "slurm/clusters/t4.yaml"
-            rows = [
-                ("submit --dry-run", timed("submit", sweep, "--cluster", profile, f"output={name}/runs", "--dry-run"))
-            ]
+            timed("synth", f"{name}/data", "--cases", 5, "--size", 48)  # the plan looks at the data set
+            places = (f"output={name}/runs", f"data.root={name}/data")
+            dry_run = timed("submit", sweep, "--cluster", profile, *places, "--dry-run")
+            rows = [("submit --dry-run", dry_run)]
             for number, entry in enumerate(load_sweep(sweep, [f"output={name}/runs"]).runs):
                 finish(entry.folder, dump_config(entry.config), number)
             rows.append(("status", timed("status", Path(name) / "runs/many")))

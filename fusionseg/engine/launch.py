@@ -83,11 +83,16 @@ def slurm_launch(environ: Mapping[str, str]) -> Launch:
         environ, ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_JOB_ID")
     )
     step = environ.get("SLURM_STEP_ID", "0")
-    port = FIRST_PORT + (7 * job + (int(step) if step.isdigit() else 0)) % NUM_PORTS
+    port = meeting_port(job, int(step) if step.isdigit() else 0)
     if environ.get("MASTER_PORT"):
         (port,) = _whole_numbers(environ, ("MASTER_PORT",))
     host = environ.get("MASTER_ADDR") or first_node(environ["SLURM_STEP_NODELIST"])
     return Launch(rank, world, local, tasks_per_node(environ["SLURM_STEP_TASKS_PER_NODE"])[node], (host, port))
+
+
+def meeting_port(job: int, step: int = 0) -> int:
+    """The port that follows from a SLURM job and its step."""
+    return FIRST_PORT + (7 * job + step) % NUM_PORTS
 
 
 def tasks_per_node(text: str) -> list[int]:

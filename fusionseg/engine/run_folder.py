@@ -152,18 +152,6 @@ def load_run_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return load_config(path, overrides)
 
 
-def is_being_trained(run: Path) -> bool:
-    """Whether a process holds the run's folder, on a file system with locks."""
-    try:
-        with (run / ".lock").open(encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # there is no such file, or no locks
-        return False
-    return False
-
-
 def mathematics(plain: dict[str, Any]) -> dict[str, Any]:
     """The part of a plain configuration that the results depend on."""
     kept = json.loads(json.dumps(plain))

@@ -15,6 +15,7 @@ import yaml
 
 from fusionseg.engine.run_folder import mathematics
 from fusionseg.errors import UserError
+from fusionseg.inference.runs import run_folders
 from fusionseg.inference.table import markdown_table
 
 REPEATED = ("seed", "data.fold", "data.fold_seed")
@@ -94,7 +95,7 @@ def compare(paths: Sequence[Path]) -> Comparison:
     Raises:
         UserError: a path holds no run, or no run has a validation.
     """
-    runs = [read_run(folder) for folder in _run_folders(paths)]
+    runs = [read_run(folder) for folder in run_folders(paths)]
     if not any(run.figures for run in runs):
         raise UserError(f"{', '.join(map(str, paths))}: none of the {len(runs)} runs has validated yet")
     rows: dict[str, Row] = {}
@@ -171,21 +172,6 @@ def distinguishing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 def is_score(figure: str) -> bool:
     """Whether more of it is better and it is the network's doing."""
     return figure.split(".")[0] in ("dice", "dice_per_class", "ssim", "psnr", "ssim_hidden", "psnr_hidden")
-
-
-def _run_folders(paths: Sequence[Path]) -> list[Path]:
-    folders, problems = [], []
-    for path in paths:
-        inside = sorted(file.parent for file in path.glob("*/config.yaml")) if path.is_dir() else []
-        if (path / "config.yaml").is_file():
-            folders.append(path)
-        elif inside:
-            folders += inside
-        else:
-            problems.append(f"{path}: is neither a run folder (it has no config.yaml) nor a folder of such")
-    if problems:
-        raise UserError(problems)
-    return list(dict.fromkeys(folders))
 
 
 def _flat(plain: Mapping[str, Any], at: str = "") -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from fusionseg.config.loading import lay_over, parse_override, validate_section
 from fusionseg.config.section import Positive, Section
 from fusionseg.config.source import read_yaml
+from fusionseg.jobs.slurm import seconds
 
 _TIME = r"^(\d+-)?\d+:[0-5]\d:[0-5]\d$"
 Text = Annotated[str, Field(min_length=1)]
@@ -136,9 +137,9 @@ class ClusterConfig(Section):
     @property
     def time_s(self) -> int:
         """The time limit in seconds."""
-        days, _, rest = self.time.rpartition("-")
-        hours, minutes, seconds = map(int, rest.split(":"))
-        return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+        limit = seconds(self.time)
+        assert limit is not None  # the schema has looked
+        return limit
 
 
 def load_cluster(path: Path, overrides: Sequence[str] = ()) -> ClusterConfig:

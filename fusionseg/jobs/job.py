@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from fusionseg.engine.launch import FIRST_PORT, NUM_PORTS, check_port, first_node
+from fusionseg.engine.launch import check_port, first_node, meeting_port
 from fusionseg.engine.signals import LEAD_VARIABLE
 from fusionseg.entry import DONE, FAILED
-from fusionseg.jobs.ledger import last_end, read_events, write_event
+from fusionseg.jobs.ledger import has_finished, last_end, read_events, write_event
 from fusionseg.jobs.slurm import current_job, why_signalled
 from fusionseg.jobs.worker import main as train_rank
 
@@ -108,7 +108,7 @@ class Job:
             signalled: a signal that came when no training could take it, or 0.
         """
         run, job, end = Path(self.run), current_job(), last_end(Path(self.run))
-        if end is not None and end["status"] in ("completed", "plateau"):
+        if end is not None and has_finished(end):
             write_event(run, "finished", job=job, step=end["step"])
             return
         interrupted = end["reason"] if end is not None and end["status"] == "interrupted" else ""
@@ -137,7 +137,7 @@ class Job:
         would give them 30 s. Signals are for the ranks, and are sent to them again until they have gone.
         """
         job, restarts = int(os.environ["SLURM_JOB_ID"]), os.environ.get("SLURM_RESTART_COUNT") or "0"
-        host, port = first_node(os.environ["SLURM_STEP_NODELIST"]), FIRST_PORT + (7 * job) % NUM_PORTS
+        host, port = first_node(os.environ["SLURM_STEP_NODELIST"]), meeting_port(job)
         is_host = os.environ["SLURM_NODEID"] == "0"
         if is_host:
             check_port((host, port))

@@ -63,8 +63,29 @@ def last_records(run: Path) -> dict[str, Event]:
 
 def last_end(run: Path) -> Event | None:
     """The end record, if the run's last start came to an end that it could record."""
-    records = last_records(run)
+    return end_of(last_records(run))
+
+
+def end_of(records: dict[str, Event]) -> Event | None:
+    """The end record, if it is the last of what `last_records` gives."""
     return records["end"] if records and next(reversed(records)) == "end" else None
+
+
+def has_finished(end: Event | None) -> bool:
+    """Whether an end record, if there is one, says that there is nothing left to train."""
+    return end is not None and end["status"] in ("completed", "plateau")
+
+
+def is_being_trained(run: Path) -> bool:
+    """Whether a process holds the run's folder, on a file system with locks."""
+    try:
+        with (run / ".lock").open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is no such file, or no locks
+        return False
+    return False
 
 
 def _records(text: str) -> Iterator[Event]:

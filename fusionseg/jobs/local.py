@@ -14,7 +14,7 @@ from typing import IO
 
 from fusionseg.errors import UserError
 from fusionseg.jobs.cluster import ClusterConfig
-from fusionseg.jobs.ledger import last_end, write_event
+from fusionseg.jobs.ledger import has_finished, last_end, write_event
 from fusionseg.jobs.plan import Planned
 from fusionseg.jobs.submit import write_run_config
 from fusionseg.jobs.sweep import JOBS_FOLDER, Sweep, SweepRun
@@ -128,7 +128,7 @@ def _finish(entry: _Running) -> bool:
     """Record how a run ended; whether it failed."""
     entry.log.close()
     folder, end = entry.run.folder, last_end(entry.run.folder)
-    if end is not None and end["status"] in ("completed", "plateau"):
+    if end is not None and has_finished(end):
         write_event(folder, "finished", job="local", step=end["step"])
         return False
     if end is not None and end["status"] == "interrupted":

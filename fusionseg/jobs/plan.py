@@ -9,12 +9,12 @@ from fusionseg.config import RunConfig
 from fusionseg.config.source import dump_yaml
 from fusionseg.data.prepare import store_folder
 from fusionseg.engine.batch import accumulation, batch_arithmetic
-from fusionseg.engine.run_folder import RunFolder, is_being_trained
+from fusionseg.engine.run_folder import RunFolder
 from fusionseg.engine.sources import open_sources
 from fusionseg.errors import UserError
 from fusionseg.inference.table import markdown_table
 from fusionseg.jobs.cluster import ClusterConfig
-from fusionseg.jobs.ledger import last_end, last_job, last_records, read_events
+from fusionseg.jobs.ledger import has_finished, is_being_trained, last_end, last_job, last_records, read_events
 from fusionseg.jobs.slurm import is_active, job_states
 from fusionseg.jobs.sweep import Sweep, SweepRun
 
@@ -95,7 +95,7 @@ def _share_store(config: RunConfig, output: Path, known: dict[str, RunConfig]) -
 
 def _decide(run: SweepRun, job: str | None, states: dict[str, str]) -> Planned:
     end = last_end(run.folder)
-    if end is not None and end["status"] in ("completed", "plateau"):
+    if end is not None and has_finished(end):
         return Planned(run, "skip", f"{end['status']} at step {end['step']}")
     if job is not None and is_active(states.get(job, "GONE")):
         return Planned(run, "skip", f"is job {job}, {states[job]}")

@@ -10,10 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fusionseg.engine.run_folder import is_being_trained
 from fusionseg.errors import UserError
+from fusionseg.inference.runs import run_folders
 from fusionseg.inference.table import markdown_table
-from fusionseg.jobs.ledger import Event, last_job, last_records, read_events, write_event
+from fusionseg.jobs.ledger import (
+    Event,
+    end_of,
+    has_finished,
+    is_being_trained,
+    last_job,
+    last_records,
+    read_events,
+    write_event,
+)
 from fusionseg.jobs.slurm import call, is_active, job_states
 
 _LOG_LINES = 5
@@ -75,7 +84,7 @@ def read_status(folder: Path) -> tuple[list[RunStatus], str]:
     Raises:
         UserError: there is none.
     """
-    folders = run_folders(folder)
+    folders = run_folders([folder])
     events = {path: read_events(path) for path in folders}
     jobs = {path: job for path in folders if (job := last_job(events[path]))}
     # SLURM is asked about jobs that have not said that they have ended.
@@ -86,20 +95,6 @@ def read_status(folder: Path) -> tuple[list[RunStatus], str]:
     except UserError as error:
         remark = f"SLURM does not answer, so this is what is on disk: {error}"
     return [_status(path, events[path], jobs.get(path), states) for path in folders], remark
-
-
-def run_folders(folder: Path) -> list[Path]:
-    """The folder itself if it is a run, else the runs in it.
-
-    Raises:
-        UserError: there is none.
-    """
-    if (folder / "config.yaml").is_file():
-        return [folder]
-    found = sorted(file.parent for file in folder.glob("*/config.yaml"))
-    if not found:
-        raise UserError(f"{folder}: is neither a run folder (it has no config.yaml) nor a folder of such")
-    return found
 
 
 def to_text(runs: list[RunStatus], remark: str = "") -> str:
@@ -218,8 +213,8 @@ def _state(
     Args:
         states: of the jobs; None if SLURM does not answer.
     """
-    end = records["end"] if records and next(reversed(records)) == "end" else None
-    if end is not None and end["status"] in ("completed", "plateau"):
+    end = end_of(records)
+    if end is not None and has_finished(end):
         return "finished", end["reason"]
     told: Any = next((event for event in reversed(events) if "reason" in event), {})
     known = (states or {}).get(job, "") if job is not None else ""
@@ -256,6 +251,6 @@ def _local_pid(path: Path) -> int | None:
 
 
 def _configured_steps(path: Path) -> int | None:
-    from fusionseg.engine.run_folder import load_run_config
+    from fusionseg.config import load_config
 
-    return load_run_config(path).train.steps
+    return load_config(path / "config.yaml").train.steps

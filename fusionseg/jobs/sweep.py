@@ -178,7 +178,7 @@ def _plain(value: Any) -> str:
 
 def _refuse_equal_names(path: Path, runs: list[SweepRun]) -> None:
     names = [run.config.name for run in runs]
-    if taken := sorted({"jobs", "prepared"} & set(names)):
+    if taken := sorted({JOBS_FOLDER, "prepared"} & set(names)):
         raise UserError(f"{path}: a run cannot be called {taken[0]}, for there is a folder of that name: set run_name")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(

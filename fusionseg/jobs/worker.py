@@ -15,7 +15,7 @@ from types import FrameType
 
 from fusionseg.entry import DONE, run
 from fusionseg.errors import UserError
-from fusionseg.jobs.ledger import write_event
+from fusionseg.jobs.ledger import read_events, write_event
 
 PATIENCE_S = 60.0
 """How long a restarted run waits for its predecessor to leave the folder."""
@@ -43,8 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _was_refused(folder: Path) -> bool:
-    from fusionseg.jobs.ledger import read_events
-
     events = read_events(folder)
     return bool(events) and events[-1]["event"] == "refused"
 

@@ -82,6 +82,15 @@ def disturb_after(cluster: DevCluster, run: Path, step: int) -> str:
     return job_of(run)
 
 
+def preempt(cluster: DevCluster, one_run: Path, run: Path) -> None:
+    """Train in the low partition, preempt that from the main one, and wait for the end."""
+    output = f"output={run.parents[1]}"
+    cluster.submit(one_run, output, *LONG, "cluster.tasks_per_node=1", "cluster.partition=low")
+    disturb_after(cluster, run, 100)
+    cluster.run("srun", "--partition=main", "--nodes=2", "--exclusive", "sleep", "1")
+    cluster.wait_until_empty()
+
+
 def test_a_sweep_of_four_runs_on_two_nodes(
     cluster: DevCluster, train: Train, config_file: Path, tmp_path: Path
 ) -> None:
@@ -198,10 +207,7 @@ def test_preemption_by_a_higher_partition(
     cluster: DevCluster, one_run: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "runs/one/only"
-    cluster.submit(one_run, f"output={tmp_path}/runs", *LONG, "cluster.tasks_per_node=1", "cluster.partition=low")
-    disturb_after(cluster, run, 100)
-    cluster.run("srun", "--partition=main", "--nodes=2", "--exclusive", "sleep", "1")
-    cluster.wait_until_empty()
+    preempt(cluster, one_run, run)
 
     assert ("requeued", "preempted") in told(run)
     assert_same_run(run, undisturbed)
@@ -213,10 +219,7 @@ def test_preemption_without_the_signal(
     """SLURM sends SIGTERM and grants time; a job that uses it to leave in order would be gone for good."""
     run = tmp_path / "runs/one/only"
     with DevCluster(tmp_path_factory.mktemp("devcluster") / "cluster", _port(100), preemption="term") as cluster:
-        cluster.submit(one_run, f"output={tmp_path}/runs", *LONG, "cluster.tasks_per_node=1", "cluster.partition=low")
-        disturb_after(cluster, run, 100)
-        cluster.run("srun", "--partition=main", "--nodes=2", "--exclusive", "sleep", "1")
-        cluster.wait_until_empty()
+        preempt(cluster, one_run, run)
 
     assert ("requeued", "preempted") in told(run)
     assert_same_run(run, undisturbed)
