@@ -76,7 +76,7 @@ def add_compare(commands: Commands) -> None:
         commands,
         "compare",
         "one table over runs: a row for each configuration, mean and spread over its seeds and folds",
-        "fusionseg compare runs/unet_comparison",
+        "fusionseg compare runs/unets",
         _compare,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN|FOLDER", help="run folder, or a folder of them")

@@ -222,8 +222,9 @@ def _slurm() -> list[Finding]:
             Finding(
                 "preemption",
                 POOR,
-                "jobs are requeued when preempted, without the signal that they ask for",
-                "a preempted run goes on from its last regular checkpoint: keep checkpoint.every small",
+                "jobs are requeued when preempted, without the signal that they ask for (send_user_signal)",
+                "a preempted run saves only if its partition gives it a grace time (SIGTERM); else it goes on from its"
+                " last regular checkpoint: keep checkpoint.every small",
             )
         )
     if known.get("JobRequeue") == "0":
