@@ -125,6 +125,11 @@ def _lay_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests on SLURM share a cluster and mostly wait: first in line, one worker does them while others compute."""
+    items.sort(key=lambda item: item.path.name != "test_slurm.py")
+
+
 @pytest.fixture(scope="session")
 def make_dataset() -> MakeDataset:
     """`make_dataset(folder, cases=5, shape=..., classes=2, channels=1, layout="msd")`: see _make_dataset."""
