@@ -35,6 +35,7 @@ srun --unbuffered --output /scratch/runs/table2/jobs/%A_%a_%t_log.out --kill-on-
 status=$?
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; job=${job:-$SLURM_JOB_ID}
 if rm /scratch/runs/table2/jobs/requeue-"$job" 2>/dev/null; then
-  [[ $(scontrol --oneliner show job "$job") == *JobState=CANCELLED* ]] || scontrol requeue "$job"
+  shown=$(scontrol --oneliner show job "$job")
+  if [[ $shown == *JobState=RUNNING* || $shown == *PreemptTime=2* ]]; then scontrol requeue "$job"; fi
 fi
 exit $status
