@@ -52,8 +52,11 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     problems = []
     if arguments.steps < 1:
         problems.append(f"--steps: is {arguments.steps}: give at least 1")
-    if arguments.other and min(arguments.other) <= 0:
-        problems.append(f"--other: is {arguments.other}: give TFLOP/s and GB/s above 0")
+    problems += [
+        f"--other: is {tflops:g} {gbs:g}: give TFLOP/s and GB/s above 0"
+        for tflops, gbs in arguments.other
+        if not (tflops > 0 and gbs > 0)
+    ]
     if problems:
         raise UserError(problems)
     trainer = open_trainer(arguments.config, arguments.overrides, arguments.data, folder)
@@ -77,11 +80,10 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if trainer.config.train.checkpoint_activations:
         # What is computed again is no operation of the model; backward takes two for each one of forward.
         model_flops = 3 * phases["forward"]["flops"]
-    other = None
-    if arguments.other:
-        tflops, gbs = arguments.other
+    others = []
+    for tflops, gbs in arguments.other:
         bound = add_up(counted[-1], tflops * 1e12, gbs * 1e9)
-        other = {"tflops": tflops, "gbs": gbs, "bound_s": bound.bound_s, "limited_by": bound.limited_by}
+        others.append({"tflops": tflops, "gbs": gbs, "bound_s": bound.bound_s, "limited_by": bound.limited_by})
     return {
         "config": arguments.config,
         "overrides": arguments.overrides,
@@ -95,7 +97,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "step": total,
         "phases": phases,
         "operators": dict(sorted(kinds.items(), key=lambda item: -item[1]["seconds"])),
-        "other_device": other,
+        "other_devices": others,
     }
 
 
@@ -143,7 +145,7 @@ def row(cost: Cost, rates: DeviceRates, seconds: float) -> dict[str, Any]:
 
 def markdown(result: dict[str, Any]) -> str:
     """The result as tables."""
-    rates, step, other = result["rates"], result["step"], result["other_device"]
+    rates, step = result["rates"], result["step"]
     matmuls = ", ".join(f"{size}^2: {rate / 1e9:.0f}" for size, rate in rates["matmul_flops_per_s"].items())
     lines = [
         f"{result['config']} {result['overrides']} ({result['precision']}, {result['samples']} samples a step, median"
@@ -158,11 +160,11 @@ def markdown(result: dict[str, Any]) -> str:
         f" {step['bound_s'] * 1e3:.1f} ms, took {step['seconds'] * 1e3:.1f} ms: {step['share_of_bound']:.0%} of the"
         f" bound, MFU {result['mfu']:.1%}.",
     ]
-    if other:
-        lines.append(
-            f"On a device with {other['tflops']:g} TFLOP/s and {other['gbs']:g} GB/s the same operators take at least"
-            f" {other['bound_s'] * 1e3:.2f} ms."
-        )
+    lines += [
+        f"On a device with {other['tflops']:g} TFLOP/s and {other['gbs']:g} GB/s the same operators take at least"
+        f" {other['bound_s'] * 1e3:.2f} ms, mostly for their {other['limited_by']}."
+        for other in result["other_devices"]
+    ]
     phases = table("phase", {**result["phases"], "step": step})
     shown = dict(list(result["operators"].items())[:SHOWN])
     return "\n".join([*lines, "", phases, "", table("operator", shown)])
@@ -214,7 +216,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axis.set_ylabel("GFLOP/s")
     machine = result["machine"]
     axis.set_title(f"{machine['gpu'] or machine['processor']}, {result['precision']}", fontsize=10)
-    axis.legend(fontsize=7, loc="lower right", title="areas: share of the step's time", title_fontsize=7)
+    legend = axis.legend(fontsize=7, loc="lower right", title="areas: share of the step's time", title_fontsize=7)
+    for handle in legend.legend_handles:
+        handle.set_sizes([40])
     axis.grid(alpha=0.3, which="both")
     figure.tight_layout()
     with whole_file(path) as temporary:
@@ -229,7 +233,13 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here too")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the roofline (.png, .svg)")
     parser.add_argument(
-        "--other", type=float, nargs=2, metavar=("TFLOPS", "GBS"), help="the bound on a device with these rates too"
+        "--other",
+        type=float,
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("TFLOPS", "GBS"),
+        help="the bound on a device with these rates too; may be given several times",
     )
     arguments = parser.parse_intermixed_args()
     start_logging()
