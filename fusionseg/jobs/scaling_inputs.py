@@ -58,28 +58,28 @@ PRESETS = {
         Network(4, Link(15.75e9, 5.7e-6), Link(1.25e9, 50e-6), NCCL_START_S),
         tflops=65,
         memory_gbs=320,
-        bound_s=0.0,
+        bound_s=0.270,
     ),
     "a100_100gbe": Preset(
         "8 A100 80 GB in a node (NVLink 3, 300 GB/s each way), 100 Gbit/s Ethernet",
         Network(8, Link(300e9, 3.4e-6), Link(12.5e9, 50e-6), NCCL_START_S),
         tflops=312,
         memory_gbs=2039,
-        bound_s=0.0,
+        bound_s=0.0439,
     ),
     "a100_hdr": Preset(
         "8 A100 80 GB in a node (NVLink 3), 8 HDR InfiniBand adapters of 200 Gbit/s (DGX A100)",
         Network(8, Link(300e9, 3.4e-6), Link(8 * 25e9, 9.6e-6), NCCL_START_S),
         tflops=312,
         memory_gbs=2039,
-        bound_s=0.0,
+        bound_s=0.0439,
     ),
     "h100_ndr": Preset(
         "8 H100 SXM in a node (NVLink 4, 450 GB/s each way), 8 NDR InfiniBand adapters of 400 Gbit/s (DGX H100)",
         Network(8, Link(450e9, 3.4e-6), Link(8 * 50e9, 9.6e-6), NCCL_START_S),
         tflops=989,
         memory_gbs=3350,
-        bound_s=0.0,
+        bound_s=0.0250,
     ),
 }
 
