@@ -120,8 +120,7 @@ class GpuMonitor:
                     table.write(samples)
                 if samples and self._on_sample is not None:
                     self._on_sample(samples)
-                # From the first moment on, not from the last sample: so it does not drift. What was missed is left out.
-                due += self.interval_s * max(1, math.ceil((time.monotonic() - due) / self.interval_s))
+                due = next_due(due, time.monotonic(), self.interval_s)
             if not gpus:
                 log.warning("the GPU monitor ends: all its GPUs are lost")
         except NvmlError as error:
@@ -158,3 +157,11 @@ class GpuMonitor:
         if gpus and not samples:
             raise driver_gone("no GPU gives any counter")
         return samples
+
+
+def next_due(due: float, now: float, interval_s: float) -> float:
+    """When the sample after the one of `due` is taken: on the grid from the first on, so that it does not drift.
+
+    What a slow sample made the thread miss is left out, not caught up with.
+    """
+    return due + interval_s * max(1, math.ceil((now - due) / interval_s))

@@ -247,7 +247,7 @@ int nvmlDeviceGetFieldValues(const Device *device, int count, Field *fields) {
         if ((!is_rx && fields[i].field != 138) || fields[i].scope != UINT32_MAX) return INVALID_ARGUMENT;
         fields[i].error = (unsigned)ask(device, is_rx ? "nvlink_rx" : "nvlink_tx", 0, &kib_per_s);
         fields[i].type = 3; /* unsigned long long */
-        if (!fields[i].error) fields[i].value.u = 1000000u + (uint64_t)(seconds * (double)kib_per_s);
+        if (!fields[i].error) fields[i].value.u = (uint64_t)(1e6 + seconds * (double)kib_per_s);
     }
     return SUCCESS;
 }
