@@ -30,7 +30,7 @@ class GpuCsv:
         header = ",".join(COLUMNS) + "\n"
         with path.open("a+b") as file:
             file.seek(0)
-            first = file.readline()
+            first = file.readline(len(header))
             # Looked at before anything is cut off: the path may be a slip, and the file someone's notes.
             if first != header.encode() and not (header.encode().startswith(first) and not first.endswith(b"\n")):
                 raise UserError(f"{path}: is no gpu.csv with the columns of this version: move it away")

@@ -73,7 +73,7 @@ class GpuMonitor:
             return str(error)
         except OSError as error:
             nvml.close()
-            return f"{self.path}: cannot be written: {error.strerror}"
+            return self._unwritable(error)
         self._totals = {gpu.uuid: GpuTotals(gpu.uuid, gpu.index, gpu.name) for gpu in gpus}
         self._stopping.clear()
         self._thread = threading.Thread(target=self._run, args=(nvml, gpus, table), name="gpu-monitor", daemon=True)
@@ -115,15 +115,17 @@ class GpuMonitor:
         try:
             due = time.monotonic()
             while gpus and not self._stopping.wait(max(0.0, due - time.monotonic())):
-                samples = self._take(gpus)
+                samples, gone = self._take(gpus)
                 if samples and table is not None:
-                    table.write(samples)
+                    self._write(table, samples)
                 if samples and self._on_sample is not None:
                     self._on_sample(samples)
+                if gone is not None:
+                    raise gone
                 due = next_due(due, time.monotonic(), self.interval_s)
             if not gpus:
                 log.warning("the GPU monitor ends: all its GPUs are lost")
-        except NvmlError as error:
+        except (NvmlError, UserError) as error:
             log.warning("the GPU monitor ends: %s", error)
         except Exception as error:  # whatever it is, the training goes on
             log.warning("the GPU monitor ends: %s: %s", type(error).__name__, error)
@@ -133,9 +135,18 @@ class GpuMonitor:
                 with suppress(OSError):  # a full disk has been told of already
                     table.close()
 
-    def _take(self, gpus: list[Gpu]) -> list[Sample]:
-        """A sample of each GPU, counted in; one that is lost is taken off the list."""
-        samples = []
+    def _write(self, table: GpuCsv, samples: Sequence[Sample]) -> None:
+        try:
+            table.write(samples)
+        except OSError as error:
+            raise UserError(self._unwritable(error)) from None
+
+    def _unwritable(self, error: OSError) -> str:
+        return f"{self.path}: cannot be written: {error.strerror or error}"
+
+    def _take(self, gpus: list[Gpu]) -> tuple[list[Sample], NvmlError | None]:
+        """A sample of each GPU, counted in, and whether the driver went away; a lost GPU is taken off the list."""
+        samples: list[Sample] = []
         for gpu in list(gpus):
             try:
                 sample = gpu.sample()
@@ -143,7 +154,7 @@ class GpuMonitor:
                 gpus.remove(gpu)
                 self._totals[gpu.uuid].is_lost = True
                 log.warning(
-                    "GPU %s (%s) is lost (%s): look for Xid in dmesg, then have it reset, or the node rebooted",
+                    "GPU %s (%s) answers no more (%s): look for Xid in dmesg, then have it reset, or the node rebooted",
                     gpu.index,
                     gpu.uuid,
                     error,
@@ -151,12 +162,12 @@ class GpuMonitor:
                 continue
             except NoAnswer:
                 continue
+            except NvmlError as error:
+                return samples, error
             samples.append(sample)
             with self._lock:
                 self._totals[gpu.uuid].add(sample)
-        if gpus and not samples:
-            raise driver_gone("no GPU gives any counter")
-        return samples
+        return samples, driver_gone("no GPU gives any counter") if gpus and not samples else None
 
 
 def next_due(due: float, now: float, interval_s: float) -> float:
