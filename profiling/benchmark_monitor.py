@@ -22,8 +22,8 @@ from pathlib import Path
 
 from fusionseg.entry import DONE, run
 from fusionseg.errors import UserError
+from fusionseg.telemetry.gpu_sample import Sample
 from fusionseg.telemetry.monitor import GpuMonitor
-from fusionseg.telemetry.nvml import Sample
 
 ROOT = Path(__file__).resolve().parent.parent
 STAND_IN = ROOT / "tests/telemetry/fake_nvml.c"

@@ -134,11 +134,10 @@ def _use(
         yield f"{found}: cache on the device (cache.device=accelerator)"
     elif data_share >= DATA_SHARE:
         yield f"{found}: raise train.micro_batch{_now(micro_batch)}, or do without augment.elastic and augment.rotate"
-    elif max(map(_memory_share, gpus)) <= ROOMY_SHARE:
-        share = 100 * max(map(_memory_share, gpus))
+    elif (shares := [_memory_share(gpu) for gpu in gpus if gpu["memory_used_gb"]]) and max(shares) <= ROOMY_SHARE:
         yield (
-            f"{found}, {share:.0f} % of the memory is in use: raise train.micro_batch{_now(micro_batch)}, or set"
-            " train.compile=true"
+            f"{found}, {100 * max(shares):.0f} % of the memory is in use: raise train.micro_batch{_now(micro_batch)}, or"
+            " set train.compile=true"
         )
     else:
         yield f"{found}: set train.compile=true; small kernels leave gaps that it closes"
@@ -154,9 +153,8 @@ def _share(gpu: dict[str, Any], reasons: tuple[str, ...]) -> float:
 
 
 def _memory_share(gpu: dict[str, Any]) -> float:
-    return (
-        float(gpu["memory_used_gb"] / gpu["memory_total_gb"]) if gpu["memory_used_gb"] and gpu["memory_total_gb"] else 0
-    )
+    used, total = gpu["memory_used_gb"], gpu["memory_total_gb"]
+    return float(used / total) if used and total else 0.0
 
 
 def _detail(gpus: list[dict[str, Any]], reason: str) -> str:

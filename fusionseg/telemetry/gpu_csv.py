@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fusionseg.errors import UserError
-from fusionseg.telemetry.nvml import Sample
+from fusionseg.telemetry.gpu_sample import Sample
 
 _COUNTERS = tuple(field.name for field in fields(Sample) if field.name not in ("uuid", "index"))
 COLUMNS = ("time", "uuid", "index", *_COUNTERS)

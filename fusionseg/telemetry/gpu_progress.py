@@ -10,7 +10,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from fusionseg.telemetry.nvml import Sample
+from fusionseg.telemetry.gpu_sample import Sample
 from fusionseg.telemetry.progress import PLAIN_EVERY_S
 
 

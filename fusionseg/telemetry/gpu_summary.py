@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from fusionseg.telemetry.nvml import Sample
+from fusionseg.telemetry.gpu_sample import Sample
 
 MEANS = (
     "busy_percent",

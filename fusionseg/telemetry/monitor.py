@@ -14,8 +14,9 @@ from typing import Any
 
 from fusionseg.errors import UserError
 from fusionseg.telemetry.gpu_csv import GpuCsv
+from fusionseg.telemetry.gpu_sample import Sample
 from fusionseg.telemetry.gpu_summary import GpuTotals
-from fusionseg.telemetry.nvml import Gpu, GpuLost, NoAnswer, NvmlError, Sample, driver_gone
+from fusionseg.telemetry.nvml import Gpu, GpuLost, NoAnswer, NvmlError, driver_gone
 from fusionseg.telemetry.visible_gpus import Nvml
 
 log = logging.getLogger("fusionseg")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from fusionseg.telemetry.gpu_sample import Sample, throttle_names
 
 # Return values of NVML (nvml.h), by what they mean for a counter.
 ABSENT = frozenset({2, 3, 4, 13, 22, 25, 26})
@@ -16,20 +17,6 @@ LOST = frozenset({15, 16, 28})
 GONE = frozenset({1, 9, 18})
 """The driver was unloaded, or replaced by another version, under the running program."""
 
-THROTTLE_REASONS = {
-    0x002: "app_clocks",
-    0x004: "power",
-    0x008: "hw_slowdown",
-    0x010: "sync_boost",
-    0x020: "thermal",
-    0x040: "hw_thermal",
-    0x080: "power_brake",
-    0x100: "display_clocks",
-    0x200: "board_limit",
-    0x400: "reliability",
-}
-"""Bits of the mask of clock event reasons; 0x001, idle, is none."""
-_IDLE = 0x001
 _ALL_LINKS = 0xFFFFFFFF
 
 
@@ -43,43 +30,6 @@ class GpuLost(Exception):
 
 class NoAnswer(Exception):
     """All counters of this GPU failed this time, for a reason that may pass."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """The counters of one GPU at one time; None is a counter that could not be read.
-
-    The fields after `index` are, in this order, columns of gpu.csv.
-    """
-
-    uuid: str
-    """As NVML writes it, with GPU- or MIG- in front."""
-    index: str
-    """NVML's number of the card; of a MIG instance that of the card and its own, 0:1."""
-    busy_percent: float | None = None
-    """Share of the last moments (up to a second) in which at least one kernel ran."""
-    memory_busy_percent: float | None = None
-    """The same of the memory controller: reads and writes, not how full it is."""
-    memory_used_gb: float | None = None
-    memory_total_gb: float | None = None
-    power_w: float | None = None
-    power_limit_w: float | None = None
-    temperature_c: float | None = None
-    sm_clock_mhz: float | None = None
-    memory_clock_mhz: float | None = None
-    throttle: tuple[str, ...] | None = None
-    """Why the clocks are lower than they could be: names from THROTTLE_REASONS."""
-    pcie_tx_mb_per_s: float | None = None
-    """Sent by the GPU, over 20 ms of the interval."""
-    pcie_rx_mb_per_s: float | None = None
-    nvlink_tx_mb_per_s: float | None = None
-    """Data over all links, since the last sample."""
-    nvlink_rx_mb_per_s: float | None = None
-    ecc_corrected: int | None = None
-    """Memory errors since the driver was loaded."""
-    ecc_uncorrected: int | None = None
-    processes: int | None = None
-    """Processes that compute on it."""
 
 
 Reading = Mapping[str, Any]
@@ -257,13 +207,6 @@ class Gpu:
 
     def _processes_v2(self, handle: Any) -> Reading:
         return {"processes": len(self._nvml.nvmlDeviceGetComputeRunningProcesses_v2(handle))}
-
-
-def throttle_names(mask: int) -> tuple[str, ...]:
-    """Short names of the bits of a mask of clock event reasons."""
-    known = [name for bit, name in THROTTLE_REASONS.items() if mask & bit]
-    rest = mask & ~(sum(THROTTLE_REASONS) | _IDLE)
-    return (*known, "other") if rest else tuple(known)
 
 
 def _gigabytes(memory: Any) -> Reading:

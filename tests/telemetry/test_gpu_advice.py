@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from fusionseg.telemetry.gpu_advice import MIN_SAMPLES, advise
+from fusionseg.telemetry.gpu_sample import Sample
 from fusionseg.telemetry.gpu_summary import GpuTotals
-from fusionseg.telemetry.nvml import Sample
 
 WELL = Sample(
     "GPU-a",
@@ -59,8 +59,8 @@ def test_waiting_for_data_on_the_device() -> None:
     assert "train.micro_batch (now 2)" in line and "cache.device" not in line
 
 
-@pytest.mark.parametrize("used_gb, compile_only", [(10, False), (40, False), (70, True)])
-def test_idle_without_waiting_for_data(used_gb: float, compile_only: bool) -> None:
+@pytest.mark.parametrize("used_gb, compile_only", [(10, False), (40, False), (70, True), (None, True)])
+def test_idle_without_waiting_for_data(used_gb: float | None, compile_only: bool) -> None:
     changed = {"busy_percent": 70, "memory_used_gb": used_gb}
     [line] = advise(summary(changed, changed), data_share=0.03, cache_on_host=True, micro_batch=1)
     assert line.startswith("GPUs 70 % busy, 3 % of the step waits for data")

@@ -12,7 +12,7 @@ from matplotlib.image import imread
 from fusionseg.errors import UserError
 from fusionseg.telemetry.gpu_csv import COLUMNS, GpuCsv
 from fusionseg.telemetry.gpu_figure import MAX_POINTS, draw, thin_out
-from fusionseg.telemetry.nvml import Sample
+from fusionseg.telemetry.gpu_sample import Sample
 
 
 def test_a_line_for_each_gpu(tmp_path: Path) -> None:

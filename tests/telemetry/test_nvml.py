@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from stand_in_nvml import StandIn
 
-from fusionseg.telemetry.nvml import throttle_names
+from fusionseg.telemetry.gpu_sample import throttle_names
 
 SAMPLES = """
 from dataclasses import asdict
