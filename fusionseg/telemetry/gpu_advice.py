@@ -136,8 +136,8 @@ def _use(
         yield f"{found}: raise train.micro_batch{_now(micro_batch)}, or do without augment.elastic and augment.rotate"
     elif (shares := [_memory_share(gpu) for gpu in gpus if gpu["memory_used_gb"]]) and max(shares) <= ROOMY_SHARE:
         yield (
-            f"{found}, {100 * max(shares):.0f} % of the memory is in use: raise train.micro_batch{_now(micro_batch)}, or"
-            " set train.compile=true"
+            f"{found}, {100 * max(shares):.0f} % of the memory is in use:"
+            f" raise train.micro_batch{_now(micro_batch)}, or set train.compile=true"
         )
     else:
         yield f"{found}: set train.compile=true; small kernels leave gaps that it closes"
