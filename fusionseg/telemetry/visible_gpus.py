@@ -172,8 +172,7 @@ def _by_cuda(cards: list[_Card], text: str) -> list[Gpu]:
             fits = [(card.gpu.uuid, card.units) for card in cards if card.gpu.uuid.startswith(entry)]
         elif entry.startswith("MIG-") and entries[0].startswith("MIG-"):
             instances = [instance for card in cards for instance in card.instances]
-            exact = [instance for instance in instances if entry in instance.names]
-            near = exact or [one for one in instances if any(name.startswith(entry) for name in one.names)]
+            near = [one for one in instances if any(name.startswith(entry) for name in one.names)]
             fits = [(one.gpu.uuid, [one.gpu]) for one in near]
         else:
             # CUDA reads as far as there are digits: 1gpu is 1

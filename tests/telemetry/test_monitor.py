@@ -55,7 +55,7 @@ devices 2
 0.power 100000 !999 400000
 0.temperature 60 88 70
 0.memory_used 1000000000 9500000000 2000000000
-0.throttle 1 4 36 0
+0.throttle 1 4 36 !999 0
 0.ecc_corrected 7 7 9
 1.throttle !3
 1.ecc_uncorrected !3
@@ -71,7 +71,7 @@ devices 2
     assert first["memory_busy_percent"] == pytest.approx(mean(so_many([50, 10], count)), abs=1e-3)
     assert first["power_w"] == pytest.approx(mean([100, *[400] * (count - 2)]), abs=1e-3)
     assert (first["temperature_c"], first["memory_used_gb"], first["memory_total_gb"]) == (88, 9.5, 16)
-    assert first["throttled"] == {"power": round(2 / count, 4), "thermal": round(1 / count, 4)}
+    assert first["throttled"] == {"power": round(2 / (count - 1), 4), "thermal": round(1 / (count - 1), 4)}
     assert first["ecc"] == {"corrected": 9, "uncorrected": 0, "new_corrected": 2, "new_uncorrected": 0}
     assert second["throttled"] == {}
     assert second["ecc"]["uncorrected"] is None and second["ecc"]["new_uncorrected"] is None
@@ -84,7 +84,7 @@ devices 2
     mine = written[::2]
     assert [float(row["busy_percent"]) for row in mine] == so_many([100, 80, 30, 10], count)
     assert [row["power_w"] for row in mine[:3]] == ["100", "", "400"]
-    assert [row["throttle"] for row in mine[:4]] == ["none", "power", "power+thermal", "none"]
+    assert [row["throttle"] for row in mine[:5]] == ["none", "power", "power+thermal", "", "none"]
     assert written[1]["throttle"] == ""
     assert written[0]["time"] == written[1]["time"] and written[0]["time"].endswith("+00:00")
     read = list(read_gpu_csv(tmp_path / "gpu.csv"))
@@ -103,9 +103,7 @@ assert gpus.start() is None
 wait(lambda: len(seen) >= 5)
 tell(gpus.stop())
 """  # fmt: skip
-    summary, _ = nvml.run(
-        code, "0.busy 100 100 40\n0.temperature 95 90 50\n0.ecc_uncorrected 3 5 5 6\n0.throttle 4 4 0"
-    )
+    summary, _ = nvml.run(code, "0.busy 100 100 40\n0.temperature 95 90 50\n0.ecc_uncorrected 3 5 6\n0.throttle 4 4 0")
     [gpu] = summary["gpus"]
     assert (gpu["busy_percent"], gpu["temperature_c"], gpu["throttled"]) == (40, 50, {})
     assert (gpu["ecc"]["uncorrected"], gpu["ecc"]["new_uncorrected"]) == (6, 1)

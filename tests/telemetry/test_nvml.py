@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 import pytest
 from stand_in_nvml import StandIn
 
@@ -101,17 +103,18 @@ def test_nvlink_is_a_rate(nvml: StandIn) -> None:
     code = """
 gpu = Nvml().gpus()[0]
 rates = []
-for _ in range(3):
+for _ in range(6):
     sample = gpu.sample()
     rates.append([sample.nvlink_tx_mb_per_s, sample.nvlink_rx_mb_per_s])
-    time.sleep(0.2)
+    time.sleep(0.1)
 tell(rates)
 """
     rates, _ = nvml.run(code, "0.nvlink_tx 100000000\n0.nvlink_rx 50000000")
     assert rates[0] == [None, None]
-    for tx, rx in rates[1:]:
-        assert tx == pytest.approx(102400, rel=0.05)  # KiB become MB
-        assert rx == pytest.approx(51200, rel=0.05)
+    sent, received = zip(*rates[1:], strict=True)
+    # KiB become MB; the median, because the process may be held up between the counter and the clock
+    assert median(sent) == pytest.approx(102400, rel=0.01)
+    assert median(received) == pytest.approx(51200, rel=0.01)
 
 
 def test_an_nvlink_counter_that_was_reset_gives_no_negative_rate(nvml: StandIn) -> None:
