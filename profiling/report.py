@@ -5,8 +5,8 @@
     python profiling/report.py nsys_rank0_node1.sqlite nsys_rank1_node1.sqlite
 
 Traces of torch.profiler (.json, .json.gz), Nsight Systems exports (.sqlite) and reports (.nsys-rep, exported by nsys if
-it is on PATH). Several profiles are the ranks of one run: a column each, and the spread between them. Beside the profiles
-(or in --output): report.md, report.json, report.png.
+it is on PATH). Several profiles are the ranks of one run: a column each, and the spread between them. Beside the
+profiles (or in --output): report.md, report.json, report.png.
 """
 
 from __future__ import annotations

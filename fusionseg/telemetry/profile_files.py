@@ -62,15 +62,12 @@ def read_profiles(paths: Sequence[Path]) -> dict[str, Timeline]:
             problems += error.problems
     if problems:
         raise UserError(problems)
-    for naming in (
-        lambda path: path.name if rank_of(path) is None else f"rank {rank_of(path)}",
-        lambda path: path.name,
-    ):
-        labels = [naming(path) for path in timelines]
-        if len(set(labels)) == len(labels):
-            break
-    else:
-        labels = [str(path) for path in timelines]
+    choices = (
+        [path.name if rank_of(path) is None else f"rank {rank_of(path)}" for path in timelines],
+        [path.name for path in timelines],
+        [str(path) for path in timelines],
+    )
+    labels = next(labels for labels in choices if len(set(labels)) == len(timelines))
     return dict(zip(labels, timelines.values(), strict=True))
 
 

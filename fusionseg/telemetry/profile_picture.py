@@ -16,6 +16,9 @@ from fusionseg.telemetry.timeline import STEP, Timeline
 _DEPTHS = 4
 _LABEL_SHARE = 0.05
 """A range is named in the picture if it takes at least this share of the step."""
+_KIND_COLORS = dict(
+    zip(KINDS, ("crimson", "tan", "teal", "darkkhaki", "royalblue", "darkorange", "dimgrey"), strict=True)
+)
 
 
 def draw(path: Path, label: str, timeline: Timeline, summaries: Mapping[str, Mapping[str, Any]]) -> None:
@@ -43,7 +46,9 @@ def draw(path: Path, label: str, timeline: Timeline, summaries: Mapping[str, Map
 
 def _phase_bars(axis: Any, names: list[str], summaries: Mapping[str, Mapping[str, Any]], palette: Any) -> None:
     """Mean over the profiles, with a line from the least to the most."""
-    for shift, key, hatch in ((-0.2, "host_s", ""), (0.2, "gpu_s", "///")):
+    on_gpu = any(summary["gpu"] for summary in summaries.values())
+    sides = ((-0.2, "host_s", ""), (0.2, "gpu_s", "///")) if on_gpu else ((0.0, "host_s", ""),)
+    for shift, key, hatch in sides:
         for row, name in enumerate(names):
             values = [
                 1e3
@@ -59,49 +64,63 @@ def _phase_bars(axis: Any, names: list[str], summaries: Mapping[str, Mapping[str
                 axis.text(max(values), row + shift, f" {mean:.2f}", va="center", fontsize=7)
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
-    axis.set_xlabel("ms per step; plain: host, hatched: kernels launched there")
+    axis.set_xlabel("ms per step" + ("; plain: host, hatched: kernels launched there" if on_gpu else " on the host"))
 
 
 def _one_step(axis: Any, label: str, of: Attribution, palette: Any) -> None:
-    number, window = step_of_median(of)
-    first, last = window
-    ticks: dict[float, str] = {}
+    """Rows from top to bottom: the ranges by depth, operators, each stream's work, idle times."""
+    title, window = step_of_median(of)
+    rows = _range_rows(axis, of, window, palette)
+    if of.operators.spans:
+        for number, (start, end, index) in enumerate(of.operators.overlapping(of.main, window)):
+            color = ("gainsboro", "silver")[number % 2]
+            _bar(axis, len(rows), window, (start, end), color, of.operators.spans[index].name)
+        rows.append("operators")
+    kinds = [kernel_kind(work) for work in of.device]
+    shown = [(w, kind) for w, kind in zip(of.device, kinds, strict=True) if _touches(w[2:4], window)]
+    for device, stream in sorted({(work.device, work.stream) for work, _ in shown}):
+        for kind, color in _KIND_COLORS.items():
+            mine = [w[2:4] for w, its in shown if its == kind and (w.device, w.stream) == (device, stream)]
+            _bars(axis, len(rows), window, mine, color, kind)
+        rows.append(f"GPU {device}, stream {stream}")
+    if of.device:
+        busy = merge((work[2:4] for work, _ in shown), window)
+        _bars(axis, len(rows), window, [g for g in gaps(busy, window) if g[1] - g[0] > GAP_NS], "silver", "idle")
+        rows.append("GPU idle")
+        handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+        axis.legend(handles.values(), handles.keys(), fontsize=7, ncols=4, loc="lower right")
+    axis.set_yticks([row + 0.45 for row in range(len(rows))], rows)
+    axis.set_ylim(max(len(rows), _DEPTHS) + 0.2, -0.2)
+    axis.set_xlim(0, max(_ms(window[1] - window[0]), 1e-6))
+    axis.set_xlabel(f"ms of {title} ({label})")
+
+
+def _range_rows(axis: Any, of: Attribution, window: Interval, palette: Any) -> list[str]:
+    """Draw the main thread's ranges; the names of the rows they take."""
+    deepest = -1
     for at, span in enumerate(of.ranges.spans):
         depth = sum(of.ranges.spans[around].name != STEP for around in of.ranges.around(at)) - 1
-        if span.thread != of.main or span.name == STEP or depth >= _DEPTHS or not _touches(span[1:3], window):
-            continue
-        start, end = max(span.start_ns, first), min(span.end_ns, last)
-        color = palette.get(of.phase(at), "lightgrey")
-        axis.broken_barh([(_ms(start - first), _ms(end - start))], (depth, 0.9), color=color, edgecolor="white")
-        if end - start >= _LABEL_SHARE * (last - first):
-            axis.text(_ms((start + end) / 2 - first), depth + 0.45, span.name, ha="center", va="center", fontsize=7)
-        ticks[depth + 0.45] = "host" if depth == 0 else ""
-    row = max(ticks, default=0.0) + 0.8
-    kinds = [kernel_kind(work) for work in of.device]
-    kind_colors = dict(zip(KINDS, ("red", "tan", "teal", "olive", "navy", "orange", "black"), strict=False))
-    for place in sorted({(work.device, work.stream) for work in of.device}):
-        for kind in KINDS:
-            mine = [
-                (_ms(max(work.start_ns, first) - first), _ms(min(work.end_ns, last) - max(work.start_ns, first)))
-                for work, its in zip(of.device, kinds, strict=True)
-                if its == kind and (work.device, work.stream) == place and _touches(work[2:4], window)
-            ]
-            if mine:
-                axis.broken_barh(mine, (row, 0.9), color=kind_colors.get(kind, "black"), label=kind)
-        ticks[row + 0.45] = f"GPU {place[0]}, stream {place[1]}"
-        row += 1
-    if of.device:
-        busy = merge(((work.start_ns, work.end_ns) for work in of.device), window)
-        idle = [(_ms(s - first), _ms(e - s)) for s, e in gaps(busy, window) if e - s > GAP_NS]
-        axis.broken_barh(idle, (row, 0.9), color="silver", label="idle")
-        ticks[row + 0.45] = "GPU idle"
-        handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-        axis.legend(handles.values(), handles.keys(), fontsize=7, ncols=len(handles), loc="upper right")
-        row += 1
-    axis.set_yticks(list(ticks), list(ticks.values()))
-    axis.set_ylim(row + 0.2, -0.2)
-    axis.set_xlim(0, max(_ms(last - first), 1e-6))
-    axis.set_xlabel(f"ms of {number} ({label})")
+        if span.thread == of.main and span.name != STEP and depth < _DEPTHS and _touches(span[1:3], window):
+            _bar(axis, depth, window, span[1:3], palette.get(of.phase(at), "lightgrey"), span.name)
+            deepest = max(deepest, depth)
+    return ["host", *[""] * deepest] if deepest >= 0 else []
+
+
+def _bar(axis: Any, row: int, window: Interval, interval: Interval, color: Any, name: str) -> None:
+    """One span, named if it is long enough."""
+    start, end = max(interval[0], window[0]), min(interval[1], window[1])
+    _bars(axis, row, window, [interval], color, None)
+    if end - start >= _LABEL_SHARE * (window[1] - window[0]):
+        middle = _ms((start + end) / 2 - window[0])
+        axis.text(middle, row + 0.45, name, ha="center", va="center", fontsize=7, clip_on=True)
+
+
+def _bars(axis: Any, row: int, window: Interval, intervals: list[Interval], color: Any, label: str | None) -> None:
+    first, last = window
+    inside = [(max(start, first), min(end, last)) for start, end in intervals]
+    bars = [(_ms(start - first), _ms(end - start)) for start, end in inside]
+    if bars:
+        axis.broken_barh(bars, (row, 0.9), color=color, label=label)
 
 
 def step_of_median(of: Attribution) -> tuple[str, Interval]:
@@ -111,12 +130,12 @@ def step_of_median(of: Attribution) -> tuple[str, Interval]:
         return "the window", of.window
     at = sorted(range(len(steps)), key=lambda i: steps[i].end_ns - steps[i].start_ns)[(len(steps) - 1) // 2]
     span = steps[at]
-    number = f"step {span.payload}" if span.payload is not None else f"step {at + 1} of {len(steps)}"
-    return number, (span.start_ns, span.end_ns)
+    name = f"step {span.payload}" if span.payload is not None else f"step {at + 1} of {len(steps)}"
+    return name, (span.start_ns, span.end_ns)
 
 
-def _touches(interval: tuple[Any, ...], window: Interval) -> bool:
-    return bool(interval[0] < window[1] and interval[1] > window[0])
+def _touches(interval: Interval, window: Interval) -> bool:
+    return interval[0] < window[1] and interval[1] > window[0]
 
 
 def _ms(nanoseconds: float) -> float:
