@@ -14,8 +14,8 @@ from fusionseg.telemetry.spans import Interval, gaps, merge
 from fusionseg.telemetry.timeline import STEP, Timeline
 
 _DEPTHS = 4
-_LABEL_SHARE = 0.05
-"""A range is named in the picture if it takes at least this share of the step."""
+_CHARACTER = 0.0056
+"""Width of a letter, of the timeline's: a span is named if its name fits in."""
 _KIND_COLORS = dict(
     zip(KINDS, ("crimson", "tan", "teal", "darkkhaki", "royalblue", "darkorange", "dimgrey"), strict=True)
 )
@@ -72,9 +72,11 @@ def _one_step(axis: Any, label: str, of: Attribution, palette: Any) -> None:
     title, window = step_of_median(of)
     rows = _range_rows(axis, of, window, palette)
     if of.operators.spans:
-        for number, (start, end, index) in enumerate(of.operators.overlapping(of.main, window)):
-            color = ("gainsboro", "silver")[number % 2]
-            _bar(axis, len(rows), window, (start, end), color, of.operators.spans[index].name)
+        segments = list(of.operators.overlapping(of.main, window))
+        for turn, color in enumerate(("gainsboro", "silver")):
+            _bars(axis, len(rows), window, [(start, end) for start, end, _ in segments[turn::2]], color, None)
+        for start, end, index in segments:
+            _label(axis, len(rows), window, (start, end), of.operators.spans[index].name.removeprefix("aten::"))
         rows.append("operators")
     kinds = [kernel_kind(work) for work in of.device]
     shown = [(w, kind) for w, kind in zip(of.device, kinds, strict=True) if _touches(w[2:4], window)]
@@ -101,16 +103,15 @@ def _range_rows(axis: Any, of: Attribution, window: Interval, palette: Any) -> l
     for at, span in enumerate(of.ranges.spans):
         depth = sum(of.ranges.spans[around].name != STEP for around in of.ranges.around(at)) - 1
         if span.thread == of.main and span.name != STEP and depth < _DEPTHS and _touches(span[1:3], window):
-            _bar(axis, depth, window, span[1:3], palette.get(of.phase(at), "lightgrey"), span.name)
+            _bars(axis, depth, window, [span[1:3]], palette.get(of.phase(at), "lightgrey"), None)
+            _label(axis, depth, window, span[1:3], span.name)
             deepest = max(deepest, depth)
     return ["host", *[""] * deepest] if deepest >= 0 else []
 
 
-def _bar(axis: Any, row: int, window: Interval, interval: Interval, color: Any, name: str) -> None:
-    """One span, named if it is long enough."""
+def _label(axis: Any, row: int, window: Interval, interval: Interval, name: str) -> None:
     start, end = max(interval[0], window[0]), min(interval[1], window[1])
-    _bars(axis, row, window, [interval], color, None)
-    if end - start >= _LABEL_SHARE * (window[1] - window[0]):
+    if end - start >= _CHARACTER * len(name) * (window[1] - window[0]):
         middle = _ms((start + end) / 2 - window[0])
         axis.text(middle, row + 0.45, name, ha="center", va="center", fontsize=7, clip_on=True)
 
@@ -120,7 +121,7 @@ def _bars(axis: Any, row: int, window: Interval, intervals: list[Interval], colo
     inside = [(max(start, first), min(end, last)) for start, end in intervals]
     bars = [(_ms(start - first), _ms(end - start)) for start, end in inside]
     if bars:
-        axis.broken_barh(bars, (row, 0.9), color=color, label=label)
+        axis.broken_barh(bars, (row, 0.9), facecolor=color, edgecolor="none", label=label)
 
 
 def step_of_median(of: Attribution) -> tuple[str, Interval]:
