@@ -2,7 +2,7 @@
 # Nsight Compute around a training: the kernels of chosen phases of one rank, or of all; the other ranks run plain.
 #
 #   PHASES=forward bash profiling/ncu.sh python -m fusionseg.train --config configs/demo.yaml data.root=demo/data \
-#       profile.steps=[20,21] profile.with=nsys train.steps=22
+#       profile.steps=[20,21] profile.with=nsys train.steps=22 schedule.warmup=20
 #   PHASES="swinViT.layers1 backward" KERNELS=100 SET=full bash profiling/ncu.sh python -m fusionseg.train ...
 #   torchrun --no-python --nproc_per_node=2 profiling/ncu.sh python -m fusionseg.train ...       (or srun: profiling/ncu.sbatch)
 #
