@@ -14,7 +14,7 @@
 # window of steps are taken (CAPTURE=all: of all steps, and no window is needed). The training goes on afterwards: set
 # train.steps. KERNEL_NAME=regex:gemm chooses kernels by name; NCU_OPTIONS are further options.
 set -euo pipefail
-[ $# -ge 1 ] || { sed -n '2,16p' "$0" >&2; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,/^[^#]/{/^#/p}' "$0" >&2; exit 2; }
 rank=${RANK:-${SLURM_PROCID:-${OMPI_COMM_WORLD_RANK:-0}}}
 ranks=${RANKS:-0}
 [[ $ranks =~ ^(all|[0-9]+(,[0-9]+)*)$ ]] || { echo "ncu.sh: RANKS=$ranks: is all, or ranks such as 0 or 0,3" >&2; exit 2; }

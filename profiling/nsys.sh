@@ -13,7 +13,7 @@
 # CAPTURE=all holds the program from its start to its end (long, and large). TRACE=cuda,nvtx is what is traced,
 # NSYS_OPTIONS are further options, such as "--gpu-metrics-devices=0".
 set -euo pipefail
-[ $# -ge 1 ] || { sed -n '2,15p' "$0" >&2; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,/^[^#]/{/^#/p}' "$0" >&2; exit 2; }
 rank=${RANK:-${SLURM_PROCID:-${OMPI_COMM_WORLD_RANK:-0}}}
 ranks=${RANKS:-0}
 [[ $ranks =~ ^(all|[0-9]+(,[0-9]+)*)$ ]] || { echo "nsys.sh: RANKS=$ranks: is all, or ranks such as 0 or 0,3" >&2; exit 2; }

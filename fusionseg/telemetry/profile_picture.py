@@ -90,7 +90,15 @@ def _one_step(axis: Any, label: str, of: Attribution, palette: Any) -> None:
         _bars(axis, len(rows), window, [g for g in gaps(busy, window) if g[1] - g[0] > GAP_NS], "silver", "idle")
         rows.append("GPU idle")
         handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-        axis.legend(handles.values(), handles.keys(), fontsize=7, ncols=4, loc="lower right")
+        axis.legend(
+            handles.values(),
+            handles.keys(),
+            fontsize=7,
+            ncols=len(handles),
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.13),
+            frameon=False,
+        )
     axis.set_yticks([row + 0.45 for row in range(len(rows))], rows)
     axis.set_ylim(max(len(rows), _DEPTHS) + 0.2, -0.2)
     axis.set_xlim(0, max(_ms(window[1] - window[0]), 1e-6))
