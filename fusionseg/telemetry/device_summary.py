@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from fusionseg.telemetry.timeline import DeviceWork
 GAP_NS = 5_000
 """Idle times of the device up to this are the price of a launch, and no gap."""
 _TOP_GAPS = 10
+_HOST_COMMUNICATION = re.compile("(gloo|mpi|ucc):")
 
 
 def kernel_tables(of: Attribution, top: int) -> dict[str, Any]:
@@ -70,23 +72,37 @@ def idle_times(of: Attribution) -> dict[str, Any] | None:
 
 
 def communication(of: Attribution, phases: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Time of NCCL's kernels, and how much of it no other kernel hid; without any, the range `allreduce`.
+    """What the ranks say to each other, and how much of it nothing hides.
+
+    By NCCL's kernels, which other kernels hide; without any, by the range `allreduce`, which nothing does; without
+    that, by gloo's operators on threads of their own, which the main thread's operators hide.
 
     Args:
         phases: the table of the phases.
     """
-    source: str | None
     talk = [work for work in of.device if kernel_kind(work) == COMMUNICATION]
+    gloo = [span for span in of.operators.spans if _HOST_COMMUNICATION.match(span.name)]
+    source: str | None = None
+    total_s = exposed_s = 0.0
     if talk:
         own = merge(_intervals(talk), of.window)
         others = [work for work in of.device if work.kind == "kernel" and kernel_kind(work) != COMMUNICATION]
-        total_s = seconds(length(_intervals(talk)))
-        exposed_s = seconds(length(own) - common(own, merge(_intervals(others), of.window)))
+        total_s, exposed_s = seconds(length(_intervals(talk))), _exposed(of, own, _intervals(others))
         source = "kernels"
-    else:
-        total_s = exposed_s = phases.get(ALLREDUCE, {}).get("host_s", 0.0)
-        source = "range" if ALLREDUCE in phases else None
+    elif ALLREDUCE in phases:
+        total_s = exposed_s = phases[ALLREDUCE]["host_s"]
+        source = "range"
+    elif gloo:
+        own = merge([span[1:3] for span in gloo], of.window)
+        work = [s[1:3] for s in of.operators.spans if s.thread == of.main and not s.name.startswith("c10d::")]
+        total_s, exposed_s = seconds(length(own)), _exposed(of, own, work)
+        source = "operators"
     return {"source": source, "total_s": total_s, "exposed_s": exposed_s, "exposed_share": of.share(exposed_s)}
+
+
+def _exposed(of: Attribution, own: list[Interval], others: list[Interval]) -> float:
+    """Seconds of merged intervals that no other covers."""
+    return seconds(length(own) - common(own, merge(others, of.window)))
 
 
 def _intervals(works: Iterable[DeviceWork]) -> list[Interval]:

@@ -64,6 +64,7 @@ def _phase_bars(axis: Any, names: list[str], summaries: Mapping[str, Mapping[str
                 axis.text(max(values), row + shift, f" {mean:.2f}", va="center", fontsize=7)
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
+    axis.margins(x=0.1)
     axis.set_xlabel("ms per step" + ("; plain: host, hatched: kernels launched there" if on_gpu else " on the host"))
 
 

@@ -70,21 +70,18 @@ def window(summaries: Summaries) -> str:
 def phases(summary: Mapping[str, Any]) -> str:
     """A row for each phase of one profile, times per step."""
     steps = per_step(summary)
-    rows = [("phase", "times", "host ms", "of the window", "kernels ms", "kernels", "copies ms")]
+    rows = [("phase", "times", "host ms", "of the window", *_on_gpu(summary, "kernels ms", "kernels", "copies ms"))]
     outside = (OUTSIDE, {"count": None, **summary["outside_phases"]})
     for name, entry in (*summary["phases"].items(), outside):
-        rows.append(
-            (
-                name,
-                "" if entry["count"] is None else str(entry["count"]),
-                _bare_ms(entry["host_s"] / steps),
-                _percent(entry["host_share"]),
-                _bare_ms(entry["gpu_s"] / steps),
-                f"{entry['kernels'] / steps:.0f}",
-                _bare_ms(entry["copy_s"] / steps),
-            )
+        count = "" if entry["count"] is None else str(entry["count"])
+        device = (
+            _bare_ms(entry["gpu_s"] / steps),
+            f"{entry['kernels'] / steps:.0f}",
+            _bare_ms(entry["copy_s"] / steps),
         )
-    note = "Times and kernels per step; `times` in the whole window." if summary["steps"]["count"] else "In the window."
+        host = (name, count, _bare_ms(entry["host_s"] / steps), _percent(entry["host_share"]))
+        rows.append((*host, *_on_gpu(summary, *device)))
+    note = "Per step; `times` in the whole window." if summary["steps"]["count"] else "In the window."
     return f"{markdown_table(rows)}\n\n{note}"
 
 
@@ -134,18 +131,18 @@ def kernels(summary: Mapping[str, Any]) -> str:
 
 def operators(summary: Mapping[str, Any], by: str) -> str:
     rows = [
-        (_name(e["name"]), str(e["count"]), _bare_ms(e["self_cpu_s"]), _bare_ms(e["gpu_s"]))
+        (_name(e["name"]), str(e["count"]), _bare_ms(e["self_cpu_s"]), *_on_gpu(summary, _bare_ms(e["gpu_s"])))
         for e in summary["operators"][by][:_LISTED]
     ]
-    return _listed(("operator", "number", "own CPU ms", "kernels ms"), rows)
+    return _listed(("operator", "number", "own CPU ms", *_on_gpu(summary, "kernels ms")), rows)
 
 
 def finer_ranges(summary: Mapping[str, Any]) -> str:
-    rows = [
-        (_name(e["name"]), e["phase"], str(e["count"]), *map(_bare_ms, (e["total_s"], e["self_s"], e["gpu_s"])))
-        for e in summary["ranges"]
-    ]
-    return _listed(("range", "in", "number", "host ms", "of it its own", "kernels ms"), rows)
+    rows = []
+    for e in summary["ranges"]:
+        host, device = map(_bare_ms, (e["total_s"], e["self_s"])), _on_gpu(summary, _bare_ms(e["gpu_s"]))
+        rows.append((_name(e["name"]), e["phase"], str(e["count"]), *host, *device))
+    return _listed(("range", "in", "number", "host ms", "of it its own", *_on_gpu(summary, "kernels ms")), rows)
 
 
 def own_account(account: Mapping[str, Any]) -> str:
@@ -160,6 +157,11 @@ def own_account(account: Mapping[str, Any]) -> str:
         rows = [(name, duration(value), _percent(value / total if total else 0.0)) for name, value in ranked]
         lines.append(f"The whole run, {duration(total)}:\n\n{_listed(('phase', 'host', 'of the run'), rows)}")
     return "\n\n".join(lines) or "metrics.jsonl holds no times yet."
+
+
+def _on_gpu(summary: Mapping[str, Any], *cells: str) -> tuple[str, ...]:
+    """Columns that say nothing without a GPU."""
+    return cells if summary["gpu"] is not None else ()
 
 
 def _talk(summary: Mapping[str, Any], key: str) -> float | None:

@@ -149,6 +149,19 @@ def test_an_allreduce_without_kernels_is_exposed(tmp_path: Path) -> None:
     assert summary["gpu"] is None and summary["kernels"]["by_kind"] == {}
 
 
+def test_gloos_threads_are_hidden_by_the_main_threads_operators(tmp_path: Path) -> None:
+    """As DDP reduces on a CPU: in the background of `backward`, and waiting at its end."""
+    made = ChromeTrace()
+    made.range("step", 0, 100)
+    made.range("backward", 0, 90)
+    made.range("gloo:all_reduce", 20, 50, tid=OTHER)
+    made.range("gloo:all_reduce", 40, 80, tid=OTHER + 1)
+    made.operator("aten::mm", 5, 60)
+    made.operator("c10d::allreduce_", 60, 65)  # asks for the next one, and hides nothing
+    talk = summary_of(made, tmp_path)["communication"]
+    assert (talk["source"], talk["total_s"], talk["exposed_s"]) == ("operators", us(60), us(20))
+
+
 def test_phases_within_phases_and_ranges_outside_all(tmp_path: Path) -> None:
     made = ChromeTrace()
     made.range("validate", 0, 100)
