@@ -194,7 +194,7 @@ def two_steps(made: ChromeTrace | NsysExport, slower: float = 0) -> None:
         for name, first, last in phases:
             made.range(name, start + first, start + last)
         for name, first, last, tid in (
-            ("aten::conv3d", 125, 240, MAIN), ("aten::convolution", 130, 230, MAIN),
+            ("aten::copy_", 45, 55, MAIN), ("aten::conv3d", 125, 240, MAIN), ("aten::convolution", 130, 230, MAIN),
             ("aten::cudnn_convolution", 140, 160, MAIN), ("ConvolutionBackward0", 480, 620, AUTOGRAD),
             ("aten::convolution_backward", 490, 560, AUTOGRAD), ("aten::_foreach_add_", 740, 770, MAIN),
         ):  # fmt: skip

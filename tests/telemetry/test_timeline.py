@@ -28,7 +28,7 @@ def test_a_trace_and_an_export_of_the_same_are_the_same(tmp_path: Path) -> None:
     export = read_nsys_export(nsys_made.write(tmp_path / "nsys.sqlite"))
     assert (trace.source, trace.tool, export.source, export.tool) == ("trace.json.gz", "torch", "nsys.sqlite", "nsys")
     assert (trace.main_thread(), export.main_thread()) == (MAIN, (PROCESS << 24) + MAIN)
-    assert len(trace.operators) == 12 and export.operators == []
+    assert len(trace.operators) == 14 and export.operators == []
 
     def plain(timeline: Timeline) -> tuple[list[object], list[object]]:
         start, _ = timeline.window()
