@@ -30,7 +30,9 @@ case ${CAPTURE:-window} in
 esac
 # A phase is a push-pop range (hence the slash) of the domain fusionseg. Its scope is the process: the kernels of `backward`
 # are launched by autograd's own thread, which has no ranges.
-filters=(--nvtx --nvtx-push-pop-scope process)
+filters=(--nvtx)
+if [[ $(ncu --help 2>/dev/null) == *--nvtx-push-pop-scope* ]]; then filters+=(--nvtx-push-pop-scope process)
+else echo "ncu.sh: this ncu knows the ranges of each thread only: of backward it will find no kernels" >&2; fi
 read -ra phases <<< "${PHASES:-forward backward}"
 for phase in "${phases[@]}"; do filters+=(--nvtx-include "fusionseg@$phase/"); done
 output=${OUTPUT:-profile}

@@ -16,6 +16,7 @@ PROFILING = REPOSITORY / "profiling"
 HOST = platform.node().split(".")[0]
 # A tool: its name and arguments go to a file of the rank, then it runs the program, which begins at $PROGRAM.
 TOOL = """#!/bin/bash
+if [ "$1" = --help ]; then echo "  ${HELP---nvtx-push-pop-scope arg (=thread)}"; exit; fi
 rank=${RANK:-${SLURM_PROCID:-${OMPI_COMM_WORLD_RANK:-0}}}
 printf '%s\\n' "$@" > "$STAND_IN/$(basename "$0")_rank$rank"
 while [ "$1" != "$PROGRAM" ]; do shift; done
@@ -106,6 +107,14 @@ def test_ncu_has_a_filter_for_each_phase(place: Place) -> None:
     assert called.startswith("--set full --launch-skip 3 --launch-count 7 --kernel-name regex:gemm ")
     assert called.count("--nvtx-include") == 1 and "--nvtx-include fusionseg@swinViT.layers1/ --kill yes" in called
     assert "--profile-from-start" not in called
+
+
+def test_an_ncu_that_knows_threads_only(place: Place) -> None:
+    """That of CUDA 11.8, for one."""
+    assert "of backward it will find no kernels" in place("ncu.sh", place.program, HELP="").stderr
+    called = place.said("ncu_rank0") or []
+    assert "--nvtx" in called and "--nvtx-push-pop-scope" not in called
+    assert "backward" not in place("ncu.sh", place.program).stderr
 
 
 @pytest.mark.parametrize("tool", ["nsys", "ncu"])
