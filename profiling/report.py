@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from fusionseg.entry import DONE, run
+from fusionseg.errors import UserError
 from fusionseg.files import write_json, write_text
 from fusionseg.telemetry.profile_files import find_profiles, own_account, read_profiles
 from fusionseg.telemetry.profile_picture import draw
@@ -25,6 +26,8 @@ from fusionseg.telemetry.profile_summary import summarise
 
 def report(profiles: list[Path], run_folder: Path | None, output: Path | None, top: int) -> int:
     """Write the report and print its page; the exit status."""
+    if top < 1:
+        raise UserError(f"--top {top}: is how many are listed, 1 or more")
     folders = [path for path in profiles if path.is_dir()]
     files = [file for path in profiles for file in (find_profiles(path) if path.is_dir() else [path])]
     run_folder = run_folder or next((path for path in folders if (path / "metrics.jsonl").exists()), None)
