@@ -16,7 +16,7 @@ import yaml
 from fusionseg.engine.run_folder import mathematics
 from fusionseg.errors import UserError
 from fusionseg.inference.runs import run_folders
-from fusionseg.inference.table import markdown_table
+from fusionseg.telemetry.tables import markdown_table
 
 REPEATED = ("seed", "data.fold", "data.fold_seed")
 """Keys that repeat a configuration: their values are averaged over."""

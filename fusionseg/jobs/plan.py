@@ -12,11 +12,11 @@ from fusionseg.engine.batch import accumulation, batch_arithmetic
 from fusionseg.engine.run_folder import RunFolder
 from fusionseg.engine.sources import open_sources
 from fusionseg.errors import UserError
-from fusionseg.inference.table import markdown_table
 from fusionseg.jobs.cluster import ClusterConfig
 from fusionseg.jobs.ledger import has_finished, is_being_trained, last_end, last_job, last_records, read_events
 from fusionseg.jobs.slurm import is_active, job_states
 from fusionseg.jobs.sweep import Sweep, SweepRun
+from fusionseg.telemetry.tables import markdown_table
 
 
 @dataclass(frozen=True)

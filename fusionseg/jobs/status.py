@@ -12,7 +12,6 @@ from typing import Any
 
 from fusionseg.errors import UserError
 from fusionseg.inference.runs import run_folders
-from fusionseg.inference.table import markdown_table
 from fusionseg.jobs.ledger import (
     Event,
     end_of,
@@ -24,6 +23,7 @@ from fusionseg.jobs.ledger import (
     write_event,
 )
 from fusionseg.jobs.slurm import call, is_active, job_states
+from fusionseg.telemetry.tables import markdown_table
 
 _LOG_LINES = 5
 _LOG_TAIL_BYTES = 1 << 15

@@ -319,6 +319,29 @@ def test_the_plain_batch_script(cluster: DevCluster, config_file: Path, undistur
     assert_same_run(run, undisturbed)
 
 
+def test_nsight_as_a_batch_job(cluster: DevCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By the real sbatch and srun, on two nodes; nsys and the training only write down who called them."""
+    writes = '#!/bin/bash\necho "$(basename "$0") $SLURM_PROCID $*" >> "$CALLS.$SLURM_PROCID"\n'
+    for name, text in (
+        ("nsys", f'{writes}until [[ $1 == */python ]]; do shift; done\nexec "$@"\n'),
+        ("python", writes),
+    ):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:{cluster.environ['PATH']}", "CALLS": f"{tmp_path}/calls", "RANKS": "1"}
+    for name, value in {**environ, "PYTHON": str(tmp_path / "python")}.items():
+        monkeypatch.setitem(cluster.environ, name, value)
+    options = ("--nodes=2", "--ntasks-per-node=1", "--gres=none", "--cpus-per-task=1", f"--output={tmp_path}/log")
+    run = tmp_path / "runs/profiled"
+    cluster.run("sbatch", "--wait", *options, "profiling/nsys.sbatch", str(run), "--config", "x.yaml")
+    first, second = ((tmp_path / f"calls.{rank}").read_text().splitlines() for rank in range(2))
+    report = f"python 0 profiling/report.py {run}"
+    assert [line.split(" --config")[0] for line in first] == ["python 0 -m fusionseg.train", report]
+    assert [line.split()[0] for line in second] == ["nsys", "python"]
+    assert f"--output={run}/profile/nsys_rank1_node2 --capture-range=cudaProfilerApi" in second[0]
+    assert "profile.steps=[100,110] profile.with=nsys train.steps=112" in second[1]
+
+
 def test_doctor_has_a_line_for_each_rank(cluster: DevCluster, tmp_path: Path) -> None:
     doctor = (sys.executable, "-m", "fusionseg", "doctor", "--folder", str(tmp_path))
     page = cluster.run("srun", "--nodes=2", "--ntasks-per-node=2", *doctor)

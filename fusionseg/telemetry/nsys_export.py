@@ -1,0 +1,145 @@
+"""The timeline of an Nsight Systems report, from its SQLite export (`nsys export --type sqlite`).
+
+The schema is NVIDIA's ("SQLite Export Schema Reference" of the Nsight Systems documentation). Tables come into being
+with their first row, and columns differ between versions: what is missing is taken as empty.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from fusionseg.errors import UserError
+from fusionseg.telemetry.ranges import PHASES
+from fusionseg.telemetry.timeline import STEP, DeviceWork, Kind, Span, Timeline
+
+DOMAIN = "fusionseg"
+PUSH_POP, START_END, DOMAIN_CREATE = 59, 60, 75
+KERNELS = "CUPTI_ACTIVITY_KIND_KERNEL"
+COPIES = "CUPTI_ACTIVITY_KIND_MEMCPY"
+FILLS = "CUPTI_ACTIVITY_KIND_MEMSET"
+RUNTIME = "CUPTI_ACTIVITY_KIND_RUNTIME"
+_COPY_KINDS = {1: "HtoD", 2: "DtoH", 8: "DtoD", 10: "PtoP"}  # CUpti_ActivityMemcpyKind
+_PAYLOADS = ("uint64Value", "int64Value", "uint32Value", "int32Value")
+
+Row = dict[str, Any]
+
+
+def read_nsys_export(path: Path) -> Timeline:
+    """The timeline of one training process; only the ranges of the domain `fusionseg` are its phases.
+
+    Raises:
+        UserError: the file is no such export, or holds several training processes.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file")
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)) as connection:
+            return _read(_Tables(connection), path)
+    except sqlite3.Error as error:
+        raise UserError(
+            f"{path}: cannot be read as an SQLite database ({error}); make it again:"
+            f" nsys export --type sqlite --force-overwrite true --output {path} REPORT.nsys-rep"
+        ) from None
+
+
+class _Tables:
+    """The tables that there are, row by row, with all columns that are asked for."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self.names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+    def rows(self, table: str, *columns: str) -> Iterator[Row]:
+        if table not in self.names:
+            return
+        there = {row[1] for row in self._connection.execute(f"PRAGMA table_info({table})")}
+        wanted = ", ".join(f'"{name}"' if name in there else "NULL" for name in columns)
+        for row in self._connection.execute(f"SELECT {wanted} FROM {table}"):
+            yield dict(zip(columns, row, strict=True))
+
+    def last_ns(self) -> int:
+        """When the profile ended, as far as its events say."""
+        there = [table for table in ("NVTX_EVENTS", RUNTIME, KERNELS, COPIES, FILLS) if table in self.names]
+        found = [self._connection.execute(f'SELECT MAX(MAX(start, COALESCE("end", 0))) FROM {t}') for t in there]
+        return max((row[0] or 0 for cursor in found for row in cursor), default=0)
+
+
+def _read(tables: _Tables, path: Path) -> Timeline:
+    if not tables.names & {"NVTX_EVENTS", "StringIds", KERNELS, RUNTIME}:
+        raise UserError(
+            f"{path}: is an SQLite database, but no export of Nsight Systems: make one by nsys export --type sqlite"
+        )
+    strings = {row["id"]: row["value"] for row in tables.rows("StringIds", "id", "value")}
+    ranges = _ranges(tables, strings)
+    processes = {_process(span.thread) for span in ranges}
+    if len(processes) > 1:
+        raise UserError(
+            f"{path}: holds the ranges of {len(processes)} processes: have a report for each rank, as profiling/nsys.sh"
+            " makes them under torchrun and srun"
+        )
+    timeline = Timeline(path.name, "nsys", ranges)
+    launches = {
+        (_process(row["globalTid"]), row["correlationId"]): (row["start"], row["globalTid"])
+        for row in tables.rows(RUNTIME, "start", "globalTid", "correlationId")
+    }
+    for work, process, correlation in _device_work(tables, strings):
+        if process is None or not processes or process in processes:
+            # Old exports do not say a kernel's process: then it is the one there is.
+            owner = process if process is not None else next(iter(processes), None)
+            start, thread = launches.get((owner, correlation), (None, None))
+            timeline.device.append(work._replace(launch_ns=start, thread=thread))
+    return timeline
+
+
+def _ranges(tables: _Tables, strings: dict[int, str]) -> list[Span]:
+    """The ranges of the domain, those that were still open cut at the end of the profile."""
+    names: dict[tuple[int | None, int], str] = {}
+    found: list[tuple[tuple[int | None, int], str, Row]] = []
+    columns = ("start", "end", "eventType", "text", "textId", "domainId", "globalTid", *_PAYLOADS)
+    for row in tables.rows("NVTX_EVENTS", *columns):
+        domain = (_process(row["globalTid"]), row["domainId"] or 0)
+        text = row["text"] or strings.get(row["textId"], "")
+        if row["eventType"] == DOMAIN_CREATE:
+            names[domain] = text
+        elif row["eventType"] in (PUSH_POP, START_END):
+            found.append((domain, text, row))
+    ours = {domain for domain, name in names.items() if name == DOMAIN}
+    if not ours:
+        # A capture that began after the domain was made need not tell its name: then by the names of the phases.
+        known = {*PHASES, STEP}
+        ours = {domain for domain, text, _ in found if text in known and domain[1] and domain not in names}
+    end = tables.last_ns()
+    return [_span(text, row, end) for domain, text, row in found if domain in ours]
+
+
+def _span(name: str, row: Row, end: int) -> Span:
+    cut = row["end"] is None or row["end"] < row["start"]
+    payload = next((row[column] for column in _PAYLOADS if row[column] is not None), None)
+    return Span(name, row["start"], end if cut else row["end"], row["globalTid"], payload, cut)
+
+
+def _device_work(tables: _Tables, strings: dict[int, str]) -> Iterator[tuple[DeviceWork, int | None, int]]:
+    """Work, its process, and the number that its launch has too."""
+    place = ("start", "end", "deviceId", "streamId", "correlationId", "globalPid")
+    for row in tables.rows(KERNELS, *place, "demangledName", "shortName"):
+        name = strings.get(row["demangledName"]) or strings.get(row["shortName"]) or "kernel"
+        yield _work(name, "kernel", row)
+    for row in tables.rows(COPIES, *place, "copyKind"):
+        yield _work(f"Memcpy {_COPY_KINDS.get(row['copyKind'], '')}".strip(), "memcpy", row)
+    for row in tables.rows(FILLS, *place):
+        yield _work("Memset", "memset", row)
+
+
+def _work(name: str, kind: Kind, row: Row) -> tuple[DeviceWork, int | None, int]:
+    work = DeviceWork(name, kind, row["start"], row["end"], row["deviceId"] or 0, row["streamId"] or 0)
+    return work, _process(row["globalPid"]), row["correlationId"]
+
+
+def _process(serialized: Any) -> int | None:
+    """Of a globalTid or globalPid: the bits above the thread's 24."""
+    return None if serialized is None else int(serialized) >> 24
