@@ -156,6 +156,11 @@ class PlainRecipe:
         device = self.setting.device
         return batch["image"].to(device, non_blocking=True), batch["label"].to(device, non_blocking=True)
 
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """`batch`, as while it trains."""
+        with self._settings():
+            return self.batch()
+
     def step(self, image: Tensor, label: Tensor) -> None:
         """One optimizer step."""
         self.optimizer.zero_grad()

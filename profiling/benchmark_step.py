@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable
@@ -23,8 +22,15 @@ from typing import Any
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from fusionseg.engine.describe import peak_memory_gb, timed
-from fusionseg.engine.machine_report import describe_machine, machine_line, open_trainer, publish, step_arguments
+from fusionseg.engine.describe import peak_memory_gb
+from fusionseg.engine.machine_report import (
+    describe_machine,
+    machine_line,
+    open_trainer,
+    publish,
+    step_arguments,
+    take_turns,
+)
 from fusionseg.engine.network import build_loss
 from fusionseg.engine.optim import build_optimizer
 from fusionseg.engine.trainer import Trainer
@@ -69,18 +75,7 @@ def measure(config_file: str, overrides: list[str], data: str | None, steps: int
         "bare": bare_loop(trainer, clip=True),
         "bare without clipping": bare_loop(trainer, clip=False),
     }
-    names = list(loops)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(steps + 3):
-        # each loop is first, second, third in turn: what one leaves in the caches must not favour another
-        for name in names[turn % 3 :] + names[: turn % 3]:
-            seconds = timed(loops[name], device)
-            if turn >= 3:
-                times[name].append(seconds)
-    ratios = {
-        name: statistics.median(ours / theirs for ours, theirs in zip(times["engine"], times[name], strict=True))
-        for name in names[1:]
-    }
+    turns = take_turns(loops, device, steps)
     return {
         "config": config_file,
         "overrides": overrides,
@@ -88,9 +83,9 @@ def measure(config_file: str, overrides: list[str], data: str | None, steps: int
         "precision": trainer.precision.name,
         "peak_memory_gb": peak_memory_gb(device),
         "steps": steps,
-        "median_ms": {name: 1e3 * statistics.median(values) for name, values in times.items()},
-        "spread_ms": {name: 1e3 * statistics.stdev(values) for name, values in times.items()},
-        "engine_over": ratios,
+        "median_ms": {name: 1e3 * turns.median(name) for name in loops},
+        "spread_ms": {name: 1e3 * turns.spread(name) for name in loops},
+        "engine_over": {name: turns.ratio("engine", name) for name in loops if name != "engine"},
     }
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import platform
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import torch
 
 from fusionseg.config import load_config
 from fusionseg.data.synth import write_dataset
+from fusionseg.engine.describe import timed
 from fusionseg.engine.distributed import World
 from fusionseg.engine.run_folder import RunFolder
 from fusionseg.engine.trainer import Trainer
@@ -63,11 +67,11 @@ def _driver() -> str | None:
     return next((word for word in words if word.count(".") >= 1 and word.replace(".", "").isdigit()), None)
 
 
-def step_arguments(parser: argparse.ArgumentParser, *, config: Path, steps: int) -> None:
+def step_arguments(parser: argparse.ArgumentParser, *, config: Path, steps: int, name: str = "steps") -> None:
     """The arguments of a benchmark of the training step; give them to `open_trainer`."""
     parser.add_argument("--config", default=str(config), help=f"YAML file of the run (default: {config.name})")
     parser.add_argument("--data", help="data set (default: synthetic CTs)")
-    parser.add_argument("--steps", type=int, default=steps, help=f"measured steps (default: {steps})")
+    parser.add_argument(f"--{name}", type=int, default=steps, help=f"measured {name} (default: {steps})")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
 
 
@@ -87,6 +91,41 @@ def open_trainer(config_file: str, overrides: list[str], data: str | None, folde
         world.close()
         raise UserError(f"this measures one rank, and {world.size} were started: run it without torchrun or srun")
     return Trainer(config, world, RunFolder(config))
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Times of loops that took turns, in seconds."""
+
+    times: dict[str, list[float]]
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.times[name])
+
+    def spread(self, name: str) -> float:
+        """Standard deviation."""
+        return statistics.stdev(self.times[name]) if len(self.times[name]) > 1 else 0.0
+
+    def ratio(self, ours: str, theirs: str) -> float:
+        """Median of the ratios within each turn."""
+        pairs = zip(self.times[ours], self.times[theirs], strict=True)
+        return statistics.median(one / other for one, other in pairs)
+
+
+def take_turns(
+    loops: Mapping[str, Callable[[], object]], device: torch.device, turns: int, *, warmup: int = 3
+) -> Turns:
+    """Time loops side by side: whatever else the machine does hits all of them alike."""
+    names = list(loops)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(turns + warmup):
+        # each loop is first, second, third in turn: what one leaves in the caches must not favour another
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            seconds = timed(loops[name], device)
+            if turn >= warmup:
+                times[name].append(seconds)
+    return Turns(times)
 
 
 def publish(result: dict[str, Any], markdown: str, json_file: Path | None) -> None:
