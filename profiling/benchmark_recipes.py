@@ -20,6 +20,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,31 +136,30 @@ def random_transforms(setting: Setting, *, indexed: bool) -> list[Any]:
 class PlainRecipe:
     """A loop written by hand over a loader of dictionaries; the recipes say what is different."""
 
+    tracks_metadata = True
+    """Whether its patches carry metadata: MONAI's global switch, which is its own only in a process of its own. Worker
+    processes keep what it was when the first batch was drawn."""
+
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.model = plain_network(setting)
         self.loss = self._loss()
         self.optimizer = self._optimizer(setting.config.optim.lr)
         self.scaler = torch.amp.GradScaler(setting.device.type, enabled=setting.precision.scales_loss)
-        self._validation: Any = None
-        self._batches = self._forever(self._loader())
+        with tracking(True):  # loading needs the metadata
+            self._validation = self._validation_cases()
+            self._batches = self._forever(self._loader())
 
     def train(self, steps: int) -> None:
         """Optimizer steps, data included."""
-        with self._settings():
-            for _ in range(steps):
-                self.step(*self.batch())
+        for _ in range(steps):
+            self.step(*self.batch())
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """The next step's samples on the device: image and label (B, 1, X, Y, Z)."""
         batch = next(self._batches)
         device = self.setting.device
         return batch["image"].to(device, non_blocking=True), batch["label"].to(device, non_blocking=True)
-
-    def draw(self) -> tuple[Tensor, Tensor]:
-        """`batch`, as while it trains."""
-        with self._settings():
-            return self.batch()
 
     def step(self, image: Tensor, label: Tensor) -> None:
         """One optimizer step."""
@@ -172,16 +172,11 @@ class PlainRecipe:
 
     def validate(self) -> float:
         """Mean foreground Dice of the validation cases."""
-        from monai.data import CacheDataset
         from monai.inferers import sliding_window_inference
         from monai.metrics import DiceMetric
         from monai.networks.utils import one_hot
-        from monai.transforms import Compose, EnsureTyped
 
         setting = self.setting
-        if self._validation is None:
-            chain = Compose([*fixed_transforms(setting), EnsureTyped(KEYS, device=setting.device, track_meta=False)])
-            self._validation = CacheDataset(setting.validation_files, chain, copy_cache=False, progress=False)
         metric = DiceMetric(include_background=False, reduction="mean_batch")
         self.model.eval()
         settings = setting.config.validation
@@ -197,9 +192,12 @@ class PlainRecipe:
         self.model.train()
         return float(metric.aggregate().mean())
 
-    def _settings(self) -> Any:
-        """What is set globally while it trains."""
-        return _tracking(True)
+    def _validation_cases(self) -> Any:
+        from monai.data import CacheDataset
+        from monai.transforms import Compose, EnsureTyped
+
+        chain = Compose([*fixed_transforms(self.setting), EnsureTyped(KEYS, device=self.setting.device)])
+        return CacheDataset(self.setting.validation_files, chain, copy_cache=False, progress=False, num_workers=2)
 
     def _loss(self) -> Callable[[Tensor, Tensor], Tensor]:
         from monai.losses import DiceCELoss
@@ -231,8 +229,7 @@ class Thesis(PlainRecipe):
 class MonaiFast(PlainRecipe):
     """See the top of the file."""
 
-    def _settings(self) -> Any:
-        return _tracking(False)
+    tracks_metadata = False
 
     def _loss(self) -> Callable[[Tensor, Tensor], Tensor]:
         from monai.losses import DiceCELoss
@@ -253,6 +250,8 @@ class MonaiFast(PlainRecipe):
 class Fabric(PlainRecipe):
     """See the top of the file."""
 
+    tracks_metadata = False
+
     def __init__(self, setting: Setting) -> None:
         from lightning_fabric import Fabric as Library
 
@@ -270,12 +269,11 @@ class Fabric(PlainRecipe):
     def _loader(self) -> Any:
         return self.fabric.setup_dataloaders(_cached_on_device(self.setting))
 
-    def _settings(self) -> Any:
-        return _tracking(False)
-
 
 class MonaiTrainer(PlainRecipe):
     """See the top of the file."""
+
+    tracks_metadata = False
 
     def __init__(self, setting: Setting) -> None:
         from monai.engines import SupervisedTrainer
@@ -295,18 +293,12 @@ class MonaiTrainer(PlainRecipe):
         )
 
     def train(self, steps: int) -> None:
-        with self._settings():
-            self.trainer.state.epoch_length = steps
-            self.trainer.state.epoch = 0
-            self.trainer.state.iteration = 0
-            self.trainer.state.max_epochs = 1
-            self.trainer.run()
+        state = self.trainer.state
+        state.epoch_length, state.epoch, state.iteration, state.max_epochs = steps, 0, 0, 1
+        self.trainer.run()
 
     def _loader(self) -> Any:
         return _cached_on_device(self.setting)
-
-    def _settings(self) -> Any:
-        return _tracking(False)
 
 
 RECIPES: dict[str, type[PlainRecipe]] = {
@@ -330,27 +322,21 @@ def _cached_on_device(setting: Setting) -> Any:
             *random_transforms(setting, indexed=True),
         ]
     )
-    with _tracking(True):  # loading needs the metadata
-        cached = CacheDataset(setting.train_files, chain, copy_cache=False, progress=False, num_workers=2)
+    cached = CacheDataset(setting.train_files, chain, copy_cache=False, progress=False, num_workers=2)
     return ThreadDataLoader(cached, batch_size=setting.volumes, shuffle=True, num_workers=0)
 
 
-class _tracking:
-    """MONAI's global switch, for a while."""
+@contextmanager
+def tracking(tracked: bool) -> Iterator[None]:
+    """MONAI's global switch of metadata, for a while."""
+    from monai.data import get_track_meta, set_track_meta
 
-    def __init__(self, tracked: bool) -> None:
-        self.tracked = tracked
-
-    def __enter__(self) -> None:
-        from monai.data import get_track_meta, set_track_meta
-
-        self.before = get_track_meta()
-        set_track_meta(self.tracked)
-
-    def __exit__(self, *error: object) -> None:
-        from monai.data import set_track_meta
-
-        set_track_meta(self.before)
+    before = get_track_meta()
+    set_track_meta(tracked)
+    try:
+        yield
+    finally:
+        set_track_meta(before)
 
 
 def main() -> int:
@@ -366,11 +352,14 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
 
     def work() -> int:
+        from monai.data import set_track_meta
+
         warnings.filterwarnings("ignore", module="(monai|lightning|torch|ignite).*")
         begun = time.time()
         setting = open_setting(load_config(arguments.config, arguments.overrides), arguments.cases)
         recipe = RECIPES[arguments.recipe](setting)
         prepared_s = time.time() - begun
+        set_track_meta(recipe.tracks_metadata)
         recipe.train(1)
         print(json.dumps({"first_step": time.time()}), flush=True)
         steps, trained_s, dice, due = 1, 0.0, None, arguments.every_s
