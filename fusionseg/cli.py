@@ -10,6 +10,7 @@ from fusionseg import __version__
 from fusionseg.commands.configs import add_models, add_schema
 from fusionseg.commands.data import add_check, add_prepare, add_synth
 from fusionseg.commands.jobs import add_cancel, add_doctor, add_status, add_submit
+from fusionseg.commands.monitor import add_monitor
 from fusionseg.commands.results import add_compare, add_evaluate, add_predict
 from fusionseg.entry import run
 
@@ -24,6 +25,7 @@ COMMANDS = (
     add_status,
     add_cancel,
     add_doctor,
+    add_monitor,
     add_models,
     add_schema,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,13 @@ def available_memory_bytes() -> int:
                 cached = dict(zip(stat[::2], stat[1::2], strict=False)).get(reclaimable, "0")
                 free = min(free, max(0, int(limit[0]) - int(used[0]) + int(cached)))
     return free
+
+
+def process_age_s() -> float:
+    """Seconds since this process began, Python's own start included."""
+    fields = Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    began_ticks = int(fields[19])  # field 22 of proc(5), of which two are before the last parenthesis
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - began_ticks / os.sysconf("SC_CLK_TCK")
 
 
 def resident_bytes(field: str) -> int:

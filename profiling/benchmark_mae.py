@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import json
 import statistics
 import sys
 from collections.abc import Callable
@@ -29,9 +28,11 @@ from torch import Tensor, nn
 from fusionseg.config.networks import NetworkSection, SwinConfig, UNETRConfig
 from fusionseg.config.pretraining import PretrainConfig, ReconstructionLossConfig
 from fusionseg.engine.describe import timed
+from fusionseg.engine.machine_report import describe_machine, machine_line, publish
 from fusionseg.entry import run
 from fusionseg.errors import UserError
-from fusionseg.machine import available_cpus, resident_bytes
+from fusionseg.inference.table import markdown_table
+from fusionseg.machine import resident_bytes
 from fusionseg.models.masked import build_masked
 from fusionseg.reconstruction import ReconstructionLoss
 
@@ -153,22 +154,19 @@ def _ratio(ours: list[float], theirs: list[float]) -> float:
 
 def markdown(result: dict[str, Any]) -> str:
     """The result as a table."""
-    lines = [
-        f"patch {result['patch']}, blocks of {result['block']}, batch {result['batch']}, feature size"
-        f" {result['feature_size']}, {result['precision']}, {result['turns']} turns; {result['machine']}",
-        "",
-        "| encoder | form | encoder forward ms | with backward ms | of blacked out | peak GB | step ms | of blacked out"
-        " | peak GB | decoder |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    parts = ("encoder forward ms", "with backward ms", "of blacked out", "peak GB")
+    rows = [("encoder", "form", *parts, "step ms", "of blacked out", "peak GB", "decoder")]
     for row in result["rows"]:
         median, share, peak = row["median_ms"], row["share_of_blacked_out"], row["peak_gb"]
-        lines.append(
-            f"| {row['network']} | {row['form']} | {median['encoder forward']:.0f} | {median['encoder']:.0f} |"
-            f" {share['encoder']:.2f} | {peak['encoder']:.2f} | {median['step']:.0f} | {share['step']:.2f} |"
-            f" {peak['step']:.2f} | {row['decoder_over_encoder']:.0%} |"
-        )
-    return "\n".join(lines)
+        encoder = (f"{median['encoder forward']:.0f}", f"{median['encoder']:.0f}", f"{share['encoder']:.2f}")
+        step = (f"{median['step']:.0f}", f"{share['step']:.2f}", f"{peak['step']:.2f}")
+        decoder = f"{row['decoder_over_encoder']:.0%}"
+        rows.append((row["network"], row["form"], *encoder, f"{peak['encoder']:.2f}", *step, decoder))
+    return (
+        f"patch {result['patch']}, blocks of {result['block']}, batch {result['batch']}, feature size"
+        f" {result['feature_size']}, {result['precision']}, {result['turns']} turns\n"
+        f"{machine_line(result['machine'])}\n\n{markdown_table(rows)}"
+    )
 
 
 def main() -> int:
@@ -203,18 +201,10 @@ def main() -> int:
             "feature_size": arguments.feature_size,
             "precision": arguments.precision,
             "turns": arguments.turns,
-            "machine": {
-                "gpu": torch.cuda.get_device_name() if arguments.device.startswith("cuda") else None,
-                "cpus": available_cpus(),
-                "threads": torch.get_num_threads(),
-                "capability": torch.backends.cpu.get_cpu_capability(),
-                "torch": torch.__version__,
-            },
+            "machine": describe_machine(torch.device(arguments.device)),
             "rows": [row for name, model in networks.items() for row in measure(name, model, arguments)],
         }
-        print(markdown(result))
-        if arguments.json is not None:
-            arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        publish(result, markdown(result), arguments.json)
         return 0
 
     return run(work)

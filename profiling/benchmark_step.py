@@ -13,27 +13,29 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import platform
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from fusionseg.config import load_config
-from fusionseg.data.synth import write_dataset
-from fusionseg.engine.describe import peak_memory_gb, timed
-from fusionseg.engine.distributed import World
+from fusionseg.engine.describe import peak_memory_gb
+from fusionseg.engine.machine_report import (
+    describe_machine,
+    machine_line,
+    open_trainer,
+    publish,
+    step_arguments,
+    take_turns,
+)
 from fusionseg.engine.network import build_loss
 from fusionseg.engine.optim import build_optimizer
-from fusionseg.engine.run_folder import RunFolder
 from fusionseg.engine.trainer import Trainer
 from fusionseg.entry import run
-from fusionseg.machine import available_cpus
+from fusionseg.inference.table import markdown_table
 from fusionseg.telemetry.logs import start_logging
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,92 +66,54 @@ def bare_loop(trainer: Trainer, *, clip: bool) -> Callable[[], None]:
     return step
 
 
-def measure(config_file: str, overrides: list[str], data: str | None, steps: int, folder: Path) -> dict[str, object]:
+def measure(config_file: str, overrides: list[str], data: str | None, steps: int, folder: Path) -> dict[str, Any]:
     """Times and ratios as a plain dictionary."""
-    root = data or str(write_dataset(folder / "synth", cases=10, size=96).parent)
-    config = load_config(config_file, [f"data.root={root}", f"output={folder / 'runs'}", *overrides])
-    world = World.from_environment(config.device)
-    trainer = Trainer(config, world, RunFolder(config))
+    trainer = open_trainer(config_file, overrides, data, folder)
+    device = trainer.world.device
     loops: dict[str, Callable[[], object]] = {
         "engine": trainer.advance,
         "bare": bare_loop(trainer, clip=True),
         "bare without clipping": bare_loop(trainer, clip=False),
     }
-    names = list(loops)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(steps + 3):
-        # each loop is first, second, third in turn: what one leaves in the caches must not favour another
-        for name in names[turn % 3 :] + names[: turn % 3]:
-            seconds = timed(loops[name], world.device)
-            if turn >= 3:
-                times[name].append(seconds)
-    ratios = {
-        name: statistics.median(ours / theirs for ours, theirs in zip(times["engine"], times[name], strict=True))
-        for name in names[1:]
-    }
-    gpu = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None
+    turns = take_turns(loops, device, steps)
     return {
         "config": config_file,
         "overrides": overrides,
-        "machine": {
-            "gpu": gpu,
-            "cpus": available_cpus(),
-            "processor": cpu_name(),
-            "torch": torch.__version__,
-        },
+        "machine": describe_machine(device),
         "precision": trainer.precision.name,
-        "peak_memory_gb": peak_memory_gb(world.device),
+        "peak_memory_gb": peak_memory_gb(device),
         "steps": steps,
-        "median_ms": {name: 1e3 * statistics.median(values) for name, values in times.items()},
-        "spread_ms": {name: 1e3 * statistics.stdev(values) for name, values in times.items()},
-        "engine_over": ratios,
+        "median_ms": {name: 1e3 * turns.median(name) for name in loops},
+        "spread_ms": {name: 1e3 * turns.spread(name) for name in loops},
+        "engine_over": {name: turns.ratio("engine", name) for name in loops if name != "engine"},
     }
 
 
-def cpu_name() -> str:
-    """The processor's name as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def markdown(result: dict[str, object]) -> str:
+def markdown(result: dict[str, Any]) -> str:
     """The result as a table."""
-    median, spread, ratios = result["median_ms"], result["spread_ms"], result["engine_over"]
-    assert isinstance(median, dict) and isinstance(spread, dict) and isinstance(ratios, dict)
-    lines = [
+    rows = [("loop", "median ms", "spread ms", "engine / loop")]
+    for name, median in result["median_ms"].items():
+        ratio = f"{result['engine_over'][name]:.3f}" if name in result["engine_over"] else ""
+        rows.append((name, f"{median:.1f}", f"{result['spread_ms'][name]:.1f}", ratio))
+    return (
         f"{result['config']} {result['overrides']} ({result['precision']}, {result['steps']} steps,"
-        f" peak memory of all loops {result['peak_memory_gb']:.1f} GB)",
-        f"{result['machine']}",
-        "",
-        "| loop | median ms | spread ms | engine / loop |",
-        "|---|---|---|---|",
-    ]
-    for name in median:
-        ratio = f"{ratios[name]:.3f}" if name in ratios else ""
-        lines.append(f"| {name} | {median[name]:.1f} | {spread[name]:.1f} | {ratio} |")
-    return "\n".join(lines)
+        f" peak memory of all loops {result['peak_memory_gb']:.1f} GB)\n"
+        f"{machine_line(result['machine'])}\n\n{markdown_table(rows)}"
+    )
 
 
 def main() -> int:
     """Measure and print; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default=str(ROOT / "configs" / "hippocampus_unet.yaml"))
-    parser.add_argument("--data", help="data set (default: synthetic CTs)")
-    parser.add_argument("--steps", type=int, default=40)
+    step_arguments(parser, config=ROOT / "configs" / "hippocampus_unet.yaml", steps=40)
     parser.add_argument("--json", type=Path, help="write the result here too")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     arguments = parser.parse_intermixed_args()
     start_logging()
 
     def work() -> int:
         with tempfile.TemporaryDirectory() as folder:
             result = measure(arguments.config, arguments.overrides, arguments.data, arguments.steps, Path(folder))
-        print(markdown(result))
-        if arguments.json is not None:
-            arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        publish(result, markdown(result), arguments.json)
         return 0
 
     return run(work)

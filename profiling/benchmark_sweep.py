@@ -16,8 +16,12 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
 from fusionseg.config import dump_config
+from fusionseg.engine.machine_report import describe_machine, machine_line
 from fusionseg.entry import run
+from fusionseg.inference.table import markdown_table
 from fusionseg.jobs.ledger import write_event
 from fusionseg.jobs.sweep import load_sweep
 
@@ -72,9 +76,8 @@ def main() -> int:
                 finish(entry.folder, dump_config(entry.config), number)
             rows.append(("status", timed("status", Path(name) / "runs/many")))
             rows.append(("compare", timed("compare", Path(name) / "runs/many")))
-        print(f"{options.runs} runs\n\n| command | s |\n|---|---|")
-        for command, seconds in rows:
-            print(f"| {command} | {seconds:.2f} |")
+        table = markdown_table([("command", "s"), *((command, f"{seconds:.2f}") for command, seconds in rows)])
+        print(f"{options.runs} runs\n{machine_line(describe_machine(torch.device('cpu')))}\n\n{table}")
         return 0
 
     return run(work)

@@ -28,9 +28,11 @@ from torch import nn
 
 from fusionseg.config import LossConfig
 from fusionseg.config.networks import SwinConfig
+from fusionseg.engine.machine_report import describe_machine, machine_line, publish
 from fusionseg.entry import run
+from fusionseg.inference.table import markdown_table
 from fusionseg.losses import build_loss
-from fusionseg.machine import available_cpus, resident_bytes
+from fusionseg.machine import resident_bytes
 from fusionseg.models import build_model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -137,17 +139,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                     row |= {"peak_bytes": peaks[name], "memory_ratio": peaks[name] / peaks[BASE]}
                 rows.append(row)
     return {
-        "machine": {
-            "gpu": torch.cuda.get_device_name() if options.device == "cuda" else None,
-            "cpus": available_cpus(),
-            "torch": torch.__version__,
-        },
+        "machine": describe_machine(torch.device(options.device)),
         "feature_size": options.feature_size,
         "patch": options.patch,
         "batch": options.batch,
         "checkpoint": options.checkpoint,
         "turns": options.turns,
-        "threads": torch.get_num_threads(),
         "clock": options.clock,
         "rows": rows,
     }
@@ -155,14 +152,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def markdown(result: dict[str, Any]) -> str:
     """The result as a table."""
-    lines = [
+    head = (
         f"feature size {result['feature_size']}, patch {result['patch']}^3, batch {result['batch']}, activation"
         f" checkpointing {'on' if result['checkpoint'] else 'off'}, {result['turns']} turns,"
-        f" {result['threads']} threads, {result['clock']} clock, {result['machine']}",
-        "",
-        "| network | precision | compile | s / step | time / MONAI | peak GB | memory / MONAI |",
-        "|---|---|---|---|---|---|---|",
-    ]
+        f" {result['clock']} clock\n{machine_line(result['machine'])}"
+    )
+    rows = [["network", "precision", "compile", "s / step", "time / MONAI", "peak GB", "memory / MONAI"]]
     for row in result["rows"]:
         cells = [row["network"], row["precision"], "on" if row["compile"] else "off"]
         cells += [f"{row['seconds']:.3f}", f"{row['time_ratio']:.3f}"] if "seconds" in row else ["", ""]
@@ -170,8 +165,8 @@ def markdown(result: dict[str, Any]) -> str:
             cells += [f"{row['peak_bytes'] / 1e9:.2f}", f"{row['memory_ratio']:.3f}"]
         else:
             cells += ["", ""]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return f"{head}\n\n{markdown_table(rows)}"
 
 
 def main() -> int:
@@ -200,9 +195,7 @@ def main() -> int:
             print(alone(options.alone))
             return 0
         result = measure(options)
-        print(markdown(result))
-        if options.json is not None:
-            options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        publish(result, markdown(result), options.json)
         return 0
 
     return run(work)

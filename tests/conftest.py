@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from nvtx_tool import NvtxTool
 
 from fusionseg.config import RunConfig, validate
 
@@ -123,6 +125,11 @@ def _lay_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests on SLURM share a cluster and mostly wait: first in line, one worker does them while others compute."""
+    items.sort(key=lambda item: item.path.name != "test_slurm.py")
+
+
 @pytest.fixture(scope="session")
 def make_dataset() -> MakeDataset:
     """`make_dataset(folder, cases=5, shape=..., classes=2, channels=1, layout="msd")`: see _make_dataset."""
@@ -139,6 +146,16 @@ def tiny_config() -> TinyConfig:
 def balls(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five cases, two foreground classes, one channel, MSD layout. Shared: do not change the files."""
     return _make_dataset(tmp_path_factory.mktemp("data") / "Task90_balls", cases=5, classes=3)
+
+
+@pytest.fixture
+def nvtx_tool(tmp_path: Path) -> NvtxTool:
+    """A tool that receives the NVTX ranges of the processes it is loaded into."""
+    if shutil.which("gcc") is None and "gcc" not in os.environ.get("FUSIONSEG_REQUIRE", ""):
+        pytest.skip("needs gcc for the NVTX tool")
+    folder = tmp_path / "nvtx"
+    folder.mkdir()
+    return NvtxTool(folder)
 
 
 @pytest.fixture(scope="session")

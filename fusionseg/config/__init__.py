@@ -15,6 +15,7 @@ from fusionseg.config.networks import (
     SwinConfig,
     UNetConfig,
 )
+from fusionseg.config.observation import ProfileConfig
 from fusionseg.config.schema import (
     FinetuneConfig,
     LossConfig,
@@ -38,6 +39,7 @@ __all__ = [
     "MonaiUNetConfig",
     "OptimConfig",
     "PlateauConfig",
+    "ProfileConfig",
     "RunConfig",
     "ScheduleConfig",
     "SegResNetConfig",

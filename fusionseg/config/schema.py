@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from fusionseg.config.data_sections import AugmentConfig, CacheConfig, DataConfig
 from fusionseg.config.networks import ModelConfig
+from fusionseg.config.observation import LogConfig, ProfileConfig
 from fusionseg.config.pretraining import PretrainConfig
 from fusionseg.config.section import Pair, Positive, Section
 
@@ -131,17 +132,6 @@ class CheckpointConfig(Section):
     """Newest checkpoints that stay, beside best.pt."""
 
 
-class LogConfig(Section):
-    """What the run writes about itself."""
-
-    every: Positive = 50
-    """Steps between train records."""
-    samples: bool = False
-    """Name the case and the origin of every patch in the train records."""
-    tensorboard: bool = True
-    """Write TensorBoard scalars and a validation picture."""
-
-
 class FinetuneConfig(Section):
     """How a trained encoder, of `init_from`, is treated: for the networks that have one (Swin, UNETR)."""
 
@@ -227,6 +217,7 @@ class RunConfig(Section):
     validation: Annotated[ValidateConfig, Field(alias="validate")] = ValidateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    profile: ProfileConfig = ProfileConfig()
     init_from: str | None = None
     """A run folder or a checkpoint file whose weights the network starts from: a network's, or an encoder's alone."""
     init_min_share: Annotated[float, Field(gt=0, le=1)] = 0.5
@@ -268,6 +259,11 @@ class RunConfig(Section):
             problems.append(
                 f"train.checkpoint_activations: is for the Swin networks, and {self.model.name} has none: set it to"
                 " false (a smaller data.patch or train.micro_batch saves memory too)"
+            )
+        if self.profile.stages and self.train.compile:
+            problems.append(
+                "profile.stages: the parts of a compiled network have no ranges of their own: set train.compile=false,"
+                " or profile.stages=false"
             )
         plateau = self.stop.plateau
         if plateau is not None and self.validation.every > plateau.window:

@@ -84,7 +84,7 @@ def load_volume(images: Sequence[Path], label: Path | None, config: DataConfig, 
     affine = np.asarray(image.affine, dtype=np.float64)
     array = np.asarray(image.as_tensor().numpy(), dtype=np.float32)
     label_array = None if mask is None else mask.as_tensor()[0].numpy().round().astype(np.uint8)
-    with annotate("normalise"):
+    with annotate("crop"):
         if config.crop_foreground is not None:
             crop = config.crop_foreground
             box = foreground_box(array, crop.threshold, crop.margin)
@@ -92,6 +92,7 @@ def load_volume(images: Sequence[Path], label: Path | None, config: DataConfig, 
             label_array = None if label_array is None else label_array[box]
             affine = affine.copy()
             affine[:3, 3] += affine[:3, :3] @ np.array([side.start for side in box])
+    with annotate("normalise"):
         array = normalise(array, config.intensity)
     x, y, z = shape
     return Volume(np.ascontiguousarray(array), label_array, affine, (x, y, z), original_affine)

@@ -17,6 +17,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from fusionseg.engine.launch import Launch, check_port, read_launch
 from fusionseg.errors import UserError
+from fusionseg.telemetry.ranges import annotate
 
 PREPARING = timedelta(days=7)  # how long ranks wait while rank 0 prepares data: as long as it takes
 
@@ -147,7 +148,8 @@ class World:
     def sum_(self, values: Tensor) -> Tensor:
         """Sum a device tensor over the ranks, in place, in the device's own queue."""
         if self.size > 1:
-            dist.all_reduce(values)
+            with annotate("allreduce"):
+                dist.all_reduce(values)
         return values
 
     def agree(self, flag: int) -> int:
@@ -158,7 +160,8 @@ class World:
         """
         if self.size == 1:
             return flag
-        agreed = self._collect()
+        with annotate("allreduce"):
+            agreed = self._collect()
         tensor = torch.tensor([flag])
         work = dist.all_reduce(tensor, op=dist.ReduceOp.MAX, async_op=True)
         assert work is not None

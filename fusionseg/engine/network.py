@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fusionseg.config import RunConfig
+from fusionseg.engine.allreduce import name_allreduce
 from fusionseg.engine.checkpoint import find_weights
 from fusionseg.engine.distributed import World
 from fusionseg.engine.finetune import freeze_encoder
@@ -20,6 +21,7 @@ from fusionseg.models.host_bf16 import guard_host_convolutions
 from fusionseg.models.layout import channels_last_
 from fusionseg.models.sync_norm import synchronise_batch_norm
 from fusionseg.models.weights import load_weights, read_state
+from fusionseg.telemetry.ranges import stage_ranges
 
 log = logging.getLogger("fusionseg")
 
@@ -104,12 +106,14 @@ def distribute(model: nn.Module, config: RunConfig, world: World, accumulate: in
         log.info("batch norm: %d layers, each over the micro-batches of all %d ranks", count, world.size)
     if config.train.compile:
         model.compile()
+    if config.profile.stages:
+        stage_ranges(model)
     if world.size == 1:
         return model
     with warnings.catch_warnings():
         # torch 2.13 wants `forward_sync_buffers`, which the versions before it do not have
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
-        return DistributedDataParallel(
+        distributed = DistributedDataParallel(
             model,
             device_ids=[world.device.index] if world.device.type == "cuda" else None,
             gradient_as_bucket_view=True,
@@ -118,3 +122,5 @@ def distribute(model: nn.Module, config: RunConfig, world: World, accumulate: in
             # Batch norm's running statistics are the same on all ranks; all else that is a buffer is a constant.
             broadcast_buffers=False,
         )
+    name_allreduce(distributed, world.device)
+    return distributed

@@ -23,7 +23,6 @@ from fusionseg.engine.task import Outcome
 from fusionseg.engine.training_data import TrainingData
 from fusionseg.reconstruction import blocks_to_voxels, composite, fill_linear, fill_mean, quality, within
 from fusionseg.telemetry.pictures import reconstruction_strip
-from fusionseg.telemetry.ranges import annotate
 
 Figures = dict[str, float]
 
@@ -74,7 +73,7 @@ class Pretraining:
         own: dict[str, Figures] = {}
         picture: NDArray[np.float32] | None = None
         numbers = self.data.validation_numbers
-        with annotate("validate"), torch.no_grad():
+        with torch.no_grad():
             for number in numbers[self.world.rank :: self.world.size]:
                 figures, shown = self._case(model, number)
                 own[self.data.cache.names[number]] = figures

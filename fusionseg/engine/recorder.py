@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict
+from dataclasses import dataclass, field
 from typing import Any
 
 from fusionseg.config import RunConfig
@@ -12,11 +14,21 @@ from fusionseg.engine.distributed import World
 from fusionseg.engine.run_folder import RunFolder
 from fusionseg.engine.step import Window
 from fusionseg.engine.task import Outcome
+from fusionseg.machine import process_age_s
 from fusionseg.telemetry.progress import TrainingProgress, duration
 from fusionseg.telemetry.ranges import account
 from fusionseg.telemetry.sinks import NoSinks, Sinks
 
 log = logging.getLogger("fusionseg")
+
+
+@dataclass(frozen=True)
+class Spent:
+    """The wall time of a run, over all its starts."""
+
+    total_s: float = 0.0
+    phases_s: dict[str, float] = field(default_factory=dict)
+
 
 ASIDE = ("validate", "checkpoint", "log")  # phases between the steps: not part of `step_s`
 
@@ -24,10 +36,10 @@ ASIDE = ("validate", "checkpoint", "log")  # phases between the steps: not part 
 class Recorder:
     """The records of one start of a run; those of rank 0 are written, the others' go nowhere."""
 
-    def __init__(self, config: RunConfig, world: World, folder: RunFolder, *, step: int, elapsed_s: float) -> None:
+    def __init__(self, config: RunConfig, world: World, folder: RunFolder, *, step: int, spent: Spent) -> None:
         """Args:
         step: where this start begins.
-        elapsed_s: how long earlier starts of the run took up to there.
+        spent: the time of the earlier starts up to there.
         """
         self.config = config
         self.world = world
@@ -36,21 +48,35 @@ class Recorder:
         if world.is_main:
             board = folder.path if config.log.tensorboard else None
             self._sinks = Sinks(folder.metrics, board, folder.pictures, purge_step=step + 1)
-        self._begun = time.monotonic() - elapsed_s
+        age = process_age_s()
+        self._begun = time.monotonic() - age - spent.total_s
+        self._phases = defaultdict(float, spent.phases_s)
+        self._window: defaultdict[str, float] = defaultdict(float)
+        self._fold()
+        # what came before the first step: Python, imports, the ranks' meeting, the network
+        self._phases["start"] += age - sum(self._window.values())
+        self._window.clear()
         self._window_start, self._window_step = time.monotonic(), step
-        account().take()
 
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds of the run, over all its starts."""
-        return time.monotonic() - self._begun
+    def spent(self) -> Spent:
+        """The time of the run up to now, over all its starts."""
+        self._fold()
+        return Spent(time.monotonic() - self._begun, dict(self._phases))
+
+    def _fold(self) -> None:
+        """Take what the time account holds into the sums of the window and of the run."""
+        for name, seconds in account().take().items():
+            self._window[name] += seconds
+            self._phases[name] += seconds
 
     def train(self, step: int, lr: float, window: Window, samples: list[dict[str, Any]] | None) -> None:
         """The train record of `step`, over the steps since the last one."""
-        steps, seconds = step - self._window_step, account().take()
+        self._fold()
+        steps, seconds = step - self._window_step, self._window.copy()
+        self._window.clear()
         # The whole wall time of the steps, without what is done between them.
-        step_s = (time.monotonic() - self._window_start - sum(seconds.get(name, 0.0) for name in ASIDE)) / steps
-        data_s = (seconds.get("data", 0.0) + seconds.get("augment", 0.0)) / steps
+        step_s = (time.monotonic() - self._window_start - sum(seconds[name] for name in ASIDE)) / steps
+        data_s = (seconds["data"] + seconds["augment"]) / steps
         speed, memory = self.config.train.global_batch / step_s, peak_memory_gb(self.world.device)
         self._window_start, self._window_step = time.monotonic(), step
         known: dict[str, Any] = {
@@ -74,11 +100,23 @@ class Recorder:
 
     def end(self, step: int, status: str, reason: str, measure: str, best: float | None) -> None:
         """The end record of this start; `best` is the best score, called `measure`."""
+        spent = self.spent()
+        # Every second is in one of these; `other` is what no phase has.
+        phases = {**spent.phases_s, "other": spent.total_s - sum(spent.phases_s.values())}
+        phases = {name: round(seconds, 3) for name, seconds in sorted(phases.items(), key=lambda entry: -entry[1])}
         self._sinks.write(
-            "end", step, status=status, reason=reason, **{f"best_{measure}": best}, total_s=self.elapsed_s
+            "end",
+            step,
+            status=status,
+            reason=reason,
+            **{f"best_{measure}": best},
+            total_s=spent.total_s,
+            phases_s=phases,
         )
         shown = "-" if best is None else f"{best:.4f}"
-        log.info("%s (%s) after %s; best %s %s", status, reason, duration(self.elapsed_s), measure, shown)
+        log.info("%s (%s) after %s; best %s %s", status, reason, duration(spent.total_s), measure, shown)
+        shares = (f"{name} {seconds / spent.total_s:.1%}" for name, seconds in phases.items())
+        log.info("where the time went: %s", ", ".join(shares))
 
     def sync(self) -> None:
         """Force the records to disk: before a checkpoint that comes after them."""

@@ -26,8 +26,9 @@ PACKAGES = ("torch", "monai", "numpy", "nibabel", "pydantic", "nvtx")
 
 # What may change between two starts of one run: none of it is part of the mathematics.
 FREE = (
-    ("name",), ("output",), ("resume",), ("device",), ("log",), ("cache", "device"), ("cache", "memory_fraction"),
-    ("checkpoint",), ("data", "root"), ("data", "prepared"), ("data", "workers"), ("train", "threads"),
+    ("name",), ("output",), ("resume",), ("device",), ("log",), ("profile",), ("cache", "device"),
+    ("cache", "memory_fraction"), ("checkpoint",), ("data", "root"), ("data", "prepared"), ("data", "workers"),
+    ("train", "threads"),
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import torch
 from fusionseg.config import RunConfig
 from fusionseg.engine.batch import accumulation
 from fusionseg.engine.distributed import World
+from fusionseg.engine.profiling import check_profile
 from fusionseg.engine.run_folder import RunFolder
 from fusionseg.engine.sources import open_sources
 from fusionseg.engine.trainer import Trainer
@@ -32,7 +33,7 @@ def train(config: RunConfig, patience_s: float = 0.0) -> str:
     start_logging(world.rank)
     folder = RunFolder(config)
     try:
-        world.main_first("open the run folder", lambda: _open(folder, config, world.size, patience_s))
+        world.main_first("open the run folder", lambda: _open(folder, config, world, patience_s))
         log.info("run: %s", folder.path)
         return Trainer(config, world, folder).run()
     except torch.OutOfMemoryError as error:
@@ -45,9 +46,10 @@ def train(config: RunConfig, patience_s: float = 0.0) -> str:
         world.close()
 
 
-def _open(folder: RunFolder, config: RunConfig, world_size: int, patience_s: float) -> None:
+def _open(folder: RunFolder, config: RunConfig, world: World, patience_s: float) -> None:
     # What can be refused at a glance is refused before there is a folder.
-    accumulation(config, world_size)
+    accumulation(config, world.size)
+    check_profile(config.profile, world.device)
     open_sources(config)
     folder.lock(patience_s)
     folder.check(config)

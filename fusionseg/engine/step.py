@@ -74,15 +74,15 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         loss_sum = torch.zeros((), device=self.world.device)
         for micro in range(self.accumulate):
-            with annotate("data"):
+            with annotate("data", micro):
                 inputs, target = batch(step, micro)
             torch.manual_seed(seed(micro))
             with self._synchronised(last=micro == self.accumulate - 1):
-                with annotate("forward"), self.precision.autocast():
+                with annotate("forward", micro), self.precision.autocast():
                     output = self.model(*inputs)
-                with annotate("loss"):
+                with annotate("loss", micro):
                     loss = self.loss(output, target) / self.accumulate
-                with annotate("backward"):
+                with annotate("backward", micro):
                     self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             self.micro_finite[micro] = loss.detach().isfinite()
             loss_sum += loss.detach()

@@ -21,14 +21,15 @@ from fusionseg.engine.network import build_loss, build_network, distribute, star
 from fusionseg.engine.optim import build_optimizer, learning_rate
 from fusionseg.engine.plateau import reached_plateau
 from fusionseg.engine.precision import choose_precision
-from fusionseg.engine.recorder import Recorder
+from fusionseg.engine.profiling import ProfileWindow
+from fusionseg.engine.recorder import Recorder, Spent
 from fusionseg.engine.run_folder import RunFolder, config_hash
 from fusionseg.engine.signals import Lead, StopSignals, signal_name
 from fusionseg.engine.step import TrainStep
 from fusionseg.engine.task import open_task
 from fusionseg.engine.training_data import open_training_data
 from fusionseg.errors import TrainingStopped, UserError
-from fusionseg.telemetry.ranges import annotate
+from fusionseg.telemetry.ranges import account, annotate
 
 log = logging.getLogger("fusionseg")
 
@@ -60,6 +61,7 @@ class Trainer:
             accumulate=self.accumulate,
             clip_grad=config.train.clip_grad,
         )
+        self.window = ProfileWindow(config.profile, world, folder.path / "profile")
         self.checkpoints = Checkpoints(folder.checkpoints, config.checkpoint.keep)
         self.step = 0
         self.best: dict[str, float] | None = None
@@ -72,7 +74,7 @@ class Trainer:
 
     def run(self) -> str:
         """Train to the end; the status that the end record has."""
-        elapsed_s = self._resume()
+        spent = self._resume()
         status, reason = self._why_end()
         if status and self.world.from_main(self.folder.has_end()):
             log.info("%s: this run has already ended (%s at step %d)", self.folder.path, status, self.step)
@@ -82,10 +84,10 @@ class Trainer:
         ranks = self.world.gather(describe_rank(self.world))
         if self.world.is_main:
             self.folder.write_environment(ranks, sum(parameter.numel() for parameter in self.model.parameters()))
-        recorder = Recorder(self.config, self.world, self.folder, step=self.step, elapsed_s=elapsed_s)
+        recorder = Recorder(self.config, self.world, self.folder, step=self.step, spent=spent)
         try:
             if not status:
-                with StopSignals() as signals, recorder.progress:
+                with StopSignals() as signals, recorder.progress, self.window:
                     status, reason = self._loop(signals, recorder)
             recorder.end(self.step, status, reason, self.task.measure, self._best_score)
             return status
@@ -107,7 +109,9 @@ class Trainer:
             if status:
                 self._save(recorder)
                 return status, reason
+            self.window.before(self.step)
             lr = self.advance()
+            self.window.after(self.step)
             recorder.progress.step(self.step)
             self._record(lr, recorder)
             stop = self.world.agree(signals.received)
@@ -128,12 +132,12 @@ class Trainer:
 
     def advance(self) -> float:
         """One optimizer step, data included; the learning rate it had."""
-        config = self.config
-        lr = learning_rate(self.step, config.train.steps, config.optim.lr, config.schedule)
-        self._used = []
-        self.step_fn(self.step, self.batch, lr, self._network_seed)
-        self._recent.append((self.step, self.step_fn.micro_finite.clone()))
-        self.step += 1
+        with annotate("step", self.step):
+            lr = learning_rate(self.step, self.config.train.steps, self.config.optim.lr, self.config.schedule)
+            self._used = []
+            self.step_fn(self.step, self.batch, lr, self._network_seed)
+            self._recent.append((self.step, self.step_fn.micro_finite.clone()))
+            self.step += 1
         return lr
 
     def batch(self, step: int, micro: int) -> tuple[tuple[Tensor, ...], Any]:
@@ -196,12 +200,15 @@ class Trainer:
         """The train record, on a logging step. Reading the counters waits for the device: only here, on a GPU."""
         logging_step = self.step % self.config.log.every == 0 or self.step == self.config.train.steps
         if logging_step or (self.world.device.type == "cpu" and self.step % self.config.train.max_skipped == 0):
-            self._refuse_endless_skipping()
+            # Where the host waits for the device: that is the steps' time, not the log's.
+            with account().measure("step"):
+                self._refuse_endless_skipping()
         if logging_step:
-            with annotate("log"):
+            with account().measure("step"):
                 window = self.step_fn.read()
+            with annotate("log", self.step):
                 samples = self._used_samples() if self.config.log.samples else None
-            recorder.train(self.step, lr, window, samples)
+                recorder.train(self.step, lr, window, samples)
 
     def _used_samples(self) -> list[dict[str, Any]]:
         """Case and patch origin of every sample of the last step, as each rank used them."""
@@ -218,6 +225,10 @@ class Trainer:
         ]
 
     def _validate(self, recorder: Recorder) -> None:
+        with annotate("validate", self.step):
+            self._validate_now(recorder)
+
+    def _validate_now(self, recorder: Recorder) -> None:
         start = time.monotonic()
         outcome = self.task.validate(self.model)
         score, measure = outcome.score, self.task.measure
@@ -227,7 +238,7 @@ class Trainer:
         if not isnan(score) and (self.best is None or score > self.best[measure]):
             self.best = {measure: score, "step": self.step}
             if self.world.is_main:
-                with annotate("checkpoint"):
+                with annotate("checkpoint", self.step):
                     self.checkpoints.save_best({**self._identity(), "model": self.model.state_dict(), measure: score})
 
     @property
@@ -248,9 +259,10 @@ class Trainer:
     def _save(self, recorder: Recorder) -> None:
         if not self.world.is_main:
             return
-        recorder.sync()
         start = time.monotonic()
-        with annotate("checkpoint"):
+        spent = recorder.spent()
+        with annotate("checkpoint", self.step):
+            recorder.sync()
             state = {
                 **self._identity(),
                 "model": self.model.state_dict(),
@@ -260,18 +272,19 @@ class Trainer:
                 # Random numbers are functions of (seed, step, sample): seed and step are their whole state. So is
                 # the learning rate one of the step.
                 "seed": self.config.seed,
-                "elapsed_s": recorder.elapsed_s,
+                "elapsed_s": spent.total_s,
+                "phases_s": spent.phases_s,
             }
             self.checkpoints.save(self.step, state)
         self._lead.took("save", time.monotonic() - start)
 
-    def _resume(self) -> float:
-        """Go on from the newest intact checkpoint, if there is one; the seconds the run has taken so far."""
+    def _resume(self) -> Spent:
+        """Go on from the newest intact checkpoint, if there is one; the time that the run has taken so far."""
         found = self.checkpoints.newest_intact() if self.world.is_main else None
         path = self.world.from_main(found[0] if found else None)
         if path is None:
             start_from(self.model, self.config)
-            return 0.0
+            return Spent()
         state = found[1] if found else read_checkpoint(path)
         if state["data"] != self.data.content:
             raise UserError(
@@ -283,4 +296,4 @@ class Trainer:
         self.step, self.best = state["step"], state["best"]
         self.history = [(int(step), float(score)) for step, score in state["history"]]
         log.info("resuming from %s (step %d of %d)", path, self.step, self.config.train.steps)
-        return float(state["elapsed_s"])
+        return Spent(state["elapsed_s"], state.get("phases_s", {}))  # the second is younger than some checkpoints

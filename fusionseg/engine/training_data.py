@@ -21,6 +21,7 @@ from fusionseg.engine.sources import Source, open_sources
 from fusionseg.errors import UserError
 from fusionseg.machine import available_memory_bytes
 from fusionseg.telemetry.progress import counting_progress
+from fusionseg.telemetry.ranges import annotate
 
 log = logging.getLogger("fusionseg")
 
@@ -61,7 +62,8 @@ def open_training_data(config: RunConfig, world: World) -> TrainingData:
         UserError: cases cannot be prepared, or the cache fits nowhere.
     """
     sources = open_sources(config)
-    world.main_first("prepare the data", lambda: _prepare_missing(sources))
+    with annotate("prepare"):
+        world.main_first("prepare the data", lambda: _prepare_missing(sources))
     # Rank 0's view of the disk is everybody's: a stale directory entry must not give one rank another data set.
     opened = world.from_main([open_store(part.config, part.dataset) for part in sources] if world.is_main else None)
     for store, missing in opened:
@@ -75,7 +77,8 @@ def open_training_data(config: RunConfig, world: World) -> TrainingData:
     for purpose, cases in (("train", train), ("validate", validation)):
         if not cases:
             raise UserError(f"data.fold {config.data.fold}: no case is left to {purpose} on")
-    cache = _load_cache(config, world, train + validation)
+    with annotate("cache"):
+        cache = _load_cache(config, world, train + validation)
     plan = SamplePlan(
         cache.index[: len(train)],
         config.augment,

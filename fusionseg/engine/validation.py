@@ -13,7 +13,6 @@ from fusionseg.engine.distributed import World
 from fusionseg.engine.precision import Precision
 from fusionseg.engine.windows import predict_logits
 from fusionseg.metrics import confusion, dice_per_class, mean_by_class, mean_of_known
-from fusionseg.telemetry.ranges import annotate
 
 
 @dataclass(frozen=True)
@@ -70,15 +69,14 @@ class Validator:
         self.world.share_(buffer for buffer in model.buffers() if buffer.is_floating_point())
         own: dict[str, list[float]] = {}
         picture: Picture | None = None
-        with annotate("validate"):
-            for number in self.numbers[self.world.rank :: self.world.size]:
-                image, label = self.cache.volume(number)
-                prediction = self._predict(model, image, self.cache.records[number].background)
-                label = label.to(prediction.device)
-                own[self.cache.records[number].name] = dice_per_class(confusion(prediction, label, self.num_classes))
-                if number == self.numbers[0]:
-                    picture = _slice(image, prediction, label)
-            gathered = self.world.gather(own)
+        for number in self.numbers[self.world.rank :: self.world.size]:
+            image, label = self.cache.volume(number)
+            prediction = self._predict(model, image, self.cache.records[number].background)
+            label = label.to(prediction.device)
+            own[self.cache.records[number].name] = dice_per_class(confusion(prediction, label, self.num_classes))
+            if number == self.numbers[0]:
+                picture = _slice(image, prediction, label)
+        gathered = self.world.gather(own)
         model.train(training)
         return Validation({name: dice for part in gathered for name, dice in part.items()}, picture)
 

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from packaging.requirements import Requirement
 
+from fusionseg.engine.collectives import all_reduce_seconds
 from fusionseg.engine.distributed import World
 from fusionseg.engine.precision import choose_precision
 from fusionseg.errors import UserError
@@ -29,7 +30,6 @@ from fusionseg.machine import available_cpus, available_memory_bytes
 GOOD, POOR, BAD = "ok", "poor", "BAD"
 _WRITE_BYTES = 256 << 20
 _REDUCE_BYTES = 64 << 20
-_REPEATS = 5
 _SKEW_S = 1.0
 
 
@@ -255,7 +255,8 @@ def _ranks(world: World, folder: Path) -> list[Finding]:
     own["sees"] = shared.exists()
     own["clock"] = time.time()
     entries: list[dict[str, Any]] = world.gather(own)
-    bandwidth = _bandwidth(world)
+    bandwidth = _REDUCE_BYTES / 1e9 / all_reduce_seconds(world, _REDUCE_BYTES)
+    smallest_s = all_reduce_seconds(world, 4, repeats=20)
     if world.is_main:
         shared.unlink(missing_ok=True)
     if not world.is_main:
@@ -282,25 +283,12 @@ def _ranks(world: World, folder: Path) -> list[Finding]:
         Finding(
             "all-reduce",
             POOR if slow else GOOD,
-            f"{backend}, {world.size} ranks, {_REDUCE_BYTES >> 20} MB: {bandwidth:.2f} GB/s of each rank's data",
+            f"{backend}, {world.size} ranks, {_REDUCE_BYTES >> 20} MB: {bandwidth:.2f} GB/s of each rank's data;"
+            f" one number: {smallest_s * 1e6:.0f} us",
             remedy,
         )
     )
     return found
-
-
-def _bandwidth(world: World) -> float:
-    """GB/s of an all-reduce: bytes of a rank over time, the median of a few."""
-    data = torch.ones(_REDUCE_BYTES // 4, device=world.device)
-    times = []
-    for _ in range(_REPEATS + 1):
-        dist.barrier()
-        start = time.perf_counter()
-        dist.all_reduce(data)
-        if world.device.type == "cuda":
-            torch.cuda.synchronize(world.device)
-        times.append(time.perf_counter() - start)
-    return _REDUCE_BYTES / 1e9 / sorted(times[1:])[_REPEATS // 2]
 
 
 def _output(command: list[str]) -> str:

@@ -43,7 +43,11 @@ def requeue_lines(folder: str) -> list[str]:
         "status=$?",
         # Not SLURM_JOB_ID: for one of the tasks of an array that is the number of the whole array.
         "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; job=${job:-$SLURM_JOB_ID}",
-        f'if rm {folder}/requeue-"$job" 2>/dev/null; then scontrol requeue "$job"; fi',
+        f'if rm {folder}/requeue-"$job" 2>/dev/null; then',
+        # SLURM would bring back to life what was cancelled since the job left its mark (JobState=COMPLETING).
+        '  shown=$(scontrol --oneliner show job "$job")',
+        '  if [[ $shown == *JobState=RUNNING* || $shown == *PreemptTime=2* ]]; then scontrol requeue "$job"; fi',
+        "fi",
         "exit $status",
     ]
 

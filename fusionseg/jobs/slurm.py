@@ -38,6 +38,8 @@ def why_signalled(name: str) -> tuple[bool, str]:
         return False, "cancelled"
     if fields.get("PreemptTime", "None") not in ("None", "Unknown"):
         return True, "preempted"
+    if name == "SIGUSR2" and fields.get("JobState") == "COMPLETING":
+        return False, "cancelled"  # after the signal
     if name == "SIGUSR2":
         return True, "time limit" if _nearly_over(fields) else name
     return False, name

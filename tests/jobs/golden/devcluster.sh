@@ -27,5 +27,8 @@ srun --unbuffered --output /scratch/runs/table2/jobs/%A_%a_%t_log.out --kill-on-
 # teardown
 status=$?
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; job=${job:-$SLURM_JOB_ID}
-if rm /scratch/runs/table2/jobs/requeue-"$job" 2>/dev/null; then scontrol requeue "$job"; fi
+if rm /scratch/runs/table2/jobs/requeue-"$job" 2>/dev/null; then
+  shown=$(scontrol --oneliner show job "$job")
+  if [[ $shown == *JobState=RUNNING* || $shown == *PreemptTime=2* ]]; then scontrol requeue "$job"; fi
+fi
 exit $status

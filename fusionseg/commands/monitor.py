@@ -1,0 +1,170 @@
+"""The command that watches the GPUs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fusionseg.commands.base import Commands, add_command
+from fusionseg.entry import DONE, FAILED
+from fusionseg.errors import UserError
+
+INTERVALS_S = (0.1, 3600.0)
+"""NVML's own values change no faster than about ten times a second."""
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+FROM_KEYBOARD = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""A terminal sends these to all that runs in its foreground, so the command has them already."""
+
+
+def add_monitor(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "monitor",
+        "sample the GPUs: alone until Ctrl-C, or beside a command until that ends; summary and advice at the end",
+        "fusionseg monitor --output gpu.csv --picture gpu.png\n"
+        "  fusionseg monitor --output gpu.csv -- python -m fusionseg.train --config configs/demo.yaml",
+        _monitor,
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="append the samples to this CSV file")
+    parser.add_argument("--interval", type=float, default=1.0, metavar="SECONDS", help="between samples (default 1)")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the CSV file at the end, as PNG")
+    parser.add_argument(
+        "program", nargs="*", metavar="-- COMMAND", help="to run meanwhile; its exit status becomes this one's"
+    )
+
+
+def _monitor(arguments: argparse.Namespace) -> int:
+    from fusionseg.telemetry.gpu_advice import advise
+    from fusionseg.telemetry.gpu_progress import GpuProgress
+    from fusionseg.telemetry.monitor import GpuMonitor
+
+    problems = []
+    if not INTERVALS_S[0] <= arguments.interval <= INTERVALS_S[1]:
+        problems.append(
+            f"--interval {arguments.interval:g}: goes from {INTERVALS_S[0]:g} to {INTERVALS_S[1]:g} seconds"
+        )
+    if arguments.picture is not None and arguments.output is None:
+        problems.append("--picture: is drawn from the samples in a file: add --output gpu.csv")
+    if problems:
+        raise UserError(problems)
+    program = arguments.program
+    with GpuProgress(live=not program) as progress:
+        monitor = GpuMonitor(arguments.output, interval_s=arguments.interval, on_sample=progress.samples)
+        reason = monitor.start()
+        if reason is not None:
+            print(f"no GPU monitor: {reason}", file=sys.stderr)
+            if not program:
+                return FAILED
+        try:
+            status = _run_beside(program) if program else _wait(monitor)
+        finally:
+            summary = monitor.stop()
+    if reason is None:
+        # What the command prints may be read by another program.
+        out = sys.stderr if program else sys.stdout
+        print(_table(summary), *advise(summary), sep="\n", file=out)
+        if arguments.picture is not None:
+            _draw(arguments.output, arguments.picture)
+    return status
+
+
+def _draw(csv: Path, picture: Path) -> None:
+    from fusionseg.telemetry.gpu_figure import draw
+
+    try:
+        draw(csv, picture)
+    except (UserError, OSError) as error:  # the exit status is the command's, with or without a picture
+        print(f"no picture: {error}", file=sys.stderr)
+
+
+def _run_beside(program: Sequence[str]) -> int:
+    """Run a command with the signals that come here; its exit status, as a shell gives it."""
+    process: subprocess.Popen[bytes] | None = None
+    early: list[int] = []
+
+    def pass_on(number: int, frame: object) -> None:
+        if number in FROM_KEYBOARD and _in_foreground():
+            return
+        if process is None:
+            early.append(number)
+        else:
+            process.send_signal(number)
+
+    with _handling(pass_on):
+        try:
+            process = subprocess.Popen(program)
+        except OSError as error:
+            raise UserError(f"{program[0]}: cannot be started: {error.strerror}: check the command after --") from None
+        for number in early:
+            process.send_signal(number)
+        status = process.wait()
+    return status if status >= 0 else 128 - status
+
+
+def _wait(monitor: Any) -> int:
+    """Until Ctrl-C or SIGTERM, which is success, or until the monitor ends by itself."""
+    told = threading.Event()
+    with _handling(lambda number, frame: told.set()):
+        while not told.wait(0.2):
+            if not monitor.is_running:
+                return FAILED
+    return DONE
+
+
+@contextmanager
+def _handling(handler: Any) -> Iterator[None]:
+    # What is ignored stays so (nohup, a shell's background job), for the command too.
+    before = {number: signal.getsignal(number) for number in PASSED_ON}
+    ours = [number for number, old in before.items() if old is not signal.SIG_IGN]
+    for number in ours:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, before[number])
+
+
+def _in_foreground() -> bool:
+    """Whether a terminal's keys send signals to this process and the command alike."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    finally:
+        os.close(terminal)
+
+
+def _table(summary: dict[str, Any]) -> str:
+    from fusionseg.inference.table import markdown_table
+
+    def cell(value: float | None, digits: int = 0) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    rows = [("GPU", "name", "samples", "busy %", "memory busy %", "memory GB", "power W", "°C", "throttled %")]
+    for gpu in summary["gpus"]:
+        throttled = ", ".join(f"{name} {100 * share:.0f}" for name, share in gpu["throttled"].items())
+        rows.append(
+            (
+                gpu["index"] + (" (lost)" if gpu["lost"] else ""),
+                gpu["name"],
+                str(gpu["samples"]),
+                cell(gpu["busy_percent"]),
+                cell(gpu["memory_busy_percent"]),
+                f"{cell(gpu['memory_used_gb'], 1)} of {cell(gpu['memory_total_gb'], 1)}",
+                f"{cell(gpu['power_w'])} of {cell(gpu['power_limit_w'])}",
+                cell(gpu["temperature_c"]),
+                throttled or "-",
+            )
+        )
+    return markdown_table(rows)

@@ -1,0 +1,111 @@
+"""A closer look at a window of steps: torch's profiler, Nsight Systems, or the GPU's memory."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+from fusionseg.config import ProfileConfig
+from fusionseg.engine.distributed import World
+from fusionseg.errors import UserError
+from fusionseg.files import whole_file
+from fusionseg.telemetry.ranges import account
+
+log = logging.getLogger("fusionseg")
+
+
+def check_profile(config: ProfileConfig, device: torch.device) -> None:
+    """Raises:
+    UserError: there is no GPU, and what is asked for needs one.
+    """
+    if config.tool != "torch" and device.type != "cuda":
+        raise UserError(
+            f"profile.with: {config.tool} looks at a GPU, and this run is on the CPU: use torch, or device=cuda"
+        )
+
+
+class ProfileWindow:
+    """Looks at the steps `first` to `end` of a run, on the ranks that were asked for; costs the other steps nothing."""
+
+    def __init__(self, config: ProfileConfig, world: World, folder: Path) -> None:
+        """Args:
+        folder: where the files go: `trace_rank0.json.gz`, `memory_rank0.pickle`.
+        """
+        looks = config.steps is not None and (config.ranks == "all" or world.is_main)
+        self.first, self.end = config.steps if looks and config.steps is not None else (-1, -1)
+        self.tool = config.tool
+        self.world = world
+        self.folder = folder
+        self._open = False
+        self._profiler: torch.profiler.profile | None = None
+
+    def __enter__(self) -> ProfileWindow:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def before(self, step: int) -> None:
+        """To be called before step number `step`, counted from 0."""
+        if self.first <= step < self.end and not self._open:
+            self._open = True
+            log.info("profile: %s looks at steps %d to %d", self.tool, step + 1, self.end)
+            with account().measure("log"):
+                self._settle()
+                self._start()
+
+    def after(self, step: int) -> None:
+        """To be called when so many steps are done."""
+        if self._open and step >= self.end:
+            self.close()
+
+    def close(self) -> None:
+        """End the window, early if need be, and write what was seen."""
+        if not self._open:
+            return
+        self._open = False
+        self.end = -1  # once
+        with account().measure("log"):
+            self._settle()
+            self._stop()
+
+    def _settle(self) -> None:
+        """Wait for the device: the window holds the work of its own steps."""
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize(self.world.device)
+
+    def _start(self) -> None:
+        if self.tool == "nsys":
+            torch.cuda.profiler.start()
+        elif self.tool == "memory":
+            torch.cuda.memory._record_memory_history(max_entries=200_000)
+        else:
+            activities = [torch.profiler.ProfilerActivity.CPU]
+            if self.world.device.type == "cuda":
+                activities.append(torch.profiler.ProfilerActivity.CUDA)
+            self._profiler = torch.profiler.profile(activities=activities)
+            self._profiler.start()
+
+    def _stop(self) -> None:
+        rank = self.world.rank
+        if self.tool == "nsys":
+            torch.cuda.profiler.stop()
+        elif self.tool == "memory":
+            path = self.folder / f"memory_rank{rank}.pickle"
+            with whole_file(path) as temporary:
+                torch.cuda.memory._dump_snapshot(str(temporary))
+            torch.cuda.memory._record_memory_history(enabled=None)
+            log.info("profile: %s (open it at https://pytorch.org/memory_viz)", path)
+        else:
+            assert self._profiler is not None
+            self._profiler.stop()
+            path = self.folder / f"trace_rank{rank}.json.gz"
+            with whole_file(path) as temporary:
+                self._profiler.export_chrome_trace(str(temporary))
+            self._profiler = None
+            log.info("profile: %s (open it at https://ui.perfetto.dev; table: python profiling/report.py)", path)

@@ -1,0 +1,140 @@
+"""What the scaling model is fed with: known clusters, by their data sheets, and finished runs, by their records."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import dataclass, replace
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+from fusionseg.engine.run_folder import load_run_config
+from fusionseg.errors import UserError
+from fusionseg.jobs.scaling import Link, Network, Reliability, Workload
+
+REACHED = 0.78
+"""Of a link's bandwidth. NCCL reckons with 235 of the 300 GB/s of an A100's NVLink (src/graph/tuning.cc); the same
+share is assumed of all links."""
+SHARE_OF_BOUND = 0.5
+"""Assumed: what the bound of profiling/roofline.py is of a step's time on a GPU."""
+NCCL_START_S = 8.4e-6  # of a ring, by the same file; so are the latencies of NVLink, PCIe and InfiniBand below
+STORAGE_BYTES_PER_S = 1e9  # assumed, for checkpoints
+GRADIENT_BYTES = 4 * 44_700_074  # of parse_fusion_od: `fusionseg models --config configs/parse_fusion_od.yaml`
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A kind of cluster. Bandwidths are data-sheet values, in one direction."""
+
+    about: str
+    network: Network
+    tflops: float
+    """Of a GPU's matrix units, dense, in the precision that `train.precision: auto` takes there."""
+    memory_gbs: float
+    bound_s: float
+    """Of a micro-batch of parse_fusion_od with these rates: profiling/roofline.py --other."""
+
+    @property
+    def workload(self) -> Workload:
+        """parse_fusion_od on such a GPU."""
+        return Workload(
+            micro_batch_s=self.bound_s / SHARE_OF_BOUND, gradient_bytes=GRADIENT_BYTES, spread=0.03, overlap=0.95
+        )
+
+    @property
+    def reachable(self) -> Network:
+        """The network with what its links are expected to give."""
+        return replace(self.network, inside=_reduced(self.network.inside), between=_reduced(self.network.between))
+
+
+def _reduced(link: Link) -> Link:
+    return replace(link, bytes_per_s=REACHED * link.bytes_per_s)
+
+
+PRESETS = {
+    "t4_10gbe": Preset(
+        "4 T4 in a node (PCIe 3.0 x16), 10 Gbit/s Ethernet",
+        Network(4, Link(15.75e9, 5.7e-6), Link(1.25e9, 50e-6), NCCL_START_S),
+        tflops=65,
+        memory_gbs=320,
+        bound_s=0.270,
+    ),
+    "a100_100gbe": Preset(
+        "8 A100 80 GB in a node (NVLink 3, 300 GB/s each way), 100 Gbit/s Ethernet",
+        Network(8, Link(300e9, 3.4e-6), Link(12.5e9, 50e-6), NCCL_START_S),
+        tflops=312,
+        memory_gbs=2039,
+        bound_s=0.0439,
+    ),
+    "a100_hdr": Preset(
+        "8 A100 80 GB in a node (NVLink 3), 8 HDR InfiniBand adapters of 200 Gbit/s (DGX A100)",
+        Network(8, Link(300e9, 3.4e-6), Link(8 * 25e9, 9.6e-6), NCCL_START_S),
+        tflops=312,
+        memory_gbs=2039,
+        bound_s=0.0439,
+    ),
+    "h100_ndr": Preset(
+        "8 H100 SXM in a node (NVLink 4, 450 GB/s each way), 8 NDR InfiniBand adapters of 400 Gbit/s (DGX H100)",
+        Network(8, Link(450e9, 3.4e-6), Link(8 * 50e9, 9.6e-6), NCCL_START_S),
+        tflops=989,
+        memory_gbs=3350,
+        bound_s=0.0250,
+    ),
+}
+
+# 419 unexpected interruptions in 54 days on 16384 H100s, which are 2048 nodes ("The Llama 3 herd of models", 2024).
+NODE_MTBF_S = 54 * 86400 * 2048 / 419
+RESTART_S = 300.0  # assumed: queue, start of the ranks, loading of cache and checkpoint
+
+
+def default_reliability(gradient_bytes: float) -> Reliability:
+    """Failures as above; a checkpoint is the weights and AdamW's two moments, all float32."""
+    return Reliability(NODE_MTBF_S, RESTART_S, checkpoint_s=3 * gradient_bytes / STORAGE_BYTES_PER_S)
+
+
+def workload_of_run(run: Path) -> Workload:
+    """A run's workload from its records: the median step, and how the steps scatter.
+
+    The records are means over `log.every` steps, so the scatter of one step is taken as that of the records times the
+    root of their number, as if steps were independent. All of the time counts as forward and backward.
+
+    Raises:
+        UserError: it is no run folder, has too few records, or ran on several ranks, whose times hold communication.
+    """
+    config = load_run_config(run)
+    environment = _read(run / "environment.json")
+    problems = []
+    ranks = environment.get("world_size")
+    if ranks != 1:
+        problems.append(
+            f"{run / 'environment.json'}: ran on {ranks} ranks, and their step_s holds communication: give a run on one"
+        )
+    times = [record["step_s"] for record in _records(run / "metrics.jsonl")][1:]  # the first warms up
+    if len(times) < 3:
+        problems.append(f"{run / 'metrics.jsonl'}: {len(times) + 1} train records, and 4 are needed: train longer")
+    if problems:
+        raise UserError(problems)
+    accumulate = config.train.global_batch // config.train.micro_batch
+    step_s = statistics.median(times)
+    return Workload(
+        micro_batch_s=step_s / accumulate,
+        gradient_bytes=4 * environment["parameters"],
+        micro_batch=config.train.micro_batch,
+        spread=statistics.stdev(times) / step_s * sqrt(config.log.every * accumulate),
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}): give the folder of a run that has trained") from None
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    try:
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}): give the folder of a run that has trained") from None
+    return [record for record in records if record["kind"] == "train"]

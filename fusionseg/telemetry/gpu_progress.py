@@ -1,0 +1,62 @@
+"""What a person sees of the GPU monitor: one live line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import Progress, TextColumn
+
+from fusionseg.telemetry.gpu_sample import Sample
+from fusionseg.telemetry.progress import PLAIN_EVERY_S
+
+
+class GpuProgress:
+    """What the GPUs do at the moment; `samples` may be called from another thread."""
+
+    def __init__(self, *, live: bool) -> None:
+        """Args:
+        live: whether the terminal is free for a line that changes; else plain lines.
+        """
+        self._live: Progress | None = None
+        self._printed = time.monotonic()
+        if live and sys.stderr.isatty():
+            self._live = Progress(TextColumn("{task.description}"), console=Console(stderr=True), transient=True)
+            self._task = self._live.add_task("waiting for the GPUs", total=None)
+
+    def __enter__(self) -> GpuProgress:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def samples(self, samples: Sequence[Sample]) -> None:
+        """New samples."""
+        if self._live is not None:
+            self._live.update(self._task, description=gpu_line(samples))
+        elif time.monotonic() - self._printed >= PLAIN_EVERY_S:
+            self._printed = time.monotonic()
+            print(gpu_line(samples), file=sys.stderr, flush=True)
+
+
+def gpu_line(samples: Sequence[Sample]) -> str:
+    """The GPUs in one line: busy, memory, power, temperature; what is not known is left out."""
+    parts = []
+    for sample in samples:
+        words = [f"GPU {sample.index}"]
+        if sample.busy_percent is not None:
+            words.append(f"{sample.busy_percent:.0f} %")
+        if sample.memory_used_gb is not None and sample.memory_total_gb is not None:
+            words.append(f"{sample.memory_used_gb:.1f}/{sample.memory_total_gb:.0f} GB")
+        words += [f"{sample.power_w:.0f} W"] if sample.power_w is not None else []
+        words += [f"{sample.temperature_c:.0f} °C"] if sample.temperature_c is not None else []
+        parts.append(" ".join(words))
+    return "  |  ".join(parts)

@@ -1,0 +1,92 @@
+"""Running totals of a GPU's samples, for the summary of a run: no sample is kept."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from fusionseg.telemetry.gpu_sample import Sample
+
+MEANS = (
+    "busy_percent",
+    "memory_busy_percent",
+    "power_w",
+    "sm_clock_mhz",
+    "pcie_tx_mb_per_s",
+    "pcie_rx_mb_per_s",
+    "nvlink_tx_mb_per_s",
+    "nvlink_rx_mb_per_s",
+)
+PEAKS = ("memory_used_gb", "temperature_c")
+LAST = ("memory_total_gb", "power_limit_w")
+ECC = ("corrected", "uncorrected")
+
+
+class GpuTotals:
+    """What is known of one GPU over some time."""
+
+    def __init__(self, uuid: str, index: str, name: str) -> None:
+        self.uuid, self.index, self.name = uuid, index, name
+        self.is_lost = False
+        self._ecc_before: dict[str, int] = {}
+        self._ecc: dict[str, int] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew; memory errors too are counted from the last sample on."""
+        self.samples = 0
+        self._sums: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
+        self._peaks: dict[str, float] = {}
+        self._last: dict[str, float] = {}
+        self._throttled: Counter[str] = Counter()
+        self._ecc_before = dict(self._ecc)
+
+    def add(self, sample: Sample) -> None:
+        """Count one sample in."""
+        self.samples += 1
+        for name in MEANS:
+            value = getattr(sample, name)
+            if value is not None:
+                self._sums[name] += value
+                self._counts[name] += 1
+        for name in PEAKS:
+            value = getattr(sample, name)
+            if value is not None:
+                self._peaks[name] = max(value, self._peaks.get(name, value))
+        for name in LAST:
+            value = getattr(sample, name)
+            if value is not None:
+                self._last[name] = value
+        if sample.throttle is not None:
+            self._counts["throttle"] += 1
+            self._throttled.update(sample.throttle)
+        for name in ECC:
+            count = getattr(sample, f"ecc_{name}")
+            if count is not None:
+                self._ecc_before.setdefault(name, count)
+                self._ecc[name] = count
+
+    def summary(self) -> dict[str, Any]:
+        """Plain values: means, peaks (memory_used_gb, temperature_c), shares of samples; None is not known."""
+        means = {name: self._sums[name] / self._counts[name] if self._counts[name] else None for name in MEANS}
+        plain = {"uuid": self.uuid, "index": self.index, "name": self.name, "samples": self.samples}
+        values = {
+            **means,
+            **{name: self._peaks.get(name) for name in PEAKS},
+            **{name: self._last.get(name) for name in LAST},
+        }
+        known = self._counts["throttle"]
+        return {
+            **plain,
+            "lost": self.is_lost,
+            **{name: None if value is None else round(value, 3) for name, value in values.items()},
+            "throttled": {name: round(count / known, 4) for name, count in sorted(self._throttled.items())},
+            "ecc": {
+                **{name: self._ecc.get(name) for name in ECC},
+                **{
+                    f"new_{name}": self._ecc[name] - self._ecc_before[name] if name in self._ecc else None
+                    for name in ECC
+                },
+            },
+        }

@@ -1,0 +1,51 @@
+"""The NVTX ranges of a process, as a tool such as Nsight receives them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass
+class Range:
+    """A range, in the order of the pushes."""
+
+    name: str
+    payload: int
+    depth: int
+    inner: list[Range] = field(default_factory=list)
+
+
+class NvtxTool:
+    """Builds the tool, loads it into processes, reads what it received from each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.library = folder / "libtool.so"
+        source = Path(__file__).with_name("nvtx_tool.c")
+        subprocess.run(["gcc", "-shared", "-fPIC", "-o", self.library, source], check=True)
+
+    def environ(self, process: str = "process") -> dict[str, str]:
+        """The variables that load the tool, for a process that is called so here."""
+        assert "NVTX_DISABLE" not in os.environ
+        return {"NVTX_INJECTION64_PATH": str(self.library), "NVTX_TEST_OUTPUT": str(self.folder / process)}
+
+    def ranges(self, process: str = "process") -> list[Range]:
+        """All ranges of the domain `fusionseg`; that each is closed, and before the one around it, is asserted."""
+        everything: list[Range] = []
+        opened: list[Range] = []
+        for line in (self.folder / process).read_text().splitlines():
+            domain, action, *rest = line.split(" ", 3)
+            assert domain == "fusionseg"
+            if action == "push":
+                new = Range(rest[1], int(rest[0]), len(opened))
+                if opened:
+                    opened[-1].inner.append(new)
+                everything.append(new)
+                opened.append(new)
+            else:
+                opened.pop()
+        assert not opened
+        return everything
