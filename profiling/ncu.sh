@@ -3,7 +3,7 @@
 #
 #   PHASES=forward bash profiling/ncu.sh python -m fusionseg.train --config configs/demo.yaml data.root=demo/data \
 #       profile.steps=[20,21] profile.with=nsys train.steps=22 schedule.warmup=20
-#   PHASES="swinViT.layers1 backward" KERNELS=100 SET=full bash profiling/ncu.sh \
+#   PHASES="swinViT backward" KERNELS=100 SET=full bash profiling/ncu.sh \
 #       python -m fusionseg.train ... profile.stages=true
 #   torchrun --no-python --nproc_per_node=2 profiling/ncu.sh python -m fusionseg.train ...       (or srun: profiling/ncu.sbatch)
 #
