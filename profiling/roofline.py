@@ -63,26 +63,30 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if trainer.config.train.compile:
         raise UserError("train.compile: a compiled step has no operators to count: set it to false")
     device, precision = trainer.world.device, trainer.precision
-    rates = measure_rates(device, precision.dtype, channels_last=trainer.config.train.channels_last)
+    layout = trainer.config.train.channels_last
+    rates = measure_rates(device, precision.dtype, channels_last=layout)
     step_s, phase_s = time_phases(trainer, arguments.steps)
-    counted = [count(trainer) for _ in range(COUNTED)]
+    # Which operators run depends on the samples (augmentation): one whole step, that of the median time.
+    calls = sorted((count(trainer) for _ in range(COUNTED)), key=lambda own: sum(call.seconds for call in own))
+    counted = calls[COUNTED // 2]
+    rates = rates.better(measure_rates(device, precision.dtype, channels_last=layout))  # something else may have run
     limits = rates.flops_per_s, rates.bytes_per_s
     phases = {
-        name: row(add_up((c for c in counted[-1] if c.phase == name), *limits), rates, seconds)
+        name: row(add_up((call for call in counted if call.phase == name), *limits), rates, seconds)
         for name, seconds in phase_s.items()
     }
-    kinds: dict[str, Any] = {}
-    for kind in {call.kind for call in counted[-1]}:
-        seconds = statistics.median(sum(call.seconds for call in calls if call.kind == kind) for calls in counted)
-        kinds[kind] = row(add_up((c for c in counted[-1] if c.kind == kind), *limits), rates, seconds)
-    total = row(add_up(counted[-1], *limits), rates, step_s)
+    kinds = {}
+    for kind in {call.kind for call in counted}:
+        cost = add_up((call for call in counted if call.kind == kind), *limits)
+        kinds[kind] = row(cost, rates, cost.seconds)
+    total = row(add_up(counted, *limits), rates, step_s)
     model_flops = total["flops"]
     if trainer.config.train.checkpoint_activations:
         # What is computed again is no operation of the model; backward takes two for each one of forward.
         model_flops = 3 * phases["forward"]["flops"]
     others = []
     for tflops, gbs in arguments.other:
-        bound = add_up(counted[-1], tflops * 1e12, gbs * 1e9)
+        bound = add_up(counted, tflops * 1e12, gbs * 1e9)
         others.append({"tflops": tflops, "gbs": gbs, "bound_s": bound.bound_s, "limited_by": bound.limited_by})
     return {
         "config": arguments.config,

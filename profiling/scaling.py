@@ -67,6 +67,8 @@ def refuse_impossible(options: argparse.Namespace) -> None:
         problems.append("--accumulate: follows from --global-batch: leave one of them out")
     if options.from_run is not None and options.step_s is not None:
         problems.append("--step-s: is what --from-run reads: leave one of them out")
+    if options.measure and options.figure is not None:
+        problems.append("--figure: --measure draws none: leave it out")
     if problems:
         raise UserError(problems)
 
@@ -158,6 +160,7 @@ def predict(options: argparse.Namespace, preset: str) -> dict[str, Any]:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """The model against processes of this machine, as a plain dictionary."""
+    torch.set_num_threads(1)  # as the processes have: it is in the machine's description
     rows = []
     for processes in options.processes:
         found = check(processes, options.turns)

@@ -35,6 +35,15 @@ class DeviceRates:
         """The best bandwidth seen."""
         return max(self.copy_bytes_per_s, self.triad_bytes_per_s)
 
+    def better(self, other: DeviceRates) -> DeviceRates:
+        """The better of two measurements, each rate by itself."""
+        return DeviceRates(
+            {size: max(rate, other.matmul_flops_per_s[size]) for size, rate in self.matmul_flops_per_s.items()},
+            max(self.convolution_flops_per_s, other.convolution_flops_per_s),
+            max(self.copy_bytes_per_s, other.copy_bytes_per_s),
+            max(self.triad_bytes_per_s, other.triad_bytes_per_s),
+        )
+
 
 def measure_rates(device: torch.device, dtype: torch.dtype, *, channels_last: bool = False) -> DeviceRates:
     """Rates of a device for operands of a type; a few seconds.

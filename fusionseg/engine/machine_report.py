@@ -45,7 +45,7 @@ def machine_line(machine: dict[str, Any]) -> str:
     gpu = f"{machine['gpu']} (driver {machine['driver']}, CUDA {machine['cuda']}), " if machine["gpu"] else ""
     return (
         f"{machine['date']}, {gpu}{machine['cpus']} CPUs of {machine['processor']} ({machine['capability']}),"
-        f" {machine['threads']} threads, torch {machine['torch']}"
+        f" {machine['threads']} thread{'s' if machine['threads'] > 1 else ''}, torch {machine['torch']}"
     )
 
 

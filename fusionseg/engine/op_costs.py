@@ -207,8 +207,8 @@ def follow_phases(enter: Callable[[str], AbstractContextManager[None]]) -> Itera
     original = step.annotate
 
     @contextmanager
-    def both(name: str) -> Iterator[None]:
-        with original(name), enter(name):
+    def both(name: str, payload: int = 0) -> Iterator[None]:
+        with original(name, payload), enter(name):
             yield
 
     vars(step)["annotate"] = both

@@ -11,8 +11,10 @@ import torch
 from fusionseg.config import ProfileConfig
 from fusionseg.engine.distributed import World
 from fusionseg.errors import UserError
-from fusionseg.files import whole_file
+from fusionseg.files import whole_file, write_json
+from fusionseg.telemetry.profile_summary import summarise
 from fusionseg.telemetry.ranges import account
+from fusionseg.telemetry.timeline import read_torch_trace
 
 log = logging.getLogger("fusionseg")
 
@@ -32,7 +34,7 @@ class ProfileWindow:
 
     def __init__(self, config: ProfileConfig, world: World, folder: Path) -> None:
         """Args:
-        folder: where the files go: `trace_rank0.json.gz`, `memory_rank0.pickle`.
+        folder: where the files go: `trace_rank0.json.gz` and `summary_rank0.json`, or `memory_rank0.pickle`.
         """
         looks = config.steps is not None and (config.ranks == "all" or world.is_main)
         self.first, self.end = config.steps if looks and config.steps is not None else (-1, -1)
@@ -108,4 +110,9 @@ class ProfileWindow:
             with whole_file(path) as temporary:
                 self._profiler.export_chrome_trace(str(temporary))
             self._profiler = None
-            log.info("profile: %s (open it at https://ui.perfetto.dev; table: python profiling/report.py)", path)
+            write_json(self.folder / f"summary_rank{rank}.json", summarise(read_torch_trace(path)))
+            log.info(
+                "profile: %s (open it at https://ui.perfetto.dev; as a table: python profiling/report.py %s)",
+                path,
+                self.folder.parent,
+            )

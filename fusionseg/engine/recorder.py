@@ -14,9 +14,10 @@ from fusionseg.engine.distributed import World
 from fusionseg.engine.run_folder import RunFolder
 from fusionseg.engine.step import Window
 from fusionseg.engine.task import Outcome
+from fusionseg.engine.watch import GpuWatch
 from fusionseg.machine import process_age_s
 from fusionseg.telemetry.progress import TrainingProgress, duration
-from fusionseg.telemetry.ranges import account
+from fusionseg.telemetry.ranges import PHASES, account
 from fusionseg.telemetry.sinks import NoSinks, Sinks
 
 log = logging.getLogger("fusionseg")
@@ -31,18 +32,23 @@ class Spent:
 
 
 ASIDE = ("validate", "checkpoint", "log")  # phases between the steps: not part of `step_s`
+IN_STEP = set(PHASES) - {*ASIDE, "start", "prepare", "cache"}
 
 
 class Recorder:
     """The records of one start of a run; those of rank 0 are written, the others' go nowhere."""
 
-    def __init__(self, config: RunConfig, world: World, folder: RunFolder, *, step: int, spent: Spent) -> None:
+    def __init__(
+        self, config: RunConfig, world: World, folder: RunFolder, watch: GpuWatch, *, step: int, spent: Spent
+    ) -> None:
         """Args:
+        watch: of the GPUs; the recorder tells what it saw.
         step: where this start begins.
         spent: the time of the earlier starts up to there.
         """
         self.config = config
         self.world = world
+        self.watch = watch
         self.progress = TrainingProgress(config.train.steps, step, shown=world.is_main)
         self._sinks: Sinks = NoSinks()
         if world.is_main:
@@ -88,6 +94,7 @@ class Recorder:
         if samples is not None:
             known["samples"] = samples
         self._sinks.write("train", step, **known, step_s=step_s, data_s=data_s, samples_per_s=speed, memory_gb=memory)
+        self._sinks.curves("gpu", self.watch.curves(), step)
         self.progress.record(step, window.loss, speed, data_s / step_s, memory, step_s)
 
     def validation(self, step: int, measure: str, outcome: Outcome, val_s: float) -> None:
@@ -98,12 +105,17 @@ class Recorder:
         if outcome.picture is not None:
             self._sinks.picture("validation", outcome.picture, step)
 
-    def end(self, step: int, status: str, reason: str, measure: str, best: float | None) -> None:
+    def end(
+        self, step: int, status: str, reason: str, measure: str, best: float | None, *, cache_on_host: bool
+    ) -> None:
         """The end record of this start; `best` is the best score, called `measure`."""
         spent = self.spent()
         # Every second is in one of these; `other` is what no phase has.
         phases = {**spent.phases_s, "other": spent.total_s - sum(spent.phases_s.values())}
         phases = {name: round(seconds, 3) for name, seconds in sorted(phases.items(), key=lambda entry: -entry[1])}
+        steps_s = sum(seconds for name, seconds in spent.phases_s.items() if name in IN_STEP)
+        data_s = spent.phases_s.get("data", 0.0) + spent.phases_s.get("augment", 0.0)
+        gpu = self.watch.end(data_s / steps_s if steps_s else None, cache_on_host)
         self._sinks.write(
             "end",
             step,
@@ -112,6 +124,7 @@ class Recorder:
             **{f"best_{measure}": best},
             total_s=spent.total_s,
             phases_s=phases,
+            **({} if gpu is None else {"gpu": gpu}),
         )
         shown = "-" if best is None else f"{best:.4f}"
         log.info("%s (%s) after %s; best %s %s", status, reason, duration(spent.total_s), measure, shown)

@@ -28,6 +28,7 @@ from fusionseg.engine.signals import Lead, StopSignals, signal_name
 from fusionseg.engine.step import TrainStep
 from fusionseg.engine.task import open_task
 from fusionseg.engine.training_data import open_training_data
+from fusionseg.engine.watch import GpuWatch
 from fusionseg.errors import TrainingStopped, UserError
 from fusionseg.telemetry.ranges import account, annotate
 
@@ -84,21 +85,26 @@ class Trainer:
         ranks = self.world.gather(describe_rank(self.world))
         if self.world.is_main:
             self.folder.write_environment(ranks, sum(parameter.numel() for parameter in self.model.parameters()))
-        recorder = Recorder(self.config, self.world, self.folder, step=self.step, spent=spent)
+        watch = GpuWatch(self.config, self.world, self.folder.path, self.folder.pictures)
+        recorder = Recorder(self.config, self.world, self.folder, watch, step=self.step, spent=spent)
         try:
             if not status:
-                with StopSignals() as signals, recorder.progress, self.window:
+                with watch, StopSignals() as signals, recorder.progress, self.window:
                     status, reason = self._loop(signals, recorder)
-            recorder.end(self.step, status, reason, self.task.measure, self._best_score)
+            self._end(recorder, status, reason)
             return status
         except BaseException as error:
             # Told before the process goes down, for whoever looks at the run folder afterwards.
             first_line = str(error).partition("\n")[0]
             reason = first_line if isinstance(error, TrainingStopped) else f"{type(error).__name__}: {first_line}"
-            recorder.end(self.step, "failed", reason, self.task.measure, self._best_score)
+            self._end(recorder, "failed", reason)
             raise
         finally:
             recorder.close()
+
+    def _end(self, recorder: Recorder, status: str, reason: str) -> None:
+        on_host = self.world.device.type == "cuda" and self.data.cache.device.type == "cpu"
+        recorder.end(self.step, status, reason, self.task.measure, self._best_score, cache_on_host=on_host)
 
     def _loop(self, signals: StopSignals, recorder: Recorder) -> tuple[str, str]:
         """Train until there is a reason to end; its status and what it is."""

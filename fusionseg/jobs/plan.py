@@ -65,12 +65,17 @@ def describe(planned: list[Planned], cluster: ClusterConfig) -> str:
         batch = batch_arithmetic(config, cluster.world_size)
         sets = ", ".join(f"{key}={value}" for key, value in entry.run.settings.items())
         rows.append([config.name, sets or "-", entry.action, entry.why, str(config.train.steps), batch])
-    device = f"{cluster.gpus_per_node} GPUs" if cluster.gpus_per_node else "no GPU"
-    return (
-        f"{markdown_table(rows)}\n\neach run: nodes {cluster.nodes}, with {device} and {cluster.ranks_per_node}"
-        f" rank{'s' if cluster.ranks_per_node > 1 else ''} each, {cluster.cpus_per_task} CPUs a rank; at most"
-        f" {cluster.parallel} runs at a time"
-    )
+    gpus = cluster.gpus_per_node
+    device = f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else "no GPU"
+    ranks = f"{cluster.ranks_per_node} rank{'s' if cluster.ranks_per_node > 1 else ''}"
+    if cluster.cluster == "local":
+        where = f"on this machine, with {device} and {ranks}"
+    else:
+        where = (
+            f"nodes {cluster.nodes}, with {device} and {ranks} each, {cluster.cpus_per_task} CPUs a rank; at most"
+            f" {cluster.parallel} runs at a time"
+        )
+    return f"{markdown_table(rows)}\n\neach run: {where}"
 
 
 def _share_store(config: RunConfig, output: Path, known: dict[str, RunConfig]) -> RunConfig:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fusionseg.config.networks import network_sections
+from fusionseg.engine.allreduce import name_allreduce
 from fusionseg.engine.collectives import all_reduce_seconds
 from fusionseg.engine.distributed import World
 from fusionseg.engine.launch import Launch
@@ -150,9 +151,10 @@ class _Step:
         self.shared = shared and world.size > 1
         self.model: Callable[[Tensor], Tensor] = model
         if self.shared:
-            self.model = DistributedDataParallel(
+            self.model = ddp = DistributedDataParallel(
                 model, gradient_as_bucket_view=True, static_graph=True, bucket_cap_mb=BUCKET_MB
             )
+            name_allreduce(ddp, world.device)  # as the engine's own
         self.optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
     def times(self) -> Sequence[float]:

@@ -75,6 +75,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
         axes[1].plot(ranks, [row["efficiency"] * row["goodput"] for row in result["rows"]], marker=".")
     for axis, title in zip(axes, ("efficiency", "efficiency x goodput"), strict=True):
         axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:.0f}")
         axis.set_ylim(0, 1.05)
         axis.set_xlabel("GPUs")
         axis.set_title(title, fontsize=10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from fusionseg.files import whole_file
 
-MEASURED = ("time",)
+MEASURED = ("time", "gpu")
 MEASURED_SUFFIXES = ("_s", "_per_s", "_gb")
 
 
@@ -63,6 +64,12 @@ class Sinks:
                     if name not in ("kind", "step") and isinstance(number, int | float):
                         self._board.add_scalar("/".join(filter(None, (kind, name, str(key)))), number, step)
 
+    def curves(self, group: str, values: Mapping[str, float], step: int) -> None:
+        """Values for TensorBoard alone."""
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(f"{group}/{name}", value, step)
+
     def sync(self) -> None:
         """Force the records to disk."""
         os.fsync(self._metrics.fileno())
@@ -86,6 +93,9 @@ class NoSinks(Sinks):
         pass
 
     def write(self, kind: str, step: int, **fields: Any) -> None:
+        pass
+
+    def curves(self, group: str, values: Mapping[str, float], step: int) -> None:
         pass
 
     def sync(self) -> None:

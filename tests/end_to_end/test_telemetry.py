@@ -10,7 +10,7 @@ import pytest
 from nvtx_tool import NvtxTool, Range
 
 from end_to_end.conftest import Train, arguments
-from end_to_end.runs import TRAIN, Program, rank_environments, records
+from end_to_end.runs import REPOSITORY, TRAIN, Program, rank_environments, records
 from fusionseg.telemetry.ranges import PHASES
 
 ACCUMULATED = ("train.steps=3", "train.global_batch=4", "train.micro_batch=2", "validate.every=3", "checkpoint.every=3")
@@ -111,7 +111,7 @@ def test_what_ranks_wait_for_each_other_is_allreduce(
             assert [part.name for part in step.inner[-1].inner] == ["allreduce"]  # of the loss, in `optimizer`
 
 
-def test_a_torch_profile_holds_the_steps_that_were_asked_for(train: Train, tmp_path: Path) -> None:
+def test_a_torch_profile_holds_the_steps_that_were_asked_for(train: Train, program: Program, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(run, "train.steps=5", "train.micro_batch=2", "profile.steps=[2, 4]").expect(0)
     with gzip.open(run / "profile/trace_rank0.json.gz") as file:
@@ -122,6 +122,11 @@ def test_a_torch_profile_holds_the_steps_that_were_asked_for(train: Train, tmp_p
     }  # fmt: skip
     assert any(event["name"].startswith("aten::conv") for event in events)
     assert len(records(run, "train")) == 5
+    summary = json.loads((run / "profile/summary_rank0.json").read_text())
+    assert summary["steps"]["count"] == 2
+    assert {"forward", "backward", "optimizer"} <= set(summary["phases"])
+    done = program.fresh(REPOSITORY / "profiling/report.py", run).wait().expect(0)
+    assert "backward" in done.out and (run / "profile/report.png").exists()
 
 
 def test_a_profile_does_not_change_the_run_nor_keep_it_from_going_on(train: Train, tmp_path: Path) -> None:

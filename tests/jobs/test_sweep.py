@@ -127,5 +127,5 @@ def test_a_missing_base_is_named(sweep_file: Path) -> None:
 @pytest.mark.parametrize("file", sorted((ROOT / "configs/sweeps").glob("*.yaml")), ids=lambda file: file.stem)
 def test_shipped_sweeps_resolve(file: Path) -> None:
     runs = load_sweep(file).runs
-    assert len(runs) == {"table2": 24, "masking": 4, "unets": 12, "cross_validation": 15}[file.stem]
+    assert len(runs) == {"table2": 24, "masking": 4, "unets": 12, "cross_validation": 15, "demo_sweep": 4}[file.stem]
     assert {run.folder.parent.name for run in runs} == {file.stem}

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fusionseg.config import RunConfig, dump_config
 from fusionseg.engine import step
+from fusionseg.engine.device_rates import DeviceRates
 from fusionseg.engine.op_costs import Call, OperatorWatch, PhaseClock, add_up, follow_phases
 from fusionseg.models.cost import network_cost
 
@@ -114,6 +115,13 @@ def test_the_bound_is_that_of_each_call() -> None:
     assert (cost.calls, cost.flops, cost.bytes, cost.seconds) == (2, 100, 31, 18)
     assert add_up(calls, 100, 1).limited_by == "bytes"
     assert add_up([], 1, 1).bound_s == 0
+
+
+def test_each_rate_is_the_best_of_two_measurements() -> None:
+    first, second = DeviceRates({512: 5.0}, 9.0, 3.0, 4.0), DeviceRates({512: 7.0}, 8.0, 6.0, 2.0)
+    best = first.better(second)
+    assert best == second.better(first) == DeviceRates({512: 7.0}, 9.0, 6.0, 4.0)
+    assert (best.flops_per_s, best.bytes_per_s) == (9.0, 6.0)
 
 
 def test_phases_are_followed_and_left_alone_afterwards() -> None:

@@ -1,0 +1,97 @@
+"""The GPUs of a run, watched while it trains: one monitor on each node, by the node's first rank."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fusionseg.config import RunConfig
+from fusionseg.engine.distributed import World
+from fusionseg.telemetry.gpu_advice import advise
+from fusionseg.telemetry.gpu_figure import draw
+from fusionseg.telemetry.gpu_sample import Sample
+from fusionseg.telemetry.monitor import GpuMonitor
+
+log = logging.getLogger("fusionseg")
+
+CURVES = ("busy_percent", "memory_busy_percent", "memory_used_gb", "power_w", "temperature_c")
+
+
+def gpu_uuid(device: torch.device) -> str | None:
+    """The UUID by which NVML knows a rank's device; None if that is no GPU."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
+
+
+class GpuWatch:
+    """gpu.csv of this node (gpu_HOST.csv where rank 0 is not), curves; at the end a summary, a picture, advice."""
+
+    def __init__(self, config: RunConfig, world: World, folder: Path, pictures: Path) -> None:
+        """All ranks must call it.
+
+        Args:
+            folder: of the run.
+            pictures: where the picture goes.
+        """
+        self.config = config
+        self._lock = threading.Lock()
+        self._window: defaultdict[str, list[float]] = defaultdict(list)
+        self._monitor: GpuMonitor | None = None
+        host = socket.gethostname()
+        everywhere = world.gather((host, gpu_uuid(world.device)))
+        own = [(rank, uuid) for rank, (where, uuid) in enumerate(everywhere) if where == host]
+        uuids = [uuid for _, uuid in own if uuid is not None]
+        if config.log.gpu_every_s is None or not uuids or own[0][0] != world.rank:
+            return
+        name = "gpu" if world.is_main else f"gpu_{host}"
+        self._csv, self._picture = folder / f"{name}.csv", pictures / f"{name}.png"
+        self._monitor = GpuMonitor(self._csv, uuids, config.log.gpu_every_s, self._note)
+
+    def __enter__(self) -> GpuWatch:
+        if self._monitor is not None and (reason := self._monitor.start()) is not None:
+            log.warning("no GPU monitor: %s", reason)
+            self._monitor = None
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._monitor is not None:
+            self._monitor.stop()
+
+    def curves(self) -> dict[str, float]:
+        """Means since the last call, by counter and GPU: `busy_percent/0`."""
+        with self._lock:
+            window, self._window = self._window, defaultdict(list)
+        return {name: sum(values) / len(values) for name, values in window.items()}
+
+    def end(self, data_share: float | None, cache_on_host: bool) -> dict[str, Any] | None:
+        """Stop, draw, advise; the summary, or None if nothing was watched.
+
+        Args:
+            data_share: share of the steps' time that went into data.
+        """
+        if self._monitor is None:
+            return None
+        summary = self._monitor.stop()
+        micro_batch = self.config.train.micro_batch
+        for line in advise(summary, data_share=data_share, cache_on_host=cache_on_host, micro_batch=micro_batch):
+            log.warning("%s", line)
+        try:
+            draw(self._csv, self._picture)
+        except Exception as error:  # a picture is not worth a run
+            log.warning("%s: no picture: %s", self._csv, error)
+        return summary
+
+    def _note(self, samples: Sequence[Sample]) -> None:
+        """In the monitor's thread."""
+        with self._lock:
+            for sample in samples:
+                for name in CURVES:
+                    value = getattr(sample, name)
+                    if value is not None:
+                        self._window[f"{name}/{sample.index}"].append(value)
