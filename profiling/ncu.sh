@@ -3,11 +3,13 @@
 #
 #   PHASES=forward bash profiling/ncu.sh python -m fusionseg.train --config configs/demo.yaml data.root=demo/data \
 #       profile.steps=[20,21] profile.with=nsys train.steps=22 schedule.warmup=20
-#   PHASES="swinViT.layers1 backward" KERNELS=100 SET=full bash profiling/ncu.sh python -m fusionseg.train ...
+#   PHASES="swinViT backward" KERNELS=100 SET=full bash profiling/ncu.sh \
+#       python -m fusionseg.train ... profile.stages=true
 #   torchrun --no-python --nproc_per_node=2 profiling/ncu.sh python -m fusionseg.train ...       (or srun: profiling/ncu.sbatch)
 #
-# PHASES are names of ranges (default: forward backward), KERNELS how many kernels of them (50), SKIP how many before (0),
-# SET what is measured of each: basic, detailed (default), full, roofline. RANKS=0 (default), RANKS=1,2 or RANKS=all.
+# PHASES are names of ranges (default: forward backward; the network's parts have some with profile.stages=true), KERNELS how
+# many kernels of them (50), SKIP how many before (0), SET what is measured of each: basic, detailed (default), full, roofline.
+# RANKS=0 (default), RANKS=1,2 or RANKS=all: others than 0 have a window only with profile.ranks=all.
 # OUTPUT=profile is the folder of ncu_rank0_<host>.ncu-rep, for `ncu --import` or the window program.
 # Each kernel runs several times over: the figures are of kernels, not of the training. NCCL's kernels are left out, for one
 # rank alone cannot repeat them; other ranks wait meanwhile, so keep KERNELS small. With profile.with=nsys only kernels of its

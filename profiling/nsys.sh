@@ -9,7 +9,8 @@
 # RANKS=0 (default), RANKS=0,3 or RANKS=all; the rank is torchrun's, srun's or Open MPI's. OUTPUT=profile is the folder;
 # nsys_rank0_<host>.nsys-rep and .sqlite appear there: `python profiling/report.py <folder>` reads them. With
 # OUTPUT=<run folder>/profile, `python profiling/report.py <run folder>` does.
-# Only the window of steps is held, between cudaProfilerStart and cudaProfilerStop: without profile.with=nsys nothing is.
+# Only the window of steps is held, between cudaProfilerStart and cudaProfilerStop: without profile.with=nsys nothing is, and
+# of other ranks than 0 only with profile.ranks=all.
 # CAPTURE=all holds the program from its start to its end (long, and large). TRACE=cuda,nvtx is what is traced,
 # NSYS_OPTIONS are further options, such as "--gpu-metrics-devices=0".
 set -euo pipefail

@@ -9,7 +9,7 @@ from fusionseg.telemetry.spans import Interval, Nesting
 from fusionseg.telemetry.timeline import STEP, DeviceWork, Thread, Timeline
 
 ALLREDUCE = "allreduce"
-PHASE_NAMES = tuple(dict.fromkeys((*PHASES, ALLREDUCE)))
+PHASE_NAMES = tuple(name for name in PHASES if name != STEP)
 OUTSIDE = "outside phases"
 
 

@@ -90,7 +90,7 @@ def communication(of: Attribution, phases: Mapping[str, Mapping[str, Any]]) -> d
         total_s, exposed_s = seconds(length(_intervals(talk))), _exposed(of, own, _intervals(others))
         source = "kernels"
     elif ALLREDUCE in phases:
-        total_s = exposed_s = phases[ALLREDUCE]["host_s"]
+        total_s = exposed_s = phases[ALLREDUCE]["host_s"] + phases[ALLREDUCE]["other_threads_s"]
         source = "range"
     elif gloo:
         own = merge([span[1:3] for span in gloo], of.window)

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from fusionseg.errors import UserError
 from fusionseg.telemetry.ranges import PHASES
-from fusionseg.telemetry.timeline import STEP, DeviceWork, Kind, Span, Timeline
+from fusionseg.telemetry.timeline import DeviceWork, Kind, Span, Timeline
 
 DOMAIN = "fusionseg"
 PUSH_POP, START_END, DOMAIN_CREATE = 59, 60, 75
@@ -111,7 +111,7 @@ def _ranges(tables: _Tables, strings: dict[int, str]) -> list[Span]:
     ours = {domain for domain, name in names.items() if name == DOMAIN}
     if not ours:
         # A capture that began after the domain was made need not tell its name: then by the names of the phases.
-        known = {*PHASES, STEP}
+        known = set(PHASES)
         ours = {domain for domain, text, _ in found if text in known and domain[1] and domain not in names}
     end = tables.last_ns()
     return [_span(text, row, end) for domain, text, row in found if domain in ours]

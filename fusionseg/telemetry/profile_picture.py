@@ -112,7 +112,7 @@ def _range_rows(axis: Any, of: Attribution, window: Interval, palette: Any) -> l
     for at, span in enumerate(of.ranges.spans):
         depth = sum(of.ranges.spans[around].name != STEP for around in of.ranges.around(at)) - 1
         if span.thread == of.main and span.name != STEP and depth < _DEPTHS and _touches(span[1:3], window):
-            _bars(axis, depth, window, [span[1:3]], palette.get(of.phase(at), "lightgrey"), None)
+            _bars(axis, depth, window, [span[1:3]], palette.get(of.phase(at), "lightgrey"), None, "white")
             _label(axis, depth, window, span[1:3], span.name)
             deepest = max(deepest, depth)
     return ["host", *[""] * deepest] if deepest >= 0 else []
@@ -125,12 +125,14 @@ def _label(axis: Any, row: int, window: Interval, interval: Interval, name: str)
         axis.text(middle, row + 0.45, name, ha="center", va="center", fontsize=7, clip_on=True)
 
 
-def _bars(axis: Any, row: int, window: Interval, intervals: list[Interval], color: Any, label: str | None) -> None:
+def _bars(
+    axis: Any, row: int, window: Interval, intervals: list[Interval], color: Any, label: str | None, edge: str = "none"
+) -> None:
     first, last = window
     inside = [(max(start, first), min(end, last)) for start, end in intervals]
     bars = [(_ms(start - first), _ms(end - start)) for start, end in inside]
     if bars:
-        axis.broken_barh(bars, (row, 0.9), facecolor=color, edgecolor="none", label=label)
+        axis.broken_barh(bars, (row, 0.9), facecolor=color, edgecolor=edge, label=label)
 
 
 def step_of_median(of: Attribution) -> tuple[str, Interval]:

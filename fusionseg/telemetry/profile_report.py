@@ -154,8 +154,8 @@ def own_account(account: Mapping[str, Any]) -> str:
     if "phases_s" in account:
         total = account.get("total_s") or sum(account["phases_s"].values())
         ranked = sorted(account["phases_s"].items(), key=lambda item: -item[1])
-        rows = [(name, duration(value), _percent(value / total if total else 0.0)) for name, value in ranked]
-        lines.append(f"The whole run, {duration(total)}:\n\n{_listed(('phase', 'host', 'of the run'), rows)}")
+        rows = [(name, _duration(value), _percent(value / total if total else 0.0)) for name, value in ranked]
+        lines.append(f"The whole run, {_duration(total)}:\n\n{_listed(('phase', 'host', 'of the run'), rows)}")
     return "\n\n".join(lines) or "metrics.jsonl holds no times yet."
 
 
@@ -187,6 +187,10 @@ def _compared(
 
 def _listed(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     return markdown_table([header, *rows]) if rows else ""
+
+
+def _duration(seconds: float) -> str:
+    return duration(seconds) if seconds >= 60 else f"{seconds:.1f}s"
 
 
 def _name(name: str) -> str:

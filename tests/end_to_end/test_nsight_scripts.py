@@ -177,8 +177,9 @@ def test_the_batch_jobs(place: Place, tool: str) -> None:
     words = (str(run), "--config", "x.yaml", "data.root=/data/PARSE")
     place(f"{tool}.sbatch", *words, STEPS="30,40", RANKS="all", **environ)
     trained = [
-        "-m", "fusionseg.train", "--config", "x.yaml", "data.root=/data/PARSE", f"output={run.parent}", "name=profiled",
-        "profile.steps=[30,40]", "profile.with=nsys", "train.steps=42", "schedule.warmup=41",
+        "-m", "fusionseg.train", *(["profile.stages=true"] if tool == "ncu" else []), "--config", "x.yaml",
+        "data.root=/data/PARSE", f"output={run.parent}", "name=profiled", "profile.steps=[30,40]", "profile.with=nsys",
+        "profile.ranks=all", "train.steps=42", "schedule.warmup=41",
     ]  # fmt: skip
     first, second = place.said("program_rank0") or [], place.said("program_rank1")
     assert second == trained and first[: len(trained)] == trained
@@ -190,6 +191,7 @@ def test_the_batch_jobs(place: Place, tool: str) -> None:
     place(f"{tool}.sbatch", *words, status=3, PROGRAM_STATUS="3", **environ)
     said = place.said("program_rank0") or []  # a training that failed has no page, and the second task was not started
     assert said[1] == "fusionseg.train" and "profiling/report.py" not in said
+    assert "profile.ranks=main" in said
     assert f"{tool}.sbatch: FOLDER --config FILE" in place(f"{tool}.sbatch", "folder", status=2, **environ).stderr
     environ["SLURM_SUBMIT_DIR"] = str(place.folder)
     assert "submit it from the repository" in place(f"{tool}.sbatch", *words, status=2, **environ).stderr

@@ -339,7 +339,7 @@ def test_nsight_as_a_batch_job(cluster: DevCluster, monkeypatch: pytest.MonkeyPa
     assert [line.split(" --config")[0] for line in first] == ["python 0 -m fusionseg.train", report]
     assert [line.split()[0] for line in second] == ["nsys", "python"]
     assert f"--output={run}/profile/nsys_rank1_node2 --capture-range=cudaProfilerApi" in second[0]
-    assert "profile.steps=[100,110] profile.with=nsys train.steps=112" in second[1]
+    assert "profile.steps=[100,110] profile.with=nsys profile.ranks=all train.steps=112" in second[1]
 
 
 def test_doctor_has_a_line_for_each_rank(cluster: DevCluster, tmp_path: Path) -> None:
