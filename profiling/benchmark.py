@@ -57,7 +57,10 @@ from fusionseg.telemetry.ranges import annotate
 ROOT = Path(__file__).resolve().parent.parent
 CASES = ("data", "step", "epoch", "validation", "checkpoint", "start", "pretraining", "ranges")
 NEEDS = {"monai_trainer": "ignite", "fabric": "lightning_fabric"}
-TUTORIAL_SAMPLES = "augment={flip: 0.5, shift_intensity: {prob: 0.5, offset: 0.1}}"
+TUTORIAL_SAMPLES = (
+    "augment={flip: 0.5, shift_intensity: {prob: 0.5, offset: 0.1}}",
+    *(f"augment.{name}=null" for name in ("scale_intensity", "rotate", "scale", "elastic", "noise")),
+)
 # What each network is measured as; the Swin's patches are those of the recipe that people start from.
 NETWORKS = {
     "unet": [],
@@ -75,7 +78,7 @@ class Bench:
         self.turns = turns
         self.overrides = [*overrides, f"data.prepared={folder / 'prepared'}"]
         self.recipe_names = recipes
-        self.ours = self._open("tutorial", TUTORIAL_SAMPLES)
+        self.ours = self._open("tutorial", *TUTORIAL_SAMPLES)
         self.configured = self._open("configured")
         self.device = self.ours.world.device
         setting = open_setting(self.ours.config)
@@ -117,7 +120,7 @@ class Bench:
             if name != "monai_trainer":  # it has no step apart from its data
                 image, label = recipe.batch()
                 loops[name] = lambda recipe=recipe, image=image, label=label: recipe.step(image, label)  # type: ignore[misc]
-        return _rows(take_turns(loops, self.device, 2 * self.turns))
+        return self._in_a_row(loops, self.turns)
 
     def _epoch(self) -> dict[str, Any]:
         loops: dict[str, Callable[[], object]] = {OURS: self.ours.advance, "as configured": self.configured.advance}
