@@ -12,7 +12,7 @@ help:
 	@echo "make demo       make synthetic CTs, train, evaluate, predict (about 5 minutes on two CPU cores)"
 	@echo "make test       lint, types and tests"
 	@echo "make test-long  the long tests"
-	@echo "make bench      the engine's step against a bare loop"
+	@echo "make bench      the engine beside the recipes people would use instead; DATA=folder for data of yours"
 	@echo "make install    only set up .venv"
 
 install: $(STAMP)
@@ -40,8 +40,10 @@ test: lint
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
+# the short form; python profiling/benchmark.py --help
 bench: $(STAMP)
-	$(BIN)/python profiling/benchmark_step.py
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python profiling/benchmark.py --turns 6 $(if $(DATA),--data $(DATA)) $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -79,6 +79,34 @@ def test_the_step_benchmark(program: Program, balls: Path, config_file: Path, tm
     assert "| engine " in ended.out
 
 
+def test_the_benchmark_beside_other_recipes(program: Program, balls: Path, config_file: Path, tmp_path: Path) -> None:
+    """Every case of one network, beside the recipes that need nothing more to be installed."""
+    script = REPOSITORY / "profiling" / "benchmark.py"
+    options = ("--config", config_file, "--data", balls, "--networks", "unet", "--recipes", "thesis", "monai_fast")
+    cases = ("data", "step", "epoch", "validation", "checkpoint", "start", "ranges")
+    words = (*options, "--turns", 1, "--json", tmp_path / "result.json", "--cases", *cases)
+    ended = program.fresh(script, *words).wait(300).expect(0)
+    measured = json.loads((tmp_path / "result.json").read_text())["networks"]["unet"]["cases"]
+    assert set(measured) == set(cases)
+    assert set(measured["epoch"]["median_s"]) == {"fusionseg", "as configured", "bare", "thesis", "monai_fast"}
+    for case in measured.values():
+        assert all(value > 0 for value in (*case["median_s"].values(), *case["ratio"].values()))
+    assert "| monai_fast " in ended.out
+
+
+@pytest.mark.long
+def test_the_checks_for_a_gpu_run_without_one(tmp_path: Path) -> None:
+    """Minutes. On a CPU: that the script works."""
+    environ = {**os.environ, "DEVICE": "cpu", "TURNS": "1", "PYTHON": sys.executable}
+    script = REPOSITORY / "profiling" / "gpu_checks.sh"
+    done = subprocess.run(
+        ["bash", script, tmp_path / "checks"], env=environ, capture_output=True, text=True, timeout=1800
+    )
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "checks" / "table.md").read_text()
+    assert all(text in table for text in ("fusionseg / recipe", "backward", '"status": "completed"', "| case"))
+
+
 @pytest.mark.long
 def test_the_demonstration(tmp_path: Path) -> None:
     """Minutes: the whole path on synthetic chests, to a Dice worth showing."""
