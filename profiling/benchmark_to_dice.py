@@ -1,0 +1,112 @@
+"""How long until the validation Dice is reached: a configuration of ours, and MONAI's fast-training tutorial.
+
+    python profiling/benchmark_to_dice.py --data /data/Task04_Hippocampus [--dice 0.83] [--config FILE]
+
+One after the other, each in a process of its own. `training s` is without validations and start, `whole s` with them.
+The tutorial's U-Net is that of configs/hippocampus_unet.yaml with batch norm, on patches of 64^3, as its users have it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fusionseg.engine.machine_report import describe_machine, machine_line, publish
+from fusionseg.entry import run
+from fusionseg.errors import UserError
+from fusionseg.telemetry.logs import start_logging
+from fusionseg.telemetry.tables import markdown_table
+
+ROOT = Path(__file__).resolve().parent.parent
+TUTORIAL = ("data.patch=[64,64,64]", "model.norm=batch")
+
+
+def ours(config: str, data: str, folder: Path, dice: float) -> dict[str, Any]:
+    """Train the configuration until a validation has the Dice."""
+    words = [f"data.root={data}", f"output={folder}", "name=ours"]
+    command = [sys.executable, "-m", "fusionseg.train", "--config", config, *words]
+    records = folder / "ours/metrics.jsonl"
+    begun = time.perf_counter()
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        while True:
+            ended = process.poll() is not None
+            if records.exists() and (found := _reached(records, dice)) is not None:
+                process.kill()
+                return {**found, "whole_s": time.perf_counter() - begun}
+            if ended:
+                assert process.stderr is not None
+                raise UserError(f"{' '.join(command)}: ended without a Dice of {dice}\n{process.stderr.read()}")
+            time.sleep(0.1)
+
+
+def _reached(records: Path, dice: float) -> dict[str, Any] | None:
+    """Step, Dice and seconds of training at the first validation that has the Dice."""
+    trained, at = 0.0, 0
+    for line in records.read_text(encoding="utf-8").splitlines(keepends=True):
+        record: dict[str, Any] = json.loads(line) if line.endswith("\n") else {"kind": "torn"}
+        if record["kind"] == "train":
+            trained += record["step_s"] * (record["step"] - at)
+            at = record["step"]
+        elif record["kind"] == "val" and record["dice"] >= dice:
+            return {"steps": record["step"], "dice": record["dice"], "training_s": trained}
+    return None
+
+
+def tutorial(data: str, dice: float, every_s: float) -> dict[str, Any]:
+    """The tutorial's recipe, validated every so many seconds of training."""
+    script, config = str(ROOT / "profiling/benchmark_recipes.py"), str(ROOT / "configs/hippocampus_unet.yaml")
+    words = [f"data.root={data}", *TUTORIAL, "--until-dice", str(dice), "--every-s", str(every_s)]
+    last = json.loads(_call([sys.executable, script, "monai_fast", "--config", config, *words]).splitlines()[-1])
+    return {
+        "steps": last["steps"], "dice": last["dice"], "training_s": last["trained_s"], "whole_s": last["total_s"],
+    }  # fmt: skip
+
+
+def _call(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    if done.returncode:
+        raise UserError(f"{' '.join(command)}: ended with {done.returncode}\n{done.stderr}")
+    return done.stdout
+
+
+def main() -> int:
+    """Measure and print; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="data set")
+    parser.add_argument("--dice", type=float, default=0.83, help="default 0.83")
+    parser.add_argument("--config", default=str(ROOT / "configs/hippocampus_fast.yaml"))
+    parser.add_argument(
+        "--every-s", type=float, default=20.0, help="seconds of training between the tutorial's validations"
+    )
+    parser.add_argument("--json", type=Path, help="write the result here too")
+    arguments = parser.parse_args()
+    start_logging()
+
+    def work() -> int:
+        data = str(Path(arguments.data).resolve())
+        with tempfile.TemporaryDirectory() as folder:
+            mine = ours(arguments.config, data, Path(folder), arguments.dice)
+        theirs = tutorial(data, arguments.dice, arguments.every_s)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        ratio = mine["training_s"] / theirs["training_s"]
+        result = {"machine": describe_machine(device), "fusionseg": mine, "monai_fast": theirs, "ratio": ratio}
+        rows: list[tuple[str, ...]] = [("recipe", "steps", "Dice", "training s", "whole s", "fusionseg / recipe")]
+        for name, found, shown in ((Path(arguments.config).stem, mine, ""), ("monai_fast", theirs, f"{ratio:.2f}")):
+            seconds = (f"{found['training_s']:.0f}", f"{found['whole_s']:.0f}")
+            rows.append((name, str(found["steps"]), f"{found['dice']:.3f}", *seconds, shown))
+        publish(result, f"{machine_line(result['machine'])}\n\n{markdown_table(rows)}", arguments.json)
+        return 0
+
+    return run(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
