@@ -40,10 +40,12 @@ test: lint
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
-# the short form; python profiling/benchmark.py --help
+# the short form, some five minutes on two CPU cores; python profiling/benchmark.py --help
 bench: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	$(BIN)/python profiling/benchmark.py --turns 6 $(if $(DATA),--data $(DATA)) $(BENCH_ARGS)
+	$(BIN)/python profiling/benchmark.py $(if $(DATA),--data $(DATA)) --networks unet --turns 6 $(BENCH_ARGS)
+	$(BIN)/python profiling/benchmark.py $(if $(DATA),--data $(DATA)) --networks swin_unetr --turns 2 --recipes monai_fast \
+	  --cases step epoch $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache
