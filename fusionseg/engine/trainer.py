@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from math import isnan
 from typing import Any
 
@@ -22,6 +21,7 @@ from fusionseg.engine.optim import build_optimizer, learning_rate
 from fusionseg.engine.plateau import reached_plateau
 from fusionseg.engine.precision import choose_precision
 from fusionseg.engine.profiling import ProfileWindow
+from fusionseg.engine.rank_samples import RankSamples
 from fusionseg.engine.recorder import Recorder, Spent
 from fusionseg.engine.run_folder import RunFolder, config_hash
 from fusionseg.engine.signals import Lead, StopSignals, signal_name
@@ -49,6 +49,7 @@ class Trainer:
         log.info("device: %s, precision %s (%s)", world.device, self.precision.name, self.precision.reason)
         log.info("batch: %s", batch_arithmetic(config, world.size))
         self.data = open_training_data(config, world)
+        self.samples = RankSamples(config, self.data, world)
         self.task = open_task(config, self.data, self.precision, world)
         self.model = build_network(
             config, world.device, in_channels=len(self.data.channels), out_channels=len(self.data.labels)
@@ -69,9 +70,6 @@ class Trainer:
         # step and score of every validation
         self.history: list[tuple[int, float]] = []
         self._lead = Lead()
-        self._used: list[range] = []
-        # whether each micro-batch of the last steps was finite: for naming the cases when there are too many not
-        self._recent: deque[tuple[int, Tensor]] = deque(maxlen=2 * config.train.max_skipped)
 
     def run(self) -> str:
         """Train to the end; the status that the end record has."""
@@ -140,32 +138,20 @@ class Trainer:
         """One optimizer step, data included; the learning rate it had."""
         with annotate("step", self.step):
             lr = learning_rate(self.step, self.config.train.steps, self.config.optim.lr, self.config.schedule)
-            self._used = []
             self.step_fn(self.step, self.batch, lr, self._network_seed)
-            self._recent.append((self.step, self.step_fn.micro_finite.clone()))
+            self.samples.remember(self.step, self.step_fn.micro_finite)
             self.step += 1
         return lr
 
     def batch(self, step: int, micro: int) -> tuple[tuple[Tensor, ...], Any]:
         """This rank's samples of a micro-step, on the device: the network's inputs, the image first, and the target."""
-        indices = self._micro_indices(micro)
-        self._used.append(indices)
-        (image, *others), target = self.task.batch(step, indices)
+        (image, *others), target = self.task.batch(step, self.samples.take(micro))
         if self.config.train.channels_last:
             image = image.contiguous(memory_format=torch.channels_last_3d)
         return (image, *others), target
 
-    def _micro_indices(self, micro: int) -> range:
-        """The samples k of the global batch that are this rank's in a micro-step.
-
-        Rank after rank within a micro-step: the mean over a global batch is the same whoever computes its parts.
-        """
-        size = self.config.train.micro_batch
-        first = (micro * self.world.size + self.world.rank) * size
-        return range(first, first + size)
-
     def _network_seed(self, micro: int) -> int:
-        return self.data.plan.network_seed(self.step, self._micro_indices(micro).start)
+        return self.data.plan.network_seed(self.step, self.samples.of(micro).start)
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
@@ -180,26 +166,6 @@ class Trainer:
             return "plateau", f"less than {plateau.min_gain} gained in {plateau.windows} windows of {plateau.window}"
         return "", ""
 
-    def _refuse_endless_skipping(self) -> None:
-        in_a_row = self.step_fn.skipped_in_a_row()
-        if in_a_row < self.config.train.max_skipped:
-            return
-        bad_loss: set[str] = set()
-        everything: set[str] = set()
-        for step, finite in list(self._recent)[-in_a_row:]:
-            for micro, good in enumerate(finite.tolist()):
-                names = {entry["case"] for entry in self._describe_samples(step, self._micro_indices(micro))}
-                everything |= names
-                bad_loss |= set() if good else names
-        gathered = self.world.gather((sorted(bad_loss), sorted(everything)))
-        guilty = sorted({name for part, _ in gathered for name in part})
-        cases = guilty or sorted({name for _, part in gathered for name in part})
-        raise TrainingStopped(
-            f"{in_a_row} steps in a row had a non-finite {'loss' if guilty else 'gradient'} (train.max_skipped); the"
-            f" cases in them: {', '.join(cases)}: look at these with `fusionseg check`, lower optim.lr, or set"
-            " train.precision=fp32"
-        )
-
     # -- records and checkpoints ------------------------------------------------------------------------------------
 
     def _record(self, lr: float, recorder: Recorder) -> None:
@@ -208,27 +174,13 @@ class Trainer:
         if logging_step or (self.world.device.type == "cpu" and self.step % self.config.train.max_skipped == 0):
             # Where the host waits for the device: that is the steps' time, not the log's.
             with account().measure("step"):
-                self._refuse_endless_skipping()
+                self.samples.refuse_endless_skipping(self.step_fn.skipped_in_a_row())
         if logging_step:
             with account().measure("step"):
                 window = self.step_fn.read()
             with annotate("log", self.step):
-                samples = self._used_samples() if self.config.log.samples else None
+                samples = self.samples.taken(self.step - 1) if self.config.log.samples else None
                 recorder.train(self.step, lr, window, samples)
-
-    def _used_samples(self) -> list[dict[str, Any]]:
-        """Case and patch origin of every sample of the last step, as each rank used them."""
-        own = [entry for indices in self._used for entry in self._describe_samples(self.step - 1, indices)]
-        everywhere = [entry for part in self.world.gather(own) for entry in part]
-        return sorted(everywhere, key=lambda entry: entry["sample"])
-
-    def _describe_samples(self, step: int, indices: range) -> list[dict[str, Any]]:
-        plan = self.data.plan.samples(step, indices)
-        names = self.data.cache.names
-        return [
-            {"sample": k, "case": names[int(case)], "origin": origin.tolist()}
-            for k, case, origin in zip(indices, plan.case, plan.origin, strict=True)
-        ]
 
     def _validate(self, recorder: Recorder) -> None:
         with annotate("validate", self.step):
