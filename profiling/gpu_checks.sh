@@ -13,7 +13,8 @@ python=${PYTHON:-python3}
 device=${DEVICE:-cuda}
 turns=${TURNS:-20}
 if [ "$device" = cuda ]; then precisions="fp32 bf16 fp16"; places="accelerator host"; compiles="false true"; steps=2000
-else precisions="bf16"; places="host"; compiles="false"; steps=40; fi
+  beside=()
+else precisions="bf16"; places="host"; compiles="false"; steps=40; beside=(--networks unet --recipes monai_fast); fi
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p "$out"
 table=$out/table.md
@@ -25,7 +26,7 @@ say "is everything there?"
 "$python" -m fusionseg doctor --folder "$out" | tee "$out/doctor.txt" || true
 data=${DATA:-$out/data}
 [ -n "${DATA:-}" ] || "$python" -m fusionseg synth "$data" --cases 10 --size 96
-window=("data.intensity={mode: window, clip: [-200, 500]}"); [ -z "${DATA:-}" ] || window=()
+window=("data.intensity={clip: [-200, 500]}"); [ -z "${DATA:-}" ] || window=()
 
 say "beside the other recipes"
 first=1
@@ -35,7 +36,7 @@ for precision in $precisions; do for place in $places; do for compile in $compil
   say "$name"
   { echo "### $name"; echo; } >> "$table"
   # shellcheck disable=SC2086
-  "$python" profiling/benchmark.py --data "$data" --turns "$turns" --cases $cases --json "$out/$name.json" \
+  "$python" profiling/benchmark.py --data "$data" --turns "$turns" --cases $cases "${beside[@]}" --json "$out/$name.json" \
     device="$device" train.precision="$precision" cache.device="$place" train.compile="$compile" "${window[@]}" | keep
 done; done; done
 
