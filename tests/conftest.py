@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,12 @@ def _lay_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, An
         old = merged.get(key)
         merged[key] = _lay_over(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
     return merged
+
+
+def pytest_configure() -> None:
+    """What a shell puts into the background has SIGINT ignored, and every process of ours would inherit that."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -159,6 +160,9 @@ def on_a_terminal(nvml: StandIn, arguments: list[str], ready: Callable[[bytes], 
         os.execvpe(sys.executable, [*MONITOR, *arguments], environ)
     shown, pressed = b"", False
     while True:
+        if not select.select([terminal], [], [], 60)[0]:
+            os.kill(pid, signal.SIGKILL)
+            raise AssertionError(f"it says nothing more, after {shown!r}")
         try:
             shown += os.read(terminal, 4096)
         except OSError:  # the other end is closed
