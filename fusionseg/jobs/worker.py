@@ -55,4 +55,10 @@ if __name__ == "__main__":
     # Until the training has its own handlers: torchrun ignores these, and what it starts inherits that.
     for _number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(_number, _leave)
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    finally:
+        # The job sends its signal again until all ranks have gone. Python ends by giving signals their default back,
+        # and a rank that died of one while it left would have torchrun start all of them again.
+        for _number in (signal.SIGUSR2, signal.SIGTERM):
+            signal.signal(_number, signal.SIG_IGN)
