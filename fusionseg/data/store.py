@@ -9,10 +9,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,9 @@ FORMAT = 1
 
 FOREGROUND_PER_CLASS = 20_000
 """Voxels kept per class to centre patches on: far more than a training draws from one case, and bounded."""
+
+TRIES = 10
+"""To put a case in the place of an outdated one, while other processes do the same."""
 
 
 @dataclass(frozen=True)
@@ -222,19 +227,35 @@ def write_case(root: Path, name: str, volume: Volume, sources: Sequence[SourceFi
         write_json(temporary / "case.json", asdict(record))
         for file in temporary.iterdir():
             sync(file)
-        shutil.rmtree(target, ignore_errors=True)
-        try:
-            temporary.rename(target)
-        except OSError:
-            # Another process prepares the same data and was first: its folder is whole, and holds the same.
-            if read_case(root, name) is None:
-                raise
-            shutil.rmtree(temporary, ignore_errors=True)
+        _take_name(temporary, target, record)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync(target.parent)
     return record
+
+
+def _take_name(temporary: Path, target: Path, record: PreparedCase) -> None:
+    """Rename `temporary` to `target`, where another process may do the same at this moment.
+
+    A whole case of the same files is never taken away, not for an instant: somebody may have found it already.
+    """
+    for _ in range(TRIES):
+        try:
+            temporary.rename(target)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        there = read_case(target.parent.parent, record.name)
+        if there is not None and there.content == record.content:
+            shutil.rmtree(temporary)
+            return
+        old = partial_path(target)
+        with suppress(FileNotFoundError):  # somebody else moved it
+            target.rename(old)
+            shutil.rmtree(old, ignore_errors=True)
+    raise OSError(errno.EBUSY, "other processes prepare this case again and again, of other files", str(target))
 
 
 def _rows(affine: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel
@@ -291,6 +293,34 @@ def test_in_parallel_and_one_after_the_other_give_the_same_bytes(balls: Path, tm
     assert sorted(run(parallel).prepared) == NAMES
     assert arrays(parallel) == arrays(serial)
     assert opened(parallel).cases == opened(serial).cases
+
+
+def test_a_whole_case_is_never_taken_away(tmp_path: Path) -> None:
+    """Runs that start together prepare the same data, and one may read what another is about to write once more."""
+    first, second = (SourceFile("image.nii.gz", 1, 1, sha256) for sha256 in ("aa", "bb"))
+    volume = Volume(np.zeros((1, 4, 4, 4), np.float32), None, np.eye(4), (4, 4, 4), np.eye(4))
+    written = threading.Event()
+
+    def write() -> None:
+        for _ in range(50):
+            write_case(tmp_path, "a", volume, [first], "float32")
+            written.set()
+
+    with ThreadPoolExecutor(2) as pool:
+        writers = [pool.submit(write) for _ in range(2)]
+        assert written.wait(60)
+        found = (tmp_path / "cases/a").stat().st_ino
+        looks = 0
+        while not all(writer.done() for writer in writers) or not looks:
+            assert read_case(tmp_path, "a") is not None and (tmp_path / "cases/a/image.npy").exists()
+            looks += 1
+        for writer in writers:
+            writer.result()
+    assert (tmp_path / "cases/a").stat().st_ino == found
+    write_case(tmp_path, "a", volume, [second], "float32")
+    record = read_case(tmp_path, "a")
+    assert record is not None and record.sources == (second,)
+    assert os.listdir(tmp_path / "cases") == ["a"]
 
 
 def test_a_failing_write_leaves_the_old_case(tmp_path: Path) -> None:
