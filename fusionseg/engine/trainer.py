@@ -85,20 +85,22 @@ class Trainer:
             self.folder.write_environment(ranks, sum(parameter.numel() for parameter in self.model.parameters()))
         watch = GpuWatch(self.config, self.world, self.folder.path, self.folder.pictures)
         recorder = Recorder(self.config, self.world, self.folder, watch, step=self.step, spent=spent)
-        try:
-            if not status:
-                with watch, StopSignals() as signals, recorder.progress, self.window:
-                    status, reason = self._loop(signals, recorder)
-            self._end(recorder, status, reason)
-            return status
-        except BaseException as error:
-            # Told before the process goes down, for whoever looks at the run folder afterwards.
-            first_line = str(error).partition("\n")[0]
-            reason = first_line if isinstance(error, TrainingStopped) else f"{type(error).__name__}: {first_line}"
-            self._end(recorder, "failed", reason)
-            raise
-        finally:
-            recorder.close()
+        # To the end record: a job's signal comes again until the process has gone, and this must not be cut short.
+        with StopSignals() as signals:
+            try:
+                if not status:
+                    with watch, recorder.progress, self.window:
+                        status, reason = self._loop(signals, recorder)
+                self._end(recorder, status, reason)
+                return status
+            except BaseException as error:
+                # Told before the process goes down, for whoever looks at the run folder afterwards.
+                first_line = str(error).partition("\n")[0]
+                reason = first_line if isinstance(error, TrainingStopped) else f"{type(error).__name__}: {first_line}"
+                self._end(recorder, "failed", reason)
+                raise
+            finally:
+                recorder.close()
 
     def _end(self, recorder: Recorder, status: str, reason: str) -> None:
         on_host = self.world.device.type == "cuda" and self.data.cache.device.type == "cpu"
