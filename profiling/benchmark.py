@@ -32,7 +32,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_recipes import RECIPES, PlainRecipe, open_setting
+from benchmark_recipes import RECIPES, PlainRecipe
+from benchmark_setting import open_setting
 from benchmark_step import bare_loop
 from monai.data import set_track_meta
 

@@ -20,123 +20,29 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from benchmark_setting import (
+    KEYS,
+    Setting,
+    cached_on_device,
+    fixed_transforms,
+    open_setting,
+    plain_network,
+    random_transforms,
+    tracking,
+)
+from torch import Tensor
 
-from fusionseg.config import MonaiUNetConfig, RunConfig, SwinConfig, load_config
-from fusionseg.engine.distributed import choose_device
-from fusionseg.engine.launch import read_launch
-from fusionseg.engine.precision import Precision, choose_precision
-from fusionseg.engine.sources import open_sources
+from fusionseg.config import SwinConfig, load_config
 from fusionseg.entry import run
-from fusionseg.errors import UserError
-from fusionseg.machine import available_cpus
-
-KEYS = ("image", "label")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What all recipes share."""
-
-    config: RunConfig
-    device: torch.device
-    precision: Precision
-    train_files: list[dict[str, str]]
-    validation_files: list[dict[str, str]]
-    num_classes: int
-
-    @property
-    def volumes(self) -> int:
-        """Of a step."""
-        return max(1, self.config.train.global_batch // self.config.data.samples_per_volume)
-
-    @property
-    def samples(self) -> int:
-        """Of a step."""
-        return self.volumes * self.config.data.samples_per_volume
-
-
-def open_setting(config: RunConfig, cases: int | None = None) -> Setting:
-    """The cases of a configuration's fold as files, its device and precision.
-
-    Args:
-        cases: at most so many to train on, and a quarter of that to validate on.
-    """
-    (source,) = open_sources(config)
-    device = choose_device(config.device, torch.cuda.device_count(), read_launch({}))
-    torch.set_num_threads(config.train.threads or available_cpus())
-    listed = [
-        [{"image": str(case.images[0]), "label": str(case.label)} for case in part[:count]]
-        for part, count in ((source.train, cases), (source.validation, cases and max(1, cases // 4)))
-    ]
-    precision = choose_precision(config.train.precision, device)
-    return Setting(config, device, precision, listed[0], listed[1], source.dataset.num_classes)
-
-
-def plain_network(setting: Setting) -> nn.Module:
-    """MONAI's network of the configured kind and size."""
-    from monai.networks.nets import SwinUNETR, UNet
-
-    torch.manual_seed(setting.config.seed)
-    model = setting.config.model
-    if isinstance(model, MonaiUNetConfig):
-        strides = model.strides or (2,) * (len(model.channels) - 1)
-        return UNet(
-            3, 1, setting.num_classes, model.channels, strides, num_res_units=model.num_res_units, norm=model.norm
-        ).to(setting.device)
-    if isinstance(model, SwinConfig) and model.name == "swin_unetr":
-        return SwinUNETR(1, setting.num_classes, feature_size=model.feature_size, window_size=model.window_size).to(
-            setting.device
-        )
-    raise UserError(f"model.name: the recipes know monai_unet and swin_unetr, and this is {model.name}")
-
-
-def fixed_transforms(setting: Setting) -> list[Any]:
-    """From files to normalised volumes, as the configuration says."""
-    from monai import transforms
-
-    data = setting.config.data
-    steps: list[Any] = [transforms.LoadImaged(keys=KEYS), transforms.EnsureChannelFirstd(keys=KEYS)]
-    if data.orientation:
-        steps.append(transforms.Orientationd(keys=KEYS, axcodes=data.orientation, labels=None))
-    if data.spacing:
-        steps.append(transforms.Spacingd(keys=KEYS, pixdim=data.spacing, mode=("bilinear", "nearest")))
-    if data.intensity.clip is not None and data.intensity.mode == "window":
-        low, high = data.intensity.clip
-        steps.append(transforms.ScaleIntensityRanged("image", low, high, 0.0, 1.0, clip=True))
-    else:
-        steps.append(transforms.NormalizeIntensityd(keys="image"))
-    return [*steps, transforms.SpatialPadd(keys=KEYS, spatial_size=data.patch)]
-
-
-def random_transforms(setting: Setting, *, indexed: bool) -> list[Any]:
-    """The tutorial's samples: patches half of which are centred on foreground, flips, an intensity shift.
-
-    Args:
-        indexed: the foreground's voxels have been listed beforehand.
-    """
-    from monai import transforms
-
-    listed = {"fg_indices_key": "label_fg", "bg_indices_key": "label_bg"} if indexed else {}
-    return [
-        transforms.RandCropByPosNegLabeld(
-            keys=KEYS, label_key="label", spatial_size=setting.config.data.patch, pos=1, neg=1,
-            num_samples=setting.config.data.samples_per_volume, **listed,
-        ),
-        *(transforms.RandFlipd(keys=KEYS, prob=0.5, spatial_axis=axis) for axis in range(3)),
-        transforms.RandShiftIntensityd(keys="image", offsets=0.1, prob=0.5),
-    ]  # fmt: skip
 
 
 class PlainRecipe:
     """A loop written by hand over a loader of dictionaries; the recipes say what is different."""
 
-    tracks_metadata = True
+    tracks_metadata = False
     """Whether its patches carry metadata: MONAI's global switch, which is its own only in a process of its own. Worker
     processes keep what it was when the first batch was drawn."""
 
@@ -148,7 +54,7 @@ class PlainRecipe:
         self.scaler = torch.amp.GradScaler(setting.device.type, enabled=setting.precision.scales_loss)
         with tracking(True):  # loading needs the metadata
             self._validation = self._validation_cases()
-            self._batches = self._forever(self._loader())
+            self._batches: Iterator[dict[str, Tensor]] = itertools.chain.from_iterable(itertools.repeat(self._loader()))
 
     def train(self, steps: int) -> None:
         """Optimizer steps, data included."""
@@ -196,7 +102,9 @@ class PlainRecipe:
         from monai.data import CacheDataset
         from monai.transforms import Compose, EnsureTyped
 
-        chain = Compose([*fixed_transforms(self.setting), EnsureTyped(KEYS, device=self.setting.device)])
+        chain = Compose(
+            [*fixed_transforms(self.setting), EnsureTyped(KEYS, device=self.setting.device, track_meta=False)]
+        )
         return CacheDataset(self.setting.validation_files, chain, copy_cache=False, progress=False, num_workers=2)
 
     def _loss(self) -> Callable[[Tensor, Tensor], Tensor]:
@@ -208,14 +116,13 @@ class PlainRecipe:
         return torch.optim.AdamW(self.model.parameters(), lr)
 
     def _loader(self) -> Any:
-        raise NotImplementedError
-
-    def _forever(self, loader: Any) -> Iterator[dict[str, Tensor]]:
-        return itertools.chain.from_iterable(itertools.repeat(loader))
+        return cached_on_device(self.setting)
 
 
 class Thesis(PlainRecipe):
     """See the top of the file."""
+
+    tracks_metadata = True
 
     def _loader(self) -> Any:
         from monai.data import CacheDataset, DataLoader
@@ -229,8 +136,6 @@ class Thesis(PlainRecipe):
 class MonaiFast(PlainRecipe):
     """See the top of the file."""
 
-    tracks_metadata = False
-
     def _loss(self) -> Callable[[Tensor, Tensor], Tensor]:
         from monai.losses import DiceCELoss
 
@@ -243,14 +148,9 @@ class MonaiFast(PlainRecipe):
             return super()._optimizer(lr)
         return Novograd(self.model.parameters(), 1e-2)
 
-    def _loader(self) -> Any:
-        return _cached_on_device(self.setting)
-
 
 class Fabric(PlainRecipe):
     """See the top of the file."""
-
-    tracks_metadata = False
 
     def __init__(self, setting: Setting) -> None:
         from lightning_fabric import Fabric as Library
@@ -267,19 +167,16 @@ class Fabric(PlainRecipe):
         self.optimizer.step()
 
     def _loader(self) -> Any:
-        return self.fabric.setup_dataloaders(_cached_on_device(self.setting))
+        return self.fabric.setup_dataloaders(super()._loader())
 
 
 class MonaiTrainer(PlainRecipe):
     """See the top of the file."""
 
-    tracks_metadata = False
-
     def __init__(self, setting: Setting) -> None:
         from monai.engines import SupervisedTrainer
 
         super().__init__(setting)
-        self._steps = 0
         self.trainer = SupervisedTrainer(
             device=setting.device,
             max_epochs=1,
@@ -297,9 +194,6 @@ class MonaiTrainer(PlainRecipe):
         state.epoch_length, state.epoch, state.iteration, state.max_epochs = steps, 0, 0, 1
         self.trainer.run()
 
-    def _loader(self) -> Any:
-        return _cached_on_device(self.setting)
-
 
 RECIPES: dict[str, type[PlainRecipe]] = {
     "thesis": Thesis,
@@ -307,36 +201,6 @@ RECIPES: dict[str, type[PlainRecipe]] = {
     "monai_trainer": MonaiTrainer,
     "fabric": Fabric,
 }
-
-
-def _cached_on_device(setting: Setting) -> Any:
-    """The tutorial's data: cached up to the random transforms, on the device, by threads."""
-    from monai.data import CacheDataset, ThreadDataLoader
-    from monai.transforms import Compose, EnsureTyped, FgBgToIndicesd
-
-    chain = Compose(
-        [
-            *fixed_transforms(setting),
-            FgBgToIndicesd(keys="label", fg_postfix="_fg", bg_postfix="_bg"),
-            EnsureTyped(keys=KEYS, device=setting.device, track_meta=False),
-            *random_transforms(setting, indexed=True),
-        ]
-    )
-    cached = CacheDataset(setting.train_files, chain, copy_cache=False, progress=False, num_workers=2)
-    return ThreadDataLoader(cached, batch_size=setting.volumes, shuffle=True, num_workers=0)
-
-
-@contextmanager
-def tracking(tracked: bool) -> Iterator[None]:
-    """MONAI's global switch of metadata, for a while."""
-    from monai.data import get_track_meta, set_track_meta
-
-    before = get_track_meta()
-    set_track_meta(tracked)
-    try:
-        yield
-    finally:
-        set_track_meta(before)
 
 
 def main() -> int:

@@ -5,38 +5,25 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
 from fusionseg.telemetry.gpu_sample import Sample
-from fusionseg.telemetry.progress import PLAIN_EVERY_S
+from fusionseg.telemetry.progress import PLAIN_EVERY_S, LiveLine
 
 
-class GpuProgress:
+class GpuProgress(LiveLine):
     """What the GPUs do at the moment; `samples` may be called from another thread."""
 
     def __init__(self, *, live: bool) -> None:
         """Args:
         live: whether the terminal is free for a line that changes; else plain lines.
         """
-        self._live: Progress | None = None
         self._printed = time.monotonic()
         if live and sys.stderr.isatty():
             self._live = Progress(TextColumn("{task.description}"), console=Console(stderr=True), transient=True)
             self._task = self._live.add_task("waiting for the GPUs", total=None)
-
-    def __enter__(self) -> GpuProgress:
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
 
     def samples(self, samples: Sequence[Sample]) -> None:
         """New samples."""

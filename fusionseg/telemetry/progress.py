@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -25,26 +26,12 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{seconds % 60:02d}s" if minutes else f"{seconds}s"
 
 
-class TrainingProgress:
-    """Step, loss, score, speed, share of time spent waiting for data, memory, time left."""
+class LiveLine:
+    """Something that is shown while entered: a line that changes on a terminal; `_live` is None elsewhere."""
 
-    def __init__(self, total: int, done: int, *, shown: bool) -> None:
-        self.total = total
-        self.shown = shown
-        self._score = ""
-        self._text = ""
-        self._printed = 0.0
-        self._live: Progress | None = None
-        if shown and sys.stderr.isatty():
-            columns = (
-                TextColumn("step {task.completed}/{task.total}"),
-                BarColumn(20),
-                TextColumn("{task.description}"),
-            )
-            self._live = Progress(*columns, console=Console(stderr=True))
-            self._task = self._live.add_task("", total=total, completed=done)
+    _live: Progress | None = None
 
-    def __enter__(self) -> TrainingProgress:
+    def __enter__(self) -> Self:
         if self._live is not None:
             self._live.start()
         return self
@@ -54,6 +41,25 @@ class TrainingProgress:
     ) -> None:
         if self._live is not None:
             self._live.stop()
+
+
+class TrainingProgress(LiveLine):
+    """Step, loss, score, speed, share of time spent waiting for data, memory, time left."""
+
+    def __init__(self, total: int, done: int, *, shown: bool) -> None:
+        self.total = total
+        self.shown = shown
+        self._score = ""
+        self._text = ""
+        self._printed = 0.0
+        if shown and sys.stderr.isatty():
+            columns = (
+                TextColumn("step {task.completed}/{task.total}"),
+                BarColumn(20),
+                TextColumn("{task.description}"),
+            )
+            self._live = Progress(*columns, console=Console(stderr=True))
+            self._task = self._live.add_task("", total=total, completed=done)
 
     def score(self, measure: str, value: float) -> None:
         self._score = f"{measure} {value:.4f}"
