@@ -1,17 +1,21 @@
-"""Checkpoints: written whole or not at all, read back before they are trusted."""
+"""Checkpoints: written beside the steps, whole or not at all, and read to the end before they are trusted."""
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import re
+import time
 import zipfile
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fusionseg.errors import UserError
+from fusionseg.errors import TrainingStopped, UserError
 from fusionseg.files import whole_file
 
 log = logging.getLogger("fusionseg")
@@ -19,11 +23,22 @@ _NAME = re.compile(r"step_(\d{8})\.pt")
 
 
 class Checkpoints:
-    """The `checkpoints/` folder of a run: step_00000500.pt ..., last.pt, best.pt."""
+    """The `checkpoints/` folder of a run: step_00000500.pt ..., last.pt, best.pt.
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    Saving copies the state to the host's memory and returns; a thread writes it beside the steps that follow, one
+    checkpoint at a time. Who needs it on disk calls `finish`.
+    """
+
+    def __init__(self, folder: Path, keep: int, took: Callable[[float], None] = lambda seconds: None) -> None:
+        """Args:
+        keep: how many numbered checkpoints.
+        took: is told the seconds from a call of `save` to the disk, in the caller's thread.
+        """
         self.folder = folder
         self.keep = keep
+        self._told = took
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")  # Python waits for it when it ends
+        self._writing: Future[float] | None = None
 
     def steps(self) -> list[tuple[int, Path]]:
         """(step, file) of the numbered checkpoints, newest first."""
@@ -32,8 +47,59 @@ class Checkpoints:
         ]
         return sorted(found, reverse=True)
 
-    def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Write a numbered checkpoint, point last.pt at it, and drop those beyond `keep`."""
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Save a numbered checkpoint, point last.pt at it, and drop those beyond `keep`.
+
+        Raises:
+            TrainingStopped: the one before could not be written.
+        """
+        self._begin(self._write_numbered, step, state)
+
+    def save_best(self, state: dict[str, Any]) -> None:
+        """Save best.pt: weights and what is needed to use them.
+
+        Raises:
+            TrainingStopped: the checkpoint before could not be written.
+        """
+        self._begin(self._write_best, state)
+
+    def finish(self) -> None:
+        """Wait until what was saved is on disk.
+
+        Raises:
+            TrainingStopped: it could not be written.
+        """
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        try:
+            self._told(writing.result())
+        except (OSError, RuntimeError) as error:  # torch turns what the system says into a RuntimeError
+            raise TrainingStopped(
+                f"{self.folder}: a checkpoint could not be written ({str(error).splitlines()[0]}): see whether there is"
+                f" space, and start the run again: it goes on from {self._newest()}"
+            ) from error
+
+    def check(self) -> None:
+        """`finish` what has ended by itself; waits for nothing."""
+        if self._writing is not None and self._writing.done():
+            self.finish()
+
+    def _newest(self) -> str:
+        return next((path.name for _, path in self.steps()), "its beginning")
+
+    def _begin(self, write: Callable[..., None], *arguments: Any) -> None:
+        self.finish()  # there is one copy of the state in memory at a time
+        begun = time.monotonic()
+        copied = on_host(arguments)
+
+        def work() -> float:
+            write(*copied)
+            return time.monotonic() - begun
+
+        self._writing = self._thread.submit(work)
+
+    def _write_numbered(self, step: int, state: dict[str, Any]) -> None:
         path = self.folder / f"step_{step:08d}.pt"
         _write(path, state)
         with whole_file(self.folder / "last.pt") as temporary:
@@ -43,10 +109,8 @@ class Checkpoints:
                 temporary.write_bytes(path.read_bytes())
         for _, old in self.steps()[self.keep :]:
             old.unlink()
-        return path
 
-    def save_best(self, state: dict[str, Any]) -> None:
-        """Write best.pt: weights and what is needed to use them."""
+    def _write_best(self, state: dict[str, Any]) -> None:
         _write(self.folder / "best.pt", state)
 
     def newest_intact(self) -> tuple[Path, dict[str, Any]] | None:
@@ -68,6 +132,19 @@ class Checkpoints:
                 " again, or give the run another name"
             )
         return None
+
+
+def on_host(state: Any) -> Any:
+    """A copy of nested dictionaries, lists and tuples, with the tensors copied to the host's memory."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        copied = copy.copy(state)  # keeps what a network's state_dict has as an attribute: the versions of its modules
+        copied.update((key, on_host(value)) for key, value in state.items())
+        return copied
+    if isinstance(state, (list, tuple)):
+        return type(state)(on_host(value) for value in state)
+    return state
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

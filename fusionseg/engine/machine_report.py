@@ -113,9 +113,18 @@ class Turns:
 
 
 def take_turns(
-    loops: Mapping[str, Callable[[], object]], device: torch.device, turns: int, *, warmup: int = 3
+    loops: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    turns: int,
+    *,
+    warmup: int = 3,
+    between: Callable[[], object] = lambda: None,
 ) -> Turns:
-    """Time loops side by side: whatever else the machine does hits all of them alike."""
+    """Time loops side by side: whatever else the machine does hits all of them alike.
+
+    Args:
+        between: called after each, not timed.
+    """
     names = list(loops)
     times: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(turns + warmup):
@@ -123,6 +132,7 @@ def take_turns(
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             seconds = timed(loops[name], device)
+            between()
             if turn >= warmup:
                 times[name].append(seconds)
     return Turns(times)

@@ -28,7 +28,7 @@ PACKAGES = ("torch", "monai", "numpy", "nibabel", "pydantic", "nvtx")
 FREE = (
     ("name",), ("output",), ("resume",), ("device",), ("log",), ("profile",), ("cache", "device"),
     ("cache", "memory_fraction"), ("checkpoint",), ("data", "root"), ("data", "prepared"), ("data", "workers"),
-    ("train", "threads"),
+    ("train", "threads"), ("train", "checkpoint_activations"), ("validate", "window_batch"),
 )  # fmt: skip
 
 

@@ -38,8 +38,9 @@ def train(config: RunConfig, patience_s: float = 0.0) -> str:
         return Trainer(config, world, folder).run()
     except torch.OutOfMemoryError as error:
         raise TrainingStopped(
-            f"out of memory on {world.device}: lower train.micro_batch (the accumulation rises, the training stays the"
-            " same), set train.checkpoint_activations=true, use a smaller data.patch, or set cache.device=host"
+            f"out of memory on {world.device}: set train.checkpoint_activations=true (Swin networks) or"
+            " cache.device=host; or, under another name, lower train.micro_batch (the accumulation rises, the training"
+            " stays the same) or use a smaller data.patch; in a validation, lower validate.window_batch"
             f" ({str(error).splitlines()[0]})"
         ) from None
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from math import isnan
 from typing import Any
 
@@ -64,12 +65,12 @@ class Trainer:
             clip_grad=config.train.clip_grad,
         )
         self.window = ProfileWindow(config.profile, world, folder.path / "profile")
-        self.checkpoints = Checkpoints(folder.checkpoints, config.checkpoint.keep)
+        self._lead = Lead()
+        self.checkpoints = Checkpoints(folder.checkpoints, config.checkpoint.keep, partial(self._lead.took, "save"))
         self.step = 0
         self.best: dict[str, float] | None = None
         # step and score of every validation
         self.history: list[tuple[int, float]] = []
-        self._lead = Lead()
 
     def run(self) -> str:
         """Train to the end; the status that the end record has."""
@@ -91,6 +92,8 @@ class Trainer:
                 if not status:
                     with watch, recorder.progress, self.window:
                         status, reason = self._loop(signals, recorder)
+                        with annotate("checkpoint", self.step):
+                            self.checkpoints.finish()
                 self._end(recorder, status, reason)
                 return status
             except BaseException as error:
@@ -120,6 +123,7 @@ class Trainer:
             self.window.after(self.step)
             recorder.progress.step(self.step)
             self._record(lr, recorder)
+            self.checkpoints.check()
             stop = self.world.agree(signals.received)
             # Before the validation, which may last longer than the time that a signal leaves.
             if stop or self.step % self.config.checkpoint.every == 0:
@@ -219,7 +223,6 @@ class Trainer:
     def _save(self, recorder: Recorder) -> None:
         if not self.world.is_main:
             return
-        start = time.monotonic()
         spent = recorder.spent()
         with annotate("checkpoint", self.step):
             recorder.sync()
@@ -236,7 +239,6 @@ class Trainer:
                 "phases_s": spent.phases_s,
             }
             self.checkpoints.save(self.step, state)
-        self._lead.took("save", time.monotonic() - start)
 
     def _resume(self) -> Spent:
         """Go on from the newest intact checkpoint, if there is one; the time that the run has taken so far."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import shutil
 import signal
 import time
@@ -223,6 +224,29 @@ def test_interrupting_twice_ends_at_once(program: Program, config_file: Path, tm
     end = records(run)[-1]
     assert (end["kind"], end["status"]) == ("end", "failed")
     assert not (run / "checkpoints").exists() or not list((run / "checkpoints").glob(".partial*"))
+
+
+def test_a_full_disk_ends_the_run_and_keeps_its_checkpoints(
+    program: Program, config_file: Path, train: Train, tmp_path: Path
+) -> None:
+    """The system refuses to make a file larger than a checkpoint needs; then there is room again."""
+    run, options = tmp_path / "run", ("model.channels=[24, 48]", "train.steps=60", "checkpoint.every=5")
+    process = program.warm(TRAIN, *arguments(config_file, run, *options))
+    wait_for_step(run, 11, [process])
+    size = (run / "checkpoints/step_00000005.pt").stat().st_size
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size // 2, size // 2))
+    ended = process.wait().expect(1)
+
+    assert "Traceback" not in ended.err
+    message = re.search(
+        r"stopped: .*/run/checkpoints: a checkpoint could not be written .* from (step_\d+\.pt)", ended.err
+    )
+    assert message is not None and (run / "checkpoints" / message[1]).exists()
+    assert records(run)[-1]["status"] == "failed" and "could not be written" in records(run)[-1]["reason"]
+
+    again = train(run, *options).expect(0)
+    assert f"resuming from {run}/checkpoints/{message[1]}" in again.err
+    assert records(run)[-1]["status"] == "completed"
 
 
 # -- broken data ---------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from fusionseg.engine.plateau import reached_plateau
 from fusionseg.engine.precision import Precision, choose_precision, precision_for
 from fusionseg.engine.signals import STOPPING, StopSignals, signal_name
 from fusionseg.engine.windows import predict_logits
-from fusionseg.errors import UserError
+from fusionseg.errors import TrainingStopped, UserError
 
 # -- plateau -------------------------------------------------------------------------------------------------
 
@@ -255,12 +256,14 @@ def saved(folder: Path, *steps: int, keep: int = 3) -> Checkpoints:
     checkpoints = Checkpoints(folder, keep)
     for step in steps:
         checkpoints.save(step, state(step))
+    checkpoints.finish()
     return checkpoints
 
 
 def test_the_newest_are_kept_and_last_is_the_newest(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path / "c", 500, 1000, 1500, 2000)
     checkpoints.save_best(state(1000))
+    checkpoints.finish()
     names = {path.name for path in (tmp_path / "c").iterdir()}
     assert names == {"step_00001000.pt", "step_00001500.pt", "step_00002000.pt", "last.pt", "best.pt"}
     assert [step for step, _ in checkpoints.steps()] == [2000, 1500, 1000]
@@ -275,6 +278,7 @@ def test_the_newest_are_kept_and_last_is_the_newest(tmp_path: Path) -> None:
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 1, 2)
     checkpoints.save(2, state(7))
+    checkpoints.finish()
     assert same(read_checkpoint(tmp_path / "step_00000002.pt"), state(7))
     assert same(read_checkpoint(tmp_path / "last.pt"), state(7))
 
@@ -334,8 +338,41 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     for attempt in (500, 1000):
         with pytest.raises(Exception, match="pickle"):
             checkpoints.save(attempt, {**state(attempt), "function": lambda: None})
+            checkpoints.finish()
     assert {path.name for path in tmp_path.iterdir()} == {"step_00000500.pt", "last.pt"}
     assert same(read_checkpoint(tmp_path / "step_00000500.pt"), state(500))
+
+
+def test_a_checkpoint_holds_what_there_was_when_it_was_saved(tmp_path: Path) -> None:
+    """It is written while the training goes on."""
+    network, history = torch.nn.BatchNorm1d(3), [(1, 0.5)]
+    before = network.state_dict()
+    took: list[float] = []
+    checkpoints = Checkpoints(tmp_path, 3, took.append)
+    checkpoints.save(1, {"model": network.state_dict(), "history": history, "pair": (network.weight, 1)})
+    with torch.no_grad():
+        network.weight.fill_(7)
+    history.append((2, 0.6))
+    checkpoints.finish()
+    assert len(took) == 1 and took[0] > 0
+    found = read_checkpoint(tmp_path / "last.pt")
+    assert found["model"]["weight"].tolist() == found["pair"][0].tolist() == [1, 1, 1]
+    assert found["history"] == [(1, 0.5)]
+    assert list(found["model"]) == list(before) and found["model"]._metadata == before._metadata
+
+
+def test_a_write_that_failed_is_told_without_waiting_for_the_next(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 500)
+    (tmp_path / "last.pt").unlink()
+    (tmp_path / "last.pt").mkdir()
+    checkpoints.check()
+    checkpoints.save(1000, state(1000))
+    limit = time.monotonic() + 60
+    with pytest.raises(TrainingStopped, match=r"could not be written .*goes on from step_00001000.pt"):
+        while time.monotonic() < limit:
+            checkpoints.check()
+            time.sleep(0.01)
+    checkpoints.finish()
 
 
 # -- windows -------------------------------------------------------------------------------------------------
