@@ -33,17 +33,17 @@ def ours(config: str, data: str, folder: Path, dice: float) -> dict[str, Any]:
     """Train the configuration until a validation has the Dice."""
     words = [f"data.root={data}", f"output={folder}", "name=ours"]
     command = [sys.executable, "-m", "fusionseg.train", "--config", config, *words]
-    records = folder / "ours/metrics.jsonl"
+    records, said = folder / "ours/metrics.jsonl", folder / "stderr.txt"
     begun = time.perf_counter()
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    # A file, not a pipe: nobody reads while it trains.
+    with said.open("w") as stderr, subprocess.Popen(command, stderr=stderr, cwd=ROOT) as process:
         while True:
             ended = process.poll() is not None
             if records.exists() and (found := _reached(records, dice)) is not None:
                 process.kill()
                 return {**found, "whole_s": time.perf_counter() - begun}
             if ended:
-                assert process.stderr is not None
-                raise UserError(f"{' '.join(command)}: ended without a Dice of {dice}\n{process.stderr.read()}")
+                raise UserError(f"{' '.join(command)}: ended without a Dice of {dice}\n{said.read_text()}")
             time.sleep(0.1)
 
 
