@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # Several machines without a scheduler: run this on each of them, with the same arguments but NODE_RANK.
 #
-#   node 0:  NNODES=2 NODE_RANK=0 MASTER=10.0.0.1 bash launch/many_nodes.sh configs/parse_fusion_od.yaml data.root=/data/PARSE output=/shared/runs
-#   node 1:  NNODES=2 NODE_RANK=1 MASTER=10.0.0.1 bash launch/many_nodes.sh configs/parse_fusion_od.yaml data.root=/data/PARSE output=/shared/runs
+#   node 0:  NNODES=2 NODE_RANK=0 MASTER=10.0.0.1 bash launch/many_nodes.sh configs/parse_fusion_od.yaml data.root=/data/PARSE output=/shared/runs train.global_batch=8
+#   node 1:  NNODES=2 NODE_RANK=1 MASTER=10.0.0.1 bash launch/many_nodes.sh configs/parse_fusion_od.yaml data.root=/data/PARSE output=/shared/runs train.global_batch=8
 #
 # MASTER is node 0's address, PORT (29400) must be reachable there; `output` must be on a file system that all nodes
-# share, `data.root` may be, and the prepared cases (below `output`) are. NPROC is the processes per node (its GPUs).
+# share, `data.root` may be, and the prepared cases (below `output`) are. NPROC is the processes per node (its GPUs; 4 here):
+# nodes x NPROC x train.micro_batch must divide train.global_batch.
 # Behind several networks, name the right interface: NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0.
 # MODULE=fusionseg.pretrain pre-trains.
 set -euo pipefail
-[ $# -ge 1 ] || { sed -n '2,11p' "$0" >&2; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,12p' "$0" >&2; exit 2; }
 missing=()
 for name in NNODES NODE_RANK MASTER; do [ -n "${!name:-}" ] || missing+=("$name"); done
 [ ${#missing[@]} -eq 0 ] || { echo "many_nodes.sh: set ${missing[*]} (see the top of this file)" >&2; exit 2; }

@@ -77,7 +77,8 @@ def add_prepare(commands: Commands) -> None:
         commands,
         "prepare",
         "prepare the cases of a configuration once, in parallel; resumable; status 1 if a case was set aside",
-        "fusionseg prepare --config configs/hippocampus_unet.yaml data.root=/data/Task04_Hippocampus",
+        "fusionseg prepare --config configs/hippocampus_unet.yaml data.root=/data/Task04_Hippocampus"
+        " output=/scratch/runs",
         _prepare,
     )
     parser.add_argument("--config", required=True, help="YAML file of the run")

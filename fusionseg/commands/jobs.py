@@ -15,7 +15,7 @@ def add_submit(commands: Commands) -> None:
         commands,
         "submit",
         "submit all runs of a sweep to SLURM, or run them on this machine; what is finished or queued is left alone",
-        "fusionseg submit configs/sweeps/table2.yaml --cluster slurm/clusters/a100_node.yaml data.root=/data/PARSE"
+        "fusionseg submit configs/sweeps/table2.yaml --cluster slurm/clusters/t4.yaml data.root=/data/PARSE"
         " output=/scratch/runs",
         _submit,
     )

@@ -76,7 +76,7 @@ class SourceConfig(Section):
     crop_foreground: CropForegroundConfig | None
     """Crop to the voxels above a threshold."""
     prepared: str | None = None
-    """Folder of the prepared cases; null is `<output>/prepared/<data set>-<hash of the settings>`."""
+    """Folder of the prepared cases; null is one under `<output>/prepared`, by data set and settings."""
 
 
 _INHERITED = ("spacing", "orientation", "intensity", "crop_foreground")
@@ -112,7 +112,7 @@ class DataConfig(Section):
     dtype: Literal["float16", "float32"] = "float16"
     """How prepared images are stored on disk."""
     prepared: str | None = None
-    """Folder of the prepared cases; null is `<output>/prepared/<data set>-<hash of the settings>`."""
+    """Folder of the prepared cases; null is one under `<output>/prepared`, by data set and settings."""
     workers: Annotated[int, Field(ge=1)] | None = None
     """Processes that prepare; null is one for each CPU this job may use."""
     skip_broken: bool = False

@@ -46,7 +46,7 @@ class Row:
     runs: list[RunSummary] = field(default_factory=list)
 
     def spread(self, figure: str) -> tuple[float, float | None] | None:
-        """Mean and standard deviation (None for one run) over the finished runs; None if none knows the figure."""
+        """Mean and standard deviation (None for one run) over the runs that know the figure; None if none does."""
         known = [run.figures[figure] for run in self.runs if figure in run.figures]
         return (fmean(known), stdev(known) if len(known) > 1 else None) if known else None
 

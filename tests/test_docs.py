@@ -1,0 +1,85 @@
+"""The examples of the documentation: configurations that load, batches that can be dealt, files that exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fusionseg.config import load_config
+from fusionseg.engine.batch import accumulation
+from fusionseg.jobs.cluster import load_cluster
+from fusionseg.jobs.sweep import load_sweep
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")])
+
+
+def blocks(page: Path, language: str = "") -> list[str]:
+    """The fenced blocks of a page in a language."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [text for found, text in fenced if found == language]
+
+
+def examples() -> list[tuple[str, list[str]]]:
+    """(page, words) of every command in a block without a language, comments left out."""
+    found = []
+    for page in PAGES:
+        for block in blocks(page):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if words and "..." not in words:
+                    found.append((page.name, words))
+    return found
+
+
+def settings(words: list[str]) -> list[str]:
+    """The key.path=value words."""
+    return [word for word in words if re.match(r"[a-z_]+(\.[a-z_]+)*=", word)]
+
+
+TRAININGS = [(page, words) for page, words in examples() if "--config" in words and words[0] != "fusionseg"]
+
+
+@pytest.mark.parametrize(("page", "words"), TRAININGS, ids=[f"{page}-{n}" for n, (page, _) in enumerate(TRAININGS)])
+def test_a_training_of_the_documentation_can_be_dealt_over_its_ranks(page: str, words: list[str]) -> None:
+    file = words[words.index("--config") + 1]
+    config = load_config(ROOT / file, settings(words[words.index("--config") :]))
+    ranks = next((int(word.partition("=")[2]) for word in words if word.startswith("--nproc_per_node=")), 1)
+    if "sbatch" in words:
+        script = (ROOT / next(word for word in words if word.endswith(".sbatch"))).read_text()
+        ranks = int(re.search(r"#SBATCH --ntasks-per-node=(\d+)", script)[1])
+    assert accumulation(config, ranks) >= 1
+
+
+def test_there_are_examples() -> None:
+    assert len(TRAININGS) > 8
+    assert {page for page, _ in TRAININGS} >= {"README.md", "profiling.md", "pretraining.md"}
+
+
+@pytest.mark.parametrize(("page", "words"), [(p, w) for p, w in examples() if w[:2] == ["fusionseg", "submit"]])
+def test_a_sweep_of_the_documentation_can_be_submitted(page: str, words: list[str]) -> None:
+    profile = load_cluster(ROOT / words[words.index("--cluster") + 1], [])
+    overrides = [word for word in settings(words) if not word.startswith("cluster.")]
+    for run in load_sweep(ROOT / words[2], overrides).runs:
+        assert accumulation(run.config, profile.nodes * profile.ranks_per_node) >= 1
+
+
+def test_the_configuration_of_the_readme(tmp_path: Path) -> None:
+    (example,) = blocks(ROOT / "README.md", "yaml")
+    raw = yaml.safe_load(example)
+    raw["extends"] = str(ROOT / "configs" / raw["extends"])
+    (tmp_path / "my_run.yaml").write_text(yaml.safe_dump(raw))
+    assert load_config(tmp_path / "my_run.yaml").name == "my_run"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_files_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    missing = [link for link in re.findall(r"\]\(([^)#:]+)\)", text) if not (page.parent / link).exists()]
+    named = re.findall(r"\b(?:configs|launch|slurm|profiling|docs|tests)/[\w./-]+\.(?:yaml|sh|py|md|sbatch)\b", text)
+    missing += [name for name in named if not (ROOT / name).exists() and name != "configs/my_run.yaml"]
+    assert not missing
