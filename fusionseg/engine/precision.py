@@ -53,7 +53,9 @@ def precision_for(
             " fp16 or auto"
         )
     if request != "auto":
-        return Precision(request, "as configured", device_type)
+        tf32 = request == "fp32" and (capability or (0, 0)) >= (8, 0) and torch.backends.cudnn.allow_tf32
+        reason = "as configured; its convolutions in TF32, torch's default" if tf32 else "as configured"
+        return Precision(request, reason, device_type)
     if native_bf16:
         what = f"compute capability {capability}" if device_type == "cuda" else "the CPU has bf16 instructions"
         return Precision("bf16", f"auto: {what}", device_type)

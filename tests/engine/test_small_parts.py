@@ -137,6 +137,24 @@ def test_optimizers(raw: dict[str, Any], kind: str, options: dict[str, Any]) -> 
     assert (weight < 1).all() and (frozen == 1).all()
 
 
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_a_first_step_that_is_skipped_leaves_no_trace(name: str) -> None:
+    """As it is in fp16, until the loss scale fits; torch makes SGD's momentum then, of memory as it finds it."""
+    skipped, plain = nn.Parameter(torch.ones(1000)), nn.Parameter(torch.ones(1000))
+    optimizers = [build_optimizer(OptimConfig(name=name, lr=0.01), [weight]) for weight in (skipped, plain)]
+    torch.use_deterministic_algorithms(True)  # memory that is not initialised is NaN then
+    try:
+        for found_inf in (1.0, 0.0, 0.0):
+            for optimizer, weight in zip(optimizers, (skipped, plain), strict=True):
+                weight.grad = torch.full_like(weight, torch.inf if found_inf else 0.5)
+                optimizer.found_inf = torch.tensor(found_inf)
+                if not (weight is plain and found_inf):
+                    optimizer.step()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(skipped, plain) and (plain < 1).all()
+
+
 # -- device -------------------------------------------------------------------------------------------------
 
 
@@ -179,6 +197,7 @@ def test_devices_that_are_not_there() -> None:
         ("auto", "cpu", None, False, "fp32", "no bf16"),
         ("fp16", "cuda", (9, 0), True, "fp16", "as configured"),
         ("fp32", "cuda", (7, 5), False, "fp32", "as configured"),
+        ("fp32", "cuda", (9, 0), True, "fp32", "as configured; its convolutions in TF32"),
         ("bf16", "cpu", None, False, "bf16", "as configured"),
     ],
 )
