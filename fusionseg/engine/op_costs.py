@@ -118,7 +118,10 @@ def operations(func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: A
         return int(sdpa_flop_count(*(tensor.shape for tensor in args[:3])))
     if func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default:
         return int(sdpa_backward_flop_count(*(tensor.shape for tensor in args[:4])))
-    formula = flop_registry.get(func.overloadpacket)
+    packet = func.overloadpacket
+    # addmm_ and baddbmm_ multiply as addmm and baddbmm do, of which alone torch has formulas.
+    plain = getattr(torch.ops.aten, packet.__name__.removesuffix("_"), None)
+    formula = flop_registry.get(packet) or flop_registry.get(plain)
     return 0 if formula is None else int(formula(*args, **kwargs, out_val=result))
 
 

@@ -98,6 +98,16 @@ def test_attention_on_a_cpu_counts() -> None:
     assert calls["_scaled_dot_product_flash_attention_for_cpu"].flops == 2 * 2 * 2 * 16 * 16 * 8
 
 
+def test_a_product_in_place_counts_as_any_other() -> None:
+    left, right, total = torch.ones(3, 4), torch.ones(4, 5), torch.ones(3, 5)
+    with OperatorWatch(torch.device("cpu")) as seen:
+        torch.addmm(total, left, right)
+        total.addmm_(left, right)
+        torch.ones(2, 3, 5).baddbmm_(torch.ones(2, 3, 4), torch.ones(2, 4, 5))
+        total.add_(1)
+    assert [call.flops for call in seen.calls() if call.flops] == [120, 120, 240]
+
+
 def test_the_same_operations_as_torch_counts() -> None:
     model = torch.nn.Sequential(torch.nn.Conv3d(1, 4, 3), torch.nn.PReLU(), torch.nn.Conv3d(4, 2, 3))
     image = torch.randn(2, 1, 8, 8, 8)
