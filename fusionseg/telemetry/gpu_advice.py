@@ -13,8 +13,9 @@ DATA_SHARE = 0.1
 """Waiting for data below this share of a step costs less than what else is to be gained."""
 ROOMY_SHARE = 0.5
 """Up to this share of the memory in use, twice the micro-batch is likely to fit."""
-FULL_SHARE = 0.97
-"""What is left is within what fragmentation and the libraries' workspaces vary by."""
+FULL_SHARE = 0.95
+"""What is left is within what the driver keeps for itself (2.6 % of a T4 is in the total and never used), and what
+fragmentation and the libraries' workspaces vary by."""
 POWER_SHARE = 0.2
 """The power limit is met in bursts at full load by every card; as a steady state it costs speed."""
 HEAT_SHARE = 0.05

@@ -23,6 +23,8 @@ log = logging.getLogger("fusionseg")
 
 PATIENCE_S = 2.0
 """How long `stop` waits for a sample that is being taken: a failing GPU can hold a call for long."""
+SILENT_ROUNDS = 3
+"""So many samples in a row without a counter of any GPU, and the driver is taken to be gone."""
 
 
 class GpuMonitor:
@@ -114,13 +116,16 @@ class GpuMonitor:
 
     def _run(self, nvml: Nvml, gpus: list[Gpu], table: GpuCsv | None) -> None:
         try:
-            due = time.monotonic()
+            due, silent = time.monotonic(), 0
             while gpus and not self._stopping.wait(max(0.0, due - time.monotonic())):
                 samples, gone = self._take(gpus)
                 if samples and table is not None:
                     self._write(table, samples)
                 if samples and self._on_sample is not None:
                     self._on_sample(samples)
+                silent = silent + 1 if gpus and not samples else 0
+                if silent == SILENT_ROUNDS:
+                    gone = driver_gone("no GPU gives any counter")
                 if gone is not None:
                     raise gone
                 due = next_due(due, time.monotonic(), self.interval_s)
@@ -168,7 +173,7 @@ class GpuMonitor:
             samples.append(sample)
             with self._lock:
                 self._totals[gpu.uuid].add(sample)
-        return samples, driver_gone("no GPU gives any counter") if gpus and not samples else None
+        return samples, None
 
 
 def next_due(due: float, now: float, interval_s: float) -> float:

@@ -137,14 +137,22 @@ def test_a_driver_that_goes_away_ends_it_in_one_line(nvml: StandIn, tmp_path: Pa
     assert len(rows(tmp_path)) == sum(gpu["samples"] for gpu in summary["gpus"])
 
 
+COUNTERS = ("memory_used", "power", "power_limit", "temperature", "sm_clock", "throttle", "ecc_corrected",
+            "ecc_uncorrected", "processes", "busy", "pcie_tx", "nvlink_tx")  # fmt: skip
+
+
 def test_a_gpu_without_any_answer_is_passed_over_for_once(nvml: StandIn, tmp_path: Path) -> None:
-    counters = ("memory_used", "power", "power_limit", "temperature", "sm_clock", "throttle", "ecc_corrected",
-                "ecc_uncorrected", "processes", "busy", "pcie_tx", "nvlink_tx")  # fmt: skip
-    settings = "devices 2\n" + "".join(f"1.{name} 1 !999 1\n" for name in counters)
+    settings = "devices 2\n" + "".join(f"1.{name} 1 !999 1\n" for name in COUNTERS)
     (running, summary), errors = nvml.run(RUN, settings)
     assert running and errors == ""
     # processes and the clocks ask more than once a sample, so how often it fails is not exactly known
     assert summary["gpus"][0]["samples"] >= 6 > summary["gpus"][0]["samples"] - summary["gpus"][1]["samples"]
+
+
+def test_the_only_gpu_without_any_answer_is_asked_again(nvml: StandIn) -> None:
+    (running, summary), errors = nvml.run(RUN, "devices 1\n" + "".join(f"0.{name} 1 !999 1\n" for name in COUNTERS))
+    assert running and errors == ""
+    assert summary["gpus"][0]["samples"] >= 5
 
 
 def test_a_failure_in_the_thread_is_told_once_and_goes_no_further(nvml: StandIn) -> None:
