@@ -45,6 +45,8 @@ def bare_loop(trainer: Trainer, *, clip: bool) -> Callable[[], None]:
     """The step that one would write by hand, on tensors that stay where they are."""
     config = trainer.config
     model = copy.deepcopy(trainer.model)
+    if config.train.compile:  # a copy is not compiled
+        model.compile()
     loss_fn = build_loss(config)
     optimizer = build_optimizer(config.optim, model.parameters())
     batches = [trainer.batch(0, micro) for micro in range(trainer.accumulate)]
