@@ -50,7 +50,13 @@ class ProfileWindow:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if error is None:
+            self.close()
+            return
+        try:
+            self.close()
+        except Exception as second:  # a device that has failed fails again: what it failed of first is to be told
+            log.warning("profile: the window could not be closed: %s", second)
 
     def before(self, step: int) -> None:
         """To be called before step number `step`, counted from 0."""

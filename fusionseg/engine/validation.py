@@ -99,7 +99,9 @@ class Validator:
         if device.type != "cuda":
             return device
         needed = 3 * 4 * self.num_classes * image[0].numel()
-        return device if needed < torch.cuda.mem_get_info(device)[0] / 2 else torch.device("cpu")
+        # What torch's allocator holds and does not use is free too, and after training steps that is nearly everything.
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return device if needed < (torch.cuda.mem_get_info(device)[0] + held) / 2 else torch.device("cpu")
 
 
 def _slice(image: Tensor, prediction: Tensor, label: Tensor) -> Picture:
