@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fusionseg.config import AugmentConfig, RunConfig
 from fusionseg.data.plan import Purpose, Samples, hidden_blocks
 from fusionseg.data.sampler import PatchSampler
+from fusionseg.engine.dealing import deal
 from fusionseg.engine.distributed import World
 from fusionseg.engine.network import data_range, intensity_limits
 from fusionseg.engine.precision import Precision
@@ -44,6 +45,9 @@ class Pretraining:
         self.limits = intensity_limits(config)
         self._still = PatchSampler(data.cache, AugmentConfig(flip=0), config.data.patch, world.device)
         self._fills: dict[str, Figures] = {}
+        numbers = data.validation_numbers
+        tiles = [len(tile(data.cache.records[number].shape, config.data.patch)) for number in numbers]
+        self._own = [numbers[item] for item in deal(tiles, world.size)[world.rank]]
 
     def batch(self, step: int, indices: range) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]:
         """(image (B, C, X, Y, Z), hidden (B, gx, gy, gz)), twice: the network sees the visible part of the image, the
@@ -74,7 +78,7 @@ class Pretraining:
         picture: NDArray[np.float32] | None = None
         numbers = self.data.validation_numbers
         with torch.no_grad():
-            for number in numbers[self.world.rank :: self.world.size]:
+            for number in self._own:
                 figures, shown = self._case(model, number)
                 own[self.data.cache.names[number]] = figures
                 picture = shown if number == numbers[0] else picture

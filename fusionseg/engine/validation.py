@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from fusionseg.config import RunConfig
 from fusionseg.data.cache import DeviceCache
+from fusionseg.engine.dealing import deal
 from fusionseg.engine.distributed import World
 from fusionseg.engine.precision import Precision
-from fusionseg.engine.windows import predict_logits
+from fusionseg.engine.windows import count_windows, predict_logits
 from fusionseg.metrics import confusion, dice_per_class, mean_by_class, mean_of_known
 
 
@@ -60,6 +61,11 @@ class Validator:
         self.num_classes = num_classes
         self.precision = precision
         self.world = world
+        windows = [
+            count_windows(cache.records[number].shape, config.data.patch, config.validation.overlap)
+            for number in numbers
+        ]
+        self._own = [numbers[item] for item in deal(windows, world.size)[world.rank]]
 
     def __call__(self, model: nn.Module) -> Validation:
         """Validate; all ranks must call it. `model` is the bare network, not its DDP wrapper."""
@@ -69,7 +75,7 @@ class Validator:
         self.world.share_(buffer for buffer in model.buffers() if buffer.is_floating_point())
         own: dict[str, list[float]] = {}
         picture: Picture | None = None
-        for number in self.numbers[self.world.rank :: self.world.size]:
+        for number in self._own:
             image, label = self.cache.volume(number)
             prediction = self._predict(model, image, self.cache.records[number].background)
             label = label.to(prediction.device)

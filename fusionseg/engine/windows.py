@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil, prod
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,15 @@ from torch import Tensor, nn
 
 from fusionseg.config import ValidateConfig
 from fusionseg.engine.precision import Precision
+
+
+def count_windows(shape: Sequence[int], patch: Sequence[int], overlap: float) -> int:
+    """How many windows MONAI lays over a volume."""
+    counts = []
+    for size, edge in zip(shape, patch, strict=True):
+        stride = edge if edge >= size else max(1, int(edge * (1 - overlap)))
+        counts.append(ceil(max(0, size - edge) / stride) + 1)
+    return prod(counts)
 
 
 @torch.no_grad()
