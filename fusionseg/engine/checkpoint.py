@@ -75,9 +75,10 @@ class Checkpoints:
         try:
             self._told(writing.result())
         except (OSError, RuntimeError) as error:  # torch turns what the system says into a RuntimeError
+            reason = str(error).partition("\n")[0]
             raise TrainingStopped(
-                f"{self.folder}: a checkpoint could not be written ({str(error).splitlines()[0]}): see whether there is"
-                f" space, and start the run again: it goes on from {self._newest()}"
+                f"{self.folder}: a checkpoint could not be written ({reason}): see whether there is space, and start"
+                f" the run again: it goes on from {self._newest()}"
             ) from error
 
     def check(self) -> None:
