@@ -21,13 +21,14 @@ from types import FrameType
 from fusionseg.engine.launch import check_port, first_node, meeting_port
 from fusionseg.engine.signals import LEAD_VARIABLE
 from fusionseg.entry import DONE, FAILED
-from fusionseg.jobs.ledger import has_finished, last_end, read_events, write_event
-from fusionseg.jobs.slurm import current_job, why_signalled
+from fusionseg.jobs.ledger import has_finished, last_end, read_events, requeues_at, write_event
+from fusionseg.jobs.slurm import TIME_LIMIT, current_job, why_signalled
 from fusionseg.jobs.worker import main as train_rank
 
 _POLL_S = 0.5
 _SIGNAL_AGAIN_S = 5.0
 _LAST_WORDS_S = 5.0
+_FRUITLESS = 5  # a start that prepares data, or a slow one on a busy node, may train nothing; not one after another
 
 # Without a handler of its own bash would die of the SIGTERM of a preemption, and queue nothing again.
 TRAP_LINE = "trap : TERM USR2"
@@ -124,15 +125,25 @@ class Job:
             return
         wanted, reason = why_signalled(signal.Signals(signalled).name if signalled else interrupted)
         step = end["step"] if end is not None else None
-        restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-        if wanted and self.max_requeues is not None and restarts < self.max_requeues:
+        obstacle = self._why_not_again(job, reason, step) if wanted else ""
+        if wanted and not obstacle:
             write_event(run, "requeued", job=job, reason=reason, step=step)
             (Path(os.environ["SUBMITIT_FOLDER"]) / f"requeue-{job}").touch()
             return
-        if wanted:
-            limit = f"requeued {restarts} times (max_requeues)" if self.max_requeues is not None else "requeue is false"
-            reason = f"{reason}; not queued again: {limit}"
+        if obstacle:
+            reason = f"{reason}; not queued again: {obstacle}"
         write_event(run, "stopped", job=job, reason=reason, step=step)
+
+    def _why_not_again(self, job: str, reason: str, step: int | None) -> str:
+        """What keeps the job from being queued again; empty where nothing does."""
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+        if self.max_requeues is None:
+            return "requeue is false"
+        if restarts >= self.max_requeues:
+            return f"requeued {restarts} times (max_requeues)"
+        if reason == TIME_LIMIT and requeues_at(read_events(Path(self.run)), job, reason, step) >= _FRUITLESS:
+            return f"{_FRUITLESS} starts in a row trained no step: raise time in the cluster profile, or lower signal_s"
+        return ""
 
     def _torchrun(self) -> tuple[int, int]:
         """Start torchrun on this node and see it through; its exit status, and the signal that came meanwhile.

@@ -46,6 +46,13 @@ def last_job(events: list[Event]) -> str | None:
     return jobs[-1] if jobs and jobs[-1][0].isdigit() else None
 
 
+def requeues_at(events: list[Event], job: str, reason: str, step: int | None) -> int:
+    """How often in a row, at last, a job was queued again for this reason with the run at this step."""
+    requeues = [event for event in events if event["event"] == "requeued" and event.get("job") == job]
+    same = [event["reason"] == reason and event.get("step") == step for event in reversed(requeues)]
+    return [*same, False].index(False)
+
+
 def last_records(run: Path) -> dict[str, Event]:
     """The last record of each kind near the end of a run's metrics.jsonl, in the order in which they were written."""
     try:

@@ -13,6 +13,9 @@ from fusionseg.errors import UserError
 _COMMAND_TIMEOUT_S = 60
 
 
+TIME_LIMIT = "time limit"
+
+
 def current_job() -> str:
     """The number of the job that this process is in, as squeue shows it: 12, or 12_3 in an array."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
@@ -41,7 +44,7 @@ def why_signalled(name: str) -> tuple[bool, str]:
     if name == "SIGUSR2" and fields.get("JobState") == "COMPLETING":
         return False, "cancelled"  # after the signal
     if name == "SIGUSR2":
-        return True, "time limit" if _nearly_over(fields) else name
+        return True, TIME_LIMIT if _nearly_over(fields) else name
     return False, name
 
 

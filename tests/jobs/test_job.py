@@ -1,0 +1,66 @@
+"""What a job decides at its end."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from fusionseg.jobs.job import Job
+from fusionseg.jobs.ledger import read_events, requeues_at, write_event
+
+NEARLY_OVER = "JobId=7 JobState=RUNNING TimeLimit=00:10:00 RunTime=00:08:10 PreemptTime=None"
+
+
+@pytest.fixture
+def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`end(step)`: a start ends by SIGUSR2 near the time limit, with the run at a step; the last event."""
+    scontrol = tmp_path / "bin/scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f"#!/bin/sh\necho '{NEARLY_OVER}'\n")
+    scontrol.chmod(0o755)
+    run = tmp_path / "run"
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:/usr/bin:/bin")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SUBMITIT_FOLDER", str(tmp_path))
+    job = Job(str(run), "srun", 1, 3, 50, 120)
+
+    def end(step: int | None):
+        run.mkdir(exist_ok=True)
+        if step is not None:
+            record = {"kind": "end", "step": step, "status": "interrupted", "reason": "SIGUSR2"}
+            (run / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+        job._record_end(0, signal.SIGUSR2)
+        return read_events(run)[-1]
+
+    return end
+
+
+def test_a_job_that_never_comes_to_train_is_not_queued_for_ever(end, tmp_path: Path) -> None:
+    for _ in range(5):
+        assert end(None)["event"] == "requeued"
+    last = end(None)
+    assert last["event"] == "stopped"
+    assert last["reason"].startswith("time limit; not queued again: 5 starts in a row trained no step: raise time in")
+    assert (tmp_path / "requeue-7").exists()
+
+
+def test_one_that_trains_a_little_each_time_is(end) -> None:
+    for step in (None, None, None, 10, 10, 10, 20, 20, 20, 20, 30, 40):
+        assert end(step)["event"] == "requeued"
+    for _ in range(4):
+        assert end(40)["event"] == "requeued"
+    assert end(40)["event"] == "stopped"
+
+
+def test_preemptions_and_other_jobs_do_not_count(tmp_path: Path) -> None:
+    for job, reason, step in (("6", "time limit", 3), ("7", "time limit", 3), ("7", "preempted", 3)):
+        write_event(tmp_path, "requeued", job=job, reason=reason, step=step)
+    assert requeues_at(read_events(tmp_path), "7", "time limit", 3) == 0
+    write_event(tmp_path, "requeued", job="7", reason="time limit", step=3)
+    write_event(tmp_path, "started", job="7")
+    assert requeues_at(read_events(tmp_path), "7", "time limit", 3) == 1
+    assert requeues_at(read_events(tmp_path), "7", "time limit", 4) == 0
+    assert requeues_at([], "7", "time limit", 4) == 0
