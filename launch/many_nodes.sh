@@ -10,7 +10,7 @@
 # Behind several networks, name the right interface: NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0.
 # MODULE=fusionseg.pretrain pre-trains.
 set -euo pipefail
-[ $# -ge 1 ] || { sed -n '2,12p' "$0" >&2; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,11p' "$0" >&2; exit 2; }
 missing=()
 for name in NNODES NODE_RANK MASTER; do [ -n "${!name:-}" ] || missing+=("$name"); done
 [ ${#missing[@]} -eq 0 ] || { echo "many_nodes.sh: set ${missing[*]} (see the top of this file)" >&2; exit 2; }
