@@ -23,14 +23,14 @@ class NvtxTool:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.library = folder / "libtool.so"
+        self.shared_object = folder / "libtool.so"
         source = Path(__file__).with_name("nvtx_tool.c")
-        subprocess.run(["gcc", "-shared", "-fPIC", "-o", self.library, source], check=True)
+        subprocess.run(["gcc", "-shared", "-fPIC", "-o", self.shared_object, source], check=True)
 
     def environ(self, process: str = "process") -> dict[str, str]:
         """The variables that load the tool, for a process that is called so here."""
         assert "NVTX_DISABLE" not in os.environ
-        return {"NVTX_INJECTION64_PATH": str(self.library), "NVTX_TEST_OUTPUT": str(self.folder / process)}
+        return {"NVTX_INJECTION64_PATH": str(self.shared_object), "NVTX_TEST_OUTPUT": str(self.folder / process)}
 
     def ranges(self, process: str = "process") -> list[Range]:
         """All ranges of the domain `fusionseg`; that each is closed, and before the one around it, is asserted."""

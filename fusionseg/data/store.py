@@ -227,7 +227,7 @@ def write_case(root: Path, name: str, volume: Volume, sources: Sequence[SourceFi
         write_json(temporary / "case.json", asdict(record))
         for file in temporary.iterdir():
             sync(file)
-        _take_name(temporary, target, record)
+        _take_name(temporary, root, record)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -235,11 +235,12 @@ def write_case(root: Path, name: str, volume: Volume, sources: Sequence[SourceFi
     return record
 
 
-def _take_name(temporary: Path, target: Path, record: PreparedCase) -> None:
-    """Rename `temporary` to `target`, where another process may do the same at this moment.
+def _take_name(temporary: Path, root: Path, record: PreparedCase) -> None:
+    """Rename `temporary` to the case's folder, where another process may do the same at this moment.
 
     A whole case of the same files is never taken away, not for an instant: somebody may have found it already.
     """
+    target = case_folder(root, record.name)
     for _ in range(TRIES):
         try:
             temporary.rename(target)
@@ -247,7 +248,7 @@ def _take_name(temporary: Path, target: Path, record: PreparedCase) -> None:
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
-        there = read_case(target.parent.parent, record.name)
+        there = read_case(root, record.name)
         if there is not None and there.content == record.content:
             shutil.rmtree(temporary)
             return

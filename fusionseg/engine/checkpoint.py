@@ -61,7 +61,7 @@ class Checkpoints:
         Raises:
             TrainingStopped: the checkpoint before could not be written.
         """
-        self._begin(self._write_best, state)
+        self._begin(_write, self.folder / "best.pt", state)
 
     def finish(self) -> None:
         """Wait until what was saved is on disk.
@@ -110,9 +110,6 @@ class Checkpoints:
                 temporary.write_bytes(path.read_bytes())
         for _, old in self.steps()[self.keep :]:
             old.unlink()
-
-    def _write_best(self, state: dict[str, Any]) -> None:
-        _write(self.folder / "best.pt", state)
 
     def newest_intact(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest checkpoint that can be read whole; damaged ones are passed over with a warning.

@@ -28,10 +28,11 @@ def build_optimizer(
         sgd = torch.optim.SGD(
             trainable, lr=lr, weight_decay=decay, momentum=momentum, nesterov=momentum > 0, fused=True
         )
-        for parameter in (each for group in sgd.param_groups for each in group["params"] if momentum > 0):
+        if momentum > 0:
             # torch 2.13 would make it at the first step, uninitialised, for its kernel to fill; the kernel leaves it as
             # it is when that step is skipped, as first steps in fp16 are.
-            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            for parameter in (each for group in sgd.param_groups for each in group["params"]):
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
     if config.name == "novograd":
         optimizer: torch.optim.Optimizer = Novograd(

@@ -45,9 +45,10 @@ class Pretraining:
         self.limits = intensity_limits(config)
         self._still = PatchSampler(data.cache, AugmentConfig(flip=0), config.data.patch, world.device)
         self._fills: dict[str, Figures] = {}
-        numbers = data.validation_numbers
-        tiles = [len(tile(data.cache.records[number].shape, config.data.patch)) for number in numbers]
-        self._own = [numbers[item] for item in deal(tiles, world.size)[world.rank]]
+        tiles = {
+            number: len(tile(data.cache.records[number].shape, config.data.patch)) for number in data.validation_numbers
+        }
+        self._own = deal(tiles, world.size)[world.rank]
 
     def batch(self, step: int, indices: range) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]:
         """(image (B, C, X, Y, Z), hidden (B, gx, gy, gz)), twice: the network sees the visible part of the image, the

@@ -50,12 +50,12 @@ class ProfileWindow:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self.close()
-            return
         try:
             self.close()
-        except Exception as second:  # a device that has failed fails again: what it failed of first is to be told
+        except Exception as second:
+            if error is None:
+                raise
+            # A device that has failed fails again: what it failed of first is to be told.
             log.warning("profile: the window could not be closed: %s", second)
 
     def before(self, step: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import closing
 from functools import partial
 from math import isnan
 from typing import Any
@@ -87,7 +88,7 @@ class Trainer:
         watch = GpuWatch(self.config, self.world, self.folder.path, self.folder.pictures)
         recorder = Recorder(self.config, self.world, self.folder, watch, step=self.step, spent=spent)
         # To the end record: a job's signal comes again until the process has gone, and this must not be cut short.
-        with StopSignals() as signals:
+        with StopSignals() as signals, closing(recorder):
             try:
                 if not status:
                     with watch, recorder.progress, self.window:
@@ -102,8 +103,6 @@ class Trainer:
                 reason = first_line if isinstance(error, TrainingStopped) else f"{type(error).__name__}: {first_line}"
                 self._end(recorder, "failed", reason)
                 raise
-            finally:
-                recorder.close()
 
     def _end(self, recorder: Recorder, status: str, reason: str) -> None:
         on_host = self.world.device.type == "cuda" and self.data.cache.device.type == "cpu"

@@ -61,11 +61,11 @@ class Validator:
         self.num_classes = num_classes
         self.precision = precision
         self.world = world
-        windows = [
-            count_windows(cache.records[number].shape, config.data.patch, config.validation.overlap)
+        windows = {
+            number: count_windows(cache.records[number].shape, config.data.patch, config.validation.overlap)
             for number in numbers
-        ]
-        self._own = [numbers[item] for item in deal(windows, world.size)[world.rank]]
+        }
+        self._own = deal(windows, world.size)[world.rank]
 
     def __call__(self, model: nn.Module) -> Validation:
         """Validate; all ranks must call it. `model` is the bare network, not its DDP wrapper."""

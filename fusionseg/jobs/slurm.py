@@ -11,9 +11,8 @@ from collections.abc import Iterable
 from fusionseg.errors import UserError
 
 _COMMAND_TIMEOUT_S = 60
-
-
 TIME_LIMIT = "time limit"
+"""The reason of a job that SLURM told to leave because its time is nearly over."""
 
 
 def current_job() -> str:

@@ -17,7 +17,7 @@ from fusionseg.engine.windows import count_windows
 def test_every_item_is_dealt_once_and_no_rank_has_much_more(seed: int) -> None:
     draw = random.Random(seed)
     costs, ranks = [draw.randint(1, 50) for _ in range(draw.randint(1, 7))], draw.randint(1, 3)
-    dealt = deal(costs, ranks)
+    dealt = deal(dict(enumerate(costs)), ranks)
     assert sorted(item for items in dealt for item in items) == list(range(len(costs)))
     assert len(dealt) == ranks and 0 in dealt[0] and all(items == sorted(items) for items in dealt)
     best = min(
@@ -28,8 +28,9 @@ def test_every_item_is_dealt_once_and_no_rank_has_much_more(seed: int) -> None:
 
 
 def test_large_volumes_are_not_one_ranks_alone() -> None:
-    assert deal([9, 1, 9, 1, 9, 1, 9, 1], 2) == [[0, 1, 4, 5], [2, 3, 6, 7]]  # every second one would be 36 and 4
-    assert deal([], 2) == [[], []]
+    costs = dict(enumerate([9, 1, 9, 1, 9, 1, 9, 1]))
+    assert deal(costs, 2) == [[0, 1, 4, 5], [2, 3, 6, 7]]  # every second one would be 36 and 4
+    assert deal({}, 2) == [[], []]
 
 
 @pytest.mark.parametrize("seed", range(20))
