@@ -27,7 +27,7 @@ from fusionseg.data.volume import Volume
 from fusionseg.errors import UserError
 from fusionseg.files import partial_path, sync, write_json
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same settings would give other arrays than before."""
 
 FOREGROUND_PER_CLASS = 20_000
@@ -83,6 +83,10 @@ class PreparedCase:
     class_offsets: tuple[int, ...]
     """Where each of `classes` begins in foreground.npy, and the end."""
     labelled: bool
+    digest: str
+    """Of the image's voxels, see `image_digest`."""
+    label_digest: str
+    """Of the label's voxels; empty without a label."""
 
     @property
     def content(self) -> str:
@@ -219,6 +223,8 @@ def write_case(root: Path, name: str, volume: Volume, sources: Sequence[SourceFi
             classes=classes,
             class_offsets=offsets,
             labelled=volume.label is not None,
+            digest=volume.digest,
+            label_digest=volume.label_digest,
         )
         np.save(temporary / "image.npy", image)
         np.save(temporary / "foreground.npy", indices)

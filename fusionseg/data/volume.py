@@ -13,6 +13,7 @@ from monai.transforms import LoadImage, Orientation, Spacing
 from numpy.typing import NDArray
 
 from fusionseg.config.data_sections import DataConfig, IntensityConfig
+from fusionseg.data.identity import image_digest
 from fusionseg.telemetry.ranges import annotate
 
 
@@ -22,6 +23,7 @@ class Volume:
 
     image: float32 (C, X, Y, Z), normalised. label: uint8 (X, Y, Z) or None.
     affine: 4x4, voxel of `image` -> mm. original_shape, original_affine: of the file.
+    digest, label_digest: `image_digest` of the image and of the label as they were read; empty where it is unknown.
     """
 
     image: NDArray[np.float32]
@@ -29,6 +31,8 @@ class Volume:
     affine: NDArray[np.float64]
     original_shape: tuple[int, int, int]
     original_affine: NDArray[np.float64]
+    digest: str = ""
+    label_digest: str = ""
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -71,6 +75,8 @@ def load_volume(images: Sequence[Path], label: Path | None, config: DataConfig, 
         # The label is taken voxel by voxel with its image: a small difference of the affines (a warning of
         # `fusionseg check`) must not shift it by a resampling of its own.
         mask.affine = image.affine
+    digest = image_digest(image.numpy(), original_affine)
+    label_digest = "" if mask is None else image_digest(mask.numpy(), original_affine)
     with annotate("reorient"):
         if config.orientation:
             reorient = Orientation(axcodes=config.orientation, labels=None)
@@ -95,7 +101,7 @@ def load_volume(images: Sequence[Path], label: Path | None, config: DataConfig, 
     with annotate("normalise"):
         array = normalise(array, config.intensity)
     x, y, z = shape
-    return Volume(np.ascontiguousarray(array), label_array, affine, (x, y, z), original_affine)
+    return Volume(np.ascontiguousarray(array), label_array, affine, (x, y, z), original_affine, digest, label_digest)
 
 
 def normalise(image: NDArray[np.float32], intensity: IntensityConfig) -> NDArray[np.float32]:
