@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
 
-from fusionseg.errors import TrainingStopped, UserError
+from fusionseg.errors import TrainingStopped, UserError, WriteError
 
 DONE, FAILED, WRONG_REQUEST = 0, 1, 2
 
@@ -33,6 +34,15 @@ def run(work: Callable[[], int]) -> int:
     except BrokenPipeError:  # `fusionseg schema | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except WriteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    except OSError as error:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+            raise
+        named = "" if error.filename is None else f"{error.filename}: "
+        print(f"error: {named}{error.strerror}", file=sys.stderr)
+        return FAILED
 
 
 def training_command(

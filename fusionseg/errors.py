@@ -1,4 +1,4 @@
-"""The one exception that means "the request or the configuration is wrong"."""
+"""The exceptions that end a command with a message instead of a traceback."""
 
 from __future__ import annotations
 
@@ -21,6 +21,17 @@ class UserError(Exception):
     def __reduce__(self) -> tuple[type[UserError], tuple[list[str]]]:
         # Raised in worker processes too; the default would hand the joined text back as one problem.
         return type(self), (self.problems,)
+
+
+class WriteError(OSError):
+    """A file cannot be written: `filename`, and in `strerror` the cause and what to do.
+
+    Every entry point turns it into a message without a traceback and exit status 1: work was under way, and what it
+    has written before stays.
+    """
+
+    def __str__(self) -> str:
+        return f"{self.filename}: cannot be written: {self.strerror}"
 
 
 class TrainingStopped(Exception):

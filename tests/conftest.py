@@ -6,8 +6,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,32 @@ def tiny_config() -> TinyConfig:
 def balls(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five cases, two foreground classes, one channel, MSD layout. Shared: do not change the files."""
     return _make_dataset(tmp_path_factory.mktemp("data") / "Task90_balls", cases=5, classes=3)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """`small_disk("200k")`: a disk of that size, mounted; `small_disk("2m,ro")`: one that cannot be written."""
+    mounted: list[Path] = []
+
+    def mount(options: str) -> Path:
+        path = tmp_path / f"disk{len(mounted)}"
+        path.mkdir()
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={options}", "tmpfs", str(path)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            if "mount" in os.environ.get("FUSIONSEG_REQUIRE", ""):
+                raise RuntimeError(done.stderr)
+            pytest.skip(f"needs to mount a disk: {done.stderr.strip()}")
+        mounted.append(path)
+        return path
+
+    yield mount
+    for path in mounted:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from fusionseg import machine
-from fusionseg.files import sync, whole_file, write_json, write_text
+from fusionseg.errors import UserError, WriteError
+from fusionseg.files import file_name, sync, whole_file, writable_file, writable_folder, write_json, write_text
 
 
 def test_content_is_complete_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -153,3 +155,128 @@ def test_the_control_groups_memory_is_respected(
 def test_without_a_limit_the_machine_decides(control_group: Callable[..., None]) -> None:
     control_group("0::/", {"memory.max": "max", "memory.current": "10"})
     assert machine.available_memory_bytes() > 10_000_000
+
+
+# -- folders and files that cannot be written ----------------------------------------------------------------------
+
+
+def unwritable(tmp_path: Path) -> dict[str, tuple[Path, str]]:
+    """Folders that cannot be made or written, and the cause that the message names."""
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere" / "at all")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    return {
+        "parent": (tmp_path / "file" / "a" / "b", f"{tmp_path}/file is a file, not a folder"),
+        "file": (tmp_path / "file", f"{tmp_path}/file is a file, not a folder"),
+        "dangling": (tmp_path / "dangling", f"{tmp_path}/dangling is a link to {tmp_path}/nowhere/at all"),
+        "below dangling": (tmp_path / "dangling" / "a", f"{tmp_path}/dangling is a link to"),
+        "circle": (tmp_path / "circle" / "a", "circle"),
+        "long": (tmp_path / "new" / ("x" * 256), "File name too long: choose a shorter name"),
+        "long in bytes": (tmp_path / "new" / ("é" * 128), "File name too long"),
+        "no disk": (Path("/proc/fusionseg"), "choose another place"),
+    }
+
+
+@pytest.mark.parametrize(
+    "kind", ["file", "parent", "dangling", "below dangling", "circle", "long", "long in bytes", "no disk"]
+)
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, kind: str) -> None:
+    folder, cause = unwritable(tmp_path)[kind]
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError) as caught:
+        writable_folder(folder, "--output")
+    assert str(caught.value).startswith(f"--output: {folder}: cannot be written: ") and cause in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(WriteError) as failed:
+        write_text(folder / "a.txt", "text")
+    assert str(failed.value).startswith(f"{folder}/a.txt: cannot be written: ") and cause in str(failed.value)
+
+
+def test_a_folder_that_can_be_written_is_made(tmp_path: Path) -> None:
+    writable_folder(tmp_path / "a" / "b c", "output")
+    writable_folder(tmp_path / "a" / "b c", "output")
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "b c"]
+
+
+@pytest.mark.parametrize(("options", "cause"), [("2m,ro", "Read-only file system"), ("4k", "No space left on device")])
+def test_a_disk_that_takes_nothing(tmp_path: Path, small_disk: Callable[[str], Path], options: str, cause: str) -> None:
+    disk = small_disk(options)
+    if cause.startswith("No space"):
+        (disk / "all").write_bytes(bytes(4096))
+    before = list(disk.iterdir())
+    with pytest.raises(UserError, match=f"output: {disk}/runs/a: cannot be written: {cause}: "):
+        writable_folder(disk / "runs" / "a", "output")
+    with pytest.raises(UserError, match=f"--json: {disk}: cannot be written: {cause}: "):
+        writable_file(disk / "x.json", "--json")
+    with pytest.raises(WriteError, match=f"x.json: cannot be written: {cause}: "):
+        write_json(disk / "x.json", [0] * 4096)
+    assert list(disk.iterdir()) == before
+
+
+def test_a_file_that_cannot_take_its_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=r"--json: .*/folder: cannot be written: there is a folder of this name"):
+        writable_file(tmp_path / "folder", "--json")
+    with pytest.raises(UserError, match=r"--json: .* File name too long"):  # with the temporary name's prefix
+        writable_file(tmp_path / ("x" * 250), "--json")
+    writable_file(tmp_path / "new" / "x.json", "--json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "new"]
+
+
+def test_a_limit_of_the_file_size_is_named(tmp_path: Path) -> None:
+    code = (
+        "import resource, signal, sys; from pathlib import Path; import numpy as np\n"
+        "from fusionseg.files import whole_file\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "for write in (lambda t: t.write_bytes(bytes(5000)), lambda t: np.save(t.open('wb'), np.zeros(5000))):\n"
+        "    try:\n"
+        "        with whole_file(Path(sys.argv[1])) as temporary: write(temporary)\n"
+        "    except OSError as error: print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a"], capture_output=True, text=True, check=True)
+    first, second = done.stdout.splitlines()
+    assert first == f"WriteError {tmp_path}/a: cannot be written: File too large: raise the limit (ulimit -f), or" \
+        " choose another place"  # fmt: skip
+    assert second.startswith(f"WriteError {tmp_path}/a: cannot be written: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_reading_is_none_of_writing(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with pytest.raises(FileNotFoundError, match="missing"), whole_file(tmp_path / "out" / "a") as temporary:
+        temporary.write_bytes((tmp_path / "in" / "missing").read_bytes())
+
+
+def test_a_write_error_travels_between_processes(tmp_path: Path) -> None:
+    error = WriteError(28, "No space left on device", str(tmp_path / "a"))
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), again.errno) == (WriteError, str(error), 28)
+
+
+# -- names from elsewhere ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["case_001", "Prostate 3T-01", "a.b", "Größe", "症例01", "x" * 200, "(1)", "a:b", "a~"]
+)
+def test_a_usual_name_stays(name: str) -> None:
+    assert file_name(name) == name and file_name(name, ".nii.gz") == f"{name}.nii.gz"
+
+
+NAMES = [
+    "", ".", "..", "...", "/", "a/b", "/etc/passwd", "../x", "a\\b", "-rf", "--help", ".hidden", ".partial-x", " x",
+    "x ", "x.", "a\nb", "a\0b", "a\tb", "\udcff", "\u202egz.iin", "con", "NUL.x",
+    "x" * 300, "x" * 301, "é" * 150, "症" * 99,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["", ".nii.gz"])
+def test_other_names_become_harmless_and_stay_different(tmp_path: Path, suffix: str) -> None:
+    made = [file_name(name, suffix) for name in NAMES]
+    assert len(set(made)) == len({*made} - set(NAMES)) == len(NAMES)
+    for name in made:
+        assert name[0] not in ".- " and name.isprintable() and Path(name).name == name and name.endswith(suffix)
+        write_text(tmp_path / "in" / name, "text")  # with a temporary name's prefix
+        assert file_name(name.removesuffix(suffix), suffix) == name
+    assert len(list((tmp_path / "in").iterdir())) == len(NAMES) and os.listdir(tmp_path) == ["in"]

@@ -91,7 +91,11 @@ class DeviceCache:
     """Prepared cases in memory, the training loop's only source of data."""
 
     def __init__(self, cases: Sequence[tuple[Store, str]], config: CacheConfig, device: torch.device) -> None:
-        """Load these cases, each by its store and its name there, in this order."""
+        """Load these cases, each by its store and its name there, in this order.
+
+        Raises:
+            UserError: arrays are not those of their record, or the cases differ in their channels.
+        """
         self.device = device
         self.records = [store.cases[name] for store, name in cases]
         self.names = _unique_names(cases)
@@ -109,13 +113,12 @@ class DeviceCache:
             record = self.records[number]
             first, size = int(self.first_voxel[number]), voxels[number]
             limit = float(np.finfo(config.dtype).max)  # a float32 store may hold what float16 cannot
-            image = np.clip(np.asarray(store.image(name), np.float32), -limit, limit).astype(config.dtype).reshape(-1)
+            stored, label, foreground = store.load(name)
+            image = np.clip(np.asarray(stored, np.float32), -limit, limit).astype(config.dtype).reshape(-1)
             self.image[self.channels * first : self.channels * (first + size)].copy_(torch.from_numpy(image))
-            if record.labelled:
-                label = np.array(store.label(name)).reshape(-1)
-                self.label[first : first + size].copy_(torch.from_numpy(label))
-            foreground = np.array(store.foreground(name))
-            self.index.append(CaseIndex(self.names[number], record.shape, foreground, record.class_offsets))
+            if label is not None:
+                self.label[first : first + size].copy_(torch.from_numpy(np.array(label).reshape(-1)))
+            self.index.append(CaseIndex(self.names[number], record.shape, np.array(foreground), record.class_offsets))
         backgrounds = torch.tensor([record.background for record in self.records])
         self._background = backgrounds.view(-1, self.channels, 1, 1, 1).to(device)
 

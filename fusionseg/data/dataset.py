@@ -44,6 +44,7 @@ class Dataset:
         labels: value -> name, consecutive from 0, which is the background.
         training: sorted by name, cases without a label included (pre-training uses them).
         faults: what is wrong with the data set as a whole; empty unless opened with `require_files=False`.
+        source: the JSON file; a folder may hold several lists.
     """
 
     root: Path
@@ -54,6 +55,21 @@ class Dataset:
     training: tuple[Case, ...]
     testing: tuple[Case, ...]
     faults: tuple[str, ...] = ()
+    source: Path = Path()
+
+    @property
+    def place(self) -> Path:
+        """The JSON file's place, one for all ways to write the path.
+
+        A link to a JSON file stands for itself: the cases lie beside it.
+        """
+        return self.source.parent.resolve() / self.source.name
+
+    @property
+    def short_name(self) -> str:
+        """The folder's name; of a list in it, the folder's and the list's."""
+        folder = self.place.parent.name
+        return folder if self.source.name == "dataset.json" else "_".join(filter(None, (folder, self.source.stem)))
 
     @property
     def num_classes(self) -> int:
@@ -113,6 +129,7 @@ def open_dataset(
         training=tuple(sorted(training, key=lambda case: case.name)),
         testing=tuple(sorted(testing, key=lambda case: case.name)),
         faults=tuple(faults),
+        source=source,
     )
 
 

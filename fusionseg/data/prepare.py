@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -14,22 +15,14 @@ from pathlib import Path
 import torch
 
 from fusionseg.config import DataConfig, RunConfig
+from fusionseg.data.case_folders import read_cases
 from fusionseg.data.dataset import Case, Dataset, open_dataset
 from fusionseg.data.parallel import map_cases
-from fusionseg.data.store import (
-    PreparedCase,
-    SourceFile,
-    Store,
-    read_case,
-    read_header,
-    settings_key,
-    settings_of,
-    write_case,
-    write_header,
-    write_record,
-)
+from fusionseg.data.record import PreparedCase, SourceFile, write_record
+from fusionseg.data.store import Store, read_header, settings_key, settings_of, write_case, write_header
 from fusionseg.data.volume import load_volume
-from fusionseg.errors import UserError
+from fusionseg.errors import UserError, WriteError
+from fusionseg.files import file_name, writable_folder
 from fusionseg.machine import available_cpus
 
 Progress = Callable[[int, int], None]
@@ -64,11 +57,11 @@ def open_configured(config: RunConfig) -> Dataset:
 
 
 def store_folder(config: RunConfig, dataset: Dataset) -> Path:
-    """Where the prepared cases of a configuration lie."""
+    """The folder of the prepared cases: one for each data set (its JSON file) and each way to prepare it."""
     if config.data.prepared is not None:
         return Path(config.data.prepared)
-    place = hashlib.sha256(str(dataset.root.resolve()).encode()).hexdigest()[:6]
-    return Path(config.output) / "prepared" / f"{dataset.root.name}-{place}-{settings_key(config.data)}"
+    place = hashlib.sha256(os.fsencode(dataset.place)).hexdigest()[:6]
+    return Path(config.output) / "prepared" / file_name(f"{dataset.short_name}-{place}-{settings_key(config.data)}")
 
 
 def prepare(config: RunConfig, dataset: Dataset, progress: Progress | None = None) -> PrepareReport:
@@ -77,7 +70,8 @@ def prepare(config: RunConfig, dataset: Dataset, progress: Progress | None = Non
     A case that cannot be prepared is reported and set aside; the others are prepared all the same.
 
     Raises:
-        UserError: the folder holds cases of other settings, or there is nothing to prepare.
+        UserError: the folder holds cases of other settings, or cannot be written.
+        WriteError: it could be written no more, such as on a full disk; what was prepared before stays.
     """
     root = store_folder(config, dataset)
     _check_header(root, config.data)
@@ -88,14 +82,19 @@ def prepare(config: RunConfig, dataset: Dataset, progress: Progress | None = Non
             report.reused.append(case.name)
         else:
             todo.append(case)
-    _remove_leftovers(root)
-    write_header(root, config.data, dataset.name, dataset.channels, dataset.labels)
+    if todo:  # a store that lacks nothing may be somebody else's, to be read only
+        writable_folder(root, "output" if config.data.prepared is None else "data.prepared")
+        _remove_leftovers(root)
+        write_header(root, config.data, dataset.name, dataset.channels, dataset.labels)
     done, total = len(report.reused), len(dataset.training)
     if progress:
         progress(done, total)
     work = partial(_prepare_case, root, config.data, dataset.num_classes, len(dataset.channels))
     workers = config.data.workers or available_cpus()
     for case, outcome in map_cases(work, todo, workers=workers, initializer=_one_thread):
+        if isinstance(outcome, WriteError):  # no fault of the case, and the next ones would meet it too
+            told = f"{outcome.strerror}; {done} of {total} cases are prepared, and the same command goes on from there"
+            raise WriteError(outcome.errno, told, str(root))
         if isinstance(outcome, Exception):
             report.failed[case.name] = f"{', '.join(str(path) for path in _files(case))}: {outcome}"
         else:
@@ -118,14 +117,19 @@ def open_store(config: RunConfig, dataset: Dataset) -> tuple[Store, list[str]]:
 
 def _current(root: Path, case: Case, num_classes: int) -> PreparedCase | None:
     """The case's record, if it was made of the files as they are now and holds no class the data set does not have."""
-    record = read_case(root, case.name)
     files = _files(case)
-    if record is None or len(record.sources) != len(files) or max(record.classes, default=0) >= num_classes:
-        return None
-    if not all(source.unchanged(path) for source, path in zip(record.sources, files, strict=True)):
-        return None
+    for record in read_cases(root, case.name):
+        if len(record.sources) != len(files) or max(record.classes, default=0) >= num_classes:
+            continue
+        if all(source.unchanged(path) for source, path in zip(record.sources, files, strict=True)):
+            return _with_new_times(root, record, files)
+    return None
+
+
+def _with_new_times(root: Path, record: PreparedCase, files: list[Path]) -> PreparedCase:
+    """Note the time stamps of files that were copied or touched: they need not be read every time."""
     times = [path.stat().st_mtime_ns for path in files]
-    if times != [source.mtime_ns for source in record.sources]:  # copied or touched: do not read them every time
+    if times != [source.mtime_ns for source in record.sources]:
         sources = tuple(
             replace(source, mtime_ns=mtime_ns) for source, mtime_ns in zip(record.sources, times, strict=True)
         )
@@ -167,7 +171,7 @@ def _check_header(root: Path, config: DataConfig) -> None:
     header = read_header(root)
     if header is None:
         # A preparation killed at its very first file leaves that file's temporary name.
-        if root.is_dir() and any(not entry.name.startswith(".partial-") for entry in root.iterdir()):
+        if os.path.isdir(root) and any(not entry.name.startswith(".partial-") for entry in root.iterdir()):
             raise UserError(
                 f"{root} (data.prepared): the folder is not empty and holds no prepared cases: choose another"
             )

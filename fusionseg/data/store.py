@@ -5,6 +5,7 @@
                      label.npy       (X, Y, Z) uint8, where there is a label
                      foreground.npy  int64: flat voxel indices, class after class
                      case.json       PreparedCase
+<store>/others/<case>/<key>/     the same, for a case of this name that is made of other files
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,85 +23,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusionseg.config.data_sections import DataConfig
+from fusionseg.data.case_folders import read_case, settle, temporary_folder
+from fusionseg.data.record import PreparedCase, SourceFile, checksum, write_record
 from fusionseg.data.volume import Volume
 from fusionseg.errors import UserError
-from fusionseg.files import partial_path, sync, write_json
+from fusionseg.files import sync, write_json, writing
+
+__all__ = ["PreparedCase", "SourceFile", "Store", "read_case", "write_case"]
 
 FORMAT = 2
 """Raised whenever the same settings would give other arrays than before."""
 
 FOREGROUND_PER_CLASS = 20_000
 """Voxels kept per class to centre patches on: far more than a training draws from one case, and bounded."""
-
-TRIES = 10
-"""To put a case in the place of an outdated one, while other processes do the same."""
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """A file that a prepared case was made of, to notice when it changes."""
-
-    path: str
-    size: int
-    mtime_ns: int
-    sha256: str
-
-    @staticmethod
-    def read(path: Path) -> SourceFile:
-        status = path.stat()
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return SourceFile(str(path), status.st_size, status.st_mtime_ns, digest)
-
-    def unchanged(self, path: Path) -> bool:
-        """Whether `path` still has this content; its time stamp spares reading it again."""
-        try:
-            status = path.stat()
-        except FileNotFoundError:
-            return False
-        if status.st_size != self.size:
-            return False
-        return status.st_mtime_ns == self.mtime_ns or SourceFile.read(path).sha256 == self.sha256
-
-
-@dataclass(frozen=True)
-class PreparedCase:
-    """What is known of a prepared case without opening its arrays."""
-
-    name: str
-    sources: tuple[SourceFile, ...]
-    shape: tuple[int, int, int]
-    channels: int
-    affine: tuple[tuple[float, ...], ...]
-    spacing: tuple[float, float, float]
-    original_shape: tuple[int, int, int]
-    original_affine: tuple[tuple[float, ...], ...]
-    background: tuple[float, ...]
-    """Per channel, the value that stands for "outside the volume": the lowest in it."""
-    classes: tuple[int, ...]
-    """Foreground classes that occur, ascending."""
-    class_offsets: tuple[int, ...]
-    """Where each of `classes` begins in foreground.npy, and the end."""
-    labelled: bool
-    digest: str
-    """Of the image's voxels, see `image_digest`."""
-    label_digest: str
-    """Of the label's voxels; empty without a label."""
-
-    @property
-    def content(self) -> str:
-        """A hash of the files' content."""
-        return hashlib.sha256("".join(source.sha256 for source in self.sources).encode()).hexdigest()[:16]
-
-    @staticmethod
-    def from_json(raw: Mapping[str, Any]) -> PreparedCase:
-        values = {key: _tuples(value) for key, value in raw.items()}
-        values["sources"] = tuple(SourceFile(**source) for source in raw["sources"])
-        return PreparedCase(**{field.name: values[field.name] for field in fields(PreparedCase)})
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def settings_of(config: DataConfig) -> dict[str, Any]:
@@ -149,8 +83,28 @@ class Store:
         """Flat voxel indices of the foreground, class after class."""
         return self._array(name, "foreground.npy")
 
+    def load(self, name: str) -> tuple[NDArray[Any], NDArray[np.uint8] | None, NDArray[np.int64]]:
+        """Image, label and foreground of a case, memory-mapped, after a look at every byte.
+
+        Raises:
+            UserError: the arrays are not those of the record. Another process may have prepared the case again, of
+                files that have changed, since the record was read.
+        """
+        record = self.cases[name]
+        image, foreground = self.image(name), self.foreground(name)
+        label = self.label(name) if record.labelled else None
+        shapes = [image.shape == (record.channels, *record.shape), foreground.shape == (record.class_offsets[-1],)]
+        shapes.append(label is None or label.shape == record.shape)
+        found = (checksum(image), 0 if label is None else checksum(label), checksum(foreground))
+        if not all(shapes) or found != record.checksums:
+            raise UserError(
+                f"{self.root / record.folder}: the prepared arrays are not those of their record (prepared again"
+                " meanwhile by another process, or damaged): start again, and if this stays, delete the folder"
+            )
+        return image, label, foreground
+
     def _array(self, name: str, file: str) -> NDArray[Any]:
-        path = case_folder(self.root, name) / file
+        path = self.root / self.cases[name].folder / file
         try:
             array: NDArray[Any] = np.load(path, mmap_mode="r")
         except (OSError, ValueError) as error:
@@ -158,24 +112,6 @@ class Store:
                 f"{path}: the prepared array cannot be read ({error}): delete {path.parent} and prepare again"
             ) from None
         return array
-
-
-def case_folder(root: Path, name: str) -> Path:
-    return root / "cases" / name
-
-
-def read_case(root: Path, name: str) -> PreparedCase | None:
-    """The record of a prepared case; None where it is missing or not of this format."""
-    path = case_folder(root, name) / "case.json"
-    try:
-        return PreparedCase.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def write_record(root: Path, record: PreparedCase) -> None:
-    """Write case.json anew."""
-    write_json(case_folder(root, record.name) / "case.json", asdict(record))
 
 
 def write_header(root: Path, config: DataConfig, name: str, channels: Sequence[str], labels: Mapping[int, str]) -> None:
@@ -193,76 +129,59 @@ def read_header(root: Path) -> dict[str, Any] | None:
     """store.json, or None where there is none."""
     try:
         header: dict[str, Any] = json.loads((root / "store.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+            return None  # whether such a folder can be written is for the preparation to say
+        raise UserError(f"{root / 'store.json'}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"{root / 'store.json'}: not valid JSON ({error}): delete {root} and prepare again") from None
     return header
 
 
 def write_case(root: Path, name: str, volume: Volume, sources: Sequence[SourceFile], dtype: str) -> PreparedCase:
-    """Store one case: the folder takes its name when all of it is on disk."""
-    target = case_folder(root, name)
-    temporary = partial_path(target)
-    temporary.mkdir(parents=True)
+    """Store one case: its folder takes its name when all of it is on disk.
+
+    Raises:
+        WriteError: the disk is full, or cannot be written.
+    """
+    temporary = temporary_folder(root, name)
+    limit = float(np.finfo(dtype).max)
+    image = np.ascontiguousarray(np.clip(volume.image, -limit, limit).astype(dtype))
+    label = None if volume.label is None else np.ascontiguousarray(volume.label)
+    indices, classes, offsets = _foreground(label, name)
+    x, y, z = image.shape[1:]
+    record = PreparedCase(
+        name=name,
+        sources=tuple(sources),
+        shape=(x, y, z),
+        channels=image.shape[0],
+        affine=_rows(volume.affine),
+        spacing=volume.spacing,
+        original_shape=volume.original_shape,
+        original_affine=_rows(volume.original_affine),
+        background=tuple(float(value) for value in image.reshape(len(image), -1).min(axis=1)),
+        classes=classes,
+        class_offsets=offsets,
+        labelled=label is not None,
+        digest=volume.digest,
+        label_digest=volume.label_digest,
+        checksums=(checksum(image), 0 if label is None else checksum(label), checksum(indices)),
+        folder=str(temporary.relative_to(root)),
+    )
     try:
-        limit = float(np.finfo(dtype).max)
-        image = np.clip(volume.image, -limit, limit).astype(dtype)
-        indices, classes, offsets = _foreground(volume.label, name)
-        x, y, z = image.shape[1:]
-        record = PreparedCase(
-            name=name,
-            sources=tuple(sources),
-            shape=(x, y, z),
-            channels=image.shape[0],
-            affine=_rows(volume.affine),
-            spacing=volume.spacing,
-            original_shape=volume.original_shape,
-            original_affine=_rows(volume.original_affine),
-            background=tuple(float(value) for value in image.reshape(len(image), -1).min(axis=1)),
-            classes=classes,
-            class_offsets=offsets,
-            labelled=volume.label is not None,
-            digest=volume.digest,
-            label_digest=volume.label_digest,
-        )
-        np.save(temporary / "image.npy", image)
-        np.save(temporary / "foreground.npy", indices)
-        if volume.label is not None:
-            np.save(temporary / "label.npy", volume.label)
-        write_json(temporary / "case.json", asdict(record))
-        for file in temporary.iterdir():
-            sync(file)
-        _take_name(temporary, root, record)
+        with writing(temporary):
+            temporary.mkdir(parents=True)
+            np.save(temporary / "image.npy", image)
+            np.save(temporary / "foreground.npy", indices)
+            if label is not None:
+                np.save(temporary / "label.npy", label)
+            write_record(root, record)
+            for file in temporary.iterdir():
+                sync(file)
+            return settle(root, record)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    sync(target.parent)
-    return record
-
-
-def _take_name(temporary: Path, root: Path, record: PreparedCase) -> None:
-    """Rename `temporary` to the case's folder, where another process may do the same at this moment.
-
-    A whole case of the same files is never taken away, not for an instant: somebody may have found it already.
-    """
-    target = case_folder(root, record.name)
-    for _ in range(TRIES):
-        try:
-            temporary.rename(target)
-            return
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
-        there = read_case(root, record.name)
-        if there is not None and there.content == record.content:
-            shutil.rmtree(temporary)
-            return
-        old = partial_path(target)
-        with suppress(FileNotFoundError):  # somebody else moved it
-            target.rename(old)
-            shutil.rmtree(old, ignore_errors=True)
-    raise OSError(errno.EBUSY, "other processes prepare this case again and again, of other files", str(target))
 
 
 def _rows(affine: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:

@@ -1,0 +1,87 @@
+"""The folders of prepared cases in a store: who may take which name, and what is replaced.
+
+A case lies in `cases/<case>`. Data sets that share a store may have cases of one name that are made of different
+files: those that come later lie in `others/<case>/<key>`. Only a case that was made of the same files, before they
+changed, is replaced.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from fusionseg.data.record import PreparedCase, read_record
+from fusionseg.files import file_name, partial_path, sync
+
+CASES, OTHERS = "cases", "others"
+
+TRIES = 10
+"""To put a case in the place of an outdated one, while other processes do the same."""
+
+
+def temporary_folder(root: Path, name: str) -> Path:
+    """A new name for a case that is being written."""
+    return partial_path(root / CASES / file_name(name))
+
+
+def read_cases(root: Path, name: str) -> Iterator[PreparedCase]:
+    """The records of all cases of this name."""
+    folders = [f"{CASES}/{file_name(name)}"]
+    others = root / OTHERS / file_name(name)
+    if os.path.isdir(others):
+        folders += sorted(f"{OTHERS}/{others.name}/{folder.name}" for folder in others.iterdir())
+    for folder in folders:
+        record = read_record(root, folder)
+        # A file system that takes A for a finds the other's folder.
+        if record is not None and record.name == name:
+            yield record
+
+
+def read_case(root: Path, name: str) -> PreparedCase | None:
+    """The record of the first case of this name; None where there is none of this format."""
+    return next(read_cases(root, name), None)
+
+
+def settle(root: Path, record: PreparedCase) -> PreparedCase:
+    """Rename the temporary folder of a case to the one that it keeps, while other processes may do the same.
+
+    A whole case of the same files is never taken away, not for an instant: somebody may have found it already.
+
+    Returns:
+        The record with its folder.
+    """
+    temporary = root / record.folder
+    key = hashlib.sha256(f"{record.name}:{record.content}".encode("utf-8", "surrogatepass")).hexdigest()[:10]
+    folder = f"{CASES}/{file_name(record.name)}"
+    for _ in range(TRIES):
+        target = root / folder
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.rename(target)
+            sync(target.parent)
+            return replace(record, folder=folder)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        there = read_record(root, folder)
+        if there is not None and (there.name, there.content) == (record.name, record.content):
+            shutil.rmtree(temporary)
+            return there
+        if there is not None and (there.name, _paths(there)) != (record.name, _paths(record)):
+            folder = f"{OTHERS}/{file_name(record.name)}/{key}"
+            continue
+        old = partial_path(root / CASES / target.name)
+        with suppress(FileNotFoundError):  # somebody else moved it
+            target.rename(old)
+            shutil.rmtree(old, ignore_errors=True)
+    raise OSError(errno.EBUSY, "other processes prepare this case again and again, of other files", str(target))
+
+
+def _paths(record: PreparedCase) -> tuple[str, ...]:
+    return tuple(source.path for source in record.sources)

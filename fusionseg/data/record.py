@@ -1,0 +1,114 @@
+"""The record of a prepared case: the files that it was made of, its geometry, and its arrays' checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusionseg.files import write_json
+
+FILE = "case.json"
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file that a prepared case was made of, to notice when it changes."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    sha256: str
+
+    @staticmethod
+    def read(path: Path) -> SourceFile:
+        status = path.stat()
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return SourceFile(str(path), status.st_size, status.st_mtime_ns, digest)
+
+    def unchanged(self, path: Path) -> bool:
+        """Whether `path` still has this content; its time stamp spares reading it again."""
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            return False
+        if status.st_size != self.size:
+            return False
+        return status.st_mtime_ns == self.mtime_ns or SourceFile.read(path).sha256 == self.sha256
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """What is known of a prepared case without opening its arrays."""
+
+    name: str
+    sources: tuple[SourceFile, ...]
+    shape: tuple[int, int, int]
+    channels: int
+    affine: tuple[tuple[float, ...], ...]
+    spacing: tuple[float, float, float]
+    original_shape: tuple[int, int, int]
+    original_affine: tuple[tuple[float, ...], ...]
+    background: tuple[float, ...]
+    """Per channel, the value that stands for "outside the volume": the lowest in it."""
+    classes: tuple[int, ...]
+    """Foreground classes that occur, ascending."""
+    class_offsets: tuple[int, ...]
+    """Where each of `classes` begins in foreground.npy, and the end."""
+    labelled: bool
+    digest: str
+    """Of the image's voxels, see `image_digest`."""
+    label_digest: str
+    """Of the label's voxels; empty without a label."""
+    checksums: tuple[int, int, int]
+    """`checksum` of image.npy, label.npy (0 without a label) and foreground.npy: the arrays that belong here."""
+    folder: str
+    """Within the store; see `case_folders`."""
+
+    @property
+    def content(self) -> str:
+        """A hash of the files' content."""
+        return hashlib.sha256("".join(source.sha256 for source in self.sources).encode()).hexdigest()[:16]
+
+    @staticmethod
+    def from_json(raw: Mapping[str, Any]) -> PreparedCase:
+        values = {key: _tuples(value) for key, value in raw.items()}
+        values["sources"] = tuple(SourceFile(**source) for source in raw["sources"])
+        return PreparedCase(**{field.name: values[field.name] for field in fields(PreparedCase)})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def checksum(array: NDArray[Any]) -> int:
+    """CRC of an array's type and values, in C order."""
+    values = np.ascontiguousarray(array)
+    return zlib.crc32(values.reshape(-1).view(np.uint8).data, zlib.crc32(values.dtype.str.encode()))
+
+
+def read_record(root: Path, folder: str) -> PreparedCase | None:
+    """The record in a folder of a store; None where it is missing or not of this format."""
+    try:
+        raw = json.loads((root / folder / FILE).read_text(encoding="utf-8"))
+        return PreparedCase.from_json({**raw, "folder": folder})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_record(root: Path, record: PreparedCase) -> None:
+    """Write case.json of a prepared case anew."""
+    write_json(root / record.folder / FILE, to_json(record))
+
+
+def to_json(record: PreparedCase) -> dict[str, Any]:
+    """Plain values; the folder is where they are found."""
+    return {key: value for key, value in asdict(record).items() if key != "folder"}
