@@ -97,26 +97,6 @@ class Samples:
     keys: NDArray[np.int64]
     """(B, 2) 32-bit keys of the noise and of the displacements."""
 
-    @staticmethod
-    def still(case: int, origin: NDArray[np.int64]) -> Samples:
-        """Patches of one case at the origins (B, 3), cut out and not changed."""
-        count = len(origin)
-        zero, one, three = np.zeros(count), np.ones(count), np.zeros((count, 3))
-        return Samples(
-            step=0,
-            sample=np.arange(count),
-            case=np.full(count, case),
-            origin=origin,
-            flip=np.zeros((count, 3), np.bool_),
-            shift=zero,
-            scale=one,
-            noise_std=zero,
-            angles=three,
-            zoom=one,
-            elastic=zero,
-            keys=np.zeros((count, 2), np.int64),
-        )
-
     @property
     def warped(self) -> NDArray[np.bool_]:
         """(B,) whether the patch is interpolated instead of cut out."""
