@@ -80,18 +80,27 @@ def add_compare(commands: Commands) -> None:
         _compare,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN|FOLDER", help="run folder, or a folder of them")
+    parser.add_argument(
+        "--checkpoint",
+        default="last",
+        choices=("last", "best"),
+        help="figures of each run's last step, or of its best validation, which was chosen on the same cases"
+        " (default last)",
+    )
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="write compare.md and compare.csv there too")
 
 
 def _compare(arguments: argparse.Namespace) -> int:
     from fusionseg.files import write_text
     from fusionseg.inference.compare import compare
+    from fusionseg.inference.comparison_table import comparison_csv, comparison_markdown
 
-    comparison = compare(arguments.runs)
-    print(comparison.to_markdown())
+    comparison = compare(arguments.runs, arguments.checkpoint)
+    table = comparison_markdown(comparison)
+    print(table)
     if arguments.output is not None:
-        write_text(arguments.output / "compare.md", comparison.to_markdown() + "\n")
-        write_text(arguments.output / "compare.csv", comparison.to_csv())
+        write_text(arguments.output / "compare.md", table + "\n")
+        write_text(arguments.output / "compare.csv", comparison_csv(comparison))
     return DONE
 
 

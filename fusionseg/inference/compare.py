@@ -1,153 +1,190 @@
-"""One table over many runs: a row for each configuration, mean and spread over its seeds and folds."""
+"""Rows of a table over many runs: one for each configuration and data set, over its seeds and folds."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import yaml
-
-from fusionseg.engine.run_folder import mathematics
 from fusionseg.errors import UserError
+from fusionseg.inference.run_summary import FINISHED, MEASURES, ON_TRAINED, REPEATED, DataIdentity, RunSummary, read_run
 from fusionseg.inference.runs import run_folders
-from fusionseg.telemetry.tables import markdown_table
 
-REPEATED = ("seed", "data.fold", "data.fold_seed")
-"""Keys that repeat a configuration: their values are averaged over."""
-SCORES = ("dice", "ssim")
 MEASUREMENTS = ("parameters", "steps", "samples_per_s", "memory_gb", "total_s")
 
 
 @dataclass(frozen=True)
-class RunSummary:
-    """What the table needs of a run."""
+class Spread:
+    """A figure over the runs that know it."""
 
-    path: Path
-    config: dict[str, Any]
-    """Plain values under dotted keys; only those that the results depend on."""
-    status: str
-    """Of the last record: completed, plateau, interrupted, failed; `unfinished` if the run is still at work or was
-    killed."""
-    figures: dict[str, float]
-    """Of its best validation, and what the run took."""
+    mean: float
+    deviation: float | None
+    """Of the sample; None for one run."""
+    low: float
+    high: float
+    count: int
 
 
 @dataclass
 class Row:
-    """One configuration."""
+    """One configuration on one data set."""
 
     settings: dict[str, Any]
+    data: DataIdentity
     runs: list[RunSummary] = field(default_factory=list)
 
-    def spread(self, figure: str) -> tuple[float, float | None] | None:
-        """Mean and standard deviation (None for one run) over the runs that know the figure; None if none does."""
+    def spread(self, figure: str) -> Spread | None:
+        """None if no run knows the figure."""
         known = [run.figures[figure] for run in self.runs if figure in run.figures]
-        return (fmean(known), stdev(known) if len(known) > 1 else None) if known else None
+        if not known:
+            return None
+        return Spread(fmean(known), stdev(known) if len(known) > 1 else None, min(known), max(known), len(known))
+
+    @property
+    def folds(self) -> list[str]:
+        return sorted({run.fold for run in self.runs})
+
+    @property
+    def marks(self) -> list[str]:
+        return sorted({mark for run in self.runs for mark in run.marks})
+
+    @property
+    def has_seen_its_validation(self) -> bool:
+        return ON_TRAINED in self.marks
+
+    def ended_early(self) -> dict[str, int]:
+        """How many runs have not come to their end, by status."""
+        states = [run.status for run in self.runs if run.status not in FINISHED]
+        return {state: states.count(state) for state in dict.fromkeys(states)}
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """The table: a row for each configuration."""
+class Part:
+    """The rows of one task."""
 
+    task: str
     settings: list[str]
     """The keys that tell the configurations apart."""
     figures: list[str]
     rows: list[Row]
 
-    def to_markdown(self) -> str:
-        """Mean ± standard deviation; the best of each score in bold."""
-        body = [[_setting(row.settings.get(key)) for key in self.settings] for row in self.rows]
-        for cells, row in zip(body, self.rows, strict=True):
-            cells.append(_count(row))
-        for figure in self.figures:
-            spreads = [row.spread(figure) for row in self.rows]
-            best = max((spread[0] for spread in spreads if spread), default=None)
-            for cells, spread in zip(body, spreads, strict=True):
-                text = _spread(figure, spread)
-                marked = is_score(figure) and spread is not None and spread[0] == best and len(self.rows) > 1
-                cells.append(f"**{text}**" if marked else text)
-        return markdown_table([[*self.settings, "runs", *self.figures], *body])
+    @property
+    def data_differ(self) -> bool:
+        return len({row.data.key for row in self.rows}) > 1
 
-    def to_csv(self) -> str:
-        """The same in full precision, mean and standard deviation apart."""
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow([*self.settings, "runs", *(f"{f}{end}" for f in self.figures for end in ("", "_std"))])
-        for row in self.rows:
-            cells: list[Any] = [_setting(row.settings.get(key)) for key in self.settings]
-            cells.append(len(row.runs))
-            for figure in self.figures:
-                mean, deviation = row.spread(figure) or ("", None)
-                cells += [mean, "" if deviation is None else deviation]
-            writer.writerow(cells)
-        return out.getvalue()
+    @property
+    def folds_differ(self) -> bool:
+        return len({tuple(row.folds) for row in self.rows}) > 1
+
+    def data_names(self) -> list[str]:
+        """A name of each row's data set, with as much as it takes to tell them apart."""
+        forms = (
+            lambda data: data.name,
+            lambda data: f"{data.name}, {len(data.cases)} cases" if data.cases else data.root,
+            lambda data: f"{data.name}: {', '.join(data.labels)}",
+        )
+        distinct = len({row.data.key for row in self.rows})
+        for form in forms:
+            names = [form(row.data) for row in self.rows]
+            if len(set(names)) == distinct:
+                return names
+        return [f"{row.data.name} {row.data.key[:8]}" for row in self.rows]
 
 
-def compare(paths: Sequence[Path]) -> Comparison:
+@dataclass(frozen=True)
+class Comparison:
+    """Segmentations and pre-trainings, apart."""
+
+    weights: str
+    """last or best: whose figures these are."""
+    parts: list[Part]
+    damaged: list[str]
+    """Runs that could not be read, and why."""
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for part in self.parts for row in part.rows]
+
+
+def compare(paths: Sequence[Path], weights: str = "last") -> Comparison:
     """Compare run folders, and all runs in folders of runs.
+
+    Args:
+        weights: "last" takes the figures of each run's last validation, "best" those of its best one.
 
     Raises:
         UserError: a path holds no run, or no run has a validation.
     """
-    runs = [read_run(folder) for folder in run_folders(paths)]
+    runs: list[RunSummary] = []
+    damaged: list[str] = []
+    for folder in run_folders(paths):
+        try:
+            runs.append(read_run(folder, weights))
+        except UserError as error:
+            damaged += error.problems
     if not any(run.figures for run in runs):
-        raise UserError(f"{', '.join(map(str, paths))}: none of the {len(runs)} runs has validated yet")
-    rows: dict[str, Row] = {}
+        none = f"{', '.join(map(str, paths))}: none of the {len(runs) + len(damaged)} runs has a validation to compare"
+        raise UserError([none, *damaged])
+    parts = []
+    for task in MEASURES:
+        own = [run for run in runs if run.task == task]
+        if own:
+            parts.append(_part(task, own))
+    return Comparison(weights, parts, damaged)
+
+
+def _part(task: str, runs: list[RunSummary]) -> Part:
+    data = one_data_set(runs)
+    rows: dict[tuple[str, str], Row] = {}
     for run in runs:
         settings = {key: value for key, value in run.config.items() if key not in REPEATED}
-        row = rows.setdefault(json.dumps(settings, sort_keys=True), Row(settings))
+        row = rows.setdefault((run.key, data[run.path].key), Row(settings, data[run.path]))
+        if settings.get("init_from") != row.settings.get("init_from"):  # a pre-training for each fold
+            starts = [str(settings["init_from"]), str(row.settings["init_from"])]
+            row.settings["init_from"] = os.path.commonprefix(starts) + "..."  # noqa: RUF071 - for a text, not a path
         row.runs.append(run)
     figures = dict.fromkeys(name for run in runs for name in run.figures)
-    ordered = [name for name in figures if name not in MEASUREMENTS] + [
-        name for name in MEASUREMENTS if name in figures
-    ]
-    return Comparison(distinguishing([row.settings for row in rows.values()]), ordered, list(rows.values()))
+    kinds: dict[str, int] = {}
+    for name in figures:  # all that was measured in one way stand side by side, the files' geometry first
+        kinds.setdefault(name.partition(" (")[2], len(kinds))
+    ordered = sorted(
+        (name for name in figures if name not in MEASUREMENTS), key=lambda name: kinds[name.partition(" (")[2]]
+    )
+    ordered += [name for name in MEASUREMENTS if name in figures]
+    found = list(rows.values())
+    keys = distinguishing([row.settings for row in found])
+    if not keys and len({row.data.key for row in found}) == 1:
+        keys = ["model.name"]
+    return Part(task, keys, ordered, found)
 
 
-def read_run(folder: Path) -> RunSummary:
-    """What is on disk of one run."""
-    config_file = folder / "config.yaml"
-    try:
-        plain = yaml.load(config_file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        records, environment = [], {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{folder}: cannot be read: {error}") from None
-    validations = [record for record in records if record["kind"] == "val"]
-    figures: dict[str, float] = {}
-    if validations:
-        score = next(name for name in SCORES if name in validations[0])
-        best = max(validations, key=lambda record: -1.0 if record[score] is None else record[score])
-        figures = {key: value for key, value in _flat(best).items() if isinstance(value, float)}
-        figures = {key: value for key, value in figures.items() if not key.endswith("_s")}
-        figures |= _cost(records, environment)
-    last = records[-1] if records else {"kind": ""}
-    status = last["status"] if last["kind"] == "end" else "unfinished"
-    return RunSummary(folder, dict(_flat(mathematics(plain))), status, figures)
+def one_data_set(runs: Sequence[RunSummary]) -> dict[Path, DataIdentity]:
+    """The data set of each run, one object for runs of the same.
 
-
-def _cost(records: list[dict[str, Any]], environment: Mapping[str, Any]) -> dict[str, float]:
-    """Parameters, steps, and the measurements, means over the records."""
-    trained = [record for record in records if record["kind"] == "train"]
-    cost: dict[str, float] = {}
-    if "parameters" in environment:
-        cost["parameters"] = environment["parameters"]
-    if trained:
-        cost["steps"] = trained[-1]["step"]
-        for key in ("samples_per_s", "memory_gb"):
-            cost[key] = fmean(record[key] for record in trained)
-    ends = [record["total_s"] for record in records if record["kind"] == "end"]
-    if ends:
-        cost["total_s"] = ends[-1]
-    return cost
+    A data set is all cases that a run trains and validates on: the same for all folds, another one where cases were
+    added, changed or left out. A run that trains on a part of the cases only (`data.train_cases`) does not say what the
+    others are: runs of one configuration that share cases are of one data set then.
+    """
+    found: dict[Path, DataIdentity] = {}
+    for run in runs:
+        same = next(
+            (
+                other
+                for before in runs
+                if (other := found.get(before.path)) is not None
+                and before.key == run.key
+                and run.config.get("data.train_cases") is not None
+                and other.labels == run.data.labels
+                and other.cases & run.data.cases
+            ),
+            run.data,
+        )
+        found[run.path] = same
+    return found
 
 
 def distinguishing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -166,41 +203,10 @@ def distinguishing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
             values.setdefault(group, set()).add(json.dumps(one.get(key)))
         if any(len(different) > 1 for different in values.values()):
             found.append(key)
-    return found or ["model.name"]
+    return found
 
 
 def is_score(figure: str) -> bool:
     """Whether more of it is better and it is the network's doing."""
-    return figure.split(".")[0] in ("dice", "dice_per_class", "ssim", "psnr", "ssim_hidden", "psnr_hidden")
-
-
-def _flat(plain: Mapping[str, Any], at: str = "") -> dict[str, Any]:
-    return dict(_items(plain, at))
-
-
-def _items(plain: Mapping[str, Any], at: str) -> Iterator[tuple[str, Any]]:
-    for key, value in plain.items():
-        if isinstance(value, Mapping):
-            yield from _items(value, f"{at}{key}.")
-        else:
-            yield f"{at}{key}", value
-
-
-def _count(row: Row) -> str:
-    unfinished = sum(run.status not in ("completed", "plateau") for run in row.runs)
-    return f"{len(row.runs)}" + (f" ({unfinished} not finished)" if unfinished else "")
-
-
-def _setting(value: Any) -> str:
-    return "-" if value is None else str(value)
-
-
-def _spread(figure: str, spread: tuple[float, float | None] | None) -> str:
-    if spread is None:
-        return "-"
-    mean, deviation = spread
-    if figure == "parameters":
-        return f"{mean / 1e6:.2f} M"
-    digits = 0 if figure == "steps" else 2 if figure in MEASUREMENTS or figure.startswith("psnr") else 4
-    text = f"{mean:.{digits}f}"
-    return text if deviation is None or figure == "steps" else f"{text} ± {deviation:.{digits}f}"
+    name = figure.split(" (")[0].split(".")[0]
+    return name in ("dice", "dice_per_class", "ssim", "psnr", "ssim_hidden", "psnr_hidden")

@@ -1,89 +1,301 @@
-"""compare: rows are configurations, seeds and folds are averaged over, columns are what differs."""
+"""compare: rows are configurations on data sets, seeds and folds are averaged over, columns are what differs."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import stdev
 from typing import Any
 
 import pytest
 
+from fusionseg.cli import main
 from fusionseg.config import dump_config, validate
 from fusionseg.errors import UserError
 from fusionseg.inference.compare import compare
+from fusionseg.inference.comparison_table import comparison_csv, comparison_markdown
+
+CASES = tuple(f"c{number}" for number in range(10))
+DICE = "dice (prepared grid)"
 
 
-def write_run(folder: Path, scores: list[float], *, status: str = "completed", **config: Any) -> Path:
-    """A run folder as training leaves it: a validation every ten steps, with these Dice values."""
+def write_run(
+    folder: Path,
+    scores: Sequence[float | None],
+    *,
+    status: str = "completed",
+    cases: Sequence[str] | None = CASES,
+    labels: Sequence[str] = ("background", "a"),
+    dataset: str = "T",
+    val: dict[str, Any] | None = None,
+    **config: Any,
+) -> Path:
+    """A run folder as training leaves it: a validation every ten steps, with these Dice values.
+
+    Args:
+        cases: names of the data set's cases, dealt into five folds; their content follows from the name. None writes no
+            split.json, as older versions did.
+        val: further fields of the val records.
+    """
     folder.mkdir(parents=True)
     raw = {"model": {"name": "unet"}, "data": {"root": "/data"}, **config, "name": folder.name}
-    (folder / "config.yaml").write_text(dump_config(validate(raw)))
+    parsed = validate(raw)
+    (folder / "config.yaml").write_text(dump_config(parsed))
     (folder / "environment.json").write_text(json.dumps({"parameters": 1_500_000}))
     lines: list[dict[str, Any]] = []
     for step, dice in enumerate(scores, start=1):
         lines.append({"kind": "train", "step": 10 * step, "loss": 0.5, "samples_per_s": 2.0 * step, "memory_gb": 1.0})
-        lines.append({"kind": "val", "step": 10 * step, "dice": dice, "dice_per_class": {"a": dice}, "val_s": 1.0})
+        score = {"dice": dice, "dice_per_class": {"a": dice}, "grid": "prepared"}
+        if parsed.pretrain is not None:
+            score = {"ssim": dice, "grid": "prepared"}
+        lines.append({"kind": "val", "step": 10 * step, **score, "cases": 2, "val_s": 1.0, **(val or {})})
     if status:
         lines.append({"kind": "end", "step": 10 * len(scores), "status": status, "total_s": 60.0})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if cases is not None:
+        parts: dict[str, list[dict[str, Any]]] = {"training": [], "validation": []}
+        for number, name in enumerate(cases):
+            digest = hashlib.sha256(name.encode()).hexdigest()[:32]
+            entry = {"name": name, "dataset": dataset, "image": digest, "label": digest}
+            parts["validation" if number % 5 == parsed.data.fold else "training"].append(entry)
+        split = {"datasets": [dataset], "labels": dict(enumerate(labels)), "stated": False, "trained_on": [], **parts}
+        (folder / "split.json").write_text(json.dumps(split))
     return folder
 
 
-def table(markdown: str) -> list[dict[str, str]]:
+def write_evaluation(run: Path, step: int, dice: float, **fields: Any) -> None:
+    """evaluation/summary.json as `fusionseg evaluate` leaves it."""
+    entry = {"dice": {"mean": dice, "std": 0.0, "cases": 2}, "hd95_mm": {"mean": 3.0, "std": 0.0, "cases": 2}}
+    summary = {"checkpoint": f"{run}/checkpoints/last.pt", "step": step, "cases": 2, "dice": dice, "hd95_mm": 3.0}
+    (run / "evaluation").mkdir(exist_ok=True)
+    (run / "evaluation/summary.json").write_text(json.dumps({**summary, "classes": {"a": entry}, **fields}))
+
+
+def table(text: str, number: int = 0) -> list[dict[str, str]]:
     """The rows of a Markdown table, by the names of its columns."""
-    header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines())
+    tables: list[list[str]] = [[]]
+    for line in text.splitlines():
+        if line.startswith("|"):
+            tables[-1].append(line)
+        elif tables[-1]:
+            tables.append([])
+    header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in tables[number])
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 
-def test_seeds_and_folds_are_one_row_and_the_best_is_marked(tmp_path: Path) -> None:
+def compared(*paths: Path, weights: str = "last") -> str:
+    return comparison_markdown(compare(paths, weights))
+
+
+def csv_rows(*paths: Path, weights: str = "last") -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(comparison_csv(compare(paths, weights)))))
+
+
+def test_seeds_and_folds_are_one_row_and_the_highest_is_bold(tmp_path: Path) -> None:
     for seed, score in enumerate((0.70, 0.72, 0.74)):
-        write_run(tmp_path / f"a{seed}", [0.5, score, 0.1], seed=seed)
+        write_run(tmp_path / f"a{seed}", [0.9, score], seed=seed)
     write_run(tmp_path / "b0", [0.8], optim={"lr": 1e-2})
-    write_run(tmp_path / "b1", [0.9], optim={"lr": 1e-2}, data={"root": "/elsewhere", "fold": 1})
-    first, second = table(compare([tmp_path]).to_markdown())
-    assert list(first)[:3] == ["optim.lr", "runs", "dice"]
+    write_run(tmp_path / "b1", [0.9], optim={"lr": 1e-2}, data={"root": "/elsewhere", "fold": 1}, dataset="moved")
+    text = compared(tmp_path)
+    first, second = table(text)
+    assert list(first)[:4] == ["optim.lr", "folds", "runs", DICE]
     assert (first["runs"], second["runs"]) == ("3", "2")
-    assert first["dice"] == "0.7200 ± 0.0200"  # of the best validation of each run
-    assert second["dice"] == f"**0.8500 ± {stdev([0.8, 0.9]):.4f}**"
+    assert first[DICE] == "0.7200 ± 0.0200"  # of the last validation of each run
+    assert second[DICE] == f"**0.8500 ± {stdev([0.8, 0.9]):.4f}**"
     assert second["parameters"] == "1.50 M"
-    assert first["steps"] == "30"
-    assert first["samples_per_s"] == "4.00 ± 0.00"
+    assert (first["steps"], second["steps"]) == ("20", "10")
+    assert first["samples_per_s"] == "3.00 ± 0.00"
+    assert (first["folds"], second["folds"]) == ("0", "0, 1")
+    assert "not over the same folds" in text and "last validation" in text
+
+
+def test_the_best_validation_on_request(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [0.5, 0.9, 0.7])
+    assert table(compared(tmp_path))[0][DICE] == "0.7000"
+    text = compared(tmp_path, weights="best")
+    assert table(text)[0][DICE] == "0.9000" and "chosen on the cases that these figures are of" in text
+    assert [row["weights"] for row in csv_rows(tmp_path, weights="best")] == ["best"]
+
+
+def test_a_score_that_is_not_known_is_neither_the_best_nor_zero(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [None, 0.4, None])
+    write_run(tmp_path / "b", [None, 0.6], seed=1)
+    assert table(compared(tmp_path, weights="best"))[0][DICE] == f"0.5000 ± {stdev([0.4, 0.6]):.4f}"
+    assert table(compared(tmp_path))[0][DICE] == "0.6000 (1 of 2)"
+    (row,) = csv_rows(tmp_path)
+    assert (row[DICE], row[f"{DICE}_runs"], row["runs"]) == ("0.6", "1", "2")
+
+
+def test_other_data_sets_are_other_rows(tmp_path: Path) -> None:
+    """By content: another place or name is no other data set; a case more, or other labels, are."""
+    write_run(tmp_path / "a", [0.5])
+    write_run(tmp_path / "moved", [0.7], data={"root": "/moved"}, dataset="other name", seed=1)
+    write_run(tmp_path / "fewer", [0.8], cases=CASES[1:])
+    write_run(tmp_path / "renamed", [0.9], labels=("background", "b"))
+    text = compared(tmp_path)
+    rows = table(text)
+    assert [row["runs"] for row in rows] == ["2", "1", "1"]
+    assert len({row["data set"] for row in rows}) == 3
+    assert "different data sets" in text and "**" not in text
+    assert "data set" not in table(compared(tmp_path / "a", tmp_path / "moved"))[0]
+    by_count = table(compared(tmp_path / "a", tmp_path / "fewer"))
+    assert [row["data set"] for row in by_count] == ["T, 10 cases", "T, 9 cases"]
+
+
+def test_without_split_json_the_place_tells_data_sets_apart(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [0.5], cases=None)
+    write_run(tmp_path / "b", [0.7], cases=None, data={"root": "/elsewhere"}, seed=1)
+    text = compared(tmp_path)
+    assert [row["data set"] for row in table(text)] == ["/data", "/elsewhere"]
+    assert "a, b: there is no readable split.json" in text
+    (tmp_path / "a/split.json").write_text('{"training": 3}')
+    assert [row["data set"] for row in table(compared(tmp_path))] == ["/data", "/elsewhere"]
+
+
+def test_folds_that_train_on_a_part_of_the_cases_are_one_data_set(tmp_path: Path) -> None:
+    for fold in range(2):
+        run = write_run(tmp_path / f"f{fold}", [0.5], data={"root": "/data", "fold": fold, "train_cases": 5})
+        split = json.loads((run / "split.json").read_text())
+        split["training"] = split["training"][:5]
+        (run / "split.json").write_text(json.dumps(split))
+    (row,) = table(compared(tmp_path))
+    assert row["runs"] == "2"
+
+
+def test_a_pre_training_for_each_fold_is_one_row(tmp_path: Path) -> None:
+    for fold in range(2):
+        data = {"root": "/data", "fold": fold}
+        pretrain = {"model": {"name": "swin_unetr"}, "pretrain": {}}
+        write_run(tmp_path / f"pre/pre{fold}", [0.5], data=data, **pretrain)
+        start = str(tmp_path / f"pre/pre{fold}")
+        write_run(tmp_path / f"runs/a{fold}", [0.6], data=data, model={"name": "swin_unetr"}, init_from=start)
+        write_run(tmp_path / f"runs/b{fold}", [0.5], data=data, model={"name": "swin_unetr"})
+    rows = table(compared(tmp_path / "runs"))
+    assert [row["runs"] for row in rows] == ["2", "2"]
+    assert [row["init_from"] for row in rows] == [f"{tmp_path}/pre/pre...", "-"]
+
+
+def test_pre_trainings_stand_apart(tmp_path: Path) -> None:
+    write_run(tmp_path / "seg", [0.5])
+    write_run(tmp_path / "pre", [0.9], model={"name": "swin_unetr"}, pretrain={})
+    old = write_run(tmp_path / "pre_old", [0.95], model={"name": "swin_unetr"}, pretrain={"ratio": 0.7})
+    records = (old / "metrics.jsonl").read_text().replace(', "grid": "prepared"', "")
+    (old / "metrics.jsonl").write_text(records)
+    text = compared(tmp_path)
+    assert text.startswith("segmentation:\n\n|") and "pre-training:\n\n|" in text
+    (segmentation,) = table(text)
+    assert segmentation[DICE] == "0.5000" and not [name for name in segmentation if "ssim" in name]
+    new, before = table(text, 1)
+    assert new["ssim (prepared grid)"] == "0.9000" and new["ssim (per patch, old)"] == "-"
+    assert before["ssim (prepared grid)"] == "-" and before["ssim (per patch, old)"] == "0.9500"
+    assert [row["task"] for row in csv_rows(tmp_path)] == ["segmentation", "pre-training", "pre-training"]
+
+
+def test_evaluations_of_the_same_weights_have_columns_of_their_own(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path / f"a{seed}", [0.9, 0.8], seed=seed)
+    write_evaluation(tmp_path / "a0", 20, 0.6)
+    write_evaluation(tmp_path / "a1", 20, 0.7, cases=1, options={"flips": True})
+    write_evaluation(tmp_path / "a2", 10, 0.1, checkpoint="checkpoints/best.pt")
+    text = compared(tmp_path)
+    (row,) = table(text)
+    assert row["dice (files)"] == f"0.6500 ± {stdev([0.6, 0.7]):.4f} (2 of 3)"
+    assert row["dice_per_class.a (files)"].startswith("0.6500") and row["hd95_mm (files)"].startswith("3.00")
+    assert row[DICE] == "0.8000 ± 0.0000"
+    assert "a2: its evaluation is not used: it is of other weights (best.pt)" in text
+    assert "a1: was evaluated with --tta" in text and "a1: its evaluation is of 1 cases, its validation of 2" in text
+    (best,) = table(compared(tmp_path, weights="best"))
+    assert best["dice (files)"] == "0.1000 (1 of 3)" and best[DICE] == "0.9000 ± 0.0000"
+
+
+def test_results_on_cases_that_were_trained_on_are_marked_and_never_the_best(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [0.5])
+    write_run(tmp_path / "b", [0.6], optim={"lr": 1e-2})
+    write_run(tmp_path / "leak", [0.99], optim={"lr": 1e-3}, val={"trained_on": ["c0"]})
+    text = compared(tmp_path)
+    _, second, leak = table(text)
+    assert leak["runs"] == "1 [1]" and "- [1] validated on cases that were trained on" in text
+    assert leak[DICE] == "0.9900" and second[DICE] == "**0.6000**"
+    assert [row["marks"] for row in csv_rows(tmp_path)][2] == "validated on cases that were trained on"
+
+
+@pytest.mark.parametrize("where", ["split.json", "evaluation/summary.json"])
+def test_the_mark_is_found_wherever_it_stands(tmp_path: Path, where: str) -> None:
+    run = write_run(tmp_path / "a", [0.5])
+    write_evaluation(run, 10, 0.5)
+    content = json.loads((run / where).read_text())
+    (run / where).write_text(json.dumps({**content, "trained_on": ["c0"]}))
+    assert "validated on cases that were trained on" in compared(run)
+
+
+def test_a_last_step_that_was_chosen_by_validation_is_said(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [0.5], status="plateau")
+    text = compared(tmp_path)
+    assert table(text)[0]["runs"] == "1 [1]" and "- [1] stopped by stop.plateau" in text
+    assert "stop.plateau" not in compared(tmp_path, weights="best")
 
 
 def test_the_csv_has_the_same_in_full_precision(tmp_path: Path) -> None:
     write_run(tmp_path / "a0", [1 / 3])
     write_run(tmp_path / "a1", [2 / 3], seed=1)
-    (row,) = csv.DictReader(io.StringIO(compare([tmp_path]).to_csv()))
-    assert float(row["dice"]) == pytest.approx(0.5, abs=1e-15)
-    assert float(row["dice_std"]) == pytest.approx(stdev([1 / 3, 2 / 3]), abs=1e-15)
+    (row,) = csv_rows(tmp_path)
+    assert float(row[DICE]) == pytest.approx(0.5, abs=1e-15)
+    assert float(row[f"{DICE}_std"]) == pytest.approx(stdev([1 / 3, 2 / 3]), abs=1e-15)
 
 
 def test_networks_are_told_apart_by_their_name(tmp_path: Path) -> None:
     write_run(tmp_path / "a", [0.5], model={"name": "unet"})
     write_run(tmp_path / "b", [0.6], model={"name": "segresnet"})
-    rows = table(compare([tmp_path]).to_markdown())
+    rows = table(compared(tmp_path))
     assert [row["model.name"] for row in rows] == ["unet", "segresnet"]
     assert not [column for column in rows[0] if column.startswith("model.") and column != "model.name"]
     write_run(tmp_path / "c", [0.7], model={"name": "segresnet", "init_filters": 8})
-    rows = table(compare([tmp_path]).to_markdown())
+    rows = table(compared(tmp_path))
     assert [row["model.init_filters"] for row in rows] == ["-", "16", "8"]
 
 
 def test_what_is_not_finished_is_said(tmp_path: Path) -> None:
     write_run(tmp_path / "a", [0.5])
     write_run(tmp_path / "b", [0.6], status="", seed=1)
-    write_run(tmp_path / "c", [], status="", seed=2)
-    (row,) = table(compare([tmp_path]).to_markdown())
-    assert row["runs"] == "3 (2 not finished)"
-    assert row["dice"].startswith("0.5500")
+    write_run(tmp_path / "c", [], status="failed", seed=2)
+    text = compared(tmp_path)
+    (row,) = table(text)
+    assert row["runs"] == "3 (1 unfinished, 1 failed)"
+    assert row[DICE] == f"0.5500 ± {stdev([0.5, 0.6]):.4f} (2 of 3)"
+    assert "count with the last validation they have" in text
+    assert csv_rows(tmp_path)[0]["not_finished"] == "2"
+
+
+def test_steps_that_differ_are_shown(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [0.5])
+    write_run(tmp_path / "b", [0.6, 0.7], seed=1)
+    assert table(compared(tmp_path))[0]["steps"] == "10 to 20"
 
 
 def test_runs_and_folders_are_listed_once(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", [0.5])
     assert len(compare([run, tmp_path]).rows[0].runs) == 1
+
+
+def test_damaged_runs_do_not_keep_the_others_from_being_compared(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [0.5, 0.6])
+    broken = write_run(tmp_path / "b", [0.7, 0.8], seed=1)
+    lines = (broken / "metrics.jsonl").read_text().splitlines()
+    lines[2:3] = ["{broken", "[1, 2]", '{"kind": "val"}', "\x00\x00"]
+    (broken / "metrics.jsonl").write_text("\n".join(lines))
+    (broken / "environment.json").write_text("[]")
+    shutil.copytree(tmp_path / "a", tmp_path / "c")
+    (tmp_path / "c/config.yaml").write_text("- a list\n")
+    text = compared(tmp_path)
+    (row,) = table(text)
+    assert row[DICE] == f"0.7000 ± {stdev([0.6, 0.8]):.4f}" and row["runs"] == "2"
+    assert "b: 4 damaged lines of metrics.jsonl are passed over" in text
+    assert f"left out: {tmp_path / 'c/config.yaml'}: is no configuration" in text
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
@@ -92,8 +304,20 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         compare([tmp_path / "empty", tmp_path / "nowhere"])
     assert len(caught.value.problems) == 2
     write_run(tmp_path / "a", [])
-    with pytest.raises(UserError, match="has validated yet"):
+    with pytest.raises(UserError, match="none of the 1 runs has a validation"):
         compare([tmp_path])
-    (tmp_path / "a" / "metrics.jsonl").write_text("{broken\n")
-    with pytest.raises(UserError, match="cannot be read"):
+    (tmp_path / "a" / "config.yaml").write_text("{broken\n")
+    with pytest.raises(UserError, match=r"config\.yaml: cannot be read"):
         compare([tmp_path])
+
+
+def test_the_command_prints_and_writes_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "runs/a", [0.9, 0.8])
+    assert main(["compare", str(tmp_path / "runs"), "--output", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert (tmp_path / "out/compare.md").read_text() == printed
+    assert table(printed)[0][DICE] == "0.8000"
+    (row,) = csv.DictReader((tmp_path / "out/compare.csv").read_text().splitlines())
+    assert (row["weights"], row[DICE], row["data_set"]) == ("last", "0.8", "T")
+    assert main(["compare", str(tmp_path / "runs"), "--checkpoint", "best"]) == 0
+    assert table(capsys.readouterr().out)[0][DICE] == "0.9000"
