@@ -31,6 +31,10 @@ class Spent:
     phases_s: dict[str, float] = field(default_factory=dict)
 
 
+GRID = (
+    "The scores under val/ and end/ are measured on the prepared grid: on volumes that are resampled and cropped as the"
+    " network reads them. `fusionseg evaluate RUN` measures in the geometry of the label files."
+)
 ASIDE = ("validate", "checkpoint", "log")  # phases between the steps: not part of `step_s`
 IN_STEP = set(PHASES) - {*ASIDE, "start", "prepare", "cache"}
 
@@ -54,6 +58,7 @@ class Recorder:
         if world.is_main:
             board = folder.path if config.log.tensorboard else None
             self._sinks = Sinks(folder.metrics, board, folder.pictures, purge_step=step + 1)
+            self._sinks.text("val/grid", GRID, step)
         age = process_age_s()
         self._begun = time.monotonic() - age - spent.total_s
         self._phases = defaultdict(float, spent.phases_s)
@@ -121,13 +126,14 @@ class Recorder:
             step,
             status=status,
             reason=reason,
-            **{f"best_{measure}": best},
+            **{f"best_{measure}": best, "grid": "prepared"},
             total_s=spent.total_s,
             phases_s=phases,
             **({} if gpu is None else {"gpu": gpu}),
         )
         shown = "-" if best is None else f"{best:.4f}"
-        log.info("%s (%s) after %s; best %s %s", status, reason, duration(spent.total_s), measure, shown)
+        text = "%s (%s) after %s; best %s %s on the prepared grid"
+        log.info(text, status, reason, duration(spent.total_s), measure, shown)
         shares = (f"{name} {seconds / spent.total_s:.1%}" for name, seconds in phases.items())
         log.info("where the time went: %s", ", ".join(shares))
 

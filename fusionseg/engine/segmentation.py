@@ -28,13 +28,17 @@ class Segmentation:
         return (image,), label
 
     def validate(self, model: nn.Module) -> Outcome:
-        """Whole volumes by sliding window; the score is the mean Dice of the foreground classes."""
+        """Whole volumes by sliding window; the score is the mean Dice of the foreground classes.
+
+        Prediction and label are compared on the prepared grid, where both are resampled and cropped: not in the
+        geometry of the files, as `fusionseg evaluate` does.
+        """
         result = self.validator(model)
         per_class = dict(zip(self.data.class_names, result.per_class, strict=True))
         shown = ", ".join(f"{name} {value:.4f}" for name, value in per_class.items())
         return Outcome(
             score=result.dice,
-            fields={"dice": result.dice, "dice_per_class": per_class, "cases": len(result.cases)},
-            summary=f"Dice {result.dice:.4f} ({shown})",
+            fields={"dice": result.dice, "dice_per_class": per_class, "cases": len(result.cases), "grid": "prepared"},
+            summary=f"Dice {result.dice:.4f} on the prepared grid ({shown})",
             picture=None if result.picture is None else overlay(result.picture),
         )

@@ -215,6 +215,7 @@ class Trainer:
             "config": self.config.to_dict(),
             "config_hash": config_hash(self.config),
             "data": self.data.content,
+            "grid": "prepared",
             "channels": list(self.data.channels),
             "labels": {str(value): name for value, name in self.data.labels.items()},
         }
@@ -256,5 +257,12 @@ class Trainer:
         self.step_fn.load_state_dict(state["train_step"])
         self.step, self.best = state["step"], state["best"]
         self.history = [(int(step), float(score)) for step, score in state["history"]]
+        if self.config.pretrain is not None and "grid" not in state:
+            log.warning(
+                "%s: its validations were scored patch by patch by an older version, and cannot be compared with those"
+                " of whole volumes: best.pt and stop.plateau begin anew",
+                path,
+            )
+            self.best, self.history = None, []
         log.info("resuming from %s (step %d of %d)", path, self.step, self.config.train.steps)
         return Spent(state["elapsed_s"], state.get("phases_s", {}))  # the second is younger than some checkpoints

@@ -36,6 +36,10 @@ _ERROR = re.compile(
 _BEGIN = "submitit INFO"  # of each start, in a log that is appended to
 _BEGIN_WORDS = "Starting with JobEnvironment"
 
+SCORE = (
+    "score: of the training's own validation, on the prepared (resampled, cropped) grid; the best if a run has ended"
+)
+
 # What SLURM says of a job that has ended, and what to do about it.
 _ENDS = {
     "OUT_OF_MEMORY": "the host's memory was too little: raise memory_gb_per_task, or lower data.workers",
@@ -116,6 +120,8 @@ def to_text(runs: list[RunStatus], remark: str = "") -> str:
             ]
         )
     parts = [markdown_table(rows), summary(runs), *([remark] if remark else [])]
+    if any(run.score is not None for run in runs):
+        parts.append(SCORE)
     for run in runs:
         for log in task_logs(run.log) if run.has_failed and run.log is not None else []:
             if lines := last_lines(log):

@@ -62,7 +62,7 @@ class TrainingProgress(LiveLine):
             self._task = self._live.add_task("", total=total, completed=done)
 
     def score(self, measure: str, value: float) -> None:
-        self._score = f"{measure} {value:.4f}"
+        self._score = f"{measure} {value:.4f} (prepared grid)"
 
     def step(self, done: int) -> None:
         if self._live is not None:

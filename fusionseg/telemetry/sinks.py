@@ -70,6 +70,11 @@ class Sinks:
             for name, value in values.items():
                 self._board.add_scalar(f"{group}/{name}", value, step)
 
+    def text(self, tag: str, text: str, step: int) -> None:
+        """A text for TensorBoard alone."""
+        if self._board is not None:
+            self._board.add_text(tag, text, step)
+
     def sync(self) -> None:
         """Force the records to disk."""
         os.fsync(self._metrics.fileno())
@@ -96,6 +101,9 @@ class NoSinks(Sinks):
         pass
 
     def curves(self, group: str, values: Mapping[str, float], step: int) -> None:
+        pass
+
+    def text(self, tag: str, text: str, step: int) -> None:
         pass
 
     def sync(self) -> None:

@@ -135,6 +135,24 @@ def test_killed_it_continues_exactly(
     assert_same_run(run, pretrained)
 
 
+def test_older_validations_are_not_taken_for_those_of_whole_volumes(
+    pretrain: Pretrain, pretrained: Path, tmp_path: Path
+) -> None:
+    """An older version scored patches, padding included: too high ever to be reached again."""
+    run = tmp_path / "run"
+    shutil.copytree(pretrained, run)
+    state = checkpoint(run, "step_00000006.pt")
+    del state["grid"]
+    state |= {"best": {"ssim": 0.999, "step": 4}, "history": [(4, 0.999)]}
+    for file in ("step_00000008.pt", "last.pt"):
+        (run / "checkpoints" / file).unlink()
+    torch.save(state, run / "checkpoints/step_00000006.pt")
+    ended = pretrain(run).expect(0)
+    assert "scored patch by patch by an older version" in ended.err
+    assert [record["step"] for record in records(run, "val")] == [8]
+    assert records(run, "end")[-1]["best_ssim"] == records(run, "val")[-1]["ssim"]
+
+
 def test_two_processes_hide_the_same_blocks(
     program: Program, pretrain_file: Path, pretrained: Path, tmp_path: Path
 ) -> None:

@@ -33,8 +33,8 @@ MEASURED = {
 }
 FIELDS = {
     "train": {"loss", "lr", "grad_norm", "skipped", "samples"},
-    "val": {"dice", "dice_per_class", "cases"},
-    "end": {"status", "reason", "best_dice"},
+    "val": {"dice", "dice_per_class", "cases", "grid"},
+    "end": {"status", "reason", "best_dice", "grid"},
 }
 
 
@@ -64,6 +64,7 @@ def test_the_records_are_as_documented(trained: Path) -> None:
     for record in found:
         kind = record["kind"]
         assert record.keys() == {"kind", "step"} | FIELDS[kind] | MEASURED[kind]
+        assert record.get("grid", "prepared") == "prepared"
         assert all(record[field] >= 0 for field in MEASURED[kind] - {"phases_s"})
     assert [r["step"] for r in found if r["kind"] == "train"] == list(range(1, 121))
     assert [r["step"] for r in found if r["kind"] == "val"] == [30, 60, 90, 120]
@@ -127,9 +128,11 @@ def test_environment_and_log(trained: Path) -> None:
     assert environment["ranks"][0]["threads"] == 1
     assert "--config" in environment["command"]
     log = (trained / "log.txt").read_text()
+    score = next(record["dice"] for record in records(trained, "val") if record["step"] == 60)
     for part in (
         "batch: global 2 = micro-batch 2 x 1 rank x accumulation 1",
-        "step 60: validation Dice",
+        f"step 60: validation Dice {score:.4f} on the prepared grid",
+        f"best dice {records(trained, 'end')[-1]['best_dice']:.4f} on the prepared grid",
         "completed",
     ):
         assert part in log
@@ -144,6 +147,8 @@ def test_tensorboard_has_scalars_and_a_picture(trained: Path) -> None:
     found = [(event.step, event.value) for event in board.Scalars("train/loss")]
     assert [step for step, _ in found] == [step for step, _ in expected]
     assert [value for _, value in found] == pytest.approx([loss for _, loss in expected], rel=1e-6)
+    (text,) = board.Tensors("val/grid/text_summary")
+    assert b"prepared grid" in text.tensor_proto.string_val[0]
     pictures = board.Images("validation")
     assert [picture.step for picture in pictures] == [30, 60, 90, 120]
     assert min(pictures[0].width, pictures[0].height) > 10

@@ -75,6 +75,7 @@ def test_states(make_run: Callable[..., Path], tmp_path: Path) -> None:
     assert (found["a"].nodes, found["a"].starts, found["e"].score) == ("here", 1, 0.81)
     text = to_text(list(found.values()))
     assert "1 finished, 1 lost, 1 failed, 1 stopped, 1 unfinished, 1 interrupted, 1 waiting, 1 running" in text
+    assert "score: of the training's own validation, on the prepared" in text
     assert text.endswith(f"c ({log}):\n  error: data.root: nowhere")
 
 
