@@ -28,15 +28,20 @@ class Case:
     fold: int | None = None
 
 
+def is_image_file(path: Path) -> bool:
+    """Whether a file is named as NIfTI; some systems write the suffix in capitals."""
+    return path.name.lower().endswith(IMAGE_SUFFIXES)
+
+
 def image_files(folder: Path) -> list[Path]:
     """NIfTI files of a folder, sorted; hidden ones (macOS leaves `._x.nii.gz` behind) are not data."""
-    visible = (file for file in folder.iterdir() if not file.name.startswith("."))
-    return sorted(file for file in visible if file.name.endswith(IMAGE_SUFFIXES))
+    return sorted(file for file in folder.iterdir() if not file.name.startswith(".") and is_image_file(file))
 
 
 def suffix(path: Path) -> str:
-    """ ".nii.gz", ".nii", or what else stands last."""
-    return next((s for s in IMAGE_SUFFIXES if path.name.endswith(s)), path.suffix)
+    """ ".nii.gz", ".nii", or what else stands last, as it is written."""
+    length = next((len(s) for s in IMAGE_SUFFIXES if path.name.lower().endswith(s)), len(path.suffix))
+    return path.name[len(path.name) - length :]
 
 
 def stem(path: Path) -> str:

@@ -4,8 +4,8 @@
 looks at the cases together. Codes of errors: missing, unreadable, truncated, corrupt, trailing-data, header,
 dimensions, spacing, affine, channels, channel-shape, channel-affine, label-shape, label-affine, non-finite,
 constant, label-fraction, label-value, memory, crashed, dataset. Of warnings: label-affine and channel-affine
-(slight), label-float, empty-foreground, class-absent, small-volume, spacing-outlier, orientation, duplicate,
-qform-sform, unlabelled.
+(slight), label-order and channel-order, label-float, empty-foreground, constant-channel, class-absent,
+small-volume, spacing-outlier, orientation, duplicate, qform-sform, pixdim, shear, units, unlabelled, dataset.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def check_dataset(
         raise ValueError(f"patch={tuple(patch)}: three numbers are needed")
     cases = dataset.training + dataset.testing
     workers = max(1, min(workers or available_cpus(), len(cases)))
-    check = partial(check_case, labels=dataset.labels, channels=len(dataset.channels), patch=patch)
+    check = partial(check_case, num_classes=dataset.num_classes, channels=len(dataset.channels), patch=patch)
     facts = _check_cases(cases, check, workers, progress)
     root = str(dataset.root)
     problems = [Problem("error", "", root, "dataset", *_halves(fault)) for fault in dataset.faults]
@@ -161,16 +161,15 @@ def _problems_between(dataset: Dataset, cases: Sequence[Case], facts: Sequence[C
                 f"has a spacing of {_mm(fact.spacing_mm or ())}, the median of the data set is {_mm(median)}",
                 "check the header against the scanner's data, or take the case out",
             )
-        for file, digest in fact.digests:
-            name, twin = seen.setdefault(digest, (case.name, file))
-            if twin != file:
-                warn(
-                    case.name,
-                    file,
-                    "duplicate",
-                    f"has the same voxels as {twin} ({name})",
-                    "remove one of them: in different folds they make the validation too good",
-                )
+        name, twin = seen.setdefault(fact.digest or case.name, (case.name, str(case.images[0])))
+        if name != case.name:
+            warn(
+                case.name,
+                case.images[0],
+                "duplicate",
+                f"has the same voxels as {twin} ({name})",
+                "remove one of them: in different folds they make the validation too good",
+            )
     orientations = defaultdict(list)
     for fact in facts:
         if fact.orientation:

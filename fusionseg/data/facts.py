@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,13 +24,50 @@ class Problem:
     message: str
     remedy: str
 
+    def __str__(self) -> str:
+        return f"{self.file}: {self.message}; {self.remedy}"
+
+
+class CaseError(ValueError):
+    """A case that cannot be used.
+
+    Args:
+        problems: all errors of the case.
+    """
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(" | ".join(map(str, self.problems)))
+
+    def __reduce__(self) -> tuple[type[CaseError], tuple[tuple[Problem, ...]]]:
+        return type(self), (self.problems,)  # raised in worker processes too
+
 
 @dataclass
-class CaseFacts:
+class Findings:
+    """What is wrong with one case; `name` is the case's, empty where it does not matter."""
+
+    name: str = ""
+    problems: list[Problem] = field(default_factory=list)
+
+    def add(self, severity: Severity, file: Path, code: str, message: str, remedy: str) -> None:
+        """Note a problem."""
+        self.problems.append(Problem(severity, self.name, str(file), code, message, remedy))
+
+    def refuse(self) -> None:
+        """Raise the errors, if there are any.
+
+        Raises:
+            CaseError: with all of them.
+        """
+        if errors := [problem for problem in self.problems if problem.severity == "error"]:
+            raise CaseError(errors)
+
+
+@dataclass
+class CaseFacts(Findings):
     """What the checks of a case found; small, since it travels between processes."""
 
-    name: str
-    problems: list[Problem] = field(default_factory=list)
     shape: tuple[int, ...] | None = None
     spacing_mm: tuple[float, ...] | None = None
     orientation: str = ""
@@ -38,8 +76,5 @@ class CaseFacts:
     label_voxels: dict[int, int] = field(default_factory=dict)
     # Channel -> lowest, highest, a sample.
     intensity: dict[int, tuple[float, float, Array]] = field(default_factory=dict)
-    # Image file, digest of its voxels.
-    digests: list[tuple[str, str]] = field(default_factory=list)
-
-    def add(self, severity: Severity, file: Path, code: str, message: str, remedy: str) -> None:
-        self.problems.append(Problem(severity, self.name, str(file), code, message, remedy))
+    digest: str = ""
+    """Of the image's voxels, empty where they could not be read or are all alike."""

@@ -5,22 +5,24 @@ nibabel reads what it needs and repairs what it can; a check has to see the dama
 
 from __future__ import annotations
 
-import hashlib
 import io
-import itertools
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
+from nibabel.volumeutils import apply_read_scaling
 
-from fusionseg.data.case import IMAGE_SUFFIXES
+from fusionseg.data.case import IMAGE_SUFFIXES, is_image_file
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 CHUNK_BYTES = 1 << 20
+HEADER_BYTES = 1 << 20  # the header, and extensions of a usual size
 FETCH = "fetch or export the file again"
 
 
@@ -31,83 +33,109 @@ class VolumeError(Exception):
         super().__init__(message)
         self.code, self.message, self.remedy = code, message, remedy
 
+    def __str__(self) -> str:
+        return f"{self.message}; {self.remedy}"
 
-@dataclass
+
+@dataclass(frozen=True)
+class RawHeader:
+    """The header of a NIfTI file.
+
+    header: of nibabel, exactly as it is in the file: nothing is repaired.
+    offset: the byte at which the voxels begin. slope, intercept: None where the stored numbers are the values.
+    """
+
+    header: Any
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    offset: int
+    slope: float | None
+    intercept: float | None
+
+    @property
+    def scaled(self) -> bool:
+        """Whether a slope and an intercept turn the stored numbers into values."""
+        return self.slope is not None and (self.slope, self.intercept) != (1, 0)
+
+
+@dataclass(frozen=True)
 class RawVolume:
-    """A NIfTI file's content, read whole. `affine` is None where the header gives no usable one."""
+    """A NIfTI file's content, read whole: the values of its voxels, scaled, and its header."""
 
     values: Array
     header: Any
-    affine: Array | None
     dtype: str
-    digest: str
+    """Of the stored numbers; `scaled` behind it where a slope was applied."""
+
+
+def read_header(path: Path) -> RawHeader:
+    """Read the header of a NIfTI file, and no voxel.
+
+    Raises:
+        VolumeError: as `read_volume`, as far as the header shows it.
+    """
+    _check_name(path)
+    with _reading(), open(path, "rb") as file:
+        content = file.read(CHUNK_BYTES)
+    if _is_gzip(path):
+        try:
+            content = zlib.decompressobj(31).decompress(content, HEADER_BYTES)
+        except zlib.error as error:
+            raise _not_decompressed(error, first=True) from error
+    return _header(path, content)
 
 
 def read_volume(path: Path) -> RawVolume:
     """Read a NIfTI file whole, and verify checksum and length.
 
     nibabel.load stops after the last voxel it needs, before gzip's checksum, and repairs headers silently:
-    hence the bytes are read here, and nibabel interprets the header only.
+    hence the bytes are read here, and nibabel interprets the header only. The values are those that nibabel gives,
+    scaled in float64.
 
     Raises:
         VolumeError: its code is missing, unreadable, truncated, corrupt, trailing-data or header.
     """
-    if not path.name.endswith(IMAGE_SUFFIXES):
-        raise VolumeError("header", "is not named as NIfTI", f"convert it to {' or '.join(IMAGE_SUFFIXES)}")
-    try:
-        content = _gunzip(path) if path.name.endswith(".gz") else path.read_bytes()
-    except FileNotFoundError:
-        raise VolumeError("missing", "does not exist", "copy it there, or take the case out of the data set") from None
-    except OSError as error:
-        raise VolumeError(
-            "unreadable", f"cannot be read: {error.strerror or error}", "check the permissions and the disk"
-        ) from error
-    if not content:
-        raise VolumeError("truncated", "is empty", FETCH)
-    if path.suffix == ".nii" and content[:2] == b"\x1f\x8b":
-        raise VolumeError("header", "is gzip-compressed but named .nii", "rename it to .nii.gz")
-    header, dtype, shape, offset = _header(content)
+    _check_name(path)
+    with _reading():
+        content = _gunzip(path) if _is_gzip(path) else path.read_bytes()
+    raw = _header(path, content)
+    dtype, shape = raw.dtype, raw.shape
     count = int(np.prod(shape, dtype=np.int64))
-    surplus = len(content) - (offset + count * dtype.itemsize)
-    if surplus < 0:
+    surplus = len(content) - (raw.offset + count * dtype.itemsize)
+    if surplus:
+        code, much = ("truncated", "less") if surplus < 0 else ("trailing-data", "more")
         raise VolumeError(
-            "truncated",
-            f"holds {-surplus} bytes less than its header says ({'x'.join(map(str, shape))} {dtype.name})",
+            code,
+            f"it holds {abs(surplus)} bytes {much} than its header says ({'x'.join(map(str, shape))} {dtype.name})",
             FETCH,
         )
-    if surplus > 0:
-        raise VolumeError(
-            "trailing-data",
-            f"holds {surplus} bytes more than its header says ({'x'.join(map(str, shape))} {dtype.name})",
-            FETCH,
-        )
-    values: Array = np.frombuffer(content, dtype, count, offset)
-    digest = hashlib.blake2b(memoryview(content)[offset:], digest_size=16).hexdigest()
-    values = values.reshape(shape, order="F")
-    slope, inter = header.get_slope_inter()
-    name = dtype.name
-    if slope is not None and (slope, inter) != (1, 0):
-        values = values * np.float32(slope) + np.float32(inter)
-        name += " scaled"
+    values: Array = np.frombuffer(content, dtype, count, raw.offset).reshape(shape, order="F")
+    if not raw.scaled:
+        return RawVolume(values, raw.header, dtype.name)
+    with np.errstate(over="ignore", invalid="ignore"):  # the reader of a case reports what is no number
+        values = apply_read_scaling(values, np.float64(raw.slope), np.float64(raw.intercept))
+    return RawVolume(values, raw.header, f"{dtype.name} scaled")
+
+
+def _check_name(path: Path) -> None:
+    if not is_image_file(path):
+        raise VolumeError("header", "it is not named as NIfTI", f"convert it to {' or '.join(IMAGE_SUFFIXES)}")
+
+
+def _is_gzip(path: Path) -> bool:
+    return path.name.lower().endswith(".gz")
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
     try:
-        affine = np.asarray(header.get_best_affine(), np.float64)
-    except Exception:  # nibabel raises several kinds for an impossible quaternion
-        affine = None
-    return RawVolume(values, header, affine, name, digest)
-
-
-def corner_distance_mm(shape: tuple[int, ...], one: Array, other: Array) -> float:
-    """Largest distance in mm between where two affines put the corners of a volume."""
-    ends = [(0, n - 1) for n in (*shape, 1, 1)[:3]]
-    corners = np.array(list(itertools.product(*ends)))
-    offset = corners @ (one - other)[:3, :3].T + (one - other)[:3, 3]
-    return float(np.linalg.norm(offset, axis=1).max())
-
-
-def is_invertible(affine: Array) -> bool:
-    """Whether an affine leads back from mm to voxels."""
-    lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    return bool(np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-6 * lengths.prod())
+        yield
+    except FileNotFoundError:
+        raise VolumeError(
+            "missing", "there is no such file", "copy it there, or take the case out of the data set"
+        ) from None
+    except OSError as error:
+        raise VolumeError("unreadable", f"{error.strerror or error}", "check the permissions and the disk") from error
 
 
 def _gunzip(path: Path) -> bytes:
@@ -125,15 +153,9 @@ def _gunzip(path: Path) -> bytes:
                 except zlib.error as error:
                     if members > 1 and not parts[-1]:
                         raise VolumeError(
-                            "trailing-data", "has foreign bytes after the end of its gzip stream", FETCH
+                            "trailing-data", "it has foreign bytes after the end of its gzip stream", FETCH
                         ) from error
-                    if not parts and "header" in str(error):
-                        raise VolumeError(
-                            "corrupt",
-                            "is named .gz but is not gzip-compressed",
-                            f"rename it to .nii if it is plain NIfTI, or {FETCH}",
-                        ) from error
-                    raise VolumeError("corrupt", f"the gzip stream is damaged ({error})", FETCH) from error
+                    raise _not_decompressed(error, first=not parts) from error
                 chunk = stream.unused_data
                 if stream.eof:
                     parts.append(b"")  # marks that a member ended well
@@ -144,17 +166,32 @@ def _gunzip(path: Path) -> bytes:
     return b"".join(parts)
 
 
-def _header(content: bytes) -> tuple[Any, np.dtype[Any], tuple[int, ...], int]:
+def _not_decompressed(error: zlib.error, *, first: bool) -> VolumeError:
+    if first and "header" in str(error):
+        return VolumeError(
+            "corrupt",
+            "it is named .gz but is not gzip-compressed",
+            f"rename it to .nii if it is plain NIfTI, or {FETCH}",
+        )
+    return VolumeError("corrupt", f"the gzip stream is damaged ({error})", FETCH)
+
+
+def _header(path: Path, content: bytes) -> RawHeader:
+    if not content:
+        raise VolumeError("truncated", "it is empty", FETCH)
+    if not _is_gzip(path) and content[:2] == b"\x1f\x8b":
+        raise VolumeError("header", "it is gzip-compressed but named .nii", "rename it to .nii.gz")
     sizes = {int.from_bytes(content[:4], "little"), int.from_bytes(content[:4], "big")}
     kind: Any = nibabel.Nifti1Header if 348 in sizes else nibabel.Nifti2Header if 540 in sizes else None
     if kind is None:
-        raise VolumeError("header", "is not NIfTI (no such header)", f"convert it, or {FETCH}")
+        raise VolumeError("header", "it is not NIfTI (no such header)", f"convert it, or {FETCH}")
     try:
         # Without nibabel's own check, which would turn a zero spacing into 1 and only log it.
         header = kind.from_fileobj(io.BytesIO(content), check=False)
         if header["magic"].item()[:3] not in (b"n+1", b"n+2"):
-            raise VolumeError("header", "is no single-file NIfTI (.hdr/.img pair?)", "convert it to .nii.gz")
+            raise VolumeError("header", "it is no single-file NIfTI (.hdr/.img pair?)", "convert it to .nii.gz")
         dtype, shape, offset = header.get_data_dtype(), header.get_data_shape(), int(header["vox_offset"])
+        slope, intercept = header.get_slope_inter()
     except VolumeError:
         raise
     except Exception as error:  # nibabel and numpy raise many kinds for a damaged header
@@ -164,9 +201,9 @@ def _header(content: bytes) -> tuple[Any, np.dtype[Any], tuple[int, ...], int]:
     if dtype.kind not in "iuf":
         raise VolumeError(
             "header",
-            f"has the data type {dtype}, not one number per voxel",
+            f"it has the data type {dtype}, not one number per voxel",
             "convert it to integers or floats",
         )
     if not shape or min(shape) < 1 or offset < kind.single_vox_offset:
-        raise VolumeError("header", f"has the shape {shape} and its data at byte {offset}", FETCH)
-    return header, dtype, tuple(map(int, shape)), offset
+        raise VolumeError("header", f"it has the shape {shape} and its data at byte {offset}", FETCH)
+    return RawHeader(header, dtype, tuple(map(int, shape)), offset, slope, intercept)

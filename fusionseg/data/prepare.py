@@ -17,6 +17,7 @@ import torch
 from fusionseg.config import DataConfig, RunConfig
 from fusionseg.data.case_folders import read_cases
 from fusionseg.data.dataset import Case, Dataset, open_dataset
+from fusionseg.data.facts import CaseError
 from fusionseg.data.parallel import map_cases
 from fusionseg.data.record import PreparedCase, SourceFile, write_record
 from fusionseg.data.store import Store, read_header, settings_key, settings_of, write_case, write_header
@@ -96,7 +97,8 @@ def prepare(config: RunConfig, dataset: Dataset, progress: Progress | None = Non
             told = f"{outcome.strerror}; {done} of {total} cases are prepared, and the same command goes on from there"
             raise WriteError(outcome.errno, told, str(root))
         if isinstance(outcome, Exception):
-            report.failed[case.name] = f"{', '.join(str(path) for path in _files(case))}: {outcome}"
+            files = "" if isinstance(outcome, CaseError) else f"{', '.join(map(str, _files(case)))}: "
+            report.failed[case.name] = f"{files}{outcome}"
         else:
             report.prepared.append(case.name)
         done += 1
@@ -146,9 +148,7 @@ def _prepare_case(root: Path, config: DataConfig, num_classes: int, channels: in
     if _current(root, case, num_classes) is not None:  # another run, started with this one, was quicker
         return case.name
     sources = [SourceFile.read(path) for path in _files(case)]
-    volume = load_volume(case.images, case.label, config, num_classes)
-    if len(volume.image) != channels:
-        raise ValueError(f"has {len(volume.image)} channels, and the data set says {channels}")
+    volume = load_volume(case.images, case.label, config, num_classes, channels)
     if _current(root, case, num_classes) is not None:
         return case.name
     write_case(root, case.name, volume, sources, config.dtype)

@@ -58,7 +58,7 @@ class PreparedCase:
     original_shape: tuple[int, int, int]
     original_affine: tuple[tuple[float, ...], ...]
     background: tuple[float, ...]
-    """Per channel, the value that stands for "outside the volume": the lowest in it."""
+    """Per channel, the value of what lies outside the volume, see `Volume.background`."""
     classes: tuple[int, ...]
     """Foreground classes that occur, ascending."""
     class_offsets: tuple[int, ...]

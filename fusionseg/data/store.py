@@ -145,8 +145,7 @@ def write_case(root: Path, name: str, volume: Volume, sources: Sequence[SourceFi
         WriteError: the disk is full, or cannot be written.
     """
     temporary = temporary_folder(root, name)
-    limit = float(np.finfo(dtype).max)
-    image = np.ascontiguousarray(np.clip(volume.image, -limit, limit).astype(dtype))
+    image = np.ascontiguousarray(_stored(volume.image, dtype))
     label = None if volume.label is None else np.ascontiguousarray(volume.label)
     indices, classes, offsets = _foreground(label, name)
     x, y, z = image.shape[1:]
@@ -159,7 +158,7 @@ def write_case(root: Path, name: str, volume: Volume, sources: Sequence[SourceFi
         spacing=volume.spacing,
         original_shape=volume.original_shape,
         original_affine=_rows(volume.original_affine),
-        background=tuple(float(value) for value in image.reshape(len(image), -1).min(axis=1)),
+        background=tuple(float(value) for value in _stored(np.array(volume.background), dtype)),
         classes=classes,
         class_offsets=offsets,
         labelled=label is not None,
@@ -182,6 +181,12 @@ def write_case(root: Path, name: str, volume: Volume, sources: Sequence[SourceFi
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _stored(values: NDArray[Any], dtype: str) -> NDArray[np.floating[Any]]:
+    limit = float(np.finfo(dtype).max)
+    stored: NDArray[np.floating[Any]] = np.clip(values, -limit, limit).astype(dtype)
+    return stored
 
 
 def _rows(affine: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:

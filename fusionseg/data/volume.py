@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import LoadImage, Orientation, Spacing
+from monai.transforms import Orientation, Spacing
+from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
 from fusionseg.config.data_sections import DataConfig, IntensityConfig
+from fusionseg.data.facts import Findings
+from fusionseg.data.geometry import Grid, voxel_sizes
 from fusionseg.data.identity import image_digest
+from fusionseg.data.reading import read_case
+from fusionseg.machine import available_memory_bytes
 from fusionseg.telemetry.ranges import annotate
+
+BYTES_PER_POINT, BYTES_PER_VALUE = 24, 12
+"""What resampling takes for a voxel: its place, and for each channel its value, in float64 and float32."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,15 @@ class Volume:
     original_affine: NDArray[np.float64]
     digest: str = ""
     label_digest: str = ""
+    zero_is_outside: bool = False
+    """Whether 0 stands for air: the non-zero voxels alone are normalised."""
+
+    @property
+    def background(self) -> tuple[float, ...]:
+        """Per channel, the value of what lies outside the volume: that of air in it, or the lowest."""
+        if self.zero_is_outside:
+            return (0.0,) * len(self.image)
+        return tuple(float(channel.min()) for channel in self.image)
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -40,43 +58,36 @@ class Volume:
         return voxel_sizes(self.affine)
 
 
-def voxel_sizes(affine: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Lengths in mm of the three voxel axes of an affine."""
-    x, y, z = np.linalg.norm(affine[:3, :3], axis=0)
-    return float(x), float(y), float(z)
-
-
-def load_volume(images: Sequence[Path], label: Path | None, config: DataConfig, num_classes: int | None) -> Volume:
-    """Load a case with MONAI, reorient, resample, crop and normalise it.
+def load_volume(
+    images: Sequence[Path],
+    label: Path | None,
+    config: DataConfig,
+    num_classes: int | None,
+    channels: int | None = None,
+) -> Volume:
+    """Read a case, reorient, resample, crop and normalise it.
 
     Args:
         images: one file per channel, or one 3D or 4D file.
         num_classes: highest allowed label value + 1; None does not look.
+        channels: how many the image must have; None takes what there is.
 
     Raises:
-        ValueError: what is wrong with the case, without its name.
+        CaseError: with everything that is wrong with the case.
     """
     with annotate("load"):
-        image = _load(images)
-        mask = _load([label]) if label is not None else None
-    if image.ndim != 4:
-        raise ValueError(f"the image has {image.ndim - 1} axes, and 3 are needed")
-    shape = tuple(int(size) for size in image.shape[1:])
-    if mask is not None and tuple(mask.shape) != (1, *shape):
-        raise ValueError(f"image {shape} and label {tuple(mask.shape[1:])} differ in shape")
-    original_affine = np.asarray(image.affine, dtype=np.float64)
-    if not np.isfinite(original_affine).all() or abs(np.linalg.det(original_affine[:3, :3])) < 1e-12:
-        raise ValueError("the affine has no inverse: the header does not say where the voxels lie")
-    bad = int((~torch.isfinite(image)).sum())
-    if bad:
-        raise ValueError(f"{bad} voxels of the image are NaN or infinite")
-    if mask is not None:
-        _check_label(mask, num_classes)
-        # The label is taken voxel by voxel with its image: a small difference of the affines (a warning of
-        # `fusionseg check`) must not shift it by a resampling of its own.
-        mask.affine = image.affine
-    digest = image_digest(image.numpy(), original_affine)
-    label_digest = "" if mask is None else image_digest(mask.numpy(), original_affine)
+        source, label_values = read_case(images, label, channels, num_classes)
+    original_affine = source.grid.affine
+    digest = image_digest(source.values, original_affine)
+    label_digest = "" if label_values is None else image_digest(label_values[None], original_affine)
+    _refuse_too_large(images[0], source.grid, config, len(source.values))
+    affine_tensor = torch.from_numpy(original_affine)
+    image = MetaTensor(torch.from_numpy(source.values), affine=affine_tensor)
+    # The label is taken voxel by voxel with its image: the small difference of the affines that the geometry rule
+    # allows must not shift it by a resampling of its own.
+    mask = None
+    if label_values is not None:
+        mask = MetaTensor(torch.from_numpy(label_values[None].astype(np.float32)), affine=affine_tensor)
     with annotate("reorient"):
         if config.orientation:
             reorient = Orientation(axcodes=config.orientation, labels=None)
@@ -100,8 +111,16 @@ def load_volume(images: Sequence[Path], label: Path | None, config: DataConfig, 
             affine[:3, 3] += affine[:3, :3] @ np.array([side.start for side in box])
     with annotate("normalise"):
         array = normalise(array, config.intensity)
-    x, y, z = shape
-    return Volume(np.ascontiguousarray(array), label_array, affine, (x, y, z), original_affine, digest, label_digest)
+    return Volume(
+        np.ascontiguousarray(array),
+        label_array,
+        affine,
+        source.grid.shape,
+        original_affine,
+        digest,
+        label_digest,
+        zero_is_outside=config.intensity.nonzero,
+    )
 
 
 def normalise(image: NDArray[np.float32], intensity: IntensityConfig) -> NDArray[np.float32]:
@@ -128,38 +147,45 @@ def normalise(image: NDArray[np.float32], intensity: IntensityConfig) -> NDArray
 
 def foreground_box(image: NDArray[np.float32], threshold: float, margin: int) -> tuple[slice, slice, slice]:
     """The box of the voxels above `threshold` in any channel of (C, X, Y, Z), grown by `margin`; else everything."""
-    above = (image > threshold).any(axis=0)
-    if not above.any():
-        x, y, z = image.shape[1:]
-        return slice(0, x), slice(0, y), slice(0, z)
-    sides = []
-    hits = np.argwhere(above)
-    for first, last, size in zip(hits.min(axis=0), hits.max(axis=0), above.shape, strict=True):
-        sides.append(slice(max(0, int(first) - margin), min(size, int(last) + 1 + margin)))
-    return sides[0], sides[1], sides[2]
+    sides = [np.zeros(size, bool) for size in image.shape[1:]]
+    for channel in image:
+        for x, plane in enumerate(channel):  # plane by plane: the comparison of a whole volume is a quarter of it
+            above = plane > threshold
+            rows = above.any(axis=1)
+            sides[0][x] |= rows.any()
+            sides[1] |= rows
+            sides[2] |= above.any(axis=0)
+    box = []
+    for side in sides:
+        hits = np.flatnonzero(side)
+        first, last = (hits[0], hits[-1] + 1) if hits.size else (0, len(side))
+        box.append(slice(max(0, int(first) - margin), min(len(side), int(last) + margin)))
+    return box[0], box[1], box[2]
 
 
-def _load(paths: Sequence[Path]) -> MetaTensor:
-    names = [str(path) for path in paths]
-    try:
-        loaded = LoadImage(image_only=True, ensure_channel_first=True, dtype=np.float32)(
-            names if len(names) > 1 else names[0]
+def _refuse_too_large(path: Path, grid: Grid, config: DataConfig, channels: int) -> None:
+    """Refuse a volume that could not be resampled in the memory that is free, before any of it is taken."""
+    voxels = resampled_voxels(grid, config)
+    needed = voxels * (BYTES_PER_POINT + BYTES_PER_VALUE * channels)
+    free = available_memory_bytes()
+    if voxels > prod(grid.shape) and needed > free:
+        findings = Findings()
+        findings.add(
+            "error",
+            path,
+            "memory",
+            f"resampling to data.spacing {list(config.spacing or ())} takes about {needed / 1e9:.3g} GB, and"
+            f" {free / 1e9:.3g} GB are free",
+            "correct the spacing in the header, choose a coarser data.spacing, or use fewer workers",
         )
-    except Exception as error:  # MONAI and nibabel raise whatever their readers raise
-        cause = str(error).strip().splitlines()
-        raise ValueError(
-            f"cannot be read ({type(error).__name__}: {cause[0] if cause else 'no reason given'})"
-        ) from error
-    assert isinstance(loaded, MetaTensor)
-    return loaded
+        findings.refuse()
 
 
-def _check_label(mask: MetaTensor, num_classes: int | None) -> None:
-    values = torch.unique(mask.as_tensor())
-    if not torch.isfinite(values).all() or (values != values.round()).any():
-        raise ValueError(
-            f"the label holds values that are no whole numbers, such as {values[values != values.round()][:3].tolist()}"
-        )
-    if num_classes is not None and (values.min() < 0 or values.max() >= num_classes):
-        wrong = [int(value) for value in values if not 0 <= value < num_classes]
-        raise ValueError(f"the label holds {wrong[:5]}, and the data set's labels are 0 to {num_classes - 1}")
+def resampled_voxels(grid: Grid, config: DataConfig) -> float:
+    """Voxels of a volume after it is resampled, before it is cropped."""
+    if config.spacing is None:
+        return float(prod(grid.shape))
+    # The axes of the file that become x, y, z once it is turned; data.orientation always names them in this order.
+    axes = np.argsort(io_orientation(grid.affine)[:, 0]) if config.orientation else np.arange(3)
+    extent = np.array(grid.shape) * voxel_sizes(grid.affine)
+    return float(np.prod(extent[axes] / config.spacing))

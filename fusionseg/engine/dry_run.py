@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from math import prod
-from pathlib import Path
 
-import nibabel as nib
-import numpy as np
 import torch
 
 from fusionseg.config import RunConfig, dump_config
 from fusionseg.data.cache import GB, cache_bytes
+from fusionseg.data.facts import CaseError
 from fusionseg.data.prepare import open_store
-from fusionseg.data.volume import voxel_sizes
+from fusionseg.data.reading import read_grid
+from fusionseg.data.volume import resampled_voxels
 from fusionseg.engine.batch import batch_arithmetic
 from fusionseg.engine.distributed import choose_device
 from fusionseg.engine.launch import read_launch
@@ -84,17 +82,10 @@ def _source_bytes(part: Source) -> tuple[int, str]:
     item = 2 if config.cache.dtype == "float16" else 4
     total = 0.0
     for case in part.cases:
-        total += _expected_voxels(config, case.images[0]) * (len(dataset.channels) * item + 1)
+        try:
+            voxels = resampled_voxels(read_grid(case.images), config.data)
+        except CaseError as error:
+            raise UserError(f"{error} (`fusionseg check {config.data.root}` lists all such cases)") from None
+        total += voxels * (len(dataset.channels) * item + 1)
     cropped = ", at most: the foreground crop is not known yet" if config.data.crop_foreground else ""
     return round(total), f"expected by the images' headers{cropped}; not prepared yet"
-
-
-def _expected_voxels(config: RunConfig, path: Path) -> float:
-    try:
-        image = nib.load(path)
-    except Exception as error:  # nibabel raises whatever the format's reader raises
-        raise UserError(f"{path}: cannot be read ({error}): see `fusionseg check {config.data.root}`") from None
-    shape = image.shape[:3]
-    if config.data.spacing is None:
-        return float(prod(shape))
-    return float(np.prod(np.array(shape) * voxel_sizes(image.affine) / np.array(config.data.spacing)))

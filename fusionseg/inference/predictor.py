@@ -119,10 +119,9 @@ class Predictor:
             low, high = np.array(spans).T
         x, y, z = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
         image = torch.from_numpy(np.ascontiguousarray(volume.image[:, x, y, z]))
-        background = volume.image.reshape(len(volume.image), -1).min(axis=1)
         mapping = to_prepared.copy()
         mapping[:3, 3] -= low
-        return _Part(self._predict(member, image, background), mapping, volume.image.shape[1:], low)
+        return _Part(self._predict(member, image, volume.background), mapping, volume.image.shape[1:], low)
 
     def _settings(self, member: Trained) -> ValidateConfig:
         settings = member.config.validation
@@ -130,7 +129,7 @@ class Predictor:
             settings = settings.model_copy(update={"overlap": self.options.overlap})
         return settings
 
-    def _predict(self, member: Trained, image: Tensor, background: NDArray[np.float32]) -> Tensor:
+    def _predict(self, member: Trained, image: Tensor, background: Sequence[float]) -> Tensor:
         settings = self._settings(member)
         flips = list(product((False, True), repeat=3)) if self.options.flips else [(False, False, False)]
         total: Tensor | None = None
@@ -139,7 +138,7 @@ class Predictor:
             logits = predict_logits(
                 member.model,
                 image.flip(axes),
-                background.tolist(),
+                background,
                 member.config.data.patch,
                 settings,
                 member.precision,

@@ -11,7 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from fusionseg.config import DataConfig
-from fusionseg.data.volume import foreground_box, load_volume, normalise, voxel_sizes
+from fusionseg.data.facts import CaseError
+from fusionseg.data.geometry import voxel_sizes
+from fusionseg.data.volume import foreground_box, load_volume, normalise
 
 RAW = {"clip": [0, 1000]}
 """Intensities as they are, divided by 1000."""
@@ -239,22 +241,26 @@ def test_channels_as_files_and_as_4d_are_the_same(tmp_path: Path) -> None:
 
 
 def test_a_label_with_a_slightly_other_affine_stays_on_its_voxels(tmp_path: Path) -> None:
+    """Corners less than a tenth of a voxel apart are headers that were rounded, not another place."""
     image, label = np.zeros((8, 8, 8), np.int16), np.zeros((8, 8, 8), np.uint8)
     image[2, 3, 4], label[2, 3, 4] = 900, 1
-    other = np.diag([1.05, 1.0, 1.0, 1.0])
-    other[0, 3] = 0.4
+    other = np.diag([1.005, 1.0, 1.0, 1.0])
+    other[0, 3] = 0.05
     paths = save(tmp_path / "i.nii.gz", image), save(tmp_path / "l.nii.gz", label, other)
     volume = load_volume([paths[0]], paths[1], settings(), 2)
     assert volume.label is not None and volume.label[2, 3, 4] == 1 and volume.label.sum() == 1
     finer = load_volume([paths[0]], paths[1], settings(spacing=[0.5, 0.5, 0.5]), 2)
     assert finer.label is not None and finer.label.shape == finer.image.shape[1:]
     np.testing.assert_allclose(centroid(finer.label), centroid(finer.image[0]), atol=0.6)
+    other[0, 3] = 0.1
+    with pytest.raises(CaseError, match=r"the label lies 0.135 mm \(0.135 voxels\) away from the image at a corner"):
+        load_volume([paths[0]], save(tmp_path / "l.nii.gz", label, other), settings(), 2)
 
 
 def test_whole_numbers_stored_as_floats_are_labels(tmp_path: Path) -> None:
     label = np.zeros((8, 8, 8), np.float64)
     label[1:3] = 2.0
-    image = save(tmp_path / "i.nii.gz", np.zeros((8, 8, 8), np.int16))
+    image = save(tmp_path / "i.nii.gz", IMAGE)
     volume = load_volume([image], save(tmp_path / "l.nii.gz", label), settings(), 3)
     assert volume.label is not None
     np.testing.assert_array_equal(volume.label, label)
@@ -268,6 +274,7 @@ def _label(**at: float) -> NDArray[np.float32]:
 
 
 IMAGE = np.ones((8, 8, 8), np.float32)
+IMAGE[0, 0, 0] = 2  # one that is the same everywhere is refused
 SINGULAR = np.diag([1.0, 1.0, 0.0, 1.0])
 
 
@@ -277,24 +284,24 @@ SINGULAR = np.diag([1.0, 1.0, 0.0, 1.0])
         (
             np.where(np.arange(512).reshape(8, 8, 8) == 77, np.nan, IMAGE),
             None,
-            "1 voxels of the image are NaN",
+            "has 1 NaN and 0 infinite voxels of 512",
         ),
         (
             np.where(np.arange(512).reshape(8, 8, 8) < 2, np.inf, IMAGE),
             None,
-            "2 voxels of the image are NaN or inf",
+            "has 0 NaN and 2 infinite voxels of 512",
         ),
         (IMAGE, np.zeros((8, 8, 9), np.uint8), r"\(8, 8, 8\) and label \(8, 8, 9\) differ in shape"),
         (IMAGE, _label(v1=3), r"holds \[3\], and the data set's labels are 0 to 2"),
         (IMAGE, _label(v1=-1, v2=7), r"holds \[-1, 7\]"),
         (IMAGE, _label(v1=0.5), r"no whole numbers, such as \[0.5\]"),
         (IMAGE, _label(v1=np.nan), "no whole numbers"),
-        (IMAGE[0], None, "2 axes, and 3 are needed"),
+        (IMAGE[0], None, r"the image is 2D \(8, 8\)"),
     ],
 )
 def test_refusals(tmp_path: Path, image: NDArray[Any], label: NDArray[Any] | None, message: str) -> None:
     label_path = None if label is None else save(tmp_path / "l.nii.gz", label)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(CaseError, match=message):
         load_volume([save(tmp_path / "i.nii.gz", image)], label_path, settings(), 3)
 
 
@@ -309,7 +316,7 @@ def test_a_singular_affine_is_refused(tmp_path: Path) -> None:
 
 def test_channels_of_other_shapes_are_refused(tmp_path: Path) -> None:
     paths = [save(tmp_path / "a.nii.gz", IMAGE), save(tmp_path / "b.nii.gz", IMAGE[:7])]
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(CaseError, match=r"a.nii.gz \(8, 8, 8\) and channel \(7, 8, 8\) differ in shape"):
         load_volume(paths, None, settings(), None)
 
 
@@ -321,7 +328,7 @@ def test_what_cannot_be_read_is_a_value_error(tmp_path: Path, damage: str) -> No
         path.unlink()
     else:
         path.write_bytes({"truncated": whole[: len(whole) // 2], "garbage": b"not a volume" * 9, "empty": b""}[damage])
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(CaseError, match="cannot be read"):
         load_volume([path], None, settings(), None)
 
 
