@@ -13,7 +13,18 @@ from torch import Tensor
 
 
 def confusion(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:
-    """(K, K) voxel counts on the tensors' device, row the predicted class, column the true one."""
+    """(K, K) voxel counts on the tensors' device, row the predicted class, column the true one.
+
+    Raises:
+        ValueError: a value names no class: it would be counted into another cell.
+    """
+    for what, values in (("prediction", prediction), ("label", label)):
+        low, high = values.aminmax()  # bincount waits for the device as well
+        if values.is_floating_point() or low < 0 or high >= num_classes:
+            raise ValueError(
+                f"the {what} holds {values.dtype} values from {low:g} to {high:g}"
+                f" (expected whole numbers from 0 to {num_classes - 1})"
+            )
     pairs = prediction.flatten().long() * num_classes + label.flatten().long()
     return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
 

@@ -83,7 +83,12 @@ class Dataset:
 
 
 def open_dataset(
-    root: str | Path, layout: str = "auto", labels: Sequence[str] | None = None, *, require_files: bool = True
+    root: str | Path,
+    layout: str = "auto",
+    labels: Sequence[str] | None = None,
+    *,
+    default_labels: Sequence[str] | None = None,
+    require_files: bool = True,
 ) -> Dataset:
     """Read what a data set consists of, and see that its files are there.
 
@@ -91,6 +96,7 @@ def open_dataset(
         root: the data set's folder, or a datalist's JSON file.
         layout: "auto" decides from the JSON and the file names.
         labels: names for the values 0, 1, ... (`data.labels`); they win over the file's.
+        default_labels: names for them where the file has none.
         require_files: False leaves missing files for `check_dataset` to report case by case.
 
     Raises:
@@ -115,7 +121,8 @@ def open_dataset(
         problems.append(f"{source}: no case is listed or found; check the path and data.layout ({chosen})")
     training, testing = unique_names(source, training, testing, faults)
     channels = channels or _guess_channels(training + testing)
-    names = label_names(content.get("labels"), labels, source, training, problems)
+    given = labels if labels is not None or content.get("labels") else default_labels
+    names = label_names(content.get("labels"), given, source, training, problems)
     if require_files:
         problems += faults + _file_problems(source, training + testing, len(channels))
     if problems:
@@ -255,11 +262,11 @@ def _file_problems(source: Path, cases: Iterable[Case], channels: int) -> list[s
 def _guess_channels(cases: Sequence[Case]) -> tuple[str, ...]:
     count = max((len(case.images) for case in cases), default=1)
     if count == 1 and cases:
-        import nibabel  # only needed where the JSON names no channels
+        from fusionseg.data.nifti import VolumeError, read_header  # only needed where the JSON names no channels
 
         try:
-            shape = nibabel.load(cases[0].images[0]).shape
-        except Exception:  # whatever is wrong with the file, it is `check` or the preparation that says so
+            shape = read_header(cases[0].images[0]).shape
+        except VolumeError:  # it is `check` or the preparation that says so
             shape = ()
         count = shape[3] if len(shape) == 4 else 1
     return tuple(f"channel{i}" for i in range(count)) if count > 1 else ("image",)

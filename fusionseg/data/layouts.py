@@ -20,6 +20,8 @@ Layout = Literal["msd", "nnunet", "datalist"]
 
 LAYOUTS = ("auto", "msd", "nnunet", "datalist")
 MAX_LISTED = 20
+MAX_LABELS = 256
+"""Label values are stored in one byte."""
 
 _LABELS_FIX = "name the values 0, 1, ... with data.labels=[background,tumour]"
 
@@ -277,6 +279,11 @@ def label_names(
         )
     elif len(names) < 2 and not unlabelled:
         problems.append(f"{where}: there is no class beside the background; {_LABELS_FIX}")
+    if len(names) > MAX_LABELS:
+        problems.append(
+            f"{where}: there are {len(names)} labels, and {MAX_LABELS} are the most (one byte a voxel); merge classes,"
+            " or split the task in two data sets"
+        )
     if "ignore" in names.values() and given is None:
         problems.append(f"{where}: nnU-Net's ignore label is not supported; relabel those voxels, and remove the name")
     doubled = [name for name, count in Counter(names.values()).items() if count > 1]

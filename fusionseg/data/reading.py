@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from fusionseg.data.facts import CaseError, Findings, Severity
 from fusionseg.data.geometry import KEEP, SAME_GRID_VOXELS, Grid, Turn, find_turn, grid_of
+from fusionseg.data.layouts import MAX_LABELS
 from fusionseg.data.nifti import VolumeError, read_header, read_volume
 
-MAX_LABELS = 256
-"""Label values are stored in one byte."""
 CHUNK = 1 << 20
 MAX_LISTED_VALUES = 10
 

@@ -11,40 +11,22 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
 from fusionseg.config import RunConfig
 from fusionseg.data.dataset import Case, Dataset, open_dataset
+from fusionseg.data.facts import CaseError
 from fusionseg.data.prepare import open_configured
-from fusionseg.data.volume import voxel_sizes
 from fusionseg.engine.sources import split_cases
 from fusionseg.errors import UserError
 from fusionseg.files import whole_file, write_json
 from fusionseg.inference.figure import best_and_worst
-from fusionseg.inference.labels import read_label
 from fusionseg.inference.predictor import PredictOptions, Predictor
+from fusionseg.inference.scoring import Score, Scorer
 from fusionseg.inference.trained import Trained
-from fusionseg.metrics import confusion, dice_per_class, hd95_per_class, mean_of_known
+from fusionseg.metrics import mean_of_known
 from fusionseg.telemetry.progress import counting_progress
 from fusionseg.telemetry.sinks import plain
 
 log = logging.getLogger("fusionseg")
-
-
-@dataclass(frozen=True)
-class Score:
-    """One class of one case."""
-
-    case: str
-    label: str
-    dice: float
-    """nan where the class is in neither mask."""
-    hd95_mm: float
-    """nan where the class is missing in either mask."""
-    voxels_true: int
-    voxels_predicted: int
 
 
 @dataclass(frozen=True)
@@ -80,29 +62,30 @@ def evaluate(
     predictor = Predictor([run, *others], options)
     if dataset_root is None:
         _refuse_other_folds(predictor)
-    if len(dataset.labels) != len(predictor.labels):
-        raise UserError(
-            f"{dataset.root}: has the labels {list(dataset.labels.values())}, and the run was trained on"
-            f" {list(predictor.labels.values())}"
-        )
+    scorer = Scorer(predictor, dataset, own=dataset_root is None)
     scores: list[Score] = []
     failed: dict[str, str] = {}
     with counting_progress("evaluating") as progress:
         for done, case in enumerate(cases):
             progress(done, len(cases))
             try:
-                scores += _score(case, predictor(case.images), dataset)
-            except ValueError as error:
+                scores += scorer(case)
+            except CaseError as error:
                 failed[case.name] = str(error)
-                log.error("%s: %s", case.name, error)
+                log.error("%s is not scored: %s", case.name, error)
         progress(len(cases), len(cases))
     if not scores:
-        raise UserError(f"{dataset.root}: none of the {len(cases)} cases could be evaluated")
+        raise UserError(
+            [
+                f"{dataset.root}: none of the {len(cases)} cases could be evaluated:",
+                *(f"  {name}: {reason}" for name, reason in failed.items()),
+            ]
+        )
     parts = ["evaluation", *(["ensemble"] if others else []), *([] if dataset_root is None else [dataset.root.name])]
     folder = run / "_".join(parts)
-    summary = summarise(scores, predictor)
+    summary = {**summarise(scores, predictor), "failed": failed}
     _write(folder, scores, summary)
-    best_and_worst(folder / "best_and_worst.png", scores, cases, predictor)
+    best_and_worst(folder / "best_and_worst.png", scores, cases, scorer)
     return Evaluation(folder, tuple(scores), failed, summary)
 
 
@@ -122,25 +105,12 @@ def _cases(config: RunConfig, dataset_root: str | None) -> tuple[Dataset, list[C
     if dataset_root is None:
         dataset = open_configured(config)
         return dataset, split_cases(config, dataset)[1]
-    dataset = open_dataset(dataset_root, "auto", config.data.labels)
+    # The run's names for labels are not this data set's, unless it has none.
+    dataset = open_dataset(dataset_root, "auto", default_labels=config.data.labels)
     cases = [case for case in dataset.training if case.label is not None]
     if not cases:
         raise UserError(f"{dataset.root}: has no labelled cases to evaluate on")
     return dataset, cases
-
-
-def _score(case: Case, mask: NDArray[np.uint8], dataset: Dataset) -> list[Score]:
-    assert case.label is not None
-    label, affine = read_label(case.label, mask.shape)
-    ours, theirs = torch.from_numpy(mask), torch.from_numpy(label)
-    counts = confusion(ours, theirs, dataset.num_classes)
-    dice = dice_per_class(counts)
-    distance = hd95_per_class(ours, theirs, dataset.num_classes, voxel_sizes(affine))
-    predicted, true = counts.sum(dim=1), counts.sum(dim=0)
-    return [
-        Score(case.name, name, dice[k], distance[k], int(true[k + 1]), int(predicted[k + 1]))
-        for k, name in enumerate(dataset.class_names)
-    ]
 
 
 def summarise(scores: list[Score], predictor: Predictor) -> dict[str, Any]:

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from fusionseg.data.dataset import Case
-from fusionseg.data.volume import voxel_sizes
+from fusionseg.data.geometry import voxel_sizes
+from fusionseg.data.reading import read_image
 from fusionseg.files import whole_file
-from fusionseg.inference.labels import read_label
-from fusionseg.inference.predictor import Predictor
+from fusionseg.inference.scoring import Score, Scorer
 from fusionseg.metrics import mean_of_known
 from fusionseg.telemetry.pictures import COLORS, paint
 
-if TYPE_CHECKING:
-    from fusionseg.inference.evaluate import Score
 
-
-def best_and_worst(path: Path, scores: Sequence[Score], cases: Sequence[Case], predictor: Predictor) -> None:
+def best_and_worst(path: Path, scores: Sequence[Score], cases: Sequence[Case], scorer: Scorer) -> None:
     """Write a PNG with the cases of highest and lowest mean Dice, at the slice with most foreground."""
     import matplotlib
 
@@ -38,13 +35,11 @@ def best_and_worst(path: Path, scores: Sequence[Score], cases: Sequence[Case], p
     figure, axes = plt.subplots(len(chosen), 3, figsize=(9, 3.4 * len(chosen)), squeeze=False)
     for row, (rank, name) in zip(axes, chosen, strict=True):
         case = by_case[name]
-        assert case.label is not None
-        source = nib.load(case.images[0])
-        image = np.asarray(source.dataobj, dtype=np.float32)
-        image = image[..., 0] if image.ndim == 4 else image
-        label, _ = read_label(case.label, image.shape)
-        image, label, mask = (_radiological(array, source.affine) for array in (image, label, predictor(case.images)))
-        size = voxel_sizes(_canonical_affine(source.affine))
+        source = read_image(case.images)
+        affine = source.grid.affine
+        arrays = source.values[0], scorer.label(case), scorer.mask(case)
+        image, label, mask = (_radiological(array, affine) for array in arrays)
+        size = voxel_sizes(_canonical_affine(affine))
         depth = int(((label > 0) | (mask > 0)).sum(axis=(0, 1)).argmax())
         empty = np.zeros_like(label[:, :, depth])
         panels = (("image", empty), ("label", label[:, :, depth]), ("prediction", mask[:, :, depth]))
@@ -52,7 +47,8 @@ def best_and_worst(path: Path, scores: Sequence[Score], cases: Sequence[Case], p
             axis.imshow(paint(image[:, :, depth], overlay).transpose(1, 2, 0), aspect=size[1] / size[0])
             axis.set_title(f"{rank}: {name}, Dice {dice[name]:.3f}" if title == "image" else title, fontsize=9)
             axis.axis("off")
-    names = [predictor.labels[value] for value in sorted(predictor.labels) if value]
+    labels = scorer.predictor.labels
+    names = [labels[value] for value in sorted(labels) if value]
     handles = [
         plt.Line2D([], [], marker="s", linestyle="", color=COLORS[k % len(COLORS)], label=n)
         for k, n in enumerate(names)

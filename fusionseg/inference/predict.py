@@ -11,12 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusionseg.data.dataset import Case, find_inputs
+from fusionseg.data.facts import CaseError
+from fusionseg.data.nifti import read_header
 from fusionseg.errors import UserError
 from fusionseg.files import whole_file
 from fusionseg.inference.predictor import PredictOptions, Predictor
 from fusionseg.telemetry.progress import counting_progress
 
 log = logging.getLogger("fusionseg")
+
+GEOMETRY_FIELDS = (
+    *("xyzt_units", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z"),
+    *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+)
 
 
 def predict(
@@ -41,8 +48,8 @@ def predict(
                 continue
             try:
                 mask = predictor(case.images)
-            except ValueError as error:
-                failed[case.name] = f"{', '.join(map(str, case.images))}: {error}"
+            except CaseError as error:
+                failed[case.name] = str(error)
                 log.error("%s", failed[case.name])
                 continue
             write_mask(mask, case.images[0], target)
@@ -52,13 +59,17 @@ def predict(
 
 
 def write_mask(mask: NDArray[np.uint8], like: Path, target: Path) -> None:
-    """Write a mask with the affine, the codes and the units of the image it belongs to."""
-    source = nib.load(like)
-    header = source.header.copy()
+    """Write a mask with the affine, the codes and the units of the image it belongs to, and nothing else of it."""
+    source = read_header(like).header
+    header = type(source)()
     header.set_data_dtype(np.uint8)
-    header.set_slope_inter(1, 0)
-    header["cal_min"], header["cal_max"] = 0, 0
-    image = type(source)(mask, source.affine, header)
+    for name in GEOMETRY_FIELDS:
+        header[name] = source[name]
+    header["pixdim"][:4] = source["pixdim"][:4]
+    if header["pixdim"][0] not in (-1, 1):  # the handedness of the qform; nibabel refuses the 0 that stands for 1
+        header["pixdim"][0] = 1
+    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    image = kind(mask, header.get_best_affine(), header)
     with whole_file(target) as temporary:
         nib.save(image, temporary)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from math import ceil, prod
 from pathlib import Path
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusionseg.config import ValidateConfig
+from fusionseg.data.facts import Findings
+from fusionseg.data.names import channel_order, label_order
 from fusionseg.data.store import settings_key
 from fusionseg.data.volume import Volume, load_volume
 from fusionseg.engine.windows import predict_logits
@@ -47,44 +49,52 @@ class Predictor:
         self.device = inference_device(options.device)
         self.members = [load_trained(run, self.device, options.checkpoint) for run in runs]
         first = self.members[0]
-        for other in self.members[1:]:
-            if other.labels != first.labels or len(other.channels) != len(first.channels):
-                raise UserError(
-                    f"{other.path}: was trained on {len(other.channels)} channels and {list(other.labels.values())},"
-                    f" and {first.path} on {len(first.channels)} and {list(first.labels.values())}: an ensemble needs"
-                    " the same channels and labels"
-                )
         self.labels = first.labels
         self.channels = first.channels
+        # Of each member: the channels as it reads them, and its classes in the first member's order.
+        self._orders = [_member_orders(member, first) for member in self.members]
 
-    def __call__(self, images: Sequence[Path]) -> NDArray[np.uint8]:
+    def __call__(self, images: Sequence[Path], channels: Sequence[int] | None = None) -> NDArray[np.uint8]:
         """The mask of a case, in the shape of its file.
 
         Args:
             images: one file per channel, or one file.
+            channels: the places of the first network's channels among those of the images; None is their own order.
 
         Raises:
-            ValueError: what is wrong with the case.
+            CaseError: what is wrong with the case.
         """
-        volumes: dict[str, Volume] = {}
-        for member in self.members:
+        prepared: dict[str, Volume] = {}
+        volumes: list[Volume] = []  # of each member
+        for member, (order, _) in zip(self.members, self._orders, strict=True):
             key = settings_key(member.config.data)
-            if key not in volumes:
-                volumes[key] = load_volume(images, None, member.config.data, None)
-                if len(volumes[key].image) != len(self.channels):
-                    raise ValueError(
-                        f"has {len(volumes[key].image)} channels, and the network reads {list(self.channels)}"
-                    )
-        shape = next(iter(volumes.values())).original_shape
+            if key not in prepared:
+                prepared[key] = load_volume(images, None, member.config.data, None)
+                self._check_channels(images, len(prepared[key].image))
+            places = order if channels is None else [channels[place] for place in order]
+            volumes.append(_with_channels(prepared[key], places))
+        shape = volumes[0].original_shape
         mask = np.zeros(shape, np.uint8)
-        for slab in self._slabs(shape, list(volumes.values())):
-            parts = []
-            for member in self.members:
-                volume = volumes[settings_key(member.config.data)]
-                whole = slab == _whole(shape)
-                parts.append(self._logits(member, volume, None if whole else slab))
+        for slab in self._slabs(shape, list(prepared.values())):
+            part = None if slab == _whole(shape) else slab
+            parts = [
+                self._logits(member, volume, part, classes)
+                for member, volume, (_, classes) in zip(self.members, volumes, self._orders, strict=True)
+            ]
             _fuse(parts, slab, mask)
         return mask
+
+    def _check_channels(self, images: Sequence[Path], found: int) -> None:
+        if found != len(self.channels):
+            findings = Findings()
+            findings.add(
+                "error",
+                images[0],
+                "channels",
+                f"has {found} channel{'s' * (found != 1)}, and the network reads {list(self.channels)}",
+                "give one file for each channel (NAME_0000, NAME_0001, ...), or a 4D file with the channels last",
+            )
+            findings.refuse()
 
     def _slabs(self, shape: tuple[int, int, int], volumes: Sequence[Volume]) -> Iterator[Box]:
         """The volume in as few slabs along its longest axis as the memory allows."""
@@ -101,8 +111,12 @@ class Predictor:
             box[axis] = slice(start, stop)
             yield box[0], box[1], box[2]
 
-    def _logits(self, member: Trained, volume: Volume, slab: Box | None) -> _Part:
-        """Logits over the part of the prepared volume that `slab` of the original lies in; None is all of it."""
+    def _logits(self, member: Trained, volume: Volume, slab: Box | None, classes: Sequence[int]) -> _Part:
+        """Logits over the part of the prepared volume that `slab` of the original lies in; None is all of it.
+
+        Args:
+            classes: the member's classes in the order in which they are wanted.
+        """
         to_prepared = np.linalg.inv(volume.affine) @ volume.original_affine
         shape = np.array(volume.image.shape[1:])
         low, high = np.zeros(3, int), shape
@@ -121,7 +135,10 @@ class Predictor:
         image = torch.from_numpy(np.ascontiguousarray(volume.image[:, x, y, z]))
         mapping = to_prepared.copy()
         mapping[:3, 3] -= low
-        return _Part(self._predict(member, image, volume.background), mapping, volume.image.shape[1:], low)
+        logits = self._predict(member, image, volume.background)
+        if list(classes) != list(range(len(classes))):
+            logits = logits[list(classes)]
+        return _Part(logits, mapping, volume.image.shape[1:], low)
 
     def _settings(self, member: Trained) -> ValidateConfig:
         settings = member.config.validation
@@ -148,6 +165,26 @@ class Predictor:
             total = logits if total is None else total.add_(logits)
         assert total is not None
         return total / len(flips)
+
+
+def _member_orders(member: Trained, first: Trained) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The places among the first member's channels of a member's channels; its classes in the first member's order."""
+    channels = channel_order(member.channels, first.channels)
+    classes = label_order(first.labels, member.labels)
+    if channels is None or classes is None:
+        raise UserError(
+            f"{member.path}: was trained on the channels {list(member.channels)} and the labels"
+            f" {list(member.labels.values())}, and {first.path} on {list(first.channels)} and"
+            f" {list(first.labels.values())}: an ensemble needs the same channels and labels, in whatever order"
+        )
+    return channels, classes
+
+
+def _with_channels(volume: Volume, places: Sequence[int]) -> Volume:
+    """The volume with these of its channels; each was normalised for itself, so this is exact."""
+    if list(places) == list(range(len(volume.image))):
+        return volume
+    return replace(volume, image=volume.image[list(places)])
 
 
 @dataclass(frozen=True)

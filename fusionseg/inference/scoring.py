@@ -1,0 +1,120 @@
+"""One case of an evaluation: its mask, its label, and what the one is worth against the other."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fusionseg.data.dataset import Case, Dataset
+from fusionseg.data.geometry import voxel_sizes
+from fusionseg.data.names import channel_order, label_order
+from fusionseg.data.reading import read_grid, read_label
+from fusionseg.errors import UserError
+from fusionseg.inference.predictor import Predictor
+from fusionseg.metrics import confusion, dice_per_class, hd95_per_class
+
+log = logging.getLogger("fusionseg")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One class of one case."""
+
+    case: str
+    label: str
+    dice: float
+    """nan where the class is in neither mask."""
+    hd95_mm: float
+    """nan where the class is missing in either mask."""
+    voxels_true: int
+    voxels_predicted: int
+
+
+class Scorer:
+    """Predicts and scores cases of a data set, whose channels and labels are matched with the run's by name."""
+
+    def __init__(self, predictor: Predictor, dataset: Dataset, *, own: bool) -> None:
+        """Match the names.
+
+        Args:
+            own: whether it is the data set that the run was trained on, where another order of the labels is a change
+                of which nobody knows whether the files followed it.
+
+        Raises:
+            UserError: the names are not the same.
+        """
+        self.predictor = predictor
+        self.dataset = dataset
+        problems = []
+        labels = label_order(predictor.labels, dataset.labels)
+        if labels is None or (own and labels != tuple(range(len(labels)))):
+            problems.append(
+                f"{dataset.root}: has the labels {list(dataset.labels.values())}, and the run was trained on"
+                f" {list(predictor.labels.values())}: {_LABELS_CHANGED if own else _NAMES_DIFFER}"
+            )
+        channels = channel_order(predictor.channels, dataset.channels)
+        if channels is None:
+            problems.append(
+                f"{dataset.root}: has the channels {list(dataset.channels)}, and the run was trained on"
+                f" {list(predictor.channels)}: {_NAMES_DIFFER}"
+            )
+        if problems:
+            raise UserError(problems)
+        assert labels is not None and channels is not None
+        self._channels = channels
+        self._values = np.argsort(labels).astype(np.uint8)  # of the data set -> of the run
+        for what, order, names in (
+            ("labels", labels, predictor.labels.values()),
+            ("channels", channels, predictor.channels),
+        ):
+            if order != tuple(range(len(order))):
+                log.info("%s: the %s are taken by name, in the run's order: %s", dataset.root, what, ", ".join(names))
+
+    def label(self, case: Case) -> NDArray[np.uint8]:
+        """The label of a case in the run's values, on the grid of its image.
+
+        Raises:
+            CaseError: it cannot be used.
+        """
+        assert case.label is not None
+        label = read_label(case.label, read_grid(case.images), self.dataset.num_classes)
+        values: NDArray[np.uint8] = self._values[label]
+        return values
+
+    def mask(self, case: Case) -> NDArray[np.uint8]:
+        """The prediction for a case.
+
+        Raises:
+            CaseError: its image cannot be used.
+        """
+        return self.predictor(case.images, self._channels)
+
+    def __call__(self, case: Case) -> list[Score]:
+        """Score a case: one score for each foreground class of the run.
+
+        Raises:
+            CaseError: the image or the label cannot be used; the label is looked at before anything is predicted.
+        """
+        theirs = torch.from_numpy(self.label(case))
+        ours = torch.from_numpy(self.mask(case))
+        classes = self.predictor.labels
+        counts = confusion(ours, theirs, len(classes))
+        dice = dice_per_class(counts)
+        distance = hd95_per_class(ours, theirs, len(classes), voxel_sizes(read_grid(case.images).affine))
+        predicted, true = counts.sum(dim=1), counts.sum(dim=0)
+        names = [classes[value] for value in sorted(classes) if value]
+        return [
+            Score(case.name, name, dice[k], distance[k], int(true[k + 1]), int(predicted[k + 1]))
+            for k, name in enumerate(names)
+        ]
+
+
+_NAMES_DIFFER = "use the same names, in dataset.json or by data.labels, if the same is meant"
+_LABELS_CHANGED = (
+    "they have changed since; restore them, or evaluate on the data set as another one (--dataset), which takes the"
+    " labels by name"
+)
