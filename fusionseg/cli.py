@@ -12,7 +12,8 @@ from fusionseg.commands.data import add_check, add_prepare, add_synth
 from fusionseg.commands.jobs import add_cancel, add_doctor, add_status, add_submit
 from fusionseg.commands.monitor import add_monitor
 from fusionseg.commands.results import add_compare, add_evaluate, add_predict
-from fusionseg.entry import run
+from fusionseg.entry import DONE, FAILED, run
+from fusionseg.streams import lost_output, protect
 
 COMMANDS = (
     add_synth,
@@ -33,6 +34,7 @@ COMMANDS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
+    protect()
     parser = argparse.ArgumentParser(
         prog="fusionseg",
         description="Training of 3D medical image segmentation. Train with: python -m fusionseg.train --help",
@@ -55,7 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         start_logging()
         return work(arguments)
 
-    return run(quietly)
+    status = run(quietly)
+    if status == DONE and (reason := lost_output()) is not None:
+        print(f"error: standard output: {reason}: what the command printed there is incomplete", file=sys.stderr)
+        return FAILED
+    return status
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from fusionseg.errors import TrainingStopped, UserError, WriteError
+from fusionseg.streams import PATIENCE_S, protect
 
 DONE, FAILED, WRONG_REQUEST = 0, 1, 2
 
@@ -31,9 +32,6 @@ def run(work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return FAILED
-    except BrokenPipeError:  # `fusionseg schema | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
     except WriteError as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
@@ -49,6 +47,7 @@ def training_command(
     program: str, description: str, examples: str, argv: Sequence[str] | None, *, pretraining: bool
 ) -> int:
     """Arguments -> configuration -> engine; the exit status."""
+    protect()
     parser = argparse.ArgumentParser(
         prog=f"python -m {program}",
         description=description,
@@ -80,6 +79,7 @@ def _train(file: str, overrides: list[str], dry_run: bool, pretraining: bool) ->
 
         print(describe(config, os.environ))
         return DONE
+    protect(PATIENCE_S)
     from fusionseg.engine.session import train
 
     return DONE if train(config) in ("completed", "plateau") else FAILED

@@ -17,7 +17,9 @@ for name in NNODES NODE_RANK MASTER; do [ -n "${!name:-}" ] || missing+=("$name"
 config=$1; shift
 python=${PYTHON:-python3}
 nproc=${NPROC:-$("$python" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
-# torchrun passes SIGUSR2 (a scheduler's early warning) on to the ranks only when told to
-signals=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2
+# torchrun passes SIGUSR2 (a scheduler's early warning) on to the ranks only when told to. SIGHUP (the terminal is closed)
+# saves the run and ends it; started by nohup, which has it ignored, torchrun must not take it: the run goes on.
+signals=SIGTERM,SIGINT,SIGQUIT,SIGUSR2
+[ -n "$(trap -p HUP)" ] || signals=$signals,SIGHUP
 exec "$python" -m torch.distributed.run --nnodes="$NNODES" --node_rank="$NODE_RANK" --nproc_per_node="$nproc" \
   --master_addr="$MASTER" --master_port="${PORT:-29400}" --signals-to-handle="$signals" -m "${MODULE:-fusionseg.train}" --config "$config" "$@"

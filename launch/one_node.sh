@@ -11,8 +11,10 @@ set -euo pipefail
 config=$1; shift
 python=${PYTHON:-python3}
 nproc=${NPROC:-$("$python" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
-# torchrun passes SIGUSR2 (a scheduler's early warning) on to the ranks only when told to
-signals=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2
+# torchrun passes SIGUSR2 (a scheduler's early warning) on to the ranks only when told to. SIGHUP (the terminal is closed)
+# saves the run and ends it; started by nohup, which has it ignored, torchrun must not take it: the run goes on.
+signals=SIGTERM,SIGINT,SIGQUIT,SIGUSR2
+[ -n "$(trap -p HUP)" ] || signals=$signals,SIGHUP
 # --standalone picks a free port on this machine: several jobs on one node do not collide
 exec "$python" -m torch.distributed.run --standalone --nproc_per_node="$nproc" --signals-to-handle="$signals" \
   -m "${MODULE:-fusionseg.train}" --config "$config" "$@"

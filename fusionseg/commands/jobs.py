@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fusionseg.commands.base import Commands, add_command
 from fusionseg.entry import DONE, FAILED
+from fusionseg.streams import reader_has_left
 
 
 def add_submit(commands: Commands) -> None:
@@ -86,7 +87,7 @@ def _status(arguments: argparse.Namespace) -> int:
             print(to_text(runs, remark))
             return FAILED if any(run.has_failed for run in runs) else DONE
         print("\033[H\033[2J" + to_text(runs, remark), flush=True)
-        if not any(run.is_active for run in runs):
+        if not any(run.is_active for run in runs) or reader_has_left():
             return FAILED if any(run.has_failed for run in runs) else DONE
         time.sleep(arguments.watch)
 

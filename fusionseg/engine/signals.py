@@ -13,13 +13,19 @@ log = logging.getLogger("fusionseg")
 LEAD_VARIABLE = "FUSIONSEG_LEAD_S"
 """Says how many seconds before its end a job is signalled, for those that are."""
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
+
+
+def is_ignored(number: int) -> bool:
+    """Whether this process was started with a signal ignored, as `nohup` does with SIGHUP."""
+    return signal.getsignal(number) is signal.SIG_IGN
 
 
 class StopSignals:
-    """While entered, SIGTERM, SIGINT and SIGUSR2 ask for a checkpoint and an orderly end.
+    """While entered, SIGTERM, SIGINT, SIGUSR2 and SIGHUP ask for a checkpoint and an orderly end.
 
-    A second SIGINT interrupts at once, for a person who will not wait for the step.
+    SIGHUP, of a terminal that is closed, does nothing where it was ignored before (nohup). A second SIGINT interrupts
+    at once, for a person who will not wait for the step.
     """
 
     def __init__(self) -> None:
@@ -27,7 +33,9 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        self._before = {number: signal.signal(number, self._handle) for number in STOPPING}
+        # What starts a rank may ignore SIGTERM and SIGUSR2 itself (jobs/job.py); the rank must still take notice.
+        taken = [number for number in STOPPING if number != signal.SIGHUP or not is_ignored(number)]
+        self._before = {number: signal.signal(number, self._handle) for number in taken}
         return self
 
     def __exit__(

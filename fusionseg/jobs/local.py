@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from fusionseg.engine.signals import is_ignored
 from fusionseg.errors import UserError
 from fusionseg.jobs.cluster import ClusterConfig
 from fusionseg.jobs.ledger import has_finished, last_end, write_event
@@ -55,7 +56,8 @@ def check_devices(cluster: ClusterConfig) -> None:
 def run_locally(sweep: Sweep, planned: list[Planned], cluster: ClusterConfig) -> int:
     """Train the runs that are due; how many of them failed.
 
-    SIGINT, SIGTERM and SIGHUP make the runs save and leave; the same command goes on from there.
+    SIGINT, SIGTERM and SIGHUP (if it was not ignored: nohup) make the runs save and leave; the same command goes on
+    from there.
     """
     waiting = deque(entry.run for entry in planned if entry.is_due)
     free = _slots(cluster)
@@ -70,6 +72,7 @@ def run_locally(sweep: Sweep, planned: list[Planned], cluster: ClusterConfig) ->
     before = {
         number: signal.signal(number, lambda number, frame: stopping.append(number))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if number != signal.SIGHUP or not is_ignored(number)
     }
     try:
         while running or (waiting and not stopping):

@@ -13,16 +13,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from fusionseg.engine.signals import is_ignored
 from fusionseg.entry import DONE, run
 from fusionseg.errors import UserError
 from fusionseg.jobs.ledger import read_events, write_event
+from fusionseg.streams import PATIENCE_S, protect
 
-PATIENCE_S = 60.0
+PREDECESSOR_S = 60.0
 """How long a restarted run waits for its predecessor to leave the folder."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train; the exit status."""
+    protect(PATIENCE_S)
     (folder,) = sys.argv[1:] if argv is None else argv
 
     def work() -> int:
@@ -30,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from fusionseg.engine.session import train
 
         try:
-            train(load_run_config(Path(folder)), PATIENCE_S)
+            train(load_run_config(Path(folder)), PREDECESSOR_S)
         except UserError as error:
             if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
                 write_event(Path(folder), "refused", reason=error.problems[0])
@@ -52,13 +55,14 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    # Until the training has its own handlers: torchrun ignores these, and what it starts inherits that.
-    for _number in (signal.SIGUSR2, signal.SIGTERM):
+    # Until the training has its own handlers: torchrun ignores the first two, and what it starts inherits that.
+    _NUMBERS = [signal.SIGUSR2, signal.SIGTERM, *([] if is_ignored(signal.SIGHUP) else [signal.SIGHUP])]
+    for _number in _NUMBERS:
         signal.signal(_number, _leave)
     try:
         sys.exit(main())
     finally:
         # The job sends its signal again until all ranks have gone. Python ends by giving signals their default back,
         # and a rank that died of one while it left would have torchrun start all of them again.
-        for _number in (signal.SIGUSR2, signal.SIGTERM):
+        for _number in _NUMBERS:
             signal.signal(_number, signal.SIG_IGN)

@@ -1,0 +1,170 @@
+"""Standard output and standard error that never end the program.
+
+A closed pipe, a terminal that is gone, a full disk behind `> log.txt` or a reader that has stopped reading takes the
+text away, not the work. `protect` is called once by every entry point, before anything is printed.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import select
+import sys
+import time
+from typing import Any, TextIO
+
+PATIENCE_S = 2.0
+"""How long a training waits, once, for a reader that does not read."""
+_CHUNK_BYTES = select.PIPE_BUF  # a pipe that is ready takes as many without waiting
+
+# The text may be written later: the disk has space again, the file its quota.
+_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_MARK = "_fusionseg_target"
+
+
+class _Target(io.RawIOBase):
+    """A file descriptor whose `write` always succeeds."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.patience_s: float | None = None
+        """Seconds to wait for a reader; None waits for ever."""
+        self.error: OSError | None = None
+        """The first failure."""
+        self._is_slow = False
+        self._dropped = 0
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while rest:
+                if not self._is_ready():
+                    self._dropped += len(rest)
+                    break
+                if self._dropped:
+                    note = f"\n({self._dropped} bytes were not shown: nobody read them)\n"
+                    self._dropped = 0
+                    os.write(self._descriptor, note.encode())
+                    continue
+                try:
+                    rest = rest[os.write(self._descriptor, rest[:_CHUNK_BYTES]) :]
+                except BlockingIOError:  # made non-blocking by whoever is at the other end
+                    time.sleep(0.01)
+        except OSError as error:
+            self._give_up(error)
+        return size
+
+    def _is_ready(self) -> bool:
+        """Whether a write would not wait; waits for it as long as it may."""
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLOUT)
+        # Who has waited in vain once waits no more, until something is read again.
+        timeout_ms = None if self.patience_s is None else 0 if self._is_slow else round(1000 * self.patience_s)
+        self._is_slow = not poll.poll(timeout_ms)
+        return not self._is_slow
+
+    def _give_up(self, error: OSError) -> None:
+        self.error = self.error or error
+        if error.errno in _PASSING:
+            return
+        # For what the libraries print, and for the programs that are started from here, too.
+        try:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._descriptor)
+            os.close(null)
+        except OSError:  # no descriptors left: every later write fails, and is passed over, as this one
+            pass
+
+
+def protect(patience_s: float | None = None) -> None:
+    """Make `sys.stdout` and `sys.stderr` safe to write to, for as long as the process lives.
+
+    A stream that is not the process's own (a test's, a notebook's) is left alone. A standard descriptor that is closed
+    becomes /dev/null: the next file that is opened would take its number, and receive what is printed.
+
+    Args:
+        patience_s: how long to wait for a reader that does not read; None waits for ever.
+    """
+    _open_closed_descriptors()
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        stream: TextIO | None = getattr(sys, name)
+        if stream is None:
+            stream = open(descriptor, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - lives on
+        target = _target(stream)
+        if target is None and _descriptor(stream) == descriptor:
+            target = _Target(descriptor)
+            setattr(sys, name, _wrap(stream, target))
+        if target is not None:
+            target.patience_s = patience_s
+
+
+def lost_output() -> str | None:
+    """Why standard output is incomplete; None if it is not, or if its reader has left (`| head`)."""
+    target = _target(sys.stdout)
+    if target is None:
+        return None
+    sys.stdout.flush()
+    if target.error is None or target.error.errno == errno.EPIPE:
+        return None
+    return target.error.strerror or str(target.error)
+
+
+def reader_has_left() -> bool:
+    """Whether standard output goes nowhere any more."""
+    target = _target(sys.stdout)
+    return target is not None and target.error is not None and target.error.errno not in _PASSING
+
+
+def _open_closed_descriptors() -> None:
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != descriptor:
+                os.dup2(null, descriptor)
+                os.close(null)
+            else:
+                os.set_inheritable(descriptor, True)
+
+
+def _wrap(stream: TextIO, target: _Target) -> TextIO:
+    try:
+        stream.flush()
+    except OSError as error:
+        target._give_up(error)
+    unbuffered = bool(getattr(stream, "write_through", False))
+    binary: Any = target if unbuffered else io.BufferedWriter(target)  # a raw one is what `python -u` has
+    wrapped = io.TextIOWrapper(
+        binary,
+        encoding=stream.encoding,
+        errors="backslashreplace",  # a name that the terminal cannot show is no reason to end
+        line_buffering=bool(getattr(stream, "line_buffering", False)),
+        write_through=unbuffered,
+    )
+    setattr(wrapped, _MARK, target)
+    return wrapped
+
+
+def _target(stream: Any) -> _Target | None:
+    target: _Target | None = getattr(stream, _MARK, None)
+    return target
+
+
+def _descriptor(stream: Any) -> int | None:
+    try:
+        number: int = stream.fileno()
+    except (AttributeError, OSError, ValueError):
+        return None
+    return number
