@@ -32,6 +32,8 @@ class _Target(io.RawIOBase):
         """Seconds to wait for a reader; None waits for ever."""
         self.error: OSError | None = None
         """The first failure."""
+        self.replaced: TextIO | None = None
+        """Kept, for a stream that nobody holds closes its descriptor."""
         self._is_slow = False
         self._dropped = 0
 
@@ -153,6 +155,7 @@ def _wrap(stream: TextIO, target: _Target) -> TextIO:
         line_buffering=bool(getattr(stream, "line_buffering", False)),
         write_through=unbuffered,
     )
+    target.replaced = stream
     setattr(wrapped, _MARK, target)
     return wrapped
 

@@ -19,7 +19,29 @@ from fusionseg.errors import TrainingStopped, UserError
 from fusionseg.files import whole_file
 
 log = logging.getLogger("fusionseg")
-_NAME = re.compile(r"step_(\d{8})\.pt")
+_NAME = re.compile(r"step_(\d{8,})\.pt")
+
+# What a training needs of a checkpoint to go on. `phases_s` and what else is younger than some of them may be missing.
+_STATE: dict[str, type | tuple[type, ...]] = {
+    "step": int, "config": dict, "data": object, "model": dict, "train_step": dict, "best": (dict, type(None)),
+    "history": list, "elapsed_s": (int, float),
+}  # fmt: skip
+
+
+def numbered_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """(step, file) of the step_*.pt in a `checkpoints/` folder, newest first; what has another name is none of them."""
+    found = [(int(match[1]), path) for path in folder.glob("step_*.pt") if (match := _NAME.fullmatch(path.name))]
+    return sorted(((step, path) for step, path in found if path.is_file()), reverse=True)
+
+
+def obstacles(folder: Path) -> list[Path]:
+    """What is no file in a `checkpoints/` folder and has the name of one that would be written."""
+    named = [
+        folder / "last.pt",
+        folder / "best.pt",
+        *(path for path in folder.glob("step_*.pt") if _NAME.fullmatch(path.name)),
+    ]
+    return [path for path in named if path.exists() and not path.is_file()]
 
 
 class Checkpoints:
@@ -42,10 +64,7 @@ class Checkpoints:
 
     def steps(self) -> list[tuple[int, Path]]:
         """(step, file) of the numbered checkpoints, newest first."""
-        found = [
-            (int(match[1]), path) for path in self.folder.glob("step_*.pt") if (match := _NAME.fullmatch(path.name))
-        ]
-        return sorted(found, reverse=True)
+        return numbered_checkpoints(self.folder)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Save a numbered checkpoint, point last.pt at it, and drop those beyond `keep`.
@@ -111,8 +130,11 @@ class Checkpoints:
         for _, old in self.steps()[self.keep :]:
             old.unlink()
 
-    def newest_intact(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest checkpoint that can be read whole; damaged ones are passed over with a warning.
+    def newest_intact(self, read: Callable[[Path], dict[str, Any]] | None = None) -> tuple[Path, dict[str, Any]] | None:
+        """The newest checkpoint that can be read whole; damaged and foreign ones are passed over with a warning.
+
+        Args:
+            read: from a file to what it holds; None is `read_checkpoint`.
 
         Raises:
             UserError: there are checkpoints and none is intact.
@@ -120,7 +142,7 @@ class Checkpoints:
         broken = []
         for _, path in self.steps():
             try:
-                return path, read_checkpoint(path)
+                return path, (read or read_checkpoint)(path)
             except UserError as error:
                 broken.append(path.name)
                 log.warning("%s; it is passed over", error)
@@ -156,11 +178,27 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             damaged = archive.testzip()  # torch.load does not look at the checksums
         if damaged is not None:
             raise ValueError(f"checksum of {damaged} is wrong")
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such checkpoint") from None
     except Exception as error:  # zipfile, pickle and torch each raise their own
-        raise UserError(f"{path}: damaged checkpoint ({type(error).__name__}: {str(error).splitlines()[0]})") from None
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path}: damaged checkpoint ({type(error).__name__}: {reason})") from None
+    if not isinstance(state, dict):
+        raise UserError(f"{path}: is no checkpoint: it holds a {type(state).__name__}")
+    return state
+
+
+def read_training_state(path: Path) -> dict[str, Any]:
+    """Read a checkpoint that a training can go on from.
+
+    Raises:
+        UserError: it is missing or damaged, or it is another program's.
+    """
+    state = read_checkpoint(path)
+    wrong = [name for name, kind in _STATE.items() if name not in state or not isinstance(state[name], kind)]
+    if wrong:
+        raise UserError(f"{path}: is no checkpoint of a fusionseg training (without a proper {', '.join(wrong)})")
     return state
 
 

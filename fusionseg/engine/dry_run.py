@@ -44,7 +44,7 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
         if (memory.total + needed) * ranks < free
         else ": too much, see train.micro_batch, train.checkpoint_activations, data.patch"
     )
-    resumed = " (would be resumed)" if any(folder.checkpoints.glob("step_*.pt")) else ""
+    resumed = " (would be resumed)" if folder.has_checkpoints() else ""
     lines = [
         dump_config(config),
         f"run folder   {folder.path}{resumed}",

@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-import yaml
 
 import fusionseg
-from fusionseg.config import RunConfig, differences, dump_config, load_config
+from fusionseg.config import RunConfig, differences, dump_config, validate
+from fusionseg.config.loading import lay_over, parse_override
+from fusionseg.engine.checkpoint import numbered_checkpoints, obstacles
+from fusionseg.engine.stored_config import resolved, stored_config
 from fusionseg.errors import UserError
 from fusionseg.files import write_json, write_text
+from fusionseg.telemetry.records import last_records, read_records
 
 PACKAGES = ("torch", "monai", "numpy", "nibabel", "pydantic", "nvtx")
 
@@ -71,30 +74,39 @@ class RunFolder:
         for leftover in (*self.path.glob(".partial-*"), *self.checkpoints.glob(".partial-*")):
             leftover.unlink()  # of a process that was killed while it wrote: the lock says that none is writing
 
+    def has_checkpoints(self) -> bool:
+        """Whether a run has begun here that a start would resume."""
+        return bool(numbered_checkpoints(self.checkpoints))
+
     def check(self, config: RunConfig) -> None:
         """Refuse to go on in a folder that holds checkpoints of another configuration.
 
         Raises:
             UserError: with the differences, or because `resume: never` was asked for.
         """
-        if not any(self.checkpoints.glob("step_*.pt")):
+        if wrong := self._obstacles():
+            raise UserError([f"{path}: is {what}: move it away, or choose another name" for path, what in wrong])
+        if not self.has_checkpoints():
             return
         if config.resume == "never":
             raise UserError(
                 f"{self.path}: holds checkpoints, and resume is never: choose another name, or resume: auto"
             )
         try:
-            before = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
+            before, _ = stored_config(self.path)
+        except UserError as error:
             raise UserError(
-                f"{self.config_file}: cannot be read beside its checkpoints ({error}): choose another name"
+                f"{error.problems[0]}, and none of the checkpoints beside it says what was trained: choose another name"
             ) from None
-        changed = differences(mathematics(before), mathematics(config.to_dict()))
-        if changed:
-            raise UserError(
-                f"{self.path}: holds a run of a different configuration: choose another name, or go back to the old"
-                " values:\n  " + "\n  ".join(changed)
-            )
+        refuse_other_config(self.path, before, config)
+
+    def _obstacles(self) -> list[tuple[Path, str]]:
+        """What has the name of a file or a folder of the run, and is something else."""
+        files = ("config.yaml", "environment.json", "split.json", "metrics.jsonl", "jobs.jsonl", "log.txt", ".lock")
+        found = [(path, "no file") for name in files if (path := self.path / name).exists() and not path.is_file()]
+        folders = [self.path, self.checkpoints, self.pictures]
+        found += [(path, "no folder") for path in folders if path.exists() and not path.is_dir()]
+        return found + [(path, "no file") for path in obstacles(self.checkpoints)]
 
     def write_config(self, config: RunConfig) -> None:
         write_text(self.config_file, dump_config(config))
@@ -118,10 +130,8 @@ class RunFolder:
 
     def has_end(self) -> bool:
         """Whether the last record says that the run has come to its end."""
-        try:
-            last = json.loads(self.metrics.read_text(encoding="utf-8").splitlines()[-1])
-        except (OSError, ValueError, IndexError):
-            return False
+        records = last_records(self.metrics)
+        last = records.popitem()[1] if records else {"kind": ""}
         return bool(last["kind"] == "end" and last["status"] in ("completed", "plateau"))
 
     def rewind_metrics(self, step: int, *, validated: int) -> None:
@@ -133,38 +143,53 @@ class RunFolder:
         """
         if not self.metrics.exists():
             return
-        kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue  # the line that was being written when the process was killed
-            known = validated if record["kind"] == "val" else step
-            if record["step"] <= known and record["kind"] != "end":
-                kept.append(line)
-        write_text(self.metrics, "".join(f"{line}\n" for line in kept))
+        kept = [
+            record
+            for record in read_records(self.metrics)
+            if record["step"] <= (validated if record["kind"] == "val" else step) and record["kind"] != "end"
+        ]
+        write_text(self.metrics, "".join(f"{json.dumps(record)}\n" for record in kept))
 
 
 def load_run_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The resolved configuration of an existing run folder."""
-    path = run / "config.yaml"
-    if not path.is_file():
+    if not (run / "config.yaml").exists():
         raise UserError(f"{run}: is no run folder (there is no config.yaml): give the folder that training wrote")
-    return load_config(path, overrides)
+    return validate(*lay_over(*stored_config(run), [parse_override(text) for text in overrides]))
+
+
+def refuse_other_config(folder: Path, before: dict[str, Any], config: RunConfig) -> None:
+    """Refuse to go on with what another configuration trained.
+
+    Args:
+        before: the plain configuration of what is there.
+
+    Raises:
+        UserError: with the differences.
+    """
+    changed = differences(mathematics(resolved(before)), mathematics(config.to_dict()))
+    if changed:
+        raise UserError(
+            f"{folder}: holds a run of a different configuration: choose another name, or go back to the old"
+            " values:\n  " + "\n  ".join(changed)
+        )
 
 
 def mathematics(plain: dict[str, Any]) -> dict[str, Any]:
     """The part of a plain configuration that the results depend on."""
-    kept = json.loads(json.dumps(plain))
+    kept: dict[str, Any] = json.loads(json.dumps(plain, default=str))
     for path in FREE:
-        section = kept
+        section: Any = kept
         for key in path[:-1]:
-            section = section.get(key, {})
-        section.pop(path[-1], None)
-    for source in kept.get("data", {}).get("also", []):
-        source.pop("root", None)
-        source.pop("prepared", None)
-    return dict(kept)
+            section = section.get(key) if isinstance(section, dict) else None
+        if isinstance(section, dict):  # a file that somebody has edited may hold anything
+            section.pop(path[-1], None)
+    data = kept.get("data")
+    for source in (data.get("also") or []) if isinstance(data, dict) else []:
+        if isinstance(source, dict):
+            source.pop("root", None)
+            source.pop("prepared", None)
+    return kept
 
 
 def config_hash(config: RunConfig) -> str:

@@ -51,6 +51,7 @@ def _open(folder: RunFolder, config: RunConfig, world: World, patience_s: float)
     # What can be refused at a glance is refused before there is a folder.
     accumulation(config, world.size)
     check_profile(config.profile, world.device)
+    folder.check(config)
     open_sources(config)
     folder.lock(patience_s)
     folder.check(config)

@@ -7,6 +7,7 @@ import time
 from contextlib import closing
 from functools import partial
 from math import isnan
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from fusionseg.config import RunConfig
 from fusionseg.engine.batch import accumulation, batch_arithmetic
-from fusionseg.engine.checkpoint import Checkpoints, read_checkpoint
+from fusionseg.engine.checkpoint import Checkpoints, read_training_state
 from fusionseg.engine.describe import describe_rank, threads_per_rank
 from fusionseg.engine.distributed import World
 from fusionseg.engine.finetune import parameter_groups
@@ -25,7 +26,7 @@ from fusionseg.engine.precision import choose_precision
 from fusionseg.engine.profiling import ProfileWindow
 from fusionseg.engine.rank_samples import RankSamples
 from fusionseg.engine.recorder import Recorder, Spent
-from fusionseg.engine.run_folder import RunFolder, config_hash
+from fusionseg.engine.run_folder import RunFolder, config_hash, refuse_other_config
 from fusionseg.engine.signals import Lead, StopSignals, signal_name
 from fusionseg.engine.step import TrainStep
 from fusionseg.engine.task import open_task
@@ -242,21 +243,45 @@ class Trainer:
 
     def _resume(self) -> Spent:
         """Go on from the newest intact checkpoint, if there is one; the time that the run has taken so far."""
-        found = self.checkpoints.newest_intact() if self.world.is_main else None
-        path = self.world.from_main(found[0] if found else None)
+        found: list[tuple[Path, dict[str, Any]] | None] = []
+        self.world.main_first(
+            "find a checkpoint", lambda: found.append(self.checkpoints.newest_intact(read_training_state))
+        )
+        intact = found[0] if found else None
+        path = self.world.from_main(intact[0] if intact else None)
         if path is None:
             start_from(self.model, self.config)
             return Spent()
-        state = found[1] if found else read_checkpoint(path)
+        state = intact[1] if intact else read_training_state(path)
+        refuse_other_config(path, state["config"], self.config)
         if state["data"] != self.data.content:
             raise UserError(
                 f"{self.folder.path}: its checkpoints come from other data (cases or their content have changed):"
                 " restore them, or give the run another name"
             )
-        self.model.load_state_dict(state["model"])
-        self.step_fn.load_state_dict(state["train_step"])
-        self.step, self.best = state["step"], state["best"]
-        self.history = [(int(step), float(score)) for step, score in state["history"]]
+        self._restore(path, state)
+        log.info("resuming from %s (step %d of %d)", path, self.step, self.config.train.steps)
+        return Spent(state["elapsed_s"], state.get("phases_s", {}))  # the second is younger than some checkpoints
+
+    def _restore(self, path: Path, state: dict[str, Any]) -> None:
+        """Take the state of a checkpoint.
+
+        Raises:
+            UserError: it does not fit.
+        """
+        try:
+            self.model.load_state_dict(state["model"])
+            self.step_fn.load_state_dict(state["train_step"])
+            self.step, self.best = state["step"], state["best"]
+            self.history = [(int(step), float(score)) for step, score in state["history"]]
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:  # torch says so of names, shapes and groups
+            reason = str(error).partition("\n")[0]
+            raise UserError(
+                f"{path}: does not fit this network and optimizer ({type(error).__name__}: {reason}): move it away, to"
+                " go on from the one before it"
+            ) from None
         if self.config.pretrain is not None and "grid" not in state:
             log.warning(
                 "%s: its validations were scored patch by patch by an older version, and cannot be compared with those"
@@ -264,5 +289,3 @@ class Trainer:
                 path,
             )
             self.best, self.history = None, []
-        log.info("resuming from %s (step %d of %d)", path, self.step, self.config.train.steps)
-        return Spent(state["elapsed_s"], state.get("phases_s", {}))  # the second is younger than some checkpoints

@@ -17,6 +17,7 @@ import yaml
 from fusionseg.config import validate
 from fusionseg.engine.run_folder import mathematics
 from fusionseg.errors import UserError
+from fusionseg.telemetry.records import read_object, read_regular, sift_records
 
 REPEATED = ("seed", "data.fold", "data.fold_seed")
 """Keys that repeat a configuration: their values are averaged over."""
@@ -83,10 +84,10 @@ def read_run(folder: Path, weights: str) -> RunSummary:
     plain = _configuration(folder)
     task = "segmentation" if plain.get("pretrain") is None else "pre-training"
     remarks: list[str] = []
-    records, damaged = _records(folder / "metrics.jsonl")
+    records, damaged = sift_records(folder / "metrics.jsonl")
     if damaged:
         remarks.append(f"{damaged} damaged lines of metrics.jsonl are passed over")
-    split = _json(folder / "split.json")
+    split = read_object(folder / "split.json") or None
     if split is None:
         remarks.append("there is no readable split.json: its data set is told by data.root")
     validations = [record for record in records if record["kind"] == "val"]
@@ -96,7 +97,7 @@ def read_run(folder: Path, weights: str) -> RunSummary:
     status = str(last.get("status")) if last.get("kind") == "end" else "unfinished"
     trained_on = bool((split or {}).get("trained_on") or (chosen or {}).get("trained_on"))
     if task == "segmentation" and chosen is not None:
-        summary = _json(folder / "evaluation" / "summary.json")
+        summary = read_object(folder / "evaluation" / "summary.json") or None
         if summary is not None:
             if reason := _unlike(summary, chosen, weights):
                 remarks.append(f"its evaluation is not used: {reason}")
@@ -105,7 +106,7 @@ def read_run(folder: Path, weights: str) -> RunSummary:
                 trained_on = trained_on or bool(summary.get("trained_on"))
                 remarks += _evaluation_remarks(summary, chosen)
     if figures:
-        figures |= _cost(records, _json(folder / "environment.json") or {})
+        figures |= _cost(records, read_object(folder / "environment.json"))
     marks = [ON_TRAINED] if trained_on else []
     if weights == "last" and status == "plateau":
         marks.append(BY_PLATEAU)
@@ -127,42 +128,15 @@ def read_run(folder: Path, weights: str) -> RunSummary:
 def _configuration(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     try:
-        plain = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        plain = yaml.load(read_regular(path).decode("utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path}: cannot be read: {str(error).partition(chr(10))[0]}") from None
     if not isinstance(plain, dict) or not isinstance(plain.get("data"), dict):
         raise UserError(f"{path}: is no configuration of a run")
     try:
         return validate(plain).to_dict()  # keys that are younger than the run have their defaults
     except UserError:  # of another version: its values are as good to tell configurations apart
         return plain
-
-
-def _records(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The records of metrics.jsonl, and the number of lines that are none. The last line may be cut off by a kill."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return [], 0
-    records, damaged = [], 0
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if isinstance(record, dict) and "kind" in record and isinstance(record.get("step"), int):
-            records.append(record)
-        elif number < len(lines):
-            damaged += 1
-    return records, damaged
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def _chosen(validations: Sequence[dict[str, Any]], measure: str, weights: str) -> dict[str, Any] | None:

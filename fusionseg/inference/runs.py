@@ -16,7 +16,7 @@ def run_folders(paths: Sequence[Path]) -> list[Path]:
     """
     folders, problems = [], []
     for path in paths:
-        inside = sorted(file.parent for file in path.glob("*/config.yaml")) if path.is_dir() else []
+        inside = sorted(file.parent for file in path.glob("*/config.yaml") if file.is_file()) if path.is_dir() else []
         if (path / "config.yaml").is_file():
             folders.append(path)
         elif inside:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,7 +50,8 @@ def load_trained(run: Path, device: torch.device, which: str = "best") -> Traine
     """
     path = find_weights(run, which)
     state = read_checkpoint(path)
-    if not {"model", "config", "labels", "channels"} <= state.keys():
+    kinds: dict[str, Any] = {"model": dict, "config": dict, "labels": dict, "channels": (list, tuple), "step": int}
+    if not all(isinstance(state.get(name), kind) for name, kind in kinds.items()):
         raise UserError(f"{path}: is no checkpoint of a fusionseg training")
     config = validate(state["config"])
     if config.pretrain is not None:
@@ -60,7 +62,11 @@ def load_trained(run: Path, device: torch.device, which: str = "best") -> Traine
     model = build_model(
         config.model, in_channels=len(state["channels"]), out_channels=len(labels), patch=config.data.patch
     )
-    model.load_state_dict(state["model"])
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split("\n\t")[:2])
+        raise UserError(f"{path}: its weights do not fit its own configuration ({reason})") from None
     if config.train.channels_last:
         channels_last_(model)
     # The device that predicts need not be the one that trained: what it cannot do well, it chooses for itself.

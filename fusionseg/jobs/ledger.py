@@ -8,22 +8,22 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-FILE = "jobs.jsonl"
-_TAIL_BYTES = 1 << 16
+from fusionseg.errors import UserError
+from fusionseg.telemetry import records
+from fusionseg.telemetry.records import Record as Event
 
-Event = dict[str, Any]
+FILE = "jobs.jsonl"
 
 
 def write_event(run: Path, event: str, **fields: Any) -> None:
     """Add an event: `submitted`, `started`, `refused`, `requeued`, `finished`, `stopped`, `failed`, `cancelled`."""
-    run.mkdir(parents=True, exist_ok=True)
     line = json.dumps({"event": event, "time": datetime.now(UTC).isoformat(timespec="seconds"), **fields})
+    open_ledger(run)
     with (run / FILE).open("a", encoding="utf-8") as file:
         with suppress(OSError):  # a file system without locks
             fcntl.flock(file, fcntl.LOCK_EX)  # on NFS two hosts that append at the same time would overwrite each other
@@ -32,40 +32,41 @@ def write_event(run: Path, event: str, **fields: Any) -> None:
         os.fsync(file.fileno())
 
 
+def open_ledger(run: Path) -> None:
+    """Make sure that events can be added.
+
+    Raises:
+        UserError: something else has the file's name.
+        OSError: the file cannot be written.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    path = run / FILE
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise UserError(f"{path}: is no file, and what becomes of the run's jobs is written there: move it away")
+    path.open("a", encoding="utf-8").close()
+
+
 def read_events(run: Path) -> list[Event]:
     """All events of a run, the oldest first; none if it was never submitted."""
-    try:
-        return list(_records((run / FILE).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return []
+    return records.read_events(run / FILE)
 
 
 def last_job(events: list[Event]) -> str | None:
     """The SLURM job to which a run was last submitted."""
-    jobs = [event["job"] for event in events if event["event"] in ("submitted", "started")]
+    jobs: list[str] = [event["job"] for event in events if event["event"] in ("submitted", "started")]
     return jobs[-1] if jobs and jobs[-1][0].isdigit() else None
 
 
 def requeues_at(events: list[Event], job: str, reason: str, step: int | None) -> int:
     """How often in a row, at last, a job was queued again for this reason with the run at this step."""
     requeues = [event for event in events if event["event"] == "requeued" and event.get("job") == job]
-    same = [event["reason"] == reason and event.get("step") == step for event in reversed(requeues)]
+    same = [event.get("reason") == reason and event.get("step") == step for event in reversed(requeues)]
     return [*same, False].index(False)
 
 
 def last_records(run: Path) -> dict[str, Event]:
     """The last record of each kind near the end of a run's metrics.jsonl, in the order in which they were written."""
-    try:
-        with (run / "metrics.jsonl").open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            text = file.read().decode("utf-8", errors="replace")
-    except FileNotFoundError:
-        return {}
-    found: dict[str, Event] = {}
-    for record in _records(text):
-        found.pop(record["kind"], None)
-        found[record["kind"]] = record
-    return found
+    return records.last_records(run / "metrics.jsonl")
 
 
 def last_end(run: Path) -> Event | None:
@@ -73,9 +74,9 @@ def last_end(run: Path) -> Event | None:
     return end_of(last_records(run))
 
 
-def end_of(records: dict[str, Event]) -> Event | None:
+def end_of(found: dict[str, Event]) -> Event | None:
     """The end record, if it is the last of what `last_records` gives."""
-    return records["end"] if records and next(reversed(records)) == "end" else None
+    return found["end"] if found and next(reversed(found)) == "end" else None
 
 
 def has_finished(end: Event | None) -> bool:
@@ -93,13 +94,3 @@ def is_being_trained(run: Path) -> bool:
     except OSError:  # there is no such file, or no locks
         return False
     return False
-
-
-def _records(text: str) -> Iterator[Event]:
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # cut off: where the tail begins, or by a kill
-        if isinstance(record, dict):
-            yield record

@@ -9,6 +9,7 @@ from fusionseg.config import RunConfig
 from fusionseg.config.source import dump_yaml
 from fusionseg.data.prepare import store_folder
 from fusionseg.engine.batch import accumulation, batch_arithmetic
+from fusionseg.engine.checkpoint import numbered_checkpoints
 from fusionseg.engine.run_folder import RunFolder
 from fusionseg.engine.sources import open_sources
 from fusionseg.errors import UserError
@@ -106,7 +107,7 @@ def _decide(run: SweepRun, job: str | None, states: dict[str, str]) -> Planned:
         return Planned(run, "skip", f"is job {job}, {states[job]}")
     if is_being_trained(run.folder):
         return Planned(run, "skip", "is being trained")
-    if any((run.folder / "checkpoints").glob("step_*.pt")):
+    if numbered_checkpoints(run.folder / "checkpoints"):
         records = last_records(run.folder)
         step = max((record["step"] for record in records.values()), default=0)
         return Planned(run, "continue", f"left at step {step}" + (f" ({end['reason']})" if end else ""))

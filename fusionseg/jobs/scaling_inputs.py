@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from dataclasses import dataclass, replace
 from math import sqrt
 from pathlib import Path
-from typing import Any
 
 from fusionseg.engine.run_folder import load_run_config
 from fusionseg.errors import UserError
 from fusionseg.jobs.scaling import Link, Network, Reliability, Workload
+from fusionseg.telemetry.records import read_object, read_records
 
 REACHED = 0.78
 """Of a link's bandwidth. NCCL reckons with 235 of the 300 GB/s of an A100's NVLink (src/graph/tuning.cc); the same
@@ -103,38 +102,27 @@ def workload_of_run(run: Path) -> Workload:
         UserError: it is no run folder, has too few records, or ran on several ranks, whose times hold communication.
     """
     config = load_run_config(run)
-    environment = _read(run / "environment.json")
+    environment = read_object(run / "environment.json")
     problems = []
     ranks = environment.get("world_size")
     if ranks != 1:
         problems.append(
             f"{run / 'environment.json'}: ran on {ranks} ranks, and their step_s holds communication: give a run on one"
         )
-    times = [record["step_s"] for record in _records(run / "metrics.jsonl")][1:]  # the first warms up
+    trained = [record for record in read_records(run / "metrics.jsonl") if record["kind"] == "train"]
+    times = [record["step_s"] for record in trained if record.get("step_s") is not None][1:]  # the first warms up
     if len(times) < 3:
         problems.append(f"{run / 'metrics.jsonl'}: {len(times) + 1} train records, and 4 are needed: train longer")
+    parameters = environment.get("parameters")
+    if not isinstance(parameters, int):
+        problems.append(f"{run / 'environment.json'}: does not say how many parameters the network has")
     if problems:
         raise UserError(problems)
     accumulate = config.train.global_batch // config.train.micro_batch
     step_s = statistics.median(times)
     return Workload(
         micro_batch_s=step_s / accumulate,
-        gradient_bytes=4 * environment["parameters"],
+        gradient_bytes=4 * int(parameters or 0),
         micro_batch=config.train.micro_batch,
         spread=statistics.stdev(times) / step_s * sqrt(config.log.every * accumulate),
     )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}): give the folder of a run that has trained") from None
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    try:
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}): give the folder of a run that has trained") from None
-    return [record for record in records if record["kind"] == "train"]

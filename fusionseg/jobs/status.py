@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fusionseg.config.source import read_yaml
 from fusionseg.errors import UserError
 from fusionseg.inference.runs import run_folders
 from fusionseg.jobs.ledger import (
@@ -23,10 +26,11 @@ from fusionseg.jobs.ledger import (
     write_event,
 )
 from fusionseg.jobs.slurm import call, is_active, job_states
+from fusionseg.telemetry.records import read_regular
 from fusionseg.telemetry.tables import markdown_table
 
+log = logging.getLogger("fusionseg")
 _LOG_LINES = 5
-_LOG_TAIL_BYTES = 1 << 15
 # A line of progress bars and records is not why a run failed.
 _PROGRESS = re.compile(r"^(step \d+/|\[?W\d{4} |E\d{4} |submitit (INFO|WARNING)|-{5,}|={5,}|\s*$)")
 _ERROR = re.compile(
@@ -163,8 +167,9 @@ def cancel(folder: Path) -> list[str]:
     told += [run.job for run in waiting + running if run.job is not None]
     for run in runs:
         if run.job is None and run.state == "running" and (pid := _local_pid(run.path)):
-            os.kill(pid, signal.SIGTERM)
-            told.append(f"{run.path.name} (process {pid})")
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(pid, signal.SIGTERM)
+                told.append(f"{run.path.name} (process {pid})")
     return told
 
 
@@ -177,9 +182,7 @@ def task_logs(log: Path) -> list[Path]:
 def last_lines(log: Path) -> list[str]:
     """The end of a log that says why: its last lines that are no progress."""
     try:
-        with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - _LOG_TAIL_BYTES))
-            text = file.read().decode("utf-8", errors="replace")
+        text = read_regular(log, tail=True).decode("utf-8", errors="replace")
     except OSError:
         return []
     start = max((n for n, line in enumerate(text.splitlines()) if _BEGIN in line and _BEGIN_WORDS in line), default=0)
@@ -192,7 +195,7 @@ def _status(path: Path, events: list[Event], job: str | None, states: dict[str, 
     submitted = [event for event in events if event["event"] == "submitted"]
     records = last_records(path)
     state, reason = _state(path, events, records, job, states)
-    steps = submitted[-1]["steps"] if submitted else _configured_steps(path)
+    steps = submitted[-1].get("steps") if submitted else _configured_steps(path)
     started = [event for event in events if event["event"] == "started"]
     val, end, train = (records.get(kind, {}) for kind in ("val", "end", "train"))
     score = next((end[key] for key in end if key.startswith("best_")), val.get("dice", val.get("ssim")))
@@ -207,7 +210,7 @@ def _status(path: Path, events: list[Event], job: str | None, states: dict[str, 
         starts=len(started) or int(bool(records)),
         nodes=started[-1].get("nodes") if started else None,
         reason=reason,
-        log=Path(submitted[-1]["log"]) if submitted else None,
+        log=Path(submitted[-1]["log"]) if submitted and submitted[-1].get("log") else None,
     )
 
 
@@ -250,13 +253,27 @@ def _state(
 def _local_pid(path: Path) -> int | None:
     """The process of a run that was started on this machine, if it lives."""
     started = [event for event in read_events(path) if event["event"] == "started"]
-    if not started or started[-1].get("nodes") != os.uname().nodename or "pid" not in started[-1]:
+    if not started or started[-1].get("nodes") != os.uname().nodename:
         return None
-    pid = int(started[-1]["pid"])
-    return pid if Path(f"/proc/{pid}").exists() else None
+    pid = started[-1].get("pid") or 0
+    # The number may belong to another program by now, and -1 would be all of this user's.
+    return pid if pid > 1 and _trains(pid, path) else None
+
+
+def _trains(pid: int, run: Path) -> bool:
+    """Whether a process is one that a sweep on this machine started for the run."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return any(Path(os.fsdecode(word)).name == run.absolute().name for word in words if word)
 
 
 def _configured_steps(path: Path) -> int | None:
-    from fusionseg.config import load_config
-
-    return load_config(path / "config.yaml").train.steps
+    """None if the configuration is damaged, or of another version: the run is listed all the same."""
+    try:
+        steps = read_yaml(path / "config.yaml")[0].get("train", {}).get("steps")
+    except (UserError, AttributeError) as error:
+        log.warning("%s", error if isinstance(error, UserError) else f"{path / 'config.yaml'}: is no configuration")
+        return None
+    return steps if isinstance(steps, int) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from typing import TextIO
 
 log = logging.getLogger("fusionseg")
 
@@ -21,12 +22,35 @@ class _Plain(logging.Formatter):
         return f"{self._rank}{level}{record.getMessage()}"
 
 
+class _Screen(logging.StreamHandler):  # type: ignore[type-arg]
+    """To what is standard error when the message comes: it may have been replaced since."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: object) -> None:
+        pass
+
+
+class _LogFile(logging.FileHandler):
+    """A file that does not end what is logged: what cannot be written is missed, and said once."""
+
+    _has_failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self._has_failed:
+            self._has_failed = True
+            log.warning("%s: cannot be written (%s): lines are missing there", self.baseFilename, sys.exc_info()[1])
+
+
 def start_logging(rank: int = 0) -> None:
     """Messages of rank 0, and the warnings of all ranks, go to stderr."""
     log.handlers.clear()
     log.propagate = False
     log.setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Screen()
     handler.setFormatter(_Plain(rank))
     log.addHandler(handler)
 
@@ -34,7 +58,7 @@ def start_logging(rank: int = 0) -> None:
 def log_to_file(path: Path) -> logging.Handler:
     """Append to a run's log.txt, with the time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     return handler

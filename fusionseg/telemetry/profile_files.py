@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ from typing import Any
 
 from fusionseg.errors import UserError
 from fusionseg.telemetry.nsys_export import read_nsys_export
+from fusionseg.telemetry.records import read_records
 from fusionseg.telemetry.timeline import Timeline, read_torch_trace
 
 _TRACES = ("trace*.json", "*.json.gz")
@@ -119,22 +119,15 @@ def own_account(run: Path) -> dict[str, Any]:
     Raises:
         UserError: it is no run folder.
     """
-    try:
-        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"{run}: is no run folder: its metrics.jsonl cannot be read ({error.strerror})") from None
-    records = []
-    for line in lines:
-        try:
-            records.append(json.loads(line))
-        except ValueError:  # the last one, of a run that is at work or was killed
-            continue
-    trained = [record for record in records if record.get("kind") == "train"]
+    if not (run / "metrics.jsonl").is_file():
+        raise UserError(f"{run}: is no run folder: there is no metrics.jsonl")
+    records = read_records(run / "metrics.jsonl")
+    trained = [record for record in records if record["kind"] == "train"]
     account: dict[str, Any] = {"records": len(trained)}
     for key in ("step_s", "data_s"):
         values = [record[key] for record in trained if isinstance(record.get(key), int | float)]
         if values:
             account[key] = median(values)
-    ends = [record for record in records if record.get("kind") == "end"]
+    ends = [record for record in records if record["kind"] == "end"]
     account |= {key: ends[-1][key] for key in ("total_s", "phases_s") if ends and ends[-1].get(key) is not None}
     return account

@@ -209,5 +209,5 @@ def test_labels_are_unique(tmp_path: Path) -> None:
 
 
 def test_the_own_account_takes_what_is_there(tmp_path: Path) -> None:
-    write_records(tmp_path, {"kind": "train", "step": 1, "step_s": None}, {"kind": "end", "total_s": 3.0})
+    write_records(tmp_path, {"kind": "train", "step": 1, "step_s": None}, {"kind": "end", "step": 1, "total_s": 3.0})
     assert own_account(tmp_path) == {"records": 1, "total_s": 3.0}
