@@ -182,6 +182,7 @@ def _enter(
     sys.stderr = os.fdopen(2, "w", buffering=1)
     faulthandler.enable(2)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup, with which the tests may have been started, this
     work(*arguments)
 
 

@@ -159,7 +159,7 @@ def test_every_command_says_what_it_cannot_read(
     assert "lost" in text
     assert "cannot be read" in said("status", str(other.parent), status=1)
     assert "no job waits or runs" in said("cancel", str(other.parent), status=0)
-    assert "none of the 1 runs has validated yet" in said("compare", str(run), status=2)
+    assert "none of the 1 runs has a validation to compare" in said("compare", str(run), status=2)
     torch.save({"model": {}, "config": {}, "labels": [], "channels": 3}, run / "checkpoints/best.pt")
     command = ("--input", str(balls / "imagesTr"), "--output", str(tmp_path / "masks"))
     assert "is no checkpoint of a fusionseg training" in said("predict", str(run), *command, status=2)

@@ -132,7 +132,9 @@ def test_a_run_that_was_killed_before_it_said_that_it_has_ended_says_so(
     assert_same_run(run, uninterrupted)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name
+)
 def test_a_signal_saves_and_ends_the_run(
     program: Program,
     config_file: Path,

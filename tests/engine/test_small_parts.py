@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,15 @@ def test_autocast_computes_in_the_precision() -> None:
 # -- signals -------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def _with_terminal() -> Iterator[None]:
+    """SIGHUP is not ignored, as it would be in tests that nohup started."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("_with_terminal")
 @pytest.mark.parametrize("number", STOPPING)
 def test_a_signal_sets_a_flag(number: signal.Signals) -> None:
     before = [signal.getsignal(each) for each in STOPPING]
@@ -235,6 +245,16 @@ def test_a_signal_sets_a_flag(number: signal.Signals) -> None:
         os.kill(os.getpid(), number)
         assert signals.received == number and signal_name(signals.received) == number.name
     assert [signal.getsignal(each) for each in STOPPING] == before
+
+
+@pytest.mark.usefixtures("_with_terminal")
+def test_a_hangup_that_is_ignored_stays_so() -> None:
+    """By nohup, whose purpose it is."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopSignals() as signals:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert signals.received == 0
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def test_a_second_interrupt_ends_at_once() -> None:
