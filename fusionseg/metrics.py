@@ -29,14 +29,19 @@ def confusion(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:
     return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
 
 
-def dice_per_class(counts: Tensor) -> list[float]:
+def dice_per_class(counts: Tensor, missed: Sequence[int] | None = None) -> list[float]:
     """Dice (1945) of the foreground classes from a confusion matrix.
 
     A class that is neither predicted nor there has no Dice (nan); one that is predicted but not there has 0.
+
+    Args:
+        missed: of each foreground class, voxels that are there outside of what was counted.
     """
     counts = counts.cpu()
     both = counts.diagonal()
     total = counts.sum(dim=0) + counts.sum(dim=1)
+    if missed is not None:
+        total[1:] += torch.tensor(missed, dtype=total.dtype)
     return [nan if total[k] == 0 else 2 * int(both[k]) / int(total[k]) for k in range(1, len(counts))]
 
 

@@ -87,7 +87,8 @@ def add_prepare(commands: Commands) -> None:
 
 def _prepare(arguments: argparse.Namespace) -> int:
     from fusionseg.config import load_config
-    from fusionseg.data.prepare import prepare
+    from fusionseg.data.lost_foreground import lost_foreground_warning
+    from fusionseg.data.prepare import open_store, prepare
     from fusionseg.engine.sources import open_datasets
     from fusionseg.telemetry.progress import counting_progress
 
@@ -96,5 +97,8 @@ def _prepare(arguments: argparse.Namespace) -> int:
         with counting_progress("preparing") as progress:
             report = prepare(config, dataset, progress)
         print(report)
+        records = list(open_store(config, dataset)[0].cases.values())
+        if config.pretrain is None and (lost := lost_foreground_warning(records, dataset.labels)):
+            print(f"warning: {lost}")
         failed |= bool(report.failed)
     return FAILED if failed else DONE

@@ -64,6 +64,8 @@ class PreparedCase:
     class_offsets: tuple[int, ...]
     """Where each of `classes` begins in foreground.npy, and the end."""
     labelled: bool
+    class_voxels: tuple[tuple[int, int, int, int], ...]
+    """Of each foreground class of the label file: value, voxels in the file, after resampling, and after the crop."""
     digest: str
     """Of the image's voxels, see `image_digest`."""
     label_digest: str

@@ -162,6 +162,7 @@ def write_case(root: Path, name: str, volume: Volume, sources: Sequence[SourceFi
         classes=classes,
         class_offsets=offsets,
         labelled=label is not None,
+        class_voxels=volume.class_voxels,
         digest=volume.digest,
         label_digest=volume.label_digest,
         checksums=(checksum(image), 0 if label is None else checksum(label), checksum(indices)),

@@ -42,6 +42,8 @@ class Volume:
     original_affine: NDArray[np.float64]
     digest: str = ""
     label_digest: str = ""
+    class_voxels: tuple[tuple[int, int, int, int], ...] = ()
+    """Of each foreground class: value, voxels in the label file, after resampling, and after the crop."""
     zero_is_outside: bool = False
     """Whether 0 stands for air: the non-zero voxels alone are normalised."""
 
@@ -101,6 +103,7 @@ def load_volume(
     affine = np.asarray(image.affine, dtype=np.float64)
     array = np.asarray(image.as_tensor().numpy(), dtype=np.float32)
     label_array = None if mask is None else mask.as_tensor()[0].numpy().round().astype(np.uint8)
+    whole_label = label_array
     with annotate("crop"):
         if config.crop_foreground is not None:
             crop = config.crop_foreground
@@ -119,7 +122,18 @@ def load_volume(
         original_affine,
         digest,
         label_digest,
+        class_voxels(label_values, whole_label, label_array),
         zero_is_outside=config.intensity.nonzero,
+    )
+
+
+def class_voxels(*steps: NDArray[np.uint8] | None) -> tuple[tuple[int, int, int, int], ...]:
+    """For each foreground class of a label its value, and its number of voxels at each of three steps."""
+    if any(step is None for step in steps):
+        return ()
+    read, resampled, cropped = (np.bincount(step.ravel(), minlength=256) for step in steps if step is not None)
+    return tuple(
+        (value, int(read[value]), int(resampled[value]), int(cropped[value])) for value in range(1, 256) if read[value]
     )
 
 

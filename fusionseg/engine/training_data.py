@@ -12,6 +12,7 @@ from torch import Tensor
 from fusionseg.config import RunConfig
 from fusionseg.data.cache import DeviceCache, cache_bytes, place_cache
 from fusionseg.data.dataset import Case
+from fusionseg.data.lost_foreground import lost_foreground_warning
 from fusionseg.data.plan import SamplePlan
 from fusionseg.data.prepare import open_store, prepare
 from fusionseg.data.sampler import PatchSampler
@@ -77,6 +78,10 @@ def open_training_data(config: RunConfig, world: World) -> TrainingData:
     for purpose, cases in (("train", train), ("validate", validation)):
         if not cases:
             raise UserError(f"data.fold {config.data.fold}: no case is left to {purpose} on")
+    if world.is_main and config.pretrain is None:
+        records = [store.cases[name] for store, name in train + validation]
+        if lost := lost_foreground_warning(records, stores[0].labels):
+            log.warning("%s", lost)
     with annotate("cache"):
         cache = _load_cache(config, world, train + validation)
     plan = SamplePlan(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fusionseg.config import RunConfig
 from fusionseg.data.cache import DeviceCache
+from fusionseg.data.lost_foreground import missed_voxels
 from fusionseg.engine.dealing import deal
 from fusionseg.engine.distributed import World
 from fusionseg.engine.precision import Precision
@@ -79,7 +80,9 @@ class Validator:
             image, label = self.cache.volume(number)
             prediction = self._predict(model, image, self.cache.records[number].background)
             label = label.to(prediction.device)
-            own[self.cache.records[number].name] = dice_per_class(confusion(prediction, label, self.num_classes))
+            record = self.cache.records[number]
+            missed = missed_voxels(record, self.num_classes)
+            own[record.name] = dice_per_class(confusion(prediction, label, self.num_classes), missed)
             if number == self.numbers[0]:
                 picture = _slice(image, prediction, label)
         gathered = self.world.gather(own)

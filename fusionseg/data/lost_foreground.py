@@ -1,0 +1,63 @@
+"""Foreground that preparation takes away: cut off by data.crop_foreground, or lost by resampling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from fusionseg.data.record import PreparedCase
+
+LEAST_VOLUME = 0.5
+"""Share of a class's volume that resampling must leave, lest it is named."""
+MAX_NAMED = 10
+
+
+def missed_voxels(record: PreparedCase, num_classes: int) -> list[int]:
+    """Voxels of each foreground class that the prepared label does not show, on the prepared grid.
+
+    Those that were cut off; and one at least for a class of which nothing is left, so that it counts as missed.
+    """
+    missed = [0] * (num_classes - 1)
+    for value, _, resampled, kept in record.class_voxels:
+        if value < num_classes:
+            missed[value - 1] = resampled - kept if kept else max(1, resampled)
+    return missed
+
+
+def lost_foreground(record: PreparedCase, labels: Mapping[int, str]) -> list[str]:
+    """What the preparation took of the foreground of a case, a line for each class."""
+    lines = []
+    sizes = (abs(np.linalg.det(np.array(affine)[:3, :3])) for affine in (record.affine, record.original_affine))
+    growth = float(np.divide(*sizes))  # of a voxel
+    for value, in_file, resampled, kept in record.class_voxels:
+        name = labels.get(value, str(value))
+        if in_file and not resampled:
+            lines.append(f"{record.name} lost class {name} ({in_file} voxels) to resampling (data.spacing)")
+        elif resampled * growth < LEAST_VOLUME * in_file:
+            left = resampled * growth / in_file
+            lines.append(f"{record.name} kept {left:.0%} of the volume of class {name} in resampling (data.spacing)")
+        if resampled > kept:
+            lines.append(
+                f"{record.name} lost {_share(resampled - kept, resampled)} of class {name} to data.crop_foreground"
+            )
+    return lines
+
+
+def lost_foreground_warning(records: Sequence[PreparedCase], labels: Mapping[int, str]) -> str:
+    """One message about all cases; empty if nothing was lost."""
+    lines = [line for record in records for line in lost_foreground(record, labels)]
+    if not lines:
+        return ""
+    more = f"; and {len(lines) - MAX_NAMED} more" if len(lines) > MAX_NAMED else ""
+    return (
+        f"the preparation takes foreground away: {'; '.join(lines[:MAX_NAMED])}{more}. What is cut off counts as missed"
+        " in the validation, but is not trained on: lower data.crop_foreground.threshold, raise its margin, or choose a"
+        " finer data.spacing"
+    )
+
+
+def _share(part: int, whole: int) -> str:
+    if part == whole:
+        return "all"
+    return f"{part / whole:.0%}" if part / whole >= 0.01 else "under 1 %"
