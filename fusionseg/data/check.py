@@ -5,7 +5,7 @@ looks at the cases together. Codes of errors: missing, unreadable, truncated, co
 dimensions, spacing, affine, channels, channel-shape, channel-affine, label-shape, label-affine, non-finite,
 constant, label-fraction, label-value, memory, crashed, dataset. Of warnings: label-affine and channel-affine
 (slight), label-order and channel-order, label-float, empty-foreground, constant-channel, class-absent,
-small-volume, spacing-outlier, orientation, duplicate, qform-sform, pixdim, shear, units, unlabelled, dataset.
+small-volume, spacing-outlier, orientation, duplicate, qform-sform, pixdim, shear, units, unlabelled, left-out.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from fusionseg.data.check_case import check_case
 from fusionseg.data.dataset import Case, Dataset
 from fusionseg.data.facts import CaseFacts, Problem
 from fusionseg.data.parallel import map_cases
+from fusionseg.data.unread import unlabelled_cases
 from fusionseg.machine import available_cpus
 
 __all__ = ["CheckReport", "Problem", "check_dataset"]
@@ -104,6 +105,7 @@ def check_dataset(
     facts = _check_cases(cases, check, workers, progress)
     root = str(dataset.root)
     problems = [Problem("error", "", root, "dataset", *_halves(fault)) for fault in dataset.faults]
+    problems += [Problem("warning", "", root, "left-out", *_halves(note)) for note in dataset.notes]
     problems += [problem for case in facts for problem in case.problems]
     problems += _problems_between(dataset, cases, facts)
     problems.sort(key=lambda problem: problem.severity)  # errors first, otherwise in the cases' order
@@ -198,17 +200,8 @@ def _problems_between(dataset: Dataset, cases: Sequence[Case], facts: Sequence[C
                     f"class {value} {name} is in no label file",
                     "check the labels; take the name out if the class does not exist",
                 )
-        missing = [case.name for case in dataset.training if case.label is None]
-        if missing:
-            warn(
-                "",
-                dataset.root,
-                "unlabelled",
-                f"{len(missing)} of {_count(len(dataset.training), 'training case')} "
-                f"{'has' if len(missing) == 1 else 'have'} no label "
-                f"({', '.join(missing[:5])}{', ...' * (len(missing) > 5)})",
-                "add the label files; only pre-training can use a case without",
-            )
+        for note in unlabelled_cases(dataset.training):
+            warn("", dataset.root, "unlabelled", *_halves(note))
     return problems
 
 

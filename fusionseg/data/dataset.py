@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from fusionseg.data.case import CHANNEL, IMAGE_SUFFIXES, Case, image_files, stem, suffix
+from fusionseg.data.case import CHANNEL, IMAGE_SUFFIXES, Case, image_files, is_image_file, stem, suffix
 from fusionseg.data.layouts import (
     LAYOUTS,
     MAX_LISTED,
@@ -30,6 +30,7 @@ from fusionseg.data.layouts import (
     recognise_layout,
     unique_names,
 )
+from fusionseg.data.unread import misspelt_keys, unlisted_files, unread_lists, wrong_numbers
 from fusionseg.errors import UserError
 
 __all__ = ["Case", "Dataset", "find_inputs", "open_dataset", "split_folds"]
@@ -44,6 +45,7 @@ class Dataset:
         labels: value -> name, consecutive from 0, which is the background.
         training: sorted by name, cases without a label included (pre-training uses them).
         faults: what is wrong with the data set as a whole; empty unless opened with `require_files=False`.
+        notes: what is left out of the data set, each "what; what to do".
         source: the JSON file; a folder may hold several lists.
     """
 
@@ -55,6 +57,7 @@ class Dataset:
     training: tuple[Case, ...]
     testing: tuple[Case, ...]
     faults: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     source: Path = Path()
 
     @property
@@ -112,11 +115,16 @@ def open_dataset(
 
     problems: list[str] = []
     channels = channel_names(content.get("channel_names", content.get("modality")), source, problems)
-    faults: list[str] = []  # problems that do not keep `check` from looking at every case
+    faults = misspelt_keys(source, content, chosen)  # problems that do not keep `check` from looking at every case
+    notes: list[str] = []
     if chosen == "nnunet":
-        training, testing = nnunet_cases(source, content, len(channels), problems, faults)
+        training, testing = nnunet_cases(source, content, len(channels), problems)
     else:
-        training, testing = listed_cases(source, content, problems)
+        unread_lists(source, content, faults, notes)
+        training, testing = listed_cases(source, content, problems, notes)
+    copied = chosen != "nnunet" or (source.parent / "imagesTs").is_dir()
+    faults += wrong_numbers(source, content, training, testing if copied else None)
+    notes += unlisted_files(source, training + testing, compare=chosen == "msd" or "dataset" in content)
     if not training and not testing and not problems:
         problems.append(f"{source}: no case is listed or found; check the path and data.layout ({chosen})")
     training, testing = unique_names(source, training, testing, faults)
@@ -136,6 +144,7 @@ def open_dataset(
         training=tuple(sorted(training, key=lambda case: case.name)),
         testing=tuple(sorted(testing, key=lambda case: case.name)),
         faults=tuple(faults),
+        notes=tuple(notes),
         source=source,
     )
 
@@ -191,7 +200,7 @@ def find_inputs(path: Path, channels: int | None = None) -> list[Case]:
     """
     path = Path(path).expanduser()
     if path.is_file():
-        if not path.name.endswith(IMAGE_SUFFIXES):
+        if not is_image_file(path):
             raise UserError(
                 f"{path}: not a NIfTI file; give a file that ends in {' or '.join(IMAGE_SUFFIXES)}, or a folder"
             )
@@ -249,7 +258,7 @@ def _file_problems(source: Path, cases: Iterable[Case], channels: int) -> list[s
                 f"names {channels} channels; correct the one or the other"
             )
         for path in (*case.images, *([case.label] if case.label else [])):
-            if not path.name.endswith(IMAGE_SUFFIXES):
+            if not is_image_file(path):
                 problems.append(f"{path}: not NIfTI ({' or '.join(IMAGE_SUFFIXES)}); convert case {case.name}")
             elif not path.is_file():
                 problems.append(

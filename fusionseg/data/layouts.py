@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fusionseg.data.case import CHANNEL, IMAGE_SUFFIXES, Case, image_files, stem, suffix
+from fusionseg.data.unread import hidden_entries
 from fusionseg.errors import UserError
 
 Layout = Literal["msd", "nnunet", "datalist"]
@@ -91,11 +92,15 @@ def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def listed_cases(source: Path, content: dict[str, Any], problems: list[str]) -> tuple[list[Case], list[Case]]:
+def listed_cases(
+    source: Path, content: dict[str, Any], problems: list[str], notes: list[str]
+) -> tuple[list[Case], list[Case]]:
     if not any(key in content for key in ("training", "validation", "test", "testing")):
         raise UserError(f'{source}: has no "training" list; add {{"training": [{{"image": ..., "label": ...}}]}}')
-    training, validation = (_entries(source, key, content, problems) for key in ("training", "validation"))
-    testing = [case for key in ("test", "testing") for case in _entries(source, key, content, problems)]
+    hidden: list[str] = []
+    training, validation = (_entries(source, key, content, problems, hidden) for key in ("training", "validation"))
+    testing = [case for key in ("test", "testing") for case in _entries(source, key, content, problems, hidden)]
+    notes += hidden_entries(source, hidden)
     stated = sum(case.fold is not None for case in training)
     if "validation" in content:
         if stated:
@@ -111,7 +116,7 @@ def listed_cases(source: Path, content: dict[str, Any], problems: list[str]) -> 
     return training, testing
 
 
-def _entries(source: Path, key: str, content: dict[str, Any], problems: list[str]) -> list[Case]:
+def _entries(source: Path, key: str, content: dict[str, Any], problems: list[str], hidden: list[str]) -> list[Case]:
     if not isinstance(content.get(key, []), list):
         problems.append(f'{source}: {key} is no list; write [{{"image": ..., "label": ...}}, ...]')
         return []
@@ -125,10 +130,19 @@ def _entries(source: Path, key: str, content: dict[str, Any], problems: list[str
             problems.append(f'{source}: {key}[{i}]: "label" is no path; one label file per case is supported')
         elif fold is not None and (not isinstance(fold, int) or isinstance(fold, bool) or fold < 0):
             problems.append(f'{source}: {key}[{i}]: "fold" is {fold!r}; give a whole number from 0')
-        elif not Path(images[0]).name.startswith("."):
-            paths = tuple(source.parent / image for image in images)
-            cases.append(Case(_joint_name(paths), paths, source.parent / label if label else None, fold))
+        else:
+            paths = tuple(_listed_path(source.parent, image) for image in images)
+            if paths[0].name.startswith("."):
+                hidden.append(paths[0].name)
+                continue
+            cases.append(Case(_joint_name(paths), paths, _listed_path(source.parent, label) if label else None, fold))
     return cases
+
+
+def _listed_path(folder: Path, text: str) -> Path:
+    """The path that a list means; one that was written on Windows has backslashes."""
+    path = folder / text
+    return folder / text.replace("\\", "/") if "\\" in text and not path.exists() else path
 
 
 def _joint_name(images: Sequence[Path]) -> str:
@@ -165,7 +179,7 @@ def unique_names(
 
 
 def nnunet_cases(
-    source: Path, content: dict[str, Any], channels: int, problems: list[str], faults: list[str]
+    source: Path, content: dict[str, Any], channels: int, problems: list[str]
 ) -> tuple[list[Case], list[Case]]:
     ending = content.get("file_ending", ".nii.gz")
     if ending not in IMAGE_SUFFIXES:
@@ -188,13 +202,6 @@ def nnunet_cases(
         )
     else:
         training = _nnunet_folder(root, "Tr", ending, channels, problems)
-    stated = content.get("numTraining")
-    if isinstance(stated, int) and stated != len(training):
-        # With files found by listing a folder, this number is all that tells a half-copied data set.
-        faults.append(
-            f"{source}: numTraining is {stated}, but there are {len(training)} training cases; copy the "
-            "missing files, or correct numTraining"
-        )
     testing = _nnunet_folder(root, "Ts", ending, channels, problems) if (root / "imagesTs").is_dir() else []
     return training, testing
 
@@ -210,7 +217,11 @@ def _nnunet_folder(root: Path, split: str, ending: str, channels: int, problems:
             problems.append(f"{file}: file_ending is {ending}; convert the file, or correct dataset.json")
         else:
             found[match[1]].add(int(match[2]))
-    annotated = {stem(f) for f in image_files(labels) if suffix(f) == ending} if labels.is_dir() else set()
+    annotated = set()
+    for file in image_files(labels) if labels.is_dir() else []:
+        if suffix(file) != ending:
+            problems.append(f"{file}: file_ending is {ending}; convert the file, or correct dataset.json")
+        annotated.add(stem(file))
     cases = []
     # A label without image is a case too: its image is then reported as missing.
     for name in sorted(found.keys() | annotated):

@@ -17,6 +17,7 @@ from fusionseg.data.plan import SamplePlan
 from fusionseg.data.prepare import open_store, prepare
 from fusionseg.data.sampler import PatchSampler
 from fusionseg.data.store import Store
+from fusionseg.data.unread import unlabelled_cases
 from fusionseg.engine.distributed import World
 from fusionseg.engine.sources import Source, open_sources
 from fusionseg.errors import UserError
@@ -63,6 +64,11 @@ def open_training_data(config: RunConfig, world: World) -> TrainingData:
         UserError: cases cannot be prepared, or the cache fits nowhere.
     """
     sources = open_sources(config)
+    if world.is_main:
+        for part in sources:
+            unlabelled = unlabelled_cases(part.dataset.training) if config.pretrain is None else []
+            for note in (*part.dataset.notes, *unlabelled):
+                log.warning("%s", note)
     with annotate("prepare"):
         world.main_first("prepare the data", lambda: _prepare_missing(sources))
     # Rank 0's view of the disk is everybody's: a stale directory entry must not give one rank another data set.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fusionseg.data.dataset import Case, find_inputs
 from fusionseg.data.facts import CaseError
 from fusionseg.data.nifti import read_header
+from fusionseg.data.unread import foreign_files
 from fusionseg.errors import UserError
 from fusionseg.files import whole_file
 from fusionseg.inference.predictor import PredictOptions, Predictor
@@ -38,6 +39,8 @@ def predict(
         raise UserError(f"{output}: is a file; --output names the folder that receives the masks")
     predictor = Predictor(runs, options)
     cases = find_inputs(inputs, len(predictor.channels))
+    for note in foreign_files(inputs):
+        log.warning("%s", note)
     _keep_inputs(cases, output)
     failed: dict[str, str] = {}
     with counting_progress("predicting") as progress:

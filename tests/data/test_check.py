@@ -143,10 +143,12 @@ def test_further_channels_4d_images_and_formats_are_clean(tmp_path: Path) -> Non
     single = Toy(tmp_path / "4d", channels=2)
     for i, files in enumerate(single.images):
         save(files[0], image(i, (*SHAPE, 2)))
+        files[1].unlink()
     single.images = [files[:1] for files in single.images]
     report = single.check()
     assert report.problems == () and [e["channel"] for e in report.summary["intensity"]] == ["M0", "M1"]
     plain = Toy(tmp_path / "plain")
+    plain.images[0][0].unlink()
     plain.images[0] = (save(tmp_path / "plain/c.nii", image(5)),)
     scaled = nibabel.Nifti1Image(image(6).astype(np.float64), AFFINE)
     scaled.header.set_data_dtype(np.int16)
@@ -253,6 +255,7 @@ def test_channel_files_are_compared(tmp_path: Path) -> None:
     save(toy.images[0][1], image(50, (12, 11, 9)))
     save(toy.images[1][1], image(51), shifted(1.0))
     save(toy.images[2][1], image(52), shifted(0.005))
+    toy.images[3][1].unlink()
     toy.images[3] = toy.images[3][:1]
     assert [(p.severity, p.code, p.case) for p in toy.check().problems] == [
         ("error", "channel-shape", "c0"),

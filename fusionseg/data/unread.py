@@ -1,0 +1,176 @@
+"""Entries of a data set that would be left out without a word: misspelt keys, unlisted files, numbers that do not hold.
+
+What cannot be meant as it stands is a fault, which ends the start of a training; the rest is a note, which
+`fusionseg check` and the start of a training print once. Each is a text "what is wrong; what to do".
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fusionseg.data.case import Case, is_image_file
+
+LISTS = ("training", "validation", "test", "testing")
+_NAMES = (("labels",), ("modality", "channel_names"))
+_TOP_LEVEL = {
+    "listed": (("training",), ("validation",), ("test", "testing"), *_NAMES),
+    "nnunet": (("file_ending",), *_NAMES),
+}
+"""Keys that are read, by layout; of each group, one is enough."""
+_OTHERS = ("numTraining", "numTest", "name", "dataset", "dataset_name", "description", "release", "reference")
+_ENTRY = (("image",), ("label",), ("fold",))
+_SIMILAR = 0.8
+_OTHER_FORMATS = (".mha", ".mhd", ".nrrd", ".nhdr", ".img", ".hdr", ".mgz", ".dcm", ".tif", ".tiff", ".png", ".jpg")
+_PACKED = (".npy", ".npz", ".gz", ".bz2", ".zip")
+_MAX_NAMED = 5
+
+
+def misspelt_keys(source: Path, content: dict[str, Any], layout: str) -> list[str]:
+    """Faults: keys of the JSON that nobody reads and that look like one that is missing."""
+    top_level = _TOP_LEVEL["nnunet" if layout == "nnunet" else "listed"]
+    faults = [
+        f'{source}: the key "{key}" is not read; did you mean "{meant}"?; rename it'
+        for key, meant in _near_misses(content, top_level)
+    ]
+    for name in LISTS if layout != "nnunet" else ():
+        entries = content.get(name)
+        found: dict[tuple[str, str], list[int]] = {}
+        for number, entry in enumerate(entries if isinstance(entries, list) else []):
+            if isinstance(entry, dict):
+                for pair in _near_misses(entry, _ENTRY):
+                    found.setdefault(pair, []).append(number)
+        for (key, meant), places in found.items():
+            faults.append(
+                f'{source}: the key "{key}" of {name}[{places[0]}]'
+                + (f" and {len(places) - 1} more" if len(places) > 1 else "")
+                + f' is not read; did you mean "{meant}"?; rename it'
+            )
+    return faults
+
+
+def unread_lists(source: Path, content: dict[str, Any], faults: list[str], notes: list[str]) -> None:
+    """Lists of cases under a key that nobody reads: a fault where there is no training list beside them."""
+    for key, value in content.items():
+        if key in LISTS or not isinstance(value, list):
+            continue
+        if any(isinstance(entry, dict) and {"image", "label"} & entry.keys() for entry in value):
+            where = notes if "training" in content else faults
+            where.append(
+                f'{source}: the {len(value)} cases under "{key}" are not read; name the list {", ".join(LISTS[:-1])}'
+            )
+
+
+def wrong_numbers(
+    source: Path, content: dict[str, Any], training: Sequence[Case], testing: Sequence[Case] | None
+) -> list[str]:
+    """Faults: stated numbers of cases that do not hold. They are all that tells a half-copied data set.
+
+    Args:
+        testing: None where the data set was copied without its test images, which a training does not need.
+    """
+    faults = []
+    counts = {"numTraining": (len(training), "training")}
+    if testing is not None:
+        counts["numTest"] = (len(testing), "test")
+    validated = len(content["validation"]) if isinstance(content.get("validation"), list) else 0
+    for key, (found, what) in counts.items():
+        stated = _whole(content.get(key))
+        if stated is None or stated == found or (key == "numTraining" and stated == found - validated):
+            continue
+        # Many data sets in use state 0 tests beside a list of them; nothing is lost by that.
+        if key == "numTest" and stated == 0:
+            continue
+        faults.append(
+            f"{source}: {key} is {stated}, but there are {found} {what} cases; copy the missing files, or correct {key}"
+        )
+    return faults
+
+
+def hidden_entries(source: Path, names: Sequence[str]) -> list[str]:
+    """Notes: listed files that are hidden, which macOS leaves beside each file on foreign disks."""
+    if not names:
+        return []
+    return [f"{source}: {_count(names, 'listed file')} hidden and left out ({_some(names)}); take them out of the list"]
+
+
+def unlisted_files(source: Path, cases: Iterable[Case], *, compare: bool) -> list[str]:
+    """Notes: images and labels in the folders of a data set that are no part of it.
+
+    Args:
+        compare: whether the JSON has to list all files of the folders; otherwise only other formats are looked for.
+    """
+    listed = {os.path.normpath(path) for case in cases for path in (*case.images, case.label) if path is not None}
+    folders = sorted(source.parent / name for name in ("imagesTr", "labelsTr", "imagesTs"))
+    notes = []
+    for folder in folders:
+        if not folder.is_dir():
+            continue
+        files = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
+        beside = [file.name for file in files if is_image_file(file) and os.path.normpath(file) not in listed]
+        if compare and beside:
+            notes.append(
+                f"{folder}: {_count(beside, 'file')} not listed in {source.name} and left out ({_some(beside)}); list"
+                " them if they belong to the data set"
+            )
+        notes += _foreign_note(folder, files)
+    return notes
+
+
+def unlabelled_cases(training: Sequence[Case]) -> list[str]:
+    """Notes: training cases that only a pre-training can use."""
+    names = [case.name for case in training if case.label is None]
+    if not names or len(names) == len(training):
+        return []
+    verb = "has no label and is" if len(names) == 1 else "have no label and are"
+    return [
+        f"{len(names)} of {len(training)} training cases {verb} left out: {_some(names)}; add the label files, for only"
+        " a pre-training can use a case without"
+    ]
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """Notes: images of other formats in a folder of inputs."""
+    return _foreign_note(folder, sorted(folder.iterdir())) if folder.is_dir() else []
+
+
+def _foreign_note(folder: Path, files: Iterable[Path]) -> list[str]:
+    names = [
+        file.name
+        for file in files
+        if not file.name.startswith(".")
+        and not is_image_file(file)
+        and file.suffix.lower() in (*_OTHER_FORMATS, *_PACKED)
+    ]
+    if not names:
+        return []
+    return [f"{folder}: {_count(names, 'file')} not NIfTI and left out ({_some(names)}); convert them to .nii.gz"]
+
+
+def _near_misses(content: dict[str, Any], families: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
+    """Keys that are not known, each with the missing known key that it looks like."""
+    known = {key for family in families for key in family} | {*_OTHERS}
+    absent = [key for family in families if not set(family) & content.keys() for key in family]
+    found = []
+    for key in content:
+        if isinstance(key, str) and key not in known:
+            near = difflib.get_close_matches(key.lower(), absent, n=1, cutoff=_SIMILAR)
+            found += [(key, name) for name in near]
+    return found
+
+
+def _whole(value: Any) -> int | None:
+    if isinstance(value, str) and value.strip().isdecimal():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _count(names: Sequence[str], what: str) -> str:
+    return f"{len(names)} {what} is" if len(names) == 1 else f"{len(names)} {what}s are"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MAX_NAMED]) + (", ..." if len(names) > _MAX_NAMED else "")
