@@ -138,13 +138,8 @@ def foreign_files(folder: Path) -> list[str]:
 
 
 def _foreign_note(folder: Path, files: Iterable[Path]) -> list[str]:
-    names = [
-        file.name
-        for file in files
-        if not file.name.startswith(".")
-        and not is_image_file(file)
-        and file.suffix.lower() in (*_OTHER_FORMATS, *_PACKED)
-    ]
+    others = (file for file in files if not file.name.startswith(".") and not is_image_file(file))
+    names = [file.name for file in others if file.suffix.lower() in (*_OTHER_FORMATS, *_PACKED)]
     if not names:
         return []
     return [f"{folder}: {_count(names, 'file')} not NIfTI and left out ({_some(names)}); convert them to .nii.gz"]
