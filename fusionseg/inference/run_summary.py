@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import isfinite
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,6 +16,7 @@ import yaml
 from fusionseg.config import validate
 from fusionseg.engine.run_folder import mathematics
 from fusionseg.errors import UserError
+from fusionseg.inference.stored_evaluation import is_number, stored_evaluation
 from fusionseg.telemetry.records import read_object, read_regular, sift_records
 
 REPEATED = ("seed", "data.fold", "data.fold_seed")
@@ -28,6 +28,7 @@ PREPARED, FILES, PATCHES = " (prepared grid)", " (files)", " (per patch, old)"
 """Behind a figure's name: what it was measured on. Figures of different kinds never share a column."""
 
 ON_TRAINED = "validated on cases that were trained on"
+UNKNOWN_START = "started from weights that do not say what they were trained on"
 BY_PLATEAU = "stopped by stop.plateau, so that its last step was chosen by the validation too"
 
 
@@ -96,18 +97,15 @@ def read_run(folder: Path, weights: str) -> RunSummary:
     last = records[-1] if records else {}
     status = str(last.get("status")) if last.get("kind") == "end" else "unfinished"
     trained_on = bool((split or {}).get("trained_on") or (chosen or {}).get("trained_on"))
-    if task == "segmentation" and chosen is not None:
-        summary = read_object(folder / "evaluation" / "summary.json") or None
-        if summary is not None:
-            if reason := _unlike(summary, chosen, weights):
-                remarks.append(f"its evaluation is not used: {reason}")
-            else:
-                figures = {**_evaluation_figures(summary), **figures}
-                trained_on = trained_on or bool(summary.get("trained_on"))
-                remarks += _evaluation_remarks(summary, chosen)
+    if task == "segmentation" and chosen is not None and (found := stored_evaluation(folder, chosen, weights)):
+        figures = {**{f"{key}{FILES}": value for key, value in found.figures.items()}, **figures}
+        trained_on = trained_on or found.trained_on
+        remarks += found.remarks
     if figures:
         figures |= _cost(records, read_object(folder / "environment.json"))
     marks = [ON_TRAINED] if trained_on else []
+    if any(isinstance(one, dict) and one.get("images") is None for one in (split or {}).get("seen") or ()):
+        marks.append(UNKNOWN_START)
     if weights == "last" and status == "plateau":
         marks.append(BY_PLATEAU)
     config = dict(_items(mathematics(plain)))
@@ -143,7 +141,7 @@ def _chosen(validations: Sequence[dict[str, Any]], measure: str, weights: str) -
     """The last validation, or the first of the highest score; a score that is not known is not the best."""
     if weights == "last":
         return validations[-1] if validations else None
-    known = [record for record in validations if _is_number(record.get(measure))]
+    known = [record for record in validations if is_number(record.get(measure))]
     return max(known, key=lambda record: float(record[measure]), default=None)
 
 
@@ -154,53 +152,22 @@ def _validation_figures(record: dict[str, Any]) -> dict[str, float]:
     return {
         f"{key}{kind}": float(value)
         for key, value in _items(record)
-        if _is_number(value) and key not in left_out and not key.endswith("_s")
+        if is_number(value) and key not in left_out and not key.endswith("_s")
     }
-
-
-def _evaluation_figures(summary: dict[str, Any]) -> dict[str, float]:
-    """Dice and HD95 in the geometry of the label files."""
-    found: dict[str, Any] = {"dice": summary.get("dice")}
-    classes = summary.get("classes")
-    for name, entry in classes.items() if isinstance(classes, dict) else ():
-        found[f"dice_per_class.{name}"] = ((entry or {}).get("dice") or {}).get("mean")
-    found["hd95_mm"] = summary.get("hd95_mm")
-    return {f"{key}{FILES}": float(value) for key, value in found.items() if _is_number(value)}
-
-
-def _evaluation_remarks(summary: dict[str, Any], chosen: dict[str, Any]) -> list[str]:
-    """What makes an evaluation other than the validation, its geometry apart."""
-    remarks = []
-    options = summary.get("options")
-    if isinstance(options, dict) and options.get("flips"):
-        remarks.append("was evaluated with --tta")
-    if _is_number(chosen.get("cases")) and summary.get("cases") != chosen["cases"]:
-        remarks.append(f"its evaluation is of {summary.get('cases')} cases, its validation of {chosen['cases']}")
-    return remarks
-
-
-def _unlike(summary: dict[str, Any], chosen: dict[str, Any], weights: str) -> str:
-    """Why an evaluation is not of the weights that the table is about; empty if it is."""
-    step = summary.get("step")
-    if step == chosen["step"] or (weights == "last" and _is_number(step) and step > chosen["step"]):
-        return ""
-    name = Path(str(summary.get("checkpoint"))).name
-    which = f"other weights ({name})" if name != f"{weights}.pt" else f"an earlier {name}"
-    return f"it is of {which}; fusionseg evaluate RUN --checkpoint {weights} makes the one for this table"
 
 
 def _cost(records: list[dict[str, Any]], environment: Mapping[str, Any]) -> dict[str, float]:
     """Parameters, steps, and the measurements, means over the records."""
     trained = [record for record in records if record["kind"] == "train"]
     cost: dict[str, float] = {}
-    if _is_number(environment.get("parameters")):
+    if is_number(environment.get("parameters")):
         cost["parameters"] = environment["parameters"]
     if trained:
         cost["steps"] = trained[-1]["step"]
         for key in ("samples_per_s", "memory_gb"):
-            if known := [record[key] for record in trained if _is_number(record.get(key))]:
+            if known := [record[key] for record in trained if is_number(record.get(key))]:
                 cost[key] = fmean(known)
-    ends = [record["total_s"] for record in records if record["kind"] == "end" and _is_number(record.get("total_s"))]
+    ends = [record["total_s"] for record in records if record["kind"] == "end" and is_number(record.get("total_s"))]
     if ends:
         cost["total_s"] = ends[-1]
     return cost
@@ -250,7 +217,3 @@ def _items(plain: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
             yield from _items(value, f"{at}{key}.")
         else:
             yield f"{at}{key}", value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)

@@ -68,12 +68,12 @@ def write_run(
     return folder
 
 
-def write_evaluation(run: Path, step: int, dice: float, **fields: Any) -> None:
-    """evaluation/summary.json as `fusionseg evaluate` leaves it."""
+def write_evaluation(run: Path, step: int, dice: float, folder: str = "evaluation", **fields: Any) -> None:
+    """<folder>/summary.json as `fusionseg evaluate` leaves it."""
     entry = {"dice": {"mean": dice, "std": 0.0, "cases": 2}, "hd95_mm": {"mean": 3.0, "std": 0.0, "cases": 2}}
     summary = {"checkpoint": f"{run}/checkpoints/last.pt", "step": step, "cases": 2, "dice": dice, "hd95_mm": 3.0}
-    (run / "evaluation").mkdir(exist_ok=True)
-    (run / "evaluation/summary.json").write_text(json.dumps({**summary, "classes": {"a": entry}, **fields}))
+    (run / folder).mkdir(exist_ok=True)
+    (run / folder / "summary.json").write_text(json.dumps({**summary, "classes": {"a": entry}, **fields}))
 
 
 def table(text: str, number: int = 0) -> list[dict[str, str]]:
@@ -200,7 +200,9 @@ def test_evaluations_of_the_same_weights_have_columns_of_their_own(tmp_path: Pat
     for seed in range(3):
         write_run(tmp_path / f"a{seed}", [0.9, 0.8], seed=seed)
     write_evaluation(tmp_path / "a0", 20, 0.6)
-    write_evaluation(tmp_path / "a1", 20, 0.7, cases=1, options={"flips": True})
+    write_evaluation(tmp_path / "a1", 20, 0.7, cases=1, request={"dataset": None, "with": [], "tta": True})
+    for other in ({"dataset": "/elsewhere"}, {"with": ["/runs/b"]}):
+        write_evaluation(tmp_path / "a1", 20, 0.99, folder=f"evaluation_{len(str(other))}", request=other)
     write_evaluation(tmp_path / "a2", 10, 0.1, checkpoint="checkpoints/best.pt")
     text = compared(tmp_path)
     (row,) = table(text)
@@ -231,6 +233,13 @@ def test_the_mark_is_found_wherever_it_stands(tmp_path: Path, where: str) -> Non
     content = json.loads((run / where).read_text())
     (run / where).write_text(json.dumps({**content, "trained_on": ["c0"]}))
     assert "validated on cases that were trained on" in compared(run)
+
+
+def test_a_start_from_unknown_weights_is_marked(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", [0.5])
+    content = json.loads((run / "split.json").read_text())
+    (run / "split.json").write_text(json.dumps({**content, "seen": [{"path": "/weights.pt", "images": None}]}))
+    assert "- [1] started from weights that do not say what they were trained on" in compared(run)
 
 
 def test_a_last_step_that_was_chosen_by_validation_is_said(tmp_path: Path) -> None:
