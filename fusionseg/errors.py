@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -36,3 +36,8 @@ class WriteError(OSError):
 
 class TrainingStopped(Exception):
     """Training cannot go on (too many non-finite steps, say): exit status 1, the reason already recorded."""
+
+
+def some_of(names: Sequence[str], most: int = 10) -> str:
+    """The first names of a list, for a message, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

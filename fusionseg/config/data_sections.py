@@ -96,8 +96,10 @@ class DataConfig(Section):
     """Names of the label values 0, 1, ...; needed only where the data set does not say them."""
     fold: Annotated[int, Field(ge=0)] = 0
     """The fold that is validated on; the others are trained on."""
-    folds: Annotated[int, Field(ge=2)] = 5
-    """Into how many folds the cases are dealt (by name and seed), unless the data set says the folds."""
+    folds: Positive = 5
+    """Into how many folds the labelled training cases are dealt (by name and seed), unless the data set says the folds.
+    1 trains on all of them and validates on the same: to overfit a case, or to use every case. The results are marked
+    then, for they say nothing about other cases."""
     fold_seed: int = 0
     """Seed of the folds: apart from `seed`, so that several seeds are compared on the same split."""
     train_cases: Positive | None = None
@@ -151,12 +153,6 @@ class DataConfig(Section):
     @classmethod
     def _known_axes(cls, orientation: str | None) -> str | None:
         return orientation or None
-
-    @model_validator(mode="after")
-    def _fold_exists(self) -> DataConfig:
-        if self.fold >= self.folds:
-            raise ValueError(f"fold: {self.fold} does not exist, with folds: {self.folds} it is 0 to {self.folds - 1}")
-        return self
 
 
 class ShiftIntensityConfig(Section):

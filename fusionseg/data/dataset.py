@@ -8,7 +8,6 @@ the voxels.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -33,7 +32,7 @@ from fusionseg.data.layouts import (
 from fusionseg.data.unread import misspelt_keys, unlisted_files, unread_lists, wrong_numbers
 from fusionseg.errors import UserError
 
-__all__ = ["Case", "Dataset", "find_inputs", "open_dataset", "split_folds"]
+__all__ = ["Case", "Dataset", "find_inputs", "open_dataset"]
 
 
 @dataclass(frozen=True)
@@ -147,47 +146,6 @@ def open_dataset(
         notes=tuple(notes),
         source=source,
     )
-
-
-def split_folds(cases: Sequence[Case], folds: int, fold: int, seed: int) -> tuple[list[Case], list[Case]]:
-    """Training and validation cases of one fold, each sorted by name.
-
-    Folds that the data set states are used as they are (`folds` and `seed` do not matter then). Otherwise
-    every case validates in exactly one fold, the folds' sizes differ by at most one, and the draw depends on
-    nothing but the seed and the names.
-    """
-    ordered = sorted(cases, key=lambda case: case.name)
-    if ordered and all(case.fold is not None for case in ordered):
-        stated = {case.name: cast(int, case.fold) for case in ordered}
-        present = sorted(set(stated.values()))
-        if fold not in present:
-            raise UserError(f"data.fold={fold}: the datalist states the folds {present}; set data.fold to one of them")
-        if len(present) < 2:
-            raise UserError(
-                f"data.fold={fold}: every case of the datalist is in it, none is left to train on; state a "
-                "second fold in the datalist, or none to have them drawn by data.folds"
-            )
-    else:
-        problems = []
-        if folds < 2:
-            problems.append(f"data.folds={folds}: at least 2 folds are needed to train and to validate; set data.folds")
-        if not 0 <= fold < folds:
-            problems.append(f"data.fold={fold}: with data.folds={folds} it goes from 0 to {folds - 1}; set data.fold")
-        if len(ordered) < folds:
-            problems.append(
-                f"data.folds={folds}: there are only {len(ordered)} cases, and each fold needs one; set "
-                "data.folds lower (data.fold below it)"
-            )
-        if problems:
-            raise UserError(problems)
-
-        # A hash and not a generator: the same split for ever, whatever the versions of numpy and Python.
-        def rank(case: Case) -> bytes:
-            return hashlib.sha256(f"{seed}:{case.name}".encode()).digest()
-
-        stated = {case.name: i % folds for i, case in enumerate(sorted(ordered, key=rank))}
-    train = [case for case in ordered if stated[case.name] != fold]
-    return train, [case for case in ordered if stated[case.name] == fold]
 
 
 def find_inputs(path: Path, channels: int | None = None) -> list[Case]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,7 +19,7 @@ from fusionseg.config.data_sections import DataConfig, IntensityConfig
 from fusionseg.data.facts import Findings
 from fusionseg.data.geometry import Grid, voxel_sizes
 from fusionseg.data.identity import image_digest
-from fusionseg.data.reading import read_case
+from fusionseg.data.reading import read_case, read_image, read_label
 from fusionseg.machine import available_memory_bytes
 from fusionseg.telemetry.ranges import annotate
 
@@ -135,6 +136,23 @@ def class_voxels(*steps: NDArray[np.uint8] | None) -> tuple[tuple[int, int, int,
     return tuple(
         (value, int(read[value]), int(resampled[value]), int(cropped[value])) for value in range(1, 256) if read[value]
     )
+
+
+def read_digests(images: Sequence[Path], label: Path | None) -> tuple[str, str | None]:
+    """The digests that `load_volume` gives for a case, without the rest of it.
+
+    Returns:
+        Of the image, and of the label; None where there is none or it cannot be read.
+
+    Raises:
+        ValueError: the image cannot be read.
+    """
+    image = read_image(images)
+    of_label = None
+    if label is not None:
+        with suppress(ValueError):
+            of_label = image_digest(read_label(label, image.grid, None)[None], image.grid.affine)
+    return image_digest(image.values, image.grid.affine), of_label
 
 
 def normalise(image: NDArray[np.float32], intensity: IntensityConfig) -> NDArray[np.float32]:

@@ -23,8 +23,8 @@ _NAME = re.compile(r"step_(\d{8,})\.pt")
 
 # What a training needs of a checkpoint to go on. `phases_s` and what else is younger than some of them may be missing.
 _STATE: dict[str, type | tuple[type, ...]] = {
-    "step": int, "config": dict, "data": object, "model": dict, "train_step": dict, "best": (dict, type(None)),
-    "history": list, "elapsed_s": (int, float),
+    "step": int, "config": dict, "channels": list, "labels": dict, "model": dict, "train_step": dict,
+    "best": (dict, type(None)), "history": list, "elapsed_s": (int, float),
 }  # fmt: skip
 
 

@@ -18,8 +18,9 @@ from fusionseg.engine.distributed import choose_device
 from fusionseg.engine.launch import read_launch
 from fusionseg.engine.memory import estimate_memory
 from fusionseg.engine.precision import choose_precision
+from fusionseg.engine.run_cases import open_run
 from fusionseg.engine.run_folder import RunFolder
-from fusionseg.engine.sources import Source, open_sources
+from fusionseg.engine.sources import Source
 from fusionseg.errors import UserError
 from fusionseg.machine import available_memory_bytes
 
@@ -31,7 +32,7 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
     precision = choose_precision(config.train.precision, device)
     folder = RunFolder(config)
     folder.check(config)
-    sources = open_sources(config)
+    sources = open_run(config, folder, planned=True).sources
     dataset = sources[0].dataset
     needed, how = expected_cache_bytes(sources)
     memory = estimate_memory(
@@ -50,7 +51,7 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
         f"run folder   {folder.path}{resumed}",
         *(
             f"data         {part.dataset.name} ({part.dataset.layout}): {len(part.train)} to train,"
-            f" {len(part.validation)} to validate on"
+            f" {len(part.validation)} to validate on{' (the same cases)' if part.trains_on_validation else ''}"
             for part in sources
         ),
         f"             channels {', '.join(dataset.channels)}"

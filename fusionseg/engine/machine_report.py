@@ -17,6 +17,7 @@ from fusionseg.config import load_config
 from fusionseg.data.synth import write_dataset
 from fusionseg.engine.describe import timed
 from fusionseg.engine.distributed import World
+from fusionseg.engine.run_cases import open_run
 from fusionseg.engine.run_folder import RunFolder
 from fusionseg.engine.trainer import Trainer
 from fusionseg.errors import UserError
@@ -90,7 +91,8 @@ def open_trainer(config_file: str, overrides: list[str], data: str | None, folde
     if world.size > 1:
         world.close()
         raise UserError(f"this measures one rank, and {world.size} were started: run it without torchrun or srun")
-    return Trainer(config, world, RunFolder(config))
+    run = RunFolder(config)
+    return Trainer(config, world, run, open_run(config, run))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,10 +103,18 @@ class Recorder:
         self._sinks.curves("gpu", self.watch.curves(), step)
         self.progress.record(step, window.loss, speed, data_s / step_s, memory, step_s)
 
-    def validation(self, step: int, measure: str, outcome: Outcome, val_s: float) -> None:
-        """The val record of `step`, and the picture."""
-        self._sinks.write("val", step, **outcome.fields, val_s=val_s)
-        log.info("step %d: validation %s", step, outcome.summary)
+    def validation(self, step: int, measure: str, outcome: Outcome, val_s: float, marks: Mapping[str, int]) -> None:
+        """The val record of `step`, and the picture.
+
+        Args:
+            marks: what the record says of the run's split beside the scores, see `Split.marks`.
+        """
+        self._sinks.write("val", step, **outcome.fields, **marks, val_s=val_s)
+        trained_on = marks.get("trained_on", 0)
+        warning = (
+            f" (not of new cases: {trained_on} of {outcome.fields['cases']} were trained on)" if trained_on else ""
+        )
+        log.info("step %d: validation %s%s", step, outcome.summary, warning)
         self.progress.score(measure, outcome.score)
         if outcome.picture is not None:
             self._sinks.picture("validation", outcome.picture, step)

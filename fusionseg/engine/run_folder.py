@@ -19,6 +19,7 @@ import torch
 import fusionseg
 from fusionseg.config import RunConfig, differences, dump_config, validate
 from fusionseg.config.loading import lay_over, parse_override
+from fusionseg.data.run_split import Split
 from fusionseg.engine.checkpoint import numbered_checkpoints, obstacles
 from fusionseg.engine.stored_config import resolved, stored_config
 from fusionseg.errors import UserError
@@ -29,7 +30,7 @@ PACKAGES = ("torch", "monai", "numpy", "nibabel", "pydantic", "nvtx")
 
 # What may change between two starts of one run: none of it is part of the mathematics.
 FREE = (
-    ("name",), ("output",), ("resume",), ("device",), ("log",), ("profile",), ("cache", "device"),
+    ("name",), ("output",), ("resume",), ("init_from_seen",), ("device",), ("log",), ("profile",), ("cache", "device"),
     ("cache", "memory_fraction"), ("checkpoint",), ("data", "root"), ("data", "prepared"), ("data", "workers"),
     ("train", "threads"), ("train", "checkpoint_activations"), ("validate", "window_batch"),
 )  # fmt: skip
@@ -41,6 +42,7 @@ class RunFolder:
     def __init__(self, config: RunConfig) -> None:
         self.path = Path(config.output) / config.name
         self.config_file = self.path / "config.yaml"
+        self.split_file = self.path / "split.json"
         self.metrics = self.path / "metrics.jsonl"
         self.log = self.path / "log.txt"
         self.checkpoints = self.path / "checkpoints"
@@ -110,6 +112,10 @@ class RunFolder:
 
     def write_config(self, config: RunConfig) -> None:
         write_text(self.config_file, dump_config(config))
+
+    def write_split(self, split: Split) -> None:
+        """split.json: what the run trains and validates on, by name and content."""
+        write_json(self.split_file, split.to_json())
 
     def write_environment(self, ranks: list[dict[str, Any]], parameters: int) -> None:
         """environment.json: what this start of the run ran on, and the number of the network's parameters."""

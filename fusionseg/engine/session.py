@@ -10,8 +10,8 @@ from fusionseg.config import RunConfig
 from fusionseg.engine.batch import accumulation
 from fusionseg.engine.distributed import World
 from fusionseg.engine.profiling import check_profile
+from fusionseg.engine.run_cases import RunCases, open_run
 from fusionseg.engine.run_folder import RunFolder
-from fusionseg.engine.sources import open_sources
 from fusionseg.engine.trainer import Trainer
 from fusionseg.errors import TrainingStopped
 from fusionseg.telemetry.logs import log_to_file, start_logging
@@ -32,10 +32,12 @@ def train(config: RunConfig, patience_s: float = 0.0) -> str:
     world = World.from_environment(config.device)
     start_logging(world.rank)
     folder = RunFolder(config)
+    opened: list[RunCases] = []
     try:
-        world.main_first("open the run folder", lambda: _open(folder, config, world, patience_s))
+        world.main_first("open the run folder", lambda: opened.append(_open(folder, config, world, patience_s)))
+        cases = world.from_main(opened[0] if opened else None)
         log.info("run: %s", folder.path)
-        return Trainer(config, world, folder).run()
+        return Trainer(config, world, folder, cases).run()
     except torch.OutOfMemoryError as error:
         raise TrainingStopped(
             f"out of memory on {world.device}: set train.checkpoint_activations=true (Swin networks) or"
@@ -47,13 +49,17 @@ def train(config: RunConfig, patience_s: float = 0.0) -> str:
         world.close()
 
 
-def _open(folder: RunFolder, config: RunConfig, world: World, patience_s: float) -> None:
+def _open(folder: RunFolder, config: RunConfig, world: World, patience_s: float) -> RunCases:
     # What can be refused at a glance is refused before there is a folder.
     accumulation(config, world.size)
     check_profile(config.profile, world.device)
     folder.check(config)
-    open_sources(config)
+    begun = folder.has_checkpoints()
+    cases = open_run(config, folder)
     folder.lock(patience_s)
     folder.check(config)
+    if folder.has_checkpoints() and not begun:  # another process has trained here until now
+        cases = open_run(config, folder)
     folder.write_config(config)
     log_to_file(folder.log)
+    return cases

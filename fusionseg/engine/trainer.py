@@ -26,6 +26,7 @@ from fusionseg.engine.precision import choose_precision
 from fusionseg.engine.profiling import ProfileWindow
 from fusionseg.engine.rank_samples import RankSamples
 from fusionseg.engine.recorder import Recorder, Spent
+from fusionseg.engine.run_cases import RunCases, check_checkpoint
 from fusionseg.engine.run_folder import RunFolder, config_hash, refuse_other_config
 from fusionseg.engine.signals import Lead, StopSignals, signal_name
 from fusionseg.engine.step import TrainStep
@@ -41,7 +42,7 @@ log = logging.getLogger("fusionseg")
 class Trainer:
     """One start of a run, on one rank."""
 
-    def __init__(self, config: RunConfig, world: World, folder: RunFolder) -> None:
+    def __init__(self, config: RunConfig, world: World, folder: RunFolder, cases: RunCases) -> None:
         self.config = config
         self.world = world
         self.folder = folder
@@ -51,7 +52,7 @@ class Trainer:
         self.precision = choose_precision(config.train.precision, world.device)
         log.info("device: %s, precision %s (%s)", world.device, self.precision.name, self.precision.reason)
         log.info("batch: %s", batch_arithmetic(config, world.size))
-        self.data = open_training_data(config, world)
+        self.data = open_training_data(config, world, cases)
         self.samples = RankSamples(config, self.data, world)
         self.task = open_task(config, self.data, self.precision, world)
         self.model = build_network(
@@ -83,6 +84,7 @@ class Trainer:
             return status
         if self.world.is_main:
             self.folder.rewind_metrics(self.step, validated=self._validated)
+            self.folder.write_split(self.data.split)
         ranks = self.world.gather(describe_rank(self.world))
         if self.world.is_main:
             self.folder.write_environment(ranks, sum(parameter.numel() for parameter in self.model.parameters()))
@@ -198,7 +200,7 @@ class Trainer:
         score, measure = outcome.score, self.task.measure
         self.history.append((self.step, -1.0 if isnan(score) else score))
         self._lead.took("validation", time.monotonic() - start)
-        recorder.validation(self.step, measure, outcome, time.monotonic() - start)
+        recorder.validation(self.step, measure, outcome, time.monotonic() - start, self.data.split.marks)
         if not isnan(score) and (self.best is None or score > self.best[measure]):
             self.best = {measure: score, "step": self.step}
             if self.world.is_main:
@@ -215,7 +217,7 @@ class Trainer:
             "step": self.step,
             "config": self.config.to_dict(),
             "config_hash": config_hash(self.config),
-            "data": self.data.content,
+            "split": self.data.split.to_json(),
             "grid": "prepared",
             "channels": list(self.data.channels),
             "labels": {str(value): name for value, name in self.data.labels.items()},
@@ -254,11 +256,7 @@ class Trainer:
             return Spent()
         state = intact[1] if intact else read_training_state(path)
         refuse_other_config(path, state["config"], self.config)
-        if state["data"] != self.data.content:
-            raise UserError(
-                f"{self.folder.path}: its checkpoints come from other data (cases or their content have changed):"
-                " restore them, or give the run another name"
-            )
+        check_checkpoint(self.folder.path, state, self.data.split, self.data.content)
         self._restore(path, state)
         log.info("resuming from %s (step %d of %d)", path, self.step, self.config.train.steps)
         return Spent(state["elapsed_s"], state.get("phases_s", {}))  # the second is younger than some checkpoints

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from fusionseg.config import RunConfig
 from fusionseg.data.cache import DeviceCache, cache_bytes, place_cache
-from fusionseg.data.dataset import Case
 from fusionseg.data.lost_foreground import lost_foreground_warning
 from fusionseg.data.plan import SamplePlan
 from fusionseg.data.prepare import open_store, prepare
+from fusionseg.data.run_split import Split
 from fusionseg.data.sampler import PatchSampler
 from fusionseg.data.store import Store
 from fusionseg.data.unread import unlabelled_cases
 from fusionseg.engine.distributed import World
-from fusionseg.engine.sources import Source, open_sources
+from fusionseg.engine.run_cases import RunCases, announce, settle_split
 from fusionseg.errors import UserError
 from fusionseg.machine import available_memory_bytes
 from fusionseg.telemetry.progress import counting_progress
@@ -35,12 +35,12 @@ class TrainingData:
     channels: tuple[str, ...]
     labels: dict[int, str]
     """Value -> name, of the (first) data set."""
-    num_train: int
+    split: Split
+    validation_numbers: list[int]
+    """Case numbers within the cache."""
     cache: DeviceCache
     plan: SamplePlan
     sampler: PatchSampler
-    content: str
-    """A hash of the names and the contents of all cases."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -48,48 +48,50 @@ class TrainingData:
         return tuple(self.labels[value] for value in sorted(self.labels) if value != 0)
 
     @property
-    def validation_numbers(self) -> list[int]:
-        """Case numbers within the cache."""
-        return list(range(self.num_train, len(self.cache)))
+    def content(self) -> str:
+        """A hash of the names and the files of all cases: what a checkpoint without a split says of its data."""
+        contents = "".join(
+            name + record.content for name, record in zip(self.cache.names, self.cache.records, strict=True)
+        )
+        return hashlib.sha256(contents.encode()).hexdigest()[:16]
 
     def batch(self, step: int, indices: range) -> tuple[Tensor, Tensor]:
         """Samples `indices` of `step`, on the training device."""
         return self.sampler(self.plan.samples(step, indices))
 
 
-def open_training_data(config: RunConfig, world: World) -> TrainingData:
+def open_training_data(config: RunConfig, world: World, run: RunCases) -> TrainingData:
     """Prepare what is not prepared yet, and load the cache.
 
     Raises:
-        UserError: cases cannot be prepared, or the cache fits nowhere.
+        UserError: cases cannot be prepared, or do not keep training and validation apart; or the cache fits nowhere.
     """
-    sources = open_sources(config)
     if world.is_main:
-        for part in sources:
+        for part in run.sources:
             unlabelled = unlabelled_cases(part.dataset.training) if config.pretrain is None else []
             for note in (*part.dataset.notes, *unlabelled):
                 log.warning("%s", note)
+    settled: list[tuple[list[Store], Split]] = []
     with annotate("prepare"):
-        world.main_first("prepare the data", lambda: _prepare_missing(sources))
+        world.main_first("prepare the data", lambda: settled.append(_settle(config, run)))
     # Rank 0's view of the disk is everybody's: a stale directory entry must not give one rank another data set.
-    opened = world.from_main([open_store(part.config, part.dataset) for part in sources] if world.is_main else None)
-    for store, missing in opened:
-        if missing and not config.data.skip_broken:
-            raise UserError(f"{store.root}: {', '.join(missing)} vanished after the preparation: start again")
-    stores = [store for store, _ in opened]
-    train = [case for part, store in zip(sources, stores, strict=True) for case in _present(part.train, store)]
-    validation = [
-        case for part, store in zip(sources, stores, strict=True) for case in _present(part.validation, store)
-    ]
-    for purpose, cases in (("train", train), ("validate", validation)):
-        if not cases:
-            raise UserError(f"data.fold {config.data.fold}: no case is left to {purpose} on")
+    stores, split = world.from_main(settled[0] if settled else None)
+    train, validation = (
+        [
+            (store, case.name)
+            for source, store in zip(run.sources, stores, strict=True)
+            for case in getattr(source, part)
+            if case.name in store.cases
+        ]
+        for part in ("train", "validation")
+    )
+    cases = [*train, *(case for case in validation if case not in train)]
     if world.is_main and config.pretrain is None:
-        records = [store.cases[name] for store, name in train + validation]
+        records = [store.cases[name] for store, name in cases]
         if lost := lost_foreground_warning(records, stores[0].labels):
             log.warning("%s", lost)
     with annotate("cache"):
-        cache = _load_cache(config, world, train + validation)
+        cache = _load_cache(config, world, cases)
     plan = SamplePlan(
         cache.index[: len(train)],
         config.augment,
@@ -100,18 +102,27 @@ def open_training_data(config: RunConfig, world: World) -> TrainingData:
         foreground=config.data.foreground,
     )
     sampler = PatchSampler(cache, config.augment, config.data.patch, world.device)
-    contents = "".join(name + record.content for name, record in zip(cache.names, cache.records, strict=True))
-    content = hashlib.sha256(contents.encode()).hexdigest()[:16]
-    return TrainingData(stores[0].channels, stores[0].labels, len(train), cache, plan, sampler, content)
+    validation_numbers = [cases.index(case) for case in validation]
+    return TrainingData(stores[0].channels, stores[0].labels, split, validation_numbers, cache, plan, sampler)
 
 
-def _present(cases: list[Case], store: Store) -> list[tuple[Store, str]]:
-    return [(store, case.name) for case in cases if case.name in store.cases]
+def _settle(config: RunConfig, run: RunCases) -> tuple[list[Store], Split]:
+    _prepare_missing(run)
+    stores = []
+    for source in run.sources:
+        store, missing = open_store(source.config, source.dataset)
+        if run.recorded is None and missing and not config.data.skip_broken:
+            raise UserError(f"{store.root}: {', '.join(missing)} vanished after the preparation: start again")
+        stores.append(store)
+    split = settle_split(config, run, stores)
+    announce(run, split)
+    return stores, split
 
 
-def _prepare_missing(sources: list[Source]) -> None:
+def _prepare_missing(run: RunCases) -> None:
     problems = []
-    for part in sources:
+    for part in run.sources:
+        used = {case.name for case in part.cases}
         _, missing = open_store(part.config, part.dataset)
         if not missing:
             continue
@@ -119,7 +130,8 @@ def _prepare_missing(sources: list[Source]) -> None:
         with counting_progress("preparing") as progress:
             report = prepare(part.config, part.dataset, progress)
         for name, reason in sorted(report.failed.items()):
-            if part.config.data.skip_broken:
+            # Cases that came after the run began are not its own.
+            if part.config.data.skip_broken or (run.recorded is not None and name not in used):
                 log.warning("%s is left out: %s", name, reason)
             else:
                 problems.append(f"  {name}: {reason}")

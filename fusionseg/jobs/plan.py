@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from fusionseg.config.source import dump_yaml
 from fusionseg.data.prepare import store_folder
 from fusionseg.engine.batch import accumulation, batch_arithmetic
 from fusionseg.engine.checkpoint import numbered_checkpoints
+from fusionseg.engine.run_cases import open_run
 from fusionseg.engine.run_folder import RunFolder
 from fusionseg.engine.sources import open_sources
 from fusionseg.errors import UserError
@@ -55,7 +57,26 @@ def plan(sweep: Sweep, cluster: ClusterConfig) -> list[Planned]:
         raise UserError(problems)
     jobs = {run.config.name: job for run in runs if (job := last_job(read_events(run.folder)))}
     states = job_states(jobs.values())
-    return [_decide(run, jobs.get(run.config.name), states) for run in runs]
+    planned = [_decide(run, jobs.get(run.config.name), states) for run in runs]
+    _check_cases([entry.run for entry in planned if entry.is_due])
+    return planned
+
+
+def _check_cases(runs: Sequence[SweepRun]) -> None:
+    """Raises:
+    UserError: a run could not start: its own cases are gone, or `init_from` was trained on validation cases.
+    """
+    problems: dict[str, None] = {}
+    for run in runs:
+        folder = RunFolder(run.config)
+        if run.config.init_from is None and not folder.has_checkpoints():
+            continue  # its data set has been opened already
+        try:
+            open_run(run.config, folder, planned=True)
+        except UserError as error:
+            problems.update(dict.fromkeys(f"{run.config.name}: {problem}" for problem in error.problems))
+    if problems:
+        raise UserError(problems)
 
 
 def describe(planned: list[Planned], cluster: ClusterConfig) -> str:

@@ -169,7 +169,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: the file cannot be read or holds no state dict.
     """
-    content = _load(path)
+    content = read_file(path)
     inner = [content[key] for key in _STATE_KEYS if key in content] if isinstance(content, Mapping) else []
     for candidate in [*inner, content]:
         if isinstance(candidate, Mapping):
@@ -184,7 +184,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
     )
 
 
-def _load(path: Path) -> Any:
+def read_file(path: Path) -> Any:
+    """The content of a .pt file, on the CPU, tensors mapped and not read where the format allows it.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
     try:
         with torch.serialization.safe_globals(_HARMLESS):
             try:

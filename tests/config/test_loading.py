@@ -186,12 +186,12 @@ def test_an_override_that_is_no_yaml_is_refused(override: str) -> None:
 
 
 def test_an_override_is_blamed_for_its_own_key_only(tmp_path: Path) -> None:
-    path = write(tmp_path, run="model: {name: unet}\ndata:\n  fold: 9\n")
+    path = write(tmp_path, run="model: {name: unet}\ndata:\n  fold: -9\n")
     assert refusal(path, "data.root=/data") == [
-        f"data.fold ({path}, line 3): 9 does not exist, with folds: 5 it is 0 to 4"
+        f"data.fold ({path}, line 3): should be greater than or equal to 0, and is -9"
     ]
-    assert refusal(path, "data.fold=7") == [
-        "data.fold (command line: data.fold=7): 7 does not exist, with folds: 5 it is 0 to 4"
+    assert refusal(path, "data.fold=-7") == [
+        "data.fold (command line: data.fold=-7): should be greater than or equal to 0, and is -7"
     ]
     assert refusal(path, "data.fold=0", "augment.noise.stdd=1")[0].startswith(
         "augment.noise.stdd (command line: augment.noise.stdd=1): unknown key. did you mean std?"

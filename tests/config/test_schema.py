@@ -95,8 +95,7 @@ def test_the_warm_up_ends_before_the_training() -> None:
 @pytest.mark.parametrize(
     ("raw", "expected"),
     [
-        ({"data": {"fold": 5}}, "data.fold: 5 does not exist, with folds: 5 it is 0 to 4"),
-        ({"data": {"fold": 2, "folds": 2}}, "data.fold: 2 does not exist, with folds: 2 it is 0 to 1"),
+        ({"data": {"folds": 0}}, "data.folds: should be greater than or equal to 1, and is 0"),
         ({"data": {"patch": [0, 32, 32]}}, "data.patch: a patch has at least one voxel in every axis"),
         ({"data": {"spacing": [1, 0, 1]}}, "data.spacing: voxel sizes are positive, not [1.0, 0.0, 1.0]"),
         ({"data": {"intensity": {"clip": [600, -1000]}}}, "data.intensity.clip: is [lowest, highest], and "),

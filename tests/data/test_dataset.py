@@ -10,7 +10,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from fusionseg.data.dataset import Case, Dataset, find_inputs, open_dataset, split_folds
+from fusionseg.data.dataset import Case, Dataset, find_inputs, open_dataset
+from fusionseg.data.split import split_folds
 from fusionseg.errors import UserError
 
 
@@ -286,7 +287,7 @@ def test_the_split_depends_on_seed_and_names_alone() -> None:
     assert names(split_folds(cases(6), 3, 0, seed=0)[1]) == ["c03", "c04"]
 
 
-@pytest.mark.parametrize(("folds", "fold"), [(1, 0), (5, 5), (5, -1), (40, 0)])
+@pytest.mark.parametrize(("folds", "fold"), [(0, 0), (1, 1), (5, 5), (5, -1), (40, 0)])
 def test_impossible_folds(folds: int, fold: int) -> None:
     with pytest.raises(UserError, match=r"data\.folds?"):
         split_folds(cases(23), folds, fold, seed=0)

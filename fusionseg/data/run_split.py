@@ -1,0 +1,143 @@
+"""The split of a run as it is kept with the run: split.json in its folder, and the same in each of its checkpoints.
+
+Names alone do not say which image a case is, nor does a data set stay as it was: each case is recorded with the digest
+of its voxels (`fusionseg.data.identity`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from fusionseg.errors import UserError
+
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+
+
+@dataclass(frozen=True)
+class SplitCase:
+    """A case that a run trains or validates on."""
+
+    name: str
+    dataset: str
+    """One of `Split.datasets`."""
+    image: Digest
+    """Digest of the image's voxels."""
+    label: Digest | None
+    """Digest of the label's voxels; None without a label."""
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """A checkpoint whose weights a run started from (`init_from`), directly or through another run."""
+
+    path: str
+    images: tuple[Digest, ...] | None
+    """Digests of the images that it was trained on; None where the file does not say."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """What a run trains on, what it validates on, and what its first weights were trained on."""
+
+    fold: int
+    folds: int
+    fold_seed: int
+    stated: bool
+    """Whether the data set states the folds: `folds` and `fold_seed` did not matter then."""
+    datasets: tuple[str, ...]
+    """Names of the data sets, that of `data` first, then those of `data.also`; no two are the same."""
+    channels: tuple[str, ...]
+    labels: dict[int, str]
+    training: tuple[SplitCase, ...]
+    validation: tuple[SplitCase, ...]
+    seen: tuple[Ancestor, ...] = ()
+
+    @cached_property
+    def trained_images(self) -> frozenset[str]:
+        """Digests of all images that the weights were trained on: by this run, and by those it started from."""
+        own = {case.image for case in self.training}
+        return frozenset(own.union(*(ancestor.images or () for ancestor in self.seen)))
+
+    @property
+    def fitted(self) -> bool:
+        """Whether the run validates on cases that it trains on itself (`data.folds: 1`)."""
+        own = {case.image for case in self.training}
+        return any(case.image in own for case in self.validation)
+
+    @property
+    def trained_on(self) -> list[str]:
+        """Names of the validation cases that were trained on: with `data.folds: 1` or `init_from_seen: mark`."""
+        return [case.name for case in self.validation if case.image in self.trained_images]
+
+    @property
+    def marks(self) -> dict[str, int]:
+        """What each `val` record of the run says of its split: `trained_on`, where validation cases were trained on."""
+        return {"trained_on": len(self.trained_on)} if self.trained_on else {}
+
+    @property
+    def unknown(self) -> list[str]:
+        """Paths of the ancestors that do not say what they were trained on."""
+        return [ancestor.path for ancestor in self.seen if ancestor.images is None]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for JSON and for a checkpoint."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return {"format": 1, "trained_on": self.trained_on, **plain}
+
+    @staticmethod
+    def from_json(raw: Any, where: str) -> Split:
+        """The split from plain values, checked.
+
+        Args:
+            where: the file, for the message.
+
+        Raises:
+            UserError: the values are not those of a split.
+        """
+        try:
+            split = _ADAPTER.validate_python(raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+            at = ".".join(map(str, first["loc"])) or "the whole"
+            raise UserError(f"{where}: damaged record of the run's split ({at}: {first['msg']})") from None
+        named = {case.dataset for case in (*split.training, *split.validation)}
+        if not split.training or not split.validation or not named <= set(split.datasets):
+            raise UserError(f"{where}: damaged record of the run's split (cases or data sets are missing)")
+        return split
+
+
+_ADAPTER = TypeAdapter(Split)
+
+
+def read_split(path: Path) -> Split:
+    """Read split.json.
+
+    Raises:
+        UserError: the file cannot be read or is damaged.
+    """
+    advice = "delete it: the run's checkpoints hold the same"
+    try:
+        return Split.from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); {advice}") from None
+    except UserError as error:
+        raise UserError(f"{error}; {advice}") from None
+
+
+def dataset_names(names: Iterable[str]) -> tuple[str, ...]:
+    """The names of a run's data sets, with a number behind those that come again: CT, MR, CT-2."""
+    chosen: list[str] = []
+    for name in names:
+        number, unique = 1, name
+        while unique in chosen:
+            number += 1
+            unique = f"{name}-{number}"
+        chosen.append(unique)
+    return tuple(chosen)

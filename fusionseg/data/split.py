@@ -1,0 +1,110 @@
+"""The split of a data set into training and validation: one function, for a segmentation and for a pre-training."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import cast
+
+from fusionseg.config.data_sections import DataConfig
+from fusionseg.data.case import Case
+from fusionseg.data.dataset import Dataset
+from fusionseg.errors import UserError
+
+
+def split_dataset(dataset: Dataset, settings: DataConfig, *, pretraining: bool) -> tuple[list[Case], list[Case]]:
+    """Training and validation cases of the configured fold.
+
+    Only the labelled training cases are dealt into folds, so that the validation cases are the same for a
+    segmentation and for a pre-training. A pre-training trains on the training cases without a label and on the test
+    cases without a label too. Labelled test cases are never trained on. Where no training case has a label, a
+    pre-training deals the training cases as they are.
+
+    Raises:
+        UserError: there are no cases to split, or not so many folds.
+    """
+    labelled = [case for case in dataset.training if case.label is not None]
+    if not labelled and not pretraining:
+        raise UserError(f"{dataset.root}: has no labelled training cases: segmentation needs a label for each image")
+    unlabelled_tests = [case for case in dataset.testing if case.label is None]
+    dealt = labelled or list(dataset.training) or unlabelled_tests
+    if not dealt:
+        raise UserError(
+            f"{dataset.root}: all its cases are labelled test cases, which are never trained on: list images for"
+            " training"
+        )
+    if settings.folds == 1 and not folds_are_stated(dealt):  # training and validation are the same
+        dealt = sorted(dealt, key=lambda case: case.name)[: settings.train_cases]
+    train, validation = split_folds(dealt, settings.folds, settings.fold, settings.fold_seed, str(dataset.root))
+    if pretraining:
+        known = {case.name for case in dealt}
+        others = [case for case in (*dataset.training, *unlabelled_tests) if case.name not in known]
+        held_out = settings.fold if folds_are_stated(dealt) else None  # a case without label in the validation list
+        train += [case for case in others if held_out is None or case.fold != held_out]
+    return train[: settings.train_cases], validation
+
+
+def folds_are_stated(cases: Sequence[Case]) -> bool:
+    """Whether the data set says the fold of each case; `data.folds` and `data.fold_seed` do not matter then."""
+    return bool(cases) and all(case.fold is not None for case in cases)
+
+
+def split_folds(
+    cases: Sequence[Case], folds: int, fold: int, seed: int, where: str = "the data set"
+) -> tuple[list[Case], list[Case]]:
+    """Training and validation cases of one fold, each sorted by name.
+
+    Folds that the data set states are used as they are (`folds` and `seed` do not matter then). Otherwise
+    every case validates in exactly one fold, the folds' sizes differ by at most one, and the draw depends on
+    nothing but the seed and the names. With one fold, all cases are trained on and validated on.
+
+    Args:
+        where: names the data set in messages.
+    """
+    ordered = sorted(cases, key=lambda case: case.name)
+    if folds_are_stated(ordered):
+        assigned = {case.name: cast(int, case.fold) for case in ordered}
+        _check_stated(sorted(set(assigned.values())), fold, where)
+    else:
+        _check_drawn(len(ordered), folds, fold, where)
+        if folds == 1:
+            return ordered, list(ordered)
+
+        # A hash and not a generator: the same split for ever, whatever the versions of numpy and Python.
+        def rank(case: Case) -> bytes:
+            return hashlib.sha256(f"{seed}:{case.name}".encode()).digest()
+
+        assigned = {case.name: i % folds for i, case in enumerate(sorted(ordered, key=rank))}
+    train = [case for case in ordered if assigned[case.name] != fold]
+    return train, [case for case in ordered if assigned[case.name] == fold]
+
+
+def _check_stated(present: list[int], fold: int, where: str) -> None:
+    if fold not in present:
+        raise UserError(
+            f"data.fold={fold}: no labelled case of {where} is in it, the folds that the datalist states are"
+            f" {present}; set data.fold to one of them"
+        )
+    if len(present) < 2:
+        raise UserError(
+            f"data.fold={fold}: every case of {where} is in it, none is left to train on; state a second fold in the"
+            " datalist, or state none (no `fold`, no validation list): data.folds then draws them, and data.folds=1"
+            " trains and validates on the same cases"
+        )
+
+
+def _check_drawn(count: int, folds: int, fold: int, where: str) -> None:
+    problems = []
+    if folds < 1:
+        problems.append(f"data.folds={folds}: at least 1 is needed; set data.folds")
+    elif not 0 <= fold < folds:
+        problems.append(f"data.fold={fold}: with data.folds={folds} it goes from 0 to {folds - 1}; set data.fold")
+    if count < folds:
+        same = "data.folds=1 (data.fold=0) trains and validates on the same, to overfit or to use every case"
+        fewer = f"set data.folds to {count} or less (data.fold below it); " if count > 1 else ""
+        cases = f"{count} cases" if count > 1 else "1 case"
+        problems.append(
+            f"data.folds={folds}: {where} has only {cases} to split, and each fold needs one; {fewer}{same}"
+        )
+    if problems:
+        raise UserError(problems)
