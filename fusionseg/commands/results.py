@@ -20,23 +20,32 @@ def add_evaluate(commands: Commands) -> None:
     )
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument(
-        "--dataset", help="evaluate on all labelled cases of this data set instead of the validation fold"
+        "--dataset",
+        help="evaluate on all labelled cases of this data set, test cases too, instead of the validation fold",
     )
     parser.add_argument(
         "--with", dest="others", nargs="+", type=Path, default=[], metavar="RUN", help="average with these runs"
+    )
+    parser.add_argument(
+        "--include-trained", action="store_true", help="score cases that were trained on too, and mark the results"
     )
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="such as data.root=/where/it/is/now")
     _inference_arguments(parser)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from fusionseg.engine.run_folder import load_run_config
+    from fusionseg.inference.cases import evaluation_config
     from fusionseg.inference.evaluate import evaluate
     from fusionseg.inference.table import evaluation_table
 
-    config = load_run_config(arguments.run, arguments.overrides)
+    config = evaluation_config(arguments.run, arguments.overrides)
     result = evaluate(
-        arguments.run, config, _options(arguments), dataset_root=arguments.dataset, others=arguments.others
+        arguments.run,
+        config,
+        _options(arguments),
+        dataset_root=arguments.dataset,
+        others=arguments.others,
+        include_trained=arguments.include_trained,
     )
     print(evaluation_table(result.summary))
     print(f"{result.folder}: cases.csv, summary.json, best_and_worst.png")

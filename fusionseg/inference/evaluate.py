@@ -5,23 +5,20 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import isnan
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from fusionseg.config import RunConfig
-from fusionseg.data.dataset import Case, Dataset, open_dataset
 from fusionseg.data.facts import CaseError
-from fusionseg.data.prepare import open_configured
-from fusionseg.engine.sources import split_cases
 from fusionseg.errors import UserError
 from fusionseg.files import whole_file, write_json
+from fusionseg.inference.cases import choose_cases
 from fusionseg.inference.figure import best_and_worst
 from fusionseg.inference.predictor import PredictOptions, Predictor
 from fusionseg.inference.scoring import Score, Scorer
-from fusionseg.inference.trained import Trained
 from fusionseg.metrics import mean_of_known
 from fusionseg.telemetry.progress import counting_progress
 from fusionseg.telemetry.sinks import plain
@@ -46,22 +43,23 @@ def evaluate(
     *,
     dataset_root: str | None = None,
     others: Sequence[Path] = (),
+    include_trained: bool = False,
 ) -> Evaluation:
     """Predict labelled cases and compare with their labels, voxel by voxel of the files.
 
     Args:
         run: the run folder.
         config: its configuration (with the paths that hold now).
-        dataset_root: another data set, all of whose labelled cases are used; None is the run's validation fold.
+        dataset_root: another data set, all of whose labelled cases are used; None is the run's validation cases.
         others: runs that are averaged with this one.
+        include_trained: score cases that were trained on too, and mark them.
 
     Raises:
-        UserError: also if one of the others has trained on the fold that is evaluated.
+        UserError: also if one of the others has trained on cases that are evaluated.
     """
-    dataset, cases = _cases(config, dataset_root)
     predictor = Predictor([run, *others], options)
-    if dataset_root is None:
-        _refuse_other_folds(predictor)
+    chosen = choose_cases(config, predictor.members, dataset_root, include_trained=include_trained)
+    dataset, cases = chosen.dataset, chosen.cases
     scorer = Scorer(predictor, dataset, own=dataset_root is None)
     scores: list[Score] = []
     failed: dict[str, str] = {}
@@ -69,7 +67,7 @@ def evaluate(
         for done, case in enumerate(cases):
             progress(done, len(cases))
             try:
-                scores += scorer(case)
+                scores += [replace(score, trained_on=chosen.trained_on[case.name]) for score in scorer(case)]
             except CaseError as error:
                 failed[case.name] = str(error)
                 log.error("%s is not scored: %s", case.name, error)
@@ -83,34 +81,10 @@ def evaluate(
         )
     parts = ["evaluation", *(["ensemble"] if others else []), *([] if dataset_root is None else [dataset.root.name])]
     folder = run / "_".join(parts)
-    summary = {**summarise(scores, predictor), "failed": failed}
+    summary = {**summarise(scores, predictor), **chosen.marks({score.case for score in scores}), "failed": failed}
     _write(folder, scores, summary)
     best_and_worst(folder / "best_and_worst.png", scores, cases, scorer)
     return Evaluation(folder, tuple(scores), failed, summary)
-
-
-def _refuse_other_folds(predictor: Predictor) -> None:
-    def fold(member: Trained) -> tuple[int, int, int]:
-        return member.config.data.fold, member.config.data.folds, member.config.data.fold_seed
-
-    first, *others = predictor.members
-    if wrong := [str(other.path) for other in others if fold(other) != fold(first)]:
-        raise UserError(
-            f"{', '.join(wrong)}: trained on other folds than {first.path}, so on cases that are to be evaluated:"
-            " choose runs of the same data.fold, data.folds and data.fold_seed, or another data set (--dataset)"
-        )
-
-
-def _cases(config: RunConfig, dataset_root: str | None) -> tuple[Dataset, list[Case]]:
-    if dataset_root is None:
-        dataset = open_configured(config)
-        return dataset, split_cases(config, dataset)[1]
-    # The run's names for labels are not this data set's, unless it has none.
-    dataset = open_dataset(dataset_root, "auto", default_labels=config.data.labels)
-    cases = [case for case in dataset.training if case.label is not None]
-    if not cases:
-        raise UserError(f"{dataset.root}: has no labelled cases to evaluate on")
-    return dataset, cases
 
 
 def summarise(scores: list[Score], predictor: Predictor) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from fusionseg.data.dataset import Case, find_inputs
 from fusionseg.data.facts import CaseError
 from fusionseg.data.nifti import read_header
 from fusionseg.data.unread import foreign_files
-from fusionseg.errors import UserError
+from fusionseg.errors import UserError, some_of
 from fusionseg.files import whole_file
 from fusionseg.inference.predictor import PredictOptions, Predictor
 from fusionseg.telemetry.progress import counting_progress
@@ -43,6 +43,7 @@ def predict(
         log.warning("%s", note)
     _keep_inputs(cases, output)
     failed: dict[str, str] = {}
+    trained_on: list[str] = []
     with counting_progress("predicting") as progress:
         for done, case in enumerate(cases):
             progress(done, len(cases))
@@ -55,9 +56,18 @@ def predict(
                 failed[case.name] = str(error)
                 log.error("%s", failed[case.name])
                 continue
+            if predictor.last_digest in predictor.trained_images:
+                trained_on.append(case.name)
             write_mask(mask, case.images[0], target)
         progress(len(cases), len(cases))
     log.info("%s: %d masks (labels: %s)", output, len(cases) - len(failed), predictor.labels)
+    if trained_on:
+        log.warning(
+            "%d of %d images were trained on (%s): their masks do not show how well new cases are segmented",
+            len(trained_on),
+            len(cases),
+            some_of(trained_on),
+        )
     return failed
 
 

@@ -53,6 +53,12 @@ class Predictor:
         self.channels = first.channels
         # Of each member: the channels as it reads them, and its classes in the first member's order.
         self._orders = [_member_orders(member, first) for member in self.members]
+        self.trained_images = frozenset().union(
+            *(member.split.trained_images for member in self.members if member.split is not None)
+        )
+        """Digests of all images that the members are known to have been trained on."""
+        self.last_digest = ""
+        """Of the image that was predicted last."""
 
     def __call__(self, images: Sequence[Path], channels: Sequence[int] | None = None) -> NDArray[np.uint8]:
         """The mask of a case, in the shape of its file.
@@ -73,7 +79,7 @@ class Predictor:
                 self._check_channels(images, len(prepared[key].image))
             places = order if channels is None else [channels[place] for place in order]
             volumes.append(_with_channels(prepared[key], places))
-        shape = volumes[0].original_shape
+        shape, self.last_digest = volumes[0].original_shape, volumes[0].digest
         mask = np.zeros(shape, np.uint8)
         for slab in self._slabs(shape, list(prepared.values())):
             part = None if slab == _whole(shape) else slab

@@ -32,6 +32,8 @@ class Score:
     """nan where the class is missing in either mask."""
     voxels_true: int
     voxels_predicted: int
+    trained_on: str = "no"
+    """Whether the network was trained on this image: yes, no or unknown."""
 
 
 class Scorer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import isnan
 from typing import Any
 
+from fusionseg.errors import some_of
 from fusionseg.telemetry.tables import markdown_table
 
 
@@ -14,7 +15,20 @@ def evaluation_table(summary: dict[str, Any]) -> str:
     for name, entry in summary["classes"].items():
         rows.append((name, str(entry["dice"]["cases"]), _cell(entry["dice"], 4), _cell(entry["hd95_mm"], 2)))
     rows.append(("mean", str(summary["cases"]), _number(summary["dice"], 4), _number(summary["hd95_mm"], 2)))
-    return markdown_table(rows)
+    return "\n".join([markdown_table(rows), *_notes(summary)])
+
+
+def _notes(summary: dict[str, Any]) -> list[str]:
+    """What has to be known of the cases beside the figures."""
+    notes = []
+    cases = summary["cases"]
+    if trained_on := summary.get("trained_on"):
+        notes.append(f"not figures of new cases: {trained_on} of the {cases} cases were trained on")
+    if unknown := summary.get("trained_on_unknown"):
+        notes.append(f"whether {unknown} of the {cases} cases were trained on is unknown")
+    if left_out := summary.get("left_out"):
+        notes.append(f"left out, for they were trained on: {some_of(left_out)}")
+    return notes
 
 
 def _cell(entry: dict[str, float], digits: int) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fusionseg.config import RunConfig, validate
+from fusionseg.data.run_split import Split
 from fusionseg.engine.checkpoint import find_weights, read_checkpoint
 from fusionseg.engine.distributed import choose_device
 from fusionseg.engine.launch import Launch
@@ -32,6 +33,10 @@ class Trained:
     labels: dict[int, str]
     step: int
     precision: Precision
+    split: Split | None
+    """What it was trained on; None where the checkpoint, of an earlier version, does not say."""
+    content: str | None
+    """The hash of its cases that such a checkpoint has instead."""
 
 
 def inference_device(request: str) -> torch.device:
@@ -74,4 +79,14 @@ def load_trained(run: Path, device: torch.device, which: str = "best") -> Traine
     if (wanted == "fp16" and device.type == "cpu") or (wanted == "bf16" and not has_bf16(device)):
         wanted = "auto"
     precision = choose_precision(wanted, device)
-    return Trained(path, config, model.to(device).eval(), tuple(state["channels"]), labels, state["step"], precision)
+    return Trained(
+        path,
+        config,
+        model.to(device).eval(),
+        tuple(state["channels"]),
+        labels,
+        state["step"],
+        precision,
+        Split.from_json(state["split"], str(path)) if "split" in state else None,
+        state.get("data"),
+    )

@@ -1,0 +1,220 @@
+"""The cases that an evaluation scores: those that a run held out, or those of another data set; told by content."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fusionseg.config import RunConfig, differences
+from fusionseg.data.case_digests import CaseDigests, digests_of
+from fusionseg.data.dataset import Case, Dataset, open_dataset
+from fusionseg.data.prepare import open_configured, open_store
+from fusionseg.data.run_split import Split, SplitCase
+from fusionseg.data.store import PreparedCase
+from fusionseg.engine.run_folder import load_run_config, mathematics
+from fusionseg.errors import UserError, some_of
+from fusionseg.inference.old_runs import verified_split
+from fusionseg.inference.trained import Trained
+from fusionseg.telemetry.progress import counting_progress
+
+log = logging.getLogger("fusionseg")
+
+NO, YES, UNKNOWN = "no", "yes", "unknown"
+
+# What may be said anew at an evaluation beside what a run may change between its starts.
+_DATA_KEYS = ("data.layout", "data.labels")
+
+
+@dataclass(frozen=True)
+class CasesToScore:
+    """The cases, and which of them the networks were trained on."""
+
+    dataset: Dataset
+    cases: list[Case]
+    trained_on: dict[str, str]
+    """By name of the case: yes, no or unknown."""
+    left_out: list[str] = field(default_factory=list)
+    """Names of cases that were trained on and are not scored."""
+
+    def marks(self, scored: Collection[str]) -> dict[str, Any]:
+        """What a summary of scores says of the cases: how many were trained on, those of which it is not known, and
+        those that were left out."""
+        known = [self.trained_on[name] for name in scored]
+        return {
+            "trained_on": known.count(YES),
+            "trained_on_unknown": known.count(UNKNOWN),
+            "left_out": self.left_out,
+        }
+
+
+def evaluation_config(run: Path, overrides: Sequence[str]) -> RunConfig:
+    """A run's configuration with the places that hold now.
+
+    Raises:
+        UserError: an override would make it another run.
+    """
+    config = load_run_config(run, overrides)
+    changed = differences(mathematics(load_run_config(run).to_dict()), mathematics(config.to_dict()))
+    wrong = [change for change in changed if change.split(":")[0] not in _DATA_KEYS]
+    if wrong:
+        raise UserError(
+            [
+                f"{change}: would make it another run than {run}: an evaluation takes data.root, data.layout,"
+                " data.labels and data.prepared; remove it, or name other cases by --dataset"
+                for change in wrong
+            ]
+        )
+    return config
+
+
+def choose_cases(
+    config: RunConfig, members: Sequence[Trained], dataset_root: str | None, *, include_trained: bool = False
+) -> CasesToScore:
+    """The cases to score, none of which was trained on unless it is marked.
+
+    Args:
+        config: of the run, the first member, with the places that hold now.
+        dataset_root: a data set, all labelled cases of which are meant, test cases too; None means the run's
+            validation cases.
+        include_trained: score cases that were trained on too, marked.
+
+    Raises:
+        UserError: the run's validation cases are gone or have changed; a member was trained on them; or no case is
+            left.
+    """
+    may_be_unknown = include_trained and dataset_root is not None
+    splits = [_split_of(member, config, may_be_unknown) for member in members]
+    for split in filter(None, splits):
+        for path in split.unknown:
+            log.warning("%s does not say what it was trained on: whether the cases are among it is unknown", path)
+    if dataset_root is None:
+        own = splits[0]
+        assert own is not None  # else refused above
+        dataset = open_configured(config)
+        cases, content = _validation_cases(config, dataset, own.validation)
+        if not include_trained:
+            _refuse_members(members[1:], splits[1:], cases, content)
+        marked = own.trained_images - {case.image for case in own.training}  # the run itself said: go on and mark
+    else:
+        # The run's names for labels are not this data set's, unless it has none.
+        dataset = open_dataset(dataset_root, "auto", default_labels=config.data.labels)
+        cases = [case for case in (*dataset.training, *dataset.testing) if case.label is not None]
+        if not cases:
+            raise UserError(f"{dataset.root}: has no labelled cases to evaluate on")
+        content = _read(cases, _prepared(_with_root(config, dataset_root), dataset))
+        marked = frozenset()
+    images = {image for split in splits if split is not None for image in split.trained_images}
+    trained = {name for name, digests in content.items() if digests.image in images}
+    if None in splits:
+        return CasesToScore(dataset, cases, {case.name: YES if case.name in trained else UNKNOWN for case in cases})
+    left_out = [] if include_trained else sorted(name for name in trained if content[name].image not in marked)
+    kept = [case for case in cases if case.name not in left_out]
+    if not kept:
+        raise UserError(
+            f"{dataset.root}: all {len(cases)} cases were trained on ({some_of(left_out)}): choose others by --dataset,"
+            " or add --include-trained to score them and mark the results"
+        )
+    if left_out:
+        log.warning(
+            "%s: %d of %d cases were trained on and are left out (%s); --include-trained scores and marks them",
+            dataset.root,
+            len(left_out),
+            len(cases),
+            some_of(left_out),
+        )
+    return CasesToScore(dataset, kept, {case.name: YES if case.name in trained else NO for case in kept}, left_out)
+
+
+def _split_of(member: Trained, config: RunConfig, may_be_unknown: bool) -> Split | None:
+    if member.split is not None:
+        return member.split
+    split = verified_split(member, config)
+    if split is None and not may_be_unknown:
+        raise UserError(
+            f"{member.path}: comes from a version that did not record what it was trained on, and the cases of"
+            f" {config.data.root} are not those of its training any more: give data.root=FOLDER, where they are"
+            " unchanged; or score another data set by --dataset FOLDER --include-trained, which marks the results as"
+            " unknown"
+        )
+    return split
+
+
+def _validation_cases(
+    config: RunConfig, dataset: Dataset, recorded: Sequence[SplitCase]
+) -> tuple[list[Case], dict[str, CaseDigests]]:
+    """The recorded cases as they are called now, by name or else by content.
+
+    Raises:
+        UserError: with all that are gone or have changed.
+    """
+    labelled = {case.name: case for case in dataset.training if case.label is not None}
+    prepared = _prepared(config, dataset)
+    content = _read([labelled[case.name] for case in recorded if case.name in labelled], prepared)
+    # A case that cannot be read is kept: scoring it says what is wrong with it.
+    strays = [
+        case
+        for case in recorded
+        if case.name not in labelled or (case.name in content and content[case.name].image != case.image)
+    ]
+    names = {case.name: case.name for case in recorded}
+    if strays:
+        everything = _read(list(labelled.values()), prepared)
+        by_image = {digests.image: name for name, digests in everything.items()}
+        for case in strays:
+            names[case.name] = by_image.get(case.image, "")
+        content = {name: everything[name] for name in names.values() if name in everything}
+    problems = []
+    for case in recorded:
+        now = content.get(names[case.name])
+        if not names[case.name]:
+            what = "the image has changed" if case.name in labelled else "is gone, and no case has its image"
+            problems.append(f"{case.name}: {what}")
+        elif now is not None and now.label is not None and now.label != case.label:
+            problems.append(f"{case.name}: the label has changed")
+        elif names[case.name] != case.name:
+            log.info("%s: the validation case %s is called %s now", dataset.root, case.name, names[case.name])
+    if problems:
+        raise UserError(
+            f"{dataset.root}: the run's validation cases are not as they were ({some_of(problems)}): restore them, give"
+            " data.root=FOLDER, where they are unchanged, or name the cases to score by --dataset"
+        )
+    return list(dict.fromkeys(labelled[names[case.name]] for case in recorded)), content
+
+
+def _refuse_members(
+    members: Sequence[Trained], splits: Sequence[Split | None], cases: Sequence[Case], content: dict[str, CaseDigests]
+) -> None:
+    """Raises:
+    UserError: with every member that was trained on one of the cases.
+    """
+    problems = []
+    for member, split in zip(members, splits, strict=True):
+        images = split.trained_images if split is not None else frozenset()
+        if seen := [case.name for case in cases if case.name in content and content[case.name].image in images]:
+            problems.append(
+                f"{member.path}: was trained on {len(seen)} of the {len(cases)} cases to be evaluated"
+                f" ({some_of(seen)}): average runs that held the same cases out, choose another data set (--dataset),"
+                " or add --include-trained to mark the results"
+            )
+    if problems:
+        raise UserError(problems)
+
+
+def _prepared(config: RunConfig, dataset: Dataset) -> dict[str, PreparedCase]:
+    """Current records of the prepared cases, which spare reading the files; none where there is no such folder."""
+    try:
+        return open_store(config, dataset)[0].cases
+    except (UserError, OSError):
+        return {}
+
+
+def _with_root(config: RunConfig, root: str) -> RunConfig:
+    return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
+
+
+def _read(cases: Sequence[Case], prepared: dict[str, PreparedCase]) -> dict[str, CaseDigests]:
+    with counting_progress("reading") as progress:
+        return digests_of(cases, prepared, progress)
