@@ -15,9 +15,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from fusionseg.data.identity import DIGEST_PATTERN, ImageSet
 from fusionseg.errors import UserError
 
-Digest = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+Digest = Annotated[str, Field(pattern=DIGEST_PATTERN)]
 
 
 @dataclass(frozen=True)
@@ -60,21 +61,28 @@ class Split:
     seen: tuple[Ancestor, ...] = ()
 
     @cached_property
-    def trained_images(self) -> frozenset[str]:
-        """Digests of all images that the weights were trained on: by this run, and by those it started from."""
-        own = {case.image for case in self.training}
-        return frozenset(own.union(*(ancestor.images or () for ancestor in self.seen)))
+    def own_images(self) -> ImageSet:
+        """The images that this run trains on."""
+        return ImageSet.of(case.image for case in self.training)
+
+    @cached_property
+    def inherited_images(self) -> ImageSet:
+        """The images that its first weights are known to have been trained on."""
+        return ImageSet.of(image for ancestor in self.seen for image in ancestor.images or ())
+
+    def was_trained_on(self, image: str) -> bool:
+        """Whether an image, by its digest, has gone into the weights."""
+        return image in self.own_images or image in self.inherited_images
 
     @property
     def fitted(self) -> bool:
         """Whether the run validates on cases that it trains on itself (`data.folds: 1`)."""
-        own = {case.image for case in self.training}
-        return any(case.image in own for case in self.validation)
+        return any(case.image in self.own_images for case in self.validation)
 
     @property
     def trained_on(self) -> list[str]:
         """Names of the validation cases that were trained on: with `data.folds: 1` or `init_from_seen: mark`."""
-        return [case.name for case in self.validation if case.image in self.trained_images]
+        return [case.name for case in self.validation if self.was_trained_on(case.image)]
 
     @property
     def marks(self) -> dict[str, int]:

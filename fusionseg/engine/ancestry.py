@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from fusionseg.config import RunConfig
+from fusionseg.data.identity import ImageSet
 from fusionseg.data.run_split import Ancestor, Split
 from fusionseg.errors import UserError, some_of
 from fusionseg.models.weights import read_file
@@ -36,7 +37,7 @@ def refuse_seen(config: RunConfig, ancestors: Iterable[Ancestor], validation: Ma
     if config.init_from_seen == "mark":
         return
     for ancestor in ancestors:
-        images = frozenset(ancestor.images or ())
+        images = ImageSet.of(ancestor.images or ())
         if seen := sorted(name for name, digest in validation.items() if digest in images):
             raise UserError(
                 f"init_from={config.init_from}: {ancestor.path} was trained on {len(seen)} of the {len(validation)}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from fusionseg.config import RunConfig
 from fusionseg.data.case_digests import digests_of
+from fusionseg.data.identity import ImageSet
 from fusionseg.data.prepare import open_store
 from fusionseg.data.run_split import Ancestor, Split, SplitCase, dataset_names, read_split
 from fusionseg.data.store import Store
@@ -195,10 +195,9 @@ def _refuse_common_images(training: Sequence[SplitCase], validation: Sequence[Sp
     """Raises:
     UserError: an image is trained on and validated on.
     """
-    by_image: defaultdict[str, list[SplitCase]] = defaultdict(list)
-    for case in training:
-        by_image[case.image].append(case)
-    pairs = [(one, other) for other in validation for one in by_image[other.image]]
+    common = ImageSet.of(case.image for case in validation)
+    suspects = [(case, ImageSet.of([case.image])) for case in training if case.image in common]
+    pairs = [(case, other) for other in validation for case, image in suspects if other.image in image]
     if pairs:
         listed = some_of([f"{_label(one)} and {_label(other)}" for one, other in pairs])
         raise UserError(

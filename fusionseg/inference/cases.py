@@ -97,7 +97,8 @@ def choose_cases(
         cases, content = _validation_cases(config, dataset, own.validation)
         if not include_trained:
             _refuse_members(members[1:], splits[1:], cases, content)
-        marked = own.trained_images - {case.image for case in own.training}  # the run itself said: go on and mark
+        # What the run itself was told to go on with and mark (`init_from_seen`).
+        marked = {name for name, digests in content.items() if digests.image not in own.own_images}
     else:
         # The run's names for labels are not this data set's, unless it has none.
         dataset = open_dataset(dataset_root, "auto", default_labels=config.data.labels)
@@ -105,12 +106,12 @@ def choose_cases(
         if not cases:
             raise UserError(f"{dataset.root}: has no labelled cases to evaluate on")
         content = _read(cases, _prepared(_with_root(config, dataset_root), dataset))
-        marked = frozenset()
-    images = {image for split in splits if split is not None for image in split.trained_images}
-    trained = {name for name, digests in content.items() if digests.image in images}
+        marked = set()
+    known = [split for split in splits if split is not None]
+    trained = {name for name, digests in content.items() if any(split.was_trained_on(digests.image) for split in known)}
     if None in splits:
         return CasesToScore(dataset, cases, {case.name: YES if case.name in trained else UNKNOWN for case in cases})
-    left_out = [] if include_trained else sorted(name for name in trained if content[name].image not in marked)
+    left_out = [] if include_trained else sorted(trained - marked)
     kept = [case for case in cases if case.name not in left_out]
     if not kept:
         raise UserError(
@@ -192,8 +193,10 @@ def _refuse_members(
     """
     problems = []
     for member, split in zip(members, splits, strict=True):
-        images = split.trained_images if split is not None else frozenset()
-        if seen := [case.name for case in cases if case.name in content and content[case.name].image in images]:
+        assert split is not None  # else refused before
+        if seen := [
+            case.name for case in cases if case.name in content and split.was_trained_on(content[case.name].image)
+        ]:
             problems.append(
                 f"{member.path}: was trained on {len(seen)} of the {len(cases)} cases to be evaluated"
                 f" ({some_of(seen)}): average runs that held the same cases out, choose another data set (--dataset),"

@@ -56,7 +56,7 @@ def predict(
                 failed[case.name] = str(error)
                 log.error("%s", failed[case.name])
                 continue
-            if predictor.last_digest in predictor.trained_images:
+            if predictor.was_trained_on_last():
                 trained_on.append(case.name)
             write_mask(mask, case.images[0], target)
         progress(len(cases), len(cases))

@@ -53,12 +53,7 @@ class Predictor:
         self.channels = first.channels
         # Of each member: the channels as it reads them, and its classes in the first member's order.
         self._orders = [_member_orders(member, first) for member in self.members]
-        self.trained_images = frozenset().union(
-            *(member.split.trained_images for member in self.members if member.split is not None)
-        )
-        """Digests of all images that the members are known to have been trained on."""
-        self.last_digest = ""
-        """Of the image that was predicted last."""
+        self._digest = ""  # of the image that was predicted last
 
     def __call__(self, images: Sequence[Path], channels: Sequence[int] | None = None) -> NDArray[np.uint8]:
         """The mask of a case, in the shape of its file.
@@ -79,7 +74,7 @@ class Predictor:
                 self._check_channels(images, len(prepared[key].image))
             places = order if channels is None else [channels[place] for place in order]
             volumes.append(_with_channels(prepared[key], places))
-        shape, self.last_digest = volumes[0].original_shape, volumes[0].digest
+        shape, self._digest = volumes[0].original_shape, volumes[0].digest
         mask = np.zeros(shape, np.uint8)
         for slab in self._slabs(shape, list(prepared.values())):
             part = None if slab == _whole(shape) else slab
@@ -89,6 +84,10 @@ class Predictor:
             ]
             _fuse(parts, slab, mask)
         return mask
+
+    def was_trained_on_last(self) -> bool:
+        """Whether the image that was predicted last is known to have been trained on, by content."""
+        return any(member.split is not None and member.split.was_trained_on(self._digest) for member in self.members)
 
     def _check_channels(self, images: Sequence[Path], found: int) -> None:
         if found != len(self.channels):

@@ -12,7 +12,7 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, orn
 
 from fusionseg.config import DataConfig, RunConfig
 from fusionseg.data.dataset import open_dataset
-from fusionseg.data.identity import image_digest
+from fusionseg.data.identity import ImageSet, image_digest
 from fusionseg.data.prepare import open_store, prepare
 from fusionseg.data.volume import load_volume
 
@@ -60,3 +60,18 @@ def test_the_prepared_record_keeps_it(tmp_path: Path, balls: Path, tiny_config: 
         record = store.cases[case.name]
         assert (record.digest, record.label_digest) == (plain.digest, plain.label_digest)
         assert plain.digest and plain.label_digest
+
+
+def test_an_image_is_known_by_any_of_its_channels_that_varies() -> None:
+    t1, t2, other = (np.random.default_rng(seed).normal(size=(1, 3, 4, 5)).astype(np.float32) for seed in range(3))
+    empty = np.zeros_like(t1)
+
+    def digest(*channels: np.ndarray) -> str:
+        return image_digest(np.concatenate(channels), np.eye(4))
+
+    known = ImageSet.of([digest(t1, t2, empty)])
+    assert digest(t2, t1) in known and digest(other, t2) in known and digest(t1) in known
+    assert digest(other) not in known
+    assert digest(other, empty) not in known  # an empty channel is nobody's
+    assert digest(empty) not in known
+    assert digest(empty) in ImageSet.of([digest(empty)])
