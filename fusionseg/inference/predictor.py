@@ -96,7 +96,7 @@ class Predictor:
                 "error",
                 images[0],
                 "channels",
-                f"has {found} channel{'s' * (found != 1)}, and the network reads {list(self.channels)}",
+                f"the case has {found} channel{'s' * (found != 1)}, and the network reads {list(self.channels)}",
                 "give one file for each channel (NAME_0000, NAME_0001, ...), or a 4D file with the channels last",
             )
             findings.refuse()
