@@ -130,8 +130,10 @@ def open_dataset(
     channels = channels or _guess_channels(training + testing)
     given = labels if labels is not None or content.get("labels") else default_labels
     names = label_names(content.get("labels"), given, source, training, problems)
+    if require_files or problems:
+        problems += faults
     if require_files:
-        problems += faults + _file_problems(source, training + testing, len(channels))
+        problems += _file_problems(source, training + testing, len(channels))
     if problems:
         raise UserError(_capped(problems, source))
     return Dataset(

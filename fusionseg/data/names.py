@@ -41,9 +41,9 @@ def _are_generic(names: Sequence[str]) -> bool:
 
 
 def _order(wanted: Sequence[str], given: Sequence[str]) -> tuple[int, ...] | None:
+    if list(wanted) == list(given):
+        return tuple(range(len(wanted)))
     own, other = ([" ".join(name.split()).casefold() for name in names] for names in (wanted, given))
-    if own == other:
-        return tuple(range(len(own)))
     if sorted(own) != sorted(other) or len(set(own)) != len(own):
         return None
     return tuple(other.index(name) for name in own)
