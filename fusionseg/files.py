@@ -98,25 +98,27 @@ def cause_of(error: OSError, path: Path) -> str:
 
 
 def writable_folder(folder: Path, key: str) -> None:
-    """Create a folder and make sure that files can be written there, before anything is computed for them.
+    """Make sure that a folder can be made and files written there, before anything is computed for them.
+
+    Nothing stays of the attempt: what is refused for another reason leaves no empty folder.
 
     Args:
         key: the setting or the option that names the folder, for the message.
 
     Raises:
-        UserError: with the folder and the cause; a folder that was created for nothing is removed.
+        UserError: with the folder and the cause.
     """
     missing = [part for part in (folder, *folder.parents) if not os.path.lexists(part)]
     probe = partial_path(folder / "probe")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(bytes(_PROBE_BYTES))
-        probe.unlink()
     except OSError as error:
-        for remove in (probe.unlink, *(part.rmdir for part in missing)):
-            with suppress(OSError):
-                remove()
         raise UserError(f"{key}: {folder}: cannot be written: {cause_of(error, probe)}") from None
+    finally:
+        for remove in (probe.unlink, *(part.rmdir for part in missing)):
+            with suppress(OSError):  # another process may be at work there already
+                remove()
 
 
 def writable_file(path: Path, key: str) -> None:

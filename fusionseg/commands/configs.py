@@ -34,13 +34,15 @@ def add_models(commands: Commands) -> None:
 
 def _models(arguments: argparse.Namespace) -> int:
     from fusionseg.config import load_config
-    from fusionseg.files import write_json
+    from fusionseg.files import writable_file, write_json
     from fusionseg.models.cost import default_configs, list_networks, to_json, to_markdown, to_text
 
     patch = tuple(arguments.patch or (96, 96, 96))
     checkpoint_activations = False
     if min(*patch, arguments.in_channels, arguments.classes) < 1:
         raise UserError("--patch, --in-channels, --classes: are whole numbers from 1")
+    if arguments.json is not None:
+        writable_file(arguments.json, "--json")
     if arguments.config is None:
         configs = default_configs(arguments.what)
     else:
@@ -73,9 +75,10 @@ def add_schema(commands: Commands) -> None:
 
 def _schema(arguments: argparse.Namespace) -> int:
     from fusionseg.config import json_schema
-    from fusionseg.files import write_json
+    from fusionseg.files import writable_file, write_json
 
     if arguments.output is not None:
+        writable_file(arguments.output, "--output")
         write_json(arguments.output, json_schema())
     else:
         print(json.dumps(json_schema(), indent=1))

@@ -60,9 +60,11 @@ def add_check(commands: Commands) -> None:
 def _check(arguments: argparse.Namespace) -> int:
     from fusionseg.data.check import check_dataset
     from fusionseg.data.dataset import open_dataset
-    from fusionseg.files import write_json
+    from fusionseg.files import writable_file, write_json
     from fusionseg.telemetry.progress import counting_progress
 
+    if arguments.json is not None:
+        writable_file(arguments.json, "--json")
     dataset = open_dataset(arguments.dataset, arguments.layout, arguments.labels, require_files=False)
     with counting_progress("checking") as progress:
         report = check_dataset(dataset, patch=arguments.patch, workers=arguments.workers, progress=progress)

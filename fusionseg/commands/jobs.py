@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -126,9 +127,12 @@ def add_doctor(commands: Commands) -> None:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from fusionseg.engine.distributed import World
-    from fusionseg.files import write_json
+    from fusionseg.engine.launch import read_launch
+    from fusionseg.files import writable_file, write_json
     from fusionseg.jobs.doctor import BAD, examine, to_json, to_text
 
+    if arguments.json is not None and read_launch(os.environ).rank == 0:
+        writable_file(arguments.json, "--json")
     world = World.from_environment("auto")
     try:
         findings = examine(arguments.folder, world)

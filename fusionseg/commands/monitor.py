@@ -43,6 +43,7 @@ def add_monitor(commands: Commands) -> None:
 
 
 def _monitor(arguments: argparse.Namespace) -> int:
+    from fusionseg.files import writable_file
     from fusionseg.telemetry.gpu_advice import advise
     from fusionseg.telemetry.gpu_progress import GpuProgress
     from fusionseg.telemetry.monitor import GpuMonitor
@@ -57,6 +58,9 @@ def _monitor(arguments: argparse.Namespace) -> int:
     if problems:
         raise UserError(problems)
     program = arguments.program
+    for key, path in (("--output", arguments.output), ("--picture", arguments.picture)):
+        if path is not None and not program:  # a command is run in any case
+            writable_file(path, key)
     with GpuProgress(live=not program) as progress:
         monitor = GpuMonitor(arguments.output, interval_s=arguments.interval, on_sample=progress.samples)
         reason = monitor.start()

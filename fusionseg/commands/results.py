@@ -100,10 +100,12 @@ def add_compare(commands: Commands) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from fusionseg.files import write_text
+    from fusionseg.files import writable_folder, write_text
     from fusionseg.inference.compare import compare
     from fusionseg.inference.comparison_table import comparison_csv, comparison_markdown
 
+    if arguments.output is not None:
+        writable_folder(arguments.output, "--output")
     comparison = compare(arguments.runs, arguments.checkpoint)
     table = comparison_markdown(comparison)
     print(table)

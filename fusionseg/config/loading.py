@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from fusionseg.config.messages import explain
+from fusionseg.config.override import Override, parse_override
 from fusionseg.config.schema import RunConfig
 from fusionseg.config.section import Section
-from fusionseg.config.source import KeyPath, Places, dump_yaml, nearby, parse_scalar, read_yaml
+from fusionseg.config.source import KeyPath, Places, dump_yaml, nearby, read_yaml
 from fusionseg.errors import UserError
 
 AnySection = TypeVar("AnySection", bound=Section)
@@ -35,32 +34,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
 def read_raw(path: str | Path | None, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Places]:
     """The merged plain values and where each was written, before validation."""
     raw, places = _read_extended(Path(path), ()) if path is not None else ({}, {})
-    return lay_over(raw, places, [parse_override(text) for text in overrides])
-
-
-@dataclass(frozen=True)
-class Override:
-    """A value for one key that wins over the files'."""
-
-    keys: tuple[str, ...]
-    value: Any
-    place: str
-
-
-def parse_override(text: str) -> Override:
-    """An override from the command line, `key.path=value`.
-
-    Raises:
-        UserError: it is not written so, or the value is no YAML.
-    """
-    key, separator, value = text.partition("=")
-    keys = tuple(key.split("."))
-    if not separator or not all(keys):
-        raise UserError(f"{text!r} on the command line: overrides are written key.path=value")
-    try:
-        return Override(keys, parse_scalar(value), f"command line: {text}")
-    except yaml.YAMLError:
-        raise UserError(f"{text!r} on the command line: the value is not valid YAML; quote it") from None
+    return lay_over(raw, places, [parse_override(text, RunConfig) for text in overrides])
 
 
 def lay_over(raw: dict[str, Any], places: Places, overrides: Iterable[Override]) -> tuple[dict[str, Any], Places]:

@@ -41,9 +41,12 @@ def dump_yaml(value: dict[str, Any]) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110)
 
 
-def parse_scalar(text: str) -> Any:
-    """The value of `key=text` on the command line, by the rules of the files (`[1, 2]`, `null`, `1e-4`)."""
-    return yaml.load(text, _Loader) if text else None
+def parse_value(text: str) -> tuple[Any, str]:
+    """A value by the rules of the files (`[1, 2]`, `null`, `1e-4`), and what follows it: a comment, as a rule."""
+    if not text:
+        return None, ""
+    node = yaml.compose(text, _Loader)
+    return yaml.load(text, _Loader), text[node.end_mark.index if node is not None else 0 :].strip()
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], Places]:

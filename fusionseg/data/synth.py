@@ -19,8 +19,8 @@ import nibabel as nib
 
 from fusionseg.data.parallel import WorkerDied, map_cases
 from fusionseg.data.synth_case import ARTERY_LABEL, make_case
-from fusionseg.errors import UserError
-from fusionseg.files import whole_file, write_text
+from fusionseg.errors import UserError, WriteError
+from fusionseg.files import whole_file, writable_folder, write_text
 from fusionseg.machine import available_cpus
 
 MIN_SIZE = 48
@@ -71,15 +71,10 @@ def write_dataset(
         raise UserError(problems)
 
     dataset_json = out / "dataset.json"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        _remove_partial_files(out)
-        if not dataset_json.exists():
-            write_text(out / _MARKER, json.dumps(parameters) + "\n")
-        for folder in (out / "imagesTr", out / "labelsTr"):
-            folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise UserError(f"synth: cannot write to {out} ({error.strerror}): choose another folder") from error
+    writable_folder(out, "synth")
+    _remove_partial_files(out)
+    if not dataset_json.exists():
+        write_text(out / _MARKER, json.dumps(parameters) + "\n")
 
     todo = [index for index in range(cases) if not all(path.is_file() for path in _case_paths(out, index))]
     if progress:
@@ -91,6 +86,9 @@ def write_dataset(
         if isinstance(outcome, WorkerDied):
             died = outcome  # the other cases are written first
             continue
+        if isinstance(outcome, WriteError):
+            told = f"{outcome.strerror}; {done} of {cases} cases are written, and the same command goes on from there"
+            raise WriteError(outcome.errno, told, str(out))
         if isinstance(outcome, Exception):
             raise outcome
         done += 1

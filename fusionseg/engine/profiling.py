@@ -80,7 +80,10 @@ class ProfileWindow:
         self.end = -1  # once
         with account().measure("log"):
             self._settle()
-            self._stop()
+            try:
+                self._stop()
+            except (OSError, UserError) as error:  # a full disk, or a trace that was cut off by one
+                log.warning("profile: not written: %s", error)
 
     def _settle(self) -> None:
         """Wait for the device: the window holds the work of its own steps."""

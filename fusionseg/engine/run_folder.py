@@ -18,12 +18,13 @@ import torch
 
 import fusionseg
 from fusionseg.config import RunConfig, differences, dump_config, validate
-from fusionseg.config.loading import lay_over, parse_override
+from fusionseg.config.loading import lay_over
+from fusionseg.config.override import parse_override
 from fusionseg.data.run_split import Split
 from fusionseg.engine.checkpoint import numbered_checkpoints, obstacles
 from fusionseg.engine.stored_config import resolved, stored_config
 from fusionseg.errors import UserError
-from fusionseg.files import write_json, write_text
+from fusionseg.files import writable_folder, write_json, write_text
 from fusionseg.telemetry.records import last_records, read_records
 
 PACKAGES = ("torch", "monai", "numpy", "nibabel", "pydantic", "nvtx")
@@ -56,8 +57,9 @@ class RunFolder:
             patience_s: how long to wait for the other one to leave.
 
         Raises:
-            UserError: a process is training here already.
+            UserError: a process is training here already, or the folder cannot be written.
         """
+        writable_folder(self.path, "output")
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / ".lock").open("w", encoding="utf-8")
         end = time.monotonic() + patience_s
@@ -161,7 +163,7 @@ def load_run_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The resolved configuration of an existing run folder."""
     if not (run / "config.yaml").exists():
         raise UserError(f"{run}: is no run folder (there is no config.yaml): give the folder that training wrote")
-    return validate(*lay_over(*stored_config(run), [parse_override(text) for text in overrides]))
+    return validate(*lay_over(*stored_config(run), [parse_override(text, RunConfig) for text in overrides]))
 
 
 def refuse_other_config(folder: Path, before: dict[str, Any], config: RunConfig) -> None:

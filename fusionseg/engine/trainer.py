@@ -104,7 +104,10 @@ class Trainer:
                 # Told before the process goes down, for whoever looks at the run folder afterwards.
                 first_line = str(error).partition("\n")[0]
                 reason = first_line if isinstance(error, TrainingStopped) else f"{type(error).__name__}: {first_line}"
-                self._end(recorder, "failed", reason)
+                try:
+                    self._end(recorder, "failed", reason)
+                except TrainingStopped as second:  # on a full disk, which may have ended the training itself
+                    log.warning("no end record: %s", second)
                 raise
 
     def _end(self, recorder: Recorder, status: str, reason: str) -> None:

@@ -14,9 +14,10 @@ from typing import Any
 from fusionseg.config import RunConfig
 from fusionseg.data.facts import CaseError
 from fusionseg.errors import UserError
-from fusionseg.files import whole_file, write_json
+from fusionseg.files import whole_file, writable_folder, write_json
 from fusionseg.inference.cases import choose_cases
 from fusionseg.inference.figure import best_and_worst
+from fusionseg.inference.outputs import CASES, PICTURE, SUMMARY, Request, evaluation_folder
 from fusionseg.inference.predictor import PredictOptions, Predictor
 from fusionseg.inference.scoring import Score, Scorer
 from fusionseg.metrics import mean_of_known
@@ -57,9 +58,21 @@ def evaluate(
     Raises:
         UserError: also if one of the others has trained on cases that are evaluated.
     """
+    writable_folder(run, "evaluate")
     predictor = Predictor([run, *others], options)
     chosen = choose_cases(config, predictor.members, dataset_root, include_trained=include_trained)
     dataset, cases = chosen.dataset, chosen.cases
+    request = Request(
+        dataset=None if dataset_root is None else dataset,
+        given=dataset_root,
+        others=tuple(others),
+        checkpoint=options.checkpoint,
+        overlap=None if options.overlap == config.validation.overlap else options.overlap,
+        flips=options.flips,
+        include_trained=include_trained,
+    )
+    folder = evaluation_folder(run, request)
+    writable_folder(folder, "evaluate")
     scorer = Scorer(predictor, dataset, own=dataset_root is None)
     scores: list[Score] = []
     failed: dict[str, str] = {}
@@ -79,11 +92,15 @@ def evaluate(
                 *(f"  {name}: {reason}" for name, reason in failed.items()),
             ]
         )
-    parts = ["evaluation", *(["ensemble"] if others else []), *([] if dataset_root is None else [dataset.root.name])]
-    folder = run / "_".join(parts)
-    summary = {**summarise(scores, predictor), **chosen.marks({score.case for score in scores}), "failed": failed}
+    summary = {
+        **summarise(scores, predictor),
+        **chosen.marks({score.case for score in scores}),
+        "failed": failed,
+        "dataset": str(dataset.place),
+        "request": request.to_json(),
+    }
     _write(folder, scores, summary)
-    best_and_worst(folder / "best_and_worst.png", scores, cases, scorer)
+    best_and_worst(folder / PICTURE, scores, cases, scorer)
     return Evaluation(folder, tuple(scores), failed, summary)
 
 
@@ -115,8 +132,11 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 
 def _write(folder: Path, scores: list[Score], summary: dict[str, Any]) -> None:
+    # Never a summary beside the cases of another evaluation, wherever this one is killed.
+    for name in (SUMMARY, PICTURE):
+        (folder / name).unlink(missing_ok=True)
     with (
-        whole_file(folder / "cases.csv") as temporary,
+        whole_file(folder / CASES) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as stream,
     ):
         writer = csv.DictWriter(stream, list(asdict(scores[0])))
@@ -128,4 +148,4 @@ def _write(folder: Path, scores: list[Score], summary: dict[str, Any]) -> None:
                     for key, value in asdict(score).items()
                 }
             )
-    write_json(folder / "summary.json", plain({**summary, "scores": [asdict(score) for score in scores]}))
+    write_json(folder / SUMMARY, plain({**summary, "scores": [asdict(score) for score in scores]}))

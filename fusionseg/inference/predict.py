@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from fusionseg.data.dataset import Case, find_inputs
 from fusionseg.data.facts import CaseError
 from fusionseg.data.nifti import read_header
 from fusionseg.data.unread import foreign_files
-from fusionseg.errors import UserError, some_of
-from fusionseg.files import whole_file
+from fusionseg.errors import UserError, WriteError, some_of
+from fusionseg.files import whole_file, writable_folder
+from fusionseg.inference.masks import Mark, make_mark, maker_of, mask_path, masks_to_make, refuse_one_name
+from fusionseg.inference.outputs import refuse_dataset_folder
 from fusionseg.inference.predictor import PredictOptions, Predictor
 from fusionseg.telemetry.progress import counting_progress
 
@@ -32,24 +35,35 @@ def predict(
 ) -> dict[str, str]:
     """Predict every image at `inputs` into `output`/<case>.nii.gz.
 
+    Args:
+        skip_existing: keep masks that are there and were made by the same runs and options; see `masks_to_make`.
+
     Returns:
         The cases that failed, with the reason; the others have their mask.
+
+    Raises:
+        UserError: the output cannot be written, or holds files that are not to be replaced.
+        WriteError: it could be written no more, such as on a full disk; the masks that were written stay.
     """
-    if output.exists() and not output.is_dir():
+    if os.path.exists(output) and not os.path.isdir(output):
         raise UserError(f"{output}: is a file; --output names the folder that receives the masks")
+    refuse_dataset_folder(output, "--output")
     predictor = Predictor(runs, options)
     cases = find_inputs(inputs, len(predictor.channels))
     for note in foreign_files(inputs):
         log.warning("%s", note)
-    _keep_inputs(cases, output)
+    _keep_inputs(cases, inputs, output)
+    maker = maker_of(predictor)
+    due = masks_to_make(cases, output, maker, skip_existing=skip_existing)
+    if due:
+        writable_folder(output, "--output")
+        refuse_one_name(due, output)
     failed: dict[str, str] = {}
     trained_on: list[str] = []
+    kept = len(cases) - len(due)
     with counting_progress("predicting") as progress:
-        for done, case in enumerate(cases):
+        for done, case in enumerate(due, start=kept):
             progress(done, len(cases))
-            target = output / f"{case.name}.nii.gz"
-            if skip_existing and target.exists():
-                continue
             try:
                 mask = predictor(case.images)
             except CaseError as error:
@@ -58,7 +72,11 @@ def predict(
                 continue
             if predictor.was_trained_on_last():
                 trained_on.append(case.name)
-            write_mask(mask, case.images[0], target)
+            try:
+                write_mask(mask, case.images[0], mask_path(output, case), make_mark(maker, case, mask))
+            except WriteError as error:
+                told = f"{done - len(failed)} of {len(cases)} masks are there, and --skip-existing keeps them"
+                raise WriteError(error.errno, f"{error.strerror}; {told}", str(output)) from None
         progress(len(cases), len(cases))
     log.info("%s: %d masks (labels: %s)", output, len(cases) - len(failed), predictor.labels)
     if trained_on:
@@ -71,8 +89,12 @@ def predict(
     return failed
 
 
-def write_mask(mask: NDArray[np.uint8], like: Path, target: Path) -> None:
-    """Write a mask with the affine, the codes and the units of the image it belongs to, and nothing else of it."""
+def write_mask(mask: NDArray[np.uint8], like: Path, target: Path, mark: Mark) -> None:
+    """Write a mask with the affine, the codes and the units of the image it belongs to, and nothing else of it.
+
+    Args:
+        mark: what it says of where it comes from.
+    """
     source = read_header(like).header
     header = type(source)()
     header.set_data_dtype(np.uint8)
@@ -81,15 +103,21 @@ def write_mask(mask: NDArray[np.uint8], like: Path, target: Path) -> None:
     header["pixdim"][:4] = source["pixdim"][:4]
     if header["pixdim"][0] not in (-1, 1):  # the handedness of the qform; nibabel refuses the 0 that stands for 1
         header["pixdim"][0] = 1
+    header["descrip"] = str(mark).encode()
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     image = kind(mask, header.get_best_affine(), header)
     with whole_file(target) as temporary:
         nib.save(image, temporary)
 
 
-def _keep_inputs(cases: Sequence[Case], output: Path) -> None:
-    """Refuse to write over the images themselves."""
+def _keep_inputs(cases: Sequence[Case], inputs: Path, output: Path) -> None:
+    """Refuse to write over the images themselves, or among them."""
     for case in cases:
         for path in case.images:
-            if path.resolve() == (output / f"{case.name}.nii.gz").resolve():
+            if path.resolve() == mask_path(output, case).resolve():
                 raise UserError(f"{output}: the masks would replace the input images: choose another --output")
+    if inputs.is_dir() and inputs.resolve() == output.resolve():
+        raise UserError(
+            f"{output}: the masks would lie among the images, and be taken for images the next time: choose another"
+            " --output"
+        )

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fusionseg.config.loading import lay_over, parse_override, validate_section
+from fusionseg.config.loading import lay_over, validate_section
+from fusionseg.config.override import parse_override
 from fusionseg.config.section import Positive, Section
 from fusionseg.config.source import read_yaml
 from fusionseg.jobs.slurm import seconds

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from fusionseg.config import RunConfig, validate
-from fusionseg.config.loading import Override, lay_over, parse_override, read_raw, validate_section
+from fusionseg.config.loading import lay_over, read_raw, validate_section
+from fusionseg.config.override import Override, parse_override
 from fusionseg.config.section import Section
 from fusionseg.config.source import read_yaml
 from fusionseg.errors import UserError
@@ -104,7 +105,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     raw, places = read_yaml(path)
     sweep = validate_section(SweepConfig, raw, places)
     base, base_places = read_raw(path.parent / sweep.base)
-    given = [parse_override(text) for text in overrides]
+    given = [parse_override(text, RunConfig) for text in overrides]
     varied_keys = [("name",), *map(_keys, {*sweep.grid, *(key for point in sweep.points for key in point)})]
     if own := [override.place for override in given if any(_overlap(override.keys, keys) for keys in varied_keys)]:
         raise UserError([f"{place}: varies in {path}: change it there" for place in own])

@@ -1,0 +1,102 @@
+"""`key.path=value` on the command line. A text arrives as it was typed; everything else is read as YAML."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from yaml.reader import Reader
+
+from fusionseg.config.section import Section
+from fusionseg.config.source import parse_value
+from fusionseg.errors import UserError
+
+
+@dataclass(frozen=True)
+class Override:
+    """A value for one key that wins over the files'."""
+
+    keys: tuple[str, ...]
+    value: Any
+    place: str
+
+
+def parse_override(text: str, kind: type[Section] | None = None) -> Override:
+    """An override from the command line, `key.path=value`.
+
+    Where the key holds a text (a path, a name), the value is what was typed: ` #`, `: `, `[x]`, `1e3` or `yes` are
+    part of it. `null` and nothing stand for no value, and quotes around all of it are taken off.
+
+    Args:
+        kind: the section that the keys belong to, to know which of them hold texts.
+
+    Raises:
+        UserError: it is not written so, or the value is no YAML.
+    """
+    key, separator, value = text.partition("=")
+    keys = tuple(key.split("."))
+    if not separator or not all(keys):
+        raise UserError(f"{text!r} on the command line: overrides are written key.path=value")
+    try:
+        if kind is not None and value and holds_text(kind, keys):
+            parsed: Any = _typed_text(value)
+        else:
+            parsed, rest = parse_value(value)
+            if isinstance(parsed, str) and parsed != value and value[0] not in "'\"":
+                parsed = value
+            elif rest:
+                raise UserError(f"{text!r} on the command line: {rest!r} is no part of the value: remove it")
+    except yaml.YAMLError:
+        raise UserError(f"{text!r} on the command line: the value is not valid YAML; quote it") from None
+    return Override(keys, parsed, f"command line: {text}")
+
+
+def holds_text(kind: type[Section], keys: Sequence[str]) -> bool:
+    """Whether a key of a section holds a text and nothing else, null apart."""
+    found: list[Any] = [kind]
+    for key in keys:
+        found = [inner for outer in found for inner in _fields(outer, key)]
+    wanted = [member for member in found if member is not type(None)]
+    return bool(wanted) and all(
+        member is str or (get_origin(member) is Literal and all(isinstance(value, str) for value in get_args(member)))
+        for member in wanted
+    )
+
+
+def _fields(outer: Any, key: str) -> Iterator[Any]:
+    """The types that a key may have in a section; none in another type."""
+    if isinstance(outer, type) and issubclass(outer, Section):
+        for name, field in outer.model_fields.items():
+            if key == (field.alias or name):
+                yield from _members(field.annotation)
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """The types of a union, or the one type."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _members(get_args(annotation)[0])
+    elif origin in (Union, types.UnionType):
+        for member in get_args(annotation):
+            yield from _members(member)
+    else:
+        yield annotation
+
+
+def _typed_text(value: str) -> str | None:
+    """Raises:
+    YAMLError: it begins with a quote and is not quoted as a whole, or holds characters that no file may hold.
+    """
+    if value == "null":
+        return None
+    if Reader.NON_PRINTABLE.search(value):
+        raise yaml.YAMLError
+    if value[0] in "'\"":
+        parsed, rest = parse_value(value)
+        if not isinstance(parsed, str) or rest:
+            raise yaml.YAMLError
+        return parsed
+    return value
