@@ -319,3 +319,55 @@ def test_the_configuration_is_read_without_torch_and_monai() -> None:
     code = "import sys, fusionseg.config; print(sorted({'torch', 'monai', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+TYPED = [
+    "/x/runs #2", "a: b", "1e3", "/data/[x]", "[x]", "{}", "{a: b}", "yes", "no", "on", "12", "1.5", "0x1f", "1:30:00",
+    "2024-05-01", "~", "~/runs", "$HOME/x", "${X}", "%a/%j", "a b", " a", "a ", "-x", "- x", "? x", "! x", "&a", "*a",
+    "|", ">", "@x", "`x`", "a'b", 'a"b', "a\\nb", "a\tb", "#x", "a#b", "Größe", "True", "NULL", "=", "a=b", "---",
+    "...", "a, b", "x:y", "C:\\data", "%TAG", "'", "it's",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [text for text in TYPED if text[0] not in "'\""])
+@pytest.mark.parametrize("key", ["output", "data.root", "init_from", "data.prepared"])
+def test_a_text_arrives_as_it_was_typed(tmp_path: Path, key: str, value: str) -> None:
+    override = f"{key}={value}"
+    config = load_config(None, ["model.name=unet", override])
+    found: Any = config
+    for part in key.split("."):
+        found = getattr(found, part)
+    assert found == value
+    (tmp_path / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    assert load_config(tmp_path / "config.yaml") == config  # as the run's folder keeps it
+
+
+@pytest.mark.parametrize(
+    ("typed", "arrives"), [("'a #b'", "a #b"), ('"null"', "null"), ("''", ""), ('"a\\tb"', "a\tb")]
+)
+def test_quotes_around_all_of_a_text_are_taken_off(typed: str, arrives: str) -> None:
+    assert load_config(None, ["model.name=unet", f"data.root={typed}"]).data.root == arrives
+
+
+def test_null_and_nothing_are_no_value() -> None:
+    for override in ("data.root=null", "data.root="):
+        assert load_config(None, ["model.name=unet", override]).data.root is None
+    for override in ("output=null", "output="):
+        assert "output (command line: " in refusal(None, "model.name=unet", override)[0]
+
+
+@pytest.mark.parametrize("name", ["1e3", "007", "2024-05-01", "yes", "1.5"])
+def test_a_name_may_look_like_a_number(name: str) -> None:
+    assert load_config(None, ["model.name=unet", f"name={name}"]).name == name
+
+
+@pytest.mark.parametrize("override", ["train.steps=3 #2", "data.patch=[16, 16, 16] # small", "data.train_cases=#3"])
+def test_what_yaml_would_cut_off_is_refused(override: str) -> None:
+    (problem,) = refusal(None, "model.name=unet", override)
+    assert problem.startswith(f"{override!r} on the command line: '#") and "is no part of the value" in problem
+
+
+def test_a_text_with_a_character_that_no_file_may_hold_is_refused() -> None:
+    for value in ("a\x00b", "a\x1bb", "\udcff"):
+        (problem,) = refusal(None, "model.name=unet", f"output={value}")
+        assert "is not valid YAML" in problem

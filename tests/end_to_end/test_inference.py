@@ -152,7 +152,13 @@ def test_a_single_file_and_existing_masks(
     assert after["thin.nii.gz"] == before["thin.nii.gz"]
     assert len(after) == len(list(scans.iterdir()))
 
-    program.warm(COMMANDS, *command, "--input", scans / "thin.nii.gz").wait().expect(0)
+    # What predict did not write it does not replace; its own masks it does.
+    ended = program.warm(COMMANDS, *command, "--input", scans / "thin.nii.gz").wait().expect(2)
+    assert f"{output}/thin.nii.gz: was not written by fusionseg predict" in ended.err
+    assert snapshot(output) == after
+    (output / "thin.nii.gz").unlink()
+    for _ in range(2):
+        program.warm(COMMANDS, *command, "--input", scans / "thin.nii.gz").wait().expect(0)
     assert (_values(output / "thin.nii.gz") == _values(masks / "thin.nii.gz")).all()
 
 
