@@ -276,7 +276,7 @@ def test_a_run_on_a_read_only_disk_is_not_evaluated(
     os.system(f"mount -o remount,ro {disk}")
     assert cli.main(["evaluate", str(disk / "tiny"), "--device", "cpu"]) == 2
     said = capsys.readouterr().err
-    assert f"error: evaluate: {disk}/tiny/evaluation: cannot be written: Read-only file system" in said
+    assert f"error: evaluate: {disk}/tiny: cannot be written: Read-only file system" in said
     assert said.count("\n") == 1
 
 
