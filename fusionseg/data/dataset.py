@@ -175,7 +175,7 @@ def find_inputs(path: Path, channels: int | None = None) -> list[Case]:
     groups: dict[tuple[str, str], dict[int, Path]] = defaultdict(dict)
     for file in files:
         if match := CHANNEL.fullmatch(stem(file)):
-            groups[match[1], suffix(file)][int(match[2])] = file
+            groups[match[1], suffix(file).lower()][int(match[2])] = file
     cases: list[Case] = []
     problems: list[str] = []
     joined: set[Path] = set()

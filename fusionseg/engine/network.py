@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fusionseg.config import RunConfig
+from fusionseg.data.names import channel_order
 from fusionseg.engine.allreduce import name_allreduce
 from fusionseg.engine.checkpoint import find_weights
 from fusionseg.engine.distributed import World
@@ -20,7 +22,7 @@ from fusionseg.models import build_model
 from fusionseg.models.host_bf16 import guard_host_convolutions
 from fusionseg.models.layout import channels_last_
 from fusionseg.models.sync_norm import synchronise_batch_norm
-from fusionseg.models.weights import load_weights, read_state
+from fusionseg.models.weights import load_weights, read_file, read_state
 from fusionseg.telemetry.ranges import stage_ranges
 
 log = logging.getLogger("fusionseg")
@@ -89,8 +91,12 @@ def build_network(config: RunConfig, device: torch.device, *, in_channels: int, 
     return model.to(device)
 
 
-def start_from(model: nn.Module, config: RunConfig) -> None:
-    """Take the weights that `init_from` names, if it names any."""
+def start_from(model: nn.Module, config: RunConfig, channels: Sequence[str]) -> None:
+    """Take the weights that `init_from` names, if it names any.
+
+    Args:
+        channels: names of the channels that the model reads.
+    """
     if config.init_from is None:
         return
     path = find_weights(Path(config.init_from))
@@ -98,6 +104,24 @@ def start_from(model: nn.Module, config: RunConfig) -> None:
         model, read_state(path), encoder=config.model.encoder, min_share=config.init_min_share, source=str(path)
     )
     log.info("init_from %s: %s", path, report)
+    _compare_channels(path, channels)
+
+
+def _compare_channels(path: Path, channels: Sequence[str]) -> None:
+    """Warn where weights of the same channels in another order were loaded: the first layer knows them by place."""
+    content = read_file(path)
+    trained = content.get("channels") if isinstance(content, Mapping) else None
+    if not isinstance(trained, list | tuple):
+        return
+    order = channel_order(channels, list(map(str, trained)))
+    if order is not None and order != tuple(range(len(channels))):
+        log.warning(
+            "init_from %s: was trained on the channels %s, and this run reads %s: the weights of the first layer go by"
+            " place, not by name; bring the channels into one order",
+            path,
+            ", ".join(map(str, trained)),
+            ", ".join(channels),
+        )
 
 
 def distribute(model: nn.Module, config: RunConfig, world: World, accumulate: int) -> nn.Module:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from fusionseg.config import RunConfig
 from fusionseg.data.dataset import Case, Dataset
+from fusionseg.data.names import channel_order
 from fusionseg.data.prepare import open_configured
 from fusionseg.data.run_split import Split, SplitCase
 from fusionseg.data.split import folds_are_stated, split_dataset
@@ -92,6 +93,11 @@ def _open(config: RunConfig) -> list[tuple[RunConfig, Dataset]]:
             problems.append(
                 f"data.also: {other.root} has the channels {', '.join(other.channels)}, and {first.root} has"
                 f" {', '.join(first.channels)}: pre-train on them apart, for one network reads one number of channels"
+            )
+        elif channel_order(first.channels, other.channels) not in (None, tuple(range(len(first.channels)))):
+            problems.append(
+                f"data.also: {other.root} has the channels {', '.join(other.channels)}, and {first.root} has"
+                f" {', '.join(first.channels)}: bring them into one order, for the network knows them by their place"
             )
     if problems:
         raise UserError(problems)

@@ -255,7 +255,7 @@ class Trainer:
         intact = found[0] if found else None
         path = self.world.from_main(intact[0] if intact else None)
         if path is None:
-            start_from(self.model, self.config)
+            start_from(self.model, self.config, self.data.channels)
             return Spent()
         state = intact[1] if intact else read_training_state(path)
         refuse_other_config(path, state["config"], self.config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
+from fusionseg.data import nifti
 from fusionseg.data.facts import CaseError, Findings
 from fusionseg.data.geometry import Grid, find_turn
 from fusionseg.data.nifti import read_header, read_volume
@@ -82,6 +84,19 @@ def test_values_are_those_of_nibabel(tmp_path: Path, version: int, endianness: s
         np.testing.assert_array_equal(read.values[0], expected.astype(np.float32))
         np.testing.assert_array_equal(read.grid.affine, theirs.affine)
         assert read_header(path).shape == SHAPE and read_grid([path]).shape == SHAPE
+
+
+def test_nobody_else_opens_an_image() -> None:
+    """A second reader would have other tolerances."""
+    package = Path(nifti.__file__).parents[1]
+    readers = re.compile(r"(nib|nibabel)\.load\b|\bLoadImage|get_fdata|\bdataobj\b|import SimpleITK")
+    found = [
+        f"{path.name}: {line.strip()}"
+        for path in package.rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if readers.search(line) and "nibabel.load stops" not in line
+    ]
+    assert found == []
 
 
 def test_channels_are_joined_and_a_trailing_axis_of_one_is_none(tmp_path: Path) -> None:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from fusionseg.config import DataConfig
+from fusionseg.config.data_sections import AugmentConfig, CacheConfig
+from fusionseg.data.cache import DeviceCache
 from fusionseg.data.facts import CaseError
 from fusionseg.data.geometry import voxel_sizes
+from fusionseg.data.plan import SamplePlan
+from fusionseg.data.sampler import PatchSampler
+from fusionseg.data.store import Store, write_case
 from fusionseg.data.volume import foreground_box, load_volume, normalise
 
+CPU = torch.device("cpu")
 RAW = {"clip": [0, 1000]}
 """Intensities as they are, divided by 1000."""
 
@@ -161,6 +169,15 @@ def test_the_foreground_crop_moves_the_affine_along(tmp_path: Path, codes: str) 
     np.testing.assert_allclose(volume.original_affine, affine)
 
 
+def test_the_foreground_box_takes_little_memory() -> None:
+    image = np.ones((2, 64, 64, 64), np.float32)
+    tracemalloc.start()
+    foreground_box(image, 0, 4)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < image.nbytes / 20
+
+
 def test_foreground_box_of_nothing_is_everything_and_any_channel_counts() -> None:
     image = np.zeros((2, 5, 6, 7), np.float32)
     assert foreground_box(image, 1, 2) == (slice(0, 5), slice(0, 6), slice(0, 7))
@@ -219,6 +236,27 @@ def test_nonzero_leaves_what_is_zero_alone(raw: NDArray[np.float32], more: dict[
     out = normalise(raw, intensity(mode="zscore", nonzero=True, **more))
     assert (out[:, :4] == 0).all()
     np.testing.assert_allclose(out[0, 4:], (values - values.mean()) / values.std(), atol=1e-5)
+
+
+def test_outside_a_skull_stripped_volume_is_the_air_in_it(tmp_path: Path) -> None:
+    """Air is 0 after normalisation of the other voxels; their lowest is far below."""
+    raw = np.random.default_rng(3).integers(100, 400, (2, 8, 9, 10)).astype(np.int16)
+    raw[:, :3] = 0
+    path = save(tmp_path / "i.nii.gz", np.moveaxis(raw, 0, -1))
+    stripped = {"intensity": {"mode": "zscore", "nonzero": True}}
+    volume = load_volume([path], None, settings(**stripped), None)
+    assert volume.background == (0, 0) and volume.image[0, 0, 0, 0] == 0 and volume.image.min() < -1
+    whole = load_volume([path], None, settings(intensity={"mode": "zscore"}), None)
+    assert whole.background == tuple(whole.image.min(axis=(1, 2, 3)))
+    record = write_case(tmp_path, "a", volume, [], "float16")
+    assert record.background == (0, 0)
+    cache = DeviceCache([(Store(tmp_path, "t", ("a", "b"), {0: "b"}, {"a": record}), "a")], CacheConfig(), CPU)
+    sampler = PatchSampler(cache, AugmentConfig(flip=0), (16, 16, 16), CPU)
+    options = {"seed": 0, "patch": (16, 16, 16), "global_batch": 1, "samples_per_volume": 1, "foreground": 0.0}
+    plan = SamplePlan(cache.index, AugmentConfig(flip=0), **options)
+    image, _ = sampler(plan.samples(0, range(1)))
+    corners = image[0, :, ::15, ::15, ::15]
+    assert (corners == 0).all()
 
 
 @pytest.mark.parametrize("value", [0.0, 7.0])
