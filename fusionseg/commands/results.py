@@ -14,11 +14,17 @@ def add_evaluate(commands: Commands) -> None:
     parser = add_command(
         commands,
         "evaluate",
-        "Dice and HD95 of a run per case and class, in the geometry of the label files; CSV, JSON and a picture",
-        "fusionseg evaluate runs/hippocampus_unet",
+        "Dice and HD95 of runs per case and class, in the geometry of the label files; CSV, JSON and a picture;"
+        " SSIM and PSNR of a pre-training",
+        "fusionseg evaluate runs/hippocampus_unet\n  fusionseg evaluate runs/unets && fusionseg compare runs/unets",
         _evaluate,
     )
-    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="RUN|FOLDER|key.path=value",
+        help="run folders, folders of runs, and settings such as data.root=/where/it/is/now",
+    )
     parser.add_argument(
         "--dataset",
         help="evaluate on all labelled cases of this data set, test cases too, instead of the validation fold",
@@ -29,27 +35,43 @@ def add_evaluate(commands: Commands) -> None:
     parser.add_argument(
         "--include-trained", action="store_true", help="score cases that were trained on too, and mark the results"
     )
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="such as data.root=/where/it/is/now")
-    _inference_arguments(parser)
+    parser.add_argument(
+        "--skip-existing",
+        action="store_true",
+        help="keep an evaluation of the same weights, cases and options that is newer than the weights",
+    )
+    parser.add_argument(
+        "--volumes",
+        action="store_true",
+        help="of a pre-training: write the original, masked and reconstructed volumes too, as NIfTI",
+    )
+    parser.set_defaults(overrides=[])  # those that come after an option, see `fusionseg.cli`
+    _inference_arguments(parser, default=None)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from fusionseg.inference.cases import evaluation_config
-    from fusionseg.inference.evaluate import evaluate
-    from fusionseg.inference.table import evaluation_table
+    from fusionseg.inference.evaluate_runs import Wanted, evaluate_run, evaluate_runs, is_one_run, split_words
 
-    config = evaluation_config(arguments.run, arguments.overrides)
-    result = evaluate(
-        arguments.run,
-        config,
+    paths, overrides = split_words([*arguments.words, *arguments.overrides])
+    others, more = split_words([str(path) for path in arguments.others])  # `--with` takes all words that follow it
+    if arguments.checkpoint is None:
+        arguments.checkpoint = "last" if arguments.dataset is None else "best"
+    wanted = Wanted(
         _options(arguments),
+        overrides + more,
         dataset_root=arguments.dataset,
-        others=arguments.others,
+        others=others,
         include_trained=arguments.include_trained,
+        skip_existing=arguments.skip_existing,
+        volumes=arguments.volumes,
     )
-    print(evaluation_table(result.summary))
-    print(f"{result.folder}: cases.csv, summary.json, best_and_worst.png")
-    return FAILED if result.failed else DONE
+    if not paths:
+        raise UserError("evaluate: names no run; give a run folder, or a folder of runs, before the settings")
+    if is_one_run(paths):
+        return DONE if evaluate_run(paths[0], wanted).is_whole else FAILED
+    outcomes = evaluate_runs(paths, wanted)
+    print(outcomes.table())
+    return DONE if outcomes.all_well else FAILED
 
 
 def add_predict(commands: Commands) -> None:
@@ -115,11 +137,14 @@ def _compare(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def _inference_arguments(parser: argparse.ArgumentParser) -> None:
+def _inference_arguments(parser: argparse.ArgumentParser, default: str | None = "best") -> None:
     parser.add_argument(
         "--device", default="auto", choices=("auto", "cuda", "cpu"), help="where to compute (default auto)"
     )
-    parser.add_argument("--checkpoint", default="best", choices=("best", "last"), help="which weights (default best)")
+    said = default or "last for the validation cases, on which best was chosen; best with --dataset"
+    parser.add_argument(
+        "--checkpoint", default=default, choices=("best", "last"), help=f"which weights (default {said})"
+    )
     parser.add_argument(
         "--overlap", type=float, help="overlap of neighbouring windows, 0 to below 1 (default: the run's)"
     )

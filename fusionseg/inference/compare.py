@@ -170,21 +170,21 @@ def one_data_set(runs: Sequence[RunSummary]) -> dict[Path, DataIdentity]:
     others are: runs of one configuration that share cases are of one data set then.
     """
     found: dict[Path, DataIdentity] = {}
-    for run in runs:
-        same = next(
-            (
-                other
-                for before in runs
-                if (other := found.get(before.path)) is not None
-                and before.key == run.key
-                and run.config.get("data.train_cases") is not None
-                and other.labels == run.data.labels
-                and other.cases & run.data.cases
-            ),
-            run.data,
-        )
-        found[run.path] = same
+    # What has not begun to train has no split yet: it takes that of the others, so they come first.
+    for run in sorted(runs, key=lambda run: not run.data.cases and not run.figures):
+        same = (other for before in runs if (other := found.get(before.path)) is not None and _one(run, before, other))
+        found[run.path] = next(same, run.data)
     return found
+
+
+def _one(run: RunSummary, before: RunSummary, data: DataIdentity) -> bool:
+    """Whether a run is on the data set of another run, though its record does not say quite the same cases."""
+    if before.key != run.key:
+        return False
+    if not run.data.cases:
+        return not run.figures and data.root == run.data.root
+    of_a_part = run.config.get("data.train_cases") is not None
+    return of_a_part and data.labels == run.data.labels and bool(data.cases & run.data.cases)
 
 
 def distinguishing(settings: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -12,6 +12,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from fusionseg.config import RunConfig
+from fusionseg.data.dataset import Dataset
 from fusionseg.data.facts import CaseError
 from fusionseg.errors import UserError
 from fusionseg.files import whole_file, writable_folder, write_json
@@ -62,15 +63,8 @@ def evaluate(
     predictor = Predictor([run, *others], options)
     chosen = choose_cases(config, predictor.members, dataset_root, include_trained=include_trained)
     dataset, cases = chosen.dataset, chosen.cases
-    request = Request(
-        dataset=None if dataset_root is None else dataset,
-        given=dataset_root,
-        others=tuple(others),
-        checkpoint=options.checkpoint,
-        overlap=None if options.overlap == config.validation.overlap else options.overlap,
-        flips=options.flips,
-        include_trained=include_trained,
-    )
+    other = None if dataset_root is None else dataset
+    request = request_for(config, options, other, dataset_root, others, include_trained=include_trained)
     folder = evaluation_folder(run, request)
     writable_folder(folder, "evaluate")
     scorer = Scorer(predictor, dataset, own=dataset_root is None)
@@ -102,6 +96,31 @@ def evaluate(
     _write(folder, scores, summary)
     best_and_worst(folder / PICTURE, scores, cases, scorer)
     return Evaluation(folder, tuple(scores), failed, summary)
+
+
+def request_for(
+    config: RunConfig,
+    options: PredictOptions,
+    dataset: Dataset | None = None,
+    given: str | None = None,
+    others: Sequence[Path] = (),
+    *,
+    include_trained: bool = False,
+) -> Request:
+    """What is asked for, in the form that tells evaluations apart.
+
+    Args:
+        dataset, given: another data set and the path by which it was given; None is the run's validation cases.
+    """
+    return Request(
+        dataset=dataset,
+        given=given,
+        others=tuple(others),
+        checkpoint=options.checkpoint,
+        overlap=None if options.overlap == config.validation.overlap else options.overlap,
+        flips=options.flips,
+        include_trained=include_trained,
+    )
 
 
 def summarise(scores: list[Score], predictor: Predictor) -> dict[str, Any]:

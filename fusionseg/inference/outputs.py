@@ -33,7 +33,7 @@ class Request:
     """The path by which it was asked for."""
     others: Sequence[Path] = ()
     """Runs that are averaged with it."""
-    checkpoint: str = "best"
+    checkpoint: str = "last"
     overlap: float | None = None
     """None is the run's own."""
     flips: bool = False
@@ -59,7 +59,8 @@ class Request:
         if self.dataset is not None and self.given is not None:
             of_folder = os.path.isdir(os.path.expanduser(self.given))
             parts.append(self.dataset.place.parent.name if of_folder else self.dataset.short_name)
-        parts += ["last"] if self.checkpoint == "last" else []
+        usual = "last" if self.dataset is None else "best"
+        parts += [] if self.checkpoint == usual else [self.checkpoint]
         parts += ["tta"] if self.flips else []
         parts += ["with_trained"] if self.include_trained else []
         parts += [] if self.overlap is None else [f"overlap{self.overlap:g}"]
@@ -88,7 +89,7 @@ def _holds_another(folder: Path, request: Request) -> bool:
         found = json.loads(summary.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return True
-    if not isinstance(found, dict) or not {"checkpoint", "classes"} <= found.keys():
+    if not isinstance(found, dict) or "checkpoint" not in found or not {"classes", "figures"} & found.keys():
         return True
     # Earlier versions did not write the request.
     return "request" in found and found["request"] != request.to_json()

@@ -89,7 +89,7 @@ def read_run(folder: Path, weights: str) -> RunSummary:
     if damaged:
         remarks.append(f"{damaged} damaged lines of metrics.jsonl are passed over")
     split = read_object(folder / "split.json") or None
-    if split is None:
+    if split is None and records:
         remarks.append("there is no readable split.json: its data set is told by data.root")
     validations = [record for record in records if record["kind"] == "val"]
     chosen = _chosen(validations, MEASURES[task], weights)

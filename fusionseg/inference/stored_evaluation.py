@@ -65,7 +65,7 @@ def _options(path: Path, summary: Mapping[str, Any]) -> list[str] | None:
         return [] if path.parent.name == "evaluation" and summary and "averaged_with" not in summary else None
     if request.get("dataset") is not None or request.get("with"):
         return None
-    options = ["--tta"] if request.get("tta") else []
+    options = [option for option in ("--tta", "--include-trained") if request.get(option[2:].replace("-", "_"))]
     return options + ([] if request.get("overlap") is None else [f"--overlap {request['overlap']}"])
 
 

@@ -14,6 +14,7 @@ from fusionseg.data.run_split import Split
 from fusionseg.engine.checkpoint import find_weights, read_checkpoint
 from fusionseg.engine.distributed import choose_device
 from fusionseg.engine.launch import Launch
+from fusionseg.engine.network import make_network
 from fusionseg.engine.precision import Precision, choose_precision, has_bf16
 from fusionseg.errors import UserError
 from fusionseg.machine import available_cpus
@@ -47,11 +48,14 @@ def inference_device(request: str) -> torch.device:
     return device
 
 
-def load_trained(run: Path, device: torch.device, which: str = "best") -> Trained:
+def load_trained(run: Path, device: torch.device, which: str = "best", *, pretraining: bool = False) -> Trained:
     """Rebuild the network of a run.
 
+    Args:
+        pretraining: the network of a pre-training, its decoder included; False is that of a segmentation.
+
     Raises:
-        UserError: there is no checkpoint, or it is damaged, or of another program.
+        UserError: there is no checkpoint, or it is damaged, of another program, or of another kind of run.
     """
     path = find_weights(run, which)
     state = read_checkpoint(path)
@@ -59,14 +63,19 @@ def load_trained(run: Path, device: torch.device, which: str = "best") -> Traine
     if not all(isinstance(state.get(name), kind) for name, kind in kinds.items()):
         raise UserError(f"{path}: is no checkpoint of a fusionseg training")
     config = validate(state["config"])
-    if config.pretrain is not None:
+    if pretraining and config.pretrain is None:
+        raise UserError(f"{path}: is of a segmentation, not of a pre-training")
+    if config.pretrain is not None and not pretraining:
         raise UserError(
             f"{path}: is of a pre-training, which segments nothing: train with init_from={run}, and use that run"
         )
     labels = {int(value): name for value, name in state["labels"].items()}
-    model = build_model(
-        config.model, in_channels=len(state["channels"]), out_channels=len(labels), patch=config.data.patch
-    )
+    if pretraining:
+        model = make_network(config, in_channels=len(state["channels"]), out_channels=len(labels))
+    else:
+        model = build_model(
+            config.model, in_channels=len(state["channels"]), out_channels=len(labels), patch=config.data.patch
+        )
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:

@@ -157,6 +157,16 @@ def test_without_split_json_the_place_tells_data_sets_apart(tmp_path: Path) -> N
     assert [row["data set"] for row in table(compared(tmp_path))] == ["/data", "/elsewhere"]
 
 
+def test_a_run_that_waits_is_in_the_row_of_the_others(tmp_path: Path) -> None:
+    """It has no split.json yet."""
+    write_run(tmp_path / "a", [], status="", cases=None)
+    write_run(tmp_path / "b", [0.5], seed=1)
+    text = compared(tmp_path)
+    (row,) = table(text)
+    assert (row["runs"], row[DICE]) == ("2 (1 unfinished)", "0.5000 (1 of 2)")
+    assert "split.json" not in text
+
+
 def test_folds_that_train_on_a_part_of_the_cases_are_one_data_set(tmp_path: Path) -> None:
     for fold in range(2):
         run = write_run(tmp_path / f"f{fold}", [0.5], data={"root": "/data", "fold": fold, "train_cases": 5})

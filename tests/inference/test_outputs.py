@@ -299,12 +299,12 @@ def own_run(run: Path, tmp_path: Path) -> Path:
 
 def test_each_request_has_its_folder(own_run: Path) -> None:
     assert evaluate(own_run) == 0
-    assert evaluate(own_run, "--checkpoint", "last", "--overlap", "0") == 0
+    assert evaluate(own_run, "--checkpoint", "best", "--overlap", "0") == 0
     done = results(own_run)
-    assert sorted(done) == ["evaluation", "evaluation_last_overlap0"]
+    assert sorted(done) == ["evaluation", "evaluation_best_overlap0"]
     assert evaluate(own_run, "--overlap", "0.5") == 0  # the run's own
     assert sorted(results(own_run)) == sorted(done)
-    assert results(own_run)["evaluation_last_overlap0"] == done["evaluation_last_overlap0"]
+    assert results(own_run)["evaluation_best_overlap0"] == done["evaluation_best_overlap0"]
 
 
 def test_names_of_folders(own_run: Path, balls: Path) -> None:
@@ -312,11 +312,14 @@ def test_names_of_folders(own_run: Path, balls: Path) -> None:
     names = {
         "evaluation": Request(None, None),
         "evaluation_tta": Request(None, None, flips=True),
-        "evaluation_last": Request(None, None, checkpoint="last"),
+        "evaluation_best": Request(None, None, checkpoint="best"),
         "evaluation_overlap0.25": Request(None, None, overlap=0.25),
         "evaluation_ensemble": Request(None, None, (own_run,)),
-        f"evaluation_{balls.name}": Request(dataset, str(balls)),
-        f"evaluation_ensemble_{balls.name}_tta": Request(dataset, str(balls / "dataset.json"), (own_run,), flips=True),
+        # Of other cases the best weights are the usual ones.
+        f"evaluation_{balls.name}": Request(dataset, str(balls), checkpoint="best"),
+        f"evaluation_ensemble_{balls.name}_last_tta": Request(
+            dataset, str(balls / "dataset.json"), (own_run,), flips=True
+        ),
     }
     assert {name: evaluation_folder(own_run, request).name for name, request in names.items()} == {n: n for n in names}
 
@@ -343,7 +346,7 @@ def test_data_sets_of_one_name_have_their_folders(
         one / "y.json": "evaluation_d_y",
     }  # fmt: skip
     for given, place in places.items():
-        assert evaluation_folder(own_run, Request(open_dataset(given), str(given))).name == place
+        assert evaluation_folder(own_run, Request(open_dataset(given), str(given), checkpoint="best")).name == place
 
 
 @pytest.mark.parametrize(

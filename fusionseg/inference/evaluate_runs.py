@@ -1,0 +1,210 @@
+"""`fusionseg evaluate` of several runs: each by itself, one that fails does not end the others."""
+
+from __future__ import annotations
+
+import logging
+import re
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fusionseg.config import RunConfig
+from fusionseg.data.dataset import open_dataset
+from fusionseg.engine.checkpoint import find_weights
+from fusionseg.errors import UserError
+from fusionseg.inference.cases import evaluation_config
+from fusionseg.inference.evaluate import evaluate, request_for
+from fusionseg.inference.evaluate_pretraining import VOLUMES, evaluate_pretraining
+from fusionseg.inference.outputs import SUMMARY, evaluation_folder
+from fusionseg.inference.predictor import PredictOptions
+from fusionseg.inference.runs import run_folders
+from fusionseg.inference.table import evaluation_table
+from fusionseg.telemetry.records import read_object
+from fusionseg.telemetry.tables import markdown_table
+
+log = logging.getLogger("fusionseg")
+
+EVALUATED, KEPT, NO_WEIGHTS, INCOMPLETE, FAILED = "evaluated", "kept", "no weights yet", "cases failed", "failed"
+_OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of each run."""
+
+    options: PredictOptions
+    overrides: Sequence[str]
+    dataset_root: str | None = None
+    others: Sequence[Path] = ()
+    include_trained: bool = False
+    skip_existing: bool = False
+    volumes: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run."""
+
+    state: str
+    remark: str
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing failed; a run without weights has not failed."""
+        return self.state not in (INCOMPLETE, FAILED)
+
+
+@dataclass
+class Outcomes:
+    """What became of several runs."""
+
+    states: dict[Path, Outcome] = field(default_factory=dict)
+
+    @property
+    def all_well(self) -> bool:
+        return all(outcome.is_whole for outcome in self.states.values())
+
+    def table(self) -> str:
+        """Each run with its state, as Markdown."""
+        rows = [(str(run), outcome.state, outcome.remark) for run, outcome in self.states.items()]
+        return markdown_table([("run", "state", ""), *rows])
+
+
+def split_words(words: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Runs and folders of runs, and `key.path=value` settings, from the words of a command line.
+
+    A word of the form of a setting is one, unless there is a run or a folder of runs of this name.
+    """
+    paths: list[Path] = []
+    overrides: list[str] = []
+    for word in words:
+        if _OVERRIDE.match(word) and not _has_runs(Path(word)):
+            overrides.append(word)
+        else:
+            paths.append(Path(word))
+    return paths, overrides
+
+
+def is_one_run(paths: Sequence[Path]) -> bool:
+    """Whether a request is for a single run, and not for a folder of them."""
+    return len(paths) == 1 and ((paths[0] / "config.yaml").is_file() or not _has_runs(paths[0]))
+
+
+def evaluate_run(run: Path, wanted: Wanted) -> Outcome:
+    """Evaluate a run, and print its table.
+
+    Raises:
+        UserError: it cannot be evaluated as asked.
+    """
+    config = evaluation_config(run, wanted.overrides)
+    if config.pretrain is not None:
+        return _evaluate_pretraining(run, config, wanted)
+    if wanted.volumes:
+        raise UserError(f"--volumes: {run} is a segmentation; fusionseg predict writes its masks")
+    if wanted.skip_existing and (folder := _existing(run, config, wanted)) is not None:
+        log.info("%s: is newer than the weights and is kept", folder)
+        return Outcome(KEPT, folder.name)
+    result = evaluate(
+        run,
+        config,
+        wanted.options,
+        dataset_root=wanted.dataset_root,
+        others=wanted.others,
+        include_trained=wanted.include_trained,
+    )
+    print(evaluation_table(result.summary))
+    print(f"{result.folder}: cases.csv, summary.json, best_and_worst.png")
+    return _outcome(result.failed, f"Dice {result.summary['dice']:.4f}")
+
+
+def _evaluate_pretraining(run: Path, config: RunConfig, wanted: Wanted) -> Outcome:
+    options = wanted.options
+    given = {
+        "--dataset": wanted.dataset_root is not None,
+        "--with": bool(wanted.others),
+        "--include-trained": wanted.include_trained,
+        "--tta": options.flips,
+        "--overlap": options.overlap is not None,
+        "--memory": options.memory_gb is not None,
+    }
+    if problems := [name for name, is_given in given.items() if is_given]:
+        raise UserError(
+            f"{', '.join(problems)}: {run} is a pre-training, which is evaluated on its own validation volumes, each"
+            " patch once; remove it"
+        )
+    if wanted.skip_existing and (folder := _existing(run, config, wanted)) is not None:
+        log.info("%s: is newer than the weights and is kept", folder)
+        return Outcome(KEPT, folder.name)
+    result = evaluate_pretraining(run, config, options, volumes=wanted.volumes)
+    print(result.table())
+    print(f"{result.folder}: cases.csv, summary.json" + (f", {VOLUMES}/" if wanted.volumes else ""))
+    return _outcome(result.failed, f"SSIM {result.summary['figures']['ssim']['mean']:.4f}")
+
+
+def _outcome(failed: dict[str, str], remark: str) -> Outcome:
+    if failed:
+        return Outcome(INCOMPLETE, f"{remark}; not scored: {', '.join(sorted(failed))}")
+    return Outcome(EVALUATED, remark)
+
+
+def evaluate_runs(paths: Sequence[Path], wanted: Wanted) -> Outcomes:
+    """Evaluate the runs among some paths, and those within the others.
+
+    Raises:
+        UserError: a path holds no run, or the request is for a single one.
+    """
+    folders = run_folders(paths)
+    if wanted.others:
+        raise UserError(f"--with: averages with one run, and {len(folders)} are named; evaluate them one by one")
+    outcomes = Outcomes()
+    for number, run in enumerate(folders, start=1):
+        if not any((run / "checkpoints").glob("*.pt")):
+            log.info("%s has no weights yet: it is passed over", run)
+            outcomes.states[run] = Outcome(NO_WEIGHTS, "passed over")
+            continue
+        log.info("%s (%d of %d)", run, number, len(folders))
+        try:
+            outcomes.states[run] = evaluate_run(run, wanted)
+        except UserError as error:
+            log.error("%s", error)
+            outcomes.states[run] = Outcome(FAILED, error.problems[0])
+        except (OSError, RuntimeError) as error:  # a full disk, too little memory: the next run may be smaller
+            log.error("%s: %s", run, traceback.format_exc())
+            outcomes.states[run] = Outcome(FAILED, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+    return outcomes
+
+
+def _existing(run: Path, config: RunConfig, wanted: Wanted) -> Path | None:
+    """The folder of an evaluation that was asked for in the same words, of these weights and of all cases."""
+    dataset = None
+    if wanted.dataset_root is not None:
+        dataset = open_dataset(wanted.dataset_root, "auto", default_labels=config.data.labels)
+    request = request_for(
+        config,
+        wanted.options,
+        dataset,
+        wanted.dataset_root,
+        wanted.others,
+        include_trained=wanted.include_trained,
+    )
+    folder = evaluation_folder(run, request)
+    if read_object(folder / SUMMARY).get("request") != request.to_json():
+        return None
+    if wanted.volumes and not (folder / VOLUMES).is_dir():
+        return None
+    weights = [find_weights(one, wanted.options.checkpoint) for one in (run, *wanted.others)]
+    return folder if _is_current(folder, weights) else None
+
+
+def _is_current(folder: Path, weights: Sequence[Path]) -> bool:
+    """Whether an evaluation is of these weights, newer than they are, and lacks no case."""
+    summary = read_object(folder / SUMMARY)
+    if Path(str(summary.get("checkpoint"))).name != weights[0].name or summary.get("failed") != {}:
+        return False
+    written = (folder / SUMMARY).stat().st_mtime_ns
+    return all(written > path.stat().st_mtime_ns for path in weights)
+
+
+def _has_runs(path: Path) -> bool:
+    return (path / "config.yaml").is_file() or any(path.glob("*/config.yaml"))
