@@ -174,7 +174,13 @@ def unique_names(
     for name, count in Counter(case.name for case in training + testing).items():
         if count > 1:
             files = sorted({str(c.images[0]) for c in training + testing if c.name == name})
-            faults.append(f"{source}: {count} cases are named {name} ({', '.join(files[:3])}); rename or remove one")
+            remedy = "rename or remove one"
+            if len(files) == 1:
+                remedy = (
+                    "list it once (to train and validate on the same cases on purpose, list them under training without"
+                    " folds, and set data.folds=1)"
+                )
+            faults.append(f"{source}: {count} cases are named {name} ({', '.join(files[:3])}); {remedy}")
     return training, testing
 
 

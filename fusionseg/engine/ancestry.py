@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fusionseg.config import RunConfig
@@ -25,11 +25,11 @@ def read_ancestors(path: Path) -> tuple[Ancestor, ...]:
     return *split.seen, Ancestor(str(path), tuple(sorted({case.image for case in split.training})))
 
 
-def refuse_seen(config: RunConfig, ancestors: Iterable[Ancestor], validation: Mapping[str, str]) -> None:
+def refuse_seen(config: RunConfig, ancestors: Iterable[Ancestor], validation: Sequence[tuple[str, str]]) -> None:
     """Refuse validation cases that the first weights were trained on, unless the results are to be marked.
 
     Args:
-        validation: name -> digest of the image.
+        validation: name of the case, digest of its image.
 
     Raises:
         UserError: there are some, and `init_from_seen` is refuse.
@@ -38,7 +38,7 @@ def refuse_seen(config: RunConfig, ancestors: Iterable[Ancestor], validation: Ma
         return
     for ancestor in ancestors:
         images = ImageSet.of(ancestor.images or ())
-        if seen := sorted(name for name, digest in validation.items() if digest in images):
+        if seen := sorted(name for name, digest in validation if digest in images):
             raise UserError(
                 f"init_from={config.init_from}: {ancestor.path} was trained on {len(seen)} of the {len(validation)}"
                 f" validation cases of this run ({some_of(seen)}), so their figures would not be those of new cases;"

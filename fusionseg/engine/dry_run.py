@@ -18,7 +18,7 @@ from fusionseg.engine.distributed import choose_device
 from fusionseg.engine.launch import read_launch
 from fusionseg.engine.memory import estimate_memory
 from fusionseg.engine.precision import choose_precision
-from fusionseg.engine.run_cases import open_run
+from fusionseg.engine.run_cases import open_run, settle_split
 from fusionseg.engine.run_folder import RunFolder
 from fusionseg.engine.sources import Source
 from fusionseg.errors import UserError
@@ -32,7 +32,11 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
     precision = choose_precision(config.train.precision, device)
     folder = RunFolder(config)
     folder.check(config)
-    sources = open_run(config, folder, planned=True).sources
+    run = open_run(config, folder, planned=True)
+    sources = run.sources
+    stores = [open_store(part.config, part.dataset)[0] for part in sources]
+    if all(case.name in store.cases for part, store in zip(sources, stores, strict=True) for case in part.cases):
+        settle_split(config, run, stores)  # what a start refuses once the cases are prepared
     dataset = sources[0].dataset
     needed, how = expected_cache_bytes(sources)
     memory = estimate_memory(

@@ -93,7 +93,7 @@ def settle_split(config: RunConfig, run: RunCases, stores: Sequence[Store]) -> S
             raise UserError(f"data.fold {config.data.fold}: no case is left to {purpose} on")
     fitted = {name for source, name in zip(run.sources, names, strict=True) if source.trains_on_validation}
     _refuse_common_images(training, [case for case in validation if case.dataset not in fitted])
-    refuse_seen(config, run.ancestors, {case.name: case.image for case in validation})
+    refuse_seen(config, run.ancestors, [(case.name, case.image) for case in validation])
     return Split(
         config.data.fold,
         config.data.folds,
@@ -182,12 +182,11 @@ def _ancestors(config: RunConfig, folder: RunFolder, planned: bool) -> tuple[Anc
         raise
 
 
-def _validation_digests(sources: Sequence[Source]) -> dict[str, str]:
-    found = {}
+def _validation_digests(sources: Sequence[Source]) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
     for source in sources:
         store, _ = open_store(source.config, source.dataset)
-        digests = digests_of(source.validation, store.cases)
-        found.update({name: content.image for name, content in digests.items()})
+        found += [(name, content.image) for name, content in digests_of(source.validation, store.cases).items()]
     return found
 
 

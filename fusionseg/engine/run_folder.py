@@ -116,8 +116,9 @@ class RunFolder:
         write_text(self.config_file, dump_config(config))
 
     def write_split(self, split: Split) -> None:
-        """split.json: what the run trains and validates on, by name and content."""
-        write_json(self.split_file, split.to_json())
+        """split.json: what the run trains and validates on, by name and content. A run that goes on has it already."""
+        if not (self.split_file.is_file() and self.has_checkpoints()):
+            write_json(self.split_file, split.to_json())
 
     def write_environment(self, ranks: list[dict[str, Any]], parameters: int) -> None:
         """environment.json: what this start of the run ran on, and the number of the network's parameters."""

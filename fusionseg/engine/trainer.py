@@ -78,13 +78,14 @@ class Trainer:
     def run(self) -> str:
         """Train to the end; the status that the end record has."""
         spent = self._resume()
+        if self.world.is_main:
+            self.folder.write_split(self.data.split)
         status, reason = self._why_end()
         if status and self.world.from_main(self.folder.has_end()):
             log.info("%s: this run has already ended (%s at step %d)", self.folder.path, status, self.step)
             return status
         if self.world.is_main:
             self.folder.rewind_metrics(self.step, validated=self._validated)
-            self.folder.write_split(self.data.split)
         ranks = self.world.gather(describe_rank(self.world))
         if self.world.is_main:
             self.folder.write_environment(ranks, sum(parameter.numel() for parameter in self.model.parameters()))
