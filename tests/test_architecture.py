@@ -16,7 +16,7 @@ MAX_LINES = 350
 # Each layer imports from those before it and from itself. What is not named here (train, pretrain, cli and
 # what may come beside them) is an entry point: it may import all, and nothing imports it.
 LAYERS = (
-    {"errors", "config", "files", "machine", "streams", "telemetry"},
+    {"errors", "config", "files", "folder_lock", "machine", "streams", "telemetry"},
     {"data", "models", "losses", "metrics", "reconstruction"},
     {"engine"},
     {"inference", "jobs"},
@@ -25,6 +25,7 @@ LAYERS = (
 ONLY = {
     "errors": set(),
     "streams": set(),
+    "folder_lock": set(),
     "entry": {"errors", "streams", "config", "engine"},
     "files": {"errors"},
     "machine": {"errors"},

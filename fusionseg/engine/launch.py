@@ -15,6 +15,11 @@ SLURM_VARIABLES = (
     "SLURM_STEP_NODELIST", "SLURM_JOB_ID",
 )  # fmt: skip
 
+MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")
+
+BATCH_STEPS = 4_000_000_000
+"""Numbers of steps from here on are SLURM's own: the batch script, an interactive shell."""
+
 # Ports for the ranks of a SLURM step to meet at: below the range from which Linux gives clients theirs.
 FIRST_PORT, NUM_PORTS = 15000, 17000
 
@@ -29,6 +34,8 @@ class Launch:
     local_world_size: int = 1
     meeting: tuple[str, int] | None = None
     """Host and port at which rank 0 opens the store; None is for torchrun, which has opened one."""
+    remark: str = ""
+    """What the user should know of it."""
 
 
 def read_launch(environ: Mapping[str, str]) -> Launch:
@@ -43,7 +50,44 @@ def read_launch(environ: Mapping[str, str]) -> Launch:
     # whatever they may start with srun.
     if environ.get("SLURM_STEP_NUM_TASKS", "1") != "1" or environ.get("SLURM_PROCID", "0") != "0":
         return slurm_launch(environ)
-    return Launch()
+    step = environ.get("SLURM_STEP_ID", "")
+    if step.isdigit() and int(step) < BATCH_STEPS and "SLURM_STEP_NUM_TASKS" not in environ and _job_tasks(environ) > 1:
+        return slurm_launch(environ)  # a task of srun that was not told all of it: refused
+    return Launch(remark=_why_not_alone(environ))
+
+
+def _why_not_alone(environ: Mapping[str, str]) -> str:
+    """What a single process should know in a job of several tasks.
+
+    Raises:
+        UserError: it is one of several that mpirun started.
+    """
+    for name in MPI_SIZES:
+        if environ.get(name, "1").isdigit() and int(environ.get(name, "1")) > 1:
+            raise UserError(
+                f"environment: {name}={environ[name]}: mpirun has started these processes, and each would train alone,"
+                " all in one folder: start with torchrun --nproc_per_node=N -m fusionseg.train, or with srun"
+            )
+    if environ.get("SLURM_STEP_NUM_TASKS"):  # srun was asked for one
+        return ""
+    tasks = _job_tasks(environ)
+    if tasks <= 1:
+        return ""
+    return (
+        f"this is one process, in a SLURM job of {tasks} tasks: the others are not used. To train on all of them start"
+        " with srun: srun python -m fusionseg.train ..."
+    )
+
+
+def _job_tasks(environ: Mapping[str, str]) -> int:
+    """The tasks that were asked for. (SLURM_TASKS_PER_NODE counts CPUs where none were.)"""
+
+    def number(name: str) -> int:
+        text = environ.get(name, "")
+        return int(text) if text.isdigit() else 1
+
+    nodes = max(number("SLURM_JOB_NUM_NODES"), number("SLURM_NNODES"))
+    return max(number("SLURM_NTASKS"), number("SLURM_NPROCS"), nodes * number("SLURM_NTASKS_PER_NODE"))
 
 
 def torchrun_launch(environ: Mapping[str, str]) -> Launch:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import platform
@@ -12,7 +11,7 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
@@ -25,6 +24,7 @@ from fusionseg.engine.checkpoint import numbered_checkpoints, obstacles
 from fusionseg.engine.stored_config import resolved, stored_config
 from fusionseg.errors import UserError
 from fusionseg.files import writable_folder, write_json, write_text
+from fusionseg.folder_lock import FolderLock, HeldError
 from fusionseg.telemetry.records import last_records, read_records
 
 PACKAGES = ("torch", "monai", "numpy", "nibabel", "pydantic", "nvtx")
@@ -48,7 +48,7 @@ class RunFolder:
         self.log = self.path / "log.txt"
         self.checkpoints = self.path / "checkpoints"
         self.pictures = self.path / "pictures"
-        self._lock: IO[str] | None = None
+        self._lock = FolderLock(self.path)
 
     def lock(self, patience_s: float = 0.0) -> None:
         """Keep a second process out of the folder for as long as this one lives.
@@ -60,23 +60,23 @@ class RunFolder:
             UserError: a process is training here already, or the folder cannot be written.
         """
         writable_folder(self.path, "output")
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / ".lock").open("w", encoding="utf-8")
         end = time.monotonic() + patience_s
         while True:
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._lock.acquire()
                 break
-            except BlockingIOError:
+            except HeldError as held:
                 if time.monotonic() >= end:
                     raise UserError(
-                        f"{self.path}: another process is training in this folder: wait for it, or choose another name"
+                        f"{self.path}: {held} is training in this folder: wait for it, or choose another name"
                     ) from None
                 time.sleep(0.2)
-            except OSError:  # a file system without locks
-                return
         for leftover in (*self.path.glob(".partial-*"), *self.checkpoints.glob(".partial-*")):
             leftover.unlink()  # of a process that was killed while it wrote: the lock says that none is writing
+
+    def unlock(self) -> None:
+        """Let others into the folder."""
+        self._lock.release()
 
     def has_checkpoints(self) -> bool:
         """Whether a run has begun here that a start would resume."""

@@ -36,6 +36,8 @@ def train(config: RunConfig, patience_s: float = 0.0) -> str:
     try:
         world.main_first("open the run folder", lambda: opened.append(_open(folder, config, world, patience_s)))
         cases = world.from_main(opened[0] if opened else None)
+        if world.launch.remark:
+            log.warning("%s", world.launch.remark)
         log.info("run: %s", folder.path)
         return Trainer(config, world, folder, cases).run()
     except torch.OutOfMemoryError as error:
@@ -46,6 +48,7 @@ def train(config: RunConfig, patience_s: float = 0.0) -> str:
             f" ({str(error).splitlines()[0]})"
         ) from None
     finally:
+        folder.unlock()
         world.close()
 
 

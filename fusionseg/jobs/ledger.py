@@ -82,15 +82,3 @@ def end_of(found: dict[str, Event]) -> Event | None:
 def has_finished(end: Event | None) -> bool:
     """Whether an end record, if there is one, says that there is nothing left to train."""
     return end is not None and end["status"] in ("completed", "plateau")
-
-
-def is_being_trained(run: Path) -> bool:
-    """Whether a process holds the run's folder, on a file system with locks."""
-    try:
-        with (run / ".lock").open(encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # there is no such file, or no locks
-        return False
-    return False

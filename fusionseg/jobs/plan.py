@@ -15,8 +15,9 @@ from fusionseg.engine.run_cases import open_run
 from fusionseg.engine.run_folder import RunFolder
 from fusionseg.engine.sources import open_sources
 from fusionseg.errors import UserError
+from fusionseg.folder_lock import is_held
 from fusionseg.jobs.cluster import ClusterConfig
-from fusionseg.jobs.ledger import has_finished, is_being_trained, last_end, last_job, last_records, read_events
+from fusionseg.jobs.ledger import has_finished, last_end, last_job, last_records, read_events
 from fusionseg.jobs.slurm import is_active, job_states
 from fusionseg.jobs.sweep import Sweep, SweepRun
 from fusionseg.telemetry.tables import markdown_table
@@ -126,7 +127,7 @@ def _decide(run: SweepRun, job: str | None, states: dict[str, str]) -> Planned:
         return Planned(run, "skip", f"{end['status']} at step {end['step']}")
     if job is not None and is_active(states.get(job, "GONE")):
         return Planned(run, "skip", f"is job {job}, {states[job]}")
-    if is_being_trained(run.folder):
+    if is_held(run.folder):
         return Planned(run, "skip", "is being trained")
     if numbered_checkpoints(run.folder / "checkpoints"):
         records = last_records(run.folder)

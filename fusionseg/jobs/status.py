@@ -14,12 +14,12 @@ from typing import Any
 
 from fusionseg.config.source import read_yaml
 from fusionseg.errors import UserError
+from fusionseg.folder_lock import is_held
 from fusionseg.inference.runs import run_folders
 from fusionseg.jobs.ledger import (
     Event,
     end_of,
     has_finished,
-    is_being_trained,
     last_job,
     last_records,
     read_events,
@@ -229,7 +229,7 @@ def _state(
     known = (states or {}).get(job, "") if job is not None else ""
     if known and is_active(known):
         return known, told.get("reason", "")
-    if is_being_trained(path):
+    if is_held(path):
         return "running", told.get("reason", "")
     if not events:
         return (end["status"], end["reason"]) if end else ("unfinished", "running elsewhere, or killed without a word")

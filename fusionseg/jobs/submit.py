@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
 import os
 import shlex
@@ -15,6 +14,7 @@ from typing import Any
 from fusionseg.config import dump_config
 from fusionseg.errors import UserError
 from fusionseg.files import write_text
+from fusionseg.folder_lock import FolderLock, HeldError
 from fusionseg.jobs.cluster import ClusterConfig
 from fusionseg.jobs.job import TRAP_LINE, Job, requeue_lines
 from fusionseg.jobs.ledger import write_event
@@ -83,17 +83,16 @@ def only_one(sweep: Sweep) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         # Who can write here runs code as this user: the jobs unpickle what they find.
         folder.chmod(0o700)
-        lock = (folder / ".lock").open("w", encoding="utf-8")
+        lock = FolderLock(folder)
+        lock.acquire()
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror}: choose another output") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{sweep.folder}: is being submitted by another process: wait for it") from None
-        except OSError:  # a file system without locks
-            pass
+    except HeldError as held:
+        raise UserError(f"{sweep.folder}: is being submitted by {held}: wait for it") from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextmanager

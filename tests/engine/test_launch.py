@@ -38,9 +38,52 @@ def test_what_torchrun_says() -> None:
     assert read_launch({**TORCHRUN, "HOME": "/root"}) == Launch(5, 8, 1, 4)
 
 
-@pytest.mark.parametrize("environ", [{}, {"MASTER_ADDR": "node1", "MASTER_PORT": "1"}, BATCH_SCRIPT])
+ONE_TASK = {**SRUN, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "4", "PMI_SIZE": "1"}
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        {"MASTER_ADDR": "node1", "MASTER_PORT": "1"},
+        {**BATCH_SCRIPT, "SLURM_NTASKS": "1", "SLURM_TASKS_PER_NODE": "32"},
+        {**BATCH_SCRIPT, "SLURM_NTASKS": "many"},
+        ONE_TASK,
+    ],
+)
 def test_alone(environ: dict[str, str]) -> None:
     assert read_launch(environ) == Launch(0, 1, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("environ", "tasks"),
+    [
+        (BATCH_SCRIPT, 4),
+        ({"SLURM_JOB_ID": "7", "SLURM_NPROCS": "2"}, 2),  # a shell of salloc
+        ({"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "3", "SLURM_NTASKS_PER_NODE": "2"}, 6),
+        ({**BATCH_SCRIPT, "SLURM_STEP_ID": "4294967291"}, 4),
+    ],
+)
+def test_one_process_of_a_job_of_several_tasks_is_told_of_srun(environ: dict[str, str], tasks: int) -> None:
+    launch = read_launch(environ)
+    assert (launch.rank, launch.world_size) == (0, 1)
+    assert launch.remark.startswith(f"this is one process, in a SLURM job of {tasks} tasks: the others are not used.")
+    assert launch.remark.endswith("start with srun: srun python -m fusionseg.train ...")
+
+
+def test_a_task_that_was_not_told_how_many_there_are_is_refused() -> None:
+    """The first of them too, which has the number 0."""
+    environ = {**BATCH_SCRIPT, "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "node1"}
+    with pytest.raises(UserError, match=r"SLURM_STEP_NUM_TASKS, .* are not set: start with srun and let"):
+        read_launch(environ)
+
+
+@pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_mpirun_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=rf"{name}=4: mpirun has started .*: start with torchrun"):
+        read_launch({name: "4"})
+    assert read_launch({**TORCHRUN, name: "4"}).world_size == 8
+    assert read_launch({**SRUN, name: "4"}).world_size == 4
 
 
 @pytest.mark.parametrize("missing", TORCHRUN_VARIABLES)

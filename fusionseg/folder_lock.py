@@ -1,0 +1,172 @@
+"""One process at a time in a folder, on file systems with locks and on those without.
+
+With locks, `.lock` is locked for as long as the process lives, and nothing else counts. Without them, `.owner` names
+the process (host, number, when it started); it is made by O_EXCL, which the file systems without locks have, and its
+time is renewed every few seconds, for a process on another host cannot be looked up.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+log = logging.getLogger("fusionseg")
+
+LOCK, OWNER = ".lock", ".owner"
+BEAT_S = 5.0
+"""How often the owner's file is renewed."""
+SILENT_S = 3 * BEAT_S
+"""An owner on another host that has not renewed its file for so long is gone."""
+_SETTLE_S = 0.2
+
+
+class HeldError(Exception):
+    """Another process has the folder; the text says which, as far as it is known."""
+
+
+class FolderLock:
+    """The right to work in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._file: IO[str] | None = None
+        self._beat: threading.Event | None = None
+
+    def acquire(self) -> None:
+        """Take the folder, or raise at once.
+
+        On a file system without locks a warning says so, and an owner on another host is watched for some seconds.
+
+        Raises:
+            HeldError: another process has it.
+            OSError: the folder cannot be written.
+        """
+        file = (self.folder / LOCK).open("a", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.close()
+            raise HeldError("another process") from None
+        except OSError as error:
+            file.close()
+            self._own()
+            log.warning(
+                "%s: file locks do not work here (%s): a second process in this folder is noticed by the file %s alone;"
+                " start no run twice at the same time",
+                self.folder,
+                error.strerror,
+                OWNER,
+            )
+            return
+        self._file = file
+
+    def release(self) -> None:
+        """Give the folder back; nothing happens if it is not held."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        if self._beat is not None:
+            self._beat.set()
+            self._beat = None
+            if _read(self.folder / OWNER) == _myself():
+                with suppress(OSError):
+                    (self.folder / OWNER).unlink()
+
+    def _own(self) -> None:
+        path = self.folder / OWNER
+        for _ in range(3):
+            try:
+                handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            except FileExistsError:
+                if holder := _holder(path, SILENT_S):
+                    raise HeldError(holder) from None
+                with suppress(FileNotFoundError):
+                    path.unlink()
+                continue
+            with open(handle, "w", encoding="utf-8") as file:
+                json.dump(_myself(), file)
+            time.sleep(_SETTLE_S)  # two that found the same dead owner: the later has replaced the file
+            if _read(path) == _myself():
+                self._beat = threading.Event()
+                threading.Thread(target=_renew, args=(path, self._beat), daemon=True).start()
+                return
+        raise HeldError("another process")
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process works in the folder."""
+    try:
+        with (folder / LOCK).open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except (BlockingIOError, PermissionError):
+        return True
+    except OSError:  # there is no such file, or no locks
+        return _holder(folder / OWNER, 0.0) != ""
+
+
+def _holder(path: Path, watch_s: float) -> str:
+    """Which process an owner's file stands for, if it lives; else empty.
+
+    Args:
+        watch_s: how long to watch for a sign of life from another host; 0 goes by the file's age.
+    """
+    owner = _read(path)
+    try:
+        before = path.stat().st_mtime
+    except OSError:
+        return ""
+    host, pid = owner.get("host"), owner.get("pid")
+    name = f"process {pid} on {host}" if owner else "another process"
+    if host == socket.gethostname() and isinstance(pid, int):
+        started = _started(pid)
+        return name if started is not None and started == owner.get("started") else ""
+    if watch_s == 0:
+        return name if time.time() - before < 2 * SILENT_S else ""
+    end = time.monotonic() + watch_s
+    while time.monotonic() < end:
+        time.sleep(0.5)
+        try:
+            if path.stat().st_mtime != before:
+                return name
+        except OSError:  # it has just left
+            return ""
+    return ""
+
+
+def _myself() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+
+
+def _started(pid: int) -> str | None:
+    """When a process was started, in the kernel's own units (its number may be another's by now); None if it has ended.
+
+    Not as a time of day: that moves when the clock is set.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _renew(path: Path, ended: threading.Event) -> None:
+    while not ended.wait(BEAT_S):
+        with suppress(OSError):
+            os.utime(path)
