@@ -51,7 +51,7 @@ class FolderLock:
         """
         file = (self.folder / LOCK).open("a", encoding="utf-8")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except (BlockingIOError, PermissionError):
             file.close()
             raise HeldError("another process") from None
@@ -99,6 +99,14 @@ class FolderLock:
                 threading.Thread(target=_renew, args=(path, self._beat), daemon=True).start()
                 return
         raise HeldError("another process")
+
+
+def _lock(file: IO[str]) -> None:
+    for _ in range(3):  # who asks whether it is held has it for an instant
+        with suppress(BlockingIOError):
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(0.1)
+    return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def is_held(folder: Path) -> bool:

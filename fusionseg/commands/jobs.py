@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -33,7 +35,7 @@ def _submit(arguments: argparse.Namespace) -> int:
     from fusionseg.jobs.cluster import load_cluster
     from fusionseg.jobs.local import check_devices, run_locally
     from fusionseg.jobs.plan import describe, plan
-    from fusionseg.jobs.submit import ask_slurm, only_one, sbatch_text, submit
+    from fusionseg.jobs.submit import check_submission, only_one, sbatch_text, submit
     from fusionseg.jobs.sweep import load_sweep
 
     prefix = "cluster."
@@ -44,24 +46,29 @@ def _submit(arguments: argparse.Namespace) -> int:
     due = sum(entry.is_due for entry in planned)
     print(f"{sweep.folder}: {len(planned)} runs, {due} to {'do' if arguments.dry_run else 'submit'}\n")
     print(describe(planned, cluster))
-    if arguments.dry_run:
-        if due and cluster.cluster == "slurm":
-            print(f"\n{sbatch_text(sweep, cluster, due)}")
-        return DONE
     if not due:
         return DONE
     local = cluster.cluster == "local"
+    if arguments.dry_run and not local:
+        print(f"\n{sbatch_text(sweep, cluster, due)}")
+    unasked = arguments.dry_run and not local and shutil.which("sinfo") is None
     if local:
         check_devices(cluster)
-    else:
-        ask_slurm(sweep, cluster, due)
+    check_submission(sweep, cluster, due, ask=not local and not unasked)
+    if unasked:
+        print("\nSLURM was not asked, for it is not here (no sinfo): on the login node it may refuse these jobs")
+    if arguments.dry_run:
+        return DONE
     with only_one(sweep):
         planned = plan(sweep, cluster)  # again: another process may just have submitted it
         if local:
             return FAILED if run_locally(sweep, planned, cluster) else DONE
-        jobs = submit(sweep, planned, cluster)
-    if jobs:
-        print(f"\nsubmitted {len(jobs)} runs as job {jobs[0].split('_')[0]}; see: fusionseg status {sweep.folder}")
+
+        def announce(jobs: list[str]) -> None:
+            print(f"\nsubmitted {len(jobs)} runs as job {jobs[0].split('_')[0]}; see: fusionseg status {sweep.folder}")
+            sys.stdout.flush()
+
+        submit(sweep, planned, cluster, announce)
     return DONE
 
 

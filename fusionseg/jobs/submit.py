@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from fusionseg.config import dump_config
 from fusionseg.errors import UserError
-from fusionseg.files import write_text
-from fusionseg.folder_lock import FolderLock, HeldError
+from fusionseg.files import writable_folder, write_text
+from fusionseg.folder_lock import FolderLock, HeldError, is_held
 from fusionseg.jobs.cluster import ClusterConfig
 from fusionseg.jobs.job import TRAP_LINE, Job, requeue_lines
-from fusionseg.jobs.ledger import write_event
+from fusionseg.jobs.ledger import open_ledger, read_events, write_event
 from fusionseg.jobs.plan import Planned
 from fusionseg.jobs.slurm import call
 from fusionseg.jobs.sweep import JOBS_FOLDER, Sweep, SweepRun
 
+log = logging.getLogger("fusionseg")
 
-def submit(sweep: Sweep, planned: list[Planned], cluster: ClusterConfig) -> list[str]:
+
+def submit(
+    sweep: Sweep, planned: list[Planned], cluster: ClusterConfig, announce: Callable[[list[str]], None]
+) -> list[str]:
     """Submit the runs that are due, as one job array; the jobs' numbers.
 
+    Jobs that cannot be recorded are cancelled: nobody would know of them.
+
+    Args:
+        announce: is told the numbers, before a signal that has come meanwhile takes effect.
+
     Raises:
-        UserError: SLURM refuses; nothing has been submitted then.
+        UserError: SLURM refuses, or the jobs could not be recorded; the message says what is left in the queue.
     """
     os.environ.pop("SUBMITIT_PREEMPT_SIGNAL", None)  # would replace SIGUSR2 as submitit is imported
     import submitit
@@ -45,16 +55,99 @@ def submit(sweep: Sweep, planned: list[Planned], cluster: ClusterConfig) -> list
         try:
             for run in runs:
                 write_run_config(run)
-            with _undisturbed():
-                jobs = executor.submit_array([_job(run, cluster) for run in runs])
-                for run, job in zip(runs, jobs, strict=True):
-                    log, steps = str(job.paths.stdout), run.config.train.steps
-                    write_event(run.folder, "submitted", job=job.job_id, log=log, steps=steps)
-        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError, OSError) as error:
+                open_ledger(run.folder)
+            with _undisturbed(), _noting_jobs() as noted:
+                try:
+                    jobs = executor.submit_array([_job(run, cluster) for run in runs])
+                    for run, job in zip(runs, jobs, strict=True):
+                        output, steps = str(job.paths.stdout), run.config.train.steps
+                        write_event(run.folder, "submitted", job=job.job_id, log=output, steps=steps)
+                    announce([job.job_id for job in jobs])
+                except BaseException:
+                    _take_back(noted, runs)
+                    raise
+        except (
+            submitit.core.utils.FailedJobError,
+            submitit.core.utils.FailedSubmissionError,
+            OSError,
+            UserError,
+        ) as error:
             for path in new:
                 path.unlink(missing_ok=True)
-            raise UserError(f"submission failed: {str(error).strip().splitlines()[-1]}") from None
+            raise UserError(f"submission failed: {_reason(error)}") from None
     return [job.job_id for job in jobs]
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if lines[0].startswith("Could not make sense"):  # submitit's: it looks for "job 12" in what sbatch says
+        return f"{lines[0]}: the jobs may be in the queue, see squeue --me, and cancel them"
+    return lines[-1]
+
+
+@contextmanager
+def _noting_jobs() -> Iterator[list[str]]:
+    """Yield a list that gets the number of each job as soon as sbatch has said it.
+
+    submitit makes an executor of its own for an array, so that a subclass would not be asked.
+    """
+    import submitit
+
+    executor, noted = submitit.SlurmExecutor, []
+    before = executor.__dict__["_get_job_id_from_submission_command"]
+
+    def note(said: bytes | str) -> str:
+        job: str = before.__func__(said)
+        noted.append(job)
+        return job
+
+    executor._get_job_id_from_submission_command = staticmethod(note)
+    try:
+        yield noted
+    finally:
+        executor._get_job_id_from_submission_command = before
+
+
+def _take_back(jobs: list[str], runs: list[SweepRun]) -> None:
+    """Cancel jobs that could not be recorded, and say so; the numbers of those that could not be cancelled too."""
+    for job in jobs:
+        try:
+            call(["scancel", job])
+        except UserError as failure:
+            log.error("job %s is in the queue and not on record (%s): cancel it by hand: scancel %s", job, failure, job)
+            continue
+        log.error("job %s could not be recorded: it has been cancelled", job)
+        for run in runs:
+            if any(str(event.get("job")).partition("_")[0] == job for event in read_events(run.folder)):
+                with suppress(OSError, UserError):
+                    write_event(run.folder, "cancelled", job=job, reason="the submission failed")
+
+
+def check_submission(sweep: Sweep, cluster: ClusterConfig, num_runs: int, *, ask: bool) -> None:
+    """Make sure that the runs can be submitted, before anything is written.
+
+    Args:
+        ask: whether to ask SLURM too.
+
+    Raises:
+        UserError: with all problems: the folder cannot be written, another process submits the sweep, SLURM is not
+            there or would refuse the jobs.
+    """
+    problems: list[str] = []
+    there = next(part for part in (sweep.folder, *sweep.folder.parents) if part.exists())
+    try:
+        writable_folder(there, "output")
+    except UserError as error:
+        problems += error.problems
+    if is_held(sweep.folder / JOBS_FOLDER):
+        problems.append(f"{sweep.folder}: is being submitted by another process: wait for it")
+    if ask:
+        try:
+            ask_slurm(sweep, cluster, num_runs)
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
 
 
 def ask_slurm(sweep: Sweep, cluster: ClusterConfig, num_runs: int) -> None:
@@ -111,7 +204,7 @@ def _clean_environment() -> Iterator[None]:
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """Signals wait: between sbatch and the ledger, jobs are in the queue that nobody knows of."""
-    numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield

@@ -1,0 +1,181 @@
+"""Submission where something fails: jobs are on record, or cancelled, and the user is told. SLURM's commands are
+stand-ins that say what SLURM would, and sabotage."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fusionseg.cli import main
+from fusionseg.config import RunConfig, dump_config
+from fusionseg.folder_lock import FolderLock
+from fusionseg.jobs.ledger import read_events
+
+Submit = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def submit(
+    tmp_path: Path,
+    balls: Path,
+    tiny_config: Callable[..., RunConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Submit:
+    """`submit(sbatch, *words)`: submit two runs with this shell script as sbatch; status, output, errors.
+
+    `calls` in the folder has the calls of scancel.
+    """
+    (tmp_path / "base.yaml").write_text(dump_config(tiny_config(balls, tmp_path / "runs")))
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump({"name": "two", "base": "base.yaml", "grid": {"seed": [0, 1]}}))
+    (tmp_path / "cluster.yaml").write_text("{cluster: slurm, gpus_per_node: 0}")
+    commands = tmp_path / "bin"
+    commands.mkdir()
+
+    def place(name: str, script: str) -> None:
+        (commands / name).write_text(f"#!/bin/sh\n{script}\n")
+        (commands / name).chmod(0o755)
+
+    place("sinfo", "echo slurm 23")
+    place("squeue", "")
+    place("scancel", f'echo "$@" >> {tmp_path}/calls')
+    monkeypatch.setenv("PATH", f"{commands}:/usr/bin:/bin")
+
+    def start(sbatch: str, *words: str) -> tuple[int, str, str]:
+        place("sbatch", f'[ "$1" = --test-only ] && exit 0\n{sbatch}')
+        command = ["submit", str(tmp_path / "two.yaml"), "--cluster", str(tmp_path / "cluster.yaml"), *words]
+        status = main(command)
+        shown = capsys.readouterr()
+        return status, shown.out, shown.err
+
+    return start
+
+
+def events(tmp_path: Path, seed: int) -> list[tuple[str, str]]:
+    return [(event["event"], event["job"]) for event in read_events(tmp_path / f"runs/two/seed{seed}")]
+
+
+def test_jobs_are_on_record_and_named(submit: Submit, tmp_path: Path) -> None:
+    status, out, _ = submit("echo Submitted batch job 77")
+    assert status == 0
+    assert "submitted 2 runs as job 77; see: fusionseg status" in out
+    assert [events(tmp_path, seed) for seed in (0, 1)] == [[("submitted", "77_0")], [("submitted", "77_1")]]
+
+
+def test_jobs_that_cannot_be_recorded_are_cancelled(submit: Submit, tmp_path: Path) -> None:
+    ledger = tmp_path / "runs/two/seed1/jobs.jsonl"
+    status, out, err = submit(f"rm {ledger}; mkdir {ledger}; echo Submitted batch job 77")
+    assert status == 2
+    assert "submitted" not in out
+    assert "error: job 77 could not be recorded: it has been cancelled" in err
+    assert f"submission failed: {ledger}: is no file" in err
+    assert "Traceback" not in err
+    assert (tmp_path / "calls").read_text() == "77\n"
+    assert events(tmp_path, 0) == [("submitted", "77_0"), ("cancelled", "77")]
+    ledger.rmdir()
+    assert submit("echo Submitted batch job 78")[0] == 0
+    assert events(tmp_path, 1) == [("submitted", "78_1")]
+
+
+def test_a_failure_of_submitit_after_sbatch_cancels_too(submit: Submit, tmp_path: Path) -> None:
+    """It cannot move its own files: their folder is gone."""
+    status, _, err = submit(
+        f"rm -r {tmp_path}/runs/two/jobs; touch {tmp_path}/runs/two/jobs; echo Submitted batch job 77"
+    )
+    assert status == 2
+    assert "job 77 could not be recorded: it has been cancelled" in err and "Traceback" not in err
+    assert (tmp_path / "calls").read_text() == "77\n"
+    assert not (tmp_path / "runs/two/seed0/config.yaml").exists()
+
+
+def test_a_job_that_cannot_be_cancelled_either_is_named(submit: Submit, tmp_path: Path) -> None:
+    ledger = tmp_path / "runs/two/seed0/jobs.jsonl"
+    (tmp_path / "bin/scancel").write_text("#!/bin/sh\necho no controller >&2; exit 1\n")
+    status, _, err = submit(f"rm {ledger}; mkdir {ledger}; echo Submitted batch job 77")
+    assert status == 2
+    assert "job 77 is in the queue and not on record (scancel 77: no controller): cancel it by hand: scancel 77" in err
+
+
+def test_an_answer_of_sbatch_without_a_number(submit: Submit) -> None:
+    status, _, err = submit("echo Queued: 77")
+    assert status == 2
+    assert "the jobs may be in the queue, see squeue --me, and cancel them" in err and "Queued: 77" in err
+
+
+def test_what_cannot_be_recorded_is_not_submitted(submit: Submit, tmp_path: Path) -> None:
+    (tmp_path / "runs/two/seed1/jobs.jsonl").mkdir(parents=True)
+    status, _, err = submit(f"touch {tmp_path}/submitted; echo Submitted batch job 77")
+    assert status == 2
+    assert "jobs.jsonl: is no file" in err
+    assert not (tmp_path / "submitted").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_comes_after_the_record(submit: Submit, tmp_path: Path, number: signal.Signals) -> None:
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(number, interrupt)
+    try:
+        status, out, err = submit(f"kill -{number.value} {os.getpid()}; sleep 0.2; echo Submitted batch job 77")
+    finally:
+        signal.signal(number, before)
+    assert status == 1
+    assert "submitted 2 runs as job 77" in out and "interrupted" in err
+    assert events(tmp_path, 1) == [("submitted", "77_1")]
+
+
+# -- --dry-run -----------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_leaves_nothing(submit: Submit, tmp_path: Path) -> None:
+    status, out, _ = submit("exit 3", "--dry-run")
+    assert status == 0
+    assert "2 runs, 2 to do" in out and "#SBATCH --array=0-1%2" in out and "was not asked" not in out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_refuses_a_sweep_that_is_being_submitted(submit: Submit, tmp_path: Path) -> None:
+    (tmp_path / "runs/two/jobs").mkdir(parents=True)
+    lock = FolderLock(tmp_path / "runs/two/jobs")
+    lock.acquire()
+    status, _, err = submit("", "--dry-run")
+    lock.release()
+    assert status == 2 and "two: is being submitted by another process: wait for it" in err
+    assert submit("", "--dry-run")[0] == 0
+
+
+def test_a_dry_run_asks_slurm(submit: Submit, tmp_path: Path) -> None:
+    (tmp_path / "bin/sinfo").write_text("#!/bin/sh\necho no controller >&2; exit 1\n")
+    said = [submit("", *words) for words in (("--dry-run",), ())]
+    assert [status for status, _, _ in said] == [2, 2]
+    assert all("sinfo --version: no controller" in err for _, _, err in said)
+
+
+def test_a_dry_run_without_slurm_says_that_it_was_not_asked(
+    submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    status, out, _ = submit("", "--dry-run")
+    assert status == 0
+    assert "SLURM was not asked, for it is not here (no sinfo)" in out
+    assert submit("")[0] == 2
+
+
+def test_a_dry_run_refuses_a_folder_that_cannot_be_written(submit: Submit, tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    said = [submit("", *words) for words in (("--dry-run",), ())]
+    assert [status for status, _, _ in said] == [2, 2]
+    assert all(f"{tmp_path}/runs" in err for _, _, err in said)
+
+
+def test_a_dry_run_refuses_devices_that_are_not_there(submit: Submit, tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text("{cluster: local, gpus_per_node: 64}")
+    said = [submit("", "train.global_batch=64", "train.micro_batch=1", *words) for words in (("--dry-run",), ())]
+    assert [status for status, _, _ in said] == [2, 2]
+    assert all("a run takes 64 GPUs (gpus_per_node), and this machine has " in err for _, _, err in said)
