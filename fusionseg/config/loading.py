@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from fusionseg.config.messages import explain
 from fusionseg.config.override import Override, parse_override
+from fusionseg.config.renaming import Dropped, carry_over, dropped, is_renamed
 from fusionseg.config.schema import RunConfig
 from fusionseg.config.section import Section
 from fusionseg.config.source import KeyPath, Places, dump_yaml, nearby, read_yaml
@@ -17,41 +18,58 @@ from fusionseg.errors import UserError
 
 AnySection = TypeVar("AnySection", bound=Section)
 
-# Sections whose other keys belong to their `name`: a new name starts the section afresh, so that extending a
-# U-Net's configuration with `model: {name: swin_unetr}` does not inherit the U-Net's channels.
-NAMED_SECTIONS = ("model", "loss", "optim", "schedule")
 
-
-def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(path: str | Path | None, overrides: Sequence[str] = (), lost: list[Dropped] | None = None) -> RunConfig:
     """Read a configuration file, what it extends, and `key.path=value` overrides.
+
+    Args:
+        lost: gets what changes of a section's name have dropped.
 
     Raises:
         UserError: with every problem found, each with its key path, file and line, and the fix.
     """
-    return validate(*read_raw(path, overrides))
+    return validate(*read_raw(path, overrides, lost))
 
 
-def read_raw(path: str | Path | None, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Places]:
-    """The merged plain values and where each was written, before validation."""
-    raw, places = _read_extended(Path(path), ()) if path is not None else ({}, {})
-    return lay_over(raw, places, [parse_override(text, RunConfig) for text in overrides])
+def read_raw(
+    path: str | Path | None, overrides: Sequence[str] = (), lost: list[Dropped] | None = None
+) -> tuple[dict[str, Any], Places]:
+    """The merged plain values and where each was written, before validation.
+
+    Args:
+        lost: gets what changes of a section's name have dropped.
+    """
+    lost = [] if lost is None else lost
+    raw, places = _read_extended(Path(path), (), lost) if path is not None else ({}, {})
+    return lay_over(raw, places, [parse_override(text, RunConfig) for text in overrides], lost)
 
 
-def lay_over(raw: dict[str, Any], places: Places, overrides: Iterable[Override]) -> tuple[dict[str, Any], Places]:
+def lay_over(
+    raw: dict[str, Any], places: Places, overrides: Iterable[Override], lost: list[Dropped] | None = None
+) -> tuple[dict[str, Any], Places]:
     """Plain values with overrides laid over them, all at once: the order of model.channels and model.name must not
-    matter."""
+    matter.
+
+    A name alone (`model.name=unet`) leaves the other keys of its section, as far as they hold under the new name; a
+    whole section (`model={name: unet}`) with another name replaces it.
+
+    Args:
+        lost: gets what changes of a section's name have dropped.
+    """
     given: dict[str, Any] = {}
     given_places: Places = {}
+    whole: set[str] = set()
     for override in overrides:
+        whole |= {override.keys[0]} if len(override.keys) == 1 else set()
         nested: dict[str, Any] = {override.keys[-1]: override.value}
         for part in reversed(override.keys[:-1]):
             nested = {part: nested}
-        given, _ = _merge(given, {}, nested, {}, afresh=False)
+        given, _ = _merge(given, {}, nested, {})
         for depth in range(1, len(override.keys)):  # a section stays where the file has it
             if override.keys[:depth] not in places:
                 given_places.setdefault(override.keys[:depth], override.place)
         given_places[override.keys] = override.place
-    return _merge(raw, places, given, given_places)
+    return _merge_named(raw, places, given, given_places, [] if lost is None else lost, whole)
 
 
 def validate(raw: Mapping[str, Any], places: Places | None = None) -> RunConfig:
@@ -85,7 +103,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], at: str = "") ->
     return lines
 
 
-def _read_extended(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], Places]:
+def _read_extended(path: Path, chain: tuple[Path, ...], lost: list[Dropped]) -> tuple[dict[str, Any], Places]:
     if path.resolve() in chain:
         loop = " -> ".join(str(entry) for entry in (*chain, path.resolve()))
         raise UserError(f"{path}: extends itself ({loop}): break the circle")
@@ -101,9 +119,37 @@ def _read_extended(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any],
     for base in bases:
         if not (path.parent / base).is_file():
             raise UserError(f"extends ({place}): there is no file {path.parent / base}{nearby(path.parent / base)}")
-        base_raw, base_places = _read_extended(path.parent / base, (*chain, path.resolve()))
-        merged, merged_places = _merge(merged, merged_places, base_raw, base_places)
-    return _merge(merged, merged_places, raw, places)
+        base_raw, base_places = _read_extended(path.parent / base, (*chain, path.resolve()), lost)
+        merged, merged_places = _merge_named(merged, merged_places, base_raw, base_places, lost)
+    return _merge_named(merged, merged_places, raw, places, lost)
+
+
+def _merge_named(
+    under: dict[str, Any],
+    under_places: Places,
+    over: dict[str, Any],
+    over_places: Places,
+    lost: list[Dropped],
+    whole: Collection[str] | None = None,
+) -> tuple[dict[str, Any], Places]:
+    """Lay one configuration over another; a section whose name changes keeps nothing, or what holds under the new name.
+
+    Args:
+        lost: gets what was dropped.
+        whole: the sections of `over` that are given as a whole, and begin afresh; None for all of them.
+    """
+    under, under_places = dict(under), dict(under_places)
+    for section, new in over.items():
+        old: Any = under.get(section)
+        if not is_renamed(section, old, new):
+            continue
+        kept = {} if whole is None or section in whole else carry_over(section, old, new)
+        if gone := dropped(section, old, new, kept):
+            lost.append(gone)
+        under[section] = kept
+        stay = {(section,), *((section, key) for key in kept)}
+        under_places = {key: place for key, place in under_places.items() if key[0] != section or key[:2] in stay}
+    return _merge(under, under_places, over, over_places)
 
 
 def _merge(
@@ -112,29 +158,14 @@ def _merge(
     over: dict[str, Any],
     over_places: Places,
     at: KeyPath = (),
-    *,
-    afresh: bool = True,
 ) -> tuple[dict[str, Any], Places]:
-    """Lay one mapping over another, key by key; lists and plain values are replaced whole.
-
-    Args:
-        afresh: a named section starts afresh when its name changes.
-    """
+    """Lay one mapping over another, key by key; lists and plain values are replaced whole."""
     merged = dict(under)
     places = dict(under_places)
     for key, value in over.items():
         old = merged.get(key)
-        renamed = (
-            afresh
-            and not at
-            and key in NAMED_SECTIONS
-            and isinstance(old, dict)
-            and isinstance(value, dict)
-            and "name" in value
-            and value["name"] != old.get("name")
-        )
         here = (*at, key)
-        if isinstance(old, dict) and isinstance(value, dict) and not renamed:
+        if isinstance(old, dict) and isinstance(value, dict):
             merged[key], places = _merge(old, places, value, {}, here)
         else:
             merged[key] = value

@@ -14,6 +14,8 @@ class NetworkSection(Section):
 
     can_checkpoint: ClassVar[bool] = False
     """Whether the network can recompute its activations in the backward pass (train.checkpoint_activations)."""
+    set_by_name: ClassVar[tuple[str, ...]] = ()
+    """Keys that the name itself sets: another name of the family has others."""
     encoder: ClassVar[str | None] = None
     """Attribute of the network that holds an encoder which can be pre-trained: `swinViT`, `vit`, or none."""
     name: str

@@ -157,6 +157,7 @@ class SwinConfig(NetworkSection):
     """Swin UNETR (Hatamizadeh et al., 2022, arXiv:2201.01266) and its variants with fused skips."""
 
     can_checkpoint: ClassVar[bool] = True
+    set_by_name: ClassVar[tuple[str, ...]] = ("fusion", "residual_stages")
     encoder: ClassVar[str | None] = "swinViT"
 
     name: Literal[

@@ -1,0 +1,95 @@
+"""What becomes of the other keys of a section whose `name` changes, for sections whose keys belong to their name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from fusionseg.config.networks import network_sections
+from fusionseg.config.schema import RunConfig
+from fusionseg.config.section import Section
+
+NAMED_SECTIONS = ("model", "loss", "optim", "schedule")
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Keys that a change of name has dropped: the new network, loss, ... has its defaults for them, or none such."""
+
+    section: str
+    old: str
+    new: str
+    keys: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        keys = ", ".join(f"{key}={_plain(value)}" for key, value in self.keys.items())
+        return f"{self.section}.name {self.old} -> {self.new}: dropped {keys}"
+
+
+def is_renamed(section: str, old: Any, new: Any) -> bool:
+    """Whether laying `new` over `old` changes what the section is about."""
+    return (
+        section in NAMED_SECTIONS
+        and isinstance(old, Mapping)
+        and isinstance(new, Mapping)
+        and "name" in new
+        and new["name"] != _name(section, old)
+    )
+
+
+def _name(section: str, values: Mapping[str, Any]) -> Any:
+    """The name that the values stand for; `model` has no default."""
+    default = RunConfig.model_fields[section].default
+    return values.get("name", getattr(default, "name", None))
+
+
+def carry_over(section: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a section that hold under its new name too: those that the new one has, with a value it takes.
+
+    What a name stands for itself (a network's `fusion`) is not carried over: another name stands for another.
+
+    Args:
+        new: the name, and the keys that are given with it.
+    """
+    kind = _kind(section, new["name"])
+    if kind is None or not _is_valid(kind, new):  # the message about `new` is not to speak of other keys
+        return {}
+    own = getattr(kind, "set_by_name", ())
+    left = {key: value for key, value in old.items() if key in kind.model_fields and key not in (*own, *new)}
+    if _is_valid(kind, {**left, **new}):
+        return left
+    kept: dict[str, Any] = {}
+    while True:  # some are valid beside others only: strides where there are as many channels
+        more = [key for key in left if key not in kept and _is_valid(kind, {**kept, key: left[key], **new})]
+        if not more:
+            return {key: value for key, value in left.items() if key in kept}
+        kept[more[0]] = left[more[0]]
+
+
+def dropped(section: str, old: Mapping[str, Any], new: Mapping[str, Any], kept: Mapping[str, Any]) -> Dropped | None:
+    """What a change of name has dropped; None for nothing. What is given anew is not dropped."""
+    keys = {key: value for key, value in old.items() if key not in ("name", *kept, *new)}
+    return Dropped(section, str(_name(section, old)), str(new["name"]), keys) if keys else None
+
+
+def _kind(section: str, name: Any) -> type[Section] | None:
+    if section == "model":
+        return network_sections().get(name) if isinstance(name, str) else None
+    kind: type[Section] = RunConfig.model_fields[section].annotation  # type: ignore[assignment]
+    return kind
+
+
+def _is_valid(kind: type[Section], values: Mapping[str, Any]) -> bool:
+    try:
+        kind.model_validate(dict(values))
+    except ValidationError:
+        return False
+    return True
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
