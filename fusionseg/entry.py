@@ -65,8 +65,10 @@ def training_command(
 
 def _train(file: str, overrides: list[str], dry_run: bool, pretraining: bool) -> int:
     from fusionseg.config import load_config
+    from fusionseg.config.renaming import Dropped
 
-    config = load_config(file, overrides)
+    lost: list[Dropped] = []
+    config = load_config(file, overrides, lost)
     if config.pretrain is not None and not pretraining:
         raise UserError(f"{file}: has a `pretrain` section: start it by python -m fusionseg.pretrain")
     if config.pretrain is None and pretraining:
@@ -77,8 +79,13 @@ def _train(file: str, overrides: list[str], dry_run: bool, pretraining: bool) ->
     if dry_run:
         from fusionseg.engine.dry_run import describe
 
-        print(describe(config, os.environ))
+        print("\n".join([describe(config, os.environ), *map(str, lost)]))
         return DONE
+    # A file that extends another says what it is; who changes a name on the command line may expect the rest to stay.
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        for entry in lost:
+            if not entry.from_file:
+                print(f"warning: {entry}", file=sys.stderr)
     protect(PATIENCE_S)
     from fusionseg.engine.session import train
 

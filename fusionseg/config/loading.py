@@ -144,7 +144,7 @@ def _merge_named(
         if not is_renamed(section, old, new):
             continue
         kept = {} if whole is None or section in whole else carry_over(section, old, new)
-        if gone := dropped(section, old, new, kept):
+        if gone := dropped(section, old, new, kept, from_file=whole is None):
             lost.append(gone)
         under[section] = kept
         stay = {(section,), *((section, key) for key in kept)}

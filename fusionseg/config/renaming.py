@@ -24,6 +24,8 @@ class Dropped:
     old: str
     new: str
     keys: Mapping[str, Any]
+    from_file: bool
+    """Whether a file that extends another one has begun the section afresh; else a sweep or the command line."""
 
     def __str__(self) -> str:
         keys = ", ".join(f"{key}={_plain(value)}" for key, value in self.keys.items())
@@ -70,10 +72,12 @@ def carry_over(section: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> 
         kept[more[0]] = left[more[0]]
 
 
-def dropped(section: str, old: Mapping[str, Any], new: Mapping[str, Any], kept: Mapping[str, Any]) -> Dropped | None:
+def dropped(
+    section: str, old: Mapping[str, Any], new: Mapping[str, Any], kept: Mapping[str, Any], *, from_file: bool
+) -> Dropped | None:
     """What a change of name has dropped; None for nothing. What is given anew is not dropped."""
     keys = {key: value for key, value in old.items() if key not in ("name", *kept, *new)}
-    return Dropped(section, str(_name(section, old)), str(new["name"]), keys) if keys else None
+    return Dropped(section, str(_name(section, old)), str(new["name"]), keys, from_file) if keys else None
 
 
 def _kind(section: str, name: Any) -> type[Section] | None:

@@ -52,6 +52,21 @@ def make_network(config: RunConfig, *, in_channels: int, out_channels: int) -> n
     return model
 
 
+def count_parameters(config: RunConfig, *, in_channels: int, out_channels: int) -> int:
+    """Parameters of the network that a configuration trains. Nothing is computed and nothing allocated."""
+    parts = (config.model, config.pretrain, config.data.patch, config.finetune.whole_run, in_channels, out_channels)
+    key = repr(parts)
+    if key not in _parameters:
+        with torch.device("meta"):
+            model = make_network(config, in_channels=in_channels, out_channels=out_channels)
+        _parameters[key] = sum(parameter.numel() for parameter in model.parameters())
+    return _parameters[key]
+
+
+_parameters: dict[str, int] = {}
+"""By what they depend on: the runs of a sweep share few networks."""
+
+
 def build_loss(config: RunConfig) -> Loss:
     """The loss that a configuration trains by: of the network's output and the task's target."""
     if config.pretrain is not None:

@@ -18,6 +18,7 @@ from fusionseg.errors import UserError
 from fusionseg.folder_lock import is_held
 from fusionseg.jobs.cluster import ClusterConfig
 from fusionseg.jobs.ledger import has_finished, last_end, last_job, last_records, read_events
+from fusionseg.jobs.sizes import network_sizes, size_remarks, size_text
 from fusionseg.jobs.slurm import is_active, job_states
 from fusionseg.jobs.sweep import Sweep, SweepRun
 from fusionseg.telemetry.tables import markdown_table
@@ -82,12 +83,15 @@ def _check_cases(runs: Sequence[SweepRun]) -> None:
 
 def describe(planned: list[Planned], cluster: ClusterConfig) -> str:
     """The plan as a table, and what each run takes."""
-    rows = [["run", "sets", "what", "because", "steps", "batch"]]
+    runs = [entry.run for entry in planned]
+    sizes = network_sizes(runs)
+    rows = [["run", "sets", "what", "because", "parameters", "steps", "batch"]]
     for entry in planned:
         config = entry.run.config
         batch = batch_arithmetic(config, cluster.world_size)
         sets = ", ".join(f"{key}={value}" for key, value in entry.run.settings.items())
-        rows.append([config.name, sets or "-", entry.action, entry.why, str(config.train.steps), batch])
+        size = size_text(sizes[config.name])
+        rows.append([config.name, sets or "-", entry.action, entry.why, size, str(config.train.steps), batch])
     gpus = cluster.gpus_per_node
     device = f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else "no GPU"
     ranks = f"{cluster.ranks_per_node} rank{'s' if cluster.ranks_per_node > 1 else ''}"
@@ -98,7 +102,7 @@ def describe(planned: list[Planned], cluster: ClusterConfig) -> str:
             f"nodes {cluster.nodes}, with {device} and {ranks} each, {cluster.cpus_per_task} CPUs a rank; at most"
             f" {cluster.parallel} runs at a time"
         )
-    return f"{markdown_table(rows)}\n\neach run: {where}"
+    return "\n".join([markdown_table(rows), "", f"each run: {where}", *size_remarks(runs, sizes)])
 
 
 def _share_store(config: RunConfig, output: Path, known: dict[str, RunConfig]) -> RunConfig:

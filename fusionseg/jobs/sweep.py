@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from fusionseg.config import RunConfig, validate
 from fusionseg.config.loading import lay_over, read_raw, validate_section
 from fusionseg.config.override import Override, parse_override
+from fusionseg.config.renaming import Dropped
 from fusionseg.config.section import Section
 from fusionseg.config.source import read_yaml
 from fusionseg.errors import UserError
@@ -80,6 +81,8 @@ class SweepRun:
     config: RunConfig
     settings: dict[str, Any]
     """What the point and the grid set, under dotted keys."""
+    dropped: tuple[Dropped, ...] = ()
+    """What changes of a section's name have dropped, from the base on."""
 
     @property
     def folder(self) -> Path:
@@ -115,16 +118,17 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     problems: dict[str, list[str]] = {}
     for settings, point in _combinations(sweep):
         varied = [Override(_keys(key), value, f"{path}, {key}") for key, value in {**sweep.fixed, **settings}.items()]
-        values, value_places = lay_over(base, base_places, [*varied, *given])
+        lost: list[Dropped] = []
+        values, value_places = lay_over(base, base_places, [*varied, *given], lost)
         name = _run_name(sweep, values, settings, point)
         values |= {"name": name, "output": str(folder)}  # absolute: a job may start elsewhere
         try:
-            runs.append(SweepRun(validate(values, value_places), settings))
+            runs.append(SweepRun(validate(values, value_places), settings, tuple(lost)))
         except UserError as error:
             for problem in error.problems:
                 problems.setdefault(problem, []).append(name)
     if problems:
-        raise UserError([f"{problem} [{_some(names)}]" for problem, names in problems.items()])
+        raise UserError([f"{problem} [{some(names)}]" for problem, names in problems.items()])
     if not runs:
         raise UserError(f"{path}: leave_out leaves no run: remove a pattern from it")
     _refuse_equal_names(path, runs)
@@ -183,7 +187,7 @@ def _refuse_equal_names(path: Path, runs: list[SweepRun]) -> None:
         raise UserError(f"{path}: a run cannot be called {taken[0]}, for there is a folder of that name: set run_name")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(
-            f"{path}: several runs are called {_some(twice)}: let run_name hold every key that varies, or remove what"
+            f"{path}: several runs are called {some(twice)}: let run_name hold every key that varies, or remove what"
             " stands there twice"
         )
 
@@ -193,7 +197,8 @@ def _overlap(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
     return all(a == b for a, b in zip(one, other, strict=False))
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first two of some names, and how many more there are."""
     return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 
