@@ -1,0 +1,85 @@
+"""A training whose output goes nowhere trains on, and one whose terminal is closed saves."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from end_to_end.conftest import arguments
+from end_to_end.runs import COMMANDS, REPOSITORY, TRAIN, Program, Started, checkpoint, records, wait_for_step
+
+KEPT: list[object] = []
+STEPS = ("train.steps=30", "validate.every=10")
+
+
+def lose_output(how: str) -> None:
+    """Make standard output and error of this process useless."""
+    if how == "closed":
+        KEPT.extend((sys.stdin, sys.stdout, sys.stderr))  # or they would close the descriptors of the next files
+        sys.stdin = sys.stdout = sys.stderr = None  # as Python starts then
+        for descriptor in (0, 1, 2):
+            os.close(descriptor)
+        return
+    read, write = os.pipe()
+    os.close(read)
+    if how == "a full disk":
+        write = os.open("/dev/full", os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(write, descriptor)
+
+
+def without_output(how: str, module: str, words: list[str]) -> None:
+    lose_output(how)
+    sys.argv = [module, *words]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+@pytest.mark.parametrize("how", ["a broken pipe", "a full disk", "closed"])
+def test_a_training_does_not_need_its_output(program: Program, config_file: Path, tmp_path: Path, how: str) -> None:
+    run = tmp_path / "run"
+    words = [str(word) for word in arguments(config_file, run, *STEPS)]
+    program.function(without_output, (how, TRAIN, words)).wait().expect(0)
+    assert records(run)[-1]["status"] == "completed"
+    assert checkpoint(run)["step"] == 30
+    # What was printed has not landed in a file that took the number of a closed stream.
+    assert all(path.read_bytes()[:2] == b"PK" for path in (run / "checkpoints").iterdir())
+    assert "step 30: validation" in (run / "log.txt").read_text()
+
+
+def test_a_command_finishes_its_work_and_has_its_own_status(
+    program: Program, trained: Path, balls: Path, tmp_path: Path
+) -> None:
+    masks = tmp_path / "masks"
+    words = ["predict", str(trained), "--input", str(balls / "imagesTr"), "--output", str(masks)]
+    program.function(without_output, ("a broken pipe", COMMANDS, words)).wait().expect(0)
+    assert len(list(masks.glob("*.nii.gz"))) == 5
+    words[1] = str(tmp_path / "nothing")
+    program.function(without_output, ("a broken pipe", COMMANDS, words)).wait().expect(2)
+
+
+def test_a_script_that_nohup_started_goes_on_when_the_terminal_is_closed(config_file: Path, tmp_path: Path) -> None:
+    """SIGHUP to the whole group, torchrun and its ranks."""
+    run = tmp_path / "run"
+    words = [str(word) for word in arguments(config_file, run, "train.steps=400", "validate.every=400")]
+    environ = {
+        **os.environ, "PYTHON": sys.executable, "NPROC": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY),
+    }  # fmt: skip
+    output = tmp_path / "nohup"
+    script = subprocess.Popen(
+        ["nohup", "bash", str(REPOSITORY / "launch/one_node.sh"), *words[1:]],
+        stdin=subprocess.DEVNULL,
+        stdout=output.open("w"),
+        stderr=subprocess.STDOUT,
+        env=environ,
+        start_new_session=True,
+    )
+    wait_for_step(run, 20, [Started(script, output, output)])
+    os.killpg(script.pid, signal.SIGHUP)
+    assert script.wait(timeout=120) == 0
+    assert records(run)[-1]["status"] == "completed"
