@@ -75,8 +75,14 @@ def carry_over(section: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> 
 def dropped(
     section: str, old: Mapping[str, Any], new: Mapping[str, Any], kept: Mapping[str, Any], *, from_file: bool
 ) -> Dropped | None:
-    """What a change of name has dropped; None for nothing. What is given anew is not dropped."""
-    keys = {key: value for key, value in old.items() if key not in ("name", *kept, *new)}
+    """What a change of name has dropped; None for nothing. What is given anew, or is the default, is not dropped."""
+    kind = _kind(section, new["name"])
+    fields = kind.model_fields if kind is not None else {}
+    keys = {
+        key: value
+        for key, value in old.items()
+        if key not in ("name", *kept, *new) and (key not in fields or _plain(value) != _plain(fields[key].default))
+    }
     return Dropped(section, str(_name(section, old)), str(new["name"]), keys, from_file) if keys else None
 
 

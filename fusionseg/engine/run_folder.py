@@ -60,6 +60,7 @@ class RunFolder:
             UserError: a process is training here already, or the folder cannot be written.
         """
         writable_folder(self.path, "output")
+        self.path.mkdir(parents=True, exist_ok=True)
         end = time.monotonic() + patience_s
         while True:
             try:

@@ -80,7 +80,7 @@ def test_what_a_name_stands_for_is_not_carried_to_another(tmp_path: Path) -> Non
     config, lost = load(tmp_path, dump_config(first), "model.name=swin_fusion_1_v1")
     fresh, _ = load(tmp_path, "model: {name: swin_fusion_1_v1, feature_size: 24}")
     assert config.model == fresh.model
-    assert lost[0].startswith("model.name swin_fusion_od -> swin_fusion_1_v1: dropped residual_stages=false, fusion=")
+    assert lost[0].startswith("model.name swin_fusion_od -> swin_fusion_1_v1: dropped fusion=")
 
 
 def test_what_is_given_with_the_name_wins_and_is_not_dropped(tmp_path: Path) -> None:
@@ -95,6 +95,8 @@ def test_a_whole_section_and_a_file_that_extends_begin_afresh_and_say_so(tmp_pat
     config, lost = load(tmp_path, base, "model={name: unet}")
     assert config.model.channels == (32, 64, 128, 256)
     assert lost == ["model.name monai_unet -> unet: dropped channels=[4, 8]"]
+    _, lost = load(tmp_path, base, "optim={name: sgd}")  # of which nothing else was said
+    assert lost == []
     (tmp_path / "base.yaml").write_text(base)
     config, lost = load(tmp_path, "extends: base.yaml\nmodel: {name: unet}")
     assert config.model.channels == (32, 64, 128, 256)
