@@ -45,7 +45,7 @@ class Ancestor:
 
 @dataclass(frozen=True)
 class Split:
-    """What a run trains on, what it validates on, and what its first weights were trained on."""
+    """The cases that a run trains and validates on, and the images that its first weights were trained on."""
 
     fold: int
     folds: int
@@ -86,7 +86,7 @@ class Split:
 
     @property
     def marks(self) -> dict[str, int]:
-        """What each `val` record of the run says of its split: `trained_on`, where validation cases were trained on."""
+        """Fields of each `val` record of the run: `trained_on`, where validation cases were trained on."""
         return {"trained_on": len(self.trained_on)} if self.trained_on else {}
 
     @property

@@ -31,7 +31,7 @@ class RunCases:
     recorded: Split | None
     """The split that the run began with; None for one that begins now."""
     ancestors: tuple[Ancestor, ...]
-    """What the first weights were trained on."""
+    """The checkpoints that the first weights come from."""
 
 
 def open_run(config: RunConfig, folder: RunFolder, *, planned: bool = False) -> RunCases:
@@ -47,7 +47,7 @@ def open_run(config: RunConfig, folder: RunFolder, *, planned: bool = False) -> 
     recorded = recorded_split(folder)
     sources = open_sources(config, recorded)
     ancestors = recorded.seen if recorded is not None else _ancestors(config, folder, planned)
-    if recorded is None and any(ancestor.images for ancestor in ancestors):
+    if config.init_from_seen == "refuse" and recorded is None and any(ancestor.images for ancestor in ancestors):
         refuse_seen(config, ancestors, _validation_digests(sources))
     return RunCases(sources, recorded, ancestors)
 
@@ -191,8 +191,10 @@ def _validation_digests(sources: Sequence[Source]) -> list[tuple[str, str]]:
 
 
 def _refuse_common_images(training: Sequence[SplitCase], validation: Sequence[SplitCase]) -> None:
-    """Raises:
-    UserError: an image is trained on and validated on.
+    """Refuse an image that is trained on and validated on.
+
+    Raises:
+        UserError: with the pairs.
     """
     common = ImageSet.of(case.image for case in validation)
     suspects = [(case, ImageSet.of([case.image])) for case in training if case.image in common]
@@ -208,8 +210,10 @@ def _refuse_common_images(training: Sequence[SplitCase], validation: Sequence[Sp
 
 
 def _check_recorded(config: RunConfig, recorded: Split, now: Sequence[SplitCase]) -> None:
-    """Raises:
-    UserError: a case of the run has another content than when it began, or could not be prepared.
+    """Refuse cases that have another content than when the run began, or cannot be prepared.
+
+    Raises:
+        UserError: with all of them.
     """
     labels_count = config.pretrain is None
     current = {(case.dataset, case.name): case for case in now}

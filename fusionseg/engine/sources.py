@@ -154,7 +154,7 @@ def _named(entries: Sequence[SplitCase], dataset: str, by_name: Mapping[str, Cas
 
 
 def name_differences(config: RunConfig, dataset: Dataset, recorded: Split) -> list[str]:
-    """What is wrong with the names of classes and channels, compared with those that the run began with."""
+    """Compare the names of classes and channels with those that the run began with; the problems."""
     kinds = [("channel", dict(enumerate(recorded.channels)), dict(enumerate(dataset.channels)))]
     if config.pretrain is None:
         kinds.append(("class", recorded.labels, dataset.labels))

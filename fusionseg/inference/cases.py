@@ -40,7 +40,7 @@ class CasesToScore:
     """Names of cases that were trained on and are not scored."""
 
     def marks(self, scored: Collection[str]) -> dict[str, Any]:
-        """What a summary of scores says of the cases: how many were trained on, those of which it is not known, and
+        """Entries of a summary of scores: how many cases were trained on, of how many it is unknown, and the names of
         those that were left out."""
         known = [self.trained_on[name] for name in scored]
         return {
@@ -151,7 +151,7 @@ def _validation_cases(
     Raises:
         UserError: with all that are gone or have changed.
     """
-    labelled = {case.name: case for case in dataset.training if case.label is not None}
+    labelled = {case.name: case for case in (*dataset.training, *dataset.testing) if case.label is not None}
     prepared = _prepared(config, dataset)
     content = _read([labelled[case.name] for case in recorded if case.name in labelled], prepared)
     # A case that cannot be read is kept: scoring it says what is wrong with it.
@@ -188,8 +188,10 @@ def _validation_cases(
 def _refuse_members(
     members: Sequence[Trained], splits: Sequence[Split | None], cases: Sequence[Case], content: dict[str, CaseDigests]
 ) -> None:
-    """Raises:
-    UserError: with every member that was trained on one of the cases.
+    """Refuse members that were trained on one of the cases.
+
+    Raises:
+        UserError: with each of them.
     """
     problems = []
     for member, split in zip(members, splits, strict=True):

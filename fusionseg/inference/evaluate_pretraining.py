@@ -67,7 +67,8 @@ class _Held:
 def _cases(config: RunConfig, trained: Trained) -> dict[str, _Held]:
     """The validation cases as the run recorded them, by their name in the run."""
     sources = open_sources(config, trained.split)
-    prefixes = dataset_names(source.dataset.name for source in sources)
+    # As the run recorded them: the data sets may be called otherwise now.
+    prefixes = trained.split.datasets if trained.split else dataset_names(source.dataset.name for source in sources)
     recorded = {(case.dataset, case.name): case.image for case in (trained.split.validation if trained.split else ())}
     return {
         f"{prefix}/{case.name}" if len(sources) > 1 else case.name: _Held(

@@ -19,7 +19,7 @@ def evaluation_table(summary: dict[str, Any]) -> str:
 
 
 def _notes(summary: dict[str, Any]) -> list[str]:
-    """What has to be known of the cases beside the figures."""
+    """Lines on the cases that the figures must not be read without."""
     notes = []
     cases = summary["cases"]
     if trained_on := summary.get("trained_on"):

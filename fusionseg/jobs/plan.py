@@ -65,8 +65,10 @@ def plan(sweep: Sweep, cluster: ClusterConfig) -> list[Planned]:
 
 
 def _check_cases(runs: Sequence[SweepRun]) -> None:
-    """Raises:
-    UserError: a run could not start: its own cases are gone, or `init_from` was trained on validation cases.
+    """Refuse runs that could not start: their own cases are gone, or `init_from` was trained on validation cases.
+
+    Raises:
+        UserError: with all problems of all runs.
     """
     problems: dict[str, None] = {}
     for run in runs:

@@ -18,7 +18,7 @@ from fusionseg.data.case_digests import digests_of
 from fusionseg.data.dataset import open_dataset
 from fusionseg.data.prepare import open_store, prepare
 from fusionseg.data.run_split import Split
-from fusionseg.engine.run_cases import open_run, settle_split
+from fusionseg.engine.run_cases import announce, open_run, settle_split
 from fusionseg.engine.run_folder import RunFolder
 from fusionseg.engine.sources import Source, open_sources, split_cases
 from fusionseg.errors import UserError
@@ -158,6 +158,38 @@ def test_a_pretraining_takes_what_has_no_label(made: dict[str, Path]) -> None:
     assert extra["datalist_validation"] == {"t2"}  # v3, without a label, is in the validation list
     (other_fold,) = open_sources(config(made["datalist_folds"], pretrain=True, fold=2))
     assert "a7" not in {case.name for case in other_fold.cases}
+
+
+def test_labelled_test_cases_that_are_left_out_of_a_pretraining_are_announced(
+    made: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = config(made["datalist"], pretrain=True).model_copy(update={"output": str(tmp_path)})
+    caplog.set_level("INFO", "fusionseg")
+    announce(open_run(settings, RunFolder(settings)), begin(settings))
+    assert "2 labelled test cases are never trained on" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"training": []}, "cases or data sets are missing"),
+        ({"datasets": ["other"]}, "cases or data sets are missing"),
+        (
+            {"validation": [{"name": "a", "dataset": "list", "image": "not a digest", "label": None}]},
+            "validation.0.image",
+        ),
+        ({"labels": ["x"]}, "labels"),
+        ({"fold": "first"}, "fold"),
+    ],
+)
+def test_a_damaged_record_is_refused(made: dict[str, Path], tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    settings = config(made["datalist"]).model_copy(update={"output": str(tmp_path)})
+    begin(settings)
+    file = RunFolder(settings).split_file
+    write_json(file, {**json.loads(file.read_text()), **change})
+    with pytest.raises(UserError, match=said) as caught:
+        open_run(settings, RunFolder(settings))
+    assert "split.json: damaged record" in str(caught.value) and "delete it" in str(caught.value)
 
 
 def test_further_data_sets_are_split_in_the_same_way(made: dict[str, Path], tmp_path: Path) -> None:

@@ -17,10 +17,14 @@ import torch
 
 import fusionseg.cli
 import fusionseg.train
-from fusionseg.config import RunConfig, dump_config
+from fusionseg.config import RunConfig, dump_config, load_config
 from fusionseg.data.dataset import open_dataset
 from fusionseg.data.store import SourceFile
+from fusionseg.errors import UserError
 from fusionseg.files import write_json
+from fusionseg.jobs.cluster import ClusterConfig
+from fusionseg.jobs.plan import plan
+from fusionseg.jobs.sweep import Sweep, SweepRun
 
 Result = tuple[int, str]
 SHORT = ("train.steps=1", "validate.every=1", "checkpoint.every=1")
@@ -252,6 +256,10 @@ def test_weights_that_have_seen_validation_cases(program: Program, data: Path, r
     assert not (tmp_path / "second").exists()
     assert program.train(tmp_path / "second", *start, "--dry-run")[0] == 2
     assert program.train(tmp_path / "same_fold", f"init_from={run}")[0] == 0
+    settings = load_config(run / "config.yaml", [*start, "name=swept"])
+    sweep = Sweep(tmp_path, tmp_path, [SweepRun(settings, {})])
+    with pytest.raises(UserError, match=r"swept: init_from=.* was trained on 1 of the 1 validation cases"):
+        plan(sweep, ClusterConfig(cluster="local"))
 
     status, said = program.train(tmp_path / "second", *start, "init_from_seen=mark")
     assert status == 0 and "the results are marked" in said
@@ -290,7 +298,12 @@ def test_an_evaluation_is_of_the_recorded_cases(program: Program, data: Path, ru
         status, said = program("evaluate", run, override, "--device", "cpu")
         assert status == 2 and override.split("=")[0] in said and "would make it another run" in said
 
+    def to_tests(content: dict[str, Any]) -> None:
+        content["test"] = [entry for entry in content["training"] if "zzz" in entry["image"]]
+        content["training"] = [entry for entry in content["training"] if "zzz" not in entry["image"]]
+
     rename(data, validated, "zzz")
+    edit(data, to_tests)
     status, said = program("evaluate", run, "--device", "cpu")
     assert status == 0 and f"the validation case {validated} is called zzz now" in said
     assert {row["case"] for row in rows(run / "evaluation")} == {"zzz"}
