@@ -137,6 +137,11 @@ def writable_file(path: Path, key: str) -> None:
     writable_folder(path.parent, key)
 
 
+def user_path(text: str) -> Path:
+    """A path from a configuration, in which ~/ is the home folder: a folder called ~ is never meant."""
+    return Path(os.path.expanduser(text))
+
+
 def partial_path(path: Path) -> Path:
     """A temporary name beside `path` that no other process, on no other machine, takes."""
     return path.with_name(f"{PARTIAL}{uuid.uuid4().hex[:12]}-{path.name}")

@@ -85,7 +85,11 @@ def add_predict(commands: Commands) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or a checkpoint file")
     parser.add_argument("--input", required=True, type=Path, help="image, or folder of images")
     parser.add_argument("--output", required=True, type=Path, help="folder for the masks")
-    parser.add_argument("--skip-existing", action="store_true", help="keep masks that are there already, made by the same runs and options")
+    parser.add_argument(
+        "--skip-existing",
+        action="store_true",
+        help="keep masks that are there already, made by the same runs and options",
+    )
     _inference_arguments(parser)
 
 

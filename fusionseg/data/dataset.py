@@ -31,6 +31,7 @@ from fusionseg.data.layouts import (
 )
 from fusionseg.data.unread import misspelt_keys, unlisted_files, unread_lists, wrong_numbers
 from fusionseg.errors import UserError
+from fusionseg.files import user_path
 
 __all__ = ["Case", "Dataset", "find_inputs", "open_dataset"]
 
@@ -108,7 +109,7 @@ def open_dataset(
         near = difflib.get_close_matches(layout, LAYOUTS, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise UserError(f"data.layout={layout}: no such layout, there are {', '.join(LAYOUTS)}{hint}")
-    source = find_json(Path(root).expanduser().absolute(), layout)
+    source = find_json(user_path(str(root)).absolute(), layout)
     content = read_json(source)
     chosen = cast(Layout, layout) if layout != "auto" else recognise_layout(source, content)
 
@@ -158,7 +159,7 @@ def find_inputs(path: Path, channels: int | None = None) -> list[Case]:
     Args:
         channels: how many the network takes. With 1, numbered files are single cases and never joined.
     """
-    path = Path(path).expanduser()
+    path = user_path(str(path))
     if path.is_file():
         if not is_image_file(path):
             raise UserError(

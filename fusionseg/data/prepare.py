@@ -23,7 +23,7 @@ from fusionseg.data.record import PreparedCase, SourceFile, write_record
 from fusionseg.data.store import Store, read_header, settings_key, settings_of, write_case, write_header
 from fusionseg.data.volume import load_volume
 from fusionseg.errors import UserError, WriteError
-from fusionseg.files import file_name, writable_folder
+from fusionseg.files import file_name, user_path, writable_folder
 from fusionseg.machine import available_cpus
 
 Progress = Callable[[int, int], None]
@@ -60,9 +60,11 @@ def open_configured(config: RunConfig) -> Dataset:
 def store_folder(config: RunConfig, dataset: Dataset) -> Path:
     """The folder of the prepared cases: one for each data set (its JSON file) and each way to prepare it."""
     if config.data.prepared is not None:
-        return Path(config.data.prepared)
+        return user_path(config.data.prepared)
     place = hashlib.sha256(os.fsencode(dataset.place)).hexdigest()[:6]
-    return Path(config.output) / "prepared" / file_name(f"{dataset.short_name}-{place}-{settings_key(config.data)}")
+    return (
+        user_path(config.output) / "prepared" / file_name(f"{dataset.short_name}-{place}-{settings_key(config.data)}")
+    )
 
 
 def prepare(config: RunConfig, dataset: Dataset, progress: Progress | None = None) -> PrepareReport:

@@ -23,7 +23,7 @@ from fusionseg.data.run_split import Split
 from fusionseg.engine.checkpoint import numbered_checkpoints, obstacles
 from fusionseg.engine.stored_config import resolved, stored_config
 from fusionseg.errors import UserError
-from fusionseg.files import writable_folder, write_json, write_text
+from fusionseg.files import user_path, writable_folder, write_json, write_text
 from fusionseg.folder_lock import FolderLock, HeldError
 from fusionseg.telemetry.records import last_records, read_records
 
@@ -41,7 +41,7 @@ class RunFolder:
     """`<output>/<name>` and its files."""
 
     def __init__(self, config: RunConfig) -> None:
-        self.path = Path(config.output) / config.name
+        self.path = user_path(config.output) / config.name
         self.config_file = self.path / "config.yaml"
         self.split_file = self.path / "split.json"
         self.metrics = self.path / "metrics.jsonl"

@@ -19,7 +19,7 @@ from fusionseg.folder_lock import is_held
 from fusionseg.jobs.cluster import ClusterConfig
 from fusionseg.jobs.ledger import has_finished, last_end, last_job, last_records, read_events
 from fusionseg.jobs.sizes import network_sizes, size_remarks, size_text
-from fusionseg.jobs.slurm import is_active, job_states
+from fusionseg.jobs.slurm import folder_problems, is_active, job_states
 from fusionseg.jobs.sweep import Sweep, SweepRun
 from fusionseg.telemetry.tables import markdown_table
 
@@ -44,7 +44,7 @@ def plan(sweep: Sweep, cluster: ClusterConfig) -> list[Planned]:
     Raises:
         UserError: with all problems: a batch that the ranks cannot share out, a folder that holds another run.
     """
-    problems: dict[str, None] = {}
+    problems: dict[str, None] = dict.fromkeys(folder_problems(sweep.folder) if cluster.cluster == "slurm" else ())
     stores: dict[str, RunConfig] = {}
     runs: list[SweepRun] = []
     for run in sweep.runs:

@@ -7,12 +7,29 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable
+from pathlib import Path
 
 from fusionseg.errors import UserError
 
 _COMMAND_TIMEOUT_S = 60
 TIME_LIMIT = "time limit"
 """The reason of a job that SLURM told to leave because its time is nearly over."""
+
+
+def folder_problems(folder: Path) -> list[str]:
+    """What keeps a folder from receiving the logs of jobs.
+
+    SLURM and submitit put numbers in the place of %j and %a in the names of logs, the folder's included, and SLURM
+    gives that up after a backslash; a batch script holds one option a line.
+    """
+    wrong = [shown for letter, shown in (("%", "%"), ("\\", "a backslash")) if letter in str(folder)]
+    wrong += ["a control character"] if not str(folder).isprintable() else []
+    if not wrong:
+        return []
+    return [
+        f"output: {str(folder)!r} holds {' and '.join(wrong)}, and SLURM would write the jobs' logs elsewhere: choose"
+        " another output"
+    ]
 
 
 def current_job() -> str:

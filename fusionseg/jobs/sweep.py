@@ -19,6 +19,7 @@ from fusionseg.config.renaming import Dropped
 from fusionseg.config.section import Section
 from fusionseg.config.source import read_yaml
 from fusionseg.errors import UserError
+from fusionseg.files import user_path
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 JOBS_FOLDER = "jobs"
@@ -113,7 +114,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     if own := [override.place for override in given if any(_overlap(override.keys, keys) for keys in varied_keys)]:
         raise UserError([f"{place}: varies in {path}: change it there" for place in own])
     output = _value(lay_over(base, base_places, given)[0], "output", RunConfig.model_fields["output"].default)
-    folder = Path(str(output)).absolute() / sweep.name
+    folder = user_path(str(output)).absolute() / sweep.name
     runs: list[SweepRun] = []
     problems: dict[str, list[str]] = {}
     for settings, point in _combinations(sweep):

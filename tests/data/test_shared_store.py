@@ -22,6 +22,7 @@ from fusionseg.data.prepare import PrepareReport, open_configured, open_store, p
 from fusionseg.data.record import SourceFile
 from fusionseg.data.store import Store, write_case
 from fusionseg.data.volume import Volume
+from fusionseg.engine.run_folder import RunFolder
 from fusionseg.errors import UserError, WriteError
 
 CPU = torch.device("cpu")
@@ -199,3 +200,20 @@ def test_a_disk_that_fills_up_is_no_fault_of_the_cases(
         run(config)
     left = [path.name for path in (disk / "store/cases").iterdir()]
     assert 0 < len(left) < 6 and not [name for name in left if name.startswith(".partial-")]
+
+
+def test_the_home_folder_is_no_folder_called_tilde(
+    balls: Path, tmp_path: Path, tiny_config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(balls, tmp_path / "home/data")
+    config = tiny_config(Path("~/data"), Path("~/runs"))
+    assert config.output == "~/runs"  # as it was typed
+    assert run(config).store.parent == tmp_path / "home/runs/prepared"
+    assert RunFolder(config).path == tmp_path / "home/runs/tiny"
+    given = tiny_config(balls, tmp_path, data={"prepared": "~/store"})
+    assert run(given).store == tmp_path / "home/store"
+    assert os.listdir(tmp_path) == ["home"]
+    with pytest.raises(UserError, match=r"data.root=.*/~nobody-here/x: does not exist"):
+        open_configured(tiny_config(Path("~nobody-here/x"), tmp_path))

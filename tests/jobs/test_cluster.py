@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from fusionseg.config import dump_config
 from fusionseg.errors import UserError
 from fusionseg.jobs.cluster import load_cluster
+from fusionseg.jobs.plan import plan
 from fusionseg.jobs.submit import sbatch_text
-from fusionseg.jobs.sweep import Sweep
+from fusionseg.jobs.sweep import Sweep, load_sweep
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
@@ -35,6 +39,37 @@ def test_a_single_run_is_no_array() -> None:
     text = sbatch_text(sweep, load_cluster(ROOT / "slurm/clusters/t4.yaml"), num_runs=1)
     assert "--array" not in text
     assert "%j_0_log.out" in text
+
+
+@pytest.mark.parametrize("name", ["my runs #2", "it's", 'a "b"', "$HOME `id` $(id)", "Größe; rm -rf *", "~", "a&b|c>d"])
+def test_a_batch_script_means_the_folder_as_it_is_called(name: str) -> None:
+    folder = Path("/scratch") / name / "table2"
+    text = sbatch_text(Sweep(Path("table2.yaml"), folder, []), load_cluster(SLURM_PROFILES[0]), num_runs=2)
+    logs = f"{folder}/jobs/%A_%a_"
+    options = [shlex.split(line, comments=False) for line in text.splitlines() if line.startswith("#SBATCH")]
+    assert ["#SBATCH", f"--output={logs}0_log.out"] in options
+    (started,) = [shlex.split(line) for line in text.splitlines() if line.startswith("srun ")]
+    assert f"{logs}%t_log.out" in started and started[-1] == f"{folder}/jobs"
+    (mark,) = [line for line in text.splitlines() if "requeue-" in line]
+    assert shlex.split(mark)[2] == f"{folder}/jobs/requeue-$job"
+    assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("a%b", "%"), ("%j", "%"), ("a\\b", "a backslash"), ("a\nb", "a control character")]
+)
+def test_a_folder_in_whose_name_slurm_puts_numbers_is_refused(
+    tmp_path: Path, balls: Path, tiny_config, name: str, said: str
+) -> None:
+    (tmp_path / "base.yaml").write_text(dump_config(tiny_config(balls, tmp_path / name)))
+    (tmp_path / "sweep.yaml").write_text("name: s\nbase: base.yaml\ngrid: {seed: [0, 1]}\n")
+    sweep = load_sweep(tmp_path / "sweep.yaml")
+    assert sweep.folder == tmp_path / name / "s"
+    with pytest.raises(UserError, match=rf"output: .* holds {said}, and SLURM would write the jobs' logs elsewhere"):
+        plan(sweep, load_cluster(SLURM_PROFILES[0]))
+    (tmp_path / "here.yaml").write_text("cluster: local\n")
+    assert len(plan(sweep, load_cluster(tmp_path / "here.yaml"))) == 2
+    assert not (tmp_path / name).exists()
 
 
 def test_every_golden_text_has_its_profile() -> None:

@@ -36,6 +36,13 @@ def test_the_grid_is_every_combination(sweep_file: Path) -> None:
     assert found == ["unet-seed0", "unet-seed1", "resunet-seed0", "resunet-seed1"]
 
 
+def test_overrides_arrive_as_they_are_typed(sweep_file: Path) -> None:
+    found = names(sweep_file, "grid: {seed: [0, 1]}", "output=/x/my runs #2", "data.root=/data/[x]: y")
+    runs = load_sweep(sweep_file, ("output=/x/my runs #2", "data.root=/data/[x]: y")).runs
+    assert found == ["seed0", "seed1"]
+    assert {(run.folder.parent, run.config.data.root) for run in runs} == {(Path("/x/my runs #2/s"), "/data/[x]: y")}
+
+
 def test_points_are_crossed_with_the_grid(sweep_file: Path) -> None:
     text = """
 set: {train.steps: 700}
