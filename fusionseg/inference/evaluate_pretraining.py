@@ -24,7 +24,7 @@ from fusionseg.data.volume import Volume, load_volume
 from fusionseg.engine.reconstruct import Figures, Reconstruction, Reconstructor
 from fusionseg.engine.sources import open_sources
 from fusionseg.errors import UserError
-from fusionseg.files import whole_file, writable_folder, write_json
+from fusionseg.files import file_name, whole_file, writable_folder, write_json
 from fusionseg.inference.evaluate import request_for
 from fusionseg.inference.outputs import CASES, SUMMARY, evaluation_folder
 from fusionseg.inference.predictor import PredictOptions
@@ -193,7 +193,7 @@ def _write_volumes(folder: Path, name: str, made: Reconstruction, affine: NDArra
         ("reconstruction", made.filled),
         ("hidden", made.hidden.to(torch.uint8)),
     ):
-        with whole_file(folder / f"{name}_{kind}.nii.gz") as temporary:
+        with whole_file(folder / file_name(name, f"_{kind}.nii.gz")) as temporary:
             nib.save(_nifti(values, affine), temporary)
 
 

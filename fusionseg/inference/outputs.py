@@ -15,8 +15,8 @@ from fusionseg.errors import UserError
 from fusionseg.files import file_name
 
 CASES, SUMMARY, PICTURE = "cases.csv", "summary.json", "best_and_worst.png"
-FIRST_COLUMNS = "case,label,dice,"
-"""Beginning of every cases.csv."""
+FIRST_COLUMNS = ("case,label,dice,", "case,ssim,")
+"""How cases.csv begins, of a segmentation and of a pre-training."""
 
 _DATASET_FOLDERS = {"imagestr", "imagests", "labelstr", "labelsts", "imagesval", "labelsval"}
 _LISTS = ("training", "validation", "test", "testing")
