@@ -25,7 +25,7 @@ from fusionseg.engine.stored_config import resolved, stored_config
 from fusionseg.errors import UserError
 from fusionseg.files import user_path, writable_folder, write_json, write_text
 from fusionseg.folder_lock import FolderLock, HeldError
-from fusionseg.telemetry.records import last_records, read_records
+from fusionseg.telemetry.records import last_records, read_records, read_regular
 
 PACKAGES = ("torch", "monai", "numpy", "nibabel", "pydantic", "nvtx")
 
@@ -153,6 +153,12 @@ class RunFolder:
         """
         if not self.metrics.exists():
             return
+        try:
+            read_regular(self.metrics)
+        except OSError as error:  # what cannot be read is not to be replaced by nothing
+            raise UserError(
+                f"{self.metrics}: cannot be read ({error.strerror}): mend that, or choose another name"
+            ) from None
         kept = [
             record
             for record in read_records(self.metrics)
