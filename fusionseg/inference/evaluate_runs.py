@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
+import textwrap
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from fusionseg.config import RunConfig
 from fusionseg.data.dataset import open_dataset
@@ -26,6 +30,7 @@ from fusionseg.telemetry.tables import markdown_table
 log = logging.getLogger("fusionseg")
 
 EVALUATED, KEPT, NO_WEIGHTS, INCOMPLETE, FAILED = "evaluated", "kept", "no weights yet", "cases failed", "failed"
+_MAX_REMARK = 100
 _OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 
 
@@ -114,6 +119,7 @@ def evaluate_run(run: Path, wanted: Wanted) -> Outcome:
         include_trained=wanted.include_trained,
     )
     print(evaluation_table(result.summary))
+    print(f"weights: {_weights(result.summary)}")
     print(f"{result.folder}: cases.csv, summary.json, best_and_worst.png")
     return _outcome(result.failed, f"Dice {result.summary['dice']:.4f}")
 
@@ -138,8 +144,13 @@ def _evaluate_pretraining(run: Path, config: RunConfig, wanted: Wanted) -> Outco
         return Outcome(KEPT, folder.name)
     result = evaluate_pretraining(run, config, options, volumes=wanted.volumes)
     print(result.table())
+    print(f"weights: {_weights(result.summary)}; on the prepared grid")
     print(f"{result.folder}: cases.csv, summary.json" + (f", {VOLUMES}/" if wanted.volumes else ""))
     return _outcome(result.failed, f"SSIM {result.summary['figures']['ssim']['mean']:.4f}")
+
+
+def _weights(summary: Mapping[str, Any]) -> str:
+    return f"{Path(str(summary['checkpoint'])).name}, step {summary['step']}"
 
 
 def _outcome(failed: dict[str, str], remark: str) -> Outcome:
@@ -168,10 +179,14 @@ def evaluate_runs(paths: Sequence[Path], wanted: Wanted) -> Outcomes:
             outcomes.states[run] = evaluate_run(run, wanted)
         except UserError as error:
             log.error("%s", error)
-            outcomes.states[run] = Outcome(FAILED, error.problems[0])
-        except (OSError, RuntimeError) as error:  # a full disk, too little memory: the next run may be smaller
+            outcomes.states[run] = Outcome(FAILED, textwrap.shorten(error.problems[0], _MAX_REMARK, placeholder=" ..."))
+        except (OSError, torch.OutOfMemoryError) as error:  # the next run may be smaller, or lie on another disk
+            reason = str(error).partition("\n")[0]
+            log.error("%s: %s", run, reason)
+            outcomes.states[run] = Outcome(FAILED, textwrap.shorten(reason, _MAX_REMARK, placeholder=" ..."))
+        except RuntimeError as error:  # a fault of the program: told in full, and the other runs are evaluated
             log.error("%s: %s", run, traceback.format_exc())
-            outcomes.states[run] = Outcome(FAILED, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+            outcomes.states[run] = Outcome(FAILED, type(error).__name__)
     return outcomes
 
 

@@ -148,11 +148,11 @@ def _chosen(validations: Sequence[dict[str, Any]], measure: str, weights: str) -
 def _validation_figures(record: dict[str, Any]) -> dict[str, float]:
     # Pre-trainings wrote means over patches before they wrote the grid; that of a Dice has always been the prepared.
     kind = PATCHES if "ssim" in record and "grid" not in record else PREPARED
-    left_out = ("step", "cases")
+    # Whole numbers are counts: of cases, of those that were trained on.
     return {
-        f"{key}{kind}": float(value)
+        f"{key}{kind}": value
         for key, value in _items(record)
-        if is_number(value) and key not in left_out and not key.endswith("_s")
+        if isinstance(value, float) and is_number(value) and not key.endswith("_s")
     }
 
 

@@ -112,6 +112,7 @@ def test_which_weights(own: Path, balls: Path, capfd: pytest.CaptureFixture[str]
     """The last for the run's own cases, on which the best was chosen; the best for others."""
     assert main(["evaluate", str(own / "a"), f"data.root={balls}"]) == 0
     found = summary(own / "a")
+    assert "weights: last.pt, step 4\n" in capfd.readouterr().out
     assert (Path(found["checkpoint"]).name, found["step"]) == ("last.pt", 4)
     assert found["dice"] == pytest.approx(validations(own / "a")[-1]["dice"], abs=2e-3)
     assert main(["evaluate", str(own / "a"), "--checkpoint", "best", f"data.root={balls}"]) == 0
@@ -144,7 +145,8 @@ def test_a_request_that_is_wrong_is_refused(own: Path, capfd: pytest.CaptureFixt
 def test_a_pre_training_is_scored_as_in_its_validation(own: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = own / "pre"
     assert main(["evaluate", str(run)]) == 0
-    assert "| network " in capfd.readouterr().out
+    shown = capfd.readouterr().out
+    assert "| network " in shown and "weights: last.pt, step 4; on the prepared grid" in shown
     found, validated = summary(run), validations(run)[-1]
     assert (found["step"], found["grid"], found["cases"]) == (4, "prepared", 1)
     assert {key: entry["mean"] for key, entry in found["figures"].items()} == pytest.approx(
