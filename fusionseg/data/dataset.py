@@ -20,15 +20,14 @@ from fusionseg.data.layouts import (
     LAYOUTS,
     MAX_LISTED,
     Layout,
-    channel_names,
     find_json,
-    label_names,
     listed_cases,
     nnunet_cases,
     read_json,
     recognise_layout,
     unique_names,
 )
+from fusionseg.data.names import channel_names, label_names
 from fusionseg.data.unread import misspelt_keys, unlisted_files, unread_lists, wrong_numbers
 from fusionseg.errors import UserError
 from fusionseg.files import user_path

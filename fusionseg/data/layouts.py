@@ -10,6 +10,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,10 +22,6 @@ Layout = Literal["msd", "nnunet", "datalist"]
 
 LAYOUTS = ("auto", "msd", "nnunet", "datalist")
 MAX_LISTED = 20
-MAX_LABELS = 256
-"""Label values are stored in one byte."""
-
-_LABELS_FIX = "name the values 0, 1, ... with data.labels=[background,tumour]"
 
 
 def find_json(root: Path, layout: str) -> Path:
@@ -58,7 +55,7 @@ def find_json(root: Path, layout: str) -> Path:
 
 def read_json(source: Path) -> dict[str, Any]:
     try:
-        content = json.loads(source.read_text(encoding="utf-8-sig"))
+        content = json.loads(source.read_text(encoding="utf-8-sig"), object_pairs_hook=partial(_each_once, source))
     except json.JSONDecodeError as error:
         raise UserError(
             f"{source}: line {error.lineno}, column {error.colno}: {error.msg}; correct the JSON"
@@ -72,10 +69,21 @@ def read_json(source: Path) -> dict[str, Any]:
     return content
 
 
+def _each_once(source: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of the JSON; of a key that stands twice, JSON keeps the last without a word."""
+    doubled = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+    if doubled:
+        raise UserError(
+            f"{source}: {', '.join(map(repr, doubled))} stands several times in one object, and only the last would be"
+            " read; give each key once"
+        )
+    return dict(pairs)
+
+
 def recognise_layout(source: Path, content: dict[str, Any]) -> Layout:
     if "channel_names" in content or "file_ending" in content:
         return "nnunet"
-    listed = [entry for entry in _as_list(content.get("training")) if isinstance(entry, dict)]
+    listed = [entry for entry in as_list(content.get("training")) if isinstance(entry, dict)]
     if source.name != "dataset.json" or "validation" in content or any("fold" in entry for entry in listed):
         return "datalist"
     # nnU-Net's first version lists x.nii.gz and stores x_0000.nii.gz. Cases may be numbered so in MSD too:
@@ -83,12 +91,12 @@ def recognise_layout(source: Path, content: dict[str, Any]) -> Layout:
     folder = source.parent / "imagesTr"
     files = image_files(folder) if folder.is_dir() else []
     numbered = bool(files) and all(CHANNEL.fullmatch(stem(file)) for file in files)
-    images = [image for entry in listed for image in _as_list(entry.get("image"))]
+    images = [image for entry in listed for image in as_list(entry.get("image"))]
     exists = any(isinstance(image, str) and (source.parent / image).is_file() for image in images)
     return "nnunet" if numbered and not exists else "msd"
 
 
-def _as_list(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
@@ -123,7 +131,7 @@ def _entries(source: Path, key: str, content: dict[str, Any], problems: list[str
     cases = []
     for i, entry in enumerate(content.get(key, [])):
         entry = entry if isinstance(entry, dict) else {"image": entry}
-        images, label, fold = _as_list(entry.get("image")), entry.get("label") or None, entry.get("fold")
+        images, label, fold = as_list(entry.get("image")), entry.get("label") or None, entry.get("fold")
         if not images or not all(isinstance(image, str) and image for image in images):
             problems.append(f'{source}: {key}[{i}] has no "image"; give a path or a list of paths, one per channel')
         elif label is not None and not isinstance(label, str):
@@ -188,7 +196,7 @@ def nnunet_cases(
     source: Path, content: dict[str, Any], channels: int, problems: list[str]
 ) -> tuple[list[Case], list[Case]]:
     ending = content.get("file_ending", ".nii.gz")
-    if ending not in IMAGE_SUFFIXES:
+    if str(ending).lower() not in IMAGE_SUFFIXES:
         raise UserError(
             f"{source}: file_ending is {ending!r}; only {' and '.join(IMAGE_SUFFIXES)} are read, convert the images"
         )
@@ -197,7 +205,7 @@ def nnunet_cases(
         training = []
         for name, entry in content["dataset"].items():
             entry = entry if isinstance(entry, dict) else {}
-            images, label = _as_list(entry.get("images")), entry.get("label")
+            images, label = as_list(entry.get("images")), entry.get("label")
             if not images:
                 problems.append(f'{source}: dataset.{name} has no "images"; list its channels\' files')
                 continue
@@ -235,75 +243,3 @@ def _nnunet_folder(root: Path, split: str, ending: str, channels: int, problems:
         files = tuple(images / f"{name}_{i:04d}{ending}" for i in numbers)
         cases.append(Case(name, files, labels / f"{name}{ending}" if name in annotated else None))
     return cases
-
-
-def channel_names(stated: Any, source: Path, problems: list[str]) -> tuple[str, ...]:
-    """Names in order; empty where the file names none."""
-    if stated is None or isinstance(stated, (str, list)):
-        return tuple(map(str, _as_list(stated)))
-    names = _numbered(stated) if isinstance(stated, dict) else None
-    if names is None or sorted(names) != list(range(len(names))):
-        problems.append(f'{source}: channels are {stated!r}; write them as {{"0": "CT", "1": "PET"}}')
-        return ()
-    return tuple(names[i] for i in range(len(names)))
-
-
-def _numbered(stated: dict[Any, Any]) -> dict[int, str] | None:
-    """{"0": "a"} (MSD) or {"a": 0} (nnU-Net) as {0: "a"}; None for anything else or a value named twice."""
-
-    def whole(value: Any) -> bool:
-        return type(value) is int or (isinstance(value, str) and value.isdecimal())
-
-    pairs = list(stated.items())
-    if not all(whole(value) and isinstance(name, str) for value, name in pairs):
-        pairs = [(value, name) for name, value in pairs]
-    if not all(whole(value) and isinstance(name, str) for value, name in pairs):
-        return None
-    numbered = {int(value): name for value, name in pairs}
-    return numbered if len(numbered) == len(pairs) else None
-
-
-def label_names(
-    stated: Any, given: Sequence[str] | None, source: Path, training: Sequence[Case], problems: list[str]
-) -> dict[int, str]:
-    unlabelled = all(case.label is None for case in training)
-    where = "data.labels" if given is not None else f"{source}: labels"
-    if given is not None:
-        stated = list(given)
-    if not stated and given is None:
-        if not unlabelled:
-            problems.append(f"{source}: names no labels; {_LABELS_FIX}")
-        return {0: "background"}  # images alone are enough for pre-training
-    if isinstance(stated, dict) and any(isinstance(value, list) for value in stated.values()):
-        regions = ", ".join(str(name) for name, value in stated.items() if isinstance(value, list))
-        problems.append(
-            f"{where}: nnU-Net regions (lists of values: {regions}) are not supported; give each value a "
-            "name of its own, and evaluate the regions from the classes"
-        )
-        return {}
-    names = dict(enumerate(map(str, stated))) if isinstance(stated, list) else None
-    if isinstance(stated, dict):
-        names = _numbered(stated)
-    if names is None:
-        problems.append(
-            f'{where} is {stated!r}; write {{"0": "background", "1": "tumour"}}, each value once, or {_LABELS_FIX}'
-        )
-        return {}
-    if sorted(names) != list(range(len(names))):
-        problems.append(
-            f"{where}: the values {sorted(names)} are not consecutive from 0; renumber the label files and "
-            "the names to 0, 1, 2, ..."
-        )
-    elif len(names) < 2 and not unlabelled:
-        problems.append(f"{where}: there is no class beside the background; {_LABELS_FIX}")
-    if len(names) > MAX_LABELS:
-        problems.append(
-            f"{where}: there are {len(names)} labels, and {MAX_LABELS} are the most (one byte a voxel); merge classes,"
-            " or split the task in two data sets"
-        )
-    if "ignore" in names.values() and given is None:
-        problems.append(f"{where}: nnU-Net's ignore label is not supported; relabel those voxels, and remove the name")
-    doubled = [name for name, count in Counter(names.values()).items() if count > 1]
-    if doubled:
-        problems.append(f"{where}: {', '.join(doubled)} names several values; give each its own name")
-    return dict(sorted(names.items()))

@@ -1,9 +1,19 @@
-"""Names of channels and labels: two parties are matched by name, never by number alone."""
+"""Names of channels and labels: as a data set states them, and matched with those of another party."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fusionseg.data.case import Case
+
+MAX_LABELS = 256
+"""Label values are stored in one byte."""
+_LABELS_FIX = "name the values 0, 1, ... with data.labels=[background,tumour]"
+
 
 _GENERIC = re.compile(r"(image|channel|modality|m)?[ _-]?\d*")
 """Names that say nothing of what a channel holds, such as those given where the data set states none."""
@@ -47,3 +57,75 @@ def _order(wanted: Sequence[str], given: Sequence[str]) -> tuple[int, ...] | Non
     if sorted(own) != sorted(other) or len(set(own)) != len(own):
         return None
     return tuple(other.index(name) for name in own)
+
+
+def channel_names(stated: Any, source: Path, problems: list[str]) -> tuple[str, ...]:
+    """Names in order; empty where the file names none."""
+    if stated is None or isinstance(stated, (str, list)):
+        return tuple(map(str, stated if isinstance(stated, list) else [] if stated is None else [stated]))
+    names = _numbered(stated) if isinstance(stated, dict) else None
+    if names is None or sorted(names) != list(range(len(names))):
+        problems.append(f'{source}: channels are {stated!r}; write them as {{"0": "CT", "1": "PET"}}')
+        return ()
+    return tuple(names[i] for i in range(len(names)))
+
+
+def _numbered(stated: dict[Any, Any]) -> dict[int, str] | None:
+    """{"0": "a"} (MSD) or {"a": 0} (nnU-Net) as {0: "a"}; None for anything else or a value named twice."""
+
+    def whole(value: Any) -> bool:
+        return type(value) is int or (isinstance(value, str) and value.isdecimal())
+
+    pairs = list(stated.items())
+    if not all(whole(value) and isinstance(name, str) for value, name in pairs):
+        pairs = [(value, name) for name, value in pairs]
+    if not all(whole(value) and isinstance(name, str) for value, name in pairs):
+        return None
+    numbered = {int(value): name for value, name in pairs}
+    return numbered if len(numbered) == len(pairs) else None
+
+
+def label_names(
+    stated: Any, given: Sequence[str] | None, source: Path, training: Sequence[Case], problems: list[str]
+) -> dict[int, str]:
+    unlabelled = all(case.label is None for case in training)
+    where = "data.labels" if given is not None else f"{source}: labels"
+    if given is not None:
+        stated = list(given)
+    if not stated and given is None:
+        if not unlabelled:
+            problems.append(f"{source}: names no labels; {_LABELS_FIX}")
+        return {0: "background"}  # images alone are enough for pre-training
+    if isinstance(stated, dict) and any(isinstance(value, list) for value in stated.values()):
+        regions = ", ".join(str(name) for name, value in stated.items() if isinstance(value, list))
+        problems.append(
+            f"{where}: nnU-Net regions (lists of values: {regions}) are not supported; give each value a "
+            "name of its own, and evaluate the regions from the classes"
+        )
+        return {}
+    names = dict(enumerate(map(str, stated))) if isinstance(stated, list) else None
+    if isinstance(stated, dict):
+        names = _numbered(stated)
+    if names is None:
+        problems.append(
+            f'{where} is {stated!r}; write {{"0": "background", "1": "tumour"}}, each value once, or {_LABELS_FIX}'
+        )
+        return {}
+    if sorted(names) != list(range(len(names))):
+        problems.append(
+            f"{where}: the values {sorted(names)} are not consecutive from 0; renumber the label files and "
+            "the names to 0, 1, 2, ..."
+        )
+    elif len(names) < 2 and not unlabelled:
+        problems.append(f"{where}: there is no class beside the background; {_LABELS_FIX}")
+    if len(names) > MAX_LABELS:
+        problems.append(
+            f"{where}: there are {len(names)} labels, and {MAX_LABELS} are the most (one byte a voxel); merge classes,"
+            " or split the task in two data sets"
+        )
+    if "ignore" in names.values() and given is None:
+        problems.append(f"{where}: nnU-Net's ignore label is not supported; relabel those voxels, and remove the name")
+    doubled = [name for name, count in Counter(names.values()).items() if count > 1]
+    if doubled:
+        problems.append(f"{where}: {', '.join(doubled)} names several values; give each its own name")
+    return dict(sorted(names.items()))

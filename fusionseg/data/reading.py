@@ -6,18 +6,18 @@ note. `read_case`, `read_image` and `read_label` are the same code, and refuse a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionseg.data.facts import CaseError, Findings, Severity
-from fusionseg.data.geometry import KEEP, SAME_GRID_VOXELS, Grid, Turn, find_turn, grid_of
-from fusionseg.data.layouts import MAX_LABELS
-from fusionseg.data.nifti import VolumeError, read_header, read_volume
+from fusionseg.data.case_file import place, read_file, read_file_grid, report_dimensions
+from fusionseg.data.facts import Findings
+from fusionseg.data.geometry import KEEP, Grid, Turn
+from fusionseg.data.names import MAX_LABELS
 
 CHUNK = 1 << 20
 MAX_LISTED_VALUES = 10
@@ -89,19 +89,10 @@ def read_grid(images: Sequence[Path]) -> Grid:
     Raises:
         CaseError: the header is damaged or gives no usable geometry.
     """
-    findings, path = Findings(), images[0]
-    try:
-        raw = read_header(path)
-    except VolumeError as error:
-        findings.add("error", path, error.code, f"cannot be read: {error.message}", error.remedy)
-    else:
-        shape = _without_trailing_ones(raw.shape)
-        if len(shape) in (3, 4):
-            x, y, z = shape[:3]
-            grid = grid_of(raw.header, (x, y, z), _reporter(findings, path))
-        else:
-            _report_dimensions(findings, path, shape, "image")
+    findings = Findings()
+    grid = read_file_grid(images[0], findings)
     findings.refuse()
+    assert grid is not None
     return grid
 
 
@@ -112,10 +103,10 @@ def examine_image(images: Sequence[Path], channels: int | None, findings: Findin
     first: Image | None = None
     unread = False
     for number, path in enumerate(images):
-        file = _read_file(path, findings, "image")
+        file = read_file(path, findings, "image")
         single = len(images) == 1
         if file is not None and file.values.ndim > 3 and not single:
-            _report_dimensions(findings, path, file.values.shape, "channel")
+            report_dimensions(findings, path, file.values.shape, "channel")
             file = None
         if file is None:
             unread = True
@@ -128,7 +119,7 @@ def examine_image(images: Sequence[Path], channels: int | None, findings: Findin
             first = Image(array, file.grid, file.header, (), ())
             turn: Turn | None = KEEP
         else:
-            turn = _place(path, file.grid, first.grid, images[0], "channel", findings)
+            turn = place(path, file.grid, first.grid, images[0], "channel", findings)
         if turn is None:
             unread = True
             continue
@@ -152,13 +143,13 @@ def examine_label(path: Path, grid: Grid | None, num_classes: int | None, findin
     Args:
         grid: of the label's image; None where that could not be read.
     """
-    file = _read_file(path, findings, "label")
+    file = read_file(path, findings, "label")
     if file is None:
         return None
     if file.values.ndim != 3:
-        _report_dimensions(findings, path, file.values.shape, "label")
+        report_dimensions(findings, path, file.values.shape, "label")
         return None
-    turn = KEEP if grid is None else _place(path, file.grid, grid, None, "label", findings)
+    turn = KEEP if grid is None else place(path, file.grid, grid, None, "label", findings)
     values = file.values
     if values.dtype.kind == "f":
         with np.errstate(over="ignore", invalid="ignore"):
@@ -190,77 +181,6 @@ def examine_label(path: Path, grid: Grid | None, num_classes: int | None, findin
     if odd or unknown or turn is None:
         return Label(None, counts, file.dtype)
     return Label(np.ascontiguousarray(turn(values.astype(np.uint8))), counts, file.dtype)
-
-
-@dataclass(frozen=True)
-class _File:
-    """One file: values as nibabel gives them, without trailing axes of one voxel beyond the third."""
-
-    values: NDArray[Any]
-    grid: Grid
-    header: Any
-    dtype: str
-
-
-def _read_file(path: Path, findings: Findings, what: Literal["image", "label"]) -> _File | None:
-    try:
-        volume = read_volume(path)
-    except VolumeError as error:
-        findings.add("error", path, error.code, f"cannot be read: {error.message}", error.remedy)
-        return None
-    except MemoryError:
-        findings.add("error", path, "memory", "does not fit into memory", "check its size, or use fewer workers")
-        return None
-    shape = _without_trailing_ones(volume.values.shape)
-    if len(shape) not in (3, 4):
-        _report_dimensions(findings, path, shape, what)
-        return None
-    x, y, z = shape[:3]
-    grid = grid_of(volume.header, (x, y, z), _reporter(findings, path))
-    return _File(volume.values.reshape(shape, order="F"), grid, volume.header, volume.dtype)
-
-
-def _place(
-    path: Path, own: Grid, grid: Grid, image: Path | None, what: Literal["channel", "label"], findings: Findings
-) -> Turn | None:
-    """The turn of a file to the grid of the case's image; None, with an error, where there is none."""
-    name, the = ("image", "the image") if image is None else (image.name, image.name)
-    if not (own.known and grid.known):  # an error has said so; the voxels can still be looked at
-        return KEEP if own.shape == grid.shape else None
-    turn, voxels, mm = find_turn(own, grid)
-    if turn is None and own.shape != grid.shape:
-        findings.add(
-            "error",
-            path,
-            f"{what}-shape",
-            f"{name} {grid.shape} and {what} {own.shape} differ in shape",
-            "resample it to the image's grid, or fetch the matching file",
-        )
-    elif turn is None:
-        findings.add(
-            "error",
-            path,
-            f"{what}-affine",
-            f"the {what} lies {mm:.3g} mm ({voxels:.3g} voxels) away from {the} at a corner",
-            "resample it to the image's grid; copy the image's affine if only the header is wrong",
-        )
-    elif voxels > SAME_GRID_VOXELS:
-        findings.add(
-            "warning",
-            path,
-            f"{what}-affine",
-            f"the {what} lies {mm:.3g} mm ({voxels:.3g} voxels) away from {the} at a corner",
-            "copy the image's affine; the difference is too small to matter, and is ignored",
-        )
-    if turn is not None and turn != KEEP:
-        findings.add(
-            "warning",
-            path,
-            f"{what}-order",
-            f"the {what} is stored as {own.orientation}, and {the} as {grid.orientation}",
-            "nothing: it is turned to the image's voxel order, which is exact",
-        )
-    return turn
 
 
 def _check_values(path: Path, which: str, values: NDArray[np.float32], findings: Findings) -> bool:
@@ -308,19 +228,6 @@ def _count_values(values: NDArray[Any]) -> dict[float, int]:
     return counts
 
 
-def _reporter(findings: Findings, path: Path) -> Callable[[Severity, str, str, str], None]:
-    def report(severity: Severity, code: str, message: str, remedy: str) -> None:
-        findings.add(severity, path, code, message, remedy)
-
-    return report
-
-
-def _report_dimensions(findings: Findings, path: Path, shape: tuple[int, ...], what: str) -> None:
-    remedies = {"label": "store it as one 3D volume", "channel": "store each channel as a 3D volume"}
-    remedy = remedies.get(what, "store 3D volumes, or one 4D file with the channels last")
-    findings.add("error", path, "dimensions", f"the {what} is {len(shape)}D {tuple(map(int, shape))}", remedy)
-
-
 def _report_channels(findings: Findings, path: Path, found: int, channels: int) -> None:
     findings.add(
         "error",
@@ -331,12 +238,6 @@ def _report_channels(findings: Findings, path: Path, found: int, channels: int) 
     )
 
 
-def _without_trailing_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    return tuple(map(int, shape))
-
-
 def _values(values: Sequence[float]) -> str:
     more = ", ..." if len(values) > MAX_LISTED_VALUES else ""
     return f"[{', '.join(f'{v:g}' for v in values[:MAX_LISTED_VALUES])}{more}]"
@@ -345,6 +246,3 @@ def _values(values: Sequence[float]) -> str:
 def _voxels(counts: dict[float, int], values: Sequence[float]) -> str:
     number = sum(counts[value] for value in values)
     return f"{number} voxel{'s' * (number != 1)}"
-
-
-__all__ = ["CaseError", "Image", "Label", "read_case", "read_grid", "read_image", "read_label"]

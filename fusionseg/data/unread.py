@@ -23,6 +23,7 @@ _TOP_LEVEL = {
 """Keys that are read, by layout; of each group, one is enough."""
 _OTHERS = ("numTraining", "numTest", "name", "dataset", "dataset_name", "description", "release", "reference")
 _ENTRY = (("image",), ("label",), ("fold",))
+_ENTRY_NNUNET = (("images",), ("label",))
 _SIMILAR = 0.8
 _OTHER_FORMATS = (".mha", ".mhd", ".nrrd", ".nhdr", ".img", ".hdr", ".mgz", ".dcm", ".tif", ".tiff", ".png", ".jpg")
 _PACKED = (".npy", ".npz", ".gz", ".bz2", ".zip")
@@ -36,12 +37,14 @@ def misspelt_keys(source: Path, content: dict[str, Any], layout: str) -> list[st
         f'{source}: the key "{key}" is not read; did you mean "{meant}"?; rename it'
         for key, meant in _near_misses(content, top_level)
     ]
-    for name in LISTS if layout != "nnunet" else ():
+    lists = [("dataset", _ENTRY_NNUNET)] if layout == "nnunet" else [(name, _ENTRY) for name in LISTS]
+    for name, families in lists:
         entries = content.get(name)
-        found: dict[tuple[str, str], list[int]] = {}
-        for number, entry in enumerate(entries if isinstance(entries, list) else []):
+        numbered = entries.items() if isinstance(entries, dict) else enumerate(_list(entries))
+        found: dict[tuple[str, str], list[int | str]] = {}
+        for number, entry in numbered:
             if isinstance(entry, dict):
-                for pair in _near_misses(entry, _ENTRY):
+                for pair in _near_misses(entry, families):
                     found.setdefault(pair, []).append(number)
         for (key, meant), places in found.items():
             faults.append(
@@ -155,6 +158,10 @@ def _near_misses(content: dict[str, Any], families: Sequence[Sequence[str]]) -> 
             near = difflib.get_close_matches(key.lower(), absent, n=1, cutoff=_SIMILAR)
             found += [(key, name) for name in near]
     return found
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _whole(value: Any) -> int | None:

@@ -43,7 +43,7 @@ class Scorer:
         """Match the names.
 
         Args:
-            own: whether it is the data set that the run was trained on, where another order of the labels is a change
+            own: whether it is the data set that the run was trained on, where another order of the names is a change
                 of which nobody knows whether the files followed it.
 
         Raises:
@@ -53,17 +53,16 @@ class Scorer:
         self.dataset = dataset
         problems = []
         labels = label_order(predictor.labels, dataset.labels)
-        if labels is None or (own and labels != tuple(range(len(labels)))):
-            problems.append(
-                f"{dataset.root}: has the labels {list(dataset.labels.values())}, and the run was trained on"
-                f" {list(predictor.labels.values())}: {_LABELS_CHANGED if own else _NAMES_DIFFER}"
-            )
         channels = channel_order(predictor.channels, dataset.channels)
-        if channels is None:
-            problems.append(
-                f"{dataset.root}: has the channels {list(dataset.channels)}, and the run was trained on"
-                f" {list(predictor.channels)}: {_NAMES_DIFFER}"
-            )
+        for what, order, now, then in (
+            ("labels", labels, dataset.labels.values(), predictor.labels.values()),
+            ("channels", channels, dataset.channels, predictor.channels),
+        ):
+            if order is None or (own and order != tuple(range(len(order)))):
+                remedy = _NAMES_CHANGED if own else _NAMES_DIFFER
+                problems.append(
+                    f"{dataset.root}: has the {what} {list(now)}, and the run was trained on {list(then)}: {remedy}"
+                )
         if problems:
             raise UserError(problems)
         assert labels is not None and channels is not None
@@ -116,7 +115,7 @@ class Scorer:
 
 
 _NAMES_DIFFER = "use the same names, in dataset.json or by data.labels, if the same is meant"
-_LABELS_CHANGED = (
-    "they have changed since; restore them, or evaluate on the data set as another one (--dataset), which takes the"
-    " labels by name"
+_NAMES_CHANGED = (
+    "the names have changed since; restore them, or evaluate on the data set as another one (--dataset), which matches"
+    " them by name"
 )

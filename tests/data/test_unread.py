@@ -173,6 +173,26 @@ def test_endings_that_differ_in_an_nnunet_folder(tmp_path: Path, make_dataset: M
     assert "imagesTr/case_001_0000.nii: file_ending is .nii.gz" in said
 
 
+def test_a_key_that_stands_twice_is_refused(root: Path) -> None:
+    text = (root / "dataset.json").read_text()
+    (root / "dataset.json").write_text(text.replace('"1": "ball1"', '"1": "ball1", "1": "cube"'))
+    with pytest.raises(UserError, match=r"dataset.json: '1' stands several times in one object"):
+        open_dataset(root)
+
+
+def test_listed_cases_of_nnunet_are_looked_at_too(tmp_path: Path, make_dataset: Make) -> None:
+    root = make_dataset(tmp_path / "Dataset095", cases=2, shape=TINY, layout="nnunet")
+    listed = {
+        name: {"images": [f"imagesTr/{name}_0000.nii.gz"], "lable": f"labelsTr/{name}.nii.gz"}
+        for name in ("case_000", "case_001")
+    }
+    change(root, lambda c: c.update(dataset=listed))
+    with pytest.raises(
+        UserError, match=r'key "lable" of dataset\[case_000\] and 1 more is not read; did you mean "label"'
+    ):
+        open_dataset(root)
+
+
 def test_an_nnunet_data_set_without_its_tests_may_be_trained_on(tmp_path: Path, make_dataset: Make) -> None:
     root = make_dataset(tmp_path / "Dataset095", cases=2, shape=TINY, layout="nnunet")
     change(root, lambda c: c.update(numTest=5))

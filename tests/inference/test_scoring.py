@@ -133,14 +133,17 @@ def test_names_of_a_run_do_not_replace_those_of_another_data_set(evaluate: Evalu
     assert min(dice(named).values()) > 0.5
 
 
-def test_labels_of_the_runs_own_data_that_changed_are_refused(
+def test_names_of_the_runs_own_data_that_changed_are_refused(
     learnt: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "Task96_run"
     shutil.copytree(learnt.parent / "Task96_run", root)
-    change(root, labels={"0": "background", "1": "ball2", "2": "ball1"})
+    names = {"labels": {"0": "background", "1": "ball2", "2": "ball1"}, "modality": {"0": "MR1", "1": "MR0"}}
+    change(root, **names)
     assert cli.main(["evaluate", str(learnt), f"data.root={root}", "--device", "cpu"]) == 2
-    assert "['background', 'ball2', 'ball1']" in capfd.readouterr().err
+    err = capfd.readouterr().err
+    assert "['background', 'ball2', 'ball1']" in err and "['MR1', 'MR0']" in err
+    assert err.count("the names have changed since") == 2
 
 
 def test_a_bad_label_is_named_and_the_others_are_scored(
