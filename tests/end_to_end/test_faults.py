@@ -319,7 +319,7 @@ def test_check_lists_every_problem(program: Program, tmp_path: Path, broken: Pat
 
     assert "Errors (2)" in ended.out
     assert f"{broken}/imagesTr/case_001.nii.gz" in ended.out
-    assert "1 voxels have values that name no class (9; the classes are 0 background, 1 ball1, 2 ball2)" in ended.out
+    assert "the label holds [9], and the data set's labels are 0 to 2 (1 voxel)" in ended.out
     assert "5 cases, 2 errors" in ended.out
     written = json.loads(report.read_text())
     assert {(problem["case"], problem["code"]) for problem in written["errors"]} == {
