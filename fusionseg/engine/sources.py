@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from fusionseg.config import RunConfig
 from fusionseg.data.dataset import Case, Dataset
-from fusionseg.data.names import channel_order
+from fusionseg.data.names import channel_order, label_order
 from fusionseg.data.prepare import open_configured
 from fusionseg.data.run_split import Split, SplitCase
 from fusionseg.data.split import folds_are_stated, split_dataset
@@ -155,19 +155,21 @@ def _named(entries: Sequence[SplitCase], dataset: str, by_name: Mapping[str, Cas
 
 def name_differences(config: RunConfig, dataset: Dataset, recorded: Split) -> list[str]:
     """Compare the names of classes and channels with those that the run began with; the problems."""
-    kinds = [("channel", dict(enumerate(recorded.channels)), dict(enumerate(dataset.channels)))]
+    channels = channel_order(recorded.channels, dataset.channels)
+    kinds = [("channel", channels, dict(enumerate(recorded.channels)), dict(enumerate(dataset.channels)))]
     if config.pretrain is None:
-        kinds.append(("class", recorded.labels, dataset.labels))
+        kinds.append(("class", label_order(recorded.labels, dataset.labels), recorded.labels, dataset.labels))
     problems = []
-    for kind, before, now in kinds:
+    for kind, order, before, now in kinds:
+        if order == tuple(range(len(before))):  # but for upper and lower case
+            continue
         changes = [
             f"{kind} {value} was {before.get(value, 'not there')}, is {now.get(value, 'not there')} now"
             for value in sorted({*before, *now})
             if before.get(value) != now.get(value)
         ]
-        if changes:
-            problems.append(
-                f"{dataset.root}: the {kind} names differ from those that the run began with ({', '.join(changes)}):"
-                " restore them, or give the run another name"
-            )
+        problems.append(
+            f"{dataset.root}: the {kind} names differ from those that the run began with ({', '.join(changes)}):"
+            " restore them, or give the run another name"
+        )
     return problems

@@ -103,7 +103,7 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
     )
     sampler = PatchSampler(cache, config.augment, config.data.patch, world.device)
     validation_numbers = [cases.index(case) for case in validation]
-    return TrainingData(stores[0].channels, stores[0].labels, split, validation_numbers, cache, plan, sampler)
+    return TrainingData(split.channels, split.labels, split, validation_numbers, cache, plan, sampler)
 
 
 def _settle(config: RunConfig, run: RunCases) -> tuple[list[Store], Split]:

@@ -149,7 +149,6 @@ def test_a_run_records_what_it_trains_and_validates_on(run: Path) -> None:
 
 
 def test_a_resume_keeps_to_the_record(program: Program, data: Path, run: Path) -> None:
-    (run / "checkpoints/step_00000001.pt").rename(run / "checkpoints/step_00000000.pt")
     before = split_of(run)
     validated = names(run, "validation")[0]
     source = data / f"imagesTr/{validated}.nii.gz"
@@ -158,16 +157,21 @@ def test_a_resume_keeps_to_the_record(program: Program, data: Path, run: Path) -
     change_voxel(data / "imagesTr/broken.nii.gz", 7)
     shutil.copy(data / f"labelsTr/{validated}.nii.gz", data / "labelsTr/broken.nii.gz")
     add_copy(data, "broken", "added")
+    edit(data, capital_names)  # the same names
     (run / "split.json").write_text('{"fold": 0')
     status, said = program.train(run)
     assert status == 2 and "split.json: cannot be read" in said
     assert "delete it: the run's checkpoints hold the same" in said
 
     (run / "split.json").unlink()
+    state = torch.load(run / "checkpoints/step_00000001.pt", weights_only=True)
+    (run / "checkpoints/step_00000001.pt").unlink()  # as if it had been killed after its first checkpoint
+    torch.save({**state, "step": 0, "history": [], "best": None}, run / "checkpoints/step_00000000.pt")
     status, said = program.train(run)
-    assert status == 0
+    assert status == 0 and "resuming from" in said
     assert "has 1 labelled cases that this run does not use" in said and "(added)" in said
     assert split_of(run) == before
+    assert all(record["dice_per_class"].keys() == {"ball1", "ball2"} for record in records(run, "val"))
 
 
 def swap_labels(content: dict[str, Any]) -> None:
@@ -176,6 +180,10 @@ def swap_labels(content: dict[str, Any]) -> None:
 
 def rename_channel(content: dict[str, Any]) -> None:
     content["modality"] = {"0": "CT"}
+
+
+def capital_names(content: dict[str, Any]) -> None:
+    content["labels"] = {"0": "Nothing", "1": "Ball1", "2": "BALL2"}
 
 
 def drop_case(content: dict[str, Any]) -> None:
