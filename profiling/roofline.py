@@ -34,7 +34,7 @@ from fusionseg.engine.op_costs import Call, Cost, OperatorWatch, PhaseClock, add
 from fusionseg.engine.trainer import Trainer
 from fusionseg.entry import run
 from fusionseg.errors import UserError
-from fusionseg.files import whole_file
+from fusionseg.files import whole_file, writable_file
 from fusionseg.inference.table import markdown_table
 from fusionseg.telemetry.logs import start_logging
 
@@ -249,6 +249,9 @@ def main() -> int:
     start_logging()
 
     def work() -> int:
+        for key, path in (("--json", arguments.json), ("--figure", arguments.figure)):
+            if path is not None:
+                writable_file(path, key)
         with tempfile.TemporaryDirectory() as folder:
             result = measure(arguments, Path(folder))
         publish(result, markdown(result), arguments.json)

@@ -24,6 +24,7 @@ import torch
 from fusionseg.engine.machine_report import describe_machine, publish
 from fusionseg.entry import run
 from fusionseg.errors import UserError
+from fusionseg.files import writable_file
 from fusionseg.jobs.scaling import Network, Reliability, Scale, Workload, possible_ranks, scale
 from fusionseg.jobs.scaling_check import check
 from fusionseg.jobs.scaling_inputs import PRESETS, default_reliability, workload_of_run
@@ -213,6 +214,9 @@ def main() -> int:
 
     def work() -> int:
         refuse_impossible(options)
+        for key, path in (("--json", options.json), ("--figure", options.figure)):
+            if path is not None:
+                writable_file(path, key)
         if options.measure:
             result = measure(options)
             publish(result, check_table(result), options.json)

@@ -8,6 +8,7 @@ the voxels.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -127,6 +128,7 @@ def open_dataset(
     if not training and not testing and not problems:
         problems.append(f"{source}: no case is listed or found; check the path and data.layout ({chosen})")
     training, testing = unique_names(source, training, testing, faults)
+    problems += _name_problems(training + testing)
     channels = channels or _guess_channels(training + testing)
     given = labels if labels is not None or content.get("labels") else default_labels
     names = label_names(content.get("labels"), given, source, training, problems)
@@ -207,6 +209,15 @@ def _capped(problems: list[str], source: Path | None = None) -> list[str]:
         return problems
     more = f"... and {len(problems) - MAX_LISTED} more"
     return [*problems[:MAX_LISTED], more + (f"; fusionseg check {source.parent} lists all" if source else "")]
+
+
+def _name_problems(cases: Iterable[Case]) -> list[str]:
+    """Names in another encoding (of an old archive, say), which no record and no table could hold."""
+    return [
+        f"{os.fsencode(case.images[0])!r}: the name is not UTF-8; rename the file (convmv does many)"
+        for case in cases
+        if not case.name.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in case.name)
+    ]
 
 
 def _file_problems(source: Path, cases: Iterable[Case], channels: int) -> list[str]:

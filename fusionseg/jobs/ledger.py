@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionseg.errors import UserError
+from fusionseg.files import writing
 from fusionseg.telemetry import records
 from fusionseg.telemetry.records import Record as Event
 
@@ -24,7 +25,7 @@ def write_event(run: Path, event: str, **fields: Any) -> None:
     """Add an event: `submitted`, `started`, `refused`, `requeued`, `finished`, `stopped`, `failed`, `cancelled`."""
     line = json.dumps({"event": event, "time": datetime.now(UTC).isoformat(timespec="seconds"), **fields})
     open_ledger(run)
-    with (run / FILE).open("a", encoding="utf-8") as file:
+    with writing(run / FILE), (run / FILE).open("a", encoding="utf-8") as file:
         with suppress(OSError):  # a file system without locks
             fcntl.flock(file, fcntl.LOCK_EX)  # on NFS two hosts that append at the same time would overwrite each other
         file.write(line + "\n")

@@ -327,3 +327,13 @@ def test_real_data(real_data: Path) -> None:
     assert [len(part) for part in split_folds(hippocampus.training, 5, 0, seed=0)] == [160, 40]
     sarcoma = open_dataset(real_data / "sarcoma_ct")
     assert (len(sarcoma.training), sarcoma.channels, sarcoma.layout) == (12, ("CT",), "msd")
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path, make_dataset) -> None:
+    root = make_dataset(tmp_path / "d", cases=3, layout="nnunet")
+    for folder, name in (("imagesTr", "case_001_0000"), ("labelsTr", "case_001")):
+        other = name.replace("case", "caf\udce9")
+        (root / folder / f"{name}.nii.gz").rename(root / folder / f"{other}.nii.gz")
+    for require_files in (True, False):
+        with pytest.raises(UserError, match=r"caf\\xe9_001_0000.nii.gz': the name is not UTF-8; rename the file"):
+            open_dataset(root, require_files=require_files)

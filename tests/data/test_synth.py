@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from fusionseg import cli
 from fusionseg.data import synth, synth_anatomy, synth_case
 from fusionseg.errors import UserError
 from fusionseg.files import whole_file
@@ -176,6 +178,20 @@ def test_interrupted_writing_leaves_whole_files_and_is_completed(
     assert (out / "imagesTr" / "synth_000.nii.gz").stat().st_mtime_ns == kept
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert digests(out) == digests(dataset)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_disk_that_fills_up_is_told_with_what_was_done(
+    dataset: Path, small_disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str], workers: int
+) -> None:
+    size = sum(path.stat().st_size for path in dataset.glob("*Tr/synth_000*"))
+    disk = small_disk(f"{size * 3 // 2 // 1024}k")
+    command = ["synth", str(disk / "d"), "--cases", "3", "--size", str(SIZE), "--seed", "7", "--workers", str(workers)]
+    assert cli.main(command) == 1
+    said = capsys.readouterr().err
+    assert f"error: {disk}/d: cannot be written: No space left on device" in said
+    assert "of 3 cases are written, and the same command goes on from there" in said and "Traceback" not in said
+    assert not list(disk.rglob(".partial-*")) and not (disk / "d/dataset.json").exists()
 
 
 def test_a_process_killed_at_its_very_first_file_does_not_block_the_folder(tmp_path: Path) -> None:

@@ -256,6 +256,7 @@ def test_outputs_that_cannot_be_written(
         "--json ": ("models", "unet", "--patch", "32", "32", "32", "--json", disk / "m.json"),
         "--output  ": ("schema", "--output", disk / "s.json"),
         "--json  ": ("doctor", "--json", disk / "d.json"),
+        "--output   ": ("monitor", "--output", disk / "g.csv"),
         "synth": ("synth", disk / "s", "--cases", "1", "--size", "48"),
     }
     for key, command in cases.items():
