@@ -33,13 +33,18 @@ def split_dataset(dataset: Dataset, settings: DataConfig, *, pretraining: bool) 
             f"{dataset.root}: all its cases are labelled test cases, which are never trained on: list images for"
             " training"
         )
-    if settings.folds == 1 and not folds_are_stated(dealt):  # training and validation are the same
+    stated = folds_are_stated(dealt)
+    if pretraining and stated and len({case.fold == settings.fold for case in dealt}) == 1:
+        # All cases with a label are on one side, so no segmentation is split so: those without one fill the other.
+        inside = [case for case in dealt if case.fold == settings.fold]
+        dealt = [case for case in dataset.training if case.fold != settings.fold or not inside or case in inside]
+    if settings.folds == 1 and not stated:  # training and validation are the same
         dealt = sorted(dealt, key=lambda case: case.name)[: settings.train_cases]
     train, validation = split_folds(dealt, settings.folds, settings.fold, settings.fold_seed, str(dataset.root))
     if pretraining:
         known = {case.name for case in dealt}
         others = [case for case in (*dataset.training, *unlabelled_tests) if case.name not in known]
-        held_out = settings.fold if folds_are_stated(dealt) else None  # a case without label in the validation list
+        held_out = settings.fold if stated else None  # a case without label in the validation list
         train += [case for case in others if held_out is None or case.fold != held_out]
     return train[: settings.train_cases], validation
 

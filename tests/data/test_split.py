@@ -160,6 +160,21 @@ def test_a_pretraining_takes_what_has_no_label(made: dict[str, Path]) -> None:
     assert "a7" not in {case.name for case in other_fold.cases}
 
 
+@pytest.mark.parametrize("labelled", ["training", "validation"])
+def test_a_pretraining_where_one_side_has_no_labels(tmp_path: Path, labelled: str) -> None:
+    """No segmentation can be split so; a pre-training takes the lists as they are."""
+    lists = {}
+    for part in ("training", "validation"):
+        count = 3 if part == labelled else 0
+        lists[part] = entries(tmp_path, part[0], count, 3 - count)
+    root = listed(tmp_path, lists, "list.json")
+    (source,) = open_sources(config(root, pretrain=True))
+    assert [case.name for case in source.train] == ["t0", "t1", "t2"]
+    assert [case.name for case in source.validation] == ["v0", "v1", "v2"]
+    with pytest.raises(UserError, match=r"data\.fold=0"):
+        open_sources(config(root))
+
+
 def test_labelled_test_cases_that_are_left_out_of_a_pretraining_are_announced(
     made: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
