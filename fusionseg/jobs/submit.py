@@ -205,11 +205,19 @@ def _clean_environment() -> Iterator[None]:
 def _undisturbed() -> Iterator[None]:
     """Signals wait: between sbatch and the ledger, jobs are in the queue that nobody knows of."""
     numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    noted: list[int] = []
+    # The mask is this thread's, and sbatch inherits it; a signal that another thread takes comes to these handlers.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    handlers = {number: signal.signal(number, lambda number, frame: noted.append(number)) for number in numbers}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            if handler is not None:  # None: was not set by Python
+                signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for came in noted:
+            signal.raise_signal(came)
 
 
 def sbatch_text(sweep: Sweep, cluster: ClusterConfig, num_runs: int) -> str:
