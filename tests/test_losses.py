@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ import torch.nn.functional as F
 from monai.losses import DiceCELoss, DiceLoss
 from torch import Tensor
 
-from fusionseg.config import LossConfig
+from fusionseg.config import LossConfig, load_config
+from fusionseg.jobs.sweep import load_sweep
 from fusionseg.losses import build_loss, label_at
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = ["dice_ce", "dice", "dice_focal", "cross_entropy"]
 
 
@@ -49,6 +52,28 @@ def test_the_dice_family_is_monais(
 def test_dice_ce_is_the_sum_of_its_parts(batch: tuple[Tensor, Tensor]) -> None:
     parts = loss(*batch, name="dice") + loss(*batch, name="cross_entropy")
     torch.testing.assert_close(loss(*batch, name="dice_ce"), parts)
+
+
+def thesis_loss(logits: Tensor, label: Tensor) -> Tensor:
+    """The loss of the thesis (Dhar, 2023, section 5.2, figure 6), of one volume (1, J, X, Y, Z), written out.
+
+    1 - 2/J sum_j (sum_i G_ij Y_ij) / (sum_i G_ij^2 + sum_i Y_ij^2) - 1/I sum_i sum_j G_ij log Y_ij
+    """
+    probability = logits[0].softmax(dim=0).flatten(1)  # Y, (J, I)
+    truth = F.one_hot(label[0, 0].flatten(), len(probability)).T.float()  # G
+    overlap = (truth * probability).sum(dim=1) / (truth.square().sum(dim=1) + probability.square().sum(dim=1))
+    return 1 - 2 * overlap.mean() - (truth * probability.log()).sum(dim=0).mean()
+
+
+def test_table_2_trains_with_the_loss_of_the_thesis(batch: tuple[Tensor, Tensor]) -> None:
+    logits, label = batch[0][:1], batch[1][:1]
+    runs = load_sweep(CONFIGS / "sweeps/table2.yaml").runs
+    assert len(runs) == 24
+    for config in [load_config(CONFIGS / "parse_fusion_od.yaml"), *(run.config for run in runs)]:
+        ours = build_loss(config.loss)(logits, label)
+        torch.testing.assert_close(ours, thesis_loss(logits, label), rtol=1e-4, atol=1e-5)  # MONAI smooths by 1e-5
+    plain = loss(logits, label, name="dice_ce")  # neither squared nor over all classes
+    assert abs(plain - thesis_loss(logits, label)) > 0.01
 
 
 def test_gamma_reaches_the_focal_loss(batch: tuple[Tensor, Tensor]) -> None:
