@@ -36,17 +36,17 @@ class CasesToScore:
     cases: list[Case]
     trained_on: dict[str, str]
     """By name of the case: yes, no or unknown."""
-    left_out: list[str] = field(default_factory=list)
-    """Names of cases that were trained on and are not scored."""
+    apart: list[str] = field(default_factory=list)
+    """Names of cases that were trained on: they are scored, and no mean counts them."""
 
-    def marks(self, scored: Collection[str]) -> dict[str, Any]:
+    def marks(self, counted: Collection[str]) -> dict[str, Any]:
         """Entries of a summary of scores: how many cases were trained on, of how many it is unknown, and the names of
-        those that were left out."""
-        known = [self.trained_on[name] for name in scored]
+        those that the means leave out."""
+        known = [self.trained_on[name] for name in counted]
         return {
             "trained_on": known.count(YES),
             "trained_on_unknown": known.count(UNKNOWN),
-            "left_out": self.left_out,
+            "left_out": self.apart,
         }
 
 
@@ -73,17 +73,17 @@ def evaluation_config(run: Path, overrides: Sequence[str]) -> RunConfig:
 def choose_cases(
     config: RunConfig, members: Sequence[Trained], dataset_root: str | None, *, include_trained: bool = False
 ) -> CasesToScore:
-    """The cases to score, none of which was trained on unless it is marked.
+    """The cases to score, and those among them that were trained on.
 
     Args:
         config: of the run, the first member, with the places that hold now.
         dataset_root: a data set, all labelled cases of which are meant, test cases too; None means the run's
             validation cases.
-        include_trained: score cases that were trained on too, marked.
+        include_trained: the means count cases that were trained on too, and are marked.
 
     Raises:
-        UserError: the run's validation cases are gone or have changed; a member was trained on them; or no case is
-            left.
+        UserError: the run's validation cases are gone or have changed; a member was trained on them; or all cases were
+            trained on.
     """
     may_be_unknown = include_trained and dataset_root is not None
     splits = [_split_of(member, config, may_be_unknown) for member in members]
@@ -111,22 +111,22 @@ def choose_cases(
     trained = {name for name, digests in content.items() if any(split.was_trained_on(digests.image) for split in known)}
     if None in splits:
         return CasesToScore(dataset, cases, {case.name: YES if case.name in trained else UNKNOWN for case in cases})
-    left_out = [] if include_trained else sorted(trained - marked)
-    kept = [case for case in cases if case.name not in left_out]
-    if not kept:
+    apart = [] if include_trained else sorted(trained - marked)
+    if len(apart) == len(cases):
         raise UserError(
-            f"{dataset.root}: all {len(cases)} cases were trained on ({some_of(left_out)}): choose others by --dataset,"
+            f"{dataset.root}: all {len(cases)} cases were trained on ({some_of(apart)}): choose others by --dataset,"
             " or add --include-trained to score them and mark the results"
         )
-    if left_out:
+    if apart:
         log.warning(
-            "%s: %d of %d cases were trained on and are left out (%s); --include-trained scores and marks them",
+            "%s: %d of %d cases were trained on (%s): they are scored, and the means leave them out;"
+            " --include-trained counts them and marks the results",
             dataset.root,
-            len(left_out),
+            len(apart),
             len(cases),
-            some_of(left_out),
+            some_of(apart),
         )
-    return CasesToScore(dataset, kept, {case.name: YES if case.name in trained else NO for case in kept}, left_out)
+    return CasesToScore(dataset, cases, {case.name: YES if case.name in trained else NO for case in cases}, apart)
 
 
 def _split_of(member: Trained, config: RunConfig, may_be_unknown: bool) -> Split | None:

@@ -54,7 +54,7 @@ def evaluate(
         config: its configuration (with the paths that hold now).
         dataset_root: another data set, all of whose labelled cases are used; None is the run's validation cases.
         others: runs that are averaged with this one.
-        include_trained: score cases that were trained on too, and mark them.
+        include_trained: the means count cases that were trained on too, and are marked.
 
     Raises:
         UserError: also if one of the others has trained on cases that are evaluated.
@@ -79,22 +79,23 @@ def evaluate(
                 failed[case.name] = str(error)
                 log.error("%s is not scored: %s", case.name, error)
         progress(len(cases), len(cases))
-    if not scores:
+    counted = [score for score in scores if score.case not in chosen.apart]
+    if not counted:
         raise UserError(
             [
-                f"{dataset.root}: none of the {len(cases)} cases could be evaluated:",
+                f"{dataset.root}: none of the {len(cases) - len(chosen.apart)} cases could be evaluated:",
                 *(f"  {name}: {reason}" for name, reason in failed.items()),
             ]
         )
     summary = {
-        **summarise(scores, predictor),
-        **chosen.marks({score.case for score in scores}),
+        **summarise(counted, predictor),
+        **chosen.marks({score.case for score in counted}),
         "failed": failed,
         "dataset": str(dataset.place),
         "request": request.to_json(),
     }
     _write(folder, scores, summary)
-    best_and_worst(folder / PICTURE, scores, cases, scorer)
+    best_and_worst(folder / PICTURE, counted, cases, scorer)
     return Evaluation(folder, tuple(scores), failed, summary)
 
 

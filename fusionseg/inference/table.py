@@ -27,7 +27,7 @@ def _notes(summary: dict[str, Any]) -> list[str]:
     if unknown := summary.get("trained_on_unknown"):
         notes.append(f"whether {unknown} of the {cases} cases were trained on is unknown")
     if left_out := summary.get("left_out"):
-        notes.append(f"left out, for they were trained on: {some_of(left_out)}")
+        notes.append(f"not in these means, for they were trained on: {some_of(left_out)} (cases.csv has them)")
     return notes
 
 

@@ -371,3 +371,16 @@ def test_a_text_with_a_character_that_no_file_may_hold_is_refused() -> None:
     for value in ("a\x00b", "a\x1bb", "\udcff"):
         (problem,) = refusal(None, "model.name=unet", f"output={value}")
         assert "is not valid YAML" in problem
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(__file__).parents[2].glob("configs/hippocampus_*.yaml")), ids=lambda p: p.stem
+)
+def test_the_hippocampus_is_augmented_as_the_report_on_it_advises(path: Path) -> None:
+    config = load_config(path)
+    augment = config.augment
+    assert augment.noise is None and augment.scale is None
+    assert augment.shift_intensity is None and augment.scale_intensity is None
+    if config.pretrain is None:
+        assert augment.flip and augment.elastic is not None
+        assert augment.rotate is not None and 0 < augment.rotate.degrees <= 10

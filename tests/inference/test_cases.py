@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import nibabel
@@ -325,7 +326,7 @@ def test_an_evaluation_is_of_the_recorded_cases(program: Program, data: Path, ru
     assert not (run / "evaluation").exists()
 
 
-def test_trained_cases_of_a_data_set_are_named_and_left_out(
+def test_trained_cases_of_a_data_set_are_named_and_no_mean_counts_them(
     program: Program, data: Path, run: Path, make_dataset: Callable[..., Path], tmp_path: Path
 ) -> None:
     (validated,) = names(run, "validation")
@@ -339,11 +340,15 @@ def test_trained_cases_of_a_data_set_are_named_and_left_out(
         edit(other, lambda content, key=key, entry=entry: content[key].append(entry))  # type: ignore[misc]
     status, said = program("evaluate", run, "--dataset", other, "--device", "cpu")
     assert status == 0
-    assert "2 of 4 cases were trained on and are left out (other0, other1)" in said
+    assert "2 of 4 cases were trained on (other0, other1)" in said
     (folder,) = run.glob("evaluation_*")
-    assert {row["case"] for row in rows(folder)} == {"case_000", "other2"}
-    assert {row["trained_on"] for row in rows(folder)} == {"no"}
-    assert json.loads((folder / "summary.json").read_text())["left_out"] == ["other0", "other1"]
+    assert {row["case"] for row in rows(folder) if row["trained_on"] == "no"} == {"case_000", "other2"}
+    assert {row["case"] for row in rows(folder) if row["trained_on"] == "yes"} == {"other0", "other1"}
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["cases"], summary["left_out"]) == (2, ["other0", "other1"])
+    for label, entry in summary["classes"].items():
+        new = [row["dice"] for row in rows(folder) if row["label"] == label and row["trained_on"] == "no"]
+        assert entry["dice"]["mean"] == pytest.approx(fmean(float(dice) for dice in new if dice))
 
     status, said = program("evaluate", run, "--dataset", other, "--include-trained", "--device", "cpu")
     assert status == 0 and "not figures of new cases: 2 of the 4 cases were trained on" in said
