@@ -33,7 +33,9 @@ def add_evaluate(commands: Commands) -> None:
         "--with", dest="others", nargs="+", type=Path, default=[], metavar="RUN", help="average with these runs"
     )
     parser.add_argument(
-        "--include-trained", action="store_true", help="count cases that were trained on in the means too, and mark the results"
+        "--include-trained",
+        action="store_true",
+        help="count cases that were trained on in the means too, and mark the results",
     )
     parser.add_argument(
         "--skip-existing",

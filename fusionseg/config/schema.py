@@ -127,7 +127,7 @@ class CheckpointConfig(Section):
     """Checkpoints of the whole training state."""
 
     every: Positive = 500
-    """Steps between checkpoints; the last step and a signal save too."""
+    """Steps between checkpoints; the first step, the last one and a signal save too."""
     keep: Positive = 3
     """Newest checkpoints that stay, beside best.pt."""
 

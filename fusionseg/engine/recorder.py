@@ -81,16 +81,20 @@ class Recorder:
             self._window[name] += seconds
             self._phases[name] += seconds
 
-    def train(self, step: int, lr: float, window: Window, samples: list[dict[str, Any]] | None) -> None:
-        """The train record of `step`, over the steps since the last one."""
+    def train(self, step: int, lr: float, window: Window, samples: list[dict[str, Any]] | None, now: float) -> None:
+        """The train record of `step`, over the steps since the last one.
+
+        Args:
+            now: `time.monotonic()` before the range `log` began. All of that range is then within the next window.
+        """
         self._fold()
         steps, seconds = step - self._window_step, self._window.copy()
         self._window.clear()
         # The whole wall time of the steps, without what is done between them.
-        step_s = (time.monotonic() - self._window_start - sum(seconds[name] for name in ASIDE)) / steps
+        step_s = (now - self._window_start - sum(seconds[name] for name in ASIDE)) / steps
         data_s = (seconds["data"] + seconds["augment"]) / steps
         speed, memory = self.config.train.global_batch / step_s, peak_memory_gb(self.world.device)
-        self._window_start, self._window_step = time.monotonic(), step
+        self._window_start, self._window_step = now, step
         known: dict[str, Any] = {
             "loss": window.loss,
             "lr": lr,

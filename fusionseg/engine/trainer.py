@@ -131,8 +131,9 @@ class Trainer:
             self._record(lr, recorder)
             self.checkpoints.check()
             stop = self.world.agree(signals.received)
-            # Before the validation, which may last longer than the time that a signal leaves.
-            if stop or self.step % self.config.checkpoint.every == 0:
+            # Before the validation, which may last longer than the time that a signal leaves. The first step is saved
+            # too: a folder that takes no checkpoint is known now, and not after hours.
+            if stop or self.step == 1 or self.step % self.config.checkpoint.every == 0:
                 self._save(recorder)
             if stop and self.step < self.config.train.steps:
                 return "interrupted", signal_name(stop)
@@ -190,9 +191,10 @@ class Trainer:
         if logging_step:
             with account().measure("step"):
                 window = self.step_fn.read()
+            now = time.monotonic()
             with annotate("log", self.step):
                 samples = self.samples.taken(self.step - 1) if self.config.log.samples else None
-                recorder.train(self.step, lr, window, samples)
+                recorder.train(self.step, lr, window, samples, now)
 
     def _validate(self, recorder: Recorder) -> None:
         with annotate("validate", self.step):

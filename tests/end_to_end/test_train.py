@@ -49,6 +49,7 @@ def test_the_run_folder_is_whole(trained: Path) -> None:
     assert names - events - {".lock"} == {
         "config.yaml",
         "environment.json",
+        "split.json",
         "metrics.jsonl",
         "log.txt",
         *(f"checkpoints/{name}.pt" for name in ("best", "last", "step_00000080", "step_00000100", "step_00000120")),
