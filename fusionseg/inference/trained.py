@@ -19,6 +19,7 @@ from fusionseg.engine.precision import Precision, choose_precision, has_bf16
 from fusionseg.errors import UserError
 from fusionseg.machine import available_cpus
 from fusionseg.models import build_model
+from fusionseg.models.host_bf16 import guard_host_convolutions
 from fusionseg.models.layout import channels_last_
 
 
@@ -83,6 +84,8 @@ def load_trained(run: Path, device: torch.device, which: str = "best", *, pretra
         raise UserError(f"{path}: its weights do not fit its own configuration ({reason})") from None
     if config.train.channels_last:
         channels_last_(model)
+    if device.type == "cpu":
+        guard_host_convolutions(model)
     # The device that predicts need not be the one that trained: what it cannot do well, it chooses for itself.
     wanted = config.train.precision
     if (wanted == "fp16" and device.type == "cpu") or (wanted == "bf16" and not has_bf16(device)):

@@ -70,7 +70,11 @@ WRONG = [
     Wrong("no data set", ("data.root=null",), ("data.root is not set: add data.root=/path/to/dataset",)),
     Wrong("no such data set", ("data.root=/nowhere/at/all",), ("data.root=/nowhere/at/all: does not exist",)),
     Wrong("no such fold", ("data.fold=7",), ("data.fold=7", "with data.folds=5 it goes from 0 to 4")),
-    Wrong("more folds than cases", ("data.folds=9",), ("data.folds=9", "has only 5 cases to split", "set data.folds to 5 or less")),
+    Wrong(
+        "more folds than cases",
+        ("data.folds=9",),
+        ("data.folds=9", "has only 5 cases to split", "set data.folds to 5 or less"),
+    ),
     Wrong("micro-batch", ("train.global_batch=3", "train.micro_batch=2"), ("choose micro_batch from [1, 3]",)),
     Wrong(
         "patch",

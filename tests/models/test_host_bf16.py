@@ -1,4 +1,4 @@
-"""bf16 on a CPU: convolutions over maps thinner than their kernel have the gradients of fp32."""
+"""bf16 on a CPU: convolutions that torch computes wrongly there have the results of fp32."""
 
 from __future__ import annotations
 
@@ -34,6 +34,21 @@ def test_gradients_are_those_of_fp32(kernel: int, depth: int, layout: torch.memo
         for ours, exact in zip(guarded.parameters(), network.parameters(), strict=True):
             assert ours.grad is not None and exact.grad is not None
             assert (ours.grad - exact.grad).norm() < 0.05 * exact.grad.norm()
+
+
+@pytest.mark.parametrize(("kernel", "shape"), [(2, (4, 6, 2)), (4, (8, 12, 4)), (16, (32, 48, 16)), (4, (16, 16, 16))])
+@pytest.mark.parametrize("channels", [1, 16])
+def test_patch_embeddings_are_those_of_fp32(kernel: int, shape: tuple[int, int, int], channels: int) -> None:
+    # Unguarded, on a CPU with amx_bf16, most of these are wrong by as much as their largest value, or by 1e30.
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv3d(channels, 48, kernel, stride=kernel))
+    guarded = copy.deepcopy(network)
+    guard_host_convolutions(guarded)
+    x = torch.randn(1, channels, *shape)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = guarded(x)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), network(x), rtol=0.02, atol=0.02)
 
 
 def test_it_leaves_fp32_and_other_kernels_alone() -> None:
