@@ -22,7 +22,7 @@ log = logging.getLogger("fusionseg")
 
 LOCK, OWNER = ".lock", ".owner"
 BEAT_S = 5.0
-"""How often the owner's file is renewed."""
+"""Seconds between two renewals of the owner's file."""
 SILENT_S = 3 * BEAT_S
 """An owner on another host that has not renewed its file for so long is gone."""
 _SETTLE_S = 0.2
@@ -122,7 +122,7 @@ def is_held(folder: Path) -> bool:
 
 
 def _holder(path: Path, watch_s: float) -> str:
-    """Which process an owner's file stands for, if it lives; else empty.
+    """Name the process that an owner's file stands for, if it lives; else an empty text.
 
     Args:
         watch_s: how long to watch for a sign of life from another host; 0 goes by the file's age.

@@ -15,7 +15,7 @@ import time
 from typing import Any, TextIO
 
 PATIENCE_S = 2.0
-"""How long a training waits, once, for a reader that does not read."""
+"""Seconds that a training waits, once, for a reader that does not read."""
 _CHUNK_BYTES = select.PIPE_BUF  # a pipe that is ready takes as many without waiting
 
 # The text may be written later: the disk has space again, the file its quota.
@@ -112,7 +112,7 @@ def protect(patience_s: float | None = None) -> None:
 
 
 def lost_output() -> str | None:
-    """Why standard output is incomplete; None if it is not, or if its reader has left (`| head`)."""
+    """The reason why standard output is incomplete; None if it is complete, or if its reader has left (`| head`)."""
     target = _target(sys.stdout)
     if target is None:
         return None

@@ -1,4 +1,4 @@
-"""What becomes of the other keys of a section whose `name` changes, for sections whose keys belong to their name."""
+"""Rules for the other keys of a section whose `name` changes, for sections whose keys belong to their name."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def carry_over(section: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> 
 def dropped(
     section: str, old: Mapping[str, Any], new: Mapping[str, Any], kept: Mapping[str, Any], *, from_file: bool
 ) -> Dropped | None:
-    """What a change of name has dropped; None for nothing. What is given anew, or is the default, is not dropped."""
+    """List the keys that a change of name has dropped, or None. Keys given anew or at their default do not count."""
     kind = _kind(section, new["name"])
     fields = kind.model_fields if kind is not None else {}
     keys = {

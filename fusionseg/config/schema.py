@@ -221,7 +221,7 @@ class RunConfig(Section):
     init_from: str | None = None
     """A run folder or a checkpoint file whose weights the network starts from: a network's, or an encoder's alone."""
     init_from_seen: Literal["refuse", "mark"] = "refuse"
-    """What is done if the weights of `init_from` were trained on validation cases of this run (told by the images'
+    """The treatment of `init_from` weights that were trained on validation cases of this run (told by the images'
     content): `refuse` to start; `mark` goes on and marks every result (split.json, the `val` records, evaluation)."""
     init_min_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share that `init_from` must supply, of the network's parameters or of its encoder's."""

@@ -45,7 +45,7 @@ class CaseError(ValueError):
 
 @dataclass
 class Findings:
-    """What is wrong with one case; `name` is the case's, empty where it does not matter."""
+    """The problems of one case; `name` is the case's, empty where it does not matter."""
 
     name: str = ""
     problems: list[Problem] = field(default_factory=list)
@@ -66,7 +66,7 @@ class Findings:
 
 @dataclass
 class CaseFacts(Findings):
-    """What the checks of a case found; small, since it travels between processes."""
+    """The result of the checks of a case; small, since it travels between processes."""
 
     shape: tuple[int, ...] | None = None
     spacing_mm: tuple[float, ...] | None = None

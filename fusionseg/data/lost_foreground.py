@@ -26,7 +26,7 @@ def missed_voxels(record: PreparedCase, num_classes: int) -> list[int]:
 
 
 def lost_foreground(record: PreparedCase, labels: Mapping[int, str]) -> list[str]:
-    """What the preparation took of the foreground of a case, a line for each class."""
+    """Describe the foreground that the preparation of a case has lost, a line for each class."""
     lines = []
     sizes = (abs(np.linalg.det(np.array(affine)[:3, :3])) for affine in (record.affine, record.original_affine))
     growth = float(np.divide(*sizes))  # of a voxel

@@ -47,7 +47,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class PreparedCase:
-    """What is known of a prepared case without opening its arrays."""
+    """The facts of a prepared case that need none of its arrays."""
 
     name: str
     sources: tuple[SourceFile, ...]
@@ -62,7 +62,7 @@ class PreparedCase:
     classes: tuple[int, ...]
     """Foreground classes that occur, ascending."""
     class_offsets: tuple[int, ...]
-    """Where each of `classes` begins in foreground.npy, and the end."""
+    """First entry of each of `classes` in foreground.npy, and the number of entries."""
     labelled: bool
     class_voxels: tuple[tuple[int, int, int, int], ...]
     """Of each foreground class of the label file: value, voxels in the file, after resampling, and after the crop."""

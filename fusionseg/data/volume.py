@@ -24,7 +24,7 @@ from fusionseg.machine import available_memory_bytes
 from fusionseg.telemetry.ranges import annotate
 
 BYTES_PER_POINT, BYTES_PER_VALUE = 24, 12
-"""What resampling takes for a voxel: its place, and for each channel its value, in float64 and float32."""
+"""Memory of a resampling for each voxel: its place, and for each channel its value, in float64 and float32."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def numbered_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def obstacles(folder: Path) -> list[Path]:
-    """What is no file in a `checkpoints/` folder and has the name of one that would be written."""
+    """List entries of a `checkpoints/` folder that have the name of a checkpoint and are no files."""
     named = [
         folder / "last.pt",
         folder / "best.pt",

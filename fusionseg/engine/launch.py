@@ -35,7 +35,7 @@ class Launch:
     meeting: tuple[str, int] | None = None
     """Host and port at which rank 0 opens the store; None is for torchrun, which has opened one."""
     remark: str = ""
-    """What the user should know of it."""
+    """A remark for the user."""
 
 
 def read_launch(environ: Mapping[str, str]) -> Launch:
@@ -57,7 +57,7 @@ def read_launch(environ: Mapping[str, str]) -> Launch:
 
 
 def _why_not_alone(environ: Mapping[str, str]) -> str:
-    """What a single process should know in a job of several tasks.
+    """Describe the launch of a single process in a job of several tasks.
 
     Raises:
         UserError: it is one of several that mpirun started.

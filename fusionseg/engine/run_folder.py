@@ -106,7 +106,7 @@ class RunFolder:
         refuse_other_config(self.path, before, config)
 
     def _obstacles(self) -> list[tuple[Path, str]]:
-        """What has the name of a file or a folder of the run, and is something else."""
+        """List entries that have the name of a file or a folder of the run, and are something else."""
         files = ("config.yaml", "environment.json", "split.json", "metrics.jsonl", "jobs.jsonl", "log.txt", ".lock")
         found = [(path, "no file") for name in files if (path := self.path / name).exists() and not path.is_file()]
         folders = [self.path, self.checkpoints, self.pictures]

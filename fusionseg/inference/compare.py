@@ -57,7 +57,7 @@ class Row:
         return ON_TRAINED in self.marks
 
     def ended_early(self) -> dict[str, int]:
-        """How many runs have not come to their end, by status."""
+        """The number of runs that have not come to their end, by status."""
         states = [run.status for run in self.runs if run.status not in FINISHED]
         return {state: states.count(state) for state in dict.fromkeys(states)}
 

@@ -108,7 +108,7 @@ def request_for(
     *,
     include_trained: bool = False,
 ) -> Request:
-    """What is asked for, in the form that tells evaluations apart.
+    """Build the request, the form that tells evaluations apart.
 
     Args:
         dataset, given: another data set and the path by which it was given; None is the run's validation cases.

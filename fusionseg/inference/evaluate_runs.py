@@ -36,7 +36,7 @@ _OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked of each run."""
+    """The options of an evaluation, the same for each run."""
 
     options: PredictOptions
     overrides: Sequence[str]
@@ -49,7 +49,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run."""
+    """The outcome of one run."""
 
     state: str
     remark: str
@@ -62,7 +62,7 @@ class Outcome:
 
 @dataclass
 class Outcomes:
-    """What became of several runs."""
+    """The outcome of several runs."""
 
     states: dict[Path, Outcome] = field(default_factory=dict)
 

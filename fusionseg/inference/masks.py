@@ -38,7 +38,7 @@ _TEXT = re.compile(rf"fusionseg m=(\w{{{_HEX}}}) p=(\w{{{_HEX}}}) i=(\w{{{_HEX}}
 
 @dataclass(frozen=True)
 class Mark:
-    """Where a mask comes from."""
+    """The origin of a mask."""
 
     maker: str
     """Hash of the runs and the options."""

@@ -16,7 +16,7 @@ from fusionseg.files import file_name
 
 CASES, SUMMARY, PICTURE = "cases.csv", "summary.json", "best_and_worst.png"
 FIRST_COLUMNS = ("case,label,dice,", "case,ssim,")
-"""How cases.csv begins, of a segmentation and of a pre-training."""
+"""First columns of cases.csv, of a segmentation and of a pre-training."""
 
 _DATASET_FOLDERS = {"imagestr", "imagests", "labelstr", "labelsts", "imagesval", "labelsval"}
 _LISTS = ("training", "validation", "test", "testing")
@@ -25,7 +25,7 @@ _MAX_JSON_BYTES, _MAX_JSONS, _MAX_PARENTS = 50_000_000, 50, 3
 
 @dataclass(frozen=True)
 class Request:
-    """What an evaluation was asked for: results of another request are never replaced by it."""
+    """The request of an evaluation: it never replaces results of another request."""
 
     dataset: Dataset | None
     """Another data set than the run's own validation cases."""

@@ -1,4 +1,4 @@
-"""What is on disk of a run, as far as a table over runs needs it."""
+"""The part of a run folder that a table over runs needs."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class RunSummary:
     figures: dict[str, float]
     """Of the chosen weights, and what the run took."""
     marks: tuple[str, ...] = ()
-    """What makes its figures other than those of a run that was validated on cases it has not seen."""
+    """Reasons why its figures are not those of a run that was validated on unseen cases."""
     remarks: tuple[str, ...] = field(default=())
     """For a note below the table."""
 

@@ -13,14 +13,14 @@ from fusionseg.telemetry.records import read_object
 
 @dataclass(frozen=True)
 class StoredEvaluation:
-    """What the table takes of an evaluation."""
+    """The part of an evaluation that the table shows."""
 
     figures: dict[str, float]
     """Dice and HD95 in the geometry of the label files."""
     trained_on: bool
     """Whether some of its cases were trained on."""
     remarks: tuple[str, ...]
-    """What makes it other than the training's validation, its geometry apart."""
+    """Its differences from the training's validation, beside the geometry."""
 
 
 def stored_evaluation(run: Path, validation: Mapping[str, Any], weights: str) -> StoredEvaluation | None:
@@ -59,7 +59,7 @@ def is_number(value: Any) -> bool:
 
 
 def _options(path: Path, summary: Mapping[str, Any]) -> list[str] | None:
-    """How it was predicted, beside the run's own way; None if it is of other cases, or of an ensemble."""
+    """Settings of the prediction that differ from the run's own; None if it is of other cases, or of an ensemble."""
     request = summary.get("request")
     if not isinstance(request, dict):  # older versions wrote none
         return [] if path.parent.name == "evaluation" and summary and "averaged_with" not in summary else None

@@ -36,7 +36,7 @@ class Trained:
     step: int
     precision: Precision
     split: Split | None
-    """What it was trained on; None where the checkpoint, of an earlier version, does not say."""
+    """The cases that it was trained on; None where the checkpoint, of an earlier version, does not say."""
     content: str | None
     """The hash of its cases that such a checkpoint has instead."""
 

@@ -1,4 +1,4 @@
-"""How large the networks of a sweep are, and whether they are alike."""
+"""The sizes of a sweep's networks, and a warning where they differ much."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def network_sizes(runs: Sequence[SweepRun]) -> dict[str, int]:
 
 
 def size_remarks(runs: Sequence[SweepRun], sizes: Mapping[str, int]) -> list[str]:
-    """What a reader of the results should know: keys that a change of name has dropped, and networks of other sizes."""
+    """Remarks for a reader of the results: keys that a change of name has dropped, and networks of other sizes."""
     dropped: dict[str, list[str]] = {}
     for run in runs:
         for entry in run.dropped:

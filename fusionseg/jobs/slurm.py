@@ -17,7 +17,7 @@ TIME_LIMIT = "time limit"
 
 
 def folder_problems(folder: Path) -> list[str]:
-    """What keeps a folder from receiving the logs of jobs.
+    """Describe the problem that keeps a folder from receiving the logs of jobs.
 
     SLURM and submitit put numbers in the place of %j and %a in the names of logs, the folder's included, and SLURM
     gives that up after a backslash; a batch script holds one option a line.

@@ -83,7 +83,7 @@ class SweepRun:
     settings: dict[str, Any]
     """What the point and the grid set, under dotted keys."""
     dropped: tuple[Dropped, ...] = ()
-    """What changes of a section's name have dropped, from the base on."""
+    """Keys that changes of a section's name have dropped, from the base on."""
 
     @property
     def folder(self) -> Path:

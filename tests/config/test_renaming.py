@@ -1,4 +1,4 @@
-"""What becomes of a section's keys when only its name is changed, in a sweep or on the command line."""
+"""Keys of a section when only its name is changed, in a sweep or on the command line."""
 
 from __future__ import annotations
 

@@ -250,7 +250,7 @@ def test_resume_evaluation_and_sweep_use_the_split_that_was_recorded(
 
 
 class Member:
-    """What an evaluation looks at of a trained network."""
+    """The part of a trained network that an evaluation looks at."""
 
     def __init__(self, split: Split) -> None:
         self.split = split

@@ -1,4 +1,4 @@
-"""What a data set lists and nobody reads is named, by check and at the start of a training."""
+"""Entries of a data set that nobody reads are named, by check and at the start of a training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What predict and evaluate write, and what they leave alone."""
+"""Files that predict and evaluate write, and files that they leave alone."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def test_predicting_into_labels_leaves_them(
 def test_masks_on_a_full_disk(
     run: Path, images: Path, tmp_path: Path, small_disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What was predicted stays and is kept by --skip-existing; the disk is no fault of the second case."""
+    """Finished masks stay and are kept by --skip-existing; the disk is no fault of the second case."""
     mask = tmp_path / "masks/a.nii.gz"
     assert predict(run, images, tmp_path / "masks") == 0
     pages = -(-mask.stat().st_size // 4096)

@@ -1,4 +1,4 @@
-"""What an evaluation makes of names and of label files, and what a mask takes over from its image."""
+"""Names and label files in an evaluation, and the header that a mask takes from its image."""
 
 from __future__ import annotations
 
