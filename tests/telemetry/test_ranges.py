@@ -30,7 +30,7 @@ def test_every_second_is_counted_once() -> None:
     total = time.perf_counter() - start
     taken = book.take()
     assert set(taken) == {"outer", "inner", "innermost"}
-    assert sum(taken.values()) == pytest.approx(total, abs=0.02)  # 0.09 too much if counted twice
+    assert 0.11 <= sum(taken.values()) <= total + 0.001  # 0.09 too much if counted twice
     assert taken["outer"] >= 0.02 and taken["inner"] >= 0.06 and taken["innermost"] >= 0.03
     assert book.take() == {}
 
@@ -40,7 +40,7 @@ def test_a_range_within_itself() -> None:
     start = time.perf_counter()
     with book.measure("a"), book.measure("a"):
         time.sleep(0.02)
-    assert book.take()["a"] == pytest.approx(time.perf_counter() - start, abs=0.01)
+    assert 0.02 <= book.take()["a"] <= time.perf_counter() - start + 0.001  # 0.02 too much if counted twice
 
 
 def test_closed_when_the_body_raises() -> None:
