@@ -97,12 +97,17 @@ def build_network(config: RunConfig, device: torch.device, *, in_channels: int, 
     """The configured network with the seed's initial weights, the same on every device."""
     torch.manual_seed(config.seed)  # drawn on the CPU, then moved
     model = make_network(config, in_channels=in_channels, out_channels=out_channels)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    log.info("model: %s, %s parameters", config.model.name, f"{count:,}")
+    return place_network(model, config, device)
+
+
+def place_network(model: nn.Module, config: RunConfig, device: torch.device) -> nn.Module:
+    """Move a network to its device, in the configured layout, for training or for prediction."""
     if config.train.channels_last:
         channels_last_(model)
     if device.type == "cpu":
         guard_host_convolutions(model)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    log.info("model: %s, %s parameters", config.model.name, f"{count:,}")
     return model.to(device)
 
 

@@ -103,13 +103,15 @@ def evaluate_run(run: Path, wanted: Wanted) -> Outcome:
         UserError: it cannot be evaluated as asked.
     """
     config = evaluation_config(run, wanted.overrides)
-    if config.pretrain is not None:
-        return _evaluate_pretraining(run, config, wanted)
-    if wanted.volumes:
-        raise UserError(f"--volumes: {run} is a segmentation; fusionseg predict writes its masks")
+    _refuse_options_of_the_other_kind(run, config, wanted)
     if wanted.skip_existing and (folder := _existing(run, config, wanted)) is not None:
         log.info("%s: is newer than the weights and is kept", folder)
         return Outcome(KEPT, folder.name)
+    of_kind = _evaluate_segmentation if config.pretrain is None else _evaluate_pretraining
+    return of_kind(run, config, wanted)
+
+
+def _evaluate_segmentation(run: Path, config: RunConfig, wanted: Wanted) -> Outcome:
     result = evaluate(
         run,
         config,
@@ -125,6 +127,23 @@ def evaluate_run(run: Path, wanted: Wanted) -> Outcome:
 
 
 def _evaluate_pretraining(run: Path, config: RunConfig, wanted: Wanted) -> Outcome:
+    result = evaluate_pretraining(run, config, wanted.options, volumes=wanted.volumes)
+    print(result.table())
+    print(f"weights: {_weights(result.summary)}; on the prepared grid")
+    print(f"{result.folder}: cases.csv, summary.json" + (f", {VOLUMES}/" if wanted.volumes else ""))
+    return _outcome(result.failed, f"SSIM {result.summary['figures']['ssim']['mean']:.4f}")
+
+
+def _refuse_options_of_the_other_kind(run: Path, config: RunConfig, wanted: Wanted) -> None:
+    """Refuse options that are for pre-trainings to a segmentation, and the other way round.
+
+    Raises:
+        UserError: with all of them.
+    """
+    if config.pretrain is None:
+        if wanted.volumes:
+            raise UserError(f"--volumes: {run} is a segmentation; fusionseg predict writes its masks")
+        return
     options = wanted.options
     given = {
         "--dataset": wanted.dataset_root is not None,
@@ -139,14 +158,6 @@ def _evaluate_pretraining(run: Path, config: RunConfig, wanted: Wanted) -> Outco
             f"{', '.join(problems)}: {run} is a pre-training, which is evaluated on its own validation volumes, each"
             " patch once; remove it"
         )
-    if wanted.skip_existing and (folder := _existing(run, config, wanted)) is not None:
-        log.info("%s: is newer than the weights and is kept", folder)
-        return Outcome(KEPT, folder.name)
-    result = evaluate_pretraining(run, config, options, volumes=wanted.volumes)
-    print(result.table())
-    print(f"weights: {_weights(result.summary)}; on the prepared grid")
-    print(f"{result.folder}: cases.csv, summary.json" + (f", {VOLUMES}/" if wanted.volumes else ""))
-    return _outcome(result.failed, f"SSIM {result.summary['figures']['ssim']['mean']:.4f}")
 
 
 def _weights(summary: Mapping[str, Any]) -> str:

@@ -14,13 +14,11 @@ from fusionseg.data.run_split import Split
 from fusionseg.engine.checkpoint import find_weights, read_checkpoint
 from fusionseg.engine.distributed import choose_device
 from fusionseg.engine.launch import Launch
-from fusionseg.engine.network import make_network
+from fusionseg.engine.network import make_network, place_network
 from fusionseg.engine.precision import Precision, choose_precision, has_bf16
 from fusionseg.errors import UserError
 from fusionseg.machine import available_cpus
 from fusionseg.models import build_model
-from fusionseg.models.host_bf16 import guard_host_convolutions
-from fusionseg.models.layout import channels_last_
 
 
 @dataclass(frozen=True)
@@ -82,10 +80,6 @@ def load_trained(run: Path, device: torch.device, which: str = "best", *, pretra
     except RuntimeError as error:
         reason = " ".join(str(error).split("\n\t")[:2])
         raise UserError(f"{path}: its weights do not fit its own configuration ({reason})") from None
-    if config.train.channels_last:
-        channels_last_(model)
-    if device.type == "cpu":
-        guard_host_convolutions(model)
     # The device that predicts need not be the one that trained: what it cannot do well, it chooses for itself.
     wanted = config.train.precision
     if (wanted == "fp16" and device.type == "cpu") or (wanted == "bf16" and not has_bf16(device)):
@@ -94,7 +88,7 @@ def load_trained(run: Path, device: torch.device, which: str = "best", *, pretra
     return Trained(
         path,
         config,
-        model.to(device).eval(),
+        place_network(model, config, device).eval(),
         tuple(state["channels"]),
         labels,
         state["step"],

@@ -14,24 +14,15 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from preparing import opened, run
 
 from fusionseg.config import RunConfig, dump_config
-from fusionseg.data.prepare import PrepareReport, open_configured, open_store, prepare, store_folder
+from fusionseg.data.prepare import open_configured, open_store, prepare, store_folder
 from fusionseg.data.store import FOREGROUND_PER_CLASS, SourceFile, Store, read_case, write_case
 from fusionseg.data.volume import Volume, load_volume
 from fusionseg.errors import UserError
 
 NAMES = [f"case_{number:03d}" for number in range(5)]
-
-
-def run(config: RunConfig) -> PrepareReport:
-    return prepare(config, open_configured(config))
-
-
-def opened(config: RunConfig) -> Store:
-    store, missing = open_store(config, open_configured(config))
-    assert missing == []
-    return store
 
 
 def arrays(config: RunConfig) -> dict[str, bytes]:

@@ -12,13 +12,14 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from preparing import opened, run
 
 from fusionseg import cli
-from fusionseg.config import RunConfig, dump_config
+from fusionseg.config import dump_config
 from fusionseg.config.data_sections import CacheConfig
 from fusionseg.data.cache import DeviceCache
 from fusionseg.data.case_folders import read_case, read_cases
-from fusionseg.data.prepare import PrepareReport, open_configured, open_store, prepare, store_folder
+from fusionseg.data.prepare import open_configured, store_folder
 from fusionseg.data.record import SourceFile
 from fusionseg.data.store import Store, write_case
 from fusionseg.data.volume import Volume
@@ -26,16 +27,6 @@ from fusionseg.engine.run_folder import RunFolder
 from fusionseg.errors import UserError, WriteError
 
 CPU = torch.device("cpu")
-
-
-def run(config: RunConfig) -> PrepareReport:
-    return prepare(config, open_configured(config))
-
-
-def opened(config: RunConfig) -> Store:
-    store, missing = open_store(config, open_configured(config))
-    assert missing == []
-    return store
 
 
 def labels(store: Store) -> list[np.ndarray]:
