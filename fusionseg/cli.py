@@ -13,7 +13,7 @@ from fusionseg.commands.jobs import add_cancel, add_doctor, add_status, add_subm
 from fusionseg.commands.monitor import add_monitor
 from fusionseg.commands.results import add_compare, add_evaluate, add_predict
 from fusionseg.entry import DONE, FAILED, run
-from fusionseg.streams import lost_output, protect
+from fusionseg.utils.streams import lost_output, protect
 
 COMMANDS = (
     add_synth,
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     work: Callable[[argparse.Namespace], int] = arguments.work
 
     def quietly() -> int:
-        from fusionseg.telemetry.logs import start_logging
+        from fusionseg.utils.logs import start_logging
 
         start_logging()
         return work(arguments)

@@ -8,8 +8,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from fusionseg.errors import TrainingStopped, UserError, WriteError
-from fusionseg.streams import PATIENCE_S, protect
+from fusionseg.utils.errors import TrainingStopped, UserError, WriteError
+from fusionseg.utils.streams import PATIENCE_S, protect
 
 DONE, FAILED, WRONG_REQUEST = 0, 1, 2
 

@@ -51,10 +51,10 @@ from fusionseg.engine.machine_report import (
 )
 from fusionseg.engine.trainer import Trainer
 from fusionseg.entry import run
-from fusionseg.errors import UserError
 from fusionseg.inference.table import markdown_table
-from fusionseg.telemetry.logs import start_logging
 from fusionseg.telemetry.ranges import annotate
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.logs import start_logging
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = ("data", "step", "epoch", "validation", "checkpoint", "start", "pretraining", "ranges")

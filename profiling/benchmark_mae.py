@@ -30,11 +30,11 @@ from fusionseg.config.pretraining import PretrainConfig, ReconstructionLossConfi
 from fusionseg.engine.describe import timed
 from fusionseg.engine.machine_report import describe_machine, machine_line, publish
 from fusionseg.entry import run
-from fusionseg.errors import UserError
 from fusionseg.inference.table import markdown_table
-from fusionseg.machine import resident_bytes
 from fusionseg.models.masked import build_masked
 from fusionseg.reconstruction import ReconstructionLoss
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.machine import resident_bytes
 
 PARTS = ("encoder forward", "encoder", "decoder forward", "step")
 Triple = tuple[int, int, int]

@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fusionseg.entry import DONE, run
-from fusionseg.errors import UserError
 from fusionseg.telemetry.gpu_sample import Sample
 from fusionseg.telemetry.monitor import GpuMonitor
+from fusionseg.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 STAND_IN = ROOT / "tests/telemetry/fake_nvml.c"

@@ -15,8 +15,8 @@ from fusionseg.engine.distributed import choose_device
 from fusionseg.engine.launch import read_launch
 from fusionseg.engine.precision import Precision, choose_precision
 from fusionseg.engine.sources import open_sources
-from fusionseg.errors import UserError
-from fusionseg.machine import available_cpus
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.machine import available_cpus
 
 KEYS = ("image", "label")
 

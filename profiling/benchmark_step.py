@@ -36,7 +36,7 @@ from fusionseg.engine.optim import build_optimizer
 from fusionseg.engine.trainer import Trainer
 from fusionseg.entry import run
 from fusionseg.inference.table import markdown_table
-from fusionseg.telemetry.logs import start_logging
+from fusionseg.utils.logs import start_logging
 
 ROOT = Path(__file__).resolve().parent.parent
 

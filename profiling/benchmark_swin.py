@@ -32,8 +32,8 @@ from fusionseg.engine.machine_report import describe_machine, machine_line, publ
 from fusionseg.entry import run
 from fusionseg.inference.table import markdown_table
 from fusionseg.losses import build_loss
-from fusionseg.machine import resident_bytes
 from fusionseg.models import build_model
+from fusionseg.utils.machine import resident_bytes
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BASE = "monai"

@@ -21,9 +21,9 @@ import torch
 
 from fusionseg.engine.machine_report import describe_machine, machine_line, publish
 from fusionseg.entry import run
-from fusionseg.errors import UserError
-from fusionseg.telemetry.logs import start_logging
-from fusionseg.telemetry.tables import markdown_table
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.logs import start_logging
+from fusionseg.utils.tables import markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
 TUTORIAL = ("data.patch=[64,64,64]", "model.norm=batch")

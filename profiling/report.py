@@ -16,12 +16,12 @@ import sys
 from pathlib import Path
 
 from fusionseg.entry import DONE, run
-from fusionseg.errors import UserError
-from fusionseg.files import write_json, write_text
 from fusionseg.telemetry.profile_files import find_profiles, own_account, read_profiles
 from fusionseg.telemetry.profile_picture import draw
 from fusionseg.telemetry.profile_report import report_page
 from fusionseg.telemetry.profile_summary import summarise
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.files import write_json, write_text
 
 
 def report(profiles: list[Path], run_folder: Path | None, output: Path | None, top: int) -> int:

@@ -33,10 +33,10 @@ from fusionseg.engine.machine_report import describe_machine, machine_line, open
 from fusionseg.engine.op_costs import Call, Cost, OperatorWatch, PhaseClock, add_up, follow_phases
 from fusionseg.engine.trainer import Trainer
 from fusionseg.entry import run
-from fusionseg.errors import UserError
-from fusionseg.files import whole_file, writable_file
 from fusionseg.inference.table import markdown_table
-from fusionseg.telemetry.logs import start_logging
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.files import whole_file, writable_file
+from fusionseg.utils.logs import start_logging
 
 ROOT = Path(__file__).resolve().parent.parent
 WARM_UP, COUNTED = 2, 3

@@ -23,12 +23,12 @@ import torch
 
 from fusionseg.engine.machine_report import describe_machine, publish
 from fusionseg.entry import run
-from fusionseg.errors import UserError
-from fusionseg.files import writable_file
 from fusionseg.jobs.scaling import Network, Reliability, Scale, Workload, possible_ranks, scale
 from fusionseg.jobs.scaling_check import check
 from fusionseg.jobs.scaling_inputs import PRESETS, default_reliability, workload_of_run
 from fusionseg.jobs.scaling_report import check_table, draw, scaling_table
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.files import writable_file
 
 COUNTS = [2**power for power in range(13)]
 ABOVE_ZERO = (

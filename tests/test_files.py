@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from fusionseg import machine
-from fusionseg.errors import UserError, WriteError
-from fusionseg.files import file_name, sync, whole_file, writable_file, writable_folder, write_json, write_text
+from fusionseg.utils import machine
+from fusionseg.utils.errors import UserError, WriteError
+from fusionseg.utils.files import file_name, sync, whole_file, writable_file, writable_folder, write_json, write_text
 
 
 def test_content_is_complete_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "last.pt"
     target.write_text("old")
     code = (
-        "import os, sys; from pathlib import Path; from fusionseg.files import whole_file\n"
+        "import os, sys; from pathlib import Path; from fusionseg.utils.files import whole_file\n"
         "with whole_file(Path(sys.argv[1])) as temporary:\n"
         "    temporary.write_text('half'); os._exit(9)\n"
     )
@@ -85,7 +85,7 @@ def test_affinity_is_respected() -> None:
     if not hasattr(os, "sched_setaffinity"):
         pytest.skip("no affinity on this system")
     code = (
-        "import os; from fusionseg.machine import available_cpus\n"
+        "import os; from fusionseg.utils.machine import available_cpus\n"
         "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); print(available_cpus())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -227,7 +227,7 @@ def test_a_file_that_cannot_take_its_name_is_refused(tmp_path: Path) -> None:
 def test_a_limit_of_the_file_size_is_named(tmp_path: Path) -> None:
     code = (
         "import resource, signal, sys; from pathlib import Path; import numpy as np\n"
-        "from fusionseg.files import whole_file\n"
+        "from fusionseg.utils.files import whole_file\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "for write in (lambda t: t.write_bytes(bytes(5000)), lambda t: np.save(t.open('wb'), np.zeros(5000))):\n"

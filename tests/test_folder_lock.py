@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from fusionseg import folder_lock
-from fusionseg.folder_lock import OWNER, FolderLock, HeldError, is_held
+from fusionseg.utils import folder_lock
+from fusionseg.utils.folder_lock import OWNER, FolderLock, HeldError, is_held
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PRINTS = """
 import sys
-from fusionseg import streams
+from fusionseg.utils import streams
 streams.protect({patience})
 for number in range({lines}):
     print("line", number)

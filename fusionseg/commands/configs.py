@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fusionseg.commands.base import Commands, add_command
 from fusionseg.entry import DONE
-from fusionseg.errors import UserError
+from fusionseg.utils.errors import UserError
 
 
 def add_models(commands: Commands) -> None:
@@ -34,8 +34,8 @@ def add_models(commands: Commands) -> None:
 
 def _models(arguments: argparse.Namespace) -> int:
     from fusionseg.config import load_config
-    from fusionseg.files import writable_file, write_json
     from fusionseg.models.cost import default_configs, list_networks, to_json, to_markdown, to_text
+    from fusionseg.utils.files import writable_file, write_json
 
     patch = tuple(arguments.patch or (96, 96, 96))
     checkpoint_activations = False
@@ -75,7 +75,7 @@ def add_schema(commands: Commands) -> None:
 
 def _schema(arguments: argparse.Namespace) -> int:
     from fusionseg.config import json_schema
-    from fusionseg.files import writable_file, write_json
+    from fusionseg.utils.files import writable_file, write_json
 
     if arguments.output is not None:
         writable_file(arguments.output, "--output")

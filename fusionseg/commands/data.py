@@ -60,8 +60,8 @@ def add_check(commands: Commands) -> None:
 def _check(arguments: argparse.Namespace) -> int:
     from fusionseg.data.check import check_dataset
     from fusionseg.data.dataset import open_dataset
-    from fusionseg.files import writable_file, write_json
     from fusionseg.telemetry.progress import counting_progress
+    from fusionseg.utils.files import writable_file, write_json
 
     if arguments.json is not None:
         writable_file(arguments.json, "--json")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fusionseg.commands.base import Commands, add_command
 from fusionseg.entry import DONE, FAILED
-from fusionseg.streams import reader_has_left
+from fusionseg.utils.streams import reader_has_left
 
 
 def add_submit(commands: Commands) -> None:
@@ -135,8 +135,8 @@ def add_doctor(commands: Commands) -> None:
 def _doctor(arguments: argparse.Namespace) -> int:
     from fusionseg.engine.distributed import World
     from fusionseg.engine.launch import read_launch
-    from fusionseg.files import writable_file, write_json
     from fusionseg.jobs.doctor import BAD, examine, to_json, to_text
+    from fusionseg.utils.files import writable_file, write_json
 
     if arguments.json is not None and read_launch(os.environ).rank == 0:
         writable_file(arguments.json, "--json")

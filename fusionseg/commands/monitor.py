@@ -15,7 +15,7 @@ from typing import Any
 
 from fusionseg.commands.base import Commands, add_command
 from fusionseg.entry import DONE, FAILED
-from fusionseg.errors import UserError
+from fusionseg.utils.errors import UserError
 
 INTERVALS_S = (0.1, 3600.0)
 """NVML's own values change no faster than about ten times a second."""
@@ -43,10 +43,10 @@ def add_monitor(commands: Commands) -> None:
 
 
 def _monitor(arguments: argparse.Namespace) -> int:
-    from fusionseg.files import writable_file
     from fusionseg.telemetry.gpu_advice import advise
     from fusionseg.telemetry.gpu_progress import GpuProgress
     from fusionseg.telemetry.monitor import GpuMonitor
+    from fusionseg.utils.files import writable_file
 
     problems = []
     if not INTERVALS_S[0] <= arguments.interval <= INTERVALS_S[1]:

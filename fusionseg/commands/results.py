@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fusionseg.commands.base import Commands, add_command
 from fusionseg.entry import DONE, FAILED
-from fusionseg.errors import UserError
+from fusionseg.utils.errors import UserError
 
 
 def add_evaluate(commands: Commands) -> None:
@@ -128,9 +128,9 @@ def add_compare(commands: Commands) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from fusionseg.files import writable_folder, write_text
     from fusionseg.inference.compare import compare
     from fusionseg.inference.comparison_table import comparison_csv, comparison_markdown
+    from fusionseg.utils.files import writable_folder, write_text
 
     if arguments.output is not None:
         writable_folder(arguments.output, "--output")

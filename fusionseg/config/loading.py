@@ -14,7 +14,7 @@ from fusionseg.config.renaming import Dropped, carry_over, dropped, is_renamed
 from fusionseg.config.schema import RunConfig
 from fusionseg.config.section import Section
 from fusionseg.config.source import KeyPath, Places, dump_yaml, nearby, read_yaml
-from fusionseg.errors import UserError
+from fusionseg.utils.errors import UserError
 
 AnySection = TypeVar("AnySection", bound=Section)
 

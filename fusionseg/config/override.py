@@ -12,7 +12,7 @@ from yaml.reader import Reader
 
 from fusionseg.config.section import Section
 from fusionseg.config.source import parse_value
-from fusionseg.errors import UserError
+from fusionseg.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from fusionseg.errors import UserError
+from fusionseg.utils.errors import UserError
 
 KeyPath = tuple[str | int, ...]
 Places = dict[KeyPath, str]

@@ -19,7 +19,7 @@ from torch import Tensor
 from fusionseg.config.data_sections import CacheConfig
 from fusionseg.data.plan import CaseIndex
 from fusionseg.data.store import PreparedCase, Store
-from fusionseg.errors import UserError
+from fusionseg.utils.errors import UserError
 
 GB = 1e9
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fusionseg.data.case import Case
 from fusionseg.data.store import PreparedCase
 from fusionseg.data.volume import read_digests
-from fusionseg.machine import available_cpus
+from fusionseg.utils.machine import available_cpus
 
 MAX_READERS = 4
 """Volumes in memory at once."""

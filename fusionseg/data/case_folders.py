@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fusionseg.data.record import PreparedCase, read_record
-from fusionseg.files import file_name, partial_path, sync
+from fusionseg.utils.files import file_name, partial_path, sync
 
 CASES, OTHERS = "cases", "others"
 

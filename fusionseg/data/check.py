@@ -21,9 +21,9 @@ import numpy as np
 from fusionseg.data.check_case import check_case
 from fusionseg.data.dataset import Case, Dataset
 from fusionseg.data.facts import CaseFacts, Problem
-from fusionseg.data.parallel import map_cases
 from fusionseg.data.unread import unlabelled_cases
-from fusionseg.machine import available_cpus
+from fusionseg.utils.machine import available_cpus
+from fusionseg.utils.parallel import map_cases
 
 __all__ = ["CheckReport", "Problem", "check_dataset"]
 

@@ -30,8 +30,8 @@ from fusionseg.data.layouts import (
 )
 from fusionseg.data.names import channel_names, label_names
 from fusionseg.data.unread import misspelt_keys, unlisted_files, unread_lists, wrong_numbers
-from fusionseg.errors import UserError
-from fusionseg.files import user_path
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.files import user_path
 
 __all__ = ["Case", "Dataset", "find_inputs", "open_dataset"]
 

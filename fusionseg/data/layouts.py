@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from fusionseg.data.case import CHANNEL, IMAGE_SUFFIXES, Case, image_files, stem, suffix
 from fusionseg.data.unread import hidden_entries
-from fusionseg.errors import UserError
+from fusionseg.utils.errors import UserError
 
 Layout = Literal["msd", "nnunet", "datalist"]
 

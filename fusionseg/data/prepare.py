@@ -18,13 +18,13 @@ from fusionseg.config import DataConfig, RunConfig
 from fusionseg.data.case_folders import read_cases
 from fusionseg.data.dataset import Case, Dataset, open_dataset
 from fusionseg.data.facts import CaseError
-from fusionseg.data.parallel import map_cases
 from fusionseg.data.record import PreparedCase, SourceFile, write_record
 from fusionseg.data.store import Store, read_header, settings_key, settings_of, write_case, write_header
 from fusionseg.data.volume import load_volume
-from fusionseg.errors import UserError, WriteError
-from fusionseg.files import file_name, user_path, writable_folder
-from fusionseg.machine import available_cpus
+from fusionseg.utils.errors import UserError, WriteError
+from fusionseg.utils.files import file_name, user_path, writable_folder
+from fusionseg.utils.machine import available_cpus
+from fusionseg.utils.parallel import map_cases
 
 Progress = Callable[[int, int], None]
 

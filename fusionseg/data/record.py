@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionseg.files import write_json
+from fusionseg.utils.files import write_json
 
 FILE = "case.json"
 

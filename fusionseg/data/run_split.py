@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from fusionseg.data.identity import DIGEST_PATTERN, ImageSet
-from fusionseg.errors import UserError
+from fusionseg.utils.errors import UserError
 
 Digest = Annotated[str, Field(pattern=DIGEST_PATTERN)]
 

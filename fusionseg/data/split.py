@@ -9,7 +9,7 @@ from typing import cast
 from fusionseg.config.data_sections import DataConfig
 from fusionseg.data.case import Case
 from fusionseg.data.dataset import Dataset
-from fusionseg.errors import UserError
+from fusionseg.utils.errors import UserError
 
 
 def split_dataset(dataset: Dataset, settings: DataConfig, *, pretraining: bool) -> tuple[list[Case], list[Case]]:

@@ -26,8 +26,8 @@ from fusionseg.config.data_sections import DataConfig
 from fusionseg.data.case_folders import read_case, settle, temporary_folder
 from fusionseg.data.record import PreparedCase, SourceFile, checksum, write_record
 from fusionseg.data.volume import Volume
-from fusionseg.errors import UserError
-from fusionseg.files import sync, write_json, writing
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.files import sync, write_json, writing
 
 __all__ = ["PreparedCase", "SourceFile", "Store", "read_case", "write_case"]
 

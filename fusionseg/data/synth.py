@@ -17,11 +17,11 @@ from typing import Any
 
 import nibabel as nib
 
-from fusionseg.data.parallel import WorkerDied, map_cases
 from fusionseg.data.synth_case import ARTERY_LABEL, make_case
-from fusionseg.errors import UserError, WriteError
-from fusionseg.files import whole_file, writable_folder, write_text
-from fusionseg.machine import available_cpus
+from fusionseg.utils.errors import UserError, WriteError
+from fusionseg.utils.files import whole_file, writable_folder, write_text
+from fusionseg.utils.machine import available_cpus
+from fusionseg.utils.parallel import WorkerDied, map_cases
 
 MIN_SIZE = 48
 # Raised when the same parameters give other volumes, so that no half-old half-new data set is completed.

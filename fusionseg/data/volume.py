@@ -20,8 +20,8 @@ from fusionseg.data.facts import Findings
 from fusionseg.data.geometry import Grid, voxel_sizes
 from fusionseg.data.identity import image_digest
 from fusionseg.data.reading import read_case, read_image, read_label
-from fusionseg.machine import available_memory_bytes
 from fusionseg.telemetry.ranges import annotate
+from fusionseg.utils.machine import available_memory_bytes
 
 BYTES_PER_POINT, BYTES_PER_VALUE = 24, 12
 """Memory of a resampling for each voxel: its place, and for each channel its value, in float64 and float32."""

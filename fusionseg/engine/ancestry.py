@@ -8,8 +8,8 @@ from pathlib import Path
 from fusionseg.config import RunConfig
 from fusionseg.data.identity import ImageSet
 from fusionseg.data.run_split import Ancestor, Split
-from fusionseg.errors import UserError, some_of
 from fusionseg.models.weights import read_file
+from fusionseg.utils.errors import UserError, some_of
 
 
 def read_ancestors(path: Path) -> tuple[Ancestor, ...]:

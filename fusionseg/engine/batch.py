@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fusionseg.config import RunConfig
-from fusionseg.errors import UserError
+from fusionseg.utils.errors import UserError
 
 
 def accumulation(config: RunConfig, world_size: int) -> int:

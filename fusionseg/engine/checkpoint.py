@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from fusionseg.errors import TrainingStopped, UserError
-from fusionseg.files import whole_file
+from fusionseg.utils.errors import TrainingStopped, UserError
+from fusionseg.utils.files import whole_file
 
 log = logging.getLogger("fusionseg")
 _NAME = re.compile(r"step_(\d{8,})\.pt")

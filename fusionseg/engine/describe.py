@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fusionseg.engine.distributed import World
-from fusionseg.machine import available_cpus
+from fusionseg.utils.machine import available_cpus
 
 
 def peak_memory_gb(device: torch.device) -> float:

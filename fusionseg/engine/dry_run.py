@@ -21,8 +21,8 @@ from fusionseg.engine.precision import choose_precision
 from fusionseg.engine.run_cases import open_run, settle_split
 from fusionseg.engine.run_folder import RunFolder
 from fusionseg.engine.sources import Source
-from fusionseg.errors import UserError
-from fusionseg.machine import available_memory_bytes
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.machine import available_memory_bytes
 
 
 def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:

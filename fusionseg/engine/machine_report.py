@@ -20,9 +20,9 @@ from fusionseg.engine.distributed import World
 from fusionseg.engine.run_cases import open_run
 from fusionseg.engine.run_folder import RunFolder
 from fusionseg.engine.trainer import Trainer
-from fusionseg.errors import UserError
-from fusionseg.files import write_json
-from fusionseg.machine import available_cpus
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.files import write_json
+from fusionseg.utils.machine import available_cpus
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fusionseg.errors import UserError
+from fusionseg.utils.errors import UserError
 
 
 @dataclass(frozen=True)

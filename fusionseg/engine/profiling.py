@@ -10,11 +10,11 @@ import torch
 
 from fusionseg.config import ProfileConfig
 from fusionseg.engine.distributed import World
-from fusionseg.errors import UserError
-from fusionseg.files import whole_file, write_json
 from fusionseg.telemetry.profile_summary import summarise
 from fusionseg.telemetry.ranges import account
 from fusionseg.telemetry.timeline import read_torch_trace
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.files import whole_file, write_json
 
 log = logging.getLogger("fusionseg")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from fusionseg.config import RunConfig
 from fusionseg.engine.distributed import World
 from fusionseg.engine.training_data import TrainingData
-from fusionseg.errors import TrainingStopped
+from fusionseg.utils.errors import TrainingStopped
 
 
 class RankSamples:

@@ -18,7 +18,7 @@ from fusionseg.engine.ancestry import read_ancestors, refuse_seen
 from fusionseg.engine.checkpoint import Checkpoints, find_weights, read_training_state
 from fusionseg.engine.run_folder import RunFolder
 from fusionseg.engine.sources import Source, open_sources
-from fusionseg.errors import UserError, some_of
+from fusionseg.utils.errors import UserError, some_of
 
 log = logging.getLogger("fusionseg")
 

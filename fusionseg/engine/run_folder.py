@@ -22,10 +22,10 @@ from fusionseg.config.override import parse_override
 from fusionseg.data.run_split import Split
 from fusionseg.engine.checkpoint import numbered_checkpoints, obstacles
 from fusionseg.engine.stored_config import resolved, stored_config
-from fusionseg.errors import UserError
-from fusionseg.files import user_path, writable_folder, write_json, write_text
-from fusionseg.folder_lock import FolderLock, HeldError
 from fusionseg.telemetry.records import last_records, read_records, read_regular
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.files import user_path, writable_folder, write_json, write_text
+from fusionseg.utils.folder_lock import FolderLock, HeldError
 
 PACKAGES = ("torch", "monai", "numpy", "nibabel", "pydantic", "nvtx")
 

@@ -13,8 +13,8 @@ from fusionseg.engine.profiling import check_profile
 from fusionseg.engine.run_cases import RunCases, open_run
 from fusionseg.engine.run_folder import RunFolder
 from fusionseg.engine.trainer import Trainer
-from fusionseg.errors import TrainingStopped
-from fusionseg.telemetry.logs import log_to_file, start_logging
+from fusionseg.utils.errors import TrainingStopped
+from fusionseg.utils.logs import log_to_file, start_logging
 
 log = logging.getLogger("fusionseg")
 

@@ -11,7 +11,7 @@ from fusionseg.data.names import channel_order, label_order
 from fusionseg.data.prepare import open_configured
 from fusionseg.data.run_split import Split, SplitCase
 from fusionseg.data.split import folds_are_stated, split_dataset
-from fusionseg.errors import UserError, some_of
+from fusionseg.utils.errors import UserError, some_of
 
 
 @dataclass(frozen=True)

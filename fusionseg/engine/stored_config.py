@@ -9,7 +9,7 @@ from typing import Any
 from fusionseg.config import validate
 from fusionseg.config.source import Places, read_yaml
 from fusionseg.engine.checkpoint import numbered_checkpoints, read_checkpoint
-from fusionseg.errors import UserError
+from fusionseg.utils.errors import UserError
 
 log = logging.getLogger("fusionseg")
 

@@ -15,10 +15,10 @@ from fusionseg.data.prepare import open_configured, open_store
 from fusionseg.data.run_split import Split, SplitCase
 from fusionseg.data.store import PreparedCase
 from fusionseg.engine.run_folder import load_run_config, mathematics
-from fusionseg.errors import UserError, some_of
 from fusionseg.inference.old_runs import verified_split
 from fusionseg.inference.trained import Trained
 from fusionseg.telemetry.progress import counting_progress
+from fusionseg.utils.errors import UserError, some_of
 
 log = logging.getLogger("fusionseg")
 

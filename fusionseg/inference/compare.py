@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from fusionseg.errors import UserError
 from fusionseg.inference.run_summary import FINISHED, MEASURES, ON_TRAINED, REPEATED, DataIdentity, RunSummary, read_run
 from fusionseg.inference.runs import run_folders
+from fusionseg.utils.errors import UserError
 
 MEASUREMENTS = ("parameters", "steps", "samples_per_s", "memory_gb", "total_s")
 

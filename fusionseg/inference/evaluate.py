@@ -14,8 +14,6 @@ from typing import Any
 from fusionseg.config import RunConfig
 from fusionseg.data.dataset import Dataset
 from fusionseg.data.facts import CaseError
-from fusionseg.errors import UserError
-from fusionseg.files import whole_file, writable_folder, write_json
 from fusionseg.inference.cases import choose_cases
 from fusionseg.inference.figure import best_and_worst
 from fusionseg.inference.outputs import CASES, PICTURE, SUMMARY, Request, evaluation_folder
@@ -24,6 +22,8 @@ from fusionseg.inference.scoring import Score, Scorer
 from fusionseg.metrics import mean_of_known
 from fusionseg.telemetry.progress import counting_progress
 from fusionseg.telemetry.sinks import plain
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.files import whole_file, writable_folder, write_json
 
 log = logging.getLogger("fusionseg")
 

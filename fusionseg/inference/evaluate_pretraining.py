@@ -23,8 +23,6 @@ from fusionseg.data.run_split import dataset_names
 from fusionseg.data.volume import Volume, load_volume
 from fusionseg.engine.reconstruct import Figures, Reconstruction, Reconstructor
 from fusionseg.engine.sources import open_sources
-from fusionseg.errors import UserError
-from fusionseg.files import file_name, whole_file, writable_folder, write_json
 from fusionseg.inference.evaluate import request_for
 from fusionseg.inference.outputs import CASES, SUMMARY, evaluation_folder
 from fusionseg.inference.predictor import PredictOptions
@@ -32,7 +30,9 @@ from fusionseg.inference.trained import Trained, inference_device, load_trained
 from fusionseg.metrics import mean_of_known
 from fusionseg.telemetry.progress import counting_progress
 from fusionseg.telemetry.sinks import plain
-from fusionseg.telemetry.tables import markdown_table
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.files import file_name, whole_file, writable_folder, write_json
+from fusionseg.utils.tables import markdown_table
 
 log = logging.getLogger("fusionseg")
 

@@ -16,7 +16,6 @@ import torch
 from fusionseg.config import RunConfig
 from fusionseg.data.dataset import open_dataset
 from fusionseg.engine.checkpoint import find_weights
-from fusionseg.errors import UserError
 from fusionseg.inference.cases import evaluation_config
 from fusionseg.inference.evaluate import evaluate, request_for
 from fusionseg.inference.evaluate_pretraining import VOLUMES, evaluate_pretraining
@@ -25,7 +24,8 @@ from fusionseg.inference.predictor import PredictOptions
 from fusionseg.inference.runs import run_folders
 from fusionseg.inference.table import evaluation_table
 from fusionseg.telemetry.records import read_object
-from fusionseg.telemetry.tables import markdown_table
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.tables import markdown_table
 
 log = logging.getLogger("fusionseg")
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from fusionseg.data.dataset import Case
 from fusionseg.data.geometry import voxel_sizes
 from fusionseg.data.reading import read_image
-from fusionseg.files import whole_file
 from fusionseg.inference.scoring import Score, Scorer
 from fusionseg.metrics import mean_of_known
 from fusionseg.telemetry.pictures import COLORS, paint
+from fusionseg.utils.files import whole_file
 
 
 def best_and_worst(path: Path, scores: Sequence[Score], cases: Sequence[Case], scorer: Scorer) -> None:

@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from fusionseg.data.dataset import Case
 from fusionseg.data.nifti import VolumeError, read_volume
 from fusionseg.data.record import SourceFile
-from fusionseg.errors import UserError
-from fusionseg.files import file_name, partial_path
 from fusionseg.inference.predictor import Predictor
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.files import file_name, partial_path
 
 log = logging.getLogger("fusionseg")
 

@@ -11,8 +11,8 @@ from fusionseg.data.prepare import open_configured
 from fusionseg.data.run_split import Ancestor, Split, SplitCase
 from fusionseg.data.split import folds_are_stated, split_dataset
 from fusionseg.data.store import SourceFile
-from fusionseg.errors import UserError
 from fusionseg.inference.trained import Trained
+from fusionseg.utils.errors import UserError
 
 
 def verified_split(member: Trained, config: RunConfig) -> Split | None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fusionseg.data.dataset import Dataset
-from fusionseg.errors import UserError
-from fusionseg.files import file_name
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.files import file_name
 
 CASES, SUMMARY, PICTURE = "cases.csv", "summary.json", "best_and_worst.png"
 FIRST_COLUMNS = ("case,label,dice,", "case,ssim,")

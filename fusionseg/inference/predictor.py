@@ -20,9 +20,9 @@ from fusionseg.data.names import channel_order, label_order
 from fusionseg.data.store import settings_key
 from fusionseg.data.volume import Volume, load_volume
 from fusionseg.engine.windows import predict_logits
-from fusionseg.errors import UserError
 from fusionseg.inference.trained import Trained, inference_device, load_trained
-from fusionseg.machine import available_memory_bytes
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.machine import available_memory_bytes
 
 Box = tuple[slice, slice, slice]
 

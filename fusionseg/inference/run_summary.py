@@ -15,9 +15,9 @@ import yaml
 
 from fusionseg.config import validate
 from fusionseg.engine.run_folder import mathematics
-from fusionseg.errors import UserError
 from fusionseg.inference.stored_evaluation import is_number, stored_evaluation
 from fusionseg.telemetry.records import read_object, read_regular, sift_records
+from fusionseg.utils.errors import UserError
 
 REPEATED = ("seed", "data.fold", "data.fold_seed")
 """Keys that repeat a configuration: their values are averaged over."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fusionseg.errors import UserError
+from fusionseg.utils.errors import UserError
 
 
 def run_folders(paths: Sequence[Path]) -> list[Path]:

@@ -13,9 +13,9 @@ from fusionseg.data.dataset import Case, Dataset
 from fusionseg.data.geometry import voxel_sizes
 from fusionseg.data.names import channel_order, label_order
 from fusionseg.data.reading import read_grid, read_label
-from fusionseg.errors import UserError
 from fusionseg.inference.predictor import Predictor
 from fusionseg.metrics import confusion, dice_per_class, hd95_per_class
+from fusionseg.utils.errors import UserError
 
 log = logging.getLogger("fusionseg")
 

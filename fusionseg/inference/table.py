@@ -5,8 +5,8 @@ from __future__ import annotations
 from math import isnan
 from typing import Any
 
-from fusionseg.errors import some_of
-from fusionseg.telemetry.tables import markdown_table
+from fusionseg.utils.errors import some_of
+from fusionseg.utils.tables import markdown_table
 
 
 def evaluation_table(summary: dict[str, Any]) -> str:

@@ -16,9 +16,9 @@ from fusionseg.engine.distributed import choose_device
 from fusionseg.engine.launch import Launch
 from fusionseg.engine.network import make_network, place_network
 from fusionseg.engine.precision import Precision, choose_precision, has_bf16
-from fusionseg.errors import UserError
-from fusionseg.machine import available_cpus
 from fusionseg.models import build_model
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.machine import available_cpus
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from packaging.requirements import Requirement
 from fusionseg.engine.collectives import all_reduce_seconds
 from fusionseg.engine.distributed import World
 from fusionseg.engine.precision import choose_precision
-from fusionseg.errors import UserError
 from fusionseg.jobs.slurm import call
-from fusionseg.machine import available_cpus, available_memory_bytes
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.machine import available_cpus, available_memory_bytes
 
 GOOD, POOR, BAD = "ok", "poor", "BAD"
 _WRITE_BYTES = 256 << 20

@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fusionseg.errors import UserError
-from fusionseg.files import writing
 from fusionseg.telemetry import records
 from fusionseg.telemetry.records import Record as Event
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.files import writing
 
 FILE = "jobs.jsonl"
 

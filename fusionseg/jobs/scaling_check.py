@@ -26,9 +26,9 @@ from fusionseg.engine.allreduce import name_allreduce
 from fusionseg.engine.collectives import all_reduce_seconds
 from fusionseg.engine.distributed import World
 from fusionseg.engine.launch import Launch
-from fusionseg.files import write_json
 from fusionseg.jobs.scaling import Link, Network, StepTime, Workload, expected_slowest, fit_link, step_time
 from fusionseg.models import build_model
+from fusionseg.utils.files import write_json
 
 SIZES = (4, 1 << 20, 16 << 20)
 KEPT = 0.8  # of the turns: the slowest are those in which the machine did something else

@@ -8,9 +8,9 @@ from math import sqrt
 from pathlib import Path
 
 from fusionseg.engine.run_folder import load_run_config
-from fusionseg.errors import UserError
 from fusionseg.jobs.scaling import Link, Network, Reliability, Workload
 from fusionseg.telemetry.records import read_object, read_records
+from fusionseg.utils.errors import UserError
 
 REACHED = 0.78
 """Of a link's bandwidth. NCCL reckons with 235 of the 300 GB/s of an A100's NVLink (src/graph/tuning.cc); the same

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from fusionseg.engine.machine_report import machine_line
-from fusionseg.files import whole_file
 from fusionseg.inference.table import markdown_table
 from fusionseg.jobs.goodput import daly_interval_s, young_interval_s
 from fusionseg.telemetry.progress import duration
+from fusionseg.utils.files import whole_file
 
 
 def scaling_table(result: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from fusionseg.errors import UserError
+from fusionseg.utils.errors import UserError
 
 _COMMAND_TIMEOUT_S = 60
 TIME_LIMIT = "time limit"

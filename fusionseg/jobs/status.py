@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from fusionseg.config.source import read_yaml
-from fusionseg.errors import UserError
-from fusionseg.folder_lock import is_held
 from fusionseg.inference.runs import run_folders
 from fusionseg.jobs.ledger import (
     Event,
@@ -27,7 +25,9 @@ from fusionseg.jobs.ledger import (
 )
 from fusionseg.jobs.slurm import call, is_active, job_states
 from fusionseg.telemetry.records import read_regular
-from fusionseg.telemetry.tables import markdown_table
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.folder_lock import is_held
+from fusionseg.utils.tables import markdown_table
 
 log = logging.getLogger("fusionseg")
 _LOG_LINES = 5

@@ -18,8 +18,8 @@ from fusionseg.config.override import Override, parse_override
 from fusionseg.config.renaming import Dropped
 from fusionseg.config.section import Section
 from fusionseg.config.source import read_yaml
-from fusionseg.errors import UserError
-from fusionseg.files import user_path
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.files import user_path
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 JOBS_FOLDER = "jobs"

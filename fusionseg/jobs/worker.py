@@ -15,9 +15,9 @@ from types import FrameType
 
 from fusionseg.engine.signals import is_ignored
 from fusionseg.entry import DONE, run
-from fusionseg.errors import UserError
 from fusionseg.jobs.ledger import read_events, write_event
-from fusionseg.streams import PATIENCE_S, protect
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.streams import PATIENCE_S, protect
 
 PREDECESSOR_S = 60.0
 """How long a restarted run waits for its predecessor to leave the folder."""

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fusionseg.config.messages import suggest
 from fusionseg.config.networks import NetworkSection, network_sections
-from fusionseg.errors import UserError
 from fusionseg.models import build_model
+from fusionseg.utils.errors import UserError
 
 Triple = tuple[int, int, int]
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fusionseg.errors import UserError
 from fusionseg.models.adapt import adapt
 from fusionseg.models.names import Renaming, rename
+from fusionseg.utils.errors import UserError
 
 Shape = tuple[int, ...]
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionseg.errors import UserError
-from fusionseg.files import whole_file
 from fusionseg.telemetry.gpu_csv import read_gpu_csv
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.files import whole_file
 
 PANELS = (
     ("busy_percent", "busy %"),

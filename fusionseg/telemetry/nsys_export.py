@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from fusionseg.errors import UserError
 from fusionseg.telemetry.ranges import PHASES
 from fusionseg.telemetry.timeline import DeviceWork, Kind, Span, Timeline
+from fusionseg.utils.errors import UserError
 
 DOMAIN = "fusionseg"
 PUSH_POP, START_END, DOMAIN_CREATE = 59, 60, 75

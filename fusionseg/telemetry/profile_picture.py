@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fusionseg.files import whole_file
 from fusionseg.telemetry.attribution import OUTSIDE, Attribution
 from fusionseg.telemetry.device_summary import GAP_NS
 from fusionseg.telemetry.kernel_kinds import KINDS, kernel_kind
 from fusionseg.telemetry.spans import Interval, gaps, merge
 from fusionseg.telemetry.timeline import STEP, Timeline
+from fusionseg.utils.files import whole_file
 
 _DEPTHS = 4
 _CHARACTER = 0.0056

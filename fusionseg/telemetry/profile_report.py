@@ -7,7 +7,7 @@ from typing import Any
 
 from fusionseg.telemetry.attribution import OUTSIDE
 from fusionseg.telemetry.progress import duration
-from fusionseg.telemetry.tables import markdown_table
+from fusionseg.utils.tables import markdown_table
 
 Summaries = Mapping[str, Mapping[str, Any]]
 """By label, such as `rank 0`."""

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionseg.errors import TrainingStopped, WriteError
-from fusionseg.files import whole_file
 from fusionseg.telemetry.board import Board
+from fusionseg.utils.errors import TrainingStopped, WriteError
+from fusionseg.utils.files import whole_file
 
 log = logging.getLogger("fusionseg")
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
-from fusionseg.errors import UserError
+from fusionseg.utils.errors import UserError
 
 Thread = int | str
 Kind = Literal["kernel", "memcpy", "memset"]

@@ -12,7 +12,7 @@ import pytest
 
 from fusionseg.config import FUSION_PRESETS, RunConfig, differences, dump_config, load_config, validate
 from fusionseg.config.loading import read_raw
-from fusionseg.errors import UserError
+from fusionseg.utils.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 WHOLE = [path for path in CONFIGS if path.stem != "base"]

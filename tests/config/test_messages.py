@@ -9,7 +9,7 @@ import pytest
 
 from fusionseg.config import load_config, validate
 from fusionseg.config.messages import suggest
-from fusionseg.errors import UserError
+from fusionseg.utils.errors import UserError
 
 UNET = {"name": "unet"}
 FUSION = {"name": "swin_fusion_od"}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fusionseg.config import FUSION_PRESETS, RunConfig, validate
-from fusionseg.errors import UserError
+from fusionseg.utils.errors import UserError
 
 UNET = {"name": "unet"}
 FUSION = {"name": "swin_fusion_od"}

@@ -15,7 +15,7 @@ from fusionseg.data.cache import DeviceCache, Placement, cache_bytes, place_cach
 from fusionseg.data.prepare import open_configured, open_store, prepare
 from fusionseg.data.store import Store, write_case
 from fusionseg.data.volume import Volume
-from fusionseg.errors import UserError
+from fusionseg.utils.errors import UserError
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 GB = 10**9

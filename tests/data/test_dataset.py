@@ -12,7 +12,7 @@ import pytest
 
 from fusionseg.data.dataset import Case, Dataset, find_inputs, open_dataset
 from fusionseg.data.split import split_folds
-from fusionseg.errors import UserError
+from fusionseg.utils.errors import UserError
 
 
 def touch(*paths: Path) -> None:

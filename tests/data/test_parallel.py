@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fusionseg.data.parallel import WorkerDied, map_cases
+from fusionseg.utils.parallel import WorkerDied, map_cases
 
 ITEMS = list(range(12))
 
@@ -110,7 +110,7 @@ def test_leaving_early_ends_the_workers(tmp_path: Path) -> None:
 SLOW = """
 import sys, time
 from pathlib import Path
-from fusionseg.data.parallel import map_cases
+from fusionseg.utils.parallel import map_cases
 
 def work(item):
     import os

@@ -20,7 +20,7 @@ from fusionseg.config import RunConfig, dump_config
 from fusionseg.data.prepare import open_configured, open_store, prepare, store_folder
 from fusionseg.data.store import FOREGROUND_PER_CLASS, SourceFile, Store, read_case, write_case
 from fusionseg.data.volume import Volume, load_volume
-from fusionseg.errors import UserError
+from fusionseg.utils.errors import UserError
 
 NAMES = [f"case_{number:03d}" for number in range(5)]
 

@@ -24,7 +24,7 @@ from fusionseg.data.record import SourceFile
 from fusionseg.data.store import Store, write_case
 from fusionseg.data.volume import Volume
 from fusionseg.engine.run_folder import RunFolder
-from fusionseg.errors import UserError, WriteError
+from fusionseg.utils.errors import UserError, WriteError
 
 CPU = torch.device("cpu")
 

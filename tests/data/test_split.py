@@ -21,12 +21,12 @@ from fusionseg.data.run_split import Split
 from fusionseg.engine.run_cases import announce, open_run, settle_split
 from fusionseg.engine.run_folder import RunFolder
 from fusionseg.engine.sources import Source, open_sources, split_cases
-from fusionseg.errors import UserError
-from fusionseg.files import write_json
 from fusionseg.inference.cases import choose_cases
 from fusionseg.jobs.cluster import ClusterConfig
 from fusionseg.jobs.plan import plan
 from fusionseg.jobs.sweep import Sweep, SweepRun
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.files import write_json
 
 NUMBERS = count()
 SWIN = {"name": "swin_unetr", "feature_size": 12}

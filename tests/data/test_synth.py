@@ -16,8 +16,8 @@ from scipy import ndimage
 
 from fusionseg import cli
 from fusionseg.data import synth, synth_anatomy, synth_case
-from fusionseg.errors import UserError
-from fusionseg.files import whole_file
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.files import whole_file
 
 SIZE = 48  # the smallest; seconds matter here
 

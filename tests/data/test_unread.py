@@ -13,7 +13,7 @@ import pytest
 from fusionseg import cli, train
 from fusionseg.config import RunConfig, dump_config
 from fusionseg.data.dataset import find_inputs, open_dataset
-from fusionseg.errors import UserError
+from fusionseg.utils.errors import UserError
 
 TINY = (10, 9, 8)
 Make = Callable[..., Path]

@@ -14,7 +14,7 @@ from end_to_end.runs import assert_same_run, checkpoint
 from fusionseg.cli import main
 from fusionseg.config import RunConfig, load_config
 from fusionseg.engine.run_folder import RunFolder
-from fusionseg.errors import UserError
+from fusionseg.utils.errors import UserError
 
 OPTIONS = (*LEARNING, "log={every: 1, samples: true, tensorboard: true}")
 DAMAGES: dict[str, bytes] = {

@@ -16,7 +16,7 @@ from fusionseg.engine.network import build_network
 from fusionseg.engine.optim import build_optimizer
 from fusionseg.engine.precision import choose_precision
 from fusionseg.engine.step import TrainStep
-from fusionseg.errors import UserError
+from fusionseg.utils.errors import UserError
 
 SWIN: dict[str, Any] = {"name": "swin_fusion_od", "feature_size": 12, "depths": [2, 1, 1, 1]}
 UNETR: dict[str, Any] = {"name": "unetr", "feature_size": 4, "hidden_size": 12, "mlp_dim": 8, "num_heads": 2}

@@ -15,7 +15,7 @@ from fusionseg.engine.launch import (
     read_launch,
     tasks_per_node,
 )
-from fusionseg.errors import UserError
+from fusionseg.utils.errors import UserError
 
 TORCHRUN = dict(zip(TORCHRUN_VARIABLES, ("5", "8", "1", "4", "node1", "29500"), strict=True))
 

@@ -24,7 +24,7 @@ from fusionseg.engine.plateau import reached_plateau
 from fusionseg.engine.precision import Precision, choose_precision, precision_for
 from fusionseg.engine.signals import STOPPING, StopSignals, signal_name
 from fusionseg.engine.windows import predict_logits
-from fusionseg.errors import TrainingStopped, UserError
+from fusionseg.utils.errors import TrainingStopped, UserError
 
 # -- plateau -------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import pytest
 
 from fusionseg.config import RunConfig, validate
 from fusionseg.engine.sources import open_sources
-from fusionseg.errors import UserError
+from fusionseg.utils.errors import UserError
 
 SWIN = {"name": "swin_unetr", "feature_size": 12}
 MakeDataset = Callable[..., Path]

@@ -21,11 +21,11 @@ import fusionseg.train
 from fusionseg.config import RunConfig, dump_config, load_config
 from fusionseg.data.dataset import open_dataset
 from fusionseg.data.store import SourceFile
-from fusionseg.errors import UserError
-from fusionseg.files import write_json
 from fusionseg.jobs.cluster import ClusterConfig
 from fusionseg.jobs.plan import plan
 from fusionseg.jobs.sweep import Sweep, SweepRun
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.files import write_json
 
 Result = tuple[int, str]
 SHORT = ("train.steps=1", "validate.every=1", "checkpoint.every=1")

@@ -19,10 +19,10 @@ from fusionseg import cli, train
 from fusionseg.config import DataConfig, RunConfig, dump_config
 from fusionseg.data.facts import CaseError
 from fusionseg.data.volume import load_volume
-from fusionseg.errors import UserError
 from fusionseg.inference.predict import predict
 from fusionseg.inference.predictor import PredictOptions, Predictor
 from fusionseg.metrics import confusion
+from fusionseg.utils.errors import UserError
 
 CPU = PredictOptions(device="cpu")
 Rows = dict[tuple[str, str], dict[str, str]]

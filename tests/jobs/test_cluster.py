@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from fusionseg.config import dump_config
-from fusionseg.errors import UserError
 from fusionseg.jobs.cluster import load_cluster
 from fusionseg.jobs.plan import plan
 from fusionseg.jobs.submit import sbatch_text
 from fusionseg.jobs.sweep import Sweep, load_sweep
+from fusionseg.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"

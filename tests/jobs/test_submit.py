@@ -13,8 +13,8 @@ import yaml
 
 from fusionseg.cli import main
 from fusionseg.config import RunConfig, dump_config
-from fusionseg.folder_lock import FolderLock
 from fusionseg.jobs.ledger import read_events
+from fusionseg.utils.folder_lock import FolderLock
 
 Submit = Callable[..., tuple[int, str, str]]
 

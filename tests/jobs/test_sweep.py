@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fusionseg.errors import UserError
 from fusionseg.jobs.sweep import load_sweep
+from fusionseg.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 BASE = "base.yaml"

@@ -14,7 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from fusionseg.config import validate
 from fusionseg.config.networks import SwinConfig
 from fusionseg.engine.memory import estimate_memory
-from fusionseg.errors import UserError
 from fusionseg.models import build_model
 from fusionseg.models.cost import (
     Listed,
@@ -27,6 +26,7 @@ from fusionseg.models.cost import (
     to_markdown,
     to_text,
 )
+from fusionseg.utils.errors import UserError
 
 
 class Attention(nn.Module):

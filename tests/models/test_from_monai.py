@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from fusionseg.config import RunConfig, validate
 from fusionseg.config.networks import MedNeXtConfig
-from fusionseg.errors import UserError
 from fusionseg.models import build_model
 from fusionseg.models.cost import network_cost
+from fusionseg.utils.errors import UserError
 
 COMMON: dict[str, Any] = {"spatial_dims": 3, "in_channels": 2, "out_channels": 3}
 UNETR_SETTINGS = {"feature_size": 2, "hidden_size": 12, "mlp_dim": 16, "num_heads": 2}

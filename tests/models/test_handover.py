@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from fusionseg.config.networks import SwinConfig, UNETRConfig
 from fusionseg.config.pretraining import DecoderConfig, PretrainConfig
-from fusionseg.errors import UserError
 from fusionseg.models import build_model
 from fusionseg.models.masked import build_masked
 from fusionseg.models.weights import load_weights, read_state
+from fusionseg.utils.errors import UserError
 
 State = dict[str, Tensor]
 SWIN: dict[str, Any] = {"feature_size": 12, "depths": (1, 1, 1, 1), "window_size": 4}

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from fusionseg.config.networks import SwinConfig
-from fusionseg.errors import UserError
 from fusionseg.models import build_model
 from fusionseg.models.weights import load_weights, read_state
+from fusionseg.utils.errors import UserError
 
 
 def network(width: int = 8) -> nn.Sequential:

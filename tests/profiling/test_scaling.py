@@ -18,8 +18,6 @@ import numpy as np
 import pytest
 
 from fusionseg.config import RunConfig, dump_config
-from fusionseg.errors import UserError
-from fusionseg.files import write_json, write_text
 from fusionseg.jobs.goodput import best_interval_s, daly_interval_s, goodput, young_interval_s
 from fusionseg.jobs.scaling import (
     Link,
@@ -37,6 +35,8 @@ from fusionseg.jobs.scaling import (
 )
 from fusionseg.jobs.scaling_check import SIZES, compare
 from fusionseg.jobs.scaling_inputs import PRESETS, default_reliability, workload_of_run
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.files import write_json, write_text
 
 SCRIPT = Path(__file__).parents[2] / "profiling" / "scaling.py"
 FREE = Network(8, Link(inf, 0.0), Link(inf, 0.0))

@@ -13,7 +13,7 @@ SOURCE = Path(__file__).with_name("fake_nvml.c")
 PREAMBLE = """
 import json, os, sys, time
 from pathlib import Path
-from fusionseg.telemetry.logs import start_logging
+from fusionseg.utils.logs import start_logging
 from fusionseg.telemetry.monitor import GpuMonitor
 from fusionseg.telemetry.nvml import NvmlError
 from fusionseg.telemetry.visible_gpus import Nvml

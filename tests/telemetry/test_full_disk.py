@@ -17,10 +17,10 @@ import torch
 from fusionseg import train
 from fusionseg.config import dump_config
 from fusionseg.engine.checkpoint import Checkpoints
-from fusionseg.errors import TrainingStopped
 from fusionseg.telemetry.board import Board
-from fusionseg.telemetry.logs import log_to_file, start_logging
 from fusionseg.telemetry.sinks import Sinks
+from fusionseg.utils.errors import TrainingStopped
+from fusionseg.utils.logs import log_to_file, start_logging
 
 PICTURE = np.random.default_rng(0).random((3, 64, 64), dtype=np.float32)
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from fusionseg.errors import UserError
 from fusionseg.telemetry.gpu_csv import COLUMNS, GpuCsv
 from fusionseg.telemetry.gpu_figure import MAX_POINTS, draw, thin_out
 from fusionseg.telemetry.gpu_sample import Sample
+from fusionseg.utils.errors import UserError
 
 
 def test_a_line_for_each_gpu(tmp_path: Path) -> None:

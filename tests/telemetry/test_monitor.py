@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from stand_in_nvml import StandIn
 
-from fusionseg.errors import UserError
 from fusionseg.telemetry.gpu_csv import COLUMNS, GpuCsv, read_gpu_csv
 from fusionseg.telemetry.gpu_sample import Sample
 from fusionseg.telemetry.monitor import GpuMonitor, next_due
+from fusionseg.utils.errors import UserError
 
 MONITOR = """
 seen = []

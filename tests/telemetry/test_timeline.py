@@ -12,10 +12,10 @@ import pytest
 import torch
 from traces import AUTOGRAD, COMPUTE, MAIN, NCCL, PROCESS, ChromeTrace, NsysExport, two_steps
 
-from fusionseg.errors import UserError
 from fusionseg.telemetry.nsys_export import read_nsys_export
 from fusionseg.telemetry.ranges import annotate
 from fusionseg.telemetry.timeline import Timeline, read_torch_trace
+from fusionseg.utils.errors import UserError
 
 US = 1000
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fusionseg.errors import UserError, WriteError
+from fusionseg.utils.errors import UserError, WriteError
 
 PARTIAL = ".partial-"
 """Beginning of every temporary name."""
