@@ -13,7 +13,7 @@ from fusionseg.config.override import Override, parse_override
 from fusionseg.config.renaming import Dropped, carry_over, dropped, is_renamed
 from fusionseg.config.schema import RunConfig
 from fusionseg.config.section import Section
-from fusionseg.config.source import KeyPath, Places, dump_yaml, nearby, read_yaml
+from fusionseg.config.yaml_location import KeyPath, Places, dump_yaml, nearby, read_yaml
 from fusionseg.utils.errors import UserError
 
 AnySection = TypeVar("AnySection", bound=Section)

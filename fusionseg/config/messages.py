@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from fusionseg.config.networks import network_sections
 from fusionseg.config.section import Section
-from fusionseg.config.source import KeyPath, Places
+from fusionseg.config.yaml_location import KeyPath, Places
 
 
 def explain(error: ValidationError, raw: Mapping[str, Any], places: Places, kind: type[Section]) -> list[str]:

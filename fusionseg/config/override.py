@@ -11,7 +11,7 @@ import yaml
 from yaml.reader import Reader
 
 from fusionseg.config.section import Section
-from fusionseg.config.source import parse_value
+from fusionseg.config.yaml_location import parse_value
 from fusionseg.utils.errors import UserError
 
 

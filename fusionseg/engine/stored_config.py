@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionseg.config import validate
-from fusionseg.config.source import Places, read_yaml
+from fusionseg.config.yaml_location import Places, read_yaml
 from fusionseg.engine.checkpoint import numbered_checkpoints, read_checkpoint
 from fusionseg.utils.errors import UserError
 

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from fusionseg.config.loading import lay_over, validate_section
 from fusionseg.config.override import parse_override
 from fusionseg.config.section import Positive, Section
-from fusionseg.config.source import read_yaml
+from fusionseg.config.yaml_location import read_yaml
 from fusionseg.jobs.slurm import seconds
 
 _TIME = r"^(\d+-)?\d+:[0-5]\d:[0-5]\d$"

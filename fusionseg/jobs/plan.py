@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fusionseg.config import RunConfig
-from fusionseg.config.source import dump_yaml
+from fusionseg.config.yaml_location import dump_yaml
 from fusionseg.data.prepare import store_folder
 from fusionseg.engine.batch import accumulation, batch_arithmetic
 from fusionseg.engine.checkpoint import numbered_checkpoints

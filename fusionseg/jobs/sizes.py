@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fusionseg.config.source import dump_yaml
+from fusionseg.config.yaml_location import dump_yaml
 from fusionseg.engine.network import count_parameters
 from fusionseg.engine.sources import open_datasets
 from fusionseg.jobs.sweep import SweepRun, some

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fusionseg.config.source import read_yaml
+from fusionseg.config.yaml_location import read_yaml
 from fusionseg.inference.runs import run_folders
 from fusionseg.jobs.ledger import (
     Event,
