@@ -52,7 +52,7 @@ from fusionseg.engine.machine_report import (
 from fusionseg.engine.trainer import Trainer
 from fusionseg.entry import run
 from fusionseg.inference.table import markdown_table
-from fusionseg.telemetry.ranges import annotate
+from fusionseg.observability.ranges import annotate
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.logs import start_logging
 

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fusionseg.entry import DONE, run
-from fusionseg.telemetry.gpu_sample import Sample
-from fusionseg.telemetry.monitor import GpuMonitor
+from fusionseg.observability.gpu.monitor import GpuMonitor
+from fusionseg.observability.gpu.sample import Sample
 from fusionseg.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

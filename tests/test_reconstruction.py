@@ -11,6 +11,7 @@ from scipy.ndimage import correlate1d
 from torch import Tensor
 
 from fusionseg.config.pretraining import ReconstructionLossConfig
+from fusionseg.observability.pictures import reconstruction_strip
 from fusionseg.reconstruction import (
     ReconstructionLoss,
     blocks_to_voxels,
@@ -21,7 +22,6 @@ from fusionseg.reconstruction import (
     ssim_map,
     within,
 )
-from fusionseg.telemetry.pictures import reconstruction_strip
 
 GRID, PATCH = (2, 3, 2), (16, 24, 16)
 

@@ -26,7 +26,7 @@ def add_synth(commands: Commands) -> None:
 
 def _synth(arguments: argparse.Namespace) -> int:
     from fusionseg.data.synth import write_dataset
-    from fusionseg.telemetry.progress import counting_progress
+    from fusionseg.observability.progress import counting_progress
 
     with counting_progress("writing") as progress:
         path = write_dataset(
@@ -60,7 +60,7 @@ def add_check(commands: Commands) -> None:
 def _check(arguments: argparse.Namespace) -> int:
     from fusionseg.data.check import check_dataset
     from fusionseg.data.dataset import open_dataset
-    from fusionseg.telemetry.progress import counting_progress
+    from fusionseg.observability.progress import counting_progress
     from fusionseg.utils.files import writable_file, write_json
 
     if arguments.json is not None:
@@ -92,7 +92,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
     from fusionseg.data.lost_foreground import lost_foreground_warning
     from fusionseg.data.prepare import open_store, prepare
     from fusionseg.engine.sources import open_datasets
-    from fusionseg.telemetry.progress import counting_progress
+    from fusionseg.observability.progress import counting_progress
 
     failed = False
     for config, dataset in open_datasets(load_config(arguments.config, arguments.overrides)):

@@ -43,9 +43,9 @@ def add_monitor(commands: Commands) -> None:
 
 
 def _monitor(arguments: argparse.Namespace) -> int:
-    from fusionseg.telemetry.gpu_advice import advise
-    from fusionseg.telemetry.gpu_progress import GpuProgress
-    from fusionseg.telemetry.monitor import GpuMonitor
+    from fusionseg.observability.gpu.advice import advise
+    from fusionseg.observability.gpu.monitor import GpuMonitor
+    from fusionseg.observability.gpu.progress import GpuProgress
     from fusionseg.utils.files import writable_file
 
     problems = []
@@ -82,7 +82,7 @@ def _monitor(arguments: argparse.Namespace) -> int:
 
 
 def _draw(csv: Path, picture: Path) -> None:
-    from fusionseg.telemetry.gpu_figure import draw
+    from fusionseg.observability.gpu.figure import draw
 
     try:
         draw(csv, picture)

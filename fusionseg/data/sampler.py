@@ -13,7 +13,7 @@ from torch import Tensor
 from fusionseg.config.data_sections import AugmentConfig
 from fusionseg.data.cache import DeviceCache
 from fusionseg.data.plan import Samples
-from fusionseg.telemetry.ranges import annotate
+from fusionseg.observability.ranges import annotate
 
 
 class PatchSampler:

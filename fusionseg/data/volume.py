@@ -20,7 +20,7 @@ from fusionseg.data.facts import Findings
 from fusionseg.data.geometry import Grid, voxel_sizes
 from fusionseg.data.identity import image_digest
 from fusionseg.data.reading import read_case, read_image, read_label
-from fusionseg.telemetry.ranges import annotate
+from fusionseg.observability.ranges import annotate
 from fusionseg.utils.machine import available_memory_bytes
 
 BYTES_PER_POINT, BYTES_PER_VALUE = 24, 12

@@ -10,7 +10,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from fusionseg.telemetry.ranges import annotate
+from fusionseg.observability.ranges import annotate
 
 Hook = Callable[[None, dist.GradBucket], Future[Tensor]]
 

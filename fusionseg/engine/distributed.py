@@ -16,7 +16,7 @@ from torch.distributed import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from fusionseg.engine.launch import Launch, check_port, read_launch
-from fusionseg.telemetry.ranges import annotate
+from fusionseg.observability.ranges import annotate
 from fusionseg.utils.errors import UserError
 
 PREPARING = timedelta(days=7)  # how long ranks wait while rank 0 prepares data: as long as it takes

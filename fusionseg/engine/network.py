@@ -23,7 +23,7 @@ from fusionseg.models.host_bf16 import guard_host_convolutions
 from fusionseg.models.layout import channels_last_
 from fusionseg.models.sync_norm import synchronise_batch_norm
 from fusionseg.models.weights import load_weights, read_file, read_state
-from fusionseg.telemetry.ranges import stage_ranges
+from fusionseg.observability.ranges import stage_ranges
 
 log = logging.getLogger("fusionseg")
 

@@ -19,7 +19,7 @@ from fusionseg.engine.reconstruct import Figures, Reconstruction, Reconstructor,
 from fusionseg.engine.task import Outcome
 from fusionseg.engine.training_data import TrainingData
 from fusionseg.metrics import mean_of_known
-from fusionseg.telemetry.pictures import reconstruction_strip
+from fusionseg.observability.pictures import reconstruction_strip
 
 
 class Pretraining:

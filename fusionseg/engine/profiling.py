@@ -10,9 +10,9 @@ import torch
 
 from fusionseg.config import ProfileConfig
 from fusionseg.engine.distributed import World
-from fusionseg.telemetry.profile_summary import summarise
-from fusionseg.telemetry.ranges import account
-from fusionseg.telemetry.timeline import read_torch_trace
+from fusionseg.observability.profiles.summary import summarise
+from fusionseg.observability.profiles.timeline import read_torch_trace
+from fusionseg.observability.ranges import account
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import whole_file, write_json
 

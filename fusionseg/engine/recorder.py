@@ -16,9 +16,9 @@ from fusionseg.engine.run_folder import RunFolder
 from fusionseg.engine.step import Window
 from fusionseg.engine.task import Outcome
 from fusionseg.engine.watch import GpuWatch
-from fusionseg.telemetry.progress import TrainingProgress, duration
-from fusionseg.telemetry.ranges import PHASES, account
-from fusionseg.telemetry.sinks import NoSinks, Sinks
+from fusionseg.observability.progress import TrainingProgress, duration
+from fusionseg.observability.ranges import PHASES, account
+from fusionseg.observability.sinks import NoSinks, Sinks
 from fusionseg.utils.machine import process_age_s
 
 log = logging.getLogger("fusionseg")

@@ -10,7 +10,7 @@ from fusionseg.engine.precision import Precision
 from fusionseg.engine.task import Outcome
 from fusionseg.engine.training_data import TrainingData
 from fusionseg.engine.validation import Validator
-from fusionseg.telemetry.pictures import overlay
+from fusionseg.observability.pictures import overlay
 
 
 class Segmentation:

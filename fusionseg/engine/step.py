@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from fusionseg.engine.distributed import World
 from fusionseg.engine.precision import Precision
-from fusionseg.telemetry.ranges import annotate
+from fusionseg.observability.ranges import annotate
 
 Batch = Callable[[int, int], tuple[tuple[Tensor, ...], Any]]
 """(step, micro-step) -> what the network is called with, and what the loss compares its output with; on the device."""

@@ -33,7 +33,7 @@ from fusionseg.engine.step import TrainStep
 from fusionseg.engine.task import open_task
 from fusionseg.engine.training_data import open_training_data
 from fusionseg.engine.watch import GpuWatch
-from fusionseg.telemetry.ranges import account, annotate
+from fusionseg.observability.ranges import account, annotate
 from fusionseg.utils.errors import TrainingStopped, UserError
 
 log = logging.getLogger("fusionseg")

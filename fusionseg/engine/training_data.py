@@ -20,8 +20,8 @@ from fusionseg.data.store import Store
 from fusionseg.data.unread import unlabelled_cases
 from fusionseg.engine.distributed import World
 from fusionseg.engine.run_cases import RunCases, announce, settle_split
-from fusionseg.telemetry.progress import counting_progress
-from fusionseg.telemetry.ranges import annotate
+from fusionseg.observability.progress import counting_progress
+from fusionseg.observability.ranges import annotate
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_memory_bytes
 

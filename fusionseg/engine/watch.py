@@ -14,10 +14,10 @@ import torch
 
 from fusionseg.config import RunConfig
 from fusionseg.engine.distributed import World
-from fusionseg.telemetry.gpu_advice import advise
-from fusionseg.telemetry.gpu_figure import draw
-from fusionseg.telemetry.gpu_sample import Sample
-from fusionseg.telemetry.monitor import GpuMonitor
+from fusionseg.observability.gpu.advice import advise
+from fusionseg.observability.gpu.figure import draw
+from fusionseg.observability.gpu.monitor import GpuMonitor
+from fusionseg.observability.gpu.sample import Sample
 
 log = logging.getLogger("fusionseg")
 

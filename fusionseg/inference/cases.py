@@ -17,7 +17,7 @@ from fusionseg.data.store import PreparedCase
 from fusionseg.engine.run_folder import load_run_config, mathematics
 from fusionseg.inference.old_runs import verified_split
 from fusionseg.inference.trained import Trained
-from fusionseg.telemetry.progress import counting_progress
+from fusionseg.observability.progress import counting_progress
 from fusionseg.utils.errors import UserError, some_of
 
 log = logging.getLogger("fusionseg")

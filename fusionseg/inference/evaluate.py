@@ -20,8 +20,8 @@ from fusionseg.inference.outputs import CASES, PICTURE, SUMMARY, Request, evalua
 from fusionseg.inference.predictor import PredictOptions, Predictor
 from fusionseg.inference.scoring import Score, Scorer
 from fusionseg.metrics import mean_of_known
-from fusionseg.telemetry.progress import counting_progress
-from fusionseg.telemetry.sinks import plain
+from fusionseg.observability.progress import counting_progress
+from fusionseg.observability.sinks import plain
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import whole_file, writable_folder, write_json
 

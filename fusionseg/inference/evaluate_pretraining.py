@@ -28,8 +28,8 @@ from fusionseg.inference.outputs import CASES, SUMMARY, evaluation_folder
 from fusionseg.inference.predictor import PredictOptions
 from fusionseg.inference.trained import Trained, inference_device, load_trained
 from fusionseg.metrics import mean_of_known
-from fusionseg.telemetry.progress import counting_progress
-from fusionseg.telemetry.sinks import plain
+from fusionseg.observability.progress import counting_progress
+from fusionseg.observability.sinks import plain
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import file_name, whole_file, writable_folder, write_json
 from fusionseg.utils.tables import markdown_table

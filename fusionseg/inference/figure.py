@@ -15,7 +15,7 @@ from fusionseg.data.geometry import voxel_sizes
 from fusionseg.data.reading import read_image
 from fusionseg.inference.scoring import Score, Scorer
 from fusionseg.metrics import mean_of_known
-from fusionseg.telemetry.pictures import COLORS, paint
+from fusionseg.observability.pictures import COLORS, paint
 from fusionseg.utils.files import whole_file
 
 

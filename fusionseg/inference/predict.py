@@ -18,7 +18,7 @@ from fusionseg.data.unread import foreign_files
 from fusionseg.inference.masks import Mark, make_mark, maker_of, mask_path, masks_to_make, refuse_one_name
 from fusionseg.inference.outputs import refuse_dataset_folder
 from fusionseg.inference.predictor import PredictOptions, Predictor
-from fusionseg.telemetry.progress import counting_progress
+from fusionseg.observability.progress import counting_progress
 from fusionseg.utils.errors import UserError, WriteError, some_of
 from fusionseg.utils.files import whole_file, writable_folder
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from fusionseg.telemetry.ranges import PHASES
-from fusionseg.telemetry.timeline import DeviceWork, Kind, Span, Timeline
+from fusionseg.observability.profiles.timeline import DeviceWork, Kind, Span, Timeline
+from fusionseg.observability.ranges import PHASES
 from fusionseg.utils.errors import UserError
 
 DOMAIN = "fusionseg"

@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from fusionseg.observability.profiles.timeline import Timeline, read_torch_trace
 from fusionseg.telemetry.nsys_export import read_nsys_export
 from fusionseg.telemetry.records import read_records
-from fusionseg.telemetry.timeline import Timeline, read_torch_trace
 from fusionseg.utils.errors import UserError
 
 _TRACES = ("trace*.json", "*.json.gz")

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fusionseg.telemetry.attribution import OUTSIDE, Attribution
-from fusionseg.telemetry.device_summary import GAP_NS
-from fusionseg.telemetry.kernel_kinds import KINDS, kernel_kind
-from fusionseg.telemetry.spans import Interval, gaps, merge
-from fusionseg.telemetry.timeline import STEP, Timeline
+from fusionseg.observability.profiles.attribution import OUTSIDE, Attribution
+from fusionseg.observability.profiles.device_summary import GAP_NS
+from fusionseg.observability.profiles.intervals import Interval, gaps, merge
+from fusionseg.observability.profiles.kernel_kinds import KINDS, kernel_kind
+from fusionseg.observability.profiles.timeline import STEP, Timeline
 from fusionseg.utils.files import whole_file
 
 _DEPTHS = 4

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from fusionseg.telemetry.attribution import OUTSIDE
-from fusionseg.telemetry.progress import duration
+from fusionseg.observability.profiles.attribution import OUTSIDE
+from fusionseg.observability.progress import duration
 from fusionseg.utils.tables import markdown_table
 
 Summaries = Mapping[str, Mapping[str, Any]]

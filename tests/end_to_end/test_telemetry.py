@@ -11,7 +11,7 @@ from nvtx_tool import NvtxTool, Range
 
 from end_to_end.conftest import Train, arguments
 from end_to_end.runs import REPOSITORY, TRAIN, Program, rank_environments, records
-from fusionseg.telemetry.ranges import PHASES
+from fusionseg.observability.ranges import PHASES
 
 ACCUMULATED = ("train.steps=3", "train.global_batch=4", "train.micro_batch=2", "validate.every=3", "checkpoint.every=3")
 # `python -m fusionseg.train` whose loss fails in the second micro-batch of the second step.

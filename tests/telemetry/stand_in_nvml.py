@@ -14,9 +14,9 @@ PREAMBLE = """
 import json, os, sys, time
 from pathlib import Path
 from fusionseg.utils.logs import start_logging
-from fusionseg.telemetry.monitor import GpuMonitor
-from fusionseg.telemetry.nvml import NvmlError
-from fusionseg.telemetry.visible_gpus import Nvml
+from fusionseg.observability.gpu.monitor import GpuMonitor
+from fusionseg.observability.gpu.nvml import NvmlError
+from fusionseg.observability.gpu.visible_gpus import Nvml
 start_logging()
 
 def tell(value):

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from fusionseg.telemetry.gpu_advice import MIN_SAMPLES, advise
-from fusionseg.telemetry.gpu_sample import Sample
-from fusionseg.telemetry.gpu_summary import GpuTotals
+from fusionseg.observability.gpu.advice import MIN_SAMPLES, advise
+from fusionseg.observability.gpu.sample import Sample
+from fusionseg.observability.gpu.summary import GpuTotals
 
 WELL = Sample(
     "GPU-a",

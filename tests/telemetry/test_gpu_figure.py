@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from fusionseg.telemetry.gpu_csv import COLUMNS, GpuCsv
-from fusionseg.telemetry.gpu_figure import MAX_POINTS, draw, thin_out
-from fusionseg.telemetry.gpu_sample import Sample
+from fusionseg.observability.gpu.csv_file import COLUMNS, GpuCsv
+from fusionseg.observability.gpu.figure import MAX_POINTS, draw, thin_out
+from fusionseg.observability.gpu.sample import Sample
 from fusionseg.utils.errors import UserError
 
 

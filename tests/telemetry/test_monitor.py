@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from stand_in_nvml import StandIn
 
-from fusionseg.telemetry.gpu_csv import COLUMNS, GpuCsv, read_gpu_csv
-from fusionseg.telemetry.gpu_sample import Sample
-from fusionseg.telemetry.monitor import GpuMonitor, next_due
+from fusionseg.observability.gpu.csv_file import COLUMNS, GpuCsv, read_gpu_csv
+from fusionseg.observability.gpu.monitor import GpuMonitor, next_due
+from fusionseg.observability.gpu.sample import Sample
 from fusionseg.utils.errors import UserError
 
 MONITOR = """

@@ -7,7 +7,7 @@ from statistics import median
 import pytest
 from stand_in_nvml import StandIn
 
-from fusionseg.telemetry.gpu_sample import throttle_names
+from fusionseg.observability.gpu.sample import throttle_names
 
 SAMPLES = """
 from dataclasses import asdict

@@ -11,13 +11,13 @@ import pytest
 import torch
 from traces import NCCL, ChromeTrace, NsysExport, two_steps
 
-from fusionseg.telemetry.attribution import OUTSIDE
-from fusionseg.telemetry.kernel_kinds import kernel_kind
+from fusionseg.observability.profiles.attribution import OUTSIDE
+from fusionseg.observability.profiles.intervals import Nesting, common, gaps, length, merge
+from fusionseg.observability.profiles.kernel_kinds import kernel_kind
+from fusionseg.observability.profiles.summary import summarise
+from fusionseg.observability.profiles.timeline import DeviceWork, Span, Timeline, read_torch_trace
+from fusionseg.observability.ranges import annotate
 from fusionseg.telemetry.nsys_export import read_nsys_export
-from fusionseg.telemetry.profile_summary import summarise
-from fusionseg.telemetry.ranges import annotate
-from fusionseg.telemetry.spans import Nesting, common, gaps, length, merge
-from fusionseg.telemetry.timeline import DeviceWork, Span, Timeline, read_torch_trace
 
 OTHER = 13
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from nvtx_tool import NvtxTool
 
-from fusionseg.telemetry.ranges import PHASES, TimeAccount, account, annotate, stage_ranges
+from fusionseg.observability.ranges import PHASES, TimeAccount, account, annotate, stage_ranges
 
 
 def test_every_second_is_counted_once() -> None:
@@ -108,7 +108,7 @@ def test_the_torch_profiler_sees_the_names() -> None:
 
 ANNOTATED = """
 import sys
-from fusionseg.telemetry.ranges import annotate
+from fusionseg.observability.ranges import annotate
 
 @annotate("validate", 7)
 def validate(number):

@@ -12,9 +12,9 @@ import pytest
 import torch
 from traces import AUTOGRAD, COMPUTE, MAIN, NCCL, PROCESS, ChromeTrace, NsysExport, two_steps
 
+from fusionseg.observability.profiles.timeline import Timeline, read_torch_trace
+from fusionseg.observability.ranges import annotate
 from fusionseg.telemetry.nsys_export import read_nsys_export
-from fusionseg.telemetry.ranges import annotate
-from fusionseg.telemetry.timeline import Timeline, read_torch_trace
 from fusionseg.utils.errors import UserError
 
 US = 1000

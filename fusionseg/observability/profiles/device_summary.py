@@ -7,10 +7,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fusionseg.telemetry.attribution import ALLREDUCE, Attribution, seconds
-from fusionseg.telemetry.kernel_kinds import COMMUNICATION, KINDS, kernel_kind
-from fusionseg.telemetry.spans import Interval, common, gaps, length, merge
-from fusionseg.telemetry.timeline import DeviceWork
+from fusionseg.observability.profiles.attribution import ALLREDUCE, Attribution, seconds
+from fusionseg.observability.profiles.intervals import Interval, common, gaps, length, merge
+from fusionseg.observability.profiles.kernel_kinds import COMMUNICATION, KINDS, kernel_kind
+from fusionseg.observability.profiles.timeline import DeviceWork
 
 GAP_NS = 5_000
 """Idle times of the device up to this are the price of a launch, and no gap."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from fusionseg.telemetry.gpu_sample import Sample
+from fusionseg.observability.gpu.sample import Sample
 
 MEANS = (
     "busy_percent",

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from fusionseg.telemetry.nvml import Gpu, NvmlError
+from fusionseg.observability.gpu.nvml import Gpu, NvmlError
 
 log = logging.getLogger("fusionseg")
 

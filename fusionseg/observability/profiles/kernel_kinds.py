@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from fusionseg.telemetry.timeline import DeviceWork
+from fusionseg.observability.profiles.timeline import DeviceWork
 
 COMMUNICATION = "communication"
 COPY = "copy"

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from fusionseg.telemetry.gpu_sample import Sample
-from fusionseg.telemetry.progress import PLAIN_EVERY_S, LiveLine
+from fusionseg.observability.gpu.sample import Sample
+from fusionseg.observability.progress import PLAIN_EVERY_S, LiveLine
 
 
 class GpuProgress(LiveLine):

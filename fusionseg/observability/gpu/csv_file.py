@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from fusionseg.telemetry.gpu_sample import Sample
+from fusionseg.observability.gpu.sample import Sample
 from fusionseg.utils.errors import UserError
 
 _COUNTERS = tuple(field.name for field in fields(Sample) if field.name not in ("uuid", "index"))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from fusionseg.telemetry.ranges import PHASES
-from fusionseg.telemetry.spans import Interval, Nesting
-from fusionseg.telemetry.timeline import STEP, DeviceWork, Thread, Timeline
+from fusionseg.observability.profiles.intervals import Interval, Nesting
+from fusionseg.observability.profiles.timeline import STEP, DeviceWork, Thread, Timeline
+from fusionseg.observability.ranges import PHASES
 
 ALLREDUCE = "allreduce"
 PHASE_NAMES = tuple(name for name in PHASES if name != STEP)

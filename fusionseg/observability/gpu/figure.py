@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionseg.telemetry.gpu_csv import read_gpu_csv
+from fusionseg.observability.gpu.csv_file import read_gpu_csv
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import whole_file
 

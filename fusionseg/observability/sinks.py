@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionseg.telemetry.board import Board
+from fusionseg.observability.tensorboard import Board
 from fusionseg.utils.errors import TrainingStopped, WriteError
 from fusionseg.utils.files import whole_file
 

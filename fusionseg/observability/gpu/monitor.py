@@ -12,11 +12,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fusionseg.telemetry.gpu_csv import GpuCsv
-from fusionseg.telemetry.gpu_sample import Sample
-from fusionseg.telemetry.gpu_summary import GpuTotals
-from fusionseg.telemetry.nvml import Gpu, GpuLost, NoAnswer, NvmlError, driver_gone
-from fusionseg.telemetry.visible_gpus import Nvml
+from fusionseg.observability.gpu.csv_file import GpuCsv
+from fusionseg.observability.gpu.nvml import Gpu, GpuLost, NoAnswer, NvmlError, driver_gone
+from fusionseg.observability.gpu.sample import Sample
+from fusionseg.observability.gpu.summary import GpuTotals
+from fusionseg.observability.gpu.visible_gpus import Nvml
 from fusionseg.utils.errors import UserError
 
 log = logging.getLogger("fusionseg")

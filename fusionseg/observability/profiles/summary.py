@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
-from fusionseg.telemetry.attribution import OUTSIDE, PHASE_NAMES, Attribution, seconds
-from fusionseg.telemetry.device_summary import communication, idle_times, kernel_tables
-from fusionseg.telemetry.timeline import STEP, DeviceWork, Timeline
+from fusionseg.observability.profiles.attribution import OUTSIDE, PHASE_NAMES, Attribution, seconds
+from fusionseg.observability.profiles.device_summary import communication, idle_times, kernel_tables
+from fusionseg.observability.profiles.timeline import STEP, DeviceWork, Timeline
 
 _TOP_OF_PHASE = 5
 

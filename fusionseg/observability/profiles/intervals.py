@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from fusionseg.telemetry.timeline import Span, Thread
+from fusionseg.observability.profiles.timeline import Span, Thread
 
 Interval = tuple[int, int]
 

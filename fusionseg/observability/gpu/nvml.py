@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fusionseg.telemetry.gpu_sample import Sample, throttle_names
+from fusionseg.observability.gpu.sample import Sample, throttle_names
 
 # Return values of NVML (nvml.h), by what they mean for a counter.
 ABSENT = frozenset({2, 3, 4, 13, 22, 25, 26})
