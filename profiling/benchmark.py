@@ -37,7 +37,7 @@ from benchmark_setting import open_setting
 from benchmark_step import bare_loop
 from monai.data import set_track_meta
 
-from fusionseg.data.synth import write_dataset
+from fusionseg.data.synthetic.dataset import write_dataset
 from fusionseg.engine.checkpoint import Checkpoints
 from fusionseg.engine.describe import timed
 from fusionseg.engine.machine_report import (

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fusionseg.config import RunConfig
-from fusionseg.data.prepare import PrepareReport, open_configured, open_store, prepare
-from fusionseg.data.store import Store
+from fusionseg.data.preprocessing.prepare import PrepareReport, open_configured, open_store, prepare
+from fusionseg.data.preprocessing.store import Store
 
 
 def run(config: RunConfig) -> PrepareReport:

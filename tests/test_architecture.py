@@ -34,7 +34,7 @@ SHARED = {"", "entry"}  # fusionseg itself (its version), and the exit status of
 
 
 def part_of(path: Path) -> str:
-    """The top-level part that a module belongs to: "data" for fusionseg/data/cache.py, "" for the package."""
+    """The top-level part that a module belongs to: "data" for fusionseg/data/loading/device_cache.py, "" for the package."""
     first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     return "" if first == "__init__" else first
 

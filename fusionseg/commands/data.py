@@ -25,7 +25,7 @@ def add_synth(commands: Commands) -> None:
 
 
 def _synth(arguments: argparse.Namespace) -> int:
-    from fusionseg.data.synth import write_dataset
+    from fusionseg.data.synthetic.dataset import write_dataset
     from fusionseg.observability.progress import counting_progress
 
     with counting_progress("writing") as progress:
@@ -58,8 +58,8 @@ def add_check(commands: Commands) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from fusionseg.data.check import check_dataset
-    from fusionseg.data.dataset import open_dataset
+    from fusionseg.data.checks.dataset_check import check_dataset
+    from fusionseg.data.formats.dataset import open_dataset
     from fusionseg.observability.progress import counting_progress
     from fusionseg.utils.files import writable_file, write_json
 
@@ -89,8 +89,8 @@ def add_prepare(commands: Commands) -> None:
 
 def _prepare(arguments: argparse.Namespace) -> int:
     from fusionseg.config import load_config
-    from fusionseg.data.lost_foreground import lost_foreground_warning
-    from fusionseg.data.prepare import open_store, prepare
+    from fusionseg.data.preprocessing.lost_foreground import lost_foreground_warning
+    from fusionseg.data.preprocessing.prepare import open_store, prepare
     from fusionseg.engine.sources import open_datasets
     from fusionseg.observability.progress import counting_progress
 

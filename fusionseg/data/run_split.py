@@ -1,7 +1,7 @@
 """The split of a run as it is kept with the run: split.json in its folder, and the same in each of its checkpoints.
 
 Names alone do not say which image a case is, nor does a data set stay as it was: each case is recorded with the digest
-of its voxels (`fusionseg.data.identity`).
+of its voxels (`fusionseg.data.formats.image_digest`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from fusionseg.data.identity import DIGEST_PATTERN, ImageSet
+from fusionseg.data.formats.image_digest import DIGEST_PATTERN, ImageSet
 from fusionseg.utils.errors import UserError
 
 Digest = Annotated[str, Field(pattern=DIGEST_PATTERN)]

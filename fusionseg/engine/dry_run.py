@@ -8,11 +8,11 @@ from collections.abc import Mapping
 import torch
 
 from fusionseg.config import RunConfig, dump_config
-from fusionseg.data.cache import GB, cache_bytes
-from fusionseg.data.facts import CaseError
-from fusionseg.data.prepare import open_store
-from fusionseg.data.reading import read_grid
-from fusionseg.data.volume import resampled_voxels
+from fusionseg.data.formats.problems import CaseError
+from fusionseg.data.formats.reader import read_grid
+from fusionseg.data.loading.device_cache import GB, cache_bytes
+from fusionseg.data.preprocessing.prepare import open_store
+from fusionseg.data.preprocessing.volume import resampled_voxels
 from fusionseg.engine.batch import batch_arithmetic
 from fusionseg.engine.distributed import choose_device
 from fusionseg.engine.launch import read_launch

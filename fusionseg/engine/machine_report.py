@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fusionseg.config import load_config
-from fusionseg.data.synth import write_dataset
+from fusionseg.data.synthetic.dataset import write_dataset
 from fusionseg.engine.describe import timed
 from fusionseg.engine.distributed import World
 from fusionseg.engine.run_cases import open_run

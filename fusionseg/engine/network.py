@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fusionseg.config import RunConfig
-from fusionseg.data.names import channel_order
+from fusionseg.data.formats.channel_names import channel_order
 from fusionseg.engine.allreduce import name_allreduce
 from fusionseg.engine.checkpoint import find_weights
 from fusionseg.engine.distributed import World

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fusionseg.config import RunConfig
-from fusionseg.data.plan import Purpose, hidden_blocks
+from fusionseg.data.loading.sampling_plan import Purpose, hidden_blocks
 from fusionseg.engine.dealing import deal
 from fusionseg.engine.distributed import World
 from fusionseg.engine.precision import Precision

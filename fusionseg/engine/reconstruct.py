@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionseg.config import RunConfig
-from fusionseg.data.plan import Purpose, hidden_blocks
+from fusionseg.data.loading.sampling_plan import Purpose, hidden_blocks
 from fusionseg.engine.network import data_range, intensity_limits
 from fusionseg.engine.precision import Precision
 from fusionseg.reconstruction import blocks_to_voxels, composite, fill_linear, fill_mean, quality, within, within_box

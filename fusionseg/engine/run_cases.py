@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from fusionseg.config import RunConfig
-from fusionseg.data.case_digests import digests_of
-from fusionseg.data.identity import ImageSet
-from fusionseg.data.prepare import open_store
+from fusionseg.data.formats.image_digest import ImageSet
+from fusionseg.data.preprocessing.case_digests import digests_of
+from fusionseg.data.preprocessing.prepare import open_store
+from fusionseg.data.preprocessing.store import Store
 from fusionseg.data.run_split import Ancestor, Split, SplitCase, dataset_names, read_split
-from fusionseg.data.store import Store
 from fusionseg.engine.ancestry import read_ancestors, refuse_seen
 from fusionseg.engine.checkpoint import Checkpoints, find_weights, read_training_state
 from fusionseg.engine.run_folder import RunFolder

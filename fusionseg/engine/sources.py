@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fusionseg.config import RunConfig
-from fusionseg.data.dataset import Case, Dataset
-from fusionseg.data.names import channel_order, label_order
-from fusionseg.data.prepare import open_configured
+from fusionseg.data.formats.channel_names import channel_order, label_order
+from fusionseg.data.formats.dataset import Case, Dataset
+from fusionseg.data.formats.split import folds_are_stated, split_dataset
+from fusionseg.data.preprocessing.prepare import open_configured
 from fusionseg.data.run_split import Split, SplitCase
-from fusionseg.data.split import folds_are_stated, split_dataset
 from fusionseg.utils.errors import UserError, some_of
 
 

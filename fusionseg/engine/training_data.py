@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from fusionseg.config import RunConfig
-from fusionseg.data.cache import DeviceCache, cache_bytes, place_cache
-from fusionseg.data.lost_foreground import lost_foreground_warning
-from fusionseg.data.plan import SamplePlan
-from fusionseg.data.prepare import open_store, prepare
+from fusionseg.data.formats.ignored_entries import unlabelled_cases
+from fusionseg.data.loading.device_cache import DeviceCache, cache_bytes, place_cache
+from fusionseg.data.loading.patch_augmenter import PatchSampler
+from fusionseg.data.loading.sampling_plan import SamplePlan
+from fusionseg.data.preprocessing.lost_foreground import lost_foreground_warning
+from fusionseg.data.preprocessing.prepare import open_store, prepare
+from fusionseg.data.preprocessing.store import Store
 from fusionseg.data.run_split import Split
-from fusionseg.data.sampler import PatchSampler
-from fusionseg.data.store import Store
-from fusionseg.data.unread import unlabelled_cases
 from fusionseg.engine.distributed import World
 from fusionseg.engine.run_cases import RunCases, announce, settle_split
 from fusionseg.observability.progress import counting_progress

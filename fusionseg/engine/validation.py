@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fusionseg.config import RunConfig
-from fusionseg.data.cache import DeviceCache
-from fusionseg.data.lost_foreground import missed_voxels
+from fusionseg.data.loading.device_cache import DeviceCache
+from fusionseg.data.preprocessing.lost_foreground import missed_voxels
 from fusionseg.engine.dealing import deal
 from fusionseg.engine.distributed import World
 from fusionseg.engine.precision import Precision

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from fusionseg.config import RunConfig, differences
-from fusionseg.data.case_digests import CaseDigests, digests_of
-from fusionseg.data.dataset import Case, Dataset, open_dataset
-from fusionseg.data.prepare import open_configured, open_store
+from fusionseg.data.formats.dataset import Case, Dataset, open_dataset
+from fusionseg.data.preprocessing.case_digests import CaseDigests, digests_of
+from fusionseg.data.preprocessing.prepare import open_configured, open_store
+from fusionseg.data.preprocessing.store import PreparedCase
 from fusionseg.data.run_split import Split, SplitCase
-from fusionseg.data.store import PreparedCase
 from fusionseg.engine.run_folder import load_run_config, mathematics
 from fusionseg.inference.old_runs import verified_split
 from fusionseg.inference.trained import Trained

@@ -12,8 +12,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from fusionseg.config import RunConfig
-from fusionseg.data.dataset import Dataset
-from fusionseg.data.facts import CaseError
+from fusionseg.data.formats.dataset import Dataset
+from fusionseg.data.formats.problems import CaseError
 from fusionseg.inference.cases import choose_cases
 from fusionseg.inference.figure import best_and_worst
 from fusionseg.inference.outputs import CASES, PICTURE, SUMMARY, Request, evaluation_folder

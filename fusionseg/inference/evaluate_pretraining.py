@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusionseg.config import RunConfig
-from fusionseg.data.case import Case
-from fusionseg.data.facts import CaseError, Problem
+from fusionseg.data.formats.case import Case
+from fusionseg.data.formats.problems import CaseError, Problem
+from fusionseg.data.preprocessing.volume import Volume, load_volume
 from fusionseg.data.run_split import dataset_names
-from fusionseg.data.volume import Volume, load_volume
 from fusionseg.engine.reconstruct import Figures, Reconstruction, Reconstructor
 from fusionseg.engine.sources import open_sources
 from fusionseg.inference.evaluate import request_for

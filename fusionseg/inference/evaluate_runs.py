@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fusionseg.config import RunConfig
-from fusionseg.data.dataset import open_dataset
+from fusionseg.data.formats.dataset import open_dataset
 from fusionseg.engine.checkpoint import find_weights
 from fusionseg.inference.cases import evaluation_config
 from fusionseg.inference.evaluate import evaluate, request_for

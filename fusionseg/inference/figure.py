@@ -10,9 +10,9 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionseg.data.dataset import Case
-from fusionseg.data.geometry import voxel_sizes
-from fusionseg.data.reading import read_image
+from fusionseg.data.formats.dataset import Case
+from fusionseg.data.formats.geometry import voxel_sizes
+from fusionseg.data.formats.reader import read_image
 from fusionseg.inference.scoring import Score, Scorer
 from fusionseg.metrics import mean_of_known
 from fusionseg.observability.pictures import COLORS, paint

@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionseg.data.dataset import Case
-from fusionseg.data.nifti import VolumeError, read_volume
-from fusionseg.data.record import SourceFile
+from fusionseg.data.formats.dataset import Case
+from fusionseg.data.formats.nifti import VolumeError, read_volume
+from fusionseg.data.preprocessing.record import SourceFile
 from fusionseg.inference.predictor import Predictor
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import file_name, partial_path

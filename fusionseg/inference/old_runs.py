@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 
 from fusionseg.config import RunConfig
-from fusionseg.data.case_digests import digests_of
-from fusionseg.data.dataset import Case, Dataset
-from fusionseg.data.prepare import open_configured
+from fusionseg.data.formats.dataset import Case, Dataset
+from fusionseg.data.formats.split import folds_are_stated, split_dataset
+from fusionseg.data.preprocessing.case_digests import digests_of
+from fusionseg.data.preprocessing.prepare import open_configured
+from fusionseg.data.preprocessing.store import SourceFile
 from fusionseg.data.run_split import Ancestor, Split, SplitCase
-from fusionseg.data.split import folds_are_stated, split_dataset
-from fusionseg.data.store import SourceFile
 from fusionseg.inference.trained import Trained
 from fusionseg.utils.errors import UserError
 

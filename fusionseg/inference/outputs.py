@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fusionseg.data.dataset import Dataset
+from fusionseg.data.formats.dataset import Dataset
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import file_name
 

@@ -11,10 +11,10 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionseg.data.dataset import Case, find_inputs
-from fusionseg.data.facts import CaseError
-from fusionseg.data.nifti import read_header
-from fusionseg.data.unread import foreign_files
+from fusionseg.data.formats.dataset import Case, find_inputs
+from fusionseg.data.formats.ignored_entries import foreign_files
+from fusionseg.data.formats.nifti import read_header
+from fusionseg.data.formats.problems import CaseError
 from fusionseg.inference.masks import Mark, make_mark, maker_of, mask_path, masks_to_make, refuse_one_name
 from fusionseg.inference.outputs import refuse_dataset_folder
 from fusionseg.inference.predictor import PredictOptions, Predictor

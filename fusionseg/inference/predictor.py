@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusionseg.config import ValidateConfig
-from fusionseg.data.facts import Findings
-from fusionseg.data.names import channel_order, label_order
-from fusionseg.data.store import settings_key
-from fusionseg.data.volume import Volume, load_volume
+from fusionseg.data.formats.channel_names import channel_order, label_order
+from fusionseg.data.formats.problems import Findings
+from fusionseg.data.preprocessing.store import settings_key
+from fusionseg.data.preprocessing.volume import Volume, load_volume
 from fusionseg.engine.windows import predict_logits
 from fusionseg.inference.trained import Trained, inference_device, load_trained
 from fusionseg.utils.errors import UserError

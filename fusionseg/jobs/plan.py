@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fusionseg.config import RunConfig
 from fusionseg.config.yaml_location import dump_yaml
-from fusionseg.data.prepare import store_folder
+from fusionseg.data.preprocessing.prepare import store_folder
 from fusionseg.engine.batch import accumulation, batch_arithmetic
 from fusionseg.engine.checkpoint import numbered_checkpoints
 from fusionseg.engine.run_cases import open_run

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from fusionseg.config import CacheConfig
-from fusionseg.data.cache import DeviceCache, Placement, cache_bytes, place_cache
-from fusionseg.data.prepare import open_configured, open_store, prepare
-from fusionseg.data.store import Store, write_case
-from fusionseg.data.volume import Volume
+from fusionseg.data.loading.device_cache import DeviceCache, Placement, cache_bytes, place_cache
+from fusionseg.data.preprocessing.prepare import open_configured, open_store, prepare
+from fusionseg.data.preprocessing.store import Store, write_case
+from fusionseg.data.preprocessing.volume import Volume
 from fusionseg.utils.errors import UserError
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")

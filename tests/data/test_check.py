@@ -16,9 +16,9 @@ import nibabel
 import numpy as np
 import pytest
 
-from fusionseg.data.check import CheckReport, _check_cases, check_dataset
-from fusionseg.data.check_case import CaseFacts
-from fusionseg.data.dataset import Case, Dataset, open_dataset
+from fusionseg.data.checks.case_check import CaseFacts
+from fusionseg.data.checks.dataset_check import CheckReport, _check_cases, check_dataset
+from fusionseg.data.formats.dataset import Case, Dataset, open_dataset
 
 SHAPE = (12, 11, 10)
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])

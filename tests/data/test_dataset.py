@@ -10,8 +10,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from fusionseg.data.dataset import Case, Dataset, find_inputs, open_dataset
-from fusionseg.data.split import split_folds
+from fusionseg.data.formats.dataset import Case, Dataset, find_inputs, open_dataset
+from fusionseg.data.formats.split import split_folds
 from fusionseg.utils.errors import UserError
 
 

@@ -11,10 +11,10 @@ import pytest
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from fusionseg.config import DataConfig, RunConfig
-from fusionseg.data.dataset import open_dataset
-from fusionseg.data.identity import ImageSet, image_digest
-from fusionseg.data.prepare import open_store, prepare
-from fusionseg.data.volume import load_volume
+from fusionseg.data.formats.dataset import open_dataset
+from fusionseg.data.formats.image_digest import ImageSet, image_digest
+from fusionseg.data.preprocessing.prepare import open_store, prepare
+from fusionseg.data.preprocessing.volume import load_volume
 
 IMAGE = np.random.default_rng(0).integers(-500, 500, (5, 6, 7)).astype(np.int16)
 AFFINE = np.array([[1.0, 0.1, 0, -3], [-0.1, 1.2, 0, 8], [0, 0, 2.5, 1], [0, 0, 0, 1]])

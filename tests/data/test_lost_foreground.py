@@ -13,9 +13,9 @@ import torch
 
 from fusionseg import cli, train
 from fusionseg.config import RunConfig, dump_config
-from fusionseg.data.lost_foreground import lost_foreground_warning, missed_voxels
-from fusionseg.data.prepare import open_configured, open_store, prepare
-from fusionseg.data.record import PreparedCase
+from fusionseg.data.preprocessing.lost_foreground import lost_foreground_warning, missed_voxels
+from fusionseg.data.preprocessing.prepare import open_configured, open_store, prepare
+from fusionseg.data.preprocessing.record import PreparedCase
 from fusionseg.metrics import confusion, dice_per_class
 
 SHAPE = (24, 24, 24)

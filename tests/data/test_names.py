@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fusionseg.data.names import channel_order, label_order
+from fusionseg.data.formats.channel_names import channel_order, label_order
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fusionseg.config import AugmentConfig
-from fusionseg.data.plan import CaseIndex, Purpose, SamplePlan, Samples, random_bits, uniform
+from fusionseg.data.loading.sampling_plan import CaseIndex, Purpose, SamplePlan, Samples, random_bits, uniform
 
 ALL: dict[str, Any] = {
     "flip": 0.5,

@@ -17,9 +17,9 @@ import pytest
 from preparing import opened, run
 
 from fusionseg.config import RunConfig, dump_config
-from fusionseg.data.prepare import open_configured, open_store, prepare, store_folder
-from fusionseg.data.store import FOREGROUND_PER_CLASS, SourceFile, Store, read_case, write_case
-from fusionseg.data.volume import Volume, load_volume
+from fusionseg.data.preprocessing.prepare import open_configured, open_store, prepare, store_folder
+from fusionseg.data.preprocessing.store import FOREGROUND_PER_CLASS, SourceFile, Store, read_case, write_case
+from fusionseg.data.preprocessing.volume import Volume, load_volume
 from fusionseg.utils.errors import UserError
 
 NAMES = [f"case_{number:03d}" for number in range(5)]
@@ -239,7 +239,7 @@ def test_a_case_with_other_channels_or_labels_is_set_aside(own: Path, tmp_path: 
 KILLED = """
 import os, signal, sys
 from fusionseg.config import load_config
-from fusionseg.data.prepare import open_configured, prepare
+from fusionseg.data.preprocessing.prepare import open_configured, prepare
 
 def hook(event, arguments):  # dies in the middle of the third case: its image is written, its label is not
     if event == "open" and str(arguments[0]).endswith("case_002/label.npy"):

@@ -14,11 +14,11 @@ import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
-from fusionseg.data import nifti
-from fusionseg.data.facts import CaseError, Findings
-from fusionseg.data.geometry import Grid, find_turn
-from fusionseg.data.nifti import read_header, read_volume
-from fusionseg.data.reading import examine_image, examine_label, read_case, read_grid, read_image, read_label
+from fusionseg.data.formats import nifti
+from fusionseg.data.formats.geometry import Grid, find_turn
+from fusionseg.data.formats.nifti import read_header, read_volume
+from fusionseg.data.formats.problems import CaseError, Findings
+from fusionseg.data.formats.reader import examine_image, examine_label, read_case, read_grid, read_image, read_label
 
 SHAPE = (5, 6, 7)
 AXES = np.linalg.qr(np.array([[0.9, -0.2, 0.1], [0.2, 1.1, 0.0], [-0.1, 0.05, 2.5]]))[0]

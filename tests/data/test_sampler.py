@@ -14,11 +14,11 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from fusionseg.config import AugmentConfig, CacheConfig
-from fusionseg.data.cache import DeviceCache
-from fusionseg.data.plan import SamplePlan, Samples
-from fusionseg.data.sampler import PatchSampler, counter_normal, patch_to_volume
-from fusionseg.data.store import Store, write_case
-from fusionseg.data.volume import Volume
+from fusionseg.data.loading.device_cache import DeviceCache
+from fusionseg.data.loading.patch_augmenter import PatchSampler, counter_normal, patch_to_volume
+from fusionseg.data.loading.sampling_plan import SamplePlan, Samples
+from fusionseg.data.preprocessing.store import Store, write_case
+from fusionseg.data.preprocessing.volume import Volume
 
 CPU = torch.device("cpu")
 Arrays = tuple[NDArray[np.float32], NDArray[np.uint8]]

@@ -17,12 +17,12 @@ from preparing import opened, run
 from fusionseg import cli
 from fusionseg.config import dump_config
 from fusionseg.config.data_sections import CacheConfig
-from fusionseg.data.cache import DeviceCache
-from fusionseg.data.case_folders import read_case, read_cases
-from fusionseg.data.prepare import open_configured, store_folder
-from fusionseg.data.record import SourceFile
-from fusionseg.data.store import Store, write_case
-from fusionseg.data.volume import Volume
+from fusionseg.data.loading.device_cache import DeviceCache
+from fusionseg.data.preprocessing.case_folders import read_case, read_cases
+from fusionseg.data.preprocessing.prepare import open_configured, store_folder
+from fusionseg.data.preprocessing.record import SourceFile
+from fusionseg.data.preprocessing.store import Store, write_case
+from fusionseg.data.preprocessing.volume import Volume
 from fusionseg.engine.run_folder import RunFolder
 from fusionseg.utils.errors import UserError, WriteError
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from fusionseg.config import RunConfig, validate
-from fusionseg.data.case_digests import digests_of
-from fusionseg.data.dataset import open_dataset
-from fusionseg.data.prepare import open_store, prepare
+from fusionseg.data.formats.dataset import open_dataset
+from fusionseg.data.preprocessing.case_digests import digests_of
+from fusionseg.data.preprocessing.prepare import open_store, prepare
 from fusionseg.data.run_split import Split
 from fusionseg.engine.run_cases import announce, open_run, settle_split
 from fusionseg.engine.run_folder import RunFolder

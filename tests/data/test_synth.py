@@ -15,7 +15,9 @@ import pytest
 from scipy import ndimage
 
 from fusionseg import cli
-from fusionseg.data import synth, synth_anatomy, synth_case
+from fusionseg.data.synthetic import anatomy as synth_anatomy
+from fusionseg.data.synthetic import chest as synth_case
+from fusionseg.data.synthetic import dataset as synth
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import whole_file
 

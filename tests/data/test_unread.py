@@ -12,7 +12,7 @@ import pytest
 
 from fusionseg import cli, train
 from fusionseg.config import RunConfig, dump_config
-from fusionseg.data.dataset import find_inputs, open_dataset
+from fusionseg.data.formats.dataset import find_inputs, open_dataset
 from fusionseg.utils.errors import UserError
 
 TINY = (10, 9, 8)

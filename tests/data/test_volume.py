@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from fusionseg.config import DataConfig
 from fusionseg.config.data_sections import AugmentConfig, CacheConfig
-from fusionseg.data.cache import DeviceCache
-from fusionseg.data.facts import CaseError
-from fusionseg.data.geometry import voxel_sizes
-from fusionseg.data.plan import SamplePlan
-from fusionseg.data.sampler import PatchSampler
-from fusionseg.data.store import Store, write_case
-from fusionseg.data.volume import foreground_box, load_volume, normalise
+from fusionseg.data.formats.geometry import voxel_sizes
+from fusionseg.data.formats.problems import CaseError
+from fusionseg.data.loading.device_cache import DeviceCache
+from fusionseg.data.loading.patch_augmenter import PatchSampler
+from fusionseg.data.loading.sampling_plan import SamplePlan
+from fusionseg.data.preprocessing.store import Store, write_case
+from fusionseg.data.preprocessing.volume import foreground_box, load_volume, normalise
 
 CPU = torch.device("cpu")
 RAW = {"clip": [0, 1000]}

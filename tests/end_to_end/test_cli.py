@@ -17,9 +17,9 @@ import fusionseg
 from end_to_end.conftest import Train, arguments
 from end_to_end.runs import COMMANDS, REPOSITORY, TRAIN, Program, snapshot
 from fusionseg.config import load_config
-from fusionseg.data.cache import cache_bytes
-from fusionseg.data.dataset import open_dataset
-from fusionseg.data.prepare import open_store
+from fusionseg.data.formats.dataset import open_dataset
+from fusionseg.data.loading.device_cache import cache_bytes
+from fusionseg.data.preprocessing.prepare import open_store
 
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 # Sweeps and pre-trainings have schemas of their own.

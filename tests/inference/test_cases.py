@@ -19,8 +19,8 @@ import torch
 import fusionseg.cli
 import fusionseg.train
 from fusionseg.config import RunConfig, dump_config, load_config
-from fusionseg.data.dataset import open_dataset
-from fusionseg.data.store import SourceFile
+from fusionseg.data.formats.dataset import open_dataset
+from fusionseg.data.preprocessing.store import SourceFile
 from fusionseg.jobs.cluster import ClusterConfig
 from fusionseg.jobs.plan import plan
 from fusionseg.jobs.sweep import Sweep, SweepRun

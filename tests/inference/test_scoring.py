@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from fusionseg import cli, train
 from fusionseg.config import DataConfig, RunConfig, dump_config
-from fusionseg.data.facts import CaseError
-from fusionseg.data.volume import load_volume
+from fusionseg.data.formats.problems import CaseError
+from fusionseg.data.preprocessing.volume import load_volume
 from fusionseg.inference.predict import predict
 from fusionseg.inference.predictor import PredictOptions, Predictor
 from fusionseg.metrics import confusion

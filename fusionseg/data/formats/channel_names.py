@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fusionseg.data.case import Case
+from fusionseg.data.formats.case import Case
 
 MAX_LABELS = 256
 """Label values are stored in one byte."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fusionseg.data.record import PreparedCase
+from fusionseg.data.preprocessing.record import PreparedCase
 
 LEAST_VOLUME = 0.5
 """Share of a class's volume that resampling must leave, lest it is named."""

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from fusionseg.config.data_sections import CacheConfig
-from fusionseg.data.plan import CaseIndex
-from fusionseg.data.store import PreparedCase, Store
+from fusionseg.data.loading.sampling_plan import CaseIndex
+from fusionseg.data.preprocessing.store import PreparedCase, Store
 from fusionseg.utils.errors import UserError
 
 GB = 1e9

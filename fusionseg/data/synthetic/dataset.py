@@ -17,7 +17,7 @@ from typing import Any
 
 import nibabel as nib
 
-from fusionseg.data.synth_case import ARTERY_LABEL, make_case
+from fusionseg.data.synthetic.chest import ARTERY_LABEL, make_case
 from fusionseg.utils.errors import UserError, WriteError
 from fusionseg.utils.files import whole_file, writable_folder, write_text
 from fusionseg.utils.machine import available_cpus

@@ -1,18 +1,18 @@
 """The checks of one case: every file read to its last byte, every problem named.
 
-The rules are those of `fusionseg.data.reading`, by which the other commands refuse a case; here they are noted, and
-the facts of the case with them. Runs in the worker processes of `fusionseg.data.check`.
+The rules are those of `fusionseg.data.formats.reader`, by which the other commands refuse a case; here they are noted, and
+the facts of the case with them. Runs in the worker processes of `fusionseg.data.checks.dataset_check`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fusionseg.data.case import Case
-from fusionseg.data.facts import CaseFacts
-from fusionseg.data.geometry import voxel_sizes
-from fusionseg.data.identity import image_digest
-from fusionseg.data.reading import Image, examine_image, examine_label
+from fusionseg.data.formats.case import Case
+from fusionseg.data.formats.geometry import voxel_sizes
+from fusionseg.data.formats.image_digest import image_digest
+from fusionseg.data.formats.problems import CaseFacts
+from fusionseg.data.formats.reader import Image, examine_image, examine_label
 
 SAMPLES_PER_CHANNEL = 2000
 

@@ -1,7 +1,7 @@
 """What a data set on disk consists of: cases, channels, label names, folds.
 
 Three layouts are read, none of them altered: the Medical Segmentation Decathlon's (MSD), nnU-Net's raw one
-(versions 1 and 2), and a MONAI datalist. Only names and JSON are looked at here; `fusionseg.data.check` reads
+(versions 1 and 2), and a MONAI datalist. Only names and JSON are looked at here; `fusionseg.data.checks.dataset_check` reads
 the voxels.
 """
 
@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from fusionseg.data.case import CHANNEL, IMAGE_SUFFIXES, Case, image_files, is_image_file, stem, suffix
-from fusionseg.data.layouts import (
+from fusionseg.data.formats.case import CHANNEL, IMAGE_SUFFIXES, Case, image_files, is_image_file, stem, suffix
+from fusionseg.data.formats.channel_names import channel_names, label_names
+from fusionseg.data.formats.dataset_json import (
     LAYOUTS,
     MAX_LISTED,
     Layout,
@@ -28,8 +29,7 @@ from fusionseg.data.layouts import (
     recognise_layout,
     unique_names,
 )
-from fusionseg.data.names import channel_names, label_names
-from fusionseg.data.unread import misspelt_keys, unlisted_files, unread_lists, wrong_numbers
+from fusionseg.data.formats.ignored_entries import misspelt_keys, unlisted_files, unread_lists, wrong_numbers
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import user_path
 
@@ -242,7 +242,10 @@ def _file_problems(source: Path, cases: Iterable[Case], channels: int) -> list[s
 def _guess_channels(cases: Sequence[Case]) -> tuple[str, ...]:
     count = max((len(case.images) for case in cases), default=1)
     if count == 1 and cases:
-        from fusionseg.data.nifti import VolumeError, read_header  # only needed where the JSON names no channels
+        from fusionseg.data.formats.nifti import (  # only needed where the JSON names no channels
+            VolumeError,
+            read_header,
+        )
 
         try:
             shape = read_header(cases[0].images[0]).shape

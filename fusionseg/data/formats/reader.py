@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionseg.data.case_file import place, read_file, read_file_grid, report_dimensions
-from fusionseg.data.facts import Findings
-from fusionseg.data.geometry import KEEP, Grid, Turn
-from fusionseg.data.names import MAX_LABELS
+from fusionseg.data.formats.case_file import place, read_file, read_file_grid, report_dimensions
+from fusionseg.data.formats.channel_names import MAX_LABELS
+from fusionseg.data.formats.geometry import KEEP, Grid, Turn
+from fusionseg.data.formats.problems import Findings
 
 CHUNK = 1 << 20
 MAX_LISTED_VALUES = 10

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from fusionseg.data.case import Case
-from fusionseg.data.store import PreparedCase
-from fusionseg.data.volume import read_digests
+from fusionseg.data.formats.case import Case
+from fusionseg.data.preprocessing.store import PreparedCase
+from fusionseg.data.preprocessing.volume import read_digests
 from fusionseg.utils.machine import available_cpus
 
 MAX_READERS = 4

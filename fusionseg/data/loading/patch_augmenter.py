@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusionseg.config.data_sections import AugmentConfig
-from fusionseg.data.cache import DeviceCache
-from fusionseg.data.plan import Samples
+from fusionseg.data.loading.device_cache import DeviceCache
+from fusionseg.data.loading.sampling_plan import Samples
 from fusionseg.observability.ranges import annotate
 
 

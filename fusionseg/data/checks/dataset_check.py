@@ -1,6 +1,6 @@
 """`fusionseg check`: every problem of a data set, found before the training and none fatal to the report.
 
-`check_dataset` reads all files in parallel (`fusionseg.data.check_case` has the checks of one case) and then
+`check_dataset` reads all files in parallel (`fusionseg.data.checks.case_check` has the checks of one case) and then
 looks at the cases together. Codes of errors: missing, unreadable, truncated, corrupt, trailing-data, header,
 dimensions, spacing, affine, channels, channel-shape, channel-affine, label-shape, label-affine, non-finite,
 constant, label-fraction, label-value, memory, crashed, dataset. Of warnings: label-affine and channel-affine
@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from fusionseg.data.check_case import check_case
-from fusionseg.data.dataset import Case, Dataset
-from fusionseg.data.facts import CaseFacts, Problem
-from fusionseg.data.unread import unlabelled_cases
+from fusionseg.data.checks.case_check import check_case
+from fusionseg.data.formats.dataset import Case, Dataset
+from fusionseg.data.formats.ignored_entries import unlabelled_cases
+from fusionseg.data.formats.problems import CaseFacts, Problem
 from fusionseg.utils.machine import available_cpus
 from fusionseg.utils.parallel import map_cases
 

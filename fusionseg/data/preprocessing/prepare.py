@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 
 from fusionseg.config import DataConfig, RunConfig
-from fusionseg.data.case_folders import read_cases
-from fusionseg.data.dataset import Case, Dataset, open_dataset
-from fusionseg.data.facts import CaseError
-from fusionseg.data.record import PreparedCase, SourceFile, write_record
-from fusionseg.data.store import Store, read_header, settings_key, settings_of, write_case, write_header
-from fusionseg.data.volume import load_volume
+from fusionseg.data.formats.dataset import Case, Dataset, open_dataset
+from fusionseg.data.formats.problems import CaseError
+from fusionseg.data.preprocessing.case_folders import read_cases
+from fusionseg.data.preprocessing.record import PreparedCase, SourceFile, write_record
+from fusionseg.data.preprocessing.store import Store, read_header, settings_key, settings_of, write_case, write_header
+from fusionseg.data.preprocessing.volume import load_volume
 from fusionseg.utils.errors import UserError, WriteError
 from fusionseg.utils.files import file_name, user_path, writable_folder
 from fusionseg.utils.machine import available_cpus

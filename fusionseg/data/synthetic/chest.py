@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from fusionseg.data import synth_anatomy as anatomy
-from fusionseg.data.synth_anatomy import Segment
+from fusionseg.data.synthetic import anatomy
+from fusionseg.data.synthetic.anatomy import Segment
 
 Array = NDArray[Any]
 

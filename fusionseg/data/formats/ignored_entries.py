@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fusionseg.data.case import Case, is_image_file
+from fusionseg.data.formats.case import Case, is_image_file
 
 LISTS = ("training", "validation", "test", "testing")
 _NAMES = (("labels",), ("modality", "channel_names"))

@@ -1,7 +1,7 @@
 """What the JSON of a data set says: where its files lie, and how its channels and labels are called.
 
 The layouts are the Medical Segmentation Decathlon's (MSD), nnU-Net's raw one (versions 1 and 2), and a MONAI
-datalist. `fusionseg.data.dataset.open_dataset` puts the parts together.
+datalist. `fusionseg.data.formats.dataset.open_dataset` puts the parts together.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from fusionseg.data.case import CHANNEL, IMAGE_SUFFIXES, Case, image_files, stem, suffix
-from fusionseg.data.unread import hidden_entries
+from fusionseg.data.formats.case import CHANNEL, IMAGE_SUFFIXES, Case, image_files, stem, suffix
+from fusionseg.data.formats.ignored_entries import hidden_entries
 from fusionseg.utils.errors import UserError
 
 Layout = Literal["msd", "nnunet", "datalist"]

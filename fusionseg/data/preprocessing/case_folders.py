@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from fusionseg.data.record import PreparedCase, read_record
+from fusionseg.data.preprocessing.record import PreparedCase, read_record
 from fusionseg.utils.files import file_name, partial_path, sync
 
 CASES, OTHERS = "cases", "others"

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import cast
 
 from fusionseg.config.data_sections import DataConfig
-from fusionseg.data.case import Case
-from fusionseg.data.dataset import Dataset
+from fusionseg.data.formats.case import Case
+from fusionseg.data.formats.dataset import Dataset
 from fusionseg.utils.errors import UserError
 
 

@@ -17,7 +17,7 @@ import nibabel
 import numpy as np
 from nibabel.volumeutils import apply_read_scaling
 
-from fusionseg.data.case import IMAGE_SUFFIXES, is_image_file
+from fusionseg.data.formats.case import IMAGE_SUFFIXES, is_image_file
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusionseg.config.data_sections import DataConfig
-from fusionseg.data.case_folders import read_case, settle, temporary_folder
-from fusionseg.data.record import PreparedCase, SourceFile, checksum, write_record
-from fusionseg.data.volume import Volume
+from fusionseg.data.preprocessing.case_folders import read_case, settle, temporary_folder
+from fusionseg.data.preprocessing.record import PreparedCase, SourceFile, checksum, write_record
+from fusionseg.data.preprocessing.volume import Volume
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import sync, write_json, writing
 

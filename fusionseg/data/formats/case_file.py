@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from fusionseg.data.facts import Findings, Severity
-from fusionseg.data.geometry import KEEP, SAME_GRID_VOXELS, Grid, Turn, find_turn, grid_of
-from fusionseg.data.nifti import VolumeError, read_header, read_volume
+from fusionseg.data.formats.geometry import KEEP, SAME_GRID_VOXELS, Grid, Turn, find_turn, grid_of
+from fusionseg.data.formats.nifti import VolumeError, read_header, read_volume
+from fusionseg.data.formats.problems import Findings, Severity
 
 
 @dataclass(frozen=True)
