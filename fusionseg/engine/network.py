@@ -19,10 +19,10 @@ from fusionseg.engine.distributed import World
 from fusionseg.engine.finetune import freeze_encoder
 from fusionseg.engine.step import Loss
 from fusionseg.models import build_model
-from fusionseg.models.host_bf16 import guard_host_convolutions
-from fusionseg.models.layout import channels_last_
-from fusionseg.models.sync_norm import synchronise_batch_norm
-from fusionseg.models.weights import load_weights, read_file, read_state
+from fusionseg.models.channels_last import channels_last_
+from fusionseg.models.cpu_bf16 import guard_host_convolutions
+from fusionseg.models.sync_batch_norm import synchronise_batch_norm
+from fusionseg.models.weights.loading import load_weights, read_file, read_state
 from fusionseg.observability.ranges import stage_ranges
 
 log = logging.getLogger("fusionseg")

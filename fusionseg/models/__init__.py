@@ -32,14 +32,14 @@ def build_model(
     """
     assert config.can_checkpoint or not checkpoint_activations
     if isinstance(config, SwinConfig):
-        from fusionseg.models.swin_fusion import build_swin
+        from fusionseg.models.swin.network import build_swin
 
         return build_swin(config, in_channels, out_channels, checkpoint_activations=checkpoint_activations)
     if isinstance(config, UNetConfig | MonaiUNetConfig):
-        from fusionseg.models.unet import build_unet
+        from fusionseg.models.unet.network import build_unet
 
         return build_unet(config, in_channels, out_channels)
-    from fusionseg.models.from_monai import build_from_monai
+    from fusionseg.models.monai_networks import build_from_monai
 
     return build_from_monai(config, in_channels, out_channels, patch=patch)
 

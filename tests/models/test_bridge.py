@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from fusionseg.config.networks import FusionConfig, SwinConfig
 from fusionseg.config.networks.swin import BridgeConfig
 from fusionseg.models import build_model
-from fusionseg.models.bridge import ContextBridge
-from fusionseg.models.fusion import FusedSkips
+from fusionseg.models.swin.context_bridge import ContextBridge
+from fusionseg.models.swin.fused_skips import FusedSkips
 
 CHANNELS = (4, 4, 6, 8, 10, 12)
 SMALL: dict[str, Any] = {"width": 12, "heads": 2, "depth": 2, "mlp_ratio": 2}

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from fusionseg.config.networks import FusionConfig, SwinConfig
 from fusionseg.models import build_model
-from fusionseg.models.fusion import FusedSkips
+from fusionseg.models.swin.fused_skips import FusedSkips
 
 ENCODER = (1, 48, 96, 192, 384, 768)  # feature size 48, one channel in
 SKIPS = (48, 48, 96, 192, 384, 768)

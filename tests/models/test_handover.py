@@ -19,7 +19,7 @@ from fusionseg.config.networks import SwinConfig, UNETRConfig
 from fusionseg.config.pretraining import DecoderConfig, PretrainConfig
 from fusionseg.models import build_model
 from fusionseg.models.masked import build_masked
-from fusionseg.models.weights import load_weights, read_state
+from fusionseg.models.weights.loading import load_weights, read_state
 from fusionseg.utils.errors import UserError
 
 State = dict[str, Tensor]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fusionseg.models.host_bf16 import guard_host_convolutions
+from fusionseg.models.cpu_bf16 import guard_host_convolutions
 
 
 @pytest.mark.parametrize(("kernel", "depth"), [(3, 2), (5, 2), (5, 4), (3, 3), (3, 1)])

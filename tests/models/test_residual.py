@@ -8,10 +8,10 @@ from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionseg.models import lean
 from fusionseg.models.cost import saved_bytes
-from fusionseg.models.residual import ResidualBlock, UpBlock, pointwise
-from fusionseg.models.residual_norm import norm_of
+from fusionseg.models.memory_efficient import arithmetic as lean
+from fusionseg.models.memory_efficient.convolution_blocks import ResidualBlock, UpBlock, pointwise
+from fusionseg.models.memory_efficient.instance_norm import norm_of
 
 
 def monais(in_channels: int, out_channels: int, kernel_size: int) -> UnetrBasicBlock:

@@ -7,10 +7,11 @@ import torch
 from monai.networks.nets.swin_unetr import SwinTransformer, compute_mask, window_partition
 from torch import Tensor, nn
 
-from fusionseg.models import swin_attention, swin_encoder
 from fusionseg.models.cost import saved_bytes
-from fusionseg.models.swin_encoder import SwinEncoder
-from fusionseg.models.swin_windows import fitted_window, window_plan
+from fusionseg.models.swin import attention as swin_attention
+from fusionseg.models.swin import encoder as swin_encoder
+from fusionseg.models.swin.encoder import SwinEncoder
+from fusionseg.models.swin.window_layout import fitted_window, window_plan
 
 CPU = torch.device("cpu")
 # size of the volume, window: the stages are padded (3), whole (4), or smaller than the window; samples: 2, 1

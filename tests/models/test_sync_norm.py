@@ -14,7 +14,7 @@ from fusionseg.config import RunConfig, validate
 from fusionseg.engine.distributed import World
 from fusionseg.engine.network import distribute
 from fusionseg.models import build_model
-from fusionseg.models.sync_norm import synchronise_batch_norm
+from fusionseg.models.sync_batch_norm import synchronise_batch_norm
 
 STEPS = 3
 

@@ -13,8 +13,8 @@ from fusionseg.config import ValidateConfig
 from fusionseg.config.networks import UNetConfig
 from fusionseg.engine.precision import Precision
 from fusionseg.engine.windows import predict_logits
-from fusionseg.models.layout import channels_last_
-from fusionseg.models.unet import UNet
+from fusionseg.models.channels_last import channels_last_
+from fusionseg.models.unet.network import UNet
 
 CONFIG: TypeAdapter[UNetConfig] = TypeAdapter(UNetConfig)
 NAMES = ["unet", "resunet", "attention_unet", "attention_resunet"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fusionseg.config.networks import SwinConfig
 from fusionseg.models import build_model
-from fusionseg.models.weights import load_weights, read_state
+from fusionseg.models.weights.loading import load_weights, read_state
 from fusionseg.utils.errors import UserError
 
 

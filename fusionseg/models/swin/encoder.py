@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from fusionseg.models.residual import residual_block
-from fusionseg.models.swin_attention import WindowAttention
-from fusionseg.models.swin_mlp import Mlp
-from fusionseg.models.swin_windows import WindowPlan, window_plan
+from fusionseg.models.memory_efficient.convolution_blocks import residual_block
+from fusionseg.models.swin.attention import WindowAttention
+from fusionseg.models.swin.mlp import Mlp
+from fusionseg.models.swin.window_layout import WindowPlan, window_plan
 
 
 class SwinBlock(nn.Module):

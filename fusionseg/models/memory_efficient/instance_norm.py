@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fusionseg.models.lean import in_chunks, row_chunks, sum_dtype
+from fusionseg.models.memory_efficient.arithmetic import in_chunks, row_chunks, sum_dtype
 
 _SLOPE = 0.01  # of the leaky ReLU
 _EPS = 1e-5  # of the instance norm

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fusionseg.models.lean import add_product, sum_dtype
+from fusionseg.models.memory_efficient.arithmetic import add_product, sum_dtype
 
 
 def assemble(*source: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fusionseg.config.networks import FusionConfig
-from fusionseg.models.bridge import ContextBridge
-from fusionseg.models.residual import residual_block
+from fusionseg.models.memory_efficient.convolution_blocks import residual_block
+from fusionseg.models.swin.context_bridge import ContextBridge
 from fusionseg.models.upsampling import upsample
 
 Maps = tuple[Tensor, ...]

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from fusionseg.models.lean import add_product, as_written, sum_dtype, working_dtype
-from fusionseg.models.residual_norm import affine, finish, norm_of, rows_of, split_grad, undo_grad
-from fusionseg.models.upsampled import assemble, assemble_grads
+from fusionseg.models.memory_efficient.arithmetic import add_product, as_written, sum_dtype, working_dtype
+from fusionseg.models.memory_efficient.decoder_input import assemble, assemble_grads
+from fusionseg.models.memory_efficient.instance_norm import affine, finish, norm_of, rows_of, split_grad, undo_grad
 
 
 class ResidualBlock(nn.Module):

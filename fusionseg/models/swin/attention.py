@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from fusionseg.models.lean import as_written, in_chunks, sum_dtype, working_dtype
-from fusionseg.models.swin_windows import WindowPlan, relative_position_index
+from fusionseg.models.memory_efficient.arithmetic import as_written, in_chunks, sum_dtype, working_dtype
+from fusionseg.models.swin.window_layout import WindowPlan, relative_position_index
 
 _SCORES_AT_ONCE = 9 * 343 * 343  # numbers of a chunk of scores, 4 MB: they are to stay in the caches of a CPU
 

@@ -10,7 +10,7 @@ from monai.networks.nets.unet import UNet as MonaiUNet
 from torch import Tensor, nn
 
 from fusionseg.config.networks import MonaiUNetConfig, UNetConfig
-from fusionseg.models.unet_blocks import AttentionGate, ConvBlock, Style
+from fusionseg.models.unet.blocks import AttentionGate, ConvBlock, Style
 
 _ACTIVATIONS: dict[str, dict[str, Any]] = {
     "leakyrelu": {"negative_slope": 0.01, "inplace": True},

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from fusionseg.models.lean import add_product, as_written, row_chunks, sum_dtype, working_dtype
+from fusionseg.models.memory_efficient.arithmetic import add_product, as_written, row_chunks, sum_dtype, working_dtype
 
 
 class Mlp(nn.Module):

@@ -11,9 +11,9 @@ from monai.networks.blocks.dynunet_block import UnetOutBlock
 from torch import Tensor, nn
 
 from fusionseg.config.networks.swin import SWIN_PATCH_MULTIPLE, FusionConfig, SwinConfig
-from fusionseg.models.fusion import FusedSkips
-from fusionseg.models.residual import UpBlock, pointwise, residual_block
-from fusionseg.models.swin_encoder import SwinEncoder
+from fusionseg.models.memory_efficient.convolution_blocks import UpBlock, pointwise, residual_block
+from fusionseg.models.swin.encoder import SwinEncoder
+from fusionseg.models.swin.fused_skips import FusedSkips
 
 
 class SwinFusionUNETR(nn.Module):

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fusionseg.models.adapt import adapt
-from fusionseg.models.names import Renaming, rename
+from fusionseg.models.weights.resizing import adapt
+from fusionseg.models.weights.tensor_names import Renaming, rename
 from fusionseg.utils.errors import UserError
 
 Shape = tuple[int, ...]
