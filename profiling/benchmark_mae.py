@@ -31,8 +31,8 @@ from fusionseg.engine.describe import timed
 from fusionseg.engine.machine_report import describe_machine, machine_line, publish
 from fusionseg.entry import run
 from fusionseg.inference.table import markdown_table
+from fusionseg.losses.reconstruction import ReconstructionLoss
 from fusionseg.models.masked import build_masked
-from fusionseg.reconstruction import ReconstructionLoss
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import resident_bytes
 

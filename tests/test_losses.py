@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fusionseg.config import LossConfig, load_config
 from fusionseg.jobs.sweep import load_sweep
-from fusionseg.losses import build_loss, label_at
+from fusionseg.losses.segmentation import build_loss, label_at
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = ["dice_ce", "dice", "dice_focal", "cross_entropy"]

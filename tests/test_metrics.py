@@ -10,7 +10,7 @@ from monai.metrics import compute_dice
 from monai.networks import one_hot
 from torch import Tensor
 
-from fusionseg.metrics import confusion, dice_per_class, hd95_per_class, mean_by_class, mean_of_known
+from fusionseg.metrics.segmentation import confusion, dice_per_class, hd95_per_class, mean_by_class, mean_of_known
 
 
 def masks(seed: int, classes: int = 4) -> tuple[Tensor, Tensor]:

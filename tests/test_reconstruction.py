@@ -11,8 +11,7 @@ from scipy.ndimage import correlate1d
 from torch import Tensor
 
 from fusionseg.config.pretraining import ReconstructionLossConfig
-from fusionseg.observability.pictures import reconstruction_strip
-from fusionseg.reconstruction import (
+from fusionseg.losses.reconstruction import (
     ReconstructionLoss,
     blocks_to_voxels,
     composite,
@@ -22,6 +21,7 @@ from fusionseg.reconstruction import (
     ssim_map,
     within,
 )
+from fusionseg.observability.pictures import reconstruction_strip
 
 GRID, PATCH = (2, 3, 2), (16, 24, 16)
 

@@ -70,10 +70,10 @@ _parameters: dict[str, int] = {}
 def build_loss(config: RunConfig) -> Loss:
     """The loss that a configuration trains by: of the network's output and the task's target."""
     if config.pretrain is not None:
-        from fusionseg.reconstruction import ReconstructionLoss
+        from fusionseg.losses.reconstruction import ReconstructionLoss
 
         return ReconstructionLoss(config.pretrain.loss, data_range(config), intensity_limits(config))
-    from fusionseg import losses
+    from fusionseg.losses.segmentation import segmentation as losses
 
     return losses.build_loss(config.loss)
 

@@ -18,7 +18,7 @@ from fusionseg.engine.precision import Precision
 from fusionseg.engine.reconstruct import Figures, Reconstruction, Reconstructor, cover
 from fusionseg.engine.task import Outcome
 from fusionseg.engine.training_data import TrainingData
-from fusionseg.metrics import mean_of_known
+from fusionseg.metrics.segmentation import mean_of_known
 from fusionseg.observability.pictures import reconstruction_strip
 
 

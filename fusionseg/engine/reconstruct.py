@@ -16,7 +16,15 @@ from fusionseg.config import RunConfig
 from fusionseg.data.loading.sampling_plan import Purpose, hidden_blocks
 from fusionseg.engine.network import data_range, intensity_limits
 from fusionseg.engine.precision import Precision
-from fusionseg.reconstruction import blocks_to_voxels, composite, fill_linear, fill_mean, quality, within, within_box
+from fusionseg.losses.reconstruction import (
+    blocks_to_voxels,
+    composite,
+    fill_linear,
+    fill_mean,
+    quality,
+    within,
+    within_box,
+)
 
 Triple = tuple[int, int, int]
 Box = tuple[slice, slice, slice]
@@ -110,7 +118,7 @@ class Reconstructor:
         return Reconstruction(image, hidden, output)
 
     def score(self, made: Reconstruction) -> Figures:
-        """SSIM and PSNR of the volume filled in by the network: see `fusionseg.reconstruction.quality`."""
+        """SSIM and PSNR of the volume filled in by the network: see `fusionseg.losses.reconstruction.quality`."""
         return quality(made.filled, made.image, made.hidden, self.data_range, self.device)
 
     def score_fill_ins(self, made: Reconstruction, background: Sequence[float], name: str) -> Figures:

@@ -14,7 +14,7 @@ from fusionseg.engine.dealing import deal
 from fusionseg.engine.distributed import World
 from fusionseg.engine.precision import Precision
 from fusionseg.engine.windows import count_windows, predict_logits
-from fusionseg.metrics import confusion, dice_per_class, mean_by_class, mean_of_known
+from fusionseg.metrics.segmentation import confusion, dice_per_class, mean_by_class, mean_of_known
 
 
 @dataclass(frozen=True)

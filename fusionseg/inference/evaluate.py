@@ -19,7 +19,7 @@ from fusionseg.inference.figure import best_and_worst
 from fusionseg.inference.outputs import CASES, PICTURE, SUMMARY, Request, evaluation_folder
 from fusionseg.inference.predictor import PredictOptions, Predictor
 from fusionseg.inference.scoring import Score, Scorer
-from fusionseg.metrics import mean_of_known
+from fusionseg.metrics.segmentation import mean_of_known
 from fusionseg.observability.progress import counting_progress
 from fusionseg.observability.sinks import plain
 from fusionseg.utils.errors import UserError

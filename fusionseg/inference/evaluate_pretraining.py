@@ -27,7 +27,7 @@ from fusionseg.inference.evaluate import request_for
 from fusionseg.inference.outputs import CASES, SUMMARY, evaluation_folder
 from fusionseg.inference.predictor import PredictOptions
 from fusionseg.inference.trained import Trained, inference_device, load_trained
-from fusionseg.metrics import mean_of_known
+from fusionseg.metrics.segmentation import mean_of_known
 from fusionseg.observability.progress import counting_progress
 from fusionseg.observability.sinks import plain
 from fusionseg.utils.errors import UserError

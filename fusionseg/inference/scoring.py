@@ -14,7 +14,7 @@ from fusionseg.data.formats.dataset import Case, Dataset
 from fusionseg.data.formats.geometry import voxel_sizes
 from fusionseg.data.formats.reader import read_grid, read_label
 from fusionseg.inference.predictor import Predictor
-from fusionseg.metrics import confusion, dice_per_class, hd95_per_class
+from fusionseg.metrics.segmentation import confusion, dice_per_class, hd95_per_class
 from fusionseg.utils.errors import UserError
 
 log = logging.getLogger("fusionseg")

@@ -16,7 +16,7 @@ from fusionseg.config import RunConfig, dump_config
 from fusionseg.data.preprocessing.lost_foreground import lost_foreground_warning, missed_voxels
 from fusionseg.data.preprocessing.prepare import open_configured, open_store, prepare
 from fusionseg.data.preprocessing.record import PreparedCase
-from fusionseg.metrics import confusion, dice_per_class
+from fusionseg.metrics.segmentation import confusion, dice_per_class
 
 SHAPE = (24, 24, 24)
 LABELS = {0: "background", 1: "organ", 2: "dark", 3: "thin"}

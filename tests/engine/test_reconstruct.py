@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fusionseg.config import validate
 from fusionseg.engine.precision import choose_precision
 from fusionseg.engine.reconstruct import Reconstructor, cover
-from fusionseg.reconstruction import blocks_to_voxels
+from fusionseg.losses.reconstruction import blocks_to_voxels
 
 PATCH = (64, 32, 32)
 CPU = torch.device("cpu")

@@ -21,7 +21,7 @@ from fusionseg.data.formats.problems import CaseError
 from fusionseg.data.preprocessing.volume import load_volume
 from fusionseg.inference.predict import predict
 from fusionseg.inference.predictor import PredictOptions, Predictor
-from fusionseg.metrics import confusion
+from fusionseg.metrics.segmentation import confusion
 from fusionseg.utils.errors import UserError
 
 CPU = PredictOptions(device="cpu")

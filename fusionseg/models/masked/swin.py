@@ -20,12 +20,12 @@ from torch.nn import functional as F
 
 from fusionseg.config.networks import SwinConfig
 from fusionseg.config.pretraining import PretrainConfig
+from fusionseg.losses.reconstruction import blocks_to_voxels
 from fusionseg.models.masked.block_grid import fill_rows, hidden_shares, join_units, split_units, visible_rows
 from fusionseg.models.masked.decoder import PyramidDecoder, linear_prior, start_at_prior_
 from fusionseg.models.swin.attention import WindowAttention
 from fusionseg.models.swin.encoder import SwinBlock, SwinEncoder, SwinStage
 from fusionseg.models.swin.network import build_swin
-from fusionseg.reconstruction import blocks_to_voxels
 
 Triple = tuple[int, int, int]
 

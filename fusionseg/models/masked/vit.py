@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from fusionseg.config.networks import UNETRConfig
 from fusionseg.config.networks.from_monai import UNETR_TOKEN
 from fusionseg.config.pretraining import PretrainConfig
+from fusionseg.losses.reconstruction import blocks_to_voxels
 from fusionseg.models.masked.block_grid import fill_rows, hidden_shares, join_units, split_units, visible_rows
 from fusionseg.models.masked.decoder import TokenDecoder, linear_prior, start_at_prior_
 from fusionseg.models.monai_networks import build_from_monai
-from fusionseg.reconstruction import blocks_to_voxels
 
 Triple = tuple[int, int, int]
 
