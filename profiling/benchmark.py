@@ -38,8 +38,8 @@ from benchmark_step import bare_loop
 from monai.data import set_track_meta
 
 from fusionseg.data.synthetic.dataset import write_dataset
+from fusionseg.distributed.rank_facts import timed
 from fusionseg.engine.checkpoint import Checkpoints
-from fusionseg.engine.describe import timed
 from fusionseg.engine.machine_report import (
     Turns,
     describe_machine,

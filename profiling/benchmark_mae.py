@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from fusionseg.config.networks import NetworkSection, SwinConfig, UNETRConfig
 from fusionseg.config.pretraining import PretrainConfig, ReconstructionLossConfig
-from fusionseg.engine.describe import timed
+from fusionseg.distributed.rank_facts import timed
 from fusionseg.engine.machine_report import describe_machine, machine_line, publish
 from fusionseg.entry import run
 from fusionseg.inference.table import markdown_table

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from fusionseg.config import MonaiUNetConfig, RunConfig, SwinConfig
-from fusionseg.engine.distributed import choose_device
-from fusionseg.engine.launch import read_launch
+from fusionseg.distributed.launch import read_launch
+from fusionseg.distributed.world import choose_device
 from fusionseg.engine.precision import Precision, choose_precision
 from fusionseg.engine.sources import open_sources
 from fusionseg.utils.errors import UserError

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from fusionseg.engine.describe import peak_memory_gb
+from fusionseg.distributed.rank_facts import peak_memory_gb
 from fusionseg.engine.machine_report import (
     describe_machine,
     machine_line,

@@ -27,7 +27,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fusionseg.engine.describe import timed
+from fusionseg.distributed.rank_facts import timed
 from fusionseg.engine.device_rates import DeviceRates, measure_rates
 from fusionseg.engine.machine_report import describe_machine, machine_line, open_trainer, publish, step_arguments
 from fusionseg.engine.op_costs import Call, Cost, OperatorWatch, PhaseClock, add_up, follow_phases

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from fusionseg.config import load_config
-from fusionseg.engine.batch import accumulation
+from fusionseg.distributed.batch_arithmetic import accumulation
 from fusionseg.jobs.cluster import load_cluster
 from fusionseg.jobs.sweep import load_sweep
 

@@ -133,8 +133,8 @@ def add_doctor(commands: Commands) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from fusionseg.engine.distributed import World
-    from fusionseg.engine.launch import read_launch
+    from fusionseg.distributed.launch import read_launch
+    from fusionseg.distributed.world import World
     from fusionseg.jobs.doctor import BAD, examine, to_json, to_text
     from fusionseg.utils.files import writable_file, write_json
 

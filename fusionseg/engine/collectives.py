@@ -7,7 +7,7 @@ import time
 import torch
 import torch.distributed as dist
 
-from fusionseg.engine.distributed import World
+from fusionseg.distributed.world import World
 
 
 def all_reduce_seconds(world: World, size_bytes: int, repeats: int = 5) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fusionseg.engine.describe import timed
+from fusionseg.distributed.rank_facts import timed
 
 _SECONDS = 0.4  # of each measurement, the first call aside
 

@@ -13,9 +13,9 @@ from fusionseg.data.formats.reader import read_grid
 from fusionseg.data.loading.device_cache import GB, cache_bytes
 from fusionseg.data.preprocessing.prepare import open_store
 from fusionseg.data.preprocessing.volume import resampled_voxels
-from fusionseg.engine.batch import batch_arithmetic
-from fusionseg.engine.distributed import choose_device
-from fusionseg.engine.launch import read_launch
+from fusionseg.distributed.batch_arithmetic import batch_arithmetic
+from fusionseg.distributed.launch import read_launch
+from fusionseg.distributed.world import choose_device
 from fusionseg.engine.memory import estimate_memory
 from fusionseg.engine.precision import choose_precision
 from fusionseg.engine.run_cases import open_run, settle_split

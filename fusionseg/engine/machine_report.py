@@ -15,8 +15,8 @@ import torch
 
 from fusionseg.config import load_config
 from fusionseg.data.synthetic.dataset import write_dataset
-from fusionseg.engine.describe import timed
-from fusionseg.engine.distributed import World
+from fusionseg.distributed.rank_facts import timed
+from fusionseg.distributed.world import World
 from fusionseg.engine.run_cases import open_run
 from fusionseg.engine.run_folder import RunFolder
 from fusionseg.engine.trainer import Trainer

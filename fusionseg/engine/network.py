@@ -13,9 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fusionseg.config import RunConfig
 from fusionseg.data.formats.channel_names import channel_order
-from fusionseg.engine.allreduce import name_allreduce
+from fusionseg.distributed.gradient_allreduce import name_allreduce
+from fusionseg.distributed.world import World
 from fusionseg.engine.checkpoint import find_weights
-from fusionseg.engine.distributed import World
 from fusionseg.engine.finetune import freeze_encoder
 from fusionseg.engine.step import Loss
 from fusionseg.models import build_model

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from fusionseg.config import RunConfig
 from fusionseg.data.loading.sampling_plan import Purpose, hidden_blocks
-from fusionseg.engine.dealing import deal
-from fusionseg.engine.distributed import World
+from fusionseg.distributed.load_balancing import deal
+from fusionseg.distributed.world import World
 from fusionseg.engine.precision import Precision
 from fusionseg.engine.reconstruct import Figures, Reconstruction, Reconstructor, cover
 from fusionseg.engine.task import Outcome

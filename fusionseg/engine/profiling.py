@@ -9,7 +9,7 @@ from types import TracebackType
 import torch
 
 from fusionseg.config import ProfileConfig
-from fusionseg.engine.distributed import World
+from fusionseg.distributed.world import World
 from fusionseg.observability.profiles.summary import summarise
 from fusionseg.observability.profiles.timeline import read_torch_trace
 from fusionseg.observability.ranges import account

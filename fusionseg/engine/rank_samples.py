@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fusionseg.config import RunConfig
-from fusionseg.engine.distributed import World
+from fusionseg.distributed.world import World
 from fusionseg.engine.training_data import TrainingData
 from fusionseg.utils.errors import TrainingStopped
 

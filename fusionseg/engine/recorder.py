@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fusionseg.config import RunConfig
-from fusionseg.engine.describe import peak_memory_gb
-from fusionseg.engine.distributed import World
+from fusionseg.distributed.rank_facts import peak_memory_gb
+from fusionseg.distributed.world import World
 from fusionseg.engine.run_folder import RunFolder
 from fusionseg.engine.step import Window
 from fusionseg.engine.task import Outcome

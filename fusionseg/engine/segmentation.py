@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fusionseg.config import RunConfig
-from fusionseg.engine.distributed import World
+from fusionseg.distributed.world import World
 from fusionseg.engine.precision import Precision
 from fusionseg.engine.task import Outcome
 from fusionseg.engine.training_data import TrainingData

@@ -7,8 +7,8 @@ import logging
 import torch
 
 from fusionseg.config import RunConfig
-from fusionseg.engine.batch import accumulation
-from fusionseg.engine.distributed import World
+from fusionseg.distributed.batch_arithmetic import accumulation
+from fusionseg.distributed.world import World
 from fusionseg.engine.profiling import check_profile
 from fusionseg.engine.run_cases import RunCases, open_run
 from fusionseg.engine.run_folder import RunFolder

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from fusionseg.engine.distributed import World
+from fusionseg.distributed.world import World
 from fusionseg.engine.precision import Precision
 from fusionseg.observability.ranges import annotate
 

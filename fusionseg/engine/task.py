@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fusionseg.config import RunConfig
-from fusionseg.engine.distributed import World
+from fusionseg.distributed.world import World
 from fusionseg.engine.precision import Precision
 from fusionseg.engine.training_data import TrainingData
 

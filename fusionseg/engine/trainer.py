@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from fusionseg.config import RunConfig
-from fusionseg.engine.batch import accumulation, batch_arithmetic
+from fusionseg.distributed.batch_arithmetic import accumulation, batch_arithmetic
+from fusionseg.distributed.rank_facts import describe_rank, threads_per_rank
+from fusionseg.distributed.world import World
 from fusionseg.engine.checkpoint import Checkpoints, read_training_state
-from fusionseg.engine.describe import describe_rank, threads_per_rank
-from fusionseg.engine.distributed import World
 from fusionseg.engine.finetune import parameter_groups
 from fusionseg.engine.network import build_loss, build_network, distribute, start_from
 from fusionseg.engine.optim import build_optimizer, learning_rate

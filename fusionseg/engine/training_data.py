@@ -18,7 +18,7 @@ from fusionseg.data.preprocessing.lost_foreground import lost_foreground_warning
 from fusionseg.data.preprocessing.prepare import open_store, prepare
 from fusionseg.data.preprocessing.store import Store
 from fusionseg.data.run_split import Split
-from fusionseg.engine.distributed import World
+from fusionseg.distributed.world import World
 from fusionseg.engine.run_cases import RunCases, announce, settle_split
 from fusionseg.observability.progress import counting_progress
 from fusionseg.observability.ranges import annotate

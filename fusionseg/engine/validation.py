@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from fusionseg.config import RunConfig
 from fusionseg.data.loading.device_cache import DeviceCache
 from fusionseg.data.preprocessing.lost_foreground import missed_voxels
-from fusionseg.engine.dealing import deal
-from fusionseg.engine.distributed import World
+from fusionseg.distributed.load_balancing import deal
+from fusionseg.distributed.world import World
 from fusionseg.engine.precision import Precision
 from fusionseg.engine.windows import count_windows, predict_logits
 from fusionseg.metrics.segmentation import confusion, dice_per_class, mean_by_class, mean_of_known

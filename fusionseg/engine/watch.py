@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fusionseg.config import RunConfig
-from fusionseg.engine.distributed import World
+from fusionseg.distributed.world import World
 from fusionseg.observability.gpu.advice import advise
 from fusionseg.observability.gpu.figure import draw
 from fusionseg.observability.gpu.monitor import GpuMonitor

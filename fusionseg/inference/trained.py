@@ -11,9 +11,9 @@ from torch import nn
 
 from fusionseg.config import RunConfig, validate
 from fusionseg.data.run_split import Split
+from fusionseg.distributed.launch import Launch
+from fusionseg.distributed.world import choose_device
 from fusionseg.engine.checkpoint import find_weights, read_checkpoint
-from fusionseg.engine.distributed import choose_device
-from fusionseg.engine.launch import Launch
 from fusionseg.engine.network import make_network, place_network
 from fusionseg.engine.precision import Precision, choose_precision, has_bf16
 from fusionseg.models import build_model

@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 from packaging.requirements import Requirement
 
+from fusionseg.distributed.world import World
 from fusionseg.engine.collectives import all_reduce_seconds
-from fusionseg.engine.distributed import World
 from fusionseg.engine.precision import choose_precision
 from fusionseg.jobs.slurm import call
 from fusionseg.utils.errors import UserError

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from fusionseg.engine.launch import check_port, first_node, meeting_port
+from fusionseg.distributed.launch import check_port, first_node, meeting_port
 from fusionseg.engine.signals import LEAD_VARIABLE
 from fusionseg.entry import DONE, FAILED
 from fusionseg.jobs.ledger import has_finished, last_end, read_events, requeues_at, write_event

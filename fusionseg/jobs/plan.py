@@ -9,7 +9,7 @@ from pathlib import Path
 from fusionseg.config import RunConfig
 from fusionseg.config.yaml_location import dump_yaml
 from fusionseg.data.preprocessing.prepare import store_folder
-from fusionseg.engine.batch import accumulation, batch_arithmetic
+from fusionseg.distributed.batch_arithmetic import accumulation, batch_arithmetic
 from fusionseg.engine.checkpoint import numbered_checkpoints
 from fusionseg.engine.run_cases import open_run
 from fusionseg.engine.run_folder import RunFolder

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fusionseg.config.networks import network_sections
-from fusionseg.engine.allreduce import name_allreduce
+from fusionseg.distributed.gradient_allreduce import name_allreduce
+from fusionseg.distributed.launch import Launch
+from fusionseg.distributed.world import World
 from fusionseg.engine.collectives import all_reduce_seconds
-from fusionseg.engine.distributed import World
-from fusionseg.engine.launch import Launch
 from fusionseg.jobs.scaling import Link, Network, StepTime, Workload, expected_slowest, fit_link, step_time
 from fusionseg.models import build_model
 from fusionseg.utils.files import write_json

@@ -11,7 +11,7 @@ from tiny_networks import NETWORKS, tiny
 
 from end_to_end.runs import COMMANDS, REPOSITORY, Program, rank_environments
 from fusionseg.config import validate
-from fusionseg.engine.distributed import World
+from fusionseg.distributed.world import World
 from fusionseg.engine.network import build_loss, build_network, distribute
 from fusionseg.engine.optim import build_optimizer
 from fusionseg.engine.precision import Precision

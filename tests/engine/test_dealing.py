@@ -9,7 +9,7 @@ import pytest
 from monai.data.utils import dense_patch_slices
 from monai.inferers.utils import _get_scan_interval
 
-from fusionseg.engine.dealing import deal
+from fusionseg.distributed.load_balancing import deal
 from fusionseg.engine.windows import count_windows
 
 

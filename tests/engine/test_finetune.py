@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionseg.config import RunConfig, validate
-from fusionseg.engine.distributed import World
+from fusionseg.distributed.world import World
 from fusionseg.engine.finetune import encoder_layers, freeze_encoder, parameter_groups
 from fusionseg.engine.network import build_network
 from fusionseg.engine.optim import build_optimizer

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from fusionseg.engine.launch import (
+from fusionseg.distributed.launch import (
     SLURM_VARIABLES,
     TORCHRUN_VARIABLES,
     Launch,

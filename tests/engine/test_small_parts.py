@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from fusionseg.config import OptimConfig, PlateauConfig, ScheduleConfig, ValidateConfig
+from fusionseg.distributed.launch import Launch
+from fusionseg.distributed.world import choose_device
 from fusionseg.engine.checkpoint import Checkpoints, read_checkpoint
-from fusionseg.engine.distributed import choose_device
-from fusionseg.engine.launch import Launch
 from fusionseg.engine.optim import build_optimizer, learning_rate
 from fusionseg.engine.plateau import reached_plateau
 from fusionseg.engine.precision import Precision, choose_precision, precision_for

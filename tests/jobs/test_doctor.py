@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusionseg.engine.distributed import World
-from fusionseg.engine.launch import Launch
+from fusionseg.distributed.launch import Launch
+from fusionseg.distributed.world import World
 from fusionseg.jobs import doctor
 from fusionseg.jobs.doctor import BAD, GOOD, Finding, examine, to_text
 

@@ -11,7 +11,7 @@ from end_to_end.runs import Program, rank_environments
 from torch import Tensor, nn
 
 from fusionseg.config import RunConfig, validate
-from fusionseg.engine.distributed import World
+from fusionseg.distributed.world import World
 from fusionseg.engine.network import distribute
 from fusionseg.models import build_model
 from fusionseg.models.sync_batch_norm import synchronise_batch_norm

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from fusionseg.engine.launch import Launch, check_port, read_launch
+from fusionseg.distributed.launch import Launch, check_port, read_launch
 from fusionseg.observability.ranges import annotate
 from fusionseg.utils.errors import UserError
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fusionseg.engine.distributed import World
+from fusionseg.distributed.world import World
 from fusionseg.utils.machine import available_cpus
 
 
