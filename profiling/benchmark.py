@@ -39,7 +39,6 @@ from monai.data import set_track_meta
 
 from fusionseg.data.synthetic.dataset import write_dataset
 from fusionseg.distributed.rank_facts import timed
-from fusionseg.engine.checkpoint import Checkpoints
 from fusionseg.engine.machine_report import (
     Turns,
     describe_machine,
@@ -53,6 +52,7 @@ from fusionseg.engine.trainer import Trainer
 from fusionseg.entry import run
 from fusionseg.inference.table import markdown_table
 from fusionseg.observability.ranges import annotate
+from fusionseg.runs.checkpoints import Checkpoints
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.logs import start_logging
 

@@ -14,7 +14,7 @@ from fusionseg.config import MonaiUNetConfig, RunConfig, SwinConfig
 from fusionseg.distributed.launch import read_launch
 from fusionseg.distributed.world import choose_device
 from fusionseg.engine.precision import Precision, choose_precision
-from fusionseg.engine.sources import open_sources
+from fusionseg.runs.datasets import open_sources
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_cpus
 

@@ -91,8 +91,8 @@ def _prepare(arguments: argparse.Namespace) -> int:
     from fusionseg.config import load_config
     from fusionseg.data.preprocessing.lost_foreground import lost_foreground_warning
     from fusionseg.data.preprocessing.prepare import open_store, prepare
-    from fusionseg.engine.sources import open_datasets
     from fusionseg.observability.progress import counting_progress
+    from fusionseg.runs.datasets import open_datasets
 
     failed = False
     for config, dataset in open_datasets(load_config(arguments.config, arguments.overrides)):

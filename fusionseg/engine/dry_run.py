@@ -18,9 +18,9 @@ from fusionseg.distributed.launch import read_launch
 from fusionseg.distributed.world import choose_device
 from fusionseg.engine.memory import estimate_memory
 from fusionseg.engine.precision import choose_precision
-from fusionseg.engine.run_cases import open_run, settle_split
-from fusionseg.engine.run_folder import RunFolder
-from fusionseg.engine.sources import Source
+from fusionseg.runs.cases import open_run, settle_split
+from fusionseg.runs.datasets import Source
+from fusionseg.runs.folder import RunFolder
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_memory_bytes
 

@@ -10,9 +10,9 @@ from fusionseg.config import RunConfig
 from fusionseg.distributed.batch_arithmetic import accumulation
 from fusionseg.distributed.world import World
 from fusionseg.engine.profiling import check_profile
-from fusionseg.engine.run_cases import RunCases, open_run
-from fusionseg.engine.run_folder import RunFolder
 from fusionseg.engine.trainer import Trainer
+from fusionseg.runs.cases import RunCases, open_run
+from fusionseg.runs.folder import RunFolder
 from fusionseg.utils.errors import TrainingStopped
 from fusionseg.utils.logs import log_to_file, start_logging
 

@@ -17,11 +17,11 @@ from fusionseg.data.loading.sampling_plan import SamplePlan
 from fusionseg.data.preprocessing.lost_foreground import lost_foreground_warning
 from fusionseg.data.preprocessing.prepare import open_store, prepare
 from fusionseg.data.preprocessing.store import Store
-from fusionseg.data.run_split import Split
 from fusionseg.distributed.world import World
-from fusionseg.engine.run_cases import RunCases, announce, settle_split
 from fusionseg.observability.progress import counting_progress
 from fusionseg.observability.ranges import annotate
+from fusionseg.runs.cases import RunCases, announce, settle_split
+from fusionseg.runs.split import Split
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_memory_bytes
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from fusionseg.inference.run_summary import FINISHED, MEASURES, ON_TRAINED, REPEATED, DataIdentity, RunSummary, read_run
-from fusionseg.inference.runs import run_folders
+from fusionseg.runs.discovery import run_folders
+from fusionseg.runs.summary import FINISHED, MEASURES, ON_TRAINED, REPEATED, DataIdentity, RunSummary, read_run
 from fusionseg.utils.errors import UserError
 
 MEASUREMENTS = ("parameters", "steps", "samples_per_s", "memory_gb", "total_s")

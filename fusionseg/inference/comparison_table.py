@@ -7,7 +7,7 @@ import io
 from typing import Any
 
 from fusionseg.inference.compare import MEASUREMENTS, Comparison, Part, Row, Spread, is_score
-from fusionseg.inference.run_summary import FILES, PATCHES, PREPARED
+from fusionseg.runs.summary import FILES, PATCHES, PREPARED
 from fusionseg.utils.tables import markdown_table
 
 _MAX_NAMED = 5

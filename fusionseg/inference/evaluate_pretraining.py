@@ -20,9 +20,7 @@ from fusionseg.config import RunConfig
 from fusionseg.data.formats.case import Case
 from fusionseg.data.formats.problems import CaseError, Problem
 from fusionseg.data.preprocessing.volume import Volume, load_volume
-from fusionseg.data.run_split import dataset_names
 from fusionseg.engine.reconstruct import Figures, Reconstruction, Reconstructor
-from fusionseg.engine.sources import open_sources
 from fusionseg.inference.evaluate import request_for
 from fusionseg.inference.outputs import CASES, SUMMARY, evaluation_folder
 from fusionseg.inference.predictor import PredictOptions
@@ -30,6 +28,8 @@ from fusionseg.inference.trained import Trained, inference_device, load_trained
 from fusionseg.metrics.segmentation import mean_of_known
 from fusionseg.observability.progress import counting_progress
 from fusionseg.observability.sinks import plain
+from fusionseg.runs.datasets import open_sources
+from fusionseg.runs.split import dataset_names
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import file_name, whole_file, writable_folder, write_json
 from fusionseg.utils.tables import markdown_table

@@ -15,15 +15,15 @@ import torch
 
 from fusionseg.config import RunConfig
 from fusionseg.data.formats.dataset import open_dataset
-from fusionseg.engine.checkpoint import find_weights
 from fusionseg.inference.cases import evaluation_config
 from fusionseg.inference.evaluate import evaluate, request_for
 from fusionseg.inference.evaluate_pretraining import VOLUMES, evaluate_pretraining
 from fusionseg.inference.outputs import SUMMARY, evaluation_folder
 from fusionseg.inference.predictor import PredictOptions
-from fusionseg.inference.runs import run_folders
 from fusionseg.inference.table import evaluation_table
-from fusionseg.telemetry.records import read_object
+from fusionseg.runs.checkpoints import find_weights
+from fusionseg.runs.discovery import run_folders
+from fusionseg.runs.records import read_object
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.tables import markdown_table
 

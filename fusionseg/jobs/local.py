@@ -14,10 +14,10 @@ from typing import IO
 
 from fusionseg.engine.signals import is_ignored
 from fusionseg.jobs.cluster import ClusterConfig
-from fusionseg.jobs.ledger import has_finished, last_end, write_event
 from fusionseg.jobs.plan import Planned
 from fusionseg.jobs.submit import write_run_config
 from fusionseg.jobs.sweep import JOBS_FOLDER, Sweep, SweepRun
+from fusionseg.runs.job_events import has_finished, last_end, write_event
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_cpus
 

@@ -10,15 +10,15 @@ from fusionseg.config import RunConfig
 from fusionseg.config.yaml_location import dump_yaml
 from fusionseg.data.preprocessing.prepare import store_folder
 from fusionseg.distributed.batch_arithmetic import accumulation, batch_arithmetic
-from fusionseg.engine.checkpoint import numbered_checkpoints
-from fusionseg.engine.run_cases import open_run
-from fusionseg.engine.run_folder import RunFolder
-from fusionseg.engine.sources import open_sources
 from fusionseg.jobs.cluster import ClusterConfig
-from fusionseg.jobs.ledger import has_finished, last_end, last_job, last_records, read_events
 from fusionseg.jobs.sizes import network_sizes, size_remarks, size_text
 from fusionseg.jobs.slurm import folder_problems, is_active, job_states
 from fusionseg.jobs.sweep import Sweep, SweepRun
+from fusionseg.runs.cases import open_run
+from fusionseg.runs.checkpoints import numbered_checkpoints
+from fusionseg.runs.datasets import open_sources
+from fusionseg.runs.folder import RunFolder
+from fusionseg.runs.job_events import has_finished, last_end, last_job, last_records, read_events
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.folder_lock import is_held
 from fusionseg.utils.tables import markdown_table

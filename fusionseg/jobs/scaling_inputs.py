@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from math import sqrt
 from pathlib import Path
 
-from fusionseg.engine.run_folder import load_run_config
 from fusionseg.jobs.scaling import Link, Network, Reliability, Workload
-from fusionseg.telemetry.records import read_object, read_records
+from fusionseg.runs.folder import load_run_config
+from fusionseg.runs.records import read_object, read_records
 from fusionseg.utils.errors import UserError
 
 REACHED = 0.78

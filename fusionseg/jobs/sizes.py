@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from fusionseg.config.yaml_location import dump_yaml
 from fusionseg.engine.network import count_parameters
-from fusionseg.engine.sources import open_datasets
 from fusionseg.jobs.sweep import SweepRun, some
+from fusionseg.runs.datasets import open_datasets
 
 FACTOR = 4
 """Networks that differ by more in their parameters are remarked upon."""

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from fusionseg.config.yaml_location import read_yaml
-from fusionseg.inference.runs import run_folders
-from fusionseg.jobs.ledger import (
+from fusionseg.jobs.slurm import call, is_active, job_states
+from fusionseg.runs.discovery import run_folders
+from fusionseg.runs.job_events import (
     Event,
     end_of,
     has_finished,
@@ -23,8 +24,7 @@ from fusionseg.jobs.ledger import (
     read_events,
     write_event,
 )
-from fusionseg.jobs.slurm import call, is_active, job_states
-from fusionseg.telemetry.records import read_regular
+from fusionseg.runs.records import read_regular
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.folder_lock import is_held
 from fusionseg.utils.tables import markdown_table

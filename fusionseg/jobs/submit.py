@@ -15,10 +15,10 @@ from typing import Any
 from fusionseg.config import dump_config
 from fusionseg.jobs.cluster import ClusterConfig
 from fusionseg.jobs.job import TRAP_LINE, Job, requeue_lines
-from fusionseg.jobs.ledger import open_ledger, read_events, write_event
 from fusionseg.jobs.plan import Planned
 from fusionseg.jobs.slurm import call
 from fusionseg.jobs.sweep import JOBS_FOLDER, Sweep, SweepRun
+from fusionseg.runs.job_events import open_ledger, read_events, write_event
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import writable_folder, write_text
 from fusionseg.utils.folder_lock import FolderLock, HeldError, is_held

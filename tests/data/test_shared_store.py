@@ -23,7 +23,7 @@ from fusionseg.data.preprocessing.prepare import open_configured, store_folder
 from fusionseg.data.preprocessing.record import SourceFile
 from fusionseg.data.preprocessing.store import Store, write_case
 from fusionseg.data.preprocessing.volume import Volume
-from fusionseg.engine.run_folder import RunFolder
+from fusionseg.runs.folder import RunFolder
 from fusionseg.utils.errors import UserError, WriteError
 
 CPU = torch.device("cpu")

@@ -17,14 +17,14 @@ from fusionseg.config import RunConfig, validate
 from fusionseg.data.formats.dataset import open_dataset
 from fusionseg.data.preprocessing.case_digests import digests_of
 from fusionseg.data.preprocessing.prepare import open_store, prepare
-from fusionseg.data.run_split import Split
-from fusionseg.engine.run_cases import announce, open_run, settle_split
-from fusionseg.engine.run_folder import RunFolder
-from fusionseg.engine.sources import Source, open_sources, split_cases
 from fusionseg.inference.cases import choose_cases
 from fusionseg.jobs.cluster import ClusterConfig
 from fusionseg.jobs.plan import plan
 from fusionseg.jobs.sweep import Sweep, SweepRun
+from fusionseg.runs.cases import announce, open_run, settle_split
+from fusionseg.runs.datasets import Source, open_sources, split_cases
+from fusionseg.runs.folder import RunFolder
+from fusionseg.runs.split import Split
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import write_json
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from end_to_end.runs import REPOSITORY
-from fusionseg.jobs.ledger import read_events
+from fusionseg.runs.job_events import read_events
 
 SCRIPT = REPOSITORY / "slurm/devcluster"
 PROFILE = REPOSITORY / "slurm/clusters/devcluster.yaml"

@@ -13,7 +13,7 @@ from end_to_end.conftest import LEARNING, Train
 from end_to_end.runs import assert_same_run, checkpoint
 from fusionseg.cli import main
 from fusionseg.config import RunConfig, load_config
-from fusionseg.engine.run_folder import RunFolder
+from fusionseg.runs.folder import RunFolder
 from fusionseg.utils.errors import UserError
 
 OPTIONS = (*LEARNING, "log={every: 1, samples: true, tensorboard: true}")

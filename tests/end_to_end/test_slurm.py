@@ -16,7 +16,7 @@ import yaml
 from end_to_end.conftest import Train, arguments
 from end_to_end.devcluster import DevCluster, is_missing, job_of, last_step, told
 from end_to_end.runs import REPOSITORY, Program, assert_same_run, assert_same_training, checkpoint, records, results
-from fusionseg.jobs.ledger import read_events
+from fusionseg.runs.job_events import read_events
 
 pytestmark = pytest.mark.skipif(
     is_missing() and "slurm" not in os.environ.get("FUSIONSEG_REQUIRE", ""),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fusionseg.config import RunConfig, validate
-from fusionseg.engine.sources import open_sources
+from fusionseg.runs.datasets import open_sources
 from fusionseg.utils.errors import UserError
 
 SWIN = {"name": "swin_unetr", "feature_size": 12}

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from fusionseg.config import RunConfig, dump_config
-from fusionseg.jobs.ledger import last_records, read_events, write_event
 from fusionseg.jobs.slurm import expand_job
 from fusionseg.jobs.status import last_lines, read_status, to_text
+from fusionseg.runs.job_events import last_records, read_events, write_event
 from fusionseg.utils.errors import UserError
 
 TRAIN = {"kind": "train", "step": 20, "loss": 0.5, "samples_per_s": 7.25}

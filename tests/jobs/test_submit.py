@@ -13,7 +13,7 @@ import yaml
 
 from fusionseg.cli import main
 from fusionseg.config import RunConfig, dump_config
-from fusionseg.jobs.ledger import read_events
+from fusionseg.runs.job_events import read_events
 from fusionseg.utils.folder_lock import FolderLock
 
 Submit = Callable[..., tuple[int, str, str]]

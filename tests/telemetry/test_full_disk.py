@@ -16,9 +16,9 @@ import torch
 
 from fusionseg import train
 from fusionseg.config import dump_config
-from fusionseg.engine.checkpoint import Checkpoints
 from fusionseg.observability.sinks import Sinks
 from fusionseg.observability.tensorboard import Board
+from fusionseg.runs.checkpoints import Checkpoints
 from fusionseg.utils.errors import TrainingStopped
 from fusionseg.utils.logs import log_to_file, start_logging
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fusionseg.telemetry.records import TAIL_BYTES, last_records, read_events, read_object, read_records
+from fusionseg.runs.records import TAIL_BYTES, last_records, read_events, read_object, read_records
 
 TRAIN = {"kind": "train", "step": 3, "loss": 0.5, "samples_per_s": 7.0}
 VAL = {"kind": "val", "step": 3, "dice": 0.8, "dice_per_class": {"a": 0.8, "b": None}}

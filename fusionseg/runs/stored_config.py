@@ -8,7 +8,7 @@ from typing import Any
 
 from fusionseg.config import validate
 from fusionseg.config.yaml_location import Places, read_yaml
-from fusionseg.engine.checkpoint import numbered_checkpoints, read_checkpoint
+from fusionseg.runs.checkpoints import numbered_checkpoints, read_checkpoint
 from fusionseg.utils.errors import UserError
 
 log = logging.getLogger("fusionseg")

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fusionseg.telemetry import records
-from fusionseg.telemetry.records import Record as Event
+from fusionseg.runs import records
+from fusionseg.runs.records import Record as Event
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import writing
 

@@ -13,11 +13,11 @@ from fusionseg.data.formats.image_digest import ImageSet
 from fusionseg.data.preprocessing.case_digests import digests_of
 from fusionseg.data.preprocessing.prepare import open_store
 from fusionseg.data.preprocessing.store import Store
-from fusionseg.data.run_split import Ancestor, Split, SplitCase, dataset_names, read_split
-from fusionseg.engine.ancestry import read_ancestors, refuse_seen
-from fusionseg.engine.checkpoint import Checkpoints, find_weights, read_training_state
-from fusionseg.engine.run_folder import RunFolder
-from fusionseg.engine.sources import Source, open_sources
+from fusionseg.runs.ancestry import read_ancestors, refuse_seen
+from fusionseg.runs.checkpoints import Checkpoints, find_weights, read_training_state
+from fusionseg.runs.datasets import Source, open_sources
+from fusionseg.runs.folder import RunFolder
+from fusionseg.runs.split import Ancestor, Split, SplitCase, dataset_names, read_split
 from fusionseg.utils.errors import UserError, some_of
 
 log = logging.getLogger("fusionseg")

@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 
 from fusionseg.config import validate
-from fusionseg.engine.run_folder import mathematics
-from fusionseg.inference.stored_evaluation import is_number, stored_evaluation
-from fusionseg.telemetry.records import read_object, read_regular, sift_records
+from fusionseg.runs.folder import mathematics
+from fusionseg.runs.records import read_object, read_regular, sift_records
+from fusionseg.runs.stored_evaluation import is_number, stored_evaluation
 from fusionseg.utils.errors import UserError
 
 REPEATED = ("seed", "data.fold", "data.fold_seed")

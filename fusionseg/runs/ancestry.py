@@ -7,8 +7,8 @@ from pathlib import Path
 
 from fusionseg.config import RunConfig
 from fusionseg.data.formats.image_digest import ImageSet
-from fusionseg.data.run_split import Ancestor, Split
 from fusionseg.models.weights.loading import read_file
+from fusionseg.runs.split import Ancestor, Split
 from fusionseg.utils.errors import UserError, some_of
 
 

@@ -8,7 +8,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from fusionseg.telemetry.records import read_object
+from fusionseg.runs.records import read_object
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ import fusionseg
 from fusionseg.config import RunConfig, differences, dump_config, validate
 from fusionseg.config.loading import lay_over
 from fusionseg.config.override import parse_override
-from fusionseg.data.run_split import Split
-from fusionseg.engine.checkpoint import numbered_checkpoints, obstacles
-from fusionseg.engine.stored_config import resolved, stored_config
-from fusionseg.telemetry.records import last_records, read_records, read_regular
+from fusionseg.runs.checkpoints import numbered_checkpoints, obstacles
+from fusionseg.runs.records import last_records, read_records, read_regular
+from fusionseg.runs.split import Split
+from fusionseg.runs.stored_config import resolved, stored_config
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import user_path, writable_folder, write_json, write_text
 from fusionseg.utils.folder_lock import FolderLock, HeldError

@@ -10,7 +10,7 @@ from fusionseg.data.formats.channel_names import channel_order, label_order
 from fusionseg.data.formats.dataset import Case, Dataset
 from fusionseg.data.formats.split import folds_are_stated, split_dataset
 from fusionseg.data.preprocessing.prepare import open_configured
-from fusionseg.data.run_split import Split, SplitCase
+from fusionseg.runs.split import Split, SplitCase
 from fusionseg.utils.errors import UserError, some_of
 
 
