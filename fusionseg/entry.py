@@ -77,7 +77,7 @@ def _train(file: str, overrides: list[str], dry_run: bool, pretraining: bool) ->
             " one (configs/mae_swin.yaml shows it)"
         )
     if dry_run:
-        from fusionseg.engine.dry_run import describe
+        from fusionseg.training.dry_run import describe
 
         print("\n".join([describe(config, os.environ), *map(str, lost)]))
         return DONE
@@ -87,6 +87,6 @@ def _train(file: str, overrides: list[str], dry_run: bool, pretraining: bool) ->
             if not entry.from_file:
                 print(f"warning: {entry}", file=sys.stderr)
     protect(PATIENCE_S)
-    from fusionseg.engine.session import train
+    from fusionseg.training.start import train
 
     return DONE if train(config) in ("completed", "plateau") else FAILED

@@ -48,11 +48,11 @@ from fusionseg.engine.machine_report import (
     step_arguments,
     take_turns,
 )
-from fusionseg.engine.trainer import Trainer
 from fusionseg.entry import run
 from fusionseg.inference.table import markdown_table
 from fusionseg.observability.ranges import annotate
 from fusionseg.runs.checkpoints import Checkpoints
+from fusionseg.training.trainer import Trainer
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.logs import start_logging
 

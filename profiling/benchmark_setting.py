@@ -13,8 +13,8 @@ from torch import nn
 from fusionseg.config import MonaiUNetConfig, RunConfig, SwinConfig
 from fusionseg.distributed.launch import read_launch
 from fusionseg.distributed.world import choose_device
-from fusionseg.engine.precision import Precision, choose_precision
 from fusionseg.runs.datasets import open_sources
+from fusionseg.training.precision import Precision, choose_precision
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_cpus
 

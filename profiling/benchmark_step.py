@@ -31,11 +31,11 @@ from fusionseg.engine.machine_report import (
     step_arguments,
     take_turns,
 )
-from fusionseg.engine.network import build_loss
-from fusionseg.engine.optim import build_optimizer
-from fusionseg.engine.trainer import Trainer
 from fusionseg.entry import run
 from fusionseg.inference.table import markdown_table
+from fusionseg.training.network import build_loss
+from fusionseg.training.optimizer import build_optimizer
+from fusionseg.training.trainer import Trainer
 from fusionseg.utils.logs import start_logging
 
 ROOT = Path(__file__).resolve().parent.parent

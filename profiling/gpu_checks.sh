@@ -16,7 +16,7 @@ if [ "$device" = cuda ]; then precisions="fp32 bf16 fp16"; places="accelerator h
   beside=()
 else precisions="bf16"; places="host"; compiles="false"; steps=40; beside=(--networks unet --recipes monai_fast); fi
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
-has_bf16='import sys, torch; from fusionseg.engine.precision import has_bf16; sys.exit(not has_bf16(torch.device("cuda")))'
+has_bf16='import sys, torch; from fusionseg.training.precision import has_bf16; sys.exit(not has_bf16(torch.device("cuda")))'
 [ "$device" != cuda ] || "$python" -c "$has_bf16" || precisions="fp32 fp16"   # a T4, a V100
 mkdir -p "$out"
 table=$out/table.md

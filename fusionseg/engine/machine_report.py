@@ -17,9 +17,9 @@ from fusionseg.config import load_config
 from fusionseg.data.synthetic.dataset import write_dataset
 from fusionseg.distributed.rank_facts import timed
 from fusionseg.distributed.world import World
-from fusionseg.engine.trainer import Trainer
 from fusionseg.runs.cases import open_run
 from fusionseg.runs.folder import RunFolder
+from fusionseg.training.trainer import Trainer
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import write_json
 from fusionseg.utils.machine import available_cpus

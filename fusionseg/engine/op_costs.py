@@ -23,7 +23,7 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from fusionseg.engine import step
+from fusionseg.training import step
 
 Mark = float | torch.cuda.Event
 

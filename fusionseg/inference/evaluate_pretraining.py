@@ -20,7 +20,6 @@ from fusionseg.config import RunConfig
 from fusionseg.data.formats.case import Case
 from fusionseg.data.formats.problems import CaseError, Problem
 from fusionseg.data.preprocessing.volume import Volume, load_volume
-from fusionseg.engine.reconstruct import Figures, Reconstruction, Reconstructor
 from fusionseg.inference.evaluate import request_for
 from fusionseg.inference.outputs import CASES, SUMMARY, evaluation_folder
 from fusionseg.inference.predictor import PredictOptions
@@ -30,6 +29,7 @@ from fusionseg.observability.progress import counting_progress
 from fusionseg.observability.sinks import plain
 from fusionseg.runs.datasets import open_sources
 from fusionseg.runs.split import dataset_names
+from fusionseg.training.tasks.reconstruction import Figures, Reconstruction, Reconstructor
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import file_name, whole_file, writable_folder, write_json
 from fusionseg.utils.tables import markdown_table

@@ -12,11 +12,11 @@ from torch import nn
 from fusionseg.config import RunConfig, validate
 from fusionseg.distributed.launch import Launch
 from fusionseg.distributed.world import choose_device
-from fusionseg.engine.network import make_network, place_network
-from fusionseg.engine.precision import Precision, choose_precision, has_bf16
 from fusionseg.models import build_model
 from fusionseg.runs.checkpoints import find_weights, read_checkpoint
 from fusionseg.runs.split import Split
+from fusionseg.training.network import make_network, place_network
+from fusionseg.training.precision import Precision, choose_precision, has_bf16
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_cpus
 

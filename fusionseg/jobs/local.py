@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from fusionseg.engine.signals import is_ignored
 from fusionseg.jobs.cluster import ClusterConfig
 from fusionseg.jobs.plan import Planned
 from fusionseg.jobs.submit import write_run_config
 from fusionseg.jobs.sweep import JOBS_FOLDER, Sweep, SweepRun
 from fusionseg.runs.job_events import has_finished, last_end, write_event
+from fusionseg.training.signals import is_ignored
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_cpus
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fusionseg.config.yaml_location import dump_yaml
-from fusionseg.engine.network import count_parameters
 from fusionseg.jobs.sweep import SweepRun, some
 from fusionseg.runs.datasets import open_datasets
+from fusionseg.training.network import count_parameters
 
 FACTOR = 4
 """Networks that differ by more in their parameters are remarked upon."""

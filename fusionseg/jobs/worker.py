@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from fusionseg.engine.signals import is_ignored
 from fusionseg.entry import DONE, run
 from fusionseg.runs.job_events import read_events, write_event
+from fusionseg.training.signals import is_ignored
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.streams import PATIENCE_S, protect
 
@@ -29,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     (folder,) = sys.argv[1:] if argv is None else argv
 
     def work() -> int:
-        from fusionseg.engine.session import train
         from fusionseg.runs.folder import load_run_config
+        from fusionseg.training.start import train
 
         try:
             train(load_run_config(Path(folder)), PREDECESSOR_S)

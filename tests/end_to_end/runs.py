@@ -41,7 +41,7 @@ _FORKSERVER.set_forkserver_preload(
         "torch.nn.parallel",
         "torch.utils.tensorboard",
         "monai.networks.nets",
-        "fusionseg.engine.session",
+        "fusionseg.training.start",
         "fusionseg.inference.predict",
         "fusionseg.inference.evaluate",
     ]

@@ -12,10 +12,10 @@ from tiny_networks import NETWORKS, tiny
 from end_to_end.runs import COMMANDS, REPOSITORY, Program, rank_environments
 from fusionseg.config import validate
 from fusionseg.distributed.world import World
-from fusionseg.engine.network import build_loss, build_network, distribute
-from fusionseg.engine.optim import build_optimizer
-from fusionseg.engine.precision import Precision
-from fusionseg.engine.step import TrainStep
+from fusionseg.training.network import build_loss, build_network, distribute
+from fusionseg.training.optimizer import build_optimizer
+from fusionseg.training.precision import Precision
+from fusionseg.training.step import TrainStep
 
 
 def train_each(report: str) -> None:

@@ -17,7 +17,7 @@ ACCUMULATED = ("train.steps=3", "train.global_batch=4", "train.micro_batch=2", "
 # `python -m fusionseg.train` whose loss fails in the second micro-batch of the second step.
 FAILING = """
 import sys
-import fusionseg.engine.trainer as trainer
+import fusionseg.training.trainer as trainer
 from fusionseg.train import main
 
 def build_failing(config):

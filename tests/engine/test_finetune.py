@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from fusionseg.config import RunConfig, validate
 from fusionseg.distributed.world import World
-from fusionseg.engine.finetune import encoder_layers, freeze_encoder, parameter_groups
-from fusionseg.engine.network import build_network
-from fusionseg.engine.optim import build_optimizer
-from fusionseg.engine.precision import choose_precision
-from fusionseg.engine.step import TrainStep
+from fusionseg.training.fine_tuning import encoder_layers, freeze_encoder, parameter_groups
+from fusionseg.training.network import build_network
+from fusionseg.training.optimizer import build_optimizer
+from fusionseg.training.precision import choose_precision
+from fusionseg.training.step import TrainStep
 from fusionseg.utils.errors import UserError
 
 SWIN: dict[str, Any] = {"name": "swin_fusion_od", "feature_size": 12, "depths": [2, 1, 1, 1]}

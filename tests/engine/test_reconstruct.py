@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fusionseg.config import validate
-from fusionseg.engine.precision import choose_precision
-from fusionseg.engine.reconstruct import Reconstructor, cover
 from fusionseg.losses.reconstruction import blocks_to_voxels
+from fusionseg.training.precision import choose_precision
+from fusionseg.training.tasks.reconstruction import Reconstructor, cover
 
 PATCH = (64, 32, 32)
 CPU = torch.device("cpu")

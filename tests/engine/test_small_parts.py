@@ -18,12 +18,12 @@ from torch import nn
 from fusionseg.config import OptimConfig, PlateauConfig, ScheduleConfig, ValidateConfig
 from fusionseg.distributed.launch import Launch
 from fusionseg.distributed.world import choose_device
-from fusionseg.engine.optim import build_optimizer, learning_rate
-from fusionseg.engine.plateau import reached_plateau
-from fusionseg.engine.precision import Precision, choose_precision, precision_for
-from fusionseg.engine.signals import STOPPING, StopSignals, signal_name
-from fusionseg.engine.windows import predict_logits
 from fusionseg.runs.checkpoints import Checkpoints, read_checkpoint
+from fusionseg.training.early_stopping import reached_plateau
+from fusionseg.training.optimizer import build_optimizer, learning_rate
+from fusionseg.training.precision import Precision, choose_precision, precision_for
+from fusionseg.training.signals import STOPPING, StopSignals, signal_name
+from fusionseg.training.sliding_window import predict_logits
 from fusionseg.utils.errors import TrainingStopped, UserError
 
 # -- plateau -------------------------------------------------------------------------------------------------

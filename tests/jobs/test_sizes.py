@@ -10,9 +10,9 @@ import yaml
 
 from fusionseg.cli import main
 from fusionseg.config import RunConfig, dump_config
-from fusionseg.engine.network import count_parameters
 from fusionseg.jobs.sweep import load_sweep
 from fusionseg.train import main as train
+from fusionseg.training.network import count_parameters
 
 ROOT = Path(__file__).parents[2]
 # A. Dhar, "Swin Fusion UNETR", 2023, one channel and two classes: millions of parameters, counted from the definitions.

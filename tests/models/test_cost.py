@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fusionseg.config import validate
 from fusionseg.config.networks import SwinConfig
-from fusionseg.engine.memory import estimate_memory
 from fusionseg.models import build_model
 from fusionseg.models.cost import (
     Listed,
@@ -26,6 +25,7 @@ from fusionseg.models.cost import (
     to_markdown,
     to_text,
 )
+from fusionseg.training.memory import estimate_memory
 from fusionseg.utils.errors import UserError
 
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from fusionseg.config import RunConfig, ValidateConfig, validate
 from fusionseg.config.networks import SwinConfig
-from fusionseg.engine.precision import Precision
-from fusionseg.engine.windows import predict_logits
 from fusionseg.models import build_model
+from fusionseg.training.precision import Precision
+from fusionseg.training.sliding_window import predict_logits
 
 CHANNELS, CLASSES = 2, 3
 SWINS = [name for name, section in NETWORKS.items() if section is SwinConfig]

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from fusionseg.config import RunConfig, validate
 from fusionseg.distributed.world import World
-from fusionseg.engine.network import distribute
 from fusionseg.models import build_model
 from fusionseg.models.sync_batch_norm import synchronise_batch_norm
+from fusionseg.training.network import distribute
 
 STEPS = 3
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from fusionseg.config import ValidateConfig
 from fusionseg.config.networks import UNetConfig
-from fusionseg.engine.precision import Precision
-from fusionseg.engine.windows import predict_logits
 from fusionseg.models.channels_last import channels_last_
 from fusionseg.models.unet.network import UNet
+from fusionseg.training.precision import Precision
+from fusionseg.training.sliding_window import predict_logits
 
 CONFIG: TypeAdapter[UNetConfig] = TypeAdapter(UNetConfig)
 NAMES = ["unet", "resunet", "attention_unet", "attention_resunet"]

@@ -17,7 +17,7 @@ from fusionseg.config import dump_config
 
 TRAIN = """
 import sys
-import fusionseg.engine.watch as watch
+import fusionseg.training.observers.gpu_watch as watch
 from fusionseg.train import main
 
 watch.gpu_uuid = lambda device: sys.argv[1] or None

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from fusionseg.config import RunConfig
 from fusionseg.data.loading.sampling_plan import Purpose, hidden_blocks
-from fusionseg.engine.network import data_range, intensity_limits
-from fusionseg.engine.precision import Precision
 from fusionseg.losses.reconstruction import (
     blocks_to_voxels,
     composite,
@@ -25,6 +23,8 @@ from fusionseg.losses.reconstruction import (
     within,
     within_box,
 )
+from fusionseg.training.network import data_range, intensity_limits
+from fusionseg.training.precision import Precision
 
 Triple = tuple[int, int, int]
 Box = tuple[slice, slice, slice]

@@ -13,8 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from fusionseg.distributed.world import World
-from fusionseg.engine.precision import Precision
 from fusionseg.observability.ranges import annotate
+from fusionseg.training.precision import Precision
 
 Batch = Callable[[int, int], tuple[tuple[Tensor, ...], Any]]
 """(step, micro-step) -> what the network is called with, and what the loss compares its output with; on the device."""
@@ -121,7 +121,7 @@ class TrainStep:
         return nullcontext()
 
     def _drop_frozen(self, step: int) -> None:
-        """Forget the gradients of what does not learn yet (fusionseg.engine.finetune).
+        """Forget the gradients of what does not learn yet (fusionseg.training.fine_tuning).
 
         An optimizer passes over a parameter without one: no step, no decay, no state; and the norm does not count it.
         """

@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 from fusionseg.config import RunConfig
 from fusionseg.distributed.world import World
-from fusionseg.engine.precision import Precision
-from fusionseg.engine.task import Outcome
-from fusionseg.engine.training_data import TrainingData
-from fusionseg.engine.validation import Validator
 from fusionseg.observability.pictures import overlay
+from fusionseg.training.data import TrainingData
+from fusionseg.training.precision import Precision
+from fusionseg.training.tasks.task import Outcome
+from fusionseg.training.tasks.validation import Validator
 
 
 class Segmentation:

@@ -17,23 +17,23 @@ from fusionseg.config import RunConfig
 from fusionseg.distributed.batch_arithmetic import accumulation, batch_arithmetic
 from fusionseg.distributed.rank_facts import describe_rank, threads_per_rank
 from fusionseg.distributed.world import World
-from fusionseg.engine.finetune import parameter_groups
-from fusionseg.engine.network import build_loss, build_network, distribute, start_from
-from fusionseg.engine.optim import build_optimizer, learning_rate
-from fusionseg.engine.plateau import reached_plateau
-from fusionseg.engine.precision import choose_precision
-from fusionseg.engine.profiling import ProfileWindow
-from fusionseg.engine.rank_samples import RankSamples
-from fusionseg.engine.recorder import Recorder, Spent
-from fusionseg.engine.signals import Lead, StopSignals, signal_name
-from fusionseg.engine.step import TrainStep
-from fusionseg.engine.task import open_task
-from fusionseg.engine.training_data import open_training_data
-from fusionseg.engine.watch import GpuWatch
 from fusionseg.observability.ranges import account, annotate
 from fusionseg.runs.cases import RunCases, check_checkpoint
 from fusionseg.runs.checkpoints import Checkpoints, read_training_state
 from fusionseg.runs.folder import RunFolder, config_hash, refuse_other_config
+from fusionseg.training.data import open_training_data
+from fusionseg.training.early_stopping import reached_plateau
+from fusionseg.training.fine_tuning import parameter_groups
+from fusionseg.training.network import build_loss, build_network, distribute, start_from
+from fusionseg.training.observers.gpu_watch import GpuWatch
+from fusionseg.training.observers.profile_range import ProfileWindow
+from fusionseg.training.observers.recorder import Recorder, Spent
+from fusionseg.training.optimizer import build_optimizer, learning_rate
+from fusionseg.training.precision import choose_precision
+from fusionseg.training.rank_samples import RankSamples
+from fusionseg.training.signals import Lead, StopSignals, signal_name
+from fusionseg.training.step import TrainStep
+from fusionseg.training.tasks.task import open_task
 from fusionseg.utils.errors import TrainingStopped, UserError
 
 log = logging.getLogger("fusionseg")

@@ -12,9 +12,9 @@ from fusionseg.data.loading.device_cache import DeviceCache
 from fusionseg.data.preprocessing.lost_foreground import missed_voxels
 from fusionseg.distributed.load_balancing import deal
 from fusionseg.distributed.world import World
-from fusionseg.engine.precision import Precision
-from fusionseg.engine.windows import count_windows, predict_logits
 from fusionseg.metrics.segmentation import confusion, dice_per_class, mean_by_class, mean_of_known
+from fusionseg.training.precision import Precision
+from fusionseg.training.sliding_window import count_windows, predict_logits
 
 
 @dataclass(frozen=True)

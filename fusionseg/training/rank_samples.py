@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fusionseg.config import RunConfig
 from fusionseg.distributed.world import World
-from fusionseg.engine.training_data import TrainingData
+from fusionseg.training.data import TrainingData
 from fusionseg.utils.errors import TrainingStopped
 
 

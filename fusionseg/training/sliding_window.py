@@ -11,7 +11,7 @@ from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 
 from fusionseg.config import ValidateConfig
-from fusionseg.engine.precision import Precision
+from fusionseg.training.precision import Precision
 
 
 def count_windows(shape: Sequence[int], patch: Sequence[int], overlap: float) -> int:

@@ -16,11 +16,11 @@ from fusionseg.data.preprocessing.volume import resampled_voxels
 from fusionseg.distributed.batch_arithmetic import batch_arithmetic
 from fusionseg.distributed.launch import read_launch
 from fusionseg.distributed.world import choose_device
-from fusionseg.engine.memory import estimate_memory
-from fusionseg.engine.precision import choose_precision
 from fusionseg.runs.cases import open_run, settle_split
 from fusionseg.runs.datasets import Source
 from fusionseg.runs.folder import RunFolder
+from fusionseg.training.memory import estimate_memory
+from fusionseg.training.precision import choose_precision
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_memory_bytes
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fusionseg.config import RunConfig
-from fusionseg.engine.network import build_loss, make_network
 from fusionseg.models.cost import saved_bytes
+from fusionseg.training.network import build_loss, make_network
 
 _OPTIMIZER_STATES = {"adamw": 2, "adam": 2, "sgd": 1, "novograd": 1}
 

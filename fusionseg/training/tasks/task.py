@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fusionseg.config import RunConfig
 from fusionseg.distributed.world import World
-from fusionseg.engine.precision import Precision
-from fusionseg.engine.training_data import TrainingData
+from fusionseg.training.data import TrainingData
+from fusionseg.training.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Outcome:
 
 
 class Task(Protocol):
-    """What the trainer asks of a task. The network and the loss are in `fusionseg.engine.network`."""
+    """What the trainer asks of a task. The network and the loss are in `fusionseg.training.network`."""
 
     measure: str
     """Name of the score."""
@@ -46,9 +46,9 @@ class Task(Protocol):
 def open_task(config: RunConfig, data: TrainingData, precision: Precision, world: World) -> Task:
     """The task of a configuration."""
     if config.pretrain is not None:
-        from fusionseg.engine.pretraining import Pretraining
+        from fusionseg.training.tasks.pretraining import Pretraining
 
         return Pretraining(config, data, precision, world)
-    from fusionseg.engine.segmentation import Segmentation
+    from fusionseg.training.tasks.segmentation import Segmentation
 
     return Segmentation(config, data, precision, world)

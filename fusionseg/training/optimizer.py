@@ -19,7 +19,7 @@ def build_optimizer(
     """The optimizer of a configuration; torch's own as their fused kernels, which can skip a step on the device.
 
     Args:
-        parameters: of the network, or groups of those that learn (fusionseg.engine.finetune).
+        parameters: of the network, or groups of those that learn (fusionseg.training.fine_tuning).
     """
     trainable: list[Any] = [each for each in parameters if isinstance(each, dict) or each.requires_grad]
     lr, decay = config.lr, config.weight_decay

@@ -12,13 +12,13 @@ from typing import Any
 from fusionseg.config import RunConfig
 from fusionseg.distributed.rank_facts import peak_memory_gb
 from fusionseg.distributed.world import World
-from fusionseg.engine.step import Window
-from fusionseg.engine.task import Outcome
-from fusionseg.engine.watch import GpuWatch
 from fusionseg.observability.progress import TrainingProgress, duration
 from fusionseg.observability.ranges import PHASES, account
 from fusionseg.observability.sinks import NoSinks, Sinks
 from fusionseg.runs.folder import RunFolder
+from fusionseg.training.observers.gpu_watch import GpuWatch
+from fusionseg.training.step import Window
+from fusionseg.training.tasks.task import Outcome
 from fusionseg.utils.machine import process_age_s
 
 log = logging.getLogger("fusionseg")

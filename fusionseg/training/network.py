@@ -15,8 +15,6 @@ from fusionseg.config import RunConfig
 from fusionseg.data.formats.channel_names import channel_order
 from fusionseg.distributed.gradient_allreduce import name_allreduce
 from fusionseg.distributed.world import World
-from fusionseg.engine.finetune import freeze_encoder
-from fusionseg.engine.step import Loss
 from fusionseg.models import build_model
 from fusionseg.models.channels_last import channels_last_
 from fusionseg.models.cpu_bf16 import guard_host_convolutions
@@ -24,6 +22,8 @@ from fusionseg.models.sync_batch_norm import synchronise_batch_norm
 from fusionseg.models.weights.loading import load_weights, read_file, read_state
 from fusionseg.observability.ranges import stage_ranges
 from fusionseg.runs.checkpoints import find_weights
+from fusionseg.training.fine_tuning import freeze_encoder
+from fusionseg.training.step import Loss
 
 log = logging.getLogger("fusionseg")
 

@@ -14,12 +14,12 @@ from fusionseg.config import RunConfig
 from fusionseg.data.loading.sampling_plan import Purpose, hidden_blocks
 from fusionseg.distributed.load_balancing import deal
 from fusionseg.distributed.world import World
-from fusionseg.engine.precision import Precision
-from fusionseg.engine.reconstruct import Figures, Reconstruction, Reconstructor, cover
-from fusionseg.engine.task import Outcome
-from fusionseg.engine.training_data import TrainingData
 from fusionseg.metrics.segmentation import mean_of_known
 from fusionseg.observability.pictures import reconstruction_strip
+from fusionseg.training.data import TrainingData
+from fusionseg.training.precision import Precision
+from fusionseg.training.tasks.reconstruction import Figures, Reconstruction, Reconstructor, cover
+from fusionseg.training.tasks.task import Outcome
 
 
 class Pretraining:

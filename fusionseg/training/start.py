@@ -9,10 +9,10 @@ import torch
 from fusionseg.config import RunConfig
 from fusionseg.distributed.batch_arithmetic import accumulation
 from fusionseg.distributed.world import World
-from fusionseg.engine.profiling import check_profile
-from fusionseg.engine.trainer import Trainer
 from fusionseg.runs.cases import RunCases, open_run
 from fusionseg.runs.folder import RunFolder
+from fusionseg.training.observers.profile_range import check_profile
+from fusionseg.training.trainer import Trainer
 from fusionseg.utils.errors import TrainingStopped
 from fusionseg.utils.logs import log_to_file, start_logging
 
