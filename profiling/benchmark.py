@@ -49,7 +49,7 @@ from fusionseg.engine.machine_report import (
     take_turns,
 )
 from fusionseg.entry import run
-from fusionseg.inference.table import markdown_table
+from fusionseg.inference.evaluation.table import markdown_table
 from fusionseg.observability.ranges import annotate
 from fusionseg.runs.checkpoints import Checkpoints
 from fusionseg.training.trainer import Trainer

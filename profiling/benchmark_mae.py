@@ -30,7 +30,7 @@ from fusionseg.config.pretraining import PretrainConfig, ReconstructionLossConfi
 from fusionseg.distributed.rank_facts import timed
 from fusionseg.engine.machine_report import describe_machine, machine_line, publish
 from fusionseg.entry import run
-from fusionseg.inference.table import markdown_table
+from fusionseg.inference.evaluation.table import markdown_table
 from fusionseg.losses.reconstruction import ReconstructionLoss
 from fusionseg.models.masked import build_masked
 from fusionseg.utils.errors import UserError

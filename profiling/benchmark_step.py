@@ -32,7 +32,7 @@ from fusionseg.engine.machine_report import (
     take_turns,
 )
 from fusionseg.entry import run
-from fusionseg.inference.table import markdown_table
+from fusionseg.inference.evaluation.table import markdown_table
 from fusionseg.training.network import build_loss
 from fusionseg.training.optimizer import build_optimizer
 from fusionseg.training.trainer import Trainer

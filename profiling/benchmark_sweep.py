@@ -21,7 +21,7 @@ import torch
 from fusionseg.config import dump_config
 from fusionseg.engine.machine_report import describe_machine, machine_line
 from fusionseg.entry import run
-from fusionseg.inference.table import markdown_table
+from fusionseg.inference.evaluation.table import markdown_table
 from fusionseg.jobs.sweep import load_sweep
 from fusionseg.runs.job_events import write_event
 

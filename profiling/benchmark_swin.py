@@ -30,7 +30,7 @@ from fusionseg.config import LossConfig
 from fusionseg.config.networks import SwinConfig
 from fusionseg.engine.machine_report import describe_machine, machine_line, publish
 from fusionseg.entry import run
-from fusionseg.inference.table import markdown_table
+from fusionseg.inference.evaluation.table import markdown_table
 from fusionseg.losses.segmentation import build_loss
 from fusionseg.models import build_model
 from fusionseg.utils.machine import resident_bytes

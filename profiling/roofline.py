@@ -32,7 +32,7 @@ from fusionseg.engine.device_rates import DeviceRates, measure_rates
 from fusionseg.engine.machine_report import describe_machine, machine_line, open_trainer, publish, step_arguments
 from fusionseg.engine.op_costs import Call, Cost, OperatorWatch, PhaseClock, add_up, follow_phases
 from fusionseg.entry import run
-from fusionseg.inference.table import markdown_table
+from fusionseg.inference.evaluation.table import markdown_table
 from fusionseg.training.trainer import Trainer
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import whole_file, writable_file

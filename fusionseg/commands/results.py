@@ -52,7 +52,7 @@ def add_evaluate(commands: Commands) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from fusionseg.inference.evaluate_runs import Wanted, evaluate_run, evaluate_runs, is_one_run, split_words
+    from fusionseg.inference.evaluation.several_runs import Wanted, evaluate_run, evaluate_runs, is_one_run, split_words
 
     paths, overrides = split_words([*arguments.words, *arguments.overrides])
     others, more = split_words([str(path) for path in arguments.others])  # `--with` takes all words that follow it
@@ -128,8 +128,8 @@ def add_compare(commands: Commands) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from fusionseg.inference.compare import compare
-    from fusionseg.inference.comparison_table import comparison_csv, comparison_markdown
+    from fusionseg.inference.comparison.rows import compare
+    from fusionseg.inference.comparison.table import comparison_csv, comparison_markdown
     from fusionseg.utils.files import writable_folder, write_text
 
     if arguments.output is not None:

@@ -19,7 +19,7 @@ from fusionseg.data.formats.channel_names import channel_order, label_order
 from fusionseg.data.formats.problems import Findings
 from fusionseg.data.preprocessing.store import settings_key
 from fusionseg.data.preprocessing.volume import Volume, load_volume
-from fusionseg.inference.trained import Trained, inference_device, load_trained
+from fusionseg.inference.trained_network import Trained, inference_device, load_trained
 from fusionseg.training.sliding_window import predict_logits
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_memory_bytes

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionseg.engine.machine_report import machine_line
-from fusionseg.inference.table import markdown_table
+from fusionseg.inference.evaluation.table import markdown_table
 from fusionseg.jobs.goodput import daly_interval_s, young_interval_s
 from fusionseg.observability.progress import duration
 from fusionseg.utils.files import whole_file

@@ -17,7 +17,7 @@ from fusionseg.config import RunConfig, validate
 from fusionseg.data.formats.dataset import open_dataset
 from fusionseg.data.preprocessing.case_digests import digests_of
 from fusionseg.data.preprocessing.prepare import open_store, prepare
-from fusionseg.inference.cases import choose_cases
+from fusionseg.inference.evaluation.cases import choose_cases
 from fusionseg.jobs.cluster import ClusterConfig
 from fusionseg.jobs.plan import plan
 from fusionseg.jobs.sweep import Sweep, SweepRun

@@ -43,7 +43,7 @@ _FORKSERVER.set_forkserver_preload(
         "monai.networks.nets",
         "fusionseg.training.start",
         "fusionseg.inference.predict",
-        "fusionseg.inference.evaluate",
+        "fusionseg.inference.evaluation.segmentation",
     ]
 )
 

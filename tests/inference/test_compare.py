@@ -16,8 +16,8 @@ import pytest
 
 from fusionseg.cli import main
 from fusionseg.config import dump_config, validate
-from fusionseg.inference.compare import compare
-from fusionseg.inference.comparison_table import comparison_csv, comparison_markdown
+from fusionseg.inference.comparison.rows import compare
+from fusionseg.inference.comparison.table import comparison_csv, comparison_markdown
 from fusionseg.utils.errors import UserError
 
 CASES = tuple(f"c{number}" for number in range(10))

@@ -17,7 +17,7 @@ from scipy.ndimage import correlate1d
 from fusionseg import pretrain, train
 from fusionseg.cli import main
 from fusionseg.config import RunConfig, dump_config, validate
-from fusionseg.inference.evaluate_runs import split_words
+from fusionseg.inference.evaluation.several_runs import split_words
 
 PRETRAINING = {
     "model": {"name": "swin_unetr", "feature_size": 12, "depths": [1, 1, 1, 1], "window_size": 2},

@@ -27,7 +27,7 @@ from torch import nn
 from fusionseg import cli
 from fusionseg.config import DataConfig
 from fusionseg.inference import predictor
-from fusionseg.inference.trained import Trained
+from fusionseg.inference.trained_network import Trained
 
 SHAPE = (16, 14, 12)
 AIR, TISSUE, LOW, HIGH = 0, 100, 500, 900

@@ -16,7 +16,7 @@ from fusionseg import cli, train
 from fusionseg.config import dump_config
 from fusionseg.data.formats.dataset import Case, open_dataset
 from fusionseg.inference.masks import read_mark, refuse_one_name
-from fusionseg.inference.outputs import Request, evaluation_folder, refuse_dataset_folder
+from fusionseg.inference.output_folders import Request, evaluation_folder, refuse_dataset_folder
 from fusionseg.utils.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")  # MONAI's own

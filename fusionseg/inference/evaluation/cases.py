@@ -13,8 +13,8 @@ from fusionseg.data.formats.dataset import Case, Dataset, open_dataset
 from fusionseg.data.preprocessing.case_digests import CaseDigests, digests_of
 from fusionseg.data.preprocessing.prepare import open_configured, open_store
 from fusionseg.data.preprocessing.store import PreparedCase
-from fusionseg.inference.old_runs import verified_split
-from fusionseg.inference.trained import Trained
+from fusionseg.inference.evaluation.old_runs import verified_split
+from fusionseg.inference.trained_network import Trained
 from fusionseg.observability.progress import counting_progress
 from fusionseg.runs.folder import load_run_config, mathematics
 from fusionseg.runs.split import Split, SplitCase

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fusionseg.data.formats.dataset import Case
 from fusionseg.data.formats.geometry import voxel_sizes
 from fusionseg.data.formats.reader import read_image
-from fusionseg.inference.scoring import Score, Scorer
+from fusionseg.inference.evaluation.scoring import Score, Scorer
 from fusionseg.metrics.segmentation import mean_of_known
 from fusionseg.observability.pictures import COLORS, paint
 from fusionseg.utils.files import whole_file

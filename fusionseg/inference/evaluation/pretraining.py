@@ -20,10 +20,10 @@ from fusionseg.config import RunConfig
 from fusionseg.data.formats.case import Case
 from fusionseg.data.formats.problems import CaseError, Problem
 from fusionseg.data.preprocessing.volume import Volume, load_volume
-from fusionseg.inference.evaluate import request_for
-from fusionseg.inference.outputs import CASES, SUMMARY, evaluation_folder
+from fusionseg.inference.evaluation.segmentation import request_for
+from fusionseg.inference.output_folders import CASES, SUMMARY, evaluation_folder
 from fusionseg.inference.predictor import PredictOptions
-from fusionseg.inference.trained import Trained, inference_device, load_trained
+from fusionseg.inference.trained_network import Trained, inference_device, load_trained
 from fusionseg.metrics.segmentation import mean_of_known
 from fusionseg.observability.progress import counting_progress
 from fusionseg.observability.sinks import plain

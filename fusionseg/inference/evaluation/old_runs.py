@@ -10,7 +10,7 @@ from fusionseg.data.formats.split import folds_are_stated, split_dataset
 from fusionseg.data.preprocessing.case_digests import digests_of
 from fusionseg.data.preprocessing.prepare import open_configured
 from fusionseg.data.preprocessing.store import SourceFile
-from fusionseg.inference.trained import Trained
+from fusionseg.inference.trained_network import Trained
 from fusionseg.runs.split import Ancestor, Split, SplitCase
 from fusionseg.utils.errors import UserError
 

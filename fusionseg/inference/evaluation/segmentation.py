@@ -14,11 +14,11 @@ from typing import Any
 from fusionseg.config import RunConfig
 from fusionseg.data.formats.dataset import Dataset
 from fusionseg.data.formats.problems import CaseError
-from fusionseg.inference.cases import choose_cases
-from fusionseg.inference.figure import best_and_worst
-from fusionseg.inference.outputs import CASES, PICTURE, SUMMARY, Request, evaluation_folder
+from fusionseg.inference.evaluation.cases import choose_cases
+from fusionseg.inference.evaluation.figure import best_and_worst
+from fusionseg.inference.evaluation.scoring import Score, Scorer
+from fusionseg.inference.output_folders import CASES, PICTURE, SUMMARY, Request, evaluation_folder
 from fusionseg.inference.predictor import PredictOptions, Predictor
-from fusionseg.inference.scoring import Score, Scorer
 from fusionseg.metrics.segmentation import mean_of_known
 from fusionseg.observability.progress import counting_progress
 from fusionseg.observability.sinks import plain

@@ -6,7 +6,7 @@ import csv
 import io
 from typing import Any
 
-from fusionseg.inference.compare import MEASUREMENTS, Comparison, Part, Row, Spread, is_score
+from fusionseg.inference.comparison.rows import MEASUREMENTS, Comparison, Part, Row, Spread, is_score
 from fusionseg.runs.summary import FILES, PATCHES, PREPARED
 from fusionseg.utils.tables import markdown_table
 

@@ -15,12 +15,12 @@ import torch
 
 from fusionseg.config import RunConfig
 from fusionseg.data.formats.dataset import open_dataset
-from fusionseg.inference.cases import evaluation_config
-from fusionseg.inference.evaluate import evaluate, request_for
-from fusionseg.inference.evaluate_pretraining import VOLUMES, evaluate_pretraining
-from fusionseg.inference.outputs import SUMMARY, evaluation_folder
+from fusionseg.inference.evaluation.cases import evaluation_config
+from fusionseg.inference.evaluation.pretraining import VOLUMES, evaluate_pretraining
+from fusionseg.inference.evaluation.segmentation import evaluate, request_for
+from fusionseg.inference.evaluation.table import evaluation_table
+from fusionseg.inference.output_folders import SUMMARY, evaluation_folder
 from fusionseg.inference.predictor import PredictOptions
-from fusionseg.inference.table import evaluation_table
 from fusionseg.runs.checkpoints import find_weights
 from fusionseg.runs.discovery import run_folders
 from fusionseg.runs.records import read_object
