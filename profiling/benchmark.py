@@ -39,7 +39,10 @@ from monai.data import set_track_meta
 
 from fusionseg.data.synthetic.dataset import write_dataset
 from fusionseg.distributed.rank_facts import timed
-from fusionseg.engine.machine_report import (
+from fusionseg.entry import run
+from fusionseg.inference.evaluation.table import markdown_table
+from fusionseg.observability.ranges import annotate
+from fusionseg.performance.machine_report import (
     Turns,
     describe_machine,
     machine_line,
@@ -48,9 +51,6 @@ from fusionseg.engine.machine_report import (
     step_arguments,
     take_turns,
 )
-from fusionseg.entry import run
-from fusionseg.inference.evaluation.table import markdown_table
-from fusionseg.observability.ranges import annotate
 from fusionseg.runs.checkpoints import Checkpoints
 from fusionseg.training.trainer import Trainer
 from fusionseg.utils.errors import UserError

@@ -23,7 +23,9 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from fusionseg.distributed.rank_facts import peak_memory_gb
-from fusionseg.engine.machine_report import (
+from fusionseg.entry import run
+from fusionseg.inference.evaluation.table import markdown_table
+from fusionseg.performance.machine_report import (
     describe_machine,
     machine_line,
     open_trainer,
@@ -31,8 +33,6 @@ from fusionseg.engine.machine_report import (
     step_arguments,
     take_turns,
 )
-from fusionseg.entry import run
-from fusionseg.inference.evaluation.table import markdown_table
 from fusionseg.training.network import build_loss
 from fusionseg.training.optimizer import build_optimizer
 from fusionseg.training.trainer import Trainer

@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 
-from fusionseg.engine.machine_report import describe_machine, publish
 from fusionseg.entry import run
-from fusionseg.jobs.scaling import Network, Reliability, Scale, Workload, possible_ranks, scale
-from fusionseg.jobs.scaling_check import check
-from fusionseg.jobs.scaling_inputs import PRESETS, default_reliability, workload_of_run
-from fusionseg.jobs.scaling_report import check_table, draw, scaling_table
+from fusionseg.performance.machine_report import describe_machine, publish
+from fusionseg.performance.scaling_check import check
+from fusionseg.performance.scaling_inputs import PRESETS, default_reliability, workload_of_run
+from fusionseg.performance.scaling_model import Network, Reliability, Scale, Workload, possible_ranks, scale
+from fusionseg.performance.scaling_report import check_table, draw, scaling_table
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import writable_file
 

@@ -15,9 +15,9 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from fusionseg.config import RunConfig, dump_config
-from fusionseg.engine.device_rates import DeviceRates
-from fusionseg.engine.op_costs import Call, OperatorWatch, PhaseClock, add_up, follow_phases
 from fusionseg.models.cost import network_cost
+from fusionseg.performance.device_rates import DeviceRates
+from fusionseg.performance.operator_costs import Call, OperatorWatch, PhaseClock, add_up, follow_phases
 from fusionseg.training import step
 
 CPU = torch.device("cpu")

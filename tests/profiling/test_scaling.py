@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 
 from fusionseg.config import RunConfig, dump_config
-from fusionseg.jobs.goodput import best_interval_s, daly_interval_s, goodput, young_interval_s
-from fusionseg.jobs.scaling import (
+from fusionseg.performance.goodput import best_interval_s, daly_interval_s, goodput, young_interval_s
+from fusionseg.performance.scaling_check import SIZES, compare
+from fusionseg.performance.scaling_inputs import PRESETS, default_reliability, workload_of_run
+from fusionseg.performance.scaling_model import (
     Link,
     Network,
     Reliability,
@@ -33,8 +35,6 @@ from fusionseg.jobs.scaling import (
     scale,
     step_time,
 )
-from fusionseg.jobs.scaling_check import SIZES, compare
-from fusionseg.jobs.scaling_inputs import PRESETS, default_reliability, workload_of_run
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import write_json, write_text
 

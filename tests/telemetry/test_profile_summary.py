@@ -17,7 +17,7 @@ from fusionseg.observability.profiles.kernel_kinds import kernel_kind
 from fusionseg.observability.profiles.summary import summarise
 from fusionseg.observability.profiles.timeline import DeviceWork, Span, Timeline, read_torch_trace
 from fusionseg.observability.ranges import annotate
-from fusionseg.telemetry.nsys_export import read_nsys_export
+from fusionseg.performance.nsys_export import read_nsys_export
 
 OTHER = 13
 

@@ -13,7 +13,7 @@ import matplotlib.image
 import pytest
 from traces import ChromeTrace, NsysExport, two_steps
 
-from fusionseg.telemetry.profile_files import export_report, find_profiles, own_account, read_profiles
+from fusionseg.performance.profile_files import export_report, find_profiles, own_account, read_profiles
 from fusionseg.utils.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from traces import AUTOGRAD, COMPUTE, MAIN, NCCL, PROCESS, ChromeTrace, NsysExpo
 
 from fusionseg.observability.profiles.timeline import Timeline, read_torch_trace
 from fusionseg.observability.ranges import annotate
-from fusionseg.telemetry.nsys_export import read_nsys_export
+from fusionseg.performance.nsys_export import read_nsys_export
 from fusionseg.utils.errors import UserError
 
 US = 1000

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import sqrt
 from pathlib import Path
 
-from fusionseg.jobs.scaling import Link, Network, Reliability, Workload
+from fusionseg.performance.scaling_model import Link, Network, Reliability, Workload
 from fusionseg.runs.folder import load_run_config
 from fusionseg.runs.records import read_object, read_records
 from fusionseg.utils.errors import UserError

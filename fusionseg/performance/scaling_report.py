@@ -6,10 +6,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from fusionseg.engine.machine_report import machine_line
 from fusionseg.inference.evaluation.table import markdown_table
-from fusionseg.jobs.goodput import daly_interval_s, young_interval_s
 from fusionseg.observability.progress import duration
+from fusionseg.performance.goodput import daly_interval_s, young_interval_s
+from fusionseg.performance.machine_report import machine_line
 from fusionseg.utils.files import whole_file
 
 

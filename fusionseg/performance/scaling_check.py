@@ -25,9 +25,9 @@ from fusionseg.config.networks import network_sections
 from fusionseg.distributed.gradient_allreduce import name_allreduce
 from fusionseg.distributed.launch import Launch
 from fusionseg.distributed.world import World
-from fusionseg.engine.collectives import all_reduce_seconds
-from fusionseg.jobs.scaling import Link, Network, StepTime, Workload, expected_slowest, fit_link, step_time
 from fusionseg.models import build_model
+from fusionseg.performance.collective_speed import all_reduce_seconds
+from fusionseg.performance.scaling_model import Link, Network, StepTime, Workload, expected_slowest, fit_link, step_time
 from fusionseg.utils.files import write_json
 
 SIZES = (4, 1 << 20, 16 << 20)

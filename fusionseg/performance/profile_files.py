@@ -11,8 +11,8 @@ from statistics import median
 from typing import Any
 
 from fusionseg.observability.profiles.timeline import Timeline, read_torch_trace
+from fusionseg.performance.nsys_export import read_nsys_export
 from fusionseg.runs.records import read_records
-from fusionseg.telemetry.nsys_export import read_nsys_export
 from fusionseg.utils.errors import UserError
 
 _TRACES = ("trace*.json", "*.json.gz")

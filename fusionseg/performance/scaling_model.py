@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import ceil, log2, sqrt
 from typing import Literal
 
-from fusionseg.jobs.goodput import best_interval_s, goodput
+from fusionseg.performance.goodput import best_interval_s, goodput
 
 Algorithm = Literal["ring", "hierarchical", "tree", "best"]
 Distribution = Literal["normal", "lognormal"]
