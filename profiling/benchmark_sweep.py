@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 
+from fusionseg.cluster.sweep import load_sweep
 from fusionseg.config import dump_config
 from fusionseg.entry import run
 from fusionseg.inference.evaluation.table import markdown_table
-from fusionseg.jobs.sweep import load_sweep
 from fusionseg.performance.machine_report import describe_machine, machine_line
 from fusionseg.runs.job_events import write_event
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fusionseg.cluster.profile import load_cluster
+from fusionseg.cluster.sweep import load_sweep
 from fusionseg.config import load_config
 from fusionseg.distributed.batch_arithmetic import accumulation
-from fusionseg.jobs.cluster import load_cluster
-from fusionseg.jobs.sweep import load_sweep
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")])

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from monai.losses import DiceCELoss, DiceLoss
 from torch import Tensor
 
+from fusionseg.cluster.sweep import load_sweep
 from fusionseg.config import LossConfig, load_config
-from fusionseg.jobs.sweep import load_sweep
 from fusionseg.losses.segmentation import build_loss, label_at
 
 CONFIGS = Path(__file__).parents[1] / "configs"

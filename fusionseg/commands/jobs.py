@@ -32,11 +32,11 @@ def add_submit(commands: Commands) -> None:
 
 
 def _submit(arguments: argparse.Namespace) -> int:
-    from fusionseg.jobs.cluster import load_cluster
-    from fusionseg.jobs.local import check_devices, run_locally
-    from fusionseg.jobs.plan import describe, plan
-    from fusionseg.jobs.submit import check_submission, only_one, sbatch_text, submit
-    from fusionseg.jobs.sweep import load_sweep
+    from fusionseg.cluster.local import check_devices, run_locally
+    from fusionseg.cluster.profile import load_cluster
+    from fusionseg.cluster.submission import describe, plan
+    from fusionseg.cluster.submit import check_submission, only_one, sbatch_text, submit
+    from fusionseg.cluster.sweep import load_sweep
 
     prefix = "cluster."
     own = [text.removeprefix(prefix) for text in arguments.overrides if text.startswith(prefix)]
@@ -87,7 +87,7 @@ def add_status(commands: Commands) -> None:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from fusionseg.jobs.status import read_status, to_text
+    from fusionseg.cluster.status import read_status, to_text
 
     while True:
         runs, remark = read_status(arguments.folder)
@@ -112,7 +112,7 @@ def add_cancel(commands: Commands) -> None:
 
 
 def _cancel(arguments: argparse.Namespace) -> int:
-    from fusionseg.jobs.status import cancel
+    from fusionseg.cluster.status import cancel
 
     jobs = cancel(arguments.folder)
     print(f"told {', '.join(jobs)} to leave" if jobs else "no job waits or runs")
@@ -133,9 +133,9 @@ def add_doctor(commands: Commands) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
+    from fusionseg.cluster.doctor import BAD, examine, to_json, to_text
     from fusionseg.distributed.launch import read_launch
     from fusionseg.distributed.world import World
-    from fusionseg.jobs.doctor import BAD, examine, to_json, to_text
     from fusionseg.utils.files import writable_file, write_json
 
     if arguments.json is not None and read_launch(os.environ).rank == 0:

@@ -33,7 +33,7 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        # What starts a rank may ignore SIGTERM and SIGUSR2 itself (jobs/job.py); the rank must still take notice.
+        # What starts a rank may ignore SIGTERM and SIGUSR2 itself (cluster/job.py); the rank must still take notice.
         taken = [number for number in STOPPING if number != signal.SIGHUP or not is_ignored(number)]
         self._before = {number: signal.signal(number, self._handle) for number in taken}
         return self

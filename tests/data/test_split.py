@@ -13,14 +13,14 @@ import nibabel
 import numpy as np
 import pytest
 
+from fusionseg.cluster.profile import ClusterConfig
+from fusionseg.cluster.submission import plan
+from fusionseg.cluster.sweep import Sweep, SweepRun
 from fusionseg.config import RunConfig, validate
 from fusionseg.data.formats.dataset import open_dataset
 from fusionseg.data.preprocessing.case_digests import digests_of
 from fusionseg.data.preprocessing.prepare import open_store, prepare
 from fusionseg.inference.evaluation.cases import choose_cases
-from fusionseg.jobs.cluster import ClusterConfig
-from fusionseg.jobs.plan import plan
-from fusionseg.jobs.sweep import Sweep, SweepRun
 from fusionseg.runs.cases import announce, open_run, settle_split
 from fusionseg.runs.datasets import Source, open_sources, split_cases
 from fusionseg.runs.folder import RunFolder

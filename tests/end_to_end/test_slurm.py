@@ -248,7 +248,7 @@ def test_a_worker_of_torchrun_is_killed(cluster: DevCluster, one_run: Path, tmp_
     cluster.submit(one_run, f"output={tmp_path}/runs", *options)
     disturb_after(cluster, run, 200)
     workers = subprocess.run(
-        ["pgrep", "-f", f"python.* -m fusionseg.jobs.worker {run}"], capture_output=True, text=True, check=True
+        ["pgrep", "-f", f"python.* -m fusionseg.cluster.worker {run}"], capture_output=True, text=True, check=True
     )
     last = max(map(int, workers.stdout.split()))
     begun = (run / "environment.json").stat().st_mtime

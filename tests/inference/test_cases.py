@@ -18,12 +18,12 @@ import torch
 
 import fusionseg.cli
 import fusionseg.train
+from fusionseg.cluster.profile import ClusterConfig
+from fusionseg.cluster.submission import plan
+from fusionseg.cluster.sweep import Sweep, SweepRun
 from fusionseg.config import RunConfig, dump_config, load_config
 from fusionseg.data.formats.dataset import open_dataset
 from fusionseg.data.preprocessing.store import SourceFile
-from fusionseg.jobs.cluster import ClusterConfig
-from fusionseg.jobs.plan import plan
-from fusionseg.jobs.sweep import Sweep, SweepRun
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import write_json
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from fusionseg.cluster.profile import load_cluster
+from fusionseg.cluster.submission import plan
+from fusionseg.cluster.submit import sbatch_text
+from fusionseg.cluster.sweep import Sweep, load_sweep
 from fusionseg.config import dump_config
-from fusionseg.jobs.cluster import load_cluster
-from fusionseg.jobs.plan import plan
-from fusionseg.jobs.submit import sbatch_text
-from fusionseg.jobs.sweep import Sweep, load_sweep
 from fusionseg.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from fusionseg.cluster import doctor
+from fusionseg.cluster.doctor import BAD, GOOD, Finding, examine, to_text
 from fusionseg.distributed.launch import Launch
 from fusionseg.distributed.world import World
-from fusionseg.jobs import doctor
-from fusionseg.jobs.doctor import BAD, GOOD, Finding, examine, to_text
 
 ALONE = World(Launch(), torch.device("cpu"))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fusionseg.jobs.job import Job
+from fusionseg.cluster.job import Job
 from fusionseg.runs.job_events import read_events, requeues_at, write_event
 
 NEARLY_OVER = "JobId=7 JobState=RUNNING TimeLimit=00:10:00 RunTime=00:08:10 PreemptTime=None"

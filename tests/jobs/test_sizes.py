@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from fusionseg.cli import main
+from fusionseg.cluster.sweep import load_sweep
 from fusionseg.config import RunConfig, dump_config
-from fusionseg.jobs.sweep import load_sweep
 from fusionseg.train import main as train
 from fusionseg.training.network import count_parameters
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from fusionseg.cluster.slurm import expand_job
+from fusionseg.cluster.status import last_lines, read_status, to_text
 from fusionseg.config import RunConfig, dump_config
-from fusionseg.jobs.slurm import expand_job
-from fusionseg.jobs.status import last_lines, read_status, to_text
 from fusionseg.runs.job_events import last_records, read_events, write_event
 from fusionseg.utils.errors import UserError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fusionseg.jobs.sweep import load_sweep
+from fusionseg.cluster.sweep import load_sweep
 from fusionseg.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]

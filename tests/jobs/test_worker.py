@@ -16,7 +16,7 @@ def test_signals_that_come_while_it_leaves_do_not_kill_it(balls: Path, tiny_conf
     run = tmp_path / "tiny"
     run.mkdir()
     (run / "config.yaml").write_text(dump_config(tiny_config(balls, tmp_path, train={"steps": 100000})))
-    process = subprocess.Popen([sys.executable, "-m", "fusionseg.jobs.worker", str(run)], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "fusionseg.cluster.worker", str(run)], stderr=subprocess.DEVNULL)
     limit = time.monotonic() + 120
     while not ((run / "metrics.jsonl").exists() and '"train"' in (run / "metrics.jsonl").read_text()):
         assert process.poll() is None and time.monotonic() < limit

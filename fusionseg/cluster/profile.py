@@ -9,11 +9,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from fusionseg.cluster.slurm import seconds
 from fusionseg.config.loading import lay_over, validate_section
 from fusionseg.config.override import parse_override
 from fusionseg.config.section import Positive, Section
 from fusionseg.config.yaml_location import read_yaml
-from fusionseg.jobs.slurm import seconds
 
 _TIME = r"^(\d+-)?\d+:[0-5]\d:[0-5]\d$"
 Text = Annotated[str, Field(min_length=1)]

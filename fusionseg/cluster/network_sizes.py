@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from fusionseg.cluster.sweep import SweepRun, some
 from fusionseg.config.yaml_location import dump_yaml
-from fusionseg.jobs.sweep import SweepRun, some
 from fusionseg.runs.datasets import open_datasets
 from fusionseg.training.network import count_parameters
 

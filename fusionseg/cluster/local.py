@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from fusionseg.jobs.cluster import ClusterConfig
-from fusionseg.jobs.plan import Planned
-from fusionseg.jobs.submit import write_run_config
-from fusionseg.jobs.sweep import JOBS_FOLDER, Sweep, SweepRun
+from fusionseg.cluster.profile import ClusterConfig
+from fusionseg.cluster.submission import Planned
+from fusionseg.cluster.submit import write_run_config
+from fusionseg.cluster.sweep import JOBS_FOLDER, Sweep, SweepRun
 from fusionseg.runs.job_events import has_finished, last_end, write_event
 from fusionseg.training.signals import is_ignored
 from fusionseg.utils.errors import UserError
@@ -98,7 +98,7 @@ def run_locally(sweep: Sweep, planned: list[Planned], cluster: ClusterConfig) ->
 
 
 def _start(run: SweepRun, sweep: Sweep, cluster: ClusterConfig, slot: _Slot) -> _Running:
-    worker = ["-m", "fusionseg.jobs.worker", str(run.folder)]
+    worker = ["-m", "fusionseg.cluster.worker", str(run.folder)]
     if cluster.ranks_per_node > 1:
         torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={cluster.ranks_per_node}"]
         worker = ["-m", *torchrun, f"--max-restarts={cluster.max_restarts}", *worker]

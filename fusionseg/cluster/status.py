@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fusionseg.cluster.slurm import call, is_active, job_states
 from fusionseg.config.yaml_location import read_yaml
-from fusionseg.jobs.slurm import call, is_active, job_states
 from fusionseg.runs.discovery import run_folders
 from fusionseg.runs.job_events import (
     Event,

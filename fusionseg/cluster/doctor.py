@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 from packaging.requirements import Requirement
 
+from fusionseg.cluster.slurm import call
 from fusionseg.distributed.world import World
-from fusionseg.jobs.slurm import call
 from fusionseg.performance.collective_speed import all_reduce_seconds
 from fusionseg.training.precision import choose_precision
 from fusionseg.utils.errors import UserError

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fusionseg.cluster.network_sizes import network_sizes, size_remarks, size_text
+from fusionseg.cluster.profile import ClusterConfig
+from fusionseg.cluster.slurm import folder_problems, is_active, job_states
+from fusionseg.cluster.sweep import Sweep, SweepRun
 from fusionseg.config import RunConfig
 from fusionseg.config.yaml_location import dump_yaml
 from fusionseg.data.preprocessing.prepare import store_folder
 from fusionseg.distributed.batch_arithmetic import accumulation, batch_arithmetic
-from fusionseg.jobs.cluster import ClusterConfig
-from fusionseg.jobs.sizes import network_sizes, size_remarks, size_text
-from fusionseg.jobs.slurm import folder_problems, is_active, job_states
-from fusionseg.jobs.sweep import Sweep, SweepRun
 from fusionseg.runs.cases import open_run
 from fusionseg.runs.checkpoints import numbered_checkpoints
 from fusionseg.runs.datasets import open_sources

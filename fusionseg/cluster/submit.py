@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from fusionseg.cluster.job import TRAP_LINE, Job, requeue_lines
+from fusionseg.cluster.profile import ClusterConfig
+from fusionseg.cluster.slurm import call
+from fusionseg.cluster.submission import Planned
+from fusionseg.cluster.sweep import JOBS_FOLDER, Sweep, SweepRun
 from fusionseg.config import dump_config
-from fusionseg.jobs.cluster import ClusterConfig
-from fusionseg.jobs.job import TRAP_LINE, Job, requeue_lines
-from fusionseg.jobs.plan import Planned
-from fusionseg.jobs.slurm import call
-from fusionseg.jobs.sweep import JOBS_FOLDER, Sweep, SweepRun
 from fusionseg.runs.job_events import open_ledger, read_events, write_event
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import writable_folder, write_text

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from fusionseg.cluster.slurm import TIME_LIMIT, current_job, why_signalled
+from fusionseg.cluster.worker import main as train_rank
 from fusionseg.distributed.launch import check_port, first_node, meeting_port
 from fusionseg.entry import DONE, FAILED
-from fusionseg.jobs.slurm import TIME_LIMIT, current_job, why_signalled
-from fusionseg.jobs.worker import main as train_rank
 from fusionseg.runs.job_events import has_finished, last_end, read_events, requeues_at, write_event
 from fusionseg.training.signals import LEAD_VARIABLE
 
@@ -161,7 +161,7 @@ class Job:
             f"--nnodes={os.environ['SLURM_STEP_NUM_NODES']}", f"--nproc-per-node={self.ranks_per_node}",
             "--rdzv-backend=c10d", f"--rdzv-endpoint={host}:{port}", f"--rdzv-id={job}-{restarts}",
             f"--rdzv-conf=is_host={int(is_host)}", f"--max-restarts={self.max_restarts}",
-            "-m", "fusionseg.jobs.worker", self.run,
+            "-m", "fusionseg.cluster.worker", self.run,
         ]  # fmt: skip
         # torch 2.13: with the shared store, ranks that are started again find the dead ones' addresses in it.
         environ = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}

@@ -1,4 +1,4 @@
-"""A rank of a submitted run: `python -m fusionseg.jobs.worker RUN_FOLDER`, alone or under torchrun.
+"""A rank of a submitted run: `python -m fusionseg.cluster.worker RUN_FOLDER`, alone or under torchrun.
 
 The configuration is the one in the folder. A run that was told to save and leave ends with status 0: it is for the
 job, which looks at the run's records, to decide what follows, and torchrun must not start it again.
