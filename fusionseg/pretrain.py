@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from fusionseg.entry import training_command
+from fusionseg.commands.training import training_command
 
 EXAMPLES = """examples:
   torchrun --nproc_per_node=2 -m fusionseg.pretrain --config configs/mae_swin.yaml data.root=/data/scans

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from fusionseg.entry import training_command
+from fusionseg.commands.training import training_command
 
 EXAMPLES = """examples:
   python -m fusionseg.train --config configs/hippocampus_unet.yaml data.root=/data/Task04_Hippocampus

@@ -39,7 +39,6 @@ from monai.data import set_track_meta
 
 from fusionseg.data.synthetic.dataset import write_dataset
 from fusionseg.distributed.rank_facts import timed
-from fusionseg.entry import run
 from fusionseg.inference.evaluation.table import markdown_table
 from fusionseg.observability.ranges import annotate
 from fusionseg.performance.machine_report import (
@@ -54,6 +53,7 @@ from fusionseg.performance.machine_report import (
 from fusionseg.runs.checkpoints import Checkpoints
 from fusionseg.training.trainer import Trainer
 from fusionseg.utils.errors import UserError
+from fusionseg.utils.exit_status import run
 from fusionseg.utils.logs import start_logging
 
 ROOT = Path(__file__).resolve().parent.parent

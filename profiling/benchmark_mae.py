@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from fusionseg.config.networks import NetworkSection, SwinConfig, UNETRConfig
 from fusionseg.config.pretraining import PretrainConfig, ReconstructionLossConfig
 from fusionseg.distributed.rank_facts import timed
-from fusionseg.entry import run
 from fusionseg.inference.evaluation.table import markdown_table
 from fusionseg.losses.reconstruction import ReconstructionLoss
 from fusionseg.models.masked import build_masked
 from fusionseg.performance.machine_report import describe_machine, machine_line, publish
 from fusionseg.utils.errors import UserError
+from fusionseg.utils.exit_status import run
 from fusionseg.utils.machine import resident_bytes
 
 PARTS = ("encoder forward", "encoder", "decoder forward", "step")

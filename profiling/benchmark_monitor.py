@@ -20,10 +20,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from fusionseg.entry import DONE, run
 from fusionseg.observability.gpu.monitor import GpuMonitor
 from fusionseg.observability.gpu.sample import Sample
 from fusionseg.utils.errors import UserError
+from fusionseg.utils.exit_status import DONE, run
 
 ROOT = Path(__file__).resolve().parent.parent
 STAND_IN = ROOT / "tests/telemetry/fake_nvml.c"

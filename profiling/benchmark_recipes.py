@@ -36,7 +36,7 @@ from benchmark_setting import (
 from torch import Tensor
 
 from fusionseg.config import SwinConfig, load_config
-from fusionseg.entry import run
+from fusionseg.utils.exit_status import run
 
 
 class PlainRecipe:

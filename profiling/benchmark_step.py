@@ -23,7 +23,6 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from fusionseg.distributed.rank_facts import peak_memory_gb
-from fusionseg.entry import run
 from fusionseg.inference.evaluation.table import markdown_table
 from fusionseg.performance.machine_report import (
     describe_machine,
@@ -36,6 +35,7 @@ from fusionseg.performance.machine_report import (
 from fusionseg.training.network import build_loss
 from fusionseg.training.optimizer import build_optimizer
 from fusionseg.training.trainer import Trainer
+from fusionseg.utils.exit_status import run
 from fusionseg.utils.logs import start_logging
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -20,10 +20,10 @@ import torch
 
 from fusionseg.cluster.sweep import load_sweep
 from fusionseg.config import dump_config
-from fusionseg.entry import run
 from fusionseg.inference.evaluation.table import markdown_table
 from fusionseg.performance.machine_report import describe_machine, machine_line
 from fusionseg.runs.job_events import write_event
+from fusionseg.utils.exit_status import run
 
 ROOT = Path(__file__).parents[1]
 

@@ -28,11 +28,11 @@ from torch import nn
 
 from fusionseg.config import LossConfig
 from fusionseg.config.networks import SwinConfig
-from fusionseg.entry import run
 from fusionseg.inference.evaluation.table import markdown_table
 from fusionseg.losses.segmentation import build_loss
 from fusionseg.models import build_model
 from fusionseg.performance.machine_report import describe_machine, machine_line, publish
+from fusionseg.utils.exit_status import run
 from fusionseg.utils.machine import resident_bytes
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from fusionseg.entry import run
 from fusionseg.performance.machine_report import describe_machine, machine_line, publish
 from fusionseg.utils.errors import UserError
+from fusionseg.utils.exit_status import run
 from fusionseg.utils.logs import start_logging
 from fusionseg.utils.tables import markdown_table
 

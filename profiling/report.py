@@ -15,12 +15,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from fusionseg.entry import DONE, run
 from fusionseg.observability.profiles.summary import summarise
 from fusionseg.performance.profile_files import find_profiles, own_account, read_profiles
 from fusionseg.performance.profile_picture import draw
 from fusionseg.performance.profile_report import report_page
 from fusionseg.utils.errors import UserError
+from fusionseg.utils.exit_status import DONE, run
 from fusionseg.utils.files import write_json, write_text
 
 

@@ -4,7 +4,8 @@
         [--figure F] [--other TFLOPS GBS] [key.path=value ...]
 
 The step is the engine's own. Its operators are counted: the operations of convolutions, matrix products and attention
-in forward and backward, and the bytes of every operator, optimizer included (fusionseg/performance/operator_costs.py says how).
+in forward and backward, and the bytes of every operator, optimizer included
+(`fusionseg.performance.operator_costs`).
 The device is measured in the same run: square matrix products and a convolution in the training's precision, a copy
 and a triad. No operator can be faster than the larger of operations / rate and bytes / bandwidth; the sum of these
 is the *bound*, and the *share* is what the bound is of the measured time. MFU is the model's operations over what the
@@ -28,13 +29,13 @@ from pathlib import Path
 from typing import Any
 
 from fusionseg.distributed.rank_facts import timed
-from fusionseg.entry import run
 from fusionseg.inference.evaluation.table import markdown_table
 from fusionseg.performance.device_rates import DeviceRates, measure_rates
 from fusionseg.performance.machine_report import describe_machine, machine_line, open_trainer, publish, step_arguments
 from fusionseg.performance.operator_costs import Call, Cost, OperatorWatch, PhaseClock, add_up, follow_phases
 from fusionseg.training.trainer import Trainer
 from fusionseg.utils.errors import UserError
+from fusionseg.utils.exit_status import run
 from fusionseg.utils.files import whole_file, writable_file
 from fusionseg.utils.logs import start_logging
 

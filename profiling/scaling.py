@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 
-from fusionseg.entry import run
 from fusionseg.performance.machine_report import describe_machine, publish
 from fusionseg.performance.scaling_check import check
 from fusionseg.performance.scaling_inputs import PRESETS, default_reliability, workload_of_run
 from fusionseg.performance.scaling_model import Network, Reliability, Scale, Workload, possible_ranks, scale
 from fusionseg.performance.scaling_report import check_table, draw, scaling_table
 from fusionseg.utils.errors import UserError
+from fusionseg.utils.exit_status import run
 from fusionseg.utils.files import writable_file
 
 COUNTS = [2**power for power in range(13)]

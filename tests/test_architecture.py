@@ -1,8 +1,9 @@
-"""Imports point one way, packages lie where they belong, and no module grows without end."""
+"""Rooms of the package: imports in one direction, no circle, no large folder."""
 
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -10,94 +11,105 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fusionseg"
-MODULES = sorted(PACKAGE.rglob("*.py"))
-MAX_LINES = 350
-
-# Each layer imports from those before it and from itself. What is not named here (train, pretrain, cli and
-# what may come beside them) is an entry point: it may import all, and nothing imports it.
-LAYERS = (
-    {"errors", "config", "files", "folder_lock", "machine", "streams", "telemetry"},
-    {"data", "models", "losses", "metrics", "reconstruction"},
-    {"engine"},
-    {"inference", "jobs"},
-)
-# Narrower than their layer.
-ONLY = {
-    "errors": set(),
-    "streams": set(),
-    "folder_lock": set(),
-    "entry": {"errors", "streams", "config", "engine"},
-    "files": {"errors"},
-    "machine": {"errors"},
-}
-SHARED = {"", "entry"}  # fusionseg itself (its version), and the exit status of every entry point
+MAX_MODULES = 15
+OLD_NAMES = {"jobs"}  # jobs that were queued by an older version are unpickled from there
 
 
-def part_of(path: Path) -> str:
-    """The top-level part that a module belongs to: "data" for fusionseg/data/loading/device_cache.py, "" for the package."""
-    first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    return "" if first == "__init__" else first
+def name_of(path: Path) -> str:
+    """The dotted name of a module: "fusionseg.data.loading.device_cache"; a package is called like its folder."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imported_parts(path: Path) -> set[str]:
-    """Top-level parts of fusionseg that a module imports, inside functions too."""
-    names: list[str] = []
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+ROOMS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py") if path.parent.name not in OLD_NAMES)
+
+
+def room_of(module: str) -> str:
+    """The top-level room of a module: "data" for "fusionseg.data.loading.device_cache"; "" for what is in no room."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in ROOMS else ""
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules of fusionseg that a file imports, inside functions too."""
+    found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
+            found |= {alias.name for alias in node.names} & MODULES.keys()
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute here"
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute in this package"
             assert node.module is not None
-            names += [f"{node.module}.{alias.name}" for alias in node.names]
-    own = [name.split(".") for name in names if name.split(".")[0] == "fusionseg"]
-    existing = {part_of(module) for module in MODULES}
-    return {name[1] if len(name) > 1 and name[1] in existing else "" for name in own}
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found |= {inner if inner in MODULES else node.module} & MODULES.keys()
+    return found
 
 
-def layer_of(part: str) -> int:
-    return next((number for number, layer in enumerate(LAYERS) if part in layer), len(LAYERS))
+IMPORTS = {module: imports_of(path) for module, path in MODULES.items()}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_one_way(path: Path) -> None:
-    part = part_of(path)
-    imported = imported_parts(path) - {part}
-    if part in ONLY:
-        assert imported - {""} <= ONLY[part]
-    for other in imported - SHARED:
-        assert layer_of(other) <= layer_of(part), f"{part} imports {other}, which stands above it"
+def may_import(room: str) -> set[str]:
+    """The rooms that a room's docstring allows it to import."""
+    text = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8"))) or ""
+    sentence = re.search(r"May import: ([^.]*)\.", text)
+    assert sentence, f"fusionseg/{room}/__init__.py: the docstring says what the room may import (May import: ...)"
+    return set(re.findall(r"`(\w+)`", sentence[1]))
 
 
-def test_no_part_imports_one_that_imports_it() -> None:
-    graph: dict[str, set[str]] = {}
-    for path in MODULES:
-        graph.setdefault(part_of(path), set()).update(imported_parts(path) - {part_of(path), ""})
-    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_what_its_docstring_allows(room: str) -> None:
+    imported = {
+        (module, other)
+        for module, others in IMPORTS.items()
+        if room_of(module) == room
+        for other in others
+        if room_of(other) not in (room, "")
+    }
+    allowed = may_import(room)
+    assert not {(module, other) for module, other in imported if room_of(other) not in allowed}
+    assert allowed == {room_of(other) for _, other in imported}, "the docstring allows a room that is not imported"
 
 
-def test_no_module_imports_one_that_imports_it() -> None:
-    """The same for single modules, as they are imported at the top of the file."""
-    names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in MODULES}
-    graph: dict[str, set[str]] = {}
-    for path in MODULES:
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        if path.name == "__init__.py":
-            continue  # gathers what its modules offer
-        graph[name] = set()
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ImportFrom) and node.module:
-                inner = {f"{node.module}.{alias.name}" for alias in node.names} & names
-                graph[name] |= inner or {node.module} & names
-    TopologicalSorter(graph).prepare()
+def test_rooms_form_no_circle() -> None:
+    TopologicalSorter({room: may_import(room) for room in ROOMS}).prepare()  # raises CycleError, which names the circle
+
+
+def test_modules_form_no_circle() -> None:
+    """Imports inside functions count: they do not undo a circle, they hide it."""
+    TopologicalSorter(IMPORTS).prepare()
+
+
+def test_rooms_import_no_entry_point() -> None:
+    """`fusionseg` itself has the version and the public API; its API is for users, not for the rooms."""
+    entries = {"fusionseg.cli", "fusionseg.train", "fusionseg.pretrain", "fusionseg.__main__"}
+    assert not {(module, other) for module, others in IMPORTS.items() if room_of(module) for other in others & entries}
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in MODULES.values()}), ids=lambda path: path.name)
+def test_no_folder_is_large(folder: Path) -> None:
+    modules = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
+    assert len(modules) <= MAX_MODULES
+
+
+@pytest.mark.parametrize(
+    "folder", sorted({path.parent for path in MODULES.values()} - {PACKAGE}), ids=lambda path: path.name
+)
+def test_every_folder_says_what_is_in_it(folder: Path) -> None:
+    init = folder / "__init__.py"
+    assert init.exists() and ast.get_docstring(ast.parse(init.read_text(encoding="utf-8")))
+
+
+def test_code_for_benchmarks_is_in_the_performance_room() -> None:
+    """A module that nothing but profiling/ and fusionseg.performance imports belongs there."""
+    users = {module: {other for other, imported in IMPORTS.items() if module in imported} for module in MODULES}
+    programs = {other for path in (ROOT / "profiling").glob("*.py") for other in imports_of(path)}
+    for module in programs:
+        if room_of(module) not in ("", "performance"):
+            others = {user for user in users[module] if room_of(user) != "performance"}
+            assert others, f"{module} is imported by profiling/ alone"
 
 
 @pytest.mark.parametrize("folder", ["launch", "slurm", "profiling"])
 def test_folders_of_programs_are_no_packages(folder: str) -> None:
     """A package named profiling would hide the standard library's, which torch imports."""
     assert list((ROOT / folder).rglob("__init__.py")) == []
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_modules_are_short(path: Path) -> None:
-    lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= MAX_LINES, f"{lines} lines: make it two modules"

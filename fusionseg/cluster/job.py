@@ -21,9 +21,9 @@ from types import FrameType
 from fusionseg.cluster.slurm import TIME_LIMIT, current_job, why_signalled
 from fusionseg.cluster.worker import main as train_rank
 from fusionseg.distributed.launch import check_port, first_node, meeting_port
-from fusionseg.entry import DONE, FAILED
 from fusionseg.runs.job_events import has_finished, last_end, read_events, requeues_at, write_event
 from fusionseg.training.signals import LEAD_VARIABLE
+from fusionseg.utils.exit_status import DONE, FAILED
 
 _POLL_S = 0.5
 _SIGNAL_AGAIN_S = 5.0

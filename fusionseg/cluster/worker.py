@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from fusionseg.entry import DONE, run
 from fusionseg.runs.job_events import read_events, write_event
 from fusionseg.training.signals import is_ignored
 from fusionseg.utils.errors import UserError
+from fusionseg.utils.exit_status import DONE, run
 from fusionseg.utils.streams import PATIENCE_S, protect
 
 PREDECESSOR_S = 60.0

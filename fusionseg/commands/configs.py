@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 from fusionseg.commands.base import Commands, add_command
-from fusionseg.entry import DONE
 from fusionseg.utils.errors import UserError
+from fusionseg.utils.exit_status import DONE
 
 
 def add_models(commands: Commands) -> None:

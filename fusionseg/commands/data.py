@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from fusionseg.commands.base import Commands, add_command
-from fusionseg.entry import DONE, FAILED
+from fusionseg.utils.exit_status import DONE, FAILED
 
 
 def add_synth(commands: Commands) -> None:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from fusionseg.commands.base import Commands, add_command
-from fusionseg.entry import DONE, FAILED
+from fusionseg.utils.exit_status import DONE, FAILED
 from fusionseg.utils.streams import reader_has_left
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from fusionseg.commands.base import Commands, add_command
-from fusionseg.entry import DONE, FAILED
 from fusionseg.utils.errors import UserError
+from fusionseg.utils.exit_status import DONE, FAILED
 
 INTERVALS_S = (0.1, 3600.0)
 """NVML's own values change no faster than about ten times a second."""

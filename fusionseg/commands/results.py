@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from fusionseg.commands.base import Commands, add_command
-from fusionseg.entry import DONE, FAILED
 from fusionseg.utils.errors import UserError
+from fusionseg.utils.exit_status import DONE, FAILED
 
 
 def add_evaluate(commands: Commands) -> None:

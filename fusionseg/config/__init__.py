@@ -1,6 +1,8 @@
 """The configuration of a run: schema, loading, overrides.
 
 `load_config("configs/demo.yaml", ["train.steps=10"])` is the way in.
+
+May import: `utils`.
 """
 
 from fusionseg.config.data_sections import AugmentConfig, CacheConfig, DataConfig

@@ -1,1 +1,1 @@
-"""Many runs at once: sweeps, their submission to SLURM or to this machine, and where they stand."""
+"""Old name of `fusionseg.cluster`: a job that an older version queued is unpickled from here. Nothing else uses it."""

@@ -1,0 +1,4 @@
+"""Losses of segmentations and of reconstructions.
+
+May import: `config`, `metrics`, `models`.
+"""

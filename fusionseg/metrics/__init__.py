@@ -1,0 +1,4 @@
+"""Metrics of segmentations and of reconstructions.
+
+May import: nothing.
+"""

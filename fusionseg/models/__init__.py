@@ -3,6 +3,8 @@
 All of them map volumes (B, C, X, Y, Z) to logits (B, K, X, Y, Z); in training mode, one with deep supervision gives a
 list of logits, the full resolution first. MONAI is imported when a network is built, not when this module is: its
 networks take seconds to import.
+
+May import: `utils`, `config`.
 """
 
 from __future__ import annotations

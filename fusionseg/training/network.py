@@ -73,7 +73,7 @@ def build_loss(config: RunConfig) -> Loss:
         from fusionseg.losses.reconstruction import ReconstructionLoss
 
         return ReconstructionLoss(config.pretrain.loss, data_range(config), intensity_limits(config))
-    from fusionseg.losses.segmentation import segmentation as losses
+    from fusionseg.losses import segmentation as losses
 
     return losses.build_loss(config.loss)
 

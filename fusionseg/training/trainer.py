@@ -33,7 +33,7 @@ from fusionseg.training.precision import choose_precision
 from fusionseg.training.rank_samples import RankSamples
 from fusionseg.training.signals import Lead, StopSignals, signal_name
 from fusionseg.training.step import TrainStep
-from fusionseg.training.tasks.task import open_task
+from fusionseg.training.tasks.opening import open_task
 from fusionseg.utils.errors import TrainingStopped, UserError
 
 log = logging.getLogger("fusionseg")

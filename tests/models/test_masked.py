@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from fusionseg.config.networks import NetworkSection, SwinConfig, UNetConfig, UNETRConfig
 from fusionseg.config.pretraining import PretrainConfig, ReconstructionLossConfig
-from fusionseg.losses.reconstruction import ReconstructionLoss, blocks_to_voxels, composite, fill_linear, fill_mean
+from fusionseg.losses.reconstruction import ReconstructionLoss
 from fusionseg.models import build_model
 from fusionseg.models.cpu_bf16 import guard_host_convolutions
 from fusionseg.models.masked import build_masked
 from fusionseg.models.masked.block_grid import fill_rows, hidden_shares, join_units, split_units, visible_rows
+from fusionseg.models.masked.hidden_voxels import blocks_to_voxels, composite, fill_linear, fill_mean
 from fusionseg.models.masked.swin import UnitAttention, swin_stages
 from fusionseg.models.swin.attention import WindowAttention
 

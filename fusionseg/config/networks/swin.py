@@ -16,7 +16,8 @@ class BridgeConfig(Section):
     """A context bridge after MISSFormer (Huang et al., 2021, arXiv:2109.07162): attention over several stages at once.
 
     The final skips of the stages, fused or plain, are reduced to a small grid and form one sequence of tokens; what
-    `depth` transformer blocks make of it is added to them. `fusionseg.models.swin.context_bridge` says what differs from the paper.
+    `depth` transformer blocks make of it is added to them. `fusionseg.models.swin.context_bridge` says what differs
+    from the paper.
     """
 
     stages: Ints = (3, 4, 5, 6)

@@ -1,7 +1,7 @@
 """The checks of one case: every file read to its last byte, every problem named.
 
-The rules are those of `fusionseg.data.formats.reader`, by which the other commands refuse a case; here they are noted, and
-the facts of the case with them. Runs in the worker processes of `fusionseg.data.checks.dataset_check`.
+The rules are those of `fusionseg.data.formats.reader`, by which the other commands refuse a case; here they are
+noted, and the facts of the case with them. Runs in the worker processes of `fusionseg.data.checks.dataset_check`.
 """
 
 from __future__ import annotations

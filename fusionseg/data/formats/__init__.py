@@ -1,0 +1,1 @@
+"""Data set layouts (MSD, nnU-Net, datalist) and the reader of their files."""

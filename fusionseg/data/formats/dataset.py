@@ -1,8 +1,8 @@
 """What a data set on disk consists of: cases, channels, label names, folds.
 
 Three layouts are read, none of them altered: the Medical Segmentation Decathlon's (MSD), nnU-Net's raw one
-(versions 1 and 2), and a MONAI datalist. Only names and JSON are looked at here; `fusionseg.data.checks.dataset_check` reads
-the voxels.
+(versions 1 and 2), and a MONAI datalist. Only names and JSON are looked at here;
+`fusionseg.data.checks.dataset_check` reads the voxels.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Prepared cases on the device: cache, sampling plan, crops and augmentation."""

@@ -1,0 +1,1 @@
+"""Preparation of cases: reorient, resample, normalise, crop; the store of prepared cases."""

@@ -1,0 +1,1 @@
+"""`fusionseg compare`: one table over many runs."""

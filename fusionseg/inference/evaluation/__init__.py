@@ -1,0 +1,1 @@
+"""`fusionseg evaluate`: the cases, their scores, the tables and figures."""

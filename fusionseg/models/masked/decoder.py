@@ -14,7 +14,7 @@ from monai.networks.blocks.transformerblock import TransformerBlock
 from monai.networks.utils import pixelshuffle
 from torch import Tensor, nn
 
-from fusionseg.losses.reconstruction import blocks_to_voxels, fill_linear
+from fusionseg.models.masked.hidden_voxels import blocks_to_voxels, fill_linear
 
 _GROUP = 8  # channels of a group of the group norm
 

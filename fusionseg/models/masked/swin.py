@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 from fusionseg.config.networks import SwinConfig
 from fusionseg.config.pretraining import PretrainConfig
-from fusionseg.losses.reconstruction import blocks_to_voxels
 from fusionseg.models.masked.block_grid import fill_rows, hidden_shares, join_units, split_units, visible_rows
 from fusionseg.models.masked.decoder import PyramidDecoder, linear_prior, start_at_prior_
+from fusionseg.models.masked.hidden_voxels import blocks_to_voxels
 from fusionseg.models.swin.attention import WindowAttention
 from fusionseg.models.swin.encoder import SwinBlock, SwinEncoder, SwinStage
 from fusionseg.models.swin.network import build_swin

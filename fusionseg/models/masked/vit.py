@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from fusionseg.config.networks import UNETRConfig
 from fusionseg.config.networks.from_monai import UNETR_TOKEN
 from fusionseg.config.pretraining import PretrainConfig
-from fusionseg.losses.reconstruction import blocks_to_voxels
 from fusionseg.models.masked.block_grid import fill_rows, hidden_shares, join_units, split_units, visible_rows
 from fusionseg.models.masked.decoder import TokenDecoder, linear_prior, start_at_prior_
+from fusionseg.models.masked.hidden_voxels import blocks_to_voxels
 from fusionseg.models.monai_networks import build_from_monai
 
 Triple = tuple[int, int, int]

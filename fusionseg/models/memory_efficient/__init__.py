@@ -1,0 +1,1 @@
+"""Layers that keep little memory for the backward pass."""

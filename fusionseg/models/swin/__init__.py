@@ -1,0 +1,1 @@
+"""Swin UNETR and Swin Fusion UNETR."""

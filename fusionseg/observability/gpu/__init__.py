@@ -1,0 +1,1 @@
+"""The GPU monitor: NVML samples, gpu.csv, and their summary."""

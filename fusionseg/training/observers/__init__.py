@@ -1,0 +1,1 @@
+"""Parts that watch a training: the recorder, the GPU monitor, the profile range."""

@@ -1,0 +1,1 @@
+"""The tasks: segmentation and pre-training."""

@@ -14,15 +14,9 @@ from torch import Tensor, nn
 
 from fusionseg.config import RunConfig
 from fusionseg.data.loading.sampling_plan import Purpose, hidden_blocks
-from fusionseg.losses.reconstruction import (
-    blocks_to_voxels,
-    composite,
-    fill_linear,
-    fill_mean,
-    quality,
-    within,
-    within_box,
-)
+from fusionseg.losses.reconstruction import within
+from fusionseg.metrics.reconstruction import quality, within_box
+from fusionseg.models.masked.hidden_voxels import blocks_to_voxels, composite, fill_linear, fill_mean
 from fusionseg.training.network import data_range, intensity_limits
 from fusionseg.training.precision import Precision
 

@@ -9,11 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fusionseg.config import RunConfig
-from fusionseg.distributed.world import World
-from fusionseg.training.data import TrainingData
-from fusionseg.training.precision import Precision
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -41,14 +36,3 @@ class Task(Protocol):
 
     def validate(self, model: nn.Module) -> Outcome:
         """Validate; all ranks must call it. `model` is the bare network, not its DDP wrapper."""
-
-
-def open_task(config: RunConfig, data: TrainingData, precision: Precision, world: World) -> Task:
-    """The task of a configuration."""
-    if config.pretrain is not None:
-        from fusionseg.training.tasks.pretraining import Pretraining
-
-        return Pretraining(config, data, precision, world)
-    from fusionseg.training.tasks.segmentation import Segmentation
-
-    return Segmentation(config, data, precision, world)

@@ -15,7 +15,7 @@ from fusionseg.cluster.sweep import load_sweep
 from fusionseg.config import LossConfig, load_config
 from fusionseg.losses.segmentation import build_loss, label_at
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = ["dice_ce", "dice", "dice_focal", "cross_entropy"]
 
 

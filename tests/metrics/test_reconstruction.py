@@ -11,16 +11,9 @@ from scipy.ndimage import correlate1d
 from torch import Tensor
 
 from fusionseg.config.pretraining import ReconstructionLossConfig
-from fusionseg.losses.reconstruction import (
-    ReconstructionLoss,
-    blocks_to_voxels,
-    composite,
-    fill_linear,
-    fill_mean,
-    quality,
-    ssim_map,
-    within,
-)
+from fusionseg.losses.reconstruction import ReconstructionLoss, within
+from fusionseg.metrics.reconstruction import quality, ssim_map
+from fusionseg.models.masked.hidden_voxels import blocks_to_voxels, composite, fill_linear, fill_mean
 from fusionseg.observability.pictures import reconstruction_strip
 
 GRID, PATCH = (2, 3, 2), (16, 24, 16)

@@ -25,7 +25,7 @@ SLURM_PROFILES = [file for file in PROFILES if load_cluster(file).cluster == "sl
 
 @pytest.mark.parametrize("file", SLURM_PROFILES, ids=lambda file: file.stem)
 def test_batch_scripts_are_the_golden_ones(file: Path) -> None:
-    """After an intended change: FUSIONSEG_WRITE_GOLDEN=1 pytest tests/jobs/test_cluster.py, and read the difference."""
+    """After an intended change: FUSIONSEG_WRITE_GOLDEN=1 pytest tests/cluster/test_cluster.py; read the difference."""
     sweep = Sweep(Path("table2.yaml"), Path("/scratch/runs/table2"), [])
     text = sbatch_text(sweep, load_cluster(file), num_runs=24).replace(sys.executable, "PYTHON")
     golden = GOLDEN / f"{file.stem}.sh"

@@ -1,0 +1,5 @@
+"""Old name of `fusionseg.cluster.job`."""
+
+from fusionseg.cluster.job import Job
+
+__all__ = ["Job"]
