@@ -103,7 +103,9 @@ class Bench:
         steps = itertools.count()
 
         def ours(trainer: Trainer) -> Callable[[], object]:
-            return lambda: [trainer.batch(step, micro) for step in [next(steps)] for micro in range(trainer.accumulate)]
+            return lambda: [
+                trainer.batch(step, micro) for step in [next(steps)] for micro in range(trainer.accumulation_steps)
+            ]
 
         loops: dict[str, Callable[[], object]] = {OURS: ours(self.ours), "as configured": ours(self.configured)}
         loops |= {name: recipe.batch for name, recipe in self.recipes.items()}
@@ -111,7 +113,7 @@ class Bench:
 
     def _step(self) -> dict[str, Any]:
         trainer = self.ours
-        batches = [trainer.batch(0, micro) for micro in range(trainer.accumulate)]
+        batches = [trainer.batch(0, micro) for micro in range(trainer.accumulation_steps)]
         lr = trainer.config.optim.lr
 
         def resident() -> None:

@@ -49,7 +49,7 @@ def bare_loop(trainer: Trainer, *, clip: bool) -> Callable[[], None]:
         model.compile()
     loss_fn = build_loss(config)
     optimizer = build_optimizer(config.optim, model.parameters())
-    batches = [trainer.batch(0, micro) for micro in range(trainer.accumulate)]
+    batches = [trainer.batch(0, micro) for micro in range(trainer.accumulation_steps)]
     scaler = torch.amp.GradScaler(trainer.world.device.type, enabled=trainer.precision.scales_loss)
 
     def step() -> None:

@@ -141,7 +141,7 @@ def predict(options: argparse.Namespace, preset: str) -> dict[str, Any]:
             network,
             reliability,
             ranks,
-            accumulate=options.accumulate or 1,
+            accumulation_steps=options.accumulate or 1,
             global_batch=options.global_batch,
             algorithm=options.algorithm,
         )

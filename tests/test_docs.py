@@ -12,7 +12,7 @@ import yaml
 from fusionseg.cluster.profile import load_cluster
 from fusionseg.cluster.sweep import load_sweep
 from fusionseg.config import load_config
-from fusionseg.distributed.batch_arithmetic import accumulation
+from fusionseg.distributed.batch_arithmetic import accumulation_steps
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")])
@@ -52,7 +52,7 @@ def test_a_training_of_the_documentation_can_be_dealt_over_its_ranks(page: str, 
     if "sbatch" in words:
         script = (ROOT / next(word for word in words if word.endswith(".sbatch"))).read_text()
         ranks = int(re.search(r"#SBATCH --ntasks-per-node=(\d+)", script)[1])
-    assert accumulation(config, ranks) >= 1
+    assert accumulation_steps(config, ranks) >= 1
 
 
 def test_there_are_examples() -> None:
@@ -65,7 +65,7 @@ def test_a_sweep_of_the_documentation_can_be_submitted(page: str, words: list[st
     profile = load_cluster(ROOT / words[words.index("--cluster") + 1], [])
     overrides = [word for word in settings(words) if not word.startswith("cluster.")]
     for run in load_sweep(ROOT / words[2], overrides).runs:
-        assert accumulation(run.config, profile.nodes * profile.ranks_per_node) >= 1
+        assert accumulation_steps(run.config, profile.nodes * profile.ranks_per_node) >= 1
 
 
 def test_the_configuration_of_the_readme(tmp_path: Path) -> None:

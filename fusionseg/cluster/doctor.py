@@ -50,7 +50,7 @@ def examine(folder: Path, world: World) -> list[Finding]:
         folder: where runs are to be written: its file system is measured.
     """
     findings: list[Finding] = []
-    if world.is_main:
+    if world.is_rank_zero:
         for check in (_python, _torch, _processors, _gpus, lambda: _file_system(folder), _slurm):
             findings += check()
     if world.size > 1:
@@ -246,20 +246,20 @@ def _ranks(world: World, folder: Path) -> list[Finding]:
         "gb": available_memory_bytes() / 1e9,
     }
     existing = _existing(folder)
-    name = f".fusionseg-doctor-{uuid.uuid4().hex}" if world.is_main else ""
-    shared = Path(world.from_main(str(existing / name)))
-    if world.is_main:
+    name = f".fusionseg-doctor-{uuid.uuid4().hex}" if world.is_rank_zero else ""
+    shared = Path(world.broadcast_object(str(existing / name)))
+    if world.is_rank_zero:
         with suppress(OSError):
             shared.touch()
-    world.gather(None)  # all are here: what follows happens on all at nearly the same time
+    world.all_gather_object(None)  # all are here: what follows happens on all at nearly the same time
     own["sees"] = shared.exists()
     own["clock"] = time.time()
-    entries: list[dict[str, Any]] = world.gather(own)
+    entries: list[dict[str, Any]] = world.all_gather_object(own)
     bandwidth = _REDUCE_BYTES / 1e9 / all_reduce_seconds(world, _REDUCE_BYTES)
     smallest_s = all_reduce_seconds(world, 4, repeats=20)
-    if world.is_main:
+    if world.is_rank_zero:
         shared.unlink(missing_ok=True)
-    if not world.is_main:
+    if not world.is_rank_zero:
         return []
     found = []
     for rank, entry in enumerate(entries):

@@ -13,7 +13,7 @@ from fusionseg.cluster.sweep import Sweep, SweepRun
 from fusionseg.config import RunConfig
 from fusionseg.config.yaml_location import dump_yaml
 from fusionseg.data.preprocessing.prepare import store_folder
-from fusionseg.distributed.batch_arithmetic import accumulation, batch_arithmetic
+from fusionseg.distributed.batch_arithmetic import accumulation_steps, batch_arithmetic
 from fusionseg.runs.cases import open_run
 from fusionseg.runs.checkpoints import numbered_checkpoints
 from fusionseg.runs.datasets import open_sources
@@ -49,7 +49,7 @@ def plan(sweep: Sweep, cluster: ClusterConfig) -> list[Planned]:
     runs: list[SweepRun] = []
     for run in sweep.runs:
         try:
-            accumulation(run.config, cluster.world_size)
+            accumulation_steps(run.config, cluster.world_size)
             run = replace(run, config=_share_store(run.config, sweep.folder.parent, stores))
             RunFolder(run.config).check(run.config)
         except UserError as error:

@@ -6,15 +6,15 @@ from fusionseg.config import RunConfig
 from fusionseg.utils.errors import UserError
 
 
-def accumulation(config: RunConfig, world_size: int) -> int:
+def accumulation_steps(config: RunConfig, world_size: int) -> int:
     """Micro-steps of an optimizer step on each rank.
 
     Raises:
         UserError: the global batch cannot be dealt over the ranks.
     """
     train = config.train
-    accumulate, rest = divmod(train.global_batch, train.micro_batch * world_size)
-    if rest or accumulate < 1:
+    accumulation_steps, rest = divmod(train.global_batch, train.micro_batch * world_size)
+    if rest or accumulation_steps < 1:
         fits = [n for n in range(1, train.global_batch + 1) if train.global_batch % (n * world_size) == 0]
         worlds = [n for n in range(1, train.global_batch + 1) if train.global_batch % (n * train.micro_batch) == 0]
         batches = [train.micro_batch * world_size * n for n in (1, 2, 4)]
@@ -25,13 +25,13 @@ def accumulation(config: RunConfig, world_size: int) -> int:
             + f"start {' or '.join(map(str, worlds))} ranks, or set train.global_batch to"
             + f" {' or '.join(map(str, batches))}"
         )
-    return accumulate
+    return accumulation_steps
 
 
 def batch_arithmetic(config: RunConfig, world_size: int) -> str:
     """The derivation of the accumulation, as a line."""
-    train, accumulate = config.train, accumulation(config, world_size)
+    train, steps = config.train, accumulation_steps(config, world_size)
     return (
         f"global {train.global_batch} = micro-batch {train.micro_batch} x {world_size} rank"
-        f"{'s' if world_size > 1 else ''} x accumulation {accumulate}"
+        f"{'s' if world_size > 1 else ''} x accumulation {steps}"
     )

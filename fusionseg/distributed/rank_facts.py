@@ -40,7 +40,7 @@ def describe_rank(world: World) -> dict[str, Any]:
 def threads_per_rank(world: World) -> int:
     """CPUs that this rank may use without taking them from others: srun may give each its own, torchrun does not."""
     own = socket.gethostname(), os.sched_getaffinity(0)
-    sharing = sum(host == own[0] and bool(cpus & own[1]) for host, cpus in world.gather(own))
+    sharing = sum(host == own[0] and bool(cpus & own[1]) for host, cpus in world.all_gather_object(own))
     return max(1, available_cpus() // sharing)
 
 

@@ -78,7 +78,7 @@ class World:
         return self.launch.world_size
 
     @property
-    def is_main(self) -> bool:
+    def is_rank_zero(self) -> bool:
         return self.launch.rank == 0
 
     def _join(self) -> None:
@@ -88,7 +88,7 @@ class World:
         if self.launch.meeting is not None:
             host, port = self.launch.meeting
             where = f"tcp://{host}:{port}?rank={self.rank}&world_size={self.size}"
-            if self.is_main:
+            if self.is_rank_zero:
                 check_port(self.launch.meeting)
         store, rank, size = next(iter(rendezvous(where)))
         self._store = PrefixStore("fusionseg", store)
@@ -99,7 +99,7 @@ class World:
         own = ""
         if self.device.type == "cuda":
             own = f"{socket.gethostname()}/{torch.cuda.get_device_properties(self.device).uuid}"
-        devices = self.gather(own)
+        devices = self.all_gather_object(own)
         shared = sorted({device for device in devices if device and devices.count(device) > 1})
         if shared:
             raise UserError(
@@ -107,11 +107,11 @@ class World:
                 " GPUs (--nproc_per_node), or give each process its own CUDA_VISIBLE_DEVICES"
             )
 
-    def main_first(self, name: str, work: Callable[[], None]) -> None:
+    def rank_zero_first(self, name: str, work: Callable[[], None]) -> None:
         """Do `work` on rank 0 while the others wait, however long it takes."""
         if self._store is None:
             work()
-        elif self.is_main:
+        elif self.is_rank_zero:
             try:
                 work()
             except BaseException:
@@ -123,7 +123,7 @@ class World:
             if self._store.get(name) != b"done":
                 raise UserError(f"rank 0 could not {name}: see its message")
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """The plain value of every rank, by rank; all ranks must call it."""
         if self.size == 1:
             return [value]
@@ -131,7 +131,7 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def from_main(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""
         if self.size == 1:
             return value
@@ -139,20 +139,20 @@ class World:
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
 
-    def share_(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast_(self, tensors: Iterable[Tensor]) -> None:
         """Make device tensors those of rank 0, in place."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
-    def sum_(self, values: Tensor) -> Tensor:
+    def all_reduce_(self, values: Tensor) -> Tensor:
         """Sum a device tensor over the ranks, in place, in the device's own queue."""
         if self.size > 1:
             with annotate("allreduce"):
                 dist.all_reduce(values)
         return values
 
-    def agree(self, flag: int) -> int:
+    def any_rank_signalled(self, flag: int) -> int:
         """The highest flag of all ranks, the same on every rank; call it once a step.
 
         With several ranks the answer is that of the step before: this step's travels between the hosts while the

@@ -135,8 +135,8 @@ def _rank(rank: int, processes: int, port: int, turns: int, threads: int, out: s
         if turn >= 2:
             steps.append(own)
             reduce.append(sizes)
-    everyone = world.gather((steps, reduce))
-    if world.is_main:
+    everyone = world.all_gather_object((steps, reduce))
+    if world.is_rank_zero:
         gradient_bytes = sum(parameter.nbytes for parameter in model.parameters())
         times, reductions = zip(*everyone, strict=True)
         write_json(Path(out), {"steps": times, "reduce": reductions, "gradient_bytes": gradient_bytes})
@@ -168,7 +168,7 @@ class _Step:
         loss.backward()  # type: ignore[no-untyped-call]
         marks.append(time.perf_counter())
         if self.shared:
-            self.world.sum_(loss.detach())
+            self.world.all_reduce_(loss.detach())
         self.optimizer.step()
         marks.append(time.perf_counter())
         return [end - start for start, end in pairwise(marks)]

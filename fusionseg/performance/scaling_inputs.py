@@ -118,11 +118,11 @@ def workload_of_run(run: Path) -> Workload:
         problems.append(f"{run / 'environment.json'}: does not say how many parameters the network has")
     if problems:
         raise UserError(problems)
-    accumulate = config.train.global_batch // config.train.micro_batch
+    accumulation_steps = config.train.global_batch // config.train.micro_batch
     step_s = statistics.median(times)
     return Workload(
-        micro_batch_s=step_s / accumulate,
+        micro_batch_s=step_s / accumulation_steps,
         gradient_bytes=4 * int(parameters or 0),
         micro_batch=config.train.micro_batch,
-        spread=statistics.stdev(times) / step_s * sqrt(config.log.every * accumulate),
+        spread=statistics.stdev(times) / step_s * sqrt(config.log.every * accumulation_steps),
     )

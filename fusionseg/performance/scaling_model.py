@@ -108,7 +108,7 @@ class Scale:
     ranks: int
     nodes: int
     global_batch: int
-    accumulate: int
+    accumulation_steps: int
     step: StepTime
     samples_per_s: float
     efficiency: float
@@ -215,12 +215,12 @@ def expected_slowest(ranks: int, spread: float, distribution: Distribution = "lo
 
 
 def step_time(
-    workload: Workload, ranks: int, accumulate: int, network: Network, algorithm: Algorithm = "best"
+    workload: Workload, ranks: int, accumulation_steps: int, network: Network, algorithm: Algorithm = "best"
 ) -> StepTime:
-    """The parts of an optimizer step of `accumulate` micro-batches on each rank."""
-    computing = accumulate * workload.micro_batch_s
+    """The parts of an optimizer step of `accumulation_steps` micro-batches on each rank."""
+    computing = accumulation_steps * workload.micro_batch_s
     # Of independent micro-batches the variances add up; the sum of log-normals is taken for one (Fenton, 1960).
-    slowest = expected_slowest(ranks, workload.spread / sqrt(accumulate), workload.distribution)
+    slowest = expected_slowest(ranks, workload.spread / sqrt(accumulation_steps), workload.distribution)
     if ranks == 1:
         return StepTime(computing + workload.optimizer_s, 0.0, 0.0, 0.0)
     sizes = buckets(workload.gradient_bytes, workload.bucket_bytes)
@@ -241,19 +241,19 @@ def scale(
     reliability: Reliability,
     ranks: int,
     *,
-    accumulate: int = 1,
+    accumulation_steps: int = 1,
     global_batch: int | None = None,
     algorithm: Algorithm = "best",
 ) -> Scale:
     """The training on `ranks` GPUs.
 
     Args:
-        accumulate: micro-batches of a rank in a step; the global batch grows with the ranks (weak scaling).
-        global_batch: samples of a step, if they are to stay the same (strong scaling); `accumulate` follows. Must be
-            a multiple of micro-batch times ranks.
+        accumulation_steps: micro-batches of a rank in a step; the global batch grows with the ranks (weak scaling).
+        global_batch: samples of a step, if they are to stay the same (strong scaling); `accumulation_steps` follows.
+            Must be a multiple of micro-batch times ranks.
     """
-    alone = accumulate if global_batch is None else global_batch // workload.micro_batch
-    own = accumulate if global_batch is None else alone // ranks
+    alone = accumulation_steps if global_batch is None else global_batch // workload.micro_batch
+    own = accumulation_steps if global_batch is None else alone // ranks
     step = step_time(workload, ranks, own, network, algorithm)
     samples = own * ranks * workload.micro_batch
     speed = samples / step.total_s

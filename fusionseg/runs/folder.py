@@ -30,7 +30,7 @@ from fusionseg.utils.folder_lock import FolderLock, HeldError
 PACKAGES = ("torch", "monai", "numpy", "nibabel", "pydantic", "nvtx")
 
 # What may change between two starts of one run: none of it is part of the mathematics.
-FREE = (
+RESUME_FREE_KEYS = (
     ("name",), ("output",), ("resume",), ("init_from_seen",), ("device",), ("log",), ("profile",), ("cache", "device"),
     ("cache", "memory_fraction"), ("checkpoint",), ("data", "root"), ("data", "prepared"), ("data", "workers"),
     ("train", "threads"), ("train", "checkpoint_activations"), ("validate", "window_batch"),
@@ -183,7 +183,7 @@ def refuse_other_config(folder: Path, before: dict[str, Any], config: RunConfig)
     Raises:
         UserError: with the differences.
     """
-    changed = differences(mathematics(resolved(before)), mathematics(config.to_dict()))
+    changed = differences(resume_relevant(resolved(before)), resume_relevant(config.to_dict()))
     if changed:
         raise UserError(
             f"{folder}: holds a run of a different configuration: choose another name, or go back to the old"
@@ -191,10 +191,10 @@ def refuse_other_config(folder: Path, before: dict[str, Any], config: RunConfig)
         )
 
 
-def mathematics(plain: dict[str, Any]) -> dict[str, Any]:
+def resume_relevant(plain: dict[str, Any]) -> dict[str, Any]:
     """The part of a plain configuration that the results depend on."""
     kept: dict[str, Any] = json.loads(json.dumps(plain, default=str))
-    for path in FREE:
+    for path in RESUME_FREE_KEYS:
         section: Any = kept
         for key in path[:-1]:
             section = section.get(key) if isinstance(section, dict) else None
@@ -209,8 +209,8 @@ def mathematics(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def config_hash(config: RunConfig) -> str:
-    """A short hash of `mathematics`."""
-    return hashlib.sha256(json.dumps(mathematics(config.to_dict()), sort_keys=True).encode()).hexdigest()[:16]
+    """A short hash of `resume_relevant`."""
+    return hashlib.sha256(json.dumps(resume_relevant(config.to_dict()), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _version(package: str) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from fusionseg.config import validate
-from fusionseg.runs.folder import mathematics
+from fusionseg.runs.folder import resume_relevant
 from fusionseg.runs.records import read_object, read_regular, sift_records
 from fusionseg.runs.stored_evaluation import is_number, stored_evaluation
 from fusionseg.utils.errors import UserError
@@ -108,7 +108,7 @@ def read_run(folder: Path, weights: str) -> RunSummary:
         marks.append(UNKNOWN_START)
     if weights == "last" and status == "plateau":
         marks.append(BY_PLATEAU)
-    config = dict(_items(mathematics(plain)))
+    config = dict(_items(resume_relevant(plain)))
     return RunSummary(
         folder,
         task,
@@ -203,7 +203,7 @@ def _key(config: Mapping[str, Any]) -> str:
         start = Path(str(settings["init_from"]))
         folder = start.parent.parent if start.suffix == ".pt" else start
         try:
-            before = dict(_items(mathematics(_configuration(folder))))
+            before = dict(_items(resume_relevant(_configuration(folder))))
         except UserError:
             pass
         else:

@@ -12,7 +12,7 @@ from torch import Tensor
 from fusionseg.config import RunConfig
 from fusionseg.data.formats.ignored_entries import unlabelled_cases
 from fusionseg.data.loading.device_cache import DeviceCache, cache_bytes, place_cache
-from fusionseg.data.loading.patch_augmenter import PatchSampler
+from fusionseg.data.loading.patch_augmenter import PatchAugmenter
 from fusionseg.data.loading.sampling_plan import SamplePlan
 from fusionseg.data.preprocessing.lost_foreground import lost_foreground_warning
 from fusionseg.data.preprocessing.prepare import open_store, prepare
@@ -40,7 +40,7 @@ class TrainingData:
     """Case numbers within the cache."""
     cache: DeviceCache
     plan: SamplePlan
-    sampler: PatchSampler
+    sampler: PatchAugmenter
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -66,16 +66,16 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
     Raises:
         UserError: cases cannot be prepared, or do not keep training and validation apart; or the cache fits nowhere.
     """
-    if world.is_main:
+    if world.is_rank_zero:
         for part in run.sources:
             unlabelled = unlabelled_cases(part.dataset.training) if config.pretrain is None else []
             for note in (*part.dataset.notes, *unlabelled):
                 log.warning("%s", note)
     settled: list[tuple[list[Store], Split]] = []
     with annotate("prepare"):
-        world.main_first("prepare the data", lambda: settled.append(_settle(config, run)))
+        world.rank_zero_first("prepare the data", lambda: settled.append(_settle(config, run)))
     # Rank 0's view of the disk is everybody's: a stale directory entry must not give one rank another data set.
-    stores, split = world.from_main(settled[0] if settled else None)
+    stores, split = world.broadcast_object(settled[0] if settled else None)
     train, validation = (
         [
             (store, case.name)
@@ -86,7 +86,7 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
         for part in ("train", "validation")
     )
     cases = [*train, *(case for case in validation if case not in train)]
-    if world.is_main and config.pretrain is None:
+    if world.is_rank_zero and config.pretrain is None:
         records = [store.cases[name] for store, name in cases]
         if lost := lost_foreground_warning(records, stores[0].labels):
             log.warning("%s", lost)
@@ -101,7 +101,7 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
         samples_per_volume=config.data.samples_per_volume,
         foreground=config.data.foreground,
     )
-    sampler = PatchSampler(cache, config.augment, config.data.patch, world.device)
+    sampler = PatchAugmenter(cache, config.augment, config.data.patch, world.device)
     validation_numbers = [cases.index(case) for case in validation]
     return TrainingData(split.channels, split.labels, split, validation_numbers, cache, plan, sampler)
 
@@ -149,7 +149,7 @@ def _load_cache(config: RunConfig, world: World, cases: list[tuple[Store, str]])
     needed = cache_bytes([store.cases[name] for store, name in cases], config.cache)
     own = torch.cuda.mem_get_info(world.device)[0] if world.device.type == "cuda" else 0
     # What is free everywhere, before anybody loads: every rank decides alike.
-    everywhere = world.gather((own, available_memory_bytes()))
+    everywhere = world.all_gather_object((own, available_memory_bytes()))
     accelerator_free, host_free = (min(values) for values in zip(*everywhere, strict=True))
     placement = place_cache(
         needed,

@@ -144,7 +144,7 @@ def _compare_channels(path: Path, channels: Sequence[str]) -> None:
         )
 
 
-def distribute(model: nn.Module, config: RunConfig, world: World, accumulate: int) -> nn.Module:
+def distribute(model: nn.Module, config: RunConfig, world: World, accumulation_steps: int) -> nn.Module:
     """The network as the training step calls it: compiled if so configured, its gradients averaged over the ranks."""
     if world.size > 1 and (count := synchronise_batch_norm(model, world.device)):
         log.info("batch norm: %d layers, each over the micro-batches of all %d ranks", count, world.size)
@@ -162,7 +162,7 @@ def distribute(model: nn.Module, config: RunConfig, world: World, accumulate: in
             device_ids=[world.device.index] if world.device.type == "cuda" else None,
             gradient_as_bucket_view=True,
             # with accumulation, the graph of a synchronised micro-step is not that of the others
-            static_graph=accumulate == 1,
+            static_graph=accumulation_steps == 1,
             # Batch norm's running statistics are the same on all ranks; all else that is a buffer is a constant.
             broadcast_buffers=False,
         )

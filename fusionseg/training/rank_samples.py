@@ -47,7 +47,7 @@ class RankSamples:
     def taken(self, step: int) -> list[dict[str, Any]]:
         """Case and patch origin of every sample of the last step, as each rank took them; all ranks must call it."""
         own = [entry for indices in self._taken for entry in self._describe(step, indices)]
-        everywhere = [entry for part in self.world.gather(own) for entry in part]
+        everywhere = [entry for part in self.world.all_gather_object(own) for entry in part]
         return sorted(everywhere, key=lambda entry: entry["sample"])
 
     def refuse_endless_skipping(self, in_a_row: int) -> None:
@@ -65,7 +65,7 @@ class RankSamples:
                 names = {entry["case"] for entry in self._describe(step, self.of(micro))}
                 everything |= names
                 bad_loss |= set() if good else names
-        gathered = self.world.gather((sorted(bad_loss), sorted(everything)))
+        gathered = self.world.all_gather_object((sorted(bad_loss), sorted(everything)))
         guilty = sorted({name for part, _ in gathered for name in part})
         cases = guilty or sorted({name for _, part in gathered for name in part})
         raise TrainingStopped(

@@ -7,7 +7,7 @@ import logging
 import torch
 
 from fusionseg.config import RunConfig
-from fusionseg.distributed.batch_arithmetic import accumulation
+from fusionseg.distributed.batch_arithmetic import accumulation_steps
 from fusionseg.distributed.world import World
 from fusionseg.runs.cases import RunCases, open_run
 from fusionseg.runs.folder import RunFolder
@@ -34,8 +34,8 @@ def train(config: RunConfig, patience_s: float = 0.0) -> str:
     folder = RunFolder(config)
     opened: list[RunCases] = []
     try:
-        world.main_first("open the run folder", lambda: opened.append(_open(folder, config, world, patience_s)))
-        cases = world.from_main(opened[0] if opened else None)
+        world.rank_zero_first("open the run folder", lambda: opened.append(_open(folder, config, world, patience_s)))
+        cases = world.broadcast_object(opened[0] if opened else None)
         if world.launch.remark:
             log.warning("%s", world.launch.remark)
         log.info("run: %s", folder.path)
@@ -54,7 +54,7 @@ def train(config: RunConfig, patience_s: float = 0.0) -> str:
 
 def _open(folder: RunFolder, config: RunConfig, world: World, patience_s: float) -> RunCases:
     # What can be refused at a glance is refused before there is a folder.
-    accumulation(config, world.size)
+    accumulation_steps(config, world.size)
     check_profile(config.profile, world.device)
     folder.check(config)
     begun = folder.has_checkpoints()

@@ -24,7 +24,7 @@ Loss = Callable[[Any, Any], Tensor]
 
 
 @dataclass(frozen=True)
-class Window:
+class StepStatistics:
     """What the steps since the last reading came to, read from the device."""
 
     loss: float | None
@@ -49,7 +49,7 @@ class TrainStep:
         precision: Precision,
         world: World,
         *,
-        accumulate: int,
+        accumulation_steps: int,
         clip_grad: float | None,
     ) -> None:
         self.model = model
@@ -57,7 +57,7 @@ class TrainStep:
         self.optimizer = optimizer
         self.precision = precision
         self.world = world
-        self.accumulate = accumulate
+        self.accumulation_steps = accumulation_steps
         self.clip_grad = clip_grad
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=precision.scales_loss)
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -65,7 +65,7 @@ class TrainStep:
         # loss sum, finite steps, last gradient norm, skipped, skipped in a row; float64: exact counts, exact resume
         self._totals = torch.zeros(5, dtype=torch.float64, device=world.device)
         # per micro-step of the step, whether this rank's loss was finite: for naming the cases afterwards
-        self.micro_finite = torch.ones(accumulate, dtype=torch.bool, device=world.device)
+        self.micro_finite = torch.ones(accumulation_steps, dtype=torch.bool, device=world.device)
 
     def __call__(self, step: int, batch: Batch, lr: float, seed: Callable[[int], int]) -> None:
         """Train on the global batch of `step`; `seed(micro)` seeds what the network draws in a micro-step."""
@@ -73,15 +73,15 @@ class TrainStep:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         loss_sum = torch.zeros((), device=self.world.device)
-        for micro in range(self.accumulate):
+        for micro in range(self.accumulation_steps):
             with annotate("data", micro):
                 inputs, target = batch(step, micro)
             torch.manual_seed(seed(micro))
-            with self._synchronised(last=micro == self.accumulate - 1):
+            with self._synchronised(last=micro == self.accumulation_steps - 1):
                 with annotate("forward", micro), self.precision.autocast():
                     output = self.model(*inputs)
                 with annotate("loss", micro):
-                    loss = self.loss(output, target) / self.accumulate
+                    loss = self.loss(output, target) / self.accumulation_steps
                 with annotate("backward", micro):
                     self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             self.micro_finite[micro] = loss.detach().isfinite()
@@ -90,12 +90,12 @@ class TrainStep:
             self._drop_frozen(step)
             self._optimize(loss_sum)
 
-    def read(self) -> Window:
+    def read(self) -> StepStatistics:
         """Wait for the device and take the totals since the last reading."""
         loss_sum, count, norm, skipped, _ = self._totals.tolist()
         self._totals[:3] = 0
         known = count > 0
-        return Window(loss_sum / count if known else None, norm if known else None, int(skipped))
+        return StepStatistics(loss_sum / count if known else None, norm if known else None, int(skipped))
 
     def skipped_in_a_row(self) -> int:
         """Wait for the device: how many of the last steps were skipped."""
@@ -138,7 +138,7 @@ class TrainStep:
         norm = get_total_norm([parameter.grad for parameter in self.parameters if parameter.grad is not None])
         # The summed loss is not finite as soon as one rank's is not, and the reduced gradients are the same
         # everywhere: every rank comes to the same answer with this one reduction.
-        loss = self.world.sum_(loss_sum) / self.world.size
+        loss = self.world.all_reduce_(loss_sum) / self.world.size
         finite = loss.isfinite() & norm.isfinite()
         if self._skips_on_device:
             # The fused kernels divide the gradients by `grad_scale` as they read them: clipping without a pass of

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fusionseg.config import RunConfig
-from fusionseg.distributed.batch_arithmetic import accumulation, batch_arithmetic
+from fusionseg.distributed.batch_arithmetic import accumulation_steps, batch_arithmetic
 from fusionseg.distributed.rank_facts import describe_rank, threads_per_rank
 from fusionseg.distributed.world import World
 from fusionseg.observability.ranges import account, annotate
@@ -46,7 +46,7 @@ class Trainer:
         self.config = config
         self.world = world
         self.folder = folder
-        self.accumulate = accumulation(config, world.size)
+        self.accumulation_steps = accumulation_steps(config, world.size)
         # On a GPU run too: the host crops where the cache is the host's, and torchrun leaves one thread.
         torch.set_num_threads(config.train.threads or threads_per_rank(world))
         self.precision = choose_precision(config.train.precision, world.device)
@@ -59,12 +59,12 @@ class Trainer:
             config, world.device, in_channels=len(self.data.channels), out_channels=len(self.data.labels)
         )
         self.step_fn = TrainStep(
-            distribute(self.model, config, world, self.accumulate),
+            distribute(self.model, config, world, self.accumulation_steps),
             build_loss(config),
             build_optimizer(config.optim, parameter_groups(self.model, config)),
             self.precision,
             world,
-            accumulate=self.accumulate,
+            accumulation_steps=self.accumulation_steps,
             clip_grad=config.train.clip_grad,
         )
         self.window = ProfileWindow(config.profile, world, folder.path / "profile")
@@ -78,16 +78,16 @@ class Trainer:
     def run(self) -> str:
         """Train to the end; the status that the end record has."""
         spent = self._resume()
-        if self.world.is_main:
+        if self.world.is_rank_zero:
             self.folder.write_split(self.data.split)
         status, reason = self._why_end()
-        if status and self.world.from_main(self.folder.has_end()):
+        if status and self.world.broadcast_object(self.folder.has_end()):
             log.info("%s: this run has already ended (%s at step %d)", self.folder.path, status, self.step)
             return status
-        if self.world.is_main:
+        if self.world.is_rank_zero:
             self.folder.rewind_metrics(self.step, validated=self._validated)
-        ranks = self.world.gather(describe_rank(self.world))
-        if self.world.is_main:
+        ranks = self.world.all_gather_object(describe_rank(self.world))
+        if self.world.is_rank_zero:
             self.folder.write_environment(ranks, sum(parameter.numel() for parameter in self.model.parameters()))
         watch = GpuWatch(self.config, self.world, self.folder.path, self.folder.pictures)
         recorder = Recorder(self.config, self.world, self.folder, watch, step=self.step, spent=spent)
@@ -130,7 +130,7 @@ class Trainer:
             recorder.progress.step(self.step)
             self._record(lr, recorder)
             self.checkpoints.check()
-            stop = self.world.agree(signals.received)
+            stop = self.world.any_rank_signalled(signals.received)
             # Before the validation, which may last longer than the time that a signal leaves. The first step is saved
             # too: a folder that takes no checkpoint is known now, and not after hours.
             if stop or self.step == 1 or self.step % self.config.checkpoint.every == 0:
@@ -209,7 +209,7 @@ class Trainer:
         recorder.validation(self.step, measure, outcome, time.monotonic() - start, self.data.split.marks)
         if not isnan(score) and (self.best is None or score > self.best[measure]):
             self.best = {measure: score, "step": self.step}
-            if self.world.is_main:
+            if self.world.is_rank_zero:
                 with annotate("checkpoint", self.step):
                     self.checkpoints.save_best({**self._identity(), "model": self.model.state_dict(), measure: score})
 
@@ -230,7 +230,7 @@ class Trainer:
         }
 
     def _save(self, recorder: Recorder) -> None:
-        if not self.world.is_main:
+        if not self.world.is_rank_zero:
             return
         spent = recorder.spent()
         with annotate("checkpoint", self.step):
@@ -252,11 +252,11 @@ class Trainer:
     def _resume(self) -> Spent:
         """Go on from the newest intact checkpoint, if there is one; the time that the run has taken so far."""
         found: list[tuple[Path, dict[str, Any]] | None] = []
-        self.world.main_first(
+        self.world.rank_zero_first(
             "find a checkpoint", lambda: found.append(self.checkpoints.newest_intact(read_training_state))
         )
         intact = found[0] if found else None
-        path = self.world.from_main(intact[0] if intact else None)
+        path = self.world.broadcast_object(intact[0] if intact else None)
         if path is None:
             start_from(self.model, self.config, self.data.channels)
             return Spent()

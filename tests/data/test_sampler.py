@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fusionseg.config import AugmentConfig, CacheConfig
 from fusionseg.data.loading.device_cache import DeviceCache
-from fusionseg.data.loading.patch_augmenter import PatchSampler, counter_normal, patch_to_volume
+from fusionseg.data.loading.patch_augmenter import PatchAugmenter, counter_normal, patch_to_volume
 from fusionseg.data.loading.sampling_plan import SamplePlan, Samples
 from fusionseg.data.preprocessing.store import Store, write_case
 from fusionseg.data.preprocessing.volume import Volume
@@ -73,11 +73,11 @@ def planned(count: int = 1, **given: Any) -> Samples:
     return Samples(step=0, **values)
 
 
-def sampler(cache: DeviceCache, patch: tuple[int, int, int], **augment: Any) -> PatchSampler:
-    return PatchSampler(cache, AugmentConfig.model_validate(augment), patch, CPU)
+def sampler(cache: DeviceCache, patch: tuple[int, int, int], **augment: Any) -> PatchAugmenter:
+    return PatchAugmenter(cache, AugmentConfig.model_validate(augment), patch, CPU)
 
 
-def forced(name: str, made: PatchSampler, plan: Samples) -> tuple[Tensor, Tensor]:
+def forced(name: str, made: PatchAugmenter, plan: Samples) -> tuple[Tensor, Tensor]:
     """The first sample through `_cut` or `_warp`, whatever the plan would choose."""
     image = torch.full((made.cache.channels, *made.patch), torch.nan)
     label = torch.full(made.patch, 255, dtype=torch.uint8)
@@ -299,10 +299,10 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
-def everything(cache: DeviceCache, patch: tuple[int, int, int]) -> tuple[SamplePlan, PatchSampler]:
+def everything(cache: DeviceCache, patch: tuple[int, int, int]) -> tuple[SamplePlan, PatchAugmenter]:
     augment = AugmentConfig.model_validate(EVERYTHING)
     plan = SamplePlan(cache.index, augment, seed=1, patch=patch, global_batch=8, samples_per_volume=2, foreground=0.5)
-    return plan, PatchSampler(cache, augment, patch, CPU)
+    return plan, PatchAugmenter(cache, augment, patch, CPU)
 
 
 def test_a_sample_does_not_depend_on_its_batch(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from fusionseg.config.data_sections import AugmentConfig, CacheConfig
 from fusionseg.data.formats.geometry import voxel_sizes
 from fusionseg.data.formats.problems import CaseError
 from fusionseg.data.loading.device_cache import DeviceCache
-from fusionseg.data.loading.patch_augmenter import PatchSampler
+from fusionseg.data.loading.patch_augmenter import PatchAugmenter
 from fusionseg.data.loading.sampling_plan import SamplePlan
 from fusionseg.data.preprocessing.store import Store, write_case
 from fusionseg.data.preprocessing.volume import foreground_box, load_volume, normalise
@@ -251,7 +251,7 @@ def test_outside_a_skull_stripped_volume_is_the_air_in_it(tmp_path: Path) -> Non
     record = write_case(tmp_path, "a", volume, [], "float16")
     assert record.background == (0, 0)
     cache = DeviceCache([(Store(tmp_path, "t", ("a", "b"), {0: "b"}, {"a": record}), "a")], CacheConfig(), CPU)
-    sampler = PatchSampler(cache, AugmentConfig(flip=0), (16, 16, 16), CPU)
+    sampler = PatchAugmenter(cache, AugmentConfig(flip=0), (16, 16, 16), CPU)
     options = {"seed": 0, "patch": (16, 16, 16), "global_batch": 1, "samples_per_volume": 1, "foreground": 0.0}
     plan = SamplePlan(cache.index, AugmentConfig(flip=0), **options)
     image, _ = sampler(plan.samples(0, range(1)))

@@ -29,12 +29,12 @@ def train_each(report: str) -> None:
         model = build_network(config, world.device, in_channels=1, out_channels=2)
         before = digest(model)
         step = TrainStep(
-            distribute(model, config, world, accumulate=1),
+            distribute(model, config, world, accumulation_steps=1),
             build_loss(config),
             build_optimizer(config.optim, model.parameters()),
             Precision("fp32", "as configured", "cpu"),
             world,
-            accumulate=1,
+            accumulation_steps=1,
             clip_grad=1.0,
         )
         draw = torch.Generator().manual_seed(world.rank)
@@ -47,12 +47,12 @@ def train_each(report: str) -> None:
         seen.add(section)
         window = step.read()
         found[name] = {
-            "before": world.gather(before),
-            "after": world.gather(digest(model)),
+            "before": world.all_gather_object(before),
+            "after": world.all_gather_object(digest(model)),
             "skipped": window.skipped,
-            "grad_norm": world.gather(window.grad_norm),
+            "grad_norm": world.all_gather_object(window.grad_norm),
         }
-    if world.is_main:
+    if world.is_rank_zero:
         Path(report).write_text(json.dumps(found))
     world.close()
 

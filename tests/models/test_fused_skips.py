@@ -45,11 +45,11 @@ def first_convolutions(blocks: nn.ModuleDict) -> dict[str, tuple[int, int, int]]
 
 
 def test_plan_of_the_thesis() -> None:
-    assert FusionConfig(above=1).plan == {2: (1,), 3: (2,), 4: (3,), 5: (4,)}
+    assert FusionConfig(above=1).fusion_sources == {2: (1,), 3: (2,), 4: (3,), 5: (4,)}
     # Two above: stage 2 has only stage 1 above it.
-    assert FusionConfig(above=2).plan == {2: (1,), 3: (1, 2), 4: (2, 3), 5: (3, 4)}
+    assert FusionConfig(above=2).fusion_sources == {2: (1,), 3: (1, 2), 4: (2, 3), 5: (3, 4)}
     everything = {2: (1,), 3: (1, 2), 4: (1, 2, 3), 5: (1, 2, 3, 4), 6: (1, 2, 3, 4, 5)}
-    assert FusionConfig(above="all", last_stage=6).plan == everything
+    assert FusionConfig(above="all", last_stage=6).fusion_sources == everything
 
 
 def test_plan_of_every_combination() -> None:
@@ -59,9 +59,9 @@ def test_plan_of_every_combination() -> None:
         whole = {s: tuple(o for o in range(1, 7) if s - up <= o < s or s < o <= s + down) for s in range(1, last + 1)}
         whole = {stage: sources for stage, sources in whole.items() if sources}
         settings = {"above": above, "below": below, "last_stage": last, "bridge": {}}
-        assert FusionConfig.model_validate(settings).plan == whole
+        assert FusionConfig.model_validate(settings).fusion_sources == whole
         for stages in ([3], [2, 5], list(whole)) if whole else ():
-            chosen = FusionConfig.model_validate({**settings, "stages": stages}).plan
+            chosen = FusionConfig.model_validate({**settings, "stages": stages}).fusion_sources
             assert chosen == {stage: whole[stage] for stage in stages}
 
 
@@ -173,7 +173,7 @@ def test_equals_the_definition_with_direct_resampling(source: str, pooling: str,
         fused = module(encoder_maps, skips)
         assert below or fused[0] is skips[0]
         assert [x.shape for x in fused] == [x.shape for x in skips]
-        for target, sources in module.plan.items():
+        for target, sources in module.fusion_sources.items():
             expected = torch.cat([skips[target - 1], *(x for s in sources for x in direct(s, target))], dim=1)
             torch.testing.assert_close(seen[f"stage{target}"], expected)
             torch.testing.assert_close(fused[target - 1], module.fuse[f"stage{target}"](expected))

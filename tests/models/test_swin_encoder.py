@@ -11,7 +11,7 @@ from fusionseg.models.cost import saved_bytes
 from fusionseg.models.swin import attention as swin_attention
 from fusionseg.models.swin import encoder as swin_encoder
 from fusionseg.models.swin.encoder import SwinEncoder
-from fusionseg.models.swin.window_layout import fitted_window, window_plan
+from fusionseg.models.swin.window_layout import fitted_window, window_layout
 
 CPU = torch.device("cpu")
 # size of the volume, window: the stages are padded (3), whole (4), or smaller than the window; samples: 2, 1
@@ -125,35 +125,35 @@ def test_keeps_a_fraction_of_monais_memory() -> None:
 @pytest.mark.parametrize("shifted", [False, True])
 @pytest.mark.parametrize("dims", [(9, 7, 15), (8, 8, 8), (3, 4, 2)])
 def test_windows_and_masks_are_monais(dims: tuple[int, int, int], shifted: bool) -> None:
-    plan = window_plan(dims, 4, shifted, CPU)
+    layout = window_layout(dims, 4, shifted, CPU)
     window, shift = fitted_window(dims, 4, shifted=shifted)
     padded = [-(-dim // n) * n for dim, n in zip(dims, window, strict=True)]
-    numbers = torch.full((1, *padded, 1), plan.tokens)
-    numbers[0, : dims[0], : dims[1], : dims[2], 0] = torch.arange(plan.tokens).view(dims)
+    numbers = torch.full((1, *padded, 1), layout.tokens)
+    numbers[0, : dims[0], : dims[1], : dims[2], 0] = torch.arange(layout.tokens).view(dims)
     rolled = torch.roll(numbers, [-s for s in shift], (1, 2, 3))
     windows = window_partition(rolled, window)[..., 0]
     masks = compute_mask(padded, window, shift, CPU) if any(shift) else torch.zeros(len(windows), 1, 1)
-    expected = {tuple(w.tolist()): m.expand(plan.length, plan.length) for w, m in zip(windows, masks, strict=True)}
+    expected = {tuple(w.tolist()): m.expand(layout.length, layout.length) for w, m in zip(windows, masks, strict=True)}
 
-    found = plan.index.view(-1, plan.length)
-    assert len(plan.groups) <= 8 and len(found) == plan.windows == len(windows)
-    for first, stop, mask in plan.groups:
+    found = layout.index.view(-1, layout.length)
+    assert len(layout.groups) <= 8 and len(found) == layout.windows == len(windows)
+    for first, stop, mask in layout.groups:
         for row in found[first:stop]:
             wanted = expected.pop(tuple(row.tolist()))
             assert torch.equal(wanted, torch.zeros_like(wanted) if mask is None else mask)
     assert not expected
-    assert torch.equal(plan.index[plan.slot], torch.arange(plan.tokens))
-    assert torch.equal(plan.padded, (plan.index == plan.tokens).nonzero()[:, 0])
+    assert torch.equal(layout.index[layout.slot], torch.arange(layout.tokens))
+    assert torch.equal(layout.padded, (layout.index == layout.tokens).nonzero()[:, 0])
 
 
 def test_plans_are_computed_once() -> None:
-    assert window_plan((8, 8, 8), 4, True, CPU) is window_plan((8, 8, 8), 4, True, CPU)
+    assert window_layout((8, 8, 8), 4, True, CPU) is window_layout((8, 8, 8), 4, True, CPU)
 
 
 def test_drop_path_skips_whole_samples() -> None:
     torch.manual_seed(0)
     block = swin_encoder.SwinBlock(12, 3, 4, shifted=False, drop_path=0.5).train()
     x = torch.randn(16, 64, 12)
-    plan = window_plan((4, 4, 4), 4, False, CPU)
-    unchanged = (block(x, plan) == x).flatten(1).all(1)
+    layout = window_layout((4, 4, 4), 4, False, CPU)
+    unchanged = (block(x, layout) == x).flatten(1).all(1)
     assert 0 < unchanged.sum() < 16

@@ -46,7 +46,9 @@ def train(model: nn.Module, samples: Tensor) -> list[float]:
 def rank(config: RunConfig, folder: str) -> None:
     world = World.from_environment("cpu")
     model = network(config)
-    losses = train(distribute(model, config, world, accumulate=1), batches()[:, world.rank * 2 : world.rank * 2 + 2])
+    losses = train(
+        distribute(model, config, world, accumulation_steps=1), batches()[:, world.rank * 2 : world.rank * 2 + 2]
+    )
     torch.save({"losses": losses, "model": model.state_dict()}, f"{folder}/{world.rank}.pt")
     world.close()
 

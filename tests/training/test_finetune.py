@@ -152,7 +152,7 @@ class Training:
             build_optimizer(config.optim, parameter_groups(self.model, config)),
             choose_precision("fp32", device),
             World.from_environment("cpu"),
-            accumulate=1,
+            accumulation_steps=1,
             clip_grad=1.0,
         )
         self.lr = config.optim.lr

@@ -81,7 +81,7 @@ class FusionConfig(Section):
     """A context bridge over the skips that the fusion leaves; `{}` is one with its default settings."""
 
     @property
-    def plan(self) -> dict[int, tuple[int, ...]]:
+    def fusion_sources(self) -> dict[int, tuple[int, ...]]:
         """The stages that each fused stage takes maps from, the highest resolution first."""
         chosen = range(1, self.last_stage + 1) if self.stages is None else self.stages
         return {stage: sources for stage in chosen if (sources := self._sources(stage))}
@@ -94,7 +94,7 @@ class FusionConfig(Section):
     @model_validator(mode="after")
     def _stages_fit(self) -> FusionConfig:
         if self.stages is None:
-            if not self.plan and self.bridge is None:
+            if not self.fusion_sources and self.bridge is None:
                 raise ValueError("above: 0 with below: 0 fuses nothing: raise one of them, or add a bridge")
             return self
         stages = list(self.stages)

@@ -16,7 +16,7 @@ from fusionseg.data.loading.sampling_plan import Samples
 from fusionseg.observability.ranges import annotate
 
 
-class PatchSampler:
+class PatchAugmenter:
     """Cuts planned samples out of a cache.
 
     A plain patch is a strided copy from the volume; where it goes comes from the plan, which the host knows, so

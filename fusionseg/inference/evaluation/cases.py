@@ -16,7 +16,7 @@ from fusionseg.data.preprocessing.store import PreparedCase
 from fusionseg.inference.evaluation.old_runs import verified_split
 from fusionseg.inference.trained_network import Trained
 from fusionseg.observability.progress import counting_progress
-from fusionseg.runs.folder import load_run_config, mathematics
+from fusionseg.runs.folder import load_run_config, resume_relevant
 from fusionseg.runs.split import Split, SplitCase
 from fusionseg.utils.errors import UserError, some_of
 
@@ -57,7 +57,7 @@ def evaluation_config(run: Path, overrides: Sequence[str]) -> RunConfig:
         UserError: an override would make it another run.
     """
     config = load_run_config(run, overrides)
-    changed = differences(mathematics(load_run_config(run).to_dict()), mathematics(config.to_dict()))
+    changed = differences(resume_relevant(load_run_config(run).to_dict()), resume_relevant(config.to_dict()))
     wrong = [change for change in changed if change.split(":")[0] not in _DATA_KEYS]
     if wrong:
         raise UserError(

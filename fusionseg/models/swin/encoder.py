@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from fusionseg.models.memory_efficient.convolution_blocks import residual_block
 from fusionseg.models.swin.attention import WindowAttention
 from fusionseg.models.swin.mlp import Mlp
-from fusionseg.models.swin.window_layout import WindowPlan, window_plan
+from fusionseg.models.swin.window_layout import WindowLayout, window_layout
 
 
 class SwinBlock(nn.Module):
@@ -44,9 +44,9 @@ class SwinBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim)
 
-    def forward(self, x_BLC: Tensor, plan: WindowPlan) -> Tensor:
+    def forward(self, x_BLC: Tensor, layout: WindowLayout) -> Tensor:
         """Tokens (B, L, C) to the same."""
-        x_BLC = x_BLC + self.drop_path(self.attn(x_BLC, self.norm1, plan))
+        x_BLC = x_BLC + self.drop_path(self.attn(x_BLC, self.norm1, layout))
         return x_BLC + self.drop_path(self.mlp(x_BLC, self.norm2))
 
 
@@ -86,7 +86,7 @@ class SwinStage(nn.Module):
         dims = (size[0], size[1], size[2])
         x = x_BXYZC.reshape(batch, -1, channels)
         for block in self.blocks:
-            x = block(x, window_plan(dims, self.window_size, block.shifted, x.device))
+            x = block(x, window_layout(dims, self.window_size, block.shifted, x.device))
         merged: Tensor = self.downsample(x.view(x_BXYZC.shape))
         return merged
 

@@ -43,8 +43,8 @@ _POOLS: dict[str, tuple[Callable[[Tensor, int], Tensor], ...]] = {
 class FusedSkips(nn.Module):
     """Turns the maps of an encoder into the skip connections of a decoder, as a `FusionConfig` says.
 
-    `FusionConfig.plan` says who takes from whom and the rest of this class follows it, so another plan needs no
-    other class. With `source: encoder` every source has one residual block of its own (kernel 3), shared by
+    `FusionConfig.fusion_sources` says who takes from whom and the rest of this class follows it, so other sources need
+    no other class. With `source: encoder` every source has one residual block of its own (kernel 3), shared by
     all the stages that take from it. A context bridge, if there is one, comes last. The named variants are
     `fusionseg.config.networks.FUSION_PRESETS`.
 
@@ -78,12 +78,12 @@ class FusedSkips(nn.Module):
         use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        self.plan = config.plan
+        self.fusion_sources = config.fusion_sources
         self.pools = _POOLS[config.pooling]
         self.takes_skips = config.source == "skip"
         self.use_checkpoint = use_checkpoint
         # Stages come in order, so the last one written is the last that takes from the source.
-        pairs = [(stage, source) for stage, sources in self.plan.items() for source in sources]
+        pairs = [(stage, source) for stage, sources in self.fusion_sources.items() for source in sources]
         self.last_use = {source: stage for stage, source in pairs if source < stage}
         self.from_below = sorted({source for stage, source in pairs if source > stage})
 
@@ -96,7 +96,7 @@ class FusedSkips(nn.Module):
             for source in sorted({*self.last_use, *self.from_below}):
                 self.sources[f"stage{source}"] = residual_block(encoder_channels[source - 1], widths[source], 3)
         self.fuse = nn.ModuleDict()
-        for stage, sources in self.plan.items():
+        for stage, sources in self.fusion_sources.items():
             own = skip_channels[stage - 1]
             taken = sum(widths[source] * (len(self.pools) if source < stage else 1) for source in sources)
             kernel = config.kernel if stage <= 5 else config.bottleneck_kernel
@@ -119,14 +119,14 @@ class FusedSkips(nn.Module):
         # Pooling by 2**n is n times pooling by 2, for the maximum and for the mean. So every source goes down
         # with the loop and is halved once per stage, however many stages take from it.
         pooled: dict[int, Maps] = {}
-        for stage in range(1, max(self.plan, default=0) + 1):
+        for stage in range(1, max(self.fusion_sources, default=0) + 1):
             pooled = {s: self._halve(maps) for s, maps in pooled.items() if self.last_use[s] >= stage}
             if stage - 1 in self.last_use:
                 source = entered.pop(stage - 1, None) or self._enter(stage - 1, origin[stage - 2])
                 pooled[stage - 1] = source.halved
-            if stage in self.plan:
-                higher = [x for source in self.plan[stage] if source < stage for x in pooled[source]]
-                lower = {source: entered[source].own for source in self.plan[stage] if source > stage}
+            if stage in self.fusion_sources:
+                higher = [x for source in self.fusion_sources[stage] if source < stage for x in pooled[source]]
+                lower = {source: entered[source].own for source in self.fusion_sources[stage] if source > stage}
                 fused[stage - 1] = self._fuse(stage, [skips[stage - 1], *higher], lower)
         return fused if self.bridge is None else self.bridge(fused)
 

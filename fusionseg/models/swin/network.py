@@ -70,7 +70,7 @@ class SwinFusionUNETR(nn.Module):
         self.encoder2 = residual_block(size, size, 3)
         self.encoder3 = residual_block(2 * size, 2 * size, 3)
         self.encoder4 = residual_block(4 * size, 4 * size, 3)
-        bottleneck_is_fused = fusion is not None and 6 in fusion.plan
+        bottleneck_is_fused = fusion is not None and 6 in fusion.fusion_sources
         self.encoder10 = nn.Identity() if bottleneck_is_fused else residual_block(16 * size, 16 * size, 3)
         self.fusion: FusedSkips | None = None
         if fusion is not None:

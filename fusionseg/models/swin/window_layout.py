@@ -19,7 +19,7 @@ _MASKED = -100.0  # what the original adds to the scores of tokens that are no n
 
 
 @dataclass(frozen=True)
-class WindowPlan:
+class WindowLayout:
     """The way of L tokens, in the order of the volume, into windows of n and back.
 
     Padding, cyclic shift and partition are one permutation of rows: a single copy does them all, and another one
@@ -55,20 +55,20 @@ def fitted_window(dims: Size3, window: int, *, shifted: bool) -> tuple[Size3, Si
 
 # The result depends on nothing but the arguments, so torch.compile may keep it as a constant of the graph.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def window_plan(dims: Size3, window: int, shifted: bool, device: torch.device) -> WindowPlan:
-    """The plan for a stage of this size.
+def window_layout(dims: Size3, window: int, shifted: bool, device: torch.device) -> WindowLayout:
+    """The layout for a stage of this size.
 
     Args:
         dims: tokens of the stage in each axis.
         window: tokens of a window in each axis.
         shifted: whether the windows are shifted by half their size.
-        device: where the tensors of the plan lie.
+        device: where the tensors of the layout lie.
     """
-    return _window_plan(dims, window, shifted, device)
+    return _window_layout(dims, window, shifted, device)
 
 
 @cache
-def _window_plan(dims: Size3, window: int, shifted: bool, device: torch.device) -> WindowPlan:
+def _window_layout(dims: Size3, window: int, shifted: bool, device: torch.device) -> WindowLayout:
     size, shift = fitted_window(dims, window, shifted=shifted)
     padded_dims = [-(-dim // n) * n for dim, n in zip(dims, size, strict=True)]
     tokens = int(np.prod(dims))
@@ -105,7 +105,7 @@ def _window_plan(dims: Size3, window: int, shifted: bool, device: torch.device) 
     slots = np.flatnonzero(flat < tokens)
     slot = np.empty(tokens, dtype=np.int64)
     slot[flat[slots]] = slots
-    return WindowPlan(
+    return WindowLayout(
         tokens=tokens,
         length=length,
         window=size,

@@ -44,12 +44,12 @@ class GpuWatch:
         self._window: defaultdict[str, list[float]] = defaultdict(list)
         self._monitor: GpuMonitor | None = None
         host = socket.gethostname()
-        everywhere = world.gather((host, gpu_uuid(world.device)))
+        everywhere = world.all_gather_object((host, gpu_uuid(world.device)))
         own = [(rank, uuid) for rank, (where, uuid) in enumerate(everywhere) if where == host]
         uuids = [uuid for _, uuid in own if uuid is not None]
         if config.log.gpu_every_s is None or not uuids or own[0][0] != world.rank:
             return
-        name = "gpu" if world.is_main else f"gpu_{host}"
+        name = "gpu" if world.is_rank_zero else f"gpu_{host}"
         self._csv, self._picture = folder / f"{name}.csv", pictures / f"{name}.png"
         self._monitor = GpuMonitor(self._csv, uuids, config.log.gpu_every_s, self._note)
 

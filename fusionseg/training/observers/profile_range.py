@@ -36,7 +36,7 @@ class ProfileWindow:
         """Args:
         folder: where the files go: `trace_rank0.json.gz` and `summary_rank0.json`, or `memory_rank0.pickle`.
         """
-        looks = config.steps is not None and (config.ranks == "all" or world.is_main)
+        looks = config.steps is not None and (config.ranks == "all" or world.is_rank_zero)
         self.first, self.end = config.steps if looks and config.steps is not None else (-1, -1)
         self.tool = config.tool
         self.world = world

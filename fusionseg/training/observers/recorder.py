@@ -17,7 +17,7 @@ from fusionseg.observability.ranges import PHASES, account
 from fusionseg.observability.sinks import NoSinks, Sinks
 from fusionseg.runs.folder import RunFolder
 from fusionseg.training.observers.gpu_watch import GpuWatch
-from fusionseg.training.step import Window
+from fusionseg.training.step import StepStatistics
 from fusionseg.training.tasks.task import Outcome
 from fusionseg.utils.machine import process_age_s
 
@@ -54,9 +54,9 @@ class Recorder:
         self.config = config
         self.world = world
         self.watch = watch
-        self.progress = TrainingProgress(config.train.steps, step, shown=world.is_main)
+        self.progress = TrainingProgress(config.train.steps, step, shown=world.is_rank_zero)
         self._sinks: Sinks = NoSinks()
-        if world.is_main:
+        if world.is_rank_zero:
             board = folder.path if config.log.tensorboard else None
             self._sinks = Sinks(folder.metrics, board, folder.pictures, purge_step=step + 1)
             self._sinks.text("val/grid", GRID, step)
@@ -76,16 +76,18 @@ class Recorder:
         return Spent(time.monotonic() - self._begun, dict(self._phases))
 
     def _fold(self) -> None:
-        """Take what the time account holds into the sums of the window and of the run."""
+        """Take what the time account holds into the sums of the interval and of the run."""
         for name, seconds in account().take().items():
             self._window[name] += seconds
             self._phases[name] += seconds
 
-    def train(self, step: int, lr: float, window: Window, samples: list[dict[str, Any]] | None, now: float) -> None:
+    def train(
+        self, step: int, lr: float, statistics: StepStatistics, samples: list[dict[str, Any]] | None, now: float
+    ) -> None:
         """The train record of `step`, over the steps since the last one.
 
         Args:
-            now: `time.monotonic()` before the range `log` began. All of that range is then within the next window.
+            now: `time.monotonic()` before the range `log` began. All of that range is then within the next interval.
         """
         self._fold()
         steps, seconds = step - self._window_step, self._window.copy()
@@ -96,16 +98,16 @@ class Recorder:
         speed, memory = self.config.train.global_batch / step_s, peak_memory_gb(self.world.device)
         self._window_start, self._window_step = now, step
         known: dict[str, Any] = {
-            "loss": window.loss,
+            "loss": statistics.loss,
             "lr": lr,
-            "grad_norm": window.grad_norm,
-            "skipped": window.skipped,
+            "grad_norm": statistics.grad_norm,
+            "skipped": statistics.skipped,
         }
         if samples is not None:
             known["samples"] = samples
         self._sinks.write("train", step, **known, step_s=step_s, data_s=data_s, samples_per_s=speed, memory_gb=memory)
         self._sinks.curves("gpu", self.watch.curves(), step)
-        self.progress.record(step, window.loss, speed, data_s / step_s, memory, step_s)
+        self.progress.record(step, statistics.loss, speed, data_s / step_s, memory, step_s)
 
     def validation(self, step: int, measure: str, outcome: Outcome, val_s: float, marks: Mapping[str, int]) -> None:
         """The val record of `step`, and the picture.

@@ -73,7 +73,7 @@ class Pretraining:
             figures, made = self._case(model, number)
             own[self.data.cache.names[number]] = figures
             picture = _picture(made) if number == numbers[0] else picture
-        gathered = self.world.gather(own)
+        gathered = self.world.all_gather_object(own)
         model.train(training)
         fields = mean_figures({name: figures for part in gathered for name, figures in part.items()})
         return Outcome(

@@ -73,7 +73,7 @@ class Validator:
         training = model.training
         model.eval()
         # Batch norm's running statistics are each rank's own; one network is validated, the one that is saved.
-        self.world.share_(buffer for buffer in model.buffers() if buffer.is_floating_point())
+        self.world.broadcast_(buffer for buffer in model.buffers() if buffer.is_floating_point())
         own: dict[str, list[float]] = {}
         picture: Picture | None = None
         for number in self._own:
@@ -85,7 +85,7 @@ class Validator:
             own[record.name] = dice_per_class(confusion(prediction, label, self.num_classes), missed)
             if number == self.numbers[0]:
                 picture = _slice(image, prediction, label)
-        gathered = self.world.gather(own)
+        gathered = self.world.all_gather_object(own)
         model.train(training)
         return Validation({name: dice for part in gathered for name, dice in part.items()}, picture)
 
