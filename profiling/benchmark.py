@@ -38,9 +38,9 @@ from benchmark_step import bare_loop
 from monai.data import set_track_meta
 
 from fusionseg.data.synthetic.dataset import write_dataset
-from fusionseg.distributed.rank_facts import timed
 from fusionseg.inference.evaluation.table import markdown_table
 from fusionseg.observability.ranges import annotate
+from fusionseg.performance.device_rates import timed
 from fusionseg.performance.machine_report import (
     Turns,
     describe_machine,

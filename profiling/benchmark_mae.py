@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from fusionseg.config.networks import NetworkSection, SwinConfig, UNETRConfig
 from fusionseg.config.pretraining import PretrainConfig, ReconstructionLossConfig
-from fusionseg.distributed.rank_facts import timed
 from fusionseg.inference.evaluation.table import markdown_table
 from fusionseg.losses.reconstruction import ReconstructionLoss
 from fusionseg.models.masked import build_masked
+from fusionseg.performance.device_rates import timed
 from fusionseg.performance.machine_report import describe_machine, machine_line, publish
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import run

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from fusionseg.distributed.rank_facts import peak_memory_gb
+from fusionseg.distributed.rank_info import peak_memory_gb
 from fusionseg.inference.evaluation.table import markdown_table
 from fusionseg.performance.machine_report import (
     describe_machine,

@@ -28,9 +28,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fusionseg.distributed.rank_facts import timed
 from fusionseg.inference.evaluation.table import markdown_table
-from fusionseg.performance.device_rates import DeviceRates, measure_rates
+from fusionseg.performance.device_rates import DeviceRates, measure_rates, timed
 from fusionseg.performance.machine_report import describe_machine, machine_line, open_trainer, publish, step_arguments
 from fusionseg.performance.operator_costs import Call, Cost, OperatorWatch, PhaseClock, add_up, follow_phases
 from fusionseg.training.trainer import Trainer

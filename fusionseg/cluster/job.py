@@ -20,7 +20,7 @@ from types import FrameType
 
 from fusionseg.cluster.slurm import TIME_LIMIT, current_job, why_signalled
 from fusionseg.cluster.worker import main as train_rank
-from fusionseg.distributed.launch import check_port, first_node, meeting_port
+from fusionseg.distributed.launch import check_port, default_master_port, first_node
 from fusionseg.runs.job_events import has_finished, last_end, read_events, requeues_at, write_event
 from fusionseg.training.signals import LEAD_VARIABLE
 from fusionseg.utils.exit_status import DONE, FAILED
@@ -152,7 +152,7 @@ class Job:
         would give them 30 s. Signals are for the ranks, and are sent to them again until they have gone.
         """
         job, restarts = int(os.environ["SLURM_JOB_ID"]), os.environ.get("SLURM_RESTART_COUNT") or "0"
-        host, port = first_node(os.environ["SLURM_STEP_NODELIST"]), meeting_port(job)
+        host, port = first_node(os.environ["SLURM_STEP_NODELIST"]), default_master_port(job)
         is_host = os.environ["SLURM_NODEID"] == "0"
         if is_host:
             check_port((host, port))

@@ -1,4 +1,4 @@
-"""Ranks: the launch environment, the process group, collectives, the gradient all-reduce, batch arithmetic.
+"""Launch environment, process group, collectives, gradient all-reduce, batch arithmetic and load balancing.
 
 May import: `utils`, `config`, `observability`.
 """

@@ -1,4 +1,4 @@
-"""The global batch is given, the accumulation follows."""
+"""Accumulation steps that follow from the global batch, the micro-batch and the world size."""
 
 from __future__ import annotations
 
@@ -7,29 +7,42 @@ from fusionseg.utils.errors import UserError
 
 
 def accumulation_steps(config: RunConfig, world_size: int) -> int:
-    """Micro-steps of an optimizer step on each rank.
+    """Return the number of micro-batches that each rank computes in one optimizer step.
+
+    Args:
+        config: its `train.global_batch` must be a multiple of `train.micro_batch` * world_size.
+        world_size: number of ranks.
 
     Raises:
-        UserError: the global batch cannot be dealt over the ranks.
+        UserError: the global batch is no such multiple; the message lists the values that are.
     """
     train = config.train
-    accumulation_steps, rest = divmod(train.global_batch, train.micro_batch * world_size)
-    if rest or accumulation_steps < 1:
-        fits = [n for n in range(1, train.global_batch + 1) if train.global_batch % (n * world_size) == 0]
-        worlds = [n for n in range(1, train.global_batch + 1) if train.global_batch % (n * train.micro_batch) == 0]
-        batches = [train.micro_batch * world_size * n for n in (1, 2, 4)]
+    steps, remainder = divmod(train.global_batch, train.micro_batch * world_size)
+    if remainder or steps < 1:
+        candidates = range(1, train.global_batch + 1)
+        micro_batches = [n for n in candidates if train.global_batch % (n * world_size) == 0]
+        world_sizes = [n for n in candidates if train.global_batch % (n * train.micro_batch) == 0]
+        global_batches = [train.micro_batch * world_size * n for n in (1, 2, 4)]
         raise UserError(
-            f"train.global_batch: {train.global_batch} samples cannot be dealt over {world_size} ranks with"
-            f" train.micro_batch {train.micro_batch}: "
-            + (f"set train.micro_batch to one of {fits}, " if fits else "")
-            + f"start {' or '.join(map(str, worlds))} ranks, or set train.global_batch to"
-            + f" {' or '.join(map(str, batches))}"
+            f"train.global_batch: {train.global_batch} samples cannot be divided among {world_size} ranks with"
+            f" train.micro_batch {train.micro_batch} (expected a multiple of {train.micro_batch * world_size}); "
+            + (f"set train.micro_batch to one of {micro_batches}, " if micro_batches else "")
+            + f"start {' or '.join(map(str, world_sizes))} ranks, or set train.global_batch to"
+            + f" {' or '.join(map(str, global_batches))}"
         )
-    return accumulation_steps
+    return steps
 
 
 def batch_arithmetic(config: RunConfig, world_size: int) -> str:
-    """The derivation of the accumulation, as a line."""
+    """Return the equation "global 8 = micro-batch 2 x 2 ranks x accumulation 2" for the log.
+
+    Args:
+        config: its `train.global_batch` and `train.micro_batch` are read.
+        world_size: number of ranks.
+
+    Raises:
+        UserError: the global batch cannot be divided, see `accumulation_steps`.
+    """
     train, steps = config.train, accumulation_steps(config, world_size)
     return (
         f"global {train.global_batch} = micro-batch {train.micro_batch} x {world_size} rank"

@@ -1,4 +1,4 @@
-"""The gradients' way over the ranks, with a range of its own."""
+"""Gradient all-reduce of DistributedDataParallel (DDP) with an annotated range."""
 # No `from __future__ import annotations` here: DDP compares the hook's annotations with the types themselves.
 
 from collections.abc import Callable
@@ -15,37 +15,43 @@ from fusionseg.observability.ranges import annotate
 Hook = Callable[[None, dist.GradBucket], Future[Tensor]]
 
 
-def name_allreduce(model: DistributedDataParallel, device: torch.device) -> None:
-    """Give the all-reduce of the gradients the range `allreduce`; what is computed stays DDP's own mean.
+def annotate_allreduce(model: DistributedDataParallel, device: torch.device) -> None:
+    """Put DDP's all-reduce of the gradients into the range `allreduce`. The result stays the mean over the ranks.
 
-    On a GPU the range is where the host queues it, and a trace shows when it runs. On a CPU it is the part that the
-    backward pass does not cover: every bucket is sent off as soon as it is full, and waited for when the last one is,
-    at which point all gradients have been computed and DDP would do nothing but wait.
+    On a GPU the range shows when the host queues the all-reduce. A trace shows when the device runs it.
+
+    On a CPU the range shows the part of the all-reduce that does not overlap with the backward pass. Each bucket is
+    sent as soon as it is full. The hook waits for all of them when the last bucket is ready: at that point the backward
+    pass is complete, and DDP itself would only wait.
+
+    Args:
+        model: the wrapped network; it must have no communication hook yet.
+        device: device of the gradients.
     """
-    model.register_comm_hook(None, _queued if device.type == "cuda" else _waited_for())
+    model.register_comm_hook(None, _queue_hook if device.type == "cuda" else _make_waiting_hook())
 
 
-def _queued(state: None, bucket: dist.GradBucket) -> Future[Tensor]:
+def _queue_hook(state: None, bucket: dist.GradBucket) -> Future[Tensor]:
     with annotate("allreduce"):
         return allreduce_hook(state, bucket)  # type: ignore[arg-type]
 
 
-def _waited_for() -> Hook:
-    under_way: list[tuple[dist.Work, Tensor, Future[Tensor]]] = []
+def _make_waiting_hook() -> Hook:
+    pending: list[tuple[dist.Work, Tensor, Future[Tensor]]] = []
 
     def hook(state: None, bucket: dist.GradBucket) -> Future[Tensor]:
         gradients = bucket.buffer().div_(dist.get_world_size())
         work = dist.all_reduce(gradients, async_op=True)
         assert work is not None
-        under_way.append((work, gradients, Future()))
-        result = under_way[-1][2]
+        future: Future[Tensor] = Future()
+        pending.append((work, gradients, future))
         if bucket.is_last():
             with annotate("allreduce"):
-                # Waited for here, and not by callbacks, which gloo's threads would have to take the GIL for.
-                for each, mean, future in under_way:
-                    each.wait()
-                    future.set_result(mean)
-            under_way.clear()
-        return result
+                # Wait here instead of in callbacks: gloo's threads would need the GIL to run callbacks.
+                for each_work, mean, each_future in pending:
+                    each_work.wait()
+                    each_future.set_result(mean)
+            pending.clear()
+        return future
 
     return hook

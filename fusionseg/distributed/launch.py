@@ -1,4 +1,4 @@
-"""How this process was launched: by torchrun, by srun, or alone; and where the ranks meet."""
+"""Launch environment of this process: torchrun, srun or a single process; address of rank 0."""
 
 from __future__ import annotations
 
@@ -17,176 +17,199 @@ SLURM_VARIABLES = (
 
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")
 
-BATCH_STEPS = 4_000_000_000
-"""Numbers of steps from here on are SLURM's own: the batch script, an interactive shell."""
+FIRST_RESERVED_STEP_ID = 4_000_000_000
+"""SLURM gives step ids from here on to its own steps: the batch script, an interactive shell."""
 
-# Ports for the ranks of a SLURM step to meet at: below the range from which Linux gives clients theirs.
+# Ports for the ranks of a SLURM step. They lie below Linux's ephemeral ports (from 32768), which clients use.
 FIRST_PORT, NUM_PORTS = 15000, 17000
 
 
 @dataclass(frozen=True)
 class Launch:
-    """The place of this process among the processes of the run."""
+    """Rank and world size of this process, and the address of rank 0."""
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
     local_world_size: int = 1
-    meeting: tuple[str, int] | None = None
-    """Host and port at which rank 0 opens the store; None is for torchrun, which has opened one."""
-    remark: str = ""
-    """A remark for the user."""
+    master: tuple[str, int] | None = None
+    """Host and port on which rank 0 opens the store; None under torchrun, which has opened a store itself."""
+    warning: str = ""
+    """A warning for the user; empty if there is none."""
 
 
 def read_launch(environ: Mapping[str, str]) -> Launch:
-    """What torchrun says, or else srun; without both, one process alone.
+    """Read the launch from torchrun's variables, or else from srun's; without both it is a single process.
+
+    Args:
+        environ: the environment, such as `os.environ`.
 
     Raises:
-        UserError: some of the variables are set and others not, or one has no valid value.
+        UserError: a part of the variables is missing or has no valid value, or mpirun started this process.
     """
+    # MASTER_ADDR and MASTER_PORT do not count: some sites set them for every job.
     if any(environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")):
-        return torchrun_launch(environ)  # MASTER_ADDR alone is left over from something else
-    # The step's number of tasks, not the job's: a batch script and a shell in an allocation are one process each,
-    # whatever they may start with srun.
+        return torchrun_launch(environ)
+    # The number of tasks of the step, not of the job: a batch script and a shell in an allocation are single processes,
+    # however many tasks the job has.
     if environ.get("SLURM_STEP_NUM_TASKS", "1") != "1" or environ.get("SLURM_PROCID", "0") != "0":
         return slurm_launch(environ)
     step = environ.get("SLURM_STEP_ID", "")
-    if step.isdigit() and int(step) < BATCH_STEPS and "SLURM_STEP_NUM_TASKS" not in environ and _job_tasks(environ) > 1:
-        return slurm_launch(environ)  # a task of srun that was not told all of it: refused
-    return Launch(remark=_why_not_alone(environ))
+    started_by_srun = step.isdigit() and int(step) < FIRST_RESERVED_STEP_ID
+    if started_by_srun and "SLURM_STEP_NUM_TASKS" not in environ and _num_job_tasks(environ) > 1:
+        return slurm_launch(environ)  # raises UserError: SLURM_STEP_NUM_TASKS is missing
+    return Launch(warning=_single_process_warning(environ))
 
 
-def _why_not_alone(environ: Mapping[str, str]) -> str:
-    """Describe the launch of a single process in a job of several tasks.
+def _single_process_warning(environ: Mapping[str, str]) -> str:
+    """Return a warning if this single process runs in a SLURM job of several tasks.
 
     Raises:
-        UserError: it is one of several that mpirun started.
+        UserError: mpirun started several processes; each of them would train alone in the same folder.
     """
     for name in MPI_SIZES:
         if environ.get(name, "1").isdigit() and int(environ.get(name, "1")) > 1:
             raise UserError(
-                f"environment: {name}={environ[name]}: mpirun has started these processes, and each would train alone,"
-                " all in one folder: start with torchrun --nproc_per_node=N -m fusionseg.train, or with srun"
+                f"environment: {name}={environ[name]}: mpirun started these processes, and each of them would train"
+                " alone in the same folder; start with torchrun --nproc_per_node=N -m fusionseg.train, or with srun"
             )
-    if environ.get("SLURM_STEP_NUM_TASKS"):  # srun was asked for one
+    if environ.get("SLURM_STEP_NUM_TASKS"):  # srun started a step of one task: the user asked for one
         return ""
-    tasks = _job_tasks(environ)
+    tasks = _num_job_tasks(environ)
     if tasks <= 1:
         return ""
     return (
-        f"this is one process, in a SLURM job of {tasks} tasks: the others are not used. To train on all of them start"
-        " with srun: srun python -m fusionseg.train ..."
+        f"this is a single process in a SLURM job of {tasks} tasks: the other tasks are not used. To train on all of"
+        " them, start with srun: srun python -m fusionseg.train ..."
     )
 
 
-def _job_tasks(environ: Mapping[str, str]) -> int:
-    """The tasks that were asked for. (SLURM_TASKS_PER_NODE counts CPUs where none were.)"""
+def _num_job_tasks(environ: Mapping[str, str]) -> int:
+    """Return the number of tasks that the job asked for.
 
-    def number(name: str) -> int:
+    SLURM_TASKS_PER_NODE is not read: for a job that asked for no number of tasks it counts CPUs.
+    """
+
+    def count(name: str) -> int:
         text = environ.get(name, "")
         return int(text) if text.isdigit() else 1
 
-    nodes = max(number("SLURM_JOB_NUM_NODES"), number("SLURM_NNODES"))
-    return max(number("SLURM_NTASKS"), number("SLURM_NPROCS"), nodes * number("SLURM_NTASKS_PER_NODE"))
+    nodes = max(count("SLURM_JOB_NUM_NODES"), count("SLURM_NNODES"))
+    return max(count("SLURM_NTASKS"), count("SLURM_NPROCS"), nodes * count("SLURM_NTASKS_PER_NODE"))
 
 
 def torchrun_launch(environ: Mapping[str, str]) -> Launch:
-    """The launch by torchrun's variables.
+    """Read the launch from the variables that torchrun sets.
 
     Raises:
-        UserError: one is missing, or is no number.
+        UserError: a variable is missing or is no integer.
     """
     missing = [name for name in TORCHRUN_VARIABLES if not environ.get(name)]
     if missing:
         given = [name for name in TORCHRUN_VARIABLES if name not in missing]
         raise UserError(
-            f"environment: {', '.join(given)} are set as by torchrun, and {', '.join(missing)} not: start with"
-            " torchrun --nproc_per_node=N -m fusionseg.train, or unset them"
+            f"environment: {', '.join(given)} are set, but not {', '.join(missing)} (expected all of them, as torchrun"
+            " sets them); start with torchrun --nproc_per_node=N -m fusionseg.train, or unset them"
         )
-    rank, world, local, local_world = _whole_numbers(environ, TORCHRUN_VARIABLES[:4])
-    return Launch(rank, world, local, local_world)
+    rank, world_size, local_rank, local_world_size = _integers(environ, TORCHRUN_VARIABLES[:4])
+    return Launch(rank, world_size, local_rank, local_world_size)
 
 
 def slurm_launch(environ: Mapping[str, str]) -> Launch:
-    """The launch by the variables that srun sets in every task of a step.
+    """Read the launch from the variables that srun sets in every task of a step.
 
-    The ranks meet on the step's first node, at a port that follows from the job's and the step's numbers: jobs that
-    share a node have different ones. MASTER_ADDR and MASTER_PORT, if set, win.
+    Rank 0 is on the first node of the step. Its port is computed from the ids of the job and of the step, so that jobs
+    on the same node use different ports. MASTER_ADDR and MASTER_PORT replace both if they are set.
 
     Raises:
-        UserError: one is missing, or has no valid value.
+        UserError: a variable is missing or has no valid value.
     """
     missing = [name for name in SLURM_VARIABLES if not environ.get(name)]
     if missing:
         raise UserError(
-            f"environment: some variables say that this is one of the tasks of srun, and {', '.join(missing)} are not"
-            " set: start with srun and let its environment through (a container may hold it back), or unset"
-            " SLURM_STEP_NUM_TASKS and SLURM_PROCID to run alone"
+            f"environment: this process is a task of srun, but {', '.join(missing)} are not set; start with srun and"
+            " pass its environment on (a container may remove it), or unset SLURM_STEP_NUM_TASKS and SLURM_PROCID to"
+            " run a single process"
         )
-    rank, world, local, node, job = _whole_numbers(
+    rank, world_size, local_rank, node, job = _integers(
         environ, ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_JOB_ID")
     )
     step = environ.get("SLURM_STEP_ID", "0")
-    port = meeting_port(job, int(step) if step.isdigit() else 0)
+    port = default_master_port(job, int(step) if step.isdigit() else 0)
     if environ.get("MASTER_PORT"):
-        (port,) = _whole_numbers(environ, ("MASTER_PORT",))
+        (port,) = _integers(environ, ("MASTER_PORT",))
     host = environ.get("MASTER_ADDR") or first_node(environ["SLURM_STEP_NODELIST"])
-    return Launch(rank, world, local, tasks_per_node(environ["SLURM_STEP_TASKS_PER_NODE"])[node], (host, port))
+    local_world_size = tasks_per_node(environ["SLURM_STEP_TASKS_PER_NODE"])[node]
+    return Launch(rank, world_size, local_rank, local_world_size, (host, port))
 
 
-def meeting_port(job: int, step: int = 0) -> int:
-    """The port that follows from a SLURM job and its step."""
+def default_master_port(job: int, step: int = 0) -> int:
+    """Return the port on which rank 0 opens its store, from 15000 to 31999.
+
+    Args:
+        job: id of the SLURM job.
+        step: id of the step in the job.
+    """
     return FIRST_PORT + (7 * job + step) % NUM_PORTS
 
 
 def tasks_per_node(text: str) -> list[int]:
-    """SLURM's "2(x3),1" as 2, 2, 2, 1.
+    """Parse SLURM_STEP_TASKS_PER_NODE: "2(x3),1" is [2, 2, 2, 1].
 
     Raises:
-        UserError: it is written in another way.
+        UserError: the text has another form.
     """
     counts: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
         if match is None:
-            raise UserError(f"environment: SLURM_STEP_TASKS_PER_NODE={text} is not written as srun writes it: 2(x3),1")
+            raise UserError(
+                f"environment: SLURM_STEP_TASKS_PER_NODE={text}: cannot be read (expected a list such as 2(x3),1); let"
+                " srun set it"
+            )
         counts += [int(match[1])] * int(match[2] or 1)
     return counts
 
 
 def first_node(nodes: str) -> str:
-    """The first host of a list such as "node[03-05,9],other".
+    """Return the first host of a SLURM node list: "node03" of "node[03-05,9],other".
 
     Raises:
-        UserError: it is written in another way.
+        UserError: the text has another form.
     """
     match = re.match(r"([^\[\],]+)(?:\[(\w+)[^\]]*\]([^\[\],]*))?", nodes)
     if match is None:
-        raise UserError(f"environment: SLURM_STEP_NODELIST={nodes} names no host")
+        raise UserError(
+            f"environment: SLURM_STEP_NODELIST={nodes}: cannot be read (expected a list such as node[03-05,9]); let"
+            " srun set it"
+        )
     return "".join(part or "" for part in match.groups())
 
 
-def check_port(meeting: tuple[str, int]) -> None:
-    """Make sure that rank 0 can open its store here.
+def check_port(master: tuple[str, int]) -> None:
+    """Check on rank 0 that the port of the store is free.
+
+    Args:
+        master: host (for the message) and port on this machine.
 
     Raises:
-        UserError: something else listens at the port.
+        UserError: another process listens on the port.
     """
-    host, port = meeting
+    host, port = master
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", port))
         except OSError as error:
             raise UserError(
-                f"port {port} of {host}, where the ranks are to meet, cannot be opened ({error.strerror}): set"
-                " MASTER_PORT to a free one in the job's environment"
+                f"environment: port {port} of {host}, on which rank 0 listens for the other ranks, cannot be opened"
+                f" ({error.strerror}); set MASTER_PORT to a free port in the job's environment"
             ) from None
 
 
-def _whole_numbers(environ: Mapping[str, str], names: tuple[str, ...]) -> list[int]:
+def _integers(environ: Mapping[str, str], names: tuple[str, ...]) -> list[int]:
     try:
         return [int(environ[name]) for name in names]
     except ValueError:
-        shown = ", ".join(f"{name}={environ[name]}" for name in names)
-        raise UserError(f"environment: not all of these are whole numbers: {shown}") from None
+        got = ", ".join(f"{name}={environ[name]}" for name in names)
+        raise UserError(f"environment: expected integers, got {got}; let torchrun or srun set them") from None

@@ -1,4 +1,4 @@
-"""Ranks: which device is this one's own, and how ranks agree."""
+"""Process group: the device of this rank and the collectives between ranks."""
 
 from __future__ import annotations
 
@@ -19,42 +19,57 @@ from fusionseg.distributed.launch import Launch, check_port, read_launch
 from fusionseg.observability.ranges import annotate
 from fusionseg.utils.errors import UserError
 
-PREPARING = timedelta(days=7)  # how long ranks wait while rank 0 prepares data: as long as it takes
+RANK_ZERO_TIMEOUT = timedelta(days=7)
+"""Time that ranks wait for rank 0 in `rank_zero_first`; preparing a large data set can take many hours."""
 
 
 def choose_device(request: str, visible_gpus: int, launch: Launch) -> torch.device:
-    """The device of this rank.
+    """Choose the device of this rank.
 
-    Works where a node's GPUs are all visible to each process (torchrun) and where each process sees only its own
-    (some SLURM set-ups mask them).
+    The GPUs of a node may all be visible to each process (torchrun), or each process may see only its own GPU (some
+    SLURM clusters mask the others).
 
     Args:
         request: `auto`, `cuda` or `cpu`.
-        visible_gpus: how many GPUs this process sees.
+        visible_gpus: number of GPUs that this process sees.
+        launch: its local rank is the index of the GPU where several are visible.
 
     Raises:
-        UserError: there are fewer GPUs than processes.
+        UserError: there is no GPU for `cuda`, or there are fewer GPUs than processes.
     """
     if request == "cpu" or (request == "auto" and visible_gpus == 0):
         return torch.device("cpu")
     if visible_gpus == 0:
         raise UserError(
-            "device: is cuda, and torch sees no GPU: set device: cpu, or look at CUDA_VISIBLE_DEVICES and the driver"
+            "device: cuda is not possible, torch sees no GPU; set device: cpu, or check CUDA_VISIBLE_DEVICES and the"
+            " driver"
         )
     if visible_gpus == 1:
-        return torch.device("cuda", 0)  # the only one: alone on it, or masked for each process
+        return torch.device("cuda", 0)  # a single process, or the other GPUs are masked
     if launch.local_rank >= visible_gpus:
         raise UserError(
-            f"{launch.local_world_size} processes on {socket.gethostname()}, and {visible_gpus} GPUs visible: start"
-            f" with --nproc_per_node={visible_gpus}, or set device: cpu"
+            f"device: {launch.local_world_size} processes on {socket.gethostname()}, but only {visible_gpus} GPUs are"
+            f" visible; start with --nproc_per_node={visible_gpus}, or set device: cpu"
         )
     return torch.device("cuda", launch.local_rank)
 
 
 class World:
-    """All ranks of the run, as seen from this one. Alone, every operation is a plain assignment."""
+    """The ranks of a run: this rank's number and device, and collectives between all ranks.
+
+    With a single rank, every collective returns its argument at once.
+    """
 
     def __init__(self, launch: Launch, device: torch.device) -> None:
+        """Join the process group if there are several ranks.
+
+        Args:
+            launch: rank, world size and the address of rank 0.
+            device: device of this rank; it becomes the current CUDA device.
+
+        Raises:
+            UserError: the port of rank 0 is in use, or several ranks are on one GPU.
+        """
         self.launch = launch
         self.device = device
         self._store: Store | None = None
@@ -62,10 +77,18 @@ class World:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         if launch.world_size > 1:
-            self._join()
+            self._init_process_group()
 
     @staticmethod
     def from_environment(device: str) -> World:
+        """Join the ranks that torchrun or srun started.
+
+        Args:
+            device: `auto`, `cuda` or `cpu`.
+
+        Raises:
+            UserError: the environment is incomplete or names no valid launch, or a GPU is missing or shared.
+        """
         launch = read_launch(os.environ)
         return World(launch, choose_device(device, torch.cuda.device_count(), launch))
 
@@ -81,16 +104,16 @@ class World:
     def is_rank_zero(self) -> bool:
         return self.launch.rank == 0
 
-    def _join(self) -> None:
-        # gloo beside NCCL: what the hosts say to each other must not wait for the devices.
+    def _init_process_group(self) -> None:
+        # Objects and flags go over gloo, device tensors over NCCL: messages between hosts must not wait for the GPUs.
         backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-        where = "env://"
-        if self.launch.meeting is not None:
-            host, port = self.launch.meeting
-            where = f"tcp://{host}:{port}?rank={self.rank}&world_size={self.size}"
+        address = "env://"
+        if self.launch.master is not None:
+            host, port = self.launch.master
+            address = f"tcp://{host}:{port}?rank={self.rank}&world_size={self.size}"
             if self.is_rank_zero:
-                check_port(self.launch.meeting)
-        store, rank, size = next(iter(rendezvous(where)))
+                check_port(self.launch.master)
+        store, rank, size = next(iter(rendezvous(address)))
         self._store = PrefixStore("fusionseg", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
         self._refuse_shared_gpus()
@@ -103,12 +126,20 @@ class World:
         shared = sorted({device for device in devices if device and devices.count(device) > 1})
         if shared:
             raise UserError(
-                f"several ranks are on one GPU ({', '.join(shared)}): start as many processes per node as it has"
-                " GPUs (--nproc_per_node), or give each process its own CUDA_VISIBLE_DEVICES"
+                f"device: several ranks use the same GPU ({', '.join(shared)}); start one process per GPU"
+                " (--nproc_per_node), or give each process its own CUDA_VISIBLE_DEVICES"
             )
 
     def rank_zero_first(self, name: str, work: Callable[[], None]) -> None:
-        """Do `work` on rank 0 while the others wait, however long it takes."""
+        """Run `work` on rank 0 while the other ranks wait, up to seven days. All ranks must call this method.
+
+        Args:
+            name: the work in words, such as "open the run folder", for the message; unique in the run.
+            work: called on rank 0 alone.
+
+        Raises:
+            UserError: on the other ranks, if `work` raised an exception on rank 0.
+        """
         if self._store is None:
             work()
         elif self.is_rank_zero:
@@ -119,12 +150,16 @@ class World:
                 raise
             self._store.set(name, "done")
         else:
-            self._store.wait([name], PREPARING)
+            self._store.wait([name], RANK_ZERO_TIMEOUT)
             if self._store.get(name) != b"done":
-                raise UserError(f"rank 0 could not {name}: see its message")
+                raise UserError(f"rank 0 could not {name}; see the message of rank 0")
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """The plain value of every rank, by rank; all ranks must call it."""
+        """Return the values of all ranks, in the order of the ranks. All ranks must call this method.
+
+        Args:
+            value: any object that can be pickled; tensors must be on the CPU.
+        """
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -132,43 +167,53 @@ class World:
         return values
 
     def broadcast_object(self, value: Any) -> Any:
-        """Rank 0's value, on every rank."""
+        """Return the value of rank 0 on every rank. All ranks must call this method.
+
+        Args:
+            value: any object that can be pickled; only that of rank 0 is used.
+        """
         if self.size == 1:
             return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-        return box[0]
+        objects = [value]
+        dist.broadcast_object_list(objects, src=0, device=torch.device("cpu"))
+        return objects[0]
 
     def broadcast_(self, tensors: Iterable[Tensor]) -> None:
-        """Make device tensors those of rank 0, in place."""
+        """Overwrite device tensors with those of rank 0, in place. All ranks must call this method."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
     def all_reduce_(self, values: Tensor) -> Tensor:
-        """Sum a device tensor over the ranks, in place, in the device's own queue."""
+        """Sum a device tensor over the ranks, in place. All ranks must call this method.
+
+        On a GPU the sum is queued on the current stream; the host does not wait for it.
+        """
         if self.size > 1:
             with annotate("allreduce"):
                 dist.all_reduce(values)
         return values
 
     def any_rank_signalled(self, flag: int) -> int:
-        """The highest flag of all ranks, the same on every rank; call it once a step.
+        """Return the maximum over the ranks of the flag of the previous call. All ranks must call it once a step.
 
-        With several ranks the answer is that of the step before: this step's travels between the hosts while the
-        devices compute, so that nobody waits for it.
+        The result is the same on every rank. It is one step late: the flag of this step is reduced between the hosts
+        while the devices compute, so that no rank waits. A single rank returns its flag at once.
+
+        Args:
+            flag: 0 for no signal; higher values have priority.
         """
         if self.size == 1:
             return flag
         with annotate("allreduce"):
-            agreed = self._collect()
+            previous = self._wait_for_flag()
         tensor = torch.tensor([flag])
         work = dist.all_reduce(tensor, op=dist.ReduceOp.MAX, async_op=True)
         assert work is not None
         self._pending = tensor, work
-        return agreed
+        return previous
 
-    def _collect(self) -> int:
+    def _wait_for_flag(self) -> int:
         if self._pending is None:
             return 0
         tensor, work = self._pending
@@ -179,8 +224,8 @@ class World:
     def close(self) -> None:
         """Leave the process group."""
         if self.size > 1 and dist.is_initialized():
-            self._collect()
-            # gloo's threads take the GIL to let go of the last tensors, and the destructor that joins them holds it
-            # (torch 2.13): sleeping hands it over first. Without this, 3 of 20 two-process runs never ended.
+            self._wait_for_flag()
+            # gloo's threads need the GIL to release the last tensors, but the destructor that joins these threads holds
+            # it (torch 2.13). Sleeping releases the GIL first. Without it, 3 of 20 runs of two processes hung at exit.
             time.sleep(0.2)
             dist.destroy_process_group()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-
-from fusionseg.distributed.rank_facts import timed
 
 _SECONDS = 0.4  # of each measurement, the first call aside
 
@@ -76,6 +75,20 @@ def _convolution_rate(
     with torch.no_grad():
         seconds = best_s(lambda: torch.nn.functional.conv3d(image, weight, padding=1), device)
     return 2 * batch * channels**2 * 27 * edge**3 / seconds
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds of one call, including the work that the call queues on the device.
+
+    Args:
+        work: called once.
+        device: a GPU is waited for after the call.
+    """
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 def best_s(work: Callable[[], object], device: torch.device) -> float:

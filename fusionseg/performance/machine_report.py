@@ -15,8 +15,8 @@ import torch
 
 from fusionseg.config import load_config
 from fusionseg.data.synthetic.dataset import write_dataset
-from fusionseg.distributed.rank_facts import timed
 from fusionseg.distributed.world import World
+from fusionseg.performance.device_rates import timed
 from fusionseg.runs.cases import open_run
 from fusionseg.runs.folder import RunFolder
 from fusionseg.training.trainer import Trainer

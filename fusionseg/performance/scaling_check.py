@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fusionseg.config.networks import network_sections
-from fusionseg.distributed.gradient_allreduce import name_allreduce
+from fusionseg.distributed.gradient_allreduce import annotate_allreduce
 from fusionseg.distributed.launch import Launch
 from fusionseg.distributed.world import World
 from fusionseg.models import build_model
@@ -154,7 +154,7 @@ class _Step:
             self.model = ddp = DistributedDataParallel(
                 model, gradient_as_bucket_view=True, static_graph=True, bucket_cap_mb=BUCKET_MB
             )
-            name_allreduce(ddp, world.device)  # as the engine's own
+            annotate_allreduce(ddp, world.device)  # as the engine's own
         self.optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
     def times(self) -> Sequence[float]:

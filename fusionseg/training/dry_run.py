@@ -62,7 +62,7 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
         + ("" if config.pretrain else f"; classes {', '.join(dataset.class_names)}"),
         f"device       {device}, precision {precision.name} ({precision.reason})",
         f"batch        {batch_arithmetic(config, launch.world_size)}",
-        *([f"             {launch.remark}"] if launch.remark else []),
+        *([f"             {launch.warning}"] if launch.warning else []),
         f"model        {config.model.name}: {memory.parameters:,} parameters",
         f"cache        {needed / GB:.3f} GB ({how})",
         f"memory       about {memory.total / GB:.2f} GB on each rank, beside the cache, of {free / GB:.1f} GB free on"

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fusionseg.config import RunConfig
 from fusionseg.data.formats.channel_names import channel_order
-from fusionseg.distributed.gradient_allreduce import name_allreduce
+from fusionseg.distributed.gradient_allreduce import annotate_allreduce
 from fusionseg.distributed.world import World
 from fusionseg.models import build_model
 from fusionseg.models.channels_last import channels_last_
@@ -166,5 +166,5 @@ def distribute(model: nn.Module, config: RunConfig, world: World, accumulation_s
             # Batch norm's running statistics are the same on all ranks; all else that is a buffer is a constant.
             broadcast_buffers=False,
         )
-    name_allreduce(distributed, world.device)
+    annotate_allreduce(distributed, world.device)
     return distributed

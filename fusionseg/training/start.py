@@ -36,8 +36,8 @@ def train(config: RunConfig, patience_s: float = 0.0) -> str:
     try:
         world.rank_zero_first("open the run folder", lambda: opened.append(_open(folder, config, world, patience_s)))
         cases = world.broadcast_object(opened[0] if opened else None)
-        if world.launch.remark:
-            log.warning("%s", world.launch.remark)
+        if world.launch.warning:
+            log.warning("%s", world.launch.warning)
         log.info("run: %s", folder.path)
         return Trainer(config, world, folder, cases).run()
     except torch.OutOfMemoryError as error:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fusionseg.config import RunConfig
 from fusionseg.distributed.batch_arithmetic import accumulation_steps, batch_arithmetic
-from fusionseg.distributed.rank_facts import describe_rank, threads_per_rank
+from fusionseg.distributed.rank_info import rank_info, threads_per_rank
 from fusionseg.distributed.world import World
 from fusionseg.observability.ranges import account, annotate
 from fusionseg.runs.cases import RunCases, check_checkpoint
@@ -86,7 +86,7 @@ class Trainer:
             return status
         if self.world.is_rank_zero:
             self.folder.rewind_metrics(self.step, validated=self._validated)
-        ranks = self.world.all_gather_object(describe_rank(self.world))
+        ranks = self.world.all_gather_object(rank_info(self.world))
         if self.world.is_rank_zero:
             self.folder.write_environment(ranks, sum(parameter.numel() for parameter in self.model.parameters()))
         watch = GpuWatch(self.config, self.world, self.folder.path, self.folder.pictures)

@@ -1,4 +1,4 @@
-"""How a process was launched, from made-up environments."""
+"""Launch of a process, read from made-up environments."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SRUN = {
 }
 
 
-def test_what_torchrun_says() -> None:
+def test_torchrun() -> None:
     assert read_launch({**TORCHRUN, "HOME": "/root"}) == Launch(5, 8, 1, 4)
 
 
@@ -51,7 +51,7 @@ ONE_TASK = {**SRUN, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTA
         ONE_TASK,
     ],
 )
-def test_alone(environ: dict[str, str]) -> None:
+def test_single_process(environ: dict[str, str]) -> None:
     assert read_launch(environ) == Launch(0, 1, 0, 1)
 
 
@@ -64,23 +64,22 @@ def test_alone(environ: dict[str, str]) -> None:
         ({**BATCH_SCRIPT, "SLURM_STEP_ID": "4294967291"}, 4),
     ],
 )
-def test_one_process_of_a_job_of_several_tasks_is_told_of_srun(environ: dict[str, str], tasks: int) -> None:
+def test_single_process_in_a_job_of_several_tasks_is_warned(environ: dict[str, str], tasks: int) -> None:
     launch = read_launch(environ)
     assert (launch.rank, launch.world_size) == (0, 1)
-    assert launch.remark.startswith(f"this is one process, in a SLURM job of {tasks} tasks: the others are not used.")
-    assert launch.remark.endswith("start with srun: srun python -m fusionseg.train ...")
+    assert f"{tasks} tasks" in launch.warning and "srun python -m fusionseg.train" in launch.warning
 
 
-def test_a_task_that_was_not_told_how_many_there_are_is_refused() -> None:
-    """The first of them too, which has the number 0."""
+def test_task_of_srun_without_the_number_of_tasks_is_refused() -> None:
+    """Task 0 too: it would otherwise look like a single process."""
     environ = {**BATCH_SCRIPT, "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "node1"}
-    with pytest.raises(UserError, match=r"SLURM_STEP_NUM_TASKS, .* are not set: start with srun and let"):
+    with pytest.raises(UserError, match=r"SLURM_STEP_NUM_TASKS, .* not set; start with srun"):
         read_launch(environ)
 
 
 @pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
 def test_mpirun_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=rf"{name}=4: mpirun has started .*: start with torchrun"):
+    with pytest.raises(UserError, match=rf"{name}=4: mpirun .*start with torchrun"):
         read_launch({name: "4"})
     assert read_launch({**TORCHRUN, name: "4"}).world_size == 8
     assert read_launch({**SRUN, name: "4"}).world_size == 4
@@ -88,45 +87,45 @@ def test_mpirun_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("missing", TORCHRUN_VARIABLES)
 @pytest.mark.parametrize("how", ["unset", "empty"])
-def test_half_set_is_refused(missing: str, how: str) -> None:
+def test_incomplete_torchrun_environment_is_refused(missing: str, how: str) -> None:
     environ = {name: value for name, value in TORCHRUN.items() if name != missing}
     if how == "empty":
         environ[missing] = ""
-    with pytest.raises(UserError, match=rf"and {missing} not.*torchrun --nproc_per_node"):
+    with pytest.raises(UserError, match=rf"not {missing} .*torchrun --nproc_per_node"):
         read_launch(environ)
 
 
-def test_not_a_number_is_refused() -> None:
-    with pytest.raises(UserError, match=r"not all of these are whole numbers: .*LOCAL_RANK=one"):
+def test_text_for_a_rank_is_refused() -> None:
+    with pytest.raises(UserError, match=r"expected integers.*LOCAL_RANK=one"):
         read_launch({**TORCHRUN, "LOCAL_RANK": "one"})
 
 
-def test_what_srun_says() -> None:
+def test_srun() -> None:
     assert read_launch(SRUN) == Launch(2, 4, 0, 2, ("node1", 15014))
     assert read_launch({**SRUN, **TORCHRUN}) == Launch(5, 8, 1, 4)  # torchrun, started by srun
     own = {**SRUN, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
-    assert read_launch(own).meeting == ("10.0.0.1", 29500)
+    assert read_launch(own).master == ("10.0.0.1", 29500)
 
 
-def test_jobs_and_steps_meet_at_different_ports() -> None:
+def test_jobs_and_steps_have_different_ports() -> None:
     def port(job: int, step: str) -> int:
-        meeting = read_launch({**SRUN, "SLURM_JOB_ID": str(job), "SLURM_STEP_ID": step}).meeting
-        assert meeting is not None
-        return meeting[1]
+        master = read_launch({**SRUN, "SLURM_JOB_ID": str(job), "SLURM_STEP_ID": step}).master
+        assert master is not None
+        return master[1]
 
     assert len({port(job, step) for job in range(1000, 1200) for step in ("0", "1", "2")}) == 600
     assert all(15000 <= port(job, "0") < 32000 for job in (1, 16999, 17000, 98765432))
 
 
 @pytest.mark.parametrize("missing", [name for name in SLURM_VARIABLES if name != "SLURM_STEP_NUM_TASKS"])
-def test_half_set_by_srun_is_refused(missing: str) -> None:
-    with pytest.raises(UserError, match=rf"tasks of srun, and {missing} are not set"):
+def test_incomplete_srun_environment_is_refused(missing: str) -> None:
+    with pytest.raises(UserError, match=rf"srun.* {missing} are not set"):
         read_launch({name: value for name, value in SRUN.items() if name != missing})
 
 
-def test_the_number_of_tasks_is_missed_too() -> None:
-    """Four tasks would each train alone, in one folder."""
-    with pytest.raises(UserError, match="and SLURM_STEP_NUM_TASKS, "):
+def test_missing_number_of_tasks_is_refused() -> None:
+    """Without it, each task would train alone in the same folder."""
+    with pytest.raises(UserError, match="SLURM_STEP_NUM_TASKS, "):
         read_launch({"SLURM_PROCID": "3"})
 
 
@@ -137,7 +136,7 @@ def test_tasks_per_node(text: str, counts: list[int]) -> None:
     assert tasks_per_node(text) == counts
 
 
-def test_tasks_per_node_refuses_what_it_does_not_know() -> None:
+def test_tasks_per_node_of_unknown_form_is_refused() -> None:
     with pytest.raises(UserError, match=r"SLURM_STEP_TASKS_PER_NODE=2\(3\)"):
         tasks_per_node("2(3)")
 
@@ -157,7 +156,7 @@ def test_first_node(nodes: str, first: str) -> None:
     assert first_node(nodes) == first
 
 
-def test_a_port_that_is_taken_is_named() -> None:
+def test_port_in_use_is_named() -> None:
     with socket.socket() as other:
         other.bind(("", 0))
         other.listen()

@@ -91,7 +91,7 @@ WRONG = [
         ("schedule={name: cosine, warmup: 9}",),
         ("schedule.warmup", "9 does not end before train.steps 4: lower it"),
     ),
-    Wrong("no GPU", ("device=cuda",), ("device: is cuda, and torch sees no GPU: set device: cpu",)),
+    Wrong("no GPU", ("device=cuda",), ("device: cuda", "set device: cpu")),
     Wrong(
         "cache without GPU",
         ("cache.device=accelerator",),
@@ -156,16 +156,13 @@ def test_init_from_another_network(train: Train, tmp_path: Path, trained: Path) 
 # -- the launch ----------------------------------------------------------------------------------------------
 
 
-def test_a_batch_that_cannot_be_dealt_over_the_ranks(program: Program, config_file: Path, tmp_path: Path) -> None:
-    """torchrun gives its own status and traceback; each rank's message stands before them."""
+def test_global_batch_that_is_no_multiple(program: Program, config_file: Path, tmp_path: Path) -> None:
+    """torchrun has its own exit status and traceback; the message of each rank comes before them."""
     command = arguments(config_file, tmp_path / "run", "train.global_batch=3")
     ended = program.torchrun(2, *command).wait().expect(1)
 
-    message = (
-        "error: train.global_batch: 3 samples cannot be dealt over 2 ranks with train.micro_batch 1: "
-        "start 1 or 3 ranks, or set train.global_batch to 2"
-    )
-    assert message in ended.err
+    assert "error: train.global_batch: 3 samples" in ended.err
+    assert "start 1 or 3 ranks, or set train.global_batch to 2 or 4" in ended.err
     assert "UserError" not in ended.err
     assert not (tmp_path / "run/checkpoints").exists()
 
@@ -175,19 +172,19 @@ def test_a_wrong_request_ends_every_rank(program: Program, config_file: Path, tm
     ranks = program.ranks(2, *arguments(config_file, tmp_path / "run", "data.root=/nowhere/at/all"))
     first, second = (rank.wait(60) for rank in ranks)
     refused(first, "error: data.root=/nowhere/at/all")
-    refused(second, "rank 1: error: rank 0 could not open the run folder: see its message")
+    refused(second, "rank 1: error: rank 0 could not open the run folder")
     assert not (tmp_path / "run").exists()  # refused at a glance: nothing is left behind
 
 
 def test_half_an_environment(program: Program, config_file: Path, tmp_path: Path) -> None:
     command = arguments(config_file, tmp_path / "run")
     ended = program.warm(TRAIN, *command, env={"RANK": "0"}).wait()
-    refused(ended, "RANK are set as by torchrun, and WORLD_SIZE, LOCAL_RANK", "or unset them")
+    refused(ended, "RANK are set, but not WORLD_SIZE, LOCAL_RANK", "or unset them")
 
     environ = {**rank_environments(1)[0], "WORLD_SIZE": "two"}
     refused(
         program.warm(TRAIN, *command, env=environ).wait(),
-        "not all of these are whole numbers",
+        "expected integers",
         "WORLD_SIZE=two",
     )
     assert not (tmp_path / "run").exists()

@@ -179,9 +179,9 @@ def test_devices(request_: str, visible: int, local_rank: int, local_world: int,
 
 
 def test_devices_that_are_not_there() -> None:
-    with pytest.raises(UserError, match="torch sees no GPU: set device: cpu"):
+    with pytest.raises(UserError, match=r"no GPU.*set device: cpu"):
         choose_device("cuda", 0, Launch())
-    with pytest.raises(UserError, match=r"4 processes on .*, and 2 GPUs visible: start with --nproc_per_node=2"):
+    with pytest.raises(UserError, match=r"4 processes .*2 GPUs .*--nproc_per_node=2"):
         choose_device("auto", 2, Launch(2, 4, 2, 4))
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fusionseg.config import RunConfig
-from fusionseg.distributed.rank_facts import peak_memory_gb
+from fusionseg.distributed.rank_info import peak_memory_gb
 from fusionseg.distributed.world import World
 from fusionseg.observability.progress import TrainingProgress, duration
 from fusionseg.observability.ranges import PHASES, account
@@ -65,7 +65,7 @@ class Recorder:
         self._phases = defaultdict(float, spent.phases_s)
         self._window: defaultdict[str, float] = defaultdict(float)
         self._fold()
-        # what came before the first step: Python, imports, the ranks' meeting, the network
+        # what came before the first step: Python, imports, the process group, the network
         self._phases["start"] += age - sum(self._window.values())
         self._window.clear()
         self._window_start, self._window_step = time.monotonic(), step

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fusionseg.config import RunConfig
 from fusionseg.data.loading.sampling_plan import Purpose, hidden_blocks
-from fusionseg.distributed.load_balancing import deal
+from fusionseg.distributed.load_balancing import assign_to_ranks
 from fusionseg.distributed.world import World
 from fusionseg.metrics.segmentation import mean_of_known
 from fusionseg.observability.pictures import reconstruction_strip
@@ -40,7 +40,7 @@ class Pretraining:
             number: len(cover(data.cache.records[number].shape, config.data.patch))
             for number in data.validation_numbers
         }
-        self._own = deal(tiles, world.size)[world.rank]
+        self._own = assign_to_ranks(tiles, world.size)[world.rank]
 
     def batch(self, step: int, indices: range) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]:
         """(image (B, C, X, Y, Z), hidden (B, gx, gy, gz)), twice: the network sees the visible part of the image, the

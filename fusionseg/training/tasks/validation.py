@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fusionseg.config import RunConfig
 from fusionseg.data.loading.device_cache import DeviceCache
 from fusionseg.data.preprocessing.lost_foreground import missed_voxels
-from fusionseg.distributed.load_balancing import deal
+from fusionseg.distributed.load_balancing import assign_to_ranks
 from fusionseg.distributed.world import World
 from fusionseg.metrics.segmentation import confusion, dice_per_class, mean_by_class, mean_of_known
 from fusionseg.training.precision import Precision
@@ -66,7 +66,7 @@ class Validator:
             number: count_windows(cache.records[number].shape, config.data.patch, config.validation.overlap)
             for number in numbers
         }
-        self._own = deal(windows, world.size)[world.rank]
+        self._own = assign_to_ranks(windows, world.size)[world.rank]
 
     def __call__(self, model: nn.Module) -> Validation:
         """Validate; all ranks must call it. `model` is the bare network, not its DDP wrapper."""

@@ -1,12 +1,10 @@
-"""What a rank is and how much it takes."""
+"""Hardware that a rank runs on: its device, its CPU threads, its peak memory."""
 
 from __future__ import annotations
 
 import os
 import resource
 import socket
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,14 +14,14 @@ from fusionseg.utils.machine import available_cpus
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """Peak memory of this process: the device's, or the host's on a CPU."""
+    """Return the peak memory of this process in GB (1e9 bytes): device memory on a GPU, host memory on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def describe_rank(world: World) -> dict[str, Any]:
-    """What environment.json says of a rank."""
+def rank_info(world: World) -> dict[str, Any]:
+    """Return the entry of this rank in environment.json: host, device, threads, CPUs."""
     device = world.device
     return {
         "rank": world.rank,
@@ -38,16 +36,11 @@ def describe_rank(world: World) -> dict[str, Any]:
 
 
 def threads_per_rank(world: World) -> int:
-    """CPUs that this rank may use without taking them from others: srun may give each its own, torchrun does not."""
+    """Return the number of CPU threads that this rank may use. All ranks must call this function.
+
+    srun may bind each rank to its own CPUs; under torchrun the ranks of a node share all of them. The available CPUs
+    are divided among the ranks of this host whose affinity masks overlap.
+    """
     own = socket.gethostname(), os.sched_getaffinity(0)
     sharing = sum(host == own[0] and bool(cpus & own[1]) for host, cpus in world.all_gather_object(own))
     return max(1, available_cpus() // sharing)
-
-
-def timed(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call, the device's work included."""
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
