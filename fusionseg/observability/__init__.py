@@ -1,4 +1,4 @@
-"""Output of a run while it trains: NVTX ranges, progress, records, TensorBoard, pictures.
+"""Observation of running programs: NVTX ranges, progress, records, TensorBoard, pictures, profiles, GPU counters.
 
 May import: `utils`.
 """

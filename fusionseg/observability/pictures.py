@@ -1,4 +1,4 @@
-"""Pictures of predictions and reconstructions."""
+"""Pictures of predictions and reconstructions, as arrays (3, H, W)."""
 
 from __future__ import annotations
 
@@ -20,43 +20,57 @@ COLORS = np.array(
 
 
 def overlay(picture: Any) -> NDArray[np.float32]:
-    """(3, H, W) in [0, 1]: the slice with the true mask on the left, with the predicted one on the right.
+    """Draw a slice twice: with the label mask on the left, with the predicted mask on the right.
 
     Args:
-        picture: has image (X, Y) and the masks label and prediction (X, Y), as tensors or arrays.
+        picture: object with the attributes `image`, `label` and `prediction`, each an array or tensor (X, Y).
+
+    Returns:
+        RGB in [0, 1], (3, Y, 2 X).
     """
     sides = [paint(np.asarray(picture.image), np.asarray(mask)) for mask in (picture.label, picture.prediction)]
     return np.concatenate(sides, axis=2)
 
 
 def paint(image: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.float32]:
-    """(3, H, W): a grey slice (X, Y) with its mask in colour, turned so that the second axis points up."""
+    """Draw a grey slice with its mask in colour.
+
+    Args:
+        image: intensities, (X, Y).
+        mask: class of each pixel, (X, Y); 0 is background.
+
+    Returns:
+        RGB in [0, 1], (3, Y, X), with the second axis of the slice pointing up.
+    """
     grey = _grey(image, image)
     color = COLORS[(mask - 1) % len(COLORS)]
-    return _turned(np.where((mask > 0)[..., None], 0.5 * grey + 0.5 * color, grey))
+    return _as_picture(np.where((mask > 0)[..., None], 0.5 * grey + 0.5 * color, grey))
 
 
 def reconstruction_strip(
     image: NDArray[Any], masked: NDArray[Any], reconstruction: NDArray[Any]
 ) -> NDArray[np.float32]:
-    """(3, H, W) in [0, 1]: a slice, what the network was shown of it, and what it made of that, from left to right.
+    """Draw three slices side by side: the original, the masked input of the network, and its reconstruction.
 
     Args:
-        image: grey slice (X, Y); its range of greys is that of all three.
-        masked: the same with its hidden voxels blacked out.
-        reconstruction: the network's.
+        image: original intensities, (X, Y); its grey scale is used for all three.
+        masked: the original with the hidden voxels set to black, (X, Y).
+        reconstruction: output of the network, (X, Y).
+
+    Returns:
+        RGB in [0, 1], (3, Y, 3 X).
     """
-    slices = [_turned(_grey(np.asarray(part), np.asarray(image))) for part in (image, masked, reconstruction)]
+    slices = [_as_picture(_grey(np.asarray(one), np.asarray(image))) for one in (image, masked, reconstruction)]
     return np.concatenate(slices, axis=2)
 
 
-def _grey(image: NDArray[Any], like: NDArray[Any]) -> NDArray[Any]:
-    """(X, Y, 3) in [0, 1]: a slice, black and white at the 1st and 99th percentile of another."""
-    low, high = np.percentile(like, (1, 99))
+def _grey(image: NDArray[Any], reference: NDArray[Any]) -> NDArray[Any]:
+    """Scale a slice (X, Y) to grey RGB (X, Y, 3) in [0, 1] between the 1st and 99th percentile of a reference."""
+    low, high = np.percentile(reference, (1, 99))
     return np.clip((image - low) / max(high - low, 1e-6), 0, 1)[..., None].repeat(3, axis=2)
 
 
-def _turned(picture: NDArray[Any]) -> NDArray[np.float32]:
-    """(X, Y, 3) as (3, H, W), the second axis pointing up."""
-    turned: NDArray[np.float32] = picture.transpose(2, 1, 0)[:, ::-1].astype(np.float32)
-    return turned
+def _as_picture(rgb: NDArray[Any]) -> NDArray[np.float32]:
+    """Convert (X, Y, 3) to (3, Y, X), with the second axis of the slice pointing up."""
+    picture: NDArray[np.float32] = rgb.transpose(2, 1, 0)[:, ::-1].astype(np.float32)
+    return picture

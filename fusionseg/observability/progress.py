@@ -1,4 +1,4 @@
-"""What a person sees of a run: one live line on a terminal, plain lines elsewhere."""
+"""Progress on the screen: one live line on a terminal, a plain line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 PLAIN_EVERY_S = 10.0
+"""Least time between two plain lines, in seconds."""
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 45s, 3m20s, 2h05m, 3d04h."""
+    """Format seconds for people: 45s, 3m20s, 2h05m, 3d04h."""
     seconds = max(0, round(seconds))
     minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
     if days:
@@ -27,7 +28,7 @@ def duration(seconds: float) -> str:
 
 
 class LiveLine:
-    """Something that is shown while entered: a line that changes on a terminal; `_live` is None elsewhere."""
+    """Context manager that shows the live line `_live` while it is entered; `_live` is None without a terminal."""
 
     _live: Progress | None = None
 
@@ -44,9 +45,14 @@ class LiveLine:
 
 
 class TrainingProgress(LiveLine):
-    """Step, loss, score, speed, share of time spent waiting for data, memory, time left."""
+    """Progress of a training: step, loss, score, speed, share of time spent on data, memory, time left."""
 
     def __init__(self, total: int, done: int, *, shown: bool) -> None:
+        """Args:
+        total: optimizer steps of the whole run.
+        done: steps that earlier starts of the run have done.
+        shown: False prints nothing (ranks other than 0).
+        """
         self.total = total
         self.shown = shown
         self._score = ""
@@ -62,9 +68,16 @@ class TrainingProgress(LiveLine):
             self._task = self._live.add_task("", total=total, completed=done)
 
     def score(self, measure: str, value: float) -> None:
+        """Set the validation score that the next lines show.
+
+        Args:
+            measure: name of the score, such as dice.
+            value: the score, measured on the preprocessed grid.
+        """
         self._score = f"{measure} {value:.4f} (prepared grid)"
 
     def step(self, done: int) -> None:
+        """Set the number of completed steps."""
         if self._live is not None:
             self._live.update(self._task, completed=done)
 
@@ -77,7 +90,16 @@ class TrainingProgress(LiveLine):
         memory_gb: float,
         step_s: float,
     ) -> None:
-        """New figures, on a logging step."""
+        """Show the measurements of a logging step.
+
+        Args:
+            done: completed steps.
+            loss: mean loss since the last logging step; None if no step was finite.
+            samples_per_s: samples per second over all ranks.
+            data_share: share of the step time spent on data, 0 to 1.
+            memory_gb: peak memory in GB.
+            step_s: seconds of a step.
+        """
         if not self.shown:
             return
         parts = [
@@ -98,7 +120,11 @@ class TrainingProgress(LiveLine):
 
 @contextmanager
 def counting_progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield `progress(done, total)`: a bar on a terminal, a line every ten seconds elsewhere."""
+    """Yield a function `progress(done, total)` that shows a bar on a terminal, a line every ten seconds elsewhere.
+
+    Args:
+        label: text in front of the count, such as "preparing".
+    """
     if sys.stderr.isatty():
         with Progress(console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(label, total=None)

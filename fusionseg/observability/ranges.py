@@ -1,7 +1,8 @@
-"""Everything that happens is named once: one annotation gives three readings of it.
+"""Named ranges of time: one annotation for NVTX, the torch profiler and the run's own phase times.
 
-`annotate("forward")` is an NVTX range (Nsight's timeline; domain `fusionseg`), a `record_function` range (the torch
-profiler's table) and an entry of the time account from which a run's `data_s`, `step_s` and `phases_s` come.
+`annotate("forward")` opens three things: an NVTX range in the domain `fusionseg` (Nsight Systems shows it), a
+`record_function` range (the torch profiler shows it), and a measurement by the `PhaseTimer` of this thread. A run's
+`data_s`, `step_s` and `phases_s` come from the phase timer.
 """
 
 from __future__ import annotations
@@ -37,17 +38,19 @@ PHASES = {
     "checkpoint": "red",
     "log": "gray",
 }
-"""The phases of a run, with their colours in NVTX. `step` holds those of an optimizer step; its own time is the rest.
+"""The phases of a run, with their colours in NVTX.
 
-Ranges of other names are finer ones: they show in the timelines, and their time is that of their phase."""
+`step` encloses the phases of one optimizer step; its own time is what those phases leave. A range of any other name is
+a detail: timelines show it, and its time counts for the phase around it."""
 
-_domain = nvtx.get_domain("fusionseg")  # without a tool that listens, an object that does nothing
+_domain = nvtx.get_domain("fusionseg")  # does nothing unless a tool such as Nsight Systems is attached
 
 
-class TimeAccount:
-    """Wall seconds by phase, each second counted once: a phase's time is without that of the phases inside it.
+class PhaseTimer:
+    """Wall time of each phase in seconds.
 
-    On a GPU these are the host's seconds: work is queued, so a phase costs what it makes the host wait.
+    Each second is counted once: the time of a phase excludes the phases nested in it. The clock is the host's. Work on
+    a GPU is queued, so a phase that launches work takes only the time for which the host is busy or waits.
     """
 
     def __init__(self) -> None:
@@ -55,12 +58,17 @@ class TimeAccount:
         self._inner: list[float] = []  # for each open phase, the seconds of the phases closed inside it
 
     def open(self) -> float:
-        """Begin a phase; what `close` needs of it."""
+        """Begin a phase and return its start time, which `close` needs."""
         self._inner.append(0.0)
         return time.perf_counter()
 
     def close(self, name: str, opened: float) -> None:
-        """End the phase that was opened last."""
+        """End the phase that was opened last.
+
+        Args:
+            name: the phase to which the time is added.
+            opened: the value that `open` returned.
+        """
         elapsed = time.perf_counter() - opened
         inner = self._inner
         self.seconds[name] += elapsed - inner.pop()
@@ -69,6 +77,7 @@ class TimeAccount:
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
+        """Add the time of the body to the phase `name`, also when the body raises."""
         opened = self.open()
         try:
             yield
@@ -76,7 +85,7 @@ class TimeAccount:
             self.close(name, opened)
 
     def take(self) -> dict[str, float]:
-        """The seconds since the last call, and start again from zero."""
+        """Return the seconds of each phase since the last call, and reset them."""
         taken = dict(self.seconds)
         self.seconds.clear()
         return taken
@@ -85,24 +94,24 @@ class TimeAccount:
 _local = threading.local()
 
 
-def account() -> TimeAccount:
-    """The time account of this thread."""
+def phase_timer() -> PhaseTimer:
+    """The phase timer of the calling thread."""
     try:
-        result: TimeAccount = _local.account
+        timer: PhaseTimer = _local.timer
     except AttributeError:
-        result = _local.account = TimeAccount()
-    return result
+        timer = _local.timer = PhaseTimer()
+    return timer
 
 
 class annotate:
-    """Name what the body does; closed also when the body raises. A decorator too: `@annotate("validate")`.
+    """Context manager and decorator that opens a named range; the range is closed also when the body raises.
 
     Args:
-        name: one of PHASES, or a finer name.
-        payload: a number that goes along in NVTX: of the step, or of the micro-batch.
+        name: one of PHASES, or any other name for a detail within a phase.
+        payload: number shown with the NVTX range, such as the index of the step or of the micro-batch.
     """
 
-    __slots__ = ("_account", "_function", "_opened", "name", "payload")
+    __slots__ = ("_function", "_opened", "_timer", "name", "payload")
 
     def __init__(self, name: str, payload: int = 0) -> None:
         self.name = name
@@ -116,21 +125,21 @@ class annotate:
                 message=name, color=color or "white", category=name if color else "detail", payload=self.payload
             )
         )
-        # torch may not be loaded (prepare's numpy parts, the command line): then no profiler listens either.
+        # Do not import torch here: the command line and the numpy parts run without it, and then no profiler is active.
         torch = sys.modules.get("torch")
         self._function = None
         if torch is not None and torch.autograd._profiler_enabled():
             self._function = torch.profiler.record_function(name)
             self._function.__enter__()
-        self._account = account() if color else None
-        if self._account is not None:
-            self._opened = self._account.open()
+        self._timer = phase_timer() if color else None
+        if self._timer is not None:
+            self._opened = self._timer.open()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._account is not None:
-            self._account.close(self.name, self._opened)
+        if self._timer is not None:
+            self._timer.close(self.name, self._opened)
         if self._function is not None:
             self._function.__exit__(kind, error, trace)
         _domain.pop_range()
@@ -144,19 +153,19 @@ class annotate:
         return annotated
 
 
-def stage_ranges(model: Any, depth: int = 2) -> None:
-    """A finer range for the forward pass of every part of a torch network, named as in the network.
+def annotate_modules(model: Any, depth: int = 2) -> None:
+    """Open a range for the forward pass of each submodule, named like the submodule.
 
-    The backward pass runs its operators in an order of its own, without the parts' borders: it has no such ranges.
+    There are no such ranges in the backward pass: autograd runs operators, not modules.
 
     Args:
-        model: a torch.nn.Module; it keeps the ranges.
-        depth: how far down parts are named: 2 is `swinViT` and `swinViT.layers1`.
+        model: a torch.nn.Module; forward hooks are added to it and stay.
+        depth: levels of submodules that get a range: 1 names `swinViT`, 2 also `swinViT.layers1`.
     """
-    for name, part in model.named_modules():
+    for name, module in model.named_modules():
         if not name or name.count(".") >= depth:
             continue
-        opened: list[annotate] = []  # a stack: a part may call itself
+        opened: list[annotate] = []  # a stack, because a module may call itself
 
         def enter(*_: Any, name: str = name, opened: list[annotate] = opened) -> None:
             opened.append(annotate(name))
@@ -165,5 +174,5 @@ def stage_ranges(model: Any, depth: int = 2) -> None:
         def leave(*_: Any, opened: list[annotate] = opened) -> None:
             opened.pop().__exit__(None, None, None)
 
-        part.register_forward_pre_hook(enter)
-        part.register_forward_hook(leave, always_call=True)  # also when its forward pass raises
+        module.register_forward_pre_hook(enter)
+        module.register_forward_hook(leave, always_call=True)  # also when the forward pass raises

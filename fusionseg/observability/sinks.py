@@ -1,4 +1,4 @@
-"""Where the records of a run go: metrics.jsonl, TensorBoard, and pictures as PNG."""
+"""Destinations of the records of a run: metrics.jsonl, TensorBoard, and pictures as PNG files."""
 
 from __future__ import annotations
 
@@ -25,32 +25,34 @@ MEASURED_SUFFIXES = ("_s", "_per_s", "_gb")
 
 
 def is_measurement(field: str) -> bool:
-    """Whether a field of a record is measured, not a function of configuration and data."""
+    """True for fields that are measured (times, speeds, memory); the others follow from configuration and data."""
     return field in MEASURED or field.endswith(MEASURED_SUFFIXES)
 
 
-def plain(value: Any) -> Any:
-    """JSON has no nan and no infinity: they become null."""
+def finite_or_none(value: Any) -> Any:
+    """Replace nan and infinity by None, also inside dictionaries and lists, because JSON has neither."""
     if isinstance(value, float):
         return value if isfinite(value) else None
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: finite_or_none(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [finite_or_none(item) for item in value]
     return value
 
 
 class Sinks:
-    """metrics.jsonl, one object a line, TensorBoard scalars, and pictures. Only rank 0 has them open.
+    """Writer of metrics.jsonl, TensorBoard and pictures; used on rank 0 only.
 
-    Records that cannot be written end the training, which can be resumed; TensorBoard and pictures do not.
+    A record that cannot be written stops the training, which can then be resumed. A TensorBoard file or a picture that
+    cannot be written gives a warning.
     """
 
     def __init__(self, metrics: Path, tensorboard: Path | None, pictures: Path, *, purge_step: int) -> None:
         """Args:
-        tensorboard: folder of the event file; None for none.
+        metrics: path of metrics.jsonl; records are appended.
+        tensorboard: folder of the TensorBoard event file; None writes none.
         pictures: folder of the PNG files.
-        purge_step: TensorBoard forgets what an earlier start logged from this step on.
+        purge_step: TensorBoard drops what earlier starts of the run logged from this step on.
         """
         metrics.parent.mkdir(parents=True, exist_ok=True)
         self._pictures: Path | None = pictures
@@ -59,12 +61,19 @@ class Sinks:
         self._board = Board(tensorboard, purge_step) if tensorboard is not None else None
 
     def write(self, kind: str, step: int, **fields: Any) -> None:
-        """Append one record; it is in the file when this returns.
+        """Append one record to metrics.jsonl, and its numbers to TensorBoard.
+
+        The record is in the file when this method returns.
+
+        Args:
+            kind: train, val, event or end.
+            step: completed optimizer steps.
+            fields: values of the record.
 
         Raises:
             TrainingStopped: the file cannot be written.
         """
-        record = {"kind": kind, "step": step, **plain(fields)}
+        record = {"kind": kind, "step": step, **finite_or_none(fields)}
         with self._stopping():
             self._append((json.dumps(record) + "\n").encode())
         if self._board is not None:
@@ -75,48 +84,53 @@ class Sinks:
                         self._board.scalar("/".join(filter(None, (kind, name, str(key)))), number, step)
 
     def curves(self, group: str, values: Mapping[str, float], step: int) -> None:
-        """Values for TensorBoard alone."""
+        """Add values to TensorBoard only, as `group/name`."""
         if self._board is not None:
             for name, value in values.items():
                 self._board.scalar(f"{group}/{name}", value, step)
 
     def text(self, tag: str, text: str, step: int) -> None:
-        """A text for TensorBoard alone."""
+        """Add a text to TensorBoard only."""
         if self._board is not None:
             self._board.text(tag, text, step)
 
     def sync(self) -> None:
-        """Force the records to disk.
+        """Flush the records to the disk (fsync).
 
         Raises:
-            TrainingStopped: the disk takes them no more.
+            TrainingStopped: the disk does not accept them.
         """
         with self._stopping():
             os.fsync(self._metrics.fileno())
 
     def picture(self, tag: str, image: NDArray[np.float32], step: int) -> None:
-        """A picture (3, H, W) in [0, 1]: `<tag>_<step>.png`, and in TensorBoard."""
+        """Write a picture as `<tag>_<step>.png` and to TensorBoard.
+
+        Args:
+            image: RGB in [0, 1], (3, H, W).
+        """
         if self._pictures is not None:
             try:
                 _write_png(self._pictures / f"{tag}_{step:08d}.png", image)
             except WriteError as error:
-                log.warning("%s; the run goes on without pictures", error)
+                log.warning("%s; the run continues without pictures", error)
                 self._pictures = None
         if self._board is not None:
             self._board.image(tag, image, step)
 
     def close(self) -> None:
+        """Close all files."""
         self._metrics.close()
         if self._board is not None:
             self._board.close()
 
     def _append(self, line: bytes) -> None:
-        """Write a line whole or not at all."""
+        """Write a line completely or not at all."""
         end = os.fstat(self._metrics.fileno()).st_size
-        left = line
+        rest = line
         try:
-            while left:
-                left = left[self._metrics.write(left) :]
+            while rest:
+                rest = rest[self._metrics.write(rest) :]
         except OSError:
             with suppress(OSError):
                 self._metrics.truncate(end)
@@ -128,13 +142,13 @@ class Sinks:
             yield
         except OSError as error:
             raise TrainingStopped(
-                f"{self._path}: a record could not be written ({error.strerror}): see whether there is space, and start"
-                " the run again: it goes on from its last checkpoint"
+                f"{self._path}: a record could not be written ({error.strerror}); free some disk space and start the"
+                " run again: it resumes from its last checkpoint"
             ) from error
 
 
 class NoSinks(Sinks):
-    """For the ranks that record nothing."""
+    """Sinks of the ranks that record nothing."""
 
     def __init__(self) -> None:
         pass
@@ -159,7 +173,7 @@ class NoSinks(Sinks):
 
 
 def _write_png(path: Path, image: NDArray[np.float32]) -> None:
-    from matplotlib.image import imsave  # slow to import, and most records are no pictures
+    from matplotlib.image import imsave  # slow to import, and only needed for pictures
 
     with whole_file(path) as temporary:
         imsave(temporary, np.clip(image.transpose(1, 2, 0), 0, 1))

@@ -1,4 +1,4 @@
-"""TensorBoard's event file, which never ends a training: when it cannot be written, one warning says so."""
+"""TensorBoard event file. A failure to write it gives one warning and never stops a training."""
 
 from __future__ import annotations
 
@@ -16,61 +16,67 @@ log = logging.getLogger("fusionseg")
 
 
 class Board:
-    """The event file of a run."""
+    """TensorBoard event file of a run."""
 
     def __init__(self, folder: Path, purge_step: int) -> None:
         """Args:
-        purge_step: TensorBoard forgets what an earlier start logged from this step on.
+        folder: folder of the event file.
+        purge_step: TensorBoard drops what earlier starts of the run logged from this step on.
         """
         from torch.utils.tensorboard import SummaryWriter
 
         self._folder = folder
         self._writer: Any = None
-        # TensorBoard writes in a thread, which dies of a full disk and prints its traceback.
+        # TensorBoard writes in a thread of its own. On a full disk that thread ends with a traceback, which would hide
+        # the warning below.
         self._hook = threading.excepthook
-        threading.excepthook = self._quiet
-        with self._one_warning():
+        threading.excepthook = self._ignore_write_errors
+        with self._warn_once():
             self._writer = SummaryWriter(str(folder), purge_step=purge_step)
 
     def scalar(self, name: str, value: float, step: int) -> None:
         """Add a point to a curve."""
         if self._writer is not None:
-            with self._one_warning():
+            with self._warn_once():
                 self._writer.add_scalar(name, value, step)
 
     def text(self, name: str, text: str, step: int) -> None:
-        """Add a remark, as Markdown."""
+        """Add a text (Markdown)."""
         if self._writer is not None:
-            with self._one_warning():
+            with self._warn_once():
                 self._writer.add_text(name, text, step)
 
     def image(self, name: str, image: NDArray[np.float32], step: int) -> None:
         """Add a picture (3, H, W) in [0, 1]."""
         if self._writer is not None:
-            with self._one_warning():
+            with self._warn_once():
                 self._writer.add_image(name, image, step)
 
     def close(self) -> None:
-        """Write what is still to be written."""
+        """Flush and close the file."""
         if self._writer is not None:
-            with self._one_warning():
+            with self._warn_once():
                 self._writer.close()
         self._writer = None
         threading.excepthook = self._hook
 
     @contextmanager
-    def _one_warning(self) -> Iterator[None]:
-        """Pass over a file that cannot be written, and write there no more."""
+    def _warn_once(self) -> Iterator[None]:
+        """Turn a write error of the body into a warning, and stop writing the file."""
         try:
             yield
         except OSError as error:
-            log.warning("%s: TensorBoard's file cannot be written any more: %s", self._folder, error.strerror or error)
+            log.warning(
+                "%s: the TensorBoard file can no longer be written (%s); the run continues without TensorBoard",
+                self._folder,
+                error.strerror or error,
+            )
             writer, self._writer = self._writer, None
             if writer is not None:
-                with suppress(OSError):  # it flushes what it still holds
+                with suppress(OSError):  # closing flushes, which fails again on a full disk
                     writer.close()
 
-    def _quiet(self, failed: threading.ExceptHookArgs) -> None:
+    def _ignore_write_errors(self, failed: threading.ExceptHookArgs) -> None:
         if isinstance(failed.exc_value, OSError) and type(failed.thread).__module__.startswith("tensorboard"):
-            return  # told at the next call
+            return  # the next call to the writer raises the same error, and the warning is printed then
         self._hook(failed)

@@ -20,7 +20,7 @@ from fusionseg.models.channels_last import channels_last_
 from fusionseg.models.cpu_bf16 import guard_host_convolutions
 from fusionseg.models.sync_batch_norm import synchronise_batch_norm
 from fusionseg.models.weights.loading import load_weights, read_file, read_state
-from fusionseg.observability.ranges import stage_ranges
+from fusionseg.observability.ranges import annotate_modules
 from fusionseg.runs.checkpoints import find_weights
 from fusionseg.training.fine_tuning import freeze_encoder
 from fusionseg.training.step import Loss
@@ -151,7 +151,7 @@ def distribute(model: nn.Module, config: RunConfig, world: World, accumulation_s
     if config.train.compile:
         model.compile()
     if config.profile.stages:
-        stage_ranges(model)
+        annotate_modules(model)
     if world.size == 1:
         return model
     with warnings.catch_warnings():

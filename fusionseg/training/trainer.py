@@ -17,7 +17,7 @@ from fusionseg.config import RunConfig
 from fusionseg.distributed.batch_arithmetic import accumulation_steps, batch_arithmetic
 from fusionseg.distributed.rank_info import rank_info, threads_per_rank
 from fusionseg.distributed.world import World
-from fusionseg.observability.ranges import account, annotate
+from fusionseg.observability.ranges import annotate, phase_timer
 from fusionseg.runs.cases import RunCases, check_checkpoint
 from fusionseg.runs.checkpoints import Checkpoints, read_training_state
 from fusionseg.runs.folder import RunFolder, config_hash, refuse_other_config
@@ -186,10 +186,10 @@ class Trainer:
         logging_step = self.step % self.config.log.every == 0 or self.step == self.config.train.steps
         if logging_step or (self.world.device.type == "cpu" and self.step % self.config.train.max_skipped == 0):
             # Where the host waits for the device: that is the steps' time, not the log's.
-            with account().measure("step"):
+            with phase_timer().measure("step"):
                 self.samples.refuse_endless_skipping(self.step_fn.skipped_in_a_row())
         if logging_step:
-            with account().measure("step"):
+            with phase_timer().measure("step"):
                 window = self.step_fn.read()
             now = time.monotonic()
             with annotate("log", self.step):

@@ -50,7 +50,7 @@ def test_a_record_is_written_whole_or_stops_the_training(small_disk: Callable[[s
         for step in range(2, 200):  # the first page has room
             sinks.write("train", step, loss=0.25, text="x" * 100)
     assert str(caught.value).startswith(f"{disk}/run/metrics.jsonl: a record could not be written (No space left")
-    assert "start the run again: it goes on from its last checkpoint" in str(caught.value)
+    assert "start the run again: it resumes from its last checkpoint" in str(caught.value)
     sinks.close()
     records = [json.loads(line) for line in (disk / "run/metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == list(range(1, len(records) + 1)) and len(records) > 10
@@ -75,8 +75,8 @@ def test_pictures_and_tensorboard_are_given_up_with_one_warning(
     sinks.close()
     said = [record.getMessage() for record in log.records]
     assert len(said) == 2
-    assert any(f"{disk}/pictures/validation_" in text and "the run goes on without pictures" in text for text in said)
-    assert f"{disk}: TensorBoard's file cannot be written any more: No space left on device" in said
+    assert any(f"{disk}/pictures/validation_" in text and "without pictures" in text for text in said)
+    assert any(text.startswith(f"{disk}: ") and "TensorBoard" in text and "No space left" in text for text in said)
     assert "Traceback" not in capfd.readouterr().err and threading.excepthook is hook
     assert len(os.listdir(disk / "pictures")) == 1
 
@@ -88,7 +88,7 @@ def test_a_board_that_cannot_be_made(tmp_path: Path, log: pytest.LogCaptureFixtu
     board.image("b", PICTURE, 1)
     board.text("c", "d", 1)
     board.close()
-    assert len(log.records) == 1 and "TensorBoard's file cannot be written" in log.text
+    assert len(log.records) == 1 and "TensorBoard file" in log.text
 
 
 def test_log_txt_on_a_full_disk(small_disk: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:

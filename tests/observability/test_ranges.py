@@ -13,38 +13,38 @@ import pytest
 import torch
 from nvtx_tool import NvtxTool
 
-from fusionseg.observability.ranges import PHASES, TimeAccount, account, annotate, stage_ranges
+from fusionseg.observability.ranges import PHASES, PhaseTimer, annotate, annotate_modules, phase_timer
 
 
 def test_every_second_is_counted_once() -> None:
-    book = TimeAccount()
+    timer = PhaseTimer()
     start = time.perf_counter()
-    with book.measure("outer"):
+    with timer.measure("outer"):
         time.sleep(0.02)
-        with book.measure("inner"):
+        with timer.measure("inner"):
             time.sleep(0.05)
-            with book.measure("innermost"):
+            with timer.measure("innermost"):
                 time.sleep(0.03)
-        with book.measure("inner"):
+        with timer.measure("inner"):
             time.sleep(0.01)
     total = time.perf_counter() - start
-    taken = book.take()
+    taken = timer.take()
     assert set(taken) == {"outer", "inner", "innermost"}
     assert 0.11 <= sum(taken.values()) <= total + 0.001  # 0.09 too much if counted twice
     assert taken["outer"] >= 0.02 and taken["inner"] >= 0.06 and taken["innermost"] >= 0.03
-    assert book.take() == {}
+    assert timer.take() == {}
 
 
 def test_a_range_within_itself() -> None:
-    book = TimeAccount()
+    timer = PhaseTimer()
     start = time.perf_counter()
-    with book.measure("a"), book.measure("a"):
+    with timer.measure("a"), timer.measure("a"):
         time.sleep(0.02)
-    assert 0.02 <= book.take()["a"] <= time.perf_counter() - start + 0.001  # 0.02 too much if counted twice
+    assert 0.02 <= timer.take()["a"] <= time.perf_counter() - start + 0.001  # 0.02 too much if counted twice
 
 
 def test_closed_when_the_body_raises() -> None:
-    account().take()
+    phase_timer().take()
     start = time.perf_counter()
     with pytest.raises(ZeroDivisionError), annotate("step"):
         try:
@@ -56,10 +56,10 @@ def test_closed_when_the_body_raises() -> None:
         with annotate("loss"):
             time.sleep(0.01)
         1 / 0  # noqa: B018
-    taken = account().take()
+    taken = phase_timer().take()
     assert taken["forward"] >= 0.02 and taken["loss"] >= 0.01 and taken["step"] > 0
     assert sum(taken.values()) <= time.perf_counter() - start
-    assert account()._inner == []
+    assert phase_timer()._inner == []
 
 
 def test_as_a_decorator() -> None:
@@ -69,26 +69,26 @@ def test_as_a_decorator() -> None:
         time.sleep(0.01)
         return value + 1
 
-    account().take()
+    phase_timer().take()
     assert [work(1), work(2)] == [2, 3]
     assert (work.__name__, work.__doc__) == ("work", "What it does.")
-    assert account().take()["validate"] >= 0.02
+    assert phase_timer().take()["validate"] >= 0.02
 
 
 def test_every_thread_has_an_account_of_its_own() -> None:
-    account().take()
+    phase_timer().take()
     others: list[dict[str, float]] = []
 
     def work() -> None:
         with annotate("log"):
             pass
-        others.append(account().take())
+        others.append(phase_timer().take())
 
     with annotate("validate"):
         thread = threading.Thread(target=work)
         thread.start()
         thread.join()
-    assert [set(other) for other in others] == [{"log"}] and set(account().take()) == {"validate"}
+    assert [set(other) for other in others] == [{"log"}] and set(phase_timer().take()) == {"validate"}
 
 
 def test_the_torch_profiler_sees_the_names() -> None:
@@ -138,10 +138,10 @@ def test_nvtx_ranges_nest_also_when_the_body_raises(nvtx_tool: NvtxTool) -> None
 
 
 def test_the_time_of_a_finer_range_is_its_phases() -> None:
-    account().take()
+    phase_timer().take()
     with annotate("forward"), annotate("encoder1"):
         time.sleep(0.02)
-    taken = account().take()
+    taken = phase_timer().take()
     assert set(taken) == {"forward"} and taken["forward"] >= 0.02
 
 
@@ -158,7 +158,7 @@ class Parts(torch.nn.Module):
 
 def test_the_stages_of_a_network_also_when_one_raises() -> None:
     model = Parts()
-    stage_ranges(model)
+    annotate_modules(model)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         with annotate("forward"), pytest.raises(RuntimeError):
             model(torch.ones(1, 2))

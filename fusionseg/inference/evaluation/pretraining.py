@@ -26,7 +26,7 @@ from fusionseg.inference.predictor import PredictOptions
 from fusionseg.inference.trained_network import Trained, inference_device, load_trained
 from fusionseg.metrics.segmentation import mean_of_known
 from fusionseg.observability.progress import counting_progress
-from fusionseg.observability.sinks import plain
+from fusionseg.observability.sinks import finite_or_none
 from fusionseg.runs.datasets import open_sources
 from fusionseg.runs.split import dataset_names
 from fusionseg.training.tasks.reconstruction import Figures, Reconstruction, Reconstructor
@@ -160,7 +160,7 @@ def evaluate_pretraining(
         "figures": {key: _spread([scores[name][key] for name in sorted(scores)]) for key in keys},
     }
     _write_csv(folder / CASES, scores)
-    write_json(folder / SUMMARY, plain({**summary, "scores": scores}))
+    write_json(folder / SUMMARY, finite_or_none({**summary, "scores": scores}))
     return PretrainingEvaluation(folder, failed, summary)
 
 

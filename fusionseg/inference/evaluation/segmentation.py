@@ -21,7 +21,7 @@ from fusionseg.inference.output_folders import CASES, PICTURE, SUMMARY, Request,
 from fusionseg.inference.predictor import PredictOptions, Predictor
 from fusionseg.metrics.segmentation import mean_of_known
 from fusionseg.observability.progress import counting_progress
-from fusionseg.observability.sinks import plain
+from fusionseg.observability.sinks import finite_or_none
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import whole_file, writable_folder, write_json
 
@@ -168,4 +168,4 @@ def _write(folder: Path, scores: list[Score], summary: dict[str, Any]) -> None:
                     for key, value in asdict(score).items()
                 }
             )
-    write_json(folder / SUMMARY, plain({**summary, "scores": [asdict(score) for score in scores]}))
+    write_json(folder / SUMMARY, finite_or_none({**summary, "scores": [asdict(score) for score in scores]}))

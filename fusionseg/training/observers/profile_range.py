@@ -12,7 +12,7 @@ from fusionseg.config import ProfileConfig
 from fusionseg.distributed.world import World
 from fusionseg.observability.profiles.summary import summarise
 from fusionseg.observability.profiles.timeline import read_torch_trace
-from fusionseg.observability.ranges import account
+from fusionseg.observability.ranges import phase_timer
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import whole_file, write_json
 
@@ -63,7 +63,7 @@ class ProfileWindow:
         if self.first <= step < self.end and not self._open:
             self._open = True
             log.info("profile: %s looks at steps %d to %d", self.tool, step + 1, self.end)
-            with account().measure("log"):
+            with phase_timer().measure("log"):
                 self._settle()
                 self._start()
 
@@ -78,7 +78,7 @@ class ProfileWindow:
             return
         self._open = False
         self.end = -1  # once
-        with account().measure("log"):
+        with phase_timer().measure("log"):
             self._settle()
             try:
                 self._stop()

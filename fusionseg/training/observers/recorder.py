@@ -13,7 +13,7 @@ from fusionseg.config import RunConfig
 from fusionseg.distributed.rank_info import peak_memory_gb
 from fusionseg.distributed.world import World
 from fusionseg.observability.progress import TrainingProgress, duration
-from fusionseg.observability.ranges import PHASES, account
+from fusionseg.observability.ranges import PHASES, phase_timer
 from fusionseg.observability.sinks import NoSinks, Sinks
 from fusionseg.runs.folder import RunFolder
 from fusionseg.training.observers.gpu_watch import GpuWatch
@@ -77,7 +77,7 @@ class Recorder:
 
     def _fold(self) -> None:
         """Take what the time account holds into the sums of the interval and of the run."""
-        for name, seconds in account().take().items():
+        for name, seconds in phase_timer().take().items():
             self._window[name] += seconds
             self._phases[name] += seconds
 
