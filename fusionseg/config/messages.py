@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -12,6 +11,7 @@ from pydantic import ValidationError
 from fusionseg.config.networks import network_sections
 from fusionseg.config.section import Section
 from fusionseg.config.yaml_location import KeyPath, Places
+from fusionseg.utils.errors import suggest
 
 
 def explain(error: ValidationError, raw: Mapping[str, Any], places: Places, kind: type[Section]) -> list[str]:
@@ -33,14 +33,6 @@ def explain(error: ValidationError, raw: Mapping[str, Any], places: Places, kind
             name = ".".join(map(str, key)) or "configuration"
             lines.append(f"{name}{f' ({where})' if where else ''}: {text}")
     return lines
-
-
-def suggest(wrong: str, valid: Iterable[str]) -> str:
-    """The nearest valid name and the whole list."""
-    names = list(valid)
-    near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return f"{hint}Valid: {', '.join(names)}"
 
 
 def _written_key(loc: tuple[str | int, ...], raw: Mapping[str, Any], missing: bool) -> KeyPath:

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fusionseg.config.messages import suggest
 from fusionseg.config.networks import NetworkSection, network_sections
 from fusionseg.models import build_model
-from fusionseg.utils.errors import UserError
+from fusionseg.utils.errors import UserError, suggest
 
 Triple = tuple[int, int, int]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Sequence
 
 
@@ -41,3 +42,15 @@ class TrainingStopped(Exception):
 def some_of(names: Sequence[str], most: int = 10) -> str:
     """The first names of a list, for a message, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def suggest(wrong: str, valid: Iterable[str], *, listed: bool = True) -> str:
+    """The nearest valid name and the list of all, for a message.
+
+    Args:
+        listed: False leaves out the list, where it would be long.
+    """
+    names = list(valid)
+    near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{hint}Valid: {', '.join(names)}" if listed else hint.rstrip()

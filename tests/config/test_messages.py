@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from fusionseg.config import load_config, validate
-from fusionseg.config.messages import suggest
-from fusionseg.utils.errors import UserError
+from fusionseg.utils.errors import UserError, suggest
 
 UNET = {"name": "unet"}
 FUSION = {"name": "swin_fusion_od"}

@@ -1,0 +1,123 @@
+"""The section of a part from outside: a dotted path, its arguments, and the origin that a run records."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from fusionseg.config.outside import OutsideSource, PartError, import_part, is_outside, source_of
+from fusionseg.config.section import Section
+from fusionseg.utils.errors import suggest
+
+
+class OutsidePart(Section):
+    """A part of the user's own, or of an installed library."""
+
+    set_by_name: ClassVar[tuple[str, ...]] = ("version", "found_in")
+    """Keys that belong to the name: another name has others."""
+    supplied: ClassVar[tuple[str, ...]] = ()
+    """Arguments that fusionseg supplies by name, where the part takes them."""
+    positional: ClassVar[int] = 0
+    """Number of arguments that fusionseg passes by position when it calls the part with `args`."""
+
+    name: str
+    """Dotted path of a class or a function: package.module:Attribute, or folder/file.py:Attribute."""
+    args: Annotated[dict[str, Any], Field(default_factory=dict)]
+    """Keyword arguments of the class or function."""
+    version: str | None = None
+    """Written by fusionseg: the version of the package, or the hash of the source file."""
+    found_in: str | None = None
+    """Written by fusionseg: the folder from which the module was imported; null for an installed package."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _record_source(cls, raw: Any) -> Any:
+        """Import the part, and write down its origin where the configuration does not have it yet."""
+        if not isinstance(raw, dict) or not is_outside(raw.get("name")):
+            return raw
+        found_in = raw.get("found_in") if isinstance(raw.get("found_in"), str) else None
+        try:
+            source = source_of(raw["name"], found_in)
+        except PartError as error:
+            raise ValueError(f"name: {error}") from error
+        given = {key: raw[key] for key in ("version", "found_in") if raw.get(key) is not None}
+        if "found_in" in given and source.found_in is not None and source.found_in != found_in:
+            given.pop("found_in")  # the folder has moved, and the module was found elsewhere
+        return {**raw, "version": source.version, "found_in": source.found_in, **given}
+
+    @model_validator(mode="after")
+    def _arguments_fit(self) -> OutsidePart:
+        if problems := argument_problems(self.part, self.args, self.supplied, positional=self.positional):
+            raise ValueError("\n".join(f"args{problem}" for problem in problems))
+        return self
+
+    @property
+    def part(self) -> Any:
+        """The class or function that `name` stands for."""
+        return import_part(self.name, self.found_in)
+
+    @property
+    def source(self) -> OutsideSource:
+        """The origin of the part as it is now; `version` may be that of an earlier start of the run."""
+        return source_of(self.name, self.found_in)
+
+
+def argument_problems(
+    part: Callable[..., Any], args: Mapping[str, Any], supplied: Collection[str] = (), *, positional: int = 0
+) -> list[str]:
+    """List the arguments that a class or function does not take, and those that it lacks.
+
+    Args:
+        args: keyword arguments of the user.
+        supplied: arguments that fusionseg passes by name.
+        positional: number of arguments that fusionseg passes by position.
+
+    Returns:
+        Messages that begin with ".name: " or ": ", to stand behind the key of the arguments.
+    """
+    try:
+        parameters = list(inspect.signature(part).parameters.values())
+    except (ValueError, TypeError):  # some functions that are written in C have none
+        return []
+    name = getattr(part, "__qualname__", str(part))
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    first = [parameter.name for parameter in parameters if parameter.kind in by_position][:positional]
+    variadic = [parameter.kind for parameter in parameters]
+    named = {
+        parameter.name: parameter
+        for parameter in parameters
+        if parameter.name not in first
+        and parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    }
+    problems = []
+    if len(first) < positional and inspect.Parameter.VAR_POSITIONAL not in variadic:
+        problems.append(f": {name} takes {len(first)} arguments by position (expected at least {positional})")
+    for key in args:
+        if key in supplied:
+            problems.append(f".{key}: is supplied by fusionseg; remove it")
+        elif key not in named and inspect.Parameter.VAR_KEYWORD not in variadic:
+            valid = [each for each in named if each not in supplied]
+            problems.append(
+                f".{key}: is no argument of {name}. {suggest(key, valid)}"
+                if valid
+                else f".{key}: is no argument of {name}, which takes none; remove it"
+            )
+    missing = [
+        key
+        for key, parameter in named.items()
+        if parameter.default is inspect.Parameter.empty and key not in args and key not in supplied
+    ]
+    if missing:
+        problems.append(f": {name} needs {', '.join(missing)}; add {'it' if len(missing) == 1 else 'them'}")
+    return problems
+
+
+def takes(part: Callable[..., Any], argument: str) -> bool:
+    """Whether a class or function has a parameter of this name."""
+    try:
+        return argument in inspect.signature(part).parameters
+    except (ValueError, TypeError):
+        return False

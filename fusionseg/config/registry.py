@@ -1,0 +1,120 @@
+"""Registries: the parts that a configuration can name, one registry for each kind.
+
+A built-in part registers itself with a decorator, in a module of the package that is the home of its kind:
+
+    @networks.register("unet", "resunet")
+    class UNetConfig(NetworkSection): ...
+
+The home is imported at the first lookup, by its name: `config` imports no room that has parts. A name with a colon is
+a dotted path to a part from outside, `package.module:Attribute`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from fusionseg.config.outside import FORM, PartError, import_part, is_outside
+from fusionseg.utils.errors import UserError, suggest
+
+Part = TypeVar("Part")
+
+
+class Registry(Generic[Part]):
+    """The parts of one kind, by name.
+
+    Args:
+        kind: the kind in the singular, for messages: "network".
+        key: the configuration key that holds the name, for messages: "model.name".
+        home: the module or package that holds the built-in parts. Of a package, each module directly in it is
+            imported.
+    """
+
+    def __init__(self, kind: str, key: str, home: str) -> None:
+        self.kind = kind
+        self.key = key
+        self.home = home
+        self._parts: dict[str, Part] = {}
+        self._home_is_imported = False
+
+    def register(self, *names: str) -> Callable[[Part], Part]:
+        """Decorate a built-in part with the names that a configuration gives it.
+
+        Raises:
+            ValueError: another part has one of the names.
+        """
+
+        def decorate(part: Part) -> Part:
+            for name in names:
+                if name in self._parts and self._parts[name] is not part:
+                    raise ValueError(f"two {self.kind} parts are registered as {name!r}")
+                self._parts[name] = part
+            return part
+
+        return decorate
+
+    def built_in(self) -> dict[str, Part]:
+        """The built-in parts by name, module by module of their home."""
+        if not self._home_is_imported:
+            self._home_is_imported = True  # first: a module of the home may ask for the names
+            home = importlib.import_module(self.home)
+            for entry in pkgutil.iter_modules(getattr(home, "__path__", [])):
+                importlib.import_module(f"{self.home}.{entry.name}")
+        return dict(self._parts)
+
+    def names(self) -> list[str]:
+        """The names of the built-in parts."""
+        return list(self.built_in())
+
+    def find(self, name: str, found_in: str | None = None) -> Any:
+        """The part of a name: a built-in one, or a part from outside by its dotted path.
+
+        Args:
+            name: a name of `names()`, or `package.module:Attribute`.
+            found_in: the folder that a run has recorded for a part from outside.
+
+        Raises:
+            PartError: there is no such part; the message does not have the key.
+        """
+        if is_outside(name):
+            return import_part(name, found_in)
+        parts = self.built_in()
+        if name not in parts:
+            raise PartError(f"there is no {self.kind} {name!r}. {suggest(name, parts)}{_dotted_hint(name)}")
+        return parts[name]
+
+    def lookup(self, name: str, found_in: str | None = None, *, key: str | None = None) -> Any:
+        """The same, with a message for the user.
+
+        Args:
+            name, found_in: see `find`.
+            key: the key that the message blames; None for the registry's.
+
+        Raises:
+            UserError: there is no such part.
+        """
+        try:
+            return self.find(name, found_in)
+        except PartError as error:
+            raise UserError(f"{key or self.key}: {error}") from error
+
+
+def _dotted_hint(name: str) -> str:
+    """A hint for who writes a dotted path without its colon."""
+    module, _, attribute = name.rpartition(".")
+    if not module:
+        return f", or {FORM} for one of your own"
+    return f" (for a part from outside write {module}:{attribute})"
+
+
+networks: Registry[Any] = Registry("network", "model.name", "fusionseg.models.networks")
+losses: Registry[Any] = Registry("loss", "loss.name", "fusionseg.losses.sections")
+metrics: Registry[Any] = Registry("metric", "metrics", "fusionseg.metrics.named")
+optimizers: Registry[Any] = Registry("optimizer", "optim.name", "fusionseg.training.optimizers")
+schedules: Registry[Any] = Registry("schedule", "schedule.name", "fusionseg.training.schedules")
+augmentations: Registry[Any] = Registry("augmentation", "augment", "fusionseg.data.loading.augmentations")
+transforms: Registry[Any] = Registry("transform", "data.transforms", "fusionseg.data.preprocessing.transforms")
+readers: Registry[Any] = Registry("reader", "data.reader", "fusionseg.data.formats.readers")
+tasks: Registry[Any] = Registry("task", "task", "fusionseg.training.tasks")
