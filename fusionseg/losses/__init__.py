@@ -1,4 +1,4 @@
-"""Losses of segmentations and of reconstructions.
+"""Losses of segmentations and of masked reconstructions.
 
 May import: `config`, `metrics`, `models`.
 """

@@ -1,7 +1,4 @@
-"""Loss of a masked reconstruction: SSIM, L1 and L2, over all voxels or over the hidden ones.
-
-Volumes are (B, C, X, Y, Z); hidden voxels are (B, 1, X, Y, Z), True where the network was not shown the image.
-"""
+"""Loss of a masked reconstruction: SSIM, L1 and L2, over all voxels or over the hidden voxels."""
 
 from __future__ import annotations
 
@@ -9,20 +6,22 @@ import torch
 from torch import Tensor
 
 from fusionseg.config.pretraining import ReconstructionLossConfig
-from fusionseg.metrics.reconstruction import full_precision, ssim_map
+from fusionseg.metrics.reconstruction import autocast_disabled, ssim_map
 from fusionseg.models.masked.hidden_voxels import blocks_to_voxels, composite
 
 
 class ReconstructionLoss:
-    """The weighted sum of 1 - SSIM, the mean absolute and the mean squared difference that a configuration names.
+    """Weighted sum of 1 - SSIM, the mean absolute difference and the mean squared difference.
 
-    Over all voxels it judges what the network gives, the visible voxels too, as the thesis does. Over the masked ones
-    it judges the composite: the SSIM of a hidden voxel looks at its neighbours, and those that were visible are to be
-    the image's own, whatever the network says of them.
+    `over: all` compares the network's output with the image at every voxel, visible voxels included, as the thesis
+    does (Dhar, 2023). `over: masked` averages over the hidden voxels. There the visible voxels of the output are
+    replaced by those of the image first, because the SSIM of a hidden voxel depends on its neighbours.
 
     Args:
-        data_range: of the intensities, for SSIM.
-        limits: lowest and highest intensity there is, if that is known; see `within`.
+        config: weights of the three terms and the voxels to average over.
+        data_range: highest minus lowest possible intensity, for SSIM.
+        limits: lowest and highest possible intensity, if known; the output is clamped to them, see
+            `clamp_straight_through`.
     """
 
     def __init__(
@@ -33,15 +32,17 @@ class ReconstructionLoss:
         self.limits = limits
 
     def __call__(self, reconstruction: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
-        """The mean over the micro-batch, in float32 also under autocast.
+        """Return the loss of a micro-batch: a float32 scalar, under autocast too.
 
         Args:
-            target: the image, and the hidden blocks (B, gx, gy, gz); each sample hides as many.
+            reconstruction: the network's output (B, C, X, Y, Z).
+            target: the image (B, C, X, Y, Z) and the hidden blocks (B, gx, gy, gz), True for hidden; every sample has
+                the same number of hidden blocks.
         """
         image, hidden = target
         voxels: Tensor | None = None
-        with full_precision(image.device):
-            image, reconstruction = image.float(), within(reconstruction.float(), self.limits)
+        with autocast_disabled(image.device):
+            image, reconstruction = image.float(), clamp_straight_through(reconstruction.float(), self.limits)
             if self.config.over == "masked":
                 voxels = blocks_to_voxels(hidden, image.shape[2:])
                 reconstruction = composite(reconstruction, image, voxels)
@@ -57,11 +58,16 @@ class ReconstructionLoss:
         return loss
 
 
-def within(reconstruction: Tensor, limits: tuple[float, float] | None) -> Tensor:
-    """The reconstruction clamped to the lowest and highest intensity.
+def clamp_straight_through(reconstruction: Tensor, limits: tuple[float, float] | None) -> Tensor:
+    """Clamp a reconstruction to the possible intensities, with the gradient of the identity.
 
-    In a window most of a CT is exactly its lower or upper end, and SSIM is strict about noise where nothing is. The
-    gradient passes as if nothing were clamped: what lies beyond a limit and belongs inside is still pulled back.
+    After clipping to an intensity range, most voxels of a CT are exactly at the lower or upper limit. SSIM penalises
+    small noise in such constant regions; clamping removes it. The gradient is passed on unchanged (straight-through
+    estimator; Bengio et al., 2013, arXiv:1308.3432), so that values beyond a limit still move towards their targets.
+
+    Args:
+        reconstruction: any shape.
+        limits: lowest and highest possible intensity; None does not clamp.
     """
     if limits is None:
         return reconstruction
@@ -69,7 +75,7 @@ def within(reconstruction: Tensor, limits: tuple[float, float] | None) -> Tensor
 
 
 def _mean(x: Tensor, over: Tensor | None) -> Tensor:
-    """Mean of each sample, (B,), over all voxels or over some."""
+    """Return the mean of each sample, (B,), over all voxels or over those that are True in (B, 1, X, Y, Z)."""
     if over is None:
         return x.flatten(1).mean(1)
     return torch.where(over, x, 0).flatten(1).sum(1) / (over.flatten(1).sum(1) * x.shape[1])

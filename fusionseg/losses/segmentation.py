@@ -1,4 +1,4 @@
-"""Losses over logits (B, K, X, Y, Z) and labels (B, 1, X, Y, Z): MONAI's, chosen by the configuration."""
+"""Segmentation losses of logits (B, K, X, Y, Z) and labels (B, 1, X, Y, Z), built from MONAI's and torch's."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from torch import Tensor
 from fusionseg.config import LossConfig
 
 Logits = Tensor | Sequence[Tensor]
-"""One tensor; or those of deep supervision, the full resolution first, each at its own."""
+"""Logits (B, K, X, Y, Z); with deep supervision a sequence of logits, full resolution first."""
 Loss = Callable[[Logits, Tensor], Tensor]
-"""Logits in any floating type and labels int64 at full resolution -> a float32 scalar."""
+"""(logits of any floating type, labels int64 at full resolution) -> float32 scalar."""
 
 
 def build_loss(config: LossConfig) -> Loss:
-    """The loss of a configuration; it gives the mean over the micro-batch.
+    """Build the loss that the `loss` section names. The loss is the mean over a micro-batch.
 
-    It computes in float32, whatever type the logits have: sums over a volume leave float16's range. Of several
-    logits it gives the mean with weights 1, 1/2, 1/4, ... (Isensee et al., 2021, doi:10.1038/s41592-020-01008-z,
-    methods), each against the label at its own resolution.
+    It is computed in float32 for logits of any type, because sums over a volume exceed the range of float16. With deep
+    supervision it is the mean over the resolutions with weights 1, 1/2, 1/4, ... (Isensee et al., 2021, methods,
+    doi:10.1038/s41592-020-01008-z); the label is resampled to each resolution.
     """
-    at_one_resolution = _build(config)
+    single_resolution_loss = _build(config)
 
-    # MONAI's DeepSupervisionLoss takes no integer labels, and its weights do not sum to 1.
+    # MONAI's DeepSupervisionLoss accepts no integer labels, and the sum of its weights is not 1.
     def loss(logits: Logits, label: Tensor) -> Tensor:
         if isinstance(logits, Tensor):
-            return at_one_resolution(logits.float(), label)
+            return single_resolution_loss(logits.float(), label)
         weights = [0.5**level for level in range(len(logits))]
         total = sum(
-            weight * at_one_resolution(part.float(), label_at(label, part.shape[2:]))
+            weight * single_resolution_loss(part.float(), label_at(label, part.shape[2:]))
             for weight, part in zip(weights, logits, strict=True)
         )
         assert isinstance(total, Tensor)
@@ -41,10 +41,15 @@ def build_loss(config: LossConfig) -> Loss:
 
 
 def label_at(label: Tensor, size: Sequence[int]) -> Tensor:
-    """The label (B, 1, X, Y, Z) at another resolution: in each voxel the class nearest to its centre."""
+    """Resample a label to another resolution; each voxel takes the class of the nearest voxel centre.
+
+    Args:
+        label: class indices (B, 1, X, Y, Z).
+        size: the new X, Y, Z.
+    """
     if label.shape[2:] == tuple(size):
         return label
-    # interpolate knows no integers of 64 bits
+    # interpolate accepts no int64. float32 represents class indices up to 2**24 exactly.
     return F.interpolate(label.float(), size=tuple(size), mode="nearest-exact").long()
 
 
@@ -61,13 +66,19 @@ def _build(config: LossConfig) -> Callable[[Tensor, Tensor], Tensor]:
     if config.name == "dice":
         return DiceLoss(**dice)
     if config.name == "dice_focal":
-        # Not MONAI's DiceFocalLoss: its focal part takes the classes for independent, by a sigmoid each.
-        overlap = DiceLoss(**dice)
-        return lambda logits, label: overlap(logits, label) + focal_loss(logits, label, config.gamma)
+        # Not MONAI's DiceFocalLoss: its focal term uses a sigmoid for each class instead of a softmax.
+        dice_loss = DiceLoss(**dice)
+        return lambda logits, label: dice_loss(logits, label) + focal_loss(logits, label, config.gamma)
     return DiceCELoss(**dice)
 
 
 def focal_loss(logits: Tensor, label: Tensor, gamma: float) -> Tensor:
-    """Cross-entropy that counts easy voxels less (Lin et al., 2017, arXiv:1708.02002); gamma 0 is cross-entropy."""
+    """Compute the focal loss with softmax (Lin et al., 2017, section 3.2, arXiv:1708.02002).
+
+    Args:
+        logits: (B, K, X, Y, Z), float32.
+        label: class indices (B, 1, X, Y, Z), int64.
+        gamma: focusing parameter; 0 is the cross-entropy, higher values reduce the weight of easy voxels.
+    """
     cross_entropy = F.cross_entropy(logits, label.squeeze(1), reduction="none")
     return ((1 - (-cross_entropy).exp()) ** gamma * cross_entropy).mean()

@@ -1,4 +1,4 @@
-"""What a segmentation is worth: overlap and surface distance, per class."""
+"""Metrics of a segmentation for each foreground class: Dice and HD95, computed from class masks."""
 
 from __future__ import annotations
 
@@ -13,30 +13,43 @@ from monai.metrics.utils import get_edge_surface_distance
 from torch import Tensor
 
 
-def confusion(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:
-    """(K, K) voxel counts on the tensors' device, row the predicted class, column the true one.
+def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:
+    """Count voxels by predicted and true class.
+
+    Args:
+        prediction: class indices, any integer type and shape.
+        label: class indices of the same shape, on the same device.
+        num_classes: K, the background included.
+
+    Returns:
+        voxel counts (K, K), int64, on the same device; rows are predicted classes, columns are true classes.
 
     Raises:
-        ValueError: a value names no class: it would be counted into another cell.
+        ValueError: a value is no integer from 0 to K - 1. `bincount` would count it in another cell.
     """
-    for what, values in (("prediction", prediction), ("label", label)):
-        low, high = values.aminmax()  # bincount waits for the device as well
+    for name, values in (("prediction", prediction), ("label", label)):
+        low, high = values.aminmax()  # the host waits for the device here; bincount waits for it anyway
         if values.is_floating_point() or low < 0 or high >= num_classes:
             raise ValueError(
-                f"the {what} holds {values.dtype} values from {low:g} to {high:g}"
-                f" (expected whole numbers from 0 to {num_classes - 1})"
+                f"{name}: wrong class indices (expected integers from 0 to {num_classes - 1}, got {values.dtype} values"
+                f" from {low:g} to {high:g})"
             )
     pairs = prediction.flatten().long() * num_classes + label.flatten().long()
     return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
 
 
 def dice_per_class(counts: Tensor, missed: Sequence[int] | None = None) -> list[float]:
-    """Dice (1945) of the foreground classes from a confusion matrix.
+    """Compute the Dice coefficient of each foreground class (Dice, Ecology 26(3), 1945, doi:10.2307/1932409).
 
-    A class that is neither predicted nor there has no Dice (nan); one that is predicted but not there has 0.
+    A class that is neither predicted nor present has no Dice (nan). A class that is predicted but not present has 0.
 
     Args:
-        missed: of each foreground class, voxels that are there outside of what was counted.
+        counts: confusion matrix (K, K), see `confusion_matrix`.
+        missed: for each foreground class the number of true voxels that are not in `counts`, such as voxels outside
+            of the cropped volume. They count as not predicted.
+
+    Returns:
+        K - 1 values from 0 to 1, or nan.
     """
     counts = counts.cpu()
     both = counts.diagonal()
@@ -47,33 +60,49 @@ def dice_per_class(counts: Tensor, missed: Sequence[int] | None = None) -> list[
 
 
 def hd95_per_class(prediction: Tensor, label: Tensor, num_classes: int, spacing_mm: Sequence[float]) -> list[float]:
-    """95th percentile of the symmetric surface distance in mm, of the foreground classes of (X, Y, Z) masks.
+    """Compute the 95 % Hausdorff distance of each foreground class, in mm.
 
-    nan where the class is missing in either mask: there is no surface to measure from.
+    For each direction this is the 95th percentile of the distances from the surface voxels of one mask to the surface
+    of the other; the result is the larger one of the two directions (MONAI's `compute_hausdorff_distance`).
+
+    Args:
+        prediction: class indices (X, Y, Z).
+        label: class indices (X, Y, Z), on the same device.
+        num_classes: K, the background included.
+        spacing_mm: size of a voxel along each axis, in mm.
+
+    Returns:
+        K - 1 values in mm; nan for a class that is missing in a mask, because there is no surface to measure from.
     """
     distances = []
     for value in range(1, num_classes):
-        ours, theirs = prediction == value, label == value
-        if not ours.any() or not theirs.any():
+        predicted, true = prediction == value, label == value
+        if not predicted.any() or not true.any():
             distances.append(nan)
             continue
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # MONAI's, of an argument that MONAI itself passes
+            # MONAI warns of a deprecated argument that MONAI passes itself.
+            warnings.simplefilter("ignore", FutureWarning)
             _, directed, _ = get_edge_surface_distance(
-                ours, theirs, spacing=[float(size) for size in spacing_mm], symmetric=True
+                predicted, true, spacing=[float(size) for size in spacing_mm], symmetric=True
             )
-        # In float64: torch's quantile weighs neighbours in float32, and takes 16 million values at most.
+        # NumPy in float64: torch.quantile interpolates in float32 and accepts at most 16 million values.
         distances.append(max(float(np.percentile(one.cpu().numpy().astype(np.float64), 95)) for one in directed))
     return distances
 
 
-def mean_by_class(cases: Mapping[str, Sequence[float]]) -> list[float]:
-    """Per class the mean over the cases that have a value, taken in the order of their names."""
+def nanmean_per_class(cases: Mapping[str, Sequence[float]]) -> list[float]:
+    """Return for each class the mean over the cases, without nan; nan if all cases are nan.
+
+    Args:
+        cases: name of a case -> one value for each class. The mean does not depend on the order of the cases: values
+            are added in the order of the names.
+    """
     columns = zip(*(cases[name] for name in sorted(cases)), strict=True)
-    return [mean_of_known(column) for column in columns]
+    return [nanmean(column) for column in columns]
 
 
-def mean_of_known(values: Sequence[float]) -> float:
-    """The mean without the nan's; nan if nothing is left."""
+def nanmean(values: Sequence[float]) -> float:
+    """Return the mean of the values that are not nan; nan if there is none."""
     known = [value for value in values if not isnan(value)]
     return fmean(known) if known else nan

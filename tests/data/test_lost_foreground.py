@@ -16,7 +16,7 @@ from fusionseg.config import RunConfig, dump_config
 from fusionseg.data.preprocessing.lost_foreground import lost_foreground_warning, missed_voxels
 from fusionseg.data.preprocessing.prepare import open_configured, open_store, prepare
 from fusionseg.data.preprocessing.record import PreparedCase
-from fusionseg.metrics.segmentation import confusion, dice_per_class
+from fusionseg.metrics.segmentation import confusion_matrix, dice_per_class
 
 SHAPE = (24, 24, 24)
 LABELS = {0: "background", 1: "organ", 2: "dark", 3: "thin"}
@@ -68,7 +68,9 @@ def test_what_the_crop_takes_is_named_and_counts_as_missed(
     )
     # A prediction that is right wherever it can be is not right in the file: 2 * 192 / (192 + 256).
     label = torch.tensor([2] * 192)
-    assert dice_per_class(confusion(label, label, 4), missed_voxels(record, 4))[1] == pytest.approx(2 * 192 / 448)
+    assert dice_per_class(confusion_matrix(label, label, 4), missed_voxels(record, 4))[1] == pytest.approx(
+        2 * 192 / 448
+    )
 
 
 def test_a_structure_that_resampling_loses_is_named_and_counts_as_missed(
@@ -80,7 +82,7 @@ def test_a_structure_that_resampling_loses_is_named_and_counts_as_missed(
     assert missed_voxels(record, 4) == [0, 0, 1]
     assert "c0 lost class thin (1 voxels) to resampling (data.spacing)" in lost_foreground_warning([record], LABELS)
     empty = torch.zeros(10, dtype=torch.long)
-    assert dice_per_class(confusion(empty, empty, 4), missed_voxels(record, 4))[2] == 0
+    assert dice_per_class(confusion_matrix(empty, empty, 4), missed_voxels(record, 4))[2] == 0
 
 
 def test_nothing_is_said_where_nothing_is_lost(

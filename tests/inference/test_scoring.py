@@ -21,7 +21,7 @@ from fusionseg.data.formats.problems import CaseError
 from fusionseg.data.preprocessing.volume import load_volume
 from fusionseg.inference.predict import predict
 from fusionseg.inference.predictor import PredictOptions, Predictor
-from fusionseg.metrics.segmentation import confusion
+from fusionseg.metrics.segmentation import confusion_matrix
 from fusionseg.utils.errors import UserError
 
 CPU = PredictOptions(device="cpu")
@@ -173,8 +173,8 @@ def test_a_bad_label_is_named_and_the_others_are_scored(
 def test_a_value_that_names_no_class_is_not_counted_into_another_cell(wrong: list[float], where: int) -> None:
     pair = [torch.tensor([0, 2]), torch.tensor([0, 2])]
     pair[where] = torch.tensor(wrong)
-    with pytest.raises(ValueError, match="expected whole numbers from 0 to 2"):
-        confusion(*pair, 3)
+    with pytest.raises(ValueError, match="expected integers from 0 to 2"):
+        confusion_matrix(*pair, 3)
 
 
 # -- ensembles -----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Each loss is the library's own, with the configuration's options, and can be trained on."""
+"""Segmentation losses against MONAI, torch and the thesis, with each option of the configuration."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PLAIN = {"to_onehot_y": True, "softmax": True}
 
 @pytest.mark.parametrize("options", [{}, {"include_background": True}, {"squared": True}, {"batch_dice": True}])
 @pytest.mark.parametrize(("name", "kind"), [("dice_ce", DiceCELoss), ("dice", DiceLoss)])
-def test_the_dice_family_is_monais(
+def test_dice_losses_are_those_of_monai(
     batch: tuple[Tensor, Tensor], name: str, kind: Any, options: dict[str, bool]
 ) -> None:
     theirs = kind(
@@ -45,7 +45,7 @@ def test_the_dice_family_is_monais(
         batch=options.get("batch_dice", False),
     )
     torch.testing.assert_close(loss(*batch, name=name, **options), theirs(*batch))
-    if options:  # every option does something
+    if options:  # each option changes the loss
         assert loss(*batch, name=name, **options) != loss(*batch, name=name)
 
 
@@ -55,7 +55,7 @@ def test_dice_ce_is_the_sum_of_its_parts(batch: tuple[Tensor, Tensor]) -> None:
 
 
 def thesis_loss(logits: Tensor, label: Tensor) -> Tensor:
-    """The loss of the thesis (Dhar, 2023, section 5.2, figure 6), of one volume (1, J, X, Y, Z), written out.
+    """Loss of the thesis (Dhar, 2023, section 5.2, figure 6) for one volume (1, J, X, Y, Z), written out.
 
     1 - 2/J sum_j (sum_i G_ij Y_ij) / (sum_i G_ij^2 + sum_i Y_ij^2) - 1/I sum_i sum_j G_ij log Y_ij
     """
@@ -65,18 +65,20 @@ def thesis_loss(logits: Tensor, label: Tensor) -> Tensor:
     return 1 - 2 * overlap.mean() - (truth * probability.log()).sum(dim=0).mean()
 
 
-def test_table_2_trains_with_the_loss_of_the_thesis(batch: tuple[Tensor, Tensor]) -> None:
+def test_shipped_thesis_configurations_use_the_loss_of_the_thesis(batch: tuple[Tensor, Tensor]) -> None:
     logits, label = batch[0][:1], batch[1][:1]
     runs = load_sweep(CONFIGS / "sweeps/table2.yaml").runs
     assert len(runs) == 24
     for config in [load_config(CONFIGS / "parse_fusion_od.yaml"), *(run.config for run in runs)]:
         ours = build_loss(config.loss)(logits, label)
-        torch.testing.assert_close(ours, thesis_loss(logits, label), rtol=1e-4, atol=1e-5)  # MONAI smooths by 1e-5
-    plain = loss(logits, label, name="dice_ce")  # neither squared nor over all classes
-    assert abs(plain - thesis_loss(logits, label)) > 0.01
+        torch.testing.assert_close(
+            ours, thesis_loss(logits, label), rtol=1e-4, atol=1e-5
+        )  # MONAI adds 1e-5 for smoothing
+    default = loss(logits, label, name="dice_ce")  # not squared, without background
+    assert abs(default - thesis_loss(logits, label)) > 0.01
 
 
-def test_gamma_reaches_the_focal_loss(batch: tuple[Tensor, Tensor]) -> None:
+def test_focal_loss_with_gamma(batch: tuple[Tensor, Tensor]) -> None:
     logits, label = batch
     probability = logits.softmax(dim=1).gather(1, label)
     focal = (-((1 - probability) ** 3.5) * probability.log()).mean()
@@ -84,11 +86,11 @@ def test_gamma_reaches_the_focal_loss(batch: tuple[Tensor, Tensor]) -> None:
     torch.testing.assert_close(loss(*batch, name="dice_focal", gamma=3.5), dice + focal)
 
 
-def test_without_focusing_it_is_dice_and_cross_entropy(batch: tuple[Tensor, Tensor]) -> None:
+def test_dice_focal_with_gamma_zero_is_dice_ce(batch: tuple[Tensor, Tensor]) -> None:
     torch.testing.assert_close(loss(*batch, name="dice_focal", gamma=0.0), loss(*batch, name="dice_ce"))
 
 
-def test_cross_entropy_is_torchs(batch: tuple[Tensor, Tensor]) -> None:
+def test_cross_entropy_is_that_of_torch(batch: tuple[Tensor, Tensor]) -> None:
     logits, label = batch
     torch.testing.assert_close(loss(logits, label, name="cross_entropy"), F.cross_entropy(logits, label[:, 0]))
 
@@ -96,7 +98,7 @@ def test_cross_entropy_is_torchs(batch: tuple[Tensor, Tensor]) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("truth", ["random", "only background", "only foreground"])
 @pytest.mark.parametrize("scale", [1.0, 1e3])
-def test_finite_and_differentiable(batch: tuple[Tensor, Tensor], name: str, truth: str, scale: float) -> None:
+def test_loss_and_gradient_are_finite(batch: tuple[Tensor, Tensor], name: str, truth: str, scale: float) -> None:
     logits, label = batch
     if truth != "random":
         label = torch.full_like(label, int(truth == "only foreground"))
@@ -109,7 +111,7 @@ def test_finite_and_differentiable(batch: tuple[Tensor, Tensor], name: str, trut
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_two_classes_and_the_right_answer_is_cheapest(name: str) -> None:
+def test_right_logits_of_two_classes_have_a_loss_near_zero(name: str) -> None:
     label = torch.randint(0, 2, (2, 1, 6, 6, 6), generator=torch.Generator().manual_seed(1))
     right = 20.0 * torch.cat([1 - 2 * label, 2 * label - 1], dim=1)
     good, bad = (float(loss(logits, label, name=name)) for logits in (right, -right))
@@ -117,8 +119,8 @@ def test_two_classes_and_the_right_answer_is_cheapest(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_mean_over_samples_is_the_mean_over_micro_batches(batch: tuple[Tensor, Tensor], name: str) -> None:
-    """What gradient accumulation relies on (batch_dice gives it up, and says so)."""
+def test_loss_of_a_batch_is_the_mean_of_its_samples(batch: tuple[Tensor, Tensor], name: str) -> None:
+    """Gradient accumulation depends on this; `batch_dice: true` does not have it, as its documentation says."""
     logits, label = batch
     parts = torch.stack([loss(logits[i : i + 1], label[i : i + 1], name=name) for i in range(3)])
     torch.testing.assert_close(parts.mean(), loss(logits, label, name=name))
@@ -129,7 +131,7 @@ def test_the_mean_over_samples_is_the_mean_over_micro_batches(batch: tuple[Tenso
 
 @pytest.fixture
 def levels() -> tuple[list[Tensor], Tensor]:
-    """Logits at full resolution and at two lower ones, the last not halved along z."""
+    """Logits at full and at two lower resolutions; the last is not halved along z."""
     generator = torch.Generator().manual_seed(2)
     sizes = ((8, 8, 4), (4, 4, 2), (2, 2, 2))
     logits = [torch.randn(2, 3, *size, generator=generator).requires_grad_() for size in sizes]
@@ -137,7 +139,7 @@ def levels() -> tuple[list[Tensor], Tensor]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_lower_resolution_counts_half(levels: tuple[list[Tensor], Tensor], name: str) -> None:
+def test_each_lower_resolution_has_half_the_weight(levels: tuple[list[Tensor], Tensor], name: str) -> None:
     logits, label = levels
     parts = [
         loss(logits[0], label, name=name),
@@ -151,9 +153,9 @@ def test_each_lower_resolution_counts_half(levels: tuple[list[Tensor], Tensor], 
     torch.testing.assert_close(loss(logits[:1], label, name=name), parts[0])
 
 
-def test_a_label_at_a_lower_resolution_has_its_own_classes_only() -> None:
+def test_resampled_label_has_no_new_classes() -> None:
     label = torch.zeros(1, 1, 12, 12, 12, dtype=torch.int64)
-    label[:, :, 6:] = 2**24 - 1  # the largest that float32 counts to without a gap
+    label[:, :, 6:] = 2**24 - 1  # float32 represents all integers up to 2**24
     for size in ((4, 6, 12), (12, 12, 12), (3, 1, 1)):
         lower = label_at(label, size)
         assert lower.dtype == torch.int64 and lower.shape == (1, 1, *size)
@@ -163,8 +165,8 @@ def test_a_label_at_a_lower_resolution_has_its_own_classes_only() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", NAMES)
-def test_logits_of_16_bits_are_summed_in_32(name: str, dtype: torch.dtype) -> None:
-    """One sum over this volume leaves float16's range, and bfloat16 counts to 256."""
+def test_loss_of_16_bit_logits_is_computed_in_float32(name: str, dtype: torch.dtype) -> None:
+    """A sum over this volume exceeds the range of float16; bfloat16 represents integers up to 256."""
     logits = torch.full((1, 2, 48, 48, 48), 5.0, dtype=dtype, requires_grad=True)
     label = torch.ones(1, 1, 48, 48, 48, dtype=torch.int64)
     value = loss(logits, label, name=name)

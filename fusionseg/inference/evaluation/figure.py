@@ -14,7 +14,7 @@ from fusionseg.data.formats.dataset import Case
 from fusionseg.data.formats.geometry import voxel_sizes
 from fusionseg.data.formats.reader import read_image
 from fusionseg.inference.evaluation.scoring import Score, Scorer
-from fusionseg.metrics.segmentation import mean_of_known
+from fusionseg.metrics.segmentation import nanmean
 from fusionseg.observability.pictures import COLORS, paint
 from fusionseg.utils.files import whole_file
 
@@ -27,7 +27,7 @@ def best_and_worst(path: Path, scores: Sequence[Score], cases: Sequence[Case], s
     from matplotlib import pyplot as plt
 
     by_case = {case.name: case for case in cases}
-    dice = {name: mean_of_known([s.dice for s in scores if s.case == name]) for name in {s.case for s in scores}}
+    dice = {name: nanmean([s.dice for s in scores if s.case == name]) for name in {s.case for s in scores}}
     ranked = sorted((name for name in dice if not np.isnan(dice[name])), key=lambda name: dice[name])
     if not ranked:
         return

@@ -24,7 +24,7 @@ from fusionseg.inference.evaluation.segmentation import request_for
 from fusionseg.inference.output_folders import CASES, SUMMARY, evaluation_folder
 from fusionseg.inference.predictor import PredictOptions
 from fusionseg.inference.trained_network import Trained, inference_device, load_trained
-from fusionseg.metrics.segmentation import mean_of_known
+from fusionseg.metrics.segmentation import nanmean
 from fusionseg.observability.progress import counting_progress
 from fusionseg.observability.sinks import finite_or_none
 from fusionseg.runs.datasets import open_sources
@@ -167,7 +167,7 @@ def evaluate_pretraining(
 def _spread(values: list[float]) -> dict[str, float]:
     known = [value for value in values if not isnan(value)]
     return {
-        "mean": mean_of_known(values),
+        "mean": nanmean(values),
         "std": stdev(known) if len(known) > 1 else 0.0,
         "cases": len(known),
     }

@@ -14,7 +14,7 @@ from fusionseg.data.formats.dataset import Case, Dataset
 from fusionseg.data.formats.geometry import voxel_sizes
 from fusionseg.data.formats.reader import read_grid, read_label
 from fusionseg.inference.predictor import Predictor
-from fusionseg.metrics.segmentation import confusion, dice_per_class, hd95_per_class
+from fusionseg.metrics.segmentation import confusion_matrix, dice_per_class, hd95_per_class
 from fusionseg.utils.errors import UserError
 
 log = logging.getLogger("fusionseg")
@@ -103,7 +103,7 @@ class Scorer:
         theirs = torch.from_numpy(self.label(case))
         ours = torch.from_numpy(self.mask(case))
         classes = self.predictor.labels
-        counts = confusion(ours, theirs, len(classes))
+        counts = confusion_matrix(ours, theirs, len(classes))
         dice = dice_per_class(counts)
         distance = hd95_per_class(ours, theirs, len(classes), voxel_sizes(read_grid(case.images).affine))
         predicted, true = counts.sum(dim=1), counts.sum(dim=0)

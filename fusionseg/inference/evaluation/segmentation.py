@@ -19,7 +19,7 @@ from fusionseg.inference.evaluation.figure import best_and_worst
 from fusionseg.inference.evaluation.scoring import Score, Scorer
 from fusionseg.inference.output_folders import CASES, PICTURE, SUMMARY, Request, evaluation_folder
 from fusionseg.inference.predictor import PredictOptions, Predictor
-from fusionseg.metrics.segmentation import mean_of_known
+from fusionseg.metrics.segmentation import nanmean
 from fusionseg.observability.progress import counting_progress
 from fusionseg.observability.sinks import finite_or_none
 from fusionseg.utils.errors import UserError
@@ -138,8 +138,8 @@ def summarise(scores: list[Score], predictor: Predictor) -> dict[str, Any]:
         **({"averaged_with": [str(other.path) for other in predictor.members[1:]]} if predictor.members[1:] else {}),
         "step": member.step,
         "cases": len({score.case for score in scores}),
-        "dice": mean_of_known([entry["dice"]["mean"] for entry in classes.values()]),
-        "hd95_mm": mean_of_known([entry["hd95_mm"]["mean"] for entry in classes.values()]),
+        "dice": nanmean([entry["dice"]["mean"] for entry in classes.values()]),
+        "hd95_mm": nanmean([entry["hd95_mm"]["mean"] for entry in classes.values()]),
         "classes": classes,
     }
 

@@ -14,7 +14,7 @@ from fusionseg.config import RunConfig
 from fusionseg.data.loading.sampling_plan import Purpose, hidden_blocks
 from fusionseg.distributed.load_balancing import assign_to_ranks
 from fusionseg.distributed.world import World
-from fusionseg.metrics.segmentation import mean_of_known
+from fusionseg.metrics.segmentation import nanmean
 from fusionseg.observability.pictures import reconstruction_strip
 from fusionseg.training.data import TrainingData
 from fusionseg.training.precision import Precision
@@ -97,7 +97,7 @@ class Pretraining:
 def mean_figures(cases: Mapping[str, Figures]) -> Figures:
     """The mean of each figure over the cases, taken in the order of their names."""
     names = sorted(cases)
-    return {key: mean_of_known([cases[name][key] for name in names]) for key in cases[names[0]]}
+    return {key: nanmean([cases[name][key] for name in names]) for key in cases[names[0]]}
 
 
 def _picture(made: Reconstruction) -> NDArray[np.float32]:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from fusionseg.config import RunConfig
 from fusionseg.data.loading.sampling_plan import Purpose, hidden_blocks
-from fusionseg.losses.reconstruction import within
-from fusionseg.metrics.reconstruction import quality, within_box
+from fusionseg.losses.reconstruction import clamp_straight_through
+from fusionseg.metrics.reconstruction import relative_box, ssim_and_psnr
 from fusionseg.models.masked.hidden_voxels import blocks_to_voxels, composite, fill_linear, fill_mean
 from fusionseg.training.network import data_range, intensity_limits
 from fusionseg.training.precision import Precision
@@ -103,7 +103,7 @@ class Reconstructor:
             patches = torch.stack([_cut(image, tile, self.patch, background) for tile in part])
             with self.precision.autocast():
                 made = model(patches.to(self.device), blocks.to(self.device))
-            made = within(made.float(), self.limits).cpu()
+            made = clamp_straight_through(made.float(), self.limits).cpu()
             voxels = blocks_to_voxels(blocks, self.patch)
             for k, tile in enumerate(part):
                 inside = (slice(None), *tile.inside(tile.core))
@@ -113,7 +113,7 @@ class Reconstructor:
 
     def score(self, made: Reconstruction) -> Figures:
         """SSIM and PSNR of the volume filled in by the network: see `fusionseg.losses.reconstruction.quality`."""
-        return quality(made.filled, made.image, made.hidden, self.data_range, self.device)
+        return ssim_and_psnr(made.filled, made.image, made.hidden, self.data_range, self.device)
 
     def score_fill_ins(self, made: Reconstruction, background: Sequence[float], name: str) -> Figures:
         """The same with the hidden voxels filled in by the two trivial ways, from the visible voxels of each tile.
@@ -126,7 +126,7 @@ class Reconstructor:
             covered = blocks_to_voxels(self._blocks(name, range(number, number + 1)), self.patch)
             covered = covered[(slice(None), slice(None), *tile.inside(box))]
             image = made.image[(None, slice(None), *box)]
-            core = within_box(tile.core, box)
+            core = relative_box(tile.core, box)
             for volume, fill in ((mean, fill_mean), (linear, fill_linear)):
                 if covered.all():
                     filled = torch.as_tensor(background, dtype=image.dtype).view(1, -1, 1, 1, 1).expand_as(image)
@@ -135,7 +135,7 @@ class Reconstructor:
                 volume[(slice(None), *tile.core)] = filled[0][(slice(None), *core)]
         figures: Figures = {}
         for suffix, volume in (("mean_fill", mean), ("linear_fill", linear)):
-            scored = quality(volume, made.image, made.hidden, self.data_range, self.device)
+            scored = ssim_and_psnr(volume, made.image, made.hidden, self.data_range, self.device)
             figures |= {f"{key}_{suffix}": value for key, value in scored.items()}
         return figures
 

@@ -12,7 +12,7 @@ from fusionseg.data.loading.device_cache import DeviceCache
 from fusionseg.data.preprocessing.lost_foreground import missed_voxels
 from fusionseg.distributed.load_balancing import assign_to_ranks
 from fusionseg.distributed.world import World
-from fusionseg.metrics.segmentation import confusion, dice_per_class, mean_by_class, mean_of_known
+from fusionseg.metrics.segmentation import confusion_matrix, dice_per_class, nanmean, nanmean_per_class
 from fusionseg.training.precision import Precision
 from fusionseg.training.sliding_window import count_windows, predict_logits
 
@@ -36,12 +36,12 @@ class Validation:
 
     @property
     def per_class(self) -> list[float]:
-        return mean_by_class(self.cases)
+        return nanmean_per_class(self.cases)
 
     @property
     def dice(self) -> float:
         """Mean over the foreground classes of the mean over the cases."""
-        return mean_of_known(self.per_class)
+        return nanmean(self.per_class)
 
 
 class Validator:
@@ -82,7 +82,7 @@ class Validator:
             label = label.to(prediction.device)
             record = self.cache.records[number]
             missed = missed_voxels(record, self.num_classes)
-            own[record.name] = dice_per_class(confusion(prediction, label, self.num_classes), missed)
+            own[record.name] = dice_per_class(confusion_matrix(prediction, label, self.num_classes), missed)
             if number == self.numbers[0]:
                 picture = _slice(image, prediction, label)
         gathered = self.world.all_gather_object(own)
