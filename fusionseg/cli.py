@@ -12,6 +12,7 @@ from fusionseg.commands.data import add_check, add_prepare, add_synth
 from fusionseg.commands.jobs import add_cancel, add_doctor, add_status, add_submit
 from fusionseg.commands.monitor import add_monitor
 from fusionseg.commands.results import add_compare, add_evaluate, add_predict
+from fusionseg.commands.shipped import add_configs
 from fusionseg.utils.exit_status import DONE, FAILED, run
 from fusionseg.utils.streams import lost_output, protect
 
@@ -27,6 +28,7 @@ COMMANDS = (
     add_cancel,
     add_doctor,
     add_monitor,
+    add_configs,
     add_models,
     add_schema,
 )

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from fusionseg.commands.training import training_command
 
 EXAMPLES = """examples:
-  torchrun --nproc_per_node=2 -m fusionseg.pretrain --config configs/mae_swin.yaml data.root=/data/scans
-  python -m fusionseg.pretrain --config configs/mae_swin.yaml data.root=/data/CT \\
+  torchrun --nproc_per_node=2 -m fusionseg.pretrain --config mae_swin data.root=/data/scans
+  python -m fusionseg.pretrain --config mae_swin data.root=/data/CT \\
     'data.also=[{root: /data/MRI, intensity: {mode: zscore}}]' pretrain.ratio=0.75
 
 Labels are not needed. The network starts from the encoder by

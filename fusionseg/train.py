@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from fusionseg.commands.training import training_command
 
 EXAMPLES = """examples:
-  python -m fusionseg.train --config configs/hippocampus_unet.yaml data.root=/data/Task04_Hippocampus
-  torchrun --nproc_per_node=2 -m fusionseg.train --config configs/parse_fusion_od.yaml data.root=/data/PARSE
-  python -m fusionseg.train --config configs/parse_fusion_od.yaml data.root=/data/PARSE --dry-run
+  python -m fusionseg.train --config hippocampus_unet data.root=/data/Task04_Hippocampus
+  torchrun --nproc_per_node=2 -m fusionseg.train --config parse_fusion_od data.root=/data/PARSE
+  python -m fusionseg.train --config parse_fusion_od data.root=/data/PARSE --dry-run
 
 Starting the same command again continues a run that was killed."""
 

@@ -4,7 +4,6 @@
 #
 #   bash launch/demo.sh [FOLDER]        (default: demo; PYTHON names the interpreter)
 set -euo pipefail
-cd "$(dirname "$0")/.."
 folder=${1:-demo}
 python=${PYTHON:-python3}
 run="$folder/runs/demo"
@@ -14,7 +13,7 @@ echo "== 1/5 synthetic chest CTs with a pulmonary-artery tree"
 echo "== 2/5 check them"
 "$python" -m fusionseg check "$folder/data" --patch 64 64 64
 echo "== 3/5 train a small Swin Fusion UNETR (overdrive)"
-"$python" -m fusionseg.train --config configs/demo.yaml data.root="$folder/data" output="$folder/runs"
+"$python" -m fusionseg.train --config demo data.root="$folder/data" output="$folder/runs"
 echo "== 4/5 evaluate it on the validation fold"
 "$python" -m fusionseg evaluate "$run"
 echo "== 5/5 predict a scan that it has never seen"

@@ -10,19 +10,18 @@
 # The overrides are those of the trainings, not of the pre-training; FOLDS (default: 0) are those of both.
 set -euo pipefail
 [ $# -ge 2 ] || { sed -n '2,10p' "$0" >&2; exit 2; }
-cd "$(dirname "$0")/.."
 data=$1 folder=$2; shift 2
 python=${PYTHON:-python3}
 for fold in ${FOLDS:-0}; do
   of_fold=
   [ "$fold" = 0 ] || of_fold=_fold$fold
-  "$python" -m fusionseg.pretrain --config "${PRETRAIN:-configs/hippocampus_pretrain.yaml}" \
+  "$python" -m fusionseg.pretrain --config "${PRETRAIN:-hippocampus_pretrain}" \
     data.root="$data" data.fold="$fold" output="$folder" name="pretrained$of_fold"
   for seed in ${SEEDS:-0 1 2}; do
     for start in scratch pretrained; do
       from=null
       [ "$start" = scratch ] || from=$folder/pretrained$of_fold
-      "$python" -m fusionseg.train --config "${CONFIG:-configs/hippocampus_few_labels.yaml}" data.root="$data" \
+      "$python" -m fusionseg.train --config "${CONFIG:-hippocampus_few_labels}" data.root="$data" \
         data.fold="$fold" output="$folder/trained" name="${start}_$seed$of_fold" seed="$seed" init_from="$from" "$@"
     done
   done

@@ -13,6 +13,7 @@ from fusionseg.cluster.slurm import seconds
 from fusionseg.config.loading import lay_over, validate_section
 from fusionseg.config.override import parse_override
 from fusionseg.config.section import Positive, Section
+from fusionseg.config.shipped_files import CLUSTER, find_file
 from fusionseg.config.yaml_location import read_yaml
 
 _TIME = r"^(\d+-)?\d+:[0-5]\d:[0-5]\d$"
@@ -143,11 +144,14 @@ class ClusterConfig(Section):
         return limit
 
 
-def load_cluster(path: Path, overrides: Sequence[str] = ()) -> ClusterConfig:
+def load_cluster(path: str | Path, overrides: Sequence[str] = ()) -> ClusterConfig:
     """Read a cluster profile; overrides, `key=value`, win.
+
+    Args:
+        path: a file, or the name of a shipped profile such as "local"; see `find_file`.
 
     Raises:
         UserError: with all problems.
     """
-    raw, places = read_yaml(path)
+    raw, places = read_yaml(find_file(CLUSTER, path))
     return validate_section(ClusterConfig, *lay_over(raw, places, [parse_override(text) for text in overrides]))

@@ -17,6 +17,7 @@ from fusionseg.config.loading import lay_over, read_raw, validate_section
 from fusionseg.config.override import Override, parse_override
 from fusionseg.config.renaming import Dropped
 from fusionseg.config.section import Section
+from fusionseg.config.shipped_files import CONFIG, SWEEP, find_file, shown_path
 from fusionseg.config.yaml_location import read_yaml
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import user_path
@@ -37,7 +38,7 @@ class SweepConfig(Section):
     name: Annotated[str, Field(pattern=_NAME)]
     """Folder of the runs, under the base configuration's `output`."""
     base: str
-    """Configuration of all runs, relative to this file."""
+    """Configuration of all runs: a file relative to this one, or the name of a shipped configuration."""
     fixed: dict[str, Any] = Field(default_factory=dict, alias="set")
     """`key.path: value` for all runs, over the base."""
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
@@ -100,25 +101,34 @@ class Sweep:
     runs: list[SweepRun]
 
 
-def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
+def load_sweep(file: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     """Read a sweep and resolve its runs; overrides, `key.path=value`, win in all of them.
+
+    Args:
+        file: a path, or the name of a shipped sweep such as "table2"; see `find_file`.
 
     Raises:
         UserError: with all problems of the file and of all runs' configurations.
     """
+    path = find_file(SWEEP, file)
+    shown = shown_path(path)
     raw, places = read_yaml(path)
     sweep = validate_section(SweepConfig, raw, places)
-    base, base_places = read_raw(path.parent / sweep.base)
+    try:
+        base_file = find_file(CONFIG, sweep.base, path.parent)
+    except UserError as error:
+        raise UserError(f"base ({places[('base',)]}): {error}") from None
+    base, base_places = read_raw(base_file)
     given = [parse_override(text, RunConfig) for text in overrides]
     varied_keys = [("name",), *map(_keys, {*sweep.grid, *(key for point in sweep.points for key in point)})]
     if own := [override.place for override in given if any(_overlap(override.keys, keys) for keys in varied_keys)]:
-        raise UserError([f"{place}: varies in {path}: change it there" for place in own])
+        raise UserError([f"{place}: varies in {shown}: change it there" for place in own])
     output = _value(lay_over(base, base_places, given)[0], "output", RunConfig.model_fields["output"].default)
     folder = user_path(str(output)).absolute() / sweep.name
     runs: list[SweepRun] = []
     problems: dict[str, list[str]] = {}
     for settings, point in _combinations(sweep):
-        varied = [Override(_keys(key), value, f"{path}, {key}") for key, value in {**sweep.fixed, **settings}.items()]
+        varied = [Override(_keys(key), value, f"{shown}, {key}") for key, value in {**sweep.fixed, **settings}.items()]
         lost: list[Dropped] = []
         values, value_places = lay_over(base, base_places, [*varied, *given], lost)
         name = _run_name(sweep, values, settings, point)
@@ -131,8 +141,8 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     if problems:
         raise UserError([f"{problem} [{some(names)}]" for problem, names in problems.items()])
     if not runs:
-        raise UserError(f"{path}: leave_out leaves no run: remove a pattern from it")
-    _refuse_equal_names(path, runs)
+        raise UserError(f"{shown}: leave_out leaves no run: remove a pattern from it")
+    _refuse_equal_names(shown, runs)
     return Sweep(path, folder, runs)
 
 
@@ -182,13 +192,13 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _refuse_equal_names(path: Path, runs: list[SweepRun]) -> None:
+def _refuse_equal_names(shown: str, runs: list[SweepRun]) -> None:
     names = [run.config.name for run in runs]
     if taken := sorted({JOBS_FOLDER, "prepared"} & set(names)):
-        raise UserError(f"{path}: a run cannot be called {taken[0]}, for there is a folder of that name: set run_name")
+        raise UserError(f"{shown}: a run cannot be called {taken[0]}, for there is a folder of that name: set run_name")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(
-            f"{path}: several runs are called {some(twice)}: let run_name hold every key that varies, or remove what"
+            f"{shown}: several runs are called {some(twice)}: let run_name hold every key that varies, or remove what"
             " stands there twice"
         )
 

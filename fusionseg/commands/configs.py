@@ -22,7 +22,11 @@ def add_models(commands: Commands) -> None:
     parser.add_argument(
         "what", nargs="*", metavar="NAME", help="only these networks; with --config, key.path=value over the file"
     )
-    parser.add_argument("--config", help="YAML file of a run: cost its network, on its data.patch")
+    parser.add_argument(
+        "--config",
+        metavar="FILE|NAME",
+        help="YAML file of a run, or the name of a shipped one: cost its network, on its data.patch",
+    )
     parser.add_argument(
         "--patch", nargs=3, type=int, metavar=("X", "Y", "Z"), help="voxels (default 96 96 96, or the configuration's)"
     )

@@ -79,11 +79,12 @@ def add_prepare(commands: Commands) -> None:
         commands,
         "prepare",
         "prepare the cases of a configuration once, in parallel; resumable; status 1 if a case was set aside",
-        "fusionseg prepare --config configs/hippocampus_unet.yaml data.root=/data/Task04_Hippocampus"
-        " output=/scratch/runs",
+        "fusionseg prepare --config hippocampus_unet data.root=/data/Task04_Hippocampus output=/scratch/runs",
         _prepare,
     )
-    parser.add_argument("--config", required=True, help="YAML file of the run")
+    parser.add_argument(
+        "--config", required=True, metavar="FILE|NAME", help="YAML file of the run, or the name of a shipped one"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that win over the file's")
 
 

@@ -19,12 +19,16 @@ def add_submit(commands: Commands) -> None:
         commands,
         "submit",
         "submit all runs of a sweep to SLURM, or run them on this machine; what is finished or queued is left alone",
-        "fusionseg submit configs/sweeps/table2.yaml --cluster slurm/clusters/t4.yaml data.root=/data/PARSE"
-        " output=/scratch/runs",
+        "fusionseg submit table2 --cluster t4 data.root=/data/PARSE output=/scratch/runs",
         _submit,
     )
-    parser.add_argument("sweep", type=Path, help="YAML file of the sweep")
-    parser.add_argument("--cluster", required=True, type=Path, metavar="FILE", help="cluster profile")
+    parser.add_argument("sweep", help="YAML file of the sweep, or the name of a shipped one")
+    parser.add_argument(
+        "--cluster",
+        required=True,
+        metavar="FILE|NAME",
+        help="cluster profile: a YAML file, or the name of a shipped one",
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="key.path=value", help="for all runs; cluster.KEY=value is for the profile"
     )

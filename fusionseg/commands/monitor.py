@@ -30,7 +30,7 @@ def add_monitor(commands: Commands) -> None:
         "monitor",
         "sample the GPUs: alone until Ctrl-C, or beside a command until that ends; summary and advice at the end",
         "fusionseg monitor --output gpu.csv --picture gpu.png\n"
-        "  fusionseg monitor --output gpu.csv -- python -m fusionseg.train --config configs/demo.yaml"
+        "  fusionseg monitor --output gpu.csv -- python -m fusionseg.train --config demo"
         " data.root=demo/data",
         _monitor,
     )

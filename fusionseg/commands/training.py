@@ -23,7 +23,9 @@ def training_command(
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", required=True, help="YAML file of the run")
+    parser.add_argument(
+        "--config", required=True, metavar="FILE|NAME", help="YAML file of the run, or the name of a shipped one"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that win over the file's")
     parser.add_argument(
         "--dry-run", action="store_true", help="print what the run would be, and its cost; train nothing"
@@ -43,7 +45,7 @@ def _train(file: str, overrides: list[str], dry_run: bool, pretraining: bool) ->
     if config.pretrain is None and pretraining:
         raise UserError(
             f"{file}: has no `pretrain` section, so it is a segmentation: start it by python -m fusionseg.train, or add"
-            " one (configs/mae_swin.yaml shows it)"
+            " one (the shipped configuration mae_swin shows it)"
         )
     if dry_run:
         from fusionseg.training.dry_run import describe

@@ -14,6 +14,7 @@ def json_schema() -> dict[str, Any]:
     names = {"type": "string"}
     schema["properties"]["extends"] = {
         "anyOf": [names, {"type": "array", "items": names}],
-        "description": "A file, or a list of files, that this one is laid over; relative to this file.",
+        "description": "A file, or a list of files, that this one is laid over: relative to this file,"
+        " or the name of a shipped configuration.",
     }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

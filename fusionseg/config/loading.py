@@ -13,7 +13,8 @@ from fusionseg.config.override import Override, parse_override
 from fusionseg.config.renaming import Dropped, carry_over, dropped, is_renamed
 from fusionseg.config.schema import RunConfig
 from fusionseg.config.section import Section
-from fusionseg.config.yaml_location import KeyPath, Places, dump_yaml, nearby, read_yaml
+from fusionseg.config.shipped_files import CONFIG, find_file, shown_path
+from fusionseg.config.yaml_location import KeyPath, Places, dump_yaml, read_yaml
 from fusionseg.utils.errors import UserError
 
 AnySection = TypeVar("AnySection", bound=Section)
@@ -23,6 +24,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), lost: li
     """Read a configuration file, what it extends, and `key.path=value` overrides.
 
     Args:
+        path: a file, or the name of a shipped configuration such as "hippocampus_unet"; see `find_file`.
         lost: gets what changes of a section's name have dropped.
 
     Raises:
@@ -40,7 +42,7 @@ def read_raw(
         lost: gets what changes of a section's name have dropped.
     """
     lost = [] if lost is None else lost
-    raw, places = _read_extended(Path(path), (), lost) if path is not None else ({}, {})
+    raw, places = _read_extended(find_file(CONFIG, path), (), lost) if path is not None else ({}, {})
     return lay_over(raw, places, [parse_override(text, RunConfig) for text in overrides], lost)
 
 
@@ -106,20 +108,25 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], at: str = "") ->
 def _read_extended(path: Path, chain: tuple[Path, ...], lost: list[Dropped]) -> tuple[dict[str, Any], Places]:
     if path.resolve() in chain:
         loop = " -> ".join(str(entry) for entry in (*chain, path.resolve()))
-        raise UserError(f"{path}: extends itself ({loop}): break the circle")
+        raise UserError(f"{shown_path(path)}: extends itself ({loop}): break the circle")
     raw, places = read_yaml(path)
     bases = raw.pop("extends", [])
-    place = places.pop(("extends",), str(path))
+    place = places.pop(("extends",), shown_path(path))
     if isinstance(bases, str):
         bases = [bases]
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise UserError(f"extends ({place}): needs a file name or a list of them, relative to this file")
+        raise UserError(
+            f"extends ({place}): needs a file or a list of files, relative to this file, or names of shipped"
+            " configurations"
+        )
     merged: dict[str, Any] = {}
     merged_places: Places = {}
     for base in bases:
-        if not (path.parent / base).is_file():
-            raise UserError(f"extends ({place}): there is no file {path.parent / base}{nearby(path.parent / base)}")
-        base_raw, base_places = _read_extended(path.parent / base, (*chain, path.resolve()), lost)
+        try:
+            file = find_file(CONFIG, base, path.parent, asking=path)
+        except UserError as error:
+            raise UserError(f"extends ({place}): {error}") from None
+        base_raw, base_places = _read_extended(file, (*chain, path.resolve()), lost)
         merged, merged_places = _merge_named(merged, merged_places, base_raw, base_places, lost)
     return _merge_named(merged, merged_places, raw, places, lost)
 

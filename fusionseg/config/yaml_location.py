@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from fusionseg.config.shipped_files import nearby, shown_path
 from fusionseg.utils.errors import UserError
 
 KeyPath = tuple[str | int, ...]
@@ -67,7 +68,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Places]:
             return {}, {}
         places: Places = {}
         problems: list[str] = []
-        _walk(node, (), path, places, problems)
+        _walk(node, (), shown_path(path), places, problems)
         if problems:
             raise UserError(problems)
         value = yaml.load(text, _Loader)
@@ -81,24 +82,16 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Places]:
     return value, places
 
 
-def _walk(node: yaml.Node, at: KeyPath, path: Path, places: Places, problems: list[str]) -> None:
+def _walk(node: yaml.Node, at: KeyPath, file: str, places: Places, problems: list[str]) -> None:
     if isinstance(node, yaml.MappingNode):
         for key_node, value_node in node.value:
             key = (*at, str(key_node.value))
-            place = f"{path}, line {key_node.start_mark.line + 1}"
+            place = f"{file}, line {key_node.start_mark.line + 1}"
             if key in places:
                 problems.append(f"{'.'.join(map(str, key))} ({place}): stands here twice: remove one")
             places[key] = place
-            _walk(value_node, key, path, places, problems)
+            _walk(value_node, key, file, places, problems)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            places[(*at, index)] = f"{path}, line {item.start_mark.line + 1}"
-            _walk(item, (*at, index), path, places, problems)
-
-
-def nearby(path: Path) -> str:
-    """What there is in the folder where a file is missing, to go on an error message."""
-    if not path.parent.is_dir():
-        return f" (nor a folder {path.parent})"
-    names = sorted(entry.name for entry in path.parent.glob("*.yaml"))
-    return f"; {path.parent} holds {', '.join(names)}" if names else ""
+            places[(*at, index)] = f"{file}, line {item.start_mark.line + 1}"
+            _walk(item, (*at, index), file, places, problems)
