@@ -13,7 +13,7 @@ from fusionseg.cluster.slurm import seconds
 from fusionseg.config.loading import lay_over, validate_section
 from fusionseg.config.override import parse_override
 from fusionseg.config.section import Positive, Section
-from fusionseg.config.shipped_files import CLUSTER, find_file
+from fusionseg.config.shipped.lookup import CLUSTER, find_file
 from fusionseg.config.yaml_location import read_yaml
 
 _TIME = r"^(\d+-)?\d+:[0-5]\d:[0-5]\d$"

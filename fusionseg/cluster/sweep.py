@@ -17,7 +17,7 @@ from fusionseg.config.loading import lay_over, read_raw, validate_section
 from fusionseg.config.override import Override, parse_override
 from fusionseg.config.renaming import Dropped
 from fusionseg.config.section import Section
-from fusionseg.config.shipped_files import CONFIG, SWEEP, find_file, shown_path
+from fusionseg.config.shipped.lookup import CONFIG, SWEEP, find_file, shown_path
 from fusionseg.config.yaml_location import read_yaml
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import user_path

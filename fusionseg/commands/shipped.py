@@ -31,8 +31,8 @@ def add_configs(commands: Commands) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from fusionseg.config.shipped_copies import description, shipped_scripts
-    from fusionseg.config.shipped_files import KINDS
+    from fusionseg.config.shipped.copies import description, shipped_scripts
+    from fusionseg.config.shipped.lookup import KINDS
 
     for kind in KINDS:
         _print_section(
@@ -53,7 +53,7 @@ def _print_section(title: str, use: str, described: dict[str, str]) -> None:
 
 
 def _copy(arguments: argparse.Namespace) -> int:
-    from fusionseg.config.shipped_copies import copy_shipped
+    from fusionseg.config.shipped.copies import copy_shipped
 
     print(f"{copy_shipped(arguments.name, arguments.folder)}: written")
     return DONE

@@ -13,7 +13,7 @@ from fusionseg.config.override import Override, parse_override
 from fusionseg.config.renaming import Dropped, carry_over, dropped, is_renamed
 from fusionseg.config.schema import RunConfig
 from fusionseg.config.section import Section
-from fusionseg.config.shipped_files import CONFIG, find_file, shown_path
+from fusionseg.config.shipped.lookup import CONFIG, find_file, shown_path
 from fusionseg.config.yaml_location import KeyPath, Places, dump_yaml, read_yaml
 from fusionseg.utils.errors import UserError
 

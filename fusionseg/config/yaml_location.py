@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from fusionseg.config.shipped_files import nearby, shown_path
+from fusionseg.config.shipped.lookup import nearby, shown_path
 from fusionseg.utils.errors import UserError
 
 KeyPath = tuple[str | int, ...]

@@ -11,8 +11,8 @@ from fusionseg.cli import main
 from fusionseg.cluster.profile import load_cluster
 from fusionseg.cluster.sweep import load_sweep
 from fusionseg.config import load_config
-from fusionseg.config.shipped_copies import copy_shipped, description, shipped_scripts
-from fusionseg.config.shipped_files import CLUSTER, CONFIG, KINDS, RESOURCES, SWEEP, find_file
+from fusionseg.config.shipped.copies import copy_shipped, description, shipped_scripts
+from fusionseg.config.shipped.lookup import CLUSTER, CONFIG, KINDS, RESOURCES, SWEEP, find_file
 from fusionseg.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]

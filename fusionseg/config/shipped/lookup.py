@@ -18,7 +18,7 @@ from pathlib import Path
 
 from fusionseg.utils.errors import UserError
 
-RESOURCES = Path(__file__).parents[1] / "resources"
+RESOURCES = Path(__file__).parents[2] / "resources"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from fusionseg.config.shipped_files import KINDS, RESOURCES
+from fusionseg.config.shipped.lookup import KINDS, RESOURCES
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import whole_file, writable_folder
 
