@@ -1,23 +1,20 @@
-"""Train: `python -m fusionseg.train --config C [key.path=value ...]`, or the same under torchrun."""
+"""Training: `python -m fusionseg.train --config C [key.path=value ...]`, or the same under torchrun."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from fusionseg.commands.training import training_command
-
-EXAMPLES = """examples:
-  python -m fusionseg.train --config hippocampus_unet data.root=/data/Task04_Hippocampus
-  torchrun --nproc_per_node=2 -m fusionseg.train --config parse_fusion_od data.root=/data/PARSE
-  python -m fusionseg.train --config parse_fusion_od data.root=/data/PARSE --dry-run
-
-Starting the same command again continues a run that was killed."""
+from fusionseg.commands.training import TRAIN, run_program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train a segmentation; the exit status."""
-    return training_command("fusionseg.train", "Train a segmentation network.", EXAMPLES, argv, pretraining=False)
+    """Train a segmentation network and return the exit status.
+
+    Args:
+        argv: the words after the program's name; None takes those of this process.
+    """
+    return run_program(TRAIN, argv)
 
 
 if __name__ == "__main__":

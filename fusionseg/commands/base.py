@@ -1,13 +1,49 @@
-"""How a command is added to the program."""
+"""Command-line parsers: a command's options, the options that all commands have, and errors with suggestions."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import TypeAlias
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn, TypeAlias
 
-# argparse gives the type no public name, and knows its parameter only when types are checked
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+from fusionseg import __version__
+from fusionseg.utils.errors import suggest
+from fusionseg.utils.exit_status import DONE, FAILED, WRONG_REQUEST, run
+from fusionseg.utils.logs import Verbosity, is_quiet, process_rank, set_verbosity, start_logging
+from fusionseg.utils.streams import lost_output, protect
+
+# argparse gives the type no public name, and knows its parameter only when types are checked.
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+
+_PATIENCE_S = 1.0
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser with `--quiet` and `--verbose`. An unknown option is reported with the nearest valid one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, **kwargs)
+        # Without a default: a command's parser must not reset an option that was given before the command.
+        for name, text in (
+            ("quiet", "show warnings, errors and the result only"),
+            ("verbose", "show debug messages too"),
+        ):
+            self.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=text)
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(WRONG_REQUEST, f"{self.prog}: error: {message}\n")
+
+    def refuse_unknown(self, words: Sequence[str]) -> NoReturn:
+        """End the program with a message about words that no option or argument takes."""
+        options = [text for action in self._actions for text in action.option_strings if text.startswith("--")]
+        hints = [suggest(word.split("=")[0], options, listed=False) for word in words if word.startswith("-")]
+        hint = next(filter(None, hints), "")
+        self.error(f"unrecognized arguments: {' '.join(words)}{f': {hint}' if hint else ''}; see {self.prog} --help")
 
 
 def add_command(
@@ -16,19 +52,75 @@ def add_command(
     text: str,
     example: str,
     work: Callable[[argparse.Namespace], int],
-) -> argparse.ArgumentParser:
-    """A parser for the command's arguments.
+) -> Parser:
+    """Add a command to the program, and return the parser of its arguments.
 
     Args:
-        text: what it does, for the list of commands.
-        work: from the arguments to the exit status.
+        commands: the commands of the program so far.
+        name: the word that selects the command.
+        text: one line for the list of commands.
+        example: command lines that the help shows.
+        work: runs the command on its parsed arguments and returns the exit status.
     """
     parser = commands.add_parser(
         name,
         help=text,
         description=f"{text[0].upper()}{text[1:]}.",
         epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(work=work)
+    parser.set_defaults(work=work, parser=parser)
     return parser
+
+
+def _apply_verbosity(parser: Parser, arguments: argparse.Namespace) -> None:
+    """Start logging as `--quiet` and `--verbose` ask for; giving both ends the program with a message."""
+    quiet, verbose = getattr(arguments, "quiet", False), getattr(arguments, "verbose", False)
+    if quiet and verbose:
+        parser.error("--quiet and --verbose exclude each other: give one of them")
+    set_verbosity(Verbosity.QUIET if quiet else Verbosity.VERBOSE if verbose else Verbosity.NORMAL)
+    start_logging(process_rank())
+
+
+@contextmanager
+def loading(what: str = "torch") -> Iterator[None]:
+    """Say on standard error that libraries are being loaded, if the body (their imports) takes more than a second.
+
+    Args:
+        what: names of the libraries.
+    """
+
+    def say() -> None:
+        print(f"fusionseg {__version__}: loading {what} ...", file=sys.stderr, flush=True)
+
+    if is_quiet() or process_rank() > 0:
+        yield
+        return
+    timer = threading.Timer(_PATIENCE_S, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def execute(parser: Parser, argv: Sequence[str] | None) -> int:
+    """Parse a command line, run its command, and return the exit status.
+
+    Args:
+        parser: its result has `work`, the function to run (see `add_command`).
+        argv: the words after the program's name; None takes those of this process.
+    """
+    protect()
+    arguments, rest = parser.parse_known_args(argv)
+    # After an option, argparse takes no further key.path=value words. They are what is left over.
+    if rest and (any(text.startswith("-") for text in rest) or not hasattr(arguments, "overrides")):
+        getattr(arguments, "parser", parser).refuse_unknown(rest)
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    _apply_verbosity(parser, arguments)
+    status = run(lambda: int(arguments.work(arguments)))
+    if status == DONE and (reason := lost_output()) is not None:
+        print(f"error: standard output: {reason}: what the command printed there is incomplete", file=sys.stderr)
+        return FAILED
+    return status

@@ -1,63 +1,203 @@
-"""Command line of `python -m fusionseg.train` and `python -m fusionseg.pretrain`."""
+"""The programs `fusionseg train` and `fusionseg pretrain`, also started by `python -m fusionseg.train` and `torchrun`."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from fusionseg.utils.errors import UserError
-from fusionseg.utils.exit_status import DONE, FAILED, run
+from fusionseg.commands.base import Commands, Parser, execute, loading
+from fusionseg.commands.demonstration import Demonstration
+from fusionseg.utils.errors import Problems, UserError
+from fusionseg.utils.exit_status import DONE, FAILED
+from fusionseg.utils.logs import RESULT, log
 from fusionseg.utils.streams import PATIENCE_S, protect
 
+if TYPE_CHECKING:
+    from fusionseg.config import RunConfig
+    from fusionseg.config.renaming import Dropped
 
-def training_command(
-    program: str, description: str, examples: str, argv: Sequence[str] | None, *, pretraining: bool
-) -> int:
-    """Arguments -> configuration -> engine; the exit status."""
-    protect()
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {program}",
-        description=description,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+
+@dataclass(frozen=True)
+class Program:
+    """One of the two training programs."""
+
+    command: str
+    """Name of the command of `fusionseg`."""
+    text: str
+    """One line for the list of commands."""
+    examples: str
+    demonstration: Demonstration
+    """The run that is trained without `--config`."""
+    pretraining: bool
+
+    @property
+    def module(self) -> str:
+        """The module that `python -m` and `torchrun -m` start."""
+        return f"fusionseg.{self.command}"
+
+
+TRAIN = Program(
+    "train",
+    "train a segmentation network; without --config, a demonstration on synthetic data",
+    """examples:
+  fusionseg train                        # a demonstration, some minutes on two CPU cores
+  fusionseg train --config hippocampus_unet data.root=/data/Task04_Hippocampus
+  torchrun --nproc_per_node=2 -m fusionseg.train --config parse_fusion_od data.root=/data/PARSE
+  python -m fusionseg.train --config parse_fusion_od data.root=/data/PARSE --dry-run
+
+`fusionseg train` and `python -m fusionseg.train` are the same program. Starting the same command again continues a run
+that was interrupted.""",
+    Demonstration(
+        "demo",
+        "trains a small Swin Fusion UNETR to segment the pulmonary arteries of synthetic chest CTs",
+        "hippocampus_unet",
+    ),
+    pretraining=False,
+)
+PRETRAIN = Program(
+    "pretrain",
+    "pre-train the encoder of a network by masked reconstruction, without labels; without --config, a demonstration",
+    """examples:
+  fusionseg pretrain                     # a demonstration, some minutes on two CPU cores
+  torchrun --nproc_per_node=2 -m fusionseg.pretrain --config mae_swin data.root=/data/scans
+  python -m fusionseg.pretrain --config mae_swin data.root=/data/CT \\
+    'data.also=[{root: /data/MRI, intensity: {mode: zscore}}]' pretrain.ratio=0.75
+
+Labels are not needed. A segmentation network starts from the pre-trained encoder by
+  fusionseg train --config ... init_from=runs/mae_swin""",
+    Demonstration(
+        "demo_pretrain",
+        "pre-trains the encoder of a small Swin UNETR on synthetic chest CTs: it fills in hidden blocks",
+        "mae_swin",
+    ),
+    pretraining=True,
+)
+
+
+def add_train(commands: Commands) -> None:
+    """Add the command `train`."""
+    _add(commands, TRAIN)
+
+
+def add_pretrain(commands: Commands) -> None:
+    """Add the command `pretrain`."""
+    _add(commands, PRETRAIN)
+
+
+def run_program(program: Program, argv: Sequence[str] | None) -> int:
+    """Run `python -m fusionseg.train` or `python -m fusionseg.pretrain` and return the exit status.
+
+    Args:
+        program: which of the two.
+        argv: the words after the program's name; None takes those of this process.
+    """
+    parser = Parser(prog=f"python -m {program.module}", **_help(program))
+    _add_arguments(parser, program)
+    return execute(parser, argv)
+
+
+def _add(commands: Commands, program: Program) -> None:
+    _add_arguments(commands.add_parser(program.command, help=program.text, **_help(program)), program)
+
+
+def _help(program: Program) -> dict[str, str]:
+    return {"description": f"{program.text[0].upper()}{program.text[1:]}.", "epilog": program.examples}
+
+
+def _add_arguments(parser: Parser, program: Program) -> None:
     parser.add_argument(
-        "--config", required=True, metavar="FILE|NAME", help="YAML file of the run, or the name of a shipped one"
+        "--config",
+        metavar="FILE|NAME",
+        help="YAML file of the run, or the name of a shipped one (default: a demonstration)",
     )
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that win over the file's")
     parser.add_argument(
         "--dry-run", action="store_true", help="print what the run would be, and its cost; train nothing"
     )
-    arguments = parser.parse_intermixed_args(argv)
-    return run(lambda: _train(arguments.config, arguments.overrides, arguments.dry_run, pretraining))
+    parser.set_defaults(parser=parser, work=lambda arguments: _train(program, arguments))
 
 
-def _train(file: str, overrides: list[str], dry_run: bool, pretraining: bool) -> int:
+def _train(program: Program, arguments: argparse.Namespace) -> int:
+    file: str = arguments.config
+    overrides: list[str] = arguments.overrides
+    make_data: Callable[[], None] | None = None
+    if file is None:
+        file, root = program.demonstration.open(overrides)
+        if root is not None:
+            overrides = [f"data.root={root}", *overrides]
+            make_data = program.demonstration.data_maker(root)
+    config, lost = _load(file, overrides)
+    _refuse_other_program(program, file, config)
+    if arguments.config is None:
+        program.demonstration.introduce(config, arguments.parser.prog, own_data=make_data is None)
+    if arguments.dry_run:
+        with loading():
+            from fusionseg.training.dry_run import describe
+        if make_data is not None:
+            make_data()
+        print("\n".join([describe(config, os.environ), *map(str, lost)]))
+        return DONE
+    for entry in lost:
+        # A file states its own keys. On the command line, a changed name alone may be expected to keep the other keys.
+        if not entry.from_file:
+            log.warning("%s", entry)
+    protect(PATIENCE_S)
+    with loading():
+        from fusionseg.training.start import train
+    command = _command_line(program, arguments)
+    try:
+        status = train(config, make_data=make_data)
+    except KeyboardInterrupt:
+        log.log(RESULT, "to go on from the last checkpoint: %s", command)
+        raise
+    if status == "interrupted":
+        log.log(RESULT, "to go on from here: %s", command)
+    return DONE if status in ("completed", "plateau") else FAILED
+
+
+def _load(file: str, overrides: Sequence[str]) -> tuple[RunConfig, list[Dropped]]:
+    """Load the configuration. A wrong one is refused together with the paths in it that are wrong.
+
+    Raises:
+        UserError: with all problems.
+    """
     from fusionseg.config import load_config
-    from fusionseg.config.renaming import Dropped
+    from fusionseg.config.loading import read_raw
+    from fusionseg.runs.places import check_places
 
     lost: list[Dropped] = []
-    config = load_config(file, overrides, lost)
-    if config.pretrain is not None and not pretraining:
+    problems = Problems()
+    with problems.collect():
+        return load_config(file, overrides, lost), lost
+    with problems.collect():
+        check_places(read_raw(file, overrides)[0])
+    raise UserError(problems.found)
+
+
+def _refuse_other_program(program: Program, file: str, config: RunConfig) -> None:
+    """Refuse a configuration that is for the other of the two programs.
+
+    Raises:
+        UserError: it has a `pretrain` section and should not, or the other way round.
+    """
+    if config.pretrain is not None and not program.pretraining:
         raise UserError(f"{file}: has a `pretrain` section: start it by python -m fusionseg.pretrain")
-    if config.pretrain is None and pretraining:
+    if config.pretrain is None and program.pretraining:
         raise UserError(
             f"{file}: has no `pretrain` section, so it is a segmentation: start it by python -m fusionseg.train, or add"
             " one (the shipped configuration mae_swin shows it)"
         )
-    if dry_run:
-        from fusionseg.training.dry_run import describe
 
-        print("\n".join([describe(config, os.environ), *map(str, lost)]))
-        return DONE
-    # A file that extends another says what it is; who changes a name on the command line may expect the rest to stay.
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
-        for entry in lost:
-            if not entry.from_file:
-                print(f"warning: {entry}", file=sys.stderr)
-    protect(PATIENCE_S)
-    from fusionseg.training.start import train
 
-    return DONE if train(config) in ("completed", "plateau") else FAILED
+def _command_line(program: Program, arguments: argparse.Namespace) -> str:
+    """The command that continues this run."""
+    words = shlex.join([*(["--config", arguments.config] if arguments.config else []), *arguments.overrides])
+    size, here = os.environ.get("WORLD_SIZE", "1"), os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1" or size != here:
+        return "start the same command on all nodes again"
+    start = arguments.parser.prog if size == "1" else f"torchrun --nproc_per_node={here} -m {program.module}"
+    return f"{start} {words}".rstrip()

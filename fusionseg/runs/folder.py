@@ -59,7 +59,7 @@ class RunFolder:
         Raises:
             UserError: a process is training here already, or the folder cannot be written.
         """
-        writable_folder(self.path, "output")
+        self.check_writable()
         self.path.mkdir(parents=True, exist_ok=True)
         end = time.monotonic() + patience_s
         while True:
@@ -74,6 +74,14 @@ class RunFolder:
                 time.sleep(0.2)
         for leftover in (*self.path.glob(".partial-*"), *self.checkpoints.glob(".partial-*")):
             leftover.unlink()  # of a process that was killed while it wrote: the lock says that none is writing
+
+    def check_writable(self) -> None:
+        """Make sure that files can be written in the folder, which need not exist yet.
+
+        Raises:
+            UserError: they cannot.
+        """
+        writable_folder(self.path, "output")
 
     def unlock(self) -> None:
         """Let others into the folder."""

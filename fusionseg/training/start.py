@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import torch
 
@@ -11,30 +12,34 @@ from fusionseg.distributed.batch_arithmetic import accumulation_steps
 from fusionseg.distributed.world import World
 from fusionseg.runs.cases import RunCases, open_run
 from fusionseg.runs.folder import RunFolder
+from fusionseg.runs.places import check_places
 from fusionseg.training.observers.profile_range import check_profile
 from fusionseg.training.trainer import Trainer
-from fusionseg.utils.errors import TrainingStopped
+from fusionseg.utils.errors import Problems, TrainingStopped, UserError
 from fusionseg.utils.logs import log_to_file, start_logging
 
 log = logging.getLogger("fusionseg")
 
 
-def train(config: RunConfig, patience_s: float = 0.0) -> str:
+def train(config: RunConfig, patience_s: float = 0.0, make_data: Callable[[], None] | None = None) -> str:
     """Train or go on training; the status: completed, plateau, or interrupted.
 
     Args:
         patience_s: how long to wait for an earlier process of the same run to leave its folder.
+        make_data: makes the data set if there is none; rank 0 calls it while the others wait.
 
     Raises:
         UserError: the request cannot be carried out.
         TrainingStopped: the training cannot go on.
     """
-    world = World.from_environment(config.device)
+    world = _join(config)
     start_logging(world.rank)
     folder = RunFolder(config)
     opened: list[RunCases] = []
     try:
-        world.rank_zero_first("open the run folder", lambda: opened.append(_open(folder, config, world, patience_s)))
+        world.rank_zero_first(
+            "open the run folder", lambda: opened.append(_open(folder, config, world, patience_s, make_data))
+        )
         cases = world.broadcast_object(opened[0] if opened else None)
         if world.launch.warning:
             log.warning("%s", world.launch.warning)
@@ -52,13 +57,11 @@ def train(config: RunConfig, patience_s: float = 0.0) -> str:
         world.close()
 
 
-def _open(folder: RunFolder, config: RunConfig, world: World, patience_s: float) -> RunCases:
-    # What can be refused at a glance is refused before there is a folder.
-    accumulation_steps(config, world.size)
-    check_profile(config.profile, world.device)
-    folder.check(config)
+def _open(
+    folder: RunFolder, config: RunConfig, world: World, patience_s: float, make_data: Callable[[], None] | None
+) -> RunCases:
     begun = folder.has_checkpoints()
-    cases = open_run(config, folder)
+    cases = _check(folder, config, world, make_data)
     folder.lock(patience_s)
     folder.check(config)
     if folder.has_checkpoints() and not begun:  # another process has trained here until now
@@ -66,3 +69,44 @@ def _open(folder: RunFolder, config: RunConfig, world: World, patience_s: float)
     folder.write_config(config)
     log_to_file(folder.log)
     return cases
+
+
+def _check(folder: RunFolder, config: RunConfig, world: World, make_data: Callable[[], None] | None) -> RunCases:
+    """Open the cases of the run. All that can be refused before the run folder is made is refused here, together.
+
+    Raises:
+        UserError: with all problems.
+    """
+    problems, of_folder = Problems(), Problems()
+    cases: RunCases | None = None
+    with problems.collect():
+        accumulation_steps(config, world.size)
+    with problems.collect():
+        check_profile(config.profile, world.device)
+    with of_folder.collect():
+        folder.check(config)
+        folder.check_writable()
+    with problems.collect():
+        if of_folder.found:  # the cases of a run are those that its folder records
+            check_places({"data": {"root": config.data.root}, "init_from": config.init_from, "output": None})
+        else:
+            if make_data is not None and not problems.found:
+                make_data()
+            cases = open_run(config, folder)
+    if of_folder.found or problems.found or cases is None:
+        raise UserError([*of_folder.found, *problems.found])
+    return cases
+
+
+def _join(config: RunConfig) -> World:
+    """Join the other ranks. A wrong device or environment is refused together with wrong paths.
+
+    Raises:
+        UserError: with all problems.
+    """
+    problems = Problems()
+    with problems.collect():
+        return World.from_environment(config.device)
+    with problems.collect():
+        check_places(config.to_dict())
+    raise UserError(problems.found)

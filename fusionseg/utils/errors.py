@@ -1,18 +1,19 @@
-"""The exceptions that end a command with a message instead of a traceback."""
+"""Exceptions that end a command with a message instead of a traceback, and helpers for their messages."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """Something the user asked for cannot be done as asked.
+    """A request that cannot be carried out.
 
     Every entry point turns it into a message without a traceback and exit status 2.
 
     Args:
-        problems: one problem or all of them; each says what is wrong, where (file, line, key), and what to do.
+        problems: one problem, or all of them. Each says what is wrong, where (file, line, key) and what to do.
     """
 
     def __init__(self, problems: str | Iterable[str]) -> None:
@@ -20,15 +21,48 @@ class UserError(Exception):
         super().__init__("\n".join(self.problems))
 
     def __reduce__(self) -> tuple[type[UserError], tuple[list[str]]]:
-        # Raised in worker processes too; the default would hand the joined text back as one problem.
+        # Worker processes raise it too. Python's default would pass the joined text on as one problem.
         return type(self), (self.problems,)
 
 
-class WriteError(OSError):
-    """A file cannot be written: `filename`, and in `strerror` the cause and what to do.
+class Problems:
+    """The problems of independent checks, collected so that one message lists them all.
 
-    Every entry point turns it into a message without a traceback and exit status 1: work was under way, and what it
-    has written before stays.
+    Example::
+
+        problems = Problems()
+        with problems.collect():
+            check_one()
+        with problems.collect():
+            check_other()
+        problems.raise_if_any()
+    """
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    @contextmanager
+    def collect(self) -> Iterator[None]:
+        """Catch a UserError of the body and keep its problems."""
+        try:
+            yield
+        except UserError as error:
+            self.found += [problem for problem in error.problems if problem not in self.found]
+
+    def raise_if_any(self) -> None:
+        """Raise one UserError with all problems.
+
+        Raises:
+            UserError: a check has failed.
+        """
+        if self.found:
+            raise UserError(self.found)
+
+
+class WriteError(OSError):
+    """A file that cannot be written: its name in `filename`, the cause and the remedy in `strerror`.
+
+    Every entry point turns it into a message without a traceback and exit status 1. What was written before stays.
     """
 
     def __str__(self) -> str:
@@ -36,11 +70,11 @@ class WriteError(OSError):
 
 
 class TrainingStopped(Exception):
-    """Training cannot go on (too many non-finite steps, say): exit status 1, the reason already recorded."""
+    """A training that cannot go on (too many non-finite steps, for example): exit status 1, its reason recorded."""
 
 
 def some_of(names: Sequence[str], most: int = 10) -> str:
-    """The first names of a list, for a message, and how many more there are."""
+    """The first names of a list, for a message, and the number of the others."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
@@ -48,6 +82,8 @@ def suggest(wrong: str, valid: Iterable[str], *, listed: bool = True) -> str:
     """The nearest valid name and the list of all, for a message.
 
     Args:
+        wrong: the name that is not valid.
+        valid: the valid names.
         listed: False leaves out the list, where it would be long.
     """
     names = list(valid)

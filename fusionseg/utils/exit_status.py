@@ -1,41 +1,68 @@
-"""Exit status of every command: 0 done, 2 the request is wrong, 1 anything else."""
+"""Exit status of every command: 0 for success, 2 for a wrong request, 1 for any other failure."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
+import time
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 from fusionseg.utils.errors import TrainingStopped, UserError, WriteError
+from fusionseg.utils.logs import process_rank
 
 DONE, FAILED, WRONG_REQUEST = 0, 1, 2
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+_TORCHRUN_FILE = "TORCHELASTIC_ERROR_FILE"
 
 
 def run(work: Callable[[], int]) -> int:
-    """Call `work`; a UserError becomes its message and status 2, without a traceback."""
+    """Call `work` and return its exit status.
+
+    An expected failure becomes a message on standard error, without a traceback. An unexpected exception is raised
+    again. Under torchrun both are also written to the file from which torchrun reads the cause of a failure: torchrun
+    prints that cause last, after its own messages.
+
+    Args:
+        work: returns the exit status.
+    """
     try:
         return work()
     except UserError as error:
-        rank = int(os.environ.get("RANK", "0") or 0)
-        prefix = f"rank {rank}: error: " if rank else "error: "
-        print(
-            "\n".join(prefix + error.problems[0] if n == 0 else text for n, text in enumerate(error.problems)),
-            file=sys.stderr,
-        )
-        return WRONG_REQUEST
+        return _report("error: " + "\n".join(error.problems), WRONG_REQUEST)
     except TrainingStopped as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        return FAILED
+        return _report(f"stopped: {error}", FAILED)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return FAILED
+        return _report("interrupted", FAILED)
     except WriteError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
+        return _report(f"error: {error}", FAILED)
     except OSError as error:
-        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+        if error.filename is None and error.errno not in _DISK_ERRORS:
+            _tell_torchrun(traceback.format_exc())
             raise
         named = "" if error.filename is None else f"{error.filename}: "
-        print(f"error: {named}{error.strerror}", file=sys.stderr)
-        return FAILED
+        return _report(f"error: {named}{error.strerror}", FAILED)
+    except Exception:
+        _tell_torchrun(traceback.format_exc())
+        raise
+
+
+def _report(message: str, status: int) -> int:
+    rank = process_rank()
+    text = f"rank {rank}: {message}" if rank else message
+    print(text, file=sys.stderr)
+    _tell_torchrun(text)
+    return status
+
+
+def _tell_torchrun(text: str) -> None:
+    """Write the cause of a failure where torchrun looks for it (torch.distributed.elastic.multiprocessing.errors)."""
+    file = os.environ.get(_TORCHRUN_FILE)
+    if file:
+        reply = {"message": {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}}
+        with suppress(OSError):  # the message is on standard error already
+            Path(file).write_text(json.dumps(reply), encoding="utf-8")

@@ -1,17 +1,34 @@
-"""The program's own messages: to the screen, and to log.txt of the run."""
+"""The program's messages: their levels, and the places they go to (the screen, and log.txt of a run)."""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import TextIO
 
 log = logging.getLogger("fusionseg")
 
+RESULT = 25
+"""Level of the lines that a command is run for. `--quiet` shows them; it hides the lines of level INFO."""
+logging.addLevelName(RESULT, "RESULT")
+
+
+class Verbosity(Enum):
+    """The lowest level of the messages on the screen."""
+
+    QUIET = RESULT
+    NORMAL = logging.INFO
+    VERBOSE = logging.DEBUG
+
+
+_verbosity = Verbosity.NORMAL
+
 
 class _Plain(logging.Formatter):
-    """The message as it is; a warning says that it is one, and which rank it comes from."""
+    """The message as it is. A warning starts with its level, a message of another rank than 0 with the rank."""
 
     def __init__(self, rank: int) -> None:
         super().__init__()
@@ -23,7 +40,7 @@ class _Plain(logging.Formatter):
 
 
 class _Screen(logging.StreamHandler):  # type: ignore[type-arg]
-    """To what is standard error when the message comes: it may have been replaced since."""
+    """Writes to the current `sys.stderr`, which may have been replaced since the handler was made."""
 
     @property
     def stream(self) -> TextIO:
@@ -35,7 +52,7 @@ class _Screen(logging.StreamHandler):  # type: ignore[type-arg]
 
 
 class _LogFile(logging.FileHandler):
-    """A file that does not end what is logged: what cannot be written is missed, and said once."""
+    """A log file whose write errors do not end the program: the first one is reported as a warning."""
 
     _has_failed = False
 
@@ -45,20 +62,45 @@ class _LogFile(logging.FileHandler):
             log.warning("%s: cannot be written (%s): lines are missing there", self.baseFilename, sys.exc_info()[1])
 
 
+def set_verbosity(verbosity: Verbosity) -> None:
+    """Choose the messages that the screen shows, from now on. An entry point calls it once."""
+    global _verbosity
+    _verbosity = verbosity
+
+
+def is_quiet() -> bool:
+    """Whether the screen shows warnings, errors and results only: no progress, no remarks."""
+    return _verbosity is Verbosity.QUIET
+
+
 def start_logging(rank: int = 0) -> None:
-    """Messages of rank 0, and the warnings of all ranks, go to stderr."""
+    """Send the messages of rank 0, and the warnings of all ranks, to standard error.
+
+    Args:
+        rank: rank of this process.
+    """
     log.handlers.clear()
     log.propagate = False
-    log.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    log.setLevel(min(_verbosity.value, logging.INFO) if rank == 0 else logging.WARNING)
     handler = _Screen()
+    handler.setLevel(_verbosity.value)
     handler.setFormatter(_Plain(rank))
     log.addHandler(handler)
 
 
 def log_to_file(path: Path) -> logging.Handler:
-    """Append to a run's log.txt, with the time."""
+    """Append the messages to a file, with their time and level. `--quiet` does not change what the file receives."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     return handler
+
+
+def process_rank() -> int:
+    """The rank that the environment gives this process: torchrun's RANK, else srun's SLURM_PROCID, else 0.
+
+    A value that is no number counts as 0. `fusionseg.distributed.launch` reports such a value.
+    """
+    text = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
+    return int(text) if text.isdecimal() else 0
