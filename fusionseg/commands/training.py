@@ -1,4 +1,4 @@
-"""The programs `fusionseg train` and `fusionseg pretrain`, also started by `python -m fusionseg.train` and `torchrun`."""
+"""The programs `fusionseg train` and `fusionseg pretrain`, which `python -m` and torchrun start as modules too."""
 
 from __future__ import annotations
 
