@@ -35,6 +35,11 @@ class Program:
     pretraining: bool
 
     @property
+    def description(self) -> str:
+        """The line as a sentence."""
+        return f"{self.text[0].upper()}{self.text[1:]}."
+
+    @property
     def module(self) -> str:
         """The module that `python -m` and `torchrun -m` start."""
         return f"fusionseg.{self.command}"
@@ -95,17 +100,16 @@ def run_program(program: Program, argv: Sequence[str] | None) -> int:
         program: which of the two.
         argv: the words after the program's name; None takes those of this process.
     """
-    parser = Parser(prog=f"python -m {program.module}", **_help(program))
+    parser = Parser(prog=f"python -m {program.module}", description=program.description, epilog=program.examples)
     _add_arguments(parser, program)
     return execute(parser, argv)
 
 
 def _add(commands: Commands, program: Program) -> None:
-    _add_arguments(commands.add_parser(program.command, help=program.text, **_help(program)), program)
-
-
-def _help(program: Program) -> dict[str, str]:
-    return {"description": f"{program.text[0].upper()}{program.text[1:]}.", "epilog": program.examples}
+    parser = commands.add_parser(
+        program.command, help=program.text, description=program.description, epilog=program.examples
+    )
+    _add_arguments(parser, program)
 
 
 def _add_arguments(parser: Parser, program: Program) -> None:

@@ -75,7 +75,7 @@ def test_a_reader_that_does_not_read_is_not_waited_for(tmp_path: Path) -> None:
 
     read, write = os.pipe()
     script = (
-        "import sys\nfrom fusionseg import streams\nstreams.protect(0.1)\n"
+        "import sys\nfrom fusionseg.utils import streams\nstreams.protect(0.1)\n"
         "for n in range(40_000): print('line', n)\nsys.stdin.read(1)\nprint('the end')\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=write, cwd=ROOT)
@@ -96,7 +96,7 @@ def test_a_terminal_that_is_gone(tmp_path: Path) -> None:
     """Every write to it fails with EIO."""
     ours, theirs = pty.openpty()
     script = (
-        "import sys\nfrom fusionseg import streams\nstreams.protect()\nassert sys.stdout.isatty()\n"
+        "import sys\nfrom fusionseg.utils import streams\nstreams.protect()\nassert sys.stdout.isatty()\n"
         "print('here', flush=True)\n"
         "sys.stdin.read(1)\nfor n in range(99): print('line', n)\n"
         f"open({str(tmp_path / 'log')!r}, 'w').write(str(streams.lost_output()))\nsys.exit(7)\n"
@@ -112,7 +112,7 @@ def test_a_terminal_that_is_gone(tmp_path: Path) -> None:
 
 
 def test_what_the_encoding_does_not_have_is_escaped() -> None:
-    script = "from fusionseg import streams\nstreams.protect()\nprint('19 °, \\ud800')"
+    script = "from fusionseg.utils import streams\nstreams.protect()\nprint('19 °, \\ud800')"
     environ = {**os.environ, "PYTHONIOENCODING": "ascii"}
     shown = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, env=environ, capture_output=True, text=True, check=True
