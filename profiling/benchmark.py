@@ -40,16 +40,9 @@ from monai.data import set_track_meta
 from fusionseg.data.synthetic.dataset import write_dataset
 from fusionseg.inference.evaluation.table import markdown_table
 from fusionseg.observability.ranges import annotate
-from fusionseg.performance.device_rates import timed
-from fusionseg.performance.machine_report import (
-    Turns,
-    describe_machine,
-    machine_line,
-    open_trainer,
-    publish,
-    step_arguments,
-    take_turns,
-)
+from fusionseg.performance.benchmarking import Timings, open_trainer, publish, step_arguments, time_alternately
+from fusionseg.performance.device_speed import timed
+from fusionseg.performance.machine import machine_info, machine_line
 from fusionseg.runs.checkpoints import Checkpoints
 from fusionseg.training.trainer import Trainer
 from fusionseg.utils.errors import UserError
@@ -142,7 +135,7 @@ class Bench:
             return lambda: [loop() for _ in range(count)]
 
         several = {name: repeated(loop) for name, loop in loops.items()}
-        return _rows(take_turns(several, self.device, turns, warmup=1), per=count)
+        return _rows(time_alternately(several, self.device, turns, warmup=1), per=count)
 
     def _validation(self) -> dict[str, Any]:
         ours = self.ours
@@ -150,7 +143,7 @@ class Bench:
         # The recipes that are loops by hand validate alike; one stands for them.
         name, recipe = next(iter(self.recipes.items()))
         loops = {OURS: lambda: ours.task.validate(ours.model), name: recipe.validate}
-        return _rows(take_turns(loops, self.device, max(2, self.turns // 4), warmup=1), per=cases)
+        return _rows(time_alternately(loops, self.device, max(2, self.turns // 4), warmup=1), per=cases)
 
     def _checkpoint(self) -> dict[str, Any]:
         trainer, numbers = self.ours, itertools.count()
@@ -174,7 +167,7 @@ class Bench:
             "fusionseg, until it is on disk": on_disk,
             "torch.save (not forced to disk, not whole-or-nothing)": plain,
         }
-        return _rows(take_turns(loops, self.device, self.turns, between=checkpoints.finish))
+        return _rows(time_alternately(loops, self.device, self.turns, between=checkpoints.finish))
 
     def _start(self) -> dict[str, Any]:
         words = [self.config, *self.overrides, f"data.root={self.data}"]
@@ -185,13 +178,13 @@ class Bench:
         for _ in range(max(2, self.turns // 5)):
             for name, seconds in loops.items():
                 times[name].append(seconds())
-        return _rows(Turns(times))
+        return _rows(Timings(times))
 
     def _pretraining(self) -> dict[str, Any]:
         config = str(ROOT / "configs/hippocampus_pretrain.yaml")
         trainer = open_trainer(config, ["name=pretraining"], self.data, self.folder)
         loops = {OURS: trainer.advance, "bare": bare_loop(trainer, clip=True)}
-        return _rows(take_turns(loops, self.device, self.turns))
+        return _rows(time_alternately(loops, self.device, self.turns))
 
     def _ranges(self) -> dict[str, Any]:
         """Seconds of all ranges of a step, beside the step."""
@@ -214,7 +207,7 @@ class Bench:
                 pass
 
         each_s = min(timeit.repeat(one, number=10_000, repeat=5)) / 10_000
-        step = take_turns({OURS: self.ours.advance}, self.device, self.turns)
+        step = time_alternately({OURS: self.ours.advance}, self.device, self.turns)
         seconds = {"a step": step.median(OURS), f"its {counted} ranges": counted * each_s}
         return {
             "median_s": seconds,
@@ -258,7 +251,7 @@ def _seconds_to_first_line(recipe: str, words: list[str]) -> float:
         raise UserError(f"{' '.join(command)}: ended with\n{process.stderr.read().decode()}")
 
 
-def _rows(turns: Turns, per: int = 1) -> dict[str, Any]:
+def _rows(turns: Timings, per: int = 1) -> dict[str, Any]:
     others = [name for name in turns.times if name != OURS]
     return {
         "median_s": {name: turns.median(name) / per for name in turns.times},
@@ -330,7 +323,7 @@ def _measure_all(arguments: argparse.Namespace) -> int:
             batch = config.train.global_batch
             about = f"{config.model.name}, {batch} patches of {patch}, {precision}, {len(bench.ours.data.cache)} cases"
             measured: dict[str, Any] = {"about": about, "cases": {}}
-            result["machine"] = describe_machine(bench.device)
+            result["machine"] = machine_info(bench.device)
             result["networks"][network] = measured
             for case in arguments.cases:
                 print(f"{network}: {case}", file=sys.stderr, flush=True)

@@ -30,8 +30,9 @@ from fusionseg.config.pretraining import PretrainConfig, ReconstructionLossConfi
 from fusionseg.inference.evaluation.table import markdown_table
 from fusionseg.losses.reconstruction import ReconstructionLoss
 from fusionseg.models.masked import build_masked
-from fusionseg.performance.device_rates import timed
-from fusionseg.performance.machine_report import describe_machine, machine_line, publish
+from fusionseg.performance.benchmarking import publish
+from fusionseg.performance.device_speed import timed
+from fusionseg.performance.machine import machine_info, machine_line
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import run
 from fusionseg.utils.machine import resident_bytes
@@ -201,7 +202,7 @@ def main() -> int:
             "feature_size": arguments.feature_size,
             "precision": arguments.precision,
             "turns": arguments.turns,
-            "machine": describe_machine(torch.device(arguments.device)),
+            "machine": machine_info(torch.device(arguments.device)),
             "rows": [row for name, model in networks.items() for row in measure(name, model, arguments)],
         }
         publish(result, markdown(result), arguments.json)

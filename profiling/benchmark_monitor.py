@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fusionseg.observability.gpu.monitor import GpuMonitor
-from fusionseg.observability.gpu.sample import Sample
+from fusionseg.observability.gpu.samples import Sample
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import DONE, run
 

@@ -24,14 +24,8 @@ from torch.nn.utils import clip_grad_norm_
 
 from fusionseg.distributed.rank_info import peak_memory_gb
 from fusionseg.inference.evaluation.table import markdown_table
-from fusionseg.performance.machine_report import (
-    describe_machine,
-    machine_line,
-    open_trainer,
-    publish,
-    step_arguments,
-    take_turns,
-)
+from fusionseg.performance.benchmarking import open_trainer, publish, step_arguments, time_alternately
+from fusionseg.performance.machine import machine_info, machine_line
 from fusionseg.training.network import build_loss
 from fusionseg.training.optimizer import build_optimizer
 from fusionseg.training.trainer import Trainer
@@ -77,11 +71,11 @@ def measure(config_file: str, overrides: list[str], data: str | None, steps: int
         "bare": bare_loop(trainer, clip=True),
         "bare without clipping": bare_loop(trainer, clip=False),
     }
-    turns = take_turns(loops, device, steps)
+    turns = time_alternately(loops, device, steps)
     return {
         "config": config_file,
         "overrides": overrides,
-        "machine": describe_machine(device),
+        "machine": machine_info(device),
         "precision": trainer.precision.name,
         "peak_memory_gb": peak_memory_gb(device),
         "steps": steps,

@@ -21,7 +21,7 @@ import torch
 from fusionseg.cluster.sweep import load_sweep
 from fusionseg.config import dump_config
 from fusionseg.inference.evaluation.table import markdown_table
-from fusionseg.performance.machine_report import describe_machine, machine_line
+from fusionseg.performance.machine import machine_info, machine_line
 from fusionseg.runs.job_events import write_event
 from fusionseg.utils.exit_status import run
 
@@ -77,7 +77,7 @@ def main() -> int:
             rows.append(("status", timed("status", Path(name) / "runs/many")))
             rows.append(("compare", timed("compare", Path(name) / "runs/many")))
         table = markdown_table([("command", "s"), *((command, f"{seconds:.2f}") for command, seconds in rows)])
-        print(f"{options.runs} runs\n{machine_line(describe_machine(torch.device('cpu')))}\n\n{table}")
+        print(f"{options.runs} runs\n{machine_line(machine_info(torch.device('cpu')))}\n\n{table}")
         return 0
 
     return run(work)

@@ -31,7 +31,8 @@ from fusionseg.config.networks import SwinConfig
 from fusionseg.inference.evaluation.table import markdown_table
 from fusionseg.losses.segmentation import build_loss
 from fusionseg.models import build_model
-from fusionseg.performance.machine_report import describe_machine, machine_line, publish
+from fusionseg.performance.benchmarking import publish
+from fusionseg.performance.machine import machine_info, machine_line
 from fusionseg.utils.exit_status import run
 from fusionseg.utils.machine import resident_bytes
 
@@ -139,7 +140,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                     row |= {"peak_bytes": peaks[name], "memory_ratio": peaks[name] / peaks[BASE]}
                 rows.append(row)
     return {
-        "machine": describe_machine(torch.device(options.device)),
+        "machine": machine_info(torch.device(options.device)),
         "feature_size": options.feature_size,
         "patch": options.patch,
         "batch": options.batch,

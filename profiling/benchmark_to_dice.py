@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from fusionseg.performance.machine_report import describe_machine, machine_line, publish
+from fusionseg.performance.benchmarking import publish
+from fusionseg.performance.machine import machine_info, machine_line
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import run
 from fusionseg.utils.logs import start_logging
@@ -97,7 +98,7 @@ def main() -> int:
         theirs = tutorial(data, arguments.dice, arguments.every_s)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         ratio = mine["training_s"] / theirs["training_s"]
-        result = {"machine": describe_machine(device), "fusionseg": mine, "monai_fast": theirs, "ratio": ratio}
+        result = {"machine": machine_info(device), "fusionseg": mine, "monai_fast": theirs, "ratio": ratio}
         rows: list[tuple[str, ...]] = [("recipe", "steps", "Dice", "training s", "whole s", "fusionseg / recipe")]
         for name, found, shown in ((Path(arguments.config).stem, mine, ""), ("monai_fast", theirs, f"{ratio:.2f}")):
             seconds = (f"{found['training_s']:.0f}", f"{found['whole_s']:.0f}")

@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 
 from fusionseg.observability.profiles.summary import summarise
-from fusionseg.performance.profile_files import find_profiles, own_account, read_profiles
-from fusionseg.performance.profile_picture import draw
+from fusionseg.performance.profile_files import find_profiles, read_profiles, recorded_times
+from fusionseg.performance.profile_picture import draw_profile
 from fusionseg.performance.profile_report import report_page
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import DONE, run
@@ -31,14 +31,14 @@ def report(profiles: list[Path], run_folder: Path | None, output: Path | None, t
     folders = [path for path in profiles if path.is_dir()]
     files = [file for path in profiles for file in (find_profiles(path) if path.is_dir() else [path])]
     run_folder = run_folder or next((path for path in folders if (path / "metrics.jsonl").exists()), None)
-    account = None if run_folder is None else own_account(run_folder)
+    account = None if run_folder is None else recorded_times(run_folder)
     timelines = read_profiles(files)
     summaries = {label: summarise(timeline, top) for label, timeline in timelines.items()}
     label, timeline = next(iter(timelines.items()))
     title = run_folder.resolve().name if run_folder is not None else ", ".join(file.name for file in files)
     page = report_page(title, summaries, account, "report.png")
     folder = output or files[0].parent
-    draw(folder / "report.png", label, timeline, summaries)
+    draw_profile(folder / "report.png", label, timeline, summaries)
     write_json(folder / "report.json", {"run": title, "account": account, "profiles": summaries})
     write_text(folder / "report.md", page)
     print(page, end="")

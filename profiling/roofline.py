@@ -29,9 +29,10 @@ from pathlib import Path
 from typing import Any
 
 from fusionseg.inference.evaluation.table import markdown_table
-from fusionseg.performance.device_rates import DeviceRates, measure_rates, timed
-from fusionseg.performance.machine_report import describe_machine, machine_line, open_trainer, publish, step_arguments
-from fusionseg.performance.operator_costs import Call, Cost, OperatorWatch, PhaseClock, add_up, follow_phases
+from fusionseg.performance.benchmarking import open_trainer, publish, step_arguments
+from fusionseg.performance.device_speed import DeviceRates, measure_rates, timed
+from fusionseg.performance.machine import machine_info, machine_line
+from fusionseg.performance.operator_costs import Call, Cost, OperatorRecorder, PhaseClock, follow_phases, total_cost
 from fusionseg.training.trainer import Trainer
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import run
@@ -69,29 +70,29 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     # Which operators run depends on the samples (augmentation): one whole step, that of the median time.
     calls = sorted((count(trainer) for _ in range(COUNTED)), key=lambda own: sum(call.seconds for call in own))
     counted = calls[COUNTED // 2]
-    rates = rates.better(measure_rates(device, precision.dtype, channels_last=layout))  # something else may have run
+    rates = rates.best_of(measure_rates(device, precision.dtype, channels_last=layout))  # something else may have run
     limits = rates.flops_per_s, rates.bytes_per_s
     phases = {
-        name: row(add_up((call for call in counted if call.phase == name), *limits), rates, seconds)
+        name: row(total_cost((call for call in counted if call.phase == name), *limits), rates, seconds)
         for name, seconds in phase_s.items()
     }
     kinds = {}
     for kind in {call.kind for call in counted}:
-        cost = add_up((call for call in counted if call.kind == kind), *limits)
+        cost = total_cost((call for call in counted if call.kind == kind), *limits)
         kinds[kind] = row(cost, rates, cost.seconds)
-    total = row(add_up(counted, *limits), rates, step_s)
+    total = row(total_cost(counted, *limits), rates, step_s)
     model_flops = total["flops"]
     if trainer.config.train.checkpoint_activations:
         # What is computed again is no operation of the model; backward takes two for each one of forward.
         model_flops = 3 * phases["forward"]["flops"]
     others = []
     for tflops, gbs in arguments.other:
-        bound = add_up(counted, tflops * 1e12, gbs * 1e9)
+        bound = total_cost(counted, tflops * 1e12, gbs * 1e9)
         others.append({"tflops": tflops, "gbs": gbs, "bound_s": bound.bound_s, "limited_by": bound.limited_by})
     return {
         "config": arguments.config,
         "overrides": arguments.overrides,
-        "machine": describe_machine(device),
+        "machine": machine_info(device),
         "precision": precision.name,
         "steps": arguments.steps,
         "samples": trainer.config.train.global_batch,
@@ -122,7 +123,7 @@ def time_phases(trainer: Trainer, steps: int) -> tuple[float, dict[str, float]]:
 
 def count(trainer: Trainer) -> list[Call]:
     """The operators of one step."""
-    watch = OperatorWatch(trainer.world.device)
+    watch = OperatorRecorder(trainer.world.device)
 
     @contextmanager
     def enter(name: str) -> Iterator[None]:

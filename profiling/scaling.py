@@ -21,11 +21,12 @@ from typing import Any
 
 import torch
 
-from fusionseg.performance.machine_report import describe_machine, publish
-from fusionseg.performance.scaling_check import check
+from fusionseg.performance.benchmarking import publish
+from fusionseg.performance.machine import machine_info
+from fusionseg.performance.scaling_check import check_scaling
 from fusionseg.performance.scaling_inputs import PRESETS, default_reliability, workload_of_run
 from fusionseg.performance.scaling_model import Network, Reliability, Scale, Workload, possible_ranks, scale
-from fusionseg.performance.scaling_report import check_table, draw, scaling_table
+from fusionseg.performance.scaling_report import check_table, draw_efficiency, scaling_table
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import run
 from fusionseg.utils.files import writable_file
@@ -164,10 +165,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(1)  # as the processes have: it is in the machine's description
     rows = []
     for processes in options.processes:
-        found = check(processes, options.turns)
+        found = check_scaling(processes, options.turns)
         steps = {"hidden_s": found.hidden.total_s, "added_s": found.added.total_s, "error": found.error}
         rows.append({**asdict(found), **steps})
-    return {"machine": describe_machine(torch.device("cpu")), "turns": options.turns, "rows": rows}
+    return {"machine": machine_info(torch.device("cpu")), "turns": options.turns, "rows": rows}
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -224,7 +225,7 @@ def main() -> int:
         results = [predict(options, preset) for preset in options.preset]
         publish({"clusters": results}, "\n\n".join(map(scaling_table, results)), options.json)
         if options.figure is not None:
-            draw(results, options.figure)
+            draw_efficiency(results, options.figure)
         return 0
 
     return run(work)

@@ -82,10 +82,10 @@ def _monitor(arguments: argparse.Namespace) -> int:
 
 
 def _draw(csv: Path, picture: Path) -> None:
-    from fusionseg.observability.gpu.figure import draw
+    from fusionseg.observability.gpu.figure import plot_gpu_csv
 
     try:
-        draw(csv, picture)
+        plot_gpu_csv(csv, picture)
     except (UserError, OSError) as error:  # the exit status is the command's, with or without a picture
         print(f"no picture: {error}", file=sys.stderr)
 

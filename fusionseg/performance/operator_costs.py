@@ -1,10 +1,11 @@
-"""What a training step makes the device do: the operations and bytes of every operator, phase by phase.
+"""Operations and memory traffic of every operator of a training step, by phase.
 
-Two models, both stated so that they can be argued with. *Operations* are those of matrix products, convolutions and
-attention, two for each multiply-add (torch.utils.flop_counter's formulas); what is done element by element counts
-none. *Bytes* are each operator's tensors, read once and written once: views move nothing, a broadcast input counts
-the elements it has, what an operator changes in place is read and written. So a kernel that reads its input twice
-moves more than is said here, and one whose input is still in a cache moves less.
+*Operations* are those of matrix products, convolutions and attention, with two for each multiply-add (formulas of
+torch.utils.flop_counter). Elementwise operators count zero operations.
+
+*Bytes* assume that an operator reads each input tensor once and writes each output tensor once. A view moves nothing, a
+broadcast input counts its stored elements, and a tensor that is changed in place is read and written. A kernel that
+reads its input twice therefore moves more bytes than stated here, and one whose input is in a cache moves fewer.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 from fusionseg.training import step
 
-Mark = float | torch.cuda.Event
+TimePoint = float | torch.cuda.Event
 
 
 @dataclass(frozen=True)
@@ -34,43 +35,49 @@ class Call:
 
     phase: str
     kind: str
-    """The operator's name in aten, without the overload."""
+    """Name of the operator in aten, without the overload."""
     flops: int
-    """Two for each multiply-add."""
+    """Operations; a multiply-add counts as two."""
     bytes: int
     seconds: float
 
     def bound_s(self, flops_per_s: float, bytes_per_s: float) -> float:
-        """The least time that it can take on a device with these rates (Williams et al., "Roofline", 2009)."""
+        """Least possible time in seconds on a device with these rates (Williams et al., "Roofline", 2009)."""
         return max(self.flops / flops_per_s, self.bytes / bytes_per_s)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of several calls together."""
+    """Total of several calls."""
 
     calls: int
     flops: int
     bytes: int
     bound_s: float
-    """Sum of the calls' bounds: each is limited by itself, and none hides behind another."""
+    """Sum of the bounds of the calls; calls are assumed not to overlap."""
     compute_bound_s: float
-    """The part of it that calls have whose operations, not bytes, limit them."""
+    """Part of `bound_s` that comes from calls limited by operations rather than by bytes."""
     seconds: float
 
     @property
     def intensity(self) -> float:
-        """Operations for each byte."""
+        """Arithmetic intensity: operations per byte."""
         return self.flops / self.bytes if self.bytes else 0.0
 
     @property
     def limited_by(self) -> str:
-        """What most of the bound comes from."""
+        """Resource that causes most of the bound: "operations" or "bytes"."""
         return "operations" if self.compute_bound_s > self.bound_s / 2 else "bytes"
 
 
-def add_up(calls: Iterable[Call], flops_per_s: float, bytes_per_s: float) -> Cost:
-    """The cost of some calls on a device with these rates."""
+def total_cost(calls: Iterable[Call], flops_per_s: float, bytes_per_s: float) -> Cost:
+    """Add up calls on a device with these rates.
+
+    Args:
+        calls: calls of operators.
+        flops_per_s: operations per second of the device.
+        bytes_per_s: memory bandwidth of the device in bytes per second.
+    """
     count, flops, moved, bound_s, compute_s, seconds = 0, 0, 0, 0.0, 0.0, 0.0
     for call in calls:
         own = call.bound_s(flops_per_s, bytes_per_s)
@@ -81,52 +88,66 @@ def add_up(calls: Iterable[Call], flops_per_s: float, bytes_per_s: float) -> Cos
     return Cost(count, flops, moved, bound_s, compute_s, seconds)
 
 
-class OperatorWatch(TorchDispatchMode):
-    """While it is open, every operator that runs is written down; `calls` waits for the device.
+class OperatorRecorder(TorchDispatchMode):
+    """Record every operator that runs while this context manager is entered.
 
-    On a GPU an operator's seconds lie between two events in the stream: they hold the gap in which a host that is not
-    ahead of the device launches the kernel.
+    On a GPU the seconds of an operator are measured by two events in the stream. If the host is slower than the
+    device, they include the time that the device waits for the launch.
     """
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self.device = device
         self.phase = ""
-        self._seen: list[tuple[tuple[str, str, int, int], Mark, Mark]] = []
+        self._recorded: list[tuple[tuple[str, str, int, int], TimePoint, TimePoint]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        start = mark(self.device)
+        start = time_point(self.device)
         result = func(*args, **kwargs)
-        end = mark(self.device)
+        end = time_point(self.device)
         moved = bytes_moved(func, args, kwargs, result)
         if moved:
             flops = operations(func, args, kwargs, result)
-            self._seen.append(((self.phase, func.overloadpacket.__name__, flops, moved), start, end))
+            self._recorded.append(((self.phase, func.overloadpacket.__name__, flops, moved), start, end))
         return result
 
     def calls(self) -> list[Call]:
-        """All calls so far, in their order."""
-        settle(self.device)
-        return [Call(*counted, seconds_between(start, end)) for counted, start, end in self._seen]
+        """All calls so far, in order; this waits for the device."""
+        synchronize(self.device)
+        return [Call(*counted, seconds_between(start, end)) for counted, start, end in self._recorded]
 
 
 def operations(func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> int:
-    """Two for each multiply-add of an operator's call; 0 for one that multiplies no matrices."""
-    # The CPU's fused attention is not among torch's formulas.
+    """Count the operations of a call, two for each multiply-add; 0 for an operator without matrix products.
+
+    Args:
+        func: operator overload, such as torch.ops.aten.mm.default.
+        args: positional arguments of the call.
+        kwargs: keyword arguments of the call.
+        result: value that the call returned.
+    """
+    # torch has no formula for the fused attention of CPUs.
     if func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default:
         return int(sdpa_flop_count(*(tensor.shape for tensor in args[:3])))
     if func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default:
         return int(sdpa_backward_flop_count(*(tensor.shape for tensor in args[:4])))
     packet = func.overloadpacket
-    # addmm_ and baddbmm_ multiply as addmm and baddbmm do, of which alone torch has formulas.
-    plain = getattr(torch.ops.aten, packet.__name__.removesuffix("_"), None)
-    formula = flop_registry.get(packet) or flop_registry.get(plain)
+    # torch has formulas for addmm and baddbmm only; addmm_ and baddbmm_ do the same operations in place.
+    out_of_place = getattr(torch.ops.aten, packet.__name__.removesuffix("_"), None)
+    formula = flop_registry.get(packet) or flop_registry.get(out_of_place)
     return 0 if formula is None else int(formula(*args, **kwargs, out_val=result))
 
 
 def bytes_moved(func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> int:
-    """Bytes that an operator's call reads and writes, each tensor once."""
+    """Count the bytes that a call reads and writes, each tensor once.
+
+    Args:
+        func: operator overload, such as torch.ops.aten.mm.default.
+        args: positional arguments of the call.
+        kwargs: keyword arguments of the call.
+        result: value that the call returned.
+    """
     schema = func._schema
     if func.namespace != "aten" or schema.name.split("::")[1].startswith(("empty", "new_empty")):
         return 0
@@ -137,7 +158,7 @@ def bytes_moved(func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: 
         tensors = [leaf for leaf in _pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
         given += tensors
         changed = argument.alias_info is not None and argument.alias_info.is_write
-        # What is only overwritten is not read.
+        # A tensor that is only overwritten is not read.
         read = not (changed and (argument.is_out or func.overloadpacket.__name__ in ("copy_", "fill_", "zero_")))
         moved += sum(_size(tensor) for tensor in tensors) * (read + changed)
     memory = {tensor.untyped_storage()._cdata for tensor in given}
@@ -149,13 +170,13 @@ def bytes_moved(func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: 
 
 
 def _size(tensor: Tensor) -> int:
-    """Bytes of the elements that there are: those along a broadcast axis are one."""
+    """Bytes of the stored elements; a broadcast axis stores one element."""
     own = prod(size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride or not size)
     return own * tensor.element_size()
 
 
-def mark(device: torch.device) -> Mark:
-    """A point in the device's time."""
+def time_point(device: torch.device) -> TimePoint:
+    """Present time on a device: an event in the stream of a GPU, the clock in seconds on a CPU."""
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -163,8 +184,8 @@ def mark(device: torch.device) -> Mark:
     return event
 
 
-def seconds_between(start: Mark, end: Mark) -> float:
-    """From one mark to another; on a GPU only after `settle`."""
+def seconds_between(start: TimePoint, end: TimePoint) -> float:
+    """Seconds between two time points; on a GPU call `synchronize` first."""
     if isinstance(start, torch.cuda.Event):
         assert isinstance(end, torch.cuda.Event)
         return float(start.elapsed_time(end)) / 1e3  # type: ignore[no-untyped-call]
@@ -172,40 +193,43 @@ def seconds_between(start: Mark, end: Mark) -> float:
     return end - start
 
 
-def settle(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 class PhaseClock:
-    """Seconds of each phase of a step, on the device; `seconds` waits for it."""
+    """Time of each phase of a step on the device. Call it with a phase name to get a context manager."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._marks: list[tuple[str, Mark, Mark]] = []
+        self._measured: list[tuple[str, TimePoint, TimePoint]] = []
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        start = mark(self.device)
+        start = time_point(self.device)
         yield
-        self._marks.append((name, start, mark(self.device)))
+        self._measured.append((name, start, time_point(self.device)))
 
     def seconds(self) -> dict[str, float]:
-        """Of each phase, in the order of the step."""
-        settle(self.device)
+        """Seconds of each phase, in the order of the step; this waits for the device."""
+        synchronize(self.device)
         total: defaultdict[str, float] = defaultdict(float)
-        for name, start, end in self._marks:
+        for name, start, end in self._measured:
             total[name] += seconds_between(start, end)
         return dict(total)
 
 
 @contextmanager
 def follow_phases(enter: Callable[[str], AbstractContextManager[None]]) -> Iterator[None]:
-    """Call `enter` around each phase of every training step within the body.
+    """Enter a context manager around each phase of every training step within the body.
 
-    The step names its phases once, by `annotate`: this listens there, so that it is the engine's own step that is
-    followed and not a copy of it.
+    `annotate` in `fusionseg.training.step` is wrapped for this, so that the measured step is the one that training
+    uses and not a copy of it.
+
+    Args:
+        enter: function from a phase name to a context manager.
     """
     original = step.annotate
 

@@ -1,4 +1,4 @@
-"""The files that profiling leaves behind, and what a run itself wrote about its time."""
+"""Profile files of a run, and the times that the run itself recorded."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ _REPORTS = "*.nsys-rep"
 
 
 def find_profiles(folder: Path) -> list[Path]:
-    """The profiles of a run folder (in its `profile`), or of a folder of profiles; of each Nsight report one file.
+    """List the profiles in a run folder (in its subfolder `profile`) or in a folder of profiles, by rank.
+
+    An Nsight Systems report and its SQLite export count as one profile: the export unless the report is newer.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no profile.
     """
     place = folder / "profile" if (folder / "profile").is_dir() else folder
     exports = {path.stem: path for path in place.glob(_EXPORTS)}
@@ -35,23 +37,23 @@ def find_profiles(folder: Path) -> list[Path]:
     found = [*(path for pattern in _TRACES for path in place.glob(pattern)), *exports.values()]
     if not found:
         raise UserError(
-            f"{place}: holds no profile (a trace of torch.profiler, an Nsight Systems report): train with"
+            f"{place}: there is no profile (trace of torch.profiler or Nsight Systems report); train with"
             " profile.steps=[100,110] profile.with=torch, or under profiling/nsys.sh with profile.with=nsys"
         )
     return sorted(found, key=lambda path: (rank_of(path) if rank_of(path) is not None else -1, path.name))
 
 
 def rank_of(path: Path) -> int | None:
-    """The rank in a profile's name: 3 for nsys_rank3_node1.nsys-rep."""
+    """Rank in the name of a profile: 3 for nsys_rank3_node1.nsys-rep; None if the name has none."""
     match = re.search(r"rank_?(\d+)", path.name)
     return int(match[1]) if match else None
 
 
 def read_profiles(paths: Sequence[Path]) -> dict[str, Timeline]:
-    """The timelines by label: `rank 0` if each has a rank of its own, else the files' names.
+    """Read profiles, by label: `rank 0` and so on if the ranks differ, otherwise the file names.
 
     Raises:
-        UserError: files that cannot be read, all of them named.
+        UserError: some files cannot be read; the message names all of them.
     """
     problems: list[str] = []
     timelines: dict[Path, Timeline] = {}
@@ -72,10 +74,10 @@ def read_profiles(paths: Sequence[Path]) -> dict[str, Timeline]:
 
 
 def read_profile(path: Path) -> Timeline:
-    """The timeline of a trace, of an Nsight Systems export, or of a report, which is exported first.
+    """Read the timeline of a trace, of an Nsight Systems export, or of a report, which is exported first.
 
     Raises:
-        UserError: it is none of them, or cannot be read.
+        UserError: the file is none of these, or cannot be read.
     """
     if path.name.endswith((".json", ".json.gz")):
         return read_torch_trace(path)
@@ -84,50 +86,57 @@ def read_profile(path: Path) -> Timeline:
     if path.suffix == ".sqlite":
         return read_nsys_export(path)
     raise UserError(
-        f"{path}: is neither a trace of torch.profiler (.json, .json.gz), an Nsight Systems export (.sqlite) or report"
-        " (.nsys-rep), nor a run folder"
+        f"{path}: unknown kind of file (expected a trace of torch.profiler (.json, .json.gz), an Nsight Systems export"
+        " (.sqlite) or report (.nsys-rep), or a run folder)"
     )
 
 
 def export_report(report: Path) -> Path:
-    """The SQLite export of an Nsight Systems report, beside it; made unless there is one that is newer.
+    """Export an Nsight Systems report to an SQLite file beside it, unless there is one that is newer.
 
     Raises:
-        UserError: the report is missing, or nsys is, or it fails.
+        UserError: the report or the program nsys is missing, or nsys fails.
     """
     if not report.is_file():
-        raise UserError(f"{report}: there is no such file")
+        raise UserError(f"{report}: the file does not exist")
     export = report.with_suffix(".sqlite")
     if export.exists() and export.stat().st_mtime >= report.stat().st_mtime:
         return export
     command = ["nsys", "export", "--type", "sqlite", "--force-overwrite", "true", "--output", str(export), str(report)]
     if shutil.which("nsys") is None:
         raise UserError(
-            f"{report}: nsys is not on PATH here, and only it reads its reports: run this where it is installed"
-            f" (module load cuda or nsight-systems), and give the .sqlite file: {' '.join(command)}"
+            f"{report}: nsys is not on PATH, and no other program reads its reports; run this command where nsys is"
+            f" installed (module load cuda or nsight-systems), and give the .sqlite file: {' '.join(command)}"
         )
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0 or not export.exists():
-        said = (done.stderr.strip() or done.stdout.strip() or "it says nothing").splitlines()[-1]
-        raise UserError(f"{report}: nsys export failed with status {done.returncode}: {said}")
+        output = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+        raise UserError(f"{report}: nsys export failed with status {done.returncode}: {output}")
     return export
 
 
-def own_account(run: Path) -> dict[str, Any]:
-    """What a run's metrics.jsonl says of its time, in seconds; only what is there.
+def recorded_times(run: Path) -> dict[str, Any]:
+    """Read the times that a run recorded in metrics.jsonl, in seconds.
+
+    Args:
+        run: run folder.
+
+    Returns:
+        `records`, the number of train records; medians of `step_s` and `data_s`; `total_s` and `phases_s` of the last
+        end record. Keys without a record are missing.
 
     Raises:
-        UserError: it is no run folder.
+        UserError: the folder is no run folder.
     """
     if not (run / "metrics.jsonl").is_file():
-        raise UserError(f"{run}: is no run folder: there is no metrics.jsonl")
+        raise UserError(f"{run}: the folder is no run folder (it has no metrics.jsonl)")
     records = read_records(run / "metrics.jsonl")
     trained = [record for record in records if record["kind"] == "train"]
-    account: dict[str, Any] = {"records": len(trained)}
+    times: dict[str, Any] = {"records": len(trained)}
     for key in ("step_s", "data_s"):
         values = [record[key] for record in trained if isinstance(record.get(key), int | float)]
         if values:
-            account[key] = median(values)
+            times[key] = median(values)
     ends = [record for record in records if record["kind"] == "end"]
-    account |= {key: ends[-1][key] for key in ("total_s", "phases_s") if ends and ends[-1].get(key) is not None}
-    return account
+    times |= {key: ends[-1][key] for key in ("total_s", "phases_s") if ends and ends[-1].get(key) is not None}
+    return times

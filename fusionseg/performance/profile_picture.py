@@ -1,51 +1,54 @@
-"""The picture of a profile: the time of each phase on host and GPU, and one step as it went."""
+"""Picture of a profile: time of each phase on host and GPU, and the timeline of one step."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fusionseg.observability.profiles.attribution import OUTSIDE, Attribution
 from fusionseg.observability.profiles.device_summary import GAP_NS
-from fusionseg.observability.profiles.intervals import Interval, gaps, merge
+from fusionseg.observability.profiles.intervals import Interval, gaps, union
 from fusionseg.observability.profiles.kernel_kinds import KINDS, kernel_kind
-from fusionseg.observability.profiles.timeline import STEP, Timeline
+from fusionseg.observability.profiles.timeline import STEP, DeviceEvent, HostEvent, Timeline
 from fusionseg.utils.files import whole_file
 
 _DEPTHS = 4
 _CHARACTER = 0.0056
-"""Width of a letter, of the timeline's: a span is named if its name fits in."""
+"""Width of a character as a share of the timeline's width. An event gets a label if its name fits."""
 _KIND_COLORS = dict(
     zip(KINDS, ("crimson", "tan", "teal", "darkkhaki", "royalblue", "darkorange", "dimgrey"), strict=True)
 )
 
 
-def draw(path: Path, label: str, timeline: Timeline, summaries: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write the picture: bars of all profiles, and of one a step of median length.
+def draw_profile(path: Path, label: str, timeline: Timeline, summaries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Draw bars of the phases of all profiles, and the timeline of a step of median length of one profile.
 
     Args:
-        label: of the profile whose step is shown.
+        path: path of the PNG file.
+        label: label of the profile whose step is drawn, such as "rank 0".
+        timeline: that profile.
+        summaries: results of `summarise` by label.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    of = Attribution(timeline)
+    profile = Attribution(timeline)
     names = list(dict.fromkeys(name for summary in summaries.values() for name in summary["phases"]))
-    palette = {name: plt.get_cmap("tab20")(number % 20) for number, name in enumerate(names)} | {OUTSIDE: "lightgrey"}
+    palette = {name: plt.get_cmap("tab20")(index % 20) for index, name in enumerate(names)} | {OUTSIDE: "lightgrey"}
     figure, (bars, step) = plt.subplots(2, 1, figsize=(11, 7.5), height_ratios=(len(names) + 2, 7))
-    _phase_bars(bars, [*names, OUTSIDE], summaries, palette)
-    _one_step(step, label, of, palette)
+    _draw_phases(bars, [*names, OUTSIDE], summaries, palette)
+    _draw_step(step, label, profile, palette)
     figure.tight_layout()
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=120)
     plt.close(figure)
 
 
-def _phase_bars(axis: Any, names: list[str], summaries: Mapping[str, Mapping[str, Any]], palette: Any) -> None:
-    """Mean over the profiles, with a line from the least to the most."""
+def _draw_phases(axis: Any, names: list[str], summaries: Mapping[str, Mapping[str, Any]], palette: Any) -> None:
+    """Draw the mean over the profiles, with a line from the minimum to the maximum."""
     on_gpu = any(summary["gpu"] for summary in summaries.values())
     sides = ((-0.2, "host_s", ""), (0.2, "gpu_s", "///")) if on_gpu else ((0.0, "host_s", ""),)
     for shift, key, hatch in sides:
@@ -65,30 +68,32 @@ def _phase_bars(axis: Any, names: list[str], summaries: Mapping[str, Mapping[str
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
     axis.margins(x=0.1)
-    axis.set_xlabel("ms per step" + ("; plain: host, hatched: kernels launched there" if on_gpu else " on the host"))
+    axis.set_xlabel("ms per step" + ("; plain: host, hatched: kernels launched in the phase" if on_gpu else ", host"))
 
 
-def _one_step(axis: Any, label: str, of: Attribution, palette: Any) -> None:
-    """Rows from top to bottom: the ranges by depth, operators, each stream's work, idle times."""
-    title, window = step_of_median(of)
-    rows = _range_rows(axis, of, window, palette)
-    if of.operators.spans:
-        segments = list(of.operators.overlapping(of.main, window))
-        for turn, color in enumerate(("gainsboro", "silver")):
-            _bars(axis, len(rows), window, [(start, end) for start, end, _ in segments[turn::2]], color, None)
+def _draw_step(axis: Any, label: str, profile: Attribution, palette: Any) -> None:
+    """Draw rows from top to bottom: ranges by depth, operators, events of each stream, idle times."""
+    title, bounds = median_step(profile)
+    rows = _draw_ranges(axis, profile, bounds, palette)
+    if profile.operators.events:
+        segments = list(profile.operators.overlapping(profile.main_thread, bounds))
+        for parity, color in enumerate(("gainsboro", "silver")):  # alternate, so that neighbours can be told apart
+            _draw_bars(axis, len(rows), bounds, [(start, end) for start, end, _ in segments[parity::2]], color, None)
         for start, end, index in segments:
-            _label(axis, len(rows), window, (start, end), of.operators.spans[index].name.removeprefix("aten::"))
+            name = profile.operators.events[index].name.removeprefix("aten::")
+            _draw_label(axis, len(rows), bounds, (start, end), name)
         rows.append("operators")
-    kinds = [kernel_kind(work) for work in of.device]
-    shown = [(w, kind) for w, kind in zip(of.device, kinds, strict=True) if _touches(w[2:4], window)]
-    for device, stream in sorted({(work.device, work.stream) for work, _ in shown}):
+    drawn = [event for event in profile.device_events if _overlaps(event, bounds)]
+    for device, stream in sorted({(event.device, event.stream) for event in drawn}):
+        in_stream = [event for event in drawn if (event.device, event.stream) == (device, stream)]
         for kind, color in _KIND_COLORS.items():
-            mine = [w[2:4] for w, its in shown if its == kind and (w.device, w.stream) == (device, stream)]
-            _bars(axis, len(rows), window, mine, color, kind)
+            of_kind = _intervals(event for event in in_stream if kernel_kind(event) == kind)
+            _draw_bars(axis, len(rows), bounds, of_kind, color, kind)
         rows.append(f"GPU {device}, stream {stream}")
-    if of.device:
-        busy = merge((work[2:4] for work, _ in shown), window)
-        _bars(axis, len(rows), window, [g for g in gaps(busy, window) if g[1] - g[0] > GAP_NS], "silver", "idle")
+    if profile.device_events:
+        busy = union(_intervals(drawn), bounds)
+        idle = [gap for gap in gaps(busy, bounds) if gap[1] - gap[0] > GAP_NS]
+        _draw_bars(axis, len(rows), bounds, idle, "silver", "idle")
         rows.append("GPU idle")
         handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
         axis.legend(
@@ -102,52 +107,59 @@ def _one_step(axis: Any, label: str, of: Attribution, palette: Any) -> None:
         )
     axis.set_yticks([row + 0.45 for row in range(len(rows))], rows)
     axis.set_ylim(max(len(rows), _DEPTHS) + 0.2, -0.2)
-    axis.set_xlim(0, max(_ms(window[1] - window[0]), 1e-6))
+    axis.set_xlim(0, max(_ms(bounds[1] - bounds[0]), 1e-6))
     axis.set_xlabel(f"ms of {title} ({label})")
 
 
-def _range_rows(axis: Any, of: Attribution, window: Interval, palette: Any) -> list[str]:
-    """Draw the main thread's ranges; the names of the rows they take."""
+def _draw_ranges(axis: Any, profile: Attribution, bounds: Interval, palette: Any) -> list[str]:
+    """Draw the ranges of the main thread, and return the names of the rows that they take."""
     deepest = -1
-    for at, span in enumerate(of.ranges.spans):
-        depth = sum(of.ranges.spans[around].name != STEP for around in of.ranges.around(at)) - 1
-        if span.thread == of.main and span.name != STEP and depth < _DEPTHS and _touches(span[1:3], window):
-            _bars(axis, depth, window, [span[1:3]], palette.get(of.phase(at), "lightgrey"), None, "white")
-            _label(axis, depth, window, span[1:3], span.name)
+    ranges = profile.ranges
+    for index, event in enumerate(ranges.events):
+        depth = sum(ranges.events[outer].name != STEP for outer in ranges.with_ancestors(index)) - 1
+        on_main = event.thread == profile.main_thread and event.name != STEP
+        if on_main and depth < _DEPTHS and _overlaps(event, bounds):
+            color = palette.get(profile.phase_of(index), "lightgrey")
+            _draw_bars(axis, depth, bounds, _intervals([event]), color, None, "white")
+            _draw_label(axis, depth, bounds, (event.start_ns, event.end_ns), event.name)
             deepest = max(deepest, depth)
     return ["host", *[""] * deepest] if deepest >= 0 else []
 
 
-def _label(axis: Any, row: int, window: Interval, interval: Interval, name: str) -> None:
-    start, end = max(interval[0], window[0]), min(interval[1], window[1])
-    if end - start >= _CHARACTER * len(name) * (window[1] - window[0]):
-        middle = _ms((start + end) / 2 - window[0])
+def _draw_label(axis: Any, row: int, bounds: Interval, interval: Interval, name: str) -> None:
+    start, end = max(interval[0], bounds[0]), min(interval[1], bounds[1])
+    if end - start >= _CHARACTER * len(name) * (bounds[1] - bounds[0]):
+        middle = _ms((start + end) / 2 - bounds[0])
         axis.text(middle, row + 0.45, name, ha="center", va="center", fontsize=7, clip_on=True)
 
 
-def _bars(
-    axis: Any, row: int, window: Interval, intervals: list[Interval], color: Any, label: str | None, edge: str = "none"
+def _draw_bars(
+    axis: Any, row: int, bounds: Interval, intervals: list[Interval], color: Any, label: str | None, edge: str = "none"
 ) -> None:
-    first, last = window
+    first, last = bounds
     inside = [(max(start, first), min(end, last)) for start, end in intervals]
     bars = [(_ms(start - first), _ms(end - start)) for start, end in inside]
     if bars:
         axis.broken_barh(bars, (row, 0.9), facecolor=color, edgecolor=edge, label=label)
 
 
-def step_of_median(of: Attribution) -> tuple[str, Interval]:
-    """A whole step of median length, its name and its range; the window if there is none."""
-    steps = [span for span in of.ranges.spans if span.name == STEP and not span.cut]
+def median_step(profile: Attribution) -> tuple[str, Interval]:
+    """Title and interval of a complete step of median length; those of the profile range if there is no step."""
+    steps = [event for event in profile.ranges.events if event.name == STEP and not event.truncated]
     if not steps:
-        return "the window", of.window
+        return "the profile range", profile.profile_range
     at = sorted(range(len(steps)), key=lambda i: steps[i].end_ns - steps[i].start_ns)[(len(steps) - 1) // 2]
-    span = steps[at]
-    name = f"step {span.payload}" if span.payload is not None else f"step {at + 1} of {len(steps)}"
-    return name, (span.start_ns, span.end_ns)
+    step = steps[at]
+    name = f"step {step.payload}" if step.payload is not None else f"step {at + 1} of {len(steps)}"
+    return name, (step.start_ns, step.end_ns)
 
 
-def _touches(interval: Interval, window: Interval) -> bool:
-    return interval[0] < window[1] and interval[1] > window[0]
+def _intervals(events: Iterable[DeviceEvent | HostEvent]) -> list[Interval]:
+    return [(event.start_ns, event.end_ns) for event in events]
+
+
+def _overlaps(event: DeviceEvent | HostEvent, bounds: Interval) -> bool:
+    return event.start_ns < bounds[1] and event.end_ns > bounds[0]
 
 
 def _ms(nanoseconds: float) -> float:

@@ -1,4 +1,4 @@
-"""What the scaling model is fed with: known clusters, by their data sheets, and finished runs, by their records."""
+"""Inputs of the scaling model: clusters from data sheets, and workloads from the records of finished runs."""
 
 from __future__ import annotations
 
@@ -13,37 +13,38 @@ from fusionseg.runs.records import read_object, read_records
 from fusionseg.utils.errors import UserError
 
 REACHED = 0.78
-"""Of a link's bandwidth. NCCL reckons with 235 of the 300 GB/s of an A100's NVLink (src/graph/tuning.cc); the same
-share is assumed of all links."""
+"""Share of a link's data-sheet bandwidth that is reached. NCCL assumes 235 of the 300 GB/s of an A100's NVLink
+(src/graph/tuning.cc); the same share is assumed for all links."""
 SHARE_OF_BOUND = 0.5
-"""Assumed: what the bound of profiling/roofline.py is of a step's time on a GPU."""
-NCCL_START_S = 8.4e-6  # of a ring, by the same file; so are the latencies of NVLink, PCIe and InfiniBand below
+"""Assumed ratio of the bound of profiling/roofline.py to the real step time on a GPU."""
+NCCL_START_S = 8.4e-6  # start of a ring, from src/graph/tuning.cc, like the latencies of NVLink, PCIe, InfiniBand below
 STORAGE_BYTES_PER_S = 1e9  # assumed, for checkpoints
-GRADIENT_BYTES = 4 * 44_700_074  # of parse_fusion_od: `fusionseg models --config configs/parse_fusion_od.yaml`
+GRADIENT_BYTES = 4 * 44_700_074  # parse_fusion_od: `fusionseg models --config configs/parse_fusion_od.yaml`
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A kind of cluster. Bandwidths are data-sheet values, in one direction."""
+    """A kind of cluster. Bandwidths are data-sheet values in one direction."""
 
     about: str
     network: Network
     tflops: float
-    """Of a GPU's matrix units, dense, in the precision that `train.precision: auto` takes there."""
+    """Dense matrix throughput of a GPU in 10^12 operations per second, for the precision of `train.precision: auto`."""
     memory_gbs: float
+    """Memory bandwidth of a GPU in GB/s."""
     bound_s: float
-    """Of a micro-batch of parse_fusion_od with these rates: profiling/roofline.py --other."""
+    """Roofline bound of a micro-batch of parse_fusion_od with these rates (profiling/roofline.py --other)."""
 
     @property
     def workload(self) -> Workload:
-        """parse_fusion_od on such a GPU."""
+        """Expected workload of parse_fusion_od on such a GPU."""
         return Workload(
             micro_batch_s=self.bound_s / SHARE_OF_BOUND, gradient_bytes=GRADIENT_BYTES, spread=0.03, overlap=0.95
         )
 
     @property
     def reachable(self) -> Network:
-        """The network with what its links are expected to give."""
+        """Network with the bandwidths that are expected in practice."""
         return replace(self.network, inside=_reduced(self.network.inside), between=_reduced(self.network.between))
 
 
@@ -84,22 +85,30 @@ PRESETS = {
 
 # 419 unexpected interruptions in 54 days on 16384 H100s, which are 2048 nodes ("The Llama 3 herd of models", 2024).
 NODE_MTBF_S = 54 * 86400 * 2048 / 419
-RESTART_S = 300.0  # assumed: queue, start of the ranks, loading of cache and checkpoint
+RESTART_S = 300.0  # assumed: waiting in the queue, starting the ranks, loading cache and checkpoint
 
 
 def default_reliability(gradient_bytes: float) -> Reliability:
-    """Failures as above; a checkpoint is the weights and AdamW's two moments, all float32."""
+    """Assumed reliability of a cluster, with NODE_MTBF_S and RESTART_S.
+
+    Args:
+        gradient_bytes: size of all gradients. A checkpoint is three times as large: weights and two moments of AdamW.
+    """
     return Reliability(NODE_MTBF_S, RESTART_S, checkpoint_s=3 * gradient_bytes / STORAGE_BYTES_PER_S)
 
 
 def workload_of_run(run: Path) -> Workload:
-    """A run's workload from its records: the median step, and how the steps scatter.
+    """Estimate the workload of a run from its records: median and spread of the step time.
 
-    The records are means over `log.every` steps, so the scatter of one step is taken as that of the records times the
-    root of their number, as if steps were independent. All of the time counts as forward and backward.
+    A record is a mean over `log.every` steps. Steps are assumed independent, so the spread of one step is that of the
+    records times the square root of `log.every`. The whole step counts as forward and backward.
+
+    Args:
+        run: run folder.
 
     Raises:
-        UserError: it is no run folder, has too few records, or ran on several ranks, whose times hold communication.
+        UserError: the folder is no run folder, has too few records, or ran on several ranks, whose step times include
+            communication.
     """
     config = load_run_config(run)
     environment = read_object(run / "environment.json")
@@ -107,15 +116,20 @@ def workload_of_run(run: Path) -> Workload:
     ranks = environment.get("world_size")
     if ranks != 1:
         problems.append(
-            f"{run / 'environment.json'}: ran on {ranks} ranks, and their step_s holds communication: give a run on one"
+            f"{run / 'environment.json'}: world_size: step times of several ranks include communication"
+            f" (expected 1, got {ranks}); give a run on one rank"
         )
     trained = [record for record in read_records(run / "metrics.jsonl") if record["kind"] == "train"]
     times = [record["step_s"] for record in trained if record.get("step_s") is not None][1:]  # the first warms up
     if len(times) < 3:
-        problems.append(f"{run / 'metrics.jsonl'}: {len(times) + 1} train records, and 4 are needed: train longer")
+        problems.append(
+            f"{run / 'metrics.jsonl'}: too few train records (expected at least 4, got {len(times) + 1}); train longer"
+        )
     parameters = environment.get("parameters")
     if not isinstance(parameters, int):
-        problems.append(f"{run / 'environment.json'}: does not say how many parameters the network has")
+        problems.append(
+            f"{run / 'environment.json'}: parameters: the number of parameters is missing; give a run of this version"
+        )
     if problems:
         raise UserError(problems)
     accumulation_steps = config.train.global_batch // config.train.micro_batch

@@ -1,7 +1,8 @@
-"""How long a training step takes on many GPUs, by a model: what it costs to be many, and what that leaves.
+"""Model of the time of a training step on many GPUs: stragglers, all-reduce, efficiency, goodput.
 
-A step on N ranks is the slowest rank's computing, the part of the all-reduce that the backward pass does not hide, and
-the optimizer. docs/scaling.md has the assumptions; all times are seconds, all sizes bytes.
+The time of a step on N ranks is the compute time of the slowest rank, plus the part of the all-reduce that the backward
+pass does not overlap, plus the optimizer. docs/scaling.md lists the assumptions. All times are in seconds, all sizes in
+bytes.
 """
 
 from __future__ import annotations
@@ -16,94 +17,96 @@ from fusionseg.performance.goodput import best_interval_s, goodput
 Algorithm = Literal["ring", "hierarchical", "tree", "best"]
 Distribution = Literal["normal", "lognormal"]
 
-FIRST_BUCKET_BYTES = 1 << 20  # of DistributedDataParallel; the others have bucket_cap_mb
-_LOSS_BYTES = 4  # the step's own reduction, which tells all ranks whether it is finite
+FIRST_BUCKET_BYTES = 1 << 20  # first bucket of DistributedDataParallel; the others have bucket_cap_mb
+_LOSS_BYTES = 4  # the all-reduce of the loss, from which all ranks learn whether the step is finite
 
 
 @dataclass(frozen=True)
 class Link:
-    """What a message takes on a way: latency + size / bandwidth (Hockney, 1994)."""
+    """A connection on which a message takes latency + size / bandwidth (Hockney, 1994)."""
 
     bytes_per_s: float
-    """In one direction."""
+    """Bandwidth in one direction."""
     latency_s: float
 
 
 @dataclass(frozen=True)
 class Network:
-    """Nodes that are alike, each with its GPUs."""
+    """Identical nodes with several GPUs each."""
 
     gpus_per_node: int
     inside: Link
-    """From GPU to GPU; each has one of its own."""
+    """Link between two GPUs of a node; each GPU has its own."""
     between: Link
-    """From node to node: all adapters of a node together, which its GPUs share."""
+    """Link between two nodes: all adapters of a node together, shared by its GPUs."""
     start_s: float = 0.0
-    """Of each collective, before anything moves."""
+    """Fixed time of each collective, before data moves."""
 
     def nodes(self, ranks: int) -> int:
+        """Number of nodes that this many ranks fill."""
         return ceil(ranks / self.gpus_per_node)
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A training, as one device sees it."""
+    """Work of one device in a training step."""
 
     micro_batch_s: float
-    """Data, forward and backward of a micro-batch."""
+    """Mean time of data, forward and backward of a micro-batch."""
     gradient_bytes: float
-    """Of all gradients, which are float32 here."""
+    """Size of all gradients (float32)."""
     optimizer_s: float = 0.0
-    """Of the optimizer, once a step."""
+    """Time of the optimizer, once a step."""
     micro_batch: int = 1
-    """Samples."""
+    """Samples of a micro-batch."""
     backward_share: float = 2 / 3
-    """Of micro_batch_s: backward multiplies twice as often as forward."""
+    """Share of the backward pass in micro_batch_s; it has twice as many multiplications as the forward pass."""
     overlap: float = 1.0
-    """The speed at which the backward pass goes on while a bucket is under way: 1 undisturbed, 0 not at all."""
+    """Relative speed of the backward pass during communication: 1 is full speed, 0 means that it waits."""
     bucket_bytes: float = 25 * 2**20
-    """DistributedDataParallel's default."""
+    """Size of a gradient bucket; the default is that of DistributedDataParallel."""
     spread: float = 0.0
-    """Standard deviation of micro_batch_s over its mean, from rank to rank and from one to the next."""
+    """Coefficient of variation (standard deviation / mean) of micro_batch_s over ranks and micro-batches."""
     distribution: Distribution = "lognormal"
-    """How micro_batch_s scatters."""
+    """Distribution of micro_batch_s."""
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """What fails, and what saving costs."""
+    """Failures of a cluster and costs of checkpoints."""
 
     node_mtbf_s: float
-    """Mean time between failures of one node; inf is never."""
+    """Mean time between failures of one node; inf means that nothing fails."""
     restart_s: float
-    """From a failure to the next step."""
+    """Time from a failure to the next step."""
     checkpoint_s: float
-    """For which a save stops the training."""
+    """Time for which saving a checkpoint stops the training."""
     interval_s: float | None = None
-    """Training between two checkpoints; None is the best for each number of nodes."""
+    """Training time between two checkpoints; None takes the best interval for each number of nodes."""
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """The parts of a step."""
+    """Parts of the time of a step."""
 
     compute_s: float
-    """Mean of a rank, the optimizer included."""
+    """Mean compute time of a rank, including the optimizer."""
     straggling_s: float
-    """What the slowest rank takes longer, on average."""
+    """Mean time by which the slowest rank exceeds compute_s."""
     all_reduce_s: float
-    """All communication, hidden or not."""
+    """All communication, overlapped or not."""
     exposed_s: float
-    """Communication for which the devices wait."""
+    """Communication that nothing overlaps, so that the devices wait."""
 
     @property
     def total_s(self) -> float:
+        """Time of the step."""
         return self.compute_s + self.straggling_s + self.exposed_s
 
 
 @dataclass(frozen=True)
 class Scale:
-    """A training on a number of ranks."""
+    """Predicted speed of a training on a number of ranks."""
 
     ranks: int
     nodes: int
@@ -112,32 +115,37 @@ class Scale:
     step: StepTime
     samples_per_s: float
     efficiency: float
-    """Samples per second and rank, against one rank with the same global batch (fixed) or accumulation (growing)."""
+    """Samples per second and rank, divided by those of one rank. The single rank has the same global batch (strong
+    scaling) or the same accumulation (weak scaling)."""
     interval_s: float
-    """Between checkpoints."""
+    """Training time between two checkpoints."""
     goodput: float
-    """Share of the wall time that is training which is kept."""
+    """Share of the wall time spent on training that no failure undoes."""
     useful_samples_per_s: float
+    """samples_per_s times goodput."""
 
 
 def ring_s(size: float, ranks: int, link: Link) -> float:
-    """All-reduce on a ring: 2 (N - 1) messages of size / N each (Patarasuk and Yuan, 2009)."""
+    """Time of an all-reduce on a ring: 2 (N - 1) messages of size / N each (Patarasuk and Yuan, 2009)."""
     return 2 * (ranks - 1) * (link.latency_s + size / ranks / link.bytes_per_s)
 
 
 def tree_s(size: float, ranks: int, link: Link) -> float:
-    """All-reduce on two binary trees with half of the data each: up and down (Sanders, Speck and Träff, 2009)."""
+    """Time of an all-reduce on two binary trees, each with half of the data (Sanders, Speck and Träff, 2009)."""
     return 2 * (ceil(log2(ranks)) * link.latency_s + size / link.bytes_per_s) if ranks > 1 else 0.0
 
 
 def all_reduce_s(size: float, ranks: int, network: Network, algorithm: Algorithm = "best") -> float:
-    """Seconds of an all-reduce over the first `ranks` GPUs, node after node.
+    """Time of an all-reduce over GPUs that fill one node after the other, in seconds.
 
     Args:
-        algorithm: ring: one ring through all ranks, with the bandwidth of its slowest link and the latency of each
-            link that it passes (as in NCCL's src/graph/tuning.cc); hierarchical: reduced and scattered inside the
-            nodes, the slices all-reduced between them on rings, gathered inside; tree: the same with trees between
-            the nodes; best: whichever is fastest, as NCCL chooses.
+        size: data of each rank in bytes.
+        ranks: number of GPUs.
+        network: links of the cluster.
+        algorithm: "ring" is one ring through all ranks, with the bandwidth of its slowest link and the latency of each
+            link on its way (as in NCCL's src/graph/tuning.cc). "hierarchical" is a reduce-scatter inside the nodes,
+            an all-reduce of the slices between the nodes on rings, and an all-gather inside the nodes. "tree" is
+            the same with trees between the nodes. "best" is the fastest of these, which is NCCL's choice.
     """
     if ranks <= 1:
         return 0.0
@@ -147,7 +155,7 @@ def all_reduce_s(size: float, ranks: int, network: Network, algorithm: Algorithm
         return network.start_s + ring_s(size, ranks, inside)
     slowest = between.bytes_per_s if local == 1 else min(inside.bytes_per_s, between.bytes_per_s)
     latency_s = 2 * ((ranks - nodes) * inside.latency_s + (nodes - 1) * between.latency_s)
-    within = ring_s(size, local, inside)  # scattering and gathering are half a ring each
+    within = ring_s(size, local, inside)  # reduce-scatter and all-gather take half as long as a ring each
     times = {
         "ring": latency_s + ring_s(size, ranks, Link(slowest, 0.0)),
         "hierarchical": within + ring_s(size, nodes, between),
@@ -157,10 +165,12 @@ def all_reduce_s(size: float, ranks: int, network: Network, algorithm: Algorithm
 
 
 def fit_link(sizes: Sequence[float], seconds: Sequence[float], ranks: int) -> Link:
-    """The link of the ring that would take these times for these sizes: least squares of the relative errors.
+    """Fit the link of a ring to measured all-reduces, by least squares of the relative errors.
 
     Args:
-        ranks: of the measured all-reduces; at least 2.
+        sizes: data of each rank in bytes, one for each measurement.
+        seconds: measured times.
+        ranks: ranks of the measured all-reduces; at least 2.
     """
     import numpy as np
 
@@ -170,7 +180,12 @@ def fit_link(sizes: Sequence[float], seconds: Sequence[float], ranks: int) -> Li
 
 
 def buckets(size: float, bucket_bytes: float) -> list[float]:
-    """The gradients as DistributedDataParallel sends them, in the order in which they are ready: a small one first."""
+    """Sizes of the gradient buckets of DistributedDataParallel in the order of their all-reduces; the first is small.
+
+    Args:
+        size: size of all gradients in bytes.
+        bucket_bytes: size of a bucket in bytes.
+    """
     sizes = [min(size, FIRST_BUCKET_BYTES, bucket_bytes)]
     while (rest := size - sum(sizes)) > 1e-6 * size:
         sizes.append(min(rest, bucket_bytes))
@@ -178,29 +193,36 @@ def buckets(size: float, bucket_bytes: float) -> list[float]:
 
 
 def exposed_s(backward_s: float, sizes: Sequence[float], seconds: Sequence[float], overlap: float) -> float:
-    """For how long the all-reduce goes on after where the backward pass alone would have ended.
+    """Time by which the all-reduces extend the backward pass, in seconds.
 
-    Buckets become ready in proportion to their bytes, and are sent one after the other.
+    Buckets become ready in proportion to their sizes. Their all-reduces run one after the other.
 
     Args:
-        sizes: of the buckets.
-        seconds: of their all-reduces.
-        overlap: the speed of the backward pass while a bucket is under way.
+        backward_s: time of the backward pass without communication.
+        sizes: sizes of the buckets in bytes.
+        seconds: times of their all-reduces.
+        overlap: relative speed of the backward pass during an all-reduce, 0 to 1.
     """
-    now = done = ready = 0.0  # done and ready: seconds of the backward pass alone
-    for size, takes in zip(sizes, seconds, strict=True):
+    now = done = ready = 0.0  # done and ready count seconds of the backward pass without communication
+    for size, reduce_s in zip(sizes, seconds, strict=True):
         ready += backward_s * size / sum(sizes)
         if done < ready:
             now, done = now + ready - done, ready
-        now, done = now + takes, min(backward_s, done + overlap * takes)
+        now, done = now + reduce_s, min(backward_s, done + overlap * reduce_s)
     return max(0.0, now - done)
 
 
 def expected_slowest(ranks: int, spread: float, distribution: Distribution = "lognormal") -> float:
-    """Expected maximum of independent times of mean 1 and standard deviation `spread`, one of each rank.
+    """Expected maximum of independent times with mean 1, one for each rank.
 
-    It is the integral of x dF(x)^N, over the quantiles z of a standard normal: F^N has the density N Phi(z)^(N-1)
-    phi(z) there, and x is 1 + spread z, or the log-normal exp(s z - s^2 / 2) with s^2 = log(1 + spread^2).
+    The maximum of N times has the distribution F^N. Its mean is integrated over the quantiles z of a standard normal
+    distribution, where F^N has the density N Phi(z)^(N-1) phi(z). The time x is 1 + spread z (normal), or exp(s z - s^2
+    / 2) with s^2 = log(1 + spread^2) (log-normal).
+
+    Args:
+        ranks: N.
+        spread: standard deviation of a time.
+        distribution: distribution of a time.
     """
     if ranks <= 1 or spread == 0:
         return 1.0
@@ -217,16 +239,24 @@ def expected_slowest(ranks: int, spread: float, distribution: Distribution = "lo
 def step_time(
     workload: Workload, ranks: int, accumulation_steps: int, network: Network, algorithm: Algorithm = "best"
 ) -> StepTime:
-    """The parts of an optimizer step of `accumulation_steps` micro-batches on each rank."""
+    """Time of an optimizer step.
+
+    Args:
+        workload: work of one device.
+        ranks: number of GPUs.
+        accumulation_steps: micro-batches of each rank in a step.
+        network: links of the cluster.
+        algorithm: algorithm of the all-reduce, see `all_reduce_s`.
+    """
     computing = accumulation_steps * workload.micro_batch_s
-    # Of independent micro-batches the variances add up; the sum of log-normals is taken for one (Fenton, 1960).
+    # Variances of independent micro-batches add up. A sum of log-normals is approximated by one (Fenton, 1960).
     slowest = expected_slowest(ranks, workload.spread / sqrt(accumulation_steps), workload.distribution)
     if ranks == 1:
         return StepTime(computing + workload.optimizer_s, 0.0, 0.0, 0.0)
     sizes = buckets(workload.gradient_bytes, workload.bucket_bytes)
     seconds = [all_reduce_s(size, ranks, network, algorithm) for size in sizes]
     loss_s = all_reduce_s(_LOSS_BYTES, ranks, network, algorithm)
-    backward_s = workload.backward_share * workload.micro_batch_s  # of the last micro-batch alone
+    backward_s = workload.backward_share * workload.micro_batch_s  # only the last micro-batch overlaps communication
     return StepTime(
         compute_s=computing + workload.optimizer_s,
         straggling_s=computing * (slowest - 1),
@@ -245,26 +275,49 @@ def scale(
     global_batch: int | None = None,
     algorithm: Algorithm = "best",
 ) -> Scale:
-    """The training on `ranks` GPUs.
+    """Predict the speed of a training on several GPUs.
 
     Args:
-        accumulation_steps: micro-batches of a rank in a step; the global batch grows with the ranks (weak scaling).
-        global_batch: samples of a step, if they are to stay the same (strong scaling); `accumulation_steps` follows.
-            Must be a multiple of micro-batch times ranks.
+        workload: work of one device.
+        network: links of the cluster.
+        reliability: failures and checkpoints.
+        ranks: number of GPUs.
+        accumulation_steps: micro-batches of a rank in a step. The global batch grows with the ranks (weak scaling).
+        global_batch: fixed number of samples of a step (strong scaling); it determines `accumulation_steps` and must be
+            a multiple of micro-batch times ranks.
+        algorithm: algorithm of the all-reduce, see `all_reduce_s`.
     """
-    alone = accumulation_steps if global_batch is None else global_batch // workload.micro_batch
-    own = accumulation_steps if global_batch is None else alone // ranks
-    step = step_time(workload, ranks, own, network, algorithm)
-    samples = own * ranks * workload.micro_batch
+    single_accumulation = accumulation_steps if global_batch is None else global_batch // workload.micro_batch
+    rank_accumulation = accumulation_steps if global_batch is None else single_accumulation // ranks
+    step = step_time(workload, ranks, rank_accumulation, network, algorithm)
+    samples = rank_accumulation * ranks * workload.micro_batch
     speed = samples / step.total_s
-    single = alone * workload.micro_batch / step_time(workload, 1, alone, network).total_s
+    single_step = step_time(workload, 1, single_accumulation, network)
+    single_speed = single_accumulation * workload.micro_batch / single_step.total_s
     nodes = network.nodes(ranks)
-    mtbf_s, saving_s = reliability.node_mtbf_s / nodes, reliability.checkpoint_s
-    interval_s = reliability.interval_s or best_interval_s(saving_s, mtbf_s)
-    share = goodput(interval_s, checkpoint_s=saving_s, mtbf_s=mtbf_s, restart_s=reliability.restart_s)
-    return Scale(ranks, nodes, samples, own, step, speed, speed / ranks / single, interval_s, share, share * speed)
+    mtbf_s, checkpoint_s = reliability.node_mtbf_s / nodes, reliability.checkpoint_s
+    interval_s = reliability.interval_s or best_interval_s(checkpoint_s, mtbf_s)
+    kept = goodput(interval_s, checkpoint_s=checkpoint_s, mtbf_s=mtbf_s, restart_s=reliability.restart_s)
+    return Scale(
+        ranks=ranks,
+        nodes=nodes,
+        global_batch=samples,
+        accumulation_steps=rank_accumulation,
+        step=step,
+        samples_per_s=speed,
+        efficiency=speed / ranks / single_speed,
+        interval_s=interval_s,
+        goodput=kept,
+        useful_samples_per_s=kept * speed,
+    )
 
 
 def possible_ranks(counts: Sequence[int], micro_batch: int, global_batch: int | None) -> list[int]:
-    """Those of some numbers of ranks over which a fixed global batch can be dealt; all, if it grows with them."""
+    """Numbers of ranks that divide a fixed global batch; all of them if the global batch grows with the ranks.
+
+    Args:
+        counts: numbers of ranks to choose from.
+        micro_batch: samples of a micro-batch.
+        global_batch: samples of a step; None if it grows with the ranks.
+    """
     return [n for n in counts if global_batch is None or global_batch % (micro_batch * n) == 0]

@@ -1,4 +1,4 @@
-"""The scaling model's results as tables and as a picture."""
+"""Tables and a picture of the results of the scaling model."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from typing import Any
 from fusionseg.inference.evaluation.table import markdown_table
 from fusionseg.observability.progress import duration
 from fusionseg.performance.goodput import daly_interval_s, young_interval_s
-from fusionseg.performance.machine_report import machine_line
+from fusionseg.performance.machine import machine_line
 from fusionseg.utils.files import whole_file
 
 
 def scaling_table(result: dict[str, Any]) -> str:
-    """One cluster as a table."""
-    work, net, rely = result["workload"], result["network"], result["reliability"]
+    """Format the predictions for one cluster as a table, with the assumptions above it."""
+    work, net, reliability = result["workload"], result["network"], result["reliability"]
     links = [
         f"{net[name]['bytes_per_s'] / 1e9:.3g} GB/s, {net[name]['latency_s'] * 1e6:.3g} us"
         for name in ("inside", "between")
     ]
     head = (
         f"{result['preset']}: {result['about']}\n"
-        f"Expected of the links: inside a node {links[0]}, between nodes {links[1]}. Micro-batch of"
+        f"Expected links: inside a node {links[0]}, between nodes {links[1]}. Micro-batch of"
         f" {work['micro_batch']}: {work['micro_batch_s'] * 1e3:.1f} ms, spread {work['spread']:.1%}; gradients"
         f" {work['gradient_bytes'] / 1e6:.0f} MB; all-reduce: {result['algorithm']}. A node fails every"
-        f" {rely['node_mtbf_s'] / 3600:.0f} h, a restart takes {rely['restart_s']:.0f} s, a checkpoint"
-        f" {rely['checkpoint_s']:.2f} s."
+        f" {reliability['node_mtbf_s'] / 3600:.0f} h, a restart takes {reliability['restart_s']:.0f} s, a checkpoint"
+        f" {reliability['checkpoint_s']:.2f} s."
     )
     rows: list[tuple[str, ...]] = [
-        ("GPUs", "global batch", "step ms", "waiting for the slowest", "all-reduce", "of it exposed", "efficiency",
-         "samples/s", "save every", "goodput", "useful samples/s"),
+        ("GPUs", "global batch", "step ms", "stragglers ms", "all-reduce ms", "exposed ms", "efficiency",
+         "samples/s", "checkpoint every", "goodput", "useful samples/s"),
     ]  # fmt: skip
     for row in result["rows"]:
         step = row["step"]
@@ -47,12 +47,13 @@ def scaling_table(result: dict[str, Any]) -> str:
             )
         )
     last = result["rows"][-1]
-    saving, mtbf = rely["checkpoint_s"], rely["node_mtbf_s"] / last["nodes"]
+    saving, mtbf = reliability["checkpoint_s"], reliability["node_mtbf_s"] / last["nodes"]
     if not isfinite(mtbf):
         return f"{head}\n\n{markdown_table(rows)}"
     optimum = (
-        f"On {last['ranks']} GPUs something fails every {duration(mtbf)}; the best interval between checkpoints by"
-        f" Young {duration(young_interval_s(saving, mtbf))}, by Daly {duration(daly_interval_s(saving, mtbf))}."
+        f"On {last['ranks']} GPUs the mean time between failures is {duration(mtbf)}. The best interval between"
+        f" checkpoints is {duration(young_interval_s(saving, mtbf))} by Young's formula and"
+        f" {duration(daly_interval_s(saving, mtbf))} by Daly's."
     )
     return f"{head}\n\n{markdown_table(rows)}\n\n{optimum}"
 
@@ -61,8 +62,13 @@ def _speed(value: float) -> str:
     return f"{value:.4g}" if value < 1000 else f"{value:.0f}"
 
 
-def draw(results: list[dict[str, Any]], path: Path) -> None:
-    """Efficiency over GPUs, and with what failures leave of it."""
+def draw_efficiency(results: list[dict[str, Any]], path: Path) -> None:
+    """Draw the efficiency, and the efficiency times the goodput, over the number of GPUs.
+
+    Args:
+        results: predictions, one for each cluster.
+        path: path of the picture; the ending decides the format.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -88,10 +94,10 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
 
 
 def check_table(result: dict[str, Any]) -> str:
-    """Predictions beside measurements."""
+    """Format predictions and measurements as a table."""
     rows: list[tuple[str, ...]] = [
-        ("processes", "alone ms", "spread", "slowest / mean", "by the model", "latency us", "GB/s",
-         "predicted, all hidden", "predicted, none hidden", "measured ms", "error of the latter"),
+        ("processes", "compute ms", "spread", "slowest / mean", "predicted", "latency us", "GB/s",
+         "predicted ms, full overlap", "predicted ms, no overlap", "measured ms", "error without overlap"),
     ]  # fmt: skip
     for row in result["rows"]:
         work, link = row["workload"], row["link"]
@@ -110,4 +116,4 @@ def check_table(result: dict[str, Any]) -> str:
             )
         )
     line = machine_line(result["machine"])
-    return f"gloo, one thread for each process, {result['turns']} turns; {line}\n\n{markdown_table(rows)}"
+    return f"gloo, one thread per process, {result['turns']} rounds; {line}\n\n{markdown_table(rows)}"

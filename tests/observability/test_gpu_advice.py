@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fusionseg.observability.gpu.advice import MIN_SAMPLES, advise
-from fusionseg.observability.gpu.sample import Sample
+from fusionseg.observability.gpu.samples import Sample
 from fusionseg.observability.gpu.summary import GpuTotals
 
 WELL = Sample(
@@ -83,9 +83,9 @@ def test_utilisation_that_is_not_known_is_not_low() -> None:
         ({"power": 0.4}, "GPU 0 throttled by power in 40 % of the samples (limit 300 W)"),
         ({"thermal": 0.1}, "GPU 0 throttled by heat in 10 % of the samples (up to 70 °C)"),
         ({"hw_thermal": 0.2, "hw_slowdown": 0.2}, "GPU 0 throttled by heat in 20 %"),
-        ({"power_brake": 0.5, "hw_slowdown": 0.5}, "GPU 0 braked by the power supply in 50 %"),
-        ({"hw_slowdown": 0.5}, "GPU 0 slowed down by its hardware in 50 %"),
-        ({"app_clocks": 1.0}, "GPU 0 held to clocks that were set in 100 % of the samples (mean 1400 MHz)"),
+        ({"power_brake": 0.5, "hw_slowdown": 0.5}, "GPU 0 throttled by the power supply in 50 %"),
+        ({"hw_slowdown": 0.5}, "GPU 0 throttled by its hardware in 50 %"),
+        ({"app_clocks": 1.0}, "GPU 0 limited by application clocks in 100 % of the samples (mean 1400 MHz)"),
     ],
 )
 def test_throttling(throttled: dict[str, float], words: str) -> None:

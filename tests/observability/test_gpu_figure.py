@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from fusionseg.observability.gpu.csv_file import COLUMNS, GpuCsv
-from fusionseg.observability.gpu.figure import MAX_POINTS, draw, thin_out
-from fusionseg.observability.gpu.sample import Sample
+from fusionseg.observability.gpu.figure import MAX_POINTS, downsample, plot_gpu_csv
+from fusionseg.observability.gpu.samples import COLUMNS, GpuCsv, Sample
 from fusionseg.utils.errors import UserError
 
 
@@ -28,7 +27,7 @@ def test_a_line_for_each_gpu(tmp_path: Path) -> None:
     table.close()
     with path.open("a") as file:
         file.write("2026-01-01T00:0")
-    draw(path, tmp_path / "gpu.png")
+    plot_gpu_csv(path, tmp_path / "gpu.png")
     picture = imread(tmp_path / "gpu.png")
     assert picture.shape[:2] == (960, 1080)
     for colour in ((31, 119, 180), (255, 127, 14)):  # the first two of matplotlib's
@@ -49,26 +48,26 @@ def test_no_picture_of_what_is_none(tmp_path: Path, text: str, message: str) -> 
     path = tmp_path / "gpu.csv"
     path.write_text(text)
     with pytest.raises(UserError, match=message):
-        draw(path, tmp_path / "gpu.png")
+        plot_gpu_csv(path, tmp_path / "gpu.png")
     assert not (tmp_path / "gpu.png").exists()
 
 
 def test_no_picture_of_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.csv: cannot be read: No such file"):
-        draw(tmp_path / "gone.csv", tmp_path / "gpu.png")
+        plot_gpu_csv(tmp_path / "gone.csv", tmp_path / "gpu.png")
 
 
 def test_few_points_stay_as_they_are() -> None:
     table = np.array([[0.0, 1.0], [1.0, np.nan], [2.0, 3.0]])
-    np.testing.assert_array_equal(thin_out(table), table)
-    np.testing.assert_array_equal(thin_out(table[:1]), table[:1])
+    np.testing.assert_array_equal(downsample(table), table)
+    np.testing.assert_array_equal(downsample(table[:1]), table[:1])
 
 
 def test_many_points_are_averaged_over_what_is_known() -> None:
     seconds = np.arange(2.0 * MAX_POINTS)
     values = np.where(seconds % 2 == 0, 10.0, np.nan)
     values[-2:] = np.nan
-    thin = thin_out(np.stack([seconds, values], axis=1))
+    thin = downsample(np.stack([seconds, values], axis=1))
     assert len(thin) == MAX_POINTS
     np.testing.assert_array_equal(thin[:, 0], seconds[::2] + 0.5)
     assert (thin[:-1, 1] == 10).all() and np.isnan(thin[-1, 1])
@@ -76,6 +75,6 @@ def test_many_points_are_averaged_over_what_is_known() -> None:
 
 def test_a_line_is_broken_where_the_run_stood_still() -> None:
     table = np.array([[second, 5.0] for second in (0, 1, 2, 3, 100, 101, 102)])
-    broken = thin_out(table)
+    broken = downsample(table)
     assert np.flatnonzero(np.isnan(broken[:, 1])).tolist() == [4]
     np.testing.assert_array_equal(np.delete(broken, 4, axis=0), table)

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 from stand_in_nvml import StandIn
 
-from fusionseg.observability.gpu.csv_file import COLUMNS, GpuCsv, read_gpu_csv
-from fusionseg.observability.gpu.monitor import GpuMonitor, next_due
-from fusionseg.observability.gpu.sample import Sample
+from fusionseg.observability.gpu.monitor import GpuMonitor, next_sample_time
+from fusionseg.observability.gpu.samples import COLUMNS, GpuCsv, Sample, read_gpu_csv
 from fusionseg.utils.errors import UserError
 
 MONITOR = """
@@ -114,7 +113,7 @@ def test_a_lost_gpu_leaves_the_others(nvml: StandIn, tmp_path: Path) -> None:
     settings = "devices 3\n1.memory_used 1000000000 1000000000 !15"
     (running, summary), errors = nvml.run(RUN, settings)
     assert running
-    assert errors.count("answers no more (GPU is lost)") == 1 and "GPU 1" in errors and "Xid" in errors
+    assert errors.count("is lost (GPU is lost)") == 1 and "GPU 1" in errors and "Xid" in errors
     assert [gpu["lost"] for gpu in summary["gpus"]] == [False, True, False]
     assert [row["index"] for row in rows(tmp_path)].count("1") == summary["gpus"][1]["samples"] == 2
     assert summary["gpus"][2]["samples"] >= 6
@@ -124,7 +123,7 @@ def test_a_lost_gpu_leaves_the_others(nvml: StandIn, tmp_path: Path) -> None:
 def test_when_all_are_lost_it_ends(nvml: StandIn) -> None:
     (running, summary), errors = nvml.run(RUN, "devices 2\n0.power 9000 !15\n1.power 9000 !16")
     assert not running
-    assert errors.count("answers no more") == 2 and "all its GPUs are lost" in errors
+    assert errors.count("is lost (GPU") == 2 and "all its GPUs are lost" in errors
     assert [gpu["samples"] for gpu in summary["gpus"]] == [1, 1]
 
 
@@ -168,7 +167,7 @@ tell(gpus.stop()["gpus"][0]["samples"])
 """  # fmt: skip
     told, errors = nvml.run(code)
     assert told == 2
-    assert errors == "warning: the GPU monitor ends: KeyError: 'mine'\n"
+    assert errors == "warning: the GPU monitor stops: KeyError: 'mine'\n"
 
 
 def test_a_full_disk_ends_it(nvml: StandIn, tmp_path: Path) -> None:
@@ -185,7 +184,7 @@ tell(gpus.stop()["gpus"][0]["samples"])
     )
     told, errors = nvml.run(code)
     assert told > 2
-    assert errors == "warning: the GPU monitor ends: gpu.csv: cannot be written: File too large\n"
+    assert errors == "warning: the GPU monitor stops: gpu.csv: cannot be written: File too large\n"
     assert (tmp_path / "gpu.csv").stat().st_size == 1500  # the torn line that the next start cuts off
 
 
@@ -246,7 +245,7 @@ def test_a_file_that_cannot_be_written_is_a_reason(nvml: StandIn, tmp_path: Path
     code = MONITOR + "tell([monitor(path).start() for path in ('file/gpu.csv', 'notes.csv', '.')])"
     told, errors = nvml.run(code)
     assert "file/gpu.csv: cannot be written" in told[0]
-    assert "notes.csv: is no gpu.csv" in told[1] and "move it away" in told[1]
+    assert "notes.csv: " in told[1] and "is no gpu.csv" in told[1] and "move it away" in told[1]
     assert ".: cannot be written" in told[2]
     assert (tmp_path / "notes.csv").read_text() == "what I saw\nand more"
     assert errors == ""
@@ -310,7 +309,7 @@ def test_numbers_come_back_as_they_were(tmp_path: Path) -> None:
     ],
 )
 def test_samples_stay_on_the_grid(due: float, now: float, expected: float) -> None:
-    assert next_due(due, now, 1.0) == expected
+    assert next_sample_time(due, now, 1.0) == expected
 
 
 def test_stop_without_start() -> None:

@@ -17,7 +17,7 @@ from stand_in_nvml import StandIn
 
 from fusionseg.observability.gpu import progress as gpu_progress
 from fusionseg.observability.gpu.progress import GpuProgress, gpu_line
-from fusionseg.observability.gpu.sample import Sample
+from fusionseg.observability.gpu.samples import Sample
 
 MONITOR = [sys.executable, "-m", "fusionseg", "monitor"]
 SETTINGS = "devices 2\n0.busy 40\n1.busy 60\n1.power !3"

@@ -65,7 +65,7 @@ def test_the_gpu_of_a_run_is_watched_and_advice_is_given(train: Callable[..., tu
 
 def test_a_driver_that_goes_away_does_not_touch_the_run(train: Callable[..., tuple[Path, str]]) -> None:
     run, said = train("devices 2\ngone 60 999", UUID, "train.steps=100")
-    assert "the GPU monitor ends: " in said
+    assert "the GPU monitor stops: " in said
     assert end_of(run)["status"] == "completed" and end_of(run)["gpu"]["gpus"][0]["samples"] >= 1
 
 

@@ -12,10 +12,10 @@ import torch
 from traces import NCCL, ChromeTrace, NsysExport, two_steps
 
 from fusionseg.observability.profiles.attribution import OUTSIDE
-from fusionseg.observability.profiles.intervals import Nesting, common, gaps, length, merge
+from fusionseg.observability.profiles.intervals import Nesting, gaps, overlap_length, total_length, union
 from fusionseg.observability.profiles.kernel_kinds import kernel_kind
 from fusionseg.observability.profiles.summary import summarise
-from fusionseg.observability.profiles.timeline import DeviceWork, Span, Timeline, read_torch_trace
+from fusionseg.observability.profiles.timeline import DeviceEvent, HostEvent, Timeline, read_torch_trace
 from fusionseg.observability.ranges import annotate
 from fusionseg.performance.nsys_export import read_nsys_export
 
@@ -276,8 +276,13 @@ def test_a_real_training_loop(tmp_path: Path) -> None:
 
 
 def test_nesting_survives_rounded_clocks() -> None:
-    spans = [Span("a", 0, 101, 1), Span("b", 100, 200, 1), Span("c", 120, 201, 1), Span("other", 50, 60, 2)]
-    nesting = Nesting(spans)
+    events = [
+        HostEvent("a", 0, 101, 1),
+        HostEvent("b", 100, 200, 1),
+        HostEvent("c", 120, 201, 1),
+        HostEvent("other", 50, 60, 2),
+    ]
+    nesting = Nesting(events)
     assert nesting.parent == [None, None, 1, None]
     assert nesting.self_ns == [100, 20, 80, 10]  # the one nanosecond too many is nobody's
     assert [nesting.innermost(1, at) for at in (-1, 0, 100, 150, 200, 300)] == [None, 0, 1, 2, None, None]
@@ -289,12 +294,12 @@ def test_the_arithmetic_of_intervals_against_counting() -> None:
     draw = random.Random(5)
     for _ in range(50):
         sets = [[(s, s + draw.randrange(8)) for s in (draw.randrange(-5, 60) for _ in range(8))] for _ in range(2)]
-        window = (0, 50)
+        bounds = (0, 50)
         covered = [{t for s, e in one for t in range(s, e) if 0 <= t < 50} for one in sets]
-        first, second = (merge(one, window) for one in sets)
-        assert length(first) == len(covered[0])
-        assert length(gaps(first, window)) == 50 - len(covered[0])
-        assert common(first, second) == len(covered[0] & covered[1])
+        first, second = (union(one, bounds) for one in sets)
+        assert total_length(first) == len(covered[0])
+        assert total_length(gaps(first, bounds)) == 50 - len(covered[0])
+        assert overlap_length(first, second) == len(covered[0] & covered[1])
 
 
 @pytest.mark.parametrize(
@@ -321,5 +326,5 @@ def test_the_arithmetic_of_intervals_against_counting() -> None:
     ],
 )
 def test_what_kernels_compute(name: str, kind: str) -> None:
-    assert kernel_kind(DeviceWork(name, "kernel", 0, 1, 0, 7)) == kind
-    assert kernel_kind(DeviceWork(name, "memset", 0, 1, 0, 7)) == "copy"
+    assert kernel_kind(DeviceEvent(name, "kernel", 0, 1, 0, 7)) == kind
+    assert kernel_kind(DeviceEvent(name, "memset", 0, 1, 0, 7)) == "copy"

@@ -13,7 +13,7 @@ import matplotlib.image
 import pytest
 from traces import ChromeTrace, NsysExport, two_steps
 
-from fusionseg.performance.profile_files import export_report, find_profiles, own_account, read_profiles
+from fusionseg.performance.profile_files import export_report, find_profiles, read_profiles, recorded_times
 from fusionseg.utils.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -81,28 +81,28 @@ def test_all_ranks_of_a_run(tmp_path: Path) -> None:
     done = report(run)
     page = (run / "profile/report.md").read_text()
     assert done.stdout == page
-    assert page.startswith("# Where the time of small goes\n")
-    window = rows(page, "The window")
+    assert page.startswith("# Time profile of small\n")
+    window = rows(page, "Profile range")
     assert window[""] == ["rank 0", "rank 1", "spread"]
-    assert window["whole steps"] == ["2", "2", "0"]
+    assert window["complete steps"] == ["2", "2", "0"]
     assert window["step, mean"] == ["1.10 ms", "1.10 ms", "0.00 ms"]
     assert window["host outside all phases"] == ["29.1 %", "20.0 %", "9.1 %"]
     assert window["GPU busy"] == ["59.1 %", "59.1 %", "0.0 %"]
-    assert window["communication that nothing hides"] == ["0.26 ms", "0.26 ms", "0.00 ms"]
+    assert window["exposed communication"] == ["0.26 ms", "0.26 ms", "0.00 ms"]
     phases = rows(page, "Phases")
     assert phases["optimizer"] == ["0.08 ms", "0.18 ms", "0.10 ms"]
     assert phases["backward"] == ["0.36 ms", "0.36 ms", "0.00 ms"]
-    assert rows(page, "Idle times of the GPU (rank 0)")["forward"] == ["0.20"]
+    assert rows(page, "GPU idle times (rank 0)")["forward"] == ["0.20"]
     assert rows(page, "Kernels by kind (rank 0)")["communication"] == ["2", "0.40", "27.8 %"]
     assert rows(page, "Operators by time of their kernels (rank 0)")["`aten::cudnn_convolution`"] == [
         "2",
         "0.04",
         "0.40",
     ]
-    assert rows(page, "Ranges inside the phases (rank 0)")["`encoder`"] == ["forward", "2", "0.28", "0.14", "0.50"]
-    assert "Median of 3 train records: 300.00 ms a step, of it 60.00 ms data." in page
-    account = rows(page, "The run's own account")
-    assert account["validate"] == ["1m40s", "50.0 %"]
+    assert rows(page, "Ranges inside phases (rank 0)")["`encoder`"] == ["forward", "2", "0.28", "0.14", "0.50"]
+    assert "Median of 3 train records: 300.00 ms per step, 60.00 ms of it for data." in page
+    recorded = rows(page, "Times recorded by the run")
+    assert recorded["validate"] == ["1m40s", "50.0 %"]
     result = json.loads((run / "profile/report.json").read_text())
     assert list(result["profiles"]) == ["rank 0", "rank 1"]
     assert result["account"]["phases_s"] == {"forward": 50.0, "validate": 100.0}
@@ -120,12 +120,12 @@ def test_one_profile_has_its_phases_in_one_table(tmp_path: Path) -> None:
     report(file, "--run", tmp_path / "run", "--output", tmp_path / "out", "--top", 3)
     page = (tmp_path / "out/report.md").read_text()
     phases = rows(page, "Phases")
-    assert phases["phase"] == ["times", "host ms", "of the window", "kernels ms", "kernels", "copies ms"]
+    assert phases["phase"] == ["count", "host ms", "share", "kernels ms", "kernels", "copies ms"]
     assert phases["forward"] == ["2", "0.20", "18.2 %", "0.25", "2", "0.00"]
     assert phases["augment"] == ["2", "0.05", "4.5 %", "0.00", "0", "0.02"]
     assert phases["outside phases"][:3] == ["", "0.32", "29.1 %"]
     assert "## Operators" not in page  # Nsight Systems has none
-    assert "metrics.jsonl holds no times yet." in page
+    assert "metrics.jsonl has no times yet." in page
     assert len(json.loads((tmp_path / "out/report.json").read_text())["profiles"]["rank 3"]["kernels"]["top"]) == 3
 
 
@@ -135,9 +135,9 @@ def test_a_profile_of_a_cpu_without_steps(tmp_path: Path) -> None:
     made.operator("aten::add | aten::mul", 0, 3000)
     file = made.write(tmp_path / "trace.json")
     page = report(file).stdout
-    assert list(rows(page, "The window"))[2:] == ["window", "whole steps", "host outside all phases"]
+    assert list(rows(page, "Profile range"))[2:] == ["profile range", "complete steps", "host outside all phases"]
     assert rows(page, "Phases")["validate"][:2] == ["1", "4.00"]
-    assert "In the window." in page and "## Kernels" not in page and "own account" not in page
+    assert "## Kernels" not in page and "recorded by the run" not in page
     assert r"`aten::add \| aten::mul`" in page
     assert (tmp_path / "report.png").stat().st_size > 5000
 
@@ -165,7 +165,7 @@ def test_a_report_that_cannot_be_exported(tmp_path: Path, stand_in_nsys: str, mo
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     with pytest.raises(UserError, match=r"a.nsys-rep: nsys is not on PATH.*nsys export --type sqlite"):
         export_report(tmp_path / "a.nsys-rep")
-    with pytest.raises(UserError, match="there is no such file"):
+    with pytest.raises(UserError, match="does not exist"):
         export_report(tmp_path / "b.nsys-rep")
 
 
@@ -176,9 +176,9 @@ def test_all_problems_are_said_and_nothing_is_written(tmp_path: Path) -> None:
     done = report(good, tmp_path / "trace_rank1.json", tmp_path / "no.sqlite", tmp_path / "what.txt", status=2)
     assert done.stdout == "" and set(tmp_path.iterdir()) == before
     first, second, third = done.stderr.splitlines()
-    assert "trace_rank1.json: is cut off" in first
-    assert "no.sqlite: there is no such file" in second
-    assert "what.txt: is neither a trace of torch.profiler" in third
+    assert "trace_rank1.json: the file is incomplete" in first
+    assert "no.sqlite: the file does not exist" in second
+    assert "what.txt: unknown kind of file (expected a trace of torch.profiler" in third
 
 
 def test_a_top_of_nothing(tmp_path: Path) -> None:
@@ -188,9 +188,9 @@ def test_a_top_of_nothing(tmp_path: Path) -> None:
 def test_folders_without_profiles_or_records(tmp_path: Path) -> None:
     (tmp_path / "profile").mkdir()
     done = report(tmp_path, status=2)
-    assert f"{tmp_path}/profile: holds no profile" in done.stderr and "profile.with=torch" in done.stderr
+    assert f"{tmp_path}/profile: there is no profile" in done.stderr and "profile.with=torch" in done.stderr
     done = report(trace(tmp_path / "trace.json"), "--run", tmp_path, status=2)
-    assert f"{tmp_path}: is no run folder" in done.stderr
+    assert f"{tmp_path}: the folder is no run folder" in done.stderr
 
 
 def test_profiles_are_in_the_order_of_their_ranks(tmp_path: Path) -> None:
@@ -208,6 +208,6 @@ def test_labels_are_unique(tmp_path: Path) -> None:
     assert list(read_profiles([torch_made, other, other])) == [str(torch_made), str(other)]
 
 
-def test_the_own_account_takes_what_is_there(tmp_path: Path) -> None:
+def test_the_recorded_times_takes_what_is_there(tmp_path: Path) -> None:
     write_records(tmp_path, {"kind": "train", "step": 1, "step_s": None}, {"kind": "end", "step": 1, "total_s": 3.0})
-    assert own_account(tmp_path) == {"records": 1, "total_s": 3.0}
+    assert recorded_times(tmp_path) == {"records": 1, "total_s": 3.0}

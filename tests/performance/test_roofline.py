@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fusionseg.config import RunConfig, dump_config
 from fusionseg.models.cost import network_cost
-from fusionseg.performance.device_rates import DeviceRates
-from fusionseg.performance.operator_costs import Call, OperatorWatch, PhaseClock, add_up, follow_phases
+from fusionseg.performance.device_speed import DeviceRates
+from fusionseg.performance.operator_costs import Call, OperatorRecorder, PhaseClock, follow_phases, total_cost
 from fusionseg.training import step
 
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ SCRIPT = Path(__file__).parents[2] / "profiling" / "roofline.py"
 
 def watch(work: Callable[[], object]) -> dict[str, Call]:
     """The calls of some work by their operator; each must be called once."""
-    with OperatorWatch(CPU) as seen:
+    with OperatorRecorder(CPU) as seen:
         work()
     calls = seen.calls()
     assert len({call.kind for call in calls}) == len(calls), [call.kind for call in calls]
@@ -38,7 +38,7 @@ def test_a_matrix_product_and_its_gradients() -> None:
     (forward,) = watch(lambda: a @ b).values()
     assert (forward.kind, forward.flops, forward.bytes) == ("mm", 2 * 3 * 4 * 5, 4 * (12 + 20 + 15))
     product, ones = a @ b, torch.ones(3, 5)
-    with OperatorWatch(CPU) as seen:
+    with OperatorRecorder(CPU) as seen:
         product.backward(ones)
     products = [call for call in seen.calls() if call.kind == "mm"]
     assert sum(call.flops for call in products) == 2 * forward.flops
@@ -84,7 +84,7 @@ def test_the_optimizer_reads_and_writes_its_state() -> None:
     optimizer = torch.optim.AdamW([weight], fused=True)
     weight.grad = torch.ones(100)
     optimizer.step()
-    with OperatorWatch(CPU) as seen:
+    with OperatorRecorder(CPU) as seen:
         optimizer.step()
     (call,) = (call for call in seen.calls() if call.kind == "_fused_adamw_")
     # weight, gradient and two moments, read and written, and the step's number
@@ -100,7 +100,7 @@ def test_attention_on_a_cpu_counts() -> None:
 
 def test_a_product_in_place_counts_as_any_other() -> None:
     left, right, total = torch.ones(3, 4), torch.ones(4, 5), torch.ones(3, 5)
-    with OperatorWatch(torch.device("cpu")) as seen:
+    with OperatorRecorder(torch.device("cpu")) as seen:
         torch.addmm(total, left, right)
         total.addmm_(left, right)
         torch.ones(2, 3, 5).baddbmm_(torch.ones(2, 3, 4), torch.ones(2, 4, 5))
@@ -113,24 +113,24 @@ def test_the_same_operations_as_torch_counts() -> None:
     image = torch.randn(2, 1, 8, 8, 8)
     with FlopCounterMode(display=False) as counter:
         model(image).sum().backward()
-    with OperatorWatch(CPU) as seen:
+    with OperatorRecorder(CPU) as seen:
         model(image).sum().backward()
     assert sum(call.flops for call in seen.calls()) == counter.get_total_flops()
 
 
 def test_the_bound_is_that_of_each_call() -> None:
     calls = [Call("", "a", flops=100, bytes=1, seconds=9), Call("", "b", flops=0, bytes=30, seconds=9)]
-    cost = add_up(calls, flops_per_s=10, bytes_per_s=10)
+    cost = total_cost(calls, flops_per_s=10, bytes_per_s=10)
     assert (cost.bound_s, cost.compute_bound_s, cost.limited_by) == (13, 10, "operations")
     assert (cost.calls, cost.flops, cost.bytes, cost.seconds) == (2, 100, 31, 18)
-    assert add_up(calls, 100, 1).limited_by == "bytes"
-    assert add_up([], 1, 1).bound_s == 0
+    assert total_cost(calls, 100, 1).limited_by == "bytes"
+    assert total_cost([], 1, 1).bound_s == 0
 
 
 def test_each_rate_is_the_best_of_two_measurements() -> None:
     first, second = DeviceRates({512: 5.0}, 9.0, 3.0, 4.0), DeviceRates({512: 7.0}, 8.0, 6.0, 2.0)
-    best = first.better(second)
-    assert best == second.better(first) == DeviceRates({512: 7.0}, 9.0, 6.0, 4.0)
+    best = first.best_of(second)
+    assert best == second.best_of(first) == DeviceRates({512: 7.0}, 9.0, 6.0, 4.0)
     assert (best.flops_per_s, best.bytes_per_s) == (9.0, 6.0)
 
 

@@ -39,7 +39,7 @@ from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import write_json, write_text
 
 SCRIPT = Path(__file__).parents[2] / "profiling" / "scaling.py"
-RESUME_FREE_KEYS = Network(8, Link(inf, 0.0), Link(inf, 0.0))
+NO_COST = Network(8, Link(inf, 0.0), Link(inf, 0.0))
 WORK = Workload(micro_batch_s=0.3, gradient_bytes=100e6)
 SAFE = Reliability(node_mtbf_s=inf, restart_s=0.0, checkpoint_s=1.0)
 MINUTE, HOUR = 60.0, 3600.0
@@ -79,7 +79,7 @@ def test_one_gpu_has_nobody_to_talk_to() -> None:
 
 @pytest.mark.parametrize("ranks", [2, 8, 9, 64, 4096])
 def test_a_network_without_bounds_costs_nothing(ranks: int) -> None:
-    assert scale(WORK, RESUME_FREE_KEYS, SAFE, ranks).efficiency == pytest.approx(1)
+    assert scale(WORK, NO_COST, SAFE, ranks).efficiency == pytest.approx(1)
 
 
 def test_latency_grows_with_the_ring_and_not_with_the_tree() -> None:
@@ -153,8 +153,7 @@ def test_the_slowest_of_two_in_closed_form() -> None:
 def test_accumulation_evens_the_ranks_out() -> None:
     work = replace(WORK, spread=0.2)
     shares = [
-        step.straggling_s / step.compute_s
-        for step in (step_time(work, 64, count, RESUME_FREE_KEYS) for count in (1, 4, 16))
+        step.straggling_s / step.compute_s for step in (step_time(work, 64, count, NO_COST) for count in (1, 4, 16))
     ]
     assert shares == sorted(shares, reverse=True) and shares[2] < 0.3 * shares[0]
 
@@ -238,7 +237,7 @@ def test_a_fixed_batch_ends_where_it_cannot_be_dealt() -> None:
 
 
 def test_a_fixed_batch_is_the_same_on_all() -> None:
-    rows = [scale(WORK, RESUME_FREE_KEYS, SAFE, ranks, global_batch=8) for ranks in (1, 4, 8)]
+    rows = [scale(WORK, NO_COST, SAFE, ranks, global_batch=8) for ranks in (1, 4, 8)]
     assert [row.accumulation_steps for row in rows] == [8, 2, 1]
     assert {row.global_batch for row in rows} == {8}
     assert rows[2].samples_per_s == pytest.approx(8 * rows[0].samples_per_s)
@@ -368,7 +367,7 @@ def test_runs_that_say_too_little(tmp_path: Path, tiny_config: Callable[..., Run
     with pytest.raises(UserError) as error:
         workload_of_run(write_run(tmp_path / "run", config, [1.0, 1.0], world_size=4))
     assert len(error.value.problems) == 2
-    assert "ran on 4 ranks" in error.value.problems[0] and "2 train records" in error.value.problems[1]
+    assert "got 4" in error.value.problems[0] and "got 2" in error.value.problems[1]
     with pytest.raises(UserError, match=r"no config\.yaml"):
         workload_of_run(tmp_path / "none")
 

@@ -1,1 +1,1 @@
-"""The GPU monitor: NVML samples, gpu.csv, and their summary."""
+"""GPU monitor: counters read through NVML, gpu.csv, summary, advice and plot."""

@@ -1,4 +1,4 @@
-"""The picture of a gpu.csv."""
+"""Plot of a gpu.csv."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionseg.observability.gpu.csv_file import read_gpu_csv
+from fusionseg.observability.gpu.samples import read_gpu_csv
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import whole_file
 
@@ -19,19 +19,20 @@ PANELS = (
     ("temperature_c", "temperature °C"),
 )
 MAX_POINTS = 2000
-"""Of a line: more than the picture has pixels. Above, neighbours are averaged."""
+"""Points of a line, more than the plot has pixels. Longer series are averaged."""
 GAP = 5.0
-"""A line is broken where the next sample is so many usual intervals away: the run stood still meanwhile."""
+"""Distance of two samples, in median intervals, from which the line is interrupted: the run was stopped meanwhile."""
 
 
-def draw(csv: Path, png: Path) -> None:
-    """Draw what the GPUs did over the minutes: busy, memory, power, temperature, a line for each GPU.
+def plot_gpu_csv(csv: Path, png: Path) -> None:
+    """Plot utilisation, memory, power and temperature over time, with a line for each GPU.
 
     Args:
-        csv: a gpu.csv.
+        csv: path of a gpu.csv.
+        png: path of the picture.
 
     Raises:
-        UserError: it cannot be read, or has no rows.
+        UserError: the file cannot be read, or has no samples.
     """
     from matplotlib.figure import Figure
 
@@ -42,14 +43,14 @@ def draw(csv: Path, png: Path) -> None:
         lines.setdefault(row["uuid"], []).append(values)
         labels[row["uuid"]] = f"GPU {row['index']}"
     if not lines:
-        raise UserError(f"{csv}: has no samples yet")
+        raise UserError(f"{csv}: there are no samples yet; try again when the monitor has written some")
     begin = min(points[0][0] for points in lines.values())
     figure = Figure(figsize=(9, 8), layout="constrained")
     axes = figure.subplots(len(PANELS), 1, sharex=True)
     for uuid, points in lines.items():
-        table = thin_out(np.array(points))
-        for number, axis in enumerate(axes, start=1):
-            axis.plot((table[:, 0] - begin) / 60, table[:, number], linewidth=1, label=labels[uuid])
+        table = downsample(np.array(points))
+        for column, axis in enumerate(axes, start=1):
+            axis.plot((table[:, 0] - begin) / 60, table[:, column], linewidth=1, label=labels[uuid])
     for axis, (_, title) in zip(axes, PANELS, strict=True):
         axis.set_ylabel(title)
         axis.set_ylim(bottom=0)
@@ -64,11 +65,11 @@ def draw(csv: Path, png: Path) -> None:
         figure.savefig(temporary, format="png", dpi=120)
 
 
-def thin_out(table: NDArray[Any]) -> NDArray[np.float64]:
-    """At most about MAX_POINTS rows, means of neighbours, with a row of NaN in each gap.
+def downsample(table: NDArray[Any]) -> NDArray[np.float64]:
+    """Average neighbouring rows to at most about MAX_POINTS rows, and mark each gap by a row of NaN.
 
     Args:
-        table: rows of seconds and values, (N, K).
+        table: time in seconds and values, (N, 1 + values).
     """
     table = np.asarray(table, dtype=np.float64)
     table = table[np.argsort(table[:, 0], kind="stable")]
@@ -76,14 +77,14 @@ def thin_out(table: NDArray[Any]) -> NDArray[np.float64]:
     gaps = np.flatnonzero(steps > GAP * max(float(np.median(steps)), 1e-3)) + 1 if len(steps) else np.array([], int)
     size = -(-len(table) // MAX_POINTS)
     parts = []
-    for stretch in np.split(table, gaps):
-        parts += [_mean(stretch, size), np.full((1, table.shape[1]), np.nan)]
-        parts[-1][0, 0] = stretch[-1, 0]
+    for segment in np.split(table, gaps):
+        parts += [_block_means(segment, size), np.full((1, table.shape[1]), np.nan)]
+        parts[-1][0, 0] = segment[-1, 0]
     return np.concatenate(parts[:-1])
 
 
-def _mean(table: NDArray[np.float64], size: int) -> NDArray[np.float64]:
-    """Means of each `size` rows, over what is known in them."""
+def _block_means(table: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """Means of blocks of `size` rows; NaN values are ignored."""
     if size == 1:
         return table
     starts = np.arange(0, len(table), size)

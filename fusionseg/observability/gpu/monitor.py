@@ -1,4 +1,4 @@
-"""The GPU monitor: a thread that samples the GPUs of a run, beside whatever they compute."""
+"""GPU monitor: a background thread that samples the counters of GPUs at a fixed interval."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fusionseg.observability.gpu.csv_file import GpuCsv
-from fusionseg.observability.gpu.nvml import Gpu, GpuLost, NoAnswer, NvmlError, driver_gone
-from fusionseg.observability.gpu.sample import Sample
+from fusionseg.observability.gpu.nvml import Gpu, GpuLost, NoReading, NvmlError, driver_gone
+from fusionseg.observability.gpu.samples import GpuCsv, Sample
 from fusionseg.observability.gpu.summary import GpuTotals
 from fusionseg.observability.gpu.visible_gpus import Nvml
 from fusionseg.utils.errors import UserError
 
 log = logging.getLogger("fusionseg")
 
-PATIENCE_S = 2.0
-"""How long `stop` waits for a sample that is being taken: a failing GPU can hold a call for long."""
-SILENT_ROUNDS = 3
-"""So many samples in a row without a counter of any GPU, and the driver is taken to be gone."""
+STOP_TIMEOUT_S = 2.0
+"""Longest time that `stop` waits for a sample in progress. A call to a failing GPU can block for much longer."""
+MAX_EMPTY_ROUNDS = 3
+"""Consecutive rounds without any counter of any GPU after which the driver is considered gone."""
 
 
 class GpuMonitor:
-    """Samples GPUs in a thread of its own; nothing that happens in there reaches the training.
+    """Sample GPUs in a background thread. An error in the thread gives a warning and never reaches the training.
 
-    A context manager too: it warns when it cannot run.
+    Also a context manager, which logs a warning if the monitor cannot start.
     """
 
     def __init__(
@@ -41,10 +40,10 @@ class GpuMonitor:
         on_sample: Callable[[Sequence[Sample]], None] | None = None,
     ) -> None:
         """Args:
-        path: gpu.csv, appended to; None writes none.
-        uuids: of the GPUs, as torch gives them or as NVML does; None for those that CUDA_VISIBLE_DEVICES names.
-        interval_s: seconds from sample to sample.
-        on_sample: called in the thread, after each set of samples, with one of each GPU.
+        path: path of gpu.csv; rows are appended. None writes no file.
+        uuids: UUIDs of the GPUs as torch or NVML gives them; None takes those of CUDA_VISIBLE_DEVICES.
+        interval_s: seconds between two samples.
+        on_sample: called in the thread after each round, with one sample of each GPU.
         """
         self.path = path
         self.interval_s = interval_s
@@ -57,11 +56,15 @@ class GpuMonitor:
 
     @property
     def is_running(self) -> bool:
-        """Whether samples are being taken; it may have ended by itself."""
+        """True while the thread takes samples. The thread also ends by itself if the driver or all GPUs are lost."""
         return self._thread is not None and self._thread.is_alive()
 
     def start(self) -> str | None:
-        """Begin; None if it runs, else in one line why it does not."""
+        """Start the thread.
+
+        Returns:
+            None if the monitor runs, otherwise the reason in one line.
+        """
         if self.is_running:
             return None
         try:
@@ -84,22 +87,22 @@ class GpuMonitor:
         return None
 
     def reset(self) -> None:
-        """Let the summary begin here: what went before, such as loading data, is no part of it."""
+        """Restart the summary, so that it excludes what happened before, such as loading data."""
         with self._lock:
             for totals in self._totals.values():
                 totals.reset()
 
     def stop(self) -> dict[str, Any]:
-        """End it, in a moment, and give the summary; again, and without `start`, too.
+        """Stop the thread and return the summary. Calling it twice, or without `start`, is allowed.
 
         Returns:
-            interval_s and gpus: for each GPU what GpuTotals.summary gives. All values are plain.
+            `interval_s`, and `gpus` with the result of `GpuTotals.summary` for each GPU; JSON values only.
         """
         self._stopping.set()
         if self._thread is not None:
-            self._thread.join(PATIENCE_S)
+            self._thread.join(STOP_TIMEOUT_S)
             if self._thread.is_alive():
-                log.warning("the GPU monitor still waits for a GPU to answer: look at nvidia-smi and dmesg")
+                log.warning("the GPU monitor still waits for the answer of a GPU: look at nvidia-smi and dmesg")
         with self._lock:
             gpus = [totals.summary() for totals in self._totals.values()]
         return {"interval_s": self.interval_s, "gpus": gpus}
@@ -116,29 +119,29 @@ class GpuMonitor:
 
     def _run(self, nvml: Nvml, gpus: list[Gpu], table: GpuCsv | None) -> None:
         try:
-            due, silent = time.monotonic(), 0
+            due, empty_rounds = time.monotonic(), 0
             while gpus and not self._stopping.wait(max(0.0, due - time.monotonic())):
-                samples, gone = self._take(gpus)
+                samples, driver_error = self._sample_all(gpus)
                 if samples and table is not None:
                     self._write(table, samples)
                 if samples and self._on_sample is not None:
                     self._on_sample(samples)
-                silent = silent + 1 if gpus and not samples else 0
-                if silent == SILENT_ROUNDS:
-                    gone = driver_gone("no GPU gives any counter")
-                if gone is not None:
-                    raise gone
-                due = next_due(due, time.monotonic(), self.interval_s)
+                empty_rounds = empty_rounds + 1 if gpus and not samples else 0
+                if empty_rounds == MAX_EMPTY_ROUNDS:
+                    driver_error = driver_gone("no GPU gives any counter")
+                if driver_error is not None:
+                    raise driver_error
+                due = next_sample_time(due, time.monotonic(), self.interval_s)
             if not gpus:
-                log.warning("the GPU monitor ends: all its GPUs are lost")
+                log.warning("the GPU monitor stops: all its GPUs are lost")
         except (NvmlError, UserError) as error:
-            log.warning("the GPU monitor ends: %s", error)
-        except Exception as error:  # whatever it is, the training goes on
-            log.warning("the GPU monitor ends: %s: %s", type(error).__name__, error)
+            log.warning("the GPU monitor stops: %s", error)
+        except Exception as error:  # includes errors of on_sample: a monitor must never stop a training
+            log.warning("the GPU monitor stops: %s: %s", type(error).__name__, error)
         finally:
             nvml.close()
             if table is not None:
-                with suppress(OSError):  # a full disk has been told of already
+                with suppress(OSError):  # the warning about a full disk was printed above
                     table.close()
 
     def _write(self, table: GpuCsv, samples: Sequence[Sample]) -> None:
@@ -150,8 +153,15 @@ class GpuMonitor:
     def _unwritable(self, error: OSError) -> str:
         return f"{self.path}: cannot be written: {error.strerror or error}"
 
-    def _take(self, gpus: list[Gpu]) -> tuple[list[Sample], NvmlError | None]:
-        """A sample of each GPU, counted in, and whether the driver went away; a lost GPU is taken off the list."""
+    def _sample_all(self, gpus: list[Gpu]) -> tuple[list[Sample], NvmlError | None]:
+        """Sample each GPU and add the sample to its totals.
+
+        Args:
+            gpus: a lost GPU is removed from this list.
+
+        Returns:
+            The samples, and the error if the driver is gone.
+        """
         samples: list[Sample] = []
         for gpu in list(gpus):
             try:
@@ -160,13 +170,13 @@ class GpuMonitor:
                 gpus.remove(gpu)
                 self._totals[gpu.uuid].is_lost = True
                 log.warning(
-                    "GPU %s (%s) answers no more (%s): look for Xid in dmesg, then have it reset, or the node rebooted",
+                    "GPU %s (%s) is lost (%s): look for Xid in dmesg, then have the GPU reset or the node rebooted",
                     gpu.index,
                     gpu.uuid,
                     error,
                 )
                 continue
-            except NoAnswer:
+            except NoReading:
                 continue
             except NvmlError as error:
                 return samples, error
@@ -176,9 +186,14 @@ class GpuMonitor:
         return samples, None
 
 
-def next_due(due: float, now: float, interval_s: float) -> float:
-    """When the sample after the one of `due` is taken: on the grid from the first on, so that it does not drift.
+def next_sample_time(due: float, now: float, interval_s: float) -> float:
+    """Time of the next sample. Times are multiples of the interval after the first sample, so they do not drift.
 
-    What a slow sample made the thread miss is left out, not caught up with.
+    Samples that a slow one delayed past their time are skipped.
+
+    Args:
+        due: time at which the last sample was due, in seconds.
+        now: present time, in seconds.
+        interval_s: seconds between two samples.
     """
     return due + interval_s * max(1, math.ceil((now - due) / interval_s))

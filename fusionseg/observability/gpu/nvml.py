@@ -1,4 +1,4 @@
-"""What NVML says of one GPU: a sample of its counters, whatever the card and the driver lack."""
+"""Counters of one GPU, read through NVML. Counters that the card or the driver lacks are None."""
 
 from __future__ import annotations
 
@@ -6,82 +6,91 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fusionseg.observability.gpu.sample import Sample, throttle_names
+from fusionseg.observability.gpu.samples import Sample, throttle_names
 
-# Return values of NVML (nvml.h), by what they mean for a counter.
-ABSENT = frozenset({2, 3, 4, 13, 22, 25, 26})
-"""It cannot be had here: invalid argument, not supported, no permission, function not found (an old driver), no ECC
-on a virtual GPU, another version of the argument, deprecated."""
-LOST = frozenset({15, 16, 28})
-"""The GPU fell off the bus, wants a reset, or is no longer there."""
-GONE = frozenset({1, 9, 18})
-"""The driver was unloaded, or replaced by another version, under the running program."""
+# Return codes of NVML (nvml.h), grouped by their meaning for a counter.
+UNAVAILABLE = frozenset({2, 3, 4, 13, 22, 25, 26})
+"""The counter does not exist here: invalid argument, not supported, no permission, function not found (old driver), no
+ECC on a virtual GPU, argument version mismatch, deprecated."""
+GPU_LOST = frozenset({15, 16, 28})
+"""The GPU fell off the bus, needs a reset, or was removed."""
+DRIVER_GONE = frozenset({1, 9, 18})
+"""The driver was unloaded, or replaced by another version, while the program runs."""
 
 _ALL_LINKS = 0xFFFFFFFF
 
 
 class NvmlError(Exception):
-    """NVML cannot be used, or no longer: the text says why, in one line, and what to do."""
+    """NVML cannot be used (any more). The message says in one line why, and what to do."""
 
 
 class GpuLost(Exception):
-    """This GPU answers no more and will not again."""
+    """The GPU does not respond, and will not respond again without a reset."""
 
 
-class NoAnswer(Exception):
-    """All counters of this GPU failed this time, for a reason that may pass."""
+class NoReading(Exception):
+    """All counters of the GPU failed this time, for a reason that may be temporary."""
 
 
 Reading = Mapping[str, Any]
-Question = Callable[[Any], Reading]
+Query = Callable[[Any], Reading]
 
 
 class Counter:
-    """One thing that NVML is asked for, by the newest function first; older ones are for older drivers."""
+    """A counter with the NVML functions that can read it, the newest first; the older ones serve older drivers."""
 
-    def __init__(self, nvml: Any, handle: Any, *questions: Question) -> None:
+    def __init__(self, nvml: Any, handle: Any, *queries: Query) -> None:
         self._nvml = nvml
         self._handle = handle
-        self._questions = list(questions)
+        self._queries = list(queries)
 
     @property
-    def is_absent(self) -> bool:
-        """Whether no function can answer it here: then it is not asked for again."""
-        return not self._questions
+    def is_unavailable(self) -> bool:
+        """True if no function can read the counter here; it is not queried again."""
+        return not self._queries
 
-    def ask(self) -> Reading | None:
-        """The answer; None if there is none this time or ever.
+    def read(self) -> Reading | None:
+        """Read the counter.
+
+        Returns:
+            The values by field of `Sample`; None if the counter is unavailable or failed this time.
 
         Raises:
-            GpuLost, NvmlError: the GPU or the driver is gone.
+            GpuLost: the GPU does not respond any more.
+            NvmlError: the driver is gone.
         """
-        while self._questions:
+        while self._queries:
             try:
-                return self._questions[0](self._handle)
+                return self._queries[0](self._handle)
             except self._nvml.NVMLError as error:
-                if error.value in LOST:
+                if error.value in GPU_LOST:
                     raise GpuLost(str(error)) from None
-                if error.value in GONE:
+                if error.value in DRIVER_GONE:
                     raise driver_gone(error) from None
-                if error.value not in ABSENT:
+                if error.value not in UNAVAILABLE:
                     return None
             except AttributeError:  # this release of nvidia-ml-py does not have the function
                 pass
-            self._questions.pop(0)
+            self._queries.pop(0)
         return None
 
 
 def driver_gone(reason: object) -> NvmlError:
+    """Make the error for a driver that was unloaded or replaced."""
     return NvmlError(f"the NVIDIA driver no longer answers ({reason}): look at nvidia-smi and dmesg")
 
 
 class Gpu:
-    """A GPU, or a MIG instance, whose counters can be read."""
+    """A GPU or a MIG instance whose counters can be read."""
 
     def __init__(self, nvml: Any, handle: Any, uuid: str, index: str, name: str, parent: Any = None) -> None:
         """Args:
-        handle: NVML's of the device.
-        parent: of a MIG instance, the handle of its card.
+        nvml: the module pynvml.
+        handle: NVML handle of the GPU or MIG instance.
+        uuid: UUID as NVML writes it, with the prefix GPU- or MIG-.
+        index: NVML index of the card; `card:instance` for a MIG instance.
+        name: product name.
+        parent: NVML handle of the card of a MIG instance; None for a whole GPU.
         """
         self.uuid, self.index, self.name = uuid, index, name
         self._nvml = nvml
@@ -99,7 +108,7 @@ class Gpu:
             Counter(nvml, handle, self._processes_v3, self._processes_v2),
         ]
         if parent is None:
-            # An instance has no utilisation, and the traffic of its card is not its own.
+            # NVML has no utilisation for a MIG instance, and it counts PCIe and NVLink traffic only for the whole card.
             self._counters += [
                 Counter(nvml, card, self._utilisation),
                 Counter(nvml, card, self._pcie),
@@ -107,23 +116,23 @@ class Gpu:
             ]
 
     def sample(self) -> Sample:
-        """Read all counters, which blocks for about 40 ms where PCIe traffic is counted.
+        """Read all counters. This blocks for about 40 ms on cards that count PCIe traffic.
 
         Raises:
-            GpuLost: it is gone, and asking again is of no use.
-            NoAnswer: nothing could be read this time.
+            GpuLost: the GPU does not respond any more.
+            NoReading: no counter could be read this time.
             NvmlError: the driver is gone.
         """
         values: dict[str, Any] = {}
         failed = 0
         for counter in self._counters:
-            reading = counter.ask()
+            reading = counter.read()
             if reading is not None:
                 values |= reading
-            elif not counter.is_absent:
+            elif not counter.is_unavailable:
                 failed += 1
         if failed and not values:
-            raise NoAnswer
+            raise NoReading
         return Sample(self.uuid, self.index, **values)
 
     def _utilisation(self, handle: Any) -> Reading:
@@ -156,7 +165,7 @@ class Gpu:
         }
 
     def _clocks_by_id(self, handle: Any) -> Reading:
-        nvml = self._nvml  # GetClockInfo is to be removed
+        nvml = self._nvml  # for future drivers: NVIDIA has deprecated nvmlDeviceGetClockInfo
         return {
             "sm_clock_mhz": nvml.nvmlDeviceGetClock(handle, nvml.NVML_CLOCK_SM, nvml.NVML_CLOCK_ID_CURRENT),
             "memory_clock_mhz": nvml.nvmlDeviceGetClock(handle, nvml.NVML_CLOCK_MEM, nvml.NVML_CLOCK_ID_CURRENT),
@@ -176,11 +185,11 @@ class Gpu:
         }
 
     def _nvlink(self, handle: Any) -> Reading:
-        """Rates from the cumulative counters in KiB; none in the first sample, nor after they were reset."""
+        """Rates from the cumulative counters (KiB). The first sample, and one after a counter reset, have none."""
         nvml = self._nvml
         fields = (nvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX, nvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX)
         values = nvml.nvmlDeviceGetFieldValues(handle, [(field, _ALL_LINKS) for field in fields])
-        for value in values:  # each field has a return value of its own
+        for value in values:  # each field has its own return code
             if value.nvmlReturn:
                 raise nvml.NVMLError(value.nvmlReturn)
         now, tx, rx = time.monotonic(), int(values[0].value.ullVal), int(values[1].value.ullVal)

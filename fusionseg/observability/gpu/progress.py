@@ -1,4 +1,4 @@
-"""What a person sees of the GPU monitor: one live line on a terminal, plain lines elsewhere."""
+"""Screen output of `fusionseg monitor`: one live line on a terminal, a plain line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from fusionseg.observability.gpu.sample import Sample
+from fusionseg.observability.gpu.samples import Sample
 from fusionseg.observability.progress import PLAIN_EVERY_S, LiveLine
 
 
 class GpuProgress(LiveLine):
-    """What the GPUs do at the moment; `samples` may be called from another thread."""
+    """Current counters of the GPUs. `samples` may be called from another thread."""
 
     def __init__(self, *, live: bool) -> None:
         """Args:
-        live: whether the terminal is free for a line that changes; else plain lines.
+        live: True shows a live line if stderr is a terminal; False prints plain lines, beside another program.
         """
         self._printed = time.monotonic()
         if live and sys.stderr.isatty():
@@ -26,7 +26,7 @@ class GpuProgress(LiveLine):
             self._task = self._live.add_task("waiting for the GPUs", total=None)
 
     def samples(self, samples: Sequence[Sample]) -> None:
-        """New samples."""
+        """Show new samples, one of each GPU."""
         if self._live is not None:
             self._live.update(self._task, description=gpu_line(samples))
         elif time.monotonic() - self._printed >= PLAIN_EVERY_S:
@@ -35,7 +35,7 @@ class GpuProgress(LiveLine):
 
 
 def gpu_line(samples: Sequence[Sample]) -> str:
-    """The GPUs in one line: busy, memory, power, temperature; what is not known is left out."""
+    """Format utilisation, memory, power and temperature of the GPUs in one line; unknown values are left out."""
     parts = []
     for sample in samples:
         words = [f"GPU {sample.index}"]

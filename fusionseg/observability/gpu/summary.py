@@ -1,11 +1,11 @@
-"""Running totals of a GPU's samples, for the summary of a run: no sample is kept."""
+"""Running totals over the samples of a GPU, so that a summary needs no stored samples."""
 
 from __future__ import annotations
 
 from collections import Counter
 from typing import Any
 
-from fusionseg.observability.gpu.sample import Sample
+from fusionseg.observability.gpu.samples import Sample
 
 MEANS = (
     "busy_percent",
@@ -23,9 +23,14 @@ ECC = ("corrected", "uncorrected")
 
 
 class GpuTotals:
-    """What is known of one GPU over some time."""
+    """Totals of one GPU since the start or the last `reset`."""
 
     def __init__(self, uuid: str, index: str, name: str) -> None:
+        """Args:
+        uuid: UUID as NVML writes it.
+        index: NVML index, `card:instance` for a MIG instance.
+        name: product name.
+        """
         self.uuid, self.index, self.name = uuid, index, name
         self.is_lost = False
         self._ecc_before: dict[str, int] = {}
@@ -33,7 +38,7 @@ class GpuTotals:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew; memory errors too are counted from the last sample on."""
+        """Restart the totals. New memory errors are counted from the last sample on."""
         self.samples = 0
         self._sums: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
@@ -43,7 +48,7 @@ class GpuTotals:
         self._ecc_before = dict(self._ecc)
 
     def add(self, sample: Sample) -> None:
-        """Count one sample in."""
+        """Add one sample to the totals."""
         self.samples += 1
         for name in MEANS:
             value = getattr(sample, name)
@@ -68,20 +73,25 @@ class GpuTotals:
                 self._ecc[name] = count
 
     def summary(self) -> dict[str, Any]:
-        """Plain values: means, peaks (memory_used_gb, temperature_c), shares of samples; None is not known."""
+        """Summarise the samples as JSON values.
+
+        Returns:
+            Means by field of `Sample`; maxima of memory_used_gb and temperature_c; `throttled`, the share of samples by
+            throttle reason; `ecc`, memory errors in total and new ones. None is unknown.
+        """
         means = {name: self._sums[name] / self._counts[name] if self._counts[name] else None for name in MEANS}
-        plain = {"uuid": self.uuid, "index": self.index, "name": self.name, "samples": self.samples}
+        identity = {"uuid": self.uuid, "index": self.index, "name": self.name, "samples": self.samples}
         values = {
             **means,
             **{name: self._peaks.get(name) for name in PEAKS},
             **{name: self._last.get(name) for name in LAST},
         }
-        known = self._counts["throttle"]
+        with_reasons = self._counts["throttle"]
         return {
-            **plain,
+            **identity,
             "lost": self.is_lost,
             **{name: None if value is None else round(value, 3) for name, value in values.items()},
-            "throttled": {name: round(count / known, 4) for name, count in sorted(self._throttled.items())},
+            "throttled": {name: round(count / with_reasons, 4) for name, count in sorted(self._throttled.items())},
             "ecc": {
                 **{name: self._ecc.get(name) for name in ECC},
                 **{

@@ -1,1 +1,1 @@
-"""Profiles of a run: the timeline of a trace, and the time of each phase in it."""
+"""Profiles of a run in one form for all tools, and their summary: phases, kernels, idle times, communication."""

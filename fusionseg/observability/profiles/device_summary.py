@@ -1,4 +1,4 @@
-"""What a profile says of the device: kernels, idle gaps, communication."""
+"""Summary of the device in a profile: kernels, idle gaps, communication."""
 
 from __future__ import annotations
 
@@ -8,61 +8,66 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fusionseg.observability.profiles.attribution import ALLREDUCE, Attribution, seconds
-from fusionseg.observability.profiles.intervals import Interval, common, gaps, length, merge
+from fusionseg.observability.profiles.intervals import Interval, gaps, overlap_length, total_length, union
 from fusionseg.observability.profiles.kernel_kinds import COMMUNICATION, KINDS, kernel_kind
-from fusionseg.observability.profiles.timeline import DeviceWork
+from fusionseg.observability.profiles.timeline import DeviceEvent, HostEvent
 
 GAP_NS = 5_000
-"""Idle times of the device up to this are the price of a launch, and no gap."""
+"""Longest idle time in ns that is not a gap: the launch of a kernel takes about as long."""
 _TOP_GAPS = 10
 _HOST_COMMUNICATION = re.compile("(gloo|mpi|ucc):")
 
 
-def kernel_tables(of: Attribution, top: int) -> dict[str, Any]:
-    """Kernels by their time, and by what they compute; copies and fills of memory count as copies."""
+def kernel_tables(profile: Attribution, top: int) -> dict[str, Any]:
+    """Summarise kernels by name and by kind; memory copies and fills count as copies.
+
+    Args:
+        top: kernels listed by name, those with the most time first.
+    """
     by_kind: dict[str, dict[str, Any]] = {kind: {"count": 0, "total_s": 0.0} for kind in KINDS}
-    names: dict[str, dict[str, Any]] = {}
-    for work in of.device:
-        kind, duration_s = kernel_kind(work), seconds(work.end_ns - work.start_ns)
-        entry = names.setdefault(work.name, {"name": work.name, "kind": kind, "count": 0, "total_s": 0.0})
-        for one in (entry, by_kind[kind]):
-            one["count"] += 1
-            one["total_s"] += duration_s
-    total = sum(entry["total_s"] for entry in names.values())
-    ranked = sorted(names.values(), key=lambda entry: -float(entry["total_s"]))[:top]
+    by_name: dict[str, dict[str, Any]] = {}
+    for event in profile.device_events:
+        kind, duration_s = kernel_kind(event), seconds(event.end_ns - event.start_ns)
+        row = by_name.setdefault(event.name, {"name": event.name, "kind": kind, "count": 0, "total_s": 0.0})
+        for sums in (row, by_kind[kind]):
+            sums["count"] += 1
+            sums["total_s"] += duration_s
+    total = sum(row["total_s"] for row in by_name.values())
+    longest = sorted(by_name.values(), key=lambda row: -float(row["total_s"]))[:top]
     return {
-        "count": len(of.device),
+        "count": len(profile.device_events),
         "total_s": total,
-        "top": [entry | {"mean_s": entry["total_s"] / entry["count"]} for entry in ranked],
+        "top": [row | {"mean_s": row["total_s"] / row["count"]} for row in longest],
         "by_kind": {
-            kind: entry | {"share": entry["total_s"] / total if total else 0.0}
-            for kind, entry in by_kind.items()
-            if entry["count"]
+            kind: sums | {"share": sums["total_s"] / total if total else 0.0}
+            for kind, sums in by_kind.items()
+            if sums["count"]
         },
     }
 
 
-def idle_times(of: Attribution) -> dict[str, Any] | None:
-    """How busy the device was, and in which phase the host was while it was not; None without a device."""
-    if not of.device:
+def idle_times(profile: Attribution) -> dict[str, Any] | None:
+    """Summarise busy and idle times of the device, and the phase of the host during idle times; None without a GPU."""
+    if not profile.device_events:
         return None
-    busy = merge(_intervals(of.device), of.window)
-    idle = [(gap, of.host_phases(gap)) for gap in gaps(busy, of.window) if gap[1] - gap[0] > GAP_NS]
+    busy = union(_intervals(profile.device_events), profile.profile_range)
+    all_gaps = gaps(busy, profile.profile_range)
+    idle = [(gap, profile.host_phases(gap)) for gap in all_gaps if gap[1] - gap[0] > GAP_NS]
     by_phase: dict[str, int] = defaultdict(int)
     for _, phases in idle:
         for phase, duration_ns in phases.items():
             by_phase[phase] += duration_ns
-    longest = sorted(idle, key=lambda entry: entry[0][0] - entry[0][1])[:_TOP_GAPS]
-    busy_s = seconds(length(busy))
+    longest = sorted(idle, key=lambda item: item[0][0] - item[0][1])[:_TOP_GAPS]
+    busy_s = seconds(total_length(busy))
     return {
         "busy_s": busy_s,
-        "busy_share": of.share(busy_s),
+        "busy_share": profile.share(busy_s),
         "gaps": len(idle),
-        "gaps_s": seconds(length(gap for gap, _ in idle)),
+        "gaps_s": seconds(total_length(gap for gap, _ in idle)),
         "gaps_by_phase_s": {phase: seconds(ns) for phase, ns in sorted(by_phase.items(), key=lambda item: -item[1])},
         "longest_gaps": [
             {
-                "start_s": seconds(gap[0] - of.window[0]),
+                "start_s": seconds(gap[0] - profile.profile_range[0]),
                 "duration_s": seconds(gap[1] - gap[0]),
                 "phase": max(phases, key=lambda phase: phases[phase]),
             }
@@ -71,39 +76,45 @@ def idle_times(of: Attribution) -> dict[str, Any] | None:
     }
 
 
-def communication(of: Attribution, phases: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What the ranks say to each other, and how much of it nothing hides.
+def communication(profile: Attribution, phases: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Summarise the communication between ranks: total time, and the exposed time, which nothing overlaps.
 
-    By NCCL's kernels, which other kernels hide; without any, by the range `allreduce`, which nothing does; without
-    that, by gloo's operators on threads of their own, which the main thread's operators hide.
+    The time comes from the first of these sources that the profile has:
+
+    - NCCL kernels; other kernels overlap them.
+    - The range `allreduce`; nothing overlaps it.
+    - gloo's operators on their own threads; operators of the main thread overlap them.
 
     Args:
-        phases: the table of the phases.
+        phases: the table of `phase_table`.
     """
-    talk = [work for work in of.device if kernel_kind(work) == COMMUNICATION]
-    gloo = [span for span in of.operators.spans if _HOST_COMMUNICATION.match(span.name)]
+    collectives = [event for event in profile.device_events if kernel_kind(event) == COMMUNICATION]
+    gloo = [event for event in profile.operators.events if _HOST_COMMUNICATION.match(event.name)]
     source: str | None = None
     total_s = exposed_s = 0.0
-    if talk:
-        own = merge(_intervals(talk), of.window)
-        others = [work for work in of.device if work.kind == "kernel" and kernel_kind(work) != COMMUNICATION]
-        total_s, exposed_s = seconds(length(_intervals(talk))), _exposed(of, own, _intervals(others))
+    if collectives:
+        own = union(_intervals(collectives), profile.profile_range)
+        compute = [e for e in profile.device_events if e.kind == "kernel" and kernel_kind(e) != COMMUNICATION]
+        total_s = seconds(total_length(_intervals(collectives)))
+        exposed_s = _exposed_s(profile, own, _intervals(compute))
         source = "kernels"
     elif ALLREDUCE in phases:
         total_s = exposed_s = phases[ALLREDUCE]["host_s"] + phases[ALLREDUCE]["other_threads_s"]
         source = "range"
     elif gloo:
-        own = merge([span[1:3] for span in gloo], of.window)
-        work = [s[1:3] for s in of.operators.spans if s.thread == of.main and not s.name.startswith("c10d::")]
-        total_s, exposed_s = seconds(length(own)), _exposed(of, own, work)
+        own = union(_intervals(gloo), profile.profile_range)
+        main = (event for event in profile.operators.events if event.thread == profile.main_thread)
+        compute_intervals = _intervals(event for event in main if not event.name.startswith("c10d::"))
+        total_s, exposed_s = seconds(total_length(own)), _exposed_s(profile, own, compute_intervals)
         source = "operators"
-    return {"source": source, "total_s": total_s, "exposed_s": exposed_s, "exposed_share": of.share(exposed_s)}
+    return {"source": source, "total_s": total_s, "exposed_s": exposed_s, "exposed_share": profile.share(exposed_s)}
 
 
-def _exposed(of: Attribution, own: list[Interval], others: list[Interval]) -> float:
-    """Seconds of merged intervals that no other covers."""
-    return seconds(length(own) - common(own, merge(others, of.window)))
+def _exposed_s(profile: Attribution, communication: list[Interval], compute: list[Interval]) -> float:
+    """Seconds of communication (a union of intervals) that no computing overlaps."""
+    overlapped = overlap_length(communication, union(compute, profile.profile_range))
+    return seconds(total_length(communication) - overlapped)
 
 
-def _intervals(works: Iterable[DeviceWork]) -> list[Interval]:
-    return [(work.start_ns, work.end_ns) for work in works]
+def _intervals(events: Iterable[DeviceEvent | HostEvent]) -> list[Interval]:
+    return [(event.start_ns, event.end_ns) for event in events]

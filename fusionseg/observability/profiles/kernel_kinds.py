@@ -1,17 +1,17 @@
-"""What a kernel computes, told by its name."""
+"""Kinds of kernels, recognised by the kernel's name."""
 
 from __future__ import annotations
 
 import re
 
-from fusionseg.observability.profiles.timeline import DeviceWork
+from fusionseg.observability.profiles.timeline import DeviceEvent
 
 COMMUNICATION = "communication"
 COPY = "copy"
 OTHER = "other"
 
-# The first that fits wins: a copy is an elementwise kernel too, a normalisation reduces, and the norm of the gradients
-# is no normalisation.
+# The first matching pattern decides, so the order matters: names of copy kernels contain "elementwise", names of
+# normalisation kernels contain "reduce", and the kernels of the gradient norm contain "norm" but reduce.
 _PATTERNS = tuple(
     (kind, re.compile(pattern, re.IGNORECASE))
     for kind, pattern in (
@@ -31,8 +31,8 @@ _PATTERNS = tuple(
 KINDS = (*dict.fromkeys(kind for kind, _ in _PATTERNS), OTHER)
 
 
-def kernel_kind(work: DeviceWork) -> str:
-    """One of KINDS."""
-    if work.kind != "kernel":
+def kernel_kind(event: DeviceEvent) -> str:
+    """Classify a device event as one of KINDS; copies and fills of memory are COPY."""
+    if event.kind != "kernel":
         return COPY
-    return next((kind for kind, pattern in _PATTERNS if pattern.search(work.name)), OTHER)
+    return next((kind for kind, pattern in _PATTERNS if pattern.search(event.name)), OTHER)

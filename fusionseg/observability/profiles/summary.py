@@ -1,4 +1,4 @@
-"""What a profile says, in numbers: steps, phases, operators, kernels, idle gaps, communication."""
+"""Summary of a profile: steps, phases, operators, kernels, idle gaps, communication."""
 
 from __future__ import annotations
 
@@ -9,111 +9,115 @@ from typing import Any
 
 from fusionseg.observability.profiles.attribution import OUTSIDE, PHASE_NAMES, Attribution, seconds
 from fusionseg.observability.profiles.device_summary import communication, idle_times, kernel_tables
-from fusionseg.observability.profiles.timeline import STEP, DeviceWork, Timeline
+from fusionseg.observability.profiles.timeline import STEP, DeviceEvent, Timeline
 
 _TOP_OF_PHASE = 5
 
 
 def summarise(timeline: Timeline, top: int = 20) -> dict[str, Any]:
-    """The summary as plain values for JSON; times in seconds.
+    """Summarise a profile as JSON values; all times are in seconds.
 
-    Host times of phases are the main thread's, each second counted once: a phase's is without that of the phases inside
-    it, and all of them with what is outside make up the window. A kernel's time is its phase's in whose range it was
-    launched, whenever it ran.
+    Host times of the phases are those of the main thread. Each second is counted once: the time of a phase excludes the
+    phases nested in it, and all phases together with `outside_phases` make up the profile range. The time of a kernel
+    counts for the phase in which it was launched, whenever it ran.
 
     Args:
-        top: how many operators, kernels and finer ranges are listed.
+        timeline: the profile.
+        top: operators, kernels and detail ranges that are listed.
     """
-    of = Attribution(timeline)
-    phases = phase_table(of)
-    outside_s = of.window_s - sum(entry["host_s"] for entry in phases.values())
-    loose = [work for work, phase in zip(of.device, of.device_phases, strict=True) if phase == OUTSIDE]
+    profile = Attribution(timeline)
+    phases = phase_table(profile)
+    outside_s = profile.duration_s - sum(row["host_s"] for row in phases.values())
+    events = zip(profile.device_events, profile.device_phases, strict=True)
+    outside = [event for event, phase in events if phase == OUTSIDE]
     return {
         "source": timeline.source,
         "tool": timeline.tool,
-        "window_s": of.window_s,
+        "window_s": profile.duration_s,
         "steps": step_times(timeline),
         "phases": phases,
-        "outside_phases": {"host_s": outside_s, "host_share": of.share(outside_s), **_device_times(loose)},
-        "ranges": finer_ranges(of, top),
-        "operators": operator_tables(of, top),
-        "kernels": kernel_tables(of, top),
-        "gpu": idle_times(of),
-        "communication": communication(of, phases),
+        "outside_phases": {"host_s": outside_s, "host_share": profile.share(outside_s), **_device_times(outside)},
+        "ranges": detail_ranges(profile, top),
+        "operators": operator_tables(profile, top),
+        "kernels": kernel_tables(profile, top),
+        "gpu": idle_times(profile),
+        "communication": communication(profile, phases),
     }
 
 
 def step_times(timeline: Timeline) -> dict[str, Any]:
-    """Of the steps that the window holds whole."""
-    spans = [span for span in timeline.ranges if span.name == STEP]
-    whole = [span for span in spans if not span.cut]
-    found: dict[str, Any] = {"count": len(whole), "cut": len(spans) - len(whole)}
-    if whole:
-        times = [seconds(span.end_ns - span.start_ns) for span in whole]
-        slowest = whole[times.index(max(times))].payload
+    """Summarise the times of the complete steps; `cut` counts those that the end of the profile truncated."""
+    steps = [event for event in timeline.ranges if event.name == STEP]
+    complete = [event for event in steps if not event.truncated]
+    found: dict[str, Any] = {"count": len(complete), "cut": len(steps) - len(complete)}
+    if complete:
+        times = [seconds(event.end_ns - event.start_ns) for event in complete]
+        slowest = complete[times.index(max(times))].payload
         found |= {"mean_s": fmean(times), "median_s": median(times), "max_s": max(times), "slowest": slowest}
     return found
 
 
-def phase_table(of: Attribution) -> dict[str, dict[str, Any]]:
-    """By phase, those of a training first and in their order there."""
-    found = dict.fromkeys(phase for phase in of.range_phases if phase is not None)
+def phase_table(profile: Attribution) -> dict[str, dict[str, Any]]:
+    """Summarise each phase: first those of PHASES in their order, then ranges that are phases of their own."""
+    found = dict.fromkeys(phase for phase in profile.range_phases if phase is not None)
     host: dict[str, int] = defaultdict(int)
-    elsewhere: dict[str, int] = defaultdict(int)
+    other_threads: dict[str, int] = defaultdict(int)
     count: dict[str, int] = defaultdict(int)
-    for index, span in enumerate(of.ranges.spans):
-        phase = of.phase(index)
-        (host if span.thread == of.main else elsewhere)[phase] += of.ranges.self_ns[index]
-        count[phase] += span.name == phase
-    work: dict[str, list[DeviceWork]] = defaultdict(list)
-    for one, phase in zip(of.device, of.device_phases, strict=True):
-        work[phase].append(one)
+    for index, event in enumerate(profile.ranges.events):
+        phase = profile.phase_of(index)
+        (host if event.thread == profile.main_thread else other_threads)[phase] += profile.ranges.self_ns[index]
+        count[phase] += event.name == phase
+    device: dict[str, list[DeviceEvent]] = defaultdict(list)
+    for launched, phase in zip(profile.device_events, profile.device_phases, strict=True):
+        device[phase].append(launched)
     return {
         name: {
             "count": count[name],
             "host_s": seconds(host[name]),
-            "host_share": of.share(seconds(host[name])),
-            "other_threads_s": seconds(elsewhere[name]),
-            **_device_times(work[name]),
+            "host_share": profile.share(seconds(host[name])),
+            "other_threads_s": seconds(other_threads[name]),
+            **_device_times(device[name]),
         }
         for name in (*(name for name in PHASE_NAMES if name in found), *(n for n in found if n not in PHASE_NAMES))
     }
 
 
-def finer_ranges(of: Attribution, top: int) -> list[dict[str, Any]]:
-    """Ranges inside phases (parts of the network), those of the most time first.
+def detail_ranges(profile: Attribution, top: int) -> list[dict[str, Any]]:
+    """Summarise the ranges inside phases, such as the modules of the network, those with the most time first.
 
-    `total_s` and `gpu_s` include the ranges inside a range, `self_s` does not.
+    `total_s` and `gpu_s` include the ranges nested in a range, `self_s` does not.
     """
-    entries: dict[tuple[str, str], dict[str, Any]] = {}
-    for index, span in enumerate(of.ranges.spans):
-        phase = of.phase(index)
-        if span.name in (phase, STEP):
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for index, event in enumerate(profile.ranges.events):
+        phase = profile.phase_of(index)
+        if event.name in (phase, STEP):
             continue
-        empty = {"name": span.name, "phase": phase, "count": 0, "total_s": 0.0, "self_s": 0.0, "gpu_s": 0.0}
-        entry = entries.setdefault((span.name, phase), empty)
-        entry["count"] += 1
-        entry["total_s"] += seconds(span.end_ns - span.start_ns)
-        entry["self_s"] += seconds(of.ranges.self_ns[index])
-    for work, launched_in in zip(of.device, of.launched_in, strict=True):
-        if work.kind == "kernel":
-            around = {(of.ranges.spans[at].name, of.phase(at)) for at in of.ranges.around(launched_in)}
-            for key in around & entries.keys():
-                entries[key]["gpu_s"] += seconds(work.end_ns - work.start_ns)
-    return sorted(entries.values(), key=lambda entry: -max(entry["total_s"], entry["gpu_s"]))[:top]
+        empty = {"name": event.name, "phase": phase, "count": 0, "total_s": 0.0, "self_s": 0.0, "gpu_s": 0.0}
+        row = rows.setdefault((event.name, phase), empty)
+        row["count"] += 1
+        row["total_s"] += seconds(event.end_ns - event.start_ns)
+        row["self_s"] += seconds(profile.ranges.self_ns[index])
+    for launched, launch_range in zip(profile.device_events, profile.launch_ranges, strict=True):
+        if launched.kind == "kernel":
+            ancestors = profile.ranges.with_ancestors(launch_range)
+            keys = {(profile.ranges.events[index].name, profile.phase_of(index)) for index in ancestors}
+            for key in keys & rows.keys():
+                rows[key]["gpu_s"] += seconds(launched.end_ns - launched.start_ns)
+    return sorted(rows.values(), key=lambda row: -max(row["total_s"], row["gpu_s"]))[:top]
 
 
-def operator_tables(of: Attribution, top: int) -> dict[str, Any]:
-    """Operators by their own time on the CPU, and by that of the kernels that they themselves launched."""
+def operator_tables(profile: Attribution, top: int) -> dict[str, Any]:
+    """Rank operators by their self time on the CPU, and by the time of the kernels that they launched themselves."""
+    # By phase and name: count, ns on the CPU, ns on the GPU.
     rows: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
-    keys = [(phase, span.name) for phase, span in zip(of.operator_phases, of.operators.spans, strict=True)]
-    for key, self_ns in zip(keys, of.operators.self_ns, strict=True):
+    keys = [(phase, e.name) for phase, e in zip(profile.operator_phases, profile.operators.events, strict=True)]
+    for key, self_ns in zip(keys, profile.operators.self_ns, strict=True):
         rows[key][0] += 1
         rows[key][1] += self_ns
-    for work in of.device:
-        launcher = None if work.launch_ns is None else of.operators.innermost(work.thread, work.launch_ns)
-        if launcher is not None and work.kind == "kernel":
-            rows[keys[launcher]][2] += work.end_ns - work.start_ns
+    for event in profile.device_events:
+        launcher = None if event.launch_ns is None else profile.operators.innermost(event.thread, event.launch_ns)
+        if launcher is not None and event.kind == "kernel":
+            rows[keys[launcher]][2] += event.end_ns - event.start_ns
     overall: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
     by_phase: dict[str, dict[str, list[int]]] = defaultdict(dict)
     for (phase, name), row in rows.items():
@@ -126,20 +130,20 @@ def operator_tables(of: Attribution, top: int) -> dict[str, Any]:
 
 
 def _ranked(rows: Mapping[str, list[int]], top: int) -> dict[str, Any]:
-    entries: list[dict[str, Any]] = [
+    operators: list[dict[str, Any]] = [
         {"name": name, "count": count, "self_cpu_s": seconds(cpu), "gpu_s": seconds(gpu)}
         for name, (count, cpu, gpu) in rows.items()
     ]
-    on_gpu = [entry for entry in entries if entry["gpu_s"]]
+    on_gpu = [operator for operator in operators if operator["gpu_s"]]
     return {
-        "by_cpu": sorted(entries, key=lambda entry: -float(entry["self_cpu_s"]))[:top],
-        "by_gpu": sorted(on_gpu, key=lambda entry: -float(entry["gpu_s"]))[:top],
+        "by_cpu": sorted(operators, key=lambda operator: -float(operator["self_cpu_s"]))[:top],
+        "by_gpu": sorted(on_gpu, key=lambda operator: -float(operator["gpu_s"]))[:top],
     }
 
 
-def _device_times(works: Sequence[DeviceWork]) -> dict[str, Any]:
-    kernels = [work.end_ns - work.start_ns for work in works if work.kind == "kernel"]
-    copies = [work.end_ns - work.start_ns for work in works if work.kind != "kernel"]
+def _device_times(events: Sequence[DeviceEvent]) -> dict[str, Any]:
+    kernels = [event.end_ns - event.start_ns for event in events if event.kind == "kernel"]
+    copies = [event.end_ns - event.start_ns for event in events if event.kind != "kernel"]
     return {
         "gpu_s": seconds(sum(kernels)),
         "kernels": len(kernels),

@@ -1,6 +1,6 @@
-"""One form for the profiles of all tools, and the reader of the torch profiler's traces.
+"""Timeline: the common form of profiles of all tools; and the reader of the torch profiler's traces.
 
-Times are whole nanoseconds of the profile's own clock, so that sums are exact.
+Times are integer nanoseconds of the profile's own clock, so that sums are exact.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ Thread = int | str
 Kind = Literal["kernel", "memcpy", "memset"]
 
 STEP = "step"
-"""The range around an optimizer step: the frame of the phases, none itself."""
+"""Name of the range around an optimizer step. It encloses phases and is no phase itself."""
 
-# Ranges that torch makes by itself: operators as any other, for nobody named a phase by them.
+# torch opens these ranges by itself. They are treated as operators, because they name no phase of the program.
 _TORCH_RANGES = re.compile(
     r"ProfilerStep#|Optimizer\.|DistributedDataParallel\.|enumerate\(DataLoader\)|nn\.Module:|## "
     r"|(nccl|gloo|c10d|mpi|ucc):"
 )
 _DEVICE_KINDS: dict[str, Kind] = {"kernel": "kernel", "gpu_memcpy": "memcpy", "gpu_memset": "memset"}
 _LAUNCHES = ("cuda_runtime", "cuda_driver")
-_PROFILE_AGAIN = "profile again, and let the run leave the window of steps before it ends"
+_PROFILE_AGAIN = "profile again, with profile.steps that end before the run does"
 
 
-class Span(NamedTuple):
+class HostEvent(NamedTuple):
     """A range or an operator on the host."""
 
     name: str
@@ -41,13 +41,13 @@ class Span(NamedTuple):
     end_ns: int
     thread: Thread
     payload: int | None = None
-    """Of a range: the step's number, or the micro-batch's, where the tool keeps it."""
-    cut: bool = False
-    """Whether it was still open when the profile ended: then its end is the profile's."""
+    """Payload of a range (index of the step or micro-batch); None if the tool does not keep it."""
+    truncated: bool = False
+    """True if the event was still open when the profile ended; its end is then that of the profile."""
 
 
-class DeviceWork(NamedTuple):
-    """A kernel, copy or fill on the device."""
+class DeviceEvent(NamedTuple):
+    """A kernel, a memory copy or a memory fill on the device."""
 
     name: str
     kind: Kind
@@ -56,43 +56,44 @@ class DeviceWork(NamedTuple):
     device: int
     stream: int
     launch_ns: int | None = None
-    """When the host asked for it; None if the profile does not say."""
+    """Time of the launch on the host; None if the profile lacks it."""
     thread: Thread | None = None
-    """The host's thread that did."""
+    """Thread of the launch on the host; None if the profile lacks it."""
 
 
 @dataclass
 class Timeline:
-    """What a profile holds."""
+    """Events of one profile of one process."""
 
     source: str
-    """The file's name."""
+    """File name."""
     tool: str
     """`torch` or `nsys`."""
-    ranges: list[Span] = field(default_factory=list)
-    operators: list[Span] = field(default_factory=list)
-    device: list[DeviceWork] = field(default_factory=list)
+    ranges: list[HostEvent] = field(default_factory=list)
+    operators: list[HostEvent] = field(default_factory=list)
+    device_events: list[DeviceEvent] = field(default_factory=list)
 
     def main_thread(self) -> Thread | None:
-        """The thread that makes the steps; without steps that of the most ranges' time, or of the operators'."""
-        for spans in ([span for span in self.ranges if span.name == STEP], self.ranges, self.operators):
+        """Thread of the training steps; without steps the thread with the most time in ranges, or else in operators."""
+        for events in ([event for event in self.ranges if event.name == STEP], self.ranges, self.operators):
             totals: dict[Thread, int] = defaultdict(int)
-            for span in spans:
-                totals[span.thread] += span.end_ns - span.start_ns
+            for event in events:
+                totals[event.thread] += event.end_ns - event.start_ns
             if totals:
                 return max(totals, key=lambda thread: totals[thread])
         return None
 
-    def window(self) -> tuple[int, int]:
-        """Start and end in ns: from the first range to the last one, and to the end of the work that they launched.
+    def profile_range(self) -> tuple[int, int]:
+        """Start and end of the profiled part in ns.
 
-        Without ranges, everything there is.
+        It begins with the first range and ends with the last range, or with the device work launched in them if that
+        ends later. Without ranges it covers all events.
         """
-        spans: list[Span] = self.ranges
-        if not spans:
-            return _extent([*((s.start_ns, s.end_ns) for s in self.operators), *((d[2], d[3]) for d in self.device)])
-        start, end = _extent((span.start_ns, span.end_ns) for span in spans)
-        launched = (work.end_ns for work in self.device if work.launch_ns is not None and work.launch_ns < end)
+        if not self.ranges:
+            host = ((event.start_ns, event.end_ns) for event in self.operators)
+            return _extent([*host, *((event.start_ns, event.end_ns) for event in self.device_events)])
+        start, end = _extent((event.start_ns, event.end_ns) for event in self.ranges)
+        launched = (e.end_ns for e in self.device_events if e.launch_ns is not None and e.launch_ns < end)
         return start, max(end, max(launched, default=end))
 
 
@@ -102,43 +103,44 @@ def _extent(intervals: Iterable[tuple[int, int]]) -> tuple[int, int]:
 
 
 def read_torch_trace(path: Path) -> Timeline:
-    """The timeline of a Chrome trace by torch.profiler's export_chrome_trace, gzipped or not.
+    """Read a Chrome trace that torch.profiler's export_chrome_trace wrote, gzipped or not.
 
     Raises:
-        UserError: the file cannot be read, is cut off, or is something else.
+        UserError: the file cannot be read, is incomplete, or is no such trace.
     """
     events = _events(path)
     timeline = Timeline(path.name, "torch")
     launches: dict[int, tuple[int, Thread]] = {}
-    works: list[tuple[Kind, dict[str, Any]]] = []
+    device: list[tuple[Kind, dict[str, Any]]] = []
     try:
         for event in events:
             category = event.get("cat")
             if event.get("ph") != "X" or category is None:
                 continue
             if category in ("user_annotation", "cpu_op"):
-                named = category == "user_annotation" and _TORCH_RANGES.match(event["name"]) is None
-                spans = timeline.ranges if named else timeline.operators
-                cut = event.get("args", {}).get("finished") is False
-                spans.append(Span(event["name"], *_interval(event), event["tid"], cut=cut))
+                is_range = category == "user_annotation" and _TORCH_RANGES.match(event["name"]) is None
+                host_events = timeline.ranges if is_range else timeline.operators
+                truncated = event.get("args", {}).get("finished") is False
+                host_events.append(HostEvent(event["name"], *_interval(event), event["tid"], truncated=truncated))
             elif category in _LAUNCHES:
                 correlation = event.get("args", {}).get("correlation")
                 launches.setdefault(correlation, (_ns(event["ts"]), event["tid"]))
             elif category in _DEVICE_KINDS:
-                works.append((_DEVICE_KINDS[category], event))
-        for kind, event in works:
+                device.append((_DEVICE_KINDS[category], event))
+        for kind, event in device:
             args = event.get("args", {})
             launched = launches.get(args.get("correlation"), (None, None))
-            place = int(args.get("device", 0)), int(args.get("stream", 0))
-            timeline.device.append(DeviceWork(event["name"], kind, *_interval(event), *place, *launched))
+            stream = int(args.get("device", 0)), int(args.get("stream", 0))
+            timeline.device_events.append(DeviceEvent(event["name"], kind, *_interval(event), *stream, *launched))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path}: an event is not as torch.profiler writes it ({type(error).__name__}: {error}); {_PROFILE_AGAIN}"
+            f"{path}: an event differs from those that torch.profiler writes ({type(error).__name__}: {error});"
+            f" {_PROFILE_AGAIN}"
         ) from None
-    if not (timeline.ranges or timeline.operators or timeline.device):
+    if not (timeline.ranges or timeline.operators or timeline.device_events):
         raise UserError(
-            f"{path}: holds no events of torch's profiler: give it a trace by torch.profiler's export_chrome_trace, as"
-            " profile.with=torch writes"
+            f"{path}: the file has no events of torch.profiler; give a trace that its export_chrome_trace wrote, as a"
+            " run with profile.with=torch does"
         )
     return timeline
 
@@ -152,11 +154,11 @@ def _events(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (EOFError, ValueError, zlib.error) as error:
-        raise UserError(f"{path}: is cut off, or no JSON ({error}); {_PROFILE_AGAIN}") from None
+        raise UserError(f"{path}: the file is incomplete or no JSON ({error}); {_PROFILE_AGAIN}") from None
     if not isinstance(content, dict) or not isinstance(content.get("traceEvents"), list):
         raise UserError(
-            f"{path}: is JSON, but no Chrome trace (it has no traceEvents): give it what torch.profiler's"
-            " export_chrome_trace writes"
+            f"{path}: the file is JSON but no Chrome trace (it has no traceEvents); give a trace that torch.profiler's"
+            " export_chrome_trace wrote"
         )
     return cast(list[dict[str, Any]], content["traceEvents"])
 

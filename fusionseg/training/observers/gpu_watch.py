@@ -15,9 +15,9 @@ import torch
 from fusionseg.config import RunConfig
 from fusionseg.distributed.world import World
 from fusionseg.observability.gpu.advice import advise
-from fusionseg.observability.gpu.figure import draw
+from fusionseg.observability.gpu.figure import plot_gpu_csv
 from fusionseg.observability.gpu.monitor import GpuMonitor
-from fusionseg.observability.gpu.sample import Sample
+from fusionseg.observability.gpu.samples import Sample
 
 log = logging.getLogger("fusionseg")
 
@@ -82,7 +82,7 @@ class GpuWatch:
         for line in advise(summary, data_share=data_share, cache_on_host=cache_on_host, micro_batch=micro_batch):
             log.warning("%s", line)
         try:
-            draw(self._csv, self._picture)
+            plot_gpu_csv(self._csv, self._picture)
         except Exception as error:  # a picture is not worth a run
             log.warning("%s: no picture: %s", self._csv, error)
         return summary

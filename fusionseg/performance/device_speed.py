@@ -1,4 +1,4 @@
-"""How fast a device is at the two things that a step consists of: multiplying matrices and moving bytes."""
+"""Measured speed of a device and of the connection between ranks: matrix products, memory bandwidth, all-reduce."""
 
 from __future__ import annotations
 
@@ -7,35 +7,38 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 
-_SECONDS = 0.4  # of each measurement, the first call aside
+from fusionseg.distributed.world import World
+
+_SECONDS = 0.4  # total time of each measurement, without the first call
 
 
 @dataclass(frozen=True)
 class DeviceRates:
-    """Measured, with the threads that torch has now."""
+    """Rates of a device, measured with torch's present number of threads."""
 
     matmul_flops_per_s: dict[int, float]
-    """By edge of the square matrices."""
+    """Rate of square matrix products by the edge of the matrices."""
     convolution_flops_per_s: float
-    """Of a 3x3x3 convolution between equally many channels."""
+    """Rate of a 3x3x3 convolution with as many output as input channels."""
     copy_bytes_per_s: float
-    """Of a copy, read and written bytes."""
+    """Bytes read and written by a copy."""
     triad_bytes_per_s: float
-    """Of a = b + s c, read and written bytes (McCalpin's STREAM, 1995)."""
+    """Bytes read and written by a = b + s c (STREAM triad, McCalpin, 1995)."""
 
     @property
     def flops_per_s(self) -> float:
-        """The best rate seen: two for each multiply-add."""
+        """Highest measured rate of operations; a multiply-add counts as two."""
         return max(*self.matmul_flops_per_s.values(), self.convolution_flops_per_s)
 
     @property
     def bytes_per_s(self) -> float:
-        """The best bandwidth seen."""
+        """Highest measured memory bandwidth."""
         return max(self.copy_bytes_per_s, self.triad_bytes_per_s)
 
-    def better(self, other: DeviceRates) -> DeviceRates:
-        """The better of two measurements, each rate by itself."""
+    def best_of(self, other: DeviceRates) -> DeviceRates:
+        """Higher value of each rate in two measurements."""
         return DeviceRates(
             {size: max(rate, other.matmul_flops_per_s[size]) for size, rate in self.matmul_flops_per_s.items()},
             max(self.convolution_flops_per_s, other.convolution_flops_per_s),
@@ -45,10 +48,12 @@ class DeviceRates:
 
 
 def measure_rates(device: torch.device, dtype: torch.dtype, *, channels_last: bool = False) -> DeviceRates:
-    """Rates of a device for operands of a type; a few seconds.
+    """Measure the rates of a device; this takes a few seconds.
 
     Args:
-        channels_last: the layout of the convolution's tensors.
+        device: CPU or GPU.
+        dtype: type of the operands of matrix products and convolutions; bandwidths are measured in float32.
+        channels_last: memory format of the convolution's tensors.
     """
     cuda = device.type == "cuda"
     matmul = {size: _matmul_rate(size, device, dtype) for size in ((2048, 4096, 8192) if cuda else (512, 1024, 2048))}
@@ -69,9 +74,9 @@ def _matmul_rate(size: int, device: torch.device, dtype: torch.dtype) -> float:
 def _convolution_rate(
     batch: int, channels: int, edge: int, device: torch.device, dtype: torch.dtype, channels_last: bool
 ) -> float:
-    layout = torch.channels_last_3d if channels_last else torch.contiguous_format
-    image = torch.randn(batch, channels, edge, edge, edge, device=device, dtype=dtype).to(memory_format=layout)
-    weight = torch.randn(channels, channels, 3, 3, 3, device=device, dtype=dtype).to(memory_format=layout)
+    memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
+    image = torch.randn(batch, channels, edge, edge, edge, device=device, dtype=dtype).to(memory_format=memory_format)
+    weight = torch.randn(channels, channels, 3, 3, 3, device=device, dtype=dtype).to(memory_format=memory_format)
     with torch.no_grad():
         seconds = best_s(lambda: torch.nn.functional.conv3d(image, weight, padding=1), device)
     return 2 * batch * channels**2 * 27 * edge**3 / seconds
@@ -81,8 +86,8 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
     """Return the seconds of one call, including the work that the call queues on the device.
 
     Args:
-        work: called once.
-        device: a GPU is waited for after the call.
+        work: function to time; it is called once.
+        device: device on which the function works; it is synchronised after the call.
     """
     start = time.perf_counter()
     work()
@@ -92,9 +97,36 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
 
 
 def best_s(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of at least three calls, after a first."""
+    """Seconds of the fastest of at least three calls, after one call that is not counted.
+
+    Args:
+        work: function to time.
+        device: device on which it works.
+    """
     timed(work, device)
     times = [timed(work, device) for _ in range(3)]
     while sum(times) < _SECONDS:
         times.append(timed(work, device))
     return min(times)
+
+
+def all_reduce_seconds(world: World, size_bytes: int, repeats: int = 5) -> float:
+    """Measure an all-reduce of float32 data over all ranks: the median time on this rank, in seconds.
+
+    Collective: all ranks must call it. A barrier precedes each all-reduce, so that the ranks start together.
+
+    Args:
+        world: ranks that take part.
+        size_bytes: data of each rank in bytes; at least 4.
+        repeats: measured all-reduces, after one that is not counted.
+    """
+    data = torch.ones(size_bytes // 4, device=world.device)
+    times = []
+    for _ in range(repeats + 1):
+        dist.barrier()
+        start = time.perf_counter()
+        dist.all_reduce(data)
+        if world.device.type == "cuda":
+            torch.cuda.synchronize(world.device)
+        times.append(time.perf_counter() - start)
+    return sorted(times[1:])[repeats // 2]

@@ -1,0 +1,124 @@
+"""Parts shared by the benchmarks of `profiling/`: arguments, a ready trainer, interleaved timing, output."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fusionseg.config import load_config
+from fusionseg.data.synthetic.dataset import write_dataset
+from fusionseg.distributed.world import World
+from fusionseg.performance.device_speed import timed
+from fusionseg.runs.cases import open_run
+from fusionseg.runs.folder import RunFolder
+from fusionseg.training.trainer import Trainer
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.files import write_json
+
+
+def step_arguments(parser: argparse.ArgumentParser, *, config: Path, steps: int, name: str = "steps") -> None:
+    """Add the arguments of a benchmark of the training step; `open_trainer` takes their values.
+
+    Args:
+        config: default configuration file.
+        steps: default number of measured steps.
+        name: name of the option for the number of steps, without dashes.
+    """
+    parser.add_argument("--config", default=str(config), help=f"YAML file of the run (default: {config.name})")
+    parser.add_argument("--data", help="folder of the data set (default: synthetic CTs)")
+    parser.add_argument(f"--{name}", type=int, default=steps, help=f"measured {name} (default: {steps})")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
+
+
+def open_trainer(config_file: str, overrides: list[str], data: str | None, folder: Path) -> Trainer:
+    """Open the training of a configuration, ready for its first step.
+
+    Args:
+        config_file: path of the YAML file.
+        overrides: `key.path=value` settings.
+        data: folder of the data set; None writes synthetic CTs to `folder`.
+        folder: the run folder is created below it.
+
+    Raises:
+        UserError: the configuration is invalid, or several ranks were started.
+    """
+    root = data or str(write_dataset(folder / "synth", cases=10, size=96).parent)
+    config = load_config(config_file, [f"data.root={root}", f"output={folder / 'runs'}", *overrides])
+    world = World.from_environment(config.device)
+    if world.size > 1:
+        world.close()
+        raise UserError(
+            f"world size: this program measures one rank (expected 1, got {world.size}); start it without torchrun or"
+            " srun"
+        )
+    run = RunFolder(config)
+    return Trainer(config, world, run, open_run(config, run))
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Times of functions that were measured alternately, in seconds: for each name one time per round."""
+
+    times: dict[str, list[float]]
+
+    def median(self, name: str) -> float:
+        """Median time in seconds."""
+        return statistics.median(self.times[name])
+
+    def spread(self, name: str) -> float:
+        """Standard deviation in seconds."""
+        return statistics.stdev(self.times[name]) if len(self.times[name]) > 1 else 0.0
+
+    def ratio(self, ours: str, theirs: str) -> float:
+        """Median over the rounds of the ratio of two times of one round."""
+        pairs = zip(self.times[ours], self.times[theirs], strict=True)
+        return statistics.median(one / other for one, other in pairs)
+
+
+def time_alternately(
+    functions: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    rounds: int,
+    *,
+    warmup: int = 3,
+    between: Callable[[], object] = lambda: None,
+) -> Timings:
+    """Time functions alternately, so that other load on the machine affects all of them alike.
+
+    Args:
+        functions: functions to time, by name. Each round calls every function once.
+        device: device on which the functions work; it is synchronised before the clock is read.
+        rounds: measured rounds.
+        warmup: rounds before them that are not measured.
+        between: called after each function, not timed.
+    """
+    names = list(functions)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for index in range(rounds + warmup):
+        # Rotate the order, so that no function always profits from what another one left in the caches.
+        first = index % len(names)
+        for name in names[first:] + names[:first]:
+            seconds = timed(functions[name], device)
+            between()
+            if index >= warmup:
+                times[name].append(seconds)
+    return Timings(times)
+
+
+def publish(result: dict[str, Any], markdown: str, json_file: Path | None) -> None:
+    """Print the table of a benchmark, and write its result as JSON.
+
+    Args:
+        result: JSON values.
+        markdown: the table.
+        json_file: path of the JSON file; None writes none.
+    """
+    print(markdown)
+    if json_file is not None:
+        write_json(json_file, result)
