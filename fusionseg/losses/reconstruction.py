@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fusionseg.config.pretraining import ReconstructionLossConfig
 from fusionseg.metrics.reconstruction import autocast_disabled, ssim_map
-from fusionseg.models.masked.hidden_voxels import blocks_to_voxels, composite
+from fusionseg.models.masked.masking import blocks_to_voxels, composite
 
 
 class ReconstructionLoss:

@@ -1,4 +1,4 @@
-"""Batch norm whose statistics are those of all ranks' micro-batches together, on GPUs and on CPUs."""
+"""Batch norm with statistics over the micro-batches of all ranks, on GPUs and on CPUs."""
 
 from __future__ import annotations
 
@@ -11,21 +11,29 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def synchronise_batch_norm(model: nn.Module, device: torch.device) -> int:
-    """Make every batch norm in `model`, in place, one over all ranks; returns how many. The state's keys stay."""
+    """Replace every batch norm of a network, in place, by one over all ranks. The keys of the state dict stay.
+
+    Args:
+        model: the network.
+        device: the device on which it runs.
+
+    Returns:
+        the number of batch norms.
+    """
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    if device.type == "cpu":  # where torch 2.13 refuses its own
+    if device.type == "cpu":  # torch 2.13 supports SyncBatchNorm on GPUs only
         for layer in layers:
-            layer.__class__ = _HostSyncBatchNorm  # the same parameters and settings, with another forward pass
+            layer.__class__ = _CpuSyncBatchNorm  # the same parameters and settings, with another forward method
     else:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return len(layers)
 
 
-class _HostSyncBatchNorm(_BatchNorm):
-    """A batch norm over all ranks by plain operations and gloo."""
+class _CpuSyncBatchNorm(_BatchNorm):
+    """Batch norm over all ranks, with plain operations and all-reduce over gloo."""
 
     def _check_input_dim(self, input: Tensor) -> None:
-        pass  # of one to three dimensions, as the layer that it was
+        pass  # BatchNorm1d, 2d and 3d are replaced by this class: any number of dimensions is accepted
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
@@ -35,8 +43,8 @@ class _HostSyncBatchNorm(_BatchNorm):
         axes = [0, *range(2, input.dim())]
         shape = [1, -1] + [1] * (input.dim() - 2)
         x = input.float()
-        count = x.numel() // x.shape[1] * dist.get_world_size()  # every rank has as many samples
-        # Two sums, one after the other: the mean of squares less the square of the mean would lose digits.
+        count = x.numel() // x.shape[1] * dist.get_world_size()  # all ranks have the same number of samples
+        # The variance needs a second all-reduce: the mean of squares minus the square of the mean would lose digits.
         mean = _SumOverRanks.apply(x.sum(axes)) / count
         centred = x - mean.view(shape)
         variance = _SumOverRanks.apply(centred.square().sum(axes)) / count
@@ -49,11 +57,11 @@ class _HostSyncBatchNorm(_BatchNorm):
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """The sum of every rank's tensor; each rank's loss depends on all of them, so gradients sum up too."""
+    """Sum of the tensors of all ranks. The loss of every rank depends on all tensors, so gradients are summed too."""
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor) -> Tensor:
-        total = own.clone()
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
         dist.all_reduce(total)
         return total
 

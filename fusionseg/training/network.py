@@ -16,8 +16,7 @@ from fusionseg.data.formats.channel_names import channel_order
 from fusionseg.distributed.gradient_allreduce import annotate_allreduce
 from fusionseg.distributed.world import World
 from fusionseg.models import build_model
-from fusionseg.models.channels_last import channels_last_
-from fusionseg.models.cpu_bf16 import guard_host_convolutions
+from fusionseg.models.placement import channels_last_, guard_cpu_convolutions_
 from fusionseg.models.sync_batch_norm import synchronise_batch_norm
 from fusionseg.models.weights.loading import load_weights, read_file, read_state
 from fusionseg.observability.ranges import annotate_modules
@@ -107,7 +106,7 @@ def place_network(model: nn.Module, config: RunConfig, device: torch.device) -> 
     if config.train.channels_last:
         channels_last_(model)
     if device.type == "cpu":
-        guard_host_convolutions(model)
+        guard_cpu_convolutions_(model)
     return model.to(device)
 
 

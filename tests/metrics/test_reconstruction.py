@@ -13,7 +13,8 @@ from torch import Tensor
 from fusionseg.config.pretraining import ReconstructionLossConfig
 from fusionseg.losses.reconstruction import ReconstructionLoss, clamp_straight_through
 from fusionseg.metrics.reconstruction import ssim_and_psnr, ssim_map
-from fusionseg.models.masked.hidden_voxels import blocks_to_voxels, composite, fill_linear, fill_mean
+from fusionseg.models.masked.fills import fill_linear, fill_mean
+from fusionseg.models.masked.masking import blocks_to_voxels, composite
 from fusionseg.observability.pictures import reconstruction_strip
 
 GRID, PATCH = (2, 3, 2), (16, 24, 16)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fusionseg.models.cpu_bf16 import guard_host_convolutions
+from fusionseg.models.placement import guard_cpu_convolutions_
 
 
 @pytest.mark.parametrize(("kernel", "depth"), [(3, 2), (5, 2), (5, 4), (3, 3), (3, 1)])
@@ -21,7 +21,7 @@ def test_gradients_are_those_of_fp32(kernel: int, depth: int, layout: torch.memo
     )
     network = network.to(memory_format=layout)  # type: ignore[call-overload]
     guarded = copy.deepcopy(network)
-    guard_host_convolutions(guarded)
+    guard_cpu_convolutions_(guarded)
     assert list(guarded.state_dict()) == list(network.state_dict())
     x = torch.randn(2, 32, depth, 4, 4).contiguous(memory_format=layout)
     network(x).square().sum().backward()
@@ -43,7 +43,7 @@ def test_patch_embeddings_are_those_of_fp32(kernel: int, shape: tuple[int, int, 
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv3d(channels, 48, kernel, stride=kernel))
     guarded = copy.deepcopy(network)
-    guard_host_convolutions(guarded)
+    guard_cpu_convolutions_(guarded)
     x = torch.randn(1, channels, *shape)
     with torch.autocast("cpu", torch.bfloat16):
         out = guarded(x)
@@ -56,6 +56,6 @@ def test_it_leaves_fp32_and_other_kernels_alone() -> None:
     network = nn.Sequential(nn.Conv3d(4, 4, 3, padding=1), nn.Conv3d(4, 4, 1), nn.ConvTranspose3d(4, 4, 2, stride=2))
     x = torch.randn(1, 4, 2, 4, 4)
     before = network(x)
-    guard_host_convolutions(network)
+    guard_cpu_convolutions_(network)
     assert torch.equal(network(x), before)
     assert type(network[1]) is nn.Conv3d and type(network[2]) is nn.ConvTranspose3d

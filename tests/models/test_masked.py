@@ -13,11 +13,19 @@ from fusionseg.config.networks import NetworkSection, SwinConfig, UNetConfig, UN
 from fusionseg.config.pretraining import PretrainConfig, ReconstructionLossConfig
 from fusionseg.losses.reconstruction import ReconstructionLoss
 from fusionseg.models import build_model
-from fusionseg.models.cpu_bf16 import guard_host_convolutions
 from fusionseg.models.masked import build_masked
-from fusionseg.models.masked.block_grid import fill_rows, hidden_shares, join_units, split_units, visible_rows
-from fusionseg.models.masked.hidden_voxels import blocks_to_voxels, composite, fill_linear, fill_mean
-from fusionseg.models.masked.swin import UnitAttention, swin_stages
+from fusionseg.models.masked.fills import fill_linear, fill_mean
+from fusionseg.models.masked.masking import (
+    blocks_to_voxels,
+    composite,
+    hidden_fractions,
+    insert_visible,
+    join_blocks,
+    split_blocks,
+    visible_block_indices,
+)
+from fusionseg.models.masked.swin import BlockAttention, swin_stages
+from fusionseg.models.placement import guard_cpu_convolutions_
 from fusionseg.models.swin.attention import WindowAttention
 
 SWIN = SwinConfig(name="swin_unetr", feature_size=12, depths=(1, 2, 1, 1), window_size=4)
@@ -133,8 +141,8 @@ def test_with_a_prior_it_begins_at_the_interpolation(case: Case) -> None:
 
 def test_hidden_shares_on_finer_and_coarser_grids() -> None:
     hidden = torch.tensor([True, False, False, False]).view(1, 2, 2, 1)
-    assert hidden_shares(hidden, (4, 2, 1))[0, 0, :, :, 0].tolist() == [[1, 0], [1, 0], [0, 0], [0, 0]]
-    assert hidden_shares(hidden, (1, 2, 3))[0, 0, 0].tolist() == [[0.5] * 3, [0] * 3]
+    assert hidden_fractions(hidden, (4, 2, 1))[0, 0, :, :, 0].tolist() == [[1, 0], [1, 0], [0, 0], [0, 0]]
+    assert hidden_fractions(hidden, (1, 2, 3))[0, 0, 0].tolist() == [[0.5] * 3, [0] * 3]
 
 
 @each_case
@@ -201,7 +209,7 @@ def test_on_the_meta_device_and_in_bfloat16(case: Case) -> None:
         )
         assert model(image, hidden).shape == image.shape
     model = case.build()
-    guard_host_convolutions(model)  # as the engine does on a CPU
+    guard_cpu_convolutions_(model)  # as the engine does on a CPU
     image, hidden = case.sample(batch=1)
     with torch.autocast("cpu", torch.bfloat16):
         found = model(image, hidden)
@@ -246,7 +254,7 @@ def test_windows_tile_a_unit() -> None:
 
 
 def test_a_smaller_window_has_the_biases_of_the_same_offsets() -> None:
-    attention = UnitAttention(12, 3, 5)
+    attention = BlockAttention(12, 3, 5)
     whole = attention.position_bias(5**3).view(3, *[5] * 6)
     assert torch.equal(whole.flatten(1), WindowAttention.position_bias(attention, 5**3).flatten(1))
     smaller = attention.position_bias(2**3).view(3, *[2] * 6)
@@ -257,13 +265,13 @@ def test_a_smaller_window_has_the_biases_of_the_same_offsets() -> None:
 def test_units_and_back() -> None:
     x = torch.randn(2, 3, 8, 6, 4)
     grid = (4, 3, 1)
-    units = split_units(x, grid)
+    units = split_blocks(x, grid)
     assert torch.equal(units[12 + 3 * 1 + 2, :, :, :, :], x[1, :, 2:4, 4:6, :])
-    assert torch.equal(join_units(units, grid), x)
+    assert torch.equal(join_blocks(units, grid), x)
     hidden = torch.tensor([[True, False, True], [False, True, True]]).view(2, 1, 3, 1)
-    rows = visible_rows(hidden, 1)
+    rows = visible_block_indices(hidden, 1)
     assert rows.tolist() == [1, 3]
-    filled = fill_rows(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), rows, 6, torch.tensor([8.0, 9.0]))
+    filled = insert_visible(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), rows, 6, torch.tensor([8.0, 9.0]))
     assert filled.tolist() == [[8, 9], [1, 2], [8, 9], [3, 4], [8, 9], [8, 9]]
 
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusionseg.models.cost import saved_bytes
-from fusionseg.models.memory_efficient import arithmetic as lean
+from fusionseg.models.memory_efficient import autograd_helpers
 from fusionseg.models.memory_efficient.convolution_blocks import ResidualBlock, UpBlock, pointwise
-from fusionseg.models.memory_efficient.instance_norm import norm_of
+from fusionseg.models.memory_efficient.instance_norm import norm_statistics
 
 
 def monais(in_channels: int, out_channels: int, kernel_size: int) -> UnetrBasicBlock:
@@ -37,7 +37,7 @@ def compare(ours: nn.Module, theirs: nn.Module, *inputs: Tensor) -> None:
 
 @pytest.fixture(params=[2**20, 64], ids=["whole", "chunks"])
 def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lean, "_NUMBERS_AT_ONCE", request.param)
+    monkeypatch.setattr(autograd_helpers, "_CHUNK_ELEMENTS", request.param)
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3])
@@ -66,14 +66,14 @@ def test_up_block_is_monais(batch: int) -> None:
 def test_statistics_are_exact_in_32_bits() -> None:
     torch.manual_seed(0)
     x = torch.randn(1, 2, 64, 64, 64) + 8
-    scale, shift = norm_of(x.contiguous(memory_format=torch.channels_last_3d))
+    scale, shift = norm_statistics(x.contiguous(memory_format=torch.channels_last_3d))
     mean, deviation = x.double().mean((2, 3, 4)), x.double().var((2, 3, 4), correction=0).add(1e-5).sqrt()
     torch.testing.assert_close(scale, (1 / deviation).float(), rtol=1e-6, atol=0)
     torch.testing.assert_close(shift, (-mean / deviation).float(), rtol=1e-6, atol=0)
 
 
 def test_one_voxel_is_refused() -> None:
-    with pytest.raises(ValueError, match="more than one voxel"):
+    with pytest.raises(ValueError, match="single voxel"):
         ResidualBlock(2, 2, 3)(torch.randn(1, 2, 1, 1, 1))
 
 

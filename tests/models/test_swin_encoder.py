@@ -59,7 +59,7 @@ def test_is_monais_encoder(
     shape: tuple[int, ...], window: int, v2: bool, fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if fused:  # the way of GPUs
-        monkeypatch.setattr(swin_attention, "in_chunks", lambda x: False)
+        monkeypatch.setattr(swin_attention, "uses_chunks", lambda x: False)
     monais, ours = pair(window, v2=v2, channels=shape[1])
     assert list(ours.state_dict()) == list(monais.state_dict())
     monais.load_state_dict(ours.state_dict(), strict=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fusionseg.config import ValidateConfig
 from fusionseg.config.networks import UNetConfig
-from fusionseg.models.channels_last import channels_last_
+from fusionseg.models.placement import channels_last_
 from fusionseg.models.unet.network import UNet
 from fusionseg.training.precision import Precision
 from fusionseg.training.sliding_window import predict_logits

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fusionseg.models.upsampling import upsample
+from fusionseg.models.swin.upsampling import upsample
 
 
 @pytest.mark.parametrize("by", [2, 4, 32])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionseg.config import validate
-from fusionseg.models.masked.hidden_voxels import blocks_to_voxels
+from fusionseg.models.masked.masking import blocks_to_voxels
 from fusionseg.training.precision import choose_precision
 from fusionseg.training.tasks.reconstruction import Reconstructor, cover
 

@@ -1,9 +1,13 @@
-"""Masked reconstruction: an encoder of `fusionseg.models`, and a light decoder that is thrown away afterwards.
+"""Networks of masked pre-training: the encoder of a segmentation network, and a light decoder.
 
-The three methods differ in what the encoder sees. `blackout`: the volume, hidden voxels 0 (the thesis). `token`: the
-same after the patch embedding, a learned token in their place (SimMIM: Xie et al., 2022, arXiv:2111.09886). `mae`: the
-visible parts only (He et al., 2022, arXiv:2111.06377). In all of them the decoder is told what is hidden, by a learned
-token at the hidden places of what it is given.
+The decoder is not needed after pre-training. The three methods differ in the input of the encoder:
+
+- `blackout`: the whole volume, with hidden voxels set to 0 (Dhar, 2023).
+- `token`: the whole volume; a learned token replaces the patch embedding of hidden voxels (SimMIM: Xie et al., 2022,
+  section 3, arXiv:2111.09886).
+- `mae`: only the visible blocks (He et al., 2022, section 3, arXiv:2111.06377).
+
+With every method the decoder's input has a learned token at the hidden places.
 """
 
 from __future__ import annotations
@@ -24,18 +28,21 @@ def build_masked(
     patch: Triple,
     checkpoint_activations: bool = False,
 ) -> nn.Module:
-    """The network that reconstructs, freshly initialised, on the current default device.
+    """Build the network of masked pre-training with new weights, on torch's current default device.
 
-    Its forward pass maps volumes (B, C, X, Y, Z) and their hidden blocks (B, gx, gy, gz), True where hidden, to
-    reconstructions (B, C, X, Y, Z). Each sample hides `pretrain.num_hidden(patch)` blocks: what is visible has one
-    size, without asking the device. The encoder has the name that it has in the network of `model`, so its weights
-    hand over key for key; the rest is `decoder` and, for `token`, `mask_token`.
+    Its forward method maps volumes (B, C, X, Y, Z) and hidden blocks (B, gx, gy, gz), True for hidden, to
+    reconstructions (B, C, X, Y, Z). Every sample must have `pretrain.num_hidden(patch)` hidden blocks: the number of
+    visible blocks is then known without waiting for the device.
+
+    In the state dict the encoder has the same prefix as in the segmentation network, so that its weights can be loaded
+    there. The other keys are `decoder.*` and, for the method `token`, `mask_token`.
 
     Args:
-        model: the network whose encoder is trained.
+        model: `model` section of the segmentation network whose encoder is pre-trained.
+        pretrain: `pretrain` section.
         in_channels: channels of the volumes.
-        patch: size of the volumes; the schema has checked that the blocks suit it.
-        checkpoint_activations: recompute the encoder's activations in the backward pass.
+        patch: X, Y, Z of the volumes; the configuration has checked that the blocks tile it.
+        checkpoint_activations: compute the encoder's activations again in the backward pass.
 
     Raises:
         ValueError: the network has no encoder that can be pre-trained.

@@ -1,4 +1,4 @@
-"""Light decoders: from what an encoder made of the visible voxels to all voxels."""
+"""Light decoders of masked pre-training, from the output of an encoder to all voxels."""
 
 from __future__ import annotations
 
@@ -14,23 +14,28 @@ from monai.networks.blocks.transformerblock import TransformerBlock
 from monai.networks.utils import pixelshuffle
 from torch import Tensor, nn
 
-from fusionseg.models.masked.hidden_voxels import blocks_to_voxels, fill_linear
+from fusionseg.models.masked.fills import fill_linear
+from fusionseg.models.masked.masking import blocks_to_voxels
 
-_GROUP = 8  # channels of a group of the group norm
+_GROUP = 8  # channels in a group of the group norm
 
 
 class PyramidDecoder(nn.Module):
-    """From the five maps of a Swin encoder, 1/2 to 1/32 of the resolution, to the volume.
+    """Decoder of the five maps of a Swin encoder, from 1/32 to 1/2 of the resolution, to the volume.
 
-    From the coarsest map up: residual blocks, doubling, plus the next finer map. The coarse scales carry what lies
-    far away into a hidden block. `width` channels from 1/8 on, half of it at 1/4, a quarter at 1/2, where `depth`
-    blocks would cost more than all others together: there is one.
+    At each scale, from the coarsest on: residual blocks, up-sampling by 2, addition of the next finer map. The coarse
+    scales bring information from far away into a hidden block.
 
-    Group norm, not instance norm: a patch may be a single voxel at 1/32.
+    The maps have `width` channels from 1/32 to 1/8, half of it at 1/4 and a quarter at 1/2. At 1/2 there is only one
+    residual block: `depth` blocks would cost more than those of all other scales together.
+
+    The norm is group norm. Instance norm is not possible: a patch may have a single voxel at 1/32.
 
     Args:
-        in_channels: of the encoder's maps, from 1/2 to 1/32.
-        out_channels: of the volume.
+        in_channels: channels of the encoder's maps, from 1/2 to 1/32.
+        out_channels: channels of the volume.
+        width: channels of the maps at 1/32, 1/16 and 1/8.
+        depth: residual blocks of each scale below 1/2.
     """
 
     def __init__(self, in_channels: Sequence[int], out_channels: int, *, width: int, depth: int) -> None:
@@ -47,15 +52,15 @@ class PyramidDecoder(nn.Module):
             nn.ConvTranspose3d(coarse, fine, kernel_size=2, stride=2) for fine, coarse in pairwise(widths)
         )
         self.out = nn.Conv3d(widths[0], 8 * out_channels, kernel_size=3, padding=1)
-        # What is said of a hidden place in each of the maps, end to end
+        # Tokens of hidden places for all maps, concatenated
         self.hidden_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(sum(widths)), std=0.02))
 
     def project(self, states: Sequence[Tensor]) -> list[Tensor]:
-        """The encoder's maps at the decoder's widths, voxel by voxel."""
+        """Project the encoder's maps to the widths of the decoder, by 1 x 1 x 1 convolutions."""
         return [layer(state) for layer, state in zip(self.project_in, states, strict=True)]
 
     def merge(self, maps: Sequence[Tensor]) -> Tensor:
-        """The volume (B, C, X, Y, Z) of the projected maps."""
+        """Compute the volume (B, C, X, Y, Z) from the projected maps."""
         x = self.blocks[-1](maps[-1])
         for scale in range(len(maps) - 2, -1, -1):
             x = self.blocks[scale](self.up[scale](x) + maps[scale])
@@ -64,13 +69,15 @@ class PyramidDecoder(nn.Module):
 
 
 class TokenDecoder(nn.Module):
-    """From the tokens of a ViT to the voxels of each token: a smaller transformer, and a linear layer (He et al.,
-    2022, section 3).
+    """Decoder of the tokens of a ViT: a small transformer and a linear layer (He et al., 2022, section 3).
 
     Args:
-        in_channels: width of the encoder's tokens.
+        in_channels: channels of the encoder's tokens.
         grid: tokens along each axis.
-        out_values: voxels of a token times channels.
+        out_values: voxels of a token times channels of the volume.
+        width: channels of the decoder's tokens.
+        depth: transformer blocks.
+        heads: attention heads; they divide `width`.
     """
 
     def __init__(
@@ -86,32 +93,42 @@ class TokenDecoder(nn.Module):
         self.register_buffer("positions", sincos_positions(grid, width), persistent=False)
 
     def merge(self, tokens: Tensor) -> Tensor:
-        """Values (B, T, out_values) of projected tokens (B, T, width), all of them."""
+        """Compute the voxels (B, T, out_values) of all tokens from the projected tokens (B, T, width)."""
         values: Tensor = self.out(self.norm(self.blocks(tokens + self.positions)))
         return values
 
 
 def linear_prior(image: Tensor, hidden: Tensor) -> Tensor:
-    """The hidden voxels of volumes (B, C, X, Y, Z), interpolated; 0 at the visible ones."""
+    """Interpolate the hidden voxels of a volume linearly; visible voxels are 0 in the result.
+
+    Args:
+        image: (B, C, X, Y, Z).
+        hidden: hidden blocks (B, gx, gy, gz), True for hidden.
+    """
     voxels = blocks_to_voxels(hidden, image.shape[2:])
     with torch.no_grad():
-        shown = image.masked_fill(voxels, 0)  # not even 0 times what is hidden
-        return fill_linear(shown, voxels).masked_fill(~voxels, 0)
+        visible = image.masked_fill(voxels, 0)  # a nan or inf in a hidden voxel must not reach the result
+        return fill_linear(visible, voxels).masked_fill(~voxels, 0)
 
 
-def start_at_prior_(out: nn.Conv3d | nn.Linear) -> None:
-    """Have a decoder that adds to a prior begin by adding nothing."""
+def zero_initialise_(out: nn.Conv3d | nn.Linear) -> None:
+    """Set the weights of a decoder's last layer to 0, so that the first reconstruction is the prior."""
     nn.init.zeros_(out.weight)
     assert out.bias is not None
     nn.init.zeros_(out.bias)
 
 
 def sincos_positions(grid: Sequence[int], width: int) -> Tensor:
-    """Fixed sines and cosines of the three coordinates, (1, T, width); channels beyond a multiple of 6 are 0."""
+    """Compute fixed sine-cosine position embeddings, (1, T, width).
+
+    Args:
+        grid: tokens along each axis, T in total.
+        width: channels; those beyond the largest multiple of 6 are 0.
+    """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.meshgrid")  # MONAI names no indexing and means the default
-        known = build_sincos_position_embedding(list(grid), width // 6 * 6, spatial_dims=3).data
-    return torch.cat([known, known.new_zeros(1, prod(grid), width % 6)], dim=2)
+        warnings.filterwarnings("ignore", message="torch.meshgrid")  # MONAI relies on the default of `indexing`
+        embedding = build_sincos_position_embedding(list(grid), width // 6 * 6, spatial_dims=3).data
+    return torch.cat([embedding, embedding.new_zeros(1, prod(grid), width % 6)], dim=2)
 
 
 def _residual(channels: int) -> ResBlock:
@@ -121,5 +138,6 @@ def _residual(channels: int) -> ResBlock:
 
 def _transformer(width: int, heads: int) -> TransformerBlock:
     block = TransformerBlock(width, 4 * width, heads, use_flash_attention=True)
-    block.norm_cross_attn = nn.Identity()  # MONAI makes it, and no gradient would reach it
+    # MONAI's block has this norm, but does not use it. DDP would wait for its gradient.
+    block.norm_cross_attn = nn.Identity()
     return block

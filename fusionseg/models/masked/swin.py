@@ -1,13 +1,16 @@
-"""Masked reconstruction with the encoder of Swin UNETR.
+"""Masked pre-training of the encoder of Swin UNETR.
 
-`mae` follows two ideas. GreenMIM (Huang et al., 2022, arXiv:2205.13515) leaves the hidden patches of a Swin encoder
-out, and groups what windows still hold so that no attention is computed for nothing. Hiera (Ryali et al., 2023,
-arXiv:2306.00989) hides units as large as a token of the last stage, so that a unit is visible or hidden as a whole at
-all stages, and lets the first stages attend within units. Here units are hidden as in Hiera, in at least the 32 voxels
-of a token of the last map; and each visible unit is a small volume of its own, folded into the batch. Windows tile it,
-smaller ones than the network's where those do not; shifted ones stay inside, as at the border of a volume. Nothing has
-to be grouped, since no window is half-filled. What differs from both: units exchange nothing in the encoder, at no
-stage. That is the decoder's part, and the fine-tuned network's, whose windows do cross where units met.
+With `mae`, each visible block is a small volume of its own and is moved into the batch dimension. The block has at
+least 32 voxels along each axis, the size of a token of the last stage, so that it is visible or hidden as a whole at
+all stages. This is the masking of Hiera (Ryali et al., 2023, section 3, arXiv:2306.00989), which has attention within
+blocks ("mask units") in its first stages. Windows tile a block: where the windows of the network do not, smaller ones
+are used. Shifted windows stay inside the block, as at the border of a volume.
+
+GreenMIM (Huang et al., 2022, arXiv:2205.13515) also encodes only the visible patches with a Swin transformer, but has
+to group the visible patches of partly filled windows. That is not necessary here: no window is partly filled.
+
+In contrast to both, blocks exchange no information at any stage of the encoder. Only the decoder combines them, and
+later the fine-tuned network, whose windows cross the former borders of blocks.
 """
 
 from __future__ import annotations
@@ -20,9 +23,15 @@ from torch.nn import functional as F
 
 from fusionseg.config.networks import SwinConfig
 from fusionseg.config.pretraining import PretrainConfig
-from fusionseg.models.masked.block_grid import fill_rows, hidden_shares, join_units, split_units, visible_rows
-from fusionseg.models.masked.decoder import PyramidDecoder, linear_prior, start_at_prior_
-from fusionseg.models.masked.hidden_voxels import blocks_to_voxels
+from fusionseg.models.masked.decoder import PyramidDecoder, linear_prior, zero_initialise_
+from fusionseg.models.masked.masking import (
+    blocks_to_voxels,
+    hidden_fractions,
+    insert_visible,
+    join_blocks,
+    split_blocks,
+    visible_block_indices,
+)
 from fusionseg.models.swin.attention import WindowAttention
 from fusionseg.models.swin.encoder import SwinBlock, SwinEncoder, SwinStage
 from fusionseg.models.swin.network import build_swin
@@ -31,13 +40,14 @@ Triple = tuple[int, int, int]
 
 
 class MaskedSwin(nn.Module):
-    """A Swin encoder and the decoder that reconstructs from its five maps; see the module and `build_masked`.
+    """Swin encoder, and a decoder that reconstructs the volume from its five maps; see `build_masked`.
 
     Args:
-        encoder: Swin encoder whose maps have feature_size, 2 feature_size, ... channels.
-        feature_size: channels of its first map.
-        channels: of the volumes.
-        patch: size of the volumes.
+        encoder: Swin encoder; its maps have feature_size, 2 feature_size, ... channels.
+        pretrain: `pretrain` section.
+        feature_size: channels of the first map.
+        channels: channels of the volumes.
+        patch: X, Y, Z of the volumes.
     """
 
     def __init__(
@@ -56,20 +66,28 @@ class MaskedSwin(nn.Module):
             depth=pretrain.decoder.depth,
         )
         if self.has_prior:
-            start_at_prior_(self.decoder.out)
+            zero_initialise_(self.decoder.out)
         if self.method == "token":
             self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(feature_size), std=0.02))
 
     def forward(self, image: Tensor, hidden: Tensor) -> Tensor:
-        """The reconstruction (B, C, X, Y, Z), of all voxels."""
+        """Reconstruct all voxels.
+
+        Args:
+            image: (B, C, X, Y, Z).
+            hidden: hidden blocks (B, gx, gy, gz), True for hidden.
+
+        Returns:
+            (B, C, X, Y, Z).
+        """
         volume = self.decode(self.encode(image, hidden), hidden)
         return volume + linear_prior(image, hidden) if self.has_prior else volume
 
     def encode(self, image: Tensor, hidden: Tensor) -> list[Tensor]:
-        """The encoder's five maps; with `mae` those of the visible units, folded into the batch."""
+        """Return the five maps of the encoder; with `mae` those of the visible blocks, in the batch dimension."""
         if self.method == "mae":
-            rows = visible_rows(hidden, self.num_visible)
-            image = split_units(image, self.grid).index_select(0, rows)
+            indices = visible_block_indices(hidden, self.num_visible)
+            image = split_blocks(image, self.grid).index_select(0, indices)
         elif self.method == "blackout":
             image = image.masked_fill(blocks_to_voxels(hidden, image.shape[2:]), 0)
         embedded = self.swinViT.patch_embed(image)
@@ -80,33 +98,37 @@ class MaskedSwin(nn.Module):
         return states
 
     def decode(self, states: list[Tensor], hidden: Tensor) -> Tensor:
-        """The reconstruction from what `encode` gives."""
+        """Reconstruct the volume (B, C, X, Y, Z) from the output of `encode`."""
         maps = self.decoder.project(states)
         tokens = self.decoder.hidden_token.split(self.decoder.widths)
-        if self.method == "mae":  # after the projection: the decoder's maps are narrower than the encoder's
-            rows = visible_rows(hidden, self.num_visible)
+        if self.method == "mae":  # after the projection, because the decoder's maps have fewer channels
+            indices = visible_block_indices(hidden, self.num_visible)
             maps = [
-                join_units(fill_rows(units, rows, hidden.numel(), token), self.grid)
-                for units, token in zip(maps, tokens, strict=True)
+                join_blocks(insert_visible(blocks, indices, hidden.numel(), token), self.grid)
+                for blocks, token in zip(maps, tokens, strict=True)
             ]
-        else:  # Black may be air: without this, nothing tells the one from the other.
+        else:  # without the token, the decoder could not distinguish hidden voxels from air
             maps = [
-                x + hidden_shares(hidden, x.shape[2:]).to(x.dtype) * token.to(x.dtype).view(-1, 1, 1, 1)
+                x + hidden_fractions(hidden, x.shape[2:]).to(x.dtype) * token.to(x.dtype).view(-1, 1, 1, 1)
                 for x, token in zip(maps, tokens, strict=True)
             ]
         return self.decoder.merge(maps)
 
 
-class UnitAttention(WindowAttention):
-    """Window attention for windows smaller than those that it was made for: same parameters, same names.
+class BlockAttention(WindowAttention):
+    """Window attention whose windows may be smaller than the bias table, with the parameters of `WindowAttention`.
 
-    The bias of two tokens is that of their offset. `WindowAttention` takes the first rows and columns of its index
-    instead, as MONAI does, and so gives a smaller window the biases of other offsets: what was learnt in units would
-    mean something else in whole windows.
+    The bias of two tokens is that of their offset, for windows of any size. So the biases that are learnt in small
+    windows are valid in the windows of the fine-tuned network. `WindowAttention`, like MONAI, uses the first rows and
+    columns of its index for a smaller window, and these belong to other offsets.
     """
 
     def position_bias(self, length: int) -> Tensor:
-        """(heads, n, n) added to the scores of cubic windows of n tokens."""
+        """Return the bias (heads, n, n) of the scores of cubic windows of n tokens.
+
+        Args:
+            length: n.
+        """
         full, edge = (round(tokens ** (1 / 3)) for tokens in (len(self.relative_position_index), length))
         index = self.relative_position_index.view([full] * 6)
         for axis in range(6):
@@ -115,33 +137,45 @@ class UnitAttention(WindowAttention):
         return F.embedding(index, self.relative_position_bias_table).permute(2, 0, 1).contiguous()
 
 
-def attend_within_units(encoder: SwinEncoder, block: int) -> None:
-    """Make the windows of each stage the largest that tile a unit of `block` voxels, at most their own size.
+def limit_windows_to_blocks(encoder: SwinEncoder, block: int) -> None:
+    """Reduce the windows of each stage to the largest size that tiles a block, in place.
 
-    A window of 7 in a unit of 16 tokens would be computed 27 times, on padding for more than half; 64 windows of 4 fit.
+    Example: a block of 16 tokens needs 27 windows of 7, which would be more than half padding; 64 windows of 4 fit.
+
+    Args:
+        encoder: the Swin encoder.
+        block: edge of a block in voxels.
     """
     for stage in swin_stages(encoder):
-        block //= 2  # tokens of a unit in each axis
+        block //= 2  # from here on in tokens of the stage
         stage.window_size = max(size for size in range(1, stage.window_size + 1) if block % size == 0)
         for part in stage.blocks:
             assert isinstance(part, SwinBlock)
-            own = part.attn
-            window = round(len(own.relative_position_index) ** (1 / 3))
-            part.attn = UnitAttention(own.proj.in_features, own.num_heads, window)
-            part.attn.load_state_dict(own.state_dict())
+            attention = part.attn
+            window = round(len(attention.relative_position_index) ** (1 / 3))
+            part.attn = BlockAttention(attention.proj.in_features, attention.num_heads, window)
+            part.attn.load_state_dict(attention.state_dict())
 
 
 def swin_stages(encoder: SwinEncoder) -> list[SwinStage]:
-    """The stages of an encoder, the highest resolution first."""
+    """Return the stages of an encoder, highest resolution first."""
     return [module for module in encoder.modules() if isinstance(module, SwinStage)]
 
 
 def build_masked_swin(
     config: SwinConfig, pretrain: PretrainConfig, in_channels: int, patch: Triple, *, checkpoint_activations: bool
 ) -> MaskedSwin:
-    """The encoder of the Swin network that a `model` section describes, with its decoder for pre-training."""
-    # The whole network is built for its encoder: whatever the section says of it is then read in one place.
+    """Build the encoder of a Swin network, with a decoder for pre-training.
+
+    Args:
+        config: `model` section.
+        pretrain: `pretrain` section.
+        in_channels: channels of the volumes.
+        patch: X, Y, Z of the volumes.
+        checkpoint_activations: compute the encoder's activations again in the backward pass.
+    """
+    # The whole network is built and its encoder taken, so that only `build_swin` reads the section.
     encoder = build_swin(config, in_channels, 2, checkpoint_activations=checkpoint_activations).swinViT
     if pretrain.method == "mae":
-        attend_within_units(encoder, pretrain.block)
+        limit_windows_to_blocks(encoder, pretrain.block)
     return MaskedSwin(encoder, pretrain, feature_size=config.feature_size, channels=in_channels, patch=patch)

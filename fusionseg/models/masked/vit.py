@@ -1,4 +1,4 @@
-"""Masked reconstruction with the vision transformer of UNETR."""
+"""Masked pre-training of the vision transformer (ViT) of UNETR."""
 
 from __future__ import annotations
 
@@ -11,25 +11,31 @@ from torch import Tensor, nn
 from fusionseg.config.networks import UNETRConfig
 from fusionseg.config.networks.from_monai import UNETR_TOKEN
 from fusionseg.config.pretraining import PretrainConfig
-from fusionseg.models.masked.block_grid import fill_rows, hidden_shares, join_units, split_units, visible_rows
-from fusionseg.models.masked.decoder import TokenDecoder, linear_prior, start_at_prior_
-from fusionseg.models.masked.hidden_voxels import blocks_to_voxels
+from fusionseg.models.masked.decoder import TokenDecoder, linear_prior, zero_initialise_
+from fusionseg.models.masked.masking import (
+    blocks_to_voxels,
+    hidden_fractions,
+    insert_visible,
+    join_blocks,
+    split_blocks,
+    visible_block_indices,
+)
 from fusionseg.models.monai_networks import build_from_monai
 
 Triple = tuple[int, int, int]
 
 
 class MaskedViT(nn.Module):
-    """A ViT over tokens of 16^3 voxels and the transformer that reconstructs from its last tokens; see `build_masked`.
+    """ViT with tokens of 16 x 16 x 16 voxels, and a transformer decoder; see `build_masked`.
 
-    With `mae` (He et al., 2022) the hidden voxels do not even reach the patch embedding. There is no class token, as
-    there is none in UNETR.
+    With `mae` (He et al., 2022, section 3) only visible blocks are embedded. As in UNETR there is no class token.
 
     Args:
-        encoder: MONAI's ViT, of these channels and this patch.
-        width: of its tokens.
-        channels: of the volumes.
-        patch: size of the volumes.
+        encoder: MONAI's ViT for volumes of these channels and this size.
+        pretrain: `pretrain` section.
+        width: channels of the encoder's tokens.
+        channels: channels of the volumes.
+        patch: X, Y, Z of the volumes.
     """
 
     vit: ViT
@@ -39,8 +45,8 @@ class MaskedViT(nn.Module):
         self.method = pretrain.method
         self.has_prior = pretrain.prior == "linear"
         self.grid = tuple(size // UNETR_TOKEN for size in patch)
-        per_block = (pretrain.block // UNETR_TOKEN) ** 3  # tokens
-        self.num_visible = prod(self.grid) - per_block * pretrain.num_hidden(patch)
+        tokens_per_block = (pretrain.block // UNETR_TOKEN) ** 3
+        self.num_visible = prod(self.grid) - tokens_per_block * pretrain.num_hidden(patch)
         self.channels = channels
         self.vit = encoder
         decoder = pretrain.decoder
@@ -53,31 +59,39 @@ class MaskedViT(nn.Module):
             heads=decoder.heads,
         )
         if self.has_prior:
-            start_at_prior_(self.decoder.out)
+            zero_initialise_(self.decoder.out)
         if self.method == "token":
             self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02))
 
     def forward(self, image: Tensor, hidden: Tensor) -> Tensor:
-        """The reconstruction (B, C, X, Y, Z), of all voxels."""
+        """Reconstruct all voxels.
+
+        Args:
+            image: (B, C, X, Y, Z).
+            hidden: hidden blocks (B, gx, gy, gz), True for hidden.
+
+        Returns:
+            (B, C, X, Y, Z).
+        """
         volume = self.decode(self.encode(image, hidden), hidden)
         return volume + linear_prior(image, hidden) if self.has_prior else volume
 
     def encode(self, image: Tensor, hidden: Tensor) -> Tensor:
-        """The encoder's last tokens (B, T, width); with `mae` those of the visible blocks only."""
+        """Return the last tokens of the encoder (B, T, width); with `mae` only those of the visible blocks."""
         embedding = self.vit.patch_embedding
         positions = embedding.position_embeddings
         if self.method == "mae":
-            batch, rows = len(image), visible_rows(self._hidden_tokens(hidden), self.num_visible)
-            units = split_units(image, self.grid).index_select(0, rows)
-            tokens = embedding.patch_embeddings(units).flatten(1).unflatten(0, (batch, -1))
-            positions = positions.expand(batch, -1, -1).flatten(0, 1).index_select(0, rows).view_as(tokens)
+            batch, indices = len(image), visible_block_indices(self._hidden_tokens(hidden), self.num_visible)
+            blocks = split_blocks(image, self.grid).index_select(0, indices)
+            tokens = embedding.patch_embeddings(blocks).flatten(1).unflatten(0, (batch, -1))
+            positions = positions.expand(batch, -1, -1).flatten(0, 1).index_select(0, indices).view_as(tokens)
         else:
             if self.method == "blackout":
                 image = image.masked_fill(blocks_to_voxels(hidden, image.shape[2:]), 0)
             tokens = embedding.patch_embeddings(image).flatten(2).mT
             if self.method == "token":
-                covered = self._hidden_tokens(hidden).flatten(1).unsqueeze(2)
-                tokens = torch.where(covered, self.mask_token.to(tokens.dtype), tokens)
+                hidden_tokens = self._hidden_tokens(hidden).flatten(1).unsqueeze(2)
+                tokens = torch.where(hidden_tokens, self.mask_token.to(tokens.dtype), tokens)
         tokens = embedding.dropout(tokens + positions)
         for block in self.vit.blocks:
             tokens = block(tokens)
@@ -85,26 +99,34 @@ class MaskedViT(nn.Module):
         return last
 
     def decode(self, tokens: Tensor, hidden: Tensor) -> Tensor:
-        """The reconstruction from what `encode` gives."""
+        """Reconstruct the volume (B, C, X, Y, Z) from the output of `encode`."""
         batch = len(tokens)
         tokens = self.decoder.project_in(tokens)
         if self.method == "mae":
-            rows = visible_rows(self._hidden_tokens(hidden), self.num_visible)
-            tokens = fill_rows(tokens.flatten(0, 1), rows, batch * prod(self.grid), self.decoder.hidden_token)
+            indices = visible_block_indices(self._hidden_tokens(hidden), self.num_visible)
+            tokens = insert_visible(tokens.flatten(0, 1), indices, batch * prod(self.grid), self.decoder.hidden_token)
             tokens = tokens.unflatten(0, (batch, -1))
         else:
-            shares = hidden_shares(hidden, self.grid).flatten(2).mT
-            tokens = tokens + (shares * self.decoder.hidden_token).to(tokens.dtype)
-        units = self.decoder.merge(tokens).reshape(-1, self.channels, *[UNETR_TOKEN] * 3)
-        return join_units(units, self.grid)
+            fractions = hidden_fractions(hidden, self.grid).flatten(2).mT
+            tokens = tokens + (fractions * self.decoder.hidden_token).to(tokens.dtype)
+        blocks = self.decoder.merge(tokens).reshape(-1, self.channels, *[UNETR_TOKEN] * 3)
+        return join_blocks(blocks, self.grid)
 
     def _hidden_tokens(self, hidden: Tensor) -> Tensor:
-        """Hidden blocks as hidden tokens (B, tx, ty, tz)."""
+        """Expand hidden blocks to hidden tokens (B, tx, ty, tz)."""
         return blocks_to_voxels(hidden, self.grid).squeeze(1)
 
 
 def build_masked_vit(config: UNETRConfig, pretrain: PretrainConfig, in_channels: int, patch: Triple) -> MaskedViT:
-    """The ViT of the UNETR that a `model` section describes, with its decoder for pre-training."""
-    encoder = build_from_monai(config, in_channels, 2, patch=patch).vit  # with all that UNETR's builder does to it
+    """Build the ViT of UNETR, with a decoder for pre-training.
+
+    Args:
+        config: `model` section.
+        pretrain: `pretrain` section.
+        in_channels: channels of the volumes.
+        patch: X, Y, Z of the volumes.
+    """
+    # The whole network is built and its encoder taken, so that only `build_from_monai` reads the section.
+    encoder = build_from_monai(config, in_channels, 2, patch=patch).vit
     assert isinstance(encoder, ViT)
     return MaskedViT(encoder, pretrain, width=config.hidden_size, channels=in_channels, patch=patch)

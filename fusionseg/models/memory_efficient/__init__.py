@@ -1,1 +1,1 @@
-"""Layers that keep little memory for the backward pass."""
+"""Layers that keep little memory for the backward pass, with hand-written gradients."""

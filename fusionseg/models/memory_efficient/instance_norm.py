@@ -1,7 +1,7 @@
-"""Instance norm, leaky ReLU and the sum with a shortcut, in place, and their gradients from their own result.
+"""Instance norm, sum with a shortcut and leaky ReLU, in place, with gradients computed from their result.
 
-Sources: D. Ulyanov et al., "Instance Normalization" (2016, arXiv:1607.08022); for undoing it, S. Rota Bulo et al.,
-"In-Place Activated BatchNorm" (2018, arXiv:1712.02616). Maps are channels last in memory.
+Sources: D. Ulyanov et al., "Instance Normalization" (2016, arXiv:1607.08022); for the gradients, S. Rota
+Bulo et al., "In-Place Activated BatchNorm" (2018, section 3, arXiv:1712.02616). Maps are channels-last in memory.
 """
 
 from __future__ import annotations
@@ -12,26 +12,32 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fusionseg.models.memory_efficient.arithmetic import in_chunks, row_chunks, sum_dtype
+from fusionseg.models.memory_efficient.autograd_helpers import row_chunks, sum_dtype, uses_chunks
 
-_SLOPE = 0.01  # of the leaky ReLU
-_EPS = 1e-5  # of the instance norm
+_SLOPE = 0.01  # negative slope of the leaky ReLU
+_EPS = 1e-5  # added to the variance by the instance norm
 
 
-def rows_of(x_BCXYZ: Tensor) -> Tensor:
-    """The matrix (B, voxels, C) that a map, channels last in memory, is."""
+def as_rows(x_BCXYZ: Tensor) -> Tensor:
+    """View a map in channels-last memory format as matrices (B, voxels, C)."""
     return x_BCXYZ.permute(0, 2, 3, 4, 1).flatten(1, 3)
 
 
-def norm_of(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and shift (B, C), in 32 bits, that normalise each channel of each sample."""
-    rows = rows_of(x)
+def norm_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the scale and shift (B, C), at least float32, that normalise each channel of each sample.
+
+    Raises:
+        ValueError: the map has a single voxel, whose variance is 0.
+    """
+    rows = as_rows(x)
     if rows.shape[1] == 1:
-        raise ValueError("instance norm needs more than one voxel at every stage: use a larger volume")
-    if x.device.type == "cuda" and not torch.compiler.is_compiling():  # Welford's way, made for channels last
+        raise ValueError(
+            "instance norm: a map has a single voxel (expected at least 2 at every stage); use a larger volume"
+        )
+    if x.device.type == "cuda" and not torch.compiler.is_compiling():  # Welford's algorithm for channels-last maps
         moments = [torch.ops.aten.batch_norm_update_stats(sample, None, None, 0.0) for sample in rows]
         mean, variance = (torch.stack(values) for values in zip(*moments, strict=True))
-    elif in_chunks(x):  # the same kernel of the CPU loses half of the digits
+    elif uses_chunks(x):  # batch_norm_update_stats loses half of the digits on a CPU
         mean, variance = (torch.stack(values) for values in zip(*map(_moments, rows), strict=True))
     else:
         variance, mean = torch.var_mean(rows.to(sum_dtype(x)), 1, correction=0)
@@ -40,57 +46,71 @@ def norm_of(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance (C) of a matrix (voxels, C): each chunk is read once, and the chunks' moments are joined (Chan,
-    Golub and LeVeque, "Updating formulae and a pairwise algorithm", 1979).
+    """Compute the mean and variance (C) of a matrix (voxels, C).
 
-    A chunk is made 32 bits wide first: CPU kernels for operands of two types are slow, up to tenfold.
+    Each chunk is read once, and the moments of the chunks are combined (Chan, Golub and LeVeque, "Updating formulae and
+    a pairwise algorithm for computing sample variances", 1979).
+
+    A chunk is converted to float32 first: CPU kernels with operands of two dtypes are up to ten times slower.
     """
     count = 0
     mean = torch.zeros(rows.shape[1], dtype=sum_dtype(rows))
     squares = torch.zeros_like(mean)
     for part in row_chunks(rows):
         chunk = rows[part].to(mean.dtype)
-        share = len(chunk) / (count + len(chunk))
-        own = chunk.sum(0) / len(chunk)
-        apart = own - mean
-        squares += (chunk - own).square_().sum(0) + apart.square() * (count * share)
-        mean += apart * share
+        fraction = len(chunk) / (count + len(chunk))
+        chunk_mean = chunk.sum(0) / len(chunk)
+        difference = chunk_mean - mean
+        squares += (chunk - chunk_mean).square_().sum(0) + difference.square() * (count * fraction)
+        mean += difference * fraction
         count += len(chunk)
     return mean, squares / count
 
 
-def affine(x: Tensor, scale: Tensor, shift: Tensor) -> None:
-    """x * scale + shift, in place."""
-    for rows, factor, offset in zip(rows_of(x), scale, shift, strict=True):
+def scale_and_shift_(x: Tensor, scale: Tensor, shift: Tensor) -> None:
+    """Compute x * scale + shift in place; x (B, C, X, Y, Z), scale and shift (B, C)."""
+    for rows, factor, offset in zip(as_rows(x), scale, shift, strict=True):
         for part in row_chunks(rows):
             torch.addcmul(offset, rows[part], factor, out=rows[part])
 
 
-def finish(x: Tensor, scale: Tensor, shift: Tensor, short: Tensor | None) -> None:
-    """Norm, sum with the shortcut if there is one, and activation, in place."""
-    for b, rows in enumerate(rows_of(x)):
+def norm_activation_(x: Tensor, scale: Tensor, shift: Tensor, short: Tensor | None) -> None:
+    """Normalise, add the shortcut and apply leaky ReLU, in place.
+
+    Args:
+        x: map (B, C, X, Y, Z).
+        scale: (B, C), see `norm_statistics`.
+        shift: (B, C).
+        short: the shortcut, of the shape of `x`; None adds nothing.
+    """
+    for b, rows in enumerate(as_rows(x)):
         for part in row_chunks(rows):
             chunk = rows[part]
             torch.addcmul(shift[b], chunk, scale[b], out=chunk)
             if short is not None:
-                chunk += rows_of(short)[b, part]
+                chunk += as_rows(short)[b, part]
             F.leaky_relu_(chunk, _SLOPE)
 
 
-def split_grad(
+def block_output_grads(
     grad: Tensor, out: Tensor, x: Tensor, shortcut: tuple[Tensor, Tensor, Tensor] | None, scale2: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of the block's output as that of the second convolution's output and that of the shortcut.
+    """Compute the gradients of the second convolution's output and of the shortcut's convolution.
 
     Args:
-        shortcut: weight, scale and shift of the projection; None where the shortcut is the input `x`.
+        grad: gradient of the block's output.
+        out: the block's output.
+        x: the block's input.
+        shortcut: weight, scale and shift of the projection; None if the shortcut is the input. Its gradient is then
+            that of the input.
+        scale2: (B, C), scale of the second norm.
     """
     grads = grad.contiguous(memory_format=torch.channels_last_3d)
     results: list[list[Tensor]] = []
-    for b, (g, z, rows) in enumerate(zip(rows_of(grads), rows_of(out), rows_of(x), strict=True)):
+    for b, (g, z, rows) in enumerate(zip(as_rows(grads), as_rows(out), as_rows(x), strict=True)):
         weight = None if shortcut is None else shortcut[0].flatten(1).to(x.dtype)
 
-        def pieces(
+        def chunk_values(
             part: slice, b: int = b, g: Tensor = g, z: Tensor = z, rows: Tensor = rows, weight: Tensor | None = weight
         ) -> tuple[Tensor, Tensor, Tensor]:
             short = rows[part]
@@ -99,69 +119,76 @@ def split_grad(
             active = torch.ops.aten.leaky_relu_backward(g[part], z[part], _SLOPE, True)
             return active, F.leaky_relu(z[part], 1 / _SLOPE) - short, short
 
-        results.append(_norm_grads(g, pieces, scale2[b], None if shortcut is None else shortcut[1][b]))
-    main, short = (_joined([pair[i] for pair in results], out) for i in range(2))
+        results.append(_norm_grads(g, chunk_values, scale2[b], None if shortcut is None else shortcut[1][b]))
+    main, short = (_rows_to_map([pair[i] for pair in results], out) for i in range(2))
     return main, short
 
 
-def undo_grad(grad: Tensor, out: Tensor, scale: Tensor) -> Tensor:
-    """The gradient before norm and activation, of the one after them; the latter may be overwritten."""
-    results = []
-    for g, z, factor in zip(rows_of(grad), rows_of(out), scale, strict=True):
+def norm_activation_grad(grad: Tensor, out: Tensor, scale: Tensor) -> Tensor:
+    """Compute the gradient of the input of norm and activation.
 
-        def pieces(part: slice, g: Tensor = g, z: Tensor = z) -> tuple[Tensor, Tensor, None]:
+    Args:
+        grad: gradient of the activation's output; it may be overwritten.
+        out: the activation's output.
+        scale: (B, C), scale of the norm.
+    """
+    results = []
+    for g, z, factor in zip(as_rows(grad), as_rows(out), scale, strict=True):
+
+        def chunk_values(part: slice, g: Tensor = g, z: Tensor = z) -> tuple[Tensor, Tensor, None]:
             active = torch.ops.aten.leaky_relu_backward(g[part], z[part], _SLOPE, True)
             return active, F.leaky_relu(z[part], 1 / _SLOPE), None
 
-        results.append(_norm_grads(g, pieces, factor, None, into=g)[0])
-    return _joined(results, out)
+        results.append(_norm_grads(g, chunk_values, factor, None, into=g)[0])
+    return _rows_to_map(results, out)
 
 
 def _norm_grads(
     like: Tensor,
-    pieces: Callable[[slice], tuple[Tensor, Tensor, Tensor | None]],
+    chunk_values: Callable[[slice], tuple[Tensor, Tensor, Tensor | None]],
     scale: Tensor,
     scale_short: Tensor | None,
     into: Tensor | None = None,
 ) -> list[Tensor]:
-    """The gradients of what two norms of one sample got, of that of what they gave.
+    """Compute the gradients of the inputs of two instance norms of one sample whose outputs are added.
 
     Args:
-        like: a matrix (voxels, C) as the results will be.
-        pieces: gives, for some rows, the gradient and the normalised values of both norms.
-        scale: (C) of the first norm.
-        scale_short: (C) of the second; without it, the second result is the gradient itself.
-        into: where the first result may be written.
+        like: matrix (voxels, C) with the shape and dtype of the results.
+        chunk_values: for a slice of rows returns the gradient of the sum and the normalised values of both norms.
+        scale: (C), scale of the first norm.
+        scale_short: (C), scale of the second norm; None if there is no norm: the second result is then the gradient of
+            the sum.
+        into: matrix for the first result; the second result is then not computed.
     """
     parts = row_chunks(like)
     if len(parts) == 1:
-        grad, normed, short = pieces(parts[0])
+        grad, normed, short = chunk_values(parts[0])
         first = _norm_grad(grad, normed, scale)
         return [first, grad if scale_short is None or short is None else _norm_grad(grad, short, scale_short)]
     sums = torch.zeros(3, like.shape[1], dtype=sum_dtype(like))
     for part in parts:
-        grad, normed, short = pieces(part)
+        grad, normed, short = chunk_values(part)
         sums[0] += grad.sum(0, dtype=sums.dtype)
         sums[1] += normed.mul_(grad).sum(0, dtype=sums.dtype)
         if scale_short is not None and short is not None:
             sums[2] += short.mul_(grad).sum(0, dtype=sums.dtype)
-    mean, along, along_short = sums / len(like)
+    mean, projection, projection_short = sums / len(like)
     main = torch.empty_like(like) if into is None else into
     second = torch.empty_like(like) if into is None else main
     for part in parts:
-        grad, normed, short = pieces(part)
+        grad, normed, short = chunk_values(part)
         centred = grad - mean
         if into is None:
             if scale_short is None or short is None:
                 second[part] = grad
             else:
-                second[part] = torch.addcmul(centred, short, along_short, value=-1).mul_(scale_short)
-        main[part] = centred.addcmul_(normed, along, value=-1).mul_(scale)
+                second[part] = torch.addcmul(centred, short, projection_short, value=-1).mul_(scale_short)
+        main[part] = centred.addcmul_(normed, projection, value=-1).mul_(scale)
     return [main, second]
 
 
 def _norm_grad(grad: Tensor, normed: Tensor, scale: Tensor) -> Tensor:
-    """Backward of a norm over rows, from the normalised values: torch's own, told that they have mean 0 and scale 1."""
+    """Compute the gradient of a norm over rows from its output, with torch's batch norm of mean 0 and variance 1."""
     zero, one = torch.zeros_like(scale), torch.ones_like(scale)
     result: Tensor = torch.ops.aten.native_batch_norm_backward(
         grad, normed, scale, None, None, zero, one, True, _EPS, [True, False, False]
@@ -169,7 +196,7 @@ def _norm_grad(grad: Tensor, normed: Tensor, scale: Tensor) -> Tensor:
     return result
 
 
-def _joined(samples: list[Tensor], like: Tensor) -> Tensor:
-    """Matrices (voxels, C) of the samples as a map in the shape of `like`."""
+def _rows_to_map(samples: list[Tensor], like: Tensor) -> Tensor:
+    """Stack the matrices (voxels, C) of the samples to a map of the shape of `like`."""
     rows = samples[0].unsqueeze(0) if len(samples) == 1 else torch.stack(samples)
     return rows.unflatten(1, like.shape[2:]).permute(0, 4, 1, 2, 3)

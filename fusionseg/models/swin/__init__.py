@@ -1,1 +1,1 @@
-"""Swin UNETR and Swin Fusion UNETR."""
+"""Swin UNETR and Swin Fusion UNETR: encoder, fused skip connections, context bridge."""

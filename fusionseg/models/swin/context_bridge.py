@@ -1,7 +1,7 @@
-"""A context bridge over skip connections: attention over the reduced maps of several stages at once.
+"""Context bridge between skip connections: attention over the reduced maps of several stages.
 
-Source: X. Huang, Z. Deng, D. Li, X. Yuan, "MISSFormer" (2021, arXiv:2109.07162), "Enhanced Transformer Context
-Bridge".
+Source: X. Huang, Z. Deng, D. Li, X. Yuan, "MISSFormer" (2021, section "Enhanced Transformer Context Bridge",
+arXiv:2109.07162).
 """
 
 from __future__ import annotations
@@ -15,32 +15,33 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusionseg.config.networks.swin import BridgeConfig
-from fusionseg.models.upsampling import upsample
+from fusionseg.models.swin.upsampling import upsample
 
 Grid = tuple[int, ...]
-"""Voxels of a map in each axis."""
+"""Voxels of a map along each axis."""
 
 
 class ContextBridge(nn.Module):
-    """Adds to the skips of the chosen stages what all of them together say.
+    """Transformer over the skips of several stages; its output is added to these skips.
 
-    Each map is reduced to a small grid and brought to a common width; the voxels of all of them are the tokens of one
-    sequence, `depth` transformer blocks run over it, and each stage's tokens go back to its width and resolution and
-    are added to its skip.
+    The map of each stage is reduced to a small grid and projected to a common width. The voxels of all maps form one
+    sequence of tokens for `depth` transformer blocks. The tokens of each stage are then projected back to the stage's
+    width, up-sampled to its resolution and added to its skip.
 
-    As in MISSFormer: the maps of all scales form one sequence; the blocks are attention and the enhanced mix-FFN (a
-    depthwise convolution over each map, added to what goes into it and normalised); there is no positional encoding,
-    as the convolutions see neighbours and borders, so any patch size will do. What differs:
+    As in MISSFormer, the maps of all scales form one sequence, and a block consists of attention and the enhanced
+    mix-FFN: a depthwise convolution over each map, with a residual connection and a norm. There is no positional
+    encoding: the convolutions give the position relative to neighbours and borders, so that any patch size can be used.
+    These points differ from MISSFormer:
 
-    * The maps are reduced before the blocks, by convolutions in steps of two. There only keys and values are, in every
-      attention, by one convolution of kernel and stride R, and the queries stay at full resolution: in three
-      dimensions both grow with R**3.
-    * Every stage is projected to `width`. There the base width is that of the first stage, and a voxel of a wider
-      stage is cut into several tokens of it.
-    * The two linear layers of an FFN are shared by the stages, which keep convolutions of their own. There each stage
-      has an FFN of its own width.
-    * The result is added to the skip, and the last projection starts at zero: a network with a bridge starts as the
-      one without. There it replaces the skip.
+    * The maps are reduced before the blocks, by convolutions of stride 2. MISSFormer reduces only keys and values, in
+      each attention, with one convolution of kernel R and stride R, and keeps the queries at full resolution. In three
+      dimensions the weights of such a convolution and the number of queries grow with R**3.
+    * All stages are projected to `width`. MISSFormer uses the width of the first stage, and splits a voxel of a wider
+      stage into several tokens.
+    * The stages share the two linear layers of the FFN; each stage has its own depthwise convolution. In MISSFormer
+      each stage has its own FFN.
+    * The output is added to the skip, and its last projection is initialised with zeros: a new network with a bridge
+      has the output of the network without it. In MISSFormer the output replaces the skip.
 
     Args:
         config: the `bridge` section.
@@ -54,9 +55,9 @@ class ContextBridge(nn.Module):
         self.expand = nn.ModuleDict()
         for stage, halvings in self.halvings.items():
             channels = skip_channels[stage - 1]
-            # The bias is the stage's embedding: it is the same at all of its tokens.
+            # The bias of the reduction serves as the embedding of the stage: it is the same for all tokens of a stage.
             self.reduce[f"stage{stage}"] = _reduction(channels, config.width, halvings)
-            self.expand[f"stage{stage}"] = _zeros(nn.Conv3d(config.width, channels, 1))
+            self.expand[f"stage{stage}"] = _zero_initialised(nn.Conv3d(config.width, channels, 1))
         self.norm_in = nn.LayerNorm(config.width)
         self.blocks = nn.ModuleList(
             _BridgeBlock(config.width, config.heads, config.mlp_ratio, num_maps=len(config.stages))
@@ -65,11 +66,11 @@ class ContextBridge(nn.Module):
         self.norm_out = nn.LayerNorm(config.width)
 
     def forward(self, skips: Sequence[Tensor]) -> list[Tensor]:
-        """The skips with those of the bridge's stages changed; the others are the same tensors.
+        """Return the skips, with the bridge's output added to those of its stages; the others are the same tensors.
 
         Args:
-            skips: of stages s = 1, 2, ...: (B, C_s, X, Y, Z), the last three divided by 2**(s - 1) and multiples of 2
-                down to the stage `grid`.
+            skips: skips of stages s = 1, 2, ..., (B, C_s, X / 2**(s - 1), Y / 2**(s - 1), Z / 2**(s - 1)); X, Y and Z
+                can be halved exactly down to the stage `grid`.
         """
         maps = [self.reduce[f"stage{stage}"](skips[stage - 1]) for stage in self.halvings]
         grids = [tuple(x.shape[2:]) for x in maps]
@@ -83,7 +84,7 @@ class ContextBridge(nn.Module):
 
 
 class _BridgeBlock(nn.Module):
-    """Attention over all tokens, and an enhanced mix-FFN with a depthwise convolution for each map."""
+    """Transformer block: attention over all tokens, and an enhanced mix-FFN with one depthwise convolution per map."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: int, num_maps: int) -> None:
         super().__init__()
@@ -100,30 +101,33 @@ class _BridgeBlock(nn.Module):
         tokens_BNW = tokens_BNW + self.attention(self.norm1(tokens_BNW))
         hidden = self.widen(self.norm2(tokens_BNW))
         local = [convolve(x) for convolve, x in zip(self.local, _to_maps(hidden, grids), strict=True)]
-        changed: Tensor = self.narrow(F.gelu(self.norm3(hidden + _to_tokens(local))))
-        return tokens_BNW + changed
+        update: Tensor = self.narrow(F.gelu(self.norm3(hidden + _to_tokens(local))))
+        return tokens_BNW + update
 
 
 def _reduction(in_channels: int, width: int, halvings: int) -> nn.Module:
-    """To `width` channels and 1 / 2**halvings of the size. One convolution would need 8**halvings times the weights."""
+    """Build a module that maps (B, in_channels, X, Y, Z) to `width` channels and 1 / 2**halvings of the size.
+
+    Several convolutions of stride 2 have fewer weights than a single one of kernel 2**halvings.
+    """
     if not halvings:
         return nn.Conv3d(in_channels, width, 1)
     steps = [in_channels, *[width] * halvings]
     return nn.Sequential(*(nn.Conv3d(n, width, 2, stride=2) for n in steps[:-1]))
 
 
-def _zeros(layer: nn.Conv3d) -> nn.Conv3d:
+def _zero_initialised(layer: nn.Conv3d) -> nn.Conv3d:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
 
 
 def _to_tokens(maps: Sequence[Tensor]) -> Tensor:
-    """(B, W, X, Y, Z) of any sizes to one sequence (B, N, W)."""
+    """Concatenate the voxels of maps (B, W, X, Y, Z) of different sizes to one sequence (B, N, W)."""
     return torch.cat([x.flatten(2).mT for x in maps], dim=1)
 
 
 def _to_maps(tokens_BNW: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
-    """The inverse of `_to_tokens`."""
+    """Split a sequence (B, N, W) into maps: the inverse of `_to_tokens`."""
     parts = tokens_BNW.split([math.prod(grid) for grid in grids], dim=1)
     return [part.mT.unflatten(2, grid) for part, grid in zip(parts, grids, strict=True)]

@@ -1,10 +1,11 @@
-"""The Swin transformer encoder of Swin UNETR: MONAI's function and MONAI's names, with less time and memory.
+"""Swin transformer encoder of Swin UNETR, with the output and state dict of MONAI's but less time and memory.
 
-Sources: Z. Liu et al., "Swin Transformer" (2021, arXiv:2103.14030); A. Hatamizadeh et al., "Swin UNETR" (2022,
-arXiv:2201.01266); for `residual_stages`, Y. He et al., "SwinUNETR-V2" (MICCAI 2023).
+Sources: Z. Liu et al., "Swin Transformer" (2021, section 3, arXiv:2103.14030); A. Hatamizadeh et al., "Swin UNETR"
+(2022, section 3.1, arXiv:2201.01266); for `residual_stages`, Y. He et al., "SwinUNETR-V2" (MICCAI 2023).
 
-Tokens lie channels last through the whole encoder: layer norm and the linear layers take them as they are, and a map
-(B, C, X, Y, Z) is a view of them in the memory format that convolutions like best (`torch.channels_last_3d`).
+Tokens (B, X, Y, Z, C) have their channels last in the whole encoder, as layer norm and linear layers need them. A map
+(B, C, X, Y, Z) is a view of them in channels-last memory format (`torch.channels_last_3d`), the fastest format for
+convolutions.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from fusionseg.models.memory_efficient.convolution_blocks import residual_block
+from fusionseg.models.memory_efficient.convolution_blocks import ResidualBlock
 from fusionseg.models.swin.attention import WindowAttention
 from fusionseg.models.swin.mlp import Mlp
 from fusionseg.models.swin.window_layout import WindowLayout, window_layout
 
 
 class SwinBlock(nn.Module):
-    """A Swin transformer block: attention within windows, then an MLP, each added to what came in.
+    """Swin transformer block: window attention, then an MLP, each with a residual connection.
 
     Args:
         dim: channels.
         num_heads: attention heads.
-        window_size: tokens of a window in each axis.
-        shifted: whether the windows are shifted by half their size.
-        drop_path: probability that a sample skips either part in training.
+        window_size: tokens of a window along each axis.
+        shifted: shift the windows by half their size.
+        drop_path: stochastic depth: probability that a sample skips the attention, and likewise the MLP, in training.
     """
 
     def __init__(self, dim: int, num_heads: int, window_size: int, *, shifted: bool, drop_path: float) -> None:
@@ -45,19 +46,21 @@ class SwinBlock(nn.Module):
         self.mlp = Mlp(dim)
 
     def forward(self, x_BLC: Tensor, layout: WindowLayout) -> Tensor:
-        """Tokens (B, L, C) to the same."""
+        """Map tokens (B, L, C) to tokens of the same shape."""
         x_BLC = x_BLC + self.drop_path(self.attn(x_BLC, self.norm1, layout))
         return x_BLC + self.drop_path(self.mlp(x_BLC, self.norm2))
 
 
 class SwinStage(nn.Module):
-    """The blocks of one stage, every second one with shifted windows, and the merging of 2 x 2 x 2 tokens into one.
+    """Stage of the encoder: transformer blocks, then patch merging of 2 x 2 x 2 tokens into one.
+
+    Every second block has shifted windows.
 
     Args:
-        dim: channels; the merging doubles them.
+        dim: channels C; the merged tokens have 2 C.
         num_heads: attention heads.
-        window_size: tokens of a window in each axis.
-        drop_path: stochastic depth of each block.
+        window_size: tokens of a window along each axis.
+        drop_path: stochastic depth rate of each block; its length is the number of blocks.
         use_checkpoint: keep only the input and compute the stage again in the backward pass.
     """
 
@@ -67,17 +70,17 @@ class SwinStage(nn.Module):
         super().__init__()
         self.window_size = window_size
         self.use_checkpoint = use_checkpoint
-        self.draws = any(rate > 0 for rate in drop_path)
+        self.is_random = any(rate > 0 for rate in drop_path)
         self.blocks = nn.ModuleList(
-            SwinBlock(dim, num_heads, window_size, shifted=bool(number % 2), drop_path=rate)
-            for number, rate in enumerate(drop_path)
+            SwinBlock(dim, num_heads, window_size, shifted=bool(index % 2), drop_path=rate)
+            for index, rate in enumerate(drop_path)
         )
         self.downsample = PatchMerging(dim)
 
     def forward(self, x_BXYZC: Tensor) -> Tensor:
-        """Tokens (B, X, Y, Z, C) to (B, X / 2, Y / 2, Z / 2, 2 C)."""
+        """Map tokens (B, X, Y, Z, C) to (B, X / 2, Y / 2, Z / 2, 2 C)."""
         if self.use_checkpoint and self.training:
-            out: Tensor = checkpoint(self._forward, x_BXYZC, use_reentrant=False, preserve_rng_state=self.draws)
+            out: Tensor = checkpoint(self._forward, x_BXYZC, use_reentrant=False, preserve_rng_state=self.is_random)
             return out
         return self._forward(x_BXYZC)
 
@@ -92,17 +95,17 @@ class SwinStage(nn.Module):
 
 
 class SwinEncoder(nn.Module):
-    """Patch embedding and four stages; the state dict is that of MONAI's `SwinTransformer`, key for key.
+    """Patch embedding and four stages, with the keys of the state dict of MONAI's `SwinTransformer`.
 
     Args:
         in_channels: channels of the volumes.
-        embed_dim: channels of the first hidden state; each further one has twice as many.
-        depths: blocks per stage.
-        num_heads: attention heads per stage.
-        window_size: tokens of a window in each axis.
-        drop_path_rate: stochastic depth, rising linearly to this over the blocks.
-        residual_stages: a residual block of convolutions before each stage (Swin UNETR V2).
-        checkpoint_stages: the stages, counted from 1, that are computed again in the backward pass.
+        embed_dim: channels of the first hidden state; each further hidden state has twice as many.
+        depths: blocks of each stage.
+        num_heads: attention heads of each stage.
+        window_size: tokens of a window along each axis.
+        drop_path_rate: stochastic depth rate of the last block; the rate rises linearly from 0 over the blocks.
+        residual_stages: put a residual block of convolutions before each stage (Swin UNETR V2).
+        checkpoint_stages: stages, counted from 1, that are computed again in the backward pass.
     """
 
     def __init__(
@@ -125,7 +128,7 @@ class SwinEncoder(nn.Module):
             norm_layer=None,  # type: ignore[arg-type]
         )
         last = max(sum(depths) - 1, 1)
-        rates = iter([drop_path_rate * number / last for number in range(sum(depths))])
+        rates = iter([drop_path_rate * block / last for block in range(sum(depths))])
         for number, (depth, heads) in enumerate(zip(depths, num_heads, strict=True), start=1):
             stage = SwinStage(
                 embed_dim * 2 ** (number - 1),
@@ -134,27 +137,28 @@ class SwinEncoder(nn.Module):
                 drop_path=[next(rates) for _ in range(depth)],
                 use_checkpoint=number in checkpoint_stages,
             )
-            self.add_module(f"layers{number}", nn.ModuleList([stage]))  # lists of one, as MONAI has them
+            self.add_module(f"layers{number}", nn.ModuleList([stage]))  # a list of one module, as in MONAI
         self.num_stages = len(depths)
         self.residual_stages = residual_stages
         if residual_stages:
             for number in range(1, self.num_stages + 1):
                 channels = embed_dim * 2 ** (number - 1)
-                self.add_module(f"layers{number}c", nn.ModuleList([residual_block(channels, channels, 3)]))
+                self.add_module(f"layers{number}c", nn.ModuleList([ResidualBlock(channels, channels, 3)]))
 
     def forward(self, x_BCXYZ: Tensor, normalize: bool = True) -> list[Tensor]:
-        """The five hidden states of volumes (B, in_channels, X, Y, Z); see `stages`."""
+        """Return the five hidden states of volumes (B, in_channels, X, Y, Z), see `stages`."""
         return self.stages(self.patch_embed(x_BCXYZ), normalize)
 
     def stages(self, embedded_BCXYZ: Tensor, normalize: bool = True) -> list[Tensor]:
-        """The embedding itself and the four stages' outputs.
+        """Return the five hidden states: the embedding and the outputs of the four stages.
 
         Args:
-            embedded_BCXYZ: what `patch_embed` gives, (B, embed_dim, X / 2, Y / 2, Z / 2).
-            normalize: layer norm of each hidden state over its channels, without parameters.
+            embedded_BCXYZ: output of `patch_embed`, (B, embed_dim, X / 2, Y / 2, Z / 2).
+            normalize: apply a layer norm without parameters over the channels of each hidden state.
 
         Returns:
-            Hidden states i = 0 to 4: (B, embed_dim * 2**i, X / 2**(i + 1), ...), channels last in memory.
+            hidden states i = 0 to 4, (B, embed_dim * 2**i, X / 2**(i + 1), Y / 2**(i + 1), Z / 2**(i + 1)), in
+            channels-last memory format.
         """
         x = embedded_BCXYZ.permute(0, 2, 3, 4, 1).contiguous()
         hidden = [x]

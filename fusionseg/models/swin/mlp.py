@@ -1,4 +1,7 @@
-"""The MLP of a Swin transformer block (Z. Liu et al., 2021, arXiv:2103.14030), made to keep little for the backward."""
+"""MLP of a Swin transformer block that keeps little memory for the backward pass.
+
+Source: Z. Liu et al., "Swin Transformer" (2021, section 3.1, arXiv:2103.14030).
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,20 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from fusionseg.models.memory_efficient.arithmetic import add_product, as_written, row_chunks, sum_dtype, working_dtype
+from fusionseg.models.memory_efficient.autograd_helpers import (
+    add_matmul_,
+    autocast_disabled,
+    matmul_dtype,
+    row_chunks,
+    sum_dtype,
+)
 
 
 class Mlp(nn.Module):
-    """Layer norm and the MLP of a transformer block; the hidden activations are computed again for the backward.
+    """Layer norm and MLP of a transformer block. The backward pass computes the hidden activations again.
 
     Args:
-        dim: channels; the hidden layer has four times as many.
+        dim: channels C; the hidden layer has 4 C.
     """
 
     def __init__(self, dim: int) -> None:
@@ -25,10 +34,15 @@ class Mlp(nn.Module):
         self.linear2 = nn.Linear(4 * dim, dim)
 
     def forward(self, x_BLC: Tensor, norm: nn.LayerNorm) -> Tensor:
-        """What the MLP adds to the tokens (B, L, C), which are normalised by `norm` first."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # a compiler decides itself what to compute again
+        """Return the output of the MLP (B, L, C), before the residual addition.
+
+        Args:
+            x_BLC: tokens (B, L, C).
+            norm: layer norm that is applied to the tokens first.
+        """
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # the compiler itself decides what to recompute
             return self.linear2(F.gelu(self.linear1(norm(x_BLC))))
-        out: Tensor = _LeanMlp.apply(
+        out: Tensor = _MlpFunction.apply(
             x_BLC,
             norm.weight,
             norm.bias,
@@ -41,15 +55,15 @@ class Mlp(nn.Module):
         return out
 
 
-class _LeanMlp(torch.autograd.Function):
-    """norm, linear, GELU, linear of (B, L, C), keeping nothing but the input; on a CPU a few rows at a time."""
+class _MlpFunction(torch.autograd.Function):
+    """Norm, linear, GELU, linear of (B, L, C). Only the input is kept; on a CPU a few rows are computed at a time."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, *rest: Any) -> Tensor:
         weight1, bias1, weight2, bias2, eps = rest
-        ctx.dtype, ctx.eps = working_dtype(x), eps
+        ctx.dtype, ctx.eps = matmul_dtype(x), eps
         ctx.save_for_backward(x, gamma, beta, weight1, bias1, weight2, bias2)
-        with as_written(x):
+        with autocast_disabled(x):
             gamma, beta = gamma.to(x.dtype), beta.to(x.dtype)
             weight1, bias1, weight2, bias2 = (p.to(ctx.dtype) for p in (weight1, bias1, weight2, bias2))
             out = x.new_empty(x.shape, dtype=ctx.dtype)
@@ -63,7 +77,7 @@ class _LeanMlp(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        with as_written(grad):
+        with autocast_disabled(grad):
             return _mlp_grads(ctx, grad)
 
 
@@ -80,9 +94,9 @@ def _mlp_grads(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         before = torch.addmm(bias1, normed, weight1.mT)
         grad_part = grad_rows[part]
         grad_hidden = grad_part @ weight2
-        add_product(sums[4], grad_part, F.gelu(before))
+        add_matmul_(sums[4], grad_part, F.gelu(before))
         grad_before = torch.ops.aten.gelu_backward(grad_hidden, before)
-        add_product(sums[2], grad_before, normed)
+        add_matmul_(sums[2], grad_before, normed)
         sums[3] += grad_before.sum(0, dtype=sum_dtype(x))
         sums[5] += grad_part.sum(0, dtype=sum_dtype(x))
         grad_normed = (grad_before @ weight1).to(x.dtype)

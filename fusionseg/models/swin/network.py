@@ -1,6 +1,7 @@
-"""Swin UNETR and Swin Fusion UNETR: one network, with plain or with fused skip connections.
+"""Swin UNETR and Swin Fusion UNETR: one network with plain or fused skip connections.
 
-Sources: A. Hatamizadeh et al., "Swin UNETR" (2022, arXiv:2201.01266); A. Dhar, "Swin Fusion UNETR" (2023).
+Sources: A. Hatamizadeh et al., "Swin UNETR" (2022, section 3, arXiv:2201.01266); A. Dhar, "Swin Fusion UNETR" (2023,
+chapter 4).
 """
 
 from __future__ import annotations
@@ -11,31 +12,30 @@ from monai.networks.blocks.dynunet_block import UnetOutBlock
 from torch import Tensor, nn
 
 from fusionseg.config.networks.swin import SWIN_PATCH_MULTIPLE, FusionConfig, SwinConfig
-from fusionseg.models.memory_efficient.convolution_blocks import UpBlock, pointwise, residual_block
+from fusionseg.models.memory_efficient.convolution_blocks import ResidualBlock, UpBlock, pointwise
 from fusionseg.models.swin.encoder import SwinEncoder
 from fusionseg.models.swin.fused_skips import FusedSkips
 
 
 class SwinFusionUNETR(nn.Module):
-    """Swin transformer encoder, convolutional decoder, and skip connections that are plain or fused.
+    """Swin transformer encoder, convolutional decoder, plain or fused skip connections.
 
-    Without `fusion` this is MONAI's `SwinUNETR` (with `residual_stages`, its `use_v2`): the same function, and the same
-    state dict key for key. With
-    it, all of those keys stay (but `encoder10.*` when the bottleneck is fused) and `fusion.*` is added, so
-    weights of the plain network fit the others as far as they go.
+    Without `fusion` the network has the output and the state dict of MONAI's `SwinUNETR` (with `residual_stages`, those
+    of its `use_v2=True`). With `fusion` it has these keys too, and `fusion.*` in addition. Only `encoder10.*` is
+    missing if the bottleneck is fused. So weights of the plain network can be loaded into the other variants.
 
     Args:
         in_channels: channels of the volumes.
-        out_channels: classes, background included.
-        feature_size: channels of the first encoder stage (stage 2); a multiple of 12.
-        depths: Swin transformer blocks per stage.
-        num_heads: attention heads per stage.
-        window_size: voxels of an attention window in each axis, of the stage's resolution.
-        drop_path_rate: stochastic depth, rising linearly to this over the blocks.
-        residual_stages: a residual block of convolutions before each transformer stage, as in Swin UNETR V2.
-        fusion: how the skips are fused; None for plain ones.
+        out_channels: number of classes, the background included.
+        feature_size: channels of the first hidden state of the encoder (stage 2); a multiple of 12.
+        depths: transformer blocks of each stage.
+        num_heads: attention heads of each stage.
+        window_size: edge of an attention window in voxels of the stage's resolution.
+        drop_path_rate: stochastic depth rate of the last block; the rate rises linearly from 0 over the blocks.
+        residual_stages: put a residual block of convolutions before each transformer stage (Swin UNETR V2).
+        fusion: configuration of the fused skips; None for plain skips.
         checkpoint_stages: transformer stages, counted from 1, that are computed again in the backward pass.
-        checkpoint_fusion: the same for the fusion's sources.
+        checkpoint_fusion: compute the blocks of the fusion sources again in the backward pass.
     """
 
     def __init__(
@@ -65,13 +65,13 @@ class SwinFusionUNETR(nn.Module):
             residual_stages=residual_stages,
             checkpoint_stages=checkpoint_stages,
         )
-        # MONAI's names, those of its published weights: encoder10 is stage 6, and stage 5 has no block.
-        self.encoder1 = residual_block(in_channels, size, 3)
-        self.encoder2 = residual_block(size, size, 3)
-        self.encoder3 = residual_block(2 * size, 2 * size, 3)
-        self.encoder4 = residual_block(4 * size, 4 * size, 3)
+        # The names are those of MONAI's published weights: encoder10 is stage 6, and stage 5 has no block.
+        self.encoder1 = ResidualBlock(in_channels, size, 3)
+        self.encoder2 = ResidualBlock(size, size, 3)
+        self.encoder3 = ResidualBlock(2 * size, 2 * size, 3)
+        self.encoder4 = ResidualBlock(4 * size, 4 * size, 3)
         bottleneck_is_fused = fusion is not None and 6 in fusion.fusion_sources
-        self.encoder10 = nn.Identity() if bottleneck_is_fused else residual_block(16 * size, 16 * size, 3)
+        self.encoder10 = nn.Identity() if bottleneck_is_fused else ResidualBlock(16 * size, 16 * size, 3)
         self.fusion: FusedSkips | None = None
         if fusion is not None:
             hidden = [size * 2**i for i in range(5)]
@@ -89,10 +89,16 @@ class SwinFusionUNETR(nn.Module):
         self.out = UnetOutBlock(spatial_dims=3, in_channels=size, out_channels=out_channels)
 
     def forward(self, x_BCXYZ: Tensor) -> Tensor:
-        """Logits (B, out_channels, X, Y, Z) of volumes (B, in_channels, X, Y, Z); X, Y, Z multiples of 32."""
+        """Map volumes (B, in_channels, X, Y, Z) to logits (B, out_channels, X, Y, Z).
+
+        Raises:
+            ValueError: X, Y or Z is no multiple of 32, or all of them are 32: instance norm needs at least two voxels.
+        """
         size_XYZ = tuple(x_BCXYZ.shape[2:])
         if any(n % SWIN_PATCH_MULTIPLE for n in size_XYZ):
-            raise ValueError(f"Swin UNETR needs multiples of {SWIN_PATCH_MULTIPLE} in all axes, got {size_XYZ}")
+            raise ValueError(
+                f"Swin UNETR: wrong volume size (expected multiples of {SWIN_PATCH_MULTIPLE}, got {size_XYZ})"
+            )
         stages = [x_BCXYZ, *self.swinViT(x_BCXYZ, normalize=True)]
         skips = [
             self.encoder1(stages[0]),
@@ -109,14 +115,21 @@ class SwinFusionUNETR(nn.Module):
         x = self.decoder3(x, skips[2])
         x = self.decoder2(x, skips[1])
         x = self.decoder1(x, skips[0])
-        last = self.out.conv.conv
-        return pointwise(x, last.weight, last.bias)
+        head = self.out.conv.conv
+        return pointwise(x, head.weight, head.bias)
 
 
 def build_swin(
     config: SwinConfig, in_channels: int, out_channels: int, *, checkpoint_activations: bool
 ) -> SwinFusionUNETR:
-    """The network that a `model` section describes."""
+    """Build the Swin network of a `model` section.
+
+    Args:
+        config: the `model` section.
+        in_channels: channels of the volumes.
+        out_channels: number of classes, the background included.
+        checkpoint_activations: compute activations again in the backward pass.
+    """
     return SwinFusionUNETR(
         in_channels,
         out_channels,

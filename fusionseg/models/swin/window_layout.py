@@ -1,7 +1,7 @@
-"""Where the tokens of a stage go in the windows of its attention: indices and masks, computed once and kept.
+"""Indices and masks of attention windows, computed once for each size of a stage and cached.
 
-Source: Z. Liu et al., "Swin Transformer" (2021, arXiv:2103.14030), section 3.2: windows, the cyclic shift with its
-masks, and the relative position bias.
+Source: Z. Liu et al., "Swin Transformer" (2021, section 3.2, arXiv:2103.14030): windows, cyclic shift with masks, and
+relative position bias.
 """
 
 from __future__ import annotations
@@ -15,31 +15,32 @@ from torch import Tensor
 
 Size3 = tuple[int, int, int]
 
-_MASKED = -100.0  # what the original adds to the scores of tokens that are no neighbours
+_MASKED = -100.0  # added to the scores of tokens that are not adjacent in the volume, as in the authors' code
 
 
 @dataclass(frozen=True)
 class WindowLayout:
-    """The way of L tokens, in the order of the volume, into windows of n and back.
+    """Assignment of the L tokens of a stage to windows of n slots, and back.
 
-    Padding, cyclic shift and partition are one permutation of rows: a single copy does them all, and another one
-    undoes them. The windows stand in groups of one mask each; only the windows at the seams of the shift need any,
-    and there are no more than eight masks, however many windows.
+    Padding, cyclic shift and partition together are one permutation of rows, so that one `index_select` does all of
+    them and another one inverts them. Windows with the same mask are adjacent and form a group. Only windows at the
+    border of the shifted volume need a mask; there are at most eight groups, for any number of windows.
     """
 
     tokens: int
-    """L."""
+    """L, tokens of the stage."""
     length: int
     """n, tokens of a window."""
     window: Size3
+    """Tokens of a window along each axis."""
     index: Tensor
-    """(windows * n): the token of each slot; L stands for padding."""
+    """(windows * n): token of each slot; the value L is padding."""
     slot: Tensor
-    """(L): the slot of each token."""
+    """(L): slot of each token."""
     padded: Tensor
-    """The slots that hold padding."""
+    """Slots of the padding."""
     groups: tuple[tuple[int, int, Tensor | None], ...]
-    """(first window, one past the last, mask (n, n) or None): what is added to the scores of these windows."""
+    """Groups of windows: first window, end, and the mask (n, n) that is added to the scores, or None."""
 
     @property
     def windows(self) -> int:
@@ -47,22 +48,28 @@ class WindowLayout:
 
 
 def fitted_window(dims: Size3, window: int, *, shifted: bool) -> tuple[Size3, Size3]:
-    """The window and its shift for a stage of this size: an axis that fits into one window is not shifted."""
+    """Return the window and the shift for a stage: an axis that fits into one window is not shifted.
+
+    Args:
+        dims: tokens of the stage along each axis.
+        window: tokens of a window along each axis.
+        shifted: shift the windows by half their size.
+    """
     sizes = [min(window, dim) for dim in dims]
     shifts = [window // 2 if shifted and dim > window else 0 for dim in dims]
     return (sizes[0], sizes[1], sizes[2]), (shifts[0], shifts[1], shifts[2])
 
 
-# The result depends on nothing but the arguments, so torch.compile may keep it as a constant of the graph.
+# The result depends only on the arguments, so that torch.compile may treat it as a constant of the graph.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def window_layout(dims: Size3, window: int, shifted: bool, device: torch.device) -> WindowLayout:
-    """The layout for a stage of this size.
+    """Return the layout for a stage, from the cache if it is known.
 
     Args:
-        dims: tokens of the stage in each axis.
-        window: tokens of a window in each axis.
-        shifted: whether the windows are shifted by half their size.
-        device: where the tensors of the layout lie.
+        dims: tokens of the stage along each axis.
+        window: tokens of a window along each axis.
+        shifted: shift the windows by half their size.
+        device: device of the layout's tensors.
     """
     return _window_layout(dims, window, shifted, device)
 
@@ -78,7 +85,7 @@ def _window_layout(dims: Size3, window: int, shifted: bool, device: torch.device
     grid[: dims[0], : dims[1], : dims[2]] = np.arange(tokens).reshape(dims)
     index = _partition(np.roll(grid, [-s for s in shift], axis=(0, 1, 2)), size)
 
-    # After the shift, an axis consists of up to three runs that were no neighbours before.
+    # After the cyclic shift, an axis consists of up to three runs that are not adjacent in the volume.
     regions = np.zeros(padded_dims, dtype=np.int64)
     for axis, (dim, n, s) in enumerate(zip(padded_dims, size, shift, strict=True)):
         if s:
@@ -87,17 +94,17 @@ def _window_layout(dims: Size3, window: int, shifted: bool, device: torch.device
             runs[dim - s :] = 2
             regions += 3**axis * runs.reshape([-1 if a == axis else 1 for a in range(3)])
     windows = _partition(regions, size)
-    apart = windows[:, :, None] != windows[:, None, :] if any(shift) else np.zeros((len(index), 1, 1), dtype=bool)
+    masked = windows[:, :, None] != windows[:, None, :] if any(shift) else np.zeros((len(index), 1, 1), dtype=bool)
 
-    kinds: dict[bytes, list[int]] = {}
-    for number in range(len(index)):
-        key = windows[number].tobytes() if apart[number].any() else b""
-        kinds.setdefault(key, []).append(number)
-    order = [number for members in kinds.values() for number in members]
+    members_by_mask: dict[bytes, list[int]] = {}
+    for window_index in range(len(index)):
+        key = windows[window_index].tobytes() if masked[window_index].any() else b""
+        members_by_mask.setdefault(key, []).append(window_index)
+    order = [window_index for members in members_by_mask.values() for window_index in members]
     groups: list[tuple[int, int, Tensor | None]] = []
     first = 0
-    for key, members in kinds.items():
-        mask = np.where(apart[members[0]], np.float32(_MASKED), np.float32(0)) if key else None
+    for key, members in members_by_mask.items():
+        mask = np.where(masked[members[0]], np.float32(_MASKED), np.float32(0)) if key else None
         groups.append((first, first + len(members), None if mask is None else torch.from_numpy(mask).to(device)))
         first += len(members)
 
@@ -117,17 +124,21 @@ def _window_layout(dims: Size3, window: int, shifted: bool, device: torch.device
 
 
 def _partition(grid: np.ndarray, size: Size3) -> np.ndarray:
-    """(windows, n) of a volume whose axes are multiples of the window."""
+    """Split a volume whose axes are multiples of the window into windows, (windows, n)."""
     x, y, z = (dim // n for dim, n in zip(grid.shape, size, strict=True))
     blocks = grid.reshape(x, size[0], y, size[1], z, size[2]).transpose(0, 2, 4, 1, 3, 5)
     return blocks.reshape(x * y * z, -1)
 
 
 def relative_position_index(window: int) -> Tensor:
-    """(n, n) numbers of the entry of the bias table for each pair of tokens of a window, n = window**3."""
+    """Return for each pair of tokens of a window the row of the bias table, (n, n) with n = window**3.
+
+    Args:
+        window: tokens of a window along each axis.
+    """
     axes = np.meshgrid(*[np.arange(window)] * 3, indexing="ij")
-    places = np.stack([axis.reshape(-1) for axis in axes])
-    offsets = places[:, :, None] - places[:, None, :] + window - 1
-    span = 2 * window - 1
-    index = (offsets[0] * span + offsets[1]) * span + offsets[2]
+    positions = np.stack([axis.reshape(-1) for axis in axes])
+    offsets = positions[:, :, None] - positions[:, None, :] + window - 1
+    num_offsets = 2 * window - 1  # along one axis
+    index = (offsets[0] * num_offsets + offsets[1]) * num_offsets + offsets[2]
     return torch.from_numpy(index).to(torch.get_default_device())

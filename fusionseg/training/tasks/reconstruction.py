@@ -16,7 +16,8 @@ from fusionseg.config import RunConfig
 from fusionseg.data.loading.sampling_plan import Purpose, hidden_blocks
 from fusionseg.losses.reconstruction import clamp_straight_through
 from fusionseg.metrics.reconstruction import relative_box, ssim_and_psnr
-from fusionseg.models.masked.hidden_voxels import blocks_to_voxels, composite, fill_linear, fill_mean
+from fusionseg.models.masked.fills import fill_linear, fill_mean
+from fusionseg.models.masked.masking import blocks_to_voxels, composite
 from fusionseg.training.network import data_range, intensity_limits
 from fusionseg.training.precision import Precision
 

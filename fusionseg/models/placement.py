@@ -1,0 +1,48 @@
+"""Preparation of a network for its device: channels-last weights, and a workaround for bf16 convolutions on CPUs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+_MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def channels_last_(model: nn.Module) -> None:
+    """Change the weights of all 2D and 3D convolutions to channels-last memory format, in place.
+
+    `model.to(memory_format=...)` supports one of the two dimensions and raises an exception on weights of the other.
+    """
+    for parameter in model.parameters():
+        if memory_format := _MEMORY_FORMATS.get(parameter.dim()):
+            parameter.data = parameter.data.contiguous(memory_format=memory_format)
+
+
+def guard_cpu_convolutions_(model: nn.Module) -> None:
+    """Make 3D convolutions compute in float32 on a CPU where bfloat16 gives wrong results, in place.
+
+    Two faults of torch 2.13 (oneDNN) are known:
+
+    - avx512_bf16: if the first axis of the map has more than one voxel and fewer voxels than the kernel, the weight
+      gradient is wrong or infinite, or is written outside of its memory. An example is the bottleneck of Swin UNETR on
+      patches of 64: 2 voxels, kernel 3. Such maps are small, so that float32 costs nothing.
+    - amx_bf16: if the stride equals the kernel, as in the patch embedding of a ViT or Swin transformer, the output is
+      wrong for some shapes of the map (values up to 1e37). Such convolutions are a small part of their networks.
+    """
+    for module in model.modules():
+        if type(module) is nn.Conv3d and (module.kernel_size[0] > 2 or _is_patch_embedding(module)):
+            module.__class__ = _GuardedConv3d  # the same parameters and settings, with another forward method
+
+
+class _GuardedConv3d(nn.Conv3d):
+    def forward(self, input: Tensor) -> Tensor:
+        thin = 1 < input.shape[2] < self.kernel_size[0]
+        if (thin or _is_patch_embedding(self)) and input.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(input.float()).to(torch.get_autocast_dtype("cpu"))
+        return super().forward(input)
+
+
+def _is_patch_embedding(module: nn.Conv3d) -> bool:
+    """Tell whether the stride equals the kernel, and the kernel is larger than one voxel."""
+    return module.stride == module.kernel_size and max(module.kernel_size) > 1
