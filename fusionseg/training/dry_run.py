@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 
 from fusionseg.config import RunConfig, dump_config
+from fusionseg.data.formats.case_reader import read_grid
 from fusionseg.data.formats.problems import CaseError
-from fusionseg.data.formats.reader import read_grid
 from fusionseg.data.loading.device_cache import GB, cache_bytes
 from fusionseg.data.preprocessing.prepare import open_store
 from fusionseg.data.preprocessing.volume import resampled_voxels

@@ -16,7 +16,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from fusionseg.data.checks.case_check import CaseFacts
+from fusionseg.data.checks.case_check import CaseReport
 from fusionseg.data.checks.dataset_check import CheckReport, _check_cases, check_dataset
 from fusionseg.data.formats.dataset import Case, Dataset, open_dataset
 
@@ -332,16 +332,16 @@ def test_a_mixture_is_listed_in_full_by_processes_too(tmp_path: Path) -> None:
     assert json.loads(json.dumps(report.to_json())) == report.to_json()
 
 
-def die_on_case_1(case: Case) -> CaseFacts:
+def die_on_case_1(case: Case) -> CaseReport:
     if case.name == "1":
         os.kill(os.getpid(), signal.SIGKILL)
-    return CaseFacts(case.name)
+    return CaseReport(case.name)
 
 
-def fail_on_case_1(case: Case) -> CaseFacts:
+def fail_on_case_1(case: Case) -> CaseReport:
     if case.name == "1":
         raise RuntimeError("unforeseen")
-    return CaseFacts(case.name)
+    return CaseReport(case.name)
 
 
 @pytest.mark.parametrize(("check", "workers"), [(die_on_case_1, 2), (fail_on_case_1, 1)])

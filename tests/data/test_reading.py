@@ -18,7 +18,7 @@ from fusionseg.data.formats import nifti
 from fusionseg.data.formats.geometry import Grid, find_turn
 from fusionseg.data.formats.nifti import read_header, read_volume
 from fusionseg.data.formats.problems import CaseError, Findings
-from fusionseg.data.formats.reader import examine_image, examine_label, read_case, read_grid, read_image, read_label
+from fusionseg.data.formats.case_reader import examine_image, examine_label, read_case, read_grid, read_image, read_label
 
 SHAPE = (5, 6, 7)
 AXES = np.linalg.qr(np.array([[0.9, -0.2, 0.1], [0.2, 1.1, 0.0], [-0.1, 0.05, 2.5]]))[0]
@@ -305,9 +305,9 @@ def test_a_turn_is_the_way_from_one_grid_to_the_other() -> None:
         (np.array([0, 256], np.int16), r"holds \[256\]"),
         (np.array([-1, 2], np.int16), r"holds \[-1\]"),
         (np.array([0, 2**40 + 1]), r"holds \[1.0995\d+e\+12\]"),
-        (np.array([0, 0.99999], np.float32), r"no whole numbers, such as \[0.99999\], in 105 voxels"),
-        (np.array([0, np.nan], np.float32), r"no whole numbers, such as \[nan\]"),
-        (np.array([0, np.inf], np.float32), "no whole numbers"),
+        (np.array([0, 0.99999], np.float32), r"not integers, such as \[0.99999\], in 105 voxels"),
+        (np.array([0, np.nan], np.float32), r"not integers, such as \[nan\]"),
+        (np.array([0, np.inf], np.float32), "not integers"),
     ],
 )
 def test_label_values_that_name_no_class(tmp_path: Path, values: NDArray[Any], said: str) -> None:

@@ -332,8 +332,8 @@ SINGULAR = np.diag([1.0, 1.0, 0.0, 1.0])
         (IMAGE, np.zeros((8, 8, 9), np.uint8), r"\(8, 8, 8\) and label \(8, 8, 9\) differ in shape"),
         (IMAGE, _label(v1=3), r"holds \[3\], and the data set's labels are 0 to 2"),
         (IMAGE, _label(v1=-1, v2=7), r"holds \[-1, 7\]"),
-        (IMAGE, _label(v1=0.5), r"no whole numbers, such as \[0.5\]"),
-        (IMAGE, _label(v1=np.nan), "no whole numbers"),
+        (IMAGE, _label(v1=0.5), r"not integers, such as \[0.5\]"),
+        (IMAGE, _label(v1=np.nan), "not integers"),
         (IMAGE[0], None, r"the image is 2D \(8, 8\)"),
     ],
 )

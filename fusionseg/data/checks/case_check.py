@@ -1,73 +1,109 @@
-"""The checks of one case: every file read to its last byte, every problem named.
+"""The checks of one case: they read every file to its last byte and note every problem.
 
-The rules are those of `fusionseg.data.formats.reader`, by which the other commands refuse a case; here they are
-noted, and the facts of the case with them. Runs in the worker processes of `fusionseg.data.checks.dataset_check`.
+The rules are those of `fusionseg.data.formats.case_reader`, by which the other commands refuse a case. This module
+notes the problems and measures the case. It runs in the worker processes of `fusionseg.data.checks.dataset_check`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from fusionseg.data.formats.case import Case
+from fusionseg.data.formats.case_reader import Image, examine_image, examine_label
 from fusionseg.data.formats.geometry import voxel_sizes
 from fusionseg.data.formats.image_digest import image_digest
-from fusionseg.data.formats.problems import CaseFacts
-from fusionseg.data.formats.reader import Image, examine_image, examine_label
+from fusionseg.data.formats.problems import Findings
+from fusionseg.data.formats.readers import Readers
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 SAMPLES_PER_CHANNEL = 2000
 
 
-def check_case(case: Case, num_classes: int, channels: int, patch: Sequence[int] | None = None) -> CaseFacts:
-    """Check the images and the label of a case; nothing that is wrong with them raises."""
-    facts = CaseFacts(case.name)
+@dataclass
+class CaseReport(Findings):
+    """The result of the checks of one case. It travels between processes, so it holds no voxels but a small sample."""
+
+    shape: tuple[int, ...] | None = None
+    spacing_mm: tuple[float, ...] | None = None
+    orientation: str = ""
+    image_dtypes: list[str] = field(default_factory=list)
+    label_dtype: str = ""
+    label_voxels: dict[int, int] = field(default_factory=dict)
+    """Number of voxels of each label value."""
+    intensity: dict[int, tuple[float, float, Array]] = field(default_factory=dict)
+    """For each channel: lowest value, highest value, a sample of the values."""
+    digest: str = ""
+    """Of the image's voxels; empty if they could not be read or are all the same."""
+
+
+def check_case(
+    case: Case, num_classes: int, channels: int, readers: Readers, patch: Sequence[int] | None = None
+) -> CaseReport:
+    """Check the images and the label of a case. Problems are noted, none is raised.
+
+    Args:
+        case: the case.
+        num_classes: highest allowed label value + 1.
+        channels: the required number of channels.
+        readers: of the data set.
+        patch: size of the training patch in voxels; a smaller volume gets a warning.
+    """
+    report = CaseReport(case.name)
     try:
-        image = examine_image(case.images, channels, facts)
+        image = examine_image(case.images, channels, report, readers)
         if image is not None:
-            _describe(facts, image)
-            _check_patch(facts, case, image.grid.shape, patch)
+            _measure_image(report, image)
+            _check_patch(report, case, image.grid.shape, patch)
         grid = None if image is None else image.grid
-        del image  # before the label is read
-        label = None if case.label is None else examine_label(case.label, grid, num_classes, facts)
+        del image  # frees the memory before the label is read
+        label = None if case.label is None else examine_label(case.label, grid, num_classes, report, readers)
     except MemoryError:
-        facts.add("error", case.images[0], "memory", "does not fit into memory", "check its size, or use fewer workers")
-        return facts
+        report.add(
+            "error", case.images[0], "memory", "does not fit into memory", "check its size, or use fewer workers"
+        )
+        return report
     if label is not None:
-        facts.label_dtype = label.dtype
-        facts.label_voxels = {int(v): n for v, n in label.counts.items() if v in range(num_classes)}
+        report.label_dtype = label.dtype
+        report.label_voxels = {int(v): n for v, n in label.counts.items() if v in range(num_classes)}
         if case.label is not None and set(label.counts) == {0.0}:
-            facts.add(
+            report.add(
                 "warning",
                 case.label,
                 "empty-foreground",
                 "has no foreground voxel",
                 "annotate the case, or leave it if nothing is to be found in it",
             )
-    return facts
+    return report
 
 
-def _describe(facts: CaseFacts, image: Image) -> None:
-    facts.shape = image.grid.shape
-    facts.image_dtypes = list(image.dtypes)
+def _measure_image(report: CaseReport, image: Image) -> None:
+    report.shape = image.grid.shape
+    report.image_dtypes = list(image.dtypes)
     if image.grid.known:
-        facts.spacing_mm = voxel_sizes(image.grid.affine)
-        facts.orientation = image.grid.orientation
-        if any(image.varies):  # all empty images are alike
-            facts.digest = image_digest(image.values, image.grid.affine)
+        report.spacing_mm = voxel_sizes(image.grid.affine)
+        report.orientation = image.grid.orientation
+        if any(image.varies):  # all empty images have one digest
+            report.digest = image_digest(image.values, image.grid.affine)
     for channel, values in enumerate(image.values):
         flat = values.reshape(-1)
-        # An odd step, lest the sample follows one plane of an even-sized volume.
+        # An odd step: an even one could sample a single plane of a volume of even size.
         sample = flat[:: (flat.size // SAMPLES_PER_CHANNEL) | 1]
         sample = sample[abs(sample) < float("inf")]
         if sample.size:
             low, high = float(flat.min()), float(flat.max())
             if abs(low) < float("inf") and abs(high) < float("inf"):
-                facts.intensity[channel] = low, high, sample.copy()
+                report.intensity[channel] = low, high, sample.copy()
 
 
-def _check_patch(facts: CaseFacts, case: Case, shape: tuple[int, ...], patch: Sequence[int] | None) -> None:
+def _check_patch(report: CaseReport, case: Case, shape: tuple[int, ...], patch: Sequence[int] | None) -> None:
     small = [f"{axis} ({n} < {p})" for axis, n, p in zip("xyz", shape, patch or shape, strict=True) if n < p]
     if small:
-        facts.add(
+        report.add(
             "warning",
             case.images[0],
             "small-volume",

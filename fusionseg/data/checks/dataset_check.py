@@ -1,11 +1,13 @@
-"""`fusionseg check`: every problem of a data set, found before the training and none fatal to the report.
+"""`fusionseg check`: find every problem of a data set before the training.
 
 `check_dataset` reads all files in parallel (`fusionseg.data.checks.case_check` has the checks of one case) and then
-looks at the cases together. Codes of errors: missing, unreadable, truncated, corrupt, trailing-data, header,
-dimensions, spacing, affine, channels, channel-shape, channel-affine, label-shape, label-affine, non-finite,
-constant, label-fraction, label-value, memory, crashed, dataset. Of warnings: label-affine and channel-affine
-(slight), label-order and channel-order, label-float, empty-foreground, constant-channel, class-absent,
-small-volume, spacing-outlier, orientation, duplicate, qform-sform, pixdim, shear, units, unlabelled, left-out.
+compares the cases with each other. No problem ends the report.
+
+Codes of errors: missing, unreadable, truncated, corrupt, trailing-data, header, dimensions, spacing, affine, channels,
+channel-shape, channel-affine, label-shape, label-affine, non-finite, constant, label-fraction, label-value, memory,
+crashed, dataset. Codes of warnings: label-affine and channel-affine (slight), label-order and channel-order,
+label-float, empty-foreground, constant-channel, class-absent, small-volume, spacing-outlier, orientation, duplicate,
+qform-sform, pixdim, shear, units, unlabelled, left-out.
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from fusionseg.data.checks.case_check import check_case
+from fusionseg.data.checks.case_check import CaseReport, check_case
 from fusionseg.data.formats.dataset import Case, Dataset
 from fusionseg.data.formats.ignored_entries import unlabelled_cases
-from fusionseg.data.formats.problems import CaseFacts, Problem
+from fusionseg.data.formats.problems import Problem
 from fusionseg.utils.machine import available_cpus
 from fusionseg.utils.parallel import map_cases
 
@@ -33,10 +35,13 @@ PERCENTILES = (0.5, 50.0, 99.5)
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What `check_dataset` found, for people (`to_text`) and programs (`to_json`).
+    """The result of `check_dataset`, for people (`to_text`) and programs (`to_json`).
 
     Args:
-        summary: facts in JSON's types: cases, shape, spacing_mm, orientations, dtypes, labels, intensity.
+        dataset: its name.
+        cases: the number of cases.
+        problems: errors first.
+        summary: measurements in JSON's types: cases, shape, spacing_mm, orientations, dtypes, labels, intensity.
     """
 
     dataset: str
@@ -46,12 +51,12 @@ class CheckReport:
 
     @property
     def errors(self) -> tuple[Problem, ...]:
-        """What has to be corrected before training."""
+        """Problems that have to be corrected before a training."""
         return tuple(p for p in self.problems if p.severity == "error")
 
     @property
     def warnings(self) -> tuple[Problem, ...]:
-        """What deserves a look."""
+        """Problems that a training accepts, and that may be a mistake."""
         return tuple(p for p in self.problems if p.severity == "warning")
 
     def to_json(self) -> dict[str, Any]:
@@ -65,7 +70,7 @@ class CheckReport:
         }
 
     def to_text(self) -> str:
-        """The report as plain text: all errors, all warnings, the facts, the verdict."""
+        """The report as plain text: all errors, all warnings, the summary, the number of each."""
         lines = []
         for title, problems in (("Errors", self.errors), ("Warnings", self.warnings)):
             if problems:
@@ -89,93 +94,102 @@ def check_dataset(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
-    """Read every file of a data set to its last byte, and report all that is wrong.
+    """Read every file of a data set to its last byte, and report all problems.
 
     Args:
-        dataset: opened with `require_files=False`, so that missing files come into the report too.
-        patch: training patch in voxels; smaller volumes are then warned about.
-        workers: processes; by default one per CPU that this job may use. 1 stays in this process.
+        dataset: opened with `require_files=False`, so that the report has missing files too.
+        patch: size of the training patch in voxels; smaller volumes get a warning.
+        workers: number of processes; None is one for each CPU that this job may use. 1 uses this process.
         progress: called with (cases done, all cases).
+
+    Raises:
+        ValueError: `patch` does not have three numbers.
     """
     if patch is not None and len(patch) != 3:
-        raise ValueError(f"patch={tuple(patch)}: three numbers are needed")
+        raise ValueError(f"patch: expected three numbers, got {tuple(patch)}")
     cases = dataset.training + dataset.testing
     workers = max(1, min(workers or available_cpus(), len(cases)))
-    check = partial(check_case, num_classes=dataset.num_classes, channels=len(dataset.channels), patch=patch)
-    facts = _check_cases(cases, check, workers, progress)
+    check = partial(
+        check_case,
+        num_classes=dataset.num_classes,
+        channels=len(dataset.channels),
+        readers=dataset.readers,
+        patch=patch,
+    )
+    reports = _check_cases(cases, check, workers, progress)
     root = str(dataset.root)
-    problems = [Problem("error", "", root, "dataset", *_halves(fault)) for fault in dataset.faults]
-    problems += [Problem("warning", "", root, "left-out", *_halves(note)) for note in dataset.notes]
-    problems += [problem for case in facts for problem in case.problems]
-    problems += _problems_between(dataset, cases, facts)
-    problems.sort(key=lambda problem: problem.severity)  # errors first, otherwise in the cases' order
-    return CheckReport(dataset.name, len(cases), tuple(problems), _summarise(dataset, facts))
+    problems = [Problem("error", "", root, "dataset", *_message_and_remedy(fault)) for fault in dataset.faults]
+    problems += [Problem("warning", "", root, "left-out", *_message_and_remedy(note)) for note in dataset.notes]
+    problems += [problem for case in reports for problem in case.problems]
+    problems += _problems_between(dataset, cases, reports)
+    problems.sort(key=lambda problem: problem.severity)  # errors first, each kind in the order of the cases
+    return CheckReport(dataset.name, len(cases), tuple(problems), _summarise(dataset, reports))
 
 
 def _check_cases(
     cases: Sequence[Case],
-    check: Callable[[Case], CaseFacts],
+    check: Callable[[Case], CaseReport],
     workers: int,
     progress: Callable[[int, int], None] | None = None,
-) -> list[CaseFacts]:
-    """Facts of every case, in order. A worker that dies costs its own case at most."""
-    done: dict[int, CaseFacts] = {}
-    # Numbered, since names are not unique in a data set with that very fault.
+) -> list[CaseReport]:
+    """Check every case; the reports are in the order of the cases. A worker that dies loses its own case at most."""
+    done: dict[int, CaseReport] = {}
+    # Numbered, because names are not unique in a data set that has this fault.
     items = list(enumerate(cases))
-    for (index, case), outcome in map_cases(partial(_numbered, check), items, workers=workers):
+    for (index, case), outcome in map_cases(partial(_check_numbered, check), items, workers=workers):
         if isinstance(outcome, Exception):
-            facts = CaseFacts(case.name)
-            facts.add(
+            report = CaseReport(case.name)
+            report.add(
                 "error",
                 case.images[0],
                 "crashed",
                 str(outcome),
-                "look whether memory ran out (dmesg, the job's limit), and at the files of this case",
+                "check whether memory ran out (dmesg, the job's limit), and the files of this case",
             )
-            outcome = facts
+            outcome = report
         done[index] = outcome
         if progress is not None:
             progress(len(done), len(cases))
     return [done[index] for index in range(len(cases))]
 
 
-def _numbered(check: Callable[[Case], CaseFacts], item: tuple[int, Case]) -> CaseFacts:
+def _check_numbered(check: Callable[[Case], CaseReport], item: tuple[int, Case]) -> CaseReport:
     return check(item[1])
 
 
-def _problems_between(dataset: Dataset, cases: Sequence[Case], facts: Sequence[CaseFacts]) -> list[Problem]:
-    """What only shows when the cases are seen together."""
+def _problems_between(dataset: Dataset, cases: Sequence[Case], reports: Sequence[CaseReport]) -> list[Problem]:
+    """Problems that show when the cases are compared."""
     problems = []
 
     def warn(case: str, file: object, code: str, message: str, remedy: str) -> None:
         problems.append(Problem("warning", case, str(file), code, message, remedy))
 
-    spacings = [f.spacing_mm for f in facts if f.spacing_mm is not None]
+    spacings = [report.spacing_mm for report in reports if report.spacing_mm is not None]
     median = np.median(spacings, axis=0) if spacings else np.ones(3)
     seen: dict[str, tuple[str, str]] = {}
-    for case, fact in zip(cases, facts, strict=True):
-        ratio = np.asarray(fact.spacing_mm) / median if fact.spacing_mm is not None else np.ones(3)
+    for case, report in zip(cases, reports, strict=True):
+        ratio = np.asarray(report.spacing_mm) / median if report.spacing_mm is not None else np.ones(3)
         if np.maximum(ratio, 1 / ratio).max() > SPACING_OUTLIER:
             warn(
                 case.name,
                 case.images[0],
                 "spacing-outlier",
-                f"has a spacing of {_mm(fact.spacing_mm or ())}, the median of the data set is {_mm(median)}",
-                "check the header against the scanner's data, or take the case out",
+                f"has a spacing of {_mm(report.spacing_mm or ())}, the median of the data set is {_mm(median)}",
+                "compare the header with the scanner's data, or take the case out",
             )
-        name, twin = seen.setdefault(fact.digest or case.name, (case.name, str(case.images[0])))
+        name, twin = seen.setdefault(report.digest or case.name, (case.name, str(case.images[0])))
         if name != case.name:
             warn(
                 case.name,
                 case.images[0],
                 "duplicate",
                 f"has the same voxels as {twin} ({name})",
-                "remove one of them: in different folds they make the validation too good",
+                "remove one of them: in different folds they make the validation score too high",
             )
     orientations = defaultdict(list)
-    for fact in facts:
-        if fact.orientation:
-            orientations[fact.orientation].append(fact.name)
+    for report in reports:
+        if report.orientation:
+            orientations[report.orientation].append(report.name)
     if len(orientations) > 1:
         groups = sorted(orientations.items(), key=lambda group: -len(group[1]))
         listed = "; ".join(
@@ -187,12 +201,12 @@ def _problems_between(dataset: Dataset, cases: Sequence[Case], facts: Sequence[C
             dataset.root,
             "orientation",
             f"the volumes are stored in different orientations: {listed}",
-            "set data.orientation (RAS), so that the preparation turns them alike",
+            "set data.orientation (RAS), so that the preparation turns them to one orientation",
         )
     labelled = [case for case in dataset.training if case.label is not None]
     if labelled:
         for value, name in dataset.labels.items():
-            if value and not any(fact.label_voxels.get(value) for fact in facts):
+            if value and not any(report.label_voxels.get(value) for report in reports):
                 warn(
                     "",
                     dataset.root,
@@ -201,15 +215,15 @@ def _problems_between(dataset: Dataset, cases: Sequence[Case], facts: Sequence[C
                     "check the labels; take the name out if the class does not exist",
                 )
         for note in unlabelled_cases(dataset.training):
-            warn("", dataset.root, "unlabelled", *_halves(note))
+            warn("", dataset.root, "unlabelled", *_message_and_remedy(note))
     return problems
 
 
-def _summarise(dataset: Dataset, facts: Sequence[CaseFacts]) -> dict[str, Any]:
-    """The data set in numbers; in JSON's types only."""
+def _summarise(dataset: Dataset, reports: Sequence[CaseReport]) -> dict[str, Any]:
+    """Measurements of the data set, in JSON's types."""
     intensity = []
     for channel, name in enumerate(dataset.channels):
-        parts = [fact.intensity[channel] for fact in facts if channel in fact.intensity]
+        parts = [report.intensity[channel] for report in reports if channel in report.intensity]
         if parts:
             sample = np.concatenate([part[2] for part in parts])
             levels = {f"p{p:g}": float(np.percentile(sample, p)) for p in PERCENTILES}
@@ -221,17 +235,17 @@ def _summarise(dataset: Dataset, facts: Sequence[CaseFacts]) -> dict[str, Any]:
             "labelled": sum(case.label is not None for case in dataset.training),
             "testing": len(dataset.testing),
         },
-        "shape": _spread([fact.shape for fact in facts if fact.shape is not None]),
-        "spacing_mm": _spread([fact.spacing_mm for fact in facts if fact.spacing_mm is not None]),
-        "orientations": dict(Counter(fact.orientation for fact in facts if fact.orientation).most_common()),
-        "image_dtypes": dict(Counter(dtype for fact in facts for dtype in fact.image_dtypes).most_common()),
-        "label_dtypes": dict(Counter(fact.label_dtype for fact in facts if fact.label_dtype).most_common()),
+        "shape": _spread([report.shape for report in reports if report.shape is not None]),
+        "spacing_mm": _spread([report.spacing_mm for report in reports if report.spacing_mm is not None]),
+        "orientations": dict(Counter(report.orientation for report in reports if report.orientation).most_common()),
+        "image_dtypes": dict(Counter(dtype for report in reports for dtype in report.image_dtypes).most_common()),
+        "label_dtypes": dict(Counter(report.label_dtype for report in reports if report.label_dtype).most_common()),
         "labels": [
             {
                 "value": value,
                 "name": name,
-                "voxels": sum(fact.label_voxels.get(value, 0) for fact in facts),
-                "cases": sum(fact.label_voxels.get(value, 0) > 0 for fact in facts),
+                "voxels": sum(report.label_voxels.get(value, 0) for report in reports),
+                "cases": sum(report.label_voxels.get(value, 0) > 0 for report in reports),
             }
             for value, name in dataset.labels.items()
         ],
@@ -252,30 +266,30 @@ def _summary_lines(summary: dict[str, Any]) -> list[str]:
     def counts(group: dict[str, int]) -> str:
         return ", ".join(f"{name} {n}" for name, n in group.items()) or "-"
 
-    lines = ["Facts", f"  cases         {counts(summary['cases'])}"]
+    lines = ["Summary", f"  cases         {counts(summary['cases'])}"]
     for key, title in (("shape", "shape"), ("spacing_mm", "spacing (mm)")):
         spread = [f"{level} {'x'.join(f'{v:.4g}' for v in values)}" for level, values in summary[key].items()]
         lines.append(f"  {title:<13} {', '.join(spread) or '-'}")
     for key in ("orientations", "image_dtypes", "label_dtypes"):
         lines.append(f"  {key.replace('_', ' '):<13} {counts(summary[key])}")
-    for entry in summary["labels"]:
+    for label in summary["labels"]:
         lines.append(
-            f"  label {entry['value']:<7} {entry['name']}: {entry['voxels']} voxels in {_count(entry['cases'], 'case')}"
+            f"  label {label['value']:<7} {label['name']}: {label['voxels']} voxels in {_count(label['cases'], 'case')}"
         )
-    for entry in summary["intensity"]:
-        levels = ", ".join(f"{key} {value:.5g}" for key, value in entry.items() if key != "channel")
-        lines.append(f"  intensity     {entry['channel']}: {levels}")
+    for channel in summary["intensity"]:
+        levels = ", ".join(f"{key} {value:.5g}" for key, value in channel.items() if key != "channel")
+        lines.append(f"  intensity     {channel['channel']}: {levels}")
     return lines
 
 
-def _halves(fault: str) -> tuple[str, str]:
-    """Message and remedy of a fault, which carries them as "what is wrong; what to do"."""
+def _message_and_remedy(fault: str) -> tuple[str, str]:
+    """Split a fault, "the message; the remedy", into the two."""
     message, _, remedy = fault.rpartition("; ")
     return message, remedy
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _mm(spacing: Sequence[float] | np.ndarray[Any, np.dtype[Any]]) -> str:

@@ -1,7 +1,7 @@
-"""What a data set on disk consists of: cases, channels, label names, folds.
+"""The content of a data set on disk: cases, channels, label names, folds.
 
-Three layouts are read, none of them altered: the Medical Segmentation Decathlon's (MSD), nnU-Net's raw one
-(versions 1 and 2), and a MONAI datalist. Only names and JSON are looked at here;
+Three layouts are read and left as they are: the layout of the Medical Segmentation Decathlon (MSD), the raw layout of
+nnU-Net (versions 1 and 2), and a MONAI datalist. This module reads names and JSON only;
 `fusionseg.data.checks.dataset_check` reads the voxels.
 """
 
@@ -12,11 +12,11 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from fusionseg.data.formats.case import CHANNEL, IMAGE_SUFFIXES, Case, image_files, is_image_file, stem, suffix
+from fusionseg.data.formats.case import CHANNEL, Case
 from fusionseg.data.formats.channel_names import channel_names, label_names
 from fusionseg.data.formats.dataset_json import (
     LAYOUTS,
@@ -30,6 +30,8 @@ from fusionseg.data.formats.dataset_json import (
     unique_names,
 )
 from fusionseg.data.formats.ignored_entries import misspelt_keys, unlisted_files, unread_lists, wrong_numbers
+from fusionseg.data.formats.image_file import VolumeError
+from fusionseg.data.formats.readers import Readers
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import user_path
 
@@ -44,9 +46,10 @@ class Dataset:
         channels: channel names, at least one.
         labels: value -> name, consecutive from 0, which is the background.
         training: sorted by name, cases without a label included (pre-training uses them).
-        faults: what is wrong with the data set as a whole; empty unless opened with `require_files=False`.
-        notes: what is left out of the data set, each "what; what to do".
+        faults: errors of the data set as a whole; empty unless opened with `require_files=False`.
+        notes: entries that are left out of the data set, each as "the entry; the remedy".
         source: the JSON file; a folder may hold several lists.
+        readers: read the image files.
     """
 
     root: Path
@@ -59,18 +62,19 @@ class Dataset:
     faults: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     source: Path = Path()
+    readers: Readers = field(default_factory=Readers, compare=False)
 
     @property
     def place(self) -> Path:
-        """The JSON file's place, one for all ways to write the path.
+        """The path of the JSON file, the same for all ways to write it.
 
-        A link to a JSON file stands for itself: the cases lie beside it.
+        A link to a JSON file is not followed: the cases lie beside the link.
         """
         return self.source.parent.resolve() / self.source.name
 
     @property
     def short_name(self) -> str:
-        """The folder's name; of a list in it, the folder's and the list's."""
+        """The name of the folder; for a datalist, the names of the folder and of the list."""
         folder = self.place.parent.name
         return folder if self.source.name == "dataset.json" else "_".join(filter(None, (folder, self.source.stem)))
 
@@ -92,15 +96,17 @@ def open_dataset(
     *,
     default_labels: Sequence[str] | None = None,
     require_files: bool = True,
+    readers: Readers | None = None,
 ) -> Dataset:
-    """Read what a data set consists of, and see that its files are there.
+    """Read the list of a data set's cases, and check that the files exist.
 
     Args:
-        root: the data set's folder, or a datalist's JSON file.
-        layout: "auto" decides from the JSON and the file names.
-        labels: names for the values 0, 1, ... (`data.labels`); they win over the file's.
-        default_labels: names for them where the file has none.
+        root: the folder of the data set, or the JSON file of a datalist.
+        layout: msd, nnunet or datalist; "auto" decides by the JSON and the file names.
+        labels: names for the values 0, 1, ... (`data.labels`); they take precedence over the file's names.
+        default_labels: names for the values if the file has none.
         require_files: False leaves missing files for `check_dataset` to report case by case.
+        readers: of the image files; None for the built-in ones.
 
     Raises:
         UserError: with every problem found.
@@ -109,33 +115,34 @@ def open_dataset(
         near = difflib.get_close_matches(layout, LAYOUTS, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise UserError(f"data.layout={layout}: no such layout, there are {', '.join(LAYOUTS)}{hint}")
+    readers = readers or Readers()
     source = find_json(user_path(str(root)).absolute(), layout)
     content = read_json(source)
-    chosen = cast(Layout, layout) if layout != "auto" else recognise_layout(source, content)
+    chosen = cast(Layout, layout) if layout != "auto" else recognise_layout(source, content, readers)
 
     problems: list[str] = []
     channels = channel_names(content.get("channel_names", content.get("modality")), source, problems)
-    faults = misspelt_keys(source, content, chosen)  # problems that do not keep `check` from looking at every case
+    faults = misspelt_keys(source, content, chosen)  # `check` reports these and goes on to the cases
     notes: list[str] = []
     if chosen == "nnunet":
-        training, testing = nnunet_cases(source, content, len(channels), problems)
+        training, testing = nnunet_cases(source, content, len(channels), problems, readers)
     else:
         unread_lists(source, content, faults, notes)
-        training, testing = listed_cases(source, content, problems, notes)
+        training, testing = listed_cases(source, content, problems, notes, readers)
     copied = chosen != "nnunet" or (source.parent / "imagesTs").is_dir()
     faults += wrong_numbers(source, content, training, testing if copied else None)
-    notes += unlisted_files(source, training + testing, compare=chosen == "msd" or "dataset" in content)
+    notes += unlisted_files(source, training + testing, readers, compare=chosen == "msd" or "dataset" in content)
     if not training and not testing and not problems:
         problems.append(f"{source}: no case is listed or found; check the path and data.layout ({chosen})")
     training, testing = unique_names(source, training, testing, faults)
     problems += _name_problems(training + testing)
-    channels = channels or _guess_channels(training + testing)
+    channels = channels or _guess_channels(training + testing, readers)
     given = labels if labels is not None or content.get("labels") else default_labels
     names = label_names(content.get("labels"), given, source, training, problems)
     if require_files or problems:
         problems += faults
     if require_files:
-        problems += _file_problems(source, training + testing, len(channels))
+        problems += _file_problems(source, training + testing, len(channels), readers)
     if problems:
         raise UserError(_capped(problems, source))
     return Dataset(
@@ -149,35 +156,41 @@ def open_dataset(
         faults=tuple(faults),
         notes=tuple(notes),
         source=source,
+        readers=readers,
     )
 
 
-def find_inputs(path: Path, channels: int | None = None) -> list[Case]:
-    """Cases to predict: one image file, or every image in a folder (its subfolders are not searched).
+def find_inputs(path: Path, channels: int | None = None, readers: Readers | None = None) -> list[Case]:
+    """List the cases to predict: one image file, or every image in a folder, without its subfolders.
 
     Files NAME_0000, NAME_0001, ... are the channels of one case, as in nnU-Net, if the numbers start at 0000.
 
     Args:
-        channels: how many the network takes. With 1, numbered files are single cases and never joined.
+        path: the file or the folder.
+        channels: number of channels that the network reads. With 1, numbered files are single cases, never joined.
+        readers: of the image files; None for the built-in ones.
+
+    Raises:
+        UserError: there is no image, channels are missing, or two cases have one name.
     """
+    readers = readers or Readers()
+    endings = " or ".join(readers.suffixes)
     path = user_path(str(path))
     if path.is_file():
-        if not is_image_file(path):
-            raise UserError(
-                f"{path}: not a NIfTI file; give a file that ends in {' or '.join(IMAGE_SUFFIXES)}, or a folder"
-            )
-        return [Case(re.sub("_0000$", "", stem(path)), (path,), None)]
+        if not readers.is_image_file(path):
+            raise UserError(f"{path}: not an image file (expected {endings}); give such a file, or a folder")
+        return [Case(re.sub("_0000$", "", readers.stem(path)), (path,), None)]
     if not path.is_dir():
-        raise UserError(f"{path}: no such file or folder; give a NIfTI image or a folder of them")
-    files = image_files(path)
+        raise UserError(f"{path}: no such file or folder; give an image file ({endings}), or a folder of them")
+    files = readers.image_files(path)
     if not files:
         inside = [path / name for name in ("imagesTs", "imagesTr") if (path / name).is_dir()]
         hint = f"; did you mean {inside[0]}?" if inside else "; give a folder of images"
-        raise UserError(f"{path}: holds no file that ends in {' or '.join(IMAGE_SUFFIXES)}{hint}")
+        raise UserError(f"{path}: holds no file that ends in {endings}{hint}")
     groups: dict[tuple[str, str], dict[int, Path]] = defaultdict(dict)
     for file in files:
-        if match := CHANNEL.fullmatch(stem(file)):
-            groups[match[1], suffix(file).lower()][int(match[2])] = file
+        if match := CHANNEL.fullmatch(readers.stem(file)):
+            groups[match[1], readers.suffix(file).lower()][int(match[2])] = file
     cases: list[Case] = []
     problems: list[str] = []
     joined: set[Path] = set()
@@ -189,11 +202,11 @@ def find_inputs(path: Path, channels: int | None = None) -> list[Case]:
         if lacking:
             problems.append(
                 f"{path}: channel {', '.join(lacking[:3])} is missing beside {numbered[0].name}; add it, or "
-                "rename the files if the numbers are no channels"
+                "rename the files if the numbers do not count channels"
             )
         cases.append(Case(name, tuple(numbered[i] for i in sorted(numbered)), None))
         joined.update(numbered.values())
-    cases += [Case(stem(file), (file,), None) for file in files if file not in joined]
+    cases += [Case(readers.stem(file), (file,), None) for file in files if file not in joined]
     for name, count in Counter(case.name for case in cases).items():
         if count > 1:
             problems.append(
@@ -212,7 +225,7 @@ def _capped(problems: list[str], source: Path | None = None) -> list[str]:
 
 
 def _name_problems(cases: Iterable[Case]) -> list[str]:
-    """Names in another encoding (of an old archive, say), which no record and no table could hold."""
+    """Names in another encoding, such as those of an old archive: records and tables cannot hold them."""
     return [
         f"{os.fsencode(case.images[0])!r}: the name is not UTF-8; rename the file (convmv does many)"
         for case in cases
@@ -220,17 +233,20 @@ def _name_problems(cases: Iterable[Case]) -> list[str]:
     ]
 
 
-def _file_problems(source: Path, cases: Iterable[Case], channels: int) -> list[str]:
+def _file_problems(source: Path, cases: Iterable[Case], channels: int, readers: Readers) -> list[str]:
     problems = []
     for case in cases:
         if len(case.images) > 1 and len(case.images) != channels:
             problems.append(
                 f"{case.images[0]}: case {case.name} has {len(case.images)} channel files, {source.name} "
-                f"names {channels} channels; correct the one or the other"
+                f"names {channels} channels; correct one of them"
             )
         for path in (*case.images, *([case.label] if case.label else [])):
-            if not is_image_file(path):
-                problems.append(f"{path}: not NIfTI ({' or '.join(IMAGE_SUFFIXES)}); convert case {case.name}")
+            if not readers.is_image_file(path):
+                problems.append(
+                    f"{path}: no reader reads files of this name (expected {' or '.join(readers.suffixes)}); convert"
+                    f" case {case.name}, or name a reader for it (data.reader)"
+                )
             elif not path.is_file():
                 problems.append(
                     f"{path}: file missing, case {case.name} needs it; copy it there, or take the case out "
@@ -239,17 +255,13 @@ def _file_problems(source: Path, cases: Iterable[Case], channels: int) -> list[s
     return problems
 
 
-def _guess_channels(cases: Sequence[Case]) -> tuple[str, ...]:
+def _guess_channels(cases: Sequence[Case], readers: Readers) -> tuple[str, ...]:
+    """Names for the channels of a data set whose JSON names none."""
     count = max((len(case.images) for case in cases), default=1)
     if count == 1 and cases:
-        from fusionseg.data.formats.nifti import (  # only needed where the JSON names no channels
-            VolumeError,
-            read_header,
-        )
-
         try:
-            shape = read_header(cases[0].images[0]).shape
-        except VolumeError:  # it is `check` or the preparation that says so
+            shape = readers.read_geometry(cases[0].images[0]).shape
+        except VolumeError:  # `check` or the preparation reports it
             shape = ()
-        count = shape[3] if len(shape) == 4 else 1
+        count = shape[0] if len(shape) == 4 else 1
     return tuple(f"channel{i}" for i in range(count)) if count > 1 else ("image",)

@@ -1,7 +1,7 @@
-"""What the JSON of a data set says: where its files lie, and how its channels and labels are called.
+"""The JSON file of a data set: the layout that it belongs to, and the cases that it lists.
 
-The layouts are the Medical Segmentation Decathlon's (MSD), nnU-Net's raw one (versions 1 and 2), and a MONAI
-datalist. `fusionseg.data.formats.dataset.open_dataset` puts the parts together.
+The layouts are that of the Medical Segmentation Decathlon (MSD), the raw layout of nnU-Net (versions 1 and 2), and a
+MONAI datalist. `fusionseg.data.formats.dataset.open_dataset` combines the parts.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from fusionseg.data.formats.case import CHANNEL, IMAGE_SUFFIXES, Case, image_files, stem, suffix
+from fusionseg.data.formats.case import CHANNEL, Case
 from fusionseg.data.formats.ignored_entries import hidden_entries
+from fusionseg.data.formats.readers import Readers
 from fusionseg.utils.errors import UserError
 
 Layout = Literal["msd", "nnunet", "datalist"]
@@ -25,13 +26,22 @@ MAX_LISTED = 20
 
 
 def find_json(root: Path, layout: str) -> Path:
+    """Find the JSON file of a data set.
+
+    Args:
+        root: the folder of the data set, or the file itself.
+        layout: as in `data.layout`.
+
+    Raises:
+        UserError: there is no such file, or there are several.
+    """
     wanted = (
         "a folder with dataset.json (MSD or nnU-Net raw), a folder with one datalist .json, or the "
         "datalist's .json file"
     )
     if root.is_file():
         if root.suffix != ".json":
-            raise UserError(f"data.root={root}: is a file, but no .json; expected {wanted}")
+            raise UserError(f"data.root={root}: is a file, but not a .json file; expected {wanted}")
         return root
     if not root.is_dir():
         raise UserError(f"data.root={root}: does not exist; expected {wanted}")
@@ -54,6 +64,14 @@ def find_json(root: Path, layout: str) -> Path:
 
 
 def read_json(source: Path) -> dict[str, Any]:
+    """Read the JSON file of a data set.
+
+    Args:
+        source: the file.
+
+    Raises:
+        UserError: the file cannot be read, is not JSON, or names a key twice in one object.
+    """
     try:
         content = json.loads(source.read_text(encoding="utf-8-sig"), object_pairs_hook=partial(_each_once, source))
     except json.JSONDecodeError as error:
@@ -70,44 +88,68 @@ def read_json(source: Path) -> dict[str, Any]:
 
 
 def _each_once(source: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of the JSON; of a key that stands twice, JSON keeps the last without a word."""
+    """An object of the JSON. A key that appears twice is refused: JSON would silently keep the last."""
     doubled = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
     if doubled:
         raise UserError(
-            f"{source}: {', '.join(map(repr, doubled))} stands several times in one object, and only the last would be"
-            " read; give each key once"
+            f"{source}: {', '.join(map(repr, doubled))} appears several times in one object, and only the last would"
+            " be read; give each key once"
         )
     return dict(pairs)
 
 
-def recognise_layout(source: Path, content: dict[str, Any]) -> Layout:
+def recognise_layout(source: Path, content: dict[str, Any], readers: Readers) -> Layout:
+    """Tell the layout of a data set from its JSON and its file names.
+
+    Args:
+        source: the JSON file.
+        content: of the file.
+        readers: of the data set.
+    """
     if "channel_names" in content or "file_ending" in content:
         return "nnunet"
     listed = [entry for entry in as_list(content.get("training")) if isinstance(entry, dict)]
     if source.name != "dataset.json" or "validation" in content or any("fold" in entry for entry in listed):
         return "datalist"
-    # nnU-Net's first version lists x.nii.gz and stores x_0000.nii.gz. Cases may be numbered so in MSD too:
-    # there the listed names exist.
+    # nnU-Net's first version lists x.nii.gz and stores x_0000.nii.gz. MSD cases may have such numbers too, but their
+    # listed names exist.
     folder = source.parent / "imagesTr"
-    files = image_files(folder) if folder.is_dir() else []
-    numbered = bool(files) and all(CHANNEL.fullmatch(stem(file)) for file in files)
+    files = readers.image_files(folder) if folder.is_dir() else []
+    numbered = bool(files) and all(CHANNEL.fullmatch(readers.stem(file)) for file in files)
     images = [image for entry in listed for image in as_list(entry.get("image"))]
     exists = any(isinstance(image, str) and (source.parent / image).is_file() for image in images)
     return "nnunet" if numbered and not exists else "msd"
 
 
 def as_list(value: Any) -> list[Any]:
+    """A list as it is, None as an empty list, and any other value as a list of one."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def listed_cases(
-    source: Path, content: dict[str, Any], problems: list[str], notes: list[str]
+    source: Path, content: dict[str, Any], problems: list[str], notes: list[str], readers: Readers
 ) -> tuple[list[Case], list[Case]]:
+    """List the training and test cases of an MSD data set or of a datalist.
+
+    Args:
+        source: the JSON file.
+        content: of the file.
+        problems: gets what is wrong with the lists.
+        notes: gets the entries that are left out.
+        readers: of the data set.
+
+    Raises:
+        UserError: there is no list of cases.
+    """
     if not any(key in content for key in ("training", "validation", "test", "testing")):
         raise UserError(f'{source}: has no "training" list; add {{"training": [{{"image": ..., "label": ...}}]}}')
     hidden: list[str] = []
-    training, validation = (_entries(source, key, content, problems, hidden) for key in ("training", "validation"))
-    testing = [case for key in ("test", "testing") for case in _entries(source, key, content, problems, hidden)]
+    training, validation = (
+        _entries(source, key, content, problems, hidden, readers) for key in ("training", "validation")
+    )
+    testing = [
+        case for key in ("test", "testing") for case in _entries(source, key, content, problems, hidden, readers)
+    ]
     notes += hidden_entries(source, hidden)
     stated = sum(case.fold is not None for case in training)
     if "validation" in content:
@@ -124,9 +166,12 @@ def listed_cases(
     return training, testing
 
 
-def _entries(source: Path, key: str, content: dict[str, Any], problems: list[str], hidden: list[str]) -> list[Case]:
+def _entries(
+    source: Path, key: str, content: dict[str, Any], problems: list[str], hidden: list[str], readers: Readers
+) -> list[Case]:
+    """The cases of one list of the JSON."""
     if not isinstance(content.get(key, []), list):
-        problems.append(f'{source}: {key} is no list; write [{{"image": ..., "label": ...}}, ...]')
+        problems.append(f'{source}: {key} is not a list; write [{{"image": ..., "label": ...}}, ...]')
         return []
     cases = []
     for i, entry in enumerate(content.get(key, [])):
@@ -135,29 +180,30 @@ def _entries(source: Path, key: str, content: dict[str, Any], problems: list[str
         if not images or not all(isinstance(image, str) and image for image in images):
             problems.append(f'{source}: {key}[{i}] has no "image"; give a path or a list of paths, one per channel')
         elif label is not None and not isinstance(label, str):
-            problems.append(f'{source}: {key}[{i}]: "label" is no path; one label file per case is supported')
+            problems.append(f'{source}: {key}[{i}]: "label" is not a path; give one label file per case')
         elif fold is not None and (not isinstance(fold, int) or isinstance(fold, bool) or fold < 0):
-            problems.append(f'{source}: {key}[{i}]: "fold" is {fold!r}; give a whole number from 0')
+            problems.append(f'{source}: {key}[{i}]: "fold" is {fold!r}; give an integer from 0')
         else:
             paths = tuple(_listed_path(source.parent, image) for image in images)
             if paths[0].name.startswith("."):
                 hidden.append(paths[0].name)
                 continue
-            cases.append(Case(_joint_name(paths), paths, _listed_path(source.parent, label) if label else None, fold))
+            name = _joint_name(paths, readers)
+            cases.append(Case(name, paths, _listed_path(source.parent, label) if label else None, fold))
     return cases
 
 
 def _listed_path(folder: Path, text: str) -> Path:
-    """The path that a list means; one that was written on Windows has backslashes."""
+    """The path of a listed file. A list that was written on Windows has backslashes."""
     path = folder / text
     return folder / text.replace("\\", "/") if "\\" in text and not path.exists() else path
 
 
-def _joint_name(images: Sequence[Path]) -> str:
+def _joint_name(images: Sequence[Path], readers: Readers) -> str:
     """Name of a case from its channel files: x for x_0000 and x_0001, or for x_t1 and x_t2."""
     if len(images) == 1:
-        return stem(images[0])
-    parts = [stem(image).split("_") for image in images]
+        return readers.stem(images[0])
+    parts = [readers.stem(image).split("_") for image in images]
     shared = 0
     while len({tuple(p[: shared + 1]) for p in parts}) == 1 and shared < min(map(len, parts)):
         shared += 1
@@ -167,7 +213,17 @@ def _joint_name(images: Sequence[Path]) -> str:
 def unique_names(
     source: Path, training: list[Case], testing: list[Case], faults: list[str]
 ) -> tuple[list[Case], list[Case]]:
-    """Tell cases of one name apart by their folders (a/image.nii.gz, b/image.nii.gz), where they differ."""
+    """Rename cases of one name by their folders (a/image.nii.gz, b/image.nii.gz), where these differ.
+
+    Args:
+        source: the JSON file.
+        training: cases.
+        testing: cases.
+        faults: gets the names that stay doubled.
+
+    Returns:
+        The training and the test cases.
+    """
     folders: dict[str, set[Path]] = defaultdict(set)
     for case in training + testing:
         folders[case.name].add(case.images[0].parent)
@@ -193,12 +249,25 @@ def unique_names(
 
 
 def nnunet_cases(
-    source: Path, content: dict[str, Any], channels: int, problems: list[str]
+    source: Path, content: dict[str, Any], channels: int, problems: list[str], readers: Readers
 ) -> tuple[list[Case], list[Case]]:
+    """List the training and test cases of an nnU-Net data set.
+
+    Args:
+        source: the JSON file.
+        content: of the file.
+        channels: number of channels that the file names; 0 if it names none.
+        problems: gets what is wrong with the files' names.
+        readers: of the data set.
+
+    Raises:
+        UserError: there is no imagesTr, or no reader for `file_ending`.
+    """
     ending = content.get("file_ending", ".nii.gz")
-    if str(ending).lower() not in IMAGE_SUFFIXES:
+    if str(ending).lower() not in readers.suffixes:
         raise UserError(
-            f"{source}: file_ending is {ending!r}; only {' and '.join(IMAGE_SUFFIXES)} are read, convert the images"
+            f"{source}: file_ending is {ending!r} (expected {' or '.join(readers.suffixes)}); convert the images, or"
+            " name a reader for them (data.reader)"
         )
     root = source.parent
     if isinstance(content.get("dataset"), dict):  # version 2 may list its files instead of using imagesTr
@@ -215,29 +284,34 @@ def nnunet_cases(
             f"{root / 'imagesTr'}: no such folder; the nnU-Net layout needs it, check data.root and data.layout"
         )
     else:
-        training = _nnunet_folder(root, "Tr", ending, channels, problems)
-    testing = _nnunet_folder(root, "Ts", ending, channels, problems) if (root / "imagesTs").is_dir() else []
+        training = _nnunet_folder(root, "Tr", ending, channels, problems, readers)
+    testing = _nnunet_folder(root, "Ts", ending, channels, problems, readers) if (root / "imagesTs").is_dir() else []
     return training, testing
 
 
-def _nnunet_folder(root: Path, split: str, ending: str, channels: int, problems: list[str]) -> list[Case]:
+def _nnunet_folder(
+    root: Path, split: str, ending: str, channels: int, problems: list[str], readers: Readers
+) -> list[Case]:
+    """The cases of imagesTr and labelsTr, or of imagesTs and labelsTs."""
     images, labels = root / f"images{split}", root / f"labels{split}"
     found: dict[str, set[int]] = defaultdict(set)
-    for file in image_files(images):
-        match = CHANNEL.fullmatch(stem(file))
+    for file in readers.image_files(images):
+        match = CHANNEL.fullmatch(readers.stem(file))
         if not match:
-            problems.append(f"{file}: has no channel number; nnU-Net names it {stem(file)}_0000{ending}, rename it")
-        elif suffix(file) != ending:
+            problems.append(
+                f"{file}: has no channel number; nnU-Net names it {readers.stem(file)}_0000{ending}, rename it"
+            )
+        elif readers.suffix(file) != ending:
             problems.append(f"{file}: file_ending is {ending}; convert the file, or correct dataset.json")
         else:
             found[match[1]].add(int(match[2]))
     annotated = set()
-    for file in image_files(labels) if labels.is_dir() else []:
-        if suffix(file) != ending:
+    for file in readers.image_files(labels) if labels.is_dir() else []:
+        if readers.suffix(file) != ending:
             problems.append(f"{file}: file_ending is {ending}; convert the file, or correct dataset.json")
-        annotated.add(stem(file))
+        annotated.add(readers.stem(file))
     cases = []
-    # A label without image is a case too: its image is then reported as missing.
+    # A label without an image is a case too; its image is then reported as missing.
     for name in sorted(found.keys() | annotated):
         numbers = sorted(found[name] | set(range(channels or 1)))
         files = tuple(images / f"{name}_{i:04d}{ending}" for i in numbers)

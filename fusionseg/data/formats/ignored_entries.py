@@ -1,7 +1,7 @@
-"""Entries of a data set that would be left out without a word: misspelt keys, unlisted files, numbers that do not hold.
+"""Entries of a data set that would be ignored silently: misspelt keys, unlisted files, wrong numbers of cases.
 
-What cannot be meant as it stands is a fault, which ends the start of a training; the rest is a note, which
-`fusionseg check` and the start of a training print once. Each is a text "what is wrong; what to do".
+An entry that must be a mistake is a fault, and a training does not start with it. Any other is a note, which
+`fusionseg check` and the start of a training print once. Each is a text "the fault; the remedy".
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fusionseg.data.formats.case import Case, is_image_file
+from fusionseg.data.formats.case import Case
+from fusionseg.data.formats.readers import Readers
 
 LISTS = ("training", "validation", "test", "testing")
 _NAMES = (("labels",), ("modality", "channel_names"))
@@ -20,7 +21,7 @@ _TOP_LEVEL = {
     "listed": (("training",), ("validation",), ("test", "testing"), *_NAMES),
     "nnunet": (("file_ending",), *_NAMES),
 }
-"""Keys that are read, by layout; of each group, one is enough."""
+"""Keys that are read, by layout. Each group needs one of its keys."""
 _OTHERS = ("numTraining", "numTest", "name", "dataset", "dataset_name", "description", "release", "reference")
 _ENTRY = (("image",), ("label",), ("fold",))
 _ENTRY_NNUNET = (("images",), ("label",))
@@ -31,7 +32,13 @@ _MAX_NAMED = 5
 
 
 def misspelt_keys(source: Path, content: dict[str, Any], layout: str) -> list[str]:
-    """Faults: keys of the JSON that nobody reads and that look like one that is missing."""
+    """List the faults of keys that are not read and are similar to a missing key.
+
+    Args:
+        source: the JSON file.
+        content: of the file.
+        layout: of the data set.
+    """
     top_level = _TOP_LEVEL["nnunet" if layout == "nnunet" else "listed"]
     faults = [
         f'{source}: the key "{key}" is not read; did you mean "{meant}"?; rename it'
@@ -42,10 +49,10 @@ def misspelt_keys(source: Path, content: dict[str, Any], layout: str) -> list[st
         entries = content.get(name)
         numbered = entries.items() if isinstance(entries, dict) else enumerate(_list(entries))
         found: dict[tuple[str, str], list[int | str]] = {}
-        for number, entry in numbered:
+        for place, entry in numbered:
             if isinstance(entry, dict):
                 for pair in _near_misses(entry, families):
-                    found.setdefault(pair, []).append(number)
+                    found.setdefault(pair, []).append(place)
         for (key, meant), places in found.items():
             faults.append(
                 f'{source}: the key "{key}" of {name}[{places[0]}]'
@@ -56,7 +63,14 @@ def misspelt_keys(source: Path, content: dict[str, Any], layout: str) -> list[st
 
 
 def unread_lists(source: Path, content: dict[str, Any], faults: list[str], notes: list[str]) -> None:
-    """Lists of cases under a key that nobody reads: a fault where there is no training list beside them."""
+    """Note lists of cases under an unknown key; without a training list, they are faults.
+
+    Args:
+        source: the JSON file.
+        content: of the file.
+        faults: gets the faults.
+        notes: gets the notes.
+    """
     for key, value in content.items():
         if key in LISTS or not isinstance(value, list):
             continue
@@ -70,10 +84,14 @@ def unread_lists(source: Path, content: dict[str, Any], faults: list[str], notes
 def wrong_numbers(
     source: Path, content: dict[str, Any], training: Sequence[Case], testing: Sequence[Case] | None
 ) -> list[str]:
-    """Faults: stated numbers of cases that do not hold. They are all that tells a half-copied data set.
+    """List the faults of stated numbers of cases. Nothing else shows that a data set was copied in part.
 
     Args:
-        testing: None where the data set was copied without its test images, which a training does not need.
+        source: the JSON file.
+        content: of the file.
+        training: the training cases that were found.
+        testing: the test cases; None if the data set was copied without its test images, which a training does not
+            need.
     """
     faults = []
     counts = {"numTraining": (len(training), "training")}
@@ -84,7 +102,7 @@ def wrong_numbers(
         stated = _whole(content.get(key))
         if stated is None or stated == found or (key == "numTraining" and stated == found - validated):
             continue
-        # Many data sets in use state 0 tests beside a list of them; nothing is lost by that.
+        # Many published data sets state 0 tests and list some; nothing is lost by that.
         if key == "numTest" and stated == 0:
             continue
         faults.append(
@@ -94,17 +112,25 @@ def wrong_numbers(
 
 
 def hidden_entries(source: Path, names: Sequence[str]) -> list[str]:
-    """Notes: listed files that are hidden, which macOS leaves beside each file on foreign disks."""
+    """List the notes about hidden files that are listed; macOS leaves one beside each file on foreign disks.
+
+    Args:
+        source: the JSON file.
+        names: of the hidden files.
+    """
     if not names:
         return []
     return [f"{source}: {_count(names, 'listed file')} hidden and left out ({_some(names)}); take them out of the list"]
 
 
-def unlisted_files(source: Path, cases: Iterable[Case], *, compare: bool) -> list[str]:
-    """Notes: images and labels in the folders of a data set that are no part of it.
+def unlisted_files(source: Path, cases: Iterable[Case], readers: Readers, *, compare: bool) -> list[str]:
+    """List the notes about images and labels in the folders of a data set that do not belong to it.
 
     Args:
-        compare: whether the JSON has to list all files of the folders; otherwise only other formats are looked for.
+        source: the JSON file.
+        cases: of the data set.
+        readers: of the data set.
+        compare: True if the JSON has to list all files of the folders; False notes files of other formats only.
     """
     listed = {os.path.normpath(path) for case in cases for path in (*case.images, case.label) if path is not None}
     folders = sorted(source.parent / name for name in ("imagesTr", "labelsTr", "imagesTs"))
@@ -113,43 +139,55 @@ def unlisted_files(source: Path, cases: Iterable[Case], *, compare: bool) -> lis
         if not folder.is_dir():
             continue
         files = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
-        beside = [file.name for file in files if is_image_file(file) and os.path.normpath(file) not in listed]
+        beside = [file.name for file in files if readers.is_image_file(file) and os.path.normpath(file) not in listed]
         if compare and beside:
             notes.append(
                 f"{folder}: {_count(beside, 'file')} not listed in {source.name} and left out ({_some(beside)}); list"
                 " them if they belong to the data set"
             )
-        notes += _foreign_note(folder, files)
+        notes += _foreign_note(folder, files, readers)
     return notes
 
 
 def unlabelled_cases(training: Sequence[Case]) -> list[str]:
-    """Notes: training cases that only a pre-training can use."""
+    """List the notes about training cases without a label, which only a pre-training can use.
+
+    Args:
+        training: the training cases.
+    """
     names = [case.name for case in training if case.label is None]
     if not names or len(names) == len(training):
         return []
     verb = "has no label and is" if len(names) == 1 else "have no label and are"
     return [
-        f"{len(names)} of {len(training)} training cases {verb} left out: {_some(names)}; add the label files, for only"
-        " a pre-training can use a case without"
+        f"{len(names)} of {len(training)} training cases {verb} left out: {_some(names)}; add the label files (only a"
+        " pre-training can use a case without)"
     ]
 
 
-def foreign_files(folder: Path) -> list[str]:
-    """Notes: images of other formats in a folder of inputs."""
-    return _foreign_note(folder, sorted(folder.iterdir())) if folder.is_dir() else []
+def foreign_files(folder: Path, readers: Readers) -> list[str]:
+    """List the notes about images of other formats in a folder of inputs.
+
+    Args:
+        folder: or a single file, which gives no notes.
+        readers: that are in use.
+    """
+    return _foreign_note(folder, sorted(folder.iterdir()), readers) if folder.is_dir() else []
 
 
-def _foreign_note(folder: Path, files: Iterable[Path]) -> list[str]:
-    others = (file for file in files if not file.name.startswith(".") and not is_image_file(file))
+def _foreign_note(folder: Path, files: Iterable[Path], readers: Readers) -> list[str]:
+    others = (file for file in files if not file.name.startswith(".") and not readers.is_image_file(file))
     names = [file.name for file in others if file.suffix.lower() in (*_OTHER_FORMATS, *_PACKED)]
     if not names:
         return []
-    return [f"{folder}: {_count(names, 'file')} not NIfTI and left out ({_some(names)}); convert them to .nii.gz"]
+    return [
+        f"{folder}: {_count(names, 'file')} of an unknown format and left out ({_some(names)}); convert them to"
+        " .nii.gz, or name a reader for them (data.reader)"
+    ]
 
 
 def _near_misses(content: dict[str, Any], families: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
-    """Keys that are not known, each with the missing known key that it looks like."""
+    """Unknown keys, each with the missing known key that it is similar to."""
     known = {key for family in families for key in family} | {*_OTHERS}
     absent = [key for family in families if not set(family) & content.keys() for key in family]
     found = []

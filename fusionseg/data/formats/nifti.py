@@ -1,6 +1,7 @@
-"""NIfTI files read whole, with what is wrong with them named.
+"""The reader of NIfTI files: it reads a file to its last byte and reports damage.
 
-nibabel reads what it needs and repairs what it can; a check has to see the damage.
+nibabel's own loading stops after the last voxel that it needs, and repairs headers silently. A check has to see the
+damage, so this module reads the bytes and lets nibabel interpret the header only.
 """
 
 from __future__ import annotations
@@ -17,32 +18,26 @@ import nibabel
 import numpy as np
 from nibabel.volumeutils import apply_read_scaling
 
-from fusionseg.data.formats.case import IMAGE_SUFFIXES, is_image_file
+from fusionseg.config.registry import readers
+from fusionseg.data.formats.image_file import FileGeometry, ImageFile, VolumeError
+from fusionseg.data.formats.nifti_geometry import UNKNOWN_AFFINE, affine_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 CHUNK_BYTES = 1 << 20
 HEADER_BYTES = 1 << 20  # the header, and extensions of a usual size
+SUFFIXES = (".nii.gz", ".nii")
 FETCH = "fetch or export the file again"
-
-
-class VolumeError(Exception):
-    """A file that holds no usable volume."""
-
-    def __init__(self, code: str, message: str, remedy: str) -> None:
-        super().__init__(message)
-        self.code, self.message, self.remedy = code, message, remedy
-
-    def __str__(self) -> str:
-        return f"{self.message}; {self.remedy}"
 
 
 @dataclass(frozen=True)
 class RawHeader:
     """The header of a NIfTI file.
 
-    header: of nibabel, exactly as it is in the file: nothing is repaired.
-    offset: the byte at which the voxels begin. slope, intercept: None where the stored numbers are the values.
+    Args:
+        header: nibabel's, exactly as it is in the file; nothing is repaired.
+        offset: the byte at which the voxels begin.
+        slope: None if the stored numbers are the values, as for `intercept`.
     """
 
     header: Any
@@ -54,25 +49,67 @@ class RawHeader:
 
     @property
     def scaled(self) -> bool:
-        """Whether a slope and an intercept turn the stored numbers into values."""
+        """True if a slope and an intercept turn the stored numbers into values."""
         return self.slope is not None and (self.slope, self.intercept) != (1, 0)
 
 
 @dataclass(frozen=True)
 class RawVolume:
-    """A NIfTI file's content, read whole: the values of its voxels, scaled, and its header."""
+    """The content of a NIfTI file: the scaled values of its voxels, in the file's order of axes, and its header."""
 
     values: Array
     header: Any
     dtype: str
-    """Of the stored numbers; `scaled` behind it where a slope was applied."""
+    """Data type of the stored numbers, followed by `scaled` if a slope was applied."""
+
+
+@readers.register("nifti")
+class NiftiReader:
+    """The built-in reader: NIfTI-1 and NIfTI-2 in one file, compressed or not."""
+
+    suffixes = SUFFIXES
+
+    def read(self, path: Path) -> ImageFile:
+        """Read a file to its last byte.
+
+        Args:
+            path: a file whose name ends in one of the suffixes.
+
+        Raises:
+            VolumeError: as `read_volume`.
+        """
+        volume = read_volume(path)
+        shape = _without_trailing_ones(volume.values.shape)
+        affine, problems = UNKNOWN_AFFINE, ()
+        if len(shape) in (3, 4):  # other shapes are refused by the caller, who knows the file's purpose
+            affine, problems = affine_of(volume.header, shape[:3])
+        voxels = volume.values.reshape(shape, order="F")
+        return ImageFile(np.moveaxis(voxels, 3, 0) if len(shape) == 4 else voxels, affine, volume.dtype, problems)
+
+    def read_geometry(self, path: Path) -> FileGeometry:
+        """Read the header of a file, and no voxel.
+
+        Args:
+            path: a file whose name ends in one of the suffixes.
+
+        Raises:
+            VolumeError: as `read_header`.
+        """
+        raw = read_header(path)
+        shape = _without_trailing_ones(raw.shape)
+        if len(shape) not in (3, 4):
+            return FileGeometry(shape, UNKNOWN_AFFINE)
+        return FileGeometry((*shape[3:], *shape[:3]), *affine_of(raw.header, shape[:3]))
 
 
 def read_header(path: Path) -> RawHeader:
     """Read the header of a NIfTI file, and no voxel.
 
+    Args:
+        path: a file whose name ends in .nii.gz or .nii.
+
     Raises:
-        VolumeError: as `read_volume`, as far as the header shows it.
+        VolumeError: as `read_volume`, for damage that the header shows.
     """
     _check_name(path)
     with _reading(), open(path, "rb") as file:
@@ -86,11 +123,12 @@ def read_header(path: Path) -> RawHeader:
 
 
 def read_volume(path: Path) -> RawVolume:
-    """Read a NIfTI file whole, and verify checksum and length.
+    """Read a whole NIfTI file, and verify its checksum and length.
 
-    nibabel.load stops after the last voxel it needs, before gzip's checksum, and repairs headers silently:
-    hence the bytes are read here, and nibabel interprets the header only. The values are those that nibabel gives,
-    scaled in float64.
+    The values are those that nibabel gives, scaled in float64.
+
+    Args:
+        path: a file whose name ends in .nii.gz or .nii.
 
     Raises:
         VolumeError: its code is missing, unreadable, truncated, corrupt, trailing-data or header.
@@ -112,14 +150,21 @@ def read_volume(path: Path) -> RawVolume:
     values: Array = np.frombuffer(content, dtype, count, raw.offset).reshape(shape, order="F")
     if not raw.scaled:
         return RawVolume(values, raw.header, dtype.name)
-    with np.errstate(over="ignore", invalid="ignore"):  # the reader of a case reports what is no number
+    with np.errstate(over="ignore", invalid="ignore"):  # the reader of a case reports values that are not finite
         values = apply_read_scaling(values, np.float64(raw.slope), np.float64(raw.intercept))
     return RawVolume(values, raw.header, f"{dtype.name} scaled")
 
 
+def _without_trailing_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape without axes of one voxel beyond the third."""
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    return tuple(map(int, shape))
+
+
 def _check_name(path: Path) -> None:
-    if not is_image_file(path):
-        raise VolumeError("header", "it is not named as NIfTI", f"convert it to {' or '.join(IMAGE_SUFFIXES)}")
+    if not path.name.lower().endswith(SUFFIXES):
+        raise VolumeError("header", "it is not named as NIfTI", f"convert it to {' or '.join(SUFFIXES)}")
 
 
 def _is_gzip(path: Path) -> bool:
@@ -139,7 +184,7 @@ def _reading() -> Iterator[None]:
 
 
 def _gunzip(path: Path) -> bytes:
-    """Decompress all of a file; zlib verifies each member's checksum and length."""
+    """Decompress a whole file. zlib verifies the checksum and the length of each member."""
     parts, stream, members = [], zlib.decompressobj(31), 1
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK_BYTES):
@@ -153,7 +198,7 @@ def _gunzip(path: Path) -> bytes:
                 except zlib.error as error:
                     if members > 1 and not parts[-1]:
                         raise VolumeError(
-                            "trailing-data", "it has foreign bytes after the end of its gzip stream", FETCH
+                            "trailing-data", "it has other bytes after the end of its gzip stream", FETCH
                         ) from error
                     raise _not_decompressed(error, first=not parts) from error
                 chunk = stream.unused_data

@@ -1,21 +1,26 @@
-"""What the checks of a data set report: problems, and the facts of a case."""
+"""Problems of a data set, and the error of a case that cannot be used."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
-import numpy as np
-
-Severity = Literal["error", "warning"]
-Array = np.ndarray[Any, np.dtype[Any]]
+from fusionseg.data.formats.image_file import Severity
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with the data: what, where, and what to do."""
+    """A fault of the data.
+
+    Args:
+        severity: an error keeps the case from being used.
+        case: its name; empty for the data set as a whole.
+        file: the path.
+        code: a short name of the kind of fault, for programs.
+        message: the fault.
+        remedy: the advice to the user.
+    """
 
     severity: Severity
     case: str
@@ -45,13 +50,18 @@ class CaseError(ValueError):
 
 @dataclass
 class Findings:
-    """The problems of one case; `name` is the case's, empty where it does not matter."""
+    """The problems of one case.
+
+    Args:
+        name: of the case; empty where it is not needed.
+        problems: in the order in which they were found.
+    """
 
     name: str = ""
     problems: list[Problem] = field(default_factory=list)
 
     def add(self, severity: Severity, file: Path, code: str, message: str, remedy: str) -> None:
-        """Note a problem."""
+        """Note a problem; for the arguments see `Problem`."""
         self.problems.append(Problem(severity, self.name, str(file), code, message, remedy))
 
     def refuse(self) -> None:
@@ -62,19 +72,3 @@ class Findings:
         """
         if errors := [problem for problem in self.problems if problem.severity == "error"]:
             raise CaseError(errors)
-
-
-@dataclass
-class CaseFacts(Findings):
-    """The result of the checks of a case; small, since it travels between processes."""
-
-    shape: tuple[int, ...] | None = None
-    spacing_mm: tuple[float, ...] | None = None
-    orientation: str = ""
-    image_dtypes: list[str] = field(default_factory=list)
-    label_dtype: str = ""
-    label_voxels: dict[int, int] = field(default_factory=dict)
-    # Channel -> lowest, highest, a sample.
-    intensity: dict[int, tuple[float, float, Array]] = field(default_factory=dict)
-    digest: str = ""
-    """Of the image's voxels, empty where they could not be read or are all alike."""

@@ -16,10 +16,10 @@ from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
 from fusionseg.config.data_sections import DataConfig, IntensityConfig
+from fusionseg.data.formats.case_reader import read_case, read_image, read_label
 from fusionseg.data.formats.geometry import Grid, voxel_sizes
 from fusionseg.data.formats.image_digest import image_digest
 from fusionseg.data.formats.problems import Findings
-from fusionseg.data.formats.reader import read_case, read_image, read_label
 from fusionseg.observability.ranges import annotate
 from fusionseg.utils.machine import available_memory_bytes
 

@@ -10,9 +10,9 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from fusionseg.data.formats.case_reader import read_image
 from fusionseg.data.formats.dataset import Case
 from fusionseg.data.formats.geometry import voxel_sizes
-from fusionseg.data.formats.reader import read_image
 from fusionseg.inference.evaluation.scoring import Score, Scorer
 from fusionseg.metrics.segmentation import nanmean
 from fusionseg.observability.pictures import COLORS, paint

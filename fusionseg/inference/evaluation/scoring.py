@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fusionseg.data.formats.case_reader import read_grid, read_label
 from fusionseg.data.formats.channel_names import channel_order, label_order
 from fusionseg.data.formats.dataset import Case, Dataset
 from fusionseg.data.formats.geometry import voxel_sizes
-from fusionseg.data.formats.reader import read_grid, read_label
 from fusionseg.inference.predictor import Predictor
 from fusionseg.metrics.segmentation import confusion_matrix, dice_per_class, hd95_per_class
 from fusionseg.utils.errors import UserError

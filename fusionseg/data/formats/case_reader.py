@@ -1,0 +1,308 @@
+"""The images and the label of a case: one reader for check, prepare, predict and evaluate.
+
+`examine_image` and `examine_label` note every problem of the files and go on; `fusionseg check` reports these notes.
+`read_case`, `read_image` and `read_label` run the same code, and refuse a case with errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusionseg.data.formats.case_file import find_position, read_file, read_file_grid, report_dimensions
+from fusionseg.data.formats.channel_names import MAX_LABELS
+from fusionseg.data.formats.geometry import KEEP, Grid, Turn
+from fusionseg.data.formats.problems import Findings
+from fusionseg.data.formats.readers import Readers
+
+CHUNK = 1 << 20
+MAX_LISTED_VALUES = 10
+
+
+@dataclass(frozen=True)
+class Image:
+    """The image of a case, as its files hold it.
+
+    Args:
+        values: float32 (C, X, Y, Z), scaled.
+        grid: of the first file, and so of all channels.
+        dtypes: data types of the stored numbers, one for each file.
+        varies: for each channel, True if its voxels differ.
+    """
+
+    values: NDArray[np.float32]
+    grid: Grid
+    dtypes: tuple[str, ...]
+    varies: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Label:
+    """The label of a case, on the grid of its image.
+
+    Args:
+        values: uint8 (X, Y, Z); None if the label has errors.
+        counts: number of voxels of each value.
+        dtype: data type of the stored numbers.
+    """
+
+    values: NDArray[np.uint8] | None
+    counts: dict[float, int]
+    dtype: str
+
+
+def read_case(
+    images: Sequence[Path],
+    label: Path | None,
+    channels: int | None,
+    num_classes: int | None,
+    readers: Readers | None = None,
+) -> tuple[Image, NDArray[np.uint8] | None]:
+    """Read a case.
+
+    Args:
+        images: one file per channel, or one file that is 3D, or 4D with several channels.
+        label: None for a case without one.
+        channels: the required number of channels; None accepts any.
+        num_classes: highest allowed label value + 1; None allows all values that fit a byte.
+        readers: of the data set; None for the built-in ones.
+
+    Raises:
+        CaseError: with everything that `fusionseg check` calls an error.
+    """
+    findings, readers = Findings(), readers or Readers()
+    image = examine_image(images, channels, findings, readers)
+    grid = None if image is None else image.grid
+    mask = None if label is None else examine_label(label, grid, num_classes, findings, readers)
+    findings.refuse()
+    assert image is not None  # otherwise there is an error
+    return image, None if mask is None else mask.values
+
+
+def read_image(images: Sequence[Path], channels: int | None = None, readers: Readers | None = None) -> Image:
+    """Read the image of a case.
+
+    Args:
+        images: as for `read_case`, like the others.
+
+    Raises:
+        CaseError: with everything that `fusionseg check` calls an error.
+    """
+    return read_case(images, None, channels, None, readers)[0]
+
+
+def read_label(path: Path, grid: Grid, num_classes: int | None, readers: Readers | None = None) -> NDArray[np.uint8]:
+    """Read a label file, turned to the grid of its image.
+
+    Args:
+        grid: of the label's image.
+        num_classes: as for `read_case`.
+        readers: as for `read_case`.
+
+    Returns:
+        (X, Y, Z) on that grid.
+
+    Raises:
+        CaseError: with everything that `fusionseg check` calls an error.
+    """
+    findings = Findings()
+    label = examine_label(path, grid, num_classes, findings, readers or Readers())
+    findings.refuse()
+    assert label is not None and label.values is not None
+    return label.values
+
+
+def read_grid(images: Sequence[Path], readers: Readers | None = None) -> Grid:
+    """Read the grid of an image from its first file, without the voxels where the reader can.
+
+    Args:
+        images: the files of the image.
+        readers: as for `read_case`.
+
+    Raises:
+        CaseError: the file is damaged or gives no usable geometry.
+    """
+    findings = Findings()
+    grid = read_file_grid(images[0], readers or Readers(), findings)
+    findings.refuse()
+    assert grid is not None
+    return grid
+
+
+def examine_image(
+    images: Sequence[Path], channels: int | None, findings: Findings, readers: Readers | None = None
+) -> Image | None:
+    """Read the image of a case and note its problems.
+
+    Args:
+        images: as for `read_case`.
+        channels: as for `read_case`.
+        findings: gets the problems.
+        readers: as for `read_case`.
+
+    Returns:
+        None if no file of the image can be read.
+    """
+    readers = readers or Readers()
+    if channels is not None and len(images) > 1 and len(images) != channels:
+        _report_channels(findings, images[0], len(images), channels)
+    first: Image | None = None
+    unread = False
+    for index, path in enumerate(images):
+        file = read_file(path, readers, findings, "image")
+        single = len(images) == 1
+        if file is not None and file.voxels.ndim > 3 and not single:
+            report_dimensions(findings, path, file.voxels.shape, "channel")
+            file = None
+        if file is None:
+            unread = True
+            continue
+        voxels = file.voxels if file.voxels.ndim == 4 else file.voxels[None]
+        if single and channels is not None and len(voxels) != channels:
+            _report_channels(findings, path, len(voxels), channels)
+        if first is None:
+            array = np.zeros((len(voxels) if single else len(images), *file.grid.shape), np.float32)
+            first = Image(array, file.grid, (), ())
+            turn: Turn | None = KEEP
+        else:
+            turn = find_position(path, file.grid, first.grid, images[0], "channel", findings)
+        if turn is None:
+            unread = True
+            continue
+        varies = []
+        for channel in range(len(voxels)):
+            target = first.values[channel if single else index]
+            with np.errstate(over="ignore", invalid="ignore"):  # reported as infinite
+                target[...] = turn(voxels[channel])
+            which = f"channel {channel} " if len(voxels) > 1 else ""
+            varies.append(_check_values(path, which, target, findings))
+        first = Image(first.values, first.grid, (*first.dtypes, file.stored_type), (*first.varies, *varies))
+        del file, voxels  # before the next file is read
+    if first is not None and not unread:
+        _report_constant(first, images, findings)
+    return first
+
+
+def examine_label(
+    path: Path, grid: Grid | None, num_classes: int | None, findings: Findings, readers: Readers | None = None
+) -> Label | None:
+    """Read a label file and note its problems.
+
+    Args:
+        path: the file.
+        grid: of the label's image; None if that could not be read.
+        num_classes: as for `read_case`.
+        findings: gets the problems.
+        readers: as for `read_case`.
+
+    Returns:
+        None if the file cannot be read.
+    """
+    file = read_file(path, readers or Readers(), findings, "label")
+    if file is None:
+        return None
+    if file.voxels.ndim != 3:
+        report_dimensions(findings, path, file.voxels.shape, "label")
+        return None
+    turn = KEEP if grid is None else find_position(path, file.grid, grid, None, "label", findings)
+    values = file.voxels
+    if values.dtype.kind == "f":
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = values.astype(np.float32)  # an integer that was scaled need not be exact in float64
+    counts = _count_values(values)
+    limit = MAX_LABELS if num_classes is None else num_classes
+    # An exact test: the cast to an integer would turn 0.99999 into 0.
+    odd = [value for value in counts if not float(value).is_integer()]
+    unknown = sorted(value for value in counts if float(value).is_integer() and not 0 <= value < limit)
+    if odd:
+        findings.add(
+            "error",
+            path,
+            "label-fraction",
+            f"the label holds values that are not integers, such as {_values(odd)}, in {_voxels(counts, odd)}",
+            "resample labels with nearest neighbour, and store integers",
+        )
+    elif file.voxels.dtype.kind == "f":
+        findings.add("warning", path, "label-float", f"integers are stored as {file.stored_type}", "store it as uint8")
+    if unknown:
+        findings.add(
+            "error",
+            path,
+            "label-value",
+            f"the label holds {_values(unknown)}, and the data set's labels are 0 to {limit - 1}"
+            f" ({_voxels(counts, unknown)})",
+            "correct the label file, or name the values in dataset.json or data.labels",
+        )
+    if odd or unknown or turn is None:
+        return Label(None, counts, file.stored_type)
+    return Label(np.ascontiguousarray(turn(values.astype(np.uint8))), counts, file.stored_type)
+
+
+def _check_values(path: Path, which: str, values: NDArray[np.float32], findings: Findings) -> bool:
+    """Note voxels that are not finite; True if the voxels differ."""
+    low, high = values.min(), values.max()
+    if np.isfinite(low) and np.isfinite(high):
+        return bool(low < high)
+    finite = np.isfinite(values)
+    nans = int(np.count_nonzero(np.isnan(values)))
+    infinite = int(values.size - np.count_nonzero(finite) - nans)
+    findings.add(
+        "error",
+        path,
+        "non-finite",
+        f"{which}has {nans} NaN and {infinite} infinite voxels of {values.size}",
+        "replace them (by air or 0), or convert the file from its source again",
+    )
+    return True
+
+
+def _report_constant(image: Image, images: Sequence[Path], findings: Findings) -> None:
+    """Note constant channels: an error if all are constant, else a warning, for a missing sequence is stored so."""
+    constant = [channel for channel, varies in enumerate(image.varies) if not varies]
+    for channel in constant:
+        everywhere = len(constant) == len(image.varies)
+        which = f"channel {channel} " if len(image.varies) > 1 else ""
+        findings.add(
+            "error" if everywhere else "warning",
+            images[channel if len(images) > 1 else 0],
+            "constant" if everywhere else "constant-channel",
+            f"{which}has the value {image.values[channel].flat[0]:g} in every voxel",
+            "fetch the image again, or take the case out of the data set"
+            if everywhere
+            else "fetch the file again, unless the channel is missing in this case and was filled",
+        )
+
+
+def _count_values(values: NDArray[Any]) -> dict[float, int]:
+    counts: dict[float, int] = {}
+    flat = values.reshape(-1, order="F")
+    for start in range(0, flat.size, CHUNK):  # np.unique sorts a copy: pieces save memory and time
+        for value, n in zip(*np.unique(flat[start : start + CHUNK], return_counts=True), strict=True):
+            key = float(value) if np.isfinite(value) else np.nan
+            counts[key] = counts.get(key, 0) + int(n)
+    return counts
+
+
+def _report_channels(findings: Findings, path: Path, found: int, channels: int) -> None:
+    findings.add(
+        "error",
+        path,
+        "channels",
+        f"the case has {found} channel{'s' * (found != 1)}, and the data set says {channels}",
+        "add the missing channels, or correct the channel names in the data set's JSON",
+    )
+
+
+def _values(values: Sequence[float]) -> str:
+    more = ", ..." if len(values) > MAX_LISTED_VALUES else ""
+    return f"[{', '.join(f'{v:g}' for v in values[:MAX_LISTED_VALUES])}{more}]"
+
+
+def _voxels(counts: dict[float, int], values: Sequence[float]) -> str:
+    total = sum(counts[value] for value in values)
+    return f"{total} voxel{'s' * (total != 1)}"

@@ -1,0 +1,95 @@
+"""The content of one image file, as a reader returns it, and the error of a file that cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Severity = Literal["error", "warning"]
+
+
+class FileProblem(NamedTuple):
+    """A fault of one file that does not keep its voxels from being read."""
+
+    severity: Severity
+    code: str
+    message: str
+    remedy: str
+
+
+class VolumeError(Exception):
+    """A file that holds no usable volume.
+
+    Args:
+        code: one of the codes of `fusionseg check`, such as "truncated".
+        message: the fault.
+        remedy: the advice to the user.
+    """
+
+    def __init__(self, code: str, message: str, remedy: str) -> None:
+        super().__init__(code, message, remedy)
+        self.code, self.message, self.remedy = code, message, remedy
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.remedy}"
+
+
+@dataclass(frozen=True)
+class FileGeometry:
+    """The shape and the position in space of an image file.
+
+    Args:
+        shape: (X, Y, Z), or (C, X, Y, Z) for a file with several channels.
+        affine: 4x4, from voxel index to mm in RAS+. NaN where the file gives no usable one; an error in `problems`
+            says why.
+        problems: faults of the geometry.
+    """
+
+    shape: tuple[int, ...]
+    affine: NDArray[np.float64]
+    problems: tuple[FileProblem, ...] = ()
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """The voxels and the position in space of an image file.
+
+    Args:
+        voxels: (X, Y, Z), or (C, X, Y, Z) for a file with several channels; integers or floats.
+        affine: as in `FileGeometry`.
+        stored_type: data type of the stored numbers, for reports; empty is that of `voxels`.
+        problems: faults of the geometry.
+    """
+
+    voxels: NDArray[Any]
+    affine: NDArray[np.float64]
+    stored_type: str = ""
+    problems: tuple[FileProblem, ...] = ()
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """A reader of image files, built in or a user's own.
+
+    A reader may have a second method, `read_geometry(path) -> (shape, affine)` or a `FileGeometry`, which reads no
+    voxels. Without it, `read` takes its place.
+    """
+
+    suffixes: Sequence[str]
+    """File-name suffixes that the reader reads, such as (".npy",); upper and lower case are the same."""
+
+    def read(self, path: Path) -> ImageFile | tuple[NDArray[Any], NDArray[Any]]:
+        """Read a file.
+
+        Returns:
+            Its content; or a pair of voxels, (X, Y, Z) or (C, X, Y, Z), and the 4x4 affine from voxel index to mm in
+            RAS+.
+
+        Raises:
+            VolumeError: the file holds no usable volume. Other exceptions are reported as such an error.
+        """

@@ -1,0 +1,196 @@
+"""The readers of a data set's image files, chosen by the suffix of a file's name.
+
+The built-in readers read NIfTI. `data.reader` adds a user's own reader in front of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusionseg.config.outside_part import OutsidePart
+from fusionseg.config.registry import readers as registry
+from fusionseg.data.formats.geometry import LARGEST_SPACING_MM, SMALLEST_SPACING_MM, is_invertible, voxel_sizes
+from fusionseg.data.formats.image_file import FileGeometry, ImageFile, Reader, VolumeError
+from fusionseg.data.outside import make_part, raised_by
+from fusionseg.utils.errors import UserError
+
+KEY = "data.reader"
+
+
+class Readers:
+    """The readers of a data set. They travel between processes as their configuration.
+
+    Args:
+        config: the user's own reader, which comes before the built-in ones; None for these alone.
+
+    Raises:
+        UserError: there is no such reader, or it cannot be made.
+    """
+
+    def __init__(self, config: OutsidePart | None = None) -> None:
+        self.config = config
+        self._built_in: list[Reader] = [kind() for kind in registry.built_in().values()]
+        self._all: list[Reader] = [*([] if config is None else [_open_reader(config)]), *self._built_in]
+
+    def __reduce__(self) -> tuple[type[Readers], tuple[OutsidePart | None]]:
+        return Readers, (self.config,)
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """The suffixes of all readers in lower case; of two that fit a name, the longer one comes first."""
+        every = dict.fromkeys(suffix.lower() for reader in self._all for suffix in reader.suffixes)
+        return tuple(sorted(every, key=len, reverse=True))
+
+    def is_image_file(self, path: Path) -> bool:
+        """Test that one of the readers reads files of this name. Some systems write the suffix in capitals."""
+        return path.name.lower().endswith(self.suffixes)
+
+    def image_files(self, folder: Path) -> list[Path]:
+        """Image files of a folder, sorted. Hidden files, such as the `._x.nii.gz` of macOS, are not data."""
+        return sorted(file for file in folder.iterdir() if not file.name.startswith(".") and self.is_image_file(file))
+
+    def suffix(self, path: Path) -> str:
+        """The suffix of a file as it is written, such as ".nii.gz"; of an unknown kind, the part from the last dot."""
+        length = next((len(s) for s in self.suffixes if path.name.lower().endswith(s)), len(path.suffix))
+        return path.name[len(path.name) - length :]
+
+    def stem(self, path: Path) -> str:
+        """The name of a file without folder and suffix."""
+        return path.name[: len(path.name) - len(self.suffix(path))] or path.name
+
+    def read(self, path: Path) -> ImageFile:
+        """Read an image file.
+
+        Args:
+            path: a file whose name ends in one of `suffixes`.
+
+        Raises:
+            VolumeError: no reader reads files of this name, or the file holds no usable volume.
+        """
+        reader = self._choose(path)
+        if reader in self._built_in:
+            content = reader.read(path)
+            assert isinstance(content, ImageFile)
+            return content
+        return _checked_content(reader, _call(reader.read, path))
+
+    def read_geometry(self, path: Path) -> FileGeometry:
+        """Read the shape and the affine of an image file, without its voxels where the reader can.
+
+        Args:
+            path: a file whose name ends in one of `suffixes`.
+
+        Raises:
+            VolumeError: as for `read`.
+        """
+        reader = self._choose(path)
+        own = getattr(reader, "read_geometry", None)
+        if own is None:
+            content = self.read(path)
+            return FileGeometry(content.voxels.shape, content.affine, content.problems)
+        if reader in self._built_in:
+            geometry: FileGeometry = own(path)
+            return geometry
+        return _checked_geometry(reader, _call(own, path))
+
+    def _choose(self, path: Path) -> Reader:
+        for reader in self._all:
+            if path.name.lower().endswith(tuple(suffix.lower() for suffix in reader.suffixes)):
+                return reader
+        raise VolumeError(
+            "header",
+            f"no reader reads files of this name (expected {' or '.join(self.suffixes)})",
+            f"convert the file, or name a reader for it ({KEY})",
+        )
+
+
+def _open_reader(config: OutsidePart) -> Reader:
+    """Make the reader that a configuration names.
+
+    Raises:
+        UserError: there is no such reader, it cannot be made, or it lacks `suffixes` or `read`.
+    """
+    made = make_part(config, KEY)
+    suffixes = getattr(made, "suffixes", None)
+    if isinstance(suffixes, str) or not suffixes or not all(isinstance(s, str) and s[:1] == "." for s in suffixes):
+        raise UserError(
+            f"{KEY}: {config.name} has no list of file-name suffixes (expected an attribute such as"
+            f' suffixes = (".npy",), got {suffixes!r}); add it'
+        )
+    if not callable(getattr(made, "read", None)):
+        raise UserError(f"{KEY}: {config.name} has no method read(path); add it (docs/extending.md has an example)")
+    reader: Reader = made
+    return reader
+
+
+def _call(function: Any, path: Path) -> Any:
+    """Call a method of a user's reader; every exception becomes a problem of the file, with the line that raised it."""
+    if not path.is_file():
+        raise VolumeError("missing", "there is no such file", "copy it there, or take the case out of the data set")
+    try:
+        return function(path)
+    except (VolumeError, MemoryError):
+        raise
+    except Exception as error:  # a user's code may raise anything; `fusionseg check` has to go on
+        raise VolumeError(
+            "unreadable", f"the reader raised {raised_by(error)}", "fetch the file again, or correct the reader"
+        ) from error
+
+
+def _checked_content(reader: Reader, content: Any) -> ImageFile:
+    """The content that a user's reader returned.
+
+    Raises:
+        VolumeError: the reader returned something else than voxels and an affine.
+    """
+    name = type(reader).__name__
+    if not isinstance(content, ImageFile):
+        if not (isinstance(content, tuple) and len(content) == 2):
+            raise _wrong(f"{name}.read", "(voxels, affine)", f"a {type(content).__name__}")
+        content = ImageFile(np.asarray(content[0]), np.asarray(content[1]))
+    voxels = np.asarray(content.voxels)
+    if voxels.dtype.kind == "b":
+        voxels = voxels.astype(np.uint8)
+    if voxels.dtype.kind not in "iuf" or voxels.size == 0:
+        raise _wrong(f"{name}.read", "voxels of integers or floats", f"{voxels.dtype} of shape {voxels.shape}")
+    affine = _checked_affine(f"{name}.read", content.affine)
+    return ImageFile(voxels, affine, content.stored_type or voxels.dtype.name, content.problems)
+
+
+def _checked_geometry(reader: Reader, geometry: Any) -> FileGeometry:
+    name = f"{type(reader).__name__}.read_geometry"
+    if not isinstance(geometry, FileGeometry):
+        if not (isinstance(geometry, tuple) and len(geometry) == 2):
+            raise _wrong(name, "(shape, affine)", f"a {type(geometry).__name__}")
+        geometry = FileGeometry(tuple(map(int, geometry[0])), np.asarray(geometry[1]))
+    return FileGeometry(geometry.shape, _checked_affine(name, geometry.affine), geometry.problems)
+
+
+def _checked_affine(method: str, affine: Any) -> NDArray[np.float64]:
+    values = np.asarray(affine)
+    if values.shape != (4, 4) or values.dtype.kind not in "iuf":
+        raise _wrong(method, "a 4x4 affine", f"an array of {values.dtype} of shape {values.shape}")
+    matrix: NDArray[np.float64] = values.astype(np.float64)
+    if not is_invertible(matrix) or not np.allclose(matrix[3], (0, 0, 0, 1)):
+        raise VolumeError(
+            "affine", f"{method} returned an affine that has no inverse", "correct the reader, or the file's geometry"
+        )
+    sizes = voxel_sizes(matrix)
+    if not (min(sizes) >= SMALLEST_SPACING_MM and max(sizes) <= LARGEST_SPACING_MM):
+        raise VolumeError(
+            "spacing",
+            f"the voxel spacing is {'x'.join(f'{size:g}' for size in sizes)} mm"
+            f" (expected {SMALLEST_SPACING_MM:g} to {LARGEST_SPACING_MM:g} mm)",
+            "let the reader return the affine in mm, or correct the file",
+        )
+    return matrix
+
+
+def _wrong(method: str, expected: str, found: str) -> VolumeError:
+    return VolumeError(
+        "unreadable", f"{method} returned the wrong thing (expected {expected}, got {found})", "correct the reader"
+    )
