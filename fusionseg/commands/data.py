@@ -52,20 +52,31 @@ def add_check(commands: Commands) -> None:
     parser.add_argument("dataset", help="folder, or datalist JSON")
     parser.add_argument("--layout", default="auto", help="auto, msd, nnunet or datalist (default auto)")
     parser.add_argument("--labels", nargs="+", help="names of the label values 0, 1, ... if the data set has none")
+    parser.add_argument(
+        "--reader", metavar="MODULE:CLASS", help="a reader of your own for image files (docs/extending.md)"
+    )
     parser.add_argument("--patch", nargs=3, type=int, metavar=("X", "Y", "Z"), help="warn of volumes smaller than this")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON too")
     parser.add_argument("--workers", type=int, help="processes (default: the CPUs of this job)")
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    from fusionseg.config.data_parts import named_reader
     from fusionseg.data.checks.dataset_check import check_dataset
     from fusionseg.data.formats.dataset import open_dataset
+    from fusionseg.data.formats.readers import Readers
     from fusionseg.observability.progress import counting_progress
     from fusionseg.utils.files import writable_file, write_json
 
     if arguments.json is not None:
         writable_file(arguments.json, "--json")
-    dataset = open_dataset(arguments.dataset, arguments.layout, arguments.labels, require_files=False)
+    dataset = open_dataset(
+        arguments.dataset,
+        arguments.layout,
+        arguments.labels,
+        require_files=False,
+        readers=Readers(named_reader(arguments.reader, "--reader")),
+    )
     with counting_progress("checking") as progress:
         report = check_dataset(dataset, patch=arguments.patch, workers=arguments.workers, progress=progress)
     print(report.to_text())

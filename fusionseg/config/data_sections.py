@@ -1,23 +1,25 @@
-"""What a run reads and what it makes of it: the `data`, `augment` and `cache` sections."""
+"""The sections of the data, its preparation and its augmentation: `data`, `augment` and `cache`."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from fusionseg.config.section import FloatTriple, Pair, Positive, Probability, Section, Triple
+from fusionseg.config.data_parts import AugmentationPart, ReaderPart, TransformPart
+from fusionseg.config.section import FloatTriple, Pair, Positive, Probability, Section, SectionWithOptions, Triple
 
 Layout = Literal["auto", "msd", "nnunet", "datalist"]
 Orientation = Annotated[str, Field(pattern="^[RL][AP][SI]$|^$")]
 
 
 class IntensityConfig(Section):
-    """From raw intensities to the network's input."""
+    """Normalisation of the raw intensities, after `data.transforms`."""
 
-    mode: Literal["window", "zscore"] = "zscore"
+    mode: Literal["window", "zscore", "none"] = "zscore"
     """`window`: clip to a fixed range (CT) and scale it to [0, 1]; `zscore`: mean 0, deviation 1 per volume
-    (MRI). With `clip` given and no mode, it is `window`."""
+    (MRI); `none`: no normalisation, for `data.transforms` that normalise. With `clip` given and no mode, it is
+    `window`."""
     clip: Pair | None = None
     """Lowest and highest raw value; `window` needs it, `zscore` clips before it measures."""
     percentiles: Pair | None = None
@@ -42,6 +44,10 @@ class IntensityConfig(Section):
             for key in ("percentiles", "nonzero"):
                 if getattr(self, key):
                     raise ValueError(f"{key}: belongs to mode: zscore; remove it or change the mode")
+        if self.mode == "none":
+            for key in ("clip", "percentiles", "nonzero"):
+                if getattr(self, key):
+                    raise ValueError(f"{key}: has no effect with mode: none; remove it or change the mode")
         for key in ("clip", "percentiles"):
             pair = getattr(self, key)
             if pair is not None and not pair[0] < pair[1]:
@@ -60,21 +66,27 @@ class CropForegroundConfig(Section):
     """Voxels added on every side."""
 
 
-class SourceConfig(Section):
+class SourceConfig(SectionWithOptions):
     """A further data set to pre-train on. A key that is not given is as in `data`."""
+
+    left_out: ClassVar[tuple[str, ...]] = ("reader", "transforms")
 
     root: str
     """Folder of the data set (MSD or nnU-Net raw layout), or a MONAI datalist JSON."""
     layout: Layout = "auto"
-    """How the folder is laid out; `auto` looks at it."""
+    """Layout of the folder; `auto` looks at its files."""
+    reader: ReaderPart | None = None
+    """A reader for other image files than NIfTI; null is that of `data`."""
     spacing: FloatTriple | None
     """Voxel size in mm that volumes are resampled to; null keeps each volume's own."""
     orientation: Orientation | None
     """Axes of the prepared volumes; null keeps each volume's own."""
     intensity: IntensityConfig
-    """From raw intensities to the network's input: CT and MRI need their own."""
+    """Normalisation of the raw intensities: CT and MRI need their own."""
     crop_foreground: CropForegroundConfig | None
     """Crop to the voxels above a threshold."""
+    transforms: Annotated[tuple[TransformPart, ...], Field(strict=False)] | None = None
+    """Deterministic transforms before the normalisation; null is those of `data`."""
     prepared: str | None = None
     """Folder of the prepared cases; null is one under `<output>/prepared`, by data set and settings."""
 
@@ -82,13 +94,18 @@ class SourceConfig(Section):
 _INHERITED = ("spacing", "orientation", "intensity", "crop_foreground")
 
 
-class DataConfig(Section):
-    """The data set, its preparation, and what a sample is."""
+class DataConfig(SectionWithOptions):
+    """The data set, its preparation, and the shape and position of a sample."""
+
+    left_out: ClassVar[tuple[str, ...]] = ("reader", "transforms")
 
     root: str | None = None
     """Folder of the data set (MSD or nnU-Net raw layout), or a MONAI datalist JSON."""
     layout: Layout = "auto"
-    """How the folder is laid out; `auto` looks at it."""
+    """Layout of the folder; `auto` looks at its files."""
+    reader: ReaderPart | None = None
+    """A reader of your own for image files: a dotted path (my_reader:NumpyReader), or {name: ..., args: {...}}. NIfTI
+    files are read in any case."""
     also: Annotated[tuple[SourceConfig, ...], Field(strict=False)] = ()
     """Further data sets, for pre-training: each with its own root and, where they differ, its own spacing,
     orientation, intensity and crop_foreground."""
@@ -97,13 +114,13 @@ class DataConfig(Section):
     fold: Annotated[int, Field(ge=0)] = 0
     """The fold that is validated on; the others are trained on."""
     folds: Positive = 5
-    """Into how many folds the labelled training cases are dealt (by name and seed), unless the data set says the folds.
-    1 trains on all of them and validates on the same: to overfit a case, or to use every case. The results are marked
-    then, for they say nothing about other cases."""
+    """Number of folds. The labelled training cases are divided among them by name and seed, unless the data set states
+    its folds. 1 trains on all of them and validates on the same: to overfit a case, or to use every case. The results
+    are marked then, for they say nothing about other cases."""
     fold_seed: int = 0
     """Seed of the folds: apart from `seed`, so that several seeds are compared on the same split."""
     train_cases: Positive | None = None
-    """Train on the first so many cases of the fold's training part only (learning curves, few labels)."""
+    """Number of cases to train on: the first of the fold's training part only (learning curves, few labels)."""
     spacing: FloatTriple | None = None
     """Voxel size in mm that volumes are resampled to; null keeps each volume's own."""
     orientation: Orientation | None = "RAS"
@@ -111,8 +128,11 @@ class DataConfig(Section):
     intensity: IntensityConfig = IntensityConfig()
     crop_foreground: CropForegroundConfig | None = None
     """Crop to the voxels above a threshold before training; predictions come back in the full volume."""
+    transforms: Annotated[tuple[TransformPart, ...], Field(strict=False)] = ()
+    """Deterministic transforms by dotted path: MONAI's dictionary transforms, or functions of your own from dictionary
+    to dictionary. They change the prepared volume (turned, resampled, cropped) before `intensity` normalises it."""
     dtype: Literal["float16", "float32"] = "float16"
-    """How prepared images are stored on disk."""
+    """Data type of the prepared images on disk."""
     prepared: str | None = None
     """Folder of the prepared cases; null is one under `<output>/prepared`, by data set and settings."""
     workers: Annotated[int, Field(ge=1)] | None = None
@@ -129,7 +149,7 @@ class DataConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _fill_sources(cls, raw: Any) -> Any:
-        """Write out what the further data sets take over, so that the resolved configuration says it."""
+        """Write out the values that further data sets inherit, so that the resolved configuration states them."""
         if not isinstance(raw, dict) or not isinstance(raw.get("also"), list | tuple):
             return raw
         own = {key: raw.get(key, cls.model_fields[key].default) for key in _INHERITED}
@@ -211,8 +231,10 @@ class ElasticConfig(Section):
     """Standard deviation of the displacement at a grid point, in voxels."""
 
 
-class AugmentConfig(Section):
+class AugmentConfig(SectionWithOptions):
     """Random changes of the training samples, made on the device. Null switches one off."""
+
+    left_out: ClassVar[tuple[str, ...]] = ("also",)
 
     flip: Probability = 0.5
     """Chance of a flip, for each axis apart."""
@@ -228,10 +250,12 @@ class AugmentConfig(Section):
     """Zoom in or out."""
     elastic: ElasticConfig | None = None
     """Deform smoothly."""
+    also: Annotated[tuple[AugmentationPart, ...], Field(strict=False)] = ()
+    """Augmentations by dotted path, after the ones above: your own, or a random dictionary transform of MONAI."""
 
 
 class CacheConfig(Section):
-    """Where the prepared volumes live during training."""
+    """Memory of the prepared volumes during training."""
 
     device: Literal["auto", "accelerator", "host"] = "auto"
     """`accelerator`: the memory of the training device, or the run is refused; `host`: this machine's memory;
@@ -239,6 +263,6 @@ class CacheConfig(Section):
     placement: Literal["replicated"] = "replicated"
     """Every rank holds every case."""
     dtype: Literal["float16", "float32"] = "float16"
-    """How images are held; the batch is float32 either way."""
+    """Data type of the cached images; the batch is float32 in any case."""
     memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of the memory that is free at the start which the cache may take."""

@@ -82,7 +82,7 @@ def source_of(path: str, found_in: str | None = None) -> OutsideSource:
     module = _import_module(path.partition(":")[0], found_in)
     file = getattr(module, "__file__", None)
     top = module.__name__.partition(".")[0]
-    if file is None or _is_installed(Path(file)):
+    if file is None or is_installed(Path(file)):
         return OutsideSource(_distribution(top), None)
     folder = Path(file).resolve().parents[module.__name__.count(".") + (Path(file).name == "__init__.py")]
     # A package often re-exports what another of its modules defines: both files belong to the part.
@@ -163,7 +163,7 @@ def _failure(name: str, error: BaseException) -> str:
         if not frame.filename.startswith("<frozen") and Path(frame.filename) != Path(__file__)
     ]
     frames = [frame for frame in frames if Path(frame.filename) != Path(importlib.__file__)]
-    own = [frame for frame in frames if not _is_installed(Path(frame.filename))]
+    own = [frame for frame in frames if not is_installed(Path(frame.filename))]
     text = f"{type(error).__name__}: {error}".partition("\n")[0]
     if isinstance(error, SyntaxError) and error.filename is not None:
         place, text = f"{error.filename}, line {error.lineno}", f"{type(error).__name__}: {error.msg}"
@@ -179,8 +179,8 @@ def _file_of(module: ModuleType) -> str:
     return getattr(module, "__file__", None) or "built-in"
 
 
-def _is_installed(file: Path) -> bool:
-    """Whether a file belongs to Python or to an installed package."""
+def is_installed(file: Path) -> bool:
+    """Tell a file of Python or of an installed package from the user's own."""
     folders = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     resolved = file.resolve()
     inside = any(folder and resolved.is_relative_to(Path(folder).resolve()) for folder in folders)

@@ -116,5 +116,5 @@ optimizers: Registry[Any] = Registry("optimizer", "optim.name", "fusionseg.train
 schedules: Registry[Any] = Registry("schedule", "schedule.name", "fusionseg.training.schedules")
 augmentations: Registry[Any] = Registry("augmentation", "augment", "fusionseg.data.loading.augmentations")
 transforms: Registry[Any] = Registry("transform", "data.transforms", "fusionseg.data.preprocessing.transforms")
-readers: Registry[Any] = Registry("reader", "data.reader", "fusionseg.data.formats.readers")
+readers: Registry[Any] = Registry("reader", "data.reader", "fusionseg.data.formats.nifti")
 tasks: Registry[Any] = Registry("task", "task", "fusionseg.training.tasks")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 
 class Section(BaseModel):
@@ -13,6 +13,24 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+
+class SectionWithOptions(Section):
+    """A section with keys that its dump leaves out while they have their default.
+
+    So the dump and the hash of a configuration stay the same when a key is added to the section.
+    """
+
+    left_out: ClassVar[tuple[str, ...]] = ()
+    """The names of these keys."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = serialise(self)
+        for key in self.left_out:
+            if getattr(self, key) == type(self).model_fields[key].default:
+                values.pop(key, None)
+        return values
 
 
 # YAML knows lists only; strict mode would refuse a list where a tuple is declared.

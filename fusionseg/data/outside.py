@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import traceback
+from pathlib import Path
 from typing import Any
 
+from fusionseg.config.outside import is_installed
 from fusionseg.config.outside_part import OutsidePart
 from fusionseg.utils.errors import UserError
 
@@ -29,7 +31,13 @@ def make_part(config: OutsidePart, key: str) -> Any:
 
 
 def raised_by(error: BaseException) -> str:
-    """Describe an exception of a user's code: its type, its message, and the line that raised it."""
+    """Describe an exception of a user's code: its type, its message, and the last line of the user's own file.
+
+    Args:
+        error: the exception, as it was caught.
+    """
     frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    package = Path(__file__).parents[1]
+    own = [frame for frame in frames if not is_installed(file := Path(frame.filename)) and package not in file.parents]
+    place = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
     return f"{type(error).__name__}: {error}".partition("\n")[0] + place

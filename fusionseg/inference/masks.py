@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusionseg.data.formats.dataset import Case
-from fusionseg.data.formats.nifti import VolumeError, read_volume
+from fusionseg.data.formats.image_file import VolumeError
+from fusionseg.data.formats.nifti import read_volume
 from fusionseg.data.preprocessing.record import SourceFile
 from fusionseg.inference.predictor import Predictor
 from fusionseg.utils.errors import UserError

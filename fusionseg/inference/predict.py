@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -13,8 +14,9 @@ from numpy.typing import NDArray
 
 from fusionseg.data.formats.dataset import Case, find_inputs
 from fusionseg.data.formats.ignored_entries import foreign_files
-from fusionseg.data.formats.nifti import read_header
+from fusionseg.data.formats.nifti import SUFFIXES, read_header
 from fusionseg.data.formats.problems import CaseError
+from fusionseg.data.formats.readers import Readers
 from fusionseg.inference.masks import Mark, make_mark, maker_of, mask_path, masks_to_make, refuse_one_name
 from fusionseg.inference.output_folders import refuse_dataset_folder
 from fusionseg.inference.predictor import PredictOptions, Predictor
@@ -49,8 +51,8 @@ def predict(
         raise UserError(f"{output}: is a file; --output names the folder that receives the masks")
     refuse_dataset_folder(output, "--output")
     predictor = Predictor(runs, options)
-    cases = find_inputs(inputs, len(predictor.channels))
-    for note in foreign_files(inputs):
+    cases = find_inputs(inputs, len(predictor.channels), predictor.readers)
+    for note in foreign_files(inputs, predictor.readers):
         log.warning("%s", note)
     _keep_inputs(cases, inputs, output)
     maker = maker_of(predictor)
@@ -73,7 +75,8 @@ def predict(
             if predictor.was_trained_on_last():
                 trained_on.append(case.name)
             try:
-                write_mask(mask, case.images[0], mask_path(output, case), make_mark(maker, case, mask))
+                header = mask_header(case.images[0], predictor.readers)
+                write_mask(mask, header, mask_path(output, case), make_mark(maker, case, mask))
             except WriteError as error:
                 told = f"{done - len(failed)} of {len(cases)} masks are there, and --skip-existing keeps them"
                 raise WriteError(error.errno, f"{error.strerror}; {told}", str(output)) from None
@@ -89,13 +92,22 @@ def predict(
     return failed
 
 
-def write_mask(mask: NDArray[np.uint8], like: Path, target: Path, mark: Mark) -> None:
-    """Write a mask with the affine, the codes and the units of the image it belongs to, and nothing else of it.
+def mask_header(image: Path, readers: Readers) -> Any:
+    """The NIfTI header of a mask: the geometry of its image, and nothing else of it.
 
     Args:
-        mark: what it says of where it comes from.
+        image: the (first) file of the image. Of a NIfTI file, the mask gets the affines, their codes and the unit; of
+            another file, the affine in mm.
+        readers: of the image.
     """
-    source = read_header(like).header
+    if not image.name.lower().endswith(SUFFIXES):
+        geometry = readers.read_geometry(image)
+        empty = nib.Nifti1Image(np.zeros((1, 1, 1), np.uint8), geometry.affine)
+        empty.set_qform(geometry.affine, code=1)
+        empty.set_sform(geometry.affine, code=1)
+        empty.header.set_xyzt_units("mm")
+        return empty.header
+    source = read_header(image).header
     header = type(source)()
     header.set_data_dtype(np.uint8)
     for name in GEOMETRY_FIELDS:
@@ -103,6 +115,18 @@ def write_mask(mask: NDArray[np.uint8], like: Path, target: Path, mark: Mark) ->
     header["pixdim"][:4] = source["pixdim"][:4]
     if header["pixdim"][0] not in (-1, 1):  # the handedness of the qform; nibabel refuses the 0 that stands for 1
         header["pixdim"][0] = 1
+    return header
+
+
+def write_mask(mask: NDArray[np.uint8], header: Any, target: Path, mark: Mark) -> None:
+    """Write a mask.
+
+    Args:
+        mask: (X, Y, Z).
+        header: of `mask_header`.
+        target: the file.
+        mark: the origin of the mask, for the header.
+    """
     header["descrip"] = str(mark).encode()
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     image = kind(mask, header.get_best_affine(), header)

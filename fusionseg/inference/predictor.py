@@ -17,6 +17,7 @@ from torch import Tensor
 from fusionseg.config import ValidateConfig
 from fusionseg.data.formats.channel_names import channel_order, label_order
 from fusionseg.data.formats.problems import Findings
+from fusionseg.data.formats.readers import Readers
 from fusionseg.data.preprocessing.store import settings_key
 from fusionseg.data.preprocessing.volume import Volume, load_volume
 from fusionseg.inference.trained_network import Trained, inference_device, load_trained
@@ -51,6 +52,7 @@ class Predictor:
         first = self.members[0]
         self.labels = first.labels
         self.channels = first.channels
+        self.readers = Readers(first.config.data.reader)
         # Of each member: the channels as it reads them, and its classes in the first member's order.
         self._orders = [_member_orders(member, first) for member in self.members]
         self._digest = ""  # of the image that was predicted last
@@ -97,7 +99,7 @@ class Predictor:
                 images[0],
                 "channels",
                 f"the case has {found} channel{'s' * (found != 1)}, and the network reads {list(self.channels)}",
-                "give one file for each channel (NAME_0000, NAME_0001, ...), or a 4D file with the channels last",
+                "give one file for each channel (NAME_0000, NAME_0001, ...), or one 4D file",
             )
             findings.refuse()
 

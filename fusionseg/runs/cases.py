@@ -186,7 +186,10 @@ def _validation_digests(sources: Sequence[Source]) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for source in sources:
         store, _ = open_store(source.config, source.dataset)
-        found += [(name, content.image) for name, content in digests_of(source.validation, store.cases).items()]
+        found += [
+            (name, content.image)
+            for name, content in digests_of(source.validation, source.dataset.readers, store.cases).items()
+        ]
     return found
 
 

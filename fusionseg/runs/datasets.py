@@ -109,7 +109,10 @@ def _of_source(config: RunConfig, number: int) -> RunConfig:
     if number == 0:
         return config
     source = config.data.also[number - 1]
-    data = config.data.model_copy(update={key: getattr(source, key) for key in type(source).model_fields})
+    values = {key: getattr(source, key) for key in type(source).model_fields}
+    for key in ("reader", "transforms"):  # null is that of `data`
+        values[key] = getattr(config.data, key) if values[key] is None else values[key]
+    data = config.data.model_copy(update=values)
     return config.model_copy(update={"data": data})
 
 

@@ -89,7 +89,7 @@ def _source_bytes(part: Source) -> tuple[int, str]:
     total = 0.0
     for case in part.cases:
         try:
-            voxels = resampled_voxels(read_grid(case.images), config.data)
+            voxels = resampled_voxels(read_grid(case.images, dataset.readers), config.data)
         except CaseError as error:
             raise UserError(f"{error} (`fusionseg check {config.data.root}` lists all such cases)") from None
         total += voxels * (len(dataset.channels) * item + 1)

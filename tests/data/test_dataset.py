@@ -237,11 +237,11 @@ def test_faulty_lists(tmp_path: Path) -> None:
     assert "2 cases are named a" in refusal(msd(tmp_path / "twice", training=twice))
     wrong = [{"label": "x"}, {"image": "imagesTr/a.nii", "fold": -1}, {"image": "a.nii", "label": ["b.nii"]}]
     said = refusal(msd(tmp_path / "wrong", training=wrong))
-    assert 'training[0] has no "image"' in said and '"fold" is -1' in said and '"label" is no path' in said
-    assert "training is no list" in refusal(msd(tmp_path / "dict", training={"a": "b"}))
+    assert 'training[0] has no "image"' in said and '"fold" is -1' in said and '"label" is not a path' in said
+    assert "training is not a list" in refusal(msd(tmp_path / "dict", training={"a": "b"}))
     assert "no case is listed" in refusal(msd(tmp_path / "none", training=[], test=[]))
     assert 'no "training" list' in refusal(msd(tmp_path / "key", training=None, test=None))
-    assert "not NIfTI" in refusal(msd(tmp_path / "png", training=[{"image": "a.png"}]))
+    assert "a.png" in refusal(msd(tmp_path / "png", training=[{"image": "a.png"}]))
     assert "channels are" in refusal(msd(tmp_path / "channels", modality={"0": "CT", "2": "PET"}))
     some = {"training": [entry("a", fold=0), entry("b")]}
     assert "1 of 2 training cases state no fold (b)" in refusal(datalist(tmp_path / "some", some))
@@ -256,7 +256,7 @@ def test_unusable_roots(tmp_path: Path) -> None:
     assert "did you mean 'nnunet'" in refusal(tmp_path, layout="nnUnet")
     text = tmp_path / "notes.txt"
     text.touch()
-    assert "no .json" in refusal(text)
+    assert "not a .json file" in refusal(text)
     write(tmp_path / "a.json", '{"training": [\n  {"image": }]}')
     assert "a.json: line 2, column 13" in refusal(tmp_path)
     write(tmp_path / "b.json", "[1]")
@@ -314,7 +314,7 @@ def test_impossible_inputs(tmp_path: Path) -> None:
     assert "holds no file that ends in .nii.gz" in said(tmp_path)
     touch(tmp_path / "imagesTs/a.nii.gz", tmp_path / "x.png")
     assert f"did you mean {tmp_path / 'imagesTs'}?" in said(tmp_path)
-    assert "not a NIfTI file" in said(tmp_path / "x.png")
+    assert "expected .nii.gz or .nii" in said(tmp_path / "x.png")
     gap = tmp_path / "gap"
     touch(gap / "p_0000.nii", gap / "p_0002.nii", gap / "r.nii", gap / "r.nii.gz")
     assert "channel p_0001 is missing" in said(gap) and "2 inputs are named r" in said(gap)

@@ -63,8 +63,8 @@ def test_what_the_crop_takes_is_named_and_counts_as_missed(
     assert record.class_voxels == ((1, 511, 511, 511), (2, 256, 256, 192), (3, 1, 1, 1))
     assert missed_voxels(record, 4) == [0, 64, 0]
     assert lost_foreground_warning([record, other], LABELS).startswith(
-        "the preparation takes foreground away: c0 lost 25% of class dark to data.crop_foreground;"
-        " c1 lost 25% of class dark to data.crop_foreground. What is cut off counts as missed"
+        "the preparation removes foreground: c0 lost 25% of class dark to data.crop_foreground;"
+        " c1 lost 25% of class dark to data.crop_foreground. Voxels that are cut off count as missed"
     )
     # A prediction that is right wherever it can be is not right in the file: 2 * 192 / (192 + 256).
     label = torch.tensor([2] * 192)
@@ -103,7 +103,7 @@ def test_a_training_warns_and_does_not_score_a_lost_class_as_right(
     assert "c0 lost class thin (1 voxels) to resampling" in capfd.readouterr().out
     assert train.main(["--config", str(config)]) == 0
     said = capfd.readouterr().err
-    assert said.count("warning: the preparation takes foreground away: c") == 1
+    assert said.count("warning: the preparation removes foreground: c") == 1
     lines = (tmp_path / "runs/tiny/metrics.jsonl").read_text().splitlines()
     (validation,) = (record for record in map(json.loads, lines) if record["kind"] == "val")
     assert validation["dice_per_class"]["thin"] == 0

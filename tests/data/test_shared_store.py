@@ -114,7 +114,7 @@ def test_a_case_that_is_prepared_again_meanwhile_is_refused(tmp_path: Path, make
     image = nibabel.load(path)
     nibabel.save(nibabel.Nifti1Image(np.roll(np.asarray(image.dataobj), 2, 0), image.affine), path)
     assert run(config).prepared == ["case_001"]
-    with pytest.raises(UserError, match=r"cases/case_001: .* not those of their record .*: start again"):
+    with pytest.raises(UserError, match=r"cases/case_001: .* do not match their record .*start again"):
         labels(store)
     assert len(labels(opened(config))) == 2
 
@@ -128,7 +128,7 @@ def test_damaged_arrays_are_refused(tmp_path: Path, file: str) -> None:
     assert labels(store)
     array = np.load(tmp_path / "cases/a" / file)
     np.save(tmp_path / "cases/a" / file, array[..., ::-1])  # of the same shape, type and sum
-    with pytest.raises(UserError, match="not those of their record"):
+    with pytest.raises(UserError, match="do not match their record"):
         labels(store)
 
 

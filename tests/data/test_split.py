@@ -118,14 +118,17 @@ def config(root: Path, *, pretrain: bool = False, **data: Any) -> RunConfig:
 
 
 def images(source: Source, part: str) -> set[str]:
-    return {digests.image for digests in digests_of(getattr(source, part)).values()}
+    return {digests.image for digests in digests_of(getattr(source, part), source.dataset.readers).values()}
 
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_training_and_validation_are_disjoint_and_the_same_whoever_asks(made: dict[str, Path], name: str) -> None:
     root = made[name]
     dataset = open_dataset(root)
-    tests = {content.image for content in digests_of([case for case in dataset.testing if case.label]).values()}
+    tests = {
+        content.image
+        for content in digests_of([case for case in dataset.testing if case.label], dataset.readers).values()
+    }
     labelled = {case.name for case in dataset.training if case.label is not None}
     folds = sorted({case.fold for case in dataset.training if case.fold is not None and case.label}) or range(5)
     for seed in (0, 3):

@@ -134,7 +134,7 @@ def test_notes_are_said_once_by_check_and_at_the_start(
     notes = [
         "1 listed file is hidden and left out (._case_000.nii.gz)",
         f"{root}/imagesTr: 1 file is not listed in dataset.json and left out (extra.nii.gz)",
-        f"{root}/imagesTr: 1 file is not NIfTI and left out (case_009.mha)",
+        f"{root}/imagesTr: 1 file is of an unknown format and left out (case_009.mha)",
         f"{root}/labelsTr: 2 files are not listed in dataset.json and left out (case_003.nii.gz, extra.NII.GZ)",
         "1 of 4 training cases has no label and is left out: case_003",
     ]
@@ -176,7 +176,7 @@ def test_endings_that_differ_in_an_nnunet_folder(tmp_path: Path, make_dataset: M
 def test_a_key_that_stands_twice_is_refused(root: Path) -> None:
     text = (root / "dataset.json").read_text()
     (root / "dataset.json").write_text(text.replace('"1": "ball1"', '"1": "ball1", "1": "cube"'))
-    with pytest.raises(UserError, match=r"dataset.json: '1' stands several times in one object"):
+    with pytest.raises(UserError, match=r"dataset.json: '1' appears several times in one object"):
         open_dataset(root)
 
 

@@ -19,8 +19,9 @@ from fusionseg.data.formats.problems import CaseError
 from fusionseg.data.loading.device_cache import DeviceCache
 from fusionseg.data.loading.patch_augmenter import PatchAugmenter
 from fusionseg.data.loading.sampling_plan import SamplePlan
+from fusionseg.data.preprocessing.intensity import foreground_box, normalise
 from fusionseg.data.preprocessing.store import Store, write_case
-from fusionseg.data.preprocessing.volume import foreground_box, load_volume, normalise
+from fusionseg.data.preprocessing.volume import load_volume
 
 CPU = torch.device("cpu")
 RAW = {"clip": [0, 1000]}

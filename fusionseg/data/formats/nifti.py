@@ -80,11 +80,11 @@ class NiftiReader:
         """
         volume = read_volume(path)
         shape = _without_trailing_ones(volume.values.shape)
-        affine, problems = UNKNOWN_AFFINE, ()
-        if len(shape) in (3, 4):  # other shapes are refused by the caller, who knows the file's purpose
-            affine, problems = affine_of(volume.header, shape[:3])
+        geometry = _geometry(volume.header, shape)
         voxels = volume.values.reshape(shape, order="F")
-        return ImageFile(np.moveaxis(voxels, 3, 0) if len(shape) == 4 else voxels, affine, volume.dtype, problems)
+        return ImageFile(
+            np.moveaxis(voxels, 3, 0) if len(shape) == 4 else voxels, geometry.affine, volume.dtype, geometry.problems
+        )
 
     def read_geometry(self, path: Path) -> FileGeometry:
         """Read the header of a file, and no voxel.
@@ -96,10 +96,7 @@ class NiftiReader:
             VolumeError: as `read_header`.
         """
         raw = read_header(path)
-        shape = _without_trailing_ones(raw.shape)
-        if len(shape) not in (3, 4):
-            return FileGeometry(shape, UNKNOWN_AFFINE)
-        return FileGeometry((*shape[3:], *shape[:3]), *affine_of(raw.header, shape[:3]))
+        return _geometry(raw.header, _without_trailing_ones(raw.shape))
 
 
 def read_header(path: Path) -> RawHeader:
@@ -153,6 +150,13 @@ def read_volume(path: Path) -> RawVolume:
     with np.errstate(over="ignore", invalid="ignore"):  # the reader of a case reports values that are not finite
         values = apply_read_scaling(values, np.float64(raw.slope), np.float64(raw.intercept))
     return RawVolume(values, raw.header, f"{dtype.name} scaled")
+
+
+def _geometry(header: Any, shape: tuple[int, ...]) -> FileGeometry:
+    if len(shape) not in (3, 4):  # refused by the caller, who knows the purpose of the file
+        return FileGeometry(shape, UNKNOWN_AFFINE)
+    x, y, z = shape[:3]
+    return FileGeometry((*shape[3:], x, y, z), *affine_of(header, (x, y, z)))
 
 
 def _without_trailing_ones(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,44 +1,59 @@
-"""The digests of cases: from their prepared records where those are current, else by reading the files."""
+"""Digests of cases, from their prepared records if these are current, else from the files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from fusionseg.data.formats.case import Case
+from fusionseg.data.formats.readers import Readers
 from fusionseg.data.preprocessing.store import PreparedCase
 from fusionseg.data.preprocessing.volume import read_digests
 from fusionseg.utils.machine import available_cpus
 
 MAX_READERS = 4
-"""Volumes in memory at once."""
+"""Number of volumes in memory at once."""
 
 
 @dataclass(frozen=True)
 class CaseDigests:
-    """The content of a case."""
+    """The identity of a case by its voxels.
+
+    Args:
+        image: digest of the image.
+        label: digest of the label; None without one.
+    """
 
     image: str
     label: str | None
-    """None without a label."""
 
 
 def digests_of(
     cases: Sequence[Case],
+    readers: Readers,
     prepared: Mapping[str, PreparedCase] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, CaseDigests]:
-    """The digests of each case, by name; a case that cannot be read is left out.
+    """Find the digests of cases.
 
     Args:
-        prepared: current records of cases of the same data set, which spare reading the files.
+        cases: of one data set.
+        readers: of that data set.
+        prepared: current records of its cases; the files of these are not read.
+        progress: called with (files read, files to read).
+
+    Returns:
+        The digests by name of the case. A case that cannot be read is left out.
     """
     known = {name: recorded_digests(record) for name, record in (prepared or {}).items()}
     missing = [case for case in cases if case.name not in known]
     found = {case.name: known[case.name] for case in cases if case.name in known}
-    with ThreadPoolExecutor(min(MAX_READERS, available_cpus())) as readers:
-        for done, (case, digests) in enumerate(zip(missing, readers.map(_read, missing), strict=True), 1):
+    with ThreadPoolExecutor(min(MAX_READERS, available_cpus())) as pool:
+        for done, (case, digests) in enumerate(
+            zip(missing, pool.map(partial(_read, readers), missing), strict=True), 1
+        ):
             if digests is not None:
                 found[case.name] = digests
             if progress:
@@ -47,11 +62,16 @@ def digests_of(
 
 
 def recorded_digests(record: PreparedCase) -> CaseDigests:
+    """The digests in the record of a prepared case.
+
+    Args:
+        record: of the case.
+    """
     return CaseDigests(record.digest, record.label_digest or None)
 
 
-def _read(case: Case) -> CaseDigests | None:
+def _read(readers: Readers, case: Case) -> CaseDigests | None:
     try:
-        return CaseDigests(*read_digests(case.images, case.label))
-    except ValueError:  # whoever needs the case itself says what is wrong with it
+        return CaseDigests(*read_digests(case.images, case.label, readers))
+    except ValueError:  # the reading of the case itself reports the problem
         return None

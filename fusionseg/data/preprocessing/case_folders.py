@@ -1,8 +1,8 @@
-"""The folders of prepared cases in a store: who may take which name, and what is replaced.
+"""The folders of prepared cases in a store.
 
-A case lies in `cases/<case>`. Data sets that share a store may have cases of one name that are made of different
-files: those that come later lie in `others/<case>/<key>`. Only a case that was made of the same files, before they
-changed, is replaced.
+A case lies in `cases/<case>`. Data sets that share a store may have cases of one name made from different files; the
+later ones lie in `others/<case>/<key>`. A case is replaced only by a case made from the same files, after these
+changed.
 """
 
 from __future__ import annotations
@@ -22,39 +22,64 @@ from fusionseg.utils.files import file_name, partial_path, sync
 CASES, OTHERS = "cases", "others"
 
 TRIES = 10
-"""To put a case in the place of an outdated one, while other processes do the same."""
+"""Attempts to replace an outdated case while other processes do the same."""
 
 
 def temporary_folder(root: Path, name: str) -> Path:
-    """A new name for a case that is being written."""
+    """A new path for a case that is being written.
+
+    Args:
+        root: the folder of the store.
+        name: of the case.
+    """
     return partial_path(root / CASES / file_name(name))
 
 
 def read_cases(root: Path, name: str) -> Iterator[PreparedCase]:
-    """The records of all cases of this name."""
+    """Read the records of all cases of a name.
+
+    Args:
+        root: the folder of the store.
+        name: of the cases.
+    """
     folders = [f"{CASES}/{file_name(name)}"]
     others = root / OTHERS / file_name(name)
     if os.path.isdir(others):
         folders += sorted(f"{OTHERS}/{others.name}/{folder.name}" for folder in others.iterdir())
     for folder in folders:
         record = read_record(root, folder)
-        # A file system that takes A for a finds the other's folder.
+        # A file system that ignores case finds the folder of A for a.
         if record is not None and record.name == name:
             yield record
 
 
 def read_case(root: Path, name: str) -> PreparedCase | None:
-    """The record of the first case of this name; None where there is none of this format."""
+    """Read the record of the first case of a name.
+
+    Args:
+        root: the folder of the store.
+        name: of the case.
+
+    Returns:
+        None if there is none of this format.
+    """
     return next(read_cases(root, name), None)
 
 
 def settle(root: Path, record: PreparedCase) -> PreparedCase:
-    """Rename the temporary folder of a case to the one that it keeps, while other processes may do the same.
+    """Rename the temporary folder of a case to its final name, while other processes may do the same.
 
-    A whole case of the same files is never taken away, not for an instant: somebody may have found it already.
+    A complete case made from the same files is never removed, because another process may use it already.
+
+    Args:
+        root: the folder of the store.
+        record: of the case, with its temporary folder.
 
     Returns:
-        The record with its folder.
+        The record with its final folder.
+
+    Raises:
+        OSError: other processes kept replacing the folder.
     """
     temporary = root / record.folder
     key = hashlib.sha256(f"{record.name}:{record.content}".encode("utf-8", "surrogatepass")).hexdigest()[:10]
@@ -77,10 +102,10 @@ def settle(root: Path, record: PreparedCase) -> PreparedCase:
             folder = f"{OTHERS}/{file_name(record.name)}/{key}"
             continue
         old = partial_path(root / CASES / target.name)
-        with suppress(FileNotFoundError):  # somebody else moved it
+        with suppress(FileNotFoundError):  # another process moved it
             target.rename(old)
             shutil.rmtree(old, ignore_errors=True)
-    raise OSError(errno.EBUSY, "other processes prepare this case again and again, of other files", str(target))
+    raise OSError(errno.EBUSY, "other processes keep replacing this case with one of other files", str(target))
 
 
 def _paths(record: PreparedCase) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Foreground that preparation takes away: cut off by data.crop_foreground, or lost by resampling."""
+"""Foreground that the preparation removes: cut off by data.crop_foreground, or lost in resampling."""
 
 from __future__ import annotations
 
@@ -9,14 +9,22 @@ import numpy as np
 from fusionseg.data.preprocessing.record import PreparedCase
 
 LEAST_VOLUME = 0.5
-"""Share of a class's volume that resampling must leave, lest it is named."""
+"""A class of which resampling leaves a smaller share of its volume is named."""
 MAX_NAMED = 10
 
 
 def missed_voxels(record: PreparedCase, num_classes: int) -> list[int]:
-    """Voxels of each foreground class that the prepared label does not show, on the prepared grid.
+    """Count the voxels of each foreground class that the prepared label lacks.
 
-    Those that were cut off; and one at least for a class of which nothing is left, so that it counts as missed.
+    These are the voxels that were cut off, and at least one for a class of which nothing is left, so that it counts as
+    missed.
+
+    Args:
+        record: of the prepared case.
+        num_classes: number of label values, the background included.
+
+    Returns:
+        For each foreground class, a number of voxels of the prepared grid.
     """
     missed = [0] * (num_classes - 1)
     for value, _, resampled, kept in record.class_voxels:
@@ -26,10 +34,15 @@ def missed_voxels(record: PreparedCase, num_classes: int) -> list[int]:
 
 
 def lost_foreground(record: PreparedCase, labels: Mapping[int, str]) -> list[str]:
-    """Describe the foreground that the preparation of a case has lost, a line for each class."""
+    """Describe the foreground that the preparation of a case has lost, in one line for each class.
+
+    Args:
+        record: of the prepared case.
+        labels: value -> name.
+    """
     lines = []
     sizes = (abs(np.linalg.det(np.array(affine)[:3, :3])) for affine in (record.affine, record.original_affine))
-    growth = float(np.divide(*sizes))  # of a voxel
+    growth = float(np.divide(*sizes))  # volume of a prepared voxel, in voxels of the file
     for value, in_file, resampled, kept in record.class_voxels:
         name = labels.get(value, str(value))
         if in_file and not resampled:
@@ -45,15 +58,20 @@ def lost_foreground(record: PreparedCase, labels: Mapping[int, str]) -> list[str
 
 
 def lost_foreground_warning(records: Sequence[PreparedCase], labels: Mapping[int, str]) -> str:
-    """One message about all cases; empty if nothing was lost."""
+    """Write one message about all cases; empty if nothing was lost.
+
+    Args:
+        records: of the prepared cases.
+        labels: value -> name.
+    """
     lines = [line for record in records for line in lost_foreground(record, labels)]
     if not lines:
         return ""
     more = f"; and {len(lines) - MAX_NAMED} more" if len(lines) > MAX_NAMED else ""
     return (
-        f"the preparation takes foreground away: {'; '.join(lines[:MAX_NAMED])}{more}. What is cut off counts as missed"
-        " in the validation, but is not trained on: lower data.crop_foreground.threshold, raise its margin, or choose a"
-        " finer data.spacing"
+        f"the preparation removes foreground: {'; '.join(lines[:MAX_NAMED])}{more}. Voxels that are cut off count as"
+        " missed in the validation, and are not trained on; lower data.crop_foreground.threshold, raise its margin, or"
+        " choose a finer data.spacing"
     )
 
 

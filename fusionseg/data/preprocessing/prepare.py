@@ -1,4 +1,7 @@
-"""Offline preparation: every case once, in parallel, resumable, keyed by content and settings."""
+"""Offline preparation of a data set: every case once, in parallel, resumable.
+
+A prepared case is valid for the content of its files and for the settings of the preparation.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,12 @@ import torch
 from fusionseg.config import DataConfig, RunConfig
 from fusionseg.data.formats.dataset import Case, Dataset, open_dataset
 from fusionseg.data.formats.problems import CaseError
+from fusionseg.data.formats.readers import Readers
 from fusionseg.data.preprocessing.case_folders import read_cases
 from fusionseg.data.preprocessing.record import PreparedCase, SourceFile, write_record
 from fusionseg.data.preprocessing.store import Store, read_header, settings_key, settings_of, write_case, write_header
-from fusionseg.data.preprocessing.volume import load_volume
+from fusionseg.data.preprocessing.transforms import open_transforms
+from fusionseg.data.preprocessing.volume import check_transforms, load_volume
 from fusionseg.utils.errors import UserError, WriteError
 from fusionseg.utils.files import file_name, user_path, writable_folder
 from fusionseg.utils.machine import available_cpus
@@ -29,17 +34,18 @@ from fusionseg.utils.parallel import map_cases
 Progress = Callable[[int, int], None]
 
 LEFTOVER_S = 3600.0
+"""Age of a half-written case that no living process works on, in seconds."""
 
 
 @dataclass
 class PrepareReport:
-    """What came of a preparation."""
+    """The result of a preparation: the names of the cases."""
 
     store: Path
     prepared: list[str] = field(default_factory=list)
     reused: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
-    """Case -> what is wrong with it."""
+    """Name of the case -> its problem."""
 
     def __str__(self) -> str:
         lines = [
@@ -51,14 +57,27 @@ class PrepareReport:
 
 
 def open_configured(config: RunConfig) -> Dataset:
-    """The data set that a configuration names."""
+    """Open the data set of a configuration, and make its reader and transforms.
+
+    Args:
+        config: of the run.
+
+    Raises:
+        UserError: `data.root` is not set; or with every problem of the data set, the reader or the transforms.
+    """
     if config.data.root is None:
         raise UserError("data.root is not set: add data.root=/path/to/dataset to the command, or root: under data:")
-    return open_dataset(config.data.root, config.data.layout, config.data.labels)
+    open_transforms(config.data.transforms)
+    return open_dataset(config.data.root, config.data.layout, config.data.labels, readers=Readers(config.data.reader))
 
 
 def store_folder(config: RunConfig, dataset: Dataset) -> Path:
-    """The folder of the prepared cases: one for each data set (its JSON file) and each way to prepare it."""
+    """The folder of the prepared cases: one for each data set (its JSON file) and each settings of the preparation.
+
+    Args:
+        config: of the run.
+        dataset: that `config.data` names.
+    """
     if config.data.prepared is not None:
         return user_path(config.data.prepared)
     place = hashlib.sha256(os.fsencode(dataset.place)).hexdigest()[:6]
@@ -70,11 +89,16 @@ def store_folder(config: RunConfig, dataset: Dataset) -> Path:
 def prepare(config: RunConfig, dataset: Dataset, progress: Progress | None = None) -> PrepareReport:
     """Prepare the training cases that are missing or whose files or settings have changed.
 
-    A case that cannot be prepared is reported and set aside; the others are prepared all the same.
+    A case that cannot be prepared is reported and set aside; the others are prepared.
+
+    Args:
+        config: of the run.
+        dataset: that `config.data` names.
+        progress: called with (cases done, all cases).
 
     Raises:
-        UserError: the folder holds cases of other settings, or cannot be written.
-        WriteError: it could be written no more, such as on a full disk; what was prepared before stays.
+        UserError: the folder holds cases of other settings, or cannot be written; or a transform fails.
+        WriteError: writing failed on the way, such as on a full disk. Cases that are prepared already stay.
     """
     root = store_folder(config, dataset)
     _check_header(root, config.data)
@@ -85,7 +109,9 @@ def prepare(config: RunConfig, dataset: Dataset, progress: Progress | None = Non
             report.reused.append(case.name)
         else:
             todo.append(case)
-    if todo:  # a store that lacks nothing may be somebody else's, to be read only
+    if todo and config.data.transforms:
+        _check_transforms(config.data, dataset, todo)
+    if todo:  # a complete store is only read: it may belong to another user
         writable_folder(root, "output" if config.data.prepared is None else "data.prepared")
         _remove_leftovers(root)
         write_header(root, config.data, dataset.name, dataset.channels, dataset.labels)
@@ -95,9 +121,11 @@ def prepare(config: RunConfig, dataset: Dataset, progress: Progress | None = Non
     work = partial(_prepare_case, root, config.data, dataset.num_classes, len(dataset.channels))
     workers = config.data.workers or available_cpus()
     for case, outcome in map_cases(work, todo, workers=workers, initializer=_one_thread):
-        if isinstance(outcome, WriteError):  # no fault of the case, and the next ones would meet it too
-            told = f"{outcome.strerror}; {done} of {total} cases are prepared, and the same command goes on from there"
-            raise WriteError(outcome.errno, told, str(root))
+        if isinstance(outcome, WriteError):  # not a problem of the case: the next ones would fail too
+            message = (
+                f"{outcome.strerror}; {done} of {total} cases are prepared, and the same command continues from there"
+            )
+            raise WriteError(outcome.errno, message, str(root))
         if isinstance(outcome, Exception):
             files = "" if isinstance(outcome, CaseError) else f"{', '.join(map(str, _files(case)))}: "
             report.failed[case.name] = f"{files}{outcome}"
@@ -110,7 +138,18 @@ def prepare(config: RunConfig, dataset: Dataset, progress: Progress | None = Non
 
 
 def open_store(config: RunConfig, dataset: Dataset) -> tuple[Store, list[str]]:
-    """The prepared cases of a data set, and the names of those that are missing or out of date."""
+    """Open the prepared cases of a data set.
+
+    Args:
+        config: of the run.
+        dataset: that `config.data` names.
+
+    Returns:
+        The store with the current cases, and the names of the cases that are missing or out of date.
+
+    Raises:
+        UserError: the folder holds cases of other settings, or cannot be read.
+    """
     root = store_folder(config, dataset)
     _check_header(root, config.data)
     found = {case.name: _current(root, case, dataset.num_classes) for case in dataset.training}
@@ -120,7 +159,7 @@ def open_store(config: RunConfig, dataset: Dataset) -> tuple[Store, list[str]]:
 
 
 def _current(root: Path, case: Case, num_classes: int) -> PreparedCase | None:
-    """The case's record, if it was made of the files as they are now and holds no class the data set does not have."""
+    """The record of a case, if it was made from the files as they are now and has no class that the data set lacks."""
     files = _files(case)
     for record in read_cases(root, case.name):
         if len(record.sources) != len(files) or max(record.classes, default=0) >= num_classes:
@@ -131,15 +170,23 @@ def _current(root: Path, case: Case, num_classes: int) -> PreparedCase | None:
 
 
 def _with_new_times(root: Path, record: PreparedCase, files: list[Path]) -> PreparedCase:
-    """Note the time stamps of files that were copied or touched: they need not be read every time."""
+    """Record new time stamps of unchanged files that were copied or touched, so that they are not read every time."""
     times = [path.stat().st_mtime_ns for path in files]
     if times != [source.mtime_ns for source in record.sources]:
         sources = tuple(
             replace(source, mtime_ns=mtime_ns) for source, mtime_ns in zip(record.sources, times, strict=True)
         )
-        with suppress(OSError):  # somebody else's store, which may only be read
+        with suppress(OSError):  # the store of another user, which may only be read
             write_record(root, replace(record, sources=sources))
     return record
+
+
+def _check_transforms(config: DataConfig, dataset: Dataset, cases: list[Case]) -> None:
+    """Apply the transforms to the first case that can be read, so that their faults end the preparation at once."""
+    for case in cases:
+        with suppress(CaseError):  # the preparation of the case reports it
+            check_transforms(case.images, case.label, config, dataset.num_classes, len(dataset.channels))
+            return
 
 
 def _files(case: Case) -> list[Path]:
@@ -147,7 +194,7 @@ def _files(case: Case) -> list[Path]:
 
 
 def _prepare_case(root: Path, config: DataConfig, num_classes: int, channels: int, case: Case) -> str:
-    if _current(root, case, num_classes) is not None:  # another run, started with this one, was quicker
+    if _current(root, case, num_classes) is not None:  # another run prepared it meanwhile
         return case.name
     sources = [SourceFile.read(path) for path in _files(case)]
     volume = load_volume(case.images, case.label, config, num_classes, channels)
@@ -158,7 +205,7 @@ def _prepare_case(root: Path, config: DataConfig, num_classes: int, channels: in
 
 
 def _remove_leftovers(root: Path) -> None:
-    """Delete what killed preparations left half done; another process may be at work on what is young."""
+    """Delete half-written cases of killed preparations; another process may still write the young ones."""
     for path in (root / "cases").glob(".partial-*"):
         with suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > LEFTOVER_S:
@@ -175,7 +222,7 @@ def _check_header(root: Path, config: DataConfig) -> None:
         # A preparation killed at its very first file leaves that file's temporary name.
         if os.path.isdir(root) and any(not entry.name.startswith(".partial-") for entry in root.iterdir()):
             raise UserError(
-                f"{root} (data.prepared): the folder is not empty and holds no prepared cases: choose another"
+                f"{root} (data.prepared): the folder is not empty and holds no prepared cases; choose another"
             )
     elif header.get("settings") != settings_of(config):
         raise UserError(

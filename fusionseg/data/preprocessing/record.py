@@ -1,4 +1,4 @@
-"""The record of a prepared case: the files that it was made of, its geometry, and its arrays' checksums."""
+"""The record of a prepared case: its source files, its geometry, and the checksums of its arrays."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FILE = "case.json"
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file that a prepared case was made of, to notice when it changes."""
+    """A source file of a prepared case, recorded to notice a change of it."""
 
     path: str
     size: int
@@ -29,13 +29,14 @@ class SourceFile:
 
     @staticmethod
     def read(path: Path) -> SourceFile:
+        """Read the size, the time stamp and the hash of a file."""
         status = path.stat()
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         return SourceFile(str(path), status.st_size, status.st_mtime_ns, digest)
 
     def unchanged(self, path: Path) -> bool:
-        """Whether `path` still has this content; its time stamp spares reading it again."""
+        """Test that a file has the recorded content. A file of the same time stamp is not read again."""
         try:
             status = path.stat()
         except FileNotFoundError:
@@ -47,7 +48,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class PreparedCase:
-    """The facts of a prepared case that need none of its arrays."""
+    """The properties of a prepared case, without its arrays."""
 
     name: str
     sources: tuple[SourceFile, ...]
@@ -58,30 +59,31 @@ class PreparedCase:
     original_shape: tuple[int, int, int]
     original_affine: tuple[tuple[float, ...], ...]
     background: tuple[float, ...]
-    """Per channel, the value of what lies outside the volume, see `Volume.background`."""
+    """For each channel, the value outside the volume, see `Volume.background`."""
     classes: tuple[int, ...]
-    """Foreground classes that occur, ascending."""
+    """Foreground classes that occur, in ascending order."""
     class_offsets: tuple[int, ...]
     """First entry of each of `classes` in foreground.npy, and the number of entries."""
     labelled: bool
     class_voxels: tuple[tuple[int, int, int, int], ...]
-    """Of each foreground class of the label file: value, voxels in the file, after resampling, and after the crop."""
+    """For each foreground class of the label file: value, voxels in the file, after resampling, and after the crop."""
     digest: str
     """Of the image's voxels, see `image_digest`."""
     label_digest: str
     """Of the label's voxels; empty without a label."""
     checksums: tuple[int, int, int]
-    """`checksum` of image.npy, label.npy (0 without a label) and foreground.npy: the arrays that belong here."""
+    """`checksum` of image.npy, of label.npy (0 without a label) and of foreground.npy."""
     folder: str
-    """Within the store; see `case_folders`."""
+    """Path within the store; see `case_folders`."""
 
     @property
     def content(self) -> str:
-        """A hash of the files' content."""
+        """A hash of the content of the source files."""
         return hashlib.sha256("".join(source.sha256 for source in self.sources).encode()).hexdigest()[:16]
 
     @staticmethod
     def from_json(raw: Mapping[str, Any]) -> PreparedCase:
+        """Make a record from plain values."""
         values = {key: _tuples(value) for key, value in raw.items()}
         values["sources"] = tuple(SourceFile(**source) for source in raw["sources"])
         return PreparedCase(**{field.name: values[field.name] for field in fields(PreparedCase)})
@@ -92,13 +94,25 @@ def _tuples(value: Any) -> Any:
 
 
 def checksum(array: NDArray[Any]) -> int:
-    """CRC of an array's type and values, in C order."""
+    """CRC-32 of the data type and the values of an array, in C order.
+
+    Args:
+        array: of any shape.
+    """
     values = np.ascontiguousarray(array)
     return zlib.crc32(values.reshape(-1).view(np.uint8).data, zlib.crc32(values.dtype.str.encode()))
 
 
 def read_record(root: Path, folder: str) -> PreparedCase | None:
-    """The record in a folder of a store; None where it is missing or not of this format."""
+    """Read the record in a folder of a store.
+
+    Args:
+        root: the folder of the store.
+        folder: path of the case within it.
+
+    Returns:
+        None if it is missing or has another format.
+    """
     try:
         raw = json.loads((root / folder / FILE).read_text(encoding="utf-8"))
         return PreparedCase.from_json({**raw, "folder": folder})
@@ -107,10 +121,15 @@ def read_record(root: Path, folder: str) -> PreparedCase | None:
 
 
 def write_record(root: Path, record: PreparedCase) -> None:
-    """Write case.json of a prepared case anew."""
+    """Write case.json of a prepared case.
+
+    Args:
+        root: the folder of the store.
+        record: of the case.
+    """
     write_json(root / record.folder / FILE, to_json(record))
 
 
 def to_json(record: PreparedCase) -> dict[str, Any]:
-    """Plain values; the folder is where they are found."""
+    """The record as plain values, without the folder, which is the file's own."""
     return {key: value for key, value in asdict(record).items() if key != "folder"}

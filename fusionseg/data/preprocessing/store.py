@@ -1,6 +1,6 @@
-"""Prepared cases on disk: memory-mappable arrays with the geometry that leads back to the files.
+"""Prepared cases on disk: arrays for memory-mapping, and the geometry that leads back to the files.
 
-<store>/store.json               the settings and what the data set says of itself
+<store>/store.json               the settings; name, channels and labels of the data set
 <store>/cases/<case>/image.npy       (C, X, Y, Z) float16 or float32
                      label.npy       (X, Y, Z) uint8, where there is a label
                      foreground.npy  int64: flat voxel indices, class after class
@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusionseg.config.data_sections import DataConfig
+from fusionseg.config.outside_part import OutsidePart
 from fusionseg.data.preprocessing.case_folders import read_case, settle, temporary_folder
 from fusionseg.data.preprocessing.record import PreparedCase, SourceFile, checksum, write_record
 from fusionseg.data.preprocessing.volume import Volume
@@ -32,23 +33,39 @@ from fusionseg.utils.files import sync, write_json, writing
 __all__ = ["PreparedCase", "SourceFile", "Store", "read_case", "write_case"]
 
 FORMAT = 2
-"""Raised whenever the same settings would give other arrays than before."""
+"""Version of the format. It rises whenever the same settings give other arrays than before."""
 
 FOREGROUND_PER_CLASS = 20_000
-"""Voxels kept per class to centre patches on: far more than a training draws from one case, and bounded."""
+"""Voxels that are kept for each class as centres of patches: more than a training draws from one case."""
 
 
 def settings_of(config: DataConfig) -> dict[str, Any]:
-    """The settings that the prepared arrays depend on."""
+    """The settings that the prepared arrays depend on.
+
+    Args:
+        config: the section `data`.
+    """
     keys = ("spacing", "orientation", "intensity", "crop_foreground", "dtype")
-    return {
-        "format": FORMAT,
-        **{key: value for key, value in config.model_dump(mode="json").items() if key in keys},
-    }
+    settings = {key: value for key, value in config.model_dump(mode="json").items() if key in keys}
+    # Without these two, the settings and their hash are those of versions that did not have them.
+    if config.reader is not None:
+        settings["reader"] = _identity(config.reader)
+    if config.transforms:
+        settings["transforms"] = [_identity(part) for part in config.transforms]
+    return {"format": FORMAT, **settings}
+
+
+def _identity(part: OutsidePart) -> dict[str, Any]:
+    """The name, the arguments and the version of a part as it is now; its folder does not matter."""
+    return {"name": part.name, "args": part.model_dump(mode="json")["args"], "version": part.source.version}
 
 
 def settings_key(config: DataConfig) -> str:
-    """A short hash of `settings_of`."""
+    """A short hash of `settings_of`.
+
+    Args:
+        config: the section `data`.
+    """
     return hashlib.sha256(json.dumps(settings_of(config), sort_keys=True).encode()).hexdigest()[:10]
 
 
@@ -84,11 +101,14 @@ class Store:
         return self._array(name, "foreground.npy")
 
     def load(self, name: str) -> tuple[NDArray[Any], NDArray[np.uint8] | None, NDArray[np.int64]]:
-        """Image, label and foreground of a case, memory-mapped, after a look at every byte.
+        """Map image, label and foreground of a case into memory, and verify their checksums.
+
+        Args:
+            name: of the case.
 
         Raises:
-            UserError: the arrays are not those of the record. Another process may have prepared the case again, of
-                files that have changed, since the record was read.
+            UserError: the arrays do not belong to the record. Another process may have prepared the case again since
+                the record was read, from files that have changed.
         """
         record = self.cases[name]
         image, foreground = self.image(name), self.foreground(name)
@@ -98,8 +118,8 @@ class Store:
         found = (checksum(image), 0 if label is None else checksum(label), checksum(foreground))
         if not all(shapes) or found != record.checksums:
             raise UserError(
-                f"{self.root / record.folder}: the prepared arrays are not those of their record (prepared again"
-                " meanwhile by another process, or damaged): start again, and if this stays, delete the folder"
+                f"{self.root / record.folder}: the prepared arrays do not match their record (they are damaged, or"
+                " another process has prepared the case again); start again, and delete the folder if this remains"
             )
         return image, label, foreground
 
@@ -126,12 +146,22 @@ def write_header(root: Path, config: DataConfig, name: str, channels: Sequence[s
 
 
 def read_header(root: Path) -> dict[str, Any] | None:
-    """store.json, or None where there is none."""
+    """Read store.json.
+
+    Args:
+        root: the folder of the store.
+
+    Returns:
+        None if there is no such file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
     try:
         header: dict[str, Any] = json.loads((root / "store.json").read_text(encoding="utf-8"))
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
-            return None  # whether such a folder can be written is for the preparation to say
+            return None  # the preparation reports a folder that cannot be written
         raise UserError(f"{root / 'store.json'}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"{root / 'store.json'}: not valid JSON ({error}): delete {root} and prepare again") from None
@@ -139,7 +169,14 @@ def read_header(root: Path) -> dict[str, Any] | None:
 
 
 def write_case(root: Path, name: str, volume: Volume, sources: Sequence[SourceFile], dtype: str) -> PreparedCase:
-    """Store one case: its folder takes its name when all of it is on disk.
+    """Store one case. Its folder gets its name when all of it is on disk.
+
+    Args:
+        root: the folder of the store.
+        name: of the case.
+        volume: the prepared case.
+        sources: its files.
+        dtype: of the stored image, float16 or float32.
 
     Raises:
         WriteError: the disk is full, or cannot be written.
@@ -197,7 +234,7 @@ def _rows(affine: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
 def _foreground(
     label: NDArray[np.uint8] | None, name: str
 ) -> tuple[NDArray[np.int64], tuple[int, ...], tuple[int, ...]]:
-    """Flat indices by class, at most FOREGROUND_PER_CLASS of each, drawn by the case's name."""
+    """Flat voxel indices of each class, at most FOREGROUND_PER_CLASS, drawn with a seed from the name of the case."""
     if label is None:
         return np.zeros(0, np.int64), (), (0,)
     flat = label.ravel()

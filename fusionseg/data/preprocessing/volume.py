@@ -1,4 +1,4 @@
-"""From the files of a case to arrays in the network's frame: the chain that prepare and predict share."""
+"""The preparation of a case, from its files to the arrays that the network reads; prepare and predict share it."""
 
 from __future__ import annotations
 
@@ -15,25 +15,34 @@ from monai.transforms import Orientation, Spacing
 from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
-from fusionseg.config.data_sections import DataConfig, IntensityConfig
+from fusionseg.config.data_sections import DataConfig
 from fusionseg.data.formats.case_reader import read_case, read_image, read_label
 from fusionseg.data.formats.geometry import Grid, voxel_sizes
 from fusionseg.data.formats.image_digest import image_digest
 from fusionseg.data.formats.problems import Findings
+from fusionseg.data.formats.readers import Readers
+from fusionseg.data.preprocessing.intensity import foreground_box, normalise
+from fusionseg.data.preprocessing.transforms import TransformError, open_transforms
 from fusionseg.observability.ranges import annotate
+from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_memory_bytes
 
 BYTES_PER_POINT, BYTES_PER_VALUE = 24, 12
-"""Memory of a resampling for each voxel: its place, and for each channel its value, in float64 and float32."""
+"""Memory of a resampling for each voxel: its position, and for each channel its value, in float64 and float32."""
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A case in the network's frame, and the way back to its own.
+    """A prepared case, and the way back to the grid of its file.
 
-    image: float32 (C, X, Y, Z), normalised. label: uint8 (X, Y, Z) or None.
-    affine: 4x4, voxel of `image` -> mm. original_shape, original_affine: of the file.
-    digest, label_digest: `image_digest` of the image and of the label as they were read; empty where it is unknown.
+    Args:
+        image: float32 (C, X, Y, Z), normalised.
+        label: uint8 (X, Y, Z); None without a label.
+        affine: 4x4, from voxel index of `image` to mm.
+        original_shape: of the file, (X, Y, Z).
+        original_affine: of the file.
+        digest: `image_digest` of the image as it was read.
+        label_digest: the same of the label; empty without a label.
     """
 
     image: NDArray[np.float32]
@@ -44,13 +53,13 @@ class Volume:
     digest: str = ""
     label_digest: str = ""
     class_voxels: tuple[tuple[int, int, int, int], ...] = ()
-    """Of each foreground class: value, voxels in the label file, after resampling, and after the crop."""
+    """For each foreground class: value, voxels in the label file, after resampling, and after the crop."""
     zero_is_outside: bool = False
-    """Whether 0 stands for air: the non-zero voxels alone are normalised."""
+    """True if 0 stands for air, so that the non-zero voxels alone are normalised."""
 
     @property
     def background(self) -> tuple[float, ...]:
-        """Per channel, the value of what lies outside the volume: that of air in it, or the lowest."""
+        """For each channel, the value outside the volume: the value of air, or the lowest value."""
         if self.zero_is_outside:
             return (0.0,) * len(self.image)
         return tuple(float(channel.min()) for channel in self.image)
@@ -61,6 +70,19 @@ class Volume:
         return voxel_sizes(self.affine)
 
 
+@dataclass(frozen=True)
+class _PlacedCase:
+    """A case that was read, turned, resampled and cropped; its intensities are raw."""
+
+    image: NDArray[np.float32]
+    label: NDArray[np.uint8] | None
+    affine: NDArray[np.float64]
+    original: Grid
+    digest: str
+    label_digest: str
+    class_voxels: tuple[tuple[int, int, int, int], ...]
+
+
 def load_volume(
     images: Sequence[Path],
     label: Path | None,
@@ -68,26 +90,84 @@ def load_volume(
     num_classes: int | None,
     channels: int | None = None,
 ) -> Volume:
-    """Read a case, reorient, resample, crop and normalise it.
+    """Prepare a case: read, reorient, resample, crop, apply `data.transforms`, normalise.
 
     Args:
         images: one file per channel, or one 3D or 4D file.
-        num_classes: highest allowed label value + 1; None does not look.
-        channels: how many the image must have; None takes what there is.
+        label: None for a case without one, as in a prediction.
+        config: the settings.
+        num_classes: highest allowed label value + 1; None allows all values that fit a byte.
+        channels: the required number of channels; None accepts any.
 
     Raises:
         CaseError: with everything that is wrong with the case.
     """
+    placed = _place(images, label, config, num_classes, channels)
+    image, mask = placed.image, placed.label
+    if config.transforms:
+        with annotate("transform"):
+            try:
+                image, mask = open_transforms(config.transforms)(image, mask, placed.affine, num_classes)
+            except TransformError as error:
+                _refuse(images[0], "transform", *str(error).rsplit("; ", 1))
+    with annotate("normalise"):
+        image = normalise(image, config.intensity)
+    return Volume(
+        np.ascontiguousarray(image),
+        mask,
+        placed.affine,
+        placed.original.shape,
+        placed.original.affine,
+        placed.digest,
+        placed.label_digest,
+        placed.class_voxels,
+        zero_is_outside=config.intensity.nonzero,
+    )
+
+
+def check_transforms(
+    images: Sequence[Path], label: Path | None, config: DataConfig, num_classes: int | None, channels: int | None
+) -> None:
+    """Apply `data.transforms` to one case, with and without its label, before all cases are prepared.
+
+    A prediction has no label: the image must not depend on it, nor on chance.
+
+    Args:
+        images: as for `load_volume`, like the others.
+
+    Raises:
+        UserError: a transform fails, or gives two different images.
+        CaseError: the case itself cannot be used.
+    """
+    placed = _place(images, label, config, num_classes, channels)
+    transforms = open_transforms(config.transforms)
+    try:
+        first, _ = transforms(placed.image, placed.label, placed.affine, num_classes)
+        second, _ = transforms(placed.image, None, placed.affine, num_classes)
+    except TransformError as error:
+        raise UserError(f"{error} ({images[0]})") from error
+    if not np.array_equal(first, second):
+        raise UserError(
+            "data.transforms: the image depends on the label or on chance (two results of"
+            f" {images[0]} differ, one with its label and one without), and a prediction has no label; let the"
+            " transforms compute the image from the image alone"
+        )
+
+
+def _place(
+    images: Sequence[Path], label: Path | None, config: DataConfig, num_classes: int | None, channels: int | None
+) -> _PlacedCase:
+    """Read, reorient, resample and crop a case; for the arguments see `load_volume`."""
     with annotate("load"):
-        source, label_values = read_case(images, label, channels, num_classes)
+        source, label_values = read_case(images, label, channels, num_classes, Readers(config.reader))
     original_affine = source.grid.affine
     digest = image_digest(source.values, original_affine)
     label_digest = "" if label_values is None else image_digest(label_values[None], original_affine)
     _refuse_too_large(images[0], source.grid, config, len(source.values))
     affine_tensor = torch.from_numpy(original_affine)
     image = MetaTensor(torch.from_numpy(source.values), affine=affine_tensor)
-    # The label is taken voxel by voxel with its image: the small difference of the affines that the geometry rule
-    # allows must not shift it by a resampling of its own.
+    # The label gets the affine of its image. The geometry rule allows a small difference of the two, which must not
+    # shift the label by a resampling of its own.
     mask = None
     if label_values is not None:
         mask = MetaTensor(torch.from_numpy(label_values[None].astype(np.float32)), affine=affine_tensor)
@@ -113,23 +193,23 @@ def load_volume(
             label_array = None if label_array is None else label_array[box]
             affine = affine.copy()
             affine[:3, 3] += affine[:3, :3] @ np.array([side.start for side in box])
-    with annotate("normalise"):
-        array = normalise(array, config.intensity)
-    return Volume(
-        np.ascontiguousarray(array),
+    return _PlacedCase(
+        array,
         label_array,
         affine,
-        source.grid.shape,
-        original_affine,
+        source.grid,
         digest,
         label_digest,
         class_voxels(label_values, whole_label, label_array),
-        zero_is_outside=config.intensity.nonzero,
     )
 
 
 def class_voxels(*steps: NDArray[np.uint8] | None) -> tuple[tuple[int, int, int, int], ...]:
-    """For each foreground class of a label its value, and its number of voxels at each of three steps."""
+    """Count the voxels of each foreground class of a label at three steps: read, resampled, cropped.
+
+    Returns:
+        For each class its value and the three counts; empty without a label.
+    """
     if any(step is None for step in steps):
         return ()
     read, resampled, cropped = (np.bincount(step.ravel(), minlength=256) for step in steps if step is not None)
@@ -138,86 +218,59 @@ def class_voxels(*steps: NDArray[np.uint8] | None) -> tuple[tuple[int, int, int,
     )
 
 
-def read_digests(images: Sequence[Path], label: Path | None) -> tuple[str, str | None]:
-    """The digests that `load_volume` gives for a case, without the rest of it.
+def read_digests(images: Sequence[Path], label: Path | None, readers: Readers) -> tuple[str, str | None]:
+    """Compute the digests that `load_volume` gives for a case, and nothing else.
+
+    Args:
+        images: one file per channel, or one 3D or 4D file.
+        label: None for a case without one.
+        readers: of the data set.
 
     Returns:
-        Of the image, and of the label; None where there is none or it cannot be read.
+        Of the image, and of the label; None if there is none or it cannot be read.
 
     Raises:
         ValueError: the image cannot be read.
     """
-    image = read_image(images)
+    image = read_image(images, readers=readers)
     of_label = None
     if label is not None:
         with suppress(ValueError):
-            of_label = image_digest(read_label(label, image.grid, None)[None], image.grid.affine)
+            of_label = image_digest(read_label(label, image.grid, None, readers)[None], image.grid.affine)
     return image_digest(image.values, image.grid.affine), of_label
 
 
-def normalise(image: NDArray[np.float32], intensity: IntensityConfig) -> NDArray[np.float32]:
-    """Raw (C, X, Y, Z) intensities to the network's input, each channel for itself."""
-    out = np.empty_like(image, dtype=np.float32)
-    for channel, raw in enumerate(image):
-        values = raw.astype(np.float64)
-        if intensity.clip is not None:
-            values = np.clip(values, *intensity.clip)
-        if intensity.mode == "window":
-            assert intensity.clip is not None  # the schema holds it
-            low, high = intensity.clip
-            out[channel] = (values - low) / (high - low)
-            continue
-        inside = raw != 0  # of the raw values: clipping may move zero
-        measured = values[inside] if intensity.nonzero and inside.any() else values
-        if intensity.percentiles is not None:
-            low, high = np.percentile(measured, intensity.percentiles)
-            values, measured = np.clip(values, low, high), np.clip(measured, low, high)
-        result = (values - measured.mean()) / max(float(measured.std()), 1e-8)
-        out[channel] = np.where(inside, result, 0) if intensity.nonzero else result
-    return out
-
-
-def foreground_box(image: NDArray[np.float32], threshold: float, margin: int) -> tuple[slice, slice, slice]:
-    """The box of the voxels above `threshold` in any channel of (C, X, Y, Z), grown by `margin`; else everything."""
-    sides = [np.zeros(size, bool) for size in image.shape[1:]]
-    for channel in image:
-        for x, plane in enumerate(channel):  # plane by plane: the comparison of a whole volume is a quarter of it
-            above = plane > threshold
-            rows = above.any(axis=1)
-            sides[0][x] |= rows.any()
-            sides[1] |= rows
-            sides[2] |= above.any(axis=0)
-    box = []
-    for side in sides:
-        hits = np.flatnonzero(side)
-        first, last = (hits[0], hits[-1] + 1) if hits.size else (0, len(side))
-        box.append(slice(max(0, int(first) - margin), min(len(side), int(last) + margin)))
-    return box[0], box[1], box[2]
-
-
 def _refuse_too_large(path: Path, grid: Grid, config: DataConfig, channels: int) -> None:
-    """Refuse a volume that could not be resampled in the memory that is free, before any of it is taken."""
+    """Refuse a volume whose resampling needs more memory than is free, before any memory is taken."""
     voxels = resampled_voxels(grid, config)
     needed = voxels * (BYTES_PER_POINT + BYTES_PER_VALUE * channels)
     free = available_memory_bytes()
     if voxels > prod(grid.shape) and needed > free:
-        findings = Findings()
-        findings.add(
-            "error",
+        _refuse(
             path,
             "memory",
             f"resampling to data.spacing {list(config.spacing or ())} takes about {needed / 1e9:.3g} GB, and"
             f" {free / 1e9:.3g} GB are free",
             "correct the spacing in the header, choose a coarser data.spacing, or use fewer workers",
         )
-        findings.refuse()
+
+
+def _refuse(path: Path, code: str, message: str, remedy: str) -> None:
+    findings = Findings()
+    findings.add("error", path, code, message, remedy)
+    findings.refuse()
 
 
 def resampled_voxels(grid: Grid, config: DataConfig) -> float:
-    """Voxels of a volume after it is resampled, before it is cropped."""
+    """Number of voxels of a volume after the resampling and before the crop.
+
+    Args:
+        grid: of the file.
+        config: the settings.
+    """
     if config.spacing is None:
         return float(prod(grid.shape))
-    # The axes of the file that become x, y, z once it is turned; data.orientation always names them in this order.
+    # The axes of the file that become x, y, z; data.orientation always names them in this order.
     axes = np.argsort(io_orientation(grid.affine)[:, 0]) if config.orientation else np.arange(3)
     extent = np.array(grid.shape) * voxel_sizes(grid.affine)
     return float(np.prod(extent[axes] / config.spacing))

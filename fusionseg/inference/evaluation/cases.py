@@ -10,6 +10,7 @@ from typing import Any
 
 from fusionseg.config import RunConfig, differences
 from fusionseg.data.formats.dataset import Case, Dataset, open_dataset
+from fusionseg.data.formats.readers import Readers
 from fusionseg.data.preprocessing.case_digests import CaseDigests, digests_of
 from fusionseg.data.preprocessing.prepare import open_configured, open_store
 from fusionseg.data.preprocessing.store import PreparedCase
@@ -101,11 +102,13 @@ def choose_cases(
         marked = {name for name, digests in content.items() if digests.image not in own.own_images}
     else:
         # The run's names for labels are not this data set's, unless it has none.
-        dataset = open_dataset(dataset_root, "auto", default_labels=config.data.labels)
+        dataset = open_dataset(
+            dataset_root, "auto", default_labels=config.data.labels, readers=Readers(config.data.reader)
+        )
         cases = [case for case in (*dataset.training, *dataset.testing) if case.label is not None]
         if not cases:
             raise UserError(f"{dataset.root}: has no labelled cases to evaluate on")
-        content = _read(cases, _prepared(_with_root(config, dataset_root), dataset))
+        content = _read(dataset, cases, _prepared(_with_root(config, dataset_root), dataset))
         marked = set()
     known = [split for split in splits if split is not None]
     trained = {name for name, digests in content.items() if any(split.was_trained_on(digests.image) for split in known)}
@@ -153,7 +156,7 @@ def _validation_cases(
     """
     labelled = {case.name: case for case in (*dataset.training, *dataset.testing) if case.label is not None}
     prepared = _prepared(config, dataset)
-    content = _read([labelled[case.name] for case in recorded if case.name in labelled], prepared)
+    content = _read(dataset, [labelled[case.name] for case in recorded if case.name in labelled], prepared)
     # A case that cannot be read is kept: scoring it says what is wrong with it.
     strays = [
         case
@@ -162,7 +165,7 @@ def _validation_cases(
     ]
     names = {case.name: case.name for case in recorded}
     if strays:
-        everything = _read(list(labelled.values()), prepared)
+        everything = _read(dataset, list(labelled.values()), prepared)
         by_image = {digests.image: name for name, digests in everything.items()}
         for case in strays:
             names[case.name] = by_image.get(case.image, "")
@@ -220,6 +223,6 @@ def _with_root(config: RunConfig, root: str) -> RunConfig:
     return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
 
 
-def _read(cases: Sequence[Case], prepared: dict[str, PreparedCase]) -> dict[str, CaseDigests]:
+def _read(dataset: Dataset, cases: Sequence[Case], prepared: dict[str, PreparedCase]) -> dict[str, CaseDigests]:
     with counting_progress("reading") as progress:
-        return digests_of(cases, prepared, progress)
+        return digests_of(cases, dataset.readers, prepared, progress)

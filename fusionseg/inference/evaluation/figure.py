@@ -35,7 +35,7 @@ def best_and_worst(path: Path, scores: Sequence[Score], cases: Sequence[Case], s
     figure, axes = plt.subplots(len(chosen), 3, figsize=(9, 3.4 * len(chosen)), squeeze=False)
     for row, (rank, name) in zip(axes, chosen, strict=True):
         case = by_case[name]
-        source = read_image(case.images)
+        source = read_image(case.images, readers=scorer.dataset.readers)
         affine = source.grid.affine
         arrays = source.values[0], scorer.label(case), scorer.mask(case)
         image, label, mask = (_radiological(array, affine) for array in arrays)

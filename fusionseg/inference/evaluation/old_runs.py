@@ -34,7 +34,7 @@ def verified_split(member: Trained, config: RunConfig) -> Split | None:
         except UserError:
             continue
         if own.data.skip_broken:  # what could not be read then cannot be read now
-            readable = digests_of([*train, *validation])
+            readable = digests_of([*train, *validation], dataset.readers)
             train, validation = ([case for case in part if case.name in readable] for part in (train, validation))
         if _content([*train, *validation]) == member.content:
             return _split(member, dataset, train, validation)
@@ -52,7 +52,7 @@ def _content(cases: list[Case]) -> str:
 
 
 def _split(member: Trained, dataset: Dataset, train: list[Case], validation: list[Case]) -> Split | None:
-    content = digests_of([*train, *validation])
+    content = digests_of([*train, *validation], dataset.readers)
     if len(content) < len({case.name for case in (*train, *validation)}):
         return None
     recorded = [

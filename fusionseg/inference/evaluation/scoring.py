@@ -82,7 +82,8 @@ class Scorer:
             CaseError: it cannot be used.
         """
         assert case.label is not None
-        label = read_label(case.label, read_grid(case.images), self.dataset.num_classes)
+        readers = self.dataset.readers
+        label = read_label(case.label, read_grid(case.images, readers), self.dataset.num_classes, readers)
         values: NDArray[np.uint8] = self._values[label]
         return values
 
@@ -105,7 +106,9 @@ class Scorer:
         classes = self.predictor.labels
         counts = confusion_matrix(ours, theirs, len(classes))
         dice = dice_per_class(counts)
-        distance = hd95_per_class(ours, theirs, len(classes), voxel_sizes(read_grid(case.images).affine))
+        distance = hd95_per_class(
+            ours, theirs, len(classes), voxel_sizes(read_grid(case.images, self.dataset.readers).affine)
+        )
         predicted, true = counts.sum(dim=1), counts.sum(dim=0)
         names = [classes[value] for value in sorted(classes) if value]
         return [

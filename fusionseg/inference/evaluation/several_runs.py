@@ -15,6 +15,7 @@ import torch
 
 from fusionseg.config import RunConfig
 from fusionseg.data.formats.dataset import open_dataset
+from fusionseg.data.formats.readers import Readers
 from fusionseg.inference.evaluation.cases import evaluation_config
 from fusionseg.inference.evaluation.pretraining import VOLUMES, evaluate_pretraining
 from fusionseg.inference.evaluation.segmentation import evaluate, request_for
@@ -205,7 +206,9 @@ def _existing(run: Path, config: RunConfig, wanted: Wanted) -> Path | None:
     """The folder of an evaluation that was asked for in the same words, of these weights and of all cases."""
     dataset = None
     if wanted.dataset_root is not None:
-        dataset = open_dataset(wanted.dataset_root, "auto", default_labels=config.data.labels)
+        dataset = open_dataset(
+            wanted.dataset_root, "auto", default_labels=config.data.labels, readers=Readers(config.data.reader)
+        )
     request = request_for(
         config,
         wanted.options,

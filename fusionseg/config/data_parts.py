@@ -1,0 +1,81 @@
+"""The sections of a user's own reader, deterministic transforms and augmentations."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, model_validator
+
+from fusionseg.config.outside import PartError, import_part, is_outside
+from fusionseg.config.outside_part import OutsidePart, argument_problems, takes
+from fusionseg.config.section import Probability
+from fusionseg.utils.errors import UserError
+
+
+def _name_alone(raw: Any) -> Any:
+    """A plain dotted path stands for a part without arguments."""
+    return {"name": raw} if isinstance(raw, str) else raw
+
+
+class _DictionaryPart(OutsidePart):
+    """A part that may be one of MONAI's dictionary transforms: their argument `keys` is [image] by default."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_keys(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or not is_outside(raw.get("name")):
+            return raw
+        args = raw.get("args", {})
+        if not isinstance(args, dict) or "keys" in args:
+            return raw
+        try:
+            part = import_part(raw["name"], raw.get("found_in"))
+        except PartError:  # reported by the validation of the name
+            return raw
+        return {**raw, "args": {"keys": ["image"], **args}} if takes(part, "keys") else raw
+
+
+class _Transform(_DictionaryPart):
+    """A deterministic transform of a case, from dictionary to dictionary with the keys image and label.
+
+    Of a class, an object is made with `args` and called with the dictionary. A function is called with the dictionary
+    and `args`.
+    """
+
+    @model_validator(mode="after")
+    def _arguments_fit(self) -> _Transform:
+        positional = 0 if isinstance(self.part, type) else 1
+        if problems := argument_problems(self.part, self.args, positional=positional):
+            raise ValueError("\n".join(f"args{problem}" for problem in problems))
+        return self
+
+
+class _Augmentation(_DictionaryPart):
+    """A random change of the training samples."""
+
+    prob: Probability = 1.0
+    """Chance that a sample is changed so."""
+
+
+ReaderPart = Annotated[OutsidePart, BeforeValidator(_name_alone)]
+TransformPart = Annotated[_Transform, BeforeValidator(_name_alone)]
+AugmentationPart = Annotated[_Augmentation, BeforeValidator(_name_alone)]
+
+
+def named_reader(name: str | None, key: str) -> OutsidePart | None:
+    """The section of a reader that is named on a command line.
+
+    Args:
+        name: its dotted path; None for none.
+        key: the option, for the message.
+
+    Raises:
+        UserError: there is no such reader.
+    """
+    if name is None:
+        return None
+    try:
+        import_part(name)
+        return OutsidePart(name=name, args={})
+    except PartError as error:
+        raise UserError(f"{key}: {error}") from error
