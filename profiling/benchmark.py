@@ -43,7 +43,7 @@ from fusionseg.observability.ranges import annotate
 from fusionseg.performance.benchmarking import Timings, open_trainer, publish, step_arguments, time_alternately
 from fusionseg.performance.device_speed import timed
 from fusionseg.performance.machine import machine_info, machine_line
-from fusionseg.runs.checkpoints import Checkpoints
+from fusionseg.runs.checkpoint_writer import CheckpointWriter
 from fusionseg.training.trainer import Trainer
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import run
@@ -147,7 +147,7 @@ class Bench:
 
     def _checkpoint(self) -> dict[str, Any]:
         trainer, numbers = self.ours, itertools.count()
-        checkpoints = Checkpoints(self.folder / "checkpoints", keep=2)
+        checkpoints = CheckpointWriter(self.folder, keep=2)
 
         def ours() -> None:
             state = {"model": trainer.model.state_dict(), "train_step": trainer.step_fn.state_dict()}

@@ -21,7 +21,8 @@ from types import FrameType
 from fusionseg.cluster.slurm import TIME_LIMIT, current_job, why_signalled
 from fusionseg.cluster.worker import main as train_rank
 from fusionseg.distributed.launch import check_port, default_master_port, first_node
-from fusionseg.runs.job_events import has_finished, last_end, read_events, requeues_at, write_event
+from fusionseg.runs.job_events import JobEvent, count_last_requeues, read_events, write_event
+from fusionseg.runs.records import RunStatus, has_finished, last_end
 from fusionseg.training.signals import LEAD_VARIABLE
 from fusionseg.utils.exit_status import DONE, FAILED
 
@@ -98,13 +99,13 @@ class Job:
     def _record_start(self) -> None:
         run, restarts = Path(self.run), int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         events = [event for event in read_events(run) if event.get("job") == current_job()]
-        unexplained = restarts - sum(event["event"] == "requeued" for event in events)
+        unexplained = restarts - sum(event["event"] == JobEvent.REQUEUED for event in events)
         if unexplained > 0 and not any(event.get("restarts") == restarts for event in events):
             # SLURM put it back by itself. Written now, since nobody was left to write it then.
             reason = "by SLURM: node failure, preemption or scontrol requeue"
-            write_event(run, "requeued", job=current_job(), reason=reason)
+            write_event(run, JobEvent.REQUEUED, job=current_job(), reason=reason)
         nodes = os.environ.get("SLURM_JOB_NODELIST")
-        write_event(run, "started", job=current_job(), nodes=nodes, restarts=restarts)
+        write_event(run, JobEvent.STARTED, job=current_job(), nodes=nodes, restarts=restarts)
 
     def _record_end(self, status: int, signalled: int) -> None:
         """Say what became of the run, and leave the mark for the batch script if it is to be queued again.
@@ -113,26 +114,26 @@ class Job:
             signalled: a signal that came when no training could take it, or 0.
         """
         run, job, end = Path(self.run), current_job(), last_end(Path(self.run))
-        if end is not None and has_finished(end):
-            write_event(run, "finished", job=job, step=end["step"])
+        if end is not None and has_finished(end["status"]):
+            write_event(run, JobEvent.FINISHED, job=job, step=end["step"])
             return
-        interrupted = end["reason"] if end is not None and end["status"] == "interrupted" else ""
+        interrupted = end["reason"] if end is not None and end["status"] == RunStatus.INTERRUPTED else ""
         if not (signalled or (interrupted and status == DONE)):
-            known = end["reason"] if end is not None and end["status"] == "failed" else None
-            refused = next((e["reason"] for e in reversed(read_events(run)) if e["event"] == "refused"), None)
+            known = end["reason"] if end is not None and end["status"] == RunStatus.FAILED else None
+            refused = next((e["reason"] for e in reversed(read_events(run)) if e["event"] == JobEvent.REFUSED), None)
             reason = known or refused or "ended without a word: see its log"
-            write_event(run, "failed", job=job, reason=reason, exit_status=status)
+            write_event(run, JobEvent.FAILED, job=job, reason=reason, exit_status=status)
             return
         wanted, reason = why_signalled(signal.Signals(signalled).name if signalled else interrupted)
         step = end["step"] if end is not None else None
         obstacle = self._why_not_again(job, reason, step) if wanted else ""
         if wanted and not obstacle:
-            write_event(run, "requeued", job=job, reason=reason, step=step)
+            write_event(run, JobEvent.REQUEUED, job=job, reason=reason, step=step)
             (Path(os.environ["SUBMITIT_FOLDER"]) / f"requeue-{job}").touch()
             return
         if obstacle:
             reason = f"{reason}; not queued again: {obstacle}"
-        write_event(run, "stopped", job=job, reason=reason, step=step)
+        write_event(run, JobEvent.STOPPED, job=job, reason=reason, step=step)
 
     def _why_not_again(self, job: str, reason: str, step: int | None) -> str:
         """What keeps the job from being queued again; empty where nothing does."""
@@ -141,7 +142,7 @@ class Job:
             return "requeue is false"
         if restarts >= self.max_requeues:
             return f"requeued {restarts} times (max_requeues)"
-        if reason == TIME_LIMIT and requeues_at(read_events(Path(self.run)), job, reason, step) >= _FRUITLESS:
+        if reason == TIME_LIMIT and count_last_requeues(read_events(Path(self.run)), job, reason, step) >= _FRUITLESS:
             return f"{_FRUITLESS} starts in a row trained no step: raise time in the cluster profile, or lower signal_s"
         return ""
 

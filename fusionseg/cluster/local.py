@@ -14,9 +14,10 @@ from typing import IO
 
 from fusionseg.cluster.profile import ClusterConfig
 from fusionseg.cluster.submission import Planned
-from fusionseg.cluster.submit import write_run_config
 from fusionseg.cluster.sweep import JOBS_FOLDER, Sweep, SweepRun
-from fusionseg.runs.job_events import has_finished, last_end, write_event
+from fusionseg.runs.job_events import JobEvent, write_event
+from fusionseg.runs.records import RunStatus, has_finished, last_end
+from fusionseg.runs.run_config import write_run_config
 from fusionseg.training.signals import is_ignored
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_cpus
@@ -62,9 +63,9 @@ def run_locally(sweep: Sweep, planned: list[Planned], cluster: ClusterConfig) ->
     waiting = deque(entry.run for entry in planned if entry.is_due)
     free = _slots(cluster)
     for run in waiting:
-        write_run_config(run)
+        write_run_config(run.folder, run.config)
         log = sweep.folder / JOBS_FOLDER / f"{run.config.name}.log"
-        write_event(run.folder, "submitted", job="local", log=str(log), steps=run.config.train.steps)
+        write_event(run.folder, JobEvent.SUBMITTED, job="local", log=str(log), steps=run.config.train.steps)
     total, done, failed = len(waiting), 0, 0
     told = False
     running: list[_Running] = []
@@ -110,7 +111,7 @@ def _start(run: SweepRun, sweep: Sweep, cluster: ClusterConfig, slot: _Slot) -> 
     # A session of its own: Ctrl-C in the terminal reaches this process, which then tells each run once.
     process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environ, start_new_session=True)
     os.sched_setaffinity(process.pid, slot.cpus)  # before it has counted them
-    write_event(run.folder, "started", job="local", nodes=os.uname().nodename, restarts=0, pid=process.pid)
+    write_event(run.folder, JobEvent.STARTED, job="local", nodes=os.uname().nodename, restarts=0, pid=process.pid)
     return _Running(run, process, file, slot)
 
 
@@ -131,14 +132,14 @@ def _finish(entry: _Running) -> bool:
     """Record how a run ended; whether it failed."""
     entry.log.close()
     folder, end = entry.run.folder, last_end(entry.run.folder)
-    if end is not None and has_finished(end):
-        write_event(folder, "finished", job="local", step=end["step"])
+    if end is not None and has_finished(end["status"]):
+        write_event(folder, JobEvent.FINISHED, job="local", step=end["step"])
         return False
-    if end is not None and end["status"] == "interrupted":
-        write_event(folder, "stopped", job="local", reason=end["reason"], step=end["step"])
+    if end is not None and end["status"] == RunStatus.INTERRUPTED:
+        write_event(folder, JobEvent.STOPPED, job="local", reason=end["reason"], step=end["step"])
         return False
     reason = end["reason"] if end else "ended without a record"
-    write_event(folder, "failed", job="local", reason=reason, exit_status=entry.process.returncode)
+    write_event(folder, JobEvent.FAILED, job="local", reason=reason, exit_status=entry.process.returncode)
     return True
 
 

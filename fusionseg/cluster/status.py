@@ -13,18 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from fusionseg.cluster.slurm import call, is_active, job_states
-from fusionseg.config.yaml_location import read_yaml
-from fusionseg.runs.discovery import run_folders
-from fusionseg.runs.job_events import (
-    Event,
-    end_of,
-    has_finished,
-    last_job,
-    last_records,
-    read_events,
-    write_event,
-)
-from fusionseg.runs.records import read_regular
+from fusionseg.runs.job_events import Event, JobEvent, last_job, read_events, write_event
+from fusionseg.runs.json_files import read_regular
+from fusionseg.runs.paths import run_folders
+from fusionseg.runs.records import Record, RecordKind, RunStatus, end_of, has_finished, last_records
+from fusionseg.runs.run_config import configured_steps
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.folder_lock import is_held
 from fusionseg.utils.tables import markdown_table
@@ -56,7 +49,7 @@ _ENDS = {
 
 
 @dataclass(frozen=True)
-class RunStatus:
+class RunOverview:
     """One run."""
 
     path: Path
@@ -78,7 +71,7 @@ class RunStatus:
 
     @property
     def has_failed(self) -> bool:
-        return self.state in ("failed", "lost")
+        return self.state in (JobEvent.FAILED, "lost")
 
     @property
     def is_active(self) -> bool:
@@ -86,7 +79,7 @@ class RunStatus:
         return self.state in ("running", "waiting") or (self.state.isupper() or is_active(self.state))
 
 
-def read_status(folder: Path) -> tuple[list[RunStatus], str]:
+def read_status(folder: Path) -> tuple[list[RunOverview], str]:
     """All runs in a folder, or the one that the folder is; and a remark, if SLURM could not be asked.
 
     Raises:
@@ -96,7 +89,9 @@ def read_status(folder: Path) -> tuple[list[RunStatus], str]:
     events = {path: read_events(path) for path in folders}
     jobs = {path: job for path in folders if (job := last_job(events[path]))}
     # SLURM is asked about jobs that have not said that they have ended.
-    open_jobs = [job for path, job in jobs.items() if events[path][-1]["event"] not in ("finished", "failed")]
+    open_jobs = [
+        job for path, job in jobs.items() if events[path][-1]["event"] not in (JobEvent.FINISHED, JobEvent.FAILED)
+    ]
     states, remark = None, ""
     try:
         states = job_states(open_jobs)
@@ -105,7 +100,7 @@ def read_status(folder: Path) -> tuple[list[RunStatus], str]:
     return [_status(path, events[path], jobs.get(path), states) for path in folders], remark
 
 
-def to_text(runs: list[RunStatus], remark: str = "") -> str:
+def to_text(runs: list[RunOverview], remark: str = "") -> str:
     """The table, and below it why runs have failed."""
     rows = [["run", "job", "state", "step", "score", "samples/s", "starts", "node", "because"]]
     for run in runs:
@@ -134,7 +129,7 @@ def to_text(runs: list[RunStatus], remark: str = "") -> str:
     return "\n\n".join(parts)
 
 
-def summary(runs: Iterable[RunStatus]) -> str:
+def summary(runs: Iterable[RunOverview]) -> str:
     """How many runs are in which state."""
     counts: dict[str, int] = {}
     for run in runs:
@@ -163,7 +158,7 @@ def cancel(folder: Path) -> list[str]:
     if running:
         call(["scancel", "--signal=TERM", *(run.job for run in running if run.job is not None)])
     for run in waiting:
-        write_event(run.path, "cancelled", job=run.job)
+        write_event(run.path, JobEvent.CANCELLED, job=run.job)
     told += [run.job for run in waiting + running if run.job is not None]
     for run in runs:
         if run.job is None and run.state == "running" and (pid := _local_pid(run.path)):
@@ -191,15 +186,15 @@ def last_lines(log: Path) -> list[str]:
     return errors[-_LOG_LINES:] or lines[-_LOG_LINES:]
 
 
-def _status(path: Path, events: list[Event], job: str | None, states: dict[str, str] | None) -> RunStatus:
-    submitted = [event for event in events if event["event"] == "submitted"]
+def _status(path: Path, events: list[Event], job: str | None, states: dict[str, str] | None) -> RunOverview:
+    submitted = [event for event in events if event["event"] == JobEvent.SUBMITTED]
     records = last_records(path)
     state, reason = _state(path, events, records, job, states)
-    steps = submitted[-1].get("steps") if submitted else _configured_steps(path)
-    started = [event for event in events if event["event"] == "started"]
-    val, end, train = (records.get(kind, {}) for kind in ("val", "end", "train"))
+    steps = submitted[-1].get("steps") if submitted else configured_steps(path)
+    started = [event for event in events if event["event"] == JobEvent.STARTED]
+    val, end, train = (records.get(kind, {}) for kind in (RecordKind.VAL, RecordKind.END, RecordKind.TRAIN))
     score = next((end[key] for key in end if key.startswith("best_")), val.get("dice", val.get("ssim")))
-    return RunStatus(
+    return RunOverview(
         path=path,
         job=job,
         state=state,
@@ -215,7 +210,7 @@ def _status(path: Path, events: list[Event], job: str | None, states: dict[str, 
 
 
 def _state(
-    path: Path, events: list[Event], records: dict[str, Event], job: str | None, states: dict[str, str] | None
+    path: Path, events: list[Event], records: dict[str, Record], job: str | None, states: dict[str, str] | None
 ) -> tuple[str, str]:
     """State and reason. The disk knows better than SLURM how a run ended, SLURM better whether its job is alive.
 
@@ -223,8 +218,8 @@ def _state(
         states: of the jobs; None if SLURM does not answer.
     """
     end = end_of(records)
-    if end is not None and has_finished(end):
-        return "finished", end["reason"]
+    if end is not None and has_finished(end["status"]):
+        return JobEvent.FINISHED, end["reason"]
     told: Any = next((event for event in reversed(events) if "reason" in event), {})
     known = (states or {}).get(job, "") if job is not None else ""
     if known and is_active(known):
@@ -232,27 +227,31 @@ def _state(
     if is_held(path):
         return "running", told.get("reason", "")
     if not events:
-        return (end["status"], end["reason"]) if end else ("unfinished", "running elsewhere, or killed without a word")
+        return (
+            (end["status"], end["reason"])
+            if end
+            else (RunStatus.UNFINISHED, "running elsewhere, or killed without a word")
+        )
     last = events[-1]
-    if last["event"] in ("failed", "stopped", "cancelled"):
+    if last["event"] in (JobEvent.FAILED, JobEvent.STOPPED, JobEvent.CANCELLED):
         return last["event"], last.get("reason", "")
-    if end is not None and end["status"] == "failed":
-        return "failed", end["reason"]
-    if last["event"] == "submitted" and job is None:
+    if end is not None and end["status"] == RunStatus.FAILED:
+        return JobEvent.FAILED, end["reason"]
+    if last["event"] == JobEvent.SUBMITTED and job is None:
         return "waiting", ""
     if job is not None and states is None:
         return "unknown", f"job {job}: {last['event']}"
     if known.startswith("CANCELLED"):
-        return "cancelled", "scancel"
+        return JobEvent.CANCELLED, "scancel"
     if known in _ENDS:
-        return "failed", f"{known}: {_ENDS[known]}"
+        return JobEvent.FAILED, f"{known}: {_ENDS[known]}"
     what = f"job {job} ({known or 'not in the queue'})" if job else "it"
     return "lost", f"{what} ended without a word: see its log"
 
 
 def _local_pid(path: Path) -> int | None:
     """The process of a run that was started on this machine, if it lives."""
-    started = [event for event in read_events(path) if event["event"] == "started"]
+    started = [event for event in read_events(path) if event["event"] == JobEvent.STARTED]
     if not started or started[-1].get("nodes") != os.uname().nodename:
         return None
     pid = started[-1].get("pid") or 0
@@ -267,13 +266,3 @@ def _trains(pid: int, run: Path) -> bool:
     except OSError:
         return False
     return any(Path(os.fsdecode(word)).name == run.absolute().name for word in words if word)
-
-
-def _configured_steps(path: Path) -> int | None:
-    """None if the configuration is damaged, or of another version: the run is listed all the same."""
-    try:
-        steps = read_yaml(path / "config.yaml")[0].get("train", {}).get("steps")
-    except (UserError, AttributeError) as error:
-        log.warning("%s", error if isinstance(error, UserError) else f"{path / 'config.yaml'}: is no configuration")
-        return None
-    return steps if isinstance(steps, int) else None

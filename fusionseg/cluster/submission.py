@@ -15,10 +15,11 @@ from fusionseg.config.yaml_location import dump_yaml
 from fusionseg.data.preprocessing.prepare import store_folder
 from fusionseg.distributed.batch_arithmetic import accumulation_steps, batch_arithmetic
 from fusionseg.runs.cases import open_run
-from fusionseg.runs.checkpoints import numbered_checkpoints
 from fusionseg.runs.datasets import open_sources
 from fusionseg.runs.folder import RunFolder
-from fusionseg.runs.job_events import has_finished, last_end, last_job, last_records, read_events
+from fusionseg.runs.job_events import last_job, read_events
+from fusionseg.runs.paths import checkpoints_of
+from fusionseg.runs.records import has_finished, last_end, last_records
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.folder_lock import is_held
 from fusionseg.utils.tables import markdown_table
@@ -51,7 +52,7 @@ def plan(sweep: Sweep, cluster: ClusterConfig) -> list[Planned]:
         try:
             accumulation_steps(run.config, cluster.world_size)
             run = replace(run, config=_share_store(run.config, sweep.folder.parent, stores))
-            RunFolder(run.config).check(run.config)
+            RunFolder(run.folder).check(run.config)
         except UserError as error:
             problems.update(dict.fromkeys(error.problems))
         runs.append(run)
@@ -72,7 +73,7 @@ def _check_cases(runs: Sequence[SweepRun]) -> None:
     """
     problems: dict[str, None] = {}
     for run in runs:
-        folder = RunFolder(run.config)
+        folder = RunFolder(run.folder)
         if run.config.init_from is None and not folder.has_checkpoints():
             continue  # its data set has been opened already
         try:
@@ -129,13 +130,13 @@ def _share_store(config: RunConfig, output: Path, known: dict[str, RunConfig]) -
 
 def _decide(run: SweepRun, job: str | None, states: dict[str, str]) -> Planned:
     end = last_end(run.folder)
-    if end is not None and has_finished(end):
+    if end is not None and has_finished(end["status"]):
         return Planned(run, "skip", f"{end['status']} at step {end['step']}")
     if job is not None and is_active(states.get(job, "GONE")):
         return Planned(run, "skip", f"is job {job}, {states[job]}")
     if is_held(run.folder):
         return Planned(run, "skip", "is being trained")
-    if numbered_checkpoints(run.folder / "checkpoints"):
+    if checkpoints_of(run.folder):
         records = last_records(run.folder)
         step = max((record["step"] for record in records.values()), default=0)
         return Planned(run, "continue", f"left at step {step}" + (f" ({end['reason']})" if end else ""))

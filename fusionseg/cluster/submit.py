@@ -17,10 +17,11 @@ from fusionseg.cluster.profile import ClusterConfig
 from fusionseg.cluster.slurm import call
 from fusionseg.cluster.submission import Planned
 from fusionseg.cluster.sweep import JOBS_FOLDER, Sweep, SweepRun
-from fusionseg.config import dump_config
-from fusionseg.runs.job_events import open_ledger, read_events, write_event
+from fusionseg.runs.job_events import JobEvent, make_events_file, read_events, write_event
+from fusionseg.runs.paths import RunPaths
+from fusionseg.runs.run_config import write_run_config
 from fusionseg.utils.errors import UserError
-from fusionseg.utils.files import writable_folder, write_text
+from fusionseg.utils.files import writable_folder
 from fusionseg.utils.folder_lock import FolderLock, HeldError, is_held
 
 log = logging.getLogger("fusionseg")
@@ -51,17 +52,17 @@ def submit(
             folder=folder, max_num_timeout=cluster.max_requeues, python=python_command(cluster)
         )
         executor.update_parameters(**parameters(sweep, cluster))
-        new = [run.folder / "config.yaml" for run in runs if not (run.folder / "config.yaml").exists()]
+        new = [path for run in runs if not (path := RunPaths(run.folder).config).exists()]
         try:
             for run in runs:
-                write_run_config(run)
-                open_ledger(run.folder)
+                write_run_config(run.folder, run.config)
+                make_events_file(run.folder)
             with _undisturbed(), _noting_jobs() as noted:
                 try:
                     jobs = executor.submit_array([_job(run, cluster) for run in runs])
                     for run, job in zip(runs, jobs, strict=True):
                         output, steps = str(job.paths.stdout), run.config.train.steps
-                        write_event(run.folder, "submitted", job=job.job_id, log=output, steps=steps)
+                        write_event(run.folder, JobEvent.SUBMITTED, job=job.job_id, log=output, steps=steps)
                     announce([job.job_id for job in jobs])
                 except BaseException:
                     _take_back(noted, runs)
@@ -120,7 +121,7 @@ def _take_back(jobs: list[str], runs: list[SweepRun]) -> None:
         for run in runs:
             if any(str(event.get("job")).partition("_")[0] == job for event in read_events(run.folder)):
                 with suppress(OSError, UserError):
-                    write_event(run.folder, "cancelled", job=job, reason="the submission failed")
+                    write_event(run.folder, JobEvent.CANCELLED, job=job, reason="the submission failed")
 
 
 def check_submission(sweep: Sweep, cluster: ClusterConfig, num_runs: int, *, ask: bool) -> None:
@@ -275,11 +276,6 @@ def python_command(cluster: ClusterConfig) -> str:
     if cluster.container:
         return f"{cluster.container} {shlex.quote(cluster.python or 'python3')}"
     return shlex.quote(cluster.python or sys.executable)
-
-
-def write_run_config(run: SweepRun) -> None:
-    """The configuration in the run's folder: all that a job needs to know."""
-    write_text(run.folder / "config.yaml", dump_config(run.config))
 
 
 def _job(run: SweepRun, cluster: ClusterConfig) -> Job:

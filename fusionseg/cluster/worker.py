@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from fusionseg.runs.job_events import read_events, write_event
+from fusionseg.runs.job_events import JobEvent, read_events, write_event
 from fusionseg.training.signals import is_ignored
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import DONE, run
@@ -29,14 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     (folder,) = sys.argv[1:] if argv is None else argv
 
     def work() -> int:
-        from fusionseg.runs.folder import load_run_config
+        from fusionseg.runs.run_config import load_run_config
         from fusionseg.training.start import train
 
         try:
             train(load_run_config(Path(folder)), PREDECESSOR_S)
         except UserError as error:
             if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
-                write_event(Path(folder), "refused", reason=error.problems[0])
+                write_event(Path(folder), JobEvent.REFUSED, reason=error.problems[0])
             raise
         return DONE
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _was_refused(folder: Path) -> bool:
     events = read_events(folder)
-    return bool(events) and events[-1]["event"] == "refused"
+    return bool(events) and events[-1]["event"] == JobEvent.REFUSED
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -150,6 +150,8 @@ def _train(program: Program, arguments: argparse.Namespace) -> int:
         if not entry.from_file:
             log.warning("%s", entry)
     protect(PATIENCE_S)
+    from fusionseg.runs.records import RunStatus, has_finished
+
     with loading():
         from fusionseg.training.start import train
     command = _command_line(program, arguments)
@@ -158,9 +160,9 @@ def _train(program: Program, arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         log.log(RESULT, "to go on from the last checkpoint: %s", command)
         raise
-    if status == "interrupted":
+    if status == RunStatus.INTERRUPTED:
         log.log(RESULT, "to go on from here: %s", command)
-    return DONE if status in ("completed", "plateau") else FAILED
+    return DONE if has_finished(status) else FAILED
 
 
 def _load(file: str, overrides: Sequence[str]) -> tuple[RunConfig, list[Dropped]]:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fusionseg.utils.errors import WriteError
+from fusionseg.utils.files import whole_file
+
+log = logging.getLogger("fusionseg")
 
 COLORS = np.array(
     [
@@ -62,6 +69,36 @@ def reconstruction_strip(
     """
     slices = [_as_picture(_grey(np.asarray(one), np.asarray(image))) for one in (image, masked, reconstruction)]
     return np.concatenate(slices, axis=2)
+
+
+class PictureFolder:
+    """Folder for pictures of a run, as PNG files. A picture that cannot be written gives one warning.
+
+    Args:
+        folder: the folder; None writes no pictures.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    def write(self, tag: str, image: NDArray[np.float32], step: int) -> None:
+        """Write a picture as `<tag>_<step>.png`.
+
+        Args:
+            tag: beginning of the file's name.
+            image: RGB in [0, 1], (3, H, W).
+            step: completed optimizer steps.
+        """
+        if self._folder is None:
+            return
+        from matplotlib.image import imsave  # slow to import, and only needed for pictures
+
+        try:
+            with whole_file(self._folder / f"{tag}_{step:08d}.png") as temporary:
+                imsave(temporary, np.clip(image.transpose(1, 2, 0), 0, 1))
+        except WriteError as error:
+            log.warning("%s; the run continues without pictures", error)
+            self._folder = None
 
 
 def _grey(image: NDArray[Any], reference: NDArray[Any]) -> NDArray[Any]:

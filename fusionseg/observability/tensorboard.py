@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,17 @@ log = logging.getLogger("fusionseg")
 class Board:
     """TensorBoard event file of a run."""
 
-    def __init__(self, folder: Path, purge_step: int) -> None:
+    def __init__(self, folder: Path | None, purge_step: int) -> None:
         """Args:
-        folder: folder of the event file.
+        folder: folder of the event file; None writes none.
         purge_step: TensorBoard drops what earlier starts of the run logged from this step on.
         """
-        from torch.utils.tensorboard import SummaryWriter
-
         self._folder = folder
         self._writer: Any = None
+        if folder is None:
+            return
+        from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
+
         # TensorBoard writes in a thread of its own. On a full disk that thread ends with a traceback, which would hide
         # the warning below.
         self._hook = threading.excepthook
@@ -39,6 +41,23 @@ class Board:
         if self._writer is not None:
             with self._warn_once():
                 self._writer.add_scalar(name, value, step)
+
+    def scalars(self, group: str, values: Mapping[str, float], step: int) -> None:
+        """Add a point to each curve of a group."""
+        for name, value in values.items():
+            self.scalar(f"{group}/{name}", value, step)
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """Add the numbers of a record, and those of the tables in it, as points of curves `kind/field`.
+
+        Args:
+            record: has `kind` and `step`, see `fusionseg.runs.records`.
+        """
+        for name, value in record.items():
+            values = value.items() if isinstance(value, dict) else [("", value)]
+            for key, number in values:
+                if name not in ("kind", "step") and isinstance(number, int | float):
+                    self.scalar("/".join(filter(None, (record["kind"], name, str(key)))), number, record["step"])
 
     def text(self, name: str, text: str, step: int) -> None:
         """Add a text (Markdown)."""
@@ -54,6 +73,8 @@ class Board:
 
     def close(self) -> None:
         """Flush and close the file."""
+        if self._folder is None:
+            return
         if self._writer is not None:
             with self._warn_once():
                 self._writer.close()

@@ -16,7 +16,7 @@ from fusionseg.data.synthetic.dataset import write_dataset
 from fusionseg.distributed.world import World
 from fusionseg.performance.device_speed import timed
 from fusionseg.runs.cases import open_run
-from fusionseg.runs.folder import RunFolder
+from fusionseg.runs.folder import RunFolder, run_folder_of
 from fusionseg.training.trainer import Trainer
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import write_json
@@ -57,7 +57,7 @@ def open_trainer(config_file: str, overrides: list[str], data: str | None, folde
             f"world size: this program measures one rank (expected 1, got {world.size}); start it without torchrun or"
             " srun"
         )
-    run = RunFolder(config)
+    run = RunFolder(run_folder_of(config))
     return Trainer(config, world, run, open_run(config, run))
 
 

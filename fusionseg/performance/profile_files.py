@@ -12,7 +12,8 @@ from typing import Any
 
 from fusionseg.observability.profiles.timeline import Timeline, read_torch_trace
 from fusionseg.performance.nsys_export import read_nsys_export
-from fusionseg.runs.records import read_records
+from fusionseg.runs.paths import RunPaths
+from fusionseg.runs.records import RecordKind, read_records
 from fusionseg.utils.errors import UserError
 
 _TRACES = ("trace*.json", "*.json.gz")
@@ -28,7 +29,7 @@ def find_profiles(folder: Path) -> list[Path]:
     Raises:
         UserError: there is no profile.
     """
-    place = folder / "profile" if (folder / "profile").is_dir() else folder
+    place = RunPaths(folder).profile if RunPaths(folder).profile.is_dir() else folder
     exports = {path.stem: path for path in place.glob(_EXPORTS)}
     for report in place.glob(_REPORTS):
         export = exports.get(report.stem)
@@ -128,15 +129,16 @@ def recorded_times(run: Path) -> dict[str, Any]:
     Raises:
         UserError: the folder is no run folder.
     """
-    if not (run / "metrics.jsonl").is_file():
-        raise UserError(f"{run}: the folder is no run folder (it has no metrics.jsonl)")
-    records = read_records(run / "metrics.jsonl")
-    trained = [record for record in records if record["kind"] == "train"]
+    metrics = RunPaths(run).metrics
+    if not metrics.is_file():
+        raise UserError(f"{run}: the folder is no run folder (it has no {metrics.name})")
+    records = read_records(run)
+    trained = [record for record in records if record["kind"] == RecordKind.TRAIN]
     times: dict[str, Any] = {"records": len(trained)}
     for key in ("step_s", "data_s"):
         values = [record[key] for record in trained if isinstance(record.get(key), int | float)]
         if values:
             times[key] = median(values)
-    ends = [record for record in records if record["kind"] == "end"]
+    ends = [record for record in records if record["kind"] == RecordKind.END]
     times |= {key: ends[-1][key] for key in ("total_s", "phases_s") if ends and ends[-1].get(key) is not None}
     return times

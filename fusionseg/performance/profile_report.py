@@ -7,6 +7,7 @@ from typing import Any
 
 from fusionseg.observability.profiles.attribution import OUTSIDE
 from fusionseg.observability.progress import duration
+from fusionseg.runs.paths import METRICS
 from fusionseg.utils.tables import markdown_table
 
 Summaries = Mapping[str, Mapping[str, Any]]
@@ -169,7 +170,7 @@ def recorded_table(recorded: Mapping[str, Any]) -> str:
         longest_first = sorted(recorded["phases_s"].items(), key=lambda item: -item[1])
         rows = [(name, _duration(value), _percent(value / total if total else 0.0)) for name, value in longest_first]
         lines.append(f"Whole run, {_duration(total)}:\n\n{_table(('phase', 'host', 'share of the run'), rows)}")
-    return "\n\n".join(lines) or "metrics.jsonl has no times yet."
+    return "\n\n".join(lines) or f"{METRICS} has no times yet."
 
 
 def _on_gpu(summary: Mapping[str, Any], *cells: str) -> tuple[str, ...]:

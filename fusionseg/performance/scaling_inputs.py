@@ -8,8 +8,10 @@ from math import sqrt
 from pathlib import Path
 
 from fusionseg.performance.scaling_model import Link, Network, Reliability, Workload
-from fusionseg.runs.folder import load_run_config
-from fusionseg.runs.records import read_object, read_records
+from fusionseg.runs.environment import read_environment
+from fusionseg.runs.paths import RunPaths
+from fusionseg.runs.records import RecordKind, read_records
+from fusionseg.runs.run_config import load_run_config
 from fusionseg.utils.errors import UserError
 
 REACHED = 0.78
@@ -111,24 +113,24 @@ def workload_of_run(run: Path) -> Workload:
             communication.
     """
     config = load_run_config(run)
-    environment = read_object(run / "environment.json")
+    paths, environment = RunPaths(run), read_environment(run)
     problems = []
     ranks = environment.get("world_size")
     if ranks != 1:
         problems.append(
-            f"{run / 'environment.json'}: world_size: step times of several ranks include communication"
+            f"{paths.environment}: world_size: step times of several ranks include communication"
             f" (expected 1, got {ranks}); give a run on one rank"
         )
-    trained = [record for record in read_records(run / "metrics.jsonl") if record["kind"] == "train"]
+    trained = [record for record in read_records(run) if record["kind"] == RecordKind.TRAIN]
     times = [record["step_s"] for record in trained if record.get("step_s") is not None][1:]  # the first warms up
     if len(times) < 3:
         problems.append(
-            f"{run / 'metrics.jsonl'}: too few train records (expected at least 4, got {len(times) + 1}); train longer"
+            f"{paths.metrics}: too few train records (expected at least 4, got {len(times) + 1}); train longer"
         )
     parameters = environment.get("parameters")
     if not isinstance(parameters, int):
         problems.append(
-            f"{run / 'environment.json'}: parameters: the number of parameters is missing; give a run of this version"
+            f"{paths.environment}: parameters: the number of parameters is missing; give a run of this version"
         )
     if problems:
         raise UserError(problems)

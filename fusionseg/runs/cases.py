@@ -14,7 +14,7 @@ from fusionseg.data.preprocessing.case_digests import digests_of
 from fusionseg.data.preprocessing.prepare import open_store
 from fusionseg.data.preprocessing.store import Store
 from fusionseg.runs.ancestry import read_ancestors, refuse_seen
-from fusionseg.runs.checkpoints import Checkpoints, find_weights, read_training_state
+from fusionseg.runs.checkpoints import find_weights, newest_intact, read_training_state
 from fusionseg.runs.datasets import Source, open_sources
 from fusionseg.runs.folder import RunFolder
 from fusionseg.runs.split import Ancestor, Split, SplitCase, dataset_names, read_split
@@ -60,9 +60,9 @@ def recorded_split(folder: RunFolder) -> Split | None:
     """
     if not folder.has_checkpoints():
         return None
-    if folder.split_file.is_file():
-        return read_split(folder.split_file)
-    newest = Checkpoints(folder.checkpoints, keep=1).newest_intact(read_training_state)
+    if folder.paths.split.is_file():
+        return read_split(folder.path)
+    newest = newest_intact(folder.paths.checkpoints, read_training_state)
     if newest is None or "split" not in newest[1]:
         return None
     return Split.from_json(newest[1]["split"], str(newest[0]))

@@ -1,6 +1,6 @@
-"""What became of a run's jobs: one line of JSON for each event, in `jobs.jsonl` in the run's folder.
+"""The events of a run's jobs, in `jobs.jsonl`: one JSON object a line.
 
-Whoever needs to know where a run stands asks this file, the run's records, and SLURM; nothing is remembered elsewhere.
+This file, the run's records and SLURM together say where a run stands. Nothing is stored elsewhere.
 """
 
 from __future__ import annotations
@@ -8,78 +8,110 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from fusionseg.runs import records
-from fusionseg.runs.records import Record as Event
+from fusionseg.runs.json_files import JsonObject, read_lines
+from fusionseg.runs.paths import RunPaths
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import writing
 
-FILE = "jobs.jsonl"
+Event = JsonObject
+_TEXTS = ("job", "log", "reason", "nodes")
+_INTEGERS = ("steps", "step", "pid", "restarts", "exit_status")
 
 
-def write_event(run: Path, event: str, **fields: Any) -> None:
-    """Add an event: `submitted`, `started`, `refused`, `requeued`, `finished`, `stopped`, `failed`, `cancelled`."""
+class JobEvent(StrEnum):
+    """The kind of an event."""
+
+    SUBMITTED = "submitted"
+    STARTED = "started"
+    REFUSED = "refused"
+    """The configuration or the data were wrong."""
+    REQUEUED = "requeued"
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    """The job was told to end, and is not queued again."""
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+def write_event(run: Path, event: JobEvent, **fields: Any) -> None:
+    """Append an event.
+
+    Args:
+        run: the run folder; it is made if it does not exist.
+        fields: what else the event says, such as `job`, `step` or `reason`.
+
+    Raises:
+        UserError: an entry of the run folder that is no file has the file's name.
+        WriteError: the file cannot be written.
+    """
+    path = RunPaths(run).jobs
     line = json.dumps({"event": event, "time": datetime.now(UTC).isoformat(timespec="seconds"), **fields})
-    open_ledger(run)
-    with writing(run / FILE), (run / FILE).open("a", encoding="utf-8") as file:
+    make_events_file(run)
+    with writing(path), path.open("a", encoding="utf-8") as file:
         with suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)  # on NFS two hosts that append at the same time would overwrite each other
+            fcntl.flock(file, fcntl.LOCK_EX)  # on NFS, two hosts that append at the same time overwrite each other
         file.write(line + "\n")
         file.flush()
         os.fsync(file.fileno())
 
 
-def open_ledger(run: Path) -> None:
-    """Make sure that events can be added.
+def make_events_file(run: Path) -> None:
+    """Make sure that events can be appended.
+
+    Args:
+        run: the run folder; it is made if it does not exist.
 
     Raises:
-        UserError: something else has the file's name.
+        UserError: an entry of the run folder that is no file has the file's name.
         OSError: the file cannot be written.
     """
     run.mkdir(parents=True, exist_ok=True)
-    path = run / FILE
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise UserError(f"{path}: is no file, and what becomes of the run's jobs is written there: move it away")
+    path = RunPaths(run).jobs
+    if path.exists() and not path.is_file():  # opening a pipe would wait
+        raise UserError(f"{path}: is no file, and the events of the run's jobs are written there: move it away")
     path.open("a", encoding="utf-8").close()
 
 
 def read_events(run: Path) -> list[Event]:
-    """All events of a run, the oldest first; none if it was never submitted."""
-    return records.read_events(run / FILE)
+    """Read all events of a run, the oldest first; none if the run was never submitted.
+
+    Args:
+        run: the run folder.
+    """
+    return read_lines(RunPaths(run).jobs, _is_event)
 
 
-def last_job(events: list[Event]) -> str | None:
-    """The SLURM job to which a run was last submitted."""
-    jobs: list[str] = [event["job"] for event in events if event["event"] in ("submitted", "started")]
+def last_job(events: Sequence[Event]) -> str | None:
+    """The id of the SLURM job to which a run was last submitted; None if it is no SLURM job."""
+    jobs: list[str] = [event["job"] for event in events if event["event"] in (JobEvent.SUBMITTED, JobEvent.STARTED)]
     return jobs[-1] if jobs and jobs[-1][0].isdigit() else None
 
 
-def requeues_at(events: list[Event], job: str, reason: str, step: int | None) -> int:
-    """How often in a row, at last, a job was queued again for this reason with the run at this step."""
-    requeues = [event for event in events if event["event"] == "requeued" and event.get("job") == job]
+def count_last_requeues(events: Sequence[Event], job: str, reason: str, step: int | None) -> int:
+    """Count the last requeues of a job that follow each other with the same reason at the same step.
+
+    Args:
+        job: the id of the SLURM job.
+        reason: the reason of the requeue.
+        step: the step that the run had reached.
+    """
+    requeues = [event for event in events if event["event"] == JobEvent.REQUEUED and event.get("job") == job]
     same = [event.get("reason") == reason and event.get("step") == step for event in reversed(requeues)]
     return [*same, False].index(False)
 
 
-def last_records(run: Path) -> dict[str, Event]:
-    """The last record of each kind near the end of a run's metrics.jsonl, in the order in which they were written."""
-    return records.last_records(run / "metrics.jsonl")
-
-
-def last_end(run: Path) -> Event | None:
-    """The end record, if the run's last start came to an end that it could record."""
-    return end_of(last_records(run))
-
-
-def end_of(found: dict[str, Event]) -> Event | None:
-    """The end record, if it is the last of what `last_records` gives."""
-    return found["end"] if found and next(reversed(found)) == "end" else None
-
-
-def has_finished(end: Event | None) -> bool:
-    """Whether an end record, if there is one, says that there is nothing left to train."""
-    return end is not None and end["status"] in ("completed", "plateau")
+def _is_event(event: Event) -> bool:
+    return (
+        isinstance(event.get("event"), str)
+        and event.get("job", "-") != ""
+        and all(event.get(name) is None or isinstance(event[name], str) for name in _TEXTS)
+        and all(event.get(name) is None or isinstance(event[name], int) for name in _INTEGERS)
+        and (event["event"] not in (JobEvent.SUBMITTED, JobEvent.STARTED) or isinstance(event.get("job"), str))
+    )

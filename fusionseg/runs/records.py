@@ -1,173 +1,230 @@
-"""The one reader of a run's small JSON files: records, jobs, environment.
-
-A file that was cut off by a kill, damaged, edited by hand or put there by another program gives what is intact in it,
-with a warning about the rest; it never ends the command that reads it.
-"""
+"""The records of a run, in `metrics.jsonl`: one JSON object a line, with `kind` and `step`."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
-import stat
-from collections.abc import Callable, Iterator
-from math import isfinite
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-log = logging.getLogger("fusionseg")
+from fusionseg.runs.json_files import JsonObject, finite_or_none, is_number, read_lines, read_regular, sift_lines
+from fusionseg.runs.paths import RunPaths
+from fusionseg.utils.errors import TrainingStopped, UserError
+from fusionseg.utils.files import write_text
 
-Record = dict[str, Any]
-TAIL_BYTES = 1 << 16
-_LARGEST = 2**63
-# Numbers, and tables of numbers by name: what the readers of records compute with.
+Record = JsonObject
+
+MEASURED = ("time", "gpu")
+MEASURED_SUFFIXES = ("_s", "_per_s", "_gb")
+# Readers of records compute with these fields: numbers, and tables of numbers by name.
 _NUMBERS = {
     "loss", "lr", "grad_norm", "skipped", "cases", "dice", "ssim", "psnr", "samples_per_s", "memory_gb", "step_s",
     "data_s", "val_s", "total_s",
 }  # fmt: skip
 _TABLES = {"dice_per_class", "phases_s"}
-_EVENT_TEXTS = ("job", "log", "reason", "nodes")
-_EVENT_COUNTS = ("steps", "step", "pid", "restarts", "exit_status")
 
 
-def read_records(metrics: Path) -> list[Record]:
-    """All records of a metrics.jsonl, the oldest first; none if there is no such file."""
-    return _read(metrics, _is_record)
+class RecordKind(StrEnum):
+    """The kind of a record."""
+
+    TRAIN = "train"
+    VAL = "val"
+    END = "end"
 
 
-def sift_records(metrics: Path) -> tuple[list[Record], int]:
-    """The same without a warning, and the number of lines that are no records."""
+class RunStatus(StrEnum):
+    """The status of a run, as its end record states it."""
+
+    COMPLETED = "completed"
+    """All steps were trained."""
+    PLATEAU = "plateau"
+    """`stop.plateau` ended the training."""
+    INTERRUPTED = "interrupted"
+    """A signal ended this start. The run can be resumed."""
+    FAILED = "failed"
+    UNFINISHED = "unfinished"
+    """The last record is no end record: the run is at work, or was killed."""
+
+
+FINISHED = (RunStatus.COMPLETED, RunStatus.PLATEAU)
+
+
+def has_finished(status: str) -> bool:
+    """Tell whether nothing is left to train in a run of this status."""
+    return status in FINISHED
+
+
+def is_measurement(field: str) -> bool:
+    """Tell whether a field of a record is measured. All other fields are functions of configuration and data."""
+    return field in MEASURED or field.endswith(MEASURED_SUFFIXES)
+
+
+def read_records(run: Path) -> list[Record]:
+    """Read all records of a run, the oldest first; none if there is no such file.
+
+    Args:
+        run: the run folder.
+    """
+    return read_lines(RunPaths(run).metrics, _is_record)
+
+
+def sift_records(run: Path) -> tuple[list[Record], int]:
+    """Read all records of a run without a warning.
+
+    Args:
+        run: the run folder.
+
+    Returns:
+        The records, and the number of lines that are no records.
+    """
     try:
-        found, wrong = _sift(read_regular(metrics), _is_record)
+        found, invalid = sift_lines(read_regular(RunPaths(run).metrics), _is_record)
     except OSError:
         return [], 0
-    return found, len(wrong)
+    return found, len(invalid)
 
 
-def last_records(metrics: Path) -> dict[str, Record]:
-    """The last record of each kind near the end of a metrics.jsonl, in the order in which they were written."""
+def last_records(run: Path) -> dict[str, Record]:
+    """Read the last record of each kind near the end of a run's records.
+
+    Args:
+        run: the run folder.
+
+    Returns:
+        The records by kind, in the order in which they were written.
+    """
     found: dict[str, Record] = {}
-    for record in _read(metrics, _is_record, tail=True):
+    for record in read_lines(RunPaths(run).metrics, _is_record, tail=True):
         found.pop(record["kind"], None)
         found[record["kind"]] = record
     return found
 
 
-def read_events(ledger: Path) -> list[Record]:
-    """All events of a jobs.jsonl, the oldest first; none if there is no such file."""
-    return _read(ledger, _is_event)
+def last_end(run: Path) -> Record | None:
+    """The end record of a run's last start; None if that start left none.
+
+    Args:
+        run: the run folder.
+    """
+    return end_of(last_records(run))
 
 
-def read_object(path: Path) -> Record:
-    """The object that a JSON file holds; empty if there is no such file, or if it holds something else."""
-    try:
-        value = _parse(read_regular(path).decode("utf-8", errors="replace"))
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        log.warning("%s: cannot be read (%s): passed over", path, error.strerror)
-        return {}
-    if not isinstance(value, dict):
-        log.warning("%s: is not a JSON object: passed over", path)
-        return {}
-    return value
+def end_of(found: Mapping[str, Record]) -> Record | None:
+    """The end record, if it is the last of the records that `last_records` returns."""
+    return found[RecordKind.END] if found and next(reversed(list(found))) == RecordKind.END else None
 
 
-def read_regular(path: Path, tail: bool = False) -> bytes:
-    """The content, or the end of it, of a regular file. A pipe would be waited for, a folder is no content.
+def rewind_records(run: Path, step: int, *, validated: int) -> None:
+    """Drop the records that are later than a checkpoint. The training will write them again.
+
+    Args:
+        run: the run folder.
+        step: the checkpoint's step.
+        validated: the last step whose validation is in the checkpoint, which may have been saved before its own.
 
     Raises:
-        OSError: there is no such file, it is no regular one, or it cannot be read.
+        UserError: the records cannot be read.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(0, "it is no regular file")
-        if tail:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-        return file.read()
-
-
-def _read(path: Path, is_valid: Callable[[Record], bool], *, tail: bool = False) -> list[Record]:
+    path = RunPaths(run).metrics
+    if not path.exists():
+        return
     try:
-        content = read_regular(path, tail)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        log.warning("%s: cannot be read (%s): passed over", path, error.strerror)
-        return []
-    found, wrong = _sift(content, is_valid, begins_within=tail and len(content) >= TAIL_BYTES)
-    if wrong:
-        which = "" if tail else f", the first is line {wrong[0]}"
-        log.warning("%s: %d lines are no records of this program%s: passed over", path, len(wrong), which)
-    return found
+        read_regular(path)
+    except OSError as error:  # what cannot be read must not be replaced by nothing
+        raise UserError(f"{path}: cannot be read ({error.strerror}): repair it, or choose another name") from None
+    kept = [
+        record
+        for record in read_records(run)
+        if record["step"] <= (validated if record["kind"] == RecordKind.VAL else step)
+        and record["kind"] != RecordKind.END
+    ]
+    write_text(path, "".join(f"{json.dumps(record)}\n" for record in kept))
 
 
-def _sift(
-    content: bytes, is_valid: Callable[[Record], bool], *, begins_within: bool = False
-) -> tuple[list[Record], list[int]]:
-    """The valid objects, and the numbers of the lines that are none."""
-    found, wrong = [], []
-    for number, (line, cut) in enumerate(_lines(content, begins_within), start=1):
-        value = _parse(line)
-        if isinstance(value, dict) and is_valid(value):
-            found.append(value)
-        elif not cut:
-            wrong.append(number)
-    return found, wrong
+class RecordWriter:
+    """The writer of a run's records. Only rank 0 has one.
 
+    A record that cannot be written ends the training, which can be resumed.
+    """
 
-def _lines(content: bytes, begins_within: bool) -> Iterator[tuple[str, bool]]:
-    """Lines, and whether they may be cut off: the first of a tail, and the last if it has no end."""
-    lines = content.split(b"\n")
-    for number, line in enumerate(lines):
-        if line.strip():
-            cut = number == len(lines) - 1 or (number == 0 and begins_within)
-            yield line.decode("utf-8", errors="replace"), cut
+    def __init__(self, run: Path) -> None:
+        """Args:
+        run: the run folder; it is made if it does not exist.
+        """
+        run.mkdir(parents=True, exist_ok=True)
+        self._path = RunPaths(run).metrics
+        self._file = self._path.open("ab", buffering=0)
 
+    def write(self, kind: RecordKind, step: int, **fields: Any) -> Record:
+        """Append a record. The file holds it when this method returns.
 
-def _parse(text: str) -> Any:
-    """The value of a JSON text, NaN and infinity as None; None if it is no JSON."""
-    try:
-        return json.loads(text, parse_constant=lambda name: None)
-    except (ValueError, RecursionError):
-        return None
+        Returns:
+            The record as written: nan and infinity are None.
+
+        Raises:
+            TrainingStopped: the file cannot be written.
+        """
+        record = {"kind": kind, "step": step, **finite_or_none(fields)}
+        with self._stopping():
+            self._append((json.dumps(record) + "\n").encode())
+        return record
+
+    def sync(self) -> None:
+        """Force the records to disk.
+
+        Raises:
+            TrainingStopped: the disk cannot take them.
+        """
+        with self._stopping():
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _append(self, line: bytes) -> None:
+        """Write a line whole or not at all."""
+        end = os.fstat(self._file.fileno()).st_size
+        left = line
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError:
+            with suppress(OSError):
+                self._file.truncate(end)
+            raise
+
+    @contextmanager
+    def _stopping(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TrainingStopped(
+                f"{self._path}: a record could not be written ({error.strerror}); free some disk space and start the"
+                " run again: it resumes from its last checkpoint"
+            ) from error
 
 
 def _is_record(record: Record) -> bool:
     kind = record.get("kind")
     if not isinstance(kind, str) or not _is_count(record.get("step")):
         return False
-    if kind == "end" and not all(isinstance(record.setdefault(name, ""), str) for name in ("status", "reason")):
+    texts = ("status", "reason") if kind == RecordKind.END else ()
+    if not all(isinstance(record.setdefault(name, ""), str) for name in texts):
         return False
     for name, value in record.items():
-        if (name in _NUMBERS or name.startswith("best_")) and not _is_number(value):
+        if (name in _NUMBERS or name.startswith("best_")) and not _is_number_or_null(value):
             return False
-        if name in _TABLES and not (isinstance(value, dict) and all(map(_is_number, value.values()))):
+        if name in _TABLES and not (isinstance(value, dict) and all(map(_is_number_or_null, value.values()))):
             return False
     return True
 
 
-def _is_event(event: Record) -> bool:
-    return (
-        isinstance(event.get("event"), str)
-        and event.get("job", "-") != ""
-        and all(event.get(name) is None or isinstance(event[name], str) for name in _EVENT_TEXTS)
-        and all(event.get(name) is None or isinstance(event[name], int) for name in _EVENT_COUNTS)
-        and (event["event"] not in ("submitted", "started") or isinstance(event.get("job"), str))
-    )
-
-
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _LARGEST
+    return isinstance(value, int) and is_number(value) and value >= 0
 
 
-def _is_number(value: Any) -> bool:
-    """Whether a value is a number, or null for one that is not known."""
-    if isinstance(value, bool):
-        return False
-    return (
-        value is None
-        or (isinstance(value, int) and abs(value) < _LARGEST)
-        or (isinstance(value, float) and isfinite(value))
-    )
+def _is_number_or_null(value: Any) -> bool:
+    return value is None or is_number(value)

@@ -16,7 +16,10 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from fusionseg.data.formats.image_digest import DIGEST_PATTERN, ImageSet
+from fusionseg.runs.json_files import JsonObject, read_object
+from fusionseg.runs.paths import RunPaths, checkpoints_of
 from fusionseg.utils.errors import UserError
+from fusionseg.utils.files import write_json
 
 Digest = Annotated[str, Field(pattern=DIGEST_PATTERN)]
 
@@ -124,12 +127,25 @@ class Split:
 _ADAPTER = TypeAdapter(Split)
 
 
-def read_split(path: Path) -> Split:
-    """Read split.json.
+def write_split(run: Path, split: Split) -> None:
+    """Write split.json into a run folder. A run that is resumed keeps the file that it has.
+
+    Args:
+        run: the run folder.
+        split: the cases that the run trains and validates on.
+    """
+    path = RunPaths(run).split
+    if not (path.is_file() and checkpoints_of(run)):
+        write_json(path, split.to_json())
+
+
+def read_split(run: Path) -> Split:
+    """Read split.json of a run folder.
 
     Raises:
         UserError: the file cannot be read or is damaged.
     """
+    path = RunPaths(run).split
     advice = "delete it: the run's checkpoints hold the same"
     try:
         return Split.from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
@@ -137,6 +153,11 @@ def read_split(path: Path) -> Split:
         raise UserError(f"{path}: cannot be read ({error}); {advice}") from None
     except UserError as error:
         raise UserError(f"{error}; {advice}") from None
+
+
+def plain_split(run: Path) -> JsonObject:
+    """Read split.json of a run folder as plain values, unchecked; empty if it is missing or damaged."""
+    return read_object(RunPaths(run).split)
 
 
 def dataset_names(names: Iterable[str]) -> tuple[str, ...]:

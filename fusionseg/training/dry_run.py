@@ -18,7 +18,7 @@ from fusionseg.distributed.launch import read_launch
 from fusionseg.distributed.world import choose_device
 from fusionseg.runs.cases import open_run, settle_split
 from fusionseg.runs.datasets import Source
-from fusionseg.runs.folder import RunFolder
+from fusionseg.runs.folder import RunFolder, run_folder_of
 from fusionseg.training.memory import estimate_memory
 from fusionseg.training.precision import choose_precision
 from fusionseg.utils.errors import UserError
@@ -30,7 +30,7 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
     launch = read_launch(environ)
     device = choose_device(config.device, torch.cuda.device_count(), launch)
     precision = choose_precision(config.train.precision, device)
-    folder = RunFolder(config)
+    folder = RunFolder(run_folder_of(config))
     folder.check(config)
     run = open_run(config, folder, planned=True)
     sources = run.sources

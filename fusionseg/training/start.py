@@ -11,8 +11,9 @@ from fusionseg.config import RunConfig
 from fusionseg.distributed.batch_arithmetic import accumulation_steps
 from fusionseg.distributed.world import World
 from fusionseg.runs.cases import RunCases, open_run
-from fusionseg.runs.folder import RunFolder
+from fusionseg.runs.folder import RunFolder, run_folder_of
 from fusionseg.runs.places import check_places
+from fusionseg.runs.run_config import write_run_config
 from fusionseg.training.observers.profile_range import check_profile
 from fusionseg.training.trainer import Trainer
 from fusionseg.utils.errors import Problems, TrainingStopped, UserError
@@ -22,7 +23,7 @@ log = logging.getLogger("fusionseg")
 
 
 def train(config: RunConfig, patience_s: float = 0.0, make_data: Callable[[], None] | None = None) -> str:
-    """Train or go on training; the status: completed, plateau, or interrupted.
+    """Train or resume a run; the status: completed, plateau, or interrupted (see `RunStatus`).
 
     Args:
         patience_s: how long to wait for an earlier process of the same run to leave its folder.
@@ -34,7 +35,7 @@ def train(config: RunConfig, patience_s: float = 0.0, make_data: Callable[[], No
     """
     world = _join(config)
     start_logging(world.rank)
-    folder = RunFolder(config)
+    folder = RunFolder(run_folder_of(config))
     opened: list[RunCases] = []
     try:
         world.rank_zero_first(
@@ -66,8 +67,8 @@ def _open(
     folder.check(config)
     if folder.has_checkpoints() and not begun:  # another process has trained here until now
         cases = open_run(config, folder)
-    folder.write_config(config)
-    log_to_file(folder.log)
+    write_run_config(folder.path, config)
+    log_to_file(folder.paths.log)
     return cases
 
 

@@ -19,8 +19,13 @@ from fusionseg.distributed.rank_info import rank_info, threads_per_rank
 from fusionseg.distributed.world import World
 from fusionseg.observability.ranges import annotate, phase_timer
 from fusionseg.runs.cases import RunCases, check_checkpoint
-from fusionseg.runs.checkpoints import Checkpoints, read_training_state
-from fusionseg.runs.folder import RunFolder, config_hash, refuse_other_config
+from fusionseg.runs.checkpoint_writer import CheckpointWriter
+from fusionseg.runs.checkpoints import newest_intact, read_training_state
+from fusionseg.runs.environment import write_environment
+from fusionseg.runs.folder import RunFolder
+from fusionseg.runs.records import RunStatus, has_finished, last_end, rewind_records
+from fusionseg.runs.run_config import config_hash, refuse_other_config
+from fusionseg.runs.split import write_split
 from fusionseg.training.data import open_training_data
 from fusionseg.training.early_stopping import reached_plateau
 from fusionseg.training.fine_tuning import parameter_groups
@@ -67,9 +72,11 @@ class Trainer:
             accumulation_steps=self.accumulation_steps,
             clip_grad=config.train.clip_grad,
         )
-        self.window = ProfileWindow(config.profile, world, folder.path / "profile")
+        self.window = ProfileWindow(config.profile, world, folder.paths.profile)
         self._lead = Lead()
-        self.checkpoints = Checkpoints(folder.checkpoints, config.checkpoint.keep, partial(self._lead.took, "save"))
+        self.checkpoints = CheckpointWriter(
+            folder.paths.checkpoints, config.checkpoint.keep, partial(self._lead.took, "save")
+        )
         self.step = 0
         self.best: dict[str, float] | None = None
         # step and score of every validation
@@ -79,17 +86,18 @@ class Trainer:
         """Train to the end; the status that the end record has."""
         spent = self._resume()
         if self.world.is_rank_zero:
-            self.folder.write_split(self.data.split)
+            write_split(self.folder.path, self.data.split)
         status, reason = self._why_end()
-        if status and self.world.broadcast_object(self.folder.has_end()):
+        if status and self.world.broadcast_object(self._is_recorded_as_finished()):
             log.info("%s: this run has already ended (%s at step %d)", self.folder.path, status, self.step)
             return status
         if self.world.is_rank_zero:
-            self.folder.rewind_metrics(self.step, validated=self._validated)
+            rewind_records(self.folder.path, self.step, validated=self._validated)
         ranks = self.world.all_gather_object(rank_info(self.world))
         if self.world.is_rank_zero:
-            self.folder.write_environment(ranks, sum(parameter.numel() for parameter in self.model.parameters()))
-        watch = GpuWatch(self.config, self.world, self.folder.path, self.folder.pictures)
+            parameters = sum(parameter.numel() for parameter in self.model.parameters())
+            write_environment(self.folder.path, ranks, parameters)
+        watch = GpuWatch(self.config, self.world, self.folder.path, self.folder.paths.pictures)
         recorder = Recorder(self.config, self.world, self.folder, watch, step=self.step, spent=spent)
         # To the end record: a job's signal comes again until the process has gone, and this must not be cut short.
         with StopSignals() as signals, closing(recorder):
@@ -106,10 +114,14 @@ class Trainer:
                 first_line = str(error).partition("\n")[0]
                 reason = first_line if isinstance(error, TrainingStopped) else f"{type(error).__name__}: {first_line}"
                 try:
-                    self._end(recorder, "failed", reason)
+                    self._end(recorder, RunStatus.FAILED, reason)
                 except TrainingStopped as second:  # on a full disk, which may have ended the training itself
                     log.warning("no end record: %s", second)
                 raise
+
+    def _is_recorded_as_finished(self) -> bool:
+        end = last_end(self.folder.path)
+        return end is not None and has_finished(end["status"])
 
     def _end(self, recorder: Recorder, status: str, reason: str) -> None:
         on_host = self.world.device.type == "cuda" and self.data.cache.device.type == "cpu"
@@ -136,7 +148,7 @@ class Trainer:
             if stop or self.step == 1 or self.step % self.config.checkpoint.every == 0:
                 self._save(recorder)
             if stop and self.step < self.config.train.steps:
-                return "interrupted", signal_name(stop)
+                return RunStatus.INTERRUPTED, signal_name(stop)
 
     def _validation_is_due(self) -> bool:
         due = self.step > 0 and (self.step % self.config.validation.every == 0 or self.step == self.config.train.steps)
@@ -174,9 +186,10 @@ class Trainer:
         if self._validation_is_due():
             return "", ""
         if self.step >= self.config.train.steps:
-            return "completed", f"step {self.step}"
+            return RunStatus.COMPLETED, f"step {self.step}"
         if plateau is not None and reached_plateau(self.history, plateau):
-            return "plateau", f"less than {plateau.min_gain} gained in {plateau.windows} windows of {plateau.window}"
+            gain = f"less than {plateau.min_gain} gained in {plateau.windows} windows of {plateau.window}"
+            return RunStatus.PLATEAU, gain
         return "", ""
 
     # -- records and checkpoints ------------------------------------------------------------------------------------
@@ -253,7 +266,7 @@ class Trainer:
         """Go on from the newest intact checkpoint, if there is one; the time that the run has taken so far."""
         found: list[tuple[Path, dict[str, Any]] | None] = []
         self.world.rank_zero_first(
-            "find a checkpoint", lambda: found.append(self.checkpoints.newest_intact(read_training_state))
+            "find a checkpoint", lambda: found.append(newest_intact(self.checkpoints.folder, read_training_state))
         )
         intact = found[0] if found else None
         path = self.world.broadcast_object(intact[0] if intact else None)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fusionseg.cluster.job import Job
-from fusionseg.runs.job_events import read_events, requeues_at, write_event
+from fusionseg.runs.job_events import JobEvent, count_last_requeues, read_events, write_event
 
 NEARLY_OVER = "JobId=7 JobState=RUNNING TimeLimit=00:10:00 RunTime=00:08:10 PreemptTime=None"
 
@@ -57,10 +57,10 @@ def test_one_that_trains_a_little_each_time_is(end) -> None:
 
 def test_preemptions_and_other_jobs_do_not_count(tmp_path: Path) -> None:
     for job, reason, step in (("6", "time limit", 3), ("7", "time limit", 3), ("7", "preempted", 3)):
-        write_event(tmp_path, "requeued", job=job, reason=reason, step=step)
-    assert requeues_at(read_events(tmp_path), "7", "time limit", 3) == 0
-    write_event(tmp_path, "requeued", job="7", reason="time limit", step=3)
-    write_event(tmp_path, "started", job="7")
-    assert requeues_at(read_events(tmp_path), "7", "time limit", 3) == 1
-    assert requeues_at(read_events(tmp_path), "7", "time limit", 4) == 0
-    assert requeues_at([], "7", "time limit", 4) == 0
+        write_event(tmp_path, JobEvent.REQUEUED, job=job, reason=reason, step=step)
+    assert count_last_requeues(read_events(tmp_path), "7", "time limit", 3) == 0
+    write_event(tmp_path, JobEvent.REQUEUED, job="7", reason="time limit", step=3)
+    write_event(tmp_path, JobEvent.STARTED, job="7")
+    assert count_last_requeues(read_events(tmp_path), "7", "time limit", 3) == 1
+    assert count_last_requeues(read_events(tmp_path), "7", "time limit", 4) == 0
+    assert count_last_requeues([], "7", "time limit", 4) == 0

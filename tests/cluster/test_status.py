@@ -14,7 +14,8 @@ import pytest
 from fusionseg.cluster.slurm import expand_job
 from fusionseg.cluster.status import last_lines, read_status, to_text
 from fusionseg.config import RunConfig, dump_config
-from fusionseg.runs.job_events import last_records, read_events, write_event
+from fusionseg.runs.job_events import JobEvent, read_events, write_event
+from fusionseg.runs.records import last_records
 from fusionseg.utils.errors import UserError
 
 TRAIN = {"kind": "train", "step": 20, "loss": 0.5, "samples_per_s": 7.25}
@@ -31,7 +32,7 @@ def make_run(tmp_path: Path, tiny_config: Callable[..., RunConfig]) -> Callable[
         (run / "config.yaml").write_text(dump_config(tiny_config(None, tmp_path / "sweep", name=name)))
         (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         for event, fields in events:
-            write_event(run, event, **fields)
+            write_event(run, JobEvent(event), **fields)
         return run
 
     return make

@@ -23,7 +23,7 @@ from fusionseg.data.preprocessing.prepare import open_configured, store_folder
 from fusionseg.data.preprocessing.record import SourceFile
 from fusionseg.data.preprocessing.store import Store, write_case
 from fusionseg.data.preprocessing.volume import Volume
-from fusionseg.runs.folder import RunFolder
+from fusionseg.runs.folder import RunFolder, run_folder_of
 from fusionseg.utils.errors import UserError, WriteError
 
 CPU = torch.device("cpu")
@@ -202,7 +202,7 @@ def test_the_home_folder_is_no_folder_called_tilde(
     config = tiny_config(Path("~/data"), Path("~/runs"))
     assert config.output == "~/runs"  # as it was typed
     assert run(config).store.parent == tmp_path / "home/runs/prepared"
-    assert RunFolder(config).path == tmp_path / "home/runs/tiny"
+    assert RunFolder(run_folder_of(config)).path == tmp_path / "home/runs/tiny"
     given = tiny_config(balls, tmp_path, data={"prepared": "~/store"})
     assert run(given).store == tmp_path / "home/store"
     assert os.listdir(tmp_path) == ["home"]

@@ -23,8 +23,9 @@ from fusionseg.data.preprocessing.prepare import open_store, prepare
 from fusionseg.inference.evaluation.cases import choose_cases
 from fusionseg.runs.cases import announce, open_run, settle_split
 from fusionseg.runs.datasets import Source, open_sources, split_cases
-from fusionseg.runs.folder import RunFolder
-from fusionseg.runs.split import Split
+from fusionseg.runs.folder import RunFolder, run_folder_of
+from fusionseg.runs.run_config import write_run_config
+from fusionseg.runs.split import Split, write_split
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import write_json
 
@@ -183,7 +184,7 @@ def test_labelled_test_cases_that_are_left_out_of_a_pretraining_are_announced(
 ) -> None:
     settings = config(made["datalist"], pretrain=True).model_copy(update={"output": str(tmp_path)})
     caplog.set_level("INFO", "fusionseg")
-    announce(open_run(settings, RunFolder(settings)), begin(settings))
+    announce(open_run(settings, RunFolder(run_folder_of(settings))), begin(settings))
     assert "2 labelled test cases are never trained on" in caplog.text
 
 
@@ -203,10 +204,10 @@ def test_labelled_test_cases_that_are_left_out_of_a_pretraining_are_announced(
 def test_a_damaged_record_is_refused(made: dict[str, Path], tmp_path: Path, change: dict[str, Any], said: str) -> None:
     settings = config(made["datalist"]).model_copy(update={"output": str(tmp_path)})
     begin(settings)
-    file = RunFolder(settings).split_file
+    file = RunFolder(run_folder_of(settings)).paths.split
     write_json(file, {**json.loads(file.read_text()), **change})
     with pytest.raises(UserError, match=said) as caught:
-        open_run(settings, RunFolder(settings))
+        open_run(settings, RunFolder(run_folder_of(settings)))
     assert "split.json: damaged record" in str(caught.value) and "delete it" in str(caught.value)
 
 
@@ -232,7 +233,7 @@ def test_resume_evaluation_and_sweep_use_the_split_that_was_recorded(
     sweep = Sweep(tmp_path, tmp_path / "runs", [SweepRun(settings, {})])
     add_cases(root)
 
-    (resumed,) = open_run(settings, RunFolder(settings)).sources
+    (resumed,) = open_run(settings, RunFolder(run_folder_of(settings))).sources
     assert [[case.name for case in part] for part in (resumed.train, resumed.validation)] == names
     assert split_cases(settings, open_dataset(root)) != (resumed.train, resumed.validation)
     chosen = choose_cases(settings, [Member(split)], None)  # type: ignore[list-item]
@@ -244,7 +245,7 @@ def test_resume_evaluation_and_sweep_use_the_split_that_was_recorded(
     gone = names[1][0]
     remove_case(root, gone)
     for ask in (
-        lambda: open_run(settings, RunFolder(settings)),
+        lambda: open_run(settings, RunFolder(run_folder_of(settings))),
         lambda: plan(sweep, ClusterConfig(cluster="local")),
         lambda: choose_cases(settings, [Member(split)], None),  # type: ignore[list-item]
     ):
@@ -262,15 +263,15 @@ class Member:
 
 def begin(settings: RunConfig) -> Split:
     """Prepare a run and leave what a training leaves: its split beside a checkpoint."""
-    folder = RunFolder(settings)
+    folder = RunFolder(run_folder_of(settings))
     run = open_run(settings, folder)
     prepare(settings, run.sources[0].dataset)
     split = settle_split(settings, run, [open_store(settings, run.sources[0].dataset)[0]])
-    folder.checkpoints.mkdir(parents=True)
-    (folder.checkpoints / "step_00000001.pt").touch()
-    folder.write_config(settings)
-    folder.write_split(split)
-    assert Split.from_json(json.loads(folder.split_file.read_text()), "") == split
+    folder.paths.checkpoints.mkdir(parents=True)
+    (folder.paths.checkpoints / "step_00000001.pt").touch()
+    write_run_config(folder.path, settings)
+    write_split(folder.path, split)
+    assert Split.from_json(json.loads(folder.paths.split.read_text()), "") == split
     return split
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import pytest
 import torch
 
-from fusionseg.observability.sinks import is_measurement
+from fusionseg.runs.records import is_measurement
 
 TIMEOUT_S = 120.0
 REPOSITORY = Path(__file__).parents[2]

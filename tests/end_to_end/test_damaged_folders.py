@@ -13,7 +13,7 @@ from end_to_end.conftest import LEARNING, Train
 from end_to_end.runs import assert_same_run, checkpoint
 from fusionseg.cli import main
 from fusionseg.config import RunConfig, load_config
-from fusionseg.runs.folder import RunFolder
+from fusionseg.runs.folder import RunFolder, run_folder_of
 from fusionseg.utils.errors import UserError
 
 OPTIONS = (*LEARNING, "log={every: 1, samples: true, tensorboard: true}")
@@ -64,8 +64,8 @@ def test_a_damaged_run_goes_on_and_ends_as_if_nothing_had_been(train: Train, hal
 
     assert "Traceback" not in ended.err
     assert f"{half}/config.yaml: is empty: the configuration is taken from " in ended.err
-    assert "step_00000119.pt: is no checkpoint of a fusionseg training (without a proper step, " in ended.err
-    assert "step_00000118.pt: is no checkpoint: it holds a list; it is passed over" in ended.err
+    assert "step_00000119.pt: is no checkpoint of a fusionseg training (step, " in ended.err
+    assert "step_00000118.pt: is no checkpoint (expected a dictionary, got a list); it is skipped" in ended.err
     assert "4 lines are no records of this program, the first is line " in ended.err
     assert "(step 100 of 120)" in ended.err
     assert_same_run(half, trained)
@@ -79,10 +79,10 @@ def test_the_checkpoints_say_what_a_damaged_configuration_was(
     """The same configuration goes on, another is refused; and the other commands go by it too."""
     config = config_of(run)
     (run / "config.yaml").write_bytes(DAMAGES[damage])
-    RunFolder(config).check(config)
+    RunFolder(run_folder_of(config)).check(config)
     other = config.model_copy(update={"seed": 5})
     with pytest.raises(UserError, match=r"different configuration: .*\n  seed: 0 -> 5"):
-        RunFolder(other).check(other)
+        RunFolder(run_folder_of(other)).check(other)
     assert main(["status", str(run)]) == 0
     shown = capsys.readouterr()
     assert "| finished | 120" in shown.out
@@ -95,7 +95,7 @@ def test_without_any_configuration_the_folder_is_refused(run: Path) -> None:
     for path in (run / "checkpoints").glob("*.pt"):
         path.write_bytes(b"")
     with pytest.raises(UserError, match=r"config\.yaml: is empty, and none of the checkpoints beside it says"):
-        RunFolder(config).check(config)
+        RunFolder(run_folder_of(config)).check(config)
 
 
 def test_checkpoints_of_another_configuration_are_refused(train: Train, run: Path) -> None:
@@ -129,7 +129,7 @@ def test_what_stands_in_the_way_is_named_before_anything_is_written(run: Path) -
     shutil.rmtree(run / "pictures", ignore_errors=True)
     (run / "pictures").write_text("")
     with pytest.raises(UserError) as refused:
-        RunFolder(config).check(config)
+        RunFolder(run_folder_of(config)).check(config)
     assert [problem.removeprefix(f"{run}/").partition(":")[0] for problem in refused.value.problems] == [
         "metrics.jsonl", "log.txt", "pictures", "checkpoints/best.pt", "checkpoints/step_00000140.pt",
     ]  # fmt: skip
@@ -164,7 +164,9 @@ def test_every_command_says_what_it_cannot_read(
     command = ("--input", str(balls / "imagesTr"), "--output", str(tmp_path / "masks"))
     assert "is no checkpoint of a fusionseg training" in said("predict", str(run), *command, status=2)
     torch.save([1], run / "checkpoints/best.pt")
-    assert "is no checkpoint: it holds a list" in said("evaluate", str(run), "--checkpoint", "best", status=2)
+    assert "is no checkpoint (expected a dictionary, got a list)" in said(
+        "evaluate", str(run), "--checkpoint", "best", status=2
+    )
     (run / "config.yaml").unlink()
     (run / "config.yaml").mkdir()
     assert "the configuration is taken from " in said("evaluate", str(run), "--checkpoint", "best", status=2)

@@ -118,7 +118,7 @@ def test_the_best_validation_on_request(tmp_path: Path) -> None:
     write_run(tmp_path / "a", [0.5, 0.9, 0.7])
     assert table(compared(tmp_path))[0][DICE] == "0.7000"
     text = compared(tmp_path, weights="best")
-    assert table(text)[0][DICE] == "0.9000" and "chosen on the cases that these figures are of" in text
+    assert table(text)[0][DICE] == "0.9000" and "chosen on the cases that these metrics are of" in text
     assert [row["weights"] for row in csv_rows(tmp_path, weights="best")] == ["best"]
 
 
@@ -314,7 +314,7 @@ def test_damaged_runs_do_not_keep_the_others_from_being_compared(tmp_path: Path)
     text = compared(tmp_path)
     (row,) = table(text)
     assert row[DICE] == f"0.7000 ± {stdev([0.6, 0.8]):.4f}" and row["runs"] == "2"
-    assert "b: 4 damaged lines of metrics.jsonl are passed over" in text
+    assert "b: 4 damaged lines of metrics.jsonl are ignored" in text
     assert f"left out: {tmp_path / 'c/config.yaml'}: is no configuration" in text
 
 

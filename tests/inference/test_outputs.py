@@ -15,8 +15,9 @@ import pytest
 from fusionseg import cli, train
 from fusionseg.config import dump_config
 from fusionseg.data.formats.dataset import Case, open_dataset
+from fusionseg.inference.dataset_folders import refuse_dataset_folder
 from fusionseg.inference.masks import read_mark, refuse_one_name
-from fusionseg.inference.output_folders import Request, evaluation_folder, refuse_dataset_folder
+from fusionseg.runs.evaluations import EvaluationRequest, evaluation_folder
 from fusionseg.utils.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")  # MONAI's own
@@ -311,14 +312,14 @@ def test_each_request_has_its_folder(own_run: Path) -> None:
 def test_names_of_folders(own_run: Path, balls: Path) -> None:
     dataset = open_dataset(balls)
     names = {
-        "evaluation": Request(None, None),
-        "evaluation_tta": Request(None, None, flips=True),
-        "evaluation_best": Request(None, None, checkpoint="best"),
-        "evaluation_overlap0.25": Request(None, None, overlap=0.25),
-        "evaluation_ensemble": Request(None, None, (own_run,)),
+        "evaluation": EvaluationRequest(None, None),
+        "evaluation_tta": EvaluationRequest(None, None, flips=True),
+        "evaluation_best": EvaluationRequest(None, None, checkpoint="best"),
+        "evaluation_overlap0.25": EvaluationRequest(None, None, overlap=0.25),
+        "evaluation_ensemble": EvaluationRequest(None, None, (own_run,)),
         # Of other cases the best weights are the usual ones.
-        f"evaluation_{balls.name}": Request(dataset, str(balls), checkpoint="best"),
-        f"evaluation_ensemble_{balls.name}_last_tta": Request(
+        f"evaluation_{balls.name}": EvaluationRequest(dataset, str(balls), checkpoint="best"),
+        f"evaluation_ensemble_{balls.name}_last_tta": EvaluationRequest(
             dataset, str(balls / "dataset.json"), (own_run,), flips=True
         ),
     }
@@ -347,7 +348,10 @@ def test_data_sets_of_one_name_have_their_folders(
         one / "y.json": "evaluation_d_y",
     }  # fmt: skip
     for given, place in places.items():
-        assert evaluation_folder(own_run, Request(open_dataset(given), str(given), checkpoint="best")).name == place
+        assert (
+            evaluation_folder(own_run, EvaluationRequest(open_dataset(given), str(given), checkpoint="best")).name
+            == place
+        )
 
 
 @pytest.mark.parametrize(
@@ -365,6 +369,6 @@ def test_data_sets_of_one_name_have_their_folders(
 def test_files_that_evaluate_did_not_write(tmp_path: Path, file: str, text: str, replaced: bool) -> None:
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / file).write_text(text)
-    found = evaluation_folder(tmp_path, Request(None, None))
+    found = evaluation_folder(tmp_path, EvaluationRequest(None, None))
     assert (found == tmp_path / "evaluation") == replaced
-    assert found == evaluation_folder(tmp_path, Request(None, None)) and found.parent == tmp_path
+    assert found == evaluation_folder(tmp_path, EvaluationRequest(None, None)) and found.parent == tmp_path

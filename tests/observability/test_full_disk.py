@@ -16,9 +16,10 @@ import torch
 
 from fusionseg import train
 from fusionseg.config import dump_config
-from fusionseg.observability.sinks import Sinks
+from fusionseg.observability.pictures import PictureFolder
 from fusionseg.observability.tensorboard import Board
-from fusionseg.runs.checkpoints import Checkpoints
+from fusionseg.runs.checkpoint_writer import CheckpointWriter
+from fusionseg.runs.records import Record, RecordKind, RecordWriter
 from fusionseg.utils.errors import TrainingStopped
 from fusionseg.utils.logs import log_to_file, start_logging
 
@@ -43,20 +44,20 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 def test_a_record_is_written_whole_or_stops_the_training(small_disk: Callable[[str], Path]) -> None:
     disk = small_disk("64k")
-    sinks = Sinks(disk / "run/metrics.jsonl", None, disk / "run/pictures", purge_step=1)
-    sinks.write("train", 1, loss=0.5)
+    writer = RecordWriter(disk / "run")
+    writer.write(RecordKind.TRAIN, 1, loss=0.5)
     fill(disk)
     with pytest.raises(TrainingStopped) as caught:
         for step in range(2, 200):  # the first page has room
-            sinks.write("train", step, loss=0.25, text="x" * 100)
+            writer.write(RecordKind.TRAIN, step, loss=0.25, text="x" * 100)
     assert str(caught.value).startswith(f"{disk}/run/metrics.jsonl: a record could not be written (No space left")
     assert "start the run again: it resumes from its last checkpoint" in str(caught.value)
-    sinks.close()
+    writer.close()
     records = [json.loads(line) for line in (disk / "run/metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == list(range(1, len(records) + 1)) and len(records) > 10
     (disk / "filler").unlink()
-    again = Sinks(disk / "run/metrics.jsonl", None, disk / "run/pictures", purge_step=1)
-    again.write("train", len(records) + 1, loss=0.5)
+    again = RecordWriter(disk / "run")
+    again.write(RecordKind.TRAIN, len(records) + 1, loss=0.5)
     again.close()
     assert len((disk / "run/metrics.jsonl").read_text().splitlines()) == len(records) + 1
 
@@ -66,13 +67,15 @@ def test_pictures_and_tensorboard_are_given_up_with_one_warning(
 ) -> None:
     disk = small_disk("64k")
     hook = threading.excepthook
-    sinks = Sinks(disk / "metrics.jsonl", disk, disk / "pictures", purge_step=1)
-    sinks.picture("validation", PICTURE, 1)
+    pictures, board = PictureFolder(disk / "pictures"), Board(disk, purge_step=1)
+    pictures.write("validation", PICTURE, 1)
+    board.image("validation", PICTURE, 1)
     fill(disk)
     for step in range(2, 40):
-        sinks.picture("validation", PICTURE, step)
-        sinks.curves("gpu", {"busy": 1.0}, step)
-    sinks.close()
+        pictures.write("validation", PICTURE, step)
+        board.image("validation", PICTURE, step)
+        board.scalars("gpu", {"busy": 1.0}, step)
+    board.close()
     said = [record.getMessage() for record in log.records]
     assert len(said) == 2
     assert any(f"{disk}/pictures/validation_" in text and "without pictures" in text for text in said)
@@ -108,7 +111,7 @@ def test_log_txt_on_a_full_disk(small_disk: Callable[[str], Path], capfd: pytest
 
 def test_a_checkpoint_that_finds_no_space_leaves_the_one_before(small_disk: Callable[[str], Path]) -> None:
     disk = small_disk("256k")
-    checkpoints = Checkpoints(disk / "checkpoints", keep=3)
+    checkpoints = CheckpointWriter(disk / "checkpoints", keep=3)
     checkpoints.save(1, {"weights": torch.zeros(8000)})
     checkpoints.finish()
     fill(disk)
@@ -132,15 +135,16 @@ def test_a_training_on_a_disk_that_fills_up_can_be_resumed(
         log={"tensorboard": True},
     )
     (tmp_path / "c.yaml").write_text(dump_config(config))
-    write = Sinks.write
+    write = RecordWriter.write
 
-    def fill_up(self: Sinks, kind: str, step: int, **fields: object) -> None:
-        write(self, kind, step, **fields)
+    def fill_up(self: RecordWriter, kind: RecordKind, step: int, **fields: object) -> Record:
+        record = write(self, kind, step, **fields)
         if step == 3:
             fill(disk)
+        return record
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Sinks, "write", fill_up)
+        patch.setattr(RecordWriter, "write", fill_up)
         assert train.main(["--config", str(tmp_path / "c.yaml")]) == 1
     said = capsys.readouterr().err
     assert "stopped: " in said and "could not be written (" in said and "goes on from step_00000002.pt" in said

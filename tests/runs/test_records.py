@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fusionseg.runs.records import TAIL_BYTES, last_records, read_events, read_object, read_records
+from fusionseg.runs.job_events import read_events
+from fusionseg.runs.json_files import TAIL_BYTES, read_object
+from fusionseg.runs.records import last_records, read_records
 
 TRAIN = {"kind": "train", "step": 3, "loss": 0.5, "samples_per_s": 7.0}
 VAL = {"kind": "val", "step": 3, "dice": 0.8, "dice_per_class": {"a": 0.8, "b": None}}
@@ -42,33 +44,34 @@ NO_RECORDS = [
 
 
 @pytest.mark.parametrize("line", NO_RECORDS, ids=lambda line: line[:40].decode("ascii", "replace"))
-def test_lines_that_are_no_records_are_passed_over(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, line: bytes
-) -> None:
+def test_lines_that_are_no_records_are_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture, line: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(f"{json.dumps(TRAIN)}\n".encode() + line + f"\n\n{json.dumps(VAL)}\n{json.dumps(END)}\n".encode())
     with caplog.at_level(logging.WARNING, "fusionseg"):
-        assert read_records(path) == [TRAIN, VAL, END]
-        assert list(last_records(path)) == ["train", "val", "end"]
+        assert read_records(tmp_path) == [TRAIN, VAL, END]
+        assert list(last_records(tmp_path)) == ["train", "val", "end"]
     first, second = caplog.messages
-    assert first == f"{path}: 1 lines are no records of this program, the first is line 2: passed over"
+    assert first == f"{path}: 1 lines are no records of this program, the first is line 2: ignored"
     assert second.startswith(f"{path}: 1 lines are no records")
 
 
 def test_what_a_kill_cut_off_is_no_news(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(f"{json.dumps(TRAIN)}\n{json.dumps(VAL)[:20]}")
-    assert read_records(path) == [TRAIN]
+    assert read_records(tmp_path) == [TRAIN]
     with path.open("w") as file:  # the tail begins within a line
         file.writelines(f"{json.dumps({**TRAIN, 'step': step})}\n" for step in range(2 * TAIL_BYTES // 60))
-    assert last_records(path)["train"]["step"] == 2 * TAIL_BYTES // 60 - 1
+    assert last_records(tmp_path)["train"]["step"] == 2 * TAIL_BYTES // 60 - 1
     assert caplog.messages == []
 
 
 def test_nan_is_not_known(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"kind": "val", "step": 1, "dice": NaN}\n{"kind": "train", "step": 2, "loss": -Infinity}\n')
-    assert [(record.get("dice"), record.get("loss")) for record in read_records(path)] == [(None, None), (None, None)]
+    assert [(record.get("dice"), record.get("loss")) for record in read_records(tmp_path)] == [
+        (None, None),
+        (None, None),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -89,13 +92,13 @@ def test_events_that_are_none(tmp_path: Path, line: str) -> None:
     path = tmp_path / "jobs.jsonl"
     good = {"event": "submitted", "job": "12_0", "log": "x", "steps": 3}
     path.write_text(f"{json.dumps(good)}\n{line}\n")
-    assert read_events(path) == [good]
+    assert read_events(tmp_path) == [good]
 
 
 @pytest.mark.parametrize("what", ["nothing", "a folder", "a pipe", "a number", "a list", "no text", "empty"])
 def test_what_is_no_object_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str) -> None:
     """A pipe is not waited for."""
-    path = tmp_path / "environment.json"
+    path = tmp_path / "metrics.jsonl"
     if what == "a folder":
         path.mkdir()
     elif what == "a pipe":
@@ -105,5 +108,5 @@ def test_what_is_no_object_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert read_object(path) == {}
     assert len(caplog.messages) == (what != "nothing")
     caplog.clear()
-    assert read_records(path) == []
+    assert read_records(tmp_path) == []
     assert len(caplog.messages) == (what not in ("nothing", "empty", "a number", "a list", "no text"))

@@ -18,7 +18,9 @@ from torch import nn
 from fusionseg.config import OptimConfig, PlateauConfig, ScheduleConfig, ValidateConfig
 from fusionseg.distributed.launch import Launch
 from fusionseg.distributed.world import choose_device
-from fusionseg.runs.checkpoints import Checkpoints, read_checkpoint
+from fusionseg.runs.checkpoint_writer import CheckpointWriter
+from fusionseg.runs.checkpoints import newest_intact, read_checkpoint
+from fusionseg.runs.paths import numbered_checkpoints
 from fusionseg.training.early_stopping import reached_plateau
 from fusionseg.training.optimizer import build_optimizer, learning_rate
 from fusionseg.training.precision import Precision, choose_precision, precision_for
@@ -291,8 +293,8 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return one["step"] == other["step"] and torch.equal(one["model"]["weight"], other["model"]["weight"])
 
 
-def saved(folder: Path, *steps: int, keep: int = 3) -> Checkpoints:
-    checkpoints = Checkpoints(folder, keep)
+def saved(folder: Path, *steps: int, keep: int = 3) -> CheckpointWriter:
+    checkpoints = CheckpointWriter(folder, keep)
     for step in steps:
         checkpoints.save(step, state(step))
     checkpoints.finish()
@@ -305,11 +307,11 @@ def test_the_newest_are_kept_and_last_is_the_newest(tmp_path: Path) -> None:
     checkpoints.finish()
     names = {path.name for path in (tmp_path / "c").iterdir()}
     assert names == {"step_00001000.pt", "step_00001500.pt", "step_00002000.pt", "last.pt", "best.pt"}
-    assert [step for step, _ in checkpoints.steps()] == [2000, 1500, 1000]
+    assert [step for step, _ in numbered_checkpoints(tmp_path / "c")] == [2000, 1500, 1000]
     assert same(read_checkpoint(tmp_path / "c/last.pt"), state(2000))
     assert same(read_checkpoint(tmp_path / "c/best.pt"), state(1000))
     assert (tmp_path / "c/last.pt").samefile(tmp_path / "c/step_00002000.pt")
-    found = checkpoints.newest_intact()
+    found = newest_intact(tmp_path / "c")
     assert found is not None and found[0].name == "step_00002000.pt" and same(found[1], state(2000))
     assert found[1]["best"] is None and [tuple(pair) for pair in found[1]["h"]] == [(1, 0.5)]
 
@@ -323,10 +325,10 @@ def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
 
 
 def test_no_checkpoints(tmp_path: Path) -> None:
-    assert Checkpoints(tmp_path / "none", 3).newest_intact() is None
+    assert newest_intact(tmp_path / "none") is None
     for stray in ("step_1.pt", "step_00000001.pt.bak", ".partial-1-step_00000001.pt", "best.pt"):
         (tmp_path / stray).write_bytes(b"not one")
-    assert Checkpoints(tmp_path, 3).newest_intact() is None
+    assert newest_intact(tmp_path) is None
 
 
 def damage(path: Path, how: str) -> None:
@@ -339,21 +341,21 @@ def damage(path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["a byte", "half", "empty"])
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str) -> None:
-    checkpoints = saved(tmp_path, 500, 1000, 1500)
+    saved(tmp_path, 500, 1000, 1500)
     damage(tmp_path / "step_00001500.pt", how)
     with caplog.at_level(logging.WARNING, "fusionseg"):
-        found = checkpoints.newest_intact()
+        found = newest_intact(tmp_path)
     assert found is not None and found[0].name == "step_00001000.pt" and same(found[1], state(1000))
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "step_00001500.pt: damaged checkpoint" in caplog.text and "passed over" in caplog.text
+    assert "step_00001500.pt: damaged checkpoint" in caplog.text and "it is skipped" in caplog.text
 
 
 def test_nothing_but_damaged_checkpoints_is_an_error(tmp_path: Path) -> None:
-    checkpoints = saved(tmp_path, 1, 2)
+    saved(tmp_path, 1, 2)
     for step in (1, 2):
         damage(tmp_path / f"step_{step:08d}.pt", "a byte")
     with pytest.raises(UserError, match=r"none of the checkpoints is intact .*step_00000002.pt, step_00000001.pt"):
-        checkpoints.newest_intact()
+        newest_intact(tmp_path)
 
 
 def test_a_missing_checkpoint(tmp_path: Path) -> None:
@@ -387,7 +389,7 @@ def test_a_checkpoint_holds_what_there_was_when_it_was_saved(tmp_path: Path) -> 
     network, history = torch.nn.BatchNorm1d(3), [(1, 0.5)]
     before = network.state_dict()
     took: list[float] = []
-    checkpoints = Checkpoints(tmp_path, 3, took.append)
+    checkpoints = CheckpointWriter(tmp_path, 3, took.append)
     checkpoints.save(1, {"model": network.state_dict(), "history": history, "pair": (network.weight, 1)})
     with torch.no_grad():
         network.weight.fill_(7)

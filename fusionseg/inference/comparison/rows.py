@@ -10,20 +10,29 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from fusionseg.runs.discovery import run_folders
-from fusionseg.runs.summary import FINISHED, MEASURES, ON_TRAINED, REPEATED, DataIdentity, RunSummary, read_run
+from fusionseg.inference.comparison.run_summary import (
+    REPEATED,
+    SCORES,
+    VALIDATED_ON_TRAINING_CASES,
+    DataIdentity,
+    RunSummary,
+    summarise_run,
+)
+from fusionseg.runs.paths import run_folders
+from fusionseg.runs.records import has_finished
 from fusionseg.utils.errors import UserError
 
-MEASUREMENTS = ("parameters", "steps", "samples_per_s", "memory_gb", "total_s")
+COST = ("parameters", "steps", "samples_per_s", "memory_gb", "total_s")
+"""Metrics of the cost of a run. They stand last in the table."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure over the runs that know it."""
+    """The mean and the spread of a metric over the runs that have it."""
 
     mean: float
     deviation: float | None
-    """Of the sample; None for one run."""
+    """Standard deviation of the sample; None for one run."""
     low: float
     high: float
     count: int
@@ -31,15 +40,15 @@ class Spread:
 
 @dataclass
 class Row:
-    """One configuration on one data set."""
+    """The runs of one configuration on one data set."""
 
     settings: dict[str, Any]
     data: DataIdentity
     runs: list[RunSummary] = field(default_factory=list)
 
-    def spread(self, figure: str) -> Spread | None:
-        """None if no run knows the figure."""
-        known = [run.figures[figure] for run in self.runs if figure in run.figures]
+    def spread(self, metric: str) -> Spread | None:
+        """The spread of a metric; None if no run has it."""
+        known = [run.metrics[metric] for run in self.runs if metric in run.metrics]
         if not known:
             return None
         return Spread(fmean(known), stdev(known) if len(known) > 1 else None, min(known), max(known), len(known))
@@ -53,23 +62,23 @@ class Row:
         return sorted({mark for run in self.runs for mark in run.marks})
 
     @property
-    def has_seen_its_validation(self) -> bool:
-        return ON_TRAINED in self.marks
+    def is_validated_on_training_cases(self) -> bool:
+        return VALIDATED_ON_TRAINING_CASES in self.marks
 
-    def ended_early(self) -> dict[str, int]:
-        """The number of runs that have not come to their end, by status."""
-        states = [run.status for run in self.runs if run.status not in FINISHED]
+    def not_finished(self) -> dict[str, int]:
+        """Count the runs that have not finished, by status."""
+        states = [run.status for run in self.runs if not has_finished(run.status)]
         return {state: states.count(state) for state in dict.fromkeys(states)}
 
 
 @dataclass(frozen=True)
-class Part:
+class TaskTable:
     """The rows of one task."""
 
     task: str
     settings: list[str]
-    """The keys that tell the configurations apart."""
-    figures: list[str]
+    """The keys whose values differ between the configurations."""
+    metrics: list[str]
     rows: list[Row]
 
     @property
@@ -81,7 +90,7 @@ class Part:
         return len({tuple(row.folds) for row in self.rows}) > 1
 
     def data_names(self) -> list[str]:
-        """A name of each row's data set, with as much as it takes to tell them apart."""
+        """The name of each row's data set: the shortest form that tells the data sets apart."""
         forms = (
             lambda data: data.name,
             lambda data: f"{data.name}, {len(data.cases)} cases" if data.cases else data.root,
@@ -97,24 +106,25 @@ class Part:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Segmentations and pre-trainings, apart."""
+    """The tables of a comparison: segmentations and pre-trainings apart."""
 
     weights: str
-    """last or best: whose figures these are."""
-    parts: list[Part]
+    """"last" or "best": the validation that the metrics are of."""
+    tables: list[TaskTable]
     damaged: list[str]
-    """Runs that could not be read, and why."""
+    """A message for each run that could not be read."""
 
     @property
     def rows(self) -> list[Row]:
-        return [row for part in self.parts for row in part.rows]
+        return [row for table in self.tables for row in table.rows]
 
 
 def compare(paths: Sequence[Path], weights: str = "last") -> Comparison:
-    """Compare run folders, and all runs in folders of runs.
+    """Compare runs.
 
     Args:
-        weights: "last" takes the figures of each run's last validation, "best" those of its best one.
+        paths: run folders, and folders of run folders.
+        weights: "last" takes the metrics of each run's last validation, "best" those of its best one.
 
     Raises:
         UserError: a path holds no run, or no run has a validation.
@@ -123,75 +133,85 @@ def compare(paths: Sequence[Path], weights: str = "last") -> Comparison:
     damaged: list[str] = []
     for folder in run_folders(paths):
         try:
-            runs.append(read_run(folder, weights))
+            runs.append(summarise_run(folder, weights))
         except UserError as error:
             damaged += error.problems
-    if not any(run.figures for run in runs):
+    if not any(run.metrics for run in runs):
         none = f"{', '.join(map(str, paths))}: none of the {len(runs) + len(damaged)} runs has a validation to compare"
         raise UserError([none, *damaged])
-    parts = []
-    for task in MEASURES:
+    tables = []
+    for task in SCORES:
         own = [run for run in runs if run.task == task]
         if own:
-            parts.append(_part(task, own))
-    return Comparison(weights, parts, damaged)
+            tables.append(_task_table(task, own))
+    return Comparison(weights, tables, damaged)
 
 
-def _part(task: str, runs: list[RunSummary]) -> Part:
-    data = one_data_set(runs)
+def _task_table(task: str, runs: Sequence[RunSummary]) -> TaskTable:
+    data = unify_data_sets(runs)
     rows: dict[tuple[str, str], Row] = {}
     for run in runs:
         settings = {key: value for key, value in run.config.items() if key not in REPEATED}
         row = rows.setdefault((run.key, data[run.path].key), Row(settings, data[run.path]))
-        if settings.get("init_from") != row.settings.get("init_from"):  # a pre-training for each fold
+        if settings.get("init_from") != row.settings.get("init_from"):  # each fold has a pre-training of its own
             starts = [str(settings["init_from"]), str(row.settings["init_from"])]
             row.settings["init_from"] = os.path.commonprefix(starts) + "..."  # noqa: RUF071 - for a text, not a path
         row.runs.append(run)
-    figures = dict.fromkeys(name for run in runs for name in run.figures)
-    kinds: dict[str, int] = {}
-    for name in figures:  # all that was measured in one way stand side by side, the files' geometry first
-        kinds.setdefault(name.partition(" (")[2], len(kinds))
-    ordered = sorted(
-        (name for name in figures if name not in MEASUREMENTS), key=lambda name: kinds[name.partition(" (")[2]]
-    )
-    ordered += [name for name in MEASUREMENTS if name in figures]
     found = list(rows.values())
-    keys = distinguishing([row.settings for row in found])
+    keys = distinguishing_keys([row.settings for row in found])
     if not keys and len({row.data.key for row in found}) == 1:
         keys = ["model.name"]
-    return Part(task, keys, ordered, found)
+    return TaskTable(task, keys, _ordered_metrics(runs), found)
 
 
-def one_data_set(runs: Sequence[RunSummary]) -> dict[Path, DataIdentity]:
-    """The data set of each run, one object for runs of the same.
+def _ordered_metrics(runs: Sequence[RunSummary]) -> list[str]:
+    """The names of all metrics: those of one grid stand side by side, the files' geometry first, the cost last."""
+    names = dict.fromkeys(name for run in runs for name in run.metrics)
+    grids: dict[str, int] = {}
+    for name in names:
+        grids.setdefault(_grid(name), len(grids))
+    ordered = sorted((name for name in names if name not in COST), key=lambda name: grids[_grid(name)])
+    return ordered + [name for name in COST if name in names]
 
-    A data set is all cases that a run trains and validates on: the same for all folds, another one where cases were
-    added, changed or left out. A run that trains on a part of the cases only (`data.train_cases`) does not say what the
-    others are: runs of one configuration that share cases are of one data set then.
+
+def _grid(metric: str) -> str:
+    return metric.partition(" (")[2]
+
+
+def unify_data_sets(runs: Sequence[RunSummary]) -> dict[Path, DataIdentity]:
+    """Find the data set of each run; runs on the same data set get the same object.
+
+    A data set is all cases that a run trains and validates on. It is the same for all folds. It is another one where
+    cases were added, changed or left out. A run that trains on a part of the cases (`data.train_cases`) does not record
+    the others. Runs of one configuration that share cases count as runs on one data set then.
     """
     found: dict[Path, DataIdentity] = {}
-    # What has not begun to train has no split yet: it takes that of the others, so they come first.
-    for run in sorted(runs, key=lambda run: not run.data.cases and not run.figures):
-        same = (other for before in runs if (other := found.get(before.path)) is not None and _one(run, before, other))
+    # A run that has not started to train has no split: it takes the data set of the others, so they come first.
+    for run in sorted(runs, key=lambda run: not run.data.cases and not run.metrics):
+        same = (
+            other
+            for before in runs
+            if (other := found.get(before.path)) is not None and _is_on_same_data(run, before, other)
+        )
         found[run.path] = next(same, run.data)
     return found
 
 
-def _one(run: RunSummary, before: RunSummary, data: DataIdentity) -> bool:
-    """Whether a run is on the data set of another run, though its record does not say quite the same cases."""
+def _is_on_same_data(run: RunSummary, before: RunSummary, data: DataIdentity) -> bool:
+    """Tell whether a run is on the data set of another run, although the recorded cases are not quite the same."""
     if before.key != run.key:
         return False
     if not run.data.cases:
-        return not run.figures and data.root == run.data.root
+        return not run.metrics and data.root == run.data.root
     of_a_part = run.config.get("data.train_cases") is not None
     return of_a_part and data.labels == run.data.labels and bool(data.cases & run.data.cases)
 
 
-def distinguishing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys that tell configurations apart.
+def distinguishing_keys(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """List the keys whose values differ between configurations.
 
-    Networks of different names have different keys: `model.name` stands for those. A key is listed if it differs
-    between configurations with the same name of that section.
+    Networks of different names have different keys: `model.name` stands for all of these. Another key is listed if its
+    values differ between configurations whose section has the same name.
     """
     keys = list(dict.fromkeys(key for one in settings for key in one))
     found = []
@@ -206,7 +226,7 @@ def distinguishing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def is_score(figure: str) -> bool:
-    """Whether more of it is better and it is the network's doing."""
-    name = figure.split(" (")[0].split(".")[0]
+def is_score(metric: str) -> bool:
+    """Tell whether a higher value of a metric means a better network."""
+    name = metric.split(" (")[0].split(".")[0]
     return name in ("dice", "dice_per_class", "ssim", "psnr", "ssim_hidden", "psnr_hidden")

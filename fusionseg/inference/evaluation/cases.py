@@ -17,7 +17,7 @@ from fusionseg.data.preprocessing.store import PreparedCase
 from fusionseg.inference.evaluation.old_runs import verified_split
 from fusionseg.inference.trained_network import Trained
 from fusionseg.observability.progress import counting_progress
-from fusionseg.runs.folder import load_run_config, resume_relevant
+from fusionseg.runs.run_config import load_run_config, resume_relevant
 from fusionseg.runs.split import Split, SplitCase
 from fusionseg.utils.errors import UserError, some_of
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from dataclasses import dataclass
 from math import isnan
@@ -21,23 +20,19 @@ from fusionseg.data.formats.case import Case
 from fusionseg.data.formats.problems import CaseError, Problem
 from fusionseg.data.preprocessing.volume import Volume, load_volume
 from fusionseg.inference.evaluation.segmentation import request_for
-from fusionseg.inference.output_folders import CASES, SUMMARY, evaluation_folder
 from fusionseg.inference.predictor import PredictOptions
 from fusionseg.inference.trained_network import Trained, inference_device, load_trained
 from fusionseg.metrics.segmentation import nanmean
 from fusionseg.observability.progress import counting_progress
-from fusionseg.observability.sinks import finite_or_none
 from fusionseg.runs.datasets import open_sources
+from fusionseg.runs.evaluations import VOLUMES, evaluation_folder, write_evaluation
 from fusionseg.runs.split import dataset_names
 from fusionseg.training.tasks.reconstruction import Figures, Reconstruction, Reconstructor
 from fusionseg.utils.errors import UserError
-from fusionseg.utils.files import file_name, whole_file, writable_folder, write_json
+from fusionseg.utils.files import file_name, whole_file, writable_folder
 from fusionseg.utils.tables import markdown_table
 
 log = logging.getLogger("fusionseg")
-
-VOLUMES = "volumes"
-"""Folder of the volumes, within that of the evaluation."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +154,8 @@ def evaluate_pretraining(
         "request": request.to_json(),
         "figures": {key: _spread([scores[name][key] for name in sorted(scores)]) for key in keys},
     }
-    _write_csv(folder / CASES, scores)
-    write_json(folder / SUMMARY, finite_or_none({**summary, "scores": scores}))
+    rows = [{"case": name, **figures} for name, figures in scores.items()]
+    write_evaluation(folder, rows, summary, scores)
     return PretrainingEvaluation(folder, failed, summary)
 
 
@@ -175,14 +170,6 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 def _cell(entry: dict[str, float], digits: int) -> str:
     return "-" if isnan(entry["mean"]) else f"{entry['mean']:.{digits}f} ± {entry['std']:.{digits}f}"
-
-
-def _write_csv(path: Path, scores: dict[str, Figures]) -> None:
-    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["case", *next(iter(scores.values()))])
-        for name, figures in scores.items():
-            writer.writerow([name, *("" if isnan(value) else value for value in figures.values())])
 
 
 def _write_volumes(folder: Path, name: str, made: Reconstruction, affine: NDArray[np.float64]) -> None:

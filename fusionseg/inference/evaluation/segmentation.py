@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,15 +14,14 @@ from fusionseg.config import RunConfig
 from fusionseg.data.formats.dataset import Dataset
 from fusionseg.data.formats.problems import CaseError
 from fusionseg.inference.evaluation.cases import choose_cases
-from fusionseg.inference.evaluation.figure import best_and_worst
+from fusionseg.inference.evaluation.picture import best_and_worst
 from fusionseg.inference.evaluation.scoring import Score, Scorer
-from fusionseg.inference.output_folders import CASES, PICTURE, SUMMARY, Request, evaluation_folder
 from fusionseg.inference.predictor import PredictOptions, Predictor
 from fusionseg.metrics.segmentation import nanmean
 from fusionseg.observability.progress import counting_progress
-from fusionseg.observability.sinks import finite_or_none
+from fusionseg.runs.evaluations import PICTURE, EvaluationRequest, evaluation_folder, write_evaluation
 from fusionseg.utils.errors import UserError
-from fusionseg.utils.files import whole_file, writable_folder, write_json
+from fusionseg.utils.files import writable_folder
 
 log = logging.getLogger("fusionseg")
 
@@ -94,7 +92,8 @@ def evaluate(
         "dataset": str(dataset.place),
         "request": request.to_json(),
     }
-    _write(folder, scores, summary)
+    plain_scores = [asdict(score) for score in scores]
+    write_evaluation(folder, plain_scores, summary, plain_scores)
     best_and_worst(folder / PICTURE, counted, cases, scorer)
     return Evaluation(folder, tuple(scores), failed, summary)
 
@@ -107,13 +106,13 @@ def request_for(
     others: Sequence[Path] = (),
     *,
     include_trained: bool = False,
-) -> Request:
+) -> EvaluationRequest:
     """Build the request, the form that tells evaluations apart.
 
     Args:
         dataset, given: another data set and the path by which it was given; None is the run's validation cases.
     """
-    return Request(
+    return EvaluationRequest(
         dataset=dataset,
         given=given,
         others=tuple(others),
@@ -149,23 +148,3 @@ def _spread(values: list[float]) -> dict[str, float]:
     if not known:
         return {"mean": float("nan"), "std": float("nan"), "cases": 0}
     return {"mean": fmean(known), "std": stdev(known) if len(known) > 1 else 0.0, "cases": len(known)}
-
-
-def _write(folder: Path, scores: list[Score], summary: dict[str, Any]) -> None:
-    # Never a summary beside the cases of another evaluation, wherever this one is killed.
-    for name in (SUMMARY, PICTURE):
-        (folder / name).unlink(missing_ok=True)
-    with (
-        whole_file(folder / CASES) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as stream,
-    ):
-        writer = csv.DictWriter(stream, list(asdict(scores[0])))
-        writer.writeheader()
-        for score in scores:
-            writer.writerow(
-                {
-                    key: "" if isinstance(value, float) and isnan(value) else value
-                    for key, value in asdict(score).items()
-                }
-            )
-    write_json(folder / SUMMARY, finite_or_none({**summary, "scores": [asdict(score) for score in scores]}))

@@ -17,14 +17,13 @@ from fusionseg.config import RunConfig
 from fusionseg.data.formats.dataset import open_dataset
 from fusionseg.data.formats.readers import Readers
 from fusionseg.inference.evaluation.cases import evaluation_config
-from fusionseg.inference.evaluation.pretraining import VOLUMES, evaluate_pretraining
+from fusionseg.inference.evaluation.pretraining import evaluate_pretraining
 from fusionseg.inference.evaluation.segmentation import evaluate, request_for
 from fusionseg.inference.evaluation.table import evaluation_table
-from fusionseg.inference.output_folders import SUMMARY, evaluation_folder
 from fusionseg.inference.predictor import PredictOptions
 from fusionseg.runs.checkpoints import find_weights
-from fusionseg.runs.discovery import run_folders
-from fusionseg.runs.records import read_object
+from fusionseg.runs.evaluations import VOLUMES, evaluation_folder, is_current
+from fusionseg.runs.paths import has_weights, holds_runs, is_run_folder, run_folders
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.tables import markdown_table
 
@@ -85,7 +84,7 @@ def split_words(words: Sequence[str]) -> tuple[list[Path], list[str]]:
     paths: list[Path] = []
     overrides: list[str] = []
     for word in words:
-        if _OVERRIDE.match(word) and not _has_runs(Path(word)):
+        if _OVERRIDE.match(word) and not holds_runs(Path(word)):
             overrides.append(word)
         else:
             paths.append(Path(word))
@@ -94,7 +93,7 @@ def split_words(words: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 def is_one_run(paths: Sequence[Path]) -> bool:
     """Whether a request is for a single run, and not for a folder of them."""
-    return len(paths) == 1 and ((paths[0] / "config.yaml").is_file() or not _has_runs(paths[0]))
+    return len(paths) == 1 and (is_run_folder(paths[0]) or not holds_runs(paths[0]))
 
 
 def evaluate_run(run: Path, wanted: Wanted) -> Outcome:
@@ -182,7 +181,7 @@ def evaluate_runs(paths: Sequence[Path], wanted: Wanted) -> Outcomes:
         raise UserError(f"--with: averages with one run, and {len(folders)} are named; evaluate them one by one")
     outcomes = Outcomes()
     for number, run in enumerate(folders, start=1):
-        if not any((run / "checkpoints").glob("*.pt")):
+        if not has_weights(run):
             log.info("%s has no weights yet: it is passed over", run)
             outcomes.states[run] = Outcome(NO_WEIGHTS, "passed over")
             continue
@@ -218,22 +217,5 @@ def _existing(run: Path, config: RunConfig, wanted: Wanted) -> Path | None:
         include_trained=wanted.include_trained,
     )
     folder = evaluation_folder(run, request)
-    if read_object(folder / SUMMARY).get("request") != request.to_json():
-        return None
-    if wanted.volumes and not (folder / VOLUMES).is_dir():
-        return None
     weights = [find_weights(one, wanted.options.checkpoint) for one in (run, *wanted.others)]
-    return folder if _is_current(folder, weights) else None
-
-
-def _is_current(folder: Path, weights: Sequence[Path]) -> bool:
-    """Whether an evaluation is of these weights, newer than they are, and lacks no case."""
-    summary = read_object(folder / SUMMARY)
-    if Path(str(summary.get("checkpoint"))).name != weights[0].name or summary.get("failed") != {}:
-        return False
-    written = (folder / SUMMARY).stat().st_mtime_ns
-    return all(written > path.stat().st_mtime_ns for path in weights)
-
-
-def _has_runs(path: Path) -> bool:
-    return (path / "config.yaml").is_file() or any(path.glob("*/config.yaml"))
+    return folder if is_current(folder, request, weights, volumes=wanted.volumes) else None

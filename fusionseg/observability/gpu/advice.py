@@ -131,7 +131,7 @@ def _low_utilisation(
         return
     found = f"{'GPUs' if len(measured) > 1 else 'GPU'} {busy:.0f} % busy"
     if data_share is None:
-        yield f"{found}: in a training, compare data_s with step_s in metrics.jsonl: a large data_s means waiting"
+        yield f"{found}: in a training, compare data_s with step_s in the run's records: a large data_s means waiting"
         return
     found += f", {100 * data_share:.0f} % of the step waits for data"
     if data_share >= DATA_SHARE and cache_on_host:

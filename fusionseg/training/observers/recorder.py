@@ -12,10 +12,12 @@ from typing import Any
 from fusionseg.config import RunConfig
 from fusionseg.distributed.rank_info import peak_memory_gb
 from fusionseg.distributed.world import World
+from fusionseg.observability.pictures import PictureFolder
 from fusionseg.observability.progress import TrainingProgress, duration
 from fusionseg.observability.ranges import PHASES, phase_timer
-from fusionseg.observability.sinks import NoSinks, Sinks
+from fusionseg.observability.tensorboard import Board
 from fusionseg.runs.folder import RunFolder
+from fusionseg.runs.records import RecordKind, RecordWriter
 from fusionseg.training.observers.gpu_watch import GpuWatch
 from fusionseg.training.step import StepStatistics
 from fusionseg.training.tasks.task import Outcome
@@ -55,11 +57,10 @@ class Recorder:
         self.world = world
         self.watch = watch
         self.progress = TrainingProgress(config.train.steps, step, shown=world.is_rank_zero)
-        self._sinks: Sinks = NoSinks()
-        if world.is_rank_zero:
-            board = folder.path if config.log.tensorboard else None
-            self._sinks = Sinks(folder.metrics, board, folder.pictures, purge_step=step + 1)
-            self._sinks.text("val/grid", GRID, step)
+        self._records = RecordWriter(folder.path) if world.is_rank_zero else None
+        self._pictures = PictureFolder(folder.paths.pictures if world.is_rank_zero else None)
+        self._board = Board(folder.path if world.is_rank_zero and config.log.tensorboard else None, purge_step=step + 1)
+        self._board.text("val/grid", GRID, step)
         age = process_age_s()
         self._begun = time.monotonic() - age - spent.total_s
         self._phases = defaultdict(float, spent.phases_s)
@@ -105,8 +106,10 @@ class Recorder:
         }
         if samples is not None:
             known["samples"] = samples
-        self._sinks.write("train", step, **known, step_s=step_s, data_s=data_s, samples_per_s=speed, memory_gb=memory)
-        self._sinks.curves("gpu", self.watch.curves(), step)
+        self._write(
+            RecordKind.TRAIN, step, **known, step_s=step_s, data_s=data_s, samples_per_s=speed, memory_gb=memory
+        )
+        self._board.scalars("gpu", self.watch.curves(), step)
         self.progress.record(step, statistics.loss, speed, data_s / step_s, memory, step_s)
 
     def validation(self, step: int, measure: str, outcome: Outcome, val_s: float, marks: Mapping[str, int]) -> None:
@@ -115,7 +118,7 @@ class Recorder:
         Args:
             marks: what the record says of the run's split beside the scores, see `Split.marks`.
         """
-        self._sinks.write("val", step, **outcome.fields, **marks, val_s=val_s)
+        self._write(RecordKind.VAL, step, **outcome.fields, **marks, val_s=val_s)
         trained_on = marks.get("trained_on", 0)
         warning = (
             f" (not of new cases: {trained_on} of {outcome.fields['cases']} were trained on)" if trained_on else ""
@@ -123,7 +126,8 @@ class Recorder:
         log.info("step %d: validation %s%s", step, outcome.summary, warning)
         self.progress.score(measure, outcome.score)
         if outcome.picture is not None:
-            self._sinks.picture("validation", outcome.picture, step)
+            self._pictures.write("validation", outcome.picture, step)
+            self._board.image("validation", outcome.picture, step)
 
     def end(
         self, step: int, status: str, reason: str, measure: str, best: float | None, *, cache_on_host: bool
@@ -136,8 +140,8 @@ class Recorder:
         steps_s = sum(seconds for name, seconds in spent.phases_s.items() if name in IN_STEP)
         data_s = spent.phases_s.get("data", 0.0) + spent.phases_s.get("augment", 0.0)
         gpu = self.watch.end(data_s / steps_s if steps_s else None, cache_on_host)
-        self._sinks.write(
-            "end",
+        self._write(
+            RecordKind.END,
             step,
             status=status,
             reason=reason,
@@ -154,7 +158,16 @@ class Recorder:
 
     def sync(self) -> None:
         """Force the records to disk: before a checkpoint that comes after them."""
-        self._sinks.sync()
+        if self._records is not None:
+            self._records.sync()
 
     def close(self) -> None:
-        self._sinks.close()
+        """Close the files."""
+        if self._records is not None:
+            self._records.close()
+        self._board.close()
+
+    def _write(self, kind: RecordKind, step: int, **fields: Any) -> None:
+        """Write a record, and its numbers as curves. Ranks other than rank 0 write nothing."""
+        if self._records is not None:
+            self._board.record(self._records.write(kind, step, **fields))

@@ -1,0 +1,87 @@
+"""The evaluation of a run that belongs to one of its validations: the same weights, the same cases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fusionseg.runs.evaluations import evaluations_of
+from fusionseg.runs.json_files import is_number
+from fusionseg.runs.paths import EVALUATION, WEIGHTS
+
+
+@dataclass(frozen=True)
+class MatchingEvaluation:
+    """The part of an evaluation that a table over runs shows."""
+
+    metrics: dict[str, float]
+    """Dice and HD95 in the geometry of the label files."""
+    trained_on: bool
+    """Whether some of its cases were trained on."""
+    remarks: tuple[str, ...]
+    """Differences from the training's validation, other than the geometry."""
+
+
+def matching_evaluation(run: Path, validation: Mapping[str, Any], weights: str) -> MatchingEvaluation | None:
+    """Find the evaluation of the weights that a validation is of.
+
+    Where several match, the one with the fewest options that differ from the run's own settings is taken.
+
+    Args:
+        run: the run folder.
+        validation: the val record.
+        weights: "last" or "best".
+
+    Returns:
+        The evaluation; one without metrics, and with a remark, if all are of other weights; None if there is none.
+    """
+    own = [
+        (options, summary)
+        for folder, summary in evaluations_of(run)
+        if (options := _differing_options(folder, summary)) is not None
+    ]
+    usable = [(options, summary) for options, summary in own if _is_of(summary, validation, weights)]
+    if usable:
+        options, summary = min(usable, key=lambda pair: len(pair[0]))
+        remarks = [f"was evaluated with {option}" for option in options]
+        if is_number(validation.get("cases")) and summary.get("cases") != validation["cases"]:
+            remarks.append(
+                f"its evaluation is of {summary.get('cases')} cases, its validation of {validation['cases']}"
+            )
+        return MatchingEvaluation(_metrics(summary), bool(summary.get("trained_on")), tuple(remarks))
+    if own:
+        names = " and ".join(sorted({Path(str(summary.get("checkpoint"))).name for _, summary in own}))
+        expected = WEIGHTS[weights]
+        which = f"other weights ({names})" if names != expected else f"an earlier {names}"
+        advice = f"fusionseg evaluate RUN --checkpoint {weights} makes the one for this table"
+        return MatchingEvaluation({}, False, (f"its evaluation is not used: it is of {which}; {advice}",))
+    return None
+
+
+def _differing_options(folder: Path, summary: Mapping[str, Any]) -> list[str] | None:
+    """Options of the prediction that differ from the run's own settings; None if the cases or the networks differ."""
+    request = summary.get("request")
+    if not isinstance(request, dict):  # older versions did not write the request
+        return [] if folder.name == EVALUATION and summary and "averaged_with" not in summary else None
+    if request.get("dataset") is not None or request.get("with"):
+        return None
+    options = [option for option in ("--tta", "--include-trained") if request.get(option[2:].replace("-", "_"))]
+    return options + ([] if request.get("overlap") is None else [f"--overlap {request['overlap']}"])
+
+
+def _is_of(summary: Mapping[str, Any], validation: Mapping[str, Any], weights: str) -> bool:
+    """Tell whether an evaluation is of the validated weights, or of later ones of an interrupted run."""
+    step = summary.get("step")
+    return isinstance(step, int) and (step == validation["step"] or (weights == "last" and step > validation["step"]))
+
+
+def _metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    found: dict[str, Any] = {"dice": summary.get("dice")}
+    classes = summary.get("classes")
+    for name, metrics in classes.items() if isinstance(classes, dict) else ():
+        dice = metrics.get("dice") if isinstance(metrics, dict) else None
+        found[f"dice_per_class.{name}"] = dice.get("mean") if isinstance(dice, dict) else None
+    found["hd95_mm"] = summary.get("hd95_mm")
+    return {key: float(value) for key, value in found.items() if is_number(value)}

@@ -1,0 +1,210 @@
+"""Summary of a run for a table over many runs: configuration, data set, metrics, cost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from fusionseg.inference.comparison.matching_evaluation import matching_evaluation
+from fusionseg.runs.environment import read_environment
+from fusionseg.runs.json_files import is_number
+from fusionseg.runs.paths import METRICS, SPLIT
+from fusionseg.runs.records import Record, RecordKind, RunStatus, sift_records
+from fusionseg.runs.run_config import plain_config, resume_relevant
+from fusionseg.runs.split import plain_split
+from fusionseg.utils.errors import UserError
+
+REPEATED = ("seed", "data.fold", "data.fold_seed")
+"""Keys that repeat a configuration. The table averages over their values."""
+SCORES = {"segmentation": "dice", "pre-training": "ssim"}
+"""The score of each task."""
+PREPARED, FILES, PATCHES = " (prepared grid)", " (files)", " (per patch, old)"
+"""Suffixes of the metrics' names: the grid of the measurement. Metrics of different grids never share a column."""
+
+VALIDATED_ON_TRAINING_CASES = "validated on cases that were trained on"
+UNKNOWN_START = "started from weights that do not say what they were trained on"
+STOPPED_BY_PLATEAU = "stopped by stop.plateau, so that its last step was chosen by the validation too"
+
+
+@dataclass(frozen=True)
+class DataIdentity:
+    """The identity of a run's data set, by content where the run recorded its split."""
+
+    name: str
+    cases: frozenset[str]
+    """Digests of the images and labels of all training and validation cases; empty where there is no split."""
+    labels: tuple[str, ...]
+    root: str
+    """The folders of the data sets. They identify the data set of a run without a split."""
+
+    @cached_property
+    def key(self) -> str:
+        """A hash that is equal for equal data sets, whatever their names and folders are."""
+        content = "\n".join([*(sorted(self.cases) or [self.root]), "", *self.labels])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """Summary of a run."""
+
+    path: Path
+    task: str
+    """A key of `SCORES`."""
+    config: dict[str, Any]
+    """Plain values by dotted key; only those that the results depend on."""
+    key: str
+    """A hash that is equal for runs whose configurations differ in seed and fold only."""
+    data: DataIdentity
+    fold: str
+    status: str
+    """See `RunStatus`."""
+    metrics: dict[str, float]
+    """Metrics of the chosen weights, and the cost of the run."""
+    marks: tuple[str, ...] = ()
+    """Reasons why the metrics are not those of a run that was validated on unseen cases."""
+    remarks: tuple[str, ...] = ()
+    """Notes for below the table."""
+
+
+def summarise_run(run: Path, weights: str) -> RunSummary:
+    """Read a run folder.
+
+    Args:
+        run: the run folder.
+        weights: "last" takes the metrics of the last validation, "best" those of the best one.
+
+    Raises:
+        UserError: the configuration cannot be read.
+    """
+    plain = plain_config(run)
+    task = "segmentation" if plain.get("pretrain") is None else "pre-training"
+    remarks: list[str] = []
+    records, damaged = sift_records(run)
+    if damaged:
+        remarks.append(f"{damaged} damaged lines of {METRICS} are ignored")
+    split = plain_split(run) or None
+    if split is None and records:
+        remarks.append(f"there is no readable {SPLIT}: data.root identifies its data set")
+    validations = [record for record in records if record["kind"] == RecordKind.VAL]
+    chosen = _chosen_validation(validations, SCORES[task], weights)
+    metrics = {} if chosen is None else _validation_metrics(chosen)
+    last = records[-1] if records else {}
+    status = str(last.get("status")) if last.get("kind") == RecordKind.END else RunStatus.UNFINISHED
+    trained_on = bool((split or {}).get("trained_on") or (chosen or {}).get("trained_on"))
+    if task == "segmentation" and chosen is not None and (found := matching_evaluation(run, chosen, weights)):
+        metrics = {**{f"{key}{FILES}": value for key, value in found.metrics.items()}, **metrics}
+        trained_on = trained_on or found.trained_on
+        remarks += found.remarks
+    if metrics:
+        metrics |= _cost(records, read_environment(run))
+    marks = [VALIDATED_ON_TRAINING_CASES] if trained_on else []
+    if any(isinstance(one, dict) and one.get("images") is None for one in (split or {}).get("seen") or ()):
+        marks.append(UNKNOWN_START)
+    if weights == "last" and status == RunStatus.PLATEAU:
+        marks.append(STOPPED_BY_PLATEAU)
+    config = dict(_dotted(resume_relevant(plain)))
+    return RunSummary(
+        path=run,
+        task=task,
+        config=config,
+        key=_configuration_key(config),
+        data=_data_identity(plain, split),
+        fold=_fold(plain, split),
+        status=status,
+        metrics=metrics,
+        marks=tuple(marks),
+        remarks=tuple(remarks),
+    )
+
+
+def _chosen_validation(validations: Sequence[Record], score: str, weights: str) -> Record | None:
+    """The last validation, or the first one with the highest score. A score that is not known is not the best."""
+    if weights == "last":
+        return validations[-1] if validations else None
+    known = [record for record in validations if is_number(record.get(score))]
+    return max(known, key=lambda record: float(record[score]), default=None)
+
+
+def _validation_metrics(record: Record) -> dict[str, float]:
+    # Pre-trainings of versions that did not record the grid scored patches. Dice was always on the prepared grid.
+    grid = PATCHES if "ssim" in record and "grid" not in record else PREPARED
+    # Integers are counts of cases, not metrics.
+    return {
+        f"{key}{grid}": value
+        for key, value in _dotted(record)
+        if isinstance(value, float) and is_number(value) and not key.endswith("_s")
+    }
+
+
+def _cost(records: Sequence[Record], environment: Mapping[str, Any]) -> dict[str, float]:
+    """Parameters, steps, and the means of the measurements over the records."""
+    trained = [record for record in records if record["kind"] == RecordKind.TRAIN]
+    cost: dict[str, float] = {}
+    if is_number(environment.get("parameters")):
+        cost["parameters"] = environment["parameters"]
+    if trained:
+        cost["steps"] = trained[-1]["step"]
+        for key in ("samples_per_s", "memory_gb"):
+            if known := [record[key] for record in trained if is_number(record.get(key))]:
+                cost[key] = fmean(known)
+    totals = [record.get("total_s") for record in records if record["kind"] == RecordKind.END]
+    if known_totals := [total for total in totals if total is not None and is_number(total)]:
+        cost["total_s"] = known_totals[-1]
+    return cost
+
+
+def _data_identity(plain: Mapping[str, Any], split: Mapping[str, Any] | None) -> DataIdentity:
+    data = plain["data"]
+    roots = [data.get("root"), *(further.get("root") for further in data.get("also") or ())]
+    root = " + ".join(str(path) for path in roots)
+    try:
+        assert split is not None
+        cases = [*split["training"], *split["validation"]]
+        digests = frozenset(f"{case['image']} {case.get('label')}" for case in cases)
+        labels = tuple(str(name) for _, name in sorted(split["labels"].items(), key=lambda item: int(item[0])))
+        return DataIdentity(" + ".join(map(str, split["datasets"])), digests, labels, root)
+    except (AssertionError, KeyError, TypeError, ValueError, AttributeError):
+        names = data.get("labels")
+        return DataIdentity(root, frozenset(), tuple(map(str, names)) if isinstance(names, list) else (), root)
+
+
+def _fold(plain: Mapping[str, Any], split: Mapping[str, Any] | None) -> str:
+    data = plain["data"]
+    stated = bool((split or {}).get("stated"))
+    seed = data.get("fold_seed")
+    return f"{data.get('fold')}" + (f" (fold_seed {seed})" if seed and not stated else "")
+
+
+def _configuration_key(config: Mapping[str, Any]) -> str:
+    """A hash of the settings without seed and fold.
+
+    `init_from` is replaced by the configuration of the pre-training that it names: each fold has a pre-training of its
+    own, and their folders differ.
+    """
+    settings = {key: value for key, value in config.items() if key not in REPEATED}
+    if settings.get("init_from"):
+        start = Path(str(settings["init_from"]))
+        run = start.parent.parent if start.suffix == ".pt" else start
+        try:
+            before = dict(_dotted(resume_relevant(plain_config(run))))
+        except UserError:
+            pass
+        else:
+            settings["init_from"] = {k: v for k, v in before.items() if k not in (*REPEATED, "init_from")}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _dotted(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested mappings with their dotted keys."""
+    for key, value in plain.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

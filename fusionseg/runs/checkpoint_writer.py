@@ -1,0 +1,135 @@
+"""The writer of checkpoints: in a thread beside the training steps, each file whole or not at all."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fusionseg.runs.paths import BEST, LAST, numbered_checkpoints, numbered_name
+from fusionseg.utils.errors import TrainingStopped
+from fusionseg.utils.files import whole_file
+
+
+def _ignore(seconds: float) -> None:
+    pass
+
+
+class CheckpointWriter:
+    """The writer of a `checkpoints/` folder: step_00000500.pt ..., last.pt, best.pt.
+
+    Saving copies the state to the host's memory and returns. A thread writes the copy while the training goes on, one
+    checkpoint at a time. `finish` waits until it is on disk.
+    """
+
+    def __init__(self, folder: Path, keep: int, on_written: Callable[[float], None] = _ignore) -> None:
+        """Args:
+        folder: the `checkpoints/` folder.
+        keep: number of numbered checkpoints that stay.
+        on_written: called in the caller's thread, after a checkpoint was written, with the seconds from the call of
+            `save` to the disk.
+        """
+        self.folder = folder
+        self.keep = keep
+        self._on_written = on_written
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")  # Python waits for it when it ends
+        self._writing: Future[float] | None = None
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Save a numbered checkpoint, link last.pt to it, and delete the numbered ones beyond `keep`.
+
+        Args:
+            step: number of steps that were trained.
+            state: what the checkpoint holds; tensors may be on any device.
+
+        Raises:
+            TrainingStopped: the checkpoint before this one could not be written.
+        """
+        self._start(self._write_numbered, step, state)
+
+    def save_best(self, state: dict[str, Any]) -> None:
+        """Save best.pt.
+
+        Args:
+            state: the weights, and what is needed to use them.
+
+        Raises:
+            TrainingStopped: the checkpoint before this one could not be written.
+        """
+        self._start(_write, self.folder / BEST, state)
+
+    def finish(self) -> None:
+        """Wait until everything that was saved is on disk.
+
+        Raises:
+            TrainingStopped: a checkpoint could not be written.
+        """
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        try:
+            self._on_written(writing.result())
+        except (OSError, RuntimeError) as error:  # torch turns errors of the system into RuntimeErrors
+            reason = str(error).partition("\n")[0]
+            raise TrainingStopped(
+                f"{self.folder}: a checkpoint could not be written ({reason}): free space on the disk, and start the"
+                f" run again: it goes on from {self._newest()}"
+            ) from error
+
+    def check(self) -> None:
+        """Call `finish` if the thread has ended. This method never waits.
+
+        Raises:
+            TrainingStopped: a checkpoint could not be written.
+        """
+        if self._writing is not None and self._writing.done():
+            self.finish()
+
+    def _newest(self) -> str:
+        return next((path.name for _, path in numbered_checkpoints(self.folder)), "its beginning")
+
+    def _start(self, write: Callable[..., None], *arguments: Any) -> None:
+        self.finish()  # so that there is one copy of the state in memory at a time
+        start = time.monotonic()
+        copied = on_host(arguments)
+
+        def work() -> float:
+            write(*copied)
+            return time.monotonic() - start
+
+        self._writing = self._thread.submit(work)
+
+    def _write_numbered(self, step: int, state: dict[str, Any]) -> None:
+        path = self.folder / numbered_name(step)
+        _write(path, state)
+        with whole_file(self.folder / LAST) as temporary:
+            try:
+                os.link(path, temporary)
+            except OSError:  # a file system without hard links
+                temporary.write_bytes(path.read_bytes())
+        for _, old in numbered_checkpoints(self.folder)[self.keep :]:
+            old.unlink()
+
+
+def on_host(state: Any) -> Any:
+    """Copy nested dictionaries, lists and tuples; the tensors in them are copied to the host's memory."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        copied = copy.copy(state)  # a network's state_dict has the versions of its modules as an attribute
+        copied.update((key, on_host(value)) for key, value in state.items())
+        return copied
+    if isinstance(state, (list, tuple)):
+        return type(state)(on_host(value) for value in state)
+    return state
+
+
+def _write(path: Path, state: dict[str, Any]) -> None:
+    with whole_file(path) as temporary:
+        torch.save(state, temporary)

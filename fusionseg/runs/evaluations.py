@@ -1,0 +1,172 @@
+"""The evaluations of a run: folders in the run folder, each with the results of one request."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+from fusionseg.data.formats.dataset import Dataset
+from fusionseg.runs.json_files import JsonObject, finite_or_none, read_object
+from fusionseg.runs.paths import EVALUATION
+from fusionseg.utils.files import file_name, whole_file, write_json
+
+CASES, SUMMARY, PICTURE, VOLUMES = "cases.csv", "summary.json", "best_and_worst.png", "volumes"
+_FIRST_COLUMNS = ("case,label,dice,", "case,ssim,")
+"""First columns of cases.csv, of a segmentation and of a pre-training."""
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """The request that an evaluation answers. Results of another request are never replaced."""
+
+    dataset: Dataset | None
+    """The data set that was scored; None means the run's own validation cases."""
+    given: str | None
+    """The path by which `dataset` was named."""
+    others: Sequence[Path] = ()
+    """Runs whose predictions are averaged with those of this run."""
+    checkpoint: str = "last"
+    overlap: float | None = None
+    """Overlap of neighbouring windows; None means that of the run's configuration."""
+    flips: bool = False
+    """Whether the prediction is averaged over flips."""
+    include_trained: bool = False
+    """Whether the means count cases that were trained on."""
+
+    def to_json(self) -> JsonObject:
+        """Plain values, for the summary."""
+        return {
+            "dataset": None if self.dataset is None else str(self.dataset.place),
+            "with": sorted(str(run.resolve()) for run in self.others),
+            "checkpoint": self.checkpoint,
+            "overlap": self.overlap,
+            "tta": self.flips,
+            "include_trained": self.include_trained,
+        }
+
+    @property
+    def folder_name(self) -> str:
+        """`evaluation`, followed by each option that is not the default one."""
+        parts = [EVALUATION]
+        parts += ["ensemble"] if self.others else []
+        if self.dataset is not None and self.given is not None:
+            is_folder = os.path.isdir(os.path.expanduser(self.given))
+            parts.append(self.dataset.place.parent.name if is_folder else self.dataset.short_name)
+        usual = "last" if self.dataset is None else "best"
+        parts += [] if self.checkpoint == usual else [self.checkpoint]
+        parts += ["tta"] if self.flips else []
+        parts += ["with_trained"] if self.include_trained else []
+        parts += [] if self.overlap is None else [f"overlap{self.overlap:g}"]
+        return file_name("_".join(parts))
+
+
+def evaluation_folder(run: Path, request: EvaluationRequest) -> Path:
+    """The folder for the results of a request, in the run folder.
+
+    The name is `EvaluationRequest.folder_name`. A short hash is appended where that folder holds results of another
+    request, say, of another data set with the same name.
+
+    Args:
+        run: the run folder.
+        request: the request.
+    """
+    plain = run / request.folder_name
+    if not _holds_another(plain, request):
+        return plain
+    key = hashlib.sha256(json.dumps(request.to_json(), sort_keys=True).encode()).hexdigest()[:6]
+    return run / file_name(f"{request.folder_name}_{key}")
+
+
+def write_evaluation(
+    folder: Path, rows: Sequence[Mapping[str, Any]], summary: JsonObject, scores: Sequence[JsonObject] | JsonObject
+) -> None:
+    """Write cases.csv and summary.json of an evaluation.
+
+    The results of an earlier evaluation are deleted first. A process that is killed here then never leaves the summary
+    of one evaluation beside the cases of another.
+
+    Args:
+        folder: the evaluation's folder.
+        rows: one row of cases.csv each, with the same keys in the same order. nan becomes an empty cell.
+        summary: the summary without its scores. nan becomes null.
+        scores: the scores of the cases, for the summary.
+    """
+    for name in (SUMMARY, PICTURE):
+        (folder / name).unlink(missing_ok=True)
+    with whole_file(folder / CASES) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        for row in rows:
+            writer.writerow(
+                {key: "" if isinstance(value, float) and isnan(value) else value for key, value in row.items()}
+            )
+    write_json(folder / SUMMARY, finite_or_none({**summary, "scores": scores}))
+
+
+def read_summary(folder: Path) -> JsonObject:
+    """Read the summary of an evaluation; empty if there is none, or if it is damaged.
+
+    Args:
+        folder: the evaluation's folder.
+    """
+    return read_object(folder / SUMMARY)
+
+
+def evaluations_of(run: Path) -> list[tuple[Path, JsonObject]]:
+    """Read the summaries of all evaluations of a run.
+
+    Args:
+        run: the run folder.
+
+    Returns:
+        The folder and the summary of each, sorted by the folder's name.
+    """
+    return [(path.parent, read_object(path)) for path in sorted(run.glob(f"{EVALUATION}*/{SUMMARY}"))]
+
+
+def is_current(folder: Path, request: EvaluationRequest, weights: Sequence[Path], *, volumes: bool = False) -> bool:
+    """Tell whether a folder holds the complete answer to a request, newer than the weights.
+
+    Args:
+        folder: the evaluation's folder.
+        request: the request.
+        weights: the checkpoints of the run and of the runs averaged with it.
+        volumes: the answer includes the reconstructed volumes.
+    """
+    summary = read_summary(folder)
+    if summary.get("request") != request.to_json() or (volumes and not (folder / VOLUMES).is_dir()):
+        return False
+    if Path(str(summary.get("checkpoint"))).name != weights[0].name or summary.get("failed") != {}:
+        return False
+    written = (folder / SUMMARY).stat().st_mtime_ns
+    return all(written > path.stat().st_mtime_ns for path in weights)
+
+
+def _holds_another(folder: Path, request: EvaluationRequest) -> bool:
+    """Tell whether a folder holds files that an evaluation of this request did not write."""
+    summary = folder / SUMMARY
+    if not os.path.lexists(summary):  # an evaluation that was killed leaves its cases.csv alone
+        return any(os.path.lexists(folder / name) for name in (CASES, PICTURE)) and not _is_own_table(folder / CASES)
+    try:
+        found = json.loads(summary.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return True
+    if not isinstance(found, dict) or "checkpoint" not in found or not {"classes", "figures"} & found.keys():
+        return True
+    # Earlier versions did not write the request.
+    return "request" in found and found["request"] != request.to_json()
+
+
+def _is_own_table(path: Path) -> bool:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as stream:
+            return stream.readline().startswith(_FIRST_COLUMNS)
+    except OSError:
+        return False

@@ -1,0 +1,162 @@
+"""Names of the files in a run folder. No other module spells these names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.folder_lock import LOCK
+
+CONFIG = "config.yaml"
+ENVIRONMENT = "environment.json"
+SPLIT = "split.json"
+METRICS = "metrics.jsonl"
+JOBS = "jobs.jsonl"
+LOG = "log.txt"
+CHECKPOINTS = "checkpoints"
+PICTURES = "pictures"
+PROFILE = "profile"
+EVALUATION = "evaluation"
+"""Beginning of the name of every evaluation's folder."""
+
+LAST, BEST = "last.pt", "best.pt"
+WEIGHTS = {"last": LAST, "best": BEST}
+"""The checkpoint that the option `--checkpoint` names."""
+_NUMBERED = re.compile(r"step_(\d{8,})\.pt")
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Paths of the files in a run folder. Nothing is read or written here.
+
+    Args:
+        root: the run folder.
+    """
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / CONFIG
+
+    @property
+    def environment(self) -> Path:
+        return self.root / ENVIRONMENT
+
+    @property
+    def split(self) -> Path:
+        return self.root / SPLIT
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / METRICS
+
+    @property
+    def jobs(self) -> Path:
+        return self.root / JOBS
+
+    @property
+    def log(self) -> Path:
+        return self.root / LOG
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / CHECKPOINTS
+
+    @property
+    def pictures(self) -> Path:
+        return self.root / PICTURES
+
+    @property
+    def profile(self) -> Path:
+        return self.root / PROFILE
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every entry of the run folder that is a file. Evaluations and checkpoints are not among them."""
+        names = (CONFIG, ENVIRONMENT, SPLIT, METRICS, JOBS, LOG, LOCK)
+        return tuple(self.root / name for name in names)
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The run folder and the folders in it that a training writes to."""
+        return self.root, self.checkpoints, self.pictures
+
+
+def numbered_name(step: int) -> str:
+    """The file name of the checkpoint of a step: step_00000500.pt."""
+    return f"step_{step:08d}.pt"
+
+
+def checkpoints_of(run: Path) -> list[tuple[int, Path]]:
+    """List the numbered checkpoints of a run, the newest first.
+
+    Args:
+        run: the run folder.
+
+    Returns:
+        The step and the file of each. Entries with other names, and folders, are ignored.
+    """
+    return numbered_checkpoints(RunPaths(run).checkpoints)
+
+
+def numbered_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """List the numbered checkpoints of a `checkpoints/` folder, the newest first; see `checkpoints_of`."""
+    return sorted(((step, path) for step, path in _numbered(folder) if path.is_file()), reverse=True)
+
+
+def obstacles(folder: Path) -> list[Path]:
+    """List the entries of a `checkpoints/` folder that have the name of a checkpoint but are not files."""
+    named = [folder / LAST, folder / BEST, *(path for _, path in _numbered(folder))]
+    return [path for path in named if path.exists() and not path.is_file()]
+
+
+def has_weights(run: Path) -> bool:
+    """Tell whether a run folder holds any checkpoint."""
+    return any(RunPaths(run).checkpoints.glob("*.pt"))
+
+
+def is_run_folder(path: Path) -> bool:
+    """Tell whether a path is the folder of a run: it holds the run's configuration."""
+    return RunPaths(path).config.is_file()
+
+
+def holds_runs(path: Path) -> bool:
+    """Tell whether a path is a run folder, or a folder of run folders."""
+    return is_run_folder(path) or any(path.glob(f"*/{CONFIG}"))
+
+
+def run_folders(paths: Sequence[Path]) -> list[Path]:
+    """Find run folders.
+
+    Args:
+        paths: run folders, and folders of run folders.
+
+    Returns:
+        Each run folder once, in the order of `paths`; those within one folder are sorted by name.
+
+    Raises:
+        UserError: a path is neither a run folder nor a folder of run folders. All such paths are listed.
+    """
+    found: list[Path] = []
+    problems: list[str] = []
+    for path in paths:
+        inside = sorted(file.parent for file in path.glob(f"*/{CONFIG}") if file.is_file()) if path.is_dir() else []
+        if is_run_folder(path):
+            found.append(path)
+        elif inside:
+            found += inside
+        else:
+            problems.append(f"{path}: is neither a run folder (it has no {CONFIG}) nor a folder of run folders")
+    if problems:
+        raise UserError(problems)
+    return list(dict.fromkeys(found))
+
+
+def _numbered(folder: Path) -> Iterator[tuple[int, Path]]:
+    for path in folder.glob("step_*.pt"):
+        if match := _NUMBERED.fullmatch(path.name):
+            yield int(match[1]), path

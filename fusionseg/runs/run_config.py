@@ -1,0 +1,181 @@
+"""The configuration of a run: read from its folder, and compared with that of the next start."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fusionseg.config import RunConfig, differences, dump_config, validate
+from fusionseg.config.loading import lay_over
+from fusionseg.config.override import parse_override
+from fusionseg.config.yaml_location import Places, read_yaml
+from fusionseg.runs.checkpoints import read_checkpoint
+from fusionseg.runs.json_files import read_regular
+from fusionseg.runs.paths import BEST, LAST, RunPaths, checkpoints_of
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.files import write_text
+
+log = logging.getLogger("fusionseg")
+
+# These keys may differ between two starts of one run. The results do not depend on them.
+RESUME_FREE_KEYS = (
+    ("name",), ("output",), ("resume",), ("init_from_seen",), ("device",), ("log",), ("profile",), ("cache", "device"),
+    ("cache", "memory_fraction"), ("checkpoint",), ("data", "root"), ("data", "prepared"), ("data", "workers"),
+    ("train", "threads"), ("train", "checkpoint_activations"), ("validate", "window_batch"),
+)  # fmt: skip
+
+
+def write_run_config(run: Path, config: RunConfig) -> None:
+    """Write the resolved configuration into a run folder."""
+    write_text(RunPaths(run).config, dump_config(config))
+
+
+def load_run_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Load the resolved configuration of a run.
+
+    Args:
+        run: the run folder.
+        overrides: `key.path=value` settings that are laid over it.
+
+    Raises:
+        UserError: the path is no run folder, the configuration is damaged, or the result is not valid.
+    """
+    if not RunPaths(run).config.exists():
+        raise UserError(
+            f"{run}: is no run folder ({RunPaths(run).config.name} is missing): give the folder that a training wrote"
+        )
+    return validate(*lay_over(*stored_config(run), [parse_override(text, RunConfig) for text in overrides]))
+
+
+def stored_config(run: Path) -> tuple[dict[str, Any], Places]:
+    """Read the configuration of a run folder, or that of its newest checkpoint where the file is damaged.
+
+    Args:
+        run: the run folder.
+
+    Returns:
+        The plain configuration, and the line of each key; no lines where it comes from a checkpoint.
+
+    Raises:
+        UserError: the file cannot be read, and no checkpoint beside it holds the configuration.
+    """
+    path = RunPaths(run).config
+    try:
+        if path.exists() and not path.is_file():  # reading a pipe would wait
+            raise UserError(f"{path}: is no file")
+        plain, places = read_yaml(path)
+        if not plain:
+            raise UserError(f"{path}: is empty")
+        return plain, places
+    except UserError as error:
+        found = _config_of_checkpoints(run)
+        if found is None:
+            raise
+        checkpoint, config = found
+        log.warning("%s: the configuration is taken from %s", error.problems[0], checkpoint)
+        return config, {}
+
+
+def plain_config(run: Path) -> dict[str, Any]:
+    """Read the configuration of a run folder as plain values, quickly: for tables over many runs.
+
+    Keys that are newer than the run have their defaults, unless the configuration is that of another version and is not
+    valid now. Then its values are returned as they are.
+
+    Args:
+        run: the run folder.
+
+    Raises:
+        UserError: the file cannot be read, or is no configuration of a run.
+    """
+    path = RunPaths(run).config
+    try:
+        plain = yaml.load(read_regular(path).decode("utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read: {str(error).partition(chr(10))[0]}") from None
+    if not isinstance(plain, dict) or not isinstance(plain.get("data"), dict):
+        raise UserError(f"{path}: is no configuration of a run")
+    return with_defaults(plain)
+
+
+def with_defaults(plain: dict[str, Any]) -> dict[str, Any]:
+    """Add the defaults of keys that are newer than a plain configuration; one that is not valid is left as it is."""
+    try:
+        return validate(plain).to_dict()
+    except UserError:
+        return plain
+
+
+def configured_steps(run: Path) -> int | None:
+    """The value of `train.steps` of a run; None, with a warning, if the configuration is damaged.
+
+    Args:
+        run: the run folder.
+    """
+    path = RunPaths(run).config
+    try:
+        steps = read_yaml(path)[0].get("train", {}).get("steps")
+    except (UserError, AttributeError) as error:
+        log.warning("%s", error if isinstance(error, UserError) else f"{path}: is no configuration of a run")
+        return None
+    return steps if isinstance(steps, int) else None
+
+
+def refuse_other_config(path: Path, before: dict[str, Any], config: RunConfig) -> None:
+    """Refuse to continue a run under a configuration that gives other results.
+
+    Args:
+        path: the run folder or the checkpoint that holds the run, for the message.
+        before: the plain configuration under which the run was trained.
+        config: the configuration of this start.
+
+    Raises:
+        UserError: with all differences.
+    """
+    changed = differences(resume_relevant(with_defaults(before)), resume_relevant(config.to_dict()))
+    if changed:
+        raise UserError(
+            f"{path}: holds a run of a different configuration: choose another name, or restore the values (stored ->"
+            " now):\n  " + "\n  ".join(changed)
+        )
+
+
+def resume_relevant(plain: dict[str, Any]) -> dict[str, Any]:
+    """The part of a plain configuration that the results depend on: all but `RESUME_FREE_KEYS`."""
+    kept: dict[str, Any] = json.loads(json.dumps(plain, default=str))
+    for path in RESUME_FREE_KEYS:
+        section: Any = kept
+        for key in path[:-1]:
+            section = section.get(key) if isinstance(section, dict) else None
+        if isinstance(section, dict):  # a file that was edited by hand may hold anything
+            section.pop(path[-1], None)
+    data = kept.get("data")
+    for further in (data.get("also") or []) if isinstance(data, dict) else []:
+        if isinstance(further, dict):
+            further.pop("root", None)
+            further.pop("prepared", None)
+    return kept
+
+
+def config_hash(config: RunConfig) -> str:
+    """A short hash of the `resume_relevant` part of a configuration."""
+    return hashlib.sha256(json.dumps(resume_relevant(config.to_dict()), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _config_of_checkpoints(run: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that can be read, and the configuration in it."""
+    folder = RunPaths(run).checkpoints
+    for path in (*(path for _, path in checkpoints_of(run)), folder / LAST, folder / BEST):
+        try:
+            config = read_checkpoint(path).get("config")
+        except UserError:
+            continue
+        if isinstance(config, dict):
+            return path, config
+    return None
