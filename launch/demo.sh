@@ -23,8 +23,7 @@ echo "== 5/5 predict a scan that it has never seen"
 cat <<EOF
 
 done
-  table        $run/evaluation/cases.csv, $run/evaluation/summary.json
-  picture      $run/evaluation/best_and_worst.png
+  results      $run/evaluation: a table of the cases, a summary, a picture
   masks        $folder/masks
   TensorBoard  ${python%python}tensorboard --logdir $folder/runs
 EOF

@@ -44,6 +44,7 @@ from fusionseg.performance.benchmarking import Timings, open_trainer, publish, s
 from fusionseg.performance.device_speed import timed
 from fusionseg.performance.machine import machine_info, machine_line
 from fusionseg.runs.checkpoint_writer import CheckpointWriter
+from fusionseg.runs.paths import RunPaths
 from fusionseg.training.trainer import Trainer
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import run
@@ -147,7 +148,7 @@ class Bench:
 
     def _checkpoint(self) -> dict[str, Any]:
         trainer, numbers = self.ours, itertools.count()
-        checkpoints = CheckpointWriter(self.folder, keep=2)
+        checkpoints = CheckpointWriter(RunPaths(self.folder).checkpoints, keep=2)
 
         def ours() -> None:
             state = {"model": trainer.model.state_dict(), "train_step": trainer.step_fn.state_dict()}
@@ -222,7 +223,7 @@ class Bench:
         name = f"start{time.time_ns()}"
         options = [f"output={self.folder / 'starts'}", f"name={name}", "log.every=1"]
         command = [sys.executable, "-m", "fusionseg.train", "--config", config, *overrides, *options]
-        records = self.folder / "starts" / name / "metrics.jsonl"
+        records = RunPaths(self.folder / "starts" / name).metrics
         begun = time.perf_counter()
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT) as process:
             while not (records.exists() and records.stat().st_size):

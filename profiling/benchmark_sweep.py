@@ -9,7 +9,6 @@ every 10 of 1000 steps, ten validations), and `status` and `compare` read them. 
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -19,32 +18,34 @@ from pathlib import Path
 import torch
 
 from fusionseg.cluster.sweep import load_sweep
-from fusionseg.config import dump_config
-from fusionseg.inference.evaluation.table import markdown_table
+from fusionseg.config import RunConfig
 from fusionseg.performance.machine import machine_info, machine_line
-from fusionseg.runs.job_events import write_event
+from fusionseg.runs.environment import write_environment
+from fusionseg.runs.job_events import JobEvent, write_event
+from fusionseg.runs.records import RecordKind, RecordWriter, RunStatus
+from fusionseg.runs.run_config import write_run_config
 from fusionseg.utils.exit_status import run
+from fusionseg.utils.tables import markdown_table
 
 ROOT = Path(__file__).parents[1]
 
 
-def finish(folder: Path, config: str, seed: int) -> None:
+def finish(folder: Path, config: RunConfig, seed: int) -> None:
     """Make a run folder as a finished run leaves it."""
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(config, encoding="utf-8")
-    (folder / "environment.json").write_text('{"parameters": 1000000}', encoding="utf-8")
-    records: list[dict[str, object]] = []
+    write_run_config(folder, config)
+    write_environment(folder, [], parameters=1_000_000)
+    records = RecordWriter(folder)
     for step in range(10, 1001, 10):
         measured = {"step_s": 0.3, "data_s": 0.01, "samples_per_s": 7.0 + seed % 3, "memory_gb": 1.5}
-        records.append({"kind": "train", "step": step, "loss": 1 / step, "lr": 1e-3, "grad_norm": 1.0, **measured})
+        records.write(RecordKind.TRAIN, step, loss=1 / step, lr=1e-3, grad_norm=1.0, **measured)
         if step % 100 == 0:
             dice = 0.8 + step / 1e5 + seed / 1e4
-            records.append({"kind": "val", "step": step, "dice": dice, "dice_per_class": {"a": dice, "b": dice}})
-    records.append({"kind": "end", "step": 1000, "status": "completed", "reason": "step 1000", "best_dice": dice})
-    records[-1]["total_s"] = 300.0
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    write_event(folder, "submitted", job="1_0", log="log", steps=1000)
-    write_event(folder, "finished", job="1_0", step=1000)
+            records.write(RecordKind.VAL, step, dice=dice, dice_per_class={"a": dice, "b": dice})
+    end = {"status": RunStatus.COMPLETED, "reason": "step 1000", "best_dice": dice, "total_s": 300.0}
+    records.write(RecordKind.END, 1000, **end)
+    records.close()
+    write_event(folder, JobEvent.SUBMITTED, job="1_0", log="log", steps=1000)
+    write_event(folder, JobEvent.FINISHED, job="1_0", step=1000)
 
 
 def main() -> int:
@@ -73,7 +74,7 @@ def main() -> int:
             dry_run = timed("submit", sweep, "--cluster", profile, *places, "--dry-run")
             rows = [("submit --dry-run", dry_run)]
             for number, entry in enumerate(load_sweep(sweep, [f"output={name}/runs"]).runs):
-                finish(entry.folder, dump_config(entry.config), number)
+                finish(entry.folder, entry.config, number)
             rows.append(("status", timed("status", Path(name) / "runs/many")))
             rows.append(("compare", timed("compare", Path(name) / "runs/many")))
         table = markdown_table([("command", "s"), *((command, f"{seconds:.2f}") for command, seconds in rows)])

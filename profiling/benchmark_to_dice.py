@@ -21,6 +21,7 @@ import torch
 
 from fusionseg.performance.benchmarking import publish
 from fusionseg.performance.machine import machine_info, machine_line
+from fusionseg.runs.records import RecordKind, read_records
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import run
 from fusionseg.utils.logs import start_logging
@@ -34,13 +35,13 @@ def ours(config: str, data: str, folder: Path, dice: float) -> dict[str, Any]:
     """Train the configuration until a validation has the Dice."""
     words = [f"data.root={data}", f"output={folder}", "name=ours"]
     command = [sys.executable, "-m", "fusionseg.train", "--config", config, *words]
-    records, said = folder / "ours/metrics.jsonl", folder / "stderr.txt"
+    run, said = folder / "ours", folder / "stderr.txt"
     begun = time.perf_counter()
     # A file, not a pipe: nobody reads while it trains.
     with said.open("w") as stderr, subprocess.Popen(command, stderr=stderr, cwd=ROOT) as process:
         while True:
             ended = process.poll() is not None
-            if records.exists() and (found := _reached(records, dice)) is not None:
+            if (found := _reached(run, dice)) is not None:
                 process.kill()
                 return {**found, "whole_s": time.perf_counter() - begun}
             if ended:
@@ -48,15 +49,14 @@ def ours(config: str, data: str, folder: Path, dice: float) -> dict[str, Any]:
             time.sleep(0.1)
 
 
-def _reached(records: Path, dice: float) -> dict[str, Any] | None:
+def _reached(run: Path, dice: float) -> dict[str, Any] | None:
     """Step, Dice and seconds of training at the first validation that has the Dice."""
     trained, at = 0.0, 0
-    for line in records.read_text(encoding="utf-8").splitlines(keepends=True):
-        record: dict[str, Any] = json.loads(line) if line.endswith("\n") else {"kind": "torn"}
-        if record["kind"] == "train":
+    for record in read_records(run):
+        if record["kind"] == RecordKind.TRAIN:
             trained += record["step_s"] * (record["step"] - at)
             at = record["step"]
-        elif record["kind"] == "val" and record["dice"] >= dice:
+        elif record["kind"] == RecordKind.VAL and record["dice"] >= dice:
             return {"steps": record["step"], "dice": record["dice"], "training_s": trained}
     return None
 

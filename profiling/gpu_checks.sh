@@ -54,13 +54,14 @@ train=("$python" -m fusionseg.train --config configs/demo.yaml data.root="$data"
        device="$device" train.steps="$steps" schedule.warmup=5 checkpoint.every=10 validate.every="$steps" log.every=10
        "${window[@]}")
 "${train[@]}" profile.steps=[5,8] & pid=$!
-until [ -e "$out/runs/watched/checkpoints/step_00000020.pt" ]; do kill -0 "$pid"; sleep 0.2; done
+reached='import sys, pathlib, fusionseg.runs.paths as p; sys.exit(p.last_step(pathlib.Path(sys.argv[1])) < 20)'
+until "$python" -c "$reached" "$out/runs/watched"; do kill -0 "$pid"; sleep 0.2; done
 kill -9 "$pid"; wait "$pid" || true
 "${train[@]}"
 if [ "$device" = cuda ]; then
   "${train[@]}" name=memory train.steps=10 validate.every=10 profile.steps=[5,8] profile.with=memory
 fi
 "$python" profiling/report.py "$out/runs/watched" | keep
-tail -n 1 "$out/runs/watched/metrics.jsonl" | keep
+"$python" -m fusionseg status "$out/runs/watched" | keep
 "$python" -m fusionseg evaluate "$out/runs/watched" --device "$device" | keep
 echo "$table"

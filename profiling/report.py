@@ -19,6 +19,7 @@ from fusionseg.observability.profiles.summary import summarise
 from fusionseg.performance.profile_files import find_profiles, read_profiles, recorded_times
 from fusionseg.performance.profile_picture import draw_profile
 from fusionseg.performance.profile_report import report_page
+from fusionseg.runs.paths import RunPaths
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import DONE, run
 from fusionseg.utils.files import write_json, write_text
@@ -30,7 +31,7 @@ def report(profiles: list[Path], run_folder: Path | None, output: Path | None, t
         raise UserError(f"--top {top}: is how many are listed, 1 or more")
     folders = [path for path in profiles if path.is_dir()]
     files = [file for path in profiles for file in (find_profiles(path) if path.is_dir() else [path])]
-    run_folder = run_folder or next((path for path in folders if (path / "metrics.jsonl").exists()), None)
+    run_folder = run_folder or next((path for path in folders if RunPaths(path).metrics.exists()), None)
     account = None if run_folder is None else recorded_times(run_folder)
     timelines = read_profiles(files)
     summaries = {label: summarise(timeline, top) for label, timeline in timelines.items()}

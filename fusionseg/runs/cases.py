@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from fusionseg.data.formats.image_digest import ImageSet
 from fusionseg.data.preprocessing.case_digests import digests_of
 from fusionseg.data.preprocessing.prepare import open_store
 from fusionseg.data.preprocessing.store import Store
-from fusionseg.runs.ancestry import read_ancestors, refuse_seen
+from fusionseg.models.weights.loading import read_file
 from fusionseg.runs.checkpoints import find_weights, newest_intact, read_training_state
 from fusionseg.runs.datasets import Source, open_sources
 from fusionseg.runs.folder import RunFolder
@@ -129,6 +129,41 @@ def check_checkpoint(folder: Path, state: Mapping[str, Any], split: Split, conte
         raise UserError(
             f"{folder}: its checkpoints come from other data: {advice}, or give the run another name to begin anew"
         )
+
+
+def read_ancestors(path: Path) -> tuple[Ancestor, ...]:
+    """A checkpoint that a run starts from, after those that it started from itself.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    content = read_file(path)
+    if not isinstance(content, Mapping) or "split" not in content:
+        return (Ancestor(str(path), None),)
+    split = Split.from_json(content["split"], str(path))
+    return *split.seen, Ancestor(str(path), tuple(sorted({case.image for case in split.training})))
+
+
+def refuse_seen(config: RunConfig, ancestors: Iterable[Ancestor], validation: Sequence[tuple[str, str]]) -> None:
+    """Refuse validation cases that the first weights were trained on, unless the results are to be marked.
+
+    Args:
+        validation: name of the case, digest of its image.
+
+    Raises:
+        UserError: there are some, and `init_from_seen` is refuse.
+    """
+    if config.init_from_seen == "mark":
+        return
+    for ancestor in ancestors:
+        images = ImageSet.of(ancestor.images or ())
+        if seen := sorted(name for name, digest in validation if digest in images):
+            raise UserError(
+                f"init_from={config.init_from}: {ancestor.path} was trained on {len(seen)} of the {len(validation)}"
+                f" validation cases of this run ({some_of(seen)}), so their figures would not be those of new cases;"
+                " start from a run that held them out (the same data.fold, data.folds and data.fold_seed), or set"
+                " init_from_seen=mark to go on and mark every result"
+            )
 
 
 def announce(run: RunCases, split: Split) -> None:

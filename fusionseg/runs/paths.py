@@ -103,6 +103,11 @@ def checkpoints_of(run: Path) -> list[tuple[int, Path]]:
     return numbered_checkpoints(RunPaths(run).checkpoints)
 
 
+def last_step(run: Path) -> int:
+    """The step of the newest numbered checkpoint of a run; 0 if there is none."""
+    return next((step for step, _ in checkpoints_of(run)), 0)
+
+
 def numbered_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """List the numbered checkpoints of a `checkpoints/` folder, the newest first; see `checkpoints_of`."""
     return sorted(((step, path) for step, path in _numbered(folder) if path.is_file()), reverse=True)

@@ -23,6 +23,7 @@ from fusionseg.runs.checkpoint_writer import CheckpointWriter
 from fusionseg.runs.checkpoints import newest_intact, read_training_state
 from fusionseg.runs.environment import write_environment
 from fusionseg.runs.folder import RunFolder
+from fusionseg.runs.paths import BEST
 from fusionseg.runs.records import RunStatus, has_finished, last_end, rewind_records
 from fusionseg.runs.run_config import config_hash, refuse_other_config
 from fusionseg.runs.split import write_split
@@ -302,7 +303,8 @@ class Trainer:
         if self.config.pretrain is not None and "grid" not in state:
             log.warning(
                 "%s: its validations were scored patch by patch by an older version, and cannot be compared with those"
-                " of whole volumes: best.pt and stop.plateau begin anew",
+                " of whole volumes: %s and stop.plateau begin anew",
                 path,
+                BEST,
             )
             self.best, self.history = None, []

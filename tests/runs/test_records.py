@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from pathlib import Path
 
 import pytest
 
+from fusionseg.runs import interrupted_by
 from fusionseg.runs.job_events import read_events
 from fusionseg.runs.json_files import TAIL_BYTES, read_object
 from fusionseg.runs.records import last_records, read_records
@@ -110,3 +112,15 @@ def test_what_is_no_object_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixt
     caplog.clear()
     assert read_records(tmp_path) == []
     assert len(caplog.messages) == (what not in ("nothing", "empty", "a number", "a list", "no text"))
+
+
+def test_the_signal_that_interrupted_a_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def asked(since: float, *found: dict[str, object]) -> str:
+        (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in found))
+        assert interrupted_by.main([str(tmp_path), str(since)]) == 0
+        return capsys.readouterr().out.strip()
+
+    end = {**END, "status": "interrupted", "reason": "SIGUSR2"}
+    assert asked(0, TRAIN, end) == "SIGUSR2"
+    assert asked(time.time() + 60, TRAIN, end) == ""  # an earlier start's
+    assert asked(0, end, TRAIN) == asked(0, END) == asked(0) == ""

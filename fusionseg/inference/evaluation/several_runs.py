@@ -22,7 +22,7 @@ from fusionseg.inference.evaluation.segmentation import evaluate, request_for
 from fusionseg.inference.evaluation.table import evaluation_table
 from fusionseg.inference.predictor import PredictOptions
 from fusionseg.runs.checkpoints import find_weights
-from fusionseg.runs.evaluations import VOLUMES, evaluation_folder, is_current
+from fusionseg.runs.evaluations import CASES, PICTURE, SUMMARY, VOLUMES, evaluation_folder, is_current
 from fusionseg.runs.paths import has_weights, holds_runs, is_run_folder, run_folders
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.tables import markdown_table
@@ -122,7 +122,7 @@ def _evaluate_segmentation(run: Path, config: RunConfig, wanted: Wanted) -> Outc
     )
     print(evaluation_table(result.summary))
     print(f"weights: {_weights(result.summary)}")
-    print(f"{result.folder}: cases.csv, summary.json, best_and_worst.png")
+    print(f"{result.folder}: {CASES}, {SUMMARY}, {PICTURE}")
     return _outcome(result.failed, f"Dice {result.summary['dice']:.4f}")
 
 
@@ -130,7 +130,7 @@ def _evaluate_pretraining(run: Path, config: RunConfig, wanted: Wanted) -> Outco
     result = evaluate_pretraining(run, config, wanted.options, volumes=wanted.volumes)
     print(result.table())
     print(f"weights: {_weights(result.summary)}; on the prepared grid")
-    print(f"{result.folder}: cases.csv, summary.json" + (f", {VOLUMES}/" if wanted.volumes else ""))
+    print(f"{result.folder}: {CASES}, {SUMMARY}" + (f", {VOLUMES}/" if wanted.volumes else ""))
     return _outcome(result.failed, f"SSIM {result.summary['figures']['ssim']['mean']:.4f}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import isnan
 from typing import Any
 
+from fusionseg.runs.evaluations import CASES
 from fusionseg.utils.errors import some_of
 from fusionseg.utils.tables import markdown_table
 
@@ -27,7 +28,7 @@ def _notes(summary: dict[str, Any]) -> list[str]:
     if unknown := summary.get("trained_on_unknown"):
         notes.append(f"whether {unknown} of the {cases} cases were trained on is unknown")
     if left_out := summary.get("left_out"):
-        notes.append(f"not in these means, for they were trained on: {some_of(left_out)} (cases.csv has them)")
+        notes.append(f"not in these means, for they were trained on: {some_of(left_out)} ({CASES} has them)")
     return notes
 
 

@@ -1,0 +1,68 @@
+"""The names of a run's files and its status words stand in fusionseg.runs alone: all else asks there."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fusionseg.runs import evaluations, paths
+from fusionseg.runs.job_events import JobEvent
+from fusionseg.runs.records import RecordKind, RunStatus
+
+ROOT = Path(__file__).parents[2]
+FILES = {
+    paths.CONFIG, paths.ENVIRONMENT, paths.SPLIT, paths.METRICS, paths.JOBS, paths.LOG, paths.LAST, paths.BEST,
+    evaluations.SUMMARY, evaluations.CASES,
+}  # fmt: skip
+WORDS = {*RunStatus, *JobEvent, RecordKind.END, paths.CHECKPOINTS}
+SOURCES = [
+    path for path in sorted((ROOT / "fusionseg").rglob("*.py")) if not path.is_relative_to(ROOT / "fusionseg/runs")
+] + sorted((ROOT / "profiling").glob("*.py"))
+SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), *sorted((ROOT / "profiling").glob("*.s*"))]
+
+OTHER_MEANINGS = {
+    "fusionseg/cluster/slurm.py": {"cancelled"},  # the reason of a requeue
+    "fusionseg/distributed/world.py": {"failed"},  # a message between ranks
+    "fusionseg/inference/evaluation/pretraining.py": {"failed"},  # cases, in the summary of an evaluation
+    "fusionseg/inference/evaluation/segmentation.py": {"failed"},
+    "fusionseg/inference/evaluation/several_runs.py": {"failed"},  # an evaluation
+    "fusionseg/observability/profiles/timeline.py": {"finished"},  # a range of a trace
+    "fusionseg/performance/nsys_export.py": {"end"},  # a column of Nsight Systems
+    "fusionseg/utils/exit_status.py": {"interrupted"},  # the message of Ctrl-C
+    "fusionseg/utils/folder_lock.py": {"started"},  # a key in the owner's file
+}
+"""Words that mean something else, by file."""
+
+
+def literals(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and value of each text in a module that is no docstring."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    documentation = {
+        id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
+            yield node.lineno, node.value
+
+
+def names_in(text: str) -> set[str]:
+    """The run's files that a text names, and the word of a run's records that it is."""
+    files = {name for name in FILES if re.search(rf"(?<![\w-]){re.escape(name)}", text)}
+    return files | set(re.findall(r"\bstep_(?:[0-9*]|$)", text)) | ({text} & WORDS)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_spells_no_name_of_the_run_folder(path: Path) -> None:
+    allowed = OTHER_MEANINGS.get(str(path.relative_to(ROOT)), set())
+    found = [(line, text[:80]) for line, text in literals(path) if names_in(text) and text not in allowed]
+    assert found == []
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_reads_no_file_of_a_run(path: Path) -> None:
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.lstrip().startswith("#")]
+    assert [line for line in lines if names_in(line)] == []
