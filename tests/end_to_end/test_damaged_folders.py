@@ -94,7 +94,7 @@ def test_without_any_configuration_the_folder_is_refused(run: Path) -> None:
     (run / "config.yaml").write_bytes(b"")
     for path in (run / "checkpoints").glob("*.pt"):
         path.write_bytes(b"")
-    with pytest.raises(UserError, match=r"config\.yaml: is empty, and none of the checkpoints beside it says"):
+    with pytest.raises(UserError, match=r"config\.yaml: is empty, and none of the checkpoints beside it holds"):
         RunFolder(run_folder_of(config)).check(config)
 
 
