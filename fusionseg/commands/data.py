@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fusionseg.commands.base import Commands, add_command
+from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import DONE, FAILED
+
+if TYPE_CHECKING:
+    from fusionseg.config import DataConfig
 
 
 def add_synth(commands: Commands) -> None:
@@ -50,7 +56,13 @@ def add_check(commands: Commands) -> None:
         _check,
     )
     parser.add_argument("dataset", help="folder, or datalist JSON")
-    parser.add_argument("--layout", default="auto", help="auto, msd, nnunet or datalist (default auto)")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="data.KEY=value",
+        help="keys of a configuration that say how the data set is read, such as data.labels=[background,tumour]",
+    )
+    parser.add_argument("--layout", help="auto, msd, nnunet or datalist (default auto)")
     parser.add_argument("--labels", nargs="+", help="names of the label values 0, 1, ... if the data set has none")
     parser.add_argument(
         "--reader", metavar="MODULE:CLASS", help="a reader of your own for image files (docs/extending.md)"
@@ -70,19 +82,34 @@ def _check(arguments: argparse.Namespace) -> int:
 
     if arguments.json is not None:
         writable_file(arguments.json, "--json")
-    dataset = open_dataset(
-        arguments.dataset,
-        arguments.layout,
-        arguments.labels,
-        require_files=False,
-        readers=Readers(named_reader(arguments.reader, "--reader")),
-    )
+    data = _data_section(arguments.overrides)
+    layout, labels = arguments.layout or data.layout, arguments.labels or data.labels
+    patch = arguments.patch or (data.patch if "patch" in data.model_fields_set else None)
+    reader = named_reader(arguments.reader, "--reader") or data.reader
+    dataset = open_dataset(arguments.dataset, layout, labels, require_files=False, readers=Readers(reader))
     with counting_progress("checking") as progress:
-        report = check_dataset(dataset, patch=arguments.patch, workers=arguments.workers, progress=progress)
+        report = check_dataset(dataset, patch=patch, workers=arguments.workers, progress=progress)
     print(report.to_text())
     if arguments.json is not None:
         write_json(arguments.json, report.to_json())
     return FAILED if report.errors else DONE
+
+
+def _data_section(overrides: Sequence[str]) -> DataConfig:
+    """The section `data` of a configuration that has nothing but these overrides.
+
+    Raises:
+        UserError: an override is not of this section, or has a wrong value.
+    """
+    from fusionseg.config import DataConfig, RunConfig
+    from fusionseg.config.loading import lay_over, validate_section
+    from fusionseg.config.override import Override, parse_override
+
+    parsed = [parse_override(text, RunConfig) for text in overrides]
+    if wrong := [entry.place for entry in parsed if entry.keys[0] != "data" or len(entry.keys) == 1]:
+        raise UserError([f"{place}: check reads keys under data. only, such as data.layout=msd" for place in wrong])
+    inner = [Override(entry.keys[1:], entry.value, entry.place) for entry in parsed]
+    return validate_section(DataConfig, *lay_over({}, {}, inner))
 
 
 def add_prepare(commands: Commands) -> None:

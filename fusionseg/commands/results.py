@@ -81,12 +81,12 @@ def add_predict(commands: Commands) -> None:
         commands,
         "predict",
         "write masks as NIfTI in each input's own geometry; several runs are an ensemble",
-        "fusionseg predict runs/hippocampus_unet --input /data/new_scans --output masks",
+        "fusionseg predict runs/hippocampus_unet -i /data/new_scans -o masks",
         _predict,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or a checkpoint file")
-    parser.add_argument("--input", required=True, type=Path, help="image, or folder of images")
-    parser.add_argument("--output", required=True, type=Path, help="folder for the masks")
+    parser.add_argument("-i", "--input", required=True, type=Path, help="image, or folder of images")
+    parser.add_argument("-o", "--output", required=True, type=Path, help="folder for the masks")
     parser.add_argument(
         "--skip-existing",
         action="store_true",

@@ -20,6 +20,7 @@ from fusionseg.runs.cases import open_run, settle_split
 from fusionseg.runs.datasets import Source
 from fusionseg.runs.folder import RunFolder, run_folder_of
 from fusionseg.training.memory import estimate_memory
+from fusionseg.training.optimizer import warmup_warning
 from fusionseg.training.precision import choose_precision
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_memory_bytes
@@ -63,6 +64,7 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
         f"device       {device}, precision {precision.name} ({precision.reason})",
         f"batch        {batch_arithmetic(config, launch.world_size)}",
         *([f"             {launch.warning}"] if launch.warning else []),
+        *([f"             {cut}"] if (cut := warmup_warning(config)) else []),
         f"model        {config.model.name}: {memory.parameters:,} parameters",
         f"cache        {needed / GB:.3f} GB ({how})",
         f"memory       about {memory.total / GB:.2f} GB on each rank, beside the cache, of {free / GB:.1f} GB free on"

@@ -10,7 +10,7 @@ import torch
 from monai.optimizers import Novograd
 from torch import nn
 
-from fusionseg.config import OptimConfig, ScheduleConfig
+from fusionseg.config import OptimConfig, RunConfig, ScheduleConfig
 
 
 def build_optimizer(
@@ -48,10 +48,34 @@ def learning_rate(step: int, steps: int, lr: float, schedule: ScheduleConfig) ->
 
     A linear warm-up to `lr`, then cosine (Loshchilov and Hutter, 2017), polynomial, or constant.
     """
-    if step < schedule.warmup:
-        return lr * (step + 1) / schedule.warmup
+    warmup = warmup_steps(schedule, steps)
+    if step < warmup:
+        return lr * (step + 1) / warmup
     if schedule.name == "constant":
         return lr
-    progress = (step - schedule.warmup) / max(1, steps - schedule.warmup)
+    progress = (step - warmup) / max(1, steps - warmup)
     fall = 0.5 * (1 + math.cos(math.pi * progress)) if schedule.name == "cosine" else (1 - progress) ** schedule.power
     return schedule.min_lr + (lr - schedule.min_lr) * fall
+
+
+def warmup_steps(schedule: ScheduleConfig, steps: int) -> int:
+    """Length of the warm-up in a run of `steps` steps.
+
+    A rate that falls after the warm-up needs steps to fall in. If the configured warm-up leaves none, the warm-up takes
+    a tenth of the run. The configuration keeps the configured value, so that its hash does not depend on this rule.
+    """
+    if schedule.name != "constant" and schedule.warmup >= steps:
+        return steps // 10
+    return schedule.warmup
+
+
+def warmup_warning(config: RunConfig) -> str:
+    """A warning for the user if the warm-up of a run is cut; else an empty text."""
+    schedule, steps = config.schedule, config.train.steps
+    used = warmup_steps(schedule, steps)
+    if used == schedule.warmup:
+        return ""
+    return (
+        f"schedule.warmup: {schedule.warmup} steps do not end before train.steps {steps}: cut to {used} steps, a tenth"
+        " of the run"
+    )

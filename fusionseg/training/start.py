@@ -15,6 +15,7 @@ from fusionseg.runs.folder import RunFolder, run_folder_of
 from fusionseg.runs.places import check_places
 from fusionseg.runs.run_config import write_run_config
 from fusionseg.training.observers.profile_range import check_profile
+from fusionseg.training.optimizer import warmup_warning
 from fusionseg.training.trainer import Trainer
 from fusionseg.utils.errors import Problems, TrainingStopped, UserError
 from fusionseg.utils.logs import log_to_file, start_logging
@@ -42,8 +43,8 @@ def train(config: RunConfig, patience_s: float = 0.0, make_data: Callable[[], No
             "open the run folder", lambda: opened.append(_open(folder, config, world, patience_s, make_data))
         )
         cases = world.broadcast_object(opened[0] if opened else None)
-        if world.launch.warning:
-            log.warning("%s", world.launch.warning)
+        for warning in filter(None, (world.launch.warning, warmup_warning(config) if world.is_rank_zero else "")):
+            log.warning("%s", warning)
         log.info("run: %s", folder.path)
         return Trainer(config, world, folder, cases).run()
     except torch.OutOfMemoryError as error:
@@ -86,7 +87,9 @@ def _check(folder: RunFolder, config: RunConfig, world: World, make_data: Callab
         check_profile(config.profile, world.device)
     with of_folder.collect():
         folder.check(config)
-        folder.check_writable()
+    with problems.collect():
+        if not of_folder.found:
+            folder.check_writable()
     with problems.collect():
         if of_folder.found:  # the cases of a run are those that its folder records
             check_places({"data": {"root": config.data.root}, "init_from": config.init_from, "output": None})

@@ -86,11 +86,6 @@ WRONG = [
         ("model.name=swin_unetr",),
         ("data.patch", "needs multiples of 32, at least 64 in one axis"),
     ),
-    Wrong(
-        "warm-up",
-        ("schedule={name: cosine, warmup: 9}",),
-        ("schedule.warmup", "9 does not end before train.steps 4: lower it"),
-    ),
     Wrong("no GPU", ("device=cuda",), ("device: cuda", "set device: cpu")),
     Wrong(
         "cache without GPU",

@@ -96,6 +96,15 @@ def test_cosine() -> None:
     assert late[60] == pytest.approx(0.5)  # half of the way from 20 to 100
 
 
+@pytest.mark.parametrize("name", ["cosine", "polynomial"])
+def test_a_warm_up_longer_than_the_run_is_cut_to_a_tenth(name: str) -> None:
+    assert rates(steps=50, name=name, warmup=500) == rates(steps=50, name=name, warmup=5)
+    assert rates(steps=50, name=name, warmup=50) == rates(steps=50, name=name, warmup=5)
+    assert rates(steps=50, name=name, warmup=49)[48] == 1.0
+    assert rates(steps=4, name=name, warmup=500)[0] == 1.0
+    assert rates(steps=50, name="constant", warmup=100)[-1] == 0.5  # as before: old runs of this kind resume
+
+
 def test_polynomial() -> None:
     values = rates(name="polynomial", warmup=0)
     assert values == pytest.approx([(1 - step / 100) ** 0.9 for step in range(100)])
