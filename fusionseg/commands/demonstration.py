@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 CASES, SIZE, SEED = 20, 96, 0
 """The synthetic data set: the number of cases, voxels per axis, and the seed."""
-_FOLDER = f"synth_{CASES}x{SIZE}_seed{SEED}"
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def data_folder() -> Path:
     """
     problems: list[str] = []
     for base in (_user_cache(), Path(tempfile.gettempdir()) / f"fusionseg-{os.getuid()}"):
-        root = base / _FOLDER
+        root = base / f"synth_{CASES}x{SIZE}_seed{SEED}"
         if is_complete(root):
             return root
         try:

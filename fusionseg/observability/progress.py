@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+
+from fusionseg.utils.logs import is_quiet
 
 PLAIN_EVERY_S = 10.0
 """Least time between two plain lines, in seconds."""
@@ -31,16 +33,20 @@ class LiveLine:
     """Context manager that shows the live line `_live` while it is entered; `_live` is None without a terminal."""
 
     _live: Progress | None = None
+    _shown: ClassVar[list[Progress]] = []
+    """The live line that the terminal shows now: a terminal can show one at a time."""
 
     def __enter__(self) -> Self:
         if self._live is not None:
             self._live.start()
+            self._shown.append(self._live)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._live is not None:
+            self._shown.remove(self._live)
             self._live.stop()
 
 
@@ -54,18 +60,21 @@ class TrainingProgress(LiveLine):
         shown: False prints nothing (ranks other than 0).
         """
         self.total = total
-        self.shown = shown
+        self.shown = shown and not is_quiet()
+        self.is_new = True
+        """Whether no measurements have been shown yet."""
         self._score = ""
-        self._text = ""
-        self._printed = 0.0
-        if shown and sys.stderr.isatty():
+        self._measured: list[str] = []
+        self._step_s = 0.0
+        self._printed = -PLAIN_EVERY_S
+        if self.shown and sys.stderr.isatty():
             columns = (
-                TextColumn("step {task.completed}/{task.total}"),
+                TextColumn("{task.fields[label]} {task.completed}/{task.total}"),
                 BarColumn(20),
                 TextColumn("{task.description}"),
             )
             self._live = Progress(*columns, console=Console(stderr=True))
-            self._task = self._live.add_task("", total=total, completed=done)
+            self._task = self._live.add_task("", total=total, completed=done, label="step")
 
     def score(self, measure: str, value: float) -> None:
         """Set the validation score that the next lines show.
@@ -78,8 +87,8 @@ class TrainingProgress(LiveLine):
 
     def step(self, done: int) -> None:
         """Set the number of completed steps."""
-        if self._live is not None:
-            self._live.update(self._task, completed=done)
+        if self.shown and not self.is_new and done < self.total:
+            self._show(done)
 
     def record(
         self,
@@ -90,11 +99,11 @@ class TrainingProgress(LiveLine):
         memory_gb: float,
         step_s: float,
     ) -> None:
-        """Show the measurements of a logging step.
+        """Show the measurements of a step.
 
         Args:
             done: completed steps.
-            loss: mean loss since the last logging step; None if no step was finite.
+            loss: mean loss since the last measurements; None if no step was finite.
             samples_per_s: samples per second over all ranks.
             data_share: share of the step time spent on data, 0 to 1.
             memory_gb: peak memory in GB.
@@ -102,40 +111,63 @@ class TrainingProgress(LiveLine):
         """
         if not self.shown:
             return
-        parts = [
+        self.is_new = False
+        self._step_s = step_s
+        self._measured = [
             "loss -" if loss is None else f"loss {loss:.4f}",
             self._score,
             f"{samples_per_s:.2f} samples/s",
             f"data {data_share:.0%}",
             f"{memory_gb:.1f} GB",
-            f"{duration((self.total - done) * step_s)} left",
         ]
-        self._text = "  ".join(part for part in parts if part)
+        self._show(done)
+
+    def _show(self, done: int) -> None:
+        """Update the live line, or print a line if the last one is ten seconds old or the run is at its end."""
+        left = f"{duration((self.total - done) * self._step_s)} left"
+        text = "  ".join(part for part in (*self._measured, left) if part)
         if self._live is not None:
-            self._live.update(self._task, completed=done, description=self._text)
+            self._live.update(self._task, completed=done, description=text)
         elif time.monotonic() - self._printed >= PLAIN_EVERY_S or done == self.total:
             self._printed = time.monotonic()
-            print(f"step {done}/{self.total}  {self._text}", file=sys.stderr, flush=True)
+            print(f"step {done}/{self.total}  {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
-def counting_progress(label: str) -> Iterator[Callable[[int, int], None]]:
+def counting_progress(label: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
     """Yield a function `progress(done, total)` that shows a bar on a terminal, a line every ten seconds elsewhere.
+
+    While a training shows its live line, the bar is a second line below it.
 
     Args:
         label: text in front of the count, such as "preparing".
+        shown: False shows nothing (ranks other than 0).
     """
-    if sys.stderr.isatty():
+    if not shown or is_quiet():
+        yield lambda done, total: None
+    elif LiveLine._shown:
+        live = LiveLine._shown[-1]
+        task = live.add_task("", total=None, label=label)
+        try:
+            yield lambda done, total: live.update(task, completed=done, total=total)
+        finally:
+            live.remove_task(task)
+    elif sys.stderr.isatty():
         with Progress(console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(label, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
-        return
-    printed = time.monotonic()
+    else:
+        yield _Lines(label)
 
-    def line(done: int, total: int) -> None:
-        nonlocal printed
-        if time.monotonic() - printed >= PLAIN_EVERY_S:
-            printed = time.monotonic()
-            print(f"{label} {done}/{total}", file=sys.stderr, flush=True)
 
-    yield line
+class _Lines:
+    """A line every ten seconds."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self._printed = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() - self._printed >= PLAIN_EVERY_S:
+            self._printed = time.monotonic()
+            print(f"{self.label} {done}/{total}", file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ from rich.progress import Progress, TextColumn
 
 from fusionseg.observability.gpu.samples import Sample
 from fusionseg.observability.progress import PLAIN_EVERY_S, LiveLine
+from fusionseg.utils.logs import is_quiet
 
 
 class GpuProgress(LiveLine):
@@ -29,7 +30,7 @@ class GpuProgress(LiveLine):
         """Show new samples, one of each GPU."""
         if self._live is not None:
             self._live.update(self._task, description=gpu_line(samples))
-        elif time.monotonic() - self._printed >= PLAIN_EVERY_S:
+        elif not is_quiet() and time.monotonic() - self._printed >= PLAIN_EVERY_S:
             self._printed = time.monotonic()
             print(gpu_line(samples), file=sys.stderr, flush=True)
 
