@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fusionseg.commands.base import Commands, add_command
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import DONE, FAILED
+from fusionseg.utils.logs import log
 
 if TYPE_CHECKING:
     from fusionseg.config import DataConfig
@@ -140,6 +141,6 @@ def _prepare(arguments: argparse.Namespace) -> int:
         print(report)
         records = list(open_store(config, dataset)[0].cases.values())
         if config.pretrain is None and (lost := lost_foreground_warning(records, dataset.labels)):
-            print(f"warning: {lost}")
+            log.warning("%s", lost)
         failed |= bool(report.failed)
     return FAILED if failed else DONE

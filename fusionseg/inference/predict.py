@@ -23,6 +23,7 @@ from fusionseg.inference.predictor import PredictOptions, Predictor
 from fusionseg.observability.progress import counting_progress
 from fusionseg.utils.errors import UserError, WriteError, some_of
 from fusionseg.utils.files import whole_file, writable_folder
+from fusionseg.utils.logs import RESULT
 
 log = logging.getLogger("fusionseg")
 
@@ -81,7 +82,7 @@ def predict(
                 told = f"{done - len(failed)} of {len(cases)} masks are there, and --skip-existing keeps them"
                 raise WriteError(error.errno, f"{error.strerror}; {told}", str(output)) from None
         progress(len(cases), len(cases))
-    log.info("%s: %d masks (labels: %s)", output, len(cases) - len(failed), predictor.labels)
+    log.log(RESULT, "%s: %d masks (labels: %s)", output, len(cases) - len(failed), predictor.labels)
     if trained_on:
         log.warning(
             "%d of %d images were trained on (%s): their masks do not show how well new cases are segmented",

@@ -72,7 +72,7 @@ def test_data_of_ones_own_need_no_synthetic_data(place: Path, balls: Path, capsy
     said = capsys.readouterr()
     assert "demonstration" in said.err and str(balls) in said.err
     assert "4 to train, 1 to validate" in said.out
-    assert not (place / "cache").exists()
+    assert not (place / "cache/fusionseg").exists()
 
 
 @pytest.mark.parametrize("missing", ["dataset.json", "imagesTr/synth_003.nii.gz"])

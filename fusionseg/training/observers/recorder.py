@@ -21,6 +21,7 @@ from fusionseg.runs.records import RecordKind, RecordWriter
 from fusionseg.training.observers.gpu_watch import GpuWatch
 from fusionseg.training.step import StepStatistics
 from fusionseg.training.tasks.task import Outcome
+from fusionseg.utils.logs import RESULT
 from fusionseg.utils.machine import process_age_s
 
 log = logging.getLogger("fusionseg")
@@ -152,7 +153,7 @@ class Recorder:
         )
         shown = "-" if best is None else f"{best:.4f}"
         text = "%s (%s) after %s; best %s %s on the prepared grid"
-        log.info(text, status, reason, duration(spent.total_s), measure, shown)
+        log.log(RESULT, text, status, reason, duration(spent.total_s), measure, shown)
         shares = (f"{name} {seconds / spent.total_s:.1%}" for name, seconds in phases.items())
         log.info("where the time went: %s", ", ".join(shares))
 
