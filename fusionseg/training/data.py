@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fusionseg.config import RunConfig
 from fusionseg.data.formats.ignored_entries import unlabelled_cases
+from fusionseg.data.loading.augmentations import check_augmentations
 from fusionseg.data.loading.device_cache import DeviceCache, cache_bytes, place_cache
 from fusionseg.data.loading.patch_augmenter import PatchAugmenter
 from fusionseg.data.loading.sampling_plan import SamplePlan
@@ -92,8 +93,9 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
             log.warning("%s", lost)
     with annotate("cache"):
         cache = _load_cache(config, world, cases)
+    check_augmentations(config.augment, cache.channels, config.data.patch, world.device)
     plan = SamplePlan(
-        cache.index[: len(train)],
+        cache.plan_cases[: len(train)],
         config.augment,
         seed=config.seed,
         patch=config.data.patch,

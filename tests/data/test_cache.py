@@ -39,7 +39,7 @@ def place(needed: float, device: str, training: torch.device = GPU, **memory: An
             GPU,
             "8.00 GB of 16.0 GB free on cuda:0, 0.5 of it (cache.memory_fraction) allowed",
         ),
-        (8.01, "auto", GPU, 1, CPU, "falls back to the host, for it needs 8.01 GB of 16.0 GB free on cuda:0"),
+        (8.01, "auto", GPU, 1, CPU, "falls back to the host, because it needs 8.01 GB of 16.0 GB free on cuda:0"),
         (8, "accelerator", GPU, 4, GPU, "16.0 GB free on cuda:0"),
         (1, "host", GPU, 1, CPU, "1.00 GB for 1 rank of 64.0 GB host memory free"),
         (1, "host", GPU, 8, CPU, "8.00 GB for 8 ranks of 64.0 GB host memory free"),
@@ -60,8 +60,8 @@ def test_where_it_goes(
 @pytest.mark.parametrize(
     ("needed", "device", "training", "ranks", "message"),
     [
-        (8.01, "accelerator", GPU, 1, "does not fit the accelerator .*set it to auto to use the host's"),
-        (1, "accelerator", CPU, 1, "trains on the CPU: set it to auto or host"),
+        (8.01, "accelerator", GPU, 1, "does not fit the accelerator .*set it to auto to use the host"),
+        (1, "accelerator", CPU, 1, "trains on the CPU; set it to auto or host"),
         (33, "host", GPU, 1, "does not fit, on the host .*33.00 GB for 1 rank"),
         (
             9,
@@ -122,7 +122,7 @@ def test_it_holds_what_was_prepared(stores: dict[str, Store], stored: str, held:
         assert label.untyped_storage().data_ptr() == cache.label.untyped_storage().data_ptr()
         assert cache.background(number).shape == (2, 1, 1, 1)
         assert cache.background(number).flatten().tolist() == pytest.approx(record.background)
-        index = cache.index[number]
+        index = cache.plan_cases[number]
         assert (index.name, index.shape, index.class_offsets) == (name, record.shape, record.class_offsets)
         np.testing.assert_array_equal(index.foreground, store.foreground(name))
         assert (label.flatten()[torch.from_numpy(index.foreground)] > 0).all()

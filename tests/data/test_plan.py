@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from fusionseg.config import AugmentConfig
-from fusionseg.data.loading.sampling_plan import CaseIndex, Purpose, SamplePlan, Samples, random_bits, uniform
+from fusionseg.data.loading.counter_random import Purpose, generator, random_bits, uniform
+from fusionseg.data.loading.sampling_plan import PlanCase, SamplePlan, Samples
 
 ALL: dict[str, Any] = {
     "flip": 0.5,
@@ -25,15 +26,22 @@ OF_PART = {
     "flip": {"flip"},
     "shift_intensity": {"shift"},
     "scale_intensity": {"scale"},
-    "noise": {"noise_std", "keys"},
+    "noise": {"noise_std", "noise_key"},
     "rotate": {"angles"},
     "scale": {"zoom"},
-    "elastic": {"elastic", "keys"},
+    "elastic": {"elastic", "elastic_key"},
 }
-"""The fields of Samples that each augmentation decides."""
+"""The values of a sample that each augmentation decides."""
+DRAWN = {
+    "shift": ("augment.shift_intensity", "offset", 0.0),
+    "scale": ("augment.scale_intensity", "factor", 1.0),
+    "noise_std": ("augment.noise", "std", 0.0),
+    "noise_key": ("augment.noise", "key", 0),
+}
+"""Values among `Samples.draws`: the augmentation, the name, and the value of a sample that is not changed."""
 
 
-def case(name: str, shape: tuple[int, int, int] = (40, 36, 30), classes: int = 2) -> CaseIndex:
+def case(name: str, shape: tuple[int, int, int] = (40, 36, 30), classes: int = 2) -> PlanCase:
     """A case whose class k fills the k-th of as many slabs along the first axis but for a margin."""
     label = np.zeros(shape, np.uint8)
     edges = np.linspace(2, shape[0] - 2, classes + 1).astype(int)
@@ -41,7 +49,7 @@ def case(name: str, shape: tuple[int, int, int] = (40, 36, 30), classes: int = 2
         label[edges[value] : edges[value + 1], 2 : 4 + 3 * value, 3:-3] = value + 1
     parts = [np.flatnonzero(label.ravel() == value + 1) for value in range(classes)]
     offsets = np.cumsum([0, *map(len, parts)])
-    return CaseIndex(name, shape, np.concatenate([np.zeros(0, np.int64), *parts]), tuple(int(v) for v in offsets))
+    return PlanCase(name, shape, np.concatenate([np.zeros(0, np.int64), *parts]), tuple(int(v) for v in offsets))
 
 
 CASES = [
@@ -53,7 +61,7 @@ CASES = [
 ]
 
 
-def plan(augment: dict[str, Any] | None = None, cases: list[CaseIndex] = CASES, **changes: Any) -> SamplePlan:
+def plan(augment: dict[str, Any] | None = None, cases: list[PlanCase] = CASES, **changes: Any) -> SamplePlan:
     settings: dict[str, Any] = {
         "seed": 5,
         "patch": (16, 16, 16),
@@ -65,15 +73,25 @@ def plan(augment: dict[str, Any] | None = None, cases: list[CaseIndex] = CASES, 
     return SamplePlan(cases, AugmentConfig.model_validate(ALL if augment is None else augment), **settings)
 
 
+def values(samples: Samples) -> dict[str, np.ndarray[Any, Any]]:
+    """Every value of the samples, (B, ...), those of the augmentations among them."""
+    found = {field.name: getattr(samples, field.name) for field in fields(samples)}
+    del found["step"], found["draws"]
+    for name, (key, drawn, neutral) in DRAWN.items():
+        found[name] = np.full(len(samples.sample), neutral)
+        if key in samples.draws and drawn in samples.draws[key].values:
+            found[name][samples.draws[key].hit] = samples.draws[key].values[drawn]
+    return found
+
+
 def rows(samples: Samples, i: int) -> dict[str, list[Any]]:
-    return {field.name: getattr(samples, field.name)[i].tolist() for field in fields(samples) if field.name != "step"}
+    return {name: array[i].tolist() for name, array in values(samples).items()}
 
 
 def many(chosen: SamplePlan, steps: int) -> dict[str, np.ndarray[Any, Any]]:
-    """Every field of all samples of the first `steps`, laid one after the other."""
-    parts = [chosen.samples(step, range(chosen.global_batch)) for step in range(steps)]
-    names = [field.name for field in fields(Samples) if field.name != "step"]
-    return {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    """Every value of all samples of the first `steps`, laid one after the other."""
+    parts = [values(chosen.samples(step, range(chosen.global_batch))) for step in range(steps)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def test_a_sample_is_the_same_whatever_is_asked_for_before_and_with_it() -> None:
@@ -93,7 +111,7 @@ def test_seeds_steps_and_samples_differ(changed: str) -> None:
     first = rows(plan(ALWAYS, **settings).samples(3, [1]), 0)
     seed, step, k = 5 + (changed == "seed"), 3 + (changed == "step"), 1 + (changed == "sample")
     other = rows(plan(ALWAYS, seed=seed, **settings).samples(step, [k]), 0)
-    for name in ("origin", "shift", "scale", "noise_std", "angles", "zoom", "keys"):
+    for name in ("origin", "shift", "scale", "noise_std", "noise_key", "angles", "zoom", "elastic_key"):
         assert first[name] != other[name], name
 
 
@@ -110,6 +128,7 @@ def test_purposes_and_places_have_numbers_of_their_own() -> None:
     assert 0 <= numbers.min() < 0.001 and 0.999 < numbers.max() < 1
     assert numbers.mean() == pytest.approx(0.5, abs=0.01) and numbers.std() == pytest.approx(12**-0.5, abs=0.01)
     np.testing.assert_array_equal(numbers[:7], uniform(1, 2, 3, Purpose.CENTRE, 7))
+    np.testing.assert_array_equal(numbers, generator(1, 2, 3, Purpose.CENTRE).random(20000))
 
 
 @pytest.mark.parametrize(("global_batch", "samples_per_volume"), [(4, 2), (3, 2), (2, 1), (1, 3), (5, 4)])
@@ -136,7 +155,7 @@ def test_orders_are_drawn_evenly() -> None:
 def test_patches_lie_in_the_volume_and_small_volumes_in_the_patch(foreground: float) -> None:
     patch = (32, 24, 32)  # larger than some of the cases along some axes
     drawn = many(plan(foreground=foreground, patch=patch), 150)
-    for number, origin in zip(drawn["case"], drawn["origin"], strict=True):
+    for number, origin in zip(drawn["case_index"], drawn["origin"], strict=True):
         for first, size, side in zip(origin, CASES[number].shape, patch, strict=True):
             assert (0 <= first <= size - side) if size >= side else (size - side <= first <= 0)
 
@@ -154,7 +173,7 @@ def test_foreground_patches_hold_foreground_and_classes_are_drawn_evenly() -> No
     chosen = plan(foreground=1.0, patch=tuple(patch.tolist()))
     drawn = many(chosen, 500)
     hits: Counter[int] = Counter()
-    for number, origin in zip(drawn["case"], drawn["origin"], strict=True):
+    for number, origin in zip(drawn["case_index"], drawn["origin"], strict=True):
         index = CASES[number]
         if len(index.class_offsets) == 1:
             continue
@@ -175,7 +194,7 @@ def test_foreground_patches_hold_foreground_and_classes_are_drawn_evenly() -> No
 
 
 def test_the_share_of_foreground_patches() -> None:
-    index = CaseIndex("point", (101, 101, 101), np.array([50 * 101 * 101 + 50 * 101 + 50]), (0, 1))
+    index = PlanCase("point", (101, 101, 101), np.array([50 * 101 * 101 + 50 * 101 + 50]), (0, 1))
     drawn = many(plan(foreground=0.3, patch=(5, 5, 5), cases=[index]), 500)["origin"]
     assert (drawn == 48).all(axis=1).mean() == pytest.approx(0.3, abs=0.035)
 
@@ -185,14 +204,11 @@ def test_switching_one_augmentation_on_changes_nothing_else(name: str) -> None:
     others = {key: value for key, value in ALL.items() if key != name}
     off = others | ({"flip": 0.0} if name == "flip" else {})
     with_it, without = many(plan(ALL), 60), many(plan(off), 60)
-    for field, values in with_it.items():
-        if field == "keys" and name in ("noise", "elastic"):
-            kept = 1 if name == "noise" else 0
-            np.testing.assert_array_equal(values[:, kept], without[field][:, kept])
-        elif field in OF_PART[name]:
-            assert not np.array_equal(values, without[field]), field
+    for field, drawn in with_it.items():
+        if field in OF_PART[name]:
+            assert not np.array_equal(drawn, without[field]), field
         else:
-            np.testing.assert_array_equal(values, without[field], err_msg=field)
+            np.testing.assert_array_equal(drawn, without[field], err_msg=field)
 
 
 def test_nothing_is_changed_without_augmentation() -> None:
@@ -232,8 +248,9 @@ def test_probabilities_and_ranges_hold() -> None:
         check(drawn["angles"][:, axis], 0, 0.4, -np.deg2rad(20), np.deg2rad(20))
     assert set(drawn["elastic"].tolist()) == {0.0, 2.0}
     assert (drawn["elastic"] != 0).mean() == pytest.approx(0.2, abs=0.026)
-    assert (drawn["keys"] >= 0).all() and (drawn["keys"] < 2**32).all()
-    assert len(np.unique(drawn["keys"][:, 0])) > 5990 and len(np.unique(drawn["keys"][:, 1])) > 5990
+    for name, count in (("noise_key", (drawn["noise_std"] != 0).sum()), ("elastic_key", 6000)):
+        assert (drawn[name] >= 0).all() and (drawn[name] < 2**32).all()
+        assert len(np.unique(drawn[name])) > count - 10
 
 
 def test_network_seeds() -> None:
@@ -246,7 +263,7 @@ ALWAYS = {**ALL, **{name: {**value, "prob": 1.0} for name, value in ALL.items() 
 GOLDEN = {
     (1, 2): {
         "sample": 2,
-        "case": 1,
+        "case_index": 1,
         "origin": [2, 17, 3],
         "flip": [True, False, False],
         "shift": -0.06449165588958501,
@@ -255,11 +272,12 @@ GOLDEN = {
         "angles": [-0.01612720113056465, 0.18669537088549426, 0.08043047339514342],
         "zoom": 1.1590671182118297,
         "elastic": 2.0,
-        "keys": [131671962, 2464332325],
+        "noise_key": 131671962,
+        "elastic_key": 2464332325,
     },
     (123456, 3): {
         "sample": 3,
-        "case": 1,
+        "case_index": 1,
         "origin": [1, 21, 11],
         "flip": [True, False, True],
         "shift": 0.0012396423535607328,
@@ -268,7 +286,8 @@ GOLDEN = {
         "angles": [0.08957195941687811, -0.05925374724825747, 0.2404086621005722],
         "zoom": 0.9522797782868805,
         "elastic": 2.0,
-        "keys": [2454806005, 2478047650],
+        "noise_key": 2454806005,
+        "elastic_key": 2478047650,
     },
 }
 

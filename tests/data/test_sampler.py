@@ -14,8 +14,10 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from fusionseg.config import AugmentConfig, CacheConfig
+from fusionseg.data.loading.augmentation_protocol import Draws
+from fusionseg.data.loading.counter_random import counter_normal
 from fusionseg.data.loading.device_cache import DeviceCache
-from fusionseg.data.loading.patch_augmenter import PatchAugmenter, counter_normal, patch_to_volume
+from fusionseg.data.loading.patch_augmenter import PatchAugmenter, patch_to_volume
 from fusionseg.data.loading.sampling_plan import SamplePlan, Samples
 from fusionseg.data.preprocessing.store import Store, write_case
 from fusionseg.data.preprocessing.volume import Volume
@@ -54,23 +56,28 @@ def ramps(shape: tuple[int, int, int]) -> Arrays:
 
 
 def planned(count: int = 1, **given: Any) -> Samples:
-    """Samples of case 0 at the origin, unchanged but for what is given (each value for all of them)."""
+    """Samples of case 0 at the origin, unchanged but for what is given (each value for all of them).
+
+    Args:
+        given: also `draws`, by augmentation and name, with the numbers of every sample.
+    """
+    draws = {
+        f"augment.{key}": Draws(np.ones(count, np.bool_), {name: np.asarray(part) for name, part in numbers.items()})
+        for key, numbers in given.pop("draws", {}).items()
+    }
     values: dict[str, Any] = {
         "sample": np.arange(count),
-        "case": np.zeros(count, np.int64),
+        "case_index": np.zeros(count, np.int64),
         "origin": np.zeros((count, 3), np.int64),
         "flip": np.zeros((count, 3), np.bool_),
-        "shift": np.zeros(count),
-        "scale": np.ones(count),
-        "noise_std": np.zeros(count),
         "angles": np.zeros((count, 3)),
         "zoom": np.ones(count),
         "elastic": np.zeros(count),
-        "keys": np.zeros((count, 2), np.int64),
+        "elastic_key": np.zeros(count, np.int64),
     }
     for name, value in given.items():
         values[name] = np.broadcast_to(np.asarray(value, values[name].dtype), values[name].shape).copy()
-    return Samples(step=0, **values)
+    return Samples(step=0, draws=draws, **values)
 
 
 def sampler(cache: DeviceCache, patch: tuple[int, int, int], **augment: Any) -> PatchAugmenter:
@@ -203,13 +210,13 @@ WARPS: dict[str, dict[str, Any]] = {
     "rotated": {"angles": (0.3, -0.2, 0.4)},
     "zoomed": {"zoom": 1.3},
     "shrunk": {"zoom": 0.8},
-    "deformed": {"elastic": 1.0, "keys": (1, 2)},
+    "deformed": {"elastic": 1.0, "elastic_key": 2},
     "all": {
         "flip": (False, True, True),
         "angles": (0.3, 0.2, -0.4),
         "zoom": 1.2,
         "elastic": 1.0,
-        "keys": (3, 4),
+        "elastic_key": 4,
     },
 }
 
@@ -233,7 +240,7 @@ def test_elastic_displacements(tmp_path: Path) -> None:
     grid = torch.from_numpy(ramps((24, 20, 28))[0] + 20)
     fields_ = []
     for key in range(6):
-        image, label = made(planned(origin=(20, 20, 20), elastic=1.5, keys=(0, key)))
+        image, label = made(planned(origin=(20, 20, 20), elastic=1.5, elastic_key=key))
         assert label.all()
         fields_.append(image[0] - grid)
     moved = torch.stack(fields_)
@@ -244,16 +251,16 @@ def test_elastic_displacements(tmp_path: Path) -> None:
     assert (per_axis.std(dim=1) > 0.6).all()  # every axis moves, each on its own
     assert (torch.corrcoef(per_axis) - torch.eye(3)).abs().max() < 0.2
     assert max(float(moved.diff(dim=dim).abs().max()) for dim in (2, 3, 4)) < 1.5 * 6 / 6 * 1.5  # smooth
-    again, _ = made(planned(origin=(20, 20, 20), elastic=1.5, keys=(7, 2)))
+    again, _ = made(planned(origin=(20, 20, 20), elastic=1.5, elastic_key=2))
     assert torch.equal(again[0] - grid, moved[2])
-    doubled, _ = made(planned(origin=(20, 20, 20), elastic=3.0, keys=(0, 2)))
+    doubled, _ = made(planned(origin=(20, 20, 20), elastic=3.0, elastic_key=2))
     np.testing.assert_allclose(doubled[0] - grid, 2 * moved[2], atol=1e-3)
 
 
 def test_intensities_follow_the_formula(tmp_path: Path) -> None:
     case = noise_case((8, 9, 10))
     made = sampler(hold(tmp_path, case), (8, 9, 10), shift_intensity={}, scale_intensity={})
-    plan = planned(2, shift=[0.25, 0.0], scale=[1.1, 0.9])
+    plan = planned(2, draws={"scale_intensity": {"factor": [1.1, 0.9]}, "shift_intensity": {"offset": [0.25, 0.0]}})
     image, label = made(plan)
     np.testing.assert_allclose(image[0], case[0] * 1.1 + 0.25, atol=1e-6)
     np.testing.assert_allclose(image[1], case[0] * 0.9, atol=1e-6)
@@ -263,7 +270,7 @@ def test_intensities_follow_the_formula(tmp_path: Path) -> None:
 def test_noise(tmp_path: Path) -> None:
     case = noise_case((20, 21, 22))
     made = sampler(hold(tmp_path, case), (20, 21, 22), noise={"prob": 1.0})
-    plan = planned(4, noise_std=[0.1, 0.1, 0.0, 0.3], keys=[(5, 0), (6, 0), (5, 0), (5, 9)])
+    plan = planned(4, draws={"noise": {"std": [0.1, 0.1, 0.0, 0.3], "key": [5, 6, 5, 5]}})
     noise = made(plan)[0] - torch.from_numpy(case[0])
     assert noise[0].mean() == pytest.approx(0, abs=0.003) and noise[0].std() == pytest.approx(0.1, rel=0.02)
     assert not noise[2].any()
@@ -301,7 +308,9 @@ EVERYTHING: dict[str, Any] = {
 
 def everything(cache: DeviceCache, patch: tuple[int, int, int]) -> tuple[SamplePlan, PatchAugmenter]:
     augment = AugmentConfig.model_validate(EVERYTHING)
-    plan = SamplePlan(cache.index, augment, seed=1, patch=patch, global_batch=8, samples_per_volume=2, foreground=0.5)
+    plan = SamplePlan(
+        cache.plan_cases, augment, seed=1, patch=patch, global_batch=8, samples_per_volume=2, foreground=0.5
+    )
     return plan, PatchAugmenter(cache, augment, patch, CPU)
 
 

@@ -1,7 +1,7 @@
-"""The device cache: every prepared case as a tensor on the device that trains.
+"""The device cache: all prepared cases as tensors on the training device.
 
-All cases lie in one flat tensor, and one for the labels: two allocations whatever the number of cases, of exactly
-the bytes that were announced.
+The images of all cases lie in one flat tensor, and the labels in another. These are two allocations for any number of
+cases, of exactly the size that was computed before.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fusionseg.config.data_sections import CacheConfig
-from fusionseg.data.loading.sampling_plan import CaseIndex
+from fusionseg.data.loading.sampling_plan import PlanCase
 from fusionseg.data.preprocessing.store import PreparedCase, Store
 from fusionseg.utils.errors import UserError
 
@@ -25,14 +25,19 @@ GB = 1e9
 
 
 def cache_bytes(cases: Sequence[PreparedCase], config: CacheConfig) -> int:
-    """Bytes the cache of these cases takes: images in the cache's type, labels in one byte a voxel."""
+    """Size of a cache in bytes: images in the cache's type, labels in one byte a voxel.
+
+    Args:
+        cases: their records.
+        config: the section `cache`.
+    """
     image = torch.finfo(getattr(torch, config.dtype)).bits // 8
     return sum(prod(case.shape) * (case.channels * image + 1) for case in cases)
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the cache goes, and the line that says why."""
+    """The device of the cache, and the reason for a message."""
 
     device: torch.device
     reason: str
@@ -51,11 +56,14 @@ def place_cache(
 
     Args:
         needed: bytes for one rank.
-        accelerator_free, host_free: bytes that are free now.
-        ranks_on_host: how many ranks share the host's memory, each with a cache of its own.
+        config: the section `cache`.
+        training_device: of this rank.
+        accelerator_free: free bytes of the training device.
+        host_free: free bytes of the host.
+        ranks_on_host: number of ranks that share the host's memory, each with its own cache.
 
     Raises:
-        UserError: it fits nowhere that `cache.device` allows.
+        UserError: the cache does not fit in any memory that `cache.device` allows.
     """
     share = f"{config.memory_fraction:.3g} of it (cache.memory_fraction)"
     host_needed = needed * ranks_on_host
@@ -72,29 +80,34 @@ def place_cache(
     on_device = f"{needed / GB:.2f} GB of {accelerator_free / GB:.1f} GB free on {training_device}, {share} allowed"
     fits_device = accelerated and needed <= accelerator_free * config.memory_fraction
     if config.device == "accelerator" and not accelerated:
-        raise UserError("cache.device: is `accelerator`, and this run trains on the CPU: set it to auto or host")
+        raise UserError("cache.device: is accelerator, but this run trains on the CPU; set it to auto or host")
     if fits_device and config.device != "host":
         return Placement(training_device, on_device)
     if config.device == "accelerator":
         raise UserError(
-            f"cache.device: does not fit the accelerator ({on_device}): set it to auto to use the host's, or {smaller}"
+            f"cache.device: does not fit the accelerator ({on_device}); set it to auto to use the host, or {smaller}"
         )
     if not fits_host:
         also = f"neither on the device ({on_device}) nor " if accelerated and config.device == "auto" else ""
-        raise UserError(f"cache: does not fit, {also}on the host ({on_host}): {smaller}")
+        raise UserError(f"cache: does not fit, {also}on the host ({on_host}); {smaller}")
     if accelerated and config.device == "auto":
-        return Placement(torch.device("cpu"), f"falls back to the host, for it needs {on_device}; {on_host}")
+        return Placement(torch.device("cpu"), f"falls back to the host, because it needs {on_device}; {on_host}")
     return Placement(torch.device("cpu"), on_host)
 
 
 class DeviceCache:
-    """Prepared cases in memory, the training loop's only source of data."""
+    """Prepared cases in memory, the only source of data of the training loop."""
 
     def __init__(self, cases: Sequence[tuple[Store, str]], config: CacheConfig, device: torch.device) -> None:
-        """Load these cases, each by its store and its name there, in this order.
+        """Load cases.
+
+        Args:
+            cases: each by its store and its name there; their order gives the case indices.
+            config: the section `cache`.
+            device: of the cache.
 
         Raises:
-            UserError: arrays are not those of their record, or the cases differ in their channels.
+            UserError: arrays do not match their record, or the cases differ in their number of channels.
         """
         self.device = device
         self.records = [store.cases[name] for store, name in cases]
@@ -108,17 +121,19 @@ class DeviceCache:
         self.first_voxel = np.cumsum([0, *voxels])
         self.image = torch.empty(self.channels * sum(voxels), dtype=self.image_dtype, device=device)
         self.label = torch.zeros(sum(voxels), dtype=torch.uint8, device=device)
-        self.index: list[CaseIndex] = []
-        for number, (store, name) in enumerate(cases):
-            record = self.records[number]
-            first, size = int(self.first_voxel[number]), voxels[number]
+        self.plan_cases: list[PlanCase] = []
+        for case_index, (store, name) in enumerate(cases):
+            record = self.records[case_index]
+            first, size = int(self.first_voxel[case_index]), voxels[case_index]
             limit = float(np.finfo(config.dtype).max)  # a float32 store may hold what float16 cannot
             stored, label, foreground = store.load(name)
             image = np.clip(np.asarray(stored, np.float32), -limit, limit).astype(config.dtype).reshape(-1)
             self.image[self.channels * first : self.channels * (first + size)].copy_(torch.from_numpy(image))
             if label is not None:
                 self.label[first : first + size].copy_(torch.from_numpy(np.array(label).reshape(-1)))
-            self.index.append(CaseIndex(self.names[number], record.shape, np.array(foreground), record.class_offsets))
+            self.plan_cases.append(
+                PlanCase(self.names[case_index], record.shape, np.array(foreground), record.class_offsets)
+            )
         backgrounds = torch.tensor([record.background for record in self.records])
         self._background = backgrounds.view(-1, self.channels, 1, 1, 1).to(device)
 
@@ -127,22 +142,34 @@ class DeviceCache:
 
     @property
     def nbytes(self) -> int:
+        """Size of the cache in bytes."""
         return self.image.nbytes + self.label.nbytes
 
-    def volume(self, number: int) -> tuple[Tensor, Tensor]:
-        """Case `number` whole, as views: image (C, X, Y, Z) in the cache's type, label (X, Y, Z) uint8."""
-        first, size = int(self.first_voxel[number]), prod(self.records[number].shape)
+    def volume(self, case_index: int) -> tuple[Tensor, Tensor]:
+        """A whole case, as views of the cache.
+
+        Args:
+            case_index: of the case.
+
+        Returns:
+            Image (C, X, Y, Z) in the cache's type, label (X, Y, Z) uint8.
+        """
+        first, size = int(self.first_voxel[case_index]), prod(self.records[case_index].shape)
         image = self.image[self.channels * first : self.channels * (first + size)]
-        shape = self.records[number].shape
+        shape = self.records[case_index].shape
         return image.view(self.channels, *shape), self.label[first : first + size].view(shape)
 
-    def background(self, number: int) -> Tensor:
-        """(C, 1, 1, 1) what stands outside the volume of case `number`."""
-        return self._background[number]
+    def background(self, case_index: int) -> Tensor:
+        """The values outside the volume of a case: (C, 1, 1, 1).
+
+        Args:
+            case_index: of the case.
+        """
+        return self._background[case_index]
 
 
 def _unique_names(cases: Sequence[tuple[Store, str]]) -> list[str]:
-    """The cases' names; with several stores, DATASET/CASE, where a second data set of a name is DATASET-2."""
+    """The names of the cases; with several stores DATASET/CASE, and DATASET-2 for a second data set of one name."""
     prefixes: dict[Path, str] = {}
     count: Counter[str] = Counter()
     for store, _ in cases:

@@ -1,8 +1,9 @@
-"""Crops and augmentation on the device: a plan and a cache in, a batch out."""
+"""Crops and augmentation on the device: from planned samples and the cache to a batch."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,17 +12,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusionseg.config.data_sections import AugmentConfig
+from fusionseg.data.loading.augmentations import open_augmentations
+from fusionseg.data.loading.counter_random import counter_normal
 from fusionseg.data.loading.device_cache import DeviceCache
 from fusionseg.data.loading.sampling_plan import Samples
 from fusionseg.observability.ranges import annotate
 
 
 class PatchAugmenter:
-    """Cuts planned samples out of a cache.
+    """Cut planned samples out of the cache and augment them.
 
-    A plain patch is a strided copy from the volume; where it goes comes from the plan, which the host knows, so
-    nothing is indexed on the device. A rotated, zoomed or deformed patch is interpolated once, from the volume itself
-    and not from a crop of it: its corners hold image wherever the volume goes on. Intensities change as one batch.
+    A plain patch is a strided copy from the volume. Its position comes from the plan, which lies in host memory, so
+    nothing is indexed on the device. A rotated, zoomed or deformed patch is interpolated once, from the volume and not
+    from a crop of it, so its corners show the image wherever the volume continues. Then the other augmentations change
+    the batch on the training device.
+
+    Args:
+        cache: the prepared cases.
+        augment: the section `augment`.
+        patch: size in voxels.
+        device: the training device.
+
+    Raises:
+        UserError: an augmentation of the user's own cannot be made.
     """
 
     def __init__(
@@ -31,28 +44,38 @@ class PatchAugmenter:
         self.augment = augment
         self.patch = patch
         self.device = device
+        self._augmentations = open_augmentations(augment)
 
     @torch.no_grad()
     def __call__(self, plan: Samples) -> tuple[Tensor, Tensor]:
-        """The micro-batch on the training device: image (B, C, X, Y, Z) float32, label (B, 1, X, Y, Z) int64."""
+        """Make a micro-batch.
+
+        Args:
+            plan: its samples.
+
+        Returns:
+            On the training device: image (B, C, X, Y, Z) float32, label (B, 1, X, Y, Z) int64.
+        """
         with annotate("augment"):
-            count, cache = len(plan.case), self.cache
-            # From a host cache to a GPU: the batch is locked memory, so that its transfer waits for nothing.
+            count, cache = len(plan.case_index), self.cache
+            # From a host cache to a GPU, the batch lies in pinned memory: its transfer is asynchronous.
             pin = cache.device.type == "cpu" and self.device.type == "cuda"
             image = torch.empty((count, cache.channels, *self.patch), device=cache.device, pin_memory=pin)
             label = torch.empty((count, *self.patch), dtype=torch.uint8, device=cache.device, pin_memory=pin)
             for i, warped in enumerate(plan.warped):
                 make = self._warp if warped else self._cut
                 make(plan, i, image[i], label[i])
-            self._change_intensities(image, plan)
             if cache.device != self.device:
                 image = image.to(self.device, non_blocking=True)
                 label = label.to(self.device, non_blocking=True)
-            return image, label.long().unsqueeze(1)
+            label = label.long().unsqueeze(1)
+            for one in self._augmentations:
+                image, label = one.apply(image, label, plan.draws[one.key], self._send_to_training_device)
+            return image, label
 
     def _cut(self, plan: Samples, i: int, image: Tensor, label: Tensor) -> None:
-        """Copy the part of the volume that lies in the patch; the rest of the patch is background."""
-        volume, mask = self.cache.volume(int(plan.case[i]))
+        """Copy the part of the volume inside the patch; the rest of the patch is background."""
+        volume, mask = self.cache.volume(int(plan.case_index[i]))
         first = plan.origin[i]
         start = np.maximum(first, 0)
         stop = np.minimum(first + self.patch, mask.shape)
@@ -63,7 +86,7 @@ class PatchAugmenter:
             for axis, (a, b, size) in enumerate(zip(start - first, stop - first, self.patch, strict=True))
         )
         if tuple(stop - start) != self.patch:
-            image.copy_(self.cache.background(int(plan.case[i])).expand_as(image))
+            image.copy_(self.cache.background(int(plan.case_index[i])).expand_as(image))
             label.zero_()
         part, part_label = volume[(slice(None), *source)], mask[source]
         if flips:  # flipping nothing would still copy
@@ -73,14 +96,14 @@ class PatchAugmenter:
 
     def _warp(self, plan: Samples, i: int, image: Tensor, label: Tensor) -> None:
         """Interpolate the patch: trilinear for the image, nearest for the label; outside the volume is background."""
-        number = int(plan.case[i])
-        volume, mask = self.cache.volume(number)
+        case_index = int(plan.case_index[i])
+        volume, mask = self.cache.volume(case_index)
         patch = np.array(self.patch)
         matrix = patch_to_volume(
-            plan.angles[i], float(plan.zoom[i]), plan.flip[i], np.array(self.cache.records[number].spacing)
+            plan.angles[i], float(plan.zoom[i]), plan.flip[i], np.array(self.cache.records[case_index].spacing)
         )
         centre = plan.origin[i] + (patch - 1) / 2
-        # Only the box that the patch can reach is converted and interpolated from.
+        # Only the box that the patch can reach is converted and interpolated.
         reach = np.abs(matrix) @ (patch / 2) + 4 * plan.elastic[i] + 2
         low = np.clip(np.floor(centre - reach), 0, np.array(mask.shape) - 1).astype(int)
         high = np.clip(np.ceil(centre + reach) + 1, low + 1, mask.shape).astype(int)
@@ -89,16 +112,16 @@ class PatchAugmenter:
         grid = self._grid(2 / size[:, None] * matrix, (2 * (centre - low) + 1) / size - 1)
         if plan.elastic[i]:
             grid += self._displacement(plan, i) * self._send((2 / size[::-1]).astype(np.float32))
-        background = self.cache.background(number)
-        # Zeros outside are background once the background is taken off.
+        background = self.cache.background(case_index)
+        # grid_sample gives 0 outside the box; with the background subtracted, 0 is the background.
         part = volume[(slice(None), *box)].float() - background
         image.copy_(_interpolate(part, grid, "bilinear")).add_(background)
         label.copy_(_interpolate(mask[box][None].float(), grid, "nearest")[0])
 
     def _grid(self, matrix: NDArray[np.float64], centre: NDArray[np.float64]) -> Tensor:
-        """(1, X, Y, Z, 3) where grid_sample is to look, last axis first: centre + matrix @ offset in the patch.
+        """The positions for grid_sample: (1, X, Y, Z, 3), last axis first, centre + matrix @ offset in the patch.
 
-        A sum of one term for each axis: what `affine_grid` gives, without its product of large matrices.
+        The result is that of `affine_grid`, as a sum of one term for each axis instead of a product of large matrices.
         """
         terms = []
         for axis, size in enumerate(self.patch):
@@ -109,32 +132,31 @@ class PatchAugmenter:
         return ((x[:, None, :] + y)[:, :, None, :] + z)[None]
 
     def _displacement(self, plan: Samples, i: int) -> Tensor:
-        """(1, X, Y, Z, 3) displacements in voxels, last axis first."""
+        """The displacements in voxels: (1, X, Y, Z, 3), last axis first."""
         assert self.augment.elastic is not None
         coarse = [math.ceil(size / self.augment.elastic.spacing) + 1 for size in self.patch]
-        normal = counter_normal(self._send(plan.keys[i : i + 1, 1]), 3 * math.prod(coarse)).view(1, 3, *coarse)
+        normal = counter_normal(self._send(plan.elastic_key[i : i + 1]), 3 * math.prod(coarse)).view(1, 3, *coarse)
         smooth = F.interpolate(normal, self.patch, mode="trilinear", align_corners=True)
         return smooth.clamp_(-4, 4).mul_(float(plan.elastic[i])).permute(0, 2, 3, 4, 1)
 
-    def _change_intensities(self, image: Tensor, plan: Samples) -> None:
-        if self.augment.scale_intensity is not None or self.augment.shift_intensity is not None:
-            factors = self._send(np.stack([plan.scale, plan.shift]).astype(np.float32)).view(2, -1, 1, 1, 1, 1)
-            image.mul_(factors[0]).add_(factors[1])
-        for i in np.flatnonzero(plan.noise_std):
-            normal = counter_normal(self._send(plan.keys[i : i + 1, 0]), image[i].numel()).view_as(image[i])
-            image[i].add_(normal, alpha=float(plan.noise_std[i]))
+    def _send(self, values: NDArray[Any]) -> Tensor:
+        return _send(values, self.cache.device)
 
-    def _send(self, values: NDArray[np.generic]) -> Tensor:
-        """Host values to the cache's device without waiting for it."""
-        tensor = torch.from_numpy(np.ascontiguousarray(values))
-        if self.cache.device.type == "cuda":
-            return tensor.pin_memory().to(self.cache.device, non_blocking=True)
-        return tensor
+    def _send_to_training_device(self, values: NDArray[Any]) -> Tensor:
+        return _send(values, self.device)
+
+
+def _send(values: NDArray[Any], device: torch.device) -> Tensor:
+    """Copy host values to a device without waiting for it."""
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor
 
 
 def _interpolate(volume: Tensor, grid: Tensor, mode: str) -> Tensor:
-    """(C, X, Y, Z) of a volume (C, ...) at grid (1, X, Y, Z, 3)."""
-    # On a CPU grid_sample works in parallel over the batch only: slabs of the patch make one.
+    """Sample a volume (C, ...) at grid (1, X, Y, Z, 3), as (C, X, Y, Z)."""
+    # On a CPU, grid_sample is parallel over the batch only, so the slabs of the patch become a batch.
     slabs = next(n for n in (16, 8, 4, 2, 1) if grid.shape[1] % n == 0)
     grids = grid.view(slabs, grid.shape[1] // slabs, *grid.shape[2:])
     out = F.grid_sample(volume.expand(slabs, *volume.shape), grids, mode=mode, align_corners=False)
@@ -144,9 +166,15 @@ def _interpolate(volume: Tensor, grid: Tensor, mode: str) -> Tensor:
 def patch_to_volume(
     angles: NDArray[np.float64], zoom: float, flip: NDArray[np.bool_], spacing_mm: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """(3, 3) from an offset in the patch to the offset in the volume, both in voxels.
+    """The matrix (3, 3) from an offset in the patch to the offset in the volume, both in voxels.
 
-    The rotation is one in mm, so that it stays a rotation where voxels are not cubes.
+    The rotation is in mm, so that it stays a rotation where voxels are not cubes.
+
+    Args:
+        angles: (3,), about the axes, in radians.
+        zoom: factor; above 1 things look larger.
+        flip: (3,), True for an axis that is flipped.
+        spacing_mm: (3,), voxel size.
     """
     matrix = np.eye(3)
     for axis, angle in enumerate(angles):
@@ -157,25 +185,3 @@ def patch_to_volume(
         matrix = matrix @ rotation
     result: NDArray[np.float64] = matrix * spacing_mm[None, :] / spacing_mm[:, None] / zoom
     return result * np.where(flip, -1.0, 1.0)
-
-
-def counter_normal(keys: Tensor, count: int) -> Tensor:
-    """(B, count) standard normal numbers, a function of the 32-bit keys (B,) alone, the same on every device.
-
-    Two rounds of a 32-bit integer hash (the "lowbias32" constants of C. Wellons' search) over the counter, then
-    Box and Muller (1958).
-    """
-    counter = torch.arange(2 * ((count + 1) // 2), device=keys.device)
-    bits = _hash32(_hash32(counter ^ keys[:, None]) + keys[:, None])
-    first, second = bits.chunk(2, dim=1)
-    radius = (-2 * ((first.double() + 1) * 2.0**-32).log()).sqrt()
-    angle = second.double() * (2.0**-31 * math.pi)
-    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count].float()
-
-
-def _hash32(value: Tensor) -> Tensor:
-    mask = 0xFFFFFFFF
-    value = value & mask
-    value = (value ^ (value >> 16)) * 0x7FEB352D & mask  # int64 wraps around: the low 32 bits stay right
-    value = (value ^ (value >> 15)) * 0x846CA68B & mask
-    return value ^ (value >> 16)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fusionseg.config import RunConfig
-from fusionseg.data.loading.sampling_plan import Purpose, hidden_blocks
+from fusionseg.data.loading.counter_random import Purpose, hidden_blocks
 from fusionseg.distributed.load_balancing import assign_to_ranks
 from fusionseg.distributed.world import World
 from fusionseg.metrics.segmentation import nanmean

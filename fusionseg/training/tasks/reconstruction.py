@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionseg.config import RunConfig
-from fusionseg.data.loading.sampling_plan import Purpose, hidden_blocks
+from fusionseg.data.loading.counter_random import Purpose, hidden_blocks
 from fusionseg.losses.reconstruction import clamp_straight_through
 from fusionseg.metrics.reconstruction import relative_box, ssim_and_psnr
 from fusionseg.models.masked.fills import fill_linear, fill_mean
