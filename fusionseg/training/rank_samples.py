@@ -79,5 +79,5 @@ class RankSamples:
         names = self.data.cache.names
         return [
             {"sample": k, "case": names[int(case)], "origin": origin.tolist()}
-            for k, case, origin in zip(indices, plan.case, plan.origin, strict=True)
+            for k, case, origin in zip(indices, plan.case_index, plan.origin, strict=True)
         ]
