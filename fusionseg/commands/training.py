@@ -134,8 +134,13 @@ def _train(program: Program, arguments: argparse.Namespace) -> int:
         if root is not None:
             overrides = [f"data.root={root}", *overrides]
             make_data = program.demonstration.data_maker(root)
+    from fusionseg.runs.early_checks import finished_message
+
     config, lost = _load(file, overrides)
     _refuse_other_program(program, file, config)
+    if not arguments.dry_run and (text := finished_message(config, alone=_is_alone())):
+        log.log(RESULT, "%s", text)
+        return DONE
     if arguments.config is None:
         program.demonstration.introduce(config, arguments.parser.prog, own_data=make_data is None)
     if arguments.dry_run:
@@ -154,7 +159,7 @@ def _train(program: Program, arguments: argparse.Namespace) -> int:
 
     with loading():
         from fusionseg.training.start import train
-    command = _command_line(program, arguments)
+    command = continuing_command(program, arguments)
     try:
         status = train(config, make_data=make_data)
     except KeyboardInterrupt:
@@ -173,7 +178,7 @@ def _load(file: str, overrides: Sequence[str]) -> tuple[RunConfig, list[Dropped]
     """
     from fusionseg.config import load_config
     from fusionseg.config.loading import read_raw
-    from fusionseg.runs.places import check_places
+    from fusionseg.runs.early_checks import check_places
 
     lost: list[Dropped] = []
     problems = Problems()
@@ -199,7 +204,12 @@ def _refuse_other_program(program: Program, file: str, config: RunConfig) -> Non
         )
 
 
-def _command_line(program: Program, arguments: argparse.Namespace) -> str:
+def _is_alone() -> bool:
+    """Whether this process is the only one of the run."""
+    return all((os.environ.get(name) or "1") == "1" for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
+
+
+def continuing_command(program: Program, arguments: argparse.Namespace) -> str:
     """The command that continues this run."""
     words = shlex.join([*(["--config", arguments.config] if arguments.config else []), *arguments.overrides])
     size, here = os.environ.get("WORLD_SIZE", "1"), os.environ.get("LOCAL_WORLD_SIZE", "1")

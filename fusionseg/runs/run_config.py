@@ -15,7 +15,6 @@ from fusionseg.config import RunConfig, differences, dump_config, validate
 from fusionseg.config.loading import lay_over
 from fusionseg.config.override import parse_override
 from fusionseg.config.yaml_location import Places, read_yaml
-from fusionseg.runs.checkpoints import read_checkpoint
 from fusionseg.runs.json_files import read_regular
 from fusionseg.runs.paths import BEST, LAST, RunPaths, checkpoints_of
 from fusionseg.utils.errors import UserError
@@ -170,6 +169,9 @@ def config_hash(config: RunConfig) -> str:
 
 def _config_of_checkpoints(run: Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint that can be read, and the configuration in it."""
+    # Imported here: it needs torch, and an intact configuration is read without.
+    from fusionseg.runs.checkpoints import read_checkpoint
+
     folder = RunPaths(run).checkpoints
     for path in (*(path for _, path in checkpoints_of(run)), folder / LAST, folder / BEST):
         try:

@@ -11,8 +11,8 @@ from fusionseg.config import RunConfig
 from fusionseg.distributed.batch_arithmetic import accumulation_steps
 from fusionseg.distributed.world import World
 from fusionseg.runs.cases import RunCases, open_run
+from fusionseg.runs.early_checks import check_places
 from fusionseg.runs.folder import RunFolder, run_folder_of
-from fusionseg.runs.places import check_places
 from fusionseg.runs.run_config import write_run_config
 from fusionseg.training.observers.profile_range import check_profile
 from fusionseg.training.optimizer import warmup_warning

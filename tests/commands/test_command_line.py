@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -13,6 +14,8 @@ import pytest
 
 import fusionseg.cli
 import fusionseg.train
+from fusionseg.commands.base import Parser
+from fusionseg.commands.training import TRAIN, continuing_command
 from fusionseg.utils.errors import TrainingStopped, UserError
 from fusionseg.utils.exit_status import FAILED, WRONG_REQUEST, run
 
@@ -180,3 +183,62 @@ def test_check_takes_the_keys_that_its_messages_name(
     assert "did you mean labels?" in capsys.readouterr().err
     assert fusionseg.cli.main([*words, "train.steps=1"]) == 2
     assert "train.steps=1" in capsys.readouterr().err
+
+
+def test_a_finished_run_says_so_before_it_loads_anything(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, balls: Path, tiny_config: Callable
+) -> None:
+    from fusionseg.config import dump_config
+
+    config, run = tmp_path / "tiny.yaml", tmp_path / "runs/tiny"
+    config.write_text(dump_config(tiny_config(balls, tmp_path / "runs")))
+    words = ["--config", str(config)]
+    assert fusionseg.train.main(words) == 0
+    capsys.readouterr()
+
+    again = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "fusionseg.train", *words, "data.root=/gone", "--quiet"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert again.returncode == 0
+    for said in (
+        f"{run}: this run has finished (completed at step 4)",
+        f"fusionseg evaluate {run}",
+        "fusionseg predict",
+    ):
+        assert said in again.stderr
+    imported = {line.split("|")[-1].strip() for line in again.stderr.splitlines() if "|" in line}
+    assert "fusionseg.config" in imported and not imported & {"torch", "numpy", "nibabel"}
+
+    # What may not be the same training goes the long way.
+    assert fusionseg.train.main([*words, "train.steps=6"]) == 2
+    assert "train.steps: 4 -> 6" in capsys.readouterr().err
+    (run / "checkpoints/step_00000004.pt").unlink()
+    assert fusionseg.train.main(words) == 0
+    assert "resuming from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("environment", "command"),
+    [
+        ({}, "python -m fusionseg.train --config {config} 'train={{steps: 400}}'"),
+        (
+            {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+            "torchrun --nproc_per_node=2 -m fusionseg.train --config {config} 'train={{steps: 400}}'",
+        ),
+        ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, "on all nodes"),
+    ],
+    ids=["alone", "torchrun", "nodes"],
+)
+def test_the_command_that_continues_a_run(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], command: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    arguments = argparse.Namespace(
+        config="c.yaml", overrides=["train={steps: 400}"], parser=Parser(prog="python -m fusionseg.train")
+    )
+    assert command.format(config="c.yaml") in continuing_command(TRAIN, arguments)

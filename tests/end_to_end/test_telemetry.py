@@ -132,7 +132,7 @@ def test_a_torch_profile_holds_the_steps_that_were_asked_for(train: Train, progr
 def test_a_profile_does_not_change_the_run_nor_keep_it_from_going_on(train: Train, tmp_path: Path) -> None:
     train(tmp_path / "run", "train.steps=4").expect(0)
     again = train(tmp_path / "run", "train.steps=4", "profile={steps: [0, 2], stages: true}").expect(0)
-    assert "has already ended" in again.err
+    assert "this run has finished (completed at step 4)" in again.err
 
 
 def test_the_account_goes_on_over_the_starts_of_a_run(train: Train, tmp_path: Path) -> None:

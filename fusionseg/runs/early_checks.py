@@ -1,0 +1,92 @@
+"""Checks of a start that need neither torch nor the data set: wrong paths, and a run that has finished already."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fusionseg.config import RunConfig
+from fusionseg.runs.folder import run_folder_of
+from fusionseg.runs.paths import RunPaths, last_step
+from fusionseg.runs.records import has_finished, last_end
+from fusionseg.runs.run_config import plain_config, resume_relevant
+from fusionseg.utils.errors import Problems, UserError
+from fusionseg.utils.files import user_path, writable_folder
+
+_SETTLED_S = 120.0
+"""Age of a file that every node of a cluster sees as it is (NFS keeps what it knows of a file for up to 60 s)."""
+
+
+def check_places(plain: Mapping[str, Any]) -> None:
+    """Make sure that the paths in a configuration can be used. The rest of the configuration may be wrong.
+
+    Args:
+        plain: plain values under the keys of the file. What is no path there is passed over.
+
+    Raises:
+        UserError: `data.root` or `init_from` does not exist, or `output` cannot be written.
+    """
+    problems = Problems()
+    data, output, init_from = plain.get("data"), plain.get("output", "runs"), plain.get("init_from")
+    root = data.get("root") if isinstance(data, Mapping) else None
+    for key, text in (("data.root", root), ("init_from", init_from)):
+        with problems.collect():
+            _check_exists(key, text)
+    if isinstance(output, str):
+        with problems.collect():
+            writable_folder(user_path(output), "output")
+    problems.raise_if_any()
+
+
+def _check_exists(key: str, text: Any) -> None:
+    if isinstance(text, str) and not user_path(text).exists():
+        raise UserError(f"{key}={Path(text)}: does not exist (from here, {Path.cwd()}): correct the path")
+
+
+def finished_message(config: RunConfig, *, alone: bool) -> str:
+    """Say that the run of a configuration has finished, and how to use it; an empty text if it has not.
+
+    A run has finished if its last record says so, its last checkpoint is there, and its configuration gives the same
+    results as this one. In every other case the training itself decides.
+
+    Args:
+        config: of this start.
+        alone: whether this process is the only one of the run. If it is not, a record that is younger than two minutes
+            does not count: a rank on another node may not see it yet, and would wait for the others.
+    """
+    folder = run_folder_of(config)
+    metrics = RunPaths(folder).metrics
+    if config.resume == "never" or not metrics.is_file():
+        return ""
+    end = last_end(folder)
+    if end is None or not has_finished(end["status"]) or last_step(folder) != end["step"]:
+        return ""
+    if not alone and time.time() - metrics.stat().st_mtime < _SETTLED_S:
+        return ""
+    try:
+        same = resume_relevant(plain_config(folder)) == resume_relevant(config.to_dict())
+    except UserError:
+        return ""
+    return finished_text(config, folder, end["status"], end["step"]) if same else ""
+
+
+def finished_text(config: RunConfig, folder: Path, status: str, step: int) -> str:
+    """The message about a run that has finished.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        status: `completed` or `plateau`.
+        step: the last step of the run.
+    """
+    use = f"predict with it: fusionseg predict {folder} -i IMAGES -o MASKS"
+    if config.pretrain is not None:
+        use = f"start a segmentation from it: fusionseg train --config FILE init_from={folder}"
+    return (
+        f"{folder}: this run has finished ({status} at step {step}); there is nothing left to train\n"
+        f"  evaluate it: fusionseg evaluate {folder}\n"
+        f"  {use}\n"
+        "  train another one: the same command with name=ANOTHER_NAME"
+    )
