@@ -1,4 +1,4 @@
-"""The preparation of a configured data set, and the store that comes of it."""
+"""Preparation of a configured data set, and its store."""
 
 from __future__ import annotations
 

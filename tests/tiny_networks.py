@@ -1,4 +1,4 @@
-"""Every network of the schema at a size that a test can afford."""
+"""Tiny configurations of all networks, for fast tests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from fusionseg.config.networks import network_sections
 
-# By the name of the section's class: settings, and a patch that suits them.
+# Name of the section's class -> settings, and a patch that the network accepts.
 TINY: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
     # the second block of a stage shifts its windows
     "SwinConfig": ({"feature_size": 12, "depths": [2, 1, 1, 1], "window_size": 4}, (64, 32, 32)),
@@ -18,12 +18,12 @@ TINY: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
     "NNUNetConfig": ({"filters": [4, 8, 8, 8]}, (16, 16, 16)),
     "MedNeXtConfig": ({}, (32, 16, 16)),
 }
-# What a name sets that is not tiny.
+# Settings that replace large ones which a name sets.
 TINIER: dict[str, dict[str, Any]] = {"swin_fusion_full": {"fusion": {"widths": 8}}}
 NETWORKS = network_sections()
 
 
 def tiny(name: str) -> dict[str, Any]:
-    """The keys of a configuration that make the network of a name: `model` and the patch under `data`."""
+    """Return the keys of a configuration for the network of a name: `model`, and `patch` under `data`."""
     settings, patch = TINY[NETWORKS[name].__name__]
     return {"model": {"name": name, **settings, **TINIER.get(name, {})}, "data": {"patch": list(patch)}}

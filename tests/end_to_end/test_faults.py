@@ -142,7 +142,7 @@ def test_init_from_another_network(train: Train, tmp_path: Path, trained: Path) 
     refused(
         ended,
         "% of the network's parameters fit",
-        "at least 50 % are needed",
+        "at least 50 %",
         "(model (6, 1, 3, 3, 3), file (4, 1, ",
     )
     assert not (tmp_path / "run/checkpoints").exists()

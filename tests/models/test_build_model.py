@@ -1,4 +1,4 @@
-"""build_model: every name of the configuration gives a network that works."""
+"""build_model builds a network of every name of the configuration."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_every_name_builds(name: str) -> None:
+def test_every_network_builds(name: str) -> None:
     config = MODEL_CONFIG.validate_python({"name": name, **SMALL[name]})
     with torch.device("meta"):
         model = build_model(config, in_channels=2, out_channels=3)
@@ -47,6 +47,6 @@ def test_convolutional_networks_train(settings: dict[str, Any]) -> None:
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
     has_batch_norm = any(isinstance(layer, nn.BatchNorm3d) for layer in model.modules())
     assert has_batch_norm == (settings.get("norm") == "batch")
-    # MONAI's UNet has dropout layers of rate 0.
+    # MONAI's UNet has dropout layers with rate 0.
     rates = {layer.p for layer in model.modules() if isinstance(layer, nn.Dropout | nn.Dropout3d)}
     assert rates <= {0.0} if "dropout" not in settings else rates == {0.2}

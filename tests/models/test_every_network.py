@@ -1,4 +1,4 @@
-"""What every network of the schema must do: the list of names is the schema's own."""
+"""Requirements on every network of the configuration: training, compilation, prediction, state dict."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from fusionseg.training.sliding_window import predict_logits
 
 CHANNELS, CLASSES = 2, 3
 SWINS = [name for name, section in NETWORKS.items() if section is SwinConfig]
-# Tracing a Swin encoder takes seconds, and it is the same in all of them.
+# Tracing a Swin encoder takes seconds, and the encoder is the same in all of these networks.
 TRACED = [pytest.param(name, marks=[pytest.mark.long] if name in SWINS[1:-1] else []) for name in NETWORKS]
 
 
 def build(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
-    """The tiny network and its patch; the same weights each time."""
+    """Build the tiny network, with the same weights in each call; return it with its patch."""
     config: RunConfig = validate(tiny(name))
     torch.manual_seed(0)
     model = build_model(config.model, in_channels=CHANNELS, out_channels=CLASSES, patch=config.data.patch)
@@ -37,7 +37,7 @@ def volume(patch: tuple[int, int, int]) -> Tensor:
 
 
 def objective(output: Tensor | list[Tensor]) -> Tensor:
-    """Depends on every logit."""
+    """A loss that depends on every logit."""
     return sum((part.float().square().mean() for part in _parts(output)), torch.zeros(()))
 
 
@@ -45,14 +45,14 @@ def _parts(output: Tensor | list[Tensor]) -> list[Tensor]:
     return [output] if isinstance(output, Tensor) else output
 
 
-def test_every_network_has_a_tiny_one() -> None:
+def test_every_network_has_a_tiny_configuration() -> None:
     assert set(TINY) == {section.__name__ for section in NETWORKS.values()}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_every_parameter_learns(name: str, dtype: torch.dtype) -> None:
-    """DDP asks for a gradient of each one. A list comes from deep supervision: full resolution first, then falling."""
+def test_every_parameter_has_a_gradient(name: str, dtype: torch.dtype) -> None:
+    """DDP needs a gradient of each parameter. Deep supervision gives a list of logits of decreasing resolution."""
     model, patch = build(name)
     image = volume(patch)
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
@@ -69,7 +69,7 @@ def test_every_parameter_learns(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_weights_come_back_from_a_file(name: str, tmp_path: Path) -> None:
+def test_weights_are_restored_from_a_file(name: str, tmp_path: Path) -> None:
     model, patch = build(name)
     torch.save(model.state_dict(), tmp_path / "weights.pt")
     again, _ = build(name)
@@ -84,8 +84,8 @@ def test_weights_come_back_from_a_file(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", TRACED)
-def test_the_graph_is_whole(name: str) -> None:
-    """torch.compile finds one graph: fullgraph refuses a break."""
+def test_compiles_as_one_graph(name: str) -> None:
+    """With fullgraph, torch.compile raises an exception at a graph break."""
     torch.compiler.reset()
     model, patch = build(name)
     image = volume(patch)
@@ -100,8 +100,8 @@ def test_the_graph_is_whole(name: str) -> None:
     reason="torch.compile needs a C++ compiler",
 )
 @pytest.mark.parametrize("name", ["nnunet_plain", "unetr"])
-def test_compiled_by_inductor(name: str) -> None:
-    """Logits and gradients are those of the plain network."""
+def test_inductor_has_equal_gradients(name: str) -> None:
+    """The gradients are those of the network that is not compiled."""
     torch.compiler.reset()
     model, patch = build(name)
     compiled, _ = build(name)
@@ -115,8 +115,8 @@ def test_compiled_by_inductor(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_predicts_a_volume_by_windows(name: str) -> None:
-    """A volume larger than the patch in one axis and smaller in another."""
+def test_predicts_a_volume_by_sliding_window(name: str) -> None:
+    """The volume is larger than the patch along one axis and smaller along another."""
     model, patch = build(name)
     image = torch.randn(CHANNELS, patch[0] + 8, patch[1] - 3, patch[2])
     logits = predict_logits(

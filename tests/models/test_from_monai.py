@@ -1,4 +1,4 @@
-"""MONAI's networks: what is built is MONAI's own, and what cannot be built is refused with the fix."""
+"""MONAI's networks: the same state dict and output as MONAI's own; wrong settings are refused."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def dynunet(res_block: bool) -> DynUNet:
     )
 
 
-# model section, patch, and the network of MONAI's that it stands for
+# `model` section, patch, and MONAI's network
 CASES: list[tuple[dict[str, Any], tuple[int, int, int], Any]] = [
     (
         {"name": "unetr", **UNETR_SETTINGS},
@@ -75,15 +75,15 @@ def refusal(settings: dict[str, Any], patch: tuple[int, int, int] = (96, 96, 96)
 
 
 def as_list(output: Any) -> list[Tensor]:
-    """MONAI's several logits are a list, a tuple, or, in DynUNet, one tensor with a dimension for them."""
+    """Convert the logits of deep supervision to a list: MONAI gives a list, a tuple or, in DynUNet, one tensor."""
     if isinstance(output, Tensor):
         return list(output.unbind(1)) if output.dim() == 6 else [output]
     return list(output)
 
 
 @pytest.mark.parametrize(("settings", "patch", "theirs"), CASES, ids=[case[0]["name"] for case in CASES])
-def test_is_monais(settings: dict[str, Any], patch: tuple[int, int, int], theirs: Any) -> None:
-    """The same state dict key for key, and the same logits in training and in evaluation."""
+def test_network_is_that_of_monai(settings: dict[str, Any], patch: tuple[int, int, int], theirs: Any) -> None:
+    """The state dict has the same keys; the logits are equal in training and in evaluation mode."""
     torch.manual_seed(0)
     ours, monais = build(settings, patch), theirs()
     assert list(ours.state_dict()) == list(monais.state_dict())
@@ -95,14 +95,14 @@ def test_is_monais(settings: dict[str, Any], patch: tuple[int, int, int], theirs
         expected = as_list(monais.train()(image))
         assert isinstance(output, Tensor) == (len(expected) == 1)
         found = as_list(output)
-        if isinstance(monais, DynUNet):  # which stretches them to full resolution
+        if isinstance(monais, DynUNet):  # DynUNet resizes them to full resolution
             found = [F.interpolate(logits, patch) for logits in found]
     for logits, other in zip(found, expected, strict=True):
         torch.testing.assert_close(logits, other)
 
 
 @pytest.mark.parametrize("name", ["nnunet_plain", "mednext", "segresnet_ds"])
-def test_without_deep_supervision_there_is_one_tensor(name: str) -> None:
+def test_output_without_deep_supervision_is_one_tensor(name: str) -> None:
     with torch.device("meta"):
         model = build({"name": name, "deep_supervision": False}, (64, 32, 32)).train()
         output = model(torch.empty(1, 2, 64, 32, 32))
@@ -110,15 +110,15 @@ def test_without_deep_supervision_there_is_one_tensor(name: str) -> None:
     assert [key for key in model.state_dict() if "deep_supervision" in key or "out_blocks" in key] == []
 
 
-def test_unetr_freezes_what_it_does_not_use() -> None:
-    """The parts of a cross-attention that MONAI's blocks carry; all else learns (test_every_network)."""
+def test_unetr_freezes_unused_parameters() -> None:
+    """MONAI's blocks have cross-attention parameters that are not used. test_every_network covers all others."""
     model = build({"name": "unetr", **UNETR_SETTINGS})
     frozen = {key for key, parameter in model.named_parameters() if not parameter.requires_grad}
     assert frozen == {f"vit.blocks.{n}.norm_cross_attn.{part}" for n in range(12) for part in ("weight", "bias")}
 
 
-def test_unetr_with_fixed_positions(recwarn: pytest.WarningsRecorder) -> None:
-    """MONAI's own embedding, without the warning that it comes with."""
+def test_unetr_with_sincos_position_embedding(recwarn: pytest.WarningsRecorder) -> None:
+    """The embedding is that of MONAI, without MONAI's warning."""
     torch.set_warn_always(True)
     model: Any = build({"name": "unetr", "pos_embed": "sincos", **UNETR_SETTINGS}, (32, 16, 48))
     torch.set_warn_always(False)
@@ -132,7 +132,7 @@ def test_unetr_with_fixed_positions(recwarn: pytest.WarningsRecorder) -> None:
 
 def test_unetr_needs_the_patch() -> None:
     config = validate({"model": {"name": "unetr"}})
-    with pytest.raises(ValueError, match="unetr embeds the positions within a patch"):
+    with pytest.raises(ValueError, match="unetr"):
         build_model(config.model, in_channels=1, out_channels=2)
 
 
@@ -145,7 +145,7 @@ def test_nnunet_norms(norm: str, layer: type[nn.Module]) -> None:
     assert norms and all(isinstance(module, layer) and module.weight is not None for module in norms)
 
 
-def test_nnunet_drops_no_logits() -> None:
+def test_nnunet_has_no_dropout_after_the_heads() -> None:
     model = build({"name": "nnunet_plain", "filters": [4, 4, 4], "dropout": 0.5}, (16, 16, 16)).train()
     assert {module.p for module in model.modules() if isinstance(module, nn.Dropout)} == {0.5}
     with torch.no_grad():
@@ -162,7 +162,7 @@ def test_nnunet_drops_no_logits() -> None:
         ("L", (61.8, 500), (63.0, 564)),
     ],
 )
-def test_mednext_costs_what_its_authors_say(size: Any, kernel: Any, small: Any, large: Any) -> None:
+def test_mednext_has_the_cost_that_its_authors_state(size: Any, kernel: Any, small: Any, large: Any) -> None:
     """Millions of parameters and 10^9 multiply-adds at 128^3: README.md of github.com/MIC-DKFZ/MedNeXt."""
     config = MedNeXtConfig(name="mednext", size=size, kernel_size=kernel)
     cost = network_cost(config, (128, 128, 128), in_channels=1, out_channels=2)
@@ -188,8 +188,8 @@ def test_mednext_costs_what_its_authors_say(size: Any, kernel: Any, small: Any, 
         ({"name": "segresnet_ds"}, (20, 16, 16), "needs multiples of 8"),
     ],
 )
-def test_patches(settings: dict[str, Any], patch: tuple[int, int, int], expected: str | None) -> None:
-    """A patch that is accepted trains, and so does the one that is advised instead of a refused one."""
+def test_patch_sizes(settings: dict[str, Any], patch: tuple[int, int, int], expected: str | None) -> None:
+    """Accepted patches can be used, and so can those that the message of a refused patch suggests."""
     if expected is not None:
         problem = refusal(settings, patch)
         assert problem.startswith(f"data.patch: {settings['name']} ")

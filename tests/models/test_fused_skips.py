@@ -1,5 +1,4 @@
-"""FusedSkips: each setting changes what it says; pooling, sharing and channels are as the thesis has them, maps of the
-stages below and equal widths as docs/models.md says."""
+"""FusedSkips: fusion sources, channels and resampling for every setting, as in the thesis and docs/models.md."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from fusionseg.config.networks import FusionConfig, SwinConfig
 from fusionseg.models import build_model
 from fusionseg.models.swin.fused_skips import FusedSkips
 
-ENCODER = (1, 48, 96, 192, 384, 768)  # feature size 48, one channel in
+ENCODER = (1, 48, 96, 192, 384, 768)  # feature size 48, one input channel
 SKIPS = (48, 48, 96, 192, 384, 768)
 SMALL_ENCODER, SMALL_SKIPS = (1, 2, 3, 4, 5, 6), (2, 2, 3, 4, 5, 6)
 
@@ -38,13 +37,13 @@ def fused_skips(**settings: object) -> FusedSkips:
 
 
 def first_convolutions(blocks: nn.ModuleDict) -> dict[str, tuple[int, int, int]]:
-    """Channels in, channels out and kernel of each block."""
+    """Return input channels, output channels and kernel of each block."""
     named: Iterable[tuple[str, Any]] = blocks.items()
     shapes = {stage: block.layer.conv1.conv.weight.shape for stage, block in named}
     return {stage: (shape[1], shape[0], shape[-1]) for stage, shape in shapes.items()}
 
 
-def test_plan_of_the_thesis() -> None:
+def test_fusion_sources_of_the_thesis() -> None:
     assert FusionConfig(above=1).fusion_sources == {2: (1,), 3: (2,), 4: (3,), 5: (4,)}
     # Two above: stage 2 has only stage 1 above it.
     assert FusionConfig(above=2).fusion_sources == {2: (1,), 3: (1, 2), 4: (2, 3), 5: (3, 4)}
@@ -52,7 +51,7 @@ def test_plan_of_the_thesis() -> None:
     assert FusionConfig(above="all", last_stage=6).fusion_sources == everything
 
 
-def test_plan_of_every_combination() -> None:
+def test_fusion_sources_of_every_combination() -> None:
     amounts: list[Any] = [*range(6), "all"]
     for above, below, last in product(amounts, amounts, (5, 6)):
         up, down = (5 if amount == "all" else amount for amount in (above, below))
@@ -65,7 +64,7 @@ def test_plan_of_every_combination() -> None:
             assert chosen == {stage: whole[stage] for stage in stages}
 
 
-def test_v1_pools_the_skips_and_has_no_blocks_for_it() -> None:
+def test_v1_pools_the_skips_and_has_no_source_blocks() -> None:
     module = fused_skips(above=1, source="skip")
     assert len(module.sources) == 0
     assert first_convolutions(module.fuse) == {
@@ -76,7 +75,7 @@ def test_v1_pools_the_skips_and_has_no_blocks_for_it() -> None:
     }
 
 
-def test_v2_pools_the_encoders_maps_through_a_block_of_each_source() -> None:
+def test_v2_has_a_block_for_each_source() -> None:
     module = fused_skips(above=2, source="encoder")
     assert first_convolutions(module.sources) == {
         "stage1": (1, 1, 3),
@@ -92,7 +91,7 @@ def test_v2_pools_the_encoders_maps_through_a_block_of_each_source() -> None:
     }
 
 
-def test_kernel_is_that_of_the_upper_stages_and_bottleneck_kernel_that_of_stage_6() -> None:
+def test_kernel_and_bottleneck_kernel() -> None:
     kernels = [
         [kernel for _, _, kernel in first_convolutions(fused_skips(last_stage=6, **given).fuse).values()]
         for given in ({}, {"kernel": 3}, {"bottleneck_kernel": 3})
@@ -100,7 +99,7 @@ def test_kernel_is_that_of_the_upper_stages_and_bottleneck_kernel_that_of_stage_
     assert kernels == [[1, 1, 1, 1, 1], [3, 3, 3, 3, 1], [1, 1, 1, 1, 3]]
 
 
-def test_overdrive_fuses_the_bottleneck_in_place_of_the_plain_block() -> None:
+def test_overdrive_replaces_the_block_of_the_bottleneck() -> None:
     bottleneck = first_convolutions(fused_skips(last_stage=6).fuse)["stage6"]
     assert bottleneck == (768 + 384 + 192 + 96 + 48 + 1, 768, 1)
     with torch.device("meta"):
@@ -108,7 +107,7 @@ def test_overdrive_fuses_the_bottleneck_in_place_of_the_plain_block() -> None:
     assert isinstance(model.encoder10, nn.Identity)
 
 
-def test_widths_are_those_of_the_pooled_maps() -> None:
+def test_widths_are_the_channels_of_the_sources() -> None:
     module = fused_skips(last_stage=6, widths=[96, 96, 192, 192, 384])
     assert first_convolutions(module.sources) == {
         "stage1": (1, 96, 3),
@@ -125,13 +124,13 @@ def test_maxavg_doubles_the_pooled_channels() -> None:
     assert blocks["stage3"] == (96 + 2 * (48 + 1), 96, 1)
 
 
-def test_one_width_is_that_of_every_map_from_above_and_below() -> None:
+def test_one_width_for_all_sources() -> None:
     module = fused_skips(below="all", widths=64)
     assert first_convolutions(module.sources) == {f"stage{i}": (c, 64, 3) for i, c in enumerate(ENCODER, start=1)}
     assert first_convolutions(module.fuse) == {f"stage{i}": (c + 5 * 64, c, 1) for i, c in enumerate(SKIPS[:5], 1)}
 
 
-def test_maps_from_below_keep_their_own_widths_and_are_not_doubled_by_maxavg() -> None:
+def test_maxavg_does_not_double_maps_from_below() -> None:
     module = fused_skips(above=1, below=1, pooling="maxavg", widths=[1, 2, 3, 4, 5, 6])
     assert first_convolutions(module.fuse) == {
         "stage1": (48 + 2, 48, 1),
@@ -142,7 +141,7 @@ def test_maps_from_below_keep_their_own_widths_and_are_not_doubled_by_maxavg() -
     }
 
 
-def test_only_the_sources_that_are_taken_have_blocks() -> None:
+def test_only_used_sources_have_blocks() -> None:
     assert list(fused_skips(above=1, stages=[3, 5]).sources) == ["stage2", "stage4"]
     assert list(fused_skips(above=0, below=2, stages=[4]).sources) == ["stage5", "stage6"]
 
@@ -150,7 +149,9 @@ def test_only_the_sources_that_are_taken_have_blocks() -> None:
 @pytest.mark.parametrize("source", ["skip", "encoder"])
 @pytest.mark.parametrize("pooling", ["max", "avg", "maxavg"])
 @pytest.mark.parametrize(("above", "below"), [(1, 0), (2, 0), ("all", 0), (0, 2), (2, 1), ("all", "all")])
-def test_equals_the_definition_with_direct_resampling(source: str, pooling: str, above: object, below: object) -> None:
+def test_fused_skips_equal_the_definition_with_direct_resampling(
+    source: str, pooling: str, above: object, below: object
+) -> None:
     module = small(source=source, pooling=pooling, above=above, below=below, last_stage=6)
     seen: dict[str, Tensor] = {}
     for stage, block in module.fuse.items():
@@ -163,10 +164,10 @@ def test_equals_the_definition_with_direct_resampling(source: str, pooling: str,
         if source == "encoder":
             x = module.sources[f"stage{stage}"](encoder_maps[stage - 1])
         if stage > target:
-            by = 2 ** (stage - target)
-            return [F.interpolate(x, scale_factor=by, mode="trilinear", align_corners=False)]
-        by = 2 ** (target - stage)
-        maximum, mean = F.max_pool3d(x, by), F.avg_pool3d(x, by)
+            factor = 2 ** (stage - target)
+            return [F.interpolate(x, scale_factor=factor, mode="trilinear", align_corners=False)]
+        factor = 2 ** (target - stage)
+        maximum, mean = F.max_pool3d(x, factor), F.avg_pool3d(x, factor)
         return {"max": [maximum], "avg": [mean], "maxavg": [maximum, mean]}[pooling]
 
     with torch.no_grad():
@@ -180,7 +181,7 @@ def test_equals_the_definition_with_direct_resampling(source: str, pooling: str,
 
 
 @pytest.mark.parametrize("stages", [[1], [3], [2, 4], [1, 5]])
-def test_stages_that_are_not_named_keep_the_plain_skip(stages: list[int]) -> None:
+def test_stages_that_are_not_listed_keep_the_plain_skip(stages: list[int]) -> None:
     module, everything = small(below=1, stages=stages), small(below=1)
     assert everything.load_state_dict(module.state_dict(), strict=False).unexpected_keys == []
     encoder_maps, skips = small_maps(SMALL_ENCODER), small_maps(SMALL_SKIPS)
@@ -191,7 +192,7 @@ def test_stages_that_are_not_named_keep_the_plain_skip(stages: list[int]) -> Non
         assert stage not in stages or torch.equal(x, all_fused[stage - 1])
 
 
-def test_the_plain_block_of_the_bottleneck_stays_where_it_is_not_fused() -> None:
+def test_block_of_the_bottleneck_stays_unless_the_bottleneck_is_fused() -> None:
     for fusion, expected in (({"stages": [3]}, False), ({"above": 0, "below": 1}, False), ({"below": 1}, True)):
         config = SwinConfig.model_validate({"name": "swin_fusion_od", "fusion": fusion})
         with torch.device("meta"):
@@ -200,7 +201,7 @@ def test_the_plain_block_of_the_bottleneck_stays_where_it_is_not_fused() -> None
 
 
 @pytest.mark.parametrize("settings", [{"widths": 3}, {"source": "skip", "pooling": "maxavg"}])
-def test_full_scale_trains_alike_with_recomputed_activations(settings: dict[str, Any]) -> None:
+def test_full_scale_skips_have_equal_gradients_with_checkpointing(settings: dict[str, Any]) -> None:
     encoder_maps, skips = small_maps(SMALL_ENCODER), small_maps(SMALL_SKIPS)
     gradients = []
     for use_checkpoint in (False, True):
@@ -211,7 +212,7 @@ def test_full_scale_trains_alike_with_recomputed_activations(settings: dict[str,
     torch.testing.assert_close(gradients[1], gradients[0])
 
 
-def test_full_scale_under_autocast() -> None:
+def test_full_scale_skips_under_autocast() -> None:
     module = small(below="all", widths=3)
     encoder_maps, skips = small_maps(SMALL_ENCODER), small_maps(SMALL_SKIPS)
     with torch.no_grad():
@@ -243,12 +244,12 @@ def test_full_scale_under_autocast() -> None:
         ({"widths": 64, "source": "skip"}, "widths: need source: encoder"),
     ],
 )
-def test_impossible_settings_are_refused_with_the_fix(settings: dict[str, Any], message: str) -> None:
+def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         FusionConfig.model_validate(settings)
 
 
-def test_v1_gives_the_decoder_and_the_pooling_the_same_map() -> None:
+def test_v1_uses_the_same_map_for_the_decoder_and_the_pooling() -> None:
     config = SwinConfig(name="swin_fusion_1_v1", feature_size=12, depths=(1, 1, 1, 1))
     model: Any = build_model(config, in_channels=1, out_channels=2).eval()
     skips: dict[int, Tensor] = {}

@@ -1,4 +1,4 @@
-"""Networks for masked reconstruction: nothing hidden is seen, the encoder is the segmentation network's."""
+"""Networks of masked pre-training: hidden voxels have no effect; the encoder is that of the segmentation network."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def encoder_of(model: nn.Module, case: Case) -> nn.Module:
 
 
 @each_case
-def test_shapes_and_what_the_parts_are_called(case: Case) -> None:
+def test_shape_of_the_output_and_names_of_the_parts(case: Case) -> None:
     model = case.build(channels=2).eval()
     image, hidden = case.sample(batch=3, channels=2)
     with torch.no_grad():
@@ -92,18 +92,18 @@ def test_shapes_and_what_the_parts_are_called(case: Case) -> None:
 
 
 @each_case
-def test_the_encoder_is_that_of_the_segmentation_network(case: Case) -> None:
+def test_encoder_is_that_of_the_segmentation_network(case: Case) -> None:
     network = build_model(case.model, in_channels=1, out_channels=2, patch=case.patch)
     ours, theirs = encoder_of(case.build(), case), encoder_of(network, case)
     assert list(ours.state_dict()) == list(theirs.state_dict())
-    theirs.load_state_dict(ours.state_dict(), strict=True)  # which checks the shapes too
+    theirs.load_state_dict(ours.state_dict(), strict=True)  # checks the shapes too
     constants = {name: x for name, x in theirs.state_dict().items() if name.endswith("index")}
     fresh = encoder_of(build_model(case.model, in_channels=1, out_channels=2, patch=case.patch), case).state_dict()
     assert all(torch.equal(x, fresh[name]) for name, x in constants.items())
 
 
 @each_case
-def test_what_is_hidden_does_not_matter_and_what_is_visible_does(case: Case) -> None:
+def test_output_depends_on_visible_voxels_only(case: Case) -> None:
     model = case.build().eval()
     image, hidden = case.sample()
     voxels = blocks_to_voxels(hidden, case.patch)
@@ -114,8 +114,8 @@ def test_what_is_hidden_does_not_matter_and_what_is_visible_does(case: Case) -> 
 
 
 @pytest.mark.parametrize("name", ["swin-blackout", "vit-blackout"])
-def test_a_black_block_that_is_shown_is_not_taken_for_a_hidden_one(name: str) -> None:
-    """The encoder cannot tell them apart: in a CT's window air is 0 too. The decoder is told."""
+def test_visible_block_of_zeros_differs_from_a_hidden_block(name: str) -> None:
+    """For the encoder they are equal (air is 0 in a clipped CT); the decoder has a token at hidden places."""
     case = CASES[name]
     model = case.build().eval()
     image, hidden = case.sample()
@@ -128,7 +128,7 @@ def test_a_black_block_that_is_shown_is_not_taken_for_a_hidden_one(name: str) ->
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_with_a_prior_it_begins_at_the_interpolation(case: Case) -> None:
+def test_first_reconstruction_with_a_prior_is_the_interpolation(case: Case) -> None:
     pretrain = case.pretrain.model_copy(update={"prior": "linear"})
     model = build_masked(case.model, pretrain, in_channels=1, patch=case.patch).eval()
     image, hidden = case.sample()
@@ -139,14 +139,14 @@ def test_with_a_prior_it_begins_at_the_interpolation(case: Case) -> None:
         assert torch.equal(model(torch.where(voxels, torch.nan, image), hidden), model(image, hidden))
 
 
-def test_hidden_shares_on_finer_and_coarser_grids() -> None:
+def test_hidden_fractions_of_finer_and_coarser_grids() -> None:
     hidden = torch.tensor([True, False, False, False]).view(1, 2, 2, 1)
     assert hidden_fractions(hidden, (4, 2, 1))[0, 0, :, :, 0].tolist() == [[1, 0], [1, 0], [0, 0], [0, 0]]
     assert hidden_fractions(hidden, (1, 2, 3))[0, 0, 0].tolist() == [[0.5] * 3, [0] * 3]
 
 
 @each_case
-def test_each_sample_has_its_own_blocks(case: Case) -> None:
+def test_samples_of_a_batch_are_independent(case: Case) -> None:
     model = case.build().eval()
     image, hidden = case.sample()
     assert not torch.equal(hidden[0], hidden[1])
@@ -158,7 +158,7 @@ def test_each_sample_has_its_own_blocks(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", MAE, ids=lambda case: f"{case.model.name}-{case.block}")
-def test_mae_encodes_what_is_visible_only(case: Case) -> None:
+def test_mae_encodes_visible_blocks_only(case: Case) -> None:
     model = case.build().eval()
     seen: list[torch.Size] = []
     encoder = encoder_of(model, case)
@@ -176,7 +176,7 @@ def test_mae_encodes_what_is_visible_only(case: Case) -> None:
 
 @each_case
 def test_every_parameter_gets_a_gradient(case: Case) -> None:
-    # What DDP asks for without find_unused_parameters.
+    # DDP needs this without find_unused_parameters.
     model = case.build().train()
     image, hidden = case.sample()
     ReconstructionLoss(ReconstructionLossConfig(), 6.0)(model(image, hidden), (image, hidden)).backward()
@@ -187,7 +187,7 @@ def test_every_parameter_gets_a_gradient(case: Case) -> None:
 
 
 @pytest.mark.parametrize("method", ["blackout", "mae"])
-def test_checkpointing_changes_memory_only(method: str) -> None:
+def test_checkpointing_has_equal_gradients(method: str) -> None:
     case = CASES[f"swin-{method}"]
     image, hidden = case.sample(batch=1)
     gradients = []
@@ -200,7 +200,7 @@ def test_checkpointing_changes_memory_only(method: str) -> None:
 
 
 @each_case
-def test_on_the_meta_device_and_in_bfloat16(case: Case) -> None:
+def test_meta_device_and_bfloat16(case: Case) -> None:
     with torch.device("meta"):
         model = case.build()
         image, hidden = (
@@ -209,7 +209,7 @@ def test_on_the_meta_device_and_in_bfloat16(case: Case) -> None:
         )
         assert model(image, hidden).shape == image.shape
     model = case.build()
-    guard_cpu_convolutions_(model)  # as the engine does on a CPU
+    guard_cpu_convolutions_(model)  # as in training on a CPU
     image, hidden = case.sample(batch=1)
     with torch.autocast("cpu", torch.bfloat16):
         found = model(image, hidden)
@@ -222,16 +222,16 @@ def test_on_the_meta_device_and_in_bfloat16(case: Case) -> None:
     [CASES["swin-token"], CASES["swin-mae"], CASES["vit-mae"]],
     ids=lambda case: f"{case.model.name}-{case.method}",
 )
-def test_compiles_without_graph_breaks(case: Case) -> None:
+def test_compiles_as_one_graph(case: Case) -> None:
     model = case.build().eval()
     image, hidden = case.sample()
-    torch.compiler.reset()  # else the shapes of another case's trace make these dynamic
+    torch.compiler.reset()  # otherwise the shapes of the previous case would make these dynamic
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     with torch.no_grad():
         torch.testing.assert_close(compiled(image, hidden), model(image, hidden), rtol=1e-4, atol=1e-5)
 
 
-def test_units_exchange_nothing_in_the_encoder() -> None:
+def test_blocks_are_independent_in_the_encoder() -> None:
     case = CASES["swin-mae"]
     model = case.build().eval()
     image, _ = case.sample(batch=1)
@@ -239,13 +239,13 @@ def test_units_exchange_nothing_in_the_encoder() -> None:
     hidden[0, 1, 0, 0] = False
     with torch.no_grad():
         states = model.encode(image, hidden)
-        image[..., :32, :, :] = image[..., 32:] = 0  # everything else
+        image[..., :32, :, :] = image[..., 32:] = 0  # all other blocks
         again = model.encode(image, hidden)
     assert [tuple(state.shape[2:]) for state in states] == [(16,) * 3, (8,) * 3, (4,) * 3, (2,) * 3, (1,) * 3]
     assert all(torch.equal(one, other) for one, other in zip(states, again, strict=True))
 
 
-def test_windows_tile_a_unit() -> None:
+def test_windows_tile_a_block() -> None:
     wide = SWIN.model_copy(update={"window_size": 7})
     model = build_masked(wide, CASES["swin-mae"].pretrain, in_channels=1, patch=(64, 32, 64))
     assert [stage.window_size for stage in swin_stages(model.swinViT)] == [4, 4, 4, 2]
@@ -253,30 +253,30 @@ def test_windows_tile_a_unit() -> None:
     assert [stage.window_size for stage in swin_stages(whole.swinViT)] == [7, 7, 7, 7]
 
 
-def test_a_smaller_window_has_the_biases_of_the_same_offsets() -> None:
+def test_smaller_window_has_the_biases_of_the_same_offsets() -> None:
     attention = BlockAttention(12, 3, 5)
     whole = attention.position_bias(5**3).view(3, *[5] * 6)
     assert torch.equal(whole.flatten(1), WindowAttention.position_bias(attention, 5**3).flatten(1))
     smaller = attention.position_bias(2**3).view(3, *[2] * 6)
     assert torch.equal(smaller, whole[:, :2, :2, :2, :2, :2, :2])
-    assert torch.equal(smaller, whole[:, 3:, 3:, 3:, 3:, 3:, 3:])  # the offset alone counts
+    assert torch.equal(smaller, whole[:, 3:, 3:, 3:, 3:, 3:, 3:])  # only the offset counts
 
 
-def test_units_and_back() -> None:
+def test_split_and_join_blocks() -> None:
     x = torch.randn(2, 3, 8, 6, 4)
     grid = (4, 3, 1)
-    units = split_blocks(x, grid)
-    assert torch.equal(units[12 + 3 * 1 + 2, :, :, :, :], x[1, :, 2:4, 4:6, :])
-    assert torch.equal(join_blocks(units, grid), x)
+    blocks = split_blocks(x, grid)
+    assert torch.equal(blocks[12 + 3 * 1 + 2, :, :, :, :], x[1, :, 2:4, 4:6, :])
+    assert torch.equal(join_blocks(blocks, grid), x)
     hidden = torch.tensor([[True, False, True], [False, True, True]]).view(2, 1, 3, 1)
-    rows = visible_block_indices(hidden, 1)
-    assert rows.tolist() == [1, 3]
-    filled = insert_visible(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), rows, 6, torch.tensor([8.0, 9.0]))
+    indices = visible_block_indices(hidden, 1)
+    assert indices.tolist() == [1, 3]
+    filled = insert_visible(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), indices, 6, torch.tensor([8.0, 9.0]))
     assert filled.tolist() == [[8, 9], [1, 2], [8, 9], [3, 4], [8, 9], [8, 9]]
 
 
 @pytest.mark.parametrize("case", [Case(SWIN, "token", 16, (32, 32, 32)), CASES["vit-mae"]], ids=["swin", "vit"])
-def test_a_tiny_network_learns_one_patch_by_heart(case: Case) -> None:
+def test_tiny_network_overfits_one_patch(case: Case) -> None:
     axes = torch.meshgrid(*(torch.linspace(0, 6, size) for size in case.patch), indexing="ij")
     image = (axes[0].sin() + axes[1].cos() * axes[2].sin())[None, None]
     _, hidden = case.sample(batch=1)

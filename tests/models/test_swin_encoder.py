@@ -1,4 +1,4 @@
-"""The Swin encoder against MONAI's: states, outputs and gradients on every path that it can take."""
+"""Swin encoder against MONAI's: hidden states and gradients, of the CPU implementation and that of GPUs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fusionseg.models.swin.encoder import SwinEncoder
 from fusionseg.models.swin.window_layout import fitted_window, window_layout
 
 CPU = torch.device("cpu")
-# size of the volume, window: the stages are padded (3), whole (4), or smaller than the window; samples: 2, 1
+# Shape of the volume and window: the stages are padded (window 3), tiled by windows (4) or smaller than the window.
 CASES = [((2, 2, 64, 32, 32), 3), ((1, 1, 64, 64, 32), 4)]
 
 
 def pair(window: int, *, v2: bool = False, channels: int = 1) -> tuple[nn.Module, SwinEncoder]:
-    """MONAI's encoder and ours, with the same weights, none of them at its special initial value."""
+    """Build MONAI's encoder and ours with the same weights. Noise replaces the initial values 0 and 1 of some."""
     torch.manual_seed(0)
     monais = SwinTransformer(channels, 12, (window,) * 3, (2, 2, 2), (2, 2, 2, 2), (3, 6, 12, 24), use_v2=v2)
     with torch.no_grad():
@@ -31,7 +31,7 @@ def pair(window: int, *, v2: bool = False, channels: int = 1) -> tuple[nn.Module
 
 
 def run(encoder: nn.Module, x: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """The hidden states and, of a fixed weighting of them, all gradients."""
+    """Return the hidden states, and all gradients of a fixed weighted sum of them."""
     encoder.zero_grad(set_to_none=True)
     x = x.clone().requires_grad_()
     states = encoder(x)
@@ -55,10 +55,10 @@ def assert_same(
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("v2", [False, True])
 @pytest.mark.parametrize(("shape", "window"), CASES)
-def test_is_monais_encoder(
+def test_encoder_is_that_of_monai(
     shape: tuple[int, ...], window: int, v2: bool, fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if fused:  # the way of GPUs
+    if fused:  # the implementation for GPUs
         monkeypatch.setattr(swin_attention, "uses_chunks", lambda x: False)
     monais, ours = pair(window, v2=v2, channels=shape[1])
     assert list(ours.state_dict()) == list(monais.state_dict())
@@ -67,7 +67,7 @@ def test_is_monais_encoder(
     assert_same(run(ours, x), run(monais, x))
 
 
-def test_without_normalisation_and_from_the_embedding() -> None:
+def test_hidden_states_without_normalisation() -> None:
     monais, ours = pair(4)
     x = torch.randn(1, 1, 32, 64, 32)
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_without_normalisation_and_from_the_embedding() -> None:
             torch.testing.assert_close(state, other, rtol=0, atol=2e-5)
 
 
-def test_16_bits_err_no_more_than_monais() -> None:
+def test_bfloat16_errors_are_not_larger_than_those_of_monai() -> None:
     monais, ours = pair(4)
     x = torch.randn(2, 1, 64, 32, 32)
     exact = run(monais, x)
@@ -102,21 +102,21 @@ def test_compiles_as_one_graph() -> None:
 
 
 @pytest.mark.parametrize("stages", [(1,), (2, 4), (1, 2, 3, 4)])
-def test_stages_computed_again_change_memory_only(stages: tuple[int, ...]) -> None:
+def test_checkpointed_stages_have_equal_gradients(stages: tuple[int, ...]) -> None:
     again = SwinEncoder(1, 12, window_size=4, checkpoint_stages=stages, drop_path_rate=0.5)
     plain = SwinEncoder(1, 12, window_size=4, drop_path_rate=0.5)
     again.load_state_dict(plain.state_dict())
     x = torch.randn(2, 1, 64, 32, 32)
     kept, results = [], []
     for encoder in (plain, again):
-        torch.manual_seed(3)  # of the paths that are dropped
+        torch.manual_seed(3)  # for stochastic depth
         results.append(run(encoder.train(), x))
         kept.append(saved_bytes(encoder, lambda encoder=encoder: encoder(x)))
     assert_same(results[1], results[0])
     assert kept[1] < kept[0]
 
 
-def test_keeps_a_fraction_of_monais_memory() -> None:
+def test_encoder_keeps_a_fraction_of_the_memory_of_monai() -> None:
     x = torch.randn(1, 1, 64, 64, 32)
     monais, ours = pair(4)
     assert saved_bytes(ours, lambda: ours(x)) < 0.2 * saved_bytes(monais, lambda: monais(x))
@@ -124,7 +124,7 @@ def test_keeps_a_fraction_of_monais_memory() -> None:
 
 @pytest.mark.parametrize("shifted", [False, True])
 @pytest.mark.parametrize("dims", [(9, 7, 15), (8, 8, 8), (3, 4, 2)])
-def test_windows_and_masks_are_monais(dims: tuple[int, int, int], shifted: bool) -> None:
+def test_windows_and_masks_are_those_of_monai(dims: tuple[int, int, int], shifted: bool) -> None:
     layout = window_layout(dims, 4, shifted, CPU)
     window, shift = fitted_window(dims, 4, shifted=shifted)
     padded = [-(-dim // n) * n for dim, n in zip(dims, window, strict=True)]
@@ -146,11 +146,11 @@ def test_windows_and_masks_are_monais(dims: tuple[int, int, int], shifted: bool)
     assert torch.equal(layout.padded, (layout.index == layout.tokens).nonzero()[:, 0])
 
 
-def test_plans_are_computed_once() -> None:
+def test_window_layout_is_cached() -> None:
     assert window_layout((8, 8, 8), 4, True, CPU) is window_layout((8, 8, 8), 4, True, CPU)
 
 
-def test_drop_path_skips_whole_samples() -> None:
+def test_stochastic_depth_skips_whole_samples() -> None:
     torch.manual_seed(0)
     block = swin_encoder.SwinBlock(12, 3, 4, shifted=False, drop_path=0.5).train()
     x = torch.randn(16, 64, 12)

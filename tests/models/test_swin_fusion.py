@@ -1,4 +1,4 @@
-"""Swin Fusion UNETR: sizes against the thesis, the plain network against MONAI's, gradients everywhere."""
+"""Swin Fusion UNETR: parameter counts of the thesis, the plain network against MONAI's, gradients."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from fusionseg.models.cost import saved_bytes
 
 NAMES = ["swin_unetr", "swin_unetr_v2", *FUSION_PRESETS]
 SMALL: dict[str, Any] = {"feature_size": 12, "depths": (1, 1, 1, 1)}
-SHAPE = (1, 1, 64, 32, 32)  # two voxels at 1/32, the least that instance norm takes
+SHAPE = (1, 1, 64, 32, 32)  # two voxels at 1/32, the minimum for instance norm
 
-# name: exact count, the count expected (millions), the thesis's Table 2 (millions, None where it has none).
-# 1 channel in, 2 out, feature size 48.
+# name: exact count, expected count in millions, count in millions in the thesis's Table 2 (None if it has none).
+# For 1 input channel, 2 classes and feature size 48.
 PARAMETERS = {
     "swin_unetr": (62_186_708, 62.19, 62.3),
     "swin_unetr_v2": (72_762_068, 72.76, None),
@@ -46,12 +46,12 @@ def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor | None]:
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-def test_every_variant_has_a_count() -> None:
+def test_every_variant_is_in_the_table() -> None:
     assert list(PARAMETERS) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_parameters_and_meta_forward_at_full_size(name: str) -> None:
+def test_number_of_parameters_at_full_size(name: str) -> None:
     with torch.device("meta"):
         model = build(name, drop_path_rate=0.1).train()
         logits = model(torch.empty(1, 1, 96, 96, 96))
@@ -65,7 +65,7 @@ def test_parameters_and_meta_forward_at_full_size(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "in_channels"), [("swin_unetr", 1), ("swin_unetr", 4), ("swin_unetr_v2", 1)])
-def test_plain_is_monais_swin_unetr(name: str, in_channels: int) -> None:
+def test_plain_network_is_that_of_monai(name: str, in_channels: int) -> None:
     torch.manual_seed(0)
     settings: dict[str, Any] = {"feature_size": 12, "window_size": 4, "depths": (2, 1, 1, 1)}
     ours = build(name, in_channels=in_channels, **settings)
@@ -76,13 +76,13 @@ def test_plain_is_monais_swin_unetr(name: str, in_channels: int) -> None:
     x = torch.randn(1, in_channels, *SHAPE[2:])
     with torch.no_grad():
         torch.testing.assert_close(ours(x), monais(x), rtol=0, atol=2e-5)
-    # In 64 bits: norms of two voxels, as at the bottom here, make rounding errors large.
+    # In float64: norms over two voxels, as in the bottleneck here, amplify rounding errors.
     expected, found = gradients(monais.double(), x.double()), gradients(ours.double(), x.double())
     for key, gradient in expected.items():
         torch.testing.assert_close(found[key], gradient, rtol=1e-5, atol=1e-9)
 
 
-def test_fused_variants_keep_the_plain_networks_names() -> None:
+def test_fused_variants_have_the_tensor_names_of_the_plain_network() -> None:
     with torch.device("meta"):
         plain = set(build("swin_unetr", **SMALL).state_dict())
         for name in FUSION_PRESETS:
@@ -94,7 +94,7 @@ def test_fused_variants_keep_the_plain_networks_names() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_gets_a_gradient(name: str) -> None:
-    # What DDP asks for without find_unused_parameters.
+    # DDP needs this without find_unused_parameters.
     torch.manual_seed(0)
     found = gradients(build(name, **SMALL).train(), torch.randn(SHAPE))
     assert [key for key, gradient in found.items() if gradient is None] == []
@@ -102,7 +102,7 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["swin_fusion_2_v1", "swin_fusion_od"])
-def test_checkpointing_changes_memory_only(name: str) -> None:
+def test_checkpointing_has_equal_gradients(name: str) -> None:
     torch.manual_seed(0)
     plain = build(name, **SMALL).train()
     checkpointed = build(name, checkpoint=True, **SMALL).train()
@@ -119,21 +119,21 @@ def test_several_channels_and_samples() -> None:
         assert model(torch.randn(2, 3, *SHAPE[2:])).shape == (2, 2, *SHAPE[2:])
 
 
-def test_wrong_size_is_refused_with_the_reason() -> None:
+def test_volume_of_wrong_size_is_refused() -> None:
     with torch.device("meta"):
         model = build("swin_fusion_od", **SMALL)
         with pytest.raises(ValueError, match=r"multiples of 32.*\(64, 48, 32\)"):
             model(torch.empty(1, 1, 64, 48, 32))
 
 
-def test_drop_path_rises_to_its_rate_also_from_the_meta_device() -> None:
+def test_stochastic_depth_rises_linearly_on_the_meta_device_too() -> None:
     with torch.device("meta"):
         model = build("swin_unetr", drop_path_rate=0.4, **SMALL)
     rates = [layer.drop_prob for layer in model.modules() if hasattr(layer, "drop_prob")]
-    assert rates == pytest.approx([0.4 / 3, 0.8 / 3, 0.4])  # the first block has rate 0, so no layer
+    assert rates == pytest.approx([0.4 / 3, 0.8 / 3, 0.4])  # the first block has rate 0 and no layer
 
 
-def test_residual_stages_go_with_every_fusion() -> None:
+def test_residual_stages_in_a_fused_network() -> None:
     with torch.device("meta"):
         plain = build("swin_fusion_od", **SMALL).state_dict()
         with_blocks = build("swin_fusion_od", residual_stages=True, **SMALL).state_dict()
@@ -152,12 +152,12 @@ def test_residual_stages_go_with_every_fusion() -> None:
         ({"name": "swin_unetr", "checkpoint_stages": [5]}, "stages 1 to 4"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_inconsistent_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SwinConfig.model_validate(settings)
 
 
-def test_keeps_less_than_half_of_monais_activations() -> None:
+def test_network_keeps_less_than_half_of_the_activations_of_monai() -> None:
     kept = []
     for name in ("monai", "swin_unetr"):
         model = SwinUNETR(1, 2, feature_size=12) if name == "monai" else build(name, feature_size=12)
@@ -167,7 +167,7 @@ def test_keeps_less_than_half_of_monais_activations() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_a_trace_gives_the_same() -> None:
+def test_traced_network_has_the_same_output() -> None:
     torch.manual_seed(0)
     model = build("swin_unetr", window_size=4, **SMALL).eval()
     x = torch.randn(SHAPE)

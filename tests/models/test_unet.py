@@ -1,4 +1,4 @@
-"""The U-Net family: every name and option does what it says, in three dimensions and slice by slice."""
+"""U-Net family: every name and option, in 3D and over 2D slices."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SLICES = {"dims": 2, "view": "axial"}
 
 
 def make(name: str = "unet", seed: int = 0, **settings: Any) -> UNet:
-    """A small one: two channels in, three classes."""
+    """Build a small network for two channels and three classes."""
     torch.manual_seed(seed)
     config = CONFIG.validate_python({"name": name, "channels": [4, 8, 16, 16], **settings})
     return UNet(config, in_channels=2, out_channels=3)
@@ -42,7 +42,7 @@ def layers(network: nn.Module, *kinds: type[nn.Module]) -> list[Any]:
 
 @pytest.mark.parametrize("dims", [{}, SLICES], ids=["3D", "2D"])
 @pytest.mark.parametrize("name", NAMES)
-def test_volumes_to_logits_a_gradient_everywhere_and_the_same_from_its_state(name: str, dims: dict[str, Any]) -> None:
+def test_logits_gradients_and_state_dict(name: str, dims: dict[str, Any]) -> None:
     network, x = make(name, **dims).train(), noise(2, 2, 16, 16, 8)
     logits = network(x)
     assert logits.shape == (2, 3, 16, 16, 8)
@@ -58,7 +58,7 @@ def test_volumes_to_logits_a_gradient_everywhere_and_the_same_from_its_state(nam
 
 @pytest.mark.parametrize("dims", [{}, SLICES], ids=["3D", "2D"])
 @pytest.mark.parametrize("name", ["unet", "attention_resunet"])
-def test_it_trains_in_bfloat16(name: str, dims: dict[str, Any]) -> None:
+def test_trains_in_bfloat16(name: str, dims: dict[str, Any]) -> None:
     network = make(name, deep_supervision=True, **dims).train()
     x = noise(1, 2, 32, 16, 16)  # torch 2.13 on a CPU: wrong weight gradients in bfloat16 of maps 2 voxels deep
     with torch.autocast("cpu", torch.bfloat16):
@@ -69,10 +69,10 @@ def test_it_trains_in_bfloat16(name: str, dims: dict[str, Any]) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
-def test_it_compiles_in_one_piece() -> None:
+def test_compiles_as_one_graph() -> None:
     network = make("attention_resunet", deep_supervision=True, convs_per_level=1, **SLICES).train()
     x = noise(1, 2, 16, 16, 2)
-    compiled = torch.compile(network, backend="eager", fullgraph=True)  # raises where the graph breaks
+    compiled = torch.compile(network, backend="eager", fullgraph=True)  # raises an exception at a graph break
     for ours, plain in zip(compiled(x), network(x), strict=True):
         torch.testing.assert_close(ours, plain)
 
@@ -84,12 +84,12 @@ def test_residual_blocks_add_their_input_before_the_last_activation() -> None:
     x = noise(1, 4, 6, 6, 6)
     plain, residual = (make(name, channels=[4, 4], strides=[1], activation="relu").encoder[1] for name in NAMES[:2])
     for block, expected in ((plain, torch.zeros_like(x)), (residual, x.relu())):
-        nn.init.zeros_(layers(block, nn.InstanceNorm3d)[-1].weight)  # what its last convolution gives
+        nn.init.zeros_(layers(block, nn.InstanceNorm3d)[-1].weight)  # the output of the last convolution is then 0
         torch.testing.assert_close(block(x), expected)
 
 
-def test_a_residual_connection_from_one_size_to_another() -> None:
-    """The mean over the stride; from one width to another, through a pointwise convolution and its norm."""
+def test_residual_connection_between_different_sizes() -> None:
+    """It is the mean over the stride, followed by a pointwise convolution and its norm."""
     x = noise(1, 4, 6, 6, 5)
     block = make("resunet", channels=[4, 8], strides=[[2, 2, 1]], activation="relu").encoder[1]
     nn.init.zeros_(layers(block.convs, nn.InstanceNorm3d)[-1].weight)
@@ -100,7 +100,7 @@ def test_a_residual_connection_from_one_size_to_another() -> None:
 
 
 @pytest.mark.parametrize("dims", [{}, SLICES], ids=["3D", "2D"])
-def test_gates_stand_on_all_skips_but_the_first_and_start_open(dims: dict[str, Any]) -> None:
+def test_gates_are_on_all_skips_but_the_first_and_initially_open(dims: dict[str, Any]) -> None:
     network = make("attention_unet", **dims).eval()
     assert set(network.gates) == {"1", "2"} and set(make("unet").gates) == set()
     axes = (16, 8, 8)[: 2 if dims else 3]
@@ -124,7 +124,7 @@ def test_gates_stand_on_all_skips_but_the_first_and_start_open(dims: dict[str, A
         ({"norm": "batch", **SLICES}, nn.BatchNorm2d, lambda norm: norm.affine),
     ],
 )
-def test_the_norm_is_the_same_everywhere(settings: dict[str, Any], kind: type[nn.Module], check: Any) -> None:
+def test_all_norms_are_of_the_configured_kind(settings: dict[str, Any], kind: type[nn.Module], check: Any) -> None:
     network = make("attention_resunet", **settings)
     found = layers(
         network, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.LayerNorm
@@ -143,7 +143,7 @@ def test_separable_convolutions_are_a_depthwise_and_a_pointwise_one() -> None:
     pointwise = [c for c in found if c.kernel_size == (1, 1, 1)]
     assert [(c.in_channels, c.groups) for c in pointwise] == [(c.in_channels, 1) for c in others]
     assert [c.stride for c in others if max(c.stride) > 1] == [(2, 2, 2)] * 3
-    # The two convolutions of a level from 8 to 16 channels: 27 weights a channel, and one for each pair.
+    # The two convolutions of a level from 8 to 16 channels: 27 weights for each channel, and one for each pair.
     weights = sum(c.weight.numel() for c in layers(network.encoder[2], nn.Conv3d))
     assert weights == (27 * 8 + 8 * 16) + (27 * 16 + 16 * 16)
     assert sum(c.weight.numel() for c in layers(make().encoder[2], nn.Conv3d)) == 27 * (8 * 16 + 16 * 16)
@@ -175,13 +175,13 @@ def test_strides_per_level_and_axis(strides: Any, sizes: list[tuple[int, ...]]) 
 
 @pytest.mark.parametrize(("activation", "kind"), [("relu", nn.ReLU), ("leakyrelu", nn.LeakyReLU)])
 @pytest.mark.parametrize("name", ["unet", "resunet"])
-def test_the_activation_is_the_same_everywhere(name: str, activation: str, kind: type[nn.Module]) -> None:
+def test_all_activations_are_of_the_configured_kind(name: str, activation: str, kind: type[nn.Module]) -> None:
     found = layers(make(name, activation=activation), nn.ReLU, nn.LeakyReLU, nn.PReLU)
     assert len(found) == 2 * 7 and {type(layer) for layer in found} == {kind}
 
 
 @pytest.mark.parametrize(("dims", "kind"), [({}, nn.Dropout3d), (SLICES, nn.Dropout2d)])
-def test_dropout_takes_whole_channels(dims: dict[str, Any], kind: type[nn.Module]) -> None:
+def test_dropout_drops_whole_channels(dims: dict[str, Any], kind: type[nn.Module]) -> None:
     found = layers(make("resunet", dropout=0.25, **dims), nn.Dropout, nn.Dropout2d, nn.Dropout3d)
     assert [type(layer) for layer in found] == [kind] * (2 * 7) and {layer.p for layer in found} == {0.25}
     assert layers(make("resunet", **dims), nn.Dropout, nn.Dropout2d, nn.Dropout3d) == []
@@ -195,9 +195,7 @@ def test_dropout_takes_whole_channels(dims: dict[str, Any], kind: type[nn.Module
         ({"view": "sagittal", "dims": 2}, [(32, 32, 16), (32, 16, 8), (32, 8, 4)]),
     ],
 )
-def test_deep_supervision_has_heads_on_all_levels_but_the_two_lowest(
-    settings: dict[str, Any], sizes: list[tuple[int, ...]]
-) -> None:
+def test_deep_supervision_heads(settings: dict[str, Any], sizes: list[tuple[int, ...]]) -> None:
     network = make(channels=[4, 4, 4, 4, 4], deep_supervision=True, **settings).train()
     x = noise(1, 2, 32, 32, 16)
     logits = network(x)
@@ -213,7 +211,7 @@ def test_deep_supervision_has_heads_on_all_levels_but_the_two_lowest(
 
 @pytest.mark.parametrize(("view", "axis"), VIEWS)
 @pytest.mark.parametrize("norm", ["instance", "batch"])
-def test_every_slice_of_the_view_is_an_image_of_its_own(view: str, axis: int, norm: str) -> None:
+def test_slices_are_independent(view: str, axis: int, norm: str) -> None:
     network = make("attention_resunet", dims=2, view=view, norm=norm).eval()
     shape = [16, 16, 16]
     shape[axis] = 5
@@ -222,14 +220,14 @@ def test_every_slice_of_the_view_is_an_image_of_its_own(view: str, axis: int, no
     assert logits.shape == (2, 3, *shape)
     one_by_one = [network(x.narrow(2 + axis, number, 1)) for number in range(5)]
     torch.testing.assert_close(logits, torch.cat(one_by_one, dim=2 + axis))
-    # a change in one slice changes that slice, all of it, and no other
+    # A change in one slice changes that whole slice, and no other.
     changed = x.clone()
     changed.select(2 + axis, 3).select(2, 4)[:] += 5
     moved = (network(changed) - logits).abs().amax(dim=[0, 1, *(2 + other for other in range(3) if other != axis)])
     assert (moved > 1e-4).tolist() == [False, False, False, True, False]
 
 
-def test_a_volume_is_predicted_by_stacking_slices() -> None:
+def test_volume_is_predicted_slice_by_slice() -> None:
     network, x = make(**SLICES).eval(), noise(2, 16, 24, 5)
     precision = Precision("fp32", "", "cpu")
     settings = ValidateConfig.model_validate({"window_batch": 3})
@@ -252,7 +250,7 @@ def test_a_volume_is_predicted_by_stacking_slices() -> None:
         ({"dims": 2, "view": "axial", "strides": [[2, 1], 2, 2]}, (9, 8, 1), "multiples of [8, 4] in", "[8, 8, 1]"),
     ],
 )
-def test_a_patch_that_does_not_fit(
+def test_unsuitable_patch_is_refused_with_a_suggestion(
     settings: dict[str, Any], patch: tuple[int, int, int], multiples: str, suggestion: str
 ) -> None:
     config = CONFIG.validate_python({"name": "unet", **settings})
@@ -262,7 +260,7 @@ def test_a_patch_that_does_not_fit(
 
 @pytest.mark.parametrize(("view", "axis"), VIEWS)
 @pytest.mark.parametrize("thickness", [1, 3, 8])
-def test_slices_may_be_stacked_to_any_thickness(view: str, axis: int, thickness: int) -> None:
+def test_patch_may_have_any_number_of_slices(view: str, axis: int, thickness: int) -> None:
     patch = [16, 16, 16]
     patch[axis] = thickness
     config = CONFIG.validate_python({"name": "unet", "dims": 2, "view": view})
@@ -289,7 +287,7 @@ def test_slices_may_be_stacked_to_any_thickness(view: str, axis: int, thickness:
         ({"deep_supervision": True, "channels": [8, 16, 32]}, "deep_supervision: needs four levels, for the two"),
     ],
 )
-def test_a_wrong_configuration_is_told_so(settings: dict[str, Any], message: str) -> None:
+def test_wrong_configuration_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError) as caught:
         CONFIG.validate_python({"name": "unet", **settings})
     (error,) = caught.value.errors()
@@ -300,7 +298,7 @@ def test_a_wrong_configuration_is_told_so(settings: dict[str, Any], message: str
 
 
 @pytest.mark.parametrize("dims", [{}, SLICES], ids=["3D", "2D"])
-def test_channels_last_moves_the_weights_and_not_the_logits(dims: dict[str, Any]) -> None:
+def test_channels_last_does_not_change_the_logits(dims: dict[str, Any]) -> None:
     network, x = make("attention_resunet", **dims).eval(), noise(1, 2, 16, 16, 8)
     logits = network(x)
     channels_last_(network)

@@ -1,4 +1,4 @@
-"""Loading weights: what fits is loaded and counted, too little is refused and changes nothing."""
+"""Loading of weights: matching tensors, the report, refusals, files that cannot be read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "net.", "model.", "module._orig_mod."])
-def test_all_is_loaded_whatever_the_prefix(prefix: str) -> None:
+def test_weights_with_a_prefix_are_loaded(prefix: str) -> None:
     source, model = network(), network()
     report = load_weights(model, {prefix + name: x for name, x in source.state_dict().items()}, min_share=1)
     assert_equal(copied(model), copied(source))
@@ -40,7 +40,7 @@ def test_all_is_loaded_whatever_the_prefix(prefix: str) -> None:
     assert str(report).partition("; ")[0] == "loaded 9 of 9 tensors (100.0 % of the parameters)"
 
 
-def test_partial_fit_is_reported() -> None:
+def test_partial_match_is_reported() -> None:
     model, state = network(), copied(network())
     del state["0.bias"]
     state["2.weight"] = torch.zeros(3, 8)
@@ -64,7 +64,7 @@ def test_partial_fit_is_reported() -> None:
 
 
 @pytest.mark.parametrize("min_share", [0.0, 0.5, 1.0])
-def test_too_little_is_refused_and_changes_nothing(min_share: float) -> None:
+def test_match_below_min_share_is_refused_and_changes_nothing(min_share: float) -> None:
     model = network()
     before = copied(model)
     state = {"1.num_batches_tracked": torch.tensor(7), "2.bias": torch.ones(2)} if min_share else {}
@@ -79,7 +79,7 @@ def test_too_little_is_refused_and_changes_nothing(min_share: float) -> None:
     assert_equal(copied(model), before)
 
 
-def test_plain_swin_weights_start_a_fused_network() -> None:
+def test_weights_of_the_plain_swin_network_load_into_a_fused_one() -> None:
     small: dict[str, Any] = {"feature_size": 12, "depths": (1, 1, 1, 1)}
     plain = build_model(SwinConfig(name="swin_unetr", **small), in_channels=1, out_channels=2)
     fused = build_model(SwinConfig(name="swin_fusion_1_v1", **small), in_channels=1, out_channels=2)
@@ -101,8 +101,8 @@ def test_read_state_finds_the_state_dict(tmp_path: Path, key: str | None, old_fo
 
 
 @pytest.mark.parametrize("numpy_1", [False, True])
-def test_read_state_passes_over_numbers_and_arguments(tmp_path: Path, numpy_1: bool) -> None:
-    """As in checkpoints that other programs write: weights_only alone refuses them."""
+def test_read_state_ignores_numbers_and_arguments(tmp_path: Path, numpy_1: bool) -> None:
+    """Checkpoints of other programs hold them; torch.load(weights_only=True) alone would refuse these files."""
     state, path = copied(network()), tmp_path / "weights.pt"
     numbers = {f"best_{kind}": np.dtype(kind).type(1) for kind in ("f4", "f8", "i8")}
     torch.save({"epoch": 3, **numbers, "args": Namespace(lr=np.float64(0.1)), "state_dict": state}, path)
@@ -116,7 +116,7 @@ def test_read_state_passes_over_numbers_and_arguments(tmp_path: Path, numpy_1: b
 
 
 class Unsafe:
-    """Anything that only a full unpickling could make."""
+    """An object that only torch.load(weights_only=False) could load."""
 
 
 UNREADABLE = ["missing", "garbage", "truncated", "empty", "object", "no weights", "a list"]

@@ -1,1 +1,1 @@
-"""The U-Nets."""
+"""U-Net, residual U-Net and attention U-Net, in 3D or over 2D slices."""

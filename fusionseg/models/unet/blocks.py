@@ -1,4 +1,4 @@
-"""The parts of the U-Nets: convolutions in a row, with a residual connection or without, and the attention gate."""
+"""Blocks of the U-Nets: convolutions with or without a residual connection, and the attention gate."""
 
 from __future__ import annotations
 
@@ -13,28 +13,33 @@ from monai.networks.layers.factories import Pool
 from monai.networks.layers.utils import get_act_layer, get_norm_layer
 from torch import Tensor, nn
 
-# The gate's score at the start: sigmoid(3) = 0.95 lets the skip through, as in Oktay et al. (2018, section 3), and is
-# not yet so flat that nothing is learned.
-OPEN_GATE = 3.0
+INITIAL_GATE_SCORE = 3.0
+"""Initial bias of a gate's score: sigmoid(3) = 0.95 passes the skip on, as in Oktay et al. (2018, section 3), and its
+gradient is still large enough to learn."""
 
 
 @dataclass(frozen=True)
-class Style:
-    """What all levels of a network have in common; norm and activation in MONAI's terms."""
+class BlockSettings:
+    """Settings that are the same for all blocks of a network."""
 
     dims: int
+    """2 or 3 spatial dimensions."""
     norm: tuple[str, dict[str, Any]]
+    """Name and arguments of MONAI's norm layer."""
     activation: tuple[str, dict[str, Any]]
+    """Name and arguments of MONAI's activation layer."""
     dropout: float | None
+    """Probability that a channel is dropped; None for no dropout layer."""
     separable: bool
+    """Depthwise separable convolutions (Chollet, 2017, arXiv:1610.02357)."""
     convs: int
-    """Convolutions in a level."""
+    """Convolutions of a block."""
     residual: bool
-    """Add a level's input to its output before the last activation (He et al., 2016, arXiv:1512.03385)."""
+    """Add the input of a block to its output before the last activation (He et al., 2016, arXiv:1512.03385)."""
 
 
 def convolution(
-    style: Style,
+    settings: BlockSettings,
     in_channels: int,
     out_channels: int,
     *,
@@ -43,25 +48,35 @@ def convolution(
     activated: bool = True,
     separable: bool = False,
 ) -> nn.Module:
-    """Convolution, norm, dropout of whole channels, activation. No bias: the norm that follows has one."""
+    """Build a convolution, norm, dropout of channels and activation. There is no bias: the norm has one.
+
+    Args:
+        settings: norm, activation, dropout and number of dimensions.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel: edge of the kernel in voxels.
+        stride: one number, or one for each axis.
+        activated: end with the activation.
+        separable: split the convolution into a depthwise and a pointwise one.
+    """
     separate = separable and kernel > 1
     full = Convolution(
-        style.dims,
+        settings.dims,
         in_channels,
         out_channels,
         strides=1 if separate else stride,
         kernel_size=1 if separate else kernel,
-        norm=style.norm,
-        act=style.activation if activated else None,
-        dropout=style.dropout,
-        dropout_dim=style.dims,
+        norm=settings.norm,
+        act=settings.activation if activated else None,
+        dropout=settings.dropout,
+        dropout_dim=settings.dims,
         bias=False,
     )
     if not separate:
         return full
-    # Nothing between the two: neither norm nor activation there helped Chollet (2017, arXiv:1610.02357, section 4.7).
+    # No norm or activation between the two: they made results worse (Chollet, 2017, section 4.7, arXiv:1610.02357).
     depthwise = Convolution(
-        style.dims,
+        settings.dims,
         in_channels,
         in_channels,
         strides=stride,
@@ -74,21 +89,25 @@ def convolution(
 
 
 class ConvBlock(nn.Module):
-    """The convolutions of one level: maps (B, in_channels, ...) to (B, out_channels, ... / stride).
+    """Convolutions of one level: map (B, in_channels, ...) to (B, out_channels, ... / stride).
 
-    MONAI's ResidualUnit is not used, for it knows neither separable convolutions nor an activation after the sum.
+    A residual connection between different sizes is an average pooling over the stride (ResNet-D: He et al., 2019,
+    section 4, arXiv:1812.01187); between different numbers of channels it is a pointwise convolution.
+
+    MONAI's ResidualUnit is not used: it has no separable convolutions and no activation after the sum.
 
     Args:
-        style: how many convolutions, their norm and the like. Where a residual connection joins different sizes, it
-            is averaged over the stride (He et al., 2019, arXiv:1812.01187, ResNet-D) and goes through a pointwise
-            convolution.
-        stride: of the first convolution, per axis.
-        first: the block reads the image itself: separating its few channels would leave as few filters.
+        settings: number of convolutions, norm, activation and so on.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        stride: stride of the first convolution along each axis.
+        first: the block reads the image. Its first convolution is not separable then: a depthwise convolution of the
+            few channels of an image would have equally few filters.
     """
 
     def __init__(
         self,
-        style: Style,
+        settings: BlockSettings,
         in_channels: int,
         out_channels: int,
         stride: Sequence[int],
@@ -99,27 +118,27 @@ class ConvBlock(nn.Module):
         self.convs = nn.Sequential(
             *(
                 convolution(
-                    style,
-                    out_channels if number else in_channels,
+                    settings,
+                    out_channels if index else in_channels,
                     out_channels,
-                    stride=1 if number else stride,
-                    activated=not style.residual or number < style.convs - 1,
-                    separable=style.separable and not (first and number == 0),
+                    stride=1 if index else stride,
+                    activated=not settings.residual or index < settings.convs - 1,
+                    separable=settings.separable and not (first and index == 0),
                 )
-                for number in range(style.convs)
+                for index in range(settings.convs)
             )
         )
         self.shortcut: nn.Module | None = None
-        if style.residual:
+        if settings.residual:
             self.shortcut = nn.Sequential()
             if max(stride) > 1:
-                self.shortcut.append(Pool[Pool.AVG, style.dims](tuple(stride)))
+                self.shortcut.append(Pool[Pool.AVG, settings.dims](tuple(stride)))
             if in_channels != out_channels:
                 matched = convolution(
-                    replace(style, dropout=None), in_channels, out_channels, kernel=1, activated=False
+                    replace(settings, dropout=None), in_channels, out_channels, kernel=1, activated=False
                 )
                 self.shortcut.append(matched)
-            self.activation = get_act_layer(style.activation)
+            self.activation = get_act_layer(settings.activation)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.convs(x)
@@ -129,38 +148,44 @@ class ConvBlock(nn.Module):
 
 
 class AttentionGate(nn.Module):
-    """Scales a skip connection, voxel by voxel, by what the coarser decoder map says of the place (Oktay et al., 2018,
-    arXiv:1804.03999, section 2.1).
+    """Attention gate: scales each voxel of a skip connection by a weight from 0 to 1.
 
-    Ours, for MONAI's has batch norm whatever the network's norm is: one micro-batch sample would then depend on the
-    others. Here the network's norm stands where theirs does, before the activation. The score has none: over a single
-    channel it would force as many gates shut as open.
+    The weight is computed from the skip and from the coarser map of the decoder (Oktay et al., 2018, section 2.1,
+    arXiv:1804.03999).
+
+    MONAI's gate is not used: it always has batch norm, so that the samples of a micro-batch would depend on each other.
+    Here the norm before the activation is that of the network. The score has no norm: with a single channel, a norm
+    would close about as many gates as it opens.
 
     Args:
-        style: norm and the like.
+        settings: norm, activation and number of dimensions.
         skip_channels: channels of the skip.
         gating_channels: channels of the coarser map.
-        stride: how much coarser that is, per axis.
+        stride: ratio of the two resolutions along each axis.
     """
 
-    def __init__(self, style: Style, skip_channels: int, gating_channels: int, stride: Sequence[int]) -> None:
+    def __init__(
+        self, settings: BlockSettings, skip_channels: int, gating_channels: int, stride: Sequence[int]
+    ) -> None:
         super().__init__()
-        bare = {"conv_only": True, "padding": 0}
+        conv_only = {"conv_only": True, "padding": 0}
         self.from_skip = Convolution(
-            style.dims, skip_channels, skip_channels, strides=stride, kernel_size=stride, bias=False, **bare
+            settings.dims, skip_channels, skip_channels, strides=stride, kernel_size=stride, bias=False, **conv_only
         )
-        self.from_gating = Convolution(style.dims, gating_channels, skip_channels, kernel_size=1, bias=False, **bare)
-        self.norm = get_norm_layer(style.norm, style.dims, skip_channels)
-        self.score = Convolution(style.dims, skip_channels, 1, kernel_size=1, **bare)
-        nn.init.constant_(self.score.conv.bias, OPEN_GATE)
-        self.mode = "trilinear" if style.dims == 3 else "bilinear"
+        self.from_gating = Convolution(
+            settings.dims, gating_channels, skip_channels, kernel_size=1, bias=False, **conv_only
+        )
+        self.norm = get_norm_layer(settings.norm, settings.dims, skip_channels)
+        self.score = Convolution(settings.dims, skip_channels, 1, kernel_size=1, **conv_only)
+        nn.init.constant_(self.score.conv.bias, INITIAL_GATE_SCORE)
+        self.mode = "trilinear" if settings.dims == 3 else "bilinear"
 
     def weights(self, skip: Tensor, gating: Tensor) -> Tensor:
-        """(B, 1, ...) in [0, 1], at the skip's resolution."""
+        """Compute the weights (B, 1, ...) from 0 to 1, at the resolution of the skip."""
         joint = F.relu(self.norm(self.from_skip(skip) + self.from_gating(gating)))
         coarse = torch.sigmoid(self.score(joint))
         return F.interpolate(coarse, size=skip.shape[2:], mode=self.mode, align_corners=False)
 
     def forward(self, skip: Tensor, gating: Tensor) -> Tensor:
-        """The skip (B, skip_channels, ...), gated by the map (B, gating_channels, ... / stride)."""
+        """Scale the skip (B, skip_channels, ...) by the map (B, gating_channels, ... / stride)."""
         return skip * self.weights(skip, gating)

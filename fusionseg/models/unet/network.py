@@ -10,7 +10,7 @@ from monai.networks.nets.unet import UNet as MonaiUNet
 from torch import Tensor, nn
 
 from fusionseg.config.networks import MonaiUNetConfig, UNetConfig
-from fusionseg.models.unet.blocks import AttentionGate, ConvBlock, Style
+from fusionseg.models.unet.blocks import AttentionGate, BlockSettings, ConvBlock
 
 _ACTIVATIONS: dict[str, dict[str, Any]] = {
     "leakyrelu": {"negative_slope": 0.01, "inplace": True},
@@ -29,18 +29,18 @@ class UNet(nn.Module):
 
     def __init__(self, config: UNetConfig, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        style = _style(config)
+        settings = _block_settings(config)
         widths, strides = config.channels, config.level_strides
         levels = len(widths)
-        steady = (1,) * config.dims
-        self.encoder = nn.ModuleList([ConvBlock(style, in_channels, widths[0], steady, first=True)])
+        no_stride = (1,) * config.dims
+        self.encoder = nn.ModuleList([ConvBlock(settings, in_channels, widths[0], no_stride, first=True)])
         self.up = nn.ModuleList()
         self.gates = nn.ModuleDict()
         self.decoder = nn.ModuleList()
         for level in range(levels - 1):
             here, below, stride = widths[level], widths[level + 1], strides[level]
-            self.encoder.append(ConvBlock(style, here, below, stride))
-            # as wide as the stride: each voxel below gives the voxels that it covers
+            self.encoder.append(ConvBlock(settings, here, below, stride))
+            # The kernel equals the stride: each voxel of the lower level gives the voxels that it covers.
             self.up.append(
                 Convolution(
                     config.dims,
@@ -55,18 +55,19 @@ class UNet(nn.Module):
                 )
             )
             if config.has_gates and level > 0:
-                self.gates[str(level)] = AttentionGate(style, here, below, stride)
-            self.decoder.append(ConvBlock(style, 2 * here, here, steady))
-        with_head = levels - 2 if config.deep_supervision else 1
+                self.gates[str(level)] = AttentionGate(settings, here, below, stride)
+            self.decoder.append(ConvBlock(settings, 2 * here, here, no_stride))
+        num_heads = levels - 2 if config.deep_supervision else 1
         self.heads = nn.ModuleList(
-            Convolution(config.dims, width, out_channels, kernel_size=1, conv_only=True) for width in widths[:with_head]
+            Convolution(config.dims, width, out_channels, kernel_size=1, conv_only=True) for width in widths[:num_heads]
         )
         self.stack_axis = config.stack_axis
 
     def forward(self, volumes: Tensor) -> Tensor | list[Tensor]:
-        """Logits (B, out_channels, X, Y, Z) of volumes (B, in_channels, X, Y, Z).
+        """Map volumes (B, in_channels, X, Y, Z) to logits (B, out_channels, X, Y, Z).
 
-        In training with deep supervision, a list: the full resolution first, each at its own resolution.
+        In training mode with deep supervision the result is a list of logits of decreasing resolution, the full
+        resolution first.
         """
         if self.stack_axis is None:
             logits = self._heads(volumes)
@@ -78,7 +79,7 @@ class UNet(nn.Module):
         return logits if self.training and len(self.heads) > 1 else logits[0]
 
     def _heads(self, x: Tensor) -> list[Tensor]:
-        """Logits of each head that is needed, the full resolution first."""
+        """Return the logits of all heads, full resolution first; in evaluation mode only those of the first head."""
         skips: list[Tensor] = []
         for block in self.encoder:
             x = block(x)
@@ -94,13 +95,13 @@ class UNet(nn.Module):
         return logits[::-1]
 
 
-def _style(config: UNetConfig) -> Style:
+def _block_settings(config: UNetConfig) -> BlockSettings:
     norms: dict[str, dict[str, Any]] = {
         "instance": {"affine": True},
         "group": {"num_groups": config.groups},
         "batch": {},
     }
-    return Style(
+    return BlockSettings(
         dims=config.dims,
         norm=(config.norm, norms[config.norm]),
         activation=(config.activation, _ACTIVATIONS[config.activation]),

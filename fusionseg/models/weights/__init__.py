@@ -1,1 +1,1 @@
-"""Weights that were trained elsewhere: tensor names, other shapes, loading."""
+"""Loading of weights from files of this and of other programs."""

@@ -1,4 +1,4 @@
-"""Starting from weights that somebody else trained: what fits is loaded, what does not is said."""
+"""Loading of weights into a network, with a report of the tensors that were loaded and of those that were not."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fusionseg.models.weights.resizing import adapt
-from fusionseg.models.weights.tensor_names import Renaming, rename
+from fusionseg.models.weights.resizing import resize_tensors
+from fusionseg.models.weights.tensor_names import PrefixChange, match_names
 from fusionseg.utils.errors import UserError
 
 Shape = tuple[int, ...]
@@ -22,10 +22,10 @@ Shape = tuple[int, ...]
 _STATE_KEYS = ("model", "state_dict", "model_state_dict", "net", "network_weights", "student", "teacher")
 _NUM_EXAMPLES = 4
 
-# What published checkpoints hold beside the weights: the best Dice as a NumPy number (written by NumPy 1 under another
-# name), and the command line. None of them runs anything when it is read.
+# Types that published checkpoints contain beside the weights: NumPy scalars, such as the best Dice (NumPy 1 wrote them
+# under another name), and the parsed command line. Unpickling them runs no code.
 _scalar = np.float64(0).__reduce__()[0]
-_HARMLESS: list[Any] = [
+_SAFE_TYPES: list[Any] = [
     np.dtype,
     *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")),
     *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
@@ -34,50 +34,62 @@ _HARMLESS: list[Any] = [
 
 
 @dataclass(frozen=True)
-class Count:
-    """How much was found of a part of a model. Tensors include buffers; parameters are trainable numbers."""
+class MatchCount:
+    """Number of tensors and parameters of a model, or of its encoder, that a state dict provides.
+
+    Buffers are tensors, but not parameters.
+    """
 
     matched: int
-    """Tensors of the part that were found, in its shapes or adapted to them."""
+    """Tensors that are in the state dict with the right shape, or could be resized to it."""
     total: int
-    """Tensors of the part."""
+    """All tensors."""
     matched_parameters: int
+    """Parameters (numbers) in the matched tensors."""
     total_parameters: int
+    """All parameters (numbers)."""
 
     @property
     def share(self) -> float:
-        """The share of the part's parameters that was found, 0 to 1."""
+        """Matched fraction of the parameters, 0 to 1."""
         return self.matched_parameters / self.total_parameters if self.total_parameters else 1.0
 
     @property
     def percent(self) -> str:
+        """The share as text, such as "67.6 %"."""
         return f"{100 * self.share:.1f} %"
 
 
 @dataclass(frozen=True)
-class MatchReport(Count):
-    """How far a state dict fits a model."""
+class MatchReport(MatchCount):
+    """Result of `load_weights`: the matched tensors of a model, and all differences."""
 
     missing: tuple[str, ...]
-    """Names of the model that the state does not have."""
+    """Tensors of the model that are not in the state dict."""
     unexpected: tuple[str, ...]
-    """Names of the state that the model does not have, as they stand in the state."""
+    """Tensors of the state dict that are not in the model, with the names of the state dict."""
     mismatched: tuple[tuple[str, Shape, Shape], ...]
-    """Name, shape in the model, shape in the state: not loaded."""
-    adapted: tuple[tuple[str, str], ...]
-    """Name in the model, and what was done to the state's tensor: loaded."""
-    renaming: Renaming
-    """How the state's names were read."""
-    encoder: Count | None
-    """Of the model's encoder alone, if it has one that is named."""
+    """Tensors that were not loaded because of their shape: name, shape in the model, shape in the state dict."""
+    resized: tuple[tuple[str, str], ...]
+    """Tensors that were resized and loaded: name in the model, and the change in words."""
+    prefix_change: PrefixChange
+    """Change of the prefix that gives the names of the model."""
+    encoder: MatchCount | None
+    """Matched tensors of the encoder; None if the model has no encoder that can be pre-trained."""
 
     @property
     def encoder_only(self) -> bool:
-        """Whether all that matched lies in the encoder."""
+        """Whether all matched tensors are in the encoder."""
         return self.encoder is not None and self.matched == self.encoder.matched > 0
 
     def suffices(self, min_share: float) -> bool:
-        """Whether `min_share` of the model's parameters was found, or of its encoder's: an eighth of a Swin UNETR."""
+        """Tell whether at least `min_share` of the parameters matched, of the model or of its encoder.
+
+        The encoder counts too, because it can be a small part of the model: an eighth of the parameters of Swin UNETR.
+
+        Args:
+            min_share: fraction of the parameters, 0 to 1.
+        """
         shares = [self.share, self.encoder.share if self.encoder else 0.0]
         return self.matched > 0 and max(shares) >= min_share
 
@@ -92,10 +104,10 @@ class MatchReport(Count):
             text = f"loaded {self.matched} of {self.total} tensors ({self.percent} of the parameters"
             text += f"; {encoder.percent} of the encoder's)" if encoder is not None else ")"
         parts = [text]
-        if str(self.renaming):
-            parts.append(f"read {self.renaming}")
-        for how in dict.fromkeys(how for _, how in self.adapted):
-            parts.append(f"adapted {how}: {_examples(name for name, done in self.adapted if done == how)}")
+        if str(self.prefix_change):
+            parts.append(f"renamed {self.prefix_change}")
+        for change in dict.fromkeys(change for _, change in self.resized):
+            parts.append(f"resized {change}: {_examples(name for name, done in self.resized if done == change)}")
         if self.missing:
             parts.append(f"not found: {_examples(self.missing)}")
         if self.mismatched:
@@ -106,7 +118,7 @@ class MatchReport(Count):
 
     @property
     def shape_differences(self) -> str:
-        """A few of the tensors that differ in shape, in words."""
+        """Examples of tensors that differ in shape, as text."""
         return _examples(f"{name} (model {here}, file {there})" for name, here, there in self.mismatched)
 
 
@@ -118,25 +130,27 @@ def load_weights(
     min_share: float = 0.5,
     source: str = "",
 ) -> MatchReport:
-    """Copy into the model every tensor of `state` that fits it by name and shape.
+    """Copy every tensor of a state dict whose name and shape match into a model.
 
-    Names are read whatever prefix they carry (names.py). Another number of input channels and another grid of tokens
-    are adapted to (adapt.py); any other difference in shape leaves that tensor out.
+    Prefixes of names may differ (see `tensor_names`). Tensors for another number of input channels or another grid of
+    tokens are resized (see `resizing`). Other tensors of a different shape are not loaded.
 
     Args:
-        encoder: the attribute of the model that holds its encoder; a state may hold that alone.
-        min_share: the least share that must fit, 0 to 1: of the model's parameters, or of its encoder's.
-        source: where the state comes from, for the message.
+        model: it is changed in place.
+        state: name -> tensor.
+        encoder: attribute of the model that is its encoder; `state` may be the state dict of the encoder alone.
+        min_share: fraction of the parameters of the model, or of its encoder, that must match, 0 to 1.
+        source: file of the state dict, for the message.
 
     Raises:
-        UserError: less than `min_share` fits; the model is unchanged.
+        UserError: less than `min_share` matches; the model is unchanged.
     """
     own = model.state_dict()
-    names, renaming = rename(own, state, encoder)
-    found = {name: state[theirs] for name, theirs in names.items()}
-    adapted = adapt(model, own, found)
-    fitting = {name: x for name, x in found.items() if x.shape == own[name].shape and name not in adapted}
-    fitting |= {name: x for name, (x, _) in adapted.items()}
+    names, prefix_change = match_names(own, state, encoder)
+    found = {name: state[state_name] for name, state_name in names.items()}
+    resized = resize_tensors(model, own, found)
+    fitting = {name: x for name, x in found.items() if x.shape == own[name].shape and name not in resized}
+    fitting |= {name: x for name, (x, _) in resized.items()}
 
     num_parameters = {name: x.numel() for name, x in model.named_parameters(remove_duplicate=False)}
     used = set(names.values())
@@ -149,9 +163,9 @@ def load_weights(
             for name, x in own.items()
             if name in found and name not in fitting
         ),
-        adapted=tuple((name, how) for name, (_, how) in adapted.items()),
-        renaming=renaming,
-        encoder=None if encoder is None else Count(**_count(f"{encoder}.", own, fitting, num_parameters)),
+        resized=tuple((name, change) for name, (_, change) in resized.items()),
+        prefix_change=prefix_change,
+        encoder=None if encoder is None else MatchCount(**_count(f"{encoder}.", own, fitting, num_parameters)),
     )
     if not report.suffices(min_share):
         raise UserError(_refusal(report, min_share, source))
@@ -162,9 +176,9 @@ def load_weights(
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a .pt file, on the CPU: the whole file, or its "model", "state_dict", ...
+    """Read the state dict of a .pt file to the CPU: the whole content, or its "model", "state_dict" or a similar key.
 
-    Nothing but tensors, numbers and plain containers is unpickled, so a file from elsewhere cannot run code.
+    Only tensors, numbers and plain containers are unpickled: a file from an unknown source cannot run code.
 
     Raises:
         UserError: the file cannot be read or holds no state dict.
@@ -176,42 +190,44 @@ def read_state(path: Path) -> dict[str, Tensor]:
             state = {str(name): x for name, x in candidate.items() if isinstance(x, Tensor)}
             if state:
                 return state
-    held = f"a {type(content).__name__}"
+    got = f"a {type(content).__name__}"
     if isinstance(content, Mapping):
-        held = f"a dictionary of {_examples(map(str, content)) or 'nothing'}"
+        got = f"a dictionary of {_examples(map(str, content)) or 'nothing'}"
     raise UserError(
-        f"{path}: no weights found: expected a state dict, or one under {', '.join(_STATE_KEYS)}, and it holds {held}"
+        f"{path}: no weights found (expected a state dict, or one under {', '.join(_STATE_KEYS)}, got {got}); save the"
+        " weights as torch.save(model.state_dict(), path)"
     )
 
 
 def read_file(path: Path) -> Any:
-    """The content of a .pt file, on the CPU, tensors mapped and not read where the format allows it.
+    """Read a .pt file to the CPU. Tensors are memory-mapped if the format of the file allows it.
 
     Raises:
         UserError: the file cannot be read.
     """
     try:
-        with torch.serialization.safe_globals(_HARMLESS):
+        with torch.serialization.safe_globals(_SAFE_TYPES):
             try:
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except RuntimeError:  # the format before torch 1.6 cannot be mapped
+            except RuntimeError:  # the file format before torch 1.6 cannot be mapped
                 return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except pickle.UnpicklingError as error:  # torch's own text advises to switch the safety off
+    except pickle.UnpicklingError as error:
+        # torch's own message is not shown: it suggests weights_only=False, which would run code of the file.
         raise UserError(
-            f"{path}: not a PyTorch file, or one that holds more than tensors and plain containers; save what"
-            " is needed of it as torch.save(model.state_dict(), path)"
+            f"{path}: not a PyTorch file, or it contains other objects than tensors and plain containers; save the"
+            " weights as torch.save(model.state_dict(), path)"
         ) from error
     except (RuntimeError, EOFError, ValueError, LookupError) as error:
-        raise UserError(f"{path}: damaged or cut short, or not a PyTorch file; copy it again") from error
+        raise UserError(f"{path}: damaged, truncated or not a PyTorch file; copy it again") from error
 
 
 def _count(
-    part: str, own: Mapping[str, Tensor], fitting: Mapping[str, Tensor], num_parameters: Mapping[str, int]
+    prefix: str, own: Mapping[str, Tensor], fitting: Mapping[str, Tensor], num_parameters: Mapping[str, int]
 ) -> dict[str, int]:
-    """The fields of a `Count` over the names that begin with `part`."""
-    total = [name for name in own if name.startswith(part)]
+    """Return the fields of a `MatchCount` of the tensors whose names begin with `prefix`."""
+    total = [name for name in own if name.startswith(prefix)]
     matched = [name for name in total if name in fitting]
     return {
         "matched": len(matched),
@@ -223,19 +239,19 @@ def _count(
 
 def _refusal(report: MatchReport, min_share: float, source: str) -> str:
     text = (
-        f"{source or 'these weights'}: only {report.percent} of the network's parameters fit"
+        f"{source or 'these weights'}: only {report.percent} of the network's parameters match"
         f" ({report.matched} of {report.total} tensors)"
     )
     if report.encoder is not None:
         text += f" and {report.encoder.percent} of its encoder's"
-    text += f", at least {100 * min_share:.0f} % are needed"
+    text += f" (expected at least {100 * min_share:.0f} %)"
     if report.missing:
         text += f"; the network has {_examples(report.missing)}"
     if report.unexpected:
         text += f"; the file has {_examples(report.unexpected)}"
     if report.mismatched:
         text += f"; shape differs: {report.shape_differences}"
-    return text + "; nothing was loaded. Is it of another network, or of another model.feature_size?"
+    return text + "; nothing was loaded. Check that model.name and model.feature_size are those of the trained network"
 
 
 def _examples(names: Iterable[str]) -> str:

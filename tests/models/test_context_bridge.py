@@ -1,4 +1,4 @@
-"""ContextBridge: changes nothing at first, then every chosen stage by all of the others, for patches of any size."""
+"""ContextBridge: identity at the start, then every bridged stage depends on all others, for patches of any size."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def bridge(**settings: Any) -> ContextBridge:
     return ContextBridge(BridgeConfig.model_validate({**SMALL, **settings}), CHANNELS)
 
 
-def active(module: ContextBridge) -> ContextBridge:
-    """Past its start at zero."""
+def activated(module: ContextBridge) -> ContextBridge:
+    """Give the last projections random weights, as after some training; they are initialised with 0."""
     layers: Any = module.expand.values()
     for layer in layers:
         nn.init.normal_(layer.weight)
@@ -41,7 +41,7 @@ def changed(before: list[Tensor], after: list[Tensor]) -> list[int]:
 
 
 @pytest.mark.parametrize("stages", [[2, 3, 4, 5, 6], [3, 4, 5, 6], [4, 6]])
-def test_starts_as_the_identity_and_changes_its_stages_with_the_first_steps(stages: list[int]) -> None:
+def test_bridge_is_the_identity_until_it_is_trained(stages: list[int]) -> None:
     module, maps = bridge(stages=stages), skips()
     out = module(maps)
     assert changed(maps, out) == []
@@ -50,7 +50,7 @@ def test_starts_as_the_identity_and_changes_its_stages_with_the_first_steps(stag
         optimizer.zero_grad()
         sum((x - 1).square().mean() for x in module(maps)).backward()
         gradients = {name: parameter.grad for name, parameter in module.named_parameters()}
-        assert all(gradient is not None for gradient in gradients.values())  # what DDP asks for
+        assert all(gradient is not None for gradient in gradients.values())  # DDP needs this
         flowing = {name.split(".")[0] for name, gradient in gradients.items() if gradient.count_nonzero()}
         assert step == 0 or flowing == {"reduce", "expand", "norm_in", "blocks", "norm_out"}
         optimizer.step()
@@ -59,8 +59,8 @@ def test_starts_as_the_identity_and_changes_its_stages_with_the_first_steps(stag
         assert all(out[i - 1] is maps[i - 1] for i in range(1, 7) if i not in stages)
 
 
-def test_every_stage_hears_of_every_place_of_every_other() -> None:
-    module, maps = active(bridge()).eval(), skips()
+def test_every_bridged_stage_depends_on_every_voxel_of_the_others() -> None:
+    module, maps = activated(bridge()).eval(), skips()
     with torch.no_grad():
         before = module(maps)
         maps[2][0, 0, 0, 0, 0] += 10  # one corner of stage 3
@@ -71,7 +71,7 @@ def test_every_stage_hears_of_every_place_of_every_other() -> None:
 
 
 @pytest.mark.parametrize(("grid", "tokens"), [(4, 3 * 128 + 16 + 2), (5, 4 * 16 + 2), (6, 5 * 2)])
-def test_higher_stages_are_reduced_to_the_grid_and_lower_ones_kept(grid: int, tokens: int) -> None:
+def test_number_of_tokens(grid: int, tokens: int) -> None:
     module = bridge(stages=[2, 3, 4, 5, 6], grid=grid)
     seen: list[tuple[int, ...]] = []
     module.norm_in.register_forward_hook(lambda _m, _args, out: seen.append(tuple(out.shape)))
@@ -80,7 +80,7 @@ def test_higher_stages_are_reduced_to_the_grid_and_lower_ones_kept(grid: int, to
     assert seen == [(1, tokens, SMALL["width"])]
 
 
-def test_the_ffn_mixes_neighbours_of_one_map_only() -> None:
+def test_ffn_mixes_neighbours_of_the_same_map() -> None:
     block: Any = bridge(stages=[3, 5, 6]).blocks[0]
     for parameter in block.attention.out_proj.parameters():
         nn.init.zeros_(parameter)
@@ -95,8 +95,8 @@ def test_the_ffn_mixes_neighbours_of_one_map_only() -> None:
     assert torch.equal(differs, expected)
 
 
-def test_one_state_serves_patches_of_two_sizes() -> None:
-    small, large = active(bridge()), bridge()
+def test_one_state_dict_for_patches_of_two_sizes() -> None:
+    small, large = activated(bridge()), bridge()
     large.load_state_dict(small.state_dict(), strict=True)
     for size in ((64, 32, 32), (96, 64, 32)):
         maps = skips(size)
@@ -106,7 +106,7 @@ def test_one_state_serves_patches_of_two_sizes() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-def test_a_network_with_a_bridge_starts_as_the_one_without() -> None:
+def test_new_network_with_a_bridge_has_the_output_of_the_one_without() -> None:
     settings: dict[str, Any] = {"feature_size": 12, "depths": (1, 1, 1, 1)}
     plain = build_model(SwinConfig(name="swin_unetr", **settings), in_channels=2, out_channels=2).eval()
     config = SwinConfig.model_validate({"name": "swin_fusion_bridge", "fusion": {"bridge": SMALL}, **settings})
@@ -118,12 +118,12 @@ def test_a_network_with_a_bridge_starts_as_the_one_without() -> None:
         torch.testing.assert_close(bridged(x), plain(x), rtol=0, atol=0)
 
 
-def test_under_autocast_and_compiled_as_one_graph_with_fused_stages_below() -> None:
-    # Fused too, and with recomputed activations: what torch.compile has to get through at most.
+def test_autocast_and_compilation_together_with_fused_stages() -> None:
+    # With fused stages and recomputed activations: the most complex graph for torch.compile.
     settings = {"above": 1, "below": 1, "stages": [4], "bridge": {**SMALL, "stages": [4, 6]}}
     module = FusedSkips(FusionConfig.model_validate(settings), CHANNELS, CHANNELS, use_checkpoint=True)
     assert isinstance(module.bridge, ContextBridge)
-    active(module.bridge)
+    activated(module.bridge)
     maps = skips()
     expected = module(maps, maps)
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,4 +1,4 @@
-"""The convolution blocks against MONAI's, in 64 bits, and what they keep."""
+"""Convolution blocks against MONAI's in float64, and the memory that they keep."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fusionseg.models.memory_efficient.convolution_blocks import ResidualBlock, 
 from fusionseg.models.memory_efficient.instance_norm import norm_statistics
 
 
-def monais(in_channels: int, out_channels: int, kernel_size: int) -> UnetrBasicBlock:
+def monai_block(in_channels: int, out_channels: int, kernel_size: int) -> UnetrBasicBlock:
     return UnetrBasicBlock(3, in_channels, out_channels, kernel_size, 1, "instance", res_block=True)
 
 
 def compare(ours: nn.Module, theirs: nn.Module, *inputs: Tensor) -> None:
-    """Outputs and all gradients; the weights of `theirs` are taken over."""
+    """Compare outputs and all gradients, with the weights of `theirs`."""
     assert list(ours.state_dict()) == list(theirs.state_dict())
     ours.load_state_dict(theirs.state_dict())
     results = []
@@ -44,26 +44,26 @@ def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(("in_channels", "out_channels"), [(1, 4), (4, 4), (6, 4), (1, 1)])
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.usefixtures("chunks")
-def test_residual_block_is_monais(in_channels: int, out_channels: int, kernel_size: int, batch: int) -> None:
+def test_residual_block_is_that_of_monai(in_channels: int, out_channels: int, kernel_size: int, batch: int) -> None:
     torch.manual_seed(0)
     x = torch.randn(batch, in_channels, 6, 5, 4, dtype=torch.float64)
     compare(
         ResidualBlock(in_channels, out_channels, kernel_size).double(),
-        monais(in_channels, out_channels, kernel_size).double(),
+        monai_block(in_channels, out_channels, kernel_size).double(),
         x,
     )
 
 
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.usefixtures("chunks")
-def test_up_block_is_monais(batch: int) -> None:
+def test_up_block_is_that_of_monai(batch: int) -> None:
     torch.manual_seed(0)
     low = torch.randn(batch, 6, 3, 2, 4, dtype=torch.float64)
     skip = torch.randn(batch, 4, 6, 4, 8, dtype=torch.float64)
     compare(UpBlock(6, 4).double(), UnetrUpBlock(3, 6, 4, 3, 2, "instance", res_block=True).double(), low, skip)
 
 
-def test_statistics_are_exact_in_32_bits() -> None:
+def test_norm_statistics_in_float32() -> None:
     torch.manual_seed(0)
     x = torch.randn(1, 2, 64, 64, 64) + 8
     scale, shift = norm_statistics(x.contiguous(memory_format=torch.channels_last_3d))
@@ -72,7 +72,7 @@ def test_statistics_are_exact_in_32_bits() -> None:
     torch.testing.assert_close(shift, (-mean / deviation).float(), rtol=1e-6, atol=0)
 
 
-def test_one_voxel_is_refused() -> None:
+def test_map_of_one_voxel_is_refused() -> None:
     with pytest.raises(ValueError, match="single voxel"):
         ResidualBlock(2, 2, 3)(torch.randn(1, 2, 1, 1, 1))
 
@@ -99,8 +99,8 @@ def test_up_block_compiles_as_one_graph() -> None:
 
 
 @pytest.mark.parametrize("size", [(2, 2, 2), (2, 4, 4), (4, 4, 4)])
-def test_gradients_in_16_bits_of_small_maps(size: tuple[int, int, int]) -> None:
-    # torch's own weight gradient is wrong for maps of 2 voxels under a kernel of 3
+def test_bfloat16_gradients_of_small_maps(size: tuple[int, int, int]) -> None:
+    # torch's own weight gradient is wrong for maps of 2 voxels with a kernel of 3.
     torch.manual_seed(0)
     block, x = ResidualBlock(32, 32, 3), torch.randn(1, 32, *size)
     weight = torch.randn(1, 32, *size)
@@ -111,6 +111,6 @@ def test_gradients_in_16_bits_of_small_maps(size: tuple[int, int, int]) -> None:
         assert (mine - other).norm() < 0.1 * other.norm()
 
 
-def test_keeps_two_maps() -> None:
+def test_residual_block_keeps_two_maps() -> None:
     x = torch.randn(1, 8, 16, 16, 16).contiguous(memory_format=torch.channels_last_3d)
     assert saved_bytes(ResidualBlock(8, 8, 3), lambda: ResidualBlock(8, 8, 3)(x)) < 3.1 * x.nbytes + 2**16

@@ -1,4 +1,4 @@
-"""Batch norm over several ranks is the batch norm of their samples together."""
+"""Batch norm over two ranks equals batch norm over all of their samples on one rank."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def network(config: RunConfig) -> nn.Module:
 
 
 def batches() -> Tensor:
-    """(steps, B, C, X, Y, Z); the four samples of a step differ in mean and deviation."""
+    """Samples (steps, B, C, X, Y, Z); the four samples of a step differ in mean and standard deviation."""
     noise = torch.randn(STEPS, 4, 1, 8, 8, 8, generator=torch.Generator().manual_seed(1))
     return noise * torch.arange(1, 5).view(4, 1, 1, 1, 1) + torch.arange(4).view(4, 1, 1, 1, 1)
 
 
 def train(model: nn.Module, samples: Tensor) -> list[float]:
-    """Some steps of SGD on the mean over the samples of a loss that takes them apart."""
+    """Train some steps with SGD on a loss that is the mean over the samples; return the losses."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     losses = []
     for x in samples:
@@ -66,7 +66,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
     ],
     ids=lambda model: model["name"],
 )
-def test_two_ranks_are_one_with_all_samples(program: Program, tmp_path: Path, model: dict[str, Any]) -> None:
+def test_two_ranks_train_as_one_rank_with_all_samples(program: Program, tmp_path: Path, model: dict[str, Any]) -> None:
     config = validate({"model": {"channels": [4, 8], "norm": "batch", **model}, "data": {"patch": [8, 8, 8]}})
     alone = network(config)
     losses = train(alone, batches())
@@ -79,12 +79,12 @@ def test_two_ranks_are_one_with_all_samples(program: Program, tmp_path: Path, mo
     state = alone.state_dict()
     assert first["model"].keys() == second["model"].keys() == state.keys()
     assert sum("running_var" in key for key in state) >= 3
-    for key, value in state.items():  # the weights and the running statistics
+    for key, value in state.items():  # weights and running statistics
         torch.testing.assert_close(
             first["model"][key], value, rtol=1e-4, atol=1e-5, msg=lambda text, key=key: key + text
         )
         assert torch.equal(first["model"][key], second["model"][key])
 
 
-def test_a_network_without_batch_norm_is_left_alone() -> None:
+def test_network_without_batch_norm_is_unchanged() -> None:
     assert synchronise_batch_norm(nn.Sequential(nn.Conv3d(1, 2, 3), nn.InstanceNorm3d(2)), torch.device("cpu")) == 0

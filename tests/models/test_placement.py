@@ -1,4 +1,4 @@
-"""bf16 on a CPU: convolutions that torch computes wrongly there have the results of fp32."""
+"""Convolutions in bfloat16 on a CPU: guarded ones have the results of float32."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fusionseg.models.placement import guard_cpu_convolutions_
 
 @pytest.mark.parametrize(("kernel", "depth"), [(3, 2), (5, 2), (5, 4), (3, 3), (3, 1)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
-def test_gradients_are_those_of_fp32(kernel: int, depth: int, layout: torch.memory_format) -> None:
-    # Unguarded, (3, 2), (5, 2) and (5, 4) give inf, nan or an abort of the process.
+def test_gradients_are_those_of_float32(kernel: int, depth: int, layout: torch.memory_format) -> None:
+    # Without the guard, (3, 2), (5, 2) and (5, 4) give inf or nan, or abort the process.
     torch.manual_seed(0)
     network = nn.Sequential(
         nn.Conv3d(32, 32, kernel, padding=kernel // 2), nn.Conv3d(32, 32, kernel, padding=kernel // 2)
@@ -38,8 +38,8 @@ def test_gradients_are_those_of_fp32(kernel: int, depth: int, layout: torch.memo
 
 @pytest.mark.parametrize(("kernel", "shape"), [(2, (4, 6, 2)), (4, (8, 12, 4)), (16, (32, 48, 16)), (4, (16, 16, 16))])
 @pytest.mark.parametrize("channels", [1, 16])
-def test_patch_embeddings_are_those_of_fp32(kernel: int, shape: tuple[int, int, int], channels: int) -> None:
-    # Unguarded, on a CPU with amx_bf16, most of these are wrong by as much as their largest value, or by 1e30.
+def test_patch_embeddings_are_those_of_float32(kernel: int, shape: tuple[int, int, int], channels: int) -> None:
+    # Without the guard, on a CPU with amx_bf16, most of these have errors as large as their largest value, or 1e30.
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv3d(channels, 48, kernel, stride=kernel))
     guarded = copy.deepcopy(network)
@@ -51,7 +51,7 @@ def test_patch_embeddings_are_those_of_fp32(kernel: int, shape: tuple[int, int, 
     torch.testing.assert_close(out.float(), network(x), rtol=0.02, atol=0.02)
 
 
-def test_it_leaves_fp32_and_other_kernels_alone() -> None:
+def test_float32_and_other_kernels_are_unchanged() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv3d(4, 4, 3, padding=1), nn.Conv3d(4, 4, 1), nn.ConvTranspose3d(4, 4, 2, stride=2))
     x = torch.randn(1, 4, 2, 4, 4)

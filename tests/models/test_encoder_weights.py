@@ -1,4 +1,4 @@
-"""Hand-over of trained encoders: whatever their names, their input channels and their grid of tokens."""
+"""Loading of pre-trained encoders: other names, other input channels, other grids of tokens."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def unetr(patch: tuple[int, int, int], in_channels: int = 1) -> nn.Module:
 
 @cache
 def encoder_state() -> State:
-    """The state of MONAI's Swin transformer alone."""
+    """State dict of MONAI's Swin transformer alone."""
     return SwinTransformer(1, 12, (4,) * 3, (2,) * 3, SWIN["depths"], (3, 6, 12, 24)).state_dict()
 
 
@@ -46,7 +46,7 @@ def copied(model: nn.Module) -> State:
     return {name: x.clone() for name, x in model.state_dict().items()}
 
 
-def authors_spelling(name: str) -> str:
+def authors_name(name: str) -> str:
     return name.replace("mlp.linear", "mlp.fc")
 
 
@@ -54,8 +54,8 @@ OTHERS = {"rotation_head.weight": torch.zeros(4, 192), "mask_token": torch.zeros
 RENAMED: dict[str, Callable[[str], str]] = {
     "a pre-training run": lambda name: f"swinViT.{name}",
     "the encoder alone": lambda name: name,
-    "model_swinvit.pt": lambda name: f"module.{authors_spelling(name)}",
-    "the authors' pre-training before 2022-08": lambda name: f"module.swin_vit.{authors_spelling(name)}",
+    "model_swinvit.pt": lambda name: f"module.{authors_name(name)}",
+    "the authors' pre-training before 2022-08": lambda name: f"module.swin_vit.{authors_name(name)}",
     "ssl_pretrained_weights.pth": lambda name: "encoder." + name.replace(".0.", ".0.0.", 1),
     "Lightning": lambda name: f"model.swinViT.{name}",
     "a student in DDP": lambda name: f"module.student.backbone.swinViT.{name}",
@@ -66,7 +66,7 @@ RENAMED: dict[str, Callable[[str], str]] = {
 
 @pytest.mark.parametrize("target", ["swin_unetr", "swin_fusion_od"])
 @pytest.mark.parametrize("file", RENAMED)
-def test_an_encoder_is_taken_whatever_its_names(tmp_path: Path, file: str, target: str) -> None:
+def test_encoder_with_other_names_is_loaded(tmp_path: Path, file: str, target: str) -> None:
     prefix = RENAMED[file]("").rpartition("swin")[0]
     state = {RENAMED[file](name): x for name, x in encoder_state().items()}
     others = {prefix + name: x for name, x in OTHERS.items()}
@@ -83,14 +83,14 @@ def test_an_encoder_is_taken_whatever_its_names(tmp_path: Path, file: str, targe
     count = len(encoder_state())
     assert (report.encoder.matched, report.encoder.total, report.encoder.share) == (count, count, 1.0)
     assert report.share < 0.5
-    assert set(report.unexpected) == set(others) and not report.mismatched and not report.adapted
+    assert set(report.unexpected) == set(others) and not report.mismatched and not report.resized
     assert f"loaded {count} of {count} tensors of the encoder (100.0 % of its parameters, " in str(report)
     assert f"{100 * report.share:.1f} % of the network's)" in str(report)
 
 
 @pytest.mark.parametrize("method", ["blackout", "token", "mae"])
 @pytest.mark.parametrize("name", ["swin_fusion_od", "unetr"])
-def test_a_real_pre_training_hands_its_encoder_over(name: Any, method: Any) -> None:
+def test_encoder_of_our_pretraining_is_loaded(name: Any, method: Any) -> None:
     patch = (64, 64, 32)
     config = UNETRConfig(name="unetr", feature_size=4, **VIT) if name == "unetr" else SwinConfig(name=name, **SWIN)
     pretrain = PretrainConfig(method=method, ratio=0.5, block=32, decoder=DecoderConfig(width=8, depth=1))
@@ -105,13 +105,13 @@ def test_a_real_pre_training_hands_its_encoder_over(name: Any, method: Any) -> N
     assert left == {"decoder", "mask_token"} if method == "token" else {"decoder"}
 
 
-def test_a_prefix_is_told() -> None:
+def test_change_of_the_prefix_is_reported() -> None:
     state = {f"module.{name}": x for name, x in encoder_state().items()}
     report = load_weights(swin(), state, encoder="swinViT")
-    assert "; read its module.* as swinViT.*; not found: encoder1." in str(report)
+    assert "; renamed module.* to swinViT.*; not found: encoder1." in str(report)
 
 
-def test_of_equals_the_first_in_the_file_is_taken() -> None:
+def test_first_of_two_matching_encoders_is_loaded() -> None:
     both = [
         (f"{who}.{name}", x + add)
         for who, add in (("student", 0), ("teacher", 1))
@@ -123,7 +123,7 @@ def test_of_equals_the_first_in_the_file_is_taken() -> None:
     assert {name.split(".")[0] for name in report.unexpected} == {"teacher"}
 
 
-def test_a_trained_network_of_monai_starts_a_fused_one() -> None:
+def test_weights_of_monais_swin_unetr_load_into_a_fused_network() -> None:
     theirs = SwinUNETR(in_channels=1, out_channels=14, **SWIN).state_dict()
     model = swin("swin_fusion_od")
     report = load_weights(model, theirs, encoder="swinViT")
@@ -135,20 +135,18 @@ def test_a_trained_network_of_monai_starts_a_fused_one() -> None:
     assert not report.encoder_only and "; 100.0 % of the encoder's)" in str(report)
 
 
-def test_half_an_encoder_is_refused_where_more_is_asked_for() -> None:
+def test_part_of_an_encoder_below_min_share_is_refused() -> None:
     model = swin()
     before = copied(model)
     half = {name: x for name, x in encoder_state().items() if "layers4" not in name}
-    with pytest.raises(
-        UserError, match=r"% of the network's parameters fit .* and 2\d\.\d % of its encoder's, at least 50 %"
-    ):
+    with pytest.raises(UserError, match=r"% of the network's parameters .* 2\d\.\d % of its encoder's .*at least 50 %"):
         load_weights(model, half, encoder="swinViT")
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
     load_weights(model, half, encoder="swinViT", min_share=0.2)
 
 
-def test_another_encoder_is_refused() -> None:
-    with pytest.raises(UserError, match=r"vit\.pt: only 0\.0 % of the .* and 0\.0 % of its encoder's"):
+def test_encoder_of_another_network_is_refused() -> None:
+    with pytest.raises(UserError, match=r"vit\.pt: only 0\.0 % of the .* 0\.0 % of its encoder's"):
         load_weights(swin(), unetr((32, 16, 16)).state_dict(), encoder="swinViT", min_share=0.01, source="vit.pt")
 
 
@@ -156,22 +154,22 @@ def test_another_encoder_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "there", "here", "adapted"),
+    ("name", "there", "here", "resized"),
     [("swin_unetr", 1, 4, 3), ("swin_unetr", 4, 1, 3), ("swin_fusion_od_large", 2, 3, 5)],
 )
-def test_other_input_channels_answer_alike(name: str, there: int, here: int, adapted: int) -> None:
-    """The same image in every channel: through all that reads it, patch embedding, first skip and fusion's source."""
+def test_logits_are_equal_after_resizing_the_input_channels(name: str, there: int, here: int, resized: int) -> None:
+    """With the same image in every channel. Patch embedding, first skip and fusion sources all read the volume."""
     trained, model = swin(name, there).eval(), swin(name, here).eval()
     report = load_weights(model, trained.state_dict(), encoder="swinViT")
-    assert (report.share, len(report.adapted)) == (1.0, adapted)
-    assert f"adapted from {there} to {here} channels: swinViT.patch_embed.proj.weight, " in str(report)
+    assert (report.share, len(report.resized)) == (1.0, resized)
+    assert f"resized from {there} to {here} channels: swinViT.patch_embed.proj.weight, " in str(report)
     image = torch.randn(1, 1, 64, 32, 32)
     with torch.no_grad():
         expected = trained(image.expand(-1, there, -1, -1, -1))
         torch.testing.assert_close(model(image.expand(-1, here, -1, -1, -1)), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_the_rule_for_input_channels() -> None:
+def test_weights_of_one_channel_are_divided_among_three() -> None:
     state = {f"vit.{name}": x for name, x in vit_autoencoder(1, (32, 16, 16)).items()}
     model = unetr((32, 16, 16), in_channels=3)
     load_weights(model, state, encoder="vit")
@@ -179,15 +177,15 @@ def test_the_rule_for_input_channels() -> None:
     torch.testing.assert_close(new, old.expand(-1, 3, -1, -1, -1) / 3)
 
 
-def test_only_what_reads_the_volume_is_adapted() -> None:
-    """A transposed convolution has its classes where a convolution has its input channels."""
+def test_only_convolutions_that_read_the_volume_are_resized() -> None:
+    """In a transposed convolution the same axis of the weight holds the classes."""
 
     def small(channels: int, classes: int) -> nn.Module:
         return nn.Sequential(nn.Conv3d(channels, 6, 3), nn.Conv3d(6, 6, 1), nn.ConvTranspose3d(6, classes, 2))
 
     model = small(3, 3)
     report = load_weights(model, small(2, 2).state_dict())
-    assert [name for name, _ in report.adapted] == ["0.weight"]
+    assert [name for name, _ in report.resized] == ["0.weight"]
     assert [name for name, _, _ in report.mismatched] == ["2.weight", "2.bias"]
 
 
@@ -203,11 +201,11 @@ def vit_autoencoder(channels: int, size: tuple[int, int, int], network: Any = Vi
     ("network", "more"), [(ViTAutoEnc, {}), (MaskedAutoEncoderViT, {"decoder_hidden_size": 12, "decoder_num_heads": 2})]
 )
 @pytest.mark.filterwarnings("ignore:torch.meshgrid")
-def test_vision_transformers_of_monai_start_a_unetr(network: Any, more: dict[str, Any]) -> None:
+def test_weights_of_monais_vision_transformers_load_into_unetr(network: Any, more: dict[str, Any]) -> None:
     state = vit_autoencoder(1, (32, 32, 16), network, **more)
     model = unetr((32, 32, 16))
     report = load_weights(model, state, encoder="vit", min_share=1.0)
-    assert report.encoder is not None and report.encoder.matched == report.encoder.total and not report.adapted
+    assert report.encoder is not None and report.encoder.matched == report.encoder.total and not report.resized
     own = model.state_dict()
     assert torch.equal(own["vit.blocks.11.attn.qkv.weight"], state["blocks.11.attn.qkv.weight"])
     last_norm = state["norm.bias"] if "norm.bias" in state else state["blocks.12.bias"]
@@ -215,36 +213,36 @@ def test_vision_transformers_of_monai_start_a_unetr(network: Any, more: dict[str
     assert all(name.startswith(("conv3d", "cls_token", "mask_tokens", "decoder_")) for name in report.unexpected)
 
 
-def places(grid: tuple[int, int, int]) -> Tensor:
-    """An embedding (1, n, 12) that says where in the volume a token's centre is, 0 to 1, in its first three numbers."""
+def positions(grid: tuple[int, int, int]) -> Tensor:
+    """Embedding (1, n, 12) whose first three channels are the position of the token's centre, 0 to 1."""
     axes = torch.meshgrid(*((torch.arange(n) + 0.5) / n for n in grid), indexing="ij")
     return torch.cat([torch.stack(axes, -1).reshape(1, -1, 3), torch.zeros(1, axes[0].numel(), 9)], dim=-1)
 
 
 @pytest.mark.parametrize(
-    ("there", "here", "token", "told"),
+    ("there", "here", "token", "change"),
     [
-        ((4, 4, 2), (2, 2, 1), 0, "from 4x4x2 to 2x2x1 tokens"),  # in proportion
+        ((4, 4, 2), (2, 2, 1), 0, "from 4x4x2 to 2x2x1 tokens"),  # the same proportions
         ((4, 4, 4), (2, 2, 2), 0, "from 4x4x4 to 2x2x2 tokens"),
         ((4, 4, 4), (2, 2, 1), 0, "from 4x4x4 to 2x2x1 tokens"),  # a cube
         ((4, 4, 4), (2, 2, 2), 1, "from 4x4x4 to 2x2x2 tokens, without the class token"),
         ((2, 2, 2), (2, 2, 2), 1, "from 2x2x2 to 2x2x2 tokens, without the class token"),
     ],
 )
-def test_positions_on_another_grid(
-    there: tuple[int, int, int], here: tuple[int, int, int], token: int, told: str
+def test_position_embedding_of_another_grid_is_interpolated(
+    there: tuple[int, int, int], here: tuple[int, int, int], token: int, change: str
 ) -> None:
     x, y, z = (16 * n for n in here)
     model = unetr((x, y, z))
     name = "vit.patch_embedding.position_embeddings"
     state = copied(model)
-    state[name] = torch.cat([torch.full((1, token, 12), 9.0), places(there)], dim=1)
+    state[name] = torch.cat([torch.full((1, token, 12), 9.0), positions(there)], dim=1)
     report = load_weights(model, state, encoder="vit", min_share=1.0)
-    assert report.adapted == ((name, told),)
-    torch.testing.assert_close(model.state_dict()[name], places(here))
+    assert report.resized == ((name, change),)
+    torch.testing.assert_close(model.state_dict()[name], positions(here))
 
 
-def test_positions_of_an_unknown_grid_are_not_loaded() -> None:
+def test_position_embedding_of_an_unknown_grid_is_not_loaded() -> None:
     model = unetr((32, 32, 16))
     name = "vit.patch_embedding.position_embeddings"
     before = copied(model)
@@ -254,7 +252,7 @@ def test_positions_of_an_unknown_grid_are_not_loaded() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 2])
-def test_a_linear_patch_embedding_becomes_a_convolution(channels: int) -> None:
+def test_linear_patch_embedding_becomes_a_convolution(channels: int) -> None:
     linear = PatchEmbeddingBlock(2, (32, 16, 16), 16, 12, 2, proj_type="perceptron")
     model = unetr((32, 16, 16), in_channels=channels)
     state = {f"patch_embedding.{name}": x for name, x in linear.state_dict().items()}
@@ -262,6 +260,6 @@ def test_a_linear_patch_embedding_becomes_a_convolution(channels: int) -> None:
     image = torch.randn(1, 1, 32, 16, 16)
     embedded = model.get_submodule("vit.patch_embedding")(image.expand(-1, channels, -1, -1, -1))
     torch.testing.assert_close(embedded, linear(image.expand(-1, 2, -1, -1, -1)), rtol=1e-4, atol=1e-4)
-    (done,) = report.adapted
-    told = "from a linear layer to a convolution" if channels == 2 else "from 2 to 1 channels"
-    assert done == ("vit.patch_embedding.patch_embeddings.weight", told)
+    (done,) = report.resized
+    change = "from a linear layer to a convolution" if channels == 2 else "from 2 to 1 channels"
+    assert done == ("vit.patch_embedding.patch_embeddings.weight", change)
