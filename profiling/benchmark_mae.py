@@ -25,11 +25,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusionseg.config.networks import NetworkSection, SwinConfig, UNETRConfig
+from fusionseg.config.parts.sections import NetworkSection
 from fusionseg.config.pretraining import PretrainConfig, ReconstructionLossConfig
 from fusionseg.inference.evaluation.table import markdown_table
 from fusionseg.losses.reconstruction import ReconstructionLoss
 from fusionseg.models.masked import build_masked
+from fusionseg.models.networks.swin import SwinConfig
+from fusionseg.models.networks.unetr import UNETRConfig
 from fusionseg.performance.benchmarking import publish
 from fusionseg.performance.device_speed import timed
 from fusionseg.performance.machine import machine_info, machine_line

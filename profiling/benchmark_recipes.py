@@ -35,7 +35,8 @@ from benchmark_setting import (
 )
 from torch import Tensor
 
-from fusionseg.config import SwinConfig, load_config
+from fusionseg.config import load_config
+from fusionseg.models.networks.swin import SwinConfig
 from fusionseg.utils.exit_status import run
 
 

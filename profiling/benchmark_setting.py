@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from fusionseg.config import MonaiUNetConfig, RunConfig, SwinConfig
+from fusionseg.config import RunConfig
 from fusionseg.distributed.launch import read_launch
 from fusionseg.distributed.world import choose_device
+from fusionseg.models.networks.monai_unet import MonaiUNetConfig
+from fusionseg.models.networks.swin import SwinConfig
 from fusionseg.runs.datasets import open_sources
 from fusionseg.training.precision import Precision, choose_precision
 from fusionseg.utils.errors import UserError

@@ -26,11 +26,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from fusionseg.config import LossConfig
-from fusionseg.config.networks import SwinConfig
 from fusionseg.inference.evaluation.table import markdown_table
+from fusionseg.losses.named.dice import LossConfig
 from fusionseg.losses.segmentation import build_loss
 from fusionseg.models import build_model
+from fusionseg.models.networks.swin import SwinConfig
 from fusionseg.performance.benchmarking import publish
 from fusionseg.performance.machine import machine_info, machine_line
 from fusionseg.utils.exit_status import run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fusionseg.config.networks import network_sections
+from fusionseg.config.registry import networks
 
 # Name of the section's class -> settings, and a patch that the network accepts.
 TINY: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
@@ -20,7 +20,7 @@ TINY: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
 }
 # Settings that replace large ones which a name sets.
 TINIER: dict[str, dict[str, Any]] = {"swin_fusion_full": {"fusion": {"widths": 8}}}
-NETWORKS = network_sections()
+NETWORKS = networks.built_in()
 
 
 def tiny(name: str) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def load_sweep(file: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     base, base_places = read_raw(base_file)
     given = [parse_override(text, RunConfig) for text in overrides]
     varied_keys = [("name",), *map(_keys, {*sweep.grid, *(key for point in sweep.points for key in point)})]
-    if own := [override.place for override in given if any(_overlap(override.keys, keys) for keys in varied_keys)]:
+    if own := [override.location for override in given if any(_overlap(override.keys, keys) for keys in varied_keys)]:
         raise UserError([f"{place}: varies in {shown}: change it there" for place in own])
     output = _value(lay_over(base, base_places, given)[0], "output", RunConfig.model_fields["output"].default)
     folder = user_path(str(output)).absolute() / sweep.name

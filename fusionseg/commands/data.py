@@ -107,9 +107,9 @@ def _data_section(overrides: Sequence[str]) -> DataConfig:
     from fusionseg.config.override import Override, parse_override
 
     parsed = [parse_override(text, RunConfig) for text in overrides]
-    if wrong := [entry.place for entry in parsed if entry.keys[0] != "data" or len(entry.keys) == 1]:
+    if wrong := [entry.location for entry in parsed if entry.keys[0] != "data" or len(entry.keys) == 1]:
         raise UserError([f"{place}: check reads keys under data. only, such as data.layout=msd" for place in wrong])
-    inner = [Override(entry.keys[1:], entry.value, entry.place) for entry in parsed]
+    inner = [Override(entry.keys[1:], entry.value, entry.location) for entry in parsed]
     return validate_section(DataConfig, *lay_over({}, {}, inner))
 
 

@@ -6,48 +6,33 @@ May import: `utils`.
 """
 
 from fusionseg.config.data_sections import AugmentConfig, CacheConfig, DataConfig
-from fusionseg.config.json_schema import json_schema
 from fusionseg.config.loading import differences, dump_config, load_config, validate
-from fusionseg.config.networks import (
-    FUSION_PRESETS,
-    FusionConfig,
-    ModelConfig,
-    MonaiUNetConfig,
-    SegResNetConfig,
-    SwinConfig,
-    UNetConfig,
-)
 from fusionseg.config.observation import ProfileConfig
+from fusionseg.config.parts.sections import LossSection, NetworkSection, OptimizerSection, ScheduleSection
 from fusionseg.config.schema import (
     FinetuneConfig,
-    LossConfig,
-    OptimConfig,
+    ModelConfig,
     PlateauConfig,
     RunConfig,
-    ScheduleConfig,
     TrainConfig,
     ValidateConfig,
+    json_schema,
 )
 
 __all__ = [
-    "FUSION_PRESETS",
     "AugmentConfig",
     "CacheConfig",
     "DataConfig",
     "FinetuneConfig",
-    "FusionConfig",
-    "LossConfig",
+    "LossSection",
     "ModelConfig",
-    "MonaiUNetConfig",
-    "OptimConfig",
+    "NetworkSection",
+    "OptimizerSection",
     "PlateauConfig",
     "ProfileConfig",
     "RunConfig",
-    "ScheduleConfig",
-    "SegResNetConfig",
-    "SwinConfig",
+    "ScheduleSection",
     "TrainConfig",
-    "UNetConfig",
     "ValidateConfig",
     "differences",
     "dump_config",

@@ -14,7 +14,7 @@ from fusionseg.config.renaming import Dropped, carry_over, dropped, is_renamed
 from fusionseg.config.schema import RunConfig
 from fusionseg.config.section import Section
 from fusionseg.config.shipped.lookup import CONFIG, find_file, shown_path
-from fusionseg.config.yaml_location import KeyPath, Places, dump_yaml, read_yaml
+from fusionseg.config.yaml_location import KeyPath, Locations, dump_yaml, read_yaml
 from fusionseg.utils.errors import UserError
 
 AnySection = TypeVar("AnySection", bound=Section)
@@ -35,20 +35,20 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), lost: li
 
 def read_raw(
     path: str | Path | None, overrides: Sequence[str] = (), lost: list[Dropped] | None = None
-) -> tuple[dict[str, Any], Places]:
+) -> tuple[dict[str, Any], Locations]:
     """The merged plain values and where each was written, before validation.
 
     Args:
         lost: gets what changes of a section's name have dropped.
     """
     lost = [] if lost is None else lost
-    raw, places = _read_extended(find_file(CONFIG, path), (), lost) if path is not None else ({}, {})
-    return lay_over(raw, places, [parse_override(text, RunConfig) for text in overrides], lost)
+    raw, locations = _read_extended(find_file(CONFIG, path), (), lost) if path is not None else ({}, {})
+    return lay_over(raw, locations, [parse_override(text, RunConfig) for text in overrides], lost)
 
 
 def lay_over(
-    raw: dict[str, Any], places: Places, overrides: Iterable[Override], lost: list[Dropped] | None = None
-) -> tuple[dict[str, Any], Places]:
+    raw: dict[str, Any], locations: Locations, overrides: Iterable[Override], lost: list[Dropped] | None = None
+) -> tuple[dict[str, Any], Locations]:
     """Plain values with overrides laid over them, all at once: the order of model.channels and model.name must not
     matter.
 
@@ -59,7 +59,7 @@ def lay_over(
         lost: gets what changes of a section's name have dropped.
     """
     given: dict[str, Any] = {}
-    given_places: Places = {}
+    given_locations: Locations = {}
     whole: set[str] = set()
     for override in overrides:
         whole |= {override.keys[0]} if len(override.keys) == 1 else set()
@@ -68,23 +68,23 @@ def lay_over(
             nested = {part: nested}
         given, _ = _merge(given, {}, nested, {})
         for depth in range(1, len(override.keys)):  # a section stays where the file has it
-            if override.keys[:depth] not in places:
-                given_places.setdefault(override.keys[:depth], override.place)
-        given_places[override.keys] = override.place
-    return _merge_named(raw, places, given, given_places, [] if lost is None else lost, whole)
+            if override.keys[:depth] not in locations:
+                given_locations.setdefault(override.keys[:depth], override.location)
+        given_locations[override.keys] = override.location
+    return _merge_named(raw, locations, given, given_locations, [] if lost is None else lost, whole)
 
 
-def validate(raw: Mapping[str, Any], places: Places | None = None) -> RunConfig:
+def validate(raw: Mapping[str, Any], locations: Locations | None = None) -> RunConfig:
     """Plain values to a configuration; every problem in one UserError."""
-    return validate_section(RunConfig, raw, places)
+    return validate_section(RunConfig, raw, locations)
 
 
-def validate_section(kind: type[AnySection], raw: Mapping[str, Any], places: Places | None = None) -> AnySection:
+def validate_section(kind: type[AnySection], raw: Mapping[str, Any], locations: Locations | None = None) -> AnySection:
     """Plain values to a section that is a file of its own; every problem in one UserError."""
     try:
         return kind.model_validate(dict(raw))
     except ValidationError as error:
-        raise UserError(explain(error, raw, places or {}, kind)) from None
+        raise UserError(explain(error, raw, locations or {}, kind)) from None
 
 
 def dump_config(config: RunConfig) -> str:
@@ -105,47 +105,47 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], at: str = "") ->
     return lines
 
 
-def _read_extended(path: Path, chain: tuple[Path, ...], lost: list[Dropped]) -> tuple[dict[str, Any], Places]:
+def _read_extended(path: Path, chain: tuple[Path, ...], lost: list[Dropped]) -> tuple[dict[str, Any], Locations]:
     if path.resolve() in chain:
         loop = " -> ".join(str(entry) for entry in (*chain, path.resolve()))
         raise UserError(f"{shown_path(path)}: extends itself ({loop}): break the circle")
-    raw, places = read_yaml(path)
+    raw, locations = read_yaml(path)
     bases = raw.pop("extends", [])
-    place = places.pop(("extends",), shown_path(path))
+    location = locations.pop(("extends",), shown_path(path))
     if isinstance(bases, str):
         bases = [bases]
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise UserError(
-            f"extends ({place}): needs a file or a list of files, relative to this file, or names of shipped"
+            f"extends ({location}): needs a file or a list of files, relative to this file, or names of shipped"
             " configurations"
         )
     merged: dict[str, Any] = {}
-    merged_places: Places = {}
+    merged_locations: Locations = {}
     for base in bases:
         try:
             file = find_file(CONFIG, base, path.parent, asking=path)
         except UserError as error:
-            raise UserError(f"extends ({place}): {error}") from None
-        base_raw, base_places = _read_extended(file, (*chain, path.resolve()), lost)
-        merged, merged_places = _merge_named(merged, merged_places, base_raw, base_places, lost)
-    return _merge_named(merged, merged_places, raw, places, lost)
+            raise UserError(f"extends ({location}): {error}") from None
+        base_raw, base_locations = _read_extended(file, (*chain, path.resolve()), lost)
+        merged, merged_locations = _merge_named(merged, merged_locations, base_raw, base_locations, lost)
+    return _merge_named(merged, merged_locations, raw, locations, lost)
 
 
 def _merge_named(
     under: dict[str, Any],
-    under_places: Places,
+    under_locations: Locations,
     over: dict[str, Any],
-    over_places: Places,
+    over_locations: Locations,
     lost: list[Dropped],
     whole: Collection[str] | None = None,
-) -> tuple[dict[str, Any], Places]:
+) -> tuple[dict[str, Any], Locations]:
     """Lay one configuration over another; a section whose name changes keeps nothing, or what holds under the new name.
 
     Args:
         lost: gets what was dropped.
         whole: the sections of `over` that are given as a whole, and begin afresh; None for all of them.
     """
-    under, under_places = dict(under), dict(under_places)
+    under, under_locations = dict(under), dict(under_locations)
     for section, new in over.items():
         old: Any = under.get(section)
         if not is_renamed(section, old, new):
@@ -155,27 +155,29 @@ def _merge_named(
             lost.append(gone)
         under[section] = kept
         stay = {(section,), *((section, key) for key in kept)}
-        under_places = {key: place for key, place in under_places.items() if key[0] != section or key[:2] in stay}
-    return _merge(under, under_places, over, over_places)
+        under_locations = {
+            key: location for key, location in under_locations.items() if key[0] != section or key[:2] in stay
+        }
+    return _merge(under, under_locations, over, over_locations)
 
 
 def _merge(
     under: dict[str, Any],
-    under_places: Places,
+    under_locations: Locations,
     over: dict[str, Any],
-    over_places: Places,
+    over_locations: Locations,
     at: KeyPath = (),
-) -> tuple[dict[str, Any], Places]:
+) -> tuple[dict[str, Any], Locations]:
     """Lay one mapping over another, key by key; lists and plain values are replaced whole."""
     merged = dict(under)
-    places = dict(under_places)
+    locations = dict(under_locations)
     for key, value in over.items():
         old = merged.get(key)
         here = (*at, key)
         if isinstance(old, dict) and isinstance(value, dict):
-            merged[key], places = _merge(old, places, value, {}, here)
+            merged[key], locations = _merge(old, locations, value, {}, here)
         else:
             merged[key] = value
-            places = {entry: place for entry, place in places.items() if entry[: len(here)] != here}
-    places.update(over_places)
-    return merged, places
+            locations = {entry: location for entry, location in locations.items() if entry[: len(here)] != here}
+    locations.update(over_locations)
+    return merged, locations

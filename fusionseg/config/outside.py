@@ -59,8 +59,8 @@ def import_part(path: str, found_in: str | None = None) -> Any:
     for name in attribute.split("."):
         if not hasattr(part, name):
             public = sorted(entry for entry in vars(part) if not entry.startswith("_"))
-            hint = f" {suggest(name, public)}" if len(public) < 40 else f" {suggest(name, public, listed=False)}"
-            raise PartError(f"module {module.__name__} ({_file_of(module)}) has no {attribute!r}.{hint.rstrip()}")
+            hint = f"; {suggest(name, public, listed=len(public) < 40)}"
+            raise PartError(f"module {module.__name__} ({_file_of(module)}) has no {attribute!r}{hint.rstrip('; ')}")
         part = getattr(part, name)
     if not callable(part):
         raise PartError(

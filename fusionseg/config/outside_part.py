@@ -20,10 +20,8 @@ class OutsidePart(Section):
     """Keys that belong to the name: another name has others."""
     supplied: ClassVar[tuple[str, ...]] = ()
     """Arguments that fusionseg supplies by name, where the part takes them."""
-    positional: ClassVar[int] = 0
-    """Number of arguments that fusionseg passes by position when it calls the part with `args`."""
 
-    name: str
+    name: Annotated[str, Field(json_schema_extra={"pattern": "^[^:]+:[^:]+$"})]
     """Dotted path of a class or a function: package.module:Attribute, or folder/file.py:Attribute."""
     args: Annotated[dict[str, Any], Field(default_factory=dict)]
     """Keyword arguments of the class or function."""
@@ -50,9 +48,13 @@ class OutsidePart(Section):
 
     @model_validator(mode="after")
     def _arguments_fit(self) -> OutsidePart:
-        if problems := argument_problems(self.part, self.args, self.supplied, positional=self.positional):
+        if problems := argument_problems(self.part, self.args, self.supplied, positional=self.positional_arguments()):
             raise ValueError("\n".join(f"args{problem}" for problem in problems))
         return self
+
+    def positional_arguments(self) -> int:
+        """Number of arguments that fusionseg passes by position when it calls the part with `args`."""
+        return 0
 
     @property
     def part(self) -> Any:
@@ -101,7 +103,7 @@ def argument_problems(
         elif key not in named and inspect.Parameter.VAR_KEYWORD not in variadic:
             valid = [each for each in named if each not in supplied]
             problems.append(
-                f".{key}: is no argument of {name}. {suggest(key, valid)}"
+                f".{key}: is no argument of {name}; {suggest(key, valid)}"
                 if valid
                 else f".{key}: is no argument of {name}, which takes none; remove it"
             )

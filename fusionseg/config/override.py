@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from yaml.reader import Reader
 
+from fusionseg.config.parts.open_section import open_section_of
 from fusionseg.config.section import Section
 from fusionseg.config.yaml_location import parse_value
 from fusionseg.utils.errors import UserError
@@ -21,7 +22,7 @@ class Override:
 
     keys: tuple[str, ...]
     value: Any
-    place: str
+    location: str
 
 
 def parse_override(text: str, kind: type[Section] | None = None) -> Override:
@@ -71,7 +72,8 @@ def _fields(outer: Any, key: str) -> Iterator[Any]:
     if isinstance(outer, type) and issubclass(outer, Section):
         for name, field in outer.model_fields.items():
             if key == (field.alias or name):
-                yield from _members(field.annotation)
+                open_section = open_section_of(field)
+                yield from _members(field.annotation) if open_section is None else open_section.sections()
 
 
 def _members(annotation: Any) -> Iterator[Any]:

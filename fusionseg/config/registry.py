@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar, get_args
 
 from fusionseg.config.outside import FORM, PartError, import_part, is_outside
 from fusionseg.utils.errors import UserError, suggest
@@ -22,7 +22,7 @@ from fusionseg.utils.errors import UserError, suggest
 Part = TypeVar("Part")
 
 
-class Registry(Generic[Part]):
+class Registry:
     """The parts of one kind, by name.
 
     Args:
@@ -36,18 +36,23 @@ class Registry(Generic[Part]):
         self.kind = kind
         self.key = key
         self.home = home
-        self._parts: dict[str, Part] = {}
+        self.outside: Any = None
+        """For a kind whose parts are sections: the section of a part from outside."""
+        self._parts: dict[str, Any] = {}
         self._home_is_imported = False
 
     def register(self, *names: str) -> Callable[[Part], Part]:
         """Decorate a built-in part with the names that a configuration gives it.
+
+        Args:
+            names: without them, the values of a section's field `name`, a Literal.
 
         Raises:
             ValueError: another part has one of the names.
         """
 
         def decorate(part: Part) -> Part:
-            for name in names:
+            for name in names or _literal_names(part):
                 if name in self._parts and self._parts[name] is not part:
                     raise ValueError(f"two {self.kind} parts are registered as {name!r}")
                 self._parts[name] = part
@@ -55,7 +60,12 @@ class Registry(Generic[Part]):
 
         return decorate
 
-    def built_in(self) -> dict[str, Part]:
+    def register_outside(self, section: Part) -> Part:
+        """Decorate the section that parts from outside have."""
+        self.outside = section
+        return section
+
+    def built_in(self) -> dict[str, Any]:
         """The built-in parts by name, module by module of their home."""
         if not self._home_is_imported:
             self._home_is_imported = True  # first: a module of the home may ask for the names
@@ -82,8 +92,17 @@ class Registry(Generic[Part]):
             return import_part(name, found_in)
         parts = self.built_in()
         if name not in parts:
-            raise PartError(f"there is no {self.kind} {name!r}. {suggest(name, parts)}{_dotted_hint(name)}")
+            raise PartError(f"there is no {self.kind} {name!r}; {suggest(name, parts)}{_dotted_hint(name)}")
         return parts[name]
+
+    def section(self, name: str) -> Any:
+        """The section class of a name, for a kind whose parts are sections. A part from outside is not imported.
+
+        Raises:
+            PartError: there is no such part.
+        """
+        parts = self.built_in()
+        return self.outside if is_outside(name) and self.outside is not None else parts.get(name) or self.find(name)
 
     def lookup(self, name: str, found_in: str | None = None, *, key: str | None = None) -> Any:
         """The same, with a message for the user.
@@ -101,6 +120,12 @@ class Registry(Generic[Part]):
             raise UserError(f"{key or self.key}: {error}") from error
 
 
+def _literal_names(section: Any) -> tuple[str, ...]:
+    names: tuple[str, ...] = get_args(section.model_fields["name"].annotation)
+    assert names, f"{section}: register it with names, or declare name as a Literal"
+    return names
+
+
 def _dotted_hint(name: str) -> str:
     """A hint for who writes a dotted path without its colon."""
     module, _, attribute = name.rpartition(".")
@@ -109,12 +134,12 @@ def _dotted_hint(name: str) -> str:
     return f" (for a part from outside write {module}:{attribute})"
 
 
-networks: Registry[Any] = Registry("network", "model.name", "fusionseg.models.networks")
-losses: Registry[Any] = Registry("loss", "loss.name", "fusionseg.losses.sections")
-metrics: Registry[Any] = Registry("metric", "metrics", "fusionseg.metrics.named")
-optimizers: Registry[Any] = Registry("optimizer", "optim.name", "fusionseg.training.optimizers")
-schedules: Registry[Any] = Registry("schedule", "schedule.name", "fusionseg.training.schedules")
-augmentations: Registry[Any] = Registry("augmentation", "augment", "fusionseg.data.loading.intensity_augmentations")
-transforms: Registry[Any] = Registry("transform", "data.transforms", "fusionseg.data.preprocessing.transforms")
-readers: Registry[Any] = Registry("reader", "data.reader", "fusionseg.data.formats.nifti")
-tasks: Registry[Any] = Registry("task", "task", "fusionseg.training.tasks")
+networks: Registry = Registry("network", "model.name", "fusionseg.models.networks")
+losses: Registry = Registry("loss", "loss.name", "fusionseg.losses.named")
+metrics: Registry = Registry("metric", "metrics", "fusionseg.metrics.named")
+optimizers: Registry = Registry("optimizer", "optim.name", "fusionseg.training.optimizers")
+schedules: Registry = Registry("schedule", "schedule.name", "fusionseg.training.schedules")
+augmentations: Registry = Registry("augmentation", "augment", "fusionseg.data.loading.intensity_augmentations")
+transforms: Registry = Registry("transform", "data.transforms", "fusionseg.data.preprocessing.transforms")
+readers: Registry = Registry("reader", "data.reader", "fusionseg.data.formats.nifti")
+tasks: Registry = Registry("task", "task", "fusionseg.training.tasks")

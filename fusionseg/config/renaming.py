@@ -9,11 +9,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fusionseg.config.networks import network_sections
+from fusionseg.config.parts.open_section import open_section_of
 from fusionseg.config.schema import RunConfig
 from fusionseg.config.section import Section
 
-NAMED_SECTIONS = ("model", "loss", "optim", "schedule")
+OPEN_SECTIONS = {
+    key: open_section for key, field in RunConfig.model_fields.items() if (open_section := open_section_of(field))
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Dropped:
 def is_renamed(section: str, old: Any, new: Any) -> bool:
     """Whether laying `new` over `old` changes what the section is about."""
     return (
-        section in NAMED_SECTIONS
+        section in OPEN_SECTIONS
         and isinstance(old, Mapping)
         and isinstance(new, Mapping)
         and "name" in new
@@ -45,8 +47,7 @@ def is_renamed(section: str, old: Any, new: Any) -> bool:
 
 def _name(section: str, values: Mapping[str, Any]) -> Any:
     """The name that the values stand for; `model` has no default."""
-    default = RunConfig.model_fields[section].default
-    return values.get("name", getattr(default, "name", None))
+    return values.get("name", OPEN_SECTIONS[section].default)
 
 
 def carry_over(section: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def carry_over(section: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> 
     Args:
         new: the name, and the keys that are given with it.
     """
-    kind = _kind(section, new["name"])
+    kind = OPEN_SECTIONS[section].section_of(new)
     if kind is None or not _is_valid(kind, new):  # the message about `new` is not to speak of other keys
         return {}
     own = getattr(kind, "set_by_name", ())
@@ -76,21 +77,16 @@ def dropped(
     section: str, old: Mapping[str, Any], new: Mapping[str, Any], kept: Mapping[str, Any], *, from_file: bool
 ) -> Dropped | None:
     """List the keys that a change of name has dropped, or None. Keys given anew or at their default do not count."""
-    kind = _kind(section, new["name"])
+    kind = OPEN_SECTIONS[section].section_of(new)
     fields = kind.model_fields if kind is not None else {}
+    left_out = ("name", *kept, *new)
+    defaults = {key: field.get_default(call_default_factory=True) for key, field in fields.items()}
     keys = {
         key: value
         for key, value in old.items()
-        if key not in ("name", *kept, *new) and (key not in fields or _plain(value) != _plain(fields[key].default))
+        if key not in left_out and (key not in defaults or _plain(value) != _plain(defaults[key]))
     }
     return Dropped(section, str(_name(section, old)), str(new["name"]), keys, from_file) if keys else None
-
-
-def _kind(section: str, name: Any) -> type[Section] | None:
-    if section == "model":
-        return network_sections().get(name) if isinstance(name, str) else None
-    kind: type[Section] = RunConfig.model_fields[section].annotation  # type: ignore[assignment]
-    return kind
 
 
 def _is_valid(kind: type[Section], values: Mapping[str, Any]) -> bool:

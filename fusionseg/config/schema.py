@@ -8,64 +8,20 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
+from pydantic.json_schema import models_json_schema
 
 from fusionseg.config.data_sections import AugmentConfig, CacheConfig, DataConfig
-from fusionseg.config.networks import ModelConfig
 from fusionseg.config.observation import LogConfig, ProfileConfig
+from fusionseg.config.parts.open_section import OpenSection, open_section_of
+from fusionseg.config.parts.sections import LossSection, NetworkSection, OptimizerSection, ScheduleSection
 from fusionseg.config.pretraining import PretrainConfig
-from fusionseg.config.section import Pair, Positive, Section
+from fusionseg.config.registry import losses, networks, optimizers, schedules
+from fusionseg.config.section import Positive, Section
 
-
-class LossConfig(Section):
-    """The loss over a micro-batch, on soft-maxed classes (MONAI's losses)."""
-
-    name: Literal["dice_ce", "dice", "dice_focal", "cross_entropy"] = "dice_ce"
-    """Which loss; dice_ce and dice_focal are sums of the two, equally weighted."""
-    include_background: bool = False
-    """Whether the Dice part counts class 0."""
-    squared: bool = False
-    """Square the terms of the Dice denominator (Milletari et al., 2016)."""
-    batch_dice: bool = False
-    """Dice over the whole micro-batch as one volume, not per sample; it then depends on micro_batch."""
-    gamma: Annotated[float, Field(ge=0)] = 2.0
-    """Focusing exponent of dice_focal (Lin et al., 2017)."""
-
-
-class OptimConfig(Section):
-    """The optimizer."""
-
-    name: Literal["adamw", "adam", "sgd", "novograd"] = "adamw"
-    """Which optimizer."""
-    lr: Annotated[float, Field(gt=0)] = 1e-4
-    """Highest learning rate."""
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-5
-    """Decay of the weights: decoupled for adamw, an L2 penalty for the others."""
-    betas: Pair | None = None
-    """For adamw, adam (default 0.9, 0.999) and novograd (0.9, 0.98)."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """For sgd (Nesterov; default 0.99)."""
-
-    @model_validator(mode="after")
-    def _belongs(self) -> OptimConfig:
-        if self.name == "sgd" and self.betas is not None:
-            raise ValueError("betas: does not belong to sgd: remove it, or use momentum")
-        if self.name != "sgd" and self.momentum is not None:
-            raise ValueError(f"momentum: does not belong to {self.name}: remove it, or use betas")
-        return self
-
-
-class ScheduleConfig(Section):
-    """The learning rate as a function of the step."""
-
-    name: Literal["cosine", "polynomial", "constant"] = "cosine"
-    """How the rate falls after the warm-up."""
-    warmup: Annotated[int, Field(ge=0)] = 500
-    """Steps of linear rise from lr/warmup to lr. A warm-up that does not end before `train.steps` is cut to a tenth of
-    the steps, with a warning (not with `constant`)."""
-    min_lr: Annotated[float, Field(ge=0)] = 0.0
-    """Where cosine and polynomial end."""
-    power: Annotated[float, Field(gt=0)] = 0.9
-    """Exponent of polynomial (nnU-Net's 0.9)."""
+ModelConfig = Annotated[NetworkSection, OpenSection(networks, example="swin_fusion_od")]
+_LOSS = OpenSection(losses, "dice_ce")
+_OPTIMIZER = OpenSection(optimizers, "adamw")
+_SCHEDULE = OpenSection(schedules, "cosine")
 
 
 class TrainConfig(Section):
@@ -206,12 +162,14 @@ class RunConfig(Section):
     cache: CacheConfig = CacheConfig()
     model: ModelConfig
     """The network; `name` chooses it and decides which other keys there are."""
-    loss: LossConfig = LossConfig()
+    loss: Annotated[LossSection, _LOSS] = Field(default_factory=_LOSS.make_default)
     """The loss of a segmentation; a pre-training has its own, under `pretrain`."""
     pretrain: PretrainConfig | None = None
     """Makes this run a pre-training (python -m fusionseg.pretrain) of the network's encoder."""
-    optim: OptimConfig = OptimConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
+    optim: Annotated[OptimizerSection, _OPTIMIZER] = Field(default_factory=_OPTIMIZER.make_default)
+    """The optimizer."""
+    schedule: Annotated[ScheduleSection, _SCHEDULE] = Field(default_factory=_SCHEDULE.make_default)
+    """The learning rate as a function of the step."""
     train: TrainConfig = TrainConfig()
     stop: StopConfig = StopConfig()
     # `validate` is a method of pydantic's models; the key in the file keeps the plain word.
@@ -253,8 +211,7 @@ class RunConfig(Section):
                 f"train.global_batch: {self.train.global_batch} is not a multiple of train.micro_batch"
                 f" {self.train.micro_batch}: choose micro_batch from {divisors}"
             )
-        if self.schedule.min_lr > self.optim.lr:
-            problems.append(f"schedule.min_lr: {self.schedule.min_lr} is above optim.lr {self.optim.lr}: lower it")
+        problems += self.schedule.problems(self.train.steps, self.optim.lr)
         if self.train.checkpoint_activations and not self.model.can_checkpoint:
             problems.append(
                 f"train.checkpoint_activations: is for the Swin networks, and {self.model.name} has none: set it to"
@@ -278,3 +235,25 @@ class RunConfig(Section):
     def to_dict(self) -> dict[str, Any]:
         """Plain values under the keys of the file; loading them gives this configuration again."""
         return self.model_dump(mode="json", by_alias=True)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a configuration file, for editors: that of a run, and `extends`. Nothing is required, since a
+    file may extend another one."""
+    opened = {key: entry for key, field in RunConfig.model_fields.items() if (entry := open_section_of(field))}
+    kinds: list[type[Section]] = [RunConfig, *(section for entry in opened.values() for section in entry.sections())]
+    references, schema = models_json_schema([(kind, "validation") for kind in kinds], by_alias=True)
+    definitions = schema["$defs"]
+    run = definitions.pop("RunConfig")
+    run.pop("required", None)
+    for key, entry in opened.items():
+        run["properties"][key]["anyOf"] = [references[section, "validation"] for section in entry.sections()]
+        if entry.default is not None:
+            run["properties"][key]["default"] = entry.make_default().model_dump(mode="json", by_alias=True)
+    names = {"type": "string"}
+    run["properties"]["extends"] = {
+        "anyOf": [names, {"type": "array", "items": names}],
+        "description": "A file, or a list of files, that this one is laid over: relative to this file, or the name of a"
+        " shipped configuration.",
+    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$defs": definitions, **run}

@@ -1,4 +1,4 @@
-"""YAML with the place of every key: what an error message needs to name file and line."""
+"""YAML with the location of every key: what an error message needs to name file and line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fusionseg.config.shipped.lookup import nearby, shown_path
 from fusionseg.utils.errors import UserError
 
 KeyPath = tuple[str | int, ...]
-Places = dict[KeyPath, str]
+Locations = dict[KeyPath, str]
 """Where each key was written: "configs/base.yaml, line 12", or "command line"."""
 
 
@@ -50,8 +50,8 @@ def parse_value(text: str) -> tuple[Any, str]:
     return yaml.load(text, _Loader), text[node.end_mark.index if node is not None else 0 :].strip()
 
 
-def read_yaml(path: Path) -> tuple[dict[str, Any], Places]:
-    """Read a mapping and the place of each of its keys.
+def read_yaml(path: Path) -> tuple[dict[str, Any], Locations]:
+    """Read a mapping and the location of each of its keys.
 
     Raises:
         UserError: the file is missing, is no YAML, repeats a key, or does not hold a mapping.
@@ -66,9 +66,9 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Places]:
         node = yaml.compose(text, _Loader)
         if node is None:
             return {}, {}
-        places: Places = {}
+        locations: Locations = {}
         problems: list[str] = []
-        _walk(node, (), shown_path(path), places, problems)
+        _walk(node, (), shown_path(path), locations, problems)
         if problems:
             raise UserError(problems)
         value = yaml.load(text, _Loader)
@@ -79,19 +79,19 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Places]:
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds a {type(value).__name__}, and a configuration is a mapping of `key: value`")
-    return value, places
+    return value, locations
 
 
-def _walk(node: yaml.Node, at: KeyPath, file: str, places: Places, problems: list[str]) -> None:
+def _walk(node: yaml.Node, at: KeyPath, file: str, locations: Locations, problems: list[str]) -> None:
     if isinstance(node, yaml.MappingNode):
         for key_node, value_node in node.value:
             key = (*at, str(key_node.value))
-            place = f"{file}, line {key_node.start_mark.line + 1}"
-            if key in places:
-                problems.append(f"{'.'.join(map(str, key))} ({place}): stands here twice: remove one")
-            places[key] = place
-            _walk(value_node, key, file, places, problems)
+            location = f"{file}, line {key_node.start_mark.line + 1}"
+            if key in locations:
+                problems.append(f"{'.'.join(map(str, key))} ({location}): stands here twice: remove one")
+            locations[key] = location
+            _walk(value_node, key, file, locations, problems)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            places[(*at, index)] = f"{file}, line {item.start_mark.line + 1}"
-            _walk(item, (*at, index), file, places, problems)
+            locations[(*at, index)] = f"{file}, line {item.start_mark.line + 1}"
+            _walk(item, (*at, index), file, locations, problems)

@@ -1,14 +1,13 @@
-"""Segmentation losses of logits (B, K, X, Y, Z) and labels (B, 1, X, Y, Z), built from MONAI's and torch's."""
+"""Segmentation losses of logits (B, K, X, Y, Z) and labels (B, 1, X, Y, Z), at one or several resolutions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
-from monai.losses import DiceCELoss, DiceLoss
 from torch import Tensor
 
-from fusionseg.config import LossConfig
+from fusionseg.config.parts.sections import LossSection
 
 Logits = Tensor | Sequence[Tensor]
 """Logits (B, K, X, Y, Z); with deep supervision a sequence of logits, full resolution first."""
@@ -16,14 +15,14 @@ Loss = Callable[[Logits, Tensor], Tensor]
 """(logits of any floating type, labels int64 at full resolution) -> float32 scalar."""
 
 
-def build_loss(config: LossConfig) -> Loss:
+def build_loss(config: LossSection) -> Loss:
     """Build the loss that the `loss` section names. The loss is the mean over a micro-batch.
 
     It is computed in float32 for logits of any type, because sums over a volume exceed the range of float16. With deep
     supervision it is the mean over the resolutions with weights 1, 1/2, 1/4, ... (Isensee et al., 2021, methods,
     doi:10.1038/s41592-020-01008-z); the label is resampled to each resolution.
     """
-    single_resolution_loss = _build(config)
+    single_resolution_loss = config.build()
 
     # MONAI's DeepSupervisionLoss accepts no integer labels, and the sum of its weights is not 1.
     def loss(logits: Logits, label: Tensor) -> Tensor:
@@ -51,34 +50,3 @@ def label_at(label: Tensor, size: Sequence[int]) -> Tensor:
         return label
     # interpolate accepts no int64. float32 represents class indices up to 2**24 exactly.
     return F.interpolate(label.float(), size=tuple(size), mode="nearest-exact").long()
-
-
-def _build(config: LossConfig) -> Callable[[Tensor, Tensor], Tensor]:
-    if config.name == "cross_entropy":
-        return lambda logits, label: F.cross_entropy(logits, label.squeeze(1))
-    dice = {
-        "include_background": config.include_background,
-        "to_onehot_y": True,
-        "softmax": True,
-        "squared_pred": config.squared,
-        "batch": config.batch_dice,
-    }
-    if config.name == "dice":
-        return DiceLoss(**dice)
-    if config.name == "dice_focal":
-        # Not MONAI's DiceFocalLoss: its focal term uses a sigmoid for each class instead of a softmax.
-        dice_loss = DiceLoss(**dice)
-        return lambda logits, label: dice_loss(logits, label) + focal_loss(logits, label, config.gamma)
-    return DiceCELoss(**dice)
-
-
-def focal_loss(logits: Tensor, label: Tensor, gamma: float) -> Tensor:
-    """Compute the focal loss with softmax (Lin et al., 2017, section 3.2, arXiv:1708.02002).
-
-    Args:
-        logits: (B, K, X, Y, Z), float32.
-        label: class indices (B, 1, X, Y, Z), int64.
-        gamma: focusing parameter; 0 is the cross-entropy, higher values reduce the weight of easy voxels.
-    """
-    cross_entropy = F.cross_entropy(logits, label.squeeze(1), reduction="none")
-    return ((1 - (-cross_entropy).exp()) ** gamma * cross_entropy).mean()

@@ -9,9 +9,12 @@ May import: `utils`, `config`.
 
 from __future__ import annotations
 
-from torch import nn
+from typing import TYPE_CHECKING
 
-from fusionseg.config.networks import MonaiUNetConfig, NetworkSection, SwinConfig, UNetConfig
+from fusionseg.config.parts.sections import NetworkSection
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def build_model(
@@ -22,28 +25,26 @@ def build_model(
     patch: tuple[int, int, int] | None = None,
     checkpoint_activations: bool = False,
 ) -> nn.Module:
-    """The network that the `model` section describes, freshly initialised, on the current default device.
+    """Build the network that a `model` section describes, freshly initialised, on the current default device.
 
     Args:
         config: the `model` section.
         in_channels: channels of the volumes; the data set says it.
         out_channels: classes, background included.
-        patch: the size of the volumes that the network will see; only UNETR, which embeds positions, asks for it.
+        patch: the size of the volumes that the network will see; only networks that embed positions ask for it.
         checkpoint_activations: recompute activations in the backward pass; the schema refuses it for a network whose
             `can_checkpoint` is false.
+
+    Raises:
+        ValueError: the network needs a patch, and there is none.
     """
     assert config.can_checkpoint or not checkpoint_activations
-    if isinstance(config, SwinConfig):
-        from fusionseg.models.swin.network import build_swin
-
-        return build_swin(config, in_channels, out_channels, checkpoint_activations=checkpoint_activations)
-    if isinstance(config, UNetConfig | MonaiUNetConfig):
-        from fusionseg.models.unet.network import build_unet
-
-        return build_unet(config, in_channels, out_channels)
-    from fusionseg.models.monai_networks import build_from_monai
-
-    return build_from_monai(config, in_channels, out_channels, patch=patch)
+    return config.build(
+        in_channels=in_channels,
+        out_channels=out_channels,
+        patch=patch,
+        checkpoint_activations=checkpoint_activations,
+    )
 
 
 __all__ = ["build_model"]

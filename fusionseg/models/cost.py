@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fusionseg.config.networks import NetworkSection, network_sections
+from fusionseg.config.parts.sections import NetworkSection
+from fusionseg.config.registry import networks
 from fusionseg.models import build_model
 from fusionseg.utils.errors import UserError, suggest
 
@@ -97,9 +98,9 @@ def default_configs(names: Sequence[str] = ()) -> list[NetworkSection]:
     Raises:
         UserError: there is no network of a name.
     """
-    known = network_sections()
+    known = networks.built_in()
     if unknown := [name for name in names if name not in known]:
-        raise UserError([f"there is no network {name!r}. {suggest(name, known)}" for name in unknown])
+        raise UserError([f"there is no network {name!r}; {suggest(name, known)}" for name in unknown])
     return [known[name].model_validate({"name": name}) for name in names or known]
 
 

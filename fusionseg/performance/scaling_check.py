@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fusionseg.config.networks import network_sections
+from fusionseg.config.registry import networks
 from fusionseg.distributed.gradient_allreduce import annotate_allreduce
 from fusionseg.distributed.launch import Launch
 from fusionseg.distributed.world import World
@@ -128,7 +128,7 @@ def _rank(rank: int, processes: int, port: int, rounds: int, threads: int, out: 
     torch.set_num_threads(threads)
     world = World(Launch(rank, processes, rank, processes, ("127.0.0.1", port)), torch.device("cpu"))
     torch.manual_seed(0)
-    section = network_sections()["monai_unet"].model_validate({"name": "monai_unet", "channels": _CHANNELS})
+    section = networks.section("monai_unet").model_validate({"name": "monai_unet", "channels": _CHANNELS})
     model = build_model(section, in_channels=1, out_channels=2, patch=(_PATCH,) * 3).train()
     image = torch.randn(1, 1, *(_PATCH,) * 3)
     local = _Step(model, image, world, communicate=False)

@@ -14,7 +14,7 @@ import yaml
 from fusionseg.config import RunConfig, differences, dump_config, validate
 from fusionseg.config.loading import lay_over
 from fusionseg.config.override import parse_override
-from fusionseg.config.yaml_location import Places, read_yaml
+from fusionseg.config.yaml_location import Locations, read_yaml
 from fusionseg.runs.json_files import read_regular
 from fusionseg.runs.paths import BEST, LAST, RunPaths, checkpoints_of
 from fusionseg.utils.errors import UserError
@@ -52,7 +52,7 @@ def load_run_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return validate(*lay_over(*stored_config(run), [parse_override(text, RunConfig) for text in overrides]))
 
 
-def stored_config(run: Path) -> tuple[dict[str, Any], Places]:
+def stored_config(run: Path) -> tuple[dict[str, Any], Locations]:
     """Read the configuration of a run folder, or that of its newest checkpoint where the file is damaged.
 
     Args:
@@ -68,10 +68,10 @@ def stored_config(run: Path) -> tuple[dict[str, Any], Places]:
     try:
         if path.exists() and not path.is_file():  # reading a pipe would wait
             raise UserError(f"{path}: is no file")
-        plain, places = read_yaml(path)
+        plain, locations = read_yaml(path)
         if not plain:
             raise UserError(f"{path}: is empty")
-        return plain, places
+        return plain, locations
     except UserError as error:
         found = _config_of_checkpoints(run)
         if found is None:

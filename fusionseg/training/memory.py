@@ -13,8 +13,6 @@ from fusionseg.config import RunConfig
 from fusionseg.models.cost import saved_bytes
 from fusionseg.training.network import build_loss, make_network
 
-_OPTIMIZER_STATES = {"adamw": 2, "adam": 2, "sgd": 1, "novograd": 1}
-
 
 @dataclass(frozen=True)
 class MemoryEstimate:
@@ -45,7 +43,7 @@ def estimate_memory(config: RunConfig, in_channels: int, out_channels: int, *, h
     count = sum(parameter.numel() for parameter in model.parameters())
     weights = sum(tensor.nbytes for tensor in chain(model.parameters(), model.buffers()))  # each once
     trainable = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    optimizer = _OPTIMIZER_STATES[config.optim.name] * trainable
+    optimizer = round(config.optim.states_per_parameter() * trainable)
     loss = build_loss(config)
     activations = saved_bytes(model, lambda: loss(model(*inputs), target)) // (2 if half else 1)
     return MemoryEstimate(count, weights, trainable, optimizer, activations)

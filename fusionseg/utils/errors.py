@@ -89,4 +89,4 @@ def suggest(wrong: str, valid: Iterable[str], *, listed: bool = True) -> str:
     names = list(valid)
     near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}? " if near else ""
-    return f"{hint}Valid: {', '.join(names)}" if listed else hint.rstrip()
+    return f"{hint}{'Valid' if near else 'valid'}: {', '.join(names)}" if listed else hint.rstrip()

@@ -93,7 +93,7 @@ def test_a_pretraining_is_a_sweep_too() -> None:
 @pytest.mark.parametrize(
     ("text", "overrides", "expected"),
     [
-        ("grid: {seed: []}", (), ["grid.seed (", "at least 1 item"]),
+        ("grid: {seed: []}", (), ["grid.seed (", "at least 1 entry"]),
         ("gird: {seed: [0]}", (), ["gird (", "did you mean grid?"]),
         ("grid: {seed: [0]}\npoints: [{seed: 1}]", (), ["points (", "seed is in the grid too"]),
         ("set: {output: x}", (), ["set (", "output is set by the sweep itself"]),

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from fusionseg.config import FUSION_PRESETS, RunConfig, differences, dump_config, load_config, validate
+from fusionseg.config import RunConfig, differences, dump_config, load_config, validate
 from fusionseg.config.loading import read_raw
+from fusionseg.models.swin.fusion_config import FUSION_PRESETS
 from fusionseg.utils.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -187,14 +188,12 @@ def test_an_override_that_is_no_yaml_is_refused(override: str) -> None:
 
 def test_an_override_is_blamed_for_its_own_key_only(tmp_path: Path) -> None:
     path = write(tmp_path, run="model: {name: unet}\ndata:\n  fold: -9\n")
-    assert refusal(path, "data.root=/data") == [
-        f"data.fold ({path}, line 3): should be greater than or equal to 0, and is -9"
-    ]
+    assert refusal(path, "data.root=/data") == [f"data.fold ({path}, line 3): expected a value of at least 0, got -9"]
     assert refusal(path, "data.fold=-7") == [
-        "data.fold (command line: data.fold=-7): should be greater than or equal to 0, and is -7"
+        "data.fold (command line: data.fold=-7): expected a value of at least 0, got -7"
     ]
     assert refusal(path, "data.fold=0", "augment.noise.stdd=1")[0].startswith(
-        "augment.noise.stdd (command line: augment.noise.stdd=1): unknown key. did you mean std?"
+        "augment.noise.stdd (command line: augment.noise.stdd=1): unknown key; did you mean std?"
     )
 
 

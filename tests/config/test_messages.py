@@ -23,31 +23,31 @@ def refusal(**raw: Any) -> list[str]:
 @pytest.mark.parametrize(
     ("raw", "expected"),
     [
-        ({"sed": 1}, "sed: unknown key. did you mean seed? Valid: name, output, seed, "),
-        ({"validation": {}}, "validation: unknown key. did you mean validate? "),
-        ({"data": {"spacin": 1}}, "data.spacin: unknown key. did you mean spacing? Valid: root, layout, "),
+        ({"sed": 1}, "sed: unknown key; did you mean seed? Valid: name, output, seed, "),
+        ({"validation": {}}, "validation: unknown key; did you mean validate? "),
+        ({"data": {"spacin": 1}}, "data.spacin: unknown key; did you mean spacing? Valid: root, layout, "),
         (
             {"data": {"intensity": {"clp": 1}}},
-            "data.intensity.clp: unknown key. did you mean clip? Valid: mode",
+            "data.intensity.clp: unknown key; did you mean clip? Valid: mode",
         ),
         (
             {"augment": {"rotate": {"degree": 1}}},
-            "augment.rotate.degree: unknown key. did you mean degrees? Valid: prob, degrees",
+            "augment.rotate.degree: unknown key; did you mean degrees? Valid: prob, degrees",
         ),
-        ({"stop": {"plateau": {"windw": 1}}}, "stop.plateau.windw: unknown key. did you mean window? "),
-        ({"validate": {"evry": 1}}, "validate.evry: unknown key. did you mean every? Valid: every, overlap"),
+        ({"stop": {"plateau": {"windw": 1}}}, "stop.plateau.windw: unknown key; did you mean window? "),
+        ({"validate": {"evry": 1}}, "validate.evry: unknown key; did you mean every? Valid: every, overlap"),
         (
             {"model": {**UNET, "chanels": []}},
-            "model.chanels: unknown key. did you mean channels? Valid: name, ",
+            "model.chanels: unknown key; did you mean channels? Valid: name, ",
         ),
-        ({"model": {**UNET, "fusion": {}}}, "model.fusion: unknown key. Valid: name, channels, "),
+        ({"model": {**UNET, "fusion": {}}}, "model.fusion: unknown key; valid: name, channels, "),
         (
             {"model": {**FUSION, "fusion": {"abov": 1}}},
-            "model.fusion.abov: unknown key. did you mean above? ",
+            "model.fusion.abov: unknown key; did you mean above? ",
         ),
-        ({"model": {**FUSION, "feature": 1}}, "model.feature: unknown key. did you mean feature_size? "),
-        ({"model": {**UNET, "int": 1}}, "model.int: unknown key. Valid: name, "),
-        ({"zzz": 1}, "zzz: unknown key. Valid: name, "),
+        ({"model": {**FUSION, "feature": 1}}, "model.feature: unknown key; did you mean feature_size? "),
+        ({"model": {**UNET, "int": 1}}, "model.int: unknown key; valid: name, "),
+        ({"zzz": 1}, "zzz: unknown key; valid: name, "),
     ],
 )
 def test_an_unknown_key_gets_the_nearest_valid_one(raw: dict[str, Any], expected: str) -> None:
@@ -58,27 +58,27 @@ def test_an_unknown_key_gets_the_nearest_valid_one(raw: dict[str, Any], expected
 @pytest.mark.parametrize(
     ("raw", "expected"),
     [
-        ({"train": {"steps": "many"}}, "train.steps: needs a whole number, and is 'many' (a text)"),
-        ({"train": {"steps": 1.5}}, "train.steps: needs a whole number, and is 1.5"),
-        ({"train": {"steps": True}}, "train.steps: needs a whole number, and is True"),
-        ({"optim": {"lr": "fast"}}, "optim.lr: needs a number, and is 'fast' (a text)"),
-        ({"train": {"compile": "on"}}, "train.compile: needs true or false, and is 'on' (a text)"),
-        ({"output": 3}, "output: needs a text, and is 3: put it in quotes"),
-        ({"data": {"root": [1]}}, "data.root: needs a text, and is [1]"),
-        ({"data": {"labels": ["a", 1]}}, "data.labels.1: needs a text, and is 1: put it in quotes"),
-        ({"data": {"labels": "a"}}, "data.labels: needs a list, written [..., ...], and is 'a' (a text)"),
-        ({"data": {"patch": [32, 32, 1.5]}}, "data.patch.2: needs a whole number, and is 1.5"),
-        ({"data": {"patch": [32, 32]}}, "data.patch.2: is missing: add it"),
-        ({"data": {"crop_foreground": {}}}, "data.crop_foreground.threshold: is missing: add it"),
-        ({"train": 3}, "train: needs a section of keys (`key: value` lines under it), and is 3"),
+        ({"train": {"steps": "many"}}, "train.steps: expected an integer, got 'many'"),
+        ({"train": {"steps": 1.5}}, "train.steps: expected an integer, got 1.5"),
+        ({"train": {"steps": True}}, "train.steps: expected an integer, got True"),
+        ({"optim": {"lr": "fast"}}, "optim.lr: expected a number, got 'fast'"),
+        ({"train": {"compile": "on"}}, "train.compile: expected true or false, got 'on'"),
+        ({"output": 3}, "output: expected a string, got 3; put it in quotes"),
+        ({"data": {"root": [1]}}, "data.root: expected a string, got [1]"),
+        ({"data": {"labels": ["a", 1]}}, "data.labels.1: expected a string, got 1; put it in quotes"),
+        ({"data": {"labels": "a"}}, "data.labels: expected a list such as [..., ...], got 'a'"),
+        ({"data": {"patch": [32, 32, 1.5]}}, "data.patch.2: expected an integer, got 1.5"),
+        ({"data": {"patch": [32, 32]}}, "data.patch.2: is missing; add it"),
+        ({"data": {"crop_foreground": {}}}, "data.crop_foreground.threshold: is missing; add it"),
+        ({"train": 3}, "train: expected a section (`key: value` lines under it), got 3"),
         (
             {"model": "unet"},
-            "model: needs a section of keys (`key: value` lines under it), and is 'unet' (a text)",
+            "model: expected a section (`key: value` lines under it), got 'unet'",
         ),
-        ({"train": {"steps": 0}}, "train.steps: should be greater than or equal to 1, and is 0"),
-        ({"augment": {"flip": 2}}, "augment.flip: should be less than or equal to 1, and is 2"),
-        ({"optim": {"lr": float("nan")}}, "optim.lr: should be a finite number, and is nan"),
-        ({"name": "a b"}, "name: string should match pattern '^[A-Za-z0-9]"),
+        ({"train": {"steps": 0}}, "train.steps: expected a value of at least 1, got 0"),
+        ({"augment": {"flip": 2}}, "augment.flip: expected a value of at most 1, got 2"),
+        ({"optim": {"lr": float("nan")}}, "optim.lr: expected a finite number, got nan"),
+        ({"name": "a b"}, "name: expected a string that matches ^[A-Za-z0-9]"),
     ],
 )
 def test_a_wrong_value_is_told_what_is_needed(raw: dict[str, Any], expected: str) -> None:
@@ -91,16 +91,16 @@ def test_a_wrong_value_is_told_what_is_needed(raw: dict[str, Any], expected: str
     [
         (
             {"optim": {"name": "adamx"}},
-            "optim.name: cannot be 'adamx'. did you mean adam? Valid: adamw, adam, sgd",
+            "optim.name: there is no optimizer 'adamx'; did you mean adam? Valid: adamw, adam, sgd",
         ),
-        ({"data": {"layout": "msdd"}}, "data.layout: cannot be 'msdd'. did you mean msd? Valid: auto, msd, "),
-        ({"model": {**FUSION, "fusion": {"kernel": 2}}}, "model.fusion.kernel: cannot be 2. Valid: 1, 3"),
-        ({"train": {"precision": 16}}, "train.precision: cannot be 16. "),
+        ({"data": {"layout": "msdd"}}, "data.layout: unknown value 'msdd'; did you mean msd? Valid: auto, msd, "),
+        ({"model": {**FUSION, "fusion": {"kernel": 2}}}, "model.fusion.kernel: unknown value 2; valid: 1, 3"),
+        ({"train": {"precision": 16}}, "train.precision: unknown value 16; "),
         (
             {"model": {"name": "swin_uneter"}},
-            "model.name: there is no 'swin_uneter'. did you mean swin_unetr? Valid: ",
+            "model.name: there is no network 'swin_uneter'; did you mean swin_unetr? Valid: ",
         ),
-        ({"model": {}}, "model.name: is missing: add one, such as name: swin_fusion_od. Valid: swin_unetr, "),
+        ({"model": {}}, "model.name: is missing; add one, such as name: swin_fusion_od; valid: mednext, "),
     ],
 )
 def test_a_wrong_choice_gets_the_nearest_and_all(raw: dict[str, Any], expected: str) -> None:
@@ -111,10 +111,10 @@ def test_a_wrong_choice_gets_the_nearest_and_all(raw: dict[str, Any], expected: 
 @pytest.mark.parametrize(
     ("above", "expected"),
     [
-        ("many", "needs a whole number or all, and is 'many' (a text)"),
-        (1.5, "needs a whole number or all, and is 1.5"),
-        (9, "should be less than or equal to 5 or all, and is 9"),
-        (None, "needs a whole number or all, and is None"),
+        ("many", "expected an integer or all, got 'many'"),
+        (1.5, "expected an integer or all, got 1.5"),
+        (9, "expected a value of at most 5 or all, got 9"),
+        (None, "expected an integer or all, got None"),
     ],
 )
 def test_a_value_of_two_types_gets_one_message(above: object, expected: str) -> None:
@@ -125,7 +125,7 @@ def test_a_run_without_a_model_is_told_how_to_choose_one() -> None:
     with pytest.raises(UserError) as caught:
         validate({})
     assert caught.value.problems == [
-        "model: is not set: add model: {name: swin_fusion_od}, or extends: base.yaml and a name"
+        "model: is missing; add model: {name: swin_fusion_od}, or extends: base.yaml and a name"
     ]
 
 
@@ -148,12 +148,12 @@ def test_every_problem_is_listed_with_its_file_and_line(tmp_path: Path) -> None:
         load_config(path, ["optim.name=adamx"])
     base = tmp_path / "base.yaml"
     starts = [
-        f"seed ({base}, line 1): should be greater than or equal to 0, and is -1",
-        f"data.patch.2 ({path}, line 10): needs a whole number, and is 'x' (a text)",
-        f"model.fusion.above ({path}, line 5): needs a whole number or all, and is 'many' (a text)",
-        f"model.fusion.kernel ({path}, line 5): cannot be 2. Valid: 1, 3",
-        "optim.name (command line: optim.name=adamx): cannot be 'adamx'. did you mean adam? ",
-        f"train.stepz ({base}, line 3): unknown key. did you mean steps? ",
+        f"seed ({base}, line 1): expected a value of at least 0, got -1",
+        f"data.patch.2 ({path}, line 10): expected an integer, got 'x'",
+        f"model.fusion.above ({path}, line 5): expected an integer or all, got 'many'",
+        f"model.fusion.kernel ({path}, line 5): unknown value 2; valid: 1, 3",
+        "optim.name (command line: optim.name=adamx): there is no optimizer 'adamx'; did you mean adam? ",
+        f"train.stepz ({base}, line 3): unknown key; did you mean steps? ",
     ]
     problems = sorted(caught.value.problems)
     assert len(problems) == len(starts)
@@ -170,4 +170,4 @@ def test_a_missing_key_is_placed_where_its_section_stands(tmp_path: Path) -> Non
 
 def test_suggestions_only_where_something_is_near() -> None:
     assert suggest("stepz", ["steps", "seed"]) == "did you mean steps? Valid: steps, seed"
-    assert suggest("qqq", ["steps", "seed"]) == "Valid: steps, seed"
+    assert suggest("qqq", ["steps", "seed"]) == "valid: steps, seed"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -41,7 +40,7 @@ def write(folder: Path, name: str, text: str) -> Path:
 
 def test_the_home_is_imported_at_the_first_lookup_module_by_module(folder: Path) -> None:
     module = type(sys)("registry_under_test")
-    module.shapes = shapes = Registry[Any]("shape", "shape.name", "home_of_shapes")  # type: ignore[attr-defined]
+    module.shapes = shapes = Registry("shape", "shape.name", "home_of_shapes")  # type: ignore[attr-defined]
     sys.modules["registry_under_test"] = module
     write(folder, "home_of_shapes/__init__.py", "")
     for name in ("cone", "ball"):
@@ -50,7 +49,7 @@ def test_the_home_is_imported_at_the_first_lookup_module_by_module(folder: Path)
     assert "home_of_shapes" not in sys.modules
     assert shapes.names() == ["ball", "ball_twin", "cone", "cone_twin"]
     assert shapes.lookup("cone") is shapes.lookup("cone_twin") is sys.modules["home_of_shapes.cone"].Part
-    with pytest.raises(UserError, match=r"^shape\.name: there is no shape 'bal'\. did you mean ball\? Valid: ball, "):
+    with pytest.raises(UserError, match=r"^shape\.name: there is no shape 'bal'; did you mean ball\? Valid: ball, "):
         shapes.lookup("bal")
     with pytest.raises(UserError, match=r"^shapes\.0: there is no shape 'a\.b\.C'.*write a\.b:C\)"):
         shapes.lookup("a.b.C", key="shapes.0")
@@ -63,7 +62,7 @@ def test_the_home_is_imported_at_the_first_lookup_module_by_module(folder: Path)
     [
         (None, "no_such_pkg.nets:Net", "no module no_such_pkg (looked in {folder}"),
         ("", "own.nets:Net", "no module own.nets (looked in {folder}"),
-        ("class Net: ...", "own:Nett", "module own ({folder}/own.py) has no 'Nett'. did you mean Net? Valid: Net"),
+        ("class Net: ...", "own:Nett", "module own ({folder}/own.py) has no 'Nett'; did you mean Net? Valid: Net"),
         ("Net = 3", "own:Net", "own:Net cannot be called (expected a class or a function, got int)"),
         ("import os\n\nx = 1 / 0\n", "own:Net", "{folder}/own.py, line 3: ZeroDivisionError: division by zero"),
         ("def f(:\n", "own:Net", "{folder}/own.py, line 1: SyntaxError: "),
@@ -127,7 +126,7 @@ def test_the_section_records_where_it_was_found_and_names_wrong_arguments(folder
         OutsidePart(name="own:Net", args={"widht": 8})
     (problem,) = caught.value.errors()
     assert str(problem["ctx"]["error"]).split("\n") == [
-        "args.widht: is no argument of Net. did you mean width? Valid: width, depth",
+        "args.widht: is no argument of Net; did you mean width? Valid: width, depth",
         "args: Net needs width; add it",
     ]
     assert argument_problems(section.part, {"width": 8}, ["width"]) == [".width: is supplied by fusionseg; remove it"]

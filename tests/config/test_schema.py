@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from fusionseg.config import FUSION_PRESETS, RunConfig, validate
+from fusionseg.config import json_schema, validate
+from fusionseg.models.swin.fusion_config import FUSION_PRESETS
 from fusionseg.utils.errors import UserError
 
 UNET = {"name": "unet"}
@@ -94,7 +95,7 @@ def test_a_long_warm_up_stays_in_the_configuration() -> None:
 @pytest.mark.parametrize(
     ("raw", "expected"),
     [
-        ({"data": {"folds": 0}}, "data.folds: should be greater than or equal to 1, and is 0"),
+        ({"data": {"folds": 0}}, "data.folds: expected a value of at least 1, got 0"),
         ({"data": {"patch": [0, 32, 32]}}, "data.patch: a patch has at least one voxel in every axis"),
         ({"data": {"spacing": [1, 0, 1]}}, "data.spacing: voxel sizes are positive, not [1.0, 0.0, 1.0]"),
         ({"data": {"intensity": {"clip": [600, -1000]}}}, "data.intensity.clip: is [lowest, highest], and "),
@@ -135,7 +136,7 @@ def test_a_long_warm_up_stays_in_the_configuration() -> None:
         ),
         (
             {"model": {**FUSION, "feature_size": 40}},
-            "model.feature_size: should be a multiple of 12, and is 40",
+            "model.feature_size: expected a multiple of 12, got 40",
         ),
     ],
 )
@@ -170,10 +171,12 @@ def test_the_large_variants_widths_follow_the_feature_size() -> None:
 
 
 def test_every_field_is_documented_in_the_json_schema() -> None:
-    schema = RunConfig.model_json_schema(by_alias=True)
+    schema = json_schema()
     assert json.loads(json.dumps(schema)) == schema
     sections = {"RunConfig": schema, **schema["$defs"]}
-    assert {"DataConfig", "SwinConfig", "UNetConfig", "SegResNetConfig", "ElasticConfig"} < set(sections)
+    assert {"DataConfig", "SwinConfig", "UNetConfig", "SegResNetConfig", "ElasticConfig", "OutsideNetwork"} < set(
+        sections
+    )
     undocumented = []
     for name, section in sections.items():
         if not section.get("description"):

@@ -50,16 +50,16 @@ WRONG = [
     Wrong(
         "unknown key",
         ("train.stpes=3",),
-        ("error: train.stpes (command line: train.stpes=3): unknown key. did you mean steps? Valid: ",),
+        ("error: train.stpes (command line: train.stpes=3): unknown key; did you mean steps? Valid: ",),
     ),
     Wrong(
         "several problems at once",
         ("train.stpes=3", "optim.lr=-1", "model.name=unett", "data.fold=two"),
         (
             "train.stpes (command line: train.stpes=3)",
-            "optim.lr (command line: optim.lr=-1): should be greater than 0, and is -1",
-            "there is no 'unett'. did you mean unet?",
-            "data.fold (command line: data.fold=two): needs a whole number",
+            "optim.lr (command line: optim.lr=-1): expected a value above 0, got -1",
+            "there is no network 'unett'; did you mean unet?",
+            "data.fold (command line: data.fold=two): expected an integer",
         ),
     ),
     Wrong(
@@ -102,7 +102,7 @@ WRONG = [
         ("init_from=/nowhere/at/all",),
         ("/nowhere/at/all: holds no checkpoints/best.pt",),
     ),
-    Wrong("precision", ("train.precision=fp8",), ("train.precision", "cannot be 'fp8'. did you mean fp")),
+    Wrong("precision", ("train.precision=fp8",), ("train.precision", "unknown value 'fp8'; did you mean fp")),
     Wrong(
         "activation checkpoints",
         ("train.checkpoint_activations=true",),
@@ -127,8 +127,8 @@ def test_an_unknown_key_is_named_with_file_and_line(program: Program, tmp_path: 
 
     ended = program.warm(TRAIN, "--config", config, f"output={tmp_path / 'runs'}").wait()
 
-    refused(ended, f"data.spacng ({base}, line 5): unknown key. did you mean spacing?")
-    assert f"train.steps ({config}, line 3): needs a whole number, and is 'many'" in ended.err
+    refused(ended, f"data.spacng ({base}, line 5): unknown key; did you mean spacing?")
+    assert f"train.steps ({config}, line 3): expected an integer, got 'many'" in ended.err
     assert not (tmp_path / "runs").exists()
 
 

@@ -114,7 +114,7 @@ def test_the_cost_of_a_configuration(program: Program, config_file: Path) -> Non
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (["unett"], "error: there is no network 'unett'. did you mean unet? Valid: "),
+        (["unett"], "error: there is no network 'unett'; did you mean unet? Valid: "),
         (["--patch", 0, 16, 16], "error: --patch, --in-channels, --classes: are whole numbers from 1\n"),
     ],
 )

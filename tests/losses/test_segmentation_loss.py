@@ -12,7 +12,8 @@ from monai.losses import DiceCELoss, DiceLoss
 from torch import Tensor
 
 from fusionseg.cluster.sweep import load_sweep
-from fusionseg.config import LossConfig, load_config
+from fusionseg.config import load_config
+from fusionseg.losses.named.dice import LossConfig
 from fusionseg.losses.segmentation import build_loss, label_at
 
 CONFIGS = Path(__file__).parents[2] / "configs"

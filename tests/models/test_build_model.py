@@ -9,8 +9,9 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from fusionseg.config.networks import FUSION_PRESETS, ModelConfig
+from fusionseg.config import ModelConfig
 from fusionseg.models import build_model
+from fusionseg.models.swin.fusion_config import FUSION_PRESETS
 
 MODEL_CONFIG: TypeAdapter[Any] = TypeAdapter(ModelConfig)
 SMALL: dict[str, dict[str, Any]] = {

@@ -9,11 +9,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from fusionseg.config.networks import FusionConfig, SwinConfig
-from fusionseg.config.networks.swin import BridgeConfig
 from fusionseg.models import build_model
+from fusionseg.models.networks.swin import SwinConfig
 from fusionseg.models.swin.context_bridge import ContextBridge
 from fusionseg.models.swin.fused_skips import FusedSkips
+from fusionseg.models.swin.fusion_config import BridgeConfig, FusionConfig
 
 CHANNELS = (4, 4, 6, 8, 10, 12)
 SMALL: dict[str, Any] = {"width": 12, "heads": 2, "depth": 2, "mlp_ratio": 2}

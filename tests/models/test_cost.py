@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fusionseg.config import validate
-from fusionseg.config.networks import SwinConfig
 from fusionseg.models import build_model
 from fusionseg.models.cost import (
     Listed,
@@ -25,6 +24,7 @@ from fusionseg.models.cost import (
     to_markdown,
     to_text,
 )
+from fusionseg.models.networks.swin import SwinConfig
 from fusionseg.training.memory import estimate_memory
 from fusionseg.utils.errors import UserError
 
@@ -114,7 +114,7 @@ def listed(*names: str, patch: tuple[int, int, int] = (32, 32, 32)) -> list[List
 
 def test_all_names_are_the_schemas() -> None:
     assert [config.name for config in default_configs()] == list(NETWORKS)
-    with pytest.raises(UserError, match=r"^there is no network 'segresent'. did you mean segresnet\? Valid: swin_"):
+    with pytest.raises(UserError, match=r"^there is no network 'segresent'; did you mean segresnet\? Valid: mednext"):
         default_configs(["segresent"])
 
 

@@ -15,10 +15,11 @@ from monai.networks.nets.swin_unetr import SwinTransformer, SwinUNETR
 from monai.networks.nets.vitautoenc import ViTAutoEnc
 from torch import Tensor, nn
 
-from fusionseg.config.networks import SwinConfig, UNETRConfig
 from fusionseg.config.pretraining import DecoderConfig, PretrainConfig
 from fusionseg.models import build_model
 from fusionseg.models.masked import build_masked
+from fusionseg.models.networks.swin import SwinConfig
+from fusionseg.models.networks.unetr import UNETRConfig
 from fusionseg.models.weights.loading import load_weights, read_state
 from fusionseg.utils.errors import UserError
 

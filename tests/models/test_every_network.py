@@ -13,8 +13,8 @@ from tiny_networks import NETWORKS, TINY, tiny
 from torch import Tensor, nn
 
 from fusionseg.config import RunConfig, ValidateConfig, validate
-from fusionseg.config.networks import SwinConfig
 from fusionseg.models import build_model
+from fusionseg.models.networks.swin import SwinConfig
 from fusionseg.training.precision import Precision
 from fusionseg.training.sliding_window import predict_logits
 

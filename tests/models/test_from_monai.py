@@ -15,9 +15,9 @@ from monai.networks.nets.vit import ViT
 from torch import Tensor, nn
 
 from fusionseg.config import RunConfig, validate
-from fusionseg.config.networks import MedNeXtConfig
 from fusionseg.models import build_model
 from fusionseg.models.cost import network_cost
+from fusionseg.models.networks.mednext import MedNeXtConfig
 from fusionseg.utils.errors import UserError
 
 COMMON: dict[str, Any] = {"spatial_dims": 3, "in_channels": 2, "out_channels": 3}
@@ -214,9 +214,9 @@ def test_patch_sizes(settings: dict[str, Any], patch: tuple[int, int, int], expe
         ),
         ({"name": "nnunet_plain", "filters": [8, 8, 8], "kernels": [3, 2, 3]}, "model.kernels: needs 3 odd numbers"),
         ({"name": "nnunet_plain", "filters": [8, 8, 8], "strides": [2, 4]}, "model.strides: needs 2 entries, one "),
-        ({"name": "nnunet_plain", "strides": "2"}, "model.strides: needs a list, written [..., ...], and is '2'"),
-        ({"name": "mednext", "size": "XL"}, "model.size: cannot be 'XL'. did you mean L? Valid: S, B, M, L"),
-        ({"name": "mednext", "feature_size": 3}, "model.feature_size: unknown key. "),
+        ({"name": "nnunet_plain", "strides": "2"}, "model.strides: expected a list such as [..., ...], got '2'"),
+        ({"name": "mednext", "size": "XL"}, "model.size: unknown value 'XL'; did you mean L? Valid: S, B, M, L"),
+        ({"name": "mednext", "feature_size": 3}, "model.feature_size: unknown key; "),
         ({"name": "segresnet_ds", "blocks_down": [2]}, "model.blocks_down: needs at least two levels"),
     ],
 )  # fmt: skip

@@ -12,9 +12,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionseg.config.networks import FusionConfig, SwinConfig
 from fusionseg.models import build_model
+from fusionseg.models.networks.swin import SwinConfig
 from fusionseg.models.swin.fused_skips import FusedSkips
+from fusionseg.models.swin.fusion_config import FusionConfig
 
 ENCODER = (1, 48, 96, 192, 384, 768)  # feature size 48, one input channel
 SKIPS = (48, 48, 96, 192, 384, 768)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fusionseg.config.networks import NetworkSection, SwinConfig, UNetConfig, UNETRConfig
+from fusionseg.config.parts.sections import NetworkSection
 from fusionseg.config.pretraining import PretrainConfig, ReconstructionLossConfig
 from fusionseg.losses.reconstruction import ReconstructionLoss
 from fusionseg.models import build_model
@@ -25,6 +25,9 @@ from fusionseg.models.masked.masking import (
     visible_block_indices,
 )
 from fusionseg.models.masked.swin import BlockAttention, swin_stages
+from fusionseg.models.networks.swin import SwinConfig
+from fusionseg.models.networks.unet import UNetConfig
+from fusionseg.models.networks.unetr import UNETRConfig
 from fusionseg.models.placement import guard_cpu_convolutions_
 from fusionseg.models.swin.attention import WindowAttention
 

@@ -9,9 +9,10 @@ import torch
 from monai.networks.nets.swin_unetr import SwinUNETR
 from torch import Tensor, nn
 
-from fusionseg.config.networks import FUSION_PRESETS, SwinConfig
 from fusionseg.models import build_model
 from fusionseg.models.cost import saved_bytes
+from fusionseg.models.networks.swin import SwinConfig
+from fusionseg.models.swin.fusion_config import FUSION_PRESETS
 
 NAMES = ["swin_unetr", "swin_unetr_v2", *FUSION_PRESETS]
 SMALL: dict[str, Any] = {"feature_size": 12, "depths": (1, 1, 1, 1)}

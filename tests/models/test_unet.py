@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from fusionseg.config import ValidateConfig
-from fusionseg.config.networks import UNetConfig
+from fusionseg.models.networks.unet import UNetConfig
 from fusionseg.models.placement import channels_last_
 from fusionseg.models.unet.network import UNet
 from fusionseg.training.precision import Precision
@@ -26,7 +26,7 @@ def make(name: str = "unet", seed: int = 0, **settings: Any) -> UNet:
     """Build a small network for two channels and three classes."""
     torch.manual_seed(seed)
     config = CONFIG.validate_python({"name": name, "channels": [4, 8, 16, 16], **settings})
-    return UNet(config, in_channels=2, out_channels=3)
+    return config.build(in_channels=2, out_channels=3, patch=None, checkpoint_activations=False)
 
 
 def noise(*size: int) -> Tensor:

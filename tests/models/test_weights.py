@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fusionseg.config.networks import SwinConfig
 from fusionseg.models import build_model
+from fusionseg.models.networks.swin import SwinConfig
 from fusionseg.models.weights.loading import load_weights, read_state
 from fusionseg.utils.errors import UserError
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from fusionseg.config import OptimConfig, PlateauConfig, ScheduleConfig, ValidateConfig
+from fusionseg.config import PlateauConfig, ValidateConfig
 from fusionseg.distributed.launch import Launch
 from fusionseg.distributed.world import choose_device
 from fusionseg.runs.checkpoint_writer import CheckpointWriter
@@ -23,7 +23,9 @@ from fusionseg.runs.checkpoints import newest_intact, read_checkpoint
 from fusionseg.runs.paths import numbered_checkpoints
 from fusionseg.training.early_stopping import reached_plateau
 from fusionseg.training.optimizer import build_optimizer, learning_rate
+from fusionseg.training.optimizers.standard import OptimConfig
 from fusionseg.training.precision import Precision, choose_precision, precision_for
+from fusionseg.training.schedules.standard import ScheduleConfig
 from fusionseg.training.signals import STOPPING, StopSignals, signal_name
 from fusionseg.training.sliding_window import predict_logits
 from fusionseg.utils.errors import TrainingStopped, UserError

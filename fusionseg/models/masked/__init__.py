@@ -14,8 +14,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from fusionseg.config.networks import NetworkSection, SwinConfig, UNETRConfig
+from fusionseg.config.parts.sections import NetworkSection
 from fusionseg.config.pretraining import PretrainConfig
+from fusionseg.models.networks.swin import SwinConfig
+from fusionseg.models.networks.unetr import UNETRConfig
 
 Triple = tuple[int, int, int]
 

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionseg.config.networks import SwinConfig
 from fusionseg.config.pretraining import PretrainConfig
 from fusionseg.models.masked.decoder import PyramidDecoder, linear_prior, zero_initialise_
 from fusionseg.models.masked.masking import (
@@ -32,9 +31,9 @@ from fusionseg.models.masked.masking import (
     split_blocks,
     visible_block_indices,
 )
+from fusionseg.models.networks.swin import SwinConfig
 from fusionseg.models.swin.attention import WindowAttention
 from fusionseg.models.swin.encoder import SwinBlock, SwinEncoder, SwinStage
-from fusionseg.models.swin.network import build_swin
 
 Triple = tuple[int, int, int]
 
@@ -174,8 +173,11 @@ def build_masked_swin(
         patch: X, Y, Z of the volumes.
         checkpoint_activations: compute the encoder's activations again in the backward pass.
     """
-    # The whole network is built and its encoder taken, so that only `build_swin` reads the section.
-    encoder = build_swin(config, in_channels, 2, checkpoint_activations=checkpoint_activations).swinViT
+    # The whole network is built and its encoder taken, so that only its section knows how it is built.
+    network = config.build(
+        in_channels=in_channels, out_channels=2, patch=patch, checkpoint_activations=checkpoint_activations
+    )
+    encoder = network.swinViT
     if pretrain.method == "mae":
         limit_windows_to_blocks(encoder, pretrain.block)
     return MaskedSwin(encoder, pretrain, feature_size=config.feature_size, channels=in_channels, patch=patch)

@@ -8,8 +8,6 @@ import torch
 from monai.networks.nets.vit import ViT
 from torch import Tensor, nn
 
-from fusionseg.config.networks import UNETRConfig
-from fusionseg.config.networks.from_monai import UNETR_TOKEN
 from fusionseg.config.pretraining import PretrainConfig
 from fusionseg.models.masked.decoder import TokenDecoder, linear_prior, zero_initialise_
 from fusionseg.models.masked.masking import (
@@ -20,7 +18,7 @@ from fusionseg.models.masked.masking import (
     split_blocks,
     visible_block_indices,
 )
-from fusionseg.models.monai_networks import build_from_monai
+from fusionseg.models.networks.unetr import TOKEN, UNETRConfig
 
 Triple = tuple[int, int, int]
 
@@ -44,8 +42,8 @@ class MaskedViT(nn.Module):
         super().__init__()
         self.method = pretrain.method
         self.has_prior = pretrain.prior == "linear"
-        self.grid = tuple(size // UNETR_TOKEN for size in patch)
-        tokens_per_block = (pretrain.block // UNETR_TOKEN) ** 3
+        self.grid = tuple(size // TOKEN for size in patch)
+        tokens_per_block = (pretrain.block // TOKEN) ** 3
         self.num_visible = prod(self.grid) - tokens_per_block * pretrain.num_hidden(patch)
         self.channels = channels
         self.vit = encoder
@@ -53,7 +51,7 @@ class MaskedViT(nn.Module):
         self.decoder = TokenDecoder(
             width,
             self.grid,
-            channels * UNETR_TOKEN**3,
+            channels * TOKEN**3,
             width=decoder.width,
             depth=decoder.depth,
             heads=decoder.heads,
@@ -109,7 +107,7 @@ class MaskedViT(nn.Module):
         else:
             fractions = hidden_fractions(hidden, self.grid).flatten(2).mT
             tokens = tokens + (fractions * self.decoder.hidden_token).to(tokens.dtype)
-        blocks = self.decoder.merge(tokens).reshape(-1, self.channels, *[UNETR_TOKEN] * 3)
+        blocks = self.decoder.merge(tokens).reshape(-1, self.channels, *[TOKEN] * 3)
         return join_blocks(blocks, self.grid)
 
     def _hidden_tokens(self, hidden: Tensor) -> Tensor:
@@ -126,7 +124,8 @@ def build_masked_vit(config: UNETRConfig, pretrain: PretrainConfig, in_channels:
         in_channels: channels of the volumes.
         patch: X, Y, Z of the volumes.
     """
-    # The whole network is built and its encoder taken, so that only `build_from_monai` reads the section.
-    encoder = build_from_monai(config, in_channels, 2, patch=patch).vit
+    # The whole network is built and its encoder taken, so that only its section knows how it is built.
+    network = config.build(in_channels=in_channels, out_channels=2, patch=patch, checkpoint_activations=False)
+    encoder = network.vit
     assert isinstance(encoder, ViT)
     return MaskedViT(encoder, pretrain, width=config.hidden_size, channels=in_channels, patch=patch)

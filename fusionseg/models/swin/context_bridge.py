@@ -14,7 +14,7 @@ from monai.networks.blocks.selfattention import SABlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionseg.config.networks.swin import BridgeConfig
+from fusionseg.models.swin.fusion_config import BridgeConfig
 from fusionseg.models.swin.upsampling import upsample
 
 Grid = tuple[int, ...]

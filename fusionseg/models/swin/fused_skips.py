@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from fusionseg.config.networks import FusionConfig
 from fusionseg.models.memory_efficient.convolution_blocks import ResidualBlock
 from fusionseg.models.swin.context_bridge import ContextBridge
+from fusionseg.models.swin.fusion_config import FusionConfig
 from fusionseg.models.swin.upsampling import upsample
 
 Maps = tuple[Tensor, ...]
@@ -47,7 +47,7 @@ class FusedSkips(nn.Module):
 
     `FusionConfig.fusion_sources` lists the fusion sources of each fused stage. With `source: encoder` each source has
     one residual block (kernel 3), shared by all stages that use the source. A context bridge, if configured, follows
-    the fusion. The named variants are in `fusionseg.config.networks.FUSION_PRESETS`.
+    the fusion. The named variants are in `fusionseg.models.swin.fusion_config.FUSION_PRESETS`.
 
     With `below` the skips are full-scale skips as in UNet 3+, with these differences:
 

@@ -11,10 +11,11 @@ from collections.abc import Collection, Sequence
 from monai.networks.blocks.dynunet_block import UnetOutBlock
 from torch import Tensor, nn
 
-from fusionseg.config.networks.swin import SWIN_PATCH_MULTIPLE, FusionConfig, SwinConfig
 from fusionseg.models.memory_efficient.convolution_blocks import ResidualBlock, UpBlock, pointwise
+from fusionseg.models.swin import PATCH_MULTIPLE
 from fusionseg.models.swin.encoder import SwinEncoder
 from fusionseg.models.swin.fused_skips import FusedSkips
+from fusionseg.models.swin.fusion_config import FusionConfig
 
 
 class SwinFusionUNETR(nn.Module):
@@ -95,10 +96,8 @@ class SwinFusionUNETR(nn.Module):
             ValueError: X, Y or Z is no multiple of 32, or all of them are 32: instance norm needs at least two voxels.
         """
         size_XYZ = tuple(x_BCXYZ.shape[2:])
-        if any(n % SWIN_PATCH_MULTIPLE for n in size_XYZ):
-            raise ValueError(
-                f"Swin UNETR: wrong volume size (expected multiples of {SWIN_PATCH_MULTIPLE}, got {size_XYZ})"
-            )
+        if any(n % PATCH_MULTIPLE for n in size_XYZ):
+            raise ValueError(f"Swin UNETR: wrong volume size (expected multiples of {PATCH_MULTIPLE}, got {size_XYZ})")
         stages = [x_BCXYZ, *self.swinViT(x_BCXYZ, normalize=True)]
         skips = [
             self.encoder1(stages[0]),
@@ -117,29 +116,3 @@ class SwinFusionUNETR(nn.Module):
         x = self.decoder1(x, skips[0])
         head = self.out.conv.conv
         return pointwise(x, head.weight, head.bias)
-
-
-def build_swin(
-    config: SwinConfig, in_channels: int, out_channels: int, *, checkpoint_activations: bool
-) -> SwinFusionUNETR:
-    """Build the Swin network of a `model` section.
-
-    Args:
-        config: the `model` section.
-        in_channels: channels of the volumes.
-        out_channels: number of classes, the background included.
-        checkpoint_activations: compute activations again in the backward pass.
-    """
-    return SwinFusionUNETR(
-        in_channels,
-        out_channels,
-        feature_size=config.feature_size,
-        depths=config.depths,
-        num_heads=config.num_heads,
-        window_size=config.window_size,
-        drop_path_rate=config.drop_path_rate,
-        residual_stages=config.residual_stages,
-        fusion=config.fusion,
-        checkpoint_stages=config.checkpoint_stages if checkpoint_activations else (),
-        checkpoint_fusion=checkpoint_activations,
-    )

@@ -1,15 +1,14 @@
-"""The U-Nets: ours, with residual blocks, attention gates, in three dimensions or over slices; and MONAI's."""
+"""The U-Net family: plain or with residual blocks and attention gates, in three dimensions or over slices."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from monai.networks.blocks.convolutions import Convolution
-from monai.networks.nets.unet import UNet as MonaiUNet
 from torch import Tensor, nn
 
-from fusionseg.config.networks import MonaiUNetConfig, UNetConfig
 from fusionseg.models.unet.blocks import AttentionGate, BlockSettings, ConvBlock
 
 _ACTIVATIONS: dict[str, dict[str, Any]] = {
@@ -19,20 +18,35 @@ _ACTIVATIONS: dict[str, dict[str, Any]] = {
 
 
 class UNet(nn.Module):
-    """A U-Net of the family that `UNetConfig` describes.
+    """U-Net of convolutions in three dimensions, or over the slices of a volume.
 
     Args:
-        config: the `model` section.
         in_channels: channels of the volumes.
-        out_channels: classes, background included.
+        out_channels: number of classes, background included.
+        channels: channels per level, from the top.
+        strides: of each level below the first, the downsampling in each of the network's axes.
+        settings: settings of the blocks.
+        gates: attention gates on the skip connections, but for that of full resolution.
+        deep_supervision: heads at the decoder's lower resolutions too, in training, but for the two lowest levels.
+        stack_axis: the axis of a volume that slices are stacked along; None for a network in three dimensions.
     """
 
-    def __init__(self, config: UNetConfig, in_channels: int, out_channels: int) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        channels: Sequence[int],
+        strides: Sequence[tuple[int, ...]],
+        settings: BlockSettings,
+        gates: bool = False,
+        deep_supervision: bool = False,
+        stack_axis: int | None = None,
+    ) -> None:
         super().__init__()
-        settings = _block_settings(config)
-        widths, strides = config.channels, config.level_strides
+        widths = channels
         levels = len(widths)
-        no_stride = (1,) * config.dims
+        no_stride = (1,) * settings.dims
         self.encoder = nn.ModuleList([ConvBlock(settings, in_channels, widths[0], no_stride, first=True)])
         self.up = nn.ModuleList()
         self.gates = nn.ModuleDict()
@@ -43,7 +57,7 @@ class UNet(nn.Module):
             # The kernel equals the stride: each voxel of the lower level gives the voxels that it covers.
             self.up.append(
                 Convolution(
-                    config.dims,
+                    settings.dims,
                     below,
                     here,
                     strides=stride,
@@ -54,14 +68,15 @@ class UNet(nn.Module):
                     conv_only=True,
                 )
             )
-            if config.has_gates and level > 0:
+            if gates and level > 0:
                 self.gates[str(level)] = AttentionGate(settings, here, below, stride)
             self.decoder.append(ConvBlock(settings, 2 * here, here, no_stride))
-        num_heads = levels - 2 if config.deep_supervision else 1
+        num_heads = levels - 2 if deep_supervision else 1
         self.heads = nn.ModuleList(
-            Convolution(config.dims, width, out_channels, kernel_size=1, conv_only=True) for width in widths[:num_heads]
+            Convolution(settings.dims, width, out_channels, kernel_size=1, conv_only=True)
+            for width in widths[:num_heads]
         )
-        self.stack_axis = config.stack_axis
+        self.stack_axis = stack_axis
 
     def forward(self, volumes: Tensor) -> Tensor | list[Tensor]:
         """Map volumes (B, in_channels, X, Y, Z) to logits (B, out_channels, X, Y, Z).
@@ -95,35 +110,36 @@ class UNet(nn.Module):
         return logits[::-1]
 
 
-def _block_settings(config: UNetConfig) -> BlockSettings:
-    norms: dict[str, dict[str, Any]] = {
-        "instance": {"affine": True},
-        "group": {"num_groups": config.groups},
-        "batch": {},
-    }
+def block_settings(
+    dims: int,
+    norm: str,
+    groups: int,
+    activation: str,
+    *,
+    dropout: float,
+    separable: bool,
+    convs: int,
+    residual: bool,
+) -> BlockSettings:
+    """Make the settings of the blocks from the keys of the configuration.
+
+    Args:
+        dims: 3, or 2 for slices.
+        norm: "instance", "group" or "batch".
+        groups: of group norm.
+        activation: "leakyrelu" or "relu".
+        dropout: probability that a channel is dropped.
+        separable: depthwise separable convolutions.
+        convs: convolutions of a block.
+        residual: residual blocks.
+    """
+    norms: dict[str, dict[str, Any]] = {"instance": {"affine": True}, "group": {"num_groups": groups}, "batch": {}}
     return BlockSettings(
-        dims=config.dims,
-        norm=(config.norm, norms[config.norm]),
-        activation=(config.activation, _ACTIVATIONS[config.activation]),
-        dropout=config.dropout or None,
-        separable=config.separable,
-        convs=config.convs_per_level,
-        residual=config.is_residual,
+        dims=dims,
+        norm=(norm, norms[norm]),
+        activation=(activation, _ACTIVATIONS[activation]),
+        dropout=dropout or None,
+        separable=separable,
+        convs=convs,
+        residual=residual,
     )
-
-
-def build_unet(config: UNetConfig | MonaiUNetConfig, in_channels: int, out_channels: int) -> nn.Module:
-    """The U-Net that a `model` section describes."""
-    if isinstance(config, UNetConfig):
-        return UNet(config, in_channels, out_channels)
-    monai_unet: nn.Module = MonaiUNet(
-        spatial_dims=3,
-        in_channels=in_channels,
-        out_channels=out_channels,
-        channels=config.channels,
-        strides=config.level_strides,
-        num_res_units=config.num_res_units,
-        norm=config.norm.upper(),
-        dropout=config.dropout,
-    )
-    return monai_unet

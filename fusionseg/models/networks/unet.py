@@ -1,14 +1,19 @@
-"""The `model` section of the U-Nets: our family of them, in three dimensions or slice by slice, and MONAI's."""
+"""The U-Net family, in three dimensions or slice by slice."""
 
 from __future__ import annotations
 
 from math import prod
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 
-from fusionseg.config.networks.base import NetworkSection, multiple_problem
+from fusionseg.config.parts.sections import NetworkSection
+from fusionseg.config.registry import networks
 from fusionseg.config.section import Ints, Positive, Probability, Triple
+from fusionseg.models.unet.levels import at_least_two_levels
+
+if TYPE_CHECKING:
+    from fusionseg.models.unet.network import UNet
 
 VIEW_AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 """The axis of a prepared volume that the slices of a view are stacked along; its axes are left-right, back-front and
@@ -18,6 +23,7 @@ NORM_GROUPS = 8
 LevelStrides = Annotated[tuple[Positive | Ints, ...], Field(strict=False)]
 
 
+@networks.register()
 class UNetConfig(NetworkSection):
     """The U-Net family: an encoder that shrinks by strided convolutions, and a decoder that grows by transposed ones
     and takes the encoder's maps by skip connections (Cicek et al., 2016, arXiv:1606.06650; in nnU-Net's form of
@@ -60,7 +66,7 @@ class UNetConfig(NetworkSection):
     @field_validator("channels")
     @classmethod
     def _levels(cls, channels: tuple[int, ...]) -> tuple[int, ...]:
-        return _at_least_two_levels(channels)
+        return at_least_two_levels(channels)
 
     @field_validator("strides", mode="wrap")
     @classmethod
@@ -126,6 +132,30 @@ class UNetConfig(NetworkSection):
         steps = self.strides or (2,) * (len(self.channels) - 1)
         return tuple((step,) * self.dims if isinstance(step, int) else step for step in steps)
 
+    def build(self, *, in_channels: int, out_channels: int, patch: Triple | None, checkpoint_activations: bool) -> UNet:
+        """The network, freshly initialised; see `fusionseg.models.build_model`."""
+        from fusionseg.models.unet.network import UNet, block_settings
+
+        return UNet(
+            in_channels,
+            out_channels,
+            channels=self.channels,
+            strides=self.level_strides,
+            settings=block_settings(
+                self.dims,
+                self.norm,
+                self.groups,
+                self.activation,
+                dropout=self.dropout,
+                separable=self.separable,
+                convs=self.convs_per_level,
+                residual=self.is_residual,
+            ),
+            gates=self.has_gates,
+            deep_supervision=self.deep_supervision,
+            stack_axis=self.stack_axis,
+        )
+
     def patch_problem(self, patch: Triple) -> str | None:
         """Why this network cannot train on patches of this size, with the fix; None if it can."""
         axes = [axis for axis in range(3) if axis != self.stack_axis]
@@ -146,49 +176,3 @@ class UNetConfig(NetworkSection):
             f"data.patch: {self.name} with these levels needs {multiples}, and more than one voxel at the lowest, not"
             f" {list(patch)}: try {fixed}"
         )
-
-
-class MonaiUNetConfig(NetworkSection):
-    """MONAI's UNet with residual units (Kerfoot et al., 2019, doi:10.1007/978-3-030-12029-0_40)."""
-
-    name: Literal["monai_unet"]
-    """MONAI's U-Net."""
-    channels: Ints = (16, 32, 64, 128, 256)
-    """Channels per level, from the top."""
-    strides: Ints | None = None
-    """Downsampling between the levels, one fewer than channels; null is 2 everywhere."""
-    num_res_units: Annotated[int, Field(ge=0)] = 2
-    """Convolutions in each residual unit; 0 for plain convolutions."""
-    norm: Literal["instance", "batch"] = "instance"
-    """Normalisation. Batch norm takes its statistics over the micro-batches of all ranks (synchronised, on GPUs and
-    on CPUs), and so does depend on micro_batch: with accumulation, the same global batch is another training."""
-    dropout: Probability = 0.0
-    """Share of values that are dropped in training, after each convolution."""
-
-    @field_validator("channels")
-    @classmethod
-    def _levels(cls, channels: tuple[int, ...]) -> tuple[int, ...]:
-        return _at_least_two_levels(channels)
-
-    @model_validator(mode="after")
-    def _strides_fit(self) -> MonaiUNetConfig:
-        if self.strides is not None and (len(self.strides) != len(self.channels) - 1 or min(self.strides) < 1):
-            raise ValueError(
-                f"strides: needs {len(self.channels) - 1} numbers from 1, one fewer than channels, and has"
-                f" {list(self.strides)}"
-            )
-        return self
-
-    @property
-    def level_strides(self) -> tuple[int, ...]:
-        return self.strides or (2,) * (len(self.channels) - 1)
-
-    def patch_problem(self, patch: Triple) -> str | None:
-        """Why this network cannot train on patches of this size, with the fix; None if it can."""
-        return multiple_problem(self.name, patch, prod(self.level_strides))
-
-
-def _at_least_two_levels(channels: tuple[int, ...]) -> tuple[int, ...]:
-    if len(channels) < 2 or min(channels) < 1:
-        raise ValueError(f"needs at least two levels of at least one channel, and has {list(channels)}")
-    return channels

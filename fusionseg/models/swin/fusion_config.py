@@ -1,15 +1,12 @@
-"""The `model` section of the Swin networks, and their fused skips."""
+"""Configuration of the fused skip connections and of the context bridge: keys under `model.fusion`."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from fusionseg.config.networks.base import NetworkSection
 from fusionseg.config.section import Ints, Positive, Section
-
-SWIN_PATCH_MULTIPLE = 32  # patch embedding (2) and four mergings (2 each)
 
 
 class BridgeConfig(Section):
@@ -152,116 +149,3 @@ FUSION_PRESETS: dict[str, dict[str, Any]] = {
     # Over plain skips: it starts as the plain network, with the same weights, and shows what the bridge alone does.
     "swin_fusion_bridge": {"above": 0, "bridge": BridgeConfig()},
 }
-
-
-class SwinConfig(NetworkSection):
-    """Swin UNETR (Hatamizadeh et al., 2022, arXiv:2201.01266) and its variants with fused skips."""
-
-    can_checkpoint: ClassVar[bool] = True
-    set_by_name: ClassVar[tuple[str, ...]] = ("fusion", "residual_stages")
-    encoder: ClassVar[str | None] = "swinViT"
-
-    name: Literal[
-        "swin_unetr",
-        "swin_unetr_v2",
-        "swin_fusion_1_v1",
-        "swin_fusion_2_v1",
-        "swin_fusion_2_v2",
-        "swin_fusion_2_v2_k3",
-        "swin_fusion_2_v2_maxavg",
-        "swin_fusion_od",
-        "swin_fusion_od_k3",
-        "swin_fusion_od_large",
-        "swin_fusion_full",
-        "swin_fusion_bridge",
-    ]
-    """Plain skips (swin_unetr; with residual stages, swin_unetr_v2), the thesis's variants with fused ones, full-scale
-    skips as in UNet 3+ (swin_fusion_full), or plain skips with a context bridge as in MISSFormer
-    (swin_fusion_bridge)."""
-    feature_size: Annotated[int, Field(ge=12, multiple_of=12)] = 48
-    """Channels of the first encoder stage; a multiple of 12."""
-    depths: Annotated[tuple[int, int, int, int], Field(strict=False)] = (2, 2, 2, 2)
-    """Swin transformer blocks per stage."""
-    num_heads: Annotated[tuple[int, int, int, int], Field(strict=False)] = (3, 6, 12, 24)
-    """Attention heads per stage."""
-    window_size: Annotated[int, Field(ge=2)] = 7
-    """Voxels of an attention window in each axis, at the stage's own resolution. A stage is padded to whole
-    windows: on small patches a window that divides their half costs a fraction of 7 (4 on a patch of 32)."""
-    drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Stochastic depth."""
-    residual_stages: bool = False
-    """A residual block of convolutions before each transformer stage (Swin UNETR V2: He et al., MICCAI 2023). The name
-    swin_unetr_v2 sets it; every swin_fusion_* network may have it."""
-    checkpoint_stages: Annotated[Ints, Field(max_length=4)] = (1, 2, 3, 4)
-    """The transformer stages that train.checkpoint_activations computes again in the backward pass."""
-    fusion: FusionConfig | None = None
-    """The fused skips. The name sets them; a key given here replaces that part of the named variant."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_fusion(cls, raw: Any) -> Any:
-        if not isinstance(raw, dict) or raw.get("name") not in FUSION_PRESETS:
-            return raw
-        given = raw.get("fusion") or {}
-        if not isinstance(given, dict):
-            return raw
-        preset = dict(FUSION_PRESETS[raw["name"]])
-        factors = preset.pop("width_factors", None)
-        size = raw.get("feature_size", cls.model_fields["feature_size"].default)
-        if factors and isinstance(size, int):
-            preset["widths"] = [factor * size for factor in factors]
-        return {**raw, "fusion": {**preset, **given}}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_residual_stages(cls, raw: Any) -> Any:
-        if isinstance(raw, dict) and raw.get("name") == "swin_unetr_v2":
-            return {"residual_stages": True, **raw}
-        return raw
-
-    @model_validator(mode="after")
-    def _stages_fit(self) -> SwinConfig:
-        if self.name in ("swin_unetr", "swin_unetr_v2") and self.residual_stages != (self.name == "swin_unetr_v2"):
-            other = "swin_unetr_v2" if self.residual_stages else "swin_unetr"
-            raise ValueError(f"residual_stages: is what swin_unetr_v2 adds to swin_unetr: remove it, or use {other}")
-        stages = list(self.checkpoint_stages)
-        if stages != sorted(set(stages)) or not set(stages) <= {1, 2, 3, 4}:
-            raise ValueError(f"checkpoint_stages: needs some of the stages 1 to 4 in rising order, and has {stages}")
-        return self
-
-    @model_validator(mode="after")
-    def _plain_has_no_fusion(self) -> SwinConfig:
-        if self.name not in FUSION_PRESETS and self.fusion is not None:
-            raise ValueError(
-                f"fusion: {self.name} has plain skips: remove it, or choose a swin_fusion_* name to change"
-            )
-        for stage, heads in enumerate(self.num_heads):
-            if heads < 1 or (self.feature_size * 2**stage) % heads:
-                raise ValueError(
-                    f"num_heads: {heads} does not divide the {self.feature_size * 2**stage} channels of stage"
-                    f" {stage + 1}: choose a divisor, or another feature_size"
-                )
-        return self
-
-    def patch_problem(self, patch: tuple[int, int, int]) -> str | None:
-        """Why this network cannot train on patches of this size, with the fix; None if it can."""
-        if any(size % SWIN_PATCH_MULTIPLE for size in patch) or max(patch) < 2 * SWIN_PATCH_MULTIPLE:
-            fixed = _multiples(patch)
-            if max(fixed) < 2 * SWIN_PATCH_MULTIPLE:
-                fixed[patch.index(max(patch))] = 2 * SWIN_PATCH_MULTIPLE
-            return (
-                f"data.patch: {self.name} needs multiples of 32, at least 64 in one axis (instance norm"
-                f" needs more than one voxel at 1/32 of the resolution), not {list(patch)}: try {fixed}"
-            )
-        return None
-
-    def encoder_patch_problem(self, patch: tuple[int, int, int]) -> str | None:
-        """The same for the encoder alone, which has no instance norm at 1/32."""
-        if any(size % SWIN_PATCH_MULTIPLE for size in patch):
-            return f"data.patch: {self.name} needs multiples of 32, not {list(patch)}: try {_multiples(patch)}"
-        return None
-
-
-def _multiples(patch: tuple[int, int, int]) -> list[int]:
-    """The nearest patch of multiples of 32."""
-    return [max(SWIN_PATCH_MULTIPLE, round(size / SWIN_PATCH_MULTIPLE) * SWIN_PATCH_MULTIPLE) for size in patch]

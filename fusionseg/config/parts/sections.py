@@ -1,0 +1,114 @@
+"""Interfaces of the sections that have an implementation in another room: network, loss, optimizer, schedule.
+
+A section describes its part and builds it. Its class is registered under the names that a configuration may give
+(`fusionseg.config.registry`).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from fusionseg.config.section import Section, Triple
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn, optim
+
+
+class NetworkSection(Section):
+    """A `model` section. A network whose decoder has heads at several resolutions gives, in training and with
+    its `deep_supervision` set, a list of logits, the full resolution first; else one tensor."""
+
+    can_checkpoint: ClassVar[bool] = False
+    """Whether the network can recompute its activations in the backward pass (train.checkpoint_activations)."""
+    set_by_name: ClassVar[tuple[str, ...]] = ()
+    """Keys that the name itself sets: another name of the family has others."""
+    encoder: ClassVar[str | None] = None
+    """Attribute of the network that holds an encoder which can be pre-trained: `swinViT`, `vit`, or none."""
+    name: str
+
+    @abstractmethod
+    def build(
+        self, *, in_channels: int, out_channels: int, patch: Triple | None, checkpoint_activations: bool
+    ) -> nn.Module:
+        """Build the network, freshly initialised, on the current default device.
+
+        Args:
+            in_channels: channels of the volumes.
+            out_channels: classes, background included.
+            patch: voxels of the volumes that the network will see; None if that is not known.
+            checkpoint_activations: recompute activations in the backward pass.
+        """
+
+    @abstractmethod
+    def patch_problem(self, patch: Triple) -> str | None:
+        """The reason why this network cannot train on patches of this size, with the fix; None if it can."""
+
+    def encoder_patch_problem(self, patch: Triple) -> str | None:
+        """The same for pre-training its encoder."""
+        return self.patch_problem(patch)
+
+
+class LossSection(Section):
+    """A `loss` section."""
+
+    name: str
+
+    @abstractmethod
+    def build(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Build the loss at one resolution.
+
+        It maps logits (B, K, X, Y, Z) float32 and labels (B, 1, X, Y, Z) int64 to a scalar, the mean over the batch.
+        """
+
+
+class OptimizerSection(Section):
+    """An `optim` section."""
+
+    name: str
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    """Highest learning rate."""
+
+    @abstractmethod
+    def build(self, parameters: list[Any]) -> optim.Optimizer:
+        """Build the optimizer.
+
+        Args:
+            parameters: parameters or groups of them, as torch.optim takes them.
+        """
+
+    @abstractmethod
+    def states_per_parameter(self) -> float:
+        """Numbers that the optimizer keeps for each parameter, for the estimate of memory."""
+
+
+class ScheduleSection(Section):
+    """A `schedule` section."""
+
+    name: str
+
+    @abstractmethod
+    def learning_rate(self, step: int, steps: int, lr: float) -> float:
+        """The learning rate of a step.
+
+        Args:
+            step: from 0.
+            steps: of the run.
+            lr: `optim.lr`, the highest learning rate.
+        """
+
+    def problems(self, steps: int, lr: float) -> list[str]:
+        """List what does not fit the run; each message begins with its key, `schedule.` included.
+
+        Args:
+            steps: of the run.
+            lr: `optim.lr`.
+        """
+        return []
+
+    def warning(self, steps: int) -> str:
+        """A warning about a schedule that is adapted to the number of steps; else an empty text."""
+        return ""

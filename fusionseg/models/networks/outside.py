@@ -1,0 +1,52 @@
+"""A network from outside: a class or function that gives a torch module."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from fusionseg.config.outside_part import OutsidePart, takes
+from fusionseg.config.parts.sections import NetworkSection
+from fusionseg.config.registry import networks
+from fusionseg.config.section import Triple
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@networks.register_outside
+class OutsideNetwork(OutsidePart, NetworkSection):
+    """A network of the user's own, or of an installed library, such as monai.networks.nets:DynUNet.
+
+    Its arguments in_channels, out_channels, spatial_dims (3) and img_size (data.patch) are supplied where it takes
+    them. It maps volumes (B, C, X, Y, Z) to logits (B, K, X, Y, Z); with deep supervision, in training, to a list of
+    logits, the full resolution first.
+    """
+
+    supplied: ClassVar[tuple[str, ...]] = ("in_channels", "out_channels", "spatial_dims", "img_size")
+
+    def build(
+        self, *, in_channels: int, out_channels: int, patch: Triple | None, checkpoint_activations: bool
+    ) -> nn.Module:
+        """Build the network, freshly initialised; see `fusionseg.models.build_model`.
+
+        Raises:
+            ValueError: it is no torch module, or it needs a patch and there is none.
+        """
+        from torch import nn
+
+        from fusionseg.models.outputs import outputs_as_list
+
+        part = self.part
+        known = {"in_channels": in_channels, "out_channels": out_channels, "spatial_dims": 3, "img_size": patch}
+        supplied = {key: value for key, value in known.items() if takes(part, key)}
+        if "img_size" in supplied and patch is None:
+            raise ValueError(f"build_model: {self.name} takes the size of the volumes: give it the patch's size")
+        network = part(**supplied, **self.args)
+        if not isinstance(network, nn.Module):
+            raise ValueError(f"{self.name} gives a {type(network).__name__} (expected a torch.nn.Module)")
+        network.register_forward_hook(outputs_as_list)
+        return network
+
+    def patch_problem(self, patch: Triple) -> str | None:
+        """None: what patches the network takes is found out when it is tried on one."""
+        return None

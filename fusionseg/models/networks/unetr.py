@@ -1,0 +1,96 @@
+"""MONAI's UNETR."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import model_validator
+
+from fusionseg.config.parts.sections import NetworkSection
+from fusionseg.config.registry import networks
+from fusionseg.config.section import Positive, Probability, Triple
+from fusionseg.models.patch_sizes import axes_problem
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TOKEN = 16  # voxels of a token in each axis; the decoder's four doublings lead back from it
+
+
+@networks.register()
+class UNETRConfig(NetworkSection):
+    """MONAI's UNETR (Hatamizadeh et al., 2022, arXiv:2103.10504): a vision transformer of 12 blocks over tokens of
+    16^3 voxels, and a convolutional decoder. Its position embedding belongs to one size of patch."""
+
+    encoder: ClassVar[str | None] = "vit"
+
+    name: Literal["unetr"]
+    """The UNETR."""
+    feature_size: Positive = 16
+    """Channels of the decoder at full resolution."""
+    hidden_size: Positive = 768
+    """Width of a token."""
+    mlp_dim: Positive = 3072
+    """Width inside a transformer block's perceptron."""
+    num_heads: Positive = 12
+    """Attention heads; they divide hidden_size."""
+    pos_embed: Literal["learnable", "sincos"] = "learnable"
+    """Position embedding: learned, or fixed sines and cosines (hidden_size must then be a multiple of 6)."""
+    dropout: Probability = 0.0
+    """Share of the transformer's units that are dropped in training."""
+
+    @model_validator(mode="after")
+    def _widths_fit(self) -> UNETRConfig:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"num_heads: {self.num_heads} does not divide hidden_size {self.hidden_size}: choose a divisor, or"
+                " another hidden_size"
+            )
+        if self.pos_embed == "sincos" and self.hidden_size % 6:
+            raise ValueError(
+                f"hidden_size: {self.hidden_size} is not a multiple of 6, a sine and a cosine for each axis: choose"
+                " one, or pos_embed: learnable"
+            )
+        return self
+
+    def build(
+        self, *, in_channels: int, out_channels: int, patch: Triple | None, checkpoint_activations: bool
+    ) -> nn.Module:
+        """The network, freshly initialised; see `fusionseg.models.build_model`."""
+        from monai.networks.nets.unetr import UNETR
+
+        if patch is None:
+            raise ValueError("build_model: unetr embeds the positions within a patch: give it the patch's size")
+        network = UNETR(
+            spatial_dims=3,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            img_size=patch,
+            feature_size=self.feature_size,
+            hidden_size=self.hidden_size,
+            mlp_dim=self.mlp_dim,
+            num_heads=self.num_heads,
+            dropout_rate=self.dropout,
+        )
+        if self.pos_embed == "sincos":
+            network.vit.patch_embedding.position_embeddings = self._sincos(patch)
+        for block in network.vit.blocks:
+            # MONAI's blocks carry the parts of a cross-attention, unused here: no gradient reaches them, and DDP would
+            # wait for one. They stay, frozen, so that MONAI's weights fit.
+            block.norm_cross_attn.requires_grad_(False)
+            block.cross_attn.requires_grad_(False)
+        return network  # type: ignore[no-any-return]
+
+    def _sincos(self, patch: Triple) -> nn.Parameter:
+        from monai.networks.blocks.pos_embed_utils import build_sincos_position_embedding
+
+        grid = [size // TOKEN for size in patch]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.meshgrid")  # MONAI names no indexing and means the default
+            embedding: nn.Parameter = build_sincos_position_embedding(grid, self.hidden_size, spatial_dims=3)
+        return embedding
+
+    def patch_problem(self, patch: Triple) -> str | None:
+        """Why this network cannot train on patches of this size, with the fix; None if it can."""
+        return axes_problem(self.name, patch, (TOKEN,) * 3)

@@ -1,0 +1,1 @@
+"""Optimizers that a configuration can name: their sections, and the optimizer of a part from outside."""
