@@ -1,4 +1,4 @@
-"""What several test files share: small real data sets, and the configuration of a tiny training."""
+"""Fixtures of several test files: small data sets, configurations of tiny trainings, small disks, an NVTX tool."""
 
 from __future__ import annotations
 
@@ -36,14 +36,18 @@ def _make_dataset(
 ) -> Path:
     """Write a labelled data set of `cases` volumes case_000, case_001, ... and return its folder.
 
-    Class k is a ball of its own intensity (100 + 150 k; the background is 100, the noise 10), one in each
-    case, so that a tiny network learns it from the intensity alone. Sizes, voxel sizes and orientations (RAS,
-    LPS) differ from case to case.
+    Each case has one ball for each class k, with intensity 100 + 150 k; the background has 100, the noise a standard
+    deviation of 10. So a tiny network learns the classes from the intensity alone. Shapes, voxel sizes and orientations
+    (RAS, LPS) differ from case to case.
 
     Args:
-        classes: label values, the background included.
-        channels: the further ones are the first with other noise.
+        folder: it must not exist.
+        cases: number of cases.
+        shape: approximate X, Y, Z.
+        classes: number of label values, the background included.
+        channels: number of channels; they differ only in their noise.
         layout: "msd" (one file per case, 4D with several channels) or "nnunet" (one file per channel).
+        seed: seed of the noise and of the positions.
     """
     rng = np.random.default_rng(seed)
     names = [f"case_{number:03d}" for number in range(cases)]
@@ -92,10 +96,12 @@ def _describe(names: list[str], classes: int, channels: int, layout: str) -> dic
 
 
 def _tiny_config(dataset: Path | None, output: Path, **overrides: Any) -> RunConfig:
-    """The configuration of a training of about a second: a U-Net of two levels, patches of 16^3, fp32.
+    """Return the configuration of a training of about a second: a U-Net of two levels, patches of 16^3, fp32.
 
     Args:
-        overrides: keys of the configuration; a mapping is laid over the section key by key:
+        dataset: folder of the data set.
+        output: folder of the runs.
+        overrides: keys of the configuration; a mapping is merged into the section:
             `tiny_config(data, out, seed=1, train={"steps": 4}, augment={"flip": 0.0})`.
     """
     raw: dict[str, Any] = {
@@ -117,25 +123,25 @@ def _tiny_config(dataset: Path | None, output: Path, **overrides: Any) -> RunCon
         "checkpoint": {"every": 2},
         "log": {"every": 1, "tensorboard": False},
     }
-    return validate(_lay_over(raw, overrides))
+    return validate(_merge(raw, overrides))
 
 
-def _lay_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(under)
-    for key, value in over.items():
+def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in overrides.items():
         old = merged.get(key)
-        merged[key] = _lay_over(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
     return merged
 
 
 def pytest_configure() -> None:
-    """What a shell puts into the background has SIGINT ignored, and every process of ours would inherit that."""
+    """Restore SIGINT: a shell ignores it in background jobs, and the processes of the tests would inherit that."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests on SLURM share a cluster and mostly wait: first in line, one worker does them while others compute."""
+    """Put the SLURM tests first: they share a cluster and mostly wait, so that one worker runs them in parallel."""
     items.sort(key=lambda item: item.path.name != "test_slurm.py")
 
 
@@ -153,13 +159,13 @@ def tiny_config() -> TinyConfig:
 
 @pytest.fixture(scope="session")
 def balls(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five cases, two foreground classes, one channel, MSD layout. Shared: do not change the files."""
+    """Data set of five cases, two foreground classes, one channel, MSD layout. Shared: do not change its files."""
     return _make_dataset(tmp_path_factory.mktemp("data") / "Task90_balls", cases=5, classes=3)
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """`small_disk("200k")`: a disk of that size, mounted; `small_disk("2m,ro")`: one that cannot be written."""
+    """`small_disk("200k")` mounts a disk of that size; `small_disk("2m,ro")` a read-only one."""
     mounted: list[Path] = []
 
     def mount(options: str) -> Path:
@@ -185,7 +191,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 @pytest.fixture
 def nvtx_tool(tmp_path: Path) -> NvtxTool:
-    """A tool that receives the NVTX ranges of the processes it is loaded into."""
+    """A tool that records the NVTX ranges of the processes that load it."""
     if shutil.which("gcc") is None and "gcc" not in os.environ.get("FUSIONSEG_REQUIRE", ""):
         pytest.skip("needs gcc for the NVTX tool")
     folder = tmp_path / "nvtx"
@@ -195,8 +201,8 @@ def nvtx_tool(tmp_path: Path) -> NvtxTool:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder with the real data sets, `hippocampus` and `sarcoma_ct`, that FUSIONSEG_DATA names."""
+    """Folder of the real data sets `hippocampus` and `sarcoma_ct`, from the variable FUSIONSEG_DATA."""
     folder = os.environ.get("FUSIONSEG_DATA")
     if folder is None:
-        pytest.skip("FUSIONSEG_DATA does not say where the real volumes are")
+        pytest.skip("FUSIONSEG_DATA is not set: the folder of the real data sets")
     return Path(folder)

@@ -1,4 +1,4 @@
-"""The NVTX ranges of a process, as a tool such as Nsight receives them."""
+"""NVTX ranges of a process, as a tool such as Nsight Systems receives them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass
 class Range:
-    """A range, in the order of the pushes."""
+    """An NVTX range."""
 
     name: str
     payload: int
@@ -19,7 +19,7 @@ class Range:
 
 
 class NvtxTool:
-    """Builds the tool, loads it into processes, reads what it received from each."""
+    """Builds the tool and reads the ranges that it recorded of each process."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -28,12 +28,12 @@ class NvtxTool:
         subprocess.run(["gcc", "-shared", "-fPIC", "-o", self.shared_object, source], check=True)
 
     def environ(self, process: str = "process") -> dict[str, str]:
-        """The variables that load the tool, for a process that is called so here."""
+        """Return the variables that load the tool into a process, with a name for its records."""
         assert "NVTX_DISABLE" not in os.environ
         return {"NVTX_INJECTION64_PATH": str(self.shared_object), "NVTX_TEST_OUTPUT": str(self.folder / process)}
 
     def ranges(self, process: str = "process") -> list[Range]:
-        """All ranges of the domain `fusionseg`; that each is closed, and before the one around it, is asserted."""
+        """Return all ranges of the domain `fusionseg`, in the order of their starts; assert that all are closed."""
         everything: list[Range] = []
         opened: list[Range] = []
         for line in (self.folder / process).read_text().splitlines():

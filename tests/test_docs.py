@@ -1,4 +1,4 @@
-"""The examples of the documentation: configurations that load, batches that can be dealt, files that exist."""
+"""Examples of the documentation: configurations load, batches suit the ranks, files exist."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("*/READM
 
 
 def blocks(page: Path, language: str = "") -> list[str]:
-    """The fenced blocks of a page in a language."""
+    """Return the fenced blocks of a page in a language."""
     fenced = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     return [text for found, text in fenced if found == language]
 
 
 def examples() -> list[tuple[str, list[str]]]:
-    """(page, words) of every command in a block without a language, comments left out."""
+    """Return (page, words) of every command in a block without a language, without comments."""
     found = []
     for page in PAGES:
         for block in blocks(page):
@@ -37,7 +37,7 @@ def examples() -> list[tuple[str, list[str]]]:
 
 
 def settings(words: list[str]) -> list[str]:
-    """The key.path=value words."""
+    """Return the words of the form key.path=value."""
     return [word for word in words if re.match(r"[a-z_]+(\.[a-z_]+)*=", word)]
 
 
@@ -45,7 +45,7 @@ TRAININGS = [(page, words) for page, words in examples() if "--config" in words 
 
 
 @pytest.mark.parametrize(("page", "words"), TRAININGS, ids=[f"{page}-{n}" for n, (page, _) in enumerate(TRAININGS)])
-def test_a_training_of_the_documentation_can_be_dealt_over_its_ranks(page: str, words: list[str]) -> None:
+def test_global_batch_of_documented_trainings_suits_the_ranks(page: str, words: list[str]) -> None:
     file = words[words.index("--config") + 1]
     config = load_config(ROOT / file, settings(words[words.index("--config") :]))
     ranks = next((int(word.partition("=")[2]) for word in words if word.startswith("--nproc_per_node=")), 1)
@@ -55,20 +55,20 @@ def test_a_training_of_the_documentation_can_be_dealt_over_its_ranks(page: str, 
     assert accumulation_steps(config, ranks) >= 1
 
 
-def test_there_are_examples() -> None:
+def test_documentation_has_examples() -> None:
     assert len(TRAININGS) > 8
     assert {page for page, _ in TRAININGS} >= {"README.md", "profiling.md", "pretraining.md"}
 
 
 @pytest.mark.parametrize(("page", "words"), [(p, w) for p, w in examples() if w[:2] == ["fusionseg", "submit"]])
-def test_a_sweep_of_the_documentation_can_be_submitted(page: str, words: list[str]) -> None:
+def test_global_batch_of_documented_sweeps_suits_the_ranks(page: str, words: list[str]) -> None:
     profile = load_cluster(ROOT / words[words.index("--cluster") + 1], [])
     overrides = [word for word in settings(words) if not word.startswith("cluster.")]
     for run in load_sweep(ROOT / words[2], overrides).runs:
         assert accumulation_steps(run.config, profile.nodes * profile.ranks_per_node) >= 1
 
 
-def test_the_configuration_of_the_readme(tmp_path: Path) -> None:
+def test_configuration_of_the_readme_loads(tmp_path: Path) -> None:
     (example,) = blocks(ROOT / "README.md", "yaml")
     raw = yaml.safe_load(example)
     raw["extends"] = str(ROOT / "configs" / raw["extends"])

@@ -1,4 +1,4 @@
-"""Profiles made by hand, as the torch profiler and as Nsight Systems write them. All times are microseconds."""
+"""Synthetic profiles in the formats of the torch profiler and of Nsight Systems. All times are microseconds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COMPUTE, NCCL = 7, 20
 
 
 class ChromeTrace:
-    """A trace by torch.profiler."""
+    """Chrome trace, as torch.profiler writes it."""
 
     def __init__(self, origin: float = 4_415_278_335_000.0) -> None:
         self.origin = origin
@@ -49,9 +49,11 @@ class ChromeTrace:
         tid: int = MAIN,
         stream: int = COMPUTE,
     ) -> None:
-        """Args:
-        kind: kernel, memcpy or memset.
-        launch: None leaves out the call of the CUDA runtime.
+        """Add work of the GPU.
+
+        Args:
+            kind: kernel, memcpy or memset.
+            launch: time of the call of the CUDA runtime; None for no such call.
         """
         self._correlation += 1
         category = kind if kind == "kernel" else f"gpu_{kind}"
@@ -67,7 +69,7 @@ class ChromeTrace:
         return path
 
 
-# As `nsys export --type sqlite` makes them (Nsight Systems 2024), less the columns that say how a kernel was launched.
+# Tables of `nsys export --type sqlite` (Nsight Systems 2024), without the columns of launch parameters.
 NSYS_TABLES = {
     "StringIds": "id INTEGER NOT NULL PRIMARY KEY, value TEXT NOT NULL",
     "NVTX_EVENTS": "start INTEGER NOT NULL, end INTEGER, eventType INTEGER NOT NULL, rangeId INTEGER, category INTEGER,"
@@ -90,7 +92,7 @@ NSYS_TABLES = {
 
 
 class NsysExport:
-    """An SQLite export of Nsight Systems; a table is there from its first row on, as in NVIDIA's."""
+    """SQLite export of Nsight Systems. As in real exports, only tables with rows exist."""
 
     def __init__(self, process: int = PROCESS, origin: float = 7_000_000.0) -> None:
         self.process = process
@@ -98,7 +100,7 @@ class NsysExport:
         self.rows: list[tuple[str, dict[str, Any]]] = []
         self._strings: dict[str, int] = {}
         self._correlation = 0
-        # Domain 0 is the default one; the program's are numbered from 1.
+        # Domain 0 is the default domain; those of the program start at 1.
         self.domain("fusionseg", 2)
 
     def domain(self, name: str, number: int) -> None:
@@ -115,9 +117,11 @@ class NsysExport:
         event_type: int = 59,
         registered: bool = True,
     ) -> None:
-        """Args:
-        end: None for a range that was still open when the capture ended.
-        registered: the name is a registered string, as the nvtx package has them, or in the event itself.
+        """Add an NVTX range.
+
+        Args:
+            end: None for a range that was open at the end of the capture.
+            registered: the name is a registered string, as in the nvtx package; otherwise it is in the event itself.
         """
         text = {"textId": self._string(name)} if registered else {"text": name}
         stop = {} if end is None else {"end": self._ns(end)}
@@ -125,7 +129,7 @@ class NsysExport:
         self._insert("NVTX_EVENTS", **times, **text, eventType=event_type, domainId=domain, uint64Value=payload)
 
     def operator(self, name: str, start: float, end: float, tid: int = MAIN) -> None:
-        """Nsight Systems knows no operators."""
+        """Do nothing: Nsight Systems has no operators."""
 
     def work(
         self,
@@ -151,8 +155,11 @@ class NsysExport:
             self._insert("CUPTI_ACTIVITY_KIND_RUNTIME", **times, **call, correlationId=self._correlation)
 
     def write(self, path: Path, without: tuple[str, ...] = ()) -> Path:
-        """Args:
-        without: columns that this version of Nsight Systems does not have.
+        """Write the export.
+
+        Args:
+            path: file to write.
+            without: columns that this version of Nsight Systems does not have.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(path)) as connection, connection:
@@ -181,10 +188,10 @@ class NsysExport:
 
 
 def two_steps(made: ChromeTrace | NsysExport, slower: float = 0) -> None:
-    """Steps of 1000 and 1200 us on a GPU with a stream for NCCL; the tests know the sums.
+    """Add two steps of 1000 and 1200 us on a GPU with a stream for NCCL; the tests rely on the sums.
 
     Args:
-        slower: us that the optimizer takes longer, in place of the time outside the phases.
+        slower: us that the optimizer takes longer; the time outside of the phases gets shorter.
     """
     for number, (start, length) in enumerate(((0, 1000), (1000, 1200))):
         made.range("step", start, start + length, payload=100 + number)

@@ -1,4 +1,4 @@
-"""The launcher, and the configuration file that the tests' runs start from."""
+"""Fixtures that start the program, and trained runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fusionseg.config import dump_config
 
 Train = Callable[..., Ended]
 
-# A training that learns the balls of `balls`, in about a second and a half.
+# Settings of a training that learns `balls` in about 1.5 seconds.
 LEARNING = (
     "train.steps=120",
     "train.micro_batch=2",
@@ -25,7 +25,7 @@ LEARNING = (
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """Of the warm interpreter and its processes; it starts with the first of them."""
+    """Limit the warm interpreter and its processes to one thread; it inherits the variable at its start."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         yield
@@ -33,13 +33,13 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
-    """Starts the program's processes."""
+    """Starts processes of the program."""
     return Program(tmp_path_factory.mktemp("output"))
 
 
 @pytest.fixture(scope="session")
 def config_file(balls: Path, tiny_config: Callable, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny run on `balls`, in YAML; the tests say the rest on the command line."""
+    """A YAML file of a tiny run on `balls`; the tests add overrides on the command line."""
     path = tmp_path_factory.mktemp("configs") / "tiny.yaml"
     prepared = tmp_path_factory.mktemp("prepared") / "balls"
     path.write_text(dump_config(tiny_config(balls, path.parent / "runs", data={"prepared": str(prepared)})))
@@ -48,7 +48,7 @@ def config_file(balls: Path, tiny_config: Callable, tmp_path_factory: pytest.Tem
 
 @pytest.fixture(scope="session")
 def train(program: Program, config_file: Path) -> Train:
-    """`train(folder, "key=value", ...)`: train in `folder` (output and name) to the end."""
+    """`train(folder, "key=value", ...)`: train in `folder` to the end."""
 
     def start(run: Path, *overrides: str) -> Ended:
         return program.warm(TRAIN, *arguments(config_file, run, *overrides)).wait()
@@ -58,7 +58,7 @@ def train(program: Program, config_file: Path) -> Train:
 
 @pytest.fixture(scope="session")
 def trained(program: Program, config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that has learned `balls`, by `python -m fusionseg.train`."""
+    """A run of `python -m fusionseg.train` that has learned `balls`."""
     run = tmp_path_factory.mktemp("runs") / "trained"
     options = (*LEARNING, "log={every: 1, samples: true, tensorboard: true}")
     program.fresh("-m", TRAIN, *arguments(config_file, run, *options)).wait().expect(0)
@@ -67,7 +67,7 @@ def trained(program: Program, config_file: Path, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture(scope="session")
 def trained_resampled(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on the same data that resamples and crops them."""
+    """A run on the same data with resampling and cropping."""
     folder = tmp_path_factory.mktemp("runs")
     options = ("data.spacing=[1.1, 1.1, 1.2]", "data.crop_foreground={threshold: 170, margin: 3}")
     run = folder / "trained_resampled"
@@ -76,5 +76,5 @@ def trained_resampled(train: Train, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def arguments(config: Path, run: Path, *overrides: str) -> list[str]:
-    """The command line of a run in the folder `run`."""
+    """Return the command line of a run in the folder `run`."""
     return ["--config", str(config), f"output={run.parent}", f"name={run.name}", *overrides]

@@ -1,4 +1,4 @@
-"""A real SLURM for the tests: `slurm/devcluster`, and what they ask of it."""
+"""A real SLURM for the tests, started by `slurm/devcluster`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ TIMEOUT_S = 300.0  # of a busy machine
 
 
 def is_missing() -> bool:
-    """Whether this machine cannot run it."""
+    """Tell whether SLURM is not installed or this process is not root."""
     return shutil.which("slurmctld", path=f"{os.environ['PATH']}:/usr/sbin") is None or os.geteuid() != 0
 
 
 class DevCluster:
-    """The cluster, while entered."""
+    """A SLURM cluster on this machine; a context manager that starts and stops it."""
 
     def __init__(self, folder: Path, port: int, preemption: str = "signal") -> None:
         self.environ = {
@@ -45,36 +45,38 @@ class DevCluster:
         self.script("stop")
 
     def script(self, *arguments: str) -> str:
-        """Output of `slurm/devcluster arguments`."""
+        """Run `slurm/devcluster arguments`; return its output."""
         return self._call([str(SCRIPT), *arguments], 0)
 
     def run(self, *command: str, status: int = 0) -> str:
-        """Output of a command against the cluster."""
+        """Run a command in the environment of the cluster; return its output."""
         return self._call([str(SCRIPT), "exec", *command], status)
 
     def fusionseg(self, *arguments: object, status: int = 0) -> str:
-        """Output of `fusionseg arguments` against the cluster."""
+        """Run `fusionseg arguments` in the environment of the cluster; return its output."""
         return self.run(sys.executable, "-m", "fusionseg", *map(str, arguments), status=status)
 
     def submit(self, sweep: Path, *overrides: str) -> str:
-        """Output of `fusionseg submit`, by the profile of this cluster."""
+        """Run `fusionseg submit` with the profile of this cluster; return its output."""
         return self.fusionseg("submit", sweep, "--cluster", PROFILE, *overrides)
 
     def wait_until_empty(self) -> None:
-        """Wait for the queue to empty."""
+        """Wait until the queue is empty."""
         self.wait(lambda: not self.run("squeue", "--noheader"))
 
     def wait(self, found: Callable[[], Any], timeout_s: float = TIMEOUT_S) -> Any:
-        """Wait for something to be true; it."""
+        """Wait until `found()` is true; return its value."""
         limit = time.monotonic() + timeout_s
         while time.monotonic() < limit:
             if value := found():
                 return value
             time.sleep(0.1)
-        raise AssertionError(f"still not so after {timeout_s} s:\n{self.run('squeue')}\n{self.run('sinfo', '-Nl')}")
+        raise AssertionError(
+            f"the condition is not true after {timeout_s} s:\n{self.run('squeue')}\n{self.run('sinfo', '-Nl')}"
+        )
 
     def quiet(self) -> None:
-        """No jobs, all nodes up: as at the start."""
+        """Cancel all jobs and bring all nodes up."""
         self.run("scancel", "--user", "root")
         self.wait_until_empty()
         for node in ("node1", "node2"):
@@ -97,17 +99,17 @@ class DevCluster:
 
 
 def job_of(run: Path) -> str:
-    """The last job to which a run was submitted."""
+    """Return the last job to which a run was submitted."""
     return str([event["job"] for event in read_events(run) if event["event"] == "submitted"][-1])
 
 
 def told(run: Path) -> list[tuple[str, str]]:
-    """Event and reason of everything that became of a run's jobs."""
+    """Return event and reason of all job events of a run."""
     return [(event["event"], event.get("reason", "")) for event in read_events(run)]
 
 
 def last_step(run: Path) -> int:
-    """The step of the last train record."""
+    """Return the step of the last train record; 0 if there is none."""
     file = run / "metrics.jsonl"
     lines = [line for line in file.read_text().splitlines() if '"train"' in line] if file.exists() else []
     return int(lines[-1].split('"step": ')[1].split(",")[0]) if lines and lines[-1].endswith("}") else 0

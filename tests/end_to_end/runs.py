@@ -1,9 +1,8 @@
-"""Start the program in processes of its own, and read what it leaves behind.
+"""Helpers that start the program in separate processes and read the files of its runs.
 
-`fresh` processes are what a person starts: `python -m fusionseg.train`, torchrun. They pay the imports of
-torch and MONAI, about four seconds each. `warm` ones are forked from an interpreter that has imported them
-already; they run the same module as `__main__` with the same arguments, in processes of their own with their
-own environment and files.
+`fresh` processes are started like those of a user: `python -m fusionseg.train`, torchrun. Their imports of torch and
+MONAI take about four seconds. `warm` processes are forked from an interpreter that has imported both. They run the same
+module as `__main__` with the same arguments, and have their own environment and output files.
 """
 
 from __future__ import annotations
@@ -50,20 +49,20 @@ _FORKSERVER.set_forkserver_preload(
 
 @dataclass(frozen=True)
 class Ended:
-    """A process that has ended; with several, the highest status and the output of all."""
+    """Exit status and output of a process that has ended."""
 
     status: int
     out: str
     err: str
 
     def expect(self, status: int) -> Ended:
-        """This, if it ended with `status`; otherwise fail with what it said."""
+        """Assert the exit status; return self. The failure message has the output."""
         assert self.status == status, f"status {self.status}, not {status}\n{self.out}\n{self.err}"
         return self
 
 
 class Started:
-    """One process, running."""
+    """A running process."""
 
     def __init__(self, process: Any, out: Path, err: Path) -> None:
         self.process = process
@@ -85,11 +84,11 @@ class Started:
         os.kill(self.pid, number)
 
     def wait(self, timeout_s: float = TIMEOUT_S) -> Ended:
-        """Wait for the end; a process that does not end is killed and fails the test."""
+        """Wait for the end. A process that does not end is killed, and the test fails."""
         limit = time.monotonic() + timeout_s
         while self.status is None:
             if time.monotonic() > limit:
-                self.send(signal.SIGABRT)  # with the faulthandler: every thread's stack goes to stderr
+                self.send(signal.SIGABRT)  # the faulthandler then writes the stacks of all threads to stderr
                 time.sleep(1)
                 raise AssertionError(f"still running after {timeout_s} s:\n{self.err.read_text()}")
             time.sleep(0.01)
@@ -99,7 +98,7 @@ class Started:
 
 
 class Program:
-    """Starts processes whose output goes to files in `folder`."""
+    """Starts processes; their output goes to files in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -108,7 +107,7 @@ class Program:
     def warm(
         self, module: str, *arguments: object, env: Mapping[str, str] | None = None, cwd: Path | None = None
     ) -> Started:
-        """`python -m module arguments`, forked from the warm interpreter."""
+        """Start `python -m module arguments`, forked from the warm interpreter."""
         return self.function(_run_module, (module, [str(a) for a in arguments]), env, cwd)
 
     def function(
@@ -118,7 +117,7 @@ class Program:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
     ) -> Started:
-        """`work(*arguments)` in a process forked from the warm interpreter."""
+        """Start `work(*arguments)` in a process forked from the warm interpreter."""
         out, err = self._files()
         process = _FORKSERVER.Process(  # type: ignore[attr-defined]
             target=_enter,
@@ -128,7 +127,7 @@ class Program:
         return Started(process, out, err)
 
     def fresh(self, *command: object, env: Mapping[str, str | None] | None = None, cwd: Path | None = None) -> Started:
-        """`python command` as a new process. In `env`, None takes a variable away."""
+        """Start `python command` as a new process. In `env`, None removes a variable."""
         out, err = self._files()
         environ = {
             **os.environ,
@@ -148,12 +147,12 @@ class Program:
         return Started(process, out, err)
 
     def torchrun(self, processes: int, *arguments: object) -> Started:
-        """`torchrun --nproc_per_node=processes -m fusionseg.train arguments`."""
+        """Start `torchrun --nproc_per_node=processes -m fusionseg.train arguments`."""
         launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}")
         return self.fresh(*launcher, "-m", TRAIN, *arguments)
 
     def ranks(self, processes: int, *arguments: object, module: str = TRAIN) -> list[Started]:
-        """The processes that torchrun would start, warm and without torchrun's supervision."""
+        """Start the processes that torchrun would start: warm, and without torchrun's supervision."""
         return [self.warm(module, *arguments, env=env) for env in rank_environments(processes)]
 
     def _files(self) -> tuple[Path, Path]:
@@ -162,7 +161,7 @@ class Program:
 
 
 def rank_environments(processes: int) -> list[dict[str, str]]:
-    """The variables that torchrun sets, for each rank."""
+    """Return for each rank the variables that torchrun sets."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -182,7 +181,7 @@ def _enter(
     sys.stderr = os.fdopen(2, "w", buffering=1)
     faulthandler.enable(2)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup, with which the tests may have been started, this
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup, which ignores it
     work(*arguments)
 
 
@@ -191,28 +190,28 @@ def _run_module(module: str, arguments: list[str]) -> None:
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-# -- what a run leaves behind --------------------------------------------------------------------------------
+# -- files of a run --------------------------------------------------------------------------------
 
 
 def records(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl."""
+    """Return the records of metrics.jsonl, all or those of a kind."""
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [record for record in found if kind is None or record["kind"] == kind]
 
 
 def results(run: Path) -> list[dict[str, Any]]:
-    """The records without what is measured: functions of configuration and data."""
+    """Return the records without measurements; the rest depends only on configuration and data."""
     return [{key: value for key, value in record.items() if not is_measurement(key)} for record in records(run)]
 
 
 def checkpoint(run: Path, name: str = "last.pt") -> dict[str, Any]:
-    """A checkpoint of a run."""
+    """Load a checkpoint of a run."""
     state: dict[str, Any] = torch.load(run / "checkpoints" / name, map_location="cpu", weights_only=True)
     return state
 
 
 def tensors(value: Any, at: str = "") -> dict[str, torch.Tensor]:
-    """All tensors within a nested value, by their place."""
+    """Return all tensors in a nested value, by their path."""
     if isinstance(value, torch.Tensor):
         return {at: value}
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
@@ -220,7 +219,7 @@ def tensors(value: Any, at: str = "") -> dict[str, torch.Tensor]:
 
 
 def assert_same_tensors(ours: Any, theirs: Any) -> None:
-    """Two nested values hold the same tensors, bit for bit."""
+    """Assert that two nested values hold the same tensors, bit for bit."""
     one, other = tensors(ours), tensors(theirs)
     assert one.keys() == other.keys()
     assert one
@@ -229,7 +228,7 @@ def assert_same_tensors(ours: Any, theirs: Any) -> None:
 
 
 def assert_same_run(ours: Path, theirs: Path) -> None:
-    """Two runs gave the same results, and end in the same state, bit for bit."""
+    """Assert that two runs have the same results and the same final state, bit for bit."""
     assert results(ours) == results(theirs)
     ended, expected = checkpoint(ours), checkpoint(theirs)
     assert_same_tensors(ended["model"], expected["model"])
@@ -243,7 +242,7 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
 
 
 def assert_same_training(ours: Path, theirs: Path) -> None:
-    """Two runs of 20 steps on different numbers of processes: the same samples, the same figures up to rounding."""
+    """Assert that two runs of 20 steps on different numbers of processes are equal up to rounding."""
     one, other = records(ours, "train"), records(theirs, "train")
     assert [record["step"] for record in one] == [record["step"] for record in other] == list(range(1, 21))
     assert [record["samples"] for record in one] == [record["samples"] for record in other]
@@ -270,10 +269,10 @@ def wait_for_step(run: Path, step: int, processes: Sequence[Started]) -> None:
     while not (file.exists() and wanted in file.read_text()):
         for process in processes:
             assert process.status is None, f"ended before step {step}: {process.wait()}"
-        assert time.monotonic() < limit, f"step {step} was never reached"
+        assert time.monotonic() < limit, f"step {step} was not reached in {TIMEOUT_S} s"
         time.sleep(0.002)
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    """The content of every file in a folder."""
+    """Return the content of every file in a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -1,4 +1,4 @@
-"""The command line itself: help, schema, dry runs, and the way from nothing to a prepared data set."""
+"""Command line: help, schema, dry runs, and the commands from synthetic data to a training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RUN_CONFIGS = [path for path in CONFIGS if path.parent.name == "configs" and not
 
 
 def commands() -> list[str]:
-    """The commands that the program's own help lists."""
+    """Return the commands that `fusionseg --help` lists."""
     text = subprocess.run(
         [sys.executable, "-m", "fusionseg", "--help"],
         capture_output=True,
@@ -45,7 +45,7 @@ def test_all_commands_are_listed() -> None:
 
 @pytest.mark.parametrize("module", [*(f"fusionseg {name}" for name in commands()), "fusionseg.train"])
 def test_help_has_an_example_and_is_quick(program: Program, module: str) -> None:
-    """Quick, since it imports none of the large packages: -X importtime lists what was imported."""
+    """--help is fast because no large package is imported; -X importtime lists the imported ones."""
     ended = program.fresh("-X", "importtime", "-m", *module.split(), "--help").wait().expect(0)
     prog = "python -m fusionseg.train" if module == "fusionseg.train" else module
     assert f"usage: {prog}" in ended.out
@@ -65,7 +65,7 @@ def test_version_and_unknown_commands(program: Program, command: list[str]) -> N
         assert "Traceback" not in ended.err
 
 
-def test_a_closed_pipe_is_no_error(program: Program) -> None:
+def test_closed_pipe_is_no_error(program: Program) -> None:
     """`fusionseg schema | head -1`"""
     line = f"set -o pipefail; {sys.executable} -m fusionseg schema | head -1"
     ended = subprocess.run(
@@ -92,8 +92,8 @@ def test_there_are_configurations() -> None:
 
 
 @pytest.mark.parametrize("path", RUN_CONFIGS, ids=lambda path: path.name)
-def test_the_schema_accepts_what_the_program_accepts(path: Path, schema: dict) -> None:
-    """Each file as it is written, and resolved with all that it extends."""
+def test_schema_accepts_shipped_configurations(path: Path, schema: dict) -> None:
+    """Each file as it is written, and resolved with the files that it extends."""
     plain = yaml.safe_load(path.read_text())
     validator = jsonschema.Draft202012Validator(schema)
     assert [error.message for error in validator.iter_errors(plain)] == []
@@ -112,7 +112,7 @@ def test_the_schema_accepts_what_the_program_accepts(path: Path, schema: dict) -
     ],
     ids=str,
 )
-def test_the_schema_refuses_what_the_program_refuses(
+def test_schema_and_program_refuse_the_same_configurations(
     program: Program, config_file: Path, tmp_path: Path, schema: dict, wrong: dict
 ) -> None:
     with pytest.raises(jsonschema.ValidationError):
@@ -126,10 +126,8 @@ def test_the_schema_refuses_what_the_program_refuses(
 # -- dry runs ------------------------------------------------------------------------------------------------
 
 
-def test_a_dry_run_says_what_the_run_would_be(
-    program: Program, config_file: Path, train: Train, tmp_path: Path, balls: Path
-) -> None:
-    """Before the data are prepared and after; it writes nothing."""
+def test_dry_run(program: Program, config_file: Path, train: Train, tmp_path: Path, balls: Path) -> None:
+    """A dry run before and after the preparation writes no file."""
     run, prepared = tmp_path / "runs/tiny", tmp_path / "prepared"
     options = ("train.global_batch=4", "cache.dtype=float16", f"data.prepared={prepared}")
     command = [*arguments(config_file, run, *options), "--dry-run"]
@@ -171,8 +169,8 @@ def test_a_dry_run_says_what_the_run_would_be(
     assert "global 4 = micro-batch 1 x 2 ranks x accumulation 2" in two.out
 
 
-def test_a_dry_run_of_the_thesis_in_numbers(program: Program, tmp_path: Path, balls: Path) -> None:
-    """Parameters and memory of the full-size network, without computing anything."""
+def test_dry_run_of_the_thesis_at_full_size(program: Program, tmp_path: Path, balls: Path) -> None:
+    """Parameters and memory of the full-size network, without any computation."""
     config = REPOSITORY / "configs/parse_fusion_od.yaml"
     command = ("--config", config, f"data.root={balls}", f"output={tmp_path}", "device=cpu", "--dry-run")
     ended = program.warm(TRAIN, *command).wait().expect(0)
@@ -203,7 +201,7 @@ def test_synth_check_prepare_train(program: Program, tmp_path: Path) -> None:
     assert "3 cases, 0 errors, " in report.out
     assert report.out.count("[small-volume]") == 3
 
-    # demo.yaml as it is shipped, on a smaller network and fewer folds
+    # demo.yaml as it is shipped, with a smaller network and fewer folds
     config = tmp_path / "small.yaml"
     config.write_text(
         f"extends: {REPOSITORY}/configs/demo.yaml\nname: small\ndevice: cpu\n"

@@ -21,7 +21,7 @@ DAMAGES: dict[str, bytes] = {
     "empty": b"",
     "a number": b"12",
     "a list": b"- 1",
-    "no text": b"name\xff\xfe: x",
+    "no UTF-8": b"name\xff\xfe: x",
     "no YAML": b"{name: [",
     "NUL": b"\0\0\0\0",
     "cut off": b"name: tiny\noutput",
@@ -30,13 +30,13 @@ DAMAGES: dict[str, bytes] = {
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy of a run that has ended."""
+    """A copy of a finished run."""
     return Path(shutil.copytree(trained, tmp_path / trained.name))
 
 
 @pytest.fixture
 def half(run: Path) -> Path:
-    """The same, as if it had been killed after step 100."""
+    """A copy of the run, as if it had been killed after step 100."""
     newest = run / "checkpoints/step_00000120.pt"
     newest.unlink()
     (run / "checkpoints/last.pt").unlink()
@@ -48,8 +48,8 @@ def config_of(run: Path) -> RunConfig:
     return load_config(run / "config.yaml", [f"output={run.parent}", f"name={run.name}"])
 
 
-def test_a_damaged_run_goes_on_and_ends_as_if_nothing_had_been(train: Train, half: Path, trained: Path) -> None:
-    """A configuration that is in its checkpoints too, records that are none, files of others."""
+def test_run_with_damaged_files_resumes_exactly(train: Train, half: Path, trained: Path) -> None:
+    """An empty configuration (the checkpoints hold a copy), invalid records, files of other programs."""
     (half / "config.yaml").write_bytes(b"")
     with (half / "metrics.jsonl").open("ab") as file:
         file.write(b'12\n[]\n{"kind\xff\xfe": 1}\n{"kind": "train"}\n')
@@ -73,10 +73,10 @@ def test_a_damaged_run_goes_on_and_ends_as_if_nothing_had_been(train: Train, hal
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_the_checkpoints_say_what_a_damaged_configuration_was(
+def test_damaged_configuration_is_read_from_the_checkpoints(
     run: Path, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
-    """The same configuration goes on, another is refused; and the other commands go by it too."""
+    """The same configuration resumes and another one is refused; `status` works too."""
     config = config_of(run)
     (run / "config.yaml").write_bytes(DAMAGES[damage])
     RunFolder(run_folder_of(config)).check(config)
@@ -89,7 +89,7 @@ def test_the_checkpoints_say_what_a_damaged_configuration_was(
     assert "Traceback" not in shown.err
 
 
-def test_without_any_configuration_the_folder_is_refused(run: Path) -> None:
+def test_folder_without_any_configuration_is_refused(run: Path) -> None:
     config = config_of(run)
     (run / "config.yaml").write_bytes(b"")
     for path in (run / "checkpoints").glob("*.pt"):
@@ -99,7 +99,7 @@ def test_without_any_configuration_the_folder_is_refused(run: Path) -> None:
 
 
 def test_checkpoints_of_another_configuration_are_refused(train: Train, run: Path) -> None:
-    """Whatever config.yaml says: they may have been copied here."""
+    """config.yaml alone is not enough: the checkpoints may be copies from another run."""
     for path in (run / "checkpoints").glob("*.pt"):
         state = checkpoint(run, path.name)
         state["config"]["optim"]["lr"] = 7.0
@@ -108,7 +108,7 @@ def test_checkpoints_of_another_configuration_are_refused(train: Train, run: Pat
     assert "holds a run of a different configuration" in ended.err and "optim.lr: 7.0 -> 0.02" in ended.err
 
 
-def test_weights_that_do_not_fit_are_refused(train: Train, run: Path) -> None:
+def test_weights_of_another_network_are_refused(train: Train, run: Path) -> None:
     path = run / "checkpoints/step_00000120.pt"
     state = checkpoint(run, path.name)
     state["model"] = dict(list(state["model"].items())[1:])
@@ -117,7 +117,7 @@ def test_weights_that_do_not_fit_are_refused(train: Train, run: Path) -> None:
     assert "does not fit this network and optimizer (RuntimeError: " in ended.err and "Traceback" not in ended.err
 
 
-def test_what_stands_in_the_way_is_named_before_anything_is_written(run: Path) -> None:
+def test_obstacles_in_the_folder_are_listed_before_anything_is_written(run: Path) -> None:
     config = config_of(run)
     for name in ("step_00000140.pt", "best.pt"):
         (run / "checkpoints" / name).unlink(missing_ok=True)
@@ -136,7 +136,7 @@ def test_what_stands_in_the_way_is_named_before_anything_is_written(run: Path) -
     assert all("move it away" in problem for problem in refused.value.problems)
 
 
-def test_every_command_says_what_it_cannot_read(
+def test_every_command_reports_unreadable_files(
     run: Path, balls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (run / "metrics.jsonl").write_bytes(b'12\n"x"\n{"kind": "val", "step": 1, "dice": "much"}\n\xff\n')

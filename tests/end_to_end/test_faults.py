@@ -1,4 +1,4 @@
-"""What goes wrong, by what a person sees of it: the message, the exit status, and that nothing is lost."""
+"""Errors as a user sees them: the message, the exit status, and the files that must not change."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from end_to_end.runs import (
 
 @dataclass(frozen=True)
 class Wrong:
-    """A request that cannot be carried out, and what its message says."""
+    """A request that is refused, and parts of its message."""
 
     name: str
     overrides: tuple[str, ...]
@@ -120,7 +120,7 @@ def test_wrong_request(train: Train, tmp_path: Path, wrong: Wrong) -> None:
     assert not (tmp_path / "run/metrics.jsonl").exists()
 
 
-def test_an_unknown_key_is_named_with_file_and_line(program: Program, tmp_path: Path, balls: Path) -> None:
+def test_unknown_key_is_reported_with_file_and_line(program: Program, tmp_path: Path, balls: Path) -> None:
     base, config = tmp_path / "base.yaml", tmp_path / "run.yaml"
     base.write_text(f"model: {{name: unet}}\n\ndata:\n  root: {balls}\n  spacng: [1, 1, 1]\n")
     config.write_text("extends: base.yaml\ntrain:\n  steps: many\n")
@@ -132,7 +132,7 @@ def test_an_unknown_key_is_named_with_file_and_line(program: Program, tmp_path: 
     assert not (tmp_path / "runs").exists()
 
 
-def test_no_such_configuration_file(program: Program, config_file: Path) -> None:
+def test_missing_configuration_file(program: Program, config_file: Path) -> None:
     ended = program.warm(TRAIN, "--config", config_file.parent / "tniy.yaml").wait()
     refused(ended, "tniy.yaml: there is no such configuration file", "holds tiny.yaml")
 
@@ -141,7 +141,7 @@ def test_init_from_another_network(train: Train, tmp_path: Path, trained: Path) 
     ended = train(tmp_path / "run", f"init_from={trained}", "model.channels=[6, 12]")
     refused(
         ended,
-        "% of the network's parameters fit",
+        "% of the network's parameters",
         "at least 50 %",
         "(model (6, 1, 3, 3, 3), file (4, 1, ",
     )
@@ -162,16 +162,16 @@ def test_global_batch_that_is_no_multiple(program: Program, config_file: Path, t
     assert not (tmp_path / "run/checkpoints").exists()
 
 
-def test_a_wrong_request_ends_every_rank(program: Program, config_file: Path, tmp_path: Path) -> None:
-    """Rank 0 finds out alone that the run cannot be opened; the other does not wait for it for ever."""
+def test_wrong_request_ends_every_rank(program: Program, config_file: Path, tmp_path: Path) -> None:
+    """Only rank 0 opens the run folder; rank 1 must not wait for it forever."""
     ranks = program.ranks(2, *arguments(config_file, tmp_path / "run", "data.root=/nowhere/at/all"))
     first, second = (rank.wait(60) for rank in ranks)
     refused(first, "error: data.root=/nowhere/at/all")
     refused(second, "rank 1: error: rank 0 could not open the run folder")
-    assert not (tmp_path / "run").exists()  # refused at a glance: nothing is left behind
+    assert not (tmp_path / "run").exists()  # refused before anything is written
 
 
-def test_half_an_environment(program: Program, config_file: Path, tmp_path: Path) -> None:
+def test_incomplete_launch_environment(program: Program, config_file: Path, tmp_path: Path) -> None:
     command = arguments(config_file, tmp_path / "run")
     ended = program.warm(TRAIN, *command, env={"RANK": "0"}).wait()
     refused(ended, "RANK are set, but not WORLD_SIZE, LOCAL_RANK", "or unset them")
@@ -186,7 +186,7 @@ def test_half_an_environment(program: Program, config_file: Path, tmp_path: Path
 
 
 def test_two_starts_in_one_folder(program: Program, config_file: Path, train: Train, tmp_path: Path) -> None:
-    """Two processes that write the same checkpoints would lose both runs."""
+    """Two processes that write the same checkpoints would destroy both runs."""
     run = tmp_path / "run"
     long = ("train.steps=2000", "data.patch=[32, 32, 32]", "validate.every=2000", "checkpoint.every=2000")
     first = program.warm(TRAIN, *arguments(config_file, run, *long))
@@ -203,9 +203,9 @@ def test_two_starts_in_one_folder(program: Program, config_file: Path, train: Tr
 
 
 def test_interrupting_twice_ends_at_once(program: Program, config_file: Path, tmp_path: Path) -> None:
-    """Ctrl-C twice, from a person who does not wait for the step."""
+    """Ctrl-C twice: the user does not want to wait for the end of the step."""
     run = tmp_path / "run"
-    # Sixteen micro-batches: each ends soon enough for the first signal to be seen, the step not before the second.
+    # Sixteen micro-batches: the first signal is seen after one of them, and the second one comes before the step ends.
     slow = ("data.patch=[96, 96, 96]", "model.channels=[16, 32]", "train.steps=50", "checkpoint.every=50")
     batch = ("train.global_batch=16", "train.micro_batch=1")
     process = program.warm(TRAIN, *arguments(config_file, run, *slow, *batch))
@@ -222,10 +222,10 @@ def test_interrupting_twice_ends_at_once(program: Program, config_file: Path, tm
     assert not (run / "checkpoints").exists() or not list((run / "checkpoints").glob(".partial*"))
 
 
-def test_a_full_disk_ends_the_run_and_keeps_its_checkpoints(
+def test_full_disk_ends_the_run_and_keeps_its_checkpoints(
     program: Program, config_file: Path, train: Train, tmp_path: Path
 ) -> None:
-    """The system refuses to make a file larger than a checkpoint needs; then there is room again."""
+    """A limit of the file size takes the place of a full disk; the resumed run has no limit."""
     run, options = tmp_path / "run", ("model.channels=[24, 48]", "train.steps=200", "checkpoint.every=5")
     process = program.warm(TRAIN, *arguments(config_file, run, *options))
     wait_for_step(run, 11, [process])
@@ -250,7 +250,7 @@ def test_a_full_disk_ends_the_run_and_keeps_its_checkpoints(
 
 @pytest.fixture(scope="module")
 def broken(balls: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`balls` with one file cut short, as by a full disk, and a label with an impossible value."""
+    """`balls` with a truncated image, as after a full disk, and a label with a value that is no class."""
     root = tmp_path_factory.mktemp("broken") / "Task91_broken"
     shutil.copytree(balls, root)
     image = root / "imagesTr/case_001.nii.gz"
@@ -275,7 +275,7 @@ def test_training_on_broken_data_is_refused(train: Train, tmp_path: Path, broken
     assert not (tmp_path / "run/checkpoints").exists()
 
 
-def test_broken_cases_are_left_out_on_request(train: Train, tmp_path: Path, broken: Path) -> None:
+def test_broken_cases_are_skipped_on_request(train: Train, tmp_path: Path, broken: Path) -> None:
     options = (f"data.root={broken}", f"data.prepared={tmp_path / 'prepared'}", "data.skip_broken=true")
     ended = train(tmp_path / "run", *options, "data.folds=2", "log.samples=true").expect(0)
 
@@ -289,7 +289,7 @@ def test_broken_cases_are_left_out_on_request(train: Train, tmp_path: Path, brok
 def test_prepare_sets_broken_cases_aside(
     program: Program, config_file: Path, tmp_path: Path, broken: Path, balls: Path
 ) -> None:
-    """The others are prepared; with the files mended, only these are left to do."""
+    """The other cases are prepared. After a repair, only the repaired cases are prepared."""
     prepared, root = tmp_path / "prepared", tmp_path / "data"
     shutil.copytree(broken, root)
     command = ("prepare", "--config", config_file, f"data.root={root}", f"data.prepared={prepared}")
@@ -325,10 +325,10 @@ def test_check_lists_every_problem(program: Program, tmp_path: Path, broken: Pat
     assert all(problem["remedy"] for problem in written["errors"] + written["warnings"])
 
 
-def test_a_preparation_that_is_killed_blocks_nothing(
+def test_run_continues_after_a_killed_preparation(
     program: Program, config_file: Path, train: Train, tmp_path: Path, make_dataset: Callable[..., Path]
 ) -> None:
-    """Killed while worker processes prepare: they hold neither the folder nor half a case."""
+    """Killed worker processes leave neither a lock nor a partial case."""
     root = make_dataset(tmp_path / "data", cases=8, shape=(80, 80, 80))
     run = tmp_path / "run"
     options = (
@@ -344,7 +344,7 @@ def test_a_preparation_that_is_killed_blocks_nothing(
     workers = psutil.Process(process.pid).children(recursive=True)
     process.send(signal.SIGKILL)
     process.wait()
-    for worker in workers:  # they outlive their parent, waiting for work
+    for worker in workers:  # they may outlive their parent
         with suppress(psutil.NoSuchProcess):
             worker.kill()
 
@@ -356,7 +356,7 @@ def test_a_preparation_that_is_killed_blocks_nothing(
 
 # -- non-finite numbers --------------------------------------------------------------------------------------
 
-# Where a sample is shifted by up to 3e38, the loss of its step is not finite; the others train as ever.
+# A sample whose intensities are shifted by up to 3e38 has a loss that is not finite. The other steps are normal.
 OVERFLOWS = ("augment={shift_intensity: {prob: 0.15, offset: 3.0e+38}}", "checkpoint={every: 1, keep: 100}")
 
 
@@ -371,7 +371,7 @@ OVERFLOWS = ("augment={shift_intensity: {prob: 0.15, offset: 3.0e+38}}", "checkp
         ("novograd", "fp16"),
     ],
 )
-def test_a_step_that_is_not_finite_is_skipped(train: Train, tmp_path: Path, optimizer: str, precision: str) -> None:
+def test_step_with_a_non_finite_loss_is_skipped(train: Train, tmp_path: Path, optimizer: str, precision: str) -> None:
     run = tmp_path / "run"
     options = (f"optim={{name: {optimizer}, lr: 0.01}}", f"train.precision={precision}", "train.steps=20")
 
@@ -395,10 +395,10 @@ def test_a_step_that_is_not_finite_is_skipped(train: Train, tmp_path: Path, opti
     assert records(run)[-1]["status"] == "completed"
 
 
-def test_two_ranks_skip_what_one_of_them_cannot_use(
+def test_all_ranks_skip_a_step_that_is_not_finite_on_one(
     program: Program, config_file: Path, train: Train, tmp_path: Path
 ) -> None:
-    """Only one rank's sample overflows, and both skip: as one process does that has both samples."""
+    """The sample of one rank overflows and both ranks skip the step, like a single process with both samples."""
     alone, pair = tmp_path / "alone", tmp_path / "pair"
     options = (*OVERFLOWS, "train.steps=20", "log.samples=true", "train.precision=fp16")
     train(alone, *options).expect(0)
@@ -414,7 +414,7 @@ def test_two_ranks_skip_what_one_of_them_cannot_use(
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_training_that_diverges_ends(program: Program, config_file: Path, tmp_path: Path, processes: int) -> None:
+def test_diverged_training_ends(program: Program, config_file: Path, tmp_path: Path, processes: int) -> None:
     run = tmp_path / "run"
     options = ("optim.lr=1.0e+30", "train={steps: 50, clip_grad: null, max_skipped: 3}", "log.samples=true")
     environments = rank_environments(2) if processes == 2 else [{}]
@@ -436,8 +436,8 @@ def test_a_training_that_diverges_ends(program: Program, config_file: Path, tmp_
     assert message in found[-1]["reason"]
 
 
-def test_a_run_that_failed_can_be_mended(train: Train, tmp_path: Path) -> None:
-    """Its last checkpoint is from before; a higher train.max_skipped is another training and is refused."""
+def test_failed_run_with_another_learning_rate_is_refused(train: Train, tmp_path: Path) -> None:
+    """Another learning rate is another training; the folder stays unchanged."""
     run = tmp_path / "run"
     options = ("optim.lr=1.0e+30", "train={steps: 50, clip_grad: null, max_skipped: 3}")
     train(run, *options, "checkpoint.every=1").expect(1)
@@ -486,7 +486,7 @@ def test_predict_never_replaces_its_inputs(program: Program, tmp_path: Path, tra
     assert snapshot(tmp_path / "scans") == before
 
 
-def test_predict_goes_on_after_a_broken_input(program: Program, tmp_path: Path, trained: Path, broken: Path) -> None:
+def test_predict_continues_after_a_broken_input(program: Program, tmp_path: Path, trained: Path, broken: Path) -> None:
     masks = tmp_path / "masks"
     command = ("predict", trained, "--input", broken / "imagesTr", "--output", masks)
     ended = program.warm(COMMANDS, *command).wait().expect(1)
@@ -507,7 +507,7 @@ def test_predict_with_a_wrong_number_of_channels(
     assert "has 2 channels, and the network reads ['MR0']" in ended.err
 
 
-def test_wrong_options_of_predict_are_listed_together(program: Program, tmp_path: Path, trained: Path) -> None:
+def test_all_wrong_options_of_predict_are_listed(program: Program, tmp_path: Path, trained: Path) -> None:
     command = ("predict", trained, "--input", tmp_path, "--output", tmp_path / "masks")
     ended = program.warm(COMMANDS, *command, "--overlap", 1, "--memory", 0).wait()
     refused(ended, "--overlap 1.0: goes from 0 to below 1", "--memory 0.0: is a number of gigabytes above 0")
@@ -522,7 +522,7 @@ def test_evaluate_with_other_labels(
     refused(program.warm(COMMANDS, "evaluate", tmp_path).wait(), f"{tmp_path}: is no run folder")
 
 
-def test_an_ensemble_of_other_labels(
+def test_ensemble_of_runs_with_different_labels(
     program: Program, tmp_path: Path, train: Train, trained: Path, make_dataset: Callable[..., Path]
 ) -> None:
     root = make_dataset(tmp_path / "other", cases=3, classes=2)
@@ -539,7 +539,7 @@ def test_an_ensemble_of_other_labels(
     refused(program.warm(COMMANDS, *command).wait(), "an ensemble needs the same channels and labels")
 
 
-def test_a_checkpoint_from_elsewhere(program: Program, tmp_path: Path) -> None:
+def test_foreign_and_damaged_checkpoints_are_refused(program: Program, tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "other.pt")
     (tmp_path / "torn.pt").write_bytes((tmp_path / "other.pt").read_bytes()[:-10])
     command = ("--input", tmp_path, "--output", tmp_path / "masks")
@@ -554,7 +554,7 @@ def test_a_checkpoint_from_elsewhere(program: Program, tmp_path: Path) -> None:
 
 
 def refused(ended: Ended, *said: str) -> None:
-    """Status 2, and a message that says these things, without a traceback."""
+    """Assert exit status 2, and a message with these parts, without a traceback."""
     ended.expect(2)
     assert "Traceback" not in ended.err
     assert "error: " in ended.err

@@ -1,4 +1,4 @@
-"""Masks in the geometry of whatever comes in, and scores that can be recomputed from them."""
+"""Prediction: masks in the geometry of their images. Evaluation: scores that can be recomputed from the masks."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def predict(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Predi
 
 @pytest.fixture(scope="module")
 def scans(balls: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images that differ in all that a header can say.
+    """Images with different headers.
 
-    The same volume in four orientations (turned by nibabel, an oblique affine kept), one with large thin
-    voxels, one smaller than the patch, one of scaled integers, one of uncompressed doubles, one with codes.
+    One volume in four orientations (reoriented by nibabel, with an oblique affine); one volume with anisotropic voxels;
+    one smaller than the patch; one of scaled integers; one of uncompressed float64; one with sform and qform codes.
     """
     folder = tmp_path_factory.mktemp("scans")
     volume = nibabel.load(balls / "imagesTr/case_000.nii.gz")
@@ -88,7 +88,7 @@ def masks_resampled(predict: Predict, trained_resampled: Path, scans: Path) -> P
 
 
 @pytest.mark.parametrize("made", ["masks", "masks_resampled"])
-def test_masks_lie_where_their_images_lie(scans: Path, made: str, request: pytest.FixtureRequest) -> None:
+def test_masks_have_the_geometry_of_their_images(scans: Path, made: str, request: pytest.FixtureRequest) -> None:
     found = request.getfixturevalue(made)
     inputs = sorted(scans.iterdir())
     assert sorted(path.name for path in found.iterdir()) == sorted(f"{_case(path)}.nii.gz" for path in inputs)
@@ -105,7 +105,7 @@ def test_masks_lie_where_their_images_lie(scans: Path, made: str, request: pytes
         assert set(np.unique(np.asarray(mask.dataobj))) <= {0, 1, 2}
 
 
-def test_masks_fit_the_labels(masks: Path, masks_resampled: Path, balls: Path) -> None:
+def test_masks_match_the_labels(masks: Path, masks_resampled: Path, balls: Path) -> None:
     label = np.asarray(nibabel.load(balls / "labelsTr/case_000.nii.gz").dataobj)
     for name in ("codes", "doubles", "scaled"):
         for folder, least in ((masks, 0.9), (masks_resampled, 0.8)):
@@ -113,15 +113,17 @@ def test_masks_fit_the_labels(masks: Path, masks_resampled: Path, balls: Path) -
             assert min(_dice(mask, label, value) for value in (1, 2)) > least, (name, folder)
 
 
-def test_scaling_and_type_of_the_file_do_not_matter(masks: Path) -> None:
-    """z-score takes the scaling out, and doubles and compression are the same numbers."""
+def test_masks_do_not_depend_on_scaling_and_type_of_the_file(masks: Path) -> None:
+    """The z-score removes the scaling; float64 and compression do not change the values."""
     assert (_values(masks / "doubles.nii.gz") == _values(masks / "codes.nii.gz")).all()
     assert (_values(masks / "scaled.nii.gz") != _values(masks / "codes.nii.gz")).mean() < 1e-3
 
 
 @pytest.mark.parametrize("made", ["masks", "masks_resampled"])
-def test_the_orientation_of_the_file_does_not_matter(made: str, balls: Path, request: pytest.FixtureRequest) -> None:
-    """One volume stored in four orientations has the same mask at the same places of the world."""
+def test_masks_do_not_depend_on_the_orientation_of_the_file(
+    made: str, balls: Path, request: pytest.FixtureRequest
+) -> None:
+    """A volume that is stored in four orientations has the same mask in world coordinates."""
     found = request.getfixturevalue(made)
     label = np.asarray(nibabel.load(balls / "labelsTr/case_000.nii.gz").dataobj)
     reference = _reorient(nibabel.load(found / "turned_RAS.nii.gz"), "RAS")
@@ -135,7 +137,7 @@ def test_the_orientation_of_the_file_does_not_matter(made: str, balls: Path, req
         assert min(_dice(ours, label, value) for value in (1, 2)) > 0.8, axes
 
 
-def test_a_single_file_and_existing_masks(
+def test_single_file_and_existing_masks(
     program: Program, trained: Path, scans: Path, tmp_path: Path, masks: Path
 ) -> None:
     output = tmp_path / "out"
@@ -152,7 +154,7 @@ def test_a_single_file_and_existing_masks(
     assert after["thin.nii.gz"] == before["thin.nii.gz"]
     assert len(after) == len(list(scans.iterdir()))
 
-    # What predict did not write it does not replace; its own masks it does.
+    # predict replaces only masks that it has written itself.
     ended = program.warm(COMMANDS, *command, "--input", scans / "thin.nii.gz").wait().expect(2)
     assert f"{output}/thin.nii.gz: was not written by fusionseg predict" in ended.err
     assert snapshot(output) == after
@@ -162,7 +164,8 @@ def test_a_single_file_and_existing_masks(
     assert (_values(output / "thin.nii.gz") == _values(masks / "thin.nii.gz")).all()
 
 
-# -- how it is predicted -------------------------------------------------------------------------------------
+# -- slabs, ensembles, test-time augmentation
+# -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -170,12 +173,12 @@ def test_a_single_file_and_existing_masks(
     [("trained", "masks"), ("trained_resampled", "masks_resampled")],
     ids=["plain", "resampled"],
 )
-def test_slabs_give_the_mask_of_the_whole(
+def test_prediction_in_slabs_equals_that_of_the_whole_volume(
     predict: Predict, scans: Path, request: pytest.FixtureRequest, run: str, whole: str
 ) -> None:
-    """With room for a part of the logits, and with next to none: a slab for every slice.
+    """With memory for a part of the logits, and with memory for a single slice.
 
-    The windows are the same, in other batches: voxels may differ where two classes are as good as equal.
+    The windows are the same in other batches: voxels may differ where two classes have almost equal probabilities.
     """
     for memory_gb in ("1.0e-4", "1.0e-7"):
         for name in ("codes.nii.gz", "turned_PIR.nii.gz", f"{SMALLER_THAN_PATCH}.nii.gz"):
@@ -184,7 +187,7 @@ def test_slabs_give_the_mask_of_the_whole(
             assert (_values(slabs / name) == expected).mean() > 0.9999, (name, memory_gb)
 
 
-def test_an_ensemble_is_between_its_members(
+def test_ensemble_has_the_classes_on_which_its_members_agree(
     predict: Predict,
     trained: Path,
     trained_resampled: Path,
@@ -206,12 +209,12 @@ def test_an_ensemble_is_between_its_members(
     assert min(_dice(_values(both / "codes.nii.gz"), label, value) for value in (1, 2)) > 0.85
 
 
-def test_an_ensemble_of_one_run_twice_is_that_run(predict: Predict, trained: Path, scans: Path, masks: Path) -> None:
+def test_ensemble_of_the_same_run_twice_is_that_run(predict: Predict, trained: Path, scans: Path, masks: Path) -> None:
     twice = predict([trained, trained / "checkpoints/best.pt"], scans / "codes.nii.gz")
     assert (_values(twice / "codes.nii.gz") == _values(masks / "codes.nii.gz")).all()
 
 
-def test_averaging_over_flips(
+def test_test_time_augmentation_averages_over_flips(
     program: Program, predict: Predict, trained: Path, scans: Path, masks: Path, balls: Path, tmp_path: Path
 ) -> None:
     averaged = predict([trained], scans / "codes.nii.gz", "--tta")
@@ -219,7 +222,7 @@ def test_averaging_over_flips(
     label = np.asarray(nibabel.load(balls / "labelsTr/case_000.nii.gz").dataobj)
     assert min(_dice(ours, label, value) for value in (1, 2)) > 0.9
     assert 0 < (ours != plain).mean() < 0.02
-    # Over all flips, a flipped volume has the flipped mask.
+    # A flipped volume has the flipped mask, because all flips are averaged.
     image = nibabel.load(scans / "codes.nii.gz")
     flipped = Image(np.asarray(image.dataobj)[::-1, :, ::-1].copy(), image.affine)
     nibabel.save(flipped, tmp_path / "flipped.nii.gz")
@@ -237,7 +240,7 @@ def test_other_checkpoint_and_overlap(predict: Predict, trained: Path, scans: Pa
 
 
 @pytest.mark.parametrize("run", ["trained", "trained_resampled"])
-def test_scores_are_those_of_the_masks(
+def test_scores_are_those_of_the_predicted_masks(
     program: Program, predict: Predict, balls: Path, run: str, request: pytest.FixtureRequest
 ) -> None:
     folder: Path = request.getfixturevalue(run)
@@ -258,8 +261,8 @@ def test_scores_are_those_of_the_masks(
     assert picture.std() > 0.05
 
 
-def test_evaluation_in_the_run_is_the_validation(program: Program, trained: Path) -> None:
-    """No resampling lies between: the files' voxels are the validation's."""
+def test_evaluation_equals_the_validation_without_resampling(program: Program, trained: Path) -> None:
+    """Without resampling, the voxels of the files are those of the validation."""
     validations = records(trained, "val")
     best = max(validations, key=lambda record: record["dice"])
     for options, folder, expected in (
@@ -294,8 +297,8 @@ def test_evaluation_of_another_data_set(
     assert (folder / "best_and_worst.png").stat().st_size > 10_000
 
 
-def test_evaluation_where_the_data_lie_now(program: Program, train: Train, balls: Path, tmp_path: Path) -> None:
-    """The data set has moved since the training."""
+def test_evaluation_after_the_data_set_has_moved(program: Program, train: Train, balls: Path, tmp_path: Path) -> None:
+    """The new folder is given on the command line."""
     before, after = tmp_path / "before" / balls.name, tmp_path / "after"
     shutil.copytree(balls, before)
     run = tmp_path / "run"
@@ -308,7 +311,7 @@ def test_evaluation_where_the_data_lie_now(program: Program, train: Train, balls
     assert (run / "evaluation/cases.csv").exists()
 
 
-def test_slices_of_three_views_are_averaged(
+def test_ensemble_of_slices_of_three_views(
     program: Program, predict: Predict, train: Train, balls: Path, trained: Path, tmp_path: Path
 ) -> None:
     patches = {"axial": [16, 16, 1], "coronal": [16, 1, 16], "sagittal": [2, 16, 16]}
@@ -354,7 +357,7 @@ def _assert_scores(rows: list[dict[str, str]], mask: NDArray[Any], label: Image)
     dice = compute_dice(ours, theirs, include_background=False)[0].tolist()
     distance = compute_hausdorff_distance(ours, theirs, percentile=95, spacing=spacing)[0].tolist()
     assert [float(row["dice"]) for row in rows] == pytest.approx(dice)
-    assert [float(row["hd95_mm"]) for row in rows] == pytest.approx(distance, rel=1e-5)  # MONAI's is of float32
+    assert [float(row["hd95_mm"]) for row in rows] == pytest.approx(distance, rel=1e-5)  # MONAI computes it in float32
     assert [int(row["voxels_predicted"]) for row in rows] == [int((mask == value).sum()) for value in (1, 2)]
     assert [int(row["voxels_true"]) for row in rows] == [int((truth == value).sum()) for value in (1, 2)]
 
@@ -372,7 +375,7 @@ def _turned(degrees: float) -> NDArray[np.float64]:
 
 
 def _reorient(image: Image, axes: str) -> Image:
-    """The same volume stored along other axes: the voxels stay where they are in the world."""
+    """Store a volume along other axes; its voxels keep their world coordinates."""
     transform = ornt_transform(io_orientation(image.affine), axcodes2ornt(axes))
     values = apply_orientation(np.asarray(image.dataobj), transform)
     return Image(np.ascontiguousarray(values), image.affine @ inv_ornt_aff(transform, image.shape))

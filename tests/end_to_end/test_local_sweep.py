@@ -1,4 +1,4 @@
-"""A sweep on this machine, without a scheduler."""
+"""Sweeps on this machine, without a scheduler."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOCAL = "{cluster: local, gpus_per_node: 0}"
 
 @pytest.fixture
 def sweep(tmp_path: Path, config_file: Path) -> Path:
-    """Two runs."""
+    """A sweep of two runs."""
     file = tmp_path / "two.yaml"
     file.write_text(yaml.safe_dump({"name": "two", "base": str(config_file), "grid": {"seed": [0, 1]}}))
     (tmp_path / "local.yaml").write_text(LOCAL)
@@ -27,7 +27,7 @@ def arguments(sweep: Path, *overrides: str) -> tuple[str, ...]:
     return ("submit", str(sweep), "--cluster", str(folder / "local.yaml"), f"output={folder}/runs", *overrides)
 
 
-def test_it_trains_all_and_then_has_nothing_to_do(program: Program, sweep: Path) -> None:
+def test_local_sweep_trains_all_runs_once(program: Program, sweep: Path) -> None:
     folder = sweep.parent / "runs/two"
     ended = program.warm(COMMANDS, *arguments(sweep, "cluster.parallel=2")).wait().expect(0)
     assert "[2 of 2]" in ended.out
@@ -41,8 +41,8 @@ def test_it_trains_all_and_then_has_nothing_to_do(program: Program, sweep: Path)
     assert "± " in program.warm(COMMANDS, "compare", folder).wait().expect(0).out
 
 
-def test_an_interrupted_sweep_goes_on(program: Program, sweep: Path) -> None:
-    """The run that was under way saves and leaves, the one that was waiting does not begin."""
+def test_interrupted_sweep_resumes(program: Program, sweep: Path) -> None:
+    """The active run saves and ends; the waiting run does not start."""
     folder = sweep.parent / "runs/two"
     long = ("train.steps=300", "checkpoint.every=100", "validate.every=100", "cluster.parallel=1")
     started = program.warm(COMMANDS, *arguments(sweep, *long))
@@ -63,7 +63,7 @@ def test_an_interrupted_sweep_goes_on(program: Program, sweep: Path) -> None:
     assert_same_run(folder / "seed0", folder.with_name("other") / "seed0")
 
 
-def test_cancel_tells_the_run_to_leave(program: Program, sweep: Path) -> None:
+def test_cancel_ends_the_active_run(program: Program, sweep: Path) -> None:
     folder = sweep.parent / "runs/two"
     long = ("train.steps=100000", "cluster.parallel=1")
     started = program.warm(COMMANDS, *arguments(sweep, *long))
@@ -86,7 +86,7 @@ def test_two_ranks_by_torchrun(program: Program, sweep: Path) -> None:
     assert environment["world_size"] == 2
 
 
-def test_a_failed_run_does_not_stop_the_others(program: Program, sweep: Path) -> None:
+def test_failed_run_does_not_stop_the_others(program: Program, sweep: Path) -> None:
     folder = sweep.parent / "runs/two"
     bad = {"name": "bad", "optim.lr": 1e30, "train.precision": "fp32", "train.max_skipped": 2, "train.steps": 50}
     points = [bad, {"name": "good"}]
@@ -99,7 +99,7 @@ def test_a_failed_run_does_not_stop_the_others(program: Program, sweep: Path) ->
     assert "stopped: " in shown.split("1 failed, 1 finished")[1]
 
 
-def test_what_cannot_be_done_is_said_before_anything_starts(program: Program, sweep: Path) -> None:
+def test_impossible_sweep_is_refused_before_any_run_starts(program: Program, sweep: Path) -> None:
     told = program.warm(COMMANDS, *arguments(sweep, "cluster.tasks_per_node=3")).wait().expect(2)
     assert "train.global_batch" in told.err and "3 ranks" in told.err
     told = program.warm(COMMANDS, *arguments(sweep, "cluster.gpus_per_node=4", "train.global_batch=4")).wait().expect(2)

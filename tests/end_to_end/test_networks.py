@@ -1,4 +1,4 @@
-"""Every network trains under two processes; `fusionseg models` lists them, in the documentation too."""
+"""Every network trains on two processes; `fusionseg models` and docs/models.md list it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fusionseg.training.step import TrainStep
 
 
 def train_each(report: str) -> None:
-    """On one rank: train each network, on samples of this rank's own; rank 0 writes what came of it."""
+    """Train each network on this rank with samples of its own; rank 0 writes the results."""
     torch.set_num_threads(1)
     world = World.from_environment("cpu")
     found = {}
@@ -38,8 +38,8 @@ def train_each(report: str) -> None:
             clip_grad=1.0,
         )
         draw = torch.Generator().manual_seed(world.rank)
-        # DDP learns in the first step which parameters there are, and trusts it in the second: one is enough for a
-        # network whose kin has shown two.
+        # DDP records the used parameters in the first step and relies on them in the second. Two steps are trained only
+        # for the first network of a section.
         for number in range(1 if section in seen else 2):
             image = torch.randn(1, 1, *config.data.patch, generator=draw)
             label = (image > 0.5).long()
@@ -58,13 +58,13 @@ def train_each(report: str) -> None:
 
 
 def digest(model: torch.nn.Module) -> list[float]:
-    """Sum and sum of squares of each parameter."""
+    """Return sum and sum of squares of each tensor of the state dict."""
     sums = [(x.double().sum().item(), x.double().square().sum().item()) for x in model.state_dict().values()]
     return [value for pair in sums for value in pair]
 
 
-def test_every_network_trains_under_two_processes(program: Program, tmp_path: Path) -> None:
-    """The ranks start from the same parameters, see different samples, and end with the same parameters."""
+def test_every_network_trains_on_two_processes(program: Program, tmp_path: Path) -> None:
+    """The ranks start with the same parameters, train on different samples, and end with the same parameters."""
     report = tmp_path / "report.json"
     for rank in [program.function(train_each, (str(report),), env) for env in rank_environments(2)]:
         rank.wait().expect(0)
@@ -82,8 +82,8 @@ def test_every_network_trains_under_two_processes(program: Program, tmp_path: Pa
 BEGIN, END = "<!-- fusionseg models --markdown -->\n", "\n<!-- end -->"
 
 
-def test_the_table_in_the_documentation_is_what_the_command_prints(program: Program, tmp_path: Path) -> None:
-    """To the digit, but for the activations: what is kept for the backward pass may change with torch."""
+def test_table_in_the_documentation(program: Program, tmp_path: Path) -> None:
+    """It is what the command prints. Only the activations may differ a little: they depend on the version of torch."""
     file = tmp_path / "models.json"
     printed = program.warm(COMMANDS, "models", "--markdown", "--json", file).wait().expect(0).out.splitlines()
     page = (REPOSITORY / "docs/models.md").read_text()
@@ -99,8 +99,8 @@ def test_the_table_in_the_documentation_is_what_the_command_prints(program: Prog
         assert cost["activation_bytes"] == pytest.approx(shown, rel=0.05), f"{cost['name']}: {hint}"
 
 
-def test_the_cost_of_a_configuration(program: Program, config_file: Path) -> None:
-    """Its own network, on its own patch; the command line wins over the file."""
+def test_cost_of_a_configuration(program: Program, config_file: Path) -> None:
+    """Network and patch are those of the file; overrides on the command line take precedence."""
     ask = ("models", "--config", config_file, "--classes", 3)
     row = program.warm(COMMANDS, *ask).wait().expect(0).out.splitlines()[1]
     assert row.split()[:2] == ["monai_unet", "2,360"]

@@ -1,4 +1,4 @@
-"""profiling/nsys.sh, ncu.sh and their batch jobs; stand-ins for NVIDIA's tools write down how they are called."""
+"""profiling/nsys.sh, ncu.sh and their batch jobs; stand-ins for NVIDIA's tools record their calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from end_to_end.runs import REPOSITORY
 
 PROFILING = REPOSITORY / "profiling"
 HOST = platform.node().split(".")[0]
-# A tool: its name and arguments go to a file of the rank, then it runs the program, which begins at $PROGRAM.
+# A stand-in for a tool: it writes its arguments to a file of the rank, then runs the program from $PROGRAM on.
 TOOL = """#!/bin/bash
 if [ "$1" = --help ]; then echo "  ${HELP---nvtx-push-pop-scope arg (=thread)}"; exit; fi
 rank=${RANK:-${SLURM_PROCID:-${OMPI_COMM_WORLD_RANK:-0}}}
@@ -22,13 +22,13 @@ printf '%s\\n' "$@" > "$STAND_IN/$(basename "$0")_rank$rank"
 while [ "$1" != "$PROGRAM" ]; do shift; done
 exec "$@"
 """
-# The training: writes down its arguments, and whether a tool is around it does not change them.
+# A stand-in for the training: it writes down its arguments.
 PROGRAM = """#!/bin/bash
 rank=${RANK:-${SLURM_PROCID:-${OMPI_COMM_WORLD_RANK:-0}}}
 printf '%s\\n' "$@" >> "$STAND_IN/program_rank$rank"
 exit ${PROGRAM_STATUS:-0}
 """
-# srun as far as the batch scripts go: two tasks, one after the other.
+# A stand-in for srun: two tasks, one after the other.
 SRUN = """#!/bin/bash
 printf '%s\\n' "$@" > "$STAND_IN/srun"
 while [[ $1 == --* ]]; do shift; done
@@ -37,7 +37,7 @@ for rank in 0 1; do SLURM_PROCID=$rank "$@" || exit $?; done
 
 
 class Place:
-    """A folder with stand-ins, and what they have written down."""
+    """A folder with the stand-ins and their records."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -50,7 +50,7 @@ class Place:
     def __call__(
         self, script: str, *arguments: str, status: int = 0, **environ: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run a script of profiling/ in the folder, with no rank but that in `environ`."""
+        """Run a script of profiling/ in the folder; only `environ` sets a rank."""
         return self.run("bash", str(PROFILING / script), *arguments, status=status, **environ)
 
     def run(self, *command: str, status: int = 0, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -61,7 +61,7 @@ class Place:
         return done
 
     def said(self, name: str) -> list[str] | None:
-        """The arguments of a call; None if there was none."""
+        """Return the arguments of a call; None if there was no call."""
         file = self.folder / name
         return file.read_text().splitlines() if file.exists() else None
 
@@ -71,7 +71,7 @@ def place(tmp_path: Path) -> Place:
     return Place(tmp_path)
 
 
-def test_nsys_holds_the_window_of_a_process_alone(place: Place) -> None:
+def test_nsys_of_a_single_process(place: Place) -> None:
     words = ["--config", "a file.yaml", "profile.steps=[100, 110]"]
     place("nsys.sh", place.program, *words)
     assert place.said("program_rank0") == words
@@ -83,7 +83,7 @@ def test_nsys_holds_the_window_of_a_process_alone(place: Place) -> None:
     assert (place.folder / "profile").is_dir()
 
 
-def test_what_nsys_can_be_told(place: Place) -> None:
+def test_options_of_nsys(place: Place) -> None:
     options = {"NSYS_OPTIONS": "--gpu-metrics-devices=0 --stats=true", "TRACE": "cuda,nvtx,osrt", "OUTPUT": "a b/c"}
     place("nsys.sh", place.program, CAPTURE="all", **options)
     called = place.said("nsys_rank0") or []
@@ -109,8 +109,8 @@ def test_ncu_has_a_filter_for_each_phase(place: Place) -> None:
     assert "--profile-from-start" not in called
 
 
-def test_an_ncu_that_knows_threads_only(place: Place) -> None:
-    """That of CUDA 11.8, for one."""
+def test_ncu_without_the_process_scope(place: Place) -> None:
+    """Such as the ncu of CUDA 11.8."""
     assert "of backward it will find no kernels" in place("ncu.sh", place.program, HELP="").stderr
     called = place.said("ncu_rank0") or []
     assert "--nvtx" in called and "--nvtx-push-pop-scope" not in called
@@ -119,7 +119,7 @@ def test_an_ncu_that_knows_threads_only(place: Place) -> None:
 
 @pytest.mark.parametrize("tool", ["nsys", "ncu"])
 @pytest.mark.parametrize("variable", ["RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"])
-def test_which_ranks(place: Place, tool: str, variable: str) -> None:
+def test_profiled_ranks(place: Place, tool: str, variable: str) -> None:
     def profiled(rank: int, **ranks: str) -> bool:
         place(f"{tool}.sh", place.program, **{variable: str(rank)}, **ranks)
         assert place.said(f"program_rank{rank}") is not None
@@ -132,24 +132,24 @@ def test_which_ranks(place: Place, tool: str, variable: str) -> None:
     assert [profiled(rank, RANKS="all") for rank in (0, 12)] == [True, True]
 
 
-def test_torchruns_rank_wins_over_that_of_the_batch_script(place: Place) -> None:
+def test_rank_of_torchrun_takes_precedence_over_srun(place: Place) -> None:
     place("nsys.sh", place.program, RANK="2", SLURM_PROCID="0")
     assert place.said("nsys_rank2") is None and place.said("program_rank2") is not None
 
 
 @pytest.mark.parametrize("tool", ["nsys", "ncu"])
-def test_a_missing_tool(place: Place, tool: str) -> None:
+def test_missing_tool(place: Place, tool: str) -> None:
     nowhere = {"PATH": "/nowhere"}
     bash = "/bin/bash"
     done = place.run(bash, str(PROFILING / f"{tool}.sh"), place.program, status=2, **nowhere)
     assert done.stderr.startswith(f"{tool}.sh: {tool} is not on PATH: load or install Nsight")
     assert place.said("program_rank0") is None
-    # Ranks that are not profiled need none. (Their program is found without PATH too.)
+    # Ranks that are not profiled need no tool. (Their program is found without PATH.)
     place.run(bash, str(PROFILING / f"{tool}.sh"), bash, "-c", "exit 5", status=5, RANK="1", **nowhere)
 
 
 @pytest.mark.parametrize("tool", ["nsys", "ncu"])
-def test_what_is_wrong_with_the_request(place: Place, tool: str) -> None:
+def test_wrong_request(place: Place, tool: str) -> None:
     usage = place(f"{tool}.sh", status=2).stderr
     assert f"profiling/{tool}.sh python -m fusionseg.train" in usage and "set -euo" not in usage
     assert "RANKS=first: is all" in place(f"{tool}.sh", place.program, status=2, RANKS="first").stderr
@@ -157,13 +157,13 @@ def test_what_is_wrong_with_the_request(place: Place, tool: str) -> None:
     assert place.said("program_rank0") is None
 
 
-def test_the_programs_status_is_the_scripts(place: Place) -> None:
+def test_script_has_the_exit_status_of_the_program(place: Place) -> None:
     for rank in ("0", "1"):
         place("nsys.sh", place.program, status=7, RANK=rank, PROGRAM_STATUS="7")
 
 
 def test_under_torchrun(place: Place) -> None:
-    """Two real processes: one is profiled, both run."""
+    """Two real processes run; one is profiled."""
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python", "--nproc_per_node=2")
     place.run(*torchrun, str(PROFILING / "nsys.sh"), place.program, "--config", "x.yaml")
     assert place.said("program_rank0") == place.said("program_rank1") == ["--config", "x.yaml"]
@@ -171,7 +171,7 @@ def test_under_torchrun(place: Place) -> None:
 
 
 @pytest.mark.parametrize("tool", ["nsys", "ncu"])
-def test_the_batch_jobs(place: Place, tool: str) -> None:
+def test_batch_jobs(place: Place, tool: str) -> None:
     environ = {"SLURM_SUBMIT_DIR": str(REPOSITORY), "PYTHON": place.program, "OUTPUT": "elsewhere"}
     run = place.folder / "runs/profiled"
     words = (str(run), "--config", "x.yaml", "data.root=/data/PARSE")
@@ -183,13 +183,13 @@ def test_the_batch_jobs(place: Place, tool: str) -> None:
     ]  # fmt: skip
     first, second = place.said("program_rank0") or [], place.said("program_rank1")
     assert second == trained and first[: len(trained)] == trained
-    # Afterwards, outside srun, the page is made of what nsys has left.
+    # Afterwards, outside of srun, the report is made from the files of nsys.
     assert first[len(trained) :] == (["profiling/report.py", str(run)] if tool == "nsys" else [])
     for rank in (0, 1):
         assert f"{run}/profile/{tool}_rank{rank}_{HOST}" in "\n".join(place.said(f"{tool}_rank{rank}") or [])
     (place.folder / "program_rank0").unlink()
     place(f"{tool}.sbatch", *words, status=3, PROGRAM_STATUS="3", **environ)
-    said = place.said("program_rank0") or []  # a training that failed has no page, and the second task was not started
+    said = place.said("program_rank0") or []  # a failed training has no report, and the second task is not started
     assert said[1] == "fusionseg.train" and "profiling/report.py" not in said
     assert "profile.ranks=main" in said
     assert f"{tool}.sbatch: FOLDER --config FILE" in place(f"{tool}.sbatch", "folder", status=2, **environ).stderr

@@ -1,4 +1,4 @@
-"""Pre-training: the same engine without labels, and the encoder that a segmentation starts from."""
+"""Masked pre-training through its entry point, and segmentation with its encoder."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ STEPS = 8
 
 @pytest.fixture(scope="module")
 def scans(make_dataset: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five labelled cases, one without a label, and a test image."""
+    """Six training cases, one of them without a label, and a test image."""
     folder = make_dataset(tmp_path_factory.mktemp("data") / "Task91_scans", cases=7, classes=2)
     description = json.loads((folder / "dataset.json").read_text())
     del description["training"][5]["label"]
@@ -92,38 +92,38 @@ def pretrained(program: Program, pretrain_file: Path, tmp_path_factory: pytest.T
     return run
 
 
-def test_it_learns_from_all_images_and_says_how_well(pretrained: Path) -> None:
+def test_pretraining_learns_from_all_images(pretrained: Path) -> None:
     validated = records(pretrained, "val")
     assert [record["step"] for record in validated] == [4, 8]
     for record in validated:
         for key in ("ssim", "psnr", "ssim_hidden", "psnr_hidden"):
             assert {key, f"{key}_mean_fill", f"{key}_linear_fill"} <= record.keys()
         assert record["cases"] == 1
-        assert record["ssim_hidden"] < record["ssim"] < 1  # what was visible is as it was
-    assert validated[0]["ssim_mean_fill"] == validated[1]["ssim_mean_fill"]  # the same blocks, hidden again
+        assert record["ssim_hidden"] < record["ssim"] < 1  # visible voxels are those of the image
+    assert validated[0]["ssim_mean_fill"] == validated[1]["ssim_mean_fill"]  # the same blocks are hidden
     losses = [record["loss"] for record in records(pretrained, "train")]
     assert losses[-1] < 0.8 * losses[0]
     assert records(pretrained, "end")[-1]["best_ssim"] == max(record["ssim"] for record in validated)
-    # Five labelled cases, of which one is held out, one without a label, and one test image.
+    # Five labelled cases without the validation case, one case without a label, and one test image.
     used = {sample["case"] for record in records(pretrained, "train") for sample in record["samples"]}
     assert len(used) == 6
     assert {"case_005", "case_006"} <= used
 
 
-def test_it_shows_what_it_does(pretrained: Path) -> None:
+def test_validation_picture(pretrained: Path) -> None:
     pictures = sorted((pretrained / "pictures").iterdir())
     assert [path.name for path in pictures] == ["validation_00000004.png", "validation_00000008.png"]
-    # axial slices of the whole volume, which is smaller than the patch, turned so that its second axis points up
+    # Axial slices of the whole volume, which is smaller than the patch; the second axis points up.
     strip = imread(pictures[0])[..., 0]
     assert strip.shape[0] < 32 and strip.shape[1] < 3 * 64
     original, masked, reconstruction = np.split(strip, 3, axis=1)
-    blacked_out = masked == 0
-    assert (original[~blacked_out] == masked[~blacked_out]).all()
-    assert (original[blacked_out] > 0.1).any() and (masked > 0.1).any()
+    hidden = masked == 0
+    assert (original[~hidden] == masked[~hidden]).all()
+    assert (original[hidden] > 0.1).any() and (masked > 0.1).any()
     assert reconstruction.std() > 0
 
 
-def test_killed_it_continues_exactly(
+def test_killed_pretraining_continues_exactly(
     program: Program, pretrain_file: Path, pretrain: Pretrain, pretrained: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -135,10 +135,8 @@ def test_killed_it_continues_exactly(
     assert_same_run(run, pretrained)
 
 
-def test_older_validations_are_not_taken_for_those_of_whole_volumes(
-    pretrain: Pretrain, pretrained: Path, tmp_path: Path
-) -> None:
-    """An older version scored patches, padding included: too high ever to be reached again."""
+def test_patch_scores_of_an_older_version_are_ignored(pretrain: Pretrain, pretrained: Path, tmp_path: Path) -> None:
+    """An older version scored padded patches; its scores are too high to compare with whole volumes."""
     run = tmp_path / "run"
     shutil.copytree(pretrained, run)
     state = checkpoint(run, "step_00000006.pt")
@@ -177,7 +175,7 @@ def test_two_processes_hide_the_same_blocks(
     ],
     ids=lambda options: " ".join(options)[:60],
 )
-def test_every_method_hands_its_encoder_over(
+def test_encoder_of_every_method_can_be_fine_tuned(
     pretrain: Pretrain, train: Train, scans: Path, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     pretrain(tmp_path / "pre", *options, "train.steps=2", "validate.every=2").expect(0)
@@ -216,7 +214,7 @@ def test_several_data_sets(
     pretrain(tmp_path / "run", also, "train.steps=10").expect(0)
     used = {sample["case"] for record in records(tmp_path / "run", "train") for sample in record["samples"]}
     assert len(used) == 10
-    assert {name.split("/")[0] for name in used} == {"balls", "balls-2"}  # both call themselves balls
+    assert {name.split("/")[0] for name in used} == {"balls", "balls-2"}  # both data sets have the name balls
     assert records(tmp_path / "run", "val")[-1]["cases"] == 2
 
 

@@ -23,7 +23,7 @@ def sarcoma(real_data: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def run(program: Program, sarcoma: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten steps of the shipped configuration with fewer channels."""
+    """A run of ten steps of the shipped configuration with fewer channels."""
     output = tmp_path_factory.mktemp("sarcoma")
     options = (
         f"data.root={sarcoma}",
@@ -41,13 +41,13 @@ def run(program: Program, sarcoma: Path, tmp_path_factory: pytest.TempPathFactor
     return output / "sarcoma_unet"
 
 
-def test_it_trains(run: Path) -> None:
+def test_trains_on_real_data(run: Path) -> None:
     (validation,) = records(run, "val")
     assert validation["cases"] == 3
     assert records(run, "end")[-1]["status"] == "completed"
 
 
-def test_every_mask_lies_on_its_image(program: Program, run: Path, sarcoma: Path, tmp_path: Path) -> None:
+def test_masks_have_the_geometry_of_their_images(program: Program, run: Path, sarcoma: Path, tmp_path: Path) -> None:
     images = sorted((sarcoma / "imagesTr").iterdir())
     command = ("predict", run, "--input", sarcoma / "imagesTr", "--output", tmp_path, "--overlap", 0)
     program.warm(COMMANDS, *command).wait().expect(0)
@@ -61,7 +61,7 @@ def test_every_mask_lies_on_its_image(program: Program, run: Path, sarcoma: Path
         assert set(np.unique(np.asarray(mask.dataobj))) <= {0, 1}
 
 
-def test_evaluate_counts_the_voxels_of_the_files(program: Program, run: Path, sarcoma: Path) -> None:
+def test_evaluation_has_the_voxel_counts_of_the_files(program: Program, run: Path, sarcoma: Path) -> None:
     program.warm(COMMANDS, "evaluate", run, "--overlap", 0).wait().expect(0)
     with (run / "evaluation" / "cases.csv").open() as stream:
         rows = list(csv.DictReader(stream))

@@ -1,4 +1,4 @@
-"""A run that is killed loses nothing: started again, it ends as if it had never been interrupted."""
+"""Exact resume: a run that was killed and started again has the results of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from end_to_end.runs import (
     wait_for_step,
 )
 
-# Accumulation, dropout and every random augmentation: whatever draws numbers has to go on where it was.
+# Accumulation, dropout and every augmentation: all random numbers must continue exactly.
 STEPS = 24
 RUN = (
     f"train.steps={STEPS}",
@@ -41,7 +41,7 @@ KILL_AT = 9  # the last checkpoint is of step 8
 
 @pytest.fixture(scope="module")
 def uninterrupted(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of RUN by one process."""
+    """A run with the settings RUN on one process."""
     run = tmp_path_factory.mktemp("uninterrupted") / "one"
     train(run, *RUN).expect(0)
     return run
@@ -49,14 +49,14 @@ def uninterrupted(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def uninterrupted_pair(program: Program, config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of RUN by two processes."""
+    """A run with the settings RUN on two processes."""
     run = tmp_path_factory.mktemp("uninterrupted") / "two"
     for rank in program.ranks(2, *arguments(config_file, run, *RUN)):
         rank.wait().expect(0)
     return run
 
 
-def test_a_killed_run_continues_exactly(
+def test_killed_run_continues_exactly(
     program: Program, config_file: Path, train: Train, tmp_path: Path, uninterrupted: Path
 ) -> None:
     run = tmp_path / "run"
@@ -72,10 +72,10 @@ def test_a_killed_run_continues_exactly(
     assert_same_run(run, uninterrupted)
 
 
-def test_a_kill_within_an_accumulation_loses_the_step_only(
+def test_kill_during_an_accumulation_loses_that_step_only(
     program: Program, config_file: Path, train: Train, tmp_path: Path
 ) -> None:
-    """A step of four micro-batches takes so long that the kill falls between two of them."""
+    """A step of four micro-batches is so slow that the kill comes between two of them."""
     slow = (
         "data.patch=[48, 48, 48]",
         "model.channels=[12, 24]",
@@ -92,7 +92,7 @@ def test_a_kill_within_an_accumulation_loses_the_step_only(
     time.sleep(0.4 * step_s)
     process.send(signal.SIGKILL)
     process.wait()
-    # No checkpoint and no validation follow step 3: the process was within step 4.
+    # No checkpoint and no validation follow step 3: the process was in step 4.
     assert records(killed)[-1]["step"] == 3
 
     train(killed, *slow).expect(0)
@@ -100,10 +100,10 @@ def test_a_kill_within_an_accumulation_loses_the_step_only(
     assert_same_run(killed, whole)
 
 
-def test_a_kill_during_a_validation_repeats_the_validation_only(
+def test_kill_during_a_validation_repeats_the_validation_only(
     program: Program, config_file: Path, train: Train, tmp_path: Path, uninterrupted: Path
 ) -> None:
-    """The checkpoint of a step is on disk before its validation begins, which may take long."""
+    """The checkpoint of a step is written before its validation, which may take long."""
     run = tmp_path / "run"
     saved = run / "checkpoints" / "step_00000008.pt"
     process = program.warm(TRAIN, *arguments(config_file, run, *RUN))
@@ -118,9 +118,7 @@ def test_a_kill_during_a_validation_repeats_the_validation_only(
     assert_same_run(run, uninterrupted)
 
 
-def test_a_run_that_was_killed_before_it_said_that_it_has_ended_says_so(
-    train: Train, tmp_path: Path, uninterrupted: Path
-) -> None:
+def test_missing_end_record_is_written_at_the_next_start(train: Train, tmp_path: Path, uninterrupted: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(uninterrupted, run)
     *others, end = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -135,7 +133,7 @@ def test_a_run_that_was_killed_before_it_said_that_it_has_ended_says_so(
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name
 )
-def test_a_signal_saves_and_ends_the_run(
+def test_signal_saves_and_ends_the_run(
     program: Program,
     config_file: Path,
     train: Train,
@@ -163,10 +161,10 @@ def test_a_signal_saves_and_ends_the_run(
     assert_same_run(run, uninterrupted)
 
 
-def test_two_processes_are_killed_and_continue_exactly(
+def test_two_killed_processes_continue_exactly(
     program: Program, config_file: Path, tmp_path: Path, uninterrupted_pair: Path
 ) -> None:
-    """Under torchrun: SIGTERM as a scheduler sends it, then a worker killed as for want of memory."""
+    """Under torchrun: first SIGTERM, as from a scheduler; then a worker is killed, as if out of memory."""
     run = tmp_path / "run"
     command = arguments(config_file, run, *RUN)
 
@@ -190,7 +188,7 @@ def test_two_processes_are_killed_and_continue_exactly(
     assert_same_run(run, uninterrupted_pair)
 
 
-def test_a_signal_to_one_rank_stops_all_together(
+def test_signal_to_one_rank_stops_all_ranks_at_the_same_step(
     program: Program, config_file: Path, tmp_path: Path, uninterrupted_pair: Path
 ) -> None:
     run = tmp_path / "run"
@@ -211,7 +209,7 @@ def test_a_signal_to_one_rank_stops_all_together(
     assert_same_run(run, uninterrupted_pair)
 
 
-def test_a_damaged_checkpoint_is_passed_over(train: Train, tmp_path: Path, uninterrupted: Path) -> None:
+def test_damaged_checkpoint_is_skipped(train: Train, tmp_path: Path, uninterrupted: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(uninterrupted, run)
     newest = run / f"checkpoints/step_{STEPS:08d}.pt"
@@ -225,7 +223,7 @@ def test_a_damaged_checkpoint_is_passed_over(train: Train, tmp_path: Path, unint
     assert_same_run(run, uninterrupted)
 
 
-def test_without_an_intact_checkpoint_the_run_is_refused(train: Train, tmp_path: Path, uninterrupted: Path) -> None:
+def test_run_without_an_intact_checkpoint_is_refused(train: Train, tmp_path: Path, uninterrupted: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(uninterrupted, run)
     for path in (run / "checkpoints").glob("step_*.pt"):
@@ -239,7 +237,7 @@ def test_without_an_intact_checkpoint_the_run_is_refused(train: Train, tmp_path:
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_finished_run_does_nothing(train: Train, tmp_path: Path, uninterrupted: Path) -> None:
+def test_finished_run_does_nothing(train: Train, tmp_path: Path, uninterrupted: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(uninterrupted, run)
     before = snapshot(run)
@@ -249,7 +247,7 @@ def test_a_finished_run_does_nothing(train: Train, tmp_path: Path, uninterrupted
     assert f"already ended (completed at step {STEPS})" in ended.err
     after = snapshot(run)
     assert after.pop("log.txt").startswith(before.pop("log.txt"))
-    for changing in ("config.yaml", "environment.json"):  # the name and the output; this start's machine
+    for changing in ("config.yaml", "environment.json"):  # name and output; the machine of this start
         assert after.pop(changing)
         before.pop(changing)
     assert "metrics.jsonl" in after
@@ -264,7 +262,7 @@ def test_a_finished_run_does_nothing(train: Train, tmp_path: Path, uninterrupted
     ],
     ids=["changed configuration", "resume never"],
 )
-def test_a_folder_with_checkpoints_is_kept(
+def test_refused_start_leaves_the_folder_unchanged(
     train: Train, tmp_path: Path, uninterrupted: Path, overrides: tuple[str, ...], message: tuple[str, ...]
 ) -> None:
     run = tmp_path / "run"
@@ -279,8 +277,8 @@ def test_a_folder_with_checkpoints_is_kept(
     assert snapshot(run) == before
 
 
-def test_what_is_no_mathematics_may_change(train: Train, tmp_path: Path, uninterrupted: Path) -> None:
-    """Other places, intervals of checkpoints and threads: the run goes on, with the same results."""
+def test_keys_that_do_not_change_the_results_may_change(train: Train, tmp_path: Path, uninterrupted: Path) -> None:
+    """The run resumes with other checkpoint intervals, memory and logging, and has the same results."""
     run = tmp_path / "run"
     shutil.copytree(uninterrupted, run)
     (run / f"checkpoints/step_{STEPS:08d}.pt").unlink()
@@ -291,7 +289,7 @@ def test_what_is_no_mathematics_may_change(train: Train, tmp_path: Path, uninter
 
 
 def test_changed_data_are_refused(train: Train, tmp_path: Path, balls: Path, uninterrupted: Path) -> None:
-    """A label that was corrected after the training had begun."""
+    """A case was replaced after the first start."""
     run, changed = tmp_path / "run", tmp_path / balls.name
     shutil.copytree(uninterrupted, run)
     (run / f"checkpoints/step_{STEPS:08d}.pt").unlink()

@@ -1,4 +1,4 @@
-"""A training whose output goes nowhere trains on, and one whose terminal is closed saves."""
+"""Runs without a working standard output, and runs whose terminal is closed."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ STEPS = ("train.steps=30", "validate.every=10")
 
 
 def lose_output(how: str) -> None:
-    """Make standard output and error of this process useless."""
+    """Close or break standard output and error of this process."""
     if how == "closed":
-        KEPT.extend((sys.stdin, sys.stdout, sys.stderr))  # or they would close the descriptors of the next files
-        sys.stdin = sys.stdout = sys.stderr = None  # as Python starts then
+        KEPT.extend(
+            (sys.stdin, sys.stdout, sys.stderr)
+        )  # without a reference they would later close the descriptors of other files
+        sys.stdin = sys.stdout = sys.stderr = None  # as at the start of Python with closed descriptors
         for descriptor in (0, 1, 2):
             os.close(descriptor)
         return
@@ -41,20 +43,18 @@ def without_output(how: str, module: str, words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("how", ["a broken pipe", "a full disk", "closed"])
-def test_a_training_does_not_need_its_output(program: Program, config_file: Path, tmp_path: Path, how: str) -> None:
+def test_training_without_standard_output(program: Program, config_file: Path, tmp_path: Path, how: str) -> None:
     run = tmp_path / "run"
     words = [str(word) for word in arguments(config_file, run, *STEPS)]
     program.function(without_output, (how, TRAIN, words)).wait().expect(0)
     assert records(run)[-1]["status"] == "completed"
     assert checkpoint(run)["step"] == 30
-    # What was printed has not landed in a file that took the number of a closed stream.
+    # No printed text is in a file that got the descriptor of a closed stream.
     assert all(path.read_bytes()[:2] == b"PK" for path in (run / "checkpoints").iterdir())
     assert "step 30: validation" in (run / "log.txt").read_text()
 
 
-def test_a_command_finishes_its_work_and_has_its_own_status(
-    program: Program, trained: Path, balls: Path, tmp_path: Path
-) -> None:
+def test_command_without_standard_output(program: Program, trained: Path, balls: Path, tmp_path: Path) -> None:
     masks = tmp_path / "masks"
     words = ["predict", str(trained), "--input", str(balls / "imagesTr"), "--output", str(masks)]
     program.function(without_output, ("a broken pipe", COMMANDS, words)).wait().expect(0)
@@ -63,8 +63,8 @@ def test_a_command_finishes_its_work_and_has_its_own_status(
     program.function(without_output, ("a broken pipe", COMMANDS, words)).wait().expect(2)
 
 
-def test_a_script_that_nohup_started_goes_on_when_the_terminal_is_closed(config_file: Path, tmp_path: Path) -> None:
-    """SIGHUP to the whole group, torchrun and its ranks."""
+def test_nohup_script_continues_after_the_terminal_is_closed(config_file: Path, tmp_path: Path) -> None:
+    """SIGHUP goes to the whole process group: script, torchrun and ranks."""
     run = tmp_path / "run"
     words = [str(word) for word in arguments(config_file, run, "train.steps=400", "validate.every=400")]
     environ = {

@@ -1,4 +1,4 @@
-"""The scripts that people run and copy: `launch/` and `profiling/`."""
+"""Scripts of `launch/` and `profiling/`."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def start(script: str, *words: str, **env: str) -> subprocess.Popen[str]:
 
 
 def words(config: Path, run: Path) -> list[str]:
-    """The configuration, then what wins over it: the scripts' command line."""
+    """Return the command line of a script: configuration, then overrides."""
     return arguments(config, run, *RUN)[1:]
 
 
-def test_one_node_and_many_nodes_are_the_same_training(config_file: Path, tmp_path: Path) -> None:
-    """One process with accumulation 2, two on a node, one on each of two "nodes"."""
+def test_one_node_and_several_nodes_give_the_same_training(config_file: Path, tmp_path: Path) -> None:
+    """One process with accumulation 2; two processes on a node; one process on each of two "nodes"."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -54,22 +54,22 @@ def test_one_node_and_many_nodes_are_the_same_training(config_file: Path, tmp_pa
 
 
 @pytest.mark.parametrize("script", ["one_gpu.sh", "one_node.sh", "many_nodes.sh"])
-def test_without_a_configuration_they_say_how(script: str) -> None:
+def test_scripts_without_a_configuration_print_their_usage(script: str) -> None:
     process = start(script)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 2
     assert f"bash launch/{script} configs/" in out
 
 
-def test_many_nodes_names_what_is_not_set() -> None:
+def test_many_nodes_reports_missing_variables() -> None:
     process = start("many_nodes.sh", "configs/demo.yaml", NNODES="2")
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "set NODE_RANK MASTER" in out
 
 
-def test_the_step_benchmark(program: Program, balls: Path, config_file: Path, tmp_path: Path) -> None:
-    """It compares the loops it says; what the figures are is not a test's business."""
+def test_step_benchmark(program: Program, balls: Path, config_file: Path, tmp_path: Path) -> None:
+    """The result has all loops; the measured values are not tested."""
     script = REPOSITORY / "profiling" / "benchmark_step.py"
     options = ("--config", config_file, "--data", balls, "--steps", 2, "--json", tmp_path / "result.json")
     ended = program.fresh(script, *options, "train.precision=fp32").wait().expect(0)
@@ -79,8 +79,8 @@ def test_the_step_benchmark(program: Program, balls: Path, config_file: Path, tm
     assert "| engine " in ended.out
 
 
-def test_the_benchmark_beside_other_recipes(program: Program, balls: Path, config_file: Path, tmp_path: Path) -> None:
-    """Every case of one network, beside the recipes that need nothing more to be installed."""
+def test_benchmark_against_other_recipes(program: Program, balls: Path, config_file: Path, tmp_path: Path) -> None:
+    """All cases of one network, against the recipes that need no further packages."""
     script = REPOSITORY / "profiling" / "benchmark.py"
     options = ("--config", config_file, "--data", balls, "--networks", "unet", "--recipes", "thesis", "monai_fast")
     cases = ("data", "step", "epoch", "validation", "checkpoint", "start", "ranges")
@@ -95,8 +95,8 @@ def test_the_benchmark_beside_other_recipes(program: Program, balls: Path, confi
 
 
 @pytest.mark.long
-def test_the_checks_for_a_gpu_run_without_one(tmp_path: Path) -> None:
-    """Minutes. On a CPU: that the script works."""
+def test_gpu_checks_script_on_a_cpu(tmp_path: Path) -> None:
+    """This takes minutes. On a CPU it only shows that the script works."""
     environ = {**os.environ, "DEVICE": "cpu", "TURNS": "1", "PYTHON": sys.executable}
     script = REPOSITORY / "profiling" / "gpu_checks.sh"
     done = subprocess.run(
@@ -108,8 +108,8 @@ def test_the_checks_for_a_gpu_run_without_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_the_demonstration(tmp_path: Path) -> None:
-    """Minutes: the whole path on synthetic chests, to a Dice worth showing."""
+def test_demonstration(tmp_path: Path) -> None:
+    """This takes minutes: all commands on synthetic data, up to a useful Dice."""
     process = start("demo.sh", str(tmp_path / "demo"), OMP_NUM_THREADS="2")
     out, _ = process.communicate(timeout=1800)
     assert process.returncode == 0, out

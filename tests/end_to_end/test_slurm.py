@@ -1,4 +1,4 @@
-"""Sweeps on a real scheduler: submitted, signalled, preempted, requeued, robbed of a node."""
+"""Sweeps on a real SLURM: submission, signals, preemption, requeues, loss of a node."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOPOLOGY = (
     "train.steps=20", "train.precision=fp32", "train.micro_batch=1", "train.global_batch=4", "log.samples=true",
     "validate.every=10", "data.samples_per_volume=1", "checkpoint.every=10",
 )  # fmt: skip
-# Long enough to be disturbed in the middle, and as short as that allows: tens of seconds.
+# Long enough to be interrupted in the middle: tens of seconds.
 NUM_STEPS = 1000
 LONG = (
     f"train.steps={NUM_STEPS}",
@@ -52,7 +52,7 @@ def cluster(started: DevCluster) -> Iterator[DevCluster]:
 
 @pytest.fixture(scope="module")
 def undisturbed(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the disturbed runs should have come to."""
+    """An uninterrupted run, for comparison."""
     run = tmp_path_factory.mktemp("runs") / "undisturbed"
     train(run, *LONG).expect(0)
     return run
@@ -60,7 +60,7 @@ def undisturbed(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed_pair(program: Program, config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same on two ranks."""
+    """An uninterrupted run on two ranks."""
     run = tmp_path_factory.mktemp("runs") / "undisturbed_pair"
     for rank in program.ranks(2, *arguments(config_file, run, *LONG)):
         rank.wait().expect(0)
@@ -76,14 +76,14 @@ def one_run(tmp_path: Path, config_file: Path) -> Path:
 
 
 def disturb_after(cluster: DevCluster, run: Path, step: int) -> str:
-    """Wait until the run has got so far; its job."""
+    """Wait until the run has reached a step; return its job."""
     cluster.wait(lambda: last_step(run) >= step)
-    assert last_step(run) < NUM_STEPS, "it has ended before it could be disturbed"
+    assert last_step(run) < NUM_STEPS, "the run ended before it could be interrupted"
     return job_of(run)
 
 
 def preempt(cluster: DevCluster, one_run: Path, run: Path) -> None:
-    """Train in the low partition, preempt that from the main one, and wait for the end."""
+    """Train in the low partition, preempt the job from the main partition, and wait for the end."""
     output = f"output={run.parents[1]}"
     cluster.submit(one_run, output, *LONG, "cluster.tasks_per_node=1", "cluster.partition=low")
     disturb_after(cluster, run, 100)
@@ -91,10 +91,8 @@ def preempt(cluster: DevCluster, one_run: Path, run: Path) -> None:
     cluster.wait_until_empty()
 
 
-def test_a_sweep_of_four_runs_on_two_nodes(
-    cluster: DevCluster, train: Train, config_file: Path, tmp_path: Path
-) -> None:
-    """Four ranks each; and the same samples and losses as on one process."""
+def test_sweep_of_four_runs_on_two_nodes(cluster: DevCluster, train: Train, config_file: Path, tmp_path: Path) -> None:
+    """Each run has four ranks, and the samples and losses of a single process."""
     sweep = tmp_path / "sweep.yaml"
     grid = {"model.num_res_units": [1, 2], "seed": [0, 1]}
     sweep.write_text(yaml.safe_dump({"name": "four", "base": str(config_file), "grid": grid}))
@@ -123,14 +121,14 @@ def test_a_sweep_of_four_runs_on_two_nodes(
 
 
 def test_time_limit(cluster: DevCluster, one_run: Path, undisturbed: Path, tmp_path: Path) -> None:
-    """SLURM looks every 30 s which jobs are near their limit, and a minute is the shortest: the run has no end of its
-    own, and is cancelled when it has gone on far enough."""
+    """SLURM checks time limits every 30 s, and the shortest limit is a minute. So the run is much longer than that, and
+    is cancelled after enough steps."""
     run = tmp_path / "runs/one/only"
     cluster.submit(
         one_run, f"output={tmp_path}/runs", *LONG, "train.steps=1000000", "cluster.tasks_per_node=1",
         "cluster.time='00:01:00'", "cluster.signal_s=45",
     )  # fmt: skip
-    # (On a busy machine the first signals may come before the training has begun: those have no step.)
+    # On a busy machine the first signals may come before the training has begun: their events have no step.
     stopped_at = cluster.wait(
         lambda: next((e["step"] for e in read_events(run) if e["event"] == "requeued" and e["step"]), None)
     )
@@ -147,10 +145,10 @@ def test_time_limit(cluster: DevCluster, one_run: Path, undisturbed: Path, tmp_p
 
 
 @pytest.mark.parametrize("launcher", ["srun", "torchrun"])
-def test_the_signal_leads_to_a_checkpoint_and_a_requeue(
+def test_signal_leads_to_a_checkpoint_and_a_requeue(
     cluster: DevCluster, one_run: Path, undisturbed_pair: Path, tmp_path: Path, launcher: str
 ) -> None:
-    """Two ranks, which have to agree on the step."""
+    """Two ranks must stop at the same step."""
     run = tmp_path / "runs/one/only"
     own = (f"cluster.launcher={launcher}", "cluster.tasks_per_node=2")
     cluster.submit(one_run, f"output={tmp_path}/runs", *LONG, *own)
@@ -167,7 +165,7 @@ def test_the_signal_leads_to_a_checkpoint_and_a_requeue(
 
 
 def test_one_task_of_an_array_is_requeued(cluster: DevCluster, config_file: Path, tmp_path: Path) -> None:
-    """And the other is left alone."""
+    """The other task is not affected."""
     sweep = tmp_path / "two.yaml"
     sweep.write_text(yaml.safe_dump({"name": "two", "base": str(config_file), "grid": {"seed": [0, 1]}}))
     runs = [tmp_path / f"runs/two/seed{seed}" for seed in (0, 1)]
@@ -180,7 +178,7 @@ def test_one_task_of_an_array_is_requeued(cluster: DevCluster, config_file: Path
 
 
 def test_requeues_are_limited(cluster: DevCluster, one_run: Path, tmp_path: Path) -> None:
-    """And a job that is signalled before it trains takes notice too."""
+    """A job that gets the signal before it trains counts too."""
     run = tmp_path / "runs/one/only"
     options = (f"output={tmp_path}/runs", *LONG, "cluster.tasks_per_node=1", "cluster.max_requeues=1")
     cluster.submit(one_run, *options)
@@ -195,7 +193,7 @@ def test_requeues_are_limited(cluster: DevCluster, one_run: Path, tmp_path: Path
 
 
 def test_scontrol_requeue(cluster: DevCluster, one_run: Path, undisturbed: Path, tmp_path: Path) -> None:
-    """Without a warning: it goes on from its last regular checkpoint."""
+    """There is no signal: the run resumes from its last regular checkpoint."""
     run = tmp_path / "runs/one/only"
     cluster.submit(one_run, f"output={tmp_path}/runs", *LONG, "cluster.tasks_per_node=1")
     cluster.run("scontrol", "requeue", disturb_after(cluster, run, 200))
@@ -219,7 +217,7 @@ def test_preemption_by_a_higher_partition(
 def test_preemption_without_the_signal(
     one_run: Path, undisturbed: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """SLURM sends SIGTERM and grants time; a job that uses it to leave in order would be gone for good."""
+    """SLURM sends SIGTERM and a grace time. A job that exits in that time would not be requeued."""
     run = tmp_path / "runs/one/only"
     with DevCluster(tmp_path_factory.mktemp("devcluster") / "cluster", _port(100), preemption="term") as cluster:
         preempt(cluster, one_run, run)
@@ -228,7 +226,7 @@ def test_preemption_without_the_signal(
     assert_same_run(run, undisturbed)
 
 
-def test_a_node_is_lost(cluster: DevCluster, one_run: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_lost_node(cluster: DevCluster, one_run: Path, undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs/one/only"
     cluster.submit(one_run, f"output={tmp_path}/runs", *LONG, "cluster.tasks_per_node=1")
     job = disturb_after(cluster, run, 200)
@@ -241,8 +239,8 @@ def test_a_node_is_lost(cluster: DevCluster, one_run: Path, undisturbed: Path, t
     assert {rank["host"] for rank in _ranks(run)} == {"node1", "node2"} - {node}
 
 
-def test_a_worker_of_torchrun_is_killed(cluster: DevCluster, one_run: Path, tmp_path: Path) -> None:
-    """Two nodes, two workers each: they recover by themselves, within 30 s."""
+def test_killed_worker_of_torchrun(cluster: DevCluster, one_run: Path, tmp_path: Path) -> None:
+    """Two nodes with two workers each recover within 30 s without a requeue."""
     run = tmp_path / "runs/one/only"
     options = (*LONG, "train.global_batch=4", "cluster.nodes=2", "cluster.launcher=torchrun")
     cluster.submit(one_run, f"output={tmp_path}/runs", *options)
@@ -254,7 +252,7 @@ def test_a_worker_of_torchrun_is_killed(cluster: DevCluster, one_run: Path, tmp_
     begun = (run / "environment.json").stat().st_mtime
     os.kill(last, signal.SIGKILL)
     killed = time.monotonic()
-    cluster.wait(lambda: (run / "environment.json").stat().st_mtime > begun)  # written when a start begins
+    cluster.wait(lambda: (run / "environment.json").stat().st_mtime > begun)  # written at each start
     recovered_s = time.monotonic() - killed
     cluster.wait_until_empty()
 
@@ -281,8 +279,8 @@ def test_cancel_saves(cluster: DevCluster, one_run: Path, undisturbed: Path, tmp
     assert_same_run(run, undisturbed)
 
 
-def test_a_cancel_wins_over_a_requeue(cluster: DevCluster, one_run: Path, tmp_path: Path) -> None:
-    """Also when it comes between the job's mark and the requeue of the batch script."""
+def test_cancel_prevents_a_requeue(cluster: DevCluster, one_run: Path, tmp_path: Path) -> None:
+    """The cancel comes between the job's event and the requeue by the batch script."""
     run = tmp_path / "runs/one/only"
     cluster.submit(one_run, f"output={tmp_path}/runs", *LONG, "cluster.tasks_per_node=1")
     job = disturb_after(cluster, run, 40)
@@ -293,7 +291,7 @@ def test_a_cancel_wins_over_a_requeue(cluster: DevCluster, one_run: Path, tmp_pa
     assert [event for event, _ in told(run)] == ["submitted", "started", "requeued"]
 
 
-def test_a_run_that_fails_says_why(cluster: DevCluster, one_run: Path, tmp_path: Path) -> None:
+def test_reason_of_a_failed_run(cluster: DevCluster, one_run: Path, tmp_path: Path) -> None:
     wrong = ("optim.lr=1e30", "train.max_skipped=2", "train.steps=50")
     cluster.submit(one_run, f"output={tmp_path}/runs", *wrong, "cluster.tasks_per_node=1")
     cluster.wait_until_empty()
@@ -302,8 +300,8 @@ def test_a_run_that_fails_says_why(cluster: DevCluster, one_run: Path, tmp_path:
     assert "stopped: " in shown.split("1 failed")[1]
 
 
-def test_the_plain_batch_script(cluster: DevCluster, config_file: Path, undisturbed: Path, tmp_path: Path) -> None:
-    """Without submitit: srun launches the ranks, and the script queues itself again."""
+def test_plain_batch_script(cluster: DevCluster, config_file: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Without submitit: srun launches the ranks, and the script requeues itself."""
     run = tmp_path / "runs/plain"
     options = ("--ntasks-per-node=1", "--gres=none", "--cpus-per-task=1", f"--output={tmp_path}/log")
     script = REPOSITORY / "slurm/train.sbatch"
@@ -320,7 +318,7 @@ def test_the_plain_batch_script(cluster: DevCluster, config_file: Path, undistur
 
 
 def test_nsight_as_a_batch_job(cluster: DevCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """By the real sbatch and srun, on two nodes; nsys and the training only write down who called them."""
+    """With the real sbatch and srun on two nodes; stand-ins for nsys and the training record their calls."""
     writes = '#!/bin/bash\necho "$(basename "$0") $SLURM_PROCID $*" >> "$CALLS.$SLURM_PROCID"\n'
     for name, text in (
         ("nsys", f'{writes}until [[ $1 == */python ]]; do shift; done\nexec "$@"\n'),
@@ -351,7 +349,9 @@ def test_doctor_has_a_line_for_each_rank(cluster: DevCluster, tmp_path: Path) ->
     assert "in job " in next(line for line in page.splitlines() if line.startswith("SLURM"))
 
 
-def test_slurm_refuses_before_anything_is_submitted(cluster: DevCluster, one_run: Path, tmp_path: Path) -> None:
+def test_jobs_that_slurm_refuses_are_reported_before_submission(
+    cluster: DevCluster, one_run: Path, tmp_path: Path
+) -> None:
     command = ("submit", one_run, "--cluster", "slurm/clusters/devcluster.yaml", f"output={tmp_path}/runs")
     for override, message in (
         ("cluster.partition=nowhere", "invalid partition specified: nowhere"),
@@ -365,7 +365,7 @@ def test_slurm_refuses_before_anything_is_submitted(cluster: DevCluster, one_run
 
 
 def _port(offset: int) -> int:
-    """A cluster's first port: where there are no namespaces, those of pytest's workers must differ."""
+    """Return the first port of a cluster. Without network namespaces, pytest's workers need different ports."""
     return 17000 + 200 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) + offset
 
 

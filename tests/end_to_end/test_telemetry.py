@@ -1,4 +1,4 @@
-"""What a run says about its time: its ranges as a tool receives them, its account, a profile of some steps."""
+"""Time of a run: NVTX ranges as a tool receives them, seconds of each phase, torch profiles."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from end_to_end.runs import REPOSITORY, TRAIN, Program, rank_environments, recor
 from fusionseg.observability.ranges import PHASES
 
 ACCUMULATED = ("train.steps=3", "train.global_batch=4", "train.micro_batch=2", "validate.every=3", "checkpoint.every=3")
-# `python -m fusionseg.train` whose loss fails in the second micro-batch of the second step.
+# `python -m fusionseg.train` with a loss that raises an exception in the second micro-batch of the second step.
 FAILING = """
 import sys
 import fusionseg.training.trainer as trainer
@@ -38,9 +38,7 @@ def outline(ranges: list[Range]) -> list[tuple[str, int]]:
     return [(entry.name, entry.payload) for entry in ranges]
 
 
-def test_a_tool_receives_one_set_of_ranges_a_step(
-    program: Program, config_file: Path, nvtx_tool: NvtxTool, tmp_path: Path
-) -> None:
+def test_nvtx_ranges_of_every_step(program: Program, config_file: Path, nvtx_tool: NvtxTool, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = arguments(config_file, run, *ACCUMULATED, f"data.prepared={tmp_path / 'prepared'}")
     program.fresh("-m", TRAIN, *words, env=nvtx_tool.environ()).wait().expect(0)
@@ -63,9 +61,7 @@ def test_a_tool_receives_one_set_of_ranges_a_step(
     assert end["phases_s"]["other"] < 0.01 * end["total_s"]
 
 
-def test_the_parts_of_a_network_by_name(
-    program: Program, config_file: Path, nvtx_tool: NvtxTool, tmp_path: Path
-) -> None:
+def test_nvtx_ranges_of_the_modules(program: Program, config_file: Path, nvtx_tool: NvtxTool, tmp_path: Path) -> None:
     options = ("train.steps=1", "train.micro_batch=2", "profile.stages=true")
     process = program.fresh("-m", TRAIN, *arguments(config_file, tmp_path / "run", *options), env=nvtx_tool.environ())
     process.wait().expect(0)
@@ -77,7 +73,7 @@ def test_the_parts_of_a_network_by_name(
     assert set(end["phases_s"]) - {"other"} <= set(PHASES)
 
 
-def test_ranges_are_closed_when_a_step_raises(
+def test_ranges_are_closed_after_an_exception(
     program: Program, config_file: Path, nvtx_tool: NvtxTool, tmp_path: Path
 ) -> None:
     process = program.fresh(
@@ -92,9 +88,7 @@ def test_ranges_are_closed_when_a_step_raises(
     assert end["status"] == "failed" and sum(end["phases_s"].values()) == pytest.approx(end["total_s"], abs=0.02)
 
 
-def test_what_ranks_wait_for_each_other_is_allreduce(
-    program: Program, config_file: Path, nvtx_tool: NvtxTool, tmp_path: Path
-) -> None:
+def test_allreduce_ranges(program: Program, config_file: Path, nvtx_tool: NvtxTool, tmp_path: Path) -> None:
     words = arguments(config_file, tmp_path / "run", *ACCUMULATED, "train.micro_batch=1")
     ranks = [
         program.fresh("-m", TRAIN, *words, env={**env, **nvtx_tool.environ(env["RANK"])})
@@ -111,7 +105,7 @@ def test_what_ranks_wait_for_each_other_is_allreduce(
             assert [part.name for part in step.inner[-1].inner] == ["allreduce"]  # of the loss, in `optimizer`
 
 
-def test_a_torch_profile_holds_the_steps_that_were_asked_for(train: Train, program: Program, tmp_path: Path) -> None:
+def test_torch_profile_of_the_configured_steps(train: Train, program: Program, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(run, "train.steps=5", "train.micro_batch=2", "profile.steps=[2, 4]").expect(0)
     with gzip.open(run / "profile/trace_rank0.json.gz") as file:
@@ -129,13 +123,13 @@ def test_a_torch_profile_holds_the_steps_that_were_asked_for(train: Train, progr
     assert "backward" in done.out and (run / "profile/report.png").exists()
 
 
-def test_a_profile_does_not_change_the_run_nor_keep_it_from_going_on(train: Train, tmp_path: Path) -> None:
+def test_profile_settings_do_not_prevent_a_resume(train: Train, tmp_path: Path) -> None:
     train(tmp_path / "run", "train.steps=4").expect(0)
     again = train(tmp_path / "run", "train.steps=4", "profile={steps: [0, 2], stages: true}").expect(0)
     assert "this run has finished (completed at step 4)" in again.err
 
 
-def test_the_account_goes_on_over_the_starts_of_a_run(train: Train, tmp_path: Path) -> None:
+def test_seconds_of_the_phases_are_added_over_the_starts_of_a_run(train: Train, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(run, "train.steps=4").expect(0)
     (first,) = records(run, "end")

@@ -1,4 +1,4 @@
-"""The same configuration is the same training, however many processes share its global batch."""
+"""The same configuration gives the same training on any number of processes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_two_processes_under_torchrun(program: Program, config_file: Path, folde
     assert_same_training(folder / "pair", alone_small)
 
 
-def test_two_processes_that_accumulate(program: Program, config_file: Path, folder: Path, alone_large: Path) -> None:
+def test_two_processes_with_accumulation(program: Program, config_file: Path, folder: Path, alone_large: Path) -> None:
     """Global batch 4: accumulation 4 on one process, and 2 on each of two."""
     ranks = program.ranks(2, *arguments(config_file, folder / "pair_accumulates", *LARGE))
     ended = [rank.wait().expect(0) for rank in ranks]
@@ -58,7 +58,7 @@ def test_two_processes_that_accumulate(program: Program, config_file: Path, fold
 
 
 def test_more_ranks_than_validation_cases(program: Program, config_file: Path, folder: Path, alone_large: Path) -> None:
-    """Four ranks, one case to validate: three have none, and wait for nothing."""
+    """Four ranks and one validation case: three ranks have none, and must not block."""
     ranks = program.ranks(4, *arguments(config_file, folder / "four", *LARGE))
     for rank in ranks:
         rank.wait().expect(0)
@@ -67,7 +67,7 @@ def test_more_ranks_than_validation_cases(program: Program, config_file: Path, f
 
 
 def test_every_rank_ends(program: Program, config_file: Path, tmp_path: Path) -> None:
-    """Rank after rank leaves the group at the end; one in seven used to wait there for ever."""
+    """No rank may hang when it leaves the process group (once one in seven runs did)."""
     for number in range(8):
         ranks = program.ranks(2, *arguments(config_file, tmp_path / f"run{number}", *LARGE, "train.steps=4"))
         for rank in ranks:

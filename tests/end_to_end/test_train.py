@@ -1,4 +1,4 @@
-"""Training through its entry point: what it leaves in its folder, that it learns, what can be configured."""
+"""Training through its entry point: the run folder, the learning, the settings."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ FIELDS = {
 # -- the run folder, of a run by `python -m fusionseg.train` -------------------------------------------------
 
 
-def test_the_run_folder_is_whole(trained: Path) -> None:
+def test_files_of_the_run_folder(trained: Path) -> None:
     files = (path.relative_to(trained) for path in trained.rglob("*") if path.is_file())
     names = {path.as_posix() for path in files if not path.parts[0].startswith("evaluation")}  # of other tests
     events = {name for name in names if name.startswith("events.out.tfevents.")}
@@ -57,7 +57,7 @@ def test_the_run_folder_is_whole(trained: Path) -> None:
     }
 
 
-def test_the_records_are_as_documented(trained: Path) -> None:
+def test_records_are_as_documented(trained: Path) -> None:
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is no JSON")
 
@@ -100,7 +100,7 @@ def test_validation_cases_are_never_trained_on(trained: Path) -> None:
     assert used < every
 
 
-def test_the_training_learns(trained: Path) -> None:
+def test_training_learns(trained: Path) -> None:
     dice = [record["dice"] for record in records(trained, "val")]
     assert dice[-1] > 0.9
     assert dice[-1] > dice[0] + 0.1
@@ -108,7 +108,7 @@ def test_the_training_learns(trained: Path) -> None:
     assert sum(losses[-10:]) < 0.3 * sum(losses[:10])
 
 
-def test_the_checkpoints_say_what_they_are(trained: Path) -> None:
+def test_content_of_the_checkpoints(trained: Path) -> None:
     last, best = checkpoint(trained), checkpoint(trained, "best.pt")
     assert last["step"] == 120
     assert_same_tensors(last["model"], checkpoint(trained, "step_00000120.pt")["model"])
@@ -155,7 +155,7 @@ def test_tensorboard_has_scalars_and_a_picture(trained: Path) -> None:
     assert min(pictures[0].width, pictures[0].height) > 10
 
 
-def test_the_resolved_configuration_repeats_the_run(program: Program, tmp_path: Path, trained: Path) -> None:
+def test_resolved_configuration_repeats_the_run(program: Program, tmp_path: Path, trained: Path) -> None:
     written = trained / "config.yaml"
     again = tmp_path / "again"
     program.warm(TRAIN, *arguments(written, again)).wait().expect(0)
@@ -173,12 +173,12 @@ def test_the_resolved_configuration_repeats_the_run(program: Program, tmp_path: 
 
 @dataclass(frozen=True)
 class Variant:
-    """A configuration that trains a few steps, and what must be seen of it."""
+    """A configuration that is trained for a few steps."""
 
     name: str
     overrides: tuple[str, ...]
     said: str = ""
-    """What the run says on its screen."""
+    """Expected text on the standard error."""
 
 
 SWIN = "model={name: swin_fusion_od, feature_size: 12, window_size: 4, depths: [1, 1, 1, 1]}"
@@ -262,18 +262,18 @@ def test_compiled_training_gives_the_same_losses(train: Train, tmp_path: Path) -
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
-def test_precisions_agree_at_first(train: Train, tmp_path: Path) -> None:
-    """The first losses of bf16 and fp16 are fp32's, within what their digits leave."""
+def test_first_losses_of_all_precisions_are_close(train: Train, tmp_path: Path) -> None:
+    """The first losses of bf16 and fp16 are that of fp32 within their precision."""
     first = {}
     for precision in ("fp32", "bf16", "fp16"):
         train(tmp_path / precision, "train.steps=1", f"train.precision={precision}").expect(0)
         first[precision] = records(tmp_path / precision, "train")[0]["loss"]
     assert first["bf16"] == pytest.approx(first["fp32"], rel=1e-2)
     assert first["fp16"] == pytest.approx(first["fp32"], rel=1e-3)
-    assert len(set(first.values())) == 3  # each really computes in its own digits
+    assert len(set(first.values())) == 3  # each is computed in its own precision
 
 
-def test_checkpointing_activations_changes_nothing(train: Train, tmp_path: Path) -> None:
+def test_activation_checkpointing_has_equal_losses(train: Train, tmp_path: Path) -> None:
     plain, saving = tmp_path / "plain", tmp_path / "saving"
     train(plain, SWIN, *SWIN_PATCH).expect(0)
     train(saving, SWIN, *SWIN_PATCH, "train.checkpoint_activations=true").expect(0)
@@ -292,8 +292,8 @@ def test_init_from_starts_with_the_weights(train: Train, tmp_path: Path, trained
     assert records(run, "val")[-1]["dice"] == pytest.approx(records(trained, "end")[-1]["best_dice"], abs=1e-3)
 
 
-def test_the_plateau_stops_the_run(train: Train, tmp_path: Path) -> None:
-    """A learning rate too small to learn: nothing is gained in the second and the third window."""
+def test_plateau_stops_the_run(train: Train, tmp_path: Path) -> None:
+    """With a learning rate near 0 nothing is gained in the second and third plateau interval."""
     run = tmp_path / "run"
     options = (
         "train.steps=40",
@@ -350,7 +350,7 @@ def _datalist(root: Path) -> dict[str, Any]:
     }
 
 
-def test_log_every_averages_over_its_window(train: Train, tmp_path: Path) -> None:
+def test_log_every_averages_the_loss(train: Train, tmp_path: Path) -> None:
     each, fourth = tmp_path / "each", tmp_path / "fourth"
     train(each, "train.steps=8").expect(0)
     train(fourth, "train.steps=8", "log.every=4").expect(0)
@@ -360,14 +360,14 @@ def test_log_every_averages_over_its_window(train: Train, tmp_path: Path) -> Non
     assert [record["loss"] for record in found] == pytest.approx([sum(losses[:4]) / 4, sum(losses[4:]) / 4])
 
 
-def test_checkpoints_beyond_keep_are_dropped(train: Train, tmp_path: Path) -> None:
+def test_old_checkpoints_are_removed(train: Train, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(run, "train.steps=7", "checkpoint={every: 2, keep: 2}").expect(0)
     names = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert names == ["best.pt", "last.pt", "step_00000006.pt", "step_00000007.pt"]
 
 
-def test_the_seed_decides(train: Train, tmp_path: Path) -> None:
+def test_seed_changes_samples_and_losses(train: Train, tmp_path: Path) -> None:
     for seed in (0, 1):
         train(tmp_path / f"seed{seed}", "train.steps=3", f"seed={seed}", "log.samples=true").expect(0)
     zero, one = (records(tmp_path / f"seed{seed}", "train") for seed in (0, 1))
