@@ -1,17 +1,26 @@
-"""What the engine is worth beside the recipes people would use instead, on the same data, in one run.
+"""Benchmark of fusionseg against other training loops on the same data, network and precision.
 
-    python profiling/benchmark.py                                        # synthetic CTs
-    python profiling/benchmark.py --data DATASET --json bench.json       # yours
-    python profiling/benchmark.py --data DATASET --cases epoch start --recipes monai_fast --turns 20
+    python profiling/benchmark.py                                        # on synthetic CTs
+    python profiling/benchmark.py --data DATASET --json bench.json       # on your data set
+    python profiling/benchmark.py --data DATASET --cases epoch start --recipes monai_fast --rounds 20
 
-Cases: *data* one step's samples; *step* a step on tensors that stay on the device; *epoch* a step with its data, which
-is what an epoch is made of; *validation* of one case; *checkpoint*; *start* from the start of the process to the end of
-the first step, the data being prepared; *pretraining* a step of it; *ranges* what naming the phases costs. The recipes
-are in benchmark_recipes.py; `bare` is the engine's own network in a loop written by hand, on tensors that stay.
-`fusionseg` is the engine with the tutorial's samples (flips and an intensity shift), `as configured` with the
-configuration's own.
+Cases:
 
-Loops take turns; a ratio is the median of the ratios within the turns, `fusionseg / recipe`: below 1 is faster than it.
+- *data*: the samples of one step.
+- *step*: a training step on tensors that stay on the device.
+- *epoch*: a training step including its data.
+- *validation*: the validation of one case.
+- *checkpoint*: saving a checkpoint.
+- *start*: from the start of the process to the end of the first step, with preprocessed data.
+- *pretraining*: a step of the pre-training.
+- *ranges*: the cost of the named ranges (`annotate`).
+
+Loops: `fusionseg` is the training with the augmentation of MONAI's tutorial (flips and an intensity shift), `as
+configured` the training with the configuration's own augmentation. `bare` is fusionseg's network in a minimal loop on
+tensors that stay on the device. benchmark_recipes.py has the other recipes.
+
+The loops are timed alternately. A ratio is the median over the rounds of `fusionseg / recipe`; below 1 fusionseg is
+faster.
 """
 
 from __future__ import annotations
@@ -57,21 +66,29 @@ TUTORIAL_SAMPLES = (
     "augment={flip: 0.5, shift_intensity: {prob: 0.5, offset: 0.1}}",
     *(f"augment.{name}=null" for name in ("scale_intensity", "rotate", "scale", "elastic", "noise")),
 )
-# What each network is measured as; the Swin's patches are those of the recipe that people start from.
+# Settings of each network. The patch of the Swin network is that of MONAI's Swin UNETR tutorials.
 NETWORKS = {
     "unet": [],
     "swin_unetr": ["model={name: swin_unetr, feature_size: 24}", "data.patch=[64, 64, 64]", "optim.lr=1e-3"],
 }
 OURS = "fusionseg"
-IN_A_ROW, TURN_S = 6, 1.5
+MAX_CALLS, ROUND_S = 6, 1.5  # calls of a loop in a round: at most this many, in about this time
 
 
 class Bench:
-    """The loops of one network, and their cases."""
+    """Loops of one network, with a method for each case."""
 
-    def __init__(self, config: str, overrides: list[str], data: str, recipes: list[str], turns: int, folder: Path):
+    def __init__(self, config: str, overrides: list[str], data: str, recipes: list[str], rounds: int, folder: Path):
+        """Args:
+        config: path of the configuration.
+        overrides: `key.path=value` settings.
+        data: folder of the data set.
+        recipes: names of the other recipes.
+        rounds: measured rounds.
+        folder: folder for preprocessed data and runs.
+        """
         self.config, self.data, self.folder = config, data, folder
-        self.turns = turns
+        self.rounds = rounds
         self.overrides = [*overrides, f"data.prepared={folder / 'prepared'}"]
         self.recipe_names = recipes
         self.ours = self._open("tutorial", *TUTORIAL_SAMPLES)
@@ -79,18 +96,18 @@ class Bench:
         self.device = self.ours.world.device
         setting = open_setting(self.ours.config)
         self.recipes: dict[str, PlainRecipe] = {name: RECIPES[name](setting) for name in recipes}
-        # Threads of theirs work ahead: once they run, the global switch must not be touched.
+        # The recipes load ahead in threads, which read MONAI's global switch. Set the switch before they start.
         for recipe in sorted(self.recipes.values(), key=lambda recipe: not recipe.tracks_metadata):
             set_track_meta(recipe.tracks_metadata)
             recipe.train(1)
         set_track_meta(False)
 
     def _open(self, name: str, *overrides: str, config: str | None = None) -> Trainer:
-        words = [*self.overrides, *overrides, f"name={name}"]
-        return open_trainer(config or self.config, words, self.data, self.folder)
+        settings = [*self.overrides, *overrides, f"name={name}"]
+        return open_trainer(config or self.config, settings, self.data, self.folder)
 
     def measure(self, case: str) -> dict[str, Any]:
-        """A case's median and spread by recipe, in seconds, and our ratio to each."""
+        """Measure a case: median and spread in seconds by loop, and the ratio of fusionseg to each."""
         return getattr(self, f"_{case}")()  # type: ignore[no-any-return]
 
     def _data(self) -> dict[str, Any]:
@@ -103,7 +120,7 @@ class Bench:
 
         loops: dict[str, Callable[[], object]] = {OURS: ours(self.ours), "as configured": ours(self.configured)}
         loops |= {name: recipe.batch for name, recipe in self.recipes.items()}
-        return self._in_a_row(loops, self.turns)
+        return self._repeated(loops)
 
     def _step(self) -> dict[str, Any]:
         trainer = self.ours
@@ -115,36 +132,40 @@ class Bench:
 
         loops: dict[str, Callable[[], object]] = {OURS: resident, "bare": bare_loop(trainer, clip=True)}
         for name, recipe in self.recipes.items():
-            if name != "monai_trainer":  # it has no step apart from its data
+            if name != "monai_trainer":  # its step always includes its data
                 image, label = recipe.batch()
                 loops[name] = lambda recipe=recipe, image=image, label=label: recipe.step(image, label)  # type: ignore[misc]
-        return self._in_a_row(loops, self.turns)
+        return self._repeated(loops)
 
     def _epoch(self) -> dict[str, Any]:
         loops: dict[str, Callable[[], object]] = {OURS: self.ours.advance, "as configured": self.configured.advance}
         loops["bare"] = bare_loop(self.ours, clip=True)
         for name, recipe in self.recipes.items():
             loops[name] = lambda recipe=recipe: recipe.train(1)  # type: ignore[misc]
-        return self._in_a_row(loops, self.turns)
+        return self._repeated(loops)
 
-    def _in_a_row(self, loops: Mapping[str, Callable[[], object]], turns: int) -> dict[str, Any]:
-        """Several short calls a turn: of threads that work ahead, all but the first work while their own loop runs."""
+    def _repeated(self, loops: Mapping[str, Callable[[], object]]) -> dict[str, Any]:
+        """Time several calls of each loop per round.
+
+        Threads that load ahead have the first batch ready before the clock starts. With several calls they must load
+        the others while their own loop is timed.
+        """
         loops[OURS]()  # the first call starts libraries, or compiles
-        count = max(1, min(IN_A_ROW, int(TURN_S / timed(loops[OURS], self.device))))
+        count = max(1, min(MAX_CALLS, int(ROUND_S / timed(loops[OURS], self.device))))
 
         def repeated(loop: Callable[[], object]) -> Callable[[], object]:
             return lambda: [loop() for _ in range(count)]
 
-        several = {name: repeated(loop) for name, loop in loops.items()}
-        return _rows(time_alternately(several, self.device, turns, warmup=1), per=count)
+        repeated_loops = {name: repeated(loop) for name, loop in loops.items()}
+        return _rows(time_alternately(repeated_loops, self.device, self.rounds, warmup=1), per=count)
 
     def _validation(self) -> dict[str, Any]:
         ours = self.ours
         cases = len(ours.data.validation_numbers)
-        # The recipes that are loops by hand validate alike; one stands for them.
+        # All recipes validate in the same way, so one of them is enough.
         name, recipe = next(iter(self.recipes.items()))
         loops = {OURS: lambda: ours.task.validate(ours.model), name: recipe.validate}
-        return _rows(time_alternately(loops, self.device, max(2, self.turns // 4), warmup=1), per=cases)
+        return _rows(time_alternately(loops, self.device, max(2, self.rounds // 4), warmup=1), per=cases)
 
     def _checkpoint(self) -> dict[str, Any]:
         trainer, numbers = self.ours, itertools.count()
@@ -164,19 +185,19 @@ class Bench:
             torch.save(state, self.folder / "plain.pt")
 
         loops = {
-            OURS: ours,  # the rest goes on beside the steps
+            OURS: ours,  # the time for which the training stops; writing continues in the background
             "fusionseg, until it is on disk": on_disk,
-            "torch.save (not forced to disk, not whole-or-nothing)": plain,
+            "torch.save (no fsync, not atomic)": plain,
         }
-        return _rows(time_alternately(loops, self.device, self.turns, between=checkpoints.finish))
+        return _rows(time_alternately(loops, self.device, self.rounds, between=checkpoints.finish))
 
     def _start(self) -> dict[str, Any]:
-        words = [self.config, *self.overrides, f"data.root={self.data}"]
-        loops = {OURS: lambda: self._seconds_to_first_step(words)}
+        settings = [*self.overrides, f"data.root={self.data}"]
+        loops = {OURS: lambda: self._seconds_to_first_step(settings)}
         for name in self.recipe_names:
-            loops[name] = lambda name=name: _seconds_to_first_line(name, words)  # type: ignore[misc]
+            loops[name] = lambda name=name: _recipe_seconds_to_first_step(name, self.config, settings)  # type: ignore[misc]
         times: dict[str, list[float]] = {name: [] for name in loops}
-        for _ in range(max(2, self.turns // 5)):
+        for _ in range(max(2, self.rounds // 5)):
             for name, seconds in loops.items():
                 times[name].append(seconds())
         return _rows(Timings(times))
@@ -185,10 +206,10 @@ class Bench:
         config = str(ROOT / "configs/hippocampus_pretrain.yaml")
         trainer = open_trainer(config, ["name=pretraining"], self.data, self.folder)
         loops = {OURS: trainer.advance, "bare": bare_loop(trainer, clip=True)}
-        return _rows(time_alternately(loops, self.device, self.turns))
+        return _rows(time_alternately(loops, self.device, self.rounds))
 
     def _ranges(self) -> dict[str, Any]:
-        """Seconds of all ranges of a step, beside the step."""
+        """Measure the time of all named ranges of a step, and the step."""
         counted = 0
         enter = annotate.__enter__
 
@@ -208,7 +229,7 @@ class Bench:
                 pass
 
         each_s = min(timeit.repeat(one, number=10_000, repeat=5)) / 10_000
-        step = time_alternately({OURS: self.ours.advance}, self.device, self.turns)
+        step = time_alternately({OURS: self.ours.advance}, self.device, self.rounds)
         seconds = {"a step": step.median(OURS), f"its {counted} ranges": counted * each_s}
         return {
             "median_s": seconds,
@@ -217,30 +238,28 @@ class Bench:
             "ratio_of": "share of the step",
         }
 
-    def _seconds_to_first_step(self, words: list[str]) -> float:
-        """Of `python -m fusionseg.train`, until the record of its first step is there."""
-        config, *overrides = words
+    def _seconds_to_first_step(self, settings: list[str]) -> float:
+        """Seconds from the start of `python -m fusionseg.train` to the record of its first step."""
         name = f"start{time.time_ns()}"
         options = [f"output={self.folder / 'starts'}", f"name={name}", "log.every=1"]
-        command = [sys.executable, "-m", "fusionseg.train", "--config", config, *overrides, *options]
+        command = [sys.executable, "-m", "fusionseg.train", "--config", self.config, *settings, *options]
         records = RunPaths(self.folder / "starts" / name).metrics
         begun = time.perf_counter()
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT) as process:
             while not (records.exists() and records.stat().st_size):
                 if process.poll() is not None:
                     assert process.stderr is not None
-                    raise UserError(f"{' '.join(command)}: ended with\n{process.stderr.read().decode()}")
+                    raise UserError(f"{' '.join(command)}: the program failed with\n{process.stderr.read().decode()}")
                 time.sleep(0.005)
             seconds = time.perf_counter() - begun
             process.kill()
         return seconds
 
 
-def _seconds_to_first_line(recipe: str, words: list[str]) -> float:
-    """Of a recipe in a process of its own, until it says that its first step is done."""
-    config, *overrides = words
+def _recipe_seconds_to_first_step(recipe: str, config: str, settings: list[str]) -> float:
+    """Seconds from the start of the process of a recipe to the end of its first step."""
     script = str(ROOT / "profiling/benchmark_recipes.py")
-    command = [sys.executable, script, recipe, "--config", config, "--steps", "1", *overrides]
+    command = [sys.executable, script, recipe, "--config", config, "--steps", "1", *settings]
     begun = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
         assert process.stdout is not None and process.stderr is not None
@@ -249,24 +268,25 @@ def _seconds_to_first_line(recipe: str, words: list[str]) -> float:
                 seconds = time.perf_counter() - begun
                 process.kill()
                 return seconds
-        raise UserError(f"{' '.join(command)}: ended with\n{process.stderr.read().decode()}")
+        raise UserError(f"{' '.join(command)}: the program failed with\n{process.stderr.read().decode()}")
 
 
-def _rows(turns: Timings, per: int = 1) -> dict[str, Any]:
-    others = [name for name in turns.times if name != OURS]
+def _rows(timings: Timings, per: int = 1) -> dict[str, Any]:
+    """Summarise timings of `per` calls each."""
+    others = [name for name in timings.times if name != OURS]
     return {
-        "median_s": {name: turns.median(name) / per for name in turns.times},
-        "spread_s": {name: turns.spread(name) / per for name in turns.times},
-        "ratio": {name: turns.ratio(OURS, name) for name in others},
+        "median_s": {name: timings.median(name) / per for name in timings.times},
+        "spread_s": {name: timings.spread(name) / per for name in timings.times},
+        "ratio": {name: timings.ratio(OURS, name) for name in others},
         "ratio_of": "fusionseg / recipe",
     }
 
 
-def case_table(case: str, entry: dict[str, Any]) -> str:
-    """A case as a table."""
-    rows = [(case, "median ms", "spread ms", entry["ratio_of"])]
-    for name, seconds in entry["median_s"].items():
-        spread, ratio = entry["spread_s"].get(name), entry["ratio"].get(name)
+def case_table(case: str, measured: dict[str, Any]) -> str:
+    """Format the result of a case as a table."""
+    rows = [(case, "median ms", "spread ms", measured["ratio_of"])]
+    for name, seconds in measured["median_s"].items():
+        spread, ratio = measured["spread_s"].get(name), measured["ratio"].get(name)
         cells = (
             f"{1e3 * seconds:.4g}",
             "" if spread is None else f"{1e3 * spread:.2g}",
@@ -277,24 +297,24 @@ def case_table(case: str, entry: dict[str, Any]) -> str:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The result as a page."""
+    """Format the result as a page."""
     lines = [machine_line(result["machine"]), ""]
     for network, measured in result["networks"].items():
         lines += [f"## {network}: {measured['about']}", ""]
-        for case, entry in measured["cases"].items():
-            lines += [case_table(case, entry), ""]
+        for case, of_case in measured["cases"].items():
+            lines += [case_table(case, of_case), ""]
     lines += result["left_out"]
     return "\n".join(lines).rstrip()
 
 
 def main() -> int:
-    """Measure and print; the exit status."""
+    """Measure, print the result, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    step_arguments(parser, config=ROOT / "configs" / "hippocampus_unet.yaml", steps=10, name="turns")
+    step_arguments(parser, config=ROOT / "configs" / "hippocampus_unet.yaml", steps=10, names=("rounds", "turns"))
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
-    parser.add_argument("--json", type=Path, help="write the result here too")
+    parser.add_argument("--json", type=Path, help="also write the result to this file")
     arguments = parser.parse_intermixed_args()
     warnings.filterwarnings("ignore", module="(monai|lightning|torch|ignite).*")
     start_logging()
@@ -307,18 +327,19 @@ def _measure_all(arguments: argparse.Namespace) -> int:
     missing = {name for name in arguments.recipes if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None}
     recipes = [name for name in arguments.recipes if name not in missing]
     if not recipes:
-        raise UserError("--recipes: none of these is installed: pip install -c constraints.txt -e '.[bench]'")
+        raise UserError(
+            "--recipes: none of these recipes is installed; run pip install -c constraints.txt -e '.[bench]'"
+        )
     result: dict[str, Any] = {
         "networks": {},
-        "left_out": [f"left out: {name} (not installed: pip install -e '.[bench]')" for name in sorted(missing)],
+        "left_out": [f"not measured: {name} (not installed; pip install -e '.[bench]')" for name in sorted(missing)],
     }
     with tempfile.TemporaryDirectory() as folder:
         data = arguments.data or str(write_dataset(Path(folder) / "synth", cases=10, size=96).parent)
         data = os.path.abspath(data)
         for network in arguments.networks:
-            own = Path(folder) / network
             overrides = [*NETWORKS[network], *arguments.overrides]
-            bench = Bench(arguments.config, overrides, data, recipes, arguments.turns, own)
+            bench = Bench(arguments.config, overrides, data, recipes, arguments.rounds, Path(folder) / network)
             config = bench.ours.config
             patch, precision = "x".join(map(str, config.data.patch)), bench.ours.precision.name
             batch = config.train.global_batch

@@ -1,12 +1,15 @@
-"""What leaving the hidden blocks out saves over blacking them out, in one run.
+"""Benchmark of the two pre-training methods: hidden blocks left out of the encoder (mae), or set to zero (blackout).
 
-    python profiling/benchmark_mae.py [--patch 96 96 96] [--block 32] [--feature-size 24] [--windows 7 4] [--turns 5]
+    python profiling/benchmark_mae.py [--patch 96 96 96] [--block 32] [--feature-size 24] [--windows 7 4] [--rounds 5]
 
-For each encoder (Swin with each of the windows, the ViT of UNETR) it times the blacked-out form, whose encoder sees
-the whole patch, and the true masked autoencoder at each of the ratios: the encoder's forward pass, that with the
-backward pass, and a whole step (network, SSIM loss, backward, AdamW), and the peak memory beyond the weights and what
-a form holds between steps. *decoder* is the decoder's forward pass as a share of the encoder's. The forms take turns,
-so that whatever else the machine does hits all of them alike; ratios are medians of the ratios within each turn.
+The encoders are Swin with each of the window sizes and the ViT of UNETR. For each encoder the program measures
+`blackout`, whose encoder computes on the whole patch, and the masked autoencoder at each masking ratio. It measures the
+encoder's forward pass, its forward and backward pass, a whole step (network, SSIM loss, backward, AdamW), and the peak
+memory beyond the weights and what stays allocated between steps. The column `decoder` is the time of the decoder's
+forward pass divided by that of the encoder.
+
+The methods are timed alternately, so that other load on the machine affects all of them alike. A ratio is the median of
+the ratios within each round.
 """
 
 from __future__ import annotations
@@ -43,8 +46,8 @@ PARTS = ("encoder forward", "encoder", "decoder forward", "step")
 Triple = tuple[int, int, int]
 
 
-class Form:
-    """One way to pre-train one encoder, on one resident batch."""
+class Subject:
+    """One pre-training method of one encoder, on a batch that stays on the device."""
 
     def __init__(self, model: NetworkSection, pretrain: PretrainConfig, arguments: argparse.Namespace) -> None:
         patch: Triple = tuple(arguments.patch)
@@ -64,7 +67,7 @@ class Form:
         self.states: Any = None
 
     def work(self, part: str) -> Callable[[], object]:
-        """What is timed under this name."""
+        """Function that is timed for one of PARTS."""
         return {
             "encoder forward": self._encode,
             "encoder": self._encode_and_back,
@@ -100,7 +103,7 @@ class Form:
 
 
 def peak_gb(work: Callable[[], object], device: torch.device) -> float:
-    """Memory that a call takes beyond what was held before it; nan where the system cannot tell."""
+    """Peak memory of a call in GB beyond the memory allocated before it; nan where the system does not report it."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -108,8 +111,8 @@ def peak_gb(work: Callable[[], object], device: torch.device) -> float:
         work()
         return (torch.cuda.max_memory_allocated(device) - before) / 1e9
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # else what the allocator keeps hides what the call takes
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark starts anew
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # memory that the allocator keeps would hide what the call allocates
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # reset the peak of the resident set
     except OSError:
         return nan
     before = resident_bytes("VmRSS")
@@ -118,24 +121,30 @@ def peak_gb(work: Callable[[], object], device: torch.device) -> float:
 
 
 def measure(name: str, model: NetworkSection, arguments: argparse.Namespace) -> list[dict[str, object]]:
-    """A row for each form of one encoder."""
+    """Measure all methods of one encoder; one row for each method.
+
+    Args:
+        name: name of the encoder in the result.
+        model: network with the encoder.
+        arguments: values of the command line.
+    """
     mae = {f"mae {ratio:.0%}": {"method": "mae", "ratio": ratio} for ratio in arguments.ratios}
     settings = {"blacked out": {"method": "blackout", "ratio": max(arguments.ratios)}, **mae}
-    forms = {
-        form: Form(model, PretrainConfig.model_validate({**given, "block": arguments.block}), arguments)
+    subjects = {
+        form: Subject(model, PretrainConfig.model_validate({**given, "block": arguments.block}), arguments)
         for form, given in settings.items()
     }
-    times: dict[tuple[str, str], list[float]] = {(form, part): [] for form in forms for part in PARTS}
-    names = list(forms)
-    for turn in range(arguments.turns + 1):
-        first = turn % len(names)
+    times: dict[tuple[str, str], list[float]] = {(form, part): [] for form in subjects for part in PARTS}
+    names = list(subjects)
+    for index in range(arguments.rounds + 1):
+        first = index % len(names)
         for form in names[first:] + names[:first]:
             for part in PARTS:
-                spent = timed(forms[form].work(part), forms[form].device)
-                if turn:  # the first is for warming up
-                    times[form, part].append(spent)
+                seconds = timed(subjects[form].work(part), subjects[form].device)
+                if index:  # the first round warms up
+                    times[form, part].append(seconds)
     rows = []
-    for form, subject in forms.items():
+    for form, subject in subjects.items():
         peaks = {part: peak_gb(subject.work(part), subject.device) for part in ("encoder", "step")}
         rows.append(
             {
@@ -156,9 +165,9 @@ def _ratio(ours: list[float], theirs: list[float]) -> float:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The result as a table."""
-    parts = ("encoder forward ms", "with backward ms", "of blacked out", "peak GB")
-    rows = [("encoder", "form", *parts, "step ms", "of blacked out", "peak GB", "decoder")]
+    """Format the result as a table."""
+    parts = ("encoder forward ms", "with backward ms", "/ blacked out", "peak GB")
+    rows = [("encoder", "method", *parts, "step ms", "/ blacked out", "peak GB", "decoder / encoder")]
     for row in result["rows"]:
         median, share, peak = row["median_ms"], row["share_of_blacked_out"], row["peak_gb"]
         encoder = (f"{median['encoder forward']:.0f}", f"{median['encoder']:.0f}", f"{share['encoder']:.2f}")
@@ -167,25 +176,29 @@ def markdown(result: dict[str, Any]) -> str:
         rows.append((row["network"], row["form"], *encoder, f"{peak['encoder']:.2f}", *step, decoder))
     return (
         f"patch {result['patch']}, blocks of {result['block']}, batch {result['batch']}, feature size"
-        f" {result['feature_size']}, {result['precision']}, {result['turns']} turns\n"
+        f" {result['feature_size']}, {result['precision']}, {result['turns']} rounds\n"
         f"{machine_line(result['machine'])}\n\n{markdown_table(rows)}"
     )
 
 
 def main() -> int:
-    """Measure and print; the exit status."""
+    """Measure, print the result, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--patch", type=int, nargs=3, default=(96, 96, 96))
-    parser.add_argument("--block", type=int, default=32, help="edge of a hidden block")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--feature-size", type=int, default=24, help="of the Swin encoder")
-    parser.add_argument("--windows", type=int, nargs="*", default=(7, 4), help="of the Swin encoder; none to skip it")
-    parser.add_argument("--no-vit", action="store_true", help="leave the ViT out")
-    parser.add_argument("--ratios", type=float, nargs="+", default=(0.5, 0.75))
-    parser.add_argument("--turns", type=int, default=5, help="at least 2")
+    parser.add_argument("--patch", type=int, nargs=3, default=(96, 96, 96), help="size of the patch in voxels")
+    parser.add_argument("--block", type=int, default=32, help="edge of a hidden block in voxels")
+    parser.add_argument("--batch", type=int, default=1, help="patches of a batch")
+    parser.add_argument("--feature-size", type=int, default=24, help="feature size of the Swin encoder")
+    parser.add_argument(
+        "--windows", type=int, nargs="*", default=(7, 4), help="window sizes of the Swin encoder; none skips it"
+    )
+    parser.add_argument("--no-vit", action="store_true", help="skip the ViT encoder")
+    parser.add_argument("--ratios", type=float, nargs="+", default=(0.5, 0.75), help="masking ratios")
+    parser.add_argument(
+        "--rounds", "--turns", dest="rounds", type=int, default=5, help="measured rounds, 2 or more (default: 5)"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--json", type=Path, help="write the result here too")
+    parser.add_argument("--json", type=Path, help="also write the result to this file")
     arguments = parser.parse_args()
 
     def work() -> int:
@@ -203,7 +216,7 @@ def main() -> int:
             "batch": arguments.batch,
             "feature_size": arguments.feature_size,
             "precision": arguments.precision,
-            "turns": arguments.turns,
+            "turns": arguments.rounds,
             "machine": machine_info(torch.device(arguments.device)),
             "rows": [row for name, model in networks.items() for row in measure(name, model, arguments)],
         }

@@ -1,10 +1,10 @@
-"""What the GPU monitor costs: CPU time of its thread as a share of one core.
+"""CPU time of the GPU monitor, as a share of one core.
 
     python profiling/benchmark_monitor.py [--seconds 60] [--interval 1] [--devices 1 4 8]
 
-The thread's own CPU time over the wall time between its first and last sample, with gpu.csv written. Where there are
-GPUs, it is that of watching them; elsewhere a stand-in for NVML (tests/telemetry/fake_nvml.c, needs gcc) answers for
---devices GPUs, and the driver's own share of each call is then not in the figure.
+The result is the CPU time of the monitor's thread between its first and last sample, including gpu.csv, divided by the
+wall time. Without a GPU a stand-in for NVML answers for --devices GPUs (tests/observability/fake_nvml.c; needs gcc).
+The result then excludes the driver's part of each call.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import DONE, run
 
 ROOT = Path(__file__).resolve().parent.parent
-STAND_IN = ROOT / "tests/telemetry/fake_nvml.c"
+STAND_IN = ROOT / "tests/observability/fake_nvml.c"
 
 
 def measure(seconds: float, interval_s: float, folder: Path) -> dict[str, float]:
-    """Run the monitor for some seconds beside nothing; what it took.
+    """Run the monitor for some seconds, with no other work, and measure its CPU time.
 
     Raises:
-        UserError: it does not run here.
+        UserError: the monitor does not run here, or the time is too short.
     """
     readings: list[tuple[float, float, int]] = []
     enough = threading.Event()
 
-    def on_sample(samples: Sequence[Sample]) -> None:  # in the monitor's thread, so that its clock can be read
+    def on_sample(samples: Sequence[Sample]) -> None:  # runs in the monitor's thread, whose CPU time it reads
         readings.append((time.monotonic(), time.thread_time(), len(samples)))
         if readings[-1][0] - readings[0][0] >= seconds:
             enough.set()
@@ -50,8 +50,8 @@ def measure(seconds: float, interval_s: float, folder: Path) -> dict[str, float]
         pass
     monitor.stop()
     if len(readings) < 2:
-        raise UserError(f"--seconds {seconds:g}: gives no two samples: raise it")
-    wall, cpu = (readings[-1][k] - readings[0][k] for k in (0, 1))
+        raise UserError(f"--seconds: the time is too short for two samples (got {seconds:g}); raise it")
+    wall, cpu = readings[-1][0] - readings[0][0], readings[-1][1] - readings[0][1]
     rounds = len(readings) - 1
     return {
         "devices": readings[-1][2],
@@ -64,12 +64,22 @@ def measure(seconds: float, interval_s: float, folder: Path) -> dict[str, float]
 
 
 def with_stand_in(seconds: float, interval_s: float, devices: Sequence[int], folder: Path) -> list[dict[str, float]]:
-    """The same in processes that find the stand-in as the driver's library."""
+    """Measure in processes that load the stand-in in place of the driver's library.
+
+    Args:
+        seconds: measured time.
+        interval_s: seconds between two samples.
+        devices: numbers of GPUs.
+        folder: folder for the library.
+
+    Raises:
+        UserError: gcc is missing.
+    """
     library = folder / "libnvidia-ml.so.1"
     try:
         subprocess.run(["gcc", "-O2", "-shared", "-fPIC", "-o", library, STAND_IN], check=True)
     except FileNotFoundError:
-        raise UserError("no GPU here, and no gcc to build the stand-in for NVML: install gcc") from None
+        raise UserError("this machine has no GPU and no gcc, which builds the stand-in for NVML; install gcc") from None
     results = []
     for count in devices:
         settings = folder / "nvml.txt"
@@ -83,11 +93,11 @@ def with_stand_in(seconds: float, interval_s: float, devices: Sequence[int], fol
 
 
 def main() -> int:
-    """Measure and print; the exit status."""
+    """Measure, print the result, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--interval", type=float, default=1.0)
-    parser.add_argument("--devices", type=int, nargs="+", default=[1, 4, 8], help="of the stand-in")
+    parser.add_argument("--seconds", type=float, default=60.0, help="measured time (default: 60)")
+    parser.add_argument("--interval", type=float, default=1.0, help="seconds between samples (default: 1)")
+    parser.add_argument("--devices", type=int, nargs="+", default=[1, 4, 8], help="numbers of GPUs of the stand-in")
     parser.add_argument("--as-json", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
 
@@ -101,11 +111,11 @@ def main() -> int:
             reason = probe.start()
             probe.stop()
             if reason is None:
-                results, remark = [measure(options.seconds, options.interval, folder)], "the GPUs of this machine"
+                results, remark = [measure(options.seconds, options.interval, folder)], "GPUs of this machine"
             else:
                 print(f"{reason}\n", file=sys.stderr)
                 results = with_stand_in(options.seconds, options.interval, options.devices, folder)
-                remark = "a stand-in for NVML: the driver's own cost is not in it"
+                remark = "stand-in for NVML; the driver's part of each call is not included"
         print(f"{remark}\n\n| GPUs | interval s | samples | CPU ms per sample | % of a core |\n|---|---|---|---|---|")
         for result in results:
             print(

@@ -1,14 +1,17 @@
-"""The recipes that people train by: on the same cases, network, patch, batch and precision as a configuration of ours.
+"""Common training recipes for comparison, with the cases, network, patch, batch and precision of a configuration.
 
     python profiling/benchmark_recipes.py monai_fast --config configs/hippocampus_unet.yaml data.root=DATA --steps 100
     python profiling/benchmark_recipes.py monai_fast --config ... data.root=DATA --until-dice 0.83 --every-s 20
 
-*thesis*: a plain PyTorch loop over a CacheDataset and a DataLoader with worker processes, as before its speed-ups.
-*monai_fast*: MONAI's fast-training tutorial: the cache and the transforms on the device, ThreadDataLoader, no metadata,
-Novograd (AdamW for Swin), mixed precision. *monai_trainer*: MONAI's SupervisedTrainer. *fabric*: Lightning Fabric with
-MONAI's cache. Each draws the tutorial's samples: two patches of a volume, three flips, an intensity shift.
+- *thesis*: a plain PyTorch loop over a CacheDataset and a DataLoader with worker processes, without the speed-ups that
+  the thesis describes.
+- *monai_fast*: MONAI's fast-training tutorial: cache and transforms on the device, ThreadDataLoader, no metadata,
+  Novograd (AdamW for Swin networks), mixed precision.
+- *monai_trainer*: MONAI's SupervisedTrainer.
+- *fabric*: Lightning Fabric with MONAI's cache.
 
-profiling/benchmark.py imports this; run by itself it is one recipe in a process of its own.
+All of them use the augmentation of the tutorial: two patches of a volume, three flips, an intensity shift.
+profiling/benchmark.py imports this module. Run as a program it trains one recipe.
 """
 
 from __future__ import annotations
@@ -41,11 +44,11 @@ from fusionseg.utils.exit_status import run
 
 
 class PlainRecipe:
-    """A loop written by hand over a loader of dictionaries; the recipes say what is different."""
+    """A minimal training loop over a loader of dictionaries; the recipes override what differs."""
 
     tracks_metadata = False
-    """Whether its patches carry metadata: MONAI's global switch, which is its own only in a process of its own. Worker
-    processes keep what it was when the first batch was drawn."""
+    """Value of MONAI's global switch for metadata during the training. All recipes of a process share it; worker
+    processes keep the value that it had when they were started."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
@@ -53,23 +56,28 @@ class PlainRecipe:
         self.loss = self._loss()
         self.optimizer = self._optimizer(setting.config.optim.lr)
         self.scaler = torch.amp.GradScaler(setting.device.type, enabled=setting.precision.scales_loss)
-        with tracking(True):  # loading needs the metadata
+        with tracking(True):  # the transforms of the loading need the metadata
             self._validation = self._validation_cases()
             self._batches: Iterator[dict[str, Tensor]] = itertools.chain.from_iterable(itertools.repeat(self._loader()))
 
     def train(self, steps: int) -> None:
-        """Optimizer steps, data included."""
+        """Run optimizer steps including their data."""
         for _ in range(steps):
             self.step(*self.batch())
 
     def batch(self) -> tuple[Tensor, Tensor]:
-        """The next step's samples on the device: image and label (B, 1, X, Y, Z)."""
+        """Samples of the next step on the device: image and label, (B, 1, X, Y, Z) each."""
         batch = next(self._batches)
         device = self.setting.device
         return batch["image"].to(device, non_blocking=True), batch["label"].to(device, non_blocking=True)
 
     def step(self, image: Tensor, label: Tensor) -> None:
-        """One optimizer step."""
+        """Run one optimizer step.
+
+        Args:
+            image: (B, 1, X, Y, Z).
+            label: class of each voxel, (B, 1, X, Y, Z).
+        """
         self.optimizer.zero_grad()
         with self.setting.precision.autocast():
             loss = self.loss(self.model(image), label)
@@ -94,8 +102,8 @@ class PlainRecipe:
                     overlap=settings.overlap, mode=settings.blend,
                 )  # fmt: skip
                 assert isinstance(logits, Tensor)
-                shown = one_hot(logits.argmax(1, keepdim=True), setting.num_classes)
-                metric(shown, one_hot(case["label"][None], setting.num_classes))
+                predicted = one_hot(logits.argmax(1, keepdim=True), setting.num_classes)
+                metric(predicted, one_hot(case["label"][None], setting.num_classes))
         self.model.train()
         return float(metric.aggregate().mean())
 
@@ -121,7 +129,7 @@ class PlainRecipe:
 
 
 class Thesis(PlainRecipe):
-    """See the top of the file."""
+    """Recipe `thesis` of the module's docstring."""
 
     tracks_metadata = True
 
@@ -135,7 +143,7 @@ class Thesis(PlainRecipe):
 
 
 class MonaiFast(PlainRecipe):
-    """See the top of the file."""
+    """Recipe `monai_fast` of the module's docstring."""
 
     def _loss(self) -> Callable[[Tensor, Tensor], Tensor]:
         from monai.losses import DiceCELoss
@@ -151,7 +159,7 @@ class MonaiFast(PlainRecipe):
 
 
 class Fabric(PlainRecipe):
-    """See the top of the file."""
+    """Recipe `fabric` of the module's docstring."""
 
     def __init__(self, setting: Setting) -> None:
         from lightning_fabric import Fabric as Library
@@ -172,7 +180,7 @@ class Fabric(PlainRecipe):
 
 
 class MonaiTrainer(PlainRecipe):
-    """See the top of the file."""
+    """Recipe `monai_trainer` of the module's docstring."""
 
     def __init__(self, setting: Setting) -> None:
         from monai.engines import SupervisedTrainer
@@ -205,12 +213,12 @@ RECIPES: dict[str, type[PlainRecipe]] = {
 
 
 def main() -> int:
-    """Run one recipe; prints JSON lines, the last one the sum of it."""
+    """Train one recipe, and return the exit status. It prints JSON lines; the last line has the totals."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", choices=RECIPES)
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--steps", type=int, default=1_000_000)
-    parser.add_argument("--cases", type=int, help="train on so many at most")
+    parser.add_argument("--config", required=True, help="YAML file of the run")
+    parser.add_argument("--steps", type=int, default=1_000_000, help="most optimizer steps")
+    parser.add_argument("--cases", type=int, help="most training cases (default: all)")
     parser.add_argument("--until-dice", type=float, help="validate, and stop at this mean Dice")
     parser.add_argument("--every-s", type=float, default=20.0, help="seconds of training between validations")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")

@@ -1,4 +1,4 @@
-"""What the recipes of benchmark_recipes.py share: cases, network, transforms, the tutorial's data."""
+"""Parts shared by the recipes of benchmark_recipes.py: cases, network, transforms, the data of MONAI's tutorial."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEYS = ("image", "label")
 
 @dataclass(frozen=True)
 class Setting:
-    """What all recipes share."""
+    """Configuration, device and cases of a recipe."""
 
     config: RunConfig
     device: torch.device
@@ -36,20 +36,21 @@ class Setting:
 
     @property
     def volumes(self) -> int:
-        """Of a step."""
+        """Volumes of a step."""
         return max(1, self.config.train.global_batch // self.config.data.samples_per_volume)
 
     @property
     def samples(self) -> int:
-        """Of a step."""
+        """Samples of a step."""
         return self.volumes * self.config.data.samples_per_volume
 
 
 def open_setting(config: RunConfig, cases: int | None = None) -> Setting:
-    """The cases of a configuration's fold as files, its device and precision.
+    """Open the cases of a configuration's fold as files, and choose device and precision.
 
     Args:
-        cases: at most so many to train on, and a quarter of that to validate on.
+        config: configuration of the run.
+        cases: most training cases; validation takes at most a quarter of that number. None takes all.
     """
     (source,) = open_sources(config)
     device = choose_device(config.device, torch.cuda.device_count(), read_launch({}))
@@ -63,7 +64,11 @@ def open_setting(config: RunConfig, cases: int | None = None) -> Setting:
 
 
 def plain_network(setting: Setting) -> nn.Module:
-    """MONAI's network of the configured kind and size."""
+    """Build MONAI's network of the configured kind and size.
+
+    Raises:
+        UserError: the recipes do not have this kind of network.
+    """
     from monai.networks.nets import SwinUNETR, UNet
 
     torch.manual_seed(setting.config.seed)
@@ -77,11 +82,13 @@ def plain_network(setting: Setting) -> nn.Module:
         return SwinUNETR(1, setting.num_classes, feature_size=model.feature_size, window_size=model.window_size).to(
             setting.device
         )
-    raise UserError(f"model.name: the recipes know monai_unet and swin_unetr, and this is {model.name}")
+    raise UserError(
+        f"model.name: the recipes do not have this network (expected monai_unet or swin_unetr, got {model.name!r})"
+    )
 
 
 def fixed_transforms(setting: Setting) -> list[Any]:
-    """From files to normalised volumes, as the configuration says."""
+    """Deterministic transforms from files to normalised volumes, as configured."""
     from monai import transforms
 
     data = setting.config.data
@@ -99,10 +106,11 @@ def fixed_transforms(setting: Setting) -> list[Any]:
 
 
 def random_transforms(setting: Setting, *, indexed: bool) -> list[Any]:
-    """The tutorial's samples: patches half of which are centred on foreground, flips, an intensity shift.
+    """Random transforms of MONAI's tutorial: patches, half of them centred on foreground, flips, an intensity shift.
 
     Args:
-        indexed: the foreground's voxels have been listed beforehand.
+        setting: configuration of the recipe.
+        indexed: True if earlier transforms have listed the foreground voxels.
     """
     from monai import transforms
 
@@ -118,7 +126,7 @@ def random_transforms(setting: Setting, *, indexed: bool) -> list[Any]:
 
 
 def cached_on_device(setting: Setting) -> Any:
-    """The tutorial's data: cached up to the random transforms, on the device, by threads."""
+    """Data loader of MONAI's tutorial: volumes cached on the device, random transforms in a thread."""
     from monai.data import CacheDataset, ThreadDataLoader
     from monai.transforms import Compose, EnsureTyped, FgBgToIndicesd
 
@@ -136,7 +144,7 @@ def cached_on_device(setting: Setting) -> Any:
 
 @contextmanager
 def tracking(tracked: bool) -> Iterator[None]:
-    """MONAI's global switch of metadata, for a while."""
+    """Set MONAI's global switch for metadata within the body."""
     from monai.data import get_track_meta, set_track_meta
 
     before = get_track_meta()

@@ -1,12 +1,15 @@
-"""What the engine's step costs beside a bare loop, side by side in one run.
+"""Benchmark of the training step against a minimal loop.
 
     python profiling/benchmark_step.py [--config configs/hippocampus_unet.yaml] [--data DATASET] [--steps 40]
 
-*engine*: the training step as `fusionseg.train` runs it: plan, crop and augmentation, accumulation, the check for
-non-finite values, clipping, ranges, counters. *bare*: the same network from the same weights on one resident batch:
-forward, loss, backward, clipping as configured, optimizer. *bare without clipping* leaves that out too. The loops take
-turns step by step, so that whatever else the machine does hits all of them alike; the ratio is the median of the
-ratios within each turn. Without --data it makes synthetic CTs.
+- *engine*: the training step of `fusionseg.train`: sampling plan, crop and augmentation, accumulation, the check for
+  non-finite values, clipping, ranges, counters.
+- *bare*: the same network from the same weights on one batch that stays on the device: forward, loss, backward,
+  clipping as configured, optimizer.
+- *bare without clipping*: the same without clipping.
+
+The loops are timed alternately, so that other load on the machine affects all of them alike. A ratio is the median of
+the ratios within each round. Without --data the program makes synthetic CTs.
 """
 
 from __future__ import annotations
@@ -36,10 +39,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def bare_loop(trainer: Trainer, *, clip: bool) -> Callable[[], None]:
-    """The step that one would write by hand, on tensors that stay where they are."""
+    """Make a minimal training step on batches that stay on the device.
+
+    Args:
+        trainer: its network is copied; configuration and first batches are taken from it.
+        clip: clip the gradients as configured.
+    """
     config = trainer.config
     model = copy.deepcopy(trainer.model)
-    if config.train.compile:  # a copy is not compiled
+    if config.train.compile:  # deepcopy does not copy the compiled forward
         model.compile()
     loss_fn = build_loss(config)
     optimizer = build_optimizer(config.optim, model.parameters())
@@ -63,7 +71,7 @@ def bare_loop(trainer: Trainer, *, clip: bool) -> Callable[[], None]:
 
 
 def measure(config_file: str, overrides: list[str], data: str | None, steps: int, folder: Path) -> dict[str, Any]:
-    """Times and ratios as a plain dictionary."""
+    """Measure times and ratios; the result has JSON values."""
     trainer = open_trainer(config_file, overrides, data, folder)
     device = trainer.world.device
     loops: dict[str, Callable[[], object]] = {
@@ -71,7 +79,7 @@ def measure(config_file: str, overrides: list[str], data: str | None, steps: int
         "bare": bare_loop(trainer, clip=True),
         "bare without clipping": bare_loop(trainer, clip=False),
     }
-    turns = time_alternately(loops, device, steps)
+    timings = time_alternately(loops, device, steps)
     return {
         "config": config_file,
         "overrides": overrides,
@@ -79,14 +87,14 @@ def measure(config_file: str, overrides: list[str], data: str | None, steps: int
         "precision": trainer.precision.name,
         "peak_memory_gb": peak_memory_gb(device),
         "steps": steps,
-        "median_ms": {name: 1e3 * turns.median(name) for name in loops},
-        "spread_ms": {name: 1e3 * turns.spread(name) for name in loops},
-        "engine_over": {name: turns.ratio("engine", name) for name in loops if name != "engine"},
+        "median_ms": {name: 1e3 * timings.median(name) for name in loops},
+        "spread_ms": {name: 1e3 * timings.spread(name) for name in loops},
+        "engine_over": {name: timings.ratio("engine", name) for name in loops if name != "engine"},
     }
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The result as a table."""
+    """Format the result as a table."""
     rows = [("loop", "median ms", "spread ms", "engine / loop")]
     for name, median in result["median_ms"].items():
         ratio = f"{result['engine_over'][name]:.3f}" if name in result["engine_over"] else ""
@@ -99,10 +107,10 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Measure and print; the exit status."""
+    """Measure, print the result, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     step_arguments(parser, config=ROOT / "configs" / "hippocampus_unet.yaml", steps=40)
-    parser.add_argument("--json", type=Path, help="write the result here too")
+    parser.add_argument("--json", type=Path, help="also write the result to this file")
     arguments = parser.parse_intermixed_args()
     start_logging()
 

@@ -1,9 +1,10 @@
-"""How long the commands about many runs take: whole processes, from the command line to the last line printed.
+"""Time of the commands that read many runs: `submit --dry-run`, `status` and `compare`.
 
     python profiling/benchmark_sweep.py [--runs 200]
 
-A sweep is planned by `submit --dry-run`; then its folders are filled with the records of finished runs (a train record
-every 10 of 1000 steps, ten validations), and `status` and `compare` read them. SLURM is not asked.
+Each time is that of a whole process. `submit --dry-run` plans a sweep. Then the program fills the run folders with the
+records of finished runs (1000 steps, a train record every 10 steps, ten validations), which `status` and `compare`
+read. SLURM is not used.
 """
 
 from __future__ import annotations
@@ -31,7 +32,13 @@ ROOT = Path(__file__).parents[1]
 
 
 def finish(folder: Path, config: RunConfig, seed: int) -> None:
-    """Make a run folder as a finished run leaves it."""
+    """Write a run folder as a finished run leaves it.
+
+    Args:
+        folder: run folder.
+        config: configuration of the run.
+        seed: number that makes the scores of the runs differ.
+    """
     write_run_config(folder, config)
     write_environment(folder, [], parameters=1_000_000)
     records = RecordWriter(folder)
@@ -49,9 +56,9 @@ def finish(folder: Path, config: RunConfig, seed: int) -> None:
 
 
 def main() -> int:
-    """Measure and print; the exit status."""
+    """Measure, print the result, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--runs", type=int, default=200, help="runs of the sweep (default: 200)")
     options = parser.parse_args()
 
     def timed(*arguments: object) -> float:
@@ -69,12 +76,12 @@ def main() -> int:
                 f"name: many\nbase: {base}\ngrid: {{model.name: [unet, resunet], seed: {seeds}}}\n", encoding="utf-8"
             )
             profile = ROOT / "slurm/clusters/t4.yaml"
-            timed("synth", f"{name}/data", "--cases", 5, "--size", 48)  # the plan looks at the data set
-            places = (f"output={name}/runs", f"data.root={name}/data")
-            dry_run = timed("submit", sweep, "--cluster", profile, *places, "--dry-run")
+            timed("synth", f"{name}/data", "--cases", 5, "--size", 48)  # submit reads the data set
+            settings = (f"output={name}/runs", f"data.root={name}/data")
+            dry_run = timed("submit", sweep, "--cluster", profile, *settings, "--dry-run")
             rows = [("submit --dry-run", dry_run)]
-            for number, entry in enumerate(load_sweep(sweep, [f"output={name}/runs"]).runs):
-                finish(entry.folder, entry.config, number)
+            for seed, planned in enumerate(load_sweep(sweep, [f"output={name}/runs"]).runs):
+                finish(planned.folder, planned.config, seed)
             rows.append(("status", timed("status", Path(name) / "runs/many")))
             rows.append(("compare", timed("compare", Path(name) / "runs/many")))
         table = markdown_table([("command", "s"), *((command, f"{seconds:.2f}") for command, seconds in rows)])

@@ -1,13 +1,16 @@
-"""What a training step of the Swin networks costs beside MONAI's Swin UNETR: time and memory, side by side in one run.
+"""Benchmark of the Swin networks against MONAI's Swin UNETR: time and peak memory of a training step.
 
     python profiling/benchmark_swin.py [--networks swin_unetr swin_fusion_od] [--precision fp32 bf16] [--compile off on]
 
-A step is forward, the Dice and cross-entropy loss, and backward, on one resident batch; there is no optimizer. The
-networks take turns step by step, so that whatever else the machine does hits all of them alike, and the time ratio is
-the median of the ratios to MONAI's within each turn. The peak memory is that of one step in a process of its own, less
-what was there before it (weights and batch; gradients count): on a GPU of torch's allocator, on a CPU the resident set.
-On a CPU that others use too, take --threads 1 --clock cpu: the processor's seconds of one thread, waiting not counted.
-MONAI's network is `monai`, with its use_v2 `monai_v2`; all other names are those of `fusionseg models`.
+A step is forward, Dice and cross-entropy loss, and backward on one batch that stays on the device, without optimizer.
+The networks are timed alternately, so that other load on the machine affects all of them alike. The time ratio is the
+median over the rounds of the ratio to MONAI's network.
+
+The peak memory is that of one step in a process of its own, minus the memory before the step (weights and batch). It
+includes the gradients. On a GPU it is the memory of torch's allocator, on a CPU the resident set.
+
+On a CPU that other programs use, give --threads 1 --clock cpu: it counts the CPU time of one thread without waiting.
+`monai` is MONAI's network, `monai_v2` the same with use_v2; all other names are those of `fusionseg models`.
 """
 
 from __future__ import annotations
@@ -41,7 +44,13 @@ BASE = "monai"
 
 
 def build(name: str, feature_size: int, *, checkpoint: bool) -> nn.Module:
-    """A network for one channel and two classes."""
+    """Build a network for one input channel and two classes.
+
+    Args:
+        name: monai, monai_v2, or a Swin network of `fusionseg models`.
+        feature_size: channels of the first stage.
+        checkpoint: recompute activations in the backward pass.
+    """
     if name in (BASE, "monai_v2"):
         from monai.networks.nets.swin_unetr import SwinUNETR
 
@@ -53,7 +62,7 @@ def build(name: str, feature_size: int, *, checkpoint: bool) -> nn.Module:
 
 
 def training_step(name: str, options: argparse.Namespace, precision: str, compiled: bool) -> Callable[[], None]:
-    """The step of a network with fresh weights and a batch that stays where it is."""
+    """Make the step of a network with new weights on a batch that stays on the device."""
     device = torch.device(options.device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -80,41 +89,45 @@ def training_step(name: str, options: argparse.Namespace, precision: str, compil
 
 
 def measure_time(options: argparse.Namespace, precision: str, compiled: bool) -> dict[str, list[float]]:
-    """Seconds of each network's steps, in the order of the turns."""
+    """Measure the steps of all networks: seconds by network, one value for each round."""
     names = [BASE, *options.networks]
     steps = {name: training_step(name, options, precision, compiled) for name in names}
     clock = time.process_time if options.clock == "cpu" else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(options.warmup + options.turns):
-        first = turn % len(names)
+    for index in range(options.warmup + options.rounds):
+        first = index % len(names)
         for name in names[first:] + names[:first]:
             start = clock()
             steps[name]()
-            if turn >= options.warmup:
+            if index >= options.warmup:
                 times[name].append(clock() - start)
     return times
 
 
 def measure_memory(name: str, options: argparse.Namespace, precision: str, compiled: bool) -> float:
-    """Bytes of the peak of a step in a process of its own."""
+    """Measure the peak memory of a step in a process of its own, in bytes."""
     settings = {**vars(options), "json": None}
-    command = [sys.executable, __file__, "--alone", json.dumps([name, settings, precision, compiled])]
+    command = [sys.executable, __file__, "--memory-request", json.dumps([name, settings, precision, compiled])]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return float(done.stdout.splitlines()[-1])
 
 
-def alone(request: str) -> float:
-    """Bytes that the step at its peak takes more than before it."""
+def peak_memory(request: str) -> float:
+    """Peak memory of a step beyond the memory before it, in bytes.
+
+    Args:
+        request: JSON list of network, options, precision and compile, from `measure_memory`.
+    """
     name, settings, precision, compiled = json.loads(request)
     options = argparse.Namespace(**settings)
     step = training_step(name, options, precision, compiled)
     if options.device == "cuda":
         before = float(torch.cuda.memory_allocated())
-        step()  # compiles, chooses kernels
+        step()  # the first step compiles and selects kernels, which takes memory too
         torch.cuda.reset_peak_memory_stats()
         step()
         return torch.cuda.max_memory_allocated() - before
-    # The kernel's peak is set back first: a process begins with that of the one that started it.
+    # Reset the peak that the kernel records, because a process inherits that of its parent.
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = resident_bytes("VmRSS")
     step()
@@ -122,11 +135,11 @@ def alone(request: str) -> float:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """All times, peaks and ratios as a plain dictionary."""
+    """Measure times, peaks and ratios of all networks; the result has JSON values."""
     rows = []
     for precision in options.precision:
         for compiled in [word == "on" for word in options.compile]:
-            times = measure_time(options, precision, compiled) if options.turns else {}
+            times = measure_time(options, precision, compiled) if options.rounds else {}
             peaks: dict[str, float] = {}
             for name in [] if options.no_memory else [BASE, *options.networks]:
                 peaks[name] = measure_memory(name, options, precision, compiled)
@@ -145,17 +158,17 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "patch": options.patch,
         "batch": options.batch,
         "checkpoint": options.checkpoint,
-        "turns": options.turns,
+        "turns": options.rounds,
         "clock": options.clock,
         "rows": rows,
     }
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The result as a table."""
+    """Format the result as a table."""
     head = (
         f"feature size {result['feature_size']}, patch {result['patch']}^3, batch {result['batch']}, activation"
-        f" checkpointing {'on' if result['checkpoint'] else 'off'}, {result['turns']} turns,"
+        f" checkpointing {'on' if result['checkpoint'] else 'off'}, {result['turns']} rounds,"
         f" {result['clock']} clock\n{machine_line(result['machine'])}"
     )
     rows = [["network", "precision", "compile", "s / step", "time / MONAI", "peak GB", "memory / MONAI"]]
@@ -171,29 +184,33 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Measure and print; the exit status."""
+    """Measure, print the result, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = ["swin_unetr", "swin_fusion_od", "swin_fusion_2_v2"]
     parser.add_argument("--networks", nargs="+", default=default, metavar="NAME", help=f"default: {' '.join(default)}")
     parser.add_argument("--precision", nargs="+", choices=list(DTYPES), default=["fp32", "bf16"])
     parser.add_argument("--compile", nargs="+", choices=["off", "on"], default=["off"])
-    parser.add_argument("--checkpoint", action="store_true", help="activation checkpointing, in MONAI's network too")
+    parser.add_argument("--checkpoint", action="store_true", help="activation checkpointing in all networks")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--feature-size", type=int, default=48)
-    parser.add_argument("--patch", type=int, default=96)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--turns", type=int, default=5, help="0: memory only")
-    parser.add_argument("--warmup", type=int, default=1, help="turns that do not count")
-    parser.add_argument("--threads", type=int, help="of torch on a CPU")
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: of this process alone")
-    parser.add_argument("--no-memory", action="store_true", help="time only")
-    parser.add_argument("--json", type=Path, help="write the result here too")
-    parser.add_argument("--alone", help=argparse.SUPPRESS)
+    parser.add_argument("--feature-size", type=int, default=48, help="channels of the first stage (default: 48)")
+    parser.add_argument("--patch", type=int, default=96, help="edge of the patch in voxels (default: 96)")
+    parser.add_argument("--batch", type=int, default=1, help="patches of a batch (default: 1)")
+    parser.add_argument(
+        "--rounds", "--turns", dest="rounds", type=int, default=5, help="measured rounds (default: 5); 0: memory only"
+    )
+    parser.add_argument("--warmup", type=int, default=1, help="rounds that do not count (default: 1)")
+    parser.add_argument("--threads", type=int, help="threads of torch on a CPU")
+    parser.add_argument(
+        "--clock", choices=["wall", "cpu"], default="wall", help="wall time, or CPU time of this process"
+    )
+    parser.add_argument("--no-memory", action="store_true", help="measure the time only")
+    parser.add_argument("--json", type=Path, help="also write the result to this file")
+    parser.add_argument("--memory-request", help=argparse.SUPPRESS)
     options = parser.parse_args()
 
     def work() -> int:
-        if options.alone:
-            print(alone(options.alone))
+        if options.memory_request:
+            print(peak_memory(options.memory_request))
             return 0
         result = measure(options)
         publish(result, markdown(result), options.json)

@@ -1,34 +1,37 @@
 #!/usr/bin/env bash
-# Nsight Systems around a training: a report, and its SQLite export, of each chosen rank; the other ranks run plain.
+# Profile a training with Nsight Systems: a report and its SQLite export for each chosen rank. Other ranks run unprofiled.
 #
 #   bash profiling/nsys.sh python -m fusionseg.train --config configs/demo.yaml data.root=demo/data \
 #       profile.steps=[20,30] profile.with=nsys
 #   torchrun --no-python --nproc_per_node=4 profiling/nsys.sh python -m fusionseg.train --config ... profile.with=nsys ...
 #   srun profiling/nsys.sh python -m fusionseg.train --config ... profile.with=nsys ...          (profiling/nsys.sbatch)
 #
-# RANKS=0 (default), RANKS=0,3 or RANKS=all; the rank is torchrun's, srun's or Open MPI's. OUTPUT=profile is the folder;
-# nsys_rank0_<host>.nsys-rep and .sqlite appear there: `python profiling/report.py <folder>` reads them. With
-# OUTPUT=<run folder>/profile, `python profiling/report.py <run folder>` does.
-# Only the window of steps is held, between cudaProfilerStart and cudaProfilerStop: without profile.with=nsys nothing is, and
-# of other ranks than 0 only with profile.ranks=all.
-# CAPTURE=all holds the program from its start to its end (long, and large). TRACE=cuda,nvtx is what is traced,
-# NSYS_OPTIONS are further options, such as "--gpu-metrics-devices=0".
+# Environment variables:
+#   RANKS         profiled ranks: 0 (default), a list such as 0,3, or all. The rank is that of torchrun, srun or Open MPI.
+#   OUTPUT        folder of nsys_rank0_<host>.nsys-rep and .sqlite (default: profile). `python profiling/report.py <folder>`
+#                 reads it. With OUTPUT=<run folder>/profile, `python profiling/report.py <run folder>` finds it.
+#   CAPTURE       steps (default): only the steps of profile.steps, between cudaProfilerStart and cudaProfilerStop. This
+#                 needs profile.with=nsys, and profile.ranks=all for other ranks than 0.
+#                 all: the whole program, which gives long and large reports.
+#   TRACE         traced APIs (default: cuda,nvtx).
+#   NSYS_OPTIONS  further options of nsys, such as "--gpu-metrics-devices=0".
 set -euo pipefail
 [ $# -ge 1 ] || { sed -n '2,/^[^#]/{/^#/p}' "$0" >&2; exit 2; }
 rank=${RANK:-${SLURM_PROCID:-${OMPI_COMM_WORLD_RANK:-0}}}
 ranks=${RANKS:-0}
-[[ $ranks =~ ^(all|[0-9]+(,[0-9]+)*)$ ]] || { echo "nsys.sh: RANKS=$ranks: is all, or ranks such as 0 or 0,3" >&2; exit 2; }
+[[ $ranks =~ ^(all|[0-9]+(,[0-9]+)*)$ ]] || { echo "nsys.sh: RANKS: not a list of ranks (expected all or ranks such as 0 or 0,3, got '$ranks')" >&2; exit 2; }
 [ "$ranks" = all ] || [[ ,$ranks, == *,$rank,* ]] || exec "$@"
 command -v nsys >/dev/null || {
-  echo "nsys.sh: nsys is not on PATH: load or install Nsight Systems (module load cuda, or nsight-systems)," \
-    "or profile with torch: profile.with=torch" >&2
+  echo "nsys.sh: nsys is not on PATH; load or install Nsight Systems (module load cuda, or nsight-systems)," \
+    "or use torch's profiler: profile.with=torch" >&2
   exit 2
 }
-case ${CAPTURE:-window} in
-  # stop: the training goes on after the window; by default nsys would end it
-  window) capture=(--capture-range=cudaProfilerApi --capture-range-end=stop) ;;
+case ${CAPTURE:-steps} in
+  # --capture-range-end=stop: the training continues after the profiled steps; by default nsys would end it.
+  # "window" is the former name of "steps".
+  steps|window) capture=(--capture-range=cudaProfilerApi --capture-range-end=stop) ;;
   all) capture=() ;;
-  *) echo "nsys.sh: CAPTURE=$CAPTURE: is window or all" >&2; exit 2 ;;
+  *) echo "nsys.sh: CAPTURE: unknown value (expected steps or all, got '$CAPTURE')" >&2; exit 2 ;;
 esac
 output=${OUTPUT:-profile}
 mkdir -p "$output"

@@ -1,18 +1,20 @@
-"""What the training step of a configuration is against what the device can do.
+"""Roofline of the training step of a configuration: its measured time beside the limits of the device.
 
     python profiling/roofline.py --config configs/hippocampus_unet.yaml [--data DATASET] [--steps 10] [--json F]
         [--figure F] [--other TFLOPS GBS] [key.path=value ...]
 
-The step is the engine's own. Its operators are counted: the operations of convolutions, matrix products and attention
-in forward and backward, and the bytes of every operator, optimizer included
-(`fusionseg.performance.operator_costs`).
-The device is measured in the same run: square matrix products and a convolution in the training's precision, a copy
-and a triad. No operator can be faster than the larger of operations / rate and bytes / bandwidth; the sum of these
-is the *bound*, and the *share* is what the bound is of the measured time. MFU is the model's operations over what the
-device could have done in the step's time. A share above 1 means that tensors were still in a cache.
+The step is that of `fusionseg.train`. The program counts the operations of its convolutions, matrix products and
+attention in forward and backward, and the bytes of every operator including the optimizer
+(`fusionseg.performance.operator_costs`). In the same run it measures the device: square matrix products and a
+convolution in the training's precision, a copy and a triad.
 
-Phases are timed in plain steps; operators in further steps in which each is timed alone, so their times add up to
-less than a phase's, which has Python and the launching of kernels too.
+No operator can take less time than the larger of operations / rate and bytes / bandwidth. The sum of these times is the
+*bound*. The column `of bound` is the bound divided by the measured time; a value above 100 % means that tensors were
+still in a cache. MFU (model FLOPs utilisation) is the number of the model's operations divided by those that the device
+could have done in the time of the step.
+
+Phases are timed in ordinary steps. Operators are timed one by one in further steps. Their times add up to less than the
+time of the phase, which also contains Python and the launches of kernels.
 """
 
 from __future__ import annotations
@@ -45,16 +47,16 @@ SHOWN = 12
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Rates of the device, cost and time of each phase and of each operator, as a plain dictionary.
+    """Measure the rates of the device, and cost and time of each phase and operator; the result has JSON values.
 
     Raises:
-        UserError: the arguments cannot be taken.
+        UserError: an argument is invalid.
     """
     problems = []
     if arguments.steps < 1:
-        problems.append(f"--steps: is {arguments.steps}: give at least 1")
+        problems.append(f"--steps: the number of steps is too small (expected 1 or more, got {arguments.steps})")
     problems += [
-        f"--other: is {tflops:g} {gbs:g}: give TFLOP/s and GB/s above 0"
+        f"--other: a rate is not positive (expected TFLOP/s and GB/s above 0, got {tflops:g} {gbs:g})"
         for tflops, gbs in arguments.other
         if not (tflops > 0 and gbs > 0)
     ]
@@ -62,15 +64,18 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         raise UserError(problems)
     trainer = open_trainer(arguments.config, arguments.overrides, arguments.data, folder)
     if trainer.config.train.compile:
-        raise UserError("train.compile: a compiled step has no operators to count: set it to false")
+        raise UserError("train.compile: a compiled step has no operators to count; set train.compile=false")
     device, precision = trainer.world.device, trainer.precision
-    layout = trainer.config.train.channels_last
-    rates = measure_rates(device, precision.dtype, channels_last=layout)
+    channels_last = trainer.config.train.channels_last
+    rates = measure_rates(device, precision.dtype, channels_last=channels_last)
     step_s, phase_s = time_phases(trainer, arguments.steps)
-    # Which operators run depends on the samples (augmentation): one whole step, that of the median time.
-    calls = sorted((count(trainer) for _ in range(COUNTED)), key=lambda own: sum(call.seconds for call in own))
-    counted = calls[COUNTED // 2]
-    rates = rates.best_of(measure_rates(device, precision.dtype, channels_last=layout))  # something else may have run
+    # Augmentation differs from sample to sample, so steps run different operators. Take the step of the median time.
+    steps = sorted(
+        (record_calls(trainer) for _ in range(COUNTED)), key=lambda calls: sum(call.seconds for call in calls)
+    )
+    counted = steps[COUNTED // 2]
+    # Measure twice and keep the best, because other programs may have used the device the first time.
+    rates = rates.best_of(measure_rates(device, precision.dtype, channels_last=channels_last))
     limits = rates.flops_per_s, rates.bytes_per_s
     phases = {
         name: row(total_cost((call for call in counted if call.phase == name), *limits), rates, seconds)
@@ -83,7 +88,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     total = row(total_cost(counted, *limits), rates, step_s)
     model_flops = total["flops"]
     if trainer.config.train.checkpoint_activations:
-        # What is computed again is no operation of the model; backward takes two for each one of forward.
+        # Recomputed operations do not count as the model's. The backward pass has two for each one of forward.
         model_flops = 3 * phases["forward"]["flops"]
     others = []
     for tflops, gbs in arguments.other:
@@ -107,37 +112,37 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def time_phases(trainer: Trainer, steps: int) -> tuple[float, dict[str, float]]:
-    """Medians over plain steps: seconds of a step, and of each of its phases."""
+    """Median seconds of a step and of each of its phases, over ordinary steps."""
     device, totals = trainer.world.device, []
     by_phase: defaultdict[str, list[float]] = defaultdict(list)
-    for number in range(WARM_UP + steps):
+    for index in range(WARM_UP + steps):
         clock = PhaseClock(device)
         with follow_phases(clock):
             seconds = timed(trainer.advance, device)
-        if number >= WARM_UP:
+        if index >= WARM_UP:
             totals.append(seconds)
-            for name, own in clock.seconds().items():
-                by_phase[name].append(own)
+            for name, phase_s in clock.seconds().items():
+                by_phase[name].append(phase_s)
     return statistics.median(totals), {name: statistics.median(values) for name, values in by_phase.items()}
 
 
-def count(trainer: Trainer) -> list[Call]:
-    """The operators of one step."""
-    watch = OperatorRecorder(trainer.world.device)
+def record_calls(trainer: Trainer) -> list[Call]:
+    """Run one step, and record the calls of all operators."""
+    recorder = OperatorRecorder(trainer.world.device)
 
     @contextmanager
     def enter(name: str) -> Iterator[None]:
-        watch.phase = name
+        recorder.phase = name
         yield
-        watch.phase = ""
+        recorder.phase = ""
 
-    with follow_phases(enter), watch:
+    with follow_phases(enter), recorder:
         trainer.advance()
-    return watch.calls()
+    return recorder.calls()
 
 
 def row(cost: Cost, rates: DeviceRates, seconds: float) -> dict[str, Any]:
-    """A cost beside the time that it took."""
+    """Row of the result: a cost and the measured time."""
     return {
         **asdict(cost),
         "seconds": seconds,
@@ -149,25 +154,25 @@ def row(cost: Cost, rates: DeviceRates, seconds: float) -> dict[str, Any]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The result as tables."""
+    """Format the result as tables."""
     rates, step = result["rates"], result["step"]
     matmuls = ", ".join(f"{size}^2: {rate / 1e9:.0f}" for size, rate in rates["matmul_flops_per_s"].items())
     lines = [
-        f"{result['config']} {result['overrides']} ({result['precision']}, {result['samples']} samples a step, median"
+        f"{result['config']} {result['overrides']} ({result['precision']}, {result['samples']} samples per step, median"
         f" of {result['steps']} steps)",
         machine_line(result["machine"]),
         "",
         f"Measured rates: {rates['flops_per_s'] / 1e9:.0f} GFLOP/s (matrices of {matmuls}; convolution:"
         f" {rates['convolution_flops_per_s'] / 1e9:.0f}), {rates['bytes_per_s'] / 1e9:.1f} GB/s (copy:"
-        f" {rates['copy_bytes_per_s'] / 1e9:.1f}, triad: {rates['triad_bytes_per_s'] / 1e9:.1f}); they meet at"
-        f" {rates['flops_per_s'] / rates['bytes_per_s']:.0f} FLOP a byte.",
-        f"The step: {result['multiply_adds'] / 1e9:.1f} G multiply-adds, {step['bytes'] / 1e9:.2f} GB; at least"
-        f" {step['bound_s'] * 1e3:.1f} ms, took {step['seconds'] * 1e3:.1f} ms: {step['share_of_bound']:.0%} of the"
-        f" bound, MFU {result['mfu']:.1%}.",
+        f" {rates['copy_bytes_per_s'] / 1e9:.1f}, triad: {rates['triad_bytes_per_s'] / 1e9:.1f}); ridge point"
+        f" {rates['flops_per_s'] / rates['bytes_per_s']:.0f} FLOP per byte.",
+        f"Step: {result['multiply_adds'] / 1e9:.1f} G multiply-adds, {step['bytes'] / 1e9:.2f} GB; bound"
+        f" {step['bound_s'] * 1e3:.1f} ms, measured {step['seconds'] * 1e3:.1f} ms ({step['share_of_bound']:.0%} of"
+        f" bound); MFU {result['mfu']:.1%}.",
     ]
     lines += [
-        f"On a device with {other['tflops']:g} TFLOP/s and {other['gbs']:g} GB/s the same operators take at least"
-        f" {other['bound_s'] * 1e3:.2f} ms, mostly for their {other['limited_by']}."
+        f"Bound on a device with {other['tflops']:g} TFLOP/s and {other['gbs']:g} GB/s:"
+        f" {other['bound_s'] * 1e3:.2f} ms, limited mostly by {other['limited_by']}."
         for other in result["other_devices"]
     ]
     phases = table("phase", {**result["phases"], "step": step})
@@ -176,28 +181,33 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def table(first: str, rows: dict[str, dict[str, Any]]) -> str:
-    """One row for each entry."""
+    """Format rows by name as a table.
+
+    Args:
+        first: heading of the column of names.
+        rows: results of `row` by name.
+    """
     head = (first, "calls", "GFLOP", "GB", "FLOP / byte", "bound ms", "limited by", "ms", "of bound", "utilisation")
     cells = [
         (
             name,
-            f"{entry['calls']}",
-            f"{entry['flops'] / 1e9:.2f}",
-            f"{entry['bytes'] / 1e9:.3f}",
-            f"{entry['intensity']:.1f}",
-            f"{entry['bound_s'] * 1e3:.2f}",
-            entry["limited_by"],
-            f"{entry['seconds'] * 1e3:.2f}",
-            f"{entry['share_of_bound']:.0%}",
-            f"{entry['utilisation']:.1%}",
+            f"{cost['calls']}",
+            f"{cost['flops'] / 1e9:.2f}",
+            f"{cost['bytes'] / 1e9:.3f}",
+            f"{cost['intensity']:.1f}",
+            f"{cost['bound_s'] * 1e3:.2f}",
+            cost["limited_by"],
+            f"{cost['seconds'] * 1e3:.2f}",
+            f"{cost['share_of_bound']:.0%}",
+            f"{cost['utilisation']:.1%}",
         )
-        for name, entry in rows.items()
+        for name, cost in rows.items()
     ]
     return markdown_table([head, *cells])
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
-    """The roofline of the device, and on it the phases and operators that multiply matrices."""
+def draw_roofline(result: dict[str, Any], path: Path) -> None:
+    """Draw the roofline of the device, with the phases and operators that have matrix products."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -205,23 +215,23 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
     rates = result["rates"]
     ridge = rates["flops_per_s"] / rates["bytes_per_s"]
-    points = [(name, entry, "o") for name, entry in result["operators"].items() if entry["flops"]]
-    points += [(name, entry, "s") for name, entry in result["phases"].items() if entry["flops"]]
+    points = [(name, cost, "o") for name, cost in result["operators"].items() if cost["flops"]]
+    points += [(name, cost, "s") for name, cost in result["phases"].items() if cost["flops"]]
     points.append(("step", result["step"], "*"))
-    places = [ridge, *(entry["intensity"] for _, entry, _ in points)]
-    low, high = min(places) / 4, max(places) * 4
+    intensities = [ridge, *(cost["intensity"] for _, cost, _ in points)]
+    low, high = min(intensities) / 4, max(intensities) * 4
     figure, axis = plt.subplots(figsize=(7.5, 4.5))
     xs = [low, ridge, high]
     axis.loglog(xs, [min(x * rates["bytes_per_s"], rates["flops_per_s"]) / 1e9 for x in xs], color="black")
-    for name, entry, marker in points:
-        speed = entry["flops"] / entry["seconds"] / 1e9
-        share = entry["seconds"] / result["step"]["seconds"]
-        axis.scatter(entry["intensity"], speed, s=30 + 300 * share, marker=marker, alpha=0.7, label=name)
-    axis.set_xlabel("operations for each byte (FLOP / byte)")
+    for name, cost, marker in points:
+        speed = cost["flops"] / cost["seconds"] / 1e9
+        share = cost["seconds"] / result["step"]["seconds"]
+        axis.scatter(cost["intensity"], speed, s=30 + 300 * share, marker=marker, alpha=0.7, label=name)
+    axis.set_xlabel("arithmetic intensity (FLOP / byte)")
     axis.set_ylabel("GFLOP/s")
     machine = result["machine"]
     axis.set_title(f"{machine['gpu'] or machine['processor']}, {result['precision']}", fontsize=10)
-    legend = axis.legend(fontsize=7, loc="lower right", title="areas: share of the step's time", title_fontsize=7)
+    legend = axis.legend(fontsize=7, loc="lower right", title="area: share of the step time", title_fontsize=7)
     for handle in legend.legend_handles:
         handle.set_sizes([40])
     axis.grid(alpha=0.3, which="both")
@@ -232,10 +242,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def main() -> int:
-    """Measure and print; the exit status."""
+    """Measure, print the result, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     step_arguments(parser, config=ROOT / "configs" / "hippocampus_unet.yaml", steps=10)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to this file")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the roofline (.png, .svg)")
     parser.add_argument(
         "--other",
@@ -244,7 +254,7 @@ def main() -> int:
         action="append",
         default=[],
         metavar=("TFLOPS", "GBS"),
-        help="the bound on a device with these rates too; may be given several times",
+        help="also print the bound on a device with these rates; may be given several times",
     )
     arguments = parser.parse_intermixed_args()
     start_logging()
@@ -257,7 +267,7 @@ def main() -> int:
             result = measure(arguments, Path(folder))
         publish(result, markdown(result), arguments.json)
         if arguments.figure is not None:
-            draw(result, arguments.figure)
+            draw_roofline(result, arguments.figure)
         return 0
 
     return run(work)

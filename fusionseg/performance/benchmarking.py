@@ -22,17 +22,21 @@ from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import write_json
 
 
-def step_arguments(parser: argparse.ArgumentParser, *, config: Path, steps: int, name: str = "steps") -> None:
+def step_arguments(
+    parser: argparse.ArgumentParser, *, config: Path, steps: int, names: tuple[str, ...] = ("steps",)
+) -> None:
     """Add the arguments of a benchmark of the training step; `open_trainer` takes their values.
 
     Args:
+        parser: parser of the benchmark.
         config: default configuration file.
         steps: default number of measured steps.
-        name: name of the option for the number of steps, without dashes.
+        names: names of the option for this number, without dashes; the first is the main one.
     """
     parser.add_argument("--config", default=str(config), help=f"YAML file of the run (default: {config.name})")
     parser.add_argument("--data", help="folder of the data set (default: synthetic CTs)")
-    parser.add_argument(f"--{name}", type=int, default=steps, help=f"measured {name} (default: {steps})")
+    flags = (f"--{name}" for name in names)
+    parser.add_argument(*flags, dest=names[0], type=int, default=steps, help=f"measured {names[0]} (default: {steps})")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
 
 

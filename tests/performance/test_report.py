@@ -182,7 +182,7 @@ def test_all_problems_are_said_and_nothing_is_written(tmp_path: Path) -> None:
 
 
 def test_a_top_of_nothing(tmp_path: Path) -> None:
-    assert "--top 0: is how many" in report(trace(tmp_path / "trace.json"), "--top", 0, status=2).stderr
+    assert "--top: " in report(trace(tmp_path / "trace.json"), "--top", 0, status=2).stderr
 
 
 def test_folders_without_profiles_or_records(tmp_path: Path) -> None:

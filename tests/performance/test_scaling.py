@@ -333,12 +333,13 @@ def test_everything_impossible_is_said_at_once(call: Call, capsys: pytest.Captur
 def test_the_check_draws_nothing(call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--measure", "--turns", 1, "--figure", tmp_path / "figure.png") == 2
     said = capsys.readouterr().err
-    assert "--turns: is 1" in said and "--figure: " in said
+    assert "--rounds: " in said and "got 1" in said and "--figure: " in said
 
 
 def test_a_batch_that_none_of_the_numbers_can_deal(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--global-batch", 3, "--gpus", 2, 4) == 2
-    assert "cannot be dealt over any of [2, 4] GPUs" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--global-batch: 3" in said and "[2, 4] GPUs" in said
 
 
 # -- from a run ------------------------------------------------------------------------------------------------------
