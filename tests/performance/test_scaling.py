@@ -369,7 +369,7 @@ def test_runs_that_say_too_little(tmp_path: Path, tiny_config: Callable[..., Run
         workload_of_run(write_run(tmp_path / "run", config, [1.0, 1.0], world_size=4))
     assert len(error.value.problems) == 2
     assert "got 4" in error.value.problems[0] and "got 2" in error.value.problems[1]
-    with pytest.raises(UserError, match=r"no config\.yaml"):
+    with pytest.raises(UserError, match=r"config\.yaml"):
         workload_of_run(tmp_path / "none")
 
 
