@@ -10,6 +10,7 @@ import torch
 from fusionseg.config import RunConfig, dump_config
 from fusionseg.data.formats.case_reader import read_grid
 from fusionseg.data.formats.problems import CaseError
+from fusionseg.data.loading.augmentations import check_augmentations
 from fusionseg.data.loading.device_cache import GB, cache_bytes
 from fusionseg.data.preprocessing.prepare import open_store
 from fusionseg.data.preprocessing.volume import resampled_voxels
@@ -50,6 +51,7 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
         if (memory.total + needed) * ranks < free
         else ": too much, see train.micro_batch, train.checkpoint_activations, data.patch"
     )
+    check_augmentations(config.augment, len(dataset.channels), config.data.patch, torch.device("cpu"))
     resumed = " (would be resumed)" if folder.has_checkpoints() else ""
     lines = [
         dump_config(config),

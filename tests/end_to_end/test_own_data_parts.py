@@ -1,0 +1,146 @@
+"""A reader, transforms and augmentations of a user's own, from files outside the package, through a whole run.
+
+The files and the configuration are those of docs/extending.md.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import yaml
+from conftest import MakeDataset, TinyConfig
+
+from end_to_end.conftest import arguments
+from end_to_end.runs import (
+    COMMANDS,
+    REPOSITORY,
+    TRAIN,
+    Program,
+    assert_same_run,
+    checkpoint,
+    rank_environments,
+    records,
+    wait_for_step,
+)
+from fusionseg.config import dump_config
+
+STEPS, KILL_AT = 16, 6  # the last checkpoint is of step 4
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of the page in a language."""
+    text = (REPOSITORY / "docs/extending.md").read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def write_modules(folder: Path) -> None:
+    """The page's modules about data, under the names in their first lines."""
+    for name in ("my_transforms.py", "my_augmentations.py", "my_reader.py"):
+        (text,) = (block for block in blocks("python") if block.startswith(f"# {name}\n"))
+        (folder / name).write_text(text)
+
+
+def documented(section: str, key: str) -> Any:
+    """The value of a key in the one YAML block of the page that has it."""
+    (value,) = (
+        loaded[section]
+        for loaded in map(yaml.safe_load, blocks("yaml"))
+        if section in loaded and key in loaded[section]
+    )
+    return value
+
+
+def to_numpy(root: Path) -> None:
+    """Replace the NIfTI images of an MSD data set by .npy files with their affines beside them."""
+    for image in sorted((root / "imagesTr").glob("*.nii.gz")):
+        volume = nibabel.load(image)
+        path = image.with_name(image.name.replace(".nii.gz", ".npy"))
+        np.save(path, np.asarray(volume.dataobj))
+        path.with_suffix(".json").write_text(json.dumps(volume.affine.tolist()))
+        image.unlink()
+    listing = (root / "dataset.json").read_text()
+    (root / "dataset.json").write_text(re.sub(r"(imagesTr/\w+)\.nii\.gz", r"\1.npy", listing))
+
+
+def test_parts_of_the_data_from_outside_the_package(
+    program: Program,
+    make_dataset: MakeDataset,
+    tiny_config: TinyConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own, elsewhere = tmp_path / "own", tmp_path / "elsewhere"
+    own.mkdir(), elsewhere.mkdir()
+    write_modules(own)
+    data = make_dataset(tmp_path / "Task92_numpy", cases=5, classes=3)
+    to_numpy(data)
+    monkeypatch.chdir(own)
+    config = tiny_config(
+        data,
+        tmp_path / "runs",
+        data={**documented("data", "reader"), **documented("data", "transforms"), "workers": 2},
+        augment={"noise": {"prob": 0.5}, **documented("augment", "also")},
+        train={"steps": STEPS, "global_batch": 4},
+        validate={"every": 8},
+        checkpoint={"every": 4},
+        log={"samples": True},
+    )
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_config(config))
+
+    def start(run: Path) -> list[Any]:
+        words = arguments(file, run)
+        return [program.warm(TRAIN, *words, env=env, cwd=own) for env in rank_environments(2)]
+
+    def command(*words: object) -> Any:
+        return program.warm(COMMANDS, *words, cwd=elsewhere).wait()
+
+    # Two ranks; the second run is killed and goes on.
+    whole, killed = tmp_path / "runs/whole", tmp_path / "runs/killed"
+    for rank in start(whole):
+        rank.wait().expect(0)
+    ranks = start(killed)
+    wait_for_step(killed, KILL_AT, ranks)
+    for rank in ranks:
+        rank.send(signal.SIGKILL)
+        rank.wait()
+    assert KILL_AT <= records(killed)[-1]["step"] < STEPS
+    for rank in start(killed):
+        rank.wait().expect(0)
+    assert_same_run(killed, whole)
+
+    # The run says what it was made with.
+    recorded = checkpoint(whole)["config"]
+    for part in (recorded["data"]["reader"], recorded["data"]["transforms"][0], recorded["augment"]["also"][0]):
+        assert part["version"].startswith("sha256:") and part["found_in"] == str(own)
+    assert recorded["data"]["transforms"][1]["version"].startswith("monai ")
+    assert [record["samples"] for record in records(killed, "train")] == [
+        record["samples"] for record in records(whole, "train")
+    ]
+
+    # Evaluation and prediction in another working directory; a prediction has no label.
+    command("evaluate", whole).expect(0)
+    (summary,) = whole.glob("evaluation*/**/summary.json")
+    assert json.loads(summary.read_text())["failed"] == {}
+    inputs = tmp_path / "inputs"
+    shutil.copytree(data / "imagesTr", inputs)
+    command("predict", whole, "--input", inputs, "--output", tmp_path / "masks").expect(0)
+    for image in sorted(inputs.glob("*.npy")):
+        mask = nibabel.load(tmp_path / f"masks/{image.stem}.nii.gz")
+        assert mask.shape == np.load(image).shape
+        np.testing.assert_allclose(mask.affine, json.loads(image.with_suffix(".json").read_text()), atol=1e-5)
+        assert mask.header.get_xyzt_units()[0] == "mm"
+
+    # A part that is gone is one message.
+    (own / "my_transforms.py").unlink()
+    gone = command("predict", whole, "--input", inputs, "--output", tmp_path / "others")
+    assert gone.status == 2 and "my_transforms" in gone.err and "Traceback" not in gone.err
+    assert not (tmp_path / "others").exists()
