@@ -12,7 +12,8 @@ import pytest
 import torch
 from conftest import TinyConfig
 
-from fusionseg.config import AugmentConfig
+from fusionseg import train
+from fusionseg.config import AugmentConfig, dump_config
 from fusionseg.data.loading.augmentations import check_augmentations
 from fusionseg.data.loading.device_cache import DeviceCache
 from fusionseg.data.loading.patch_augmenter import PatchAugmenter
@@ -188,3 +189,12 @@ def test_a_wrong_augmentation_is_refused_before_the_training(also: object, messa
 
 def test_right_ones_pass_the_check() -> None:
     check_augmentations(AugmentConfig.model_validate({**OWN, "also": [GAMMA, MONAI, SPATIAL]}), 2, PATCH, CPU)
+
+
+def test_a_dry_run_refuses_a_wrong_augmentation(
+    balls: Path, tmp_path: Path, tiny_config: TinyConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_config(tiny_config(balls, tmp_path / "runs", augment={"also": ["my_aug:Smaller"]})))
+    assert train.main(["--config", str(file), "--dry-run"]) == 2
+    assert "augment.also.0: apply returned a wrong image" in capsys.readouterr().err

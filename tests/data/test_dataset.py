@@ -189,7 +189,7 @@ def test_given_labels_win_over_the_files(tmp_path: Path) -> None:
         ({"background": 0, "x": 1, "ignore": 2}, "ignore label is not supported"),
         ({"background": 0, "x": 1, "y": 1}, "each value once"),
         ({"0": "background", "1": "x", "2": "x"}, "names several values"),
-        ({"0": "background"}, "no class beside the background"),
+        ({"0": "background"}, "no class except the background"),
         ({"0": 1.5}, "write"),
         ("tumour", "write"),
     ],

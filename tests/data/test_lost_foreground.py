@@ -100,7 +100,7 @@ def test_a_training_warns_and_does_not_score_a_lost_class_as_right(
     config = tmp_path / "config.yaml"
     config.write_text(dump_config(tiny_config(thin, tmp_path / "runs", data=data(tmp_path, **COARSE), **steps)))
     assert cli.main(["prepare", "--config", str(config)]) == 0
-    assert "c0 lost class thin (1 voxels) to resampling" in capfd.readouterr().out
+    assert "c0 lost class thin (1 voxels) to resampling" in capfd.readouterr().err
     assert train.main(["--config", str(config)]) == 0
     said = capfd.readouterr().err
     assert said.count("warning: the preparation removes foreground: c") == 1

@@ -192,7 +192,7 @@ def test_a_disk_that_fills_up_is_told_with_what_was_done(
     assert cli.main(command) == 1
     said = capsys.readouterr().err
     assert f"error: {disk}/d: cannot be written: No space left on device" in said
-    assert "of 3 cases are written, and the same command goes on from there" in said and "Traceback" not in said
+    assert "of 3 cases are written, and the same command continues from there" in said and "Traceback" not in said
     assert not list(disk.rglob(".partial-*")) and not (disk / "d/dataset.json").exists()
 
 

@@ -65,7 +65,7 @@ FAULTS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
     "numTraining as text": ("numTraining is 260, but there are 4", lambda c: c.update(numTraining="260")),
     "numTest": ("numTest is 3, but there are 0 test cases", lambda c: c.update(numTest=3)),
     "300 labels": (
-        "there are 300 labels, and 256 are the most",
+        "there are 300 labels (expected 256 at most",
         lambda c: c.update(labels={str(k): f"r{k}" for k in range(300)}),
     ),
 }

@@ -1,1 +1,1 @@
-"""Data set layouts (MSD, nnU-Net, datalist) and the reader of their files."""
+"""Layouts of data sets (MSD, nnU-Net, datalist), and the readers of their image files."""

@@ -1,4 +1,4 @@
-"""Names of channels and labels: as a data set states them, and matched with those of another party."""
+"""Names of channels and labels: read from a data set's JSON, and matched with those of another data set."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ from typing import Any
 from fusionseg.data.formats.case import Case
 
 MAX_LABELS = 256
-"""Label values are stored in one byte."""
+"""Highest number of label values: they are stored in one byte."""
 _LABELS_FIX = "name the values 0, 1, ... with data.labels=[background,tumour]"
 
-
 _GENERIC = re.compile(r"(image|channel|modality|m)?[ _-]?\d*")
-"""Names that say nothing of what a channel holds, such as those given where the data set states none."""
+"""Names that do not describe the content of a channel, such as the names of channels for which none is stated."""
 
 
 def label_order(wanted: Mapping[int, str], given: Mapping[int, str]) -> tuple[int, ...] | None:
-    """The value in `given` of each class of `wanted`, in the order of the latter's values.
+    """Find the value in one data set of each class of another.
 
-    The background is 0 for both, however it is called.
+    The background is 0 for both, whatever its name.
+
+    Args:
+        wanted: value -> name, of the classes to find.
+        given: value -> name, of the data set to search.
 
     Returns:
-        None where the names of the foreground classes are not the same.
+        Values of `given`, in the order of the values of `wanted`; None if the names of the foreground classes differ.
     """
     own, other = ([names[value] for value in sorted(names) if value] for names in (wanted, given))
     order = _order(own, other)
@@ -33,12 +36,16 @@ def label_order(wanted: Mapping[int, str], given: Mapping[int, str]) -> tuple[in
 
 
 def channel_order(wanted: Sequence[str], given: Sequence[str]) -> tuple[int, ...] | None:
-    """The position in `given` of each channel of `wanted`.
+    """Find the position in one data set of each channel of another.
 
-    Channels without names of their own are compared by their number alone.
+    Channels without descriptive names match if their number is the same.
+
+    Args:
+        wanted: names of the channels to find.
+        given: names of the channels to search.
 
     Returns:
-        None where the names, or their numbers, are not the same.
+        Positions in `given`; None if the names, or the numbers of channels, differ.
     """
     order = _order(wanted, given)
     if order is None and len(wanted) == len(given) and (_are_generic(wanted) or _are_generic(given)):
@@ -60,7 +67,16 @@ def _order(wanted: Sequence[str], given: Sequence[str]) -> tuple[int, ...] | Non
 
 
 def channel_names(stated: Any, source: Path, problems: list[str]) -> tuple[str, ...]:
-    """Names in order; empty where the file names none."""
+    """Read the names of the channels.
+
+    Args:
+        stated: the entry of the JSON.
+        source: the JSON file.
+        problems: gets an entry that cannot be read.
+
+    Returns:
+        The names in order; empty if the file names none.
+    """
     if stated is None or isinstance(stated, (str, list)):
         return tuple(map(str, stated if isinstance(stated, list) else [] if stated is None else [stated]))
     names = _numbered(stated) if isinstance(stated, dict) else None
@@ -73,13 +89,13 @@ def channel_names(stated: Any, source: Path, problems: list[str]) -> tuple[str, 
 def _numbered(stated: dict[Any, Any]) -> dict[int, str] | None:
     """{"0": "a"} (MSD) or {"a": 0} (nnU-Net) as {0: "a"}; None for anything else or a value named twice."""
 
-    def whole(value: Any) -> bool:
+    def is_integer(value: Any) -> bool:
         return type(value) is int or (isinstance(value, str) and value.isdecimal())
 
     pairs = list(stated.items())
-    if not all(whole(value) and isinstance(name, str) for value, name in pairs):
+    if not all(is_integer(value) and isinstance(name, str) for value, name in pairs):
         pairs = [(value, name) for name, value in pairs]
-    if not all(whole(value) and isinstance(name, str) for value, name in pairs):
+    if not all(is_integer(value) and isinstance(name, str) for value, name in pairs):
         return None
     numbered = {int(value): name for value, name in pairs}
     return numbered if len(numbered) == len(pairs) else None
@@ -88,6 +104,18 @@ def _numbered(stated: dict[Any, Any]) -> dict[int, str] | None:
 def label_names(
     stated: Any, given: Sequence[str] | None, source: Path, training: Sequence[Case], problems: list[str]
 ) -> dict[int, str]:
+    """Read the names of the label values.
+
+    Args:
+        stated: the entry of the JSON.
+        given: names for the values 0, 1, ..., which take precedence; None for none.
+        source: the JSON file.
+        training: the training cases.
+        problems: gets an entry that cannot be used.
+
+    Returns:
+        Value -> name.
+    """
     unlabelled = all(case.label is None for case in training)
     where = "data.labels" if given is not None else f"{source}: labels"
     if given is not None:
@@ -117,10 +145,10 @@ def label_names(
             "the names to 0, 1, 2, ..."
         )
     elif len(names) < 2 and not unlabelled:
-        problems.append(f"{where}: there is no class beside the background; {_LABELS_FIX}")
+        problems.append(f"{where}: there is no class except the background; {_LABELS_FIX}")
     if len(names) > MAX_LABELS:
         problems.append(
-            f"{where}: there are {len(names)} labels, and {MAX_LABELS} are the most (one byte a voxel); merge classes,"
+            f"{where}: there are {len(names)} labels (expected {MAX_LABELS} at most, one byte a voxel); merge classes,"
             " or split the task in two data sets"
         )
     if "ignore" in names.values() and given is None:

@@ -1,4 +1,4 @@
-"""The identity of an image: a digest of its voxels, the same whatever its file is called and however it is stored."""
+"""The identity of an image: a digest of its voxels, independent of the name and the storage of its file."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _CONSTANT = "constant"
 def image_digest(image: NDArray[Any], affine: NDArray[np.float64]) -> str:
     """Hash the voxels of an image, or of a label: a digest for each channel, joined by `-`.
 
-    Another file name, compression, data type or voxel order (an axis that is flipped or exchanged, with the affine
-    following) keeps the digest. The position in space and the voxel sizes do not count: the same scan with a corrected
-    header is the same scan.
+    The digest does not depend on file name, compression, data type or voxel order (axes that are flipped or exchanged
+    together with the affine). It does not depend on position and voxel sizes: a scan with a corrected header is the
+    same scan.
 
     Args:
         image: (C, X, Y, Z), the values as they are read.
-        affine: 4x4, invertible, voxel -> mm in RAS.
+        affine: 4x4, invertible, from voxel index to mm in RAS+.
     """
     turn = io_orientation(affine)
     return "-".join(_channel_digest(channel, turn) for channel in image)
@@ -32,26 +32,27 @@ def image_digest(image: NDArray[Any], affine: NDArray[np.float64]) -> str:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images, known again by any of their channels: in another order of the channels, or one of them alone.
+    """A set of images that are recognised by any of their channels, in any order of the channels.
 
-    A channel whose voxels are all alike (a sequence that was not taken, filled with zeros) tells no images apart and
-    does not count, unless an image has no other.
+    A constant channel (a missing sequence that was filled with zeros) identifies no image and does not count, unless an
+    image has no other channel.
     """
 
     channels: frozenset[str] = frozenset()
 
     @staticmethod
     def of(digests: Iterable[str]) -> ImageSet:
-        return ImageSet(frozenset(channel for digest in digests for channel in _telling(digest)))
+        """Make the set of images with these digests."""
+        return ImageSet(frozenset(channel for digest in digests for channel in _identifying_channels(digest)))
 
     def __contains__(self, digest: str) -> bool:
-        return not self.channels.isdisjoint(_telling(digest))
+        return not self.channels.isdisjoint(_identifying_channels(digest))
 
     def __or__(self, other: ImageSet) -> ImageSet:
         return ImageSet(self.channels | other.channels)
 
 
-def _telling(digest: str) -> list[str]:
+def _identifying_channels(digest: str) -> list[str]:
     channels = digest.split("-")
     return [channel for channel in channels if not channel.startswith(_CONSTANT)] or channels
 
@@ -59,7 +60,7 @@ def _telling(digest: str) -> list[str]:
 def _channel_digest(channel: NDArray[Any], turn: NDArray[np.float64]) -> str:
     turned = apply_orientation(np.asarray(channel, np.float32), turn)
     digest = hashlib.blake2b(str(turned.shape).encode(), digest_size=16)
-    # + 0.0 turns the negative zero, which equals 0, into it; a copy in C order comes with it.
+    # + 0.0 turns a negative zero into the equal positive zero, and makes a copy in C order.
     digest.update(np.add(turned, np.float32(0), order="C"))
     constant = turned.size > 0 and bool((turned == turned.flat[0]).all())
     return (_CONSTANT if constant else "") + digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The split of a data set into training and validation: one function, for a segmentation and for a pre-training."""
+"""The split of a data set into training and validation cases, for a segmentation and for a pre-training."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ from fusionseg.utils.errors import UserError
 
 
 def split_dataset(dataset: Dataset, settings: DataConfig, *, pretraining: bool) -> tuple[list[Case], list[Case]]:
-    """Training and validation cases of the configured fold.
+    """List the training and validation cases of the configured fold.
 
-    Only the labelled training cases are dealt into folds, so that the validation cases are the same for a
-    segmentation and for a pre-training. A pre-training trains on the training cases without a label and on the test
-    cases without a label too. Labelled test cases are never trained on. Where no training case has a label, a
-    pre-training deals the training cases as they are.
+    Only the labelled training cases are divided into folds, so that the validation cases are the same for a
+    segmentation and for a pre-training. A pre-training also trains on the training cases without a label and on the
+    test cases without a label. Labelled test cases are never trained on. If no training case has a label, a
+    pre-training divides all training cases.
+
+    Args:
+        dataset: to split.
+        settings: the section `data`.
+        pretraining: True for a pre-training, which needs no labels.
 
     Raises:
         UserError: there are no cases to split, or not so many folds.
@@ -35,7 +40,7 @@ def split_dataset(dataset: Dataset, settings: DataConfig, *, pretraining: bool) 
         )
     stated = folds_are_stated(dealt)
     if pretraining and stated and len({case.fold == settings.fold for case in dealt}) == 1:
-        # All cases with a label are on one side, so no segmentation is split so: those without one fill the other.
+        # All labelled cases are on one side, so no segmentation has this split; the other cases fill the other side.
         inside = [case for case in dealt if case.fold == settings.fold]
         dealt = [case for case in dataset.training if case.fold != settings.fold or not inside or case in inside]
     if settings.folds == 1 and not stated:  # training and validation are the same
@@ -50,21 +55,32 @@ def split_dataset(dataset: Dataset, settings: DataConfig, *, pretraining: bool) 
 
 
 def folds_are_stated(cases: Sequence[Case]) -> bool:
-    """Whether the data set says the fold of each case; `data.folds` and `data.fold_seed` do not matter then."""
+    """Test that the data set states the fold of each case. Then `data.folds` and `data.fold_seed` have no effect.
+
+    Args:
+        cases: of the data set.
+    """
     return bool(cases) and all(case.fold is not None for case in cases)
 
 
 def split_folds(
     cases: Sequence[Case], folds: int, fold: int, seed: int, where: str = "the data set"
 ) -> tuple[list[Case], list[Case]]:
-    """Training and validation cases of one fold, each sorted by name.
+    """List the training and validation cases of one fold, each sorted by name.
 
-    Folds that the data set states are used as they are (`folds` and `seed` do not matter then). Otherwise
-    every case validates in exactly one fold, the folds' sizes differ by at most one, and the draw depends on
-    nothing but the seed and the names. With one fold, all cases are trained on and validated on.
+    Folds that the data set states are used as they are. Otherwise every case validates in exactly one fold, the sizes
+    of the folds differ by at most one, and the folds depend on the seed and the names only. With one fold, all cases
+    are trained on and validated on.
 
     Args:
-        where: names the data set in messages.
+        cases: to split.
+        folds: number of folds; no effect on stated ones.
+        fold: that validates.
+        seed: of the folds; no effect on stated ones.
+        where: the data set, for messages.
+
+    Raises:
+        UserError: there is no such fold, or there are not enough cases.
     """
     ordered = sorted(cases, key=lambda case: case.name)
     if folds_are_stated(ordered):
@@ -75,7 +91,7 @@ def split_folds(
         if folds == 1:
             return ordered, list(ordered)
 
-        # A hash and not a generator: the same split for ever, whatever the versions of numpy and Python.
+        # A hash and not a generator: the split must be the same with every version of numpy and Python.
         def rank(case: Case) -> bytes:
             return hashlib.sha256(f"{seed}:{case.name}".encode()).digest()
 

@@ -1,1 +1,1 @@
-"""Preparation of cases: reorient, resample, normalise, crop; the store of prepared cases."""
+"""Preparation of cases: reorient, resample, crop, transform, normalise; the store of prepared cases."""

@@ -1,8 +1,8 @@
 """Geometry of a synthetic chest: organs as distance functions, vessels and airways as trees of tapered tubes.
 
 All positions are in millimetres of one atlas: origin in the middle of the chest, x to the patient's right,
-y to the front, z to the head (the axes NIfTI calls RAS+). Nothing here knows about voxels, except that a tree
-is grown down to a smallest radius, which the caller derives from the voxel.
+y to the front, z to the head (RAS+ in NIfTI). This module does not depend on voxels, except that a tree grows down
+to a smallest radius, which the caller derives from the voxel size.
 
 The trees follow Murray's law of minimum work:
     C. D. Murray, "The physiological principle of minimum work. I", PNAS 12:207 (1926): at a bifurcation
@@ -10,7 +10,7 @@ The trees follow Murray's law of minimum work:
     C. D. Murray, "The physiological principle of minimum work applied to the angle of branching of arteries",
     J. Gen. Physiol. 9:835 (1926): the thicker child bends less,
     cos(angle_1) = (r_0^4 + r_1^4 - r_2^4) / (2 r_0^2 r_1^2).
-Where the branches go follows the volume they supply, as in M. H. Tawhai et al., "CT-based geometry analysis
+The branches grow towards the volume that they supply, as in M. H. Tawhai et al., "CT-based geometry analysis
 and finite element models of the human and ovine bronchial tree", J. Appl. Physiol. 97:2310 (2004): points
 fill the lung, each bifurcation divides them between its children, and each child heads for its own share.
 """
@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-Blocked = Callable[[Array], Array]  # (..., 3) positions in mm -> (...) bool: something else is there
+Blocked = Callable[[Array], Array]  # (..., 3) positions in mm -> (...) bool, True for an occupied position
 
 TAPER = 0.98  # end radius over start radius of a segment that branches again
 SHARE = (0.36, 0.64)  # of the parent's flow, for the first child: asymmetric, as real trees are
@@ -65,6 +65,7 @@ class Chest:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Chest:
+        """Draw the proportions of a patient."""
         return cls(
             half_width=rng.uniform(118, 128), half_depth=rng.uniform(80, 88), apex=rng.uniform(124, 138),
             diaphragm=rng.uniform(-108, -92), heart_scale=rng.uniform(0.9, 1.08),
@@ -75,23 +76,27 @@ class Chest:
         return np.sqrt(1 - np.clip(z / self.apex, 0, 0.999) ** 2.5)
 
     def body(self, x: Array, y: Array, z: Array) -> Array:
+        """Distance inside the skin."""
         shoulders = 1 - 0.3 * np.clip((z - 80) / 100, 0, 1) ** 2
         rho = superellipse(x, y + 8, self.half_width + 28, self.half_depth + 34, 2.3)
         return (shoulders - rho) * (self.half_depth + 34)
 
     def abdomen(self, x: Array, y: Array, z: Array) -> Array:
+        """Distance below the diaphragm."""
         dome = 1 - ((np.abs(x) - 62) / 75) ** 2 - (y / 95) ** 2
         return (self.diaphragm + 46 * dome + 6 * np.sign(x) - z) * 0.8
 
     def heart(self, x: Array, y: Array, z: Array) -> Array:
+        """Distance inside the heart."""
         scale = self.heart_scale
         return ellipsoid(x, y, z, (-22, 22, -48), (52 * scale, 42 * scale, 46))
 
     def mediastinum(self, x: Array, y: Array, z: Array) -> Array:
+        """Distance inside the space between the lungs."""
         return (1 - superellipse(x + 3, y, 27, 92, 2.0)) * 27 + 0 * z
 
     def passage(self, x: Array, y: Array, z: Array) -> Array:
-        """Where hilar vessels may run: lungs and mediastinum without heart, spine, aorta, abdomen."""
+        """Distance inside the space of hilar vessels: lungs and mediastinum without heart, spine, aorta, abdomen."""
         rho = superellipse(x, y, self.half_width, self.half_depth, 2.4)
         inside = (self.narrowing(z) - rho) * self.half_depth
         spine = np.hypot(x, y + 74) - 23
@@ -101,6 +106,7 @@ class Chest:
         )
 
     def lungs(self, x: Array, y: Array, z: Array) -> Array:
+        """Distance inside the lungs."""
         return np.minimum(self.passage(x, y, z), -self.mediastinum(x, y, z))
 
 
@@ -159,21 +165,23 @@ def airways(chest: Chest, min_radius: float, rng: np.random.Generator, blocked: 
 
 
 def aorta(rng: np.random.Generator) -> list[Segment]:
+    """Ascending aorta, arch and descending aorta."""
     ascending, arch = [(6, 24, -24), (11, 25, 15)], [(6, 16, 48), (-8, -12, 60), (-20, -42, 46)]
     descending = [(-22, -50, 20), (-20, -50, -260)]
     return _polyline(np.array(ascending + arch + descending) + rng.normal(0, 1, 3), rng.uniform(10.5, 12.5))
 
 
 def superior_vena_cava(rng: np.random.Generator) -> list[Segment]:
+    """The superior vena cava."""
     return _polyline(np.array([(24, 20, -20), (27, 19, 40), (22, 14, 75)]) + rng.normal(0, 1, 3), 7.5)
 
 
 def ribs_and_sternum(chest: Chest) -> list[Segment]:
     """Ten pairs of ribs just outside the cavity, falling towards the front, and a flat sternum."""
     segments = []
-    for number, height in enumerate(np.linspace(118, -80, 10)):
-        # The lowest ribs are short: they float.
-        angle = np.linspace(0.1, 0.85 if number < 7 else 0.6, 20) * np.pi
+    for rib, height in enumerate(np.linspace(118, -80, 10)):
+        # The lowest ribs are short: they do not reach the sternum.
+        angle = np.linspace(0.1, 0.85 if rib < 7 else 0.6, 20) * np.pi
         z = height - 55 * angle / np.pi
         wide = np.maximum(chest.narrowing(z), 0.35)
         x = (wide * chest.half_width + 5) * np.sin(angle) ** (2 / 2.4)
@@ -195,7 +203,7 @@ def _tube(start: Array, end: Array, radius: float, parent: int = -1) -> Segment:
 
 
 def _tube_onto(tree: list[Segment], parent: int, end: Array, share: float) -> None:
-    """A child that carries ``share`` of the parent's flow: flow goes with the cube of the radius."""
+    """Add a child that carries ``share`` of the parent's flow. Flow is proportional to the cube of the radius."""
     tree.append(_tube(tree[parent].end, end, tree[parent].end_radius * share ** (1 / 3), parent))
 
 
@@ -222,10 +230,14 @@ def _grow(
     rng: np.random.Generator,
     blocked: Blocked | None = None,
 ) -> None:
-    """Branch every tip (index into ``tree``, the points it supplies) until a child is under ``min_radius``.
+    """Branch every tip until a child is thinner than ``min_radius``.
 
-    A segment has two children or none, so Murray's law holds at every bifurcation of the finished list.
-    Breadth first: the thick branches take their place before the thin ones.
+    A segment has two children or none, so Murray's law holds at every bifurcation of the finished list. The tree grows
+    breadth first: thick branches take their positions before thin ones.
+
+    Args:
+        tips: index into ``tree``, and the points that the tip supplies.
+        blocked: positions that another organ occupies.
     """
     queue = deque(tips)
     while queue:
@@ -254,7 +266,7 @@ def _bifurcate(
     if min(radius_1, radius_2) < min_radius or len(supply) < 8:
         return None
     ahead = _unit(stem.end - stem.start)
-    # The children part along the direction, across the stem, in which the supplied volume is widest.
+    # The children separate along the direction across the stem in which the supplied volume is widest.
     across = supply - supply.mean(axis=0)
     across = across - np.outer(across @ ahead, ahead)
     sideways = np.linalg.eigh(across.T @ across)[1][:, -1]
@@ -284,10 +296,10 @@ def _place(
     rng: np.random.Generator,
     blocked: Blocked | None,
 ) -> Array | None:
-    """End of a child branch, or None where nothing fits into the lung.
+    """Find the end of a child branch; None if no candidate fits into the lung.
 
-    Murray's angle says how far a branch bends, not that it stays in the lung: candidates lean more and more
-    towards the centre of the supplied points, turn about the stem, get shorter; the first that fits wins.
+    Murray's angle gives the bend of a branch, but does not keep it in the lung. The candidates lean more and more
+    towards the centre of the supplied points, turn about the stem, and get shorter. The first that fits is taken.
     """
     normal = np.cross(ahead, towards)
     turn = np.array([0.0, 0.6, -0.6]) + rng.normal(0, 0.15)

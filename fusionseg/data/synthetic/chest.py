@@ -1,4 +1,4 @@
-"""One synthetic chest: anatomy, tissue and noise into an image, the pulmonary arteries into its label."""
+"""One synthetic chest: an image of anatomy, tissue and noise, and a label of the pulmonary arteries."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ ARTERY_LABEL = 1
 MIN_ARTERY_RADIUS = 0.72
 MIN_VEIN_RADIUS = 0.9
 MIN_AIRWAY_RADIUS = 0.9
-# The array's axes; taken in turn, so that even a small set mixes them and reading without the affine shows.
+# Orientations of the arrays, taken in turn: even a small data set mixes them, and shows a reader that ignores the
+# affine.
 ORIENTATIONS = ("RAS", "LPS", "LAS")
 
 
@@ -44,7 +45,7 @@ class SynthCase:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """What a case is drawn from, all in mm of the atlas except ``spacing``.
+    """The anatomy of a case, in mm of the atlas except ``spacing``.
 
     Args:
         axes: positions of the voxel centres along x, y, z.
@@ -64,7 +65,13 @@ class _Parts:
 
 
 def make_case(size: int, seed: int, index: int) -> SynthCase:
-    """Draw case ``index`` of the data set ``seed``: a cube of ``size`` voxels per axis, about 340 mm wide."""
+    """Draw one case: a cube about 340 mm wide.
+
+    Args:
+        size: voxels per axis.
+        seed: of the data set.
+        index: of the case.
+    """
     streams = np.random.SeedSequence([seed, index]).spawn(2)
     anatomy_rng, image_rng = (np.random.default_rng(stream) for stream in streams)
     parts = _draw_parts(size, anatomy_rng)
@@ -82,7 +89,7 @@ def make_case(size: int, seed: int, index: int) -> SynthCase:
 
 def _draw_parts(size: int, rng: np.random.Generator) -> _Parts:
     spacing = FIELD_OF_VIEW_MM / size * rng.uniform(0.97, 1.03)
-    voxel = spacing / rng.uniform(0.97, 1.05)  # people differ in size: the atlas is scaled, the voxel is not
+    voxel = spacing / rng.uniform(0.97, 1.05)  # patients differ in size: the atlas is scaled, the voxel is not
     axis = (np.arange(size, dtype=np.float32) - (size - 1) / 2) * voxel
     x, y, z = (axis + shift for shift in rng.uniform(-5, 5, 3))
     chest = anatomy.Chest.draw(rng)
@@ -160,7 +167,7 @@ def _render(parts: _Parts, rng: np.random.Generator) -> NDArray[np.int16]:
     fill(body, -100 + 8 * grain)  # fat under the skin
     fill(body - 13, 40 + 10 * grain)
     fill(np.minimum(chest.abdomen(x, y, z), body - 22), np.where(x > -15, 95, 60) + 10 * grain)
-    # Denser towards the back, where the blood sinks to in a lying patient.
+    # The lungs are denser towards the back: in a lying patient, the blood sinks there.
     fill(chest.lungs(x, y, z), rng.uniform(-875, -835) - 0.35 * y + 28 * grain)
 
     heart = np.minimum(chest.heart(x, y, z), body - 20)
@@ -170,7 +177,7 @@ def _render(parts: _Parts, rng: np.random.Generator) -> NDArray[np.int16]:
     fill(anatomy.ellipsoid(x, y, z, (-14, 38, -46), (25, 16, 25)), rng.uniform(220, 260))  # right ventricle
     fill(anatomy.ellipsoid(x, y, z, (-3, -22, -18), (28, 17, 17)), venous)  # left atrium
     tubes(anatomy.aorta(rng), venous + 10)
-    tubes(anatomy.superior_vena_cava(rng), rng.uniform(480, 600))  # the contrast medium comes this way
+    tubes(anatomy.superior_vena_cava(rng), rng.uniform(480, 600))  # carries the contrast medium
 
     bone = rng.uniform(450, 600)
     tubes(anatomy.ribs_and_sternum(chest), bone + 50 * grain)

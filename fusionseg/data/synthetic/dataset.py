@@ -1,9 +1,8 @@
-"""CT-like chests with a labelled pulmonary-artery tree, for demos and tests without patients' data.
+"""CT-like chests with a labelled pulmonary-artery tree, for demonstrations and tests without patient data.
 
-The label is the artery tree, brightly enhanced. Veins (fainter), airways, heart, aorta, vena cava (brighter
-than the arteries) and bone are drawn and not labelled, so a threshold alone does not solve the task. Volumes
-are a function of (seed, case, size) alone: the same command writes the same bytes, and case 3 of 24 is
-case 3 of 100.
+The label is the artery tree, which is bright. Veins (fainter), airways, heart, aorta, vena cava (brighter than the
+arteries) and bone are drawn and not labelled, so a threshold alone does not solve the task. A volume is a function of
+(seed, case, size): the same command writes the same bytes, and case 3 of 24 is case 3 of 100.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ from fusionseg.utils.machine import available_cpus
 from fusionseg.utils.parallel import WorkerDied, map_cases
 
 MIN_SIZE = 48
-# Raised when the same parameters give other volumes, so that no half-old half-new data set is completed.
+# Rises when the same parameters give other volumes, so that a data set never mixes two versions.
 GENERATOR_VERSION = 1
-# Written first and removed last: tells an interrupted data set, to be completed, from somebody's folder.
+# Written first and removed last: it marks an interrupted data set, which the next call completes.
 _MARKER = ".fusionseg_synth.json"
-# How `whole_file` begins a temporary name.
+# The prefix of the temporary names of `whole_file`.
 _PARTIAL = ".partial-"
 
 
@@ -41,17 +40,24 @@ def write_dataset(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write a data set in MSD layout (dataset.json, imagesTr/, labelsTr/) and return dataset.json's path.
+    """Write a data set in MSD layout (dataset.json, imagesTr/, labelsTr/).
 
-    An interrupted call is completed by the same call: finished volumes are kept, and dataset.json comes last.
+    The same call completes an interrupted one: finished volumes are kept, and dataset.json is written last.
 
     Args:
+        out: folder of the data set.
+        cases: number of cases.
         size: voxels per axis.
-        workers: processes; by default one for each CPU this process may use.
+        seed: of the data set.
+        workers: number of processes; None is one for each CPU that this process may use.
         progress: called in this process with (cases done, cases).
 
+    Returns:
+        The path of dataset.json.
+
     Raises:
-        UserError: impossible parameters, or ``out`` holds something else.
+        UserError: impossible parameters, or ``out`` holds other files.
+        WriteError: writing failed on the way; finished volumes stay.
     """
     out = Path(out)
     workers = available_cpus() if workers is None else workers
@@ -87,8 +93,10 @@ def write_dataset(
             died = outcome  # the other cases are written first
             continue
         if isinstance(outcome, WriteError):
-            told = f"{outcome.strerror}; {done} of {cases} cases are written, and the same command goes on from there"
-            raise WriteError(outcome.errno, told, str(out))
+            message = (
+                f"{outcome.strerror}; {done} of {cases} cases are written, and the same command continues from there"
+            )
+            raise WriteError(outcome.errno, message, str(out))
         if isinstance(outcome, Exception):
             raise outcome
         done += 1
@@ -108,7 +116,7 @@ def write_dataset(
 
 
 def _conflict(out: Path, parameters: dict[str, int]) -> list[str]:
-    """Why ``out`` cannot take this data set; empty if it is new, empty, or this very data set."""
+    """The reason against writing to ``out``; empty if it is new, empty, or holds this data set."""
     advice = "choose another folder or delete it"
     if not out.exists():
         return []
@@ -149,7 +157,7 @@ def _write_case(out: Path, size: int, seed: int, index: int) -> None:
 
 
 def _remove_partial_files(out: Path) -> None:
-    """Remove what killed processes left behind."""
+    """Remove the temporary files of killed processes."""
     for left_over in out.rglob(f"{_PARTIAL}*"):
         left_over.unlink()
 
