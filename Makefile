@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all their own set-up in a fresh clone: a .venv with the pinned packages.
+# All targets set up a .venv with the pinned packages first, so they work in a fresh clone.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -10,14 +10,15 @@ PYTEST_WORKERS ?= 2
 
 help:
 	@echo "make demo       make synthetic CTs, train, evaluate, predict (about 5 minutes on two CPU cores)"
-	@echo "make test       lint, types and tests"
-	@echo "make test-long  the long tests"
-	@echo "make bench      the engine beside the recipes people would use instead; DATA=folder for data of yours"
-	@echo "make install    only set up .venv"
+	@echo "make test       check style and types, and run the tests"
+	@echo "make test-long  run the tests that take minutes"
+	@echo "make bench      benchmark fusionseg against other training recipes; DATA=folder takes your data set"
+	@echo "make install    set up .venv"
+	@echo "make clean      remove .venv and caches"
 
 install: $(STAMP)
 
-# torch first and by its pin: nothing that follows may pull in another build of it
+# Install the pinned torch first, so that no later package installs another build of it.
 $(STAMP): setup.cfg constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "fusionseg needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Use: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 2; }
@@ -40,11 +41,11 @@ test: lint
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
-# the short form, some five minutes on two CPU cores; python profiling/benchmark.py --help
+# A short form of the benchmark, about five minutes on two CPU cores. See python profiling/benchmark.py --help.
 bench: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	$(BIN)/python profiling/benchmark.py $(if $(DATA),--data $(DATA)) --networks unet --turns 6 $(BENCH_ARGS)
-	$(BIN)/python profiling/benchmark.py $(if $(DATA),--data $(DATA)) --networks swin_unetr --turns 2 --recipes monai_fast \
+	$(BIN)/python profiling/benchmark.py $(if $(DATA),--data $(DATA)) --networks unet --rounds 6 $(BENCH_ARGS)
+	$(BIN)/python profiling/benchmark.py $(if $(DATA),--data $(DATA)) --networks swin_unetr --rounds 2 --recipes monai_fast \
 	  --cases step epoch $(BENCH_ARGS)
 
 clean:

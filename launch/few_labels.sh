@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# Does pre-training help where labels are few? Pre-train on all images, then train on 16 labelled cases from the
-# pre-trained encoder and from scratch, the same steps, three seeds each: one table. Started again, it goes on where it was.
-# Each fold has a pre-training of its own: an encoder that has seen the validation cases is refused.
+# Compare training from a pre-trained encoder with training from scratch, on few labels: one table.
+#
+# The script pre-trains on all images of the training folds. Then it trains on 16 labelled cases, from the pre-trained encoder
+# and from scratch, with the same number of steps and three seeds each. After an interruption, start it again: it continues.
+# Each fold gets its own pre-training, because an encoder must not have seen the validation cases.
 #
 #   bash launch/few_labels.sh /data/Task04_Hippocampus tables/few_labels
 #   PRETRAIN=configs/a.yaml CONFIG=configs/b.yaml SEEDS="0 1 2" bash launch/few_labels.sh DATA FOLDER [key.path=value ...]
 #   FOLDS="0 1 2 3 4" bash launch/few_labels.sh DATA FOLDER
 #
-# The overrides are those of the trainings, not of the pre-training; FOLDS (default: 0) are those of both.
+# The overrides apply to the trainings, not to the pre-training. FOLDS (default: 0) applies to both.
 set -euo pipefail
-[ $# -ge 2 ] || { sed -n '2,10p' "$0" >&2; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,/^[^#]/{/^#/p}' "$0" >&2; exit 2; }
 data=$1 folder=$2; shift 2
 python=${PYTHON:-python3}
 for fold in ${FOLDS:-0}; do

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# All GPUs of this machine, one process each. Fewer: CUDA_VISIBLE_DEVICES. Started again, it resumes.
+# Train on all GPUs of this machine, one process each. CUDA_VISIBLE_DEVICES selects fewer. Started again, it resumes.
 #
 #   bash launch/one_node.sh configs/parse_fusion_od.yaml data.root=/data/PARSE output=/scratch/runs train.global_batch=8
-#   NPROC=2 bash launch/one_node.sh ...                       (a certain number of processes; on a CPU too)
-#   MODULE=fusionseg.pretrain bash launch/one_node.sh configs/mae_swin.yaml ...      (a pre-training)
+#   NPROC=2 bash launch/one_node.sh ...                                              (number of processes; also on a CPU)
+#   MODULE=fusionseg.pretrain bash launch/one_node.sh configs/mae_swin.yaml ...      (pre-training)
 #
-# The configuration states the global batch; it must be a multiple of micro_batch x processes.
+# train.global_batch must be a multiple of train.micro_batch x processes.
 set -euo pipefail
-[ $# -ge 1 ] || { sed -n '2,8p' "$0" >&2; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,/^[^#]/{/^#/p}' "$0" >&2; exit 2; }
 config=$1; shift
 python=${PYTHON:-python3}
 nproc=${NPROC:-$("$python" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
-# torchrun passes SIGUSR2 (a scheduler's early warning) on to the ranks only when told to. SIGHUP (the terminal is closed)
-# saves the run and ends it; started by nohup, which has it ignored, torchrun must not take it: the run goes on.
+# torchrun forwards SIGUSR2, by which schedulers announce the time limit, only if it is listed here. SIGHUP, which a closed
+# terminal sends, makes the ranks save and end. nohup ignores SIGHUP; torchrun must then not handle it, so that the run continues.
 signals=SIGTERM,SIGINT,SIGQUIT,SIGUSR2
 [ -n "$(trap -p HUP)" ] || signals=$signals,SIGHUP
-# --standalone picks a free port on this machine: several jobs on one node do not collide
+# --standalone chooses a free port, so that several jobs can run on one node.
 exec "$python" -m torch.distributed.run --standalone --nproc_per_node="$nproc" --signals-to-handle="$signals" \
   -m "${MODULE:-fusionseg.train}" --config "$config" "$@"
