@@ -155,24 +155,26 @@ def _refuse_namesake(module: ModuleType, folder: Path | None) -> None:
         )
 
 
-def _failure(name: str, error: BaseException) -> str:
-    """The message about a module that fails on import, with the line of the user's file."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith("<frozen") and Path(frame.filename) != Path(__file__)
-    ]
-    frames = [frame for frame in frames if Path(frame.filename) != Path(importlib.__file__)]
-    own = [frame for frame in frames if not is_installed(Path(frame.filename))]
-    text = f"{type(error).__name__}: {error}".partition("\n")[0]
+def failure_location(error: BaseException) -> str:
+    """The last line of the user's files, or else of a library, at which an exception passed: "nets.py, line 3"."""
     if isinstance(error, SyntaxError) and error.filename is not None:
-        place, text = f"{error.filename}, line {error.lineno}", f"{type(error).__name__}: {error.msg}"
-    elif own or frames:
-        frame = (own or frames)[-1]
-        place = f"{frame.filename}, line {frame.lineno}"
-    else:
-        place = "no line of it"
-    return f"module {name} cannot be imported: {place}: {text}; correct the module"
+        return f"{error.filename}, line {error.lineno}"
+    ours = (str(Path(__file__).parents[1]), importlib.__file__, "<frozen")
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
+    own = [frame for frame in frames if not is_installed(Path(frame.filename))]
+    return f"{(own or frames)[-1].filename}, line {(own or frames)[-1].lineno}" if frames else ""
+
+
+def failure_text(error: BaseException) -> str:
+    """An exception of the user's code in one line, with its location."""
+    said = error.msg if isinstance(error, SyntaxError) else error
+    text = f"{type(error).__name__}: {said}".partition("\n")[0]
+    location = failure_location(error)
+    return f"{location}: {text}" if location else text
+
+
+def _failure(name: str, error: BaseException) -> str:
+    return f"module {name} cannot be imported: {failure_text(error)}; correct the module"
 
 
 def _file_of(module: ModuleType) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
@@ -123,3 +123,61 @@ def takes(part: Callable[..., Any], argument: str) -> bool:
         return argument in inspect.signature(part).parameters
     except (ValueError, TypeError):
         return False
+
+
+def outside_parts(section: Any, at: str = "") -> Iterator[tuple[str, OutsidePart]]:
+    """The parts from outside within a section, each with the key of its name's section ("model", "data.transforms.0").
+
+    Args:
+        section: a section, or a list of them.
+        at: the key of the section.
+    """
+    if isinstance(section, OutsidePart) and is_outside(section.name):
+        yield at, section
+    elif isinstance(section, Section):
+        for name, field in type(section).model_fields.items():
+            key = field.alias or name
+            yield from outside_parts(getattr(section, name), f"{at}.{key}" if at else key)
+    elif isinstance(section, list | tuple):
+        for index, entry in enumerate(section):
+            yield from outside_parts(entry, f"{at}.{index}")
+
+
+def source_changes(before: Mapping[str, Any], config: Section) -> list[str]:
+    """Warnings about parts from outside whose source is not the one that a run has recorded.
+
+    Args:
+        before: the plain configuration that the run has recorded.
+        config: the configuration, which names the same parts.
+    """
+    warnings = []
+    for key, part in outside_parts(config):
+        recorded: Any = before
+        for name in key.split("."):
+            recorded = _entry(recorded, name)
+        was, now = _entry(recorded, "version"), part.source.version
+        if was is not None and was != now:
+            warnings.append(
+                f"{key}: {part.name} has changed since the run recorded it ({was} then, {now} now): results may differ"
+            )
+    return warnings
+
+
+def without_sources(plain: Any, keys: Collection[str] = ("version", "found_in")) -> Any:
+    """Plain values without what runs record about parts from outside.
+
+    Args:
+        plain: a plain configuration.
+        keys: what is left out.
+    """
+    if isinstance(plain, Mapping):
+        left_out = keys if is_outside(plain.get("name")) else ()
+        return {key: without_sources(value, keys) for key, value in plain.items() if key not in left_out}
+    return [without_sources(entry, keys) for entry in plain] if isinstance(plain, list | tuple) else plain
+
+
+def _entry(plain: Any, key: str) -> Any:
+    """An entry of plain values; None if there is none."""
+    if isinstance(plain, list | tuple):
+        return plain[int(key)] if key.isdigit() and int(key) < len(plain) else None
+    return plain.get(key) if isinstance(plain, Mapping) else None

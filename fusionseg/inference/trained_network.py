@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from fusionseg.config import RunConfig, validate
+from fusionseg.config.outside_part import source_changes
 from fusionseg.distributed.launch import Launch
 from fusionseg.distributed.world import choose_device
 from fusionseg.models import build_model
@@ -19,6 +21,8 @@ from fusionseg.training.network import make_network, place_network
 from fusionseg.training.precision import Precision, choose_precision, has_bf16
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_cpus
+
+log = logging.getLogger("fusionseg")
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ def load_trained(run: Path, device: torch.device, which: str = "best", *, pretra
     if not all(isinstance(state.get(name), kind) for name, kind in kinds.items()):
         raise UserError(f"{path}: is no checkpoint of a fusionseg training")
     config = validate(state["config"])
+    for warning in source_changes(state["config"], config):
+        log.warning("%s: %s", path, warning)
     if pretraining and config.pretrain is None:
         raise UserError(f"{path}: is of a segmentation, not of a pre-training")
     if config.pretrain is not None and not pretraining:

@@ -13,6 +13,7 @@ import yaml
 
 from fusionseg.config import RunConfig, differences, dump_config, validate
 from fusionseg.config.loading import lay_over
+from fusionseg.config.outside_part import without_sources
 from fusionseg.config.override import parse_override
 from fusionseg.config.yaml_location import Locations, read_yaml
 from fusionseg.runs.json_files import read_regular
@@ -146,8 +147,11 @@ def refuse_other_config(path: Path, before: dict[str, Any], config: RunConfig) -
 
 
 def resume_relevant(plain: dict[str, Any]) -> dict[str, Any]:
-    """The part of a plain configuration that the results depend on: all but `RESUME_FREE_KEYS`."""
-    kept: dict[str, Any] = json.loads(json.dumps(plain, default=str))
+    """The part of a plain configuration that the results depend on: all but `RESUME_FREE_KEYS`.
+
+    The recorded source of a part from outside is no setting: a changed one is a warning (`source_changes`).
+    """
+    kept: dict[str, Any] = json.loads(json.dumps(without_sources(plain), default=str))
     for path in RESUME_FREE_KEYS:
         section: Any = kept
         for key in path[:-1]:

@@ -22,6 +22,7 @@ from fusionseg.runs.datasets import Source
 from fusionseg.runs.folder import RunFolder, run_folder_of
 from fusionseg.training.memory import estimate_memory
 from fusionseg.training.optimizer import warmup_warning
+from fusionseg.training.outside_check import check_outside_parts
 from fusionseg.training.precision import choose_precision
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_memory_bytes
@@ -40,6 +41,7 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
     if all(case.name in store.cases for part, store in zip(sources, stores, strict=True) for case in part.cases):
         settle_split(config, run, stores)  # what a start refuses once the cases are prepared
     dataset = sources[0].dataset
+    check_outside_parts(config, device, in_channels=len(dataset.channels), out_channels=dataset.num_classes)
     needed, how = expected_cache_bytes(sources)
     memory = estimate_memory(
         config, len(dataset.channels), dataset.num_classes, half=precision.name in ("bf16", "fp16")

@@ -7,11 +7,12 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusionseg.config import RunConfig
+from fusionseg.config.outside_part import outside_parts
 from fusionseg.models.cost import saved_bytes
-from fusionseg.training.network import build_loss, make_network
+from fusionseg.training.network import build_loss, make_network, make_weightless_network
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,29 @@ def estimate_memory(config: RunConfig, in_channels: int, out_channels: int, *, h
     Args:
         half: whether the forward pass computes in 16 bits; its activations then count half.
     """
-    with torch.device("meta"):
-        model = make_network(config, in_channels=in_channels, out_channels=out_channels)
-        inputs, target = _example(config, in_channels)
+    model = make_weightless_network(config, in_channels=in_channels, out_channels=out_channels)
     count = sum(parameter.numel() for parameter in model.parameters())
     weights = sum(tensor.nbytes for tensor in chain(model.parameters(), model.buffers()))  # each once
     trainable = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     optimizer = round(config.optim.states_per_parameter() * trainable)
+    try:
+        activations = _activation_bytes(config, model, in_channels)
+    except Exception:
+        if next(outside_parts(config), None) is None:
+            raise
+        # A network or a loss from outside may ask for values, which the meta device does not have.
+        activations = _activation_bytes(
+            config, make_network(config, in_channels=in_channels, out_channels=out_channels), in_channels
+        )
+    return MemoryEstimate(count, weights, trainable, optimizer, activations // (2 if half else 1))
+
+
+def _activation_bytes(config: RunConfig, model: nn.Module, in_channels: int) -> int:
+    """Bytes of 32-bit activations that the forward pass and the loss of one micro-batch keep."""
+    with next(model.parameters()).device:
+        inputs, target = _example(config, in_channels)
     loss = build_loss(config)
-    activations = saved_bytes(model, lambda: loss(model(*inputs), target)) // (2 if half else 1)
-    return MemoryEstimate(count, weights, trainable, optimizer, activations)
+    return saved_bytes(model, lambda: loss(model(*inputs), target))
 
 
 def _example(config: RunConfig, in_channels: int) -> tuple[tuple[Tensor, ...], Any]:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fusionseg.config import RunConfig
+from fusionseg.config.outside_part import OutsidePart
 from fusionseg.data.formats.channel_names import channel_order
 from fusionseg.distributed.gradient_allreduce import annotate_allreduce
 from fusionseg.distributed.world import World
@@ -51,13 +52,26 @@ def make_network(config: RunConfig, *, in_channels: int, out_channels: int) -> n
     return model
 
 
+def make_weightless_network(config: RunConfig, *, in_channels: int, out_channels: int) -> nn.Module:
+    """The network that a configuration trains, on the meta device: nothing is computed and nothing allocated.
+
+    A network from outside that cannot be made there, because it reads values in its constructor, is made on the CPU.
+    """
+    try:
+        with torch.device("meta"):
+            return make_network(config, in_channels=in_channels, out_channels=out_channels)
+    except Exception:
+        if not isinstance(config.model, OutsidePart):
+            raise
+        return make_network(config, in_channels=in_channels, out_channels=out_channels)
+
+
 def count_parameters(config: RunConfig, *, in_channels: int, out_channels: int) -> int:
-    """Parameters of the network that a configuration trains. Nothing is computed and nothing allocated."""
+    """Number of parameters of the network that a configuration trains."""
     parts = (config.model, config.pretrain, config.data.patch, config.finetune.whole_run, in_channels, out_channels)
     key = repr(parts)
     if key not in _parameters:
-        with torch.device("meta"):
-            model = make_network(config, in_channels=in_channels, out_channels=out_channels)
+        model = make_weightless_network(config, in_channels=in_channels, out_channels=out_channels)
         _parameters[key] = sum(parameter.numel() for parameter in model.parameters())
     return _parameters[key]
 

@@ -16,6 +16,7 @@ from fusionseg.runs.folder import RunFolder, run_folder_of
 from fusionseg.runs.run_config import write_run_config
 from fusionseg.training.observers.profile_range import check_profile
 from fusionseg.training.optimizer import warmup_warning
+from fusionseg.training.outside_check import check_outside_parts, with_present_sources
 from fusionseg.training.trainer import Trainer
 from fusionseg.utils.errors import Problems, TrainingStopped, UserError
 from fusionseg.utils.logs import log_to_file, start_logging
@@ -34,6 +35,7 @@ def train(config: RunConfig, patience_s: float = 0.0, make_data: Callable[[], No
         UserError: the request cannot be carried out.
         TrainingStopped: the training cannot go on.
     """
+    config = with_present_sources(config)
     world = _join(config)
     start_logging(world.rank)
     folder = RunFolder(run_folder_of(config))
@@ -97,6 +99,12 @@ def _check(folder: RunFolder, config: RunConfig, world: World, make_data: Callab
             if make_data is not None and not problems.found:
                 make_data()
             cases = open_run(config, folder)
+    if cases is not None and not problems.found:
+        dataset = cases.sources[0].dataset
+        with problems.collect():
+            check_outside_parts(
+                config, world.device, in_channels=len(dataset.channels), out_channels=dataset.num_classes
+            )
     if of_folder.found or problems.found or cases is None:
         raise UserError([*of_folder.found, *problems.found])
     return cases

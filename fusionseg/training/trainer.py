@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fusionseg.config import RunConfig
+from fusionseg.config.outside_part import source_changes
 from fusionseg.distributed.batch_arithmetic import accumulation_steps, batch_arithmetic
 from fusionseg.distributed.rank_info import rank_info, threads_per_rank
 from fusionseg.distributed.world import World
@@ -276,6 +277,8 @@ class Trainer:
             return Spent()
         state = intact[1] if intact else read_training_state(path)
         refuse_other_config(path, state["config"], self.config)
+        for warning in source_changes(state["config"], self.config):
+            log.warning("%s", warning)
         check_checkpoint(self.folder.path, state, self.data.split, self.data.content)
         self._restore(path, state)
         log.info("resuming from %s (step %d of %d)", path, self.step, self.config.train.steps)

@@ -1,0 +1,176 @@
+"""Trial of the parts from outside before a run begins: a wrong result is one message, not a traceback in step 1."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fusionseg.config import RunConfig, validate
+from fusionseg.config.outside import PartError, failure_text
+from fusionseg.config.outside_part import OutsidePart, outside_parts, source_changes, without_sources
+from fusionseg.losses.segmentation import build_loss
+from fusionseg.models import build_model
+from fusionseg.training.optimizer import build_optimizer
+from fusionseg.utils.errors import Problems, UserError
+
+log = logging.getLogger("fusionseg")
+_TRIAL_EDGE = 32
+
+
+def with_present_sources(config: RunConfig) -> RunConfig:
+    """The configuration with the sources of its parts from outside as they are now.
+
+    A configuration that a run has written has those of that run: a difference is a warning.
+    """
+    if next(outside_parts(config), None) is None:
+        return config
+    plain = config.to_dict()
+    for warning in source_changes(plain, config):
+        log.warning("%s", warning)
+    return validate(without_sources(plain, ["version"]))
+
+
+def check_outside_parts(config: RunConfig, device: torch.device, *, in_channels: int, out_channels: int) -> None:
+    """Try the network, the loss and the optimizer from outside.
+
+    Args:
+        device: of the training; a part that the meta device or the CPU cannot run is tried there.
+        in_channels: channels of the volumes.
+        out_channels: number of classes, background included.
+
+    Raises:
+        UserError: with the problems of all parts.
+    """
+    problems = Problems()
+    if isinstance(config.optim, OutsidePart):
+        with problems.collect(), _failures_of("optim", config.optim):
+            _try_optimizer(config)
+    if config.pretrain is None and isinstance(config.model, OutsidePart):
+        with problems.collect(), _failures_of("model", config.model):
+            _try_network(config, device, in_channels, out_channels)
+    if config.pretrain is None and isinstance(config.loss, OutsidePart):
+        with problems.collect(), _failures_of("loss", config.loss):
+            _try_loss(config, device, out_channels)
+    if problems.found:
+        raise UserError(problems.found)
+
+
+@contextmanager
+def _failures_of(key: str, part: OutsidePart) -> Iterator[None]:
+    """Name the part that fails, and the user's line.
+
+    Raises:
+        UserError: the body has raised an exception.
+    """
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except PartError as error:
+        raise UserError(f"{key}.name: {error}") from error
+    except Exception as error:  # the user's own code may raise anything
+        raise UserError(f"{key}.name: {part.name} fails on a trial: {failure_text(error)}; correct it") from error
+
+
+def _try_network(config: RunConfig, device: torch.device, in_channels: int, out_channels: int) -> None:
+    """Run the network on one micro-batch of the configured patch, in training and in evaluation mode.
+
+    On the meta device if it can: that costs no memory and no time. A network that asks for values (`.item()`) cannot.
+    """
+    try:
+        _run_network(config, torch.device("meta"), in_channels, out_channels)
+    except PartError:
+        raise
+    except Exception:  # also what a meta tensor cannot do: only the real device tells
+        _run_network(config, device, in_channels, out_channels)
+
+
+def _run_network(config: RunConfig, device: torch.device, in_channels: int, out_channels: int) -> None:
+    """Raises:
+    PartError: the output has another form or shape than logits.
+    """
+    patch, batch = config.data.patch, config.train.micro_batch
+    with device:
+        network = build_model(config.model, in_channels=in_channels, out_channels=out_channels, patch=patch)
+        image = torch.zeros(batch, in_channels, *patch)
+    network.to(device).train()
+    expected = (batch, out_channels, *patch)
+    output = network(image)
+    _check_outputs(config.model.name, output if isinstance(output, list) else [output], expected)
+    _check_gradients(config, network, output if isinstance(output, list) else [output])
+    with torch.no_grad():
+        _check_outputs(config.model.name, [network.eval()(image)], expected)
+
+
+def _check_outputs(name: str, outputs: list[Any], expected: tuple[int, ...]) -> None:
+    kinds = [type(output).__name__ for output in outputs if not isinstance(output, Tensor)]
+    if kinds or not outputs:
+        raise PartError(
+            f"{name} gives a {kinds[0] if kinds else 'list of nothing'} (expected a tensor of logits, or in training a"
+            " list of them); change its output"
+        )
+    shapes = [tuple(output.shape) for output in outputs]
+    if shapes[0] != expected:
+        raise PartError(
+            f"{name} gives logits of shape {shapes[0]} (expected {expected}: batch, classes, data.patch); change"
+            " model.args or data.patch"
+        )
+    wrong = [shape for shape in shapes if len(shape) != len(expected) or shape[:2] != expected[:2]]
+    if wrong:
+        raise PartError(
+            f"{name} gives further logits of shape {wrong[0]} (expected {expected[:2]} and three sizes); change its"
+            " output"
+        )
+
+
+def _check_gradients(config: RunConfig, network: nn.Module, outputs: list[Tensor]) -> None:
+    """Refuse parameters without a gradient: under several ranks the all-reduce would wait for it."""
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise PartError(f"{config.model.name} has no parameters to train; name another network")
+    sum(output.float().mean() for output in outputs).backward()  # type: ignore[union-attr]
+    idle = [name for name, each in network.named_parameters() if each.requires_grad and each.grad is None]
+    if idle:
+        raise PartError(
+            f"{config.model.name} has parameters that its output does not depend on ({', '.join(idle[:5])}): with"
+            " several ranks the training would wait for their gradients; remove them, or set requires_grad to False"
+        )
+
+
+def _try_loss(config: RunConfig, device: torch.device, out_channels: int) -> None:
+    """Call the loss with logits and labels of every class.
+
+    Raises:
+        PartError: the result is not one finite number with a gradient.
+    """
+    size = [min(edge, _TRIAL_EDGE) for edge in config.data.patch]
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, out_channels, *size, generator=generator).to(device).requires_grad_()
+    label = torch.randint(out_channels, (2, 1, *size), generator=generator).to(device)
+    loss = build_loss(config.loss)(logits, label)
+    name = config.loss.name
+    if not isinstance(loss, Tensor) or loss.ndim:
+        what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise PartError(f"{name} gives {what} (expected one number); reduce it, for instance by loss.args.reduction")
+    if not loss.isfinite():
+        raise PartError(f"{name} gives {loss.item()} for random logits (expected a finite number); correct it")
+    if not loss.requires_grad:
+        raise PartError(f"{name} gives a number that does not depend on the logits by a gradient; correct it")
+    loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _try_optimizer(config: RunConfig) -> None:
+    """Take one step, and load the state as a resumed run does."""
+    weight = nn.Parameter(torch.ones(4, 4))
+    weight.grad = torch.ones_like(weight)
+    optimizer = build_optimizer(config.optim, [weight])
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise PartError(
+            f"{config.optim.name} gives a {type(optimizer).__name__} (expected a torch.optim.Optimizer); name another"
+        )
+    optimizer.step()
+    build_optimizer(config.optim, [weight]).load_state_dict(optimizer.state_dict())
