@@ -143,15 +143,18 @@ def outside_parts(section: Any, at: str = "") -> Iterator[tuple[str, OutsidePart
             yield from outside_parts(entry, f"{at}.{index}")
 
 
-def source_changes(before: Mapping[str, Any], config: Section) -> list[str]:
+def source_changes(before: Mapping[str, Any], config: Section, sections: Collection[str] | None = None) -> list[str]:
     """Warnings about parts from outside whose source is not the one that a run has recorded.
 
     Args:
         before: the plain configuration that the run has recorded.
         config: the configuration, which names the same parts.
+        sections: only parts of these sections; None for all of them.
     """
     warnings = []
     for key, part in outside_parts(config):
+        if sections is not None and key.split(".")[0] not in sections:
+            continue
         recorded: Any = before
         for name in key.split("."):
             recorded = _entry(recorded, name)

@@ -66,7 +66,7 @@ def load_trained(run: Path, device: torch.device, which: str = "best", *, pretra
     if not all(isinstance(state.get(name), kind) for name, kind in kinds.items()):
         raise UserError(f"{path}: is no checkpoint of a fusionseg training")
     config = validate(state["config"])
-    for warning in source_changes(state["config"], config):
+    for warning in source_changes(state["config"], config, ["model", "data"]):
         log.warning("%s: %s", path, warning)
     if pretraining and config.pretrain is None:
         raise UserError(f"{path}: is of a segmentation, not of a pre-training")
