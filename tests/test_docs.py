@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from fusionseg.cluster.profile import load_cluster
 from fusionseg.cluster.sweep import load_sweep
 from fusionseg.config import load_config
+from fusionseg.config.reference import key_reference
 from fusionseg.distributed.batch_arithmetic import accumulation_steps
 
 ROOT = Path(__file__).parents[1]
@@ -82,4 +84,59 @@ def test_links_and_files_exist(page: Path) -> None:
     missing = [link for link in re.findall(r"\]\(([^)#:]+)\)", text) if not (page.parent / link).exists()]
     named = re.findall(r"\b(?:configs|launch|slurm|profiling|docs|tests)/[\w./-]+\.(?:yaml|sh|py|md|sbatch)\b", text)
     missing += [name for name in named if not (ROOT / name).exists() and name != "configs/my_run.yaml"]
+    assert not missing
+
+
+# -- the reference of the configuration ------------------------------------------------------------------------------
+
+
+def documented_keys() -> dict[tuple[str, str], tuple[str, str]]:
+    """(section, key path) -> (type, default) of every row of the reference in docs/configuration.md."""
+    page = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+    reference = page.split("<!-- fusionseg schema --markdown -->")[1].split("<!-- end -->")[0]
+    found = {}
+    for part in reference.split("\n### ")[1:]:
+        title = part.splitlines()[0]
+        for line in part.splitlines():
+            if line.startswith("| `"):
+                path, kind, default, _ = (cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:5])
+                found[title, path.strip("`")] = (kind, default)
+    return found
+
+
+def test_the_reference_has_every_key_with_its_type_and_default() -> None:
+    expected = {
+        (section.title, key.path): (key.type, key.default) for section in key_reference() for key in section.keys
+    }
+    assert len(expected) > 150
+    assert documented_keys() == expected, "write the output of `fusionseg schema --markdown` into docs/configuration.md"
+
+
+# -- names of the code -----------------------------------------------------------------------------------------------
+
+CODE_PAGES = [*PAGES, ROOT / "CONTRIBUTING.md"]
+
+
+def has_name(dotted: str) -> bool:
+    """True if fusionseg.x.y is a module, or y is an attribute of the module fusionseg.x."""
+    module, _, attribute = dotted.rpartition(".")
+    if (ROOT / f"{dotted.replace('.', '/')}.py").exists():
+        return True
+    if (ROOT / dotted.replace(".", "/") / "__init__.py").exists():
+        return True
+    try:
+        return hasattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("page", CODE_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_modules_and_names_of_the_code_exist(page: Path) -> None:
+    """Paths such as fusionseg/data/store.py, and dotted names such as fusionseg.data.store."""
+    text = page.read_text(encoding="utf-8")
+    paths = re.findall(r"(?<![\w/])fusionseg/[\w/]+(?:\.py)?\b", text)
+    missing = [path for path in paths if not (ROOT / path).exists()]
+    dotted = re.findall(r"\bfusionseg(?:\.[A-Za-z_]\w*)+", text)
+    files = {"fusionseg.schema", "fusionseg.sif", "fusionseg.yaml"}  # names of files and images, not of code
+    missing += [name for name in dotted if not has_name(name) and not name.startswith(tuple(files))]
     assert not missing

@@ -74,14 +74,18 @@ def add_schema(commands: Commands) -> None:
         "fusionseg schema > fusionseg.schema.json",
         _schema,
     )
+    parser.add_argument("--markdown", action="store_true", help="print the reference of all keys as Markdown tables")
     parser.add_argument("--output", type=Path, help="write it here instead")
 
 
 def _schema(arguments: argparse.Namespace) -> int:
     from fusionseg.config import json_schema
+    from fusionseg.config.reference import reference_tables
     from fusionseg.utils.files import writable_file, write_json
 
-    if arguments.output is not None:
+    if arguments.markdown:
+        print(reference_tables())
+    elif arguments.output is not None:
         writable_file(arguments.output, "--output")
         write_json(arguments.output, json_schema())
     else:
