@@ -1,7 +1,59 @@
 """fusionseg: distributed training for 3D medical image segmentation.
 
-Importing the package is light on purpose: torch and MONAI are imported by the modules that use them, so that
-``fusionseg --help`` answers at once.
+The names in `__all__` are the public Python API; all other modules are internal. They are described in docs/api.md.
+
+The import of the package is light: a name of the API imports its code, and with it torch and MONAI, when it is used.
 """
 
-__version__ = "0.1.0"
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fusionseg.utils.version import __version__
+
+if TYPE_CHECKING:
+    from fusionseg.api import (
+        Run,
+        TrainingStopped,
+        UserError,
+        build_network,
+        evaluate,
+        load_config,
+        load_run,
+        open_dataset,
+        predict,
+        pretrain,
+        train,
+    )
+
+__all__ = [
+    "Run",
+    "TrainingStopped",
+    "UserError",
+    "__version__",
+    "build_network",
+    "evaluate",
+    "load_config",
+    "load_run",
+    "open_dataset",
+    "predict",
+    "pretrain",
+    "train",
+]
+
+# `python -m fusionseg.train` is a command, and `fusionseg.train(...)` is a function: these modules are both.
+_ENTRY_POINTS = ("pretrain", "train")
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name in _ENTRY_POINTS:
+        return importlib.import_module(f"fusionseg.{name}")
+    if name in __all__:
+        return getattr(importlib.import_module("fusionseg.api"), name)
+    raise AttributeError(f"module 'fusionseg' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

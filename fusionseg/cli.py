@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from fusionseg import __version__
 from fusionseg.commands.base import Parser, execute
 from fusionseg.commands.configs import add_models, add_schema
 from fusionseg.commands.data import add_check, add_prepare, add_synth
@@ -16,6 +15,7 @@ from fusionseg.commands.shipped import add_configs
 from fusionseg.commands.training import add_pretrain, add_train
 from fusionseg.utils.errors import suggest
 from fusionseg.utils.streams import protect
+from fusionseg.utils.version import __version__
 
 COMMANDS = (
     add_train,

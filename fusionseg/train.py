@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from fusionseg.api.callable_module import make_callable
 from fusionseg.commands.training import TRAIN, run_program
 
 
@@ -16,6 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     return run_program(TRAIN, argv)
 
+
+make_callable(__name__)  # fusionseg.train(...) is a function of the API
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -36,6 +36,23 @@ GEOMETRY_FIELDS = (
 def predict(
     runs: Sequence[Path], inputs: Path, output: Path, options: PredictOptions, *, skip_existing: bool = False
 ) -> dict[str, str]:
+    """Predict every image at `inputs` by a run, or by several as an ensemble: see `predict_files`."""
+    check_output(output)
+    return predict_files(Predictor(runs, options), inputs, output, skip_existing=skip_existing)
+
+
+def check_output(output: Path) -> None:
+    """Refuse an output that is a file or a data set, before the network is loaded.
+
+    Raises:
+        UserError: it is one.
+    """
+    if os.path.exists(output) and not os.path.isdir(output):
+        raise UserError(f"{output}: is a file; --output names the folder that receives the masks")
+    refuse_dataset_folder(output, "--output")
+
+
+def predict_files(predictor: Predictor, inputs: Path, output: Path, *, skip_existing: bool = False) -> dict[str, str]:
     """Predict every image at `inputs` into `output`/<case>.nii.gz.
 
     Args:
@@ -48,10 +65,6 @@ def predict(
         UserError: the output cannot be written, or holds files that are not to be replaced.
         WriteError: it could be written no more, such as on a full disk; the masks that were written stay.
     """
-    if os.path.exists(output) and not os.path.isdir(output):
-        raise UserError(f"{output}: is a file; --output names the folder that receives the masks")
-    refuse_dataset_folder(output, "--output")
-    predictor = Predictor(runs, options)
     cases = find_inputs(inputs, len(predictor.channels), predictor.readers)
     for note in foreign_files(inputs, predictor.readers):
         log.warning("%s", note)

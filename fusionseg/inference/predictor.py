@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusionseg.config import ValidateConfig
+from fusionseg.data.formats.case_reader import ARRAY, Image
 from fusionseg.data.formats.channel_names import channel_order, label_order
 from fusionseg.data.formats.problems import Findings
 from fusionseg.data.formats.readers import Readers
@@ -57,16 +58,39 @@ class Predictor:
         self._orders = [_member_orders(member, first) for member in self.members]
         self._digest = ""  # of the image that was predicted last
 
-    def __call__(self, images: Sequence[Path], channels: Sequence[int] | None = None) -> NDArray[np.uint8]:
-        """The mask of a case, in the shape of its file.
+    def __call__(self, images: Sequence[Path] | Image, channels: Sequence[int] | None = None) -> NDArray[np.uint8]:
+        """Predict the mask of a case, in the shape of its file or array.
 
         Args:
-            images: one file per channel, or one file.
+            images: one file per channel, or one file; or an image that is in memory.
             channels: the places of the first network's channels among those of the images; None is their own order.
 
+        Returns:
+            (X, Y, Z), the most probable class of each voxel.
+
         Raises:
-            CaseError: what is wrong with the case.
+            CaseError: the case cannot be read or prepared.
         """
+        shape, chunks = self._predict_case(images, channels)
+        mask = np.zeros(shape, np.uint8)
+        for chunk, total in chunks:
+            mask[chunk] = total.argmax(dim=0).to(torch.uint8).numpy()
+        return mask
+
+    def probabilities(
+        self, images: Sequence[Path] | Image, channels: Sequence[int] | None = None
+    ) -> NDArray[np.float32]:
+        """Predict the probability of each class, (K, X, Y, Z); the arguments are those of a call."""
+        shape, chunks = self._predict_case(images, channels)
+        probabilities = np.zeros((len(self.labels), *shape), np.float32)
+        for chunk, total in chunks:
+            probabilities[(slice(None), *chunk)] = (total / len(self.members)).numpy()
+        return probabilities
+
+    def _predict_case(
+        self, images: Sequence[Path] | Image, channels: Sequence[int] | None
+    ) -> tuple[tuple[int, int, int], Iterator[tuple[Box, Tensor]]]:
+        """The shape of a case, and for each chunk of it the sum of the members' probabilities, (K, chunk)."""
         prepared: dict[str, Volume] = {}
         volumes: list[Volume] = []  # of each member
         for member, (order, _) in zip(self.members, self._orders, strict=True):
@@ -77,30 +101,31 @@ class Predictor:
             places = order if channels is None else [channels[place] for place in order]
             volumes.append(_with_channels(prepared[key], places))
         shape, self._digest = volumes[0].original_shape, volumes[0].digest
-        mask = np.zeros(shape, np.uint8)
-        for slab in self._slabs(shape, list(prepared.values())):
-            part = None if slab == _whole(shape) else slab
-            parts = [
-                self._logits(member, volume, part, classes)
-                for member, volume, (_, classes) in zip(self.members, volumes, self._orders, strict=True)
-            ]
-            _fuse(parts, slab, mask)
-        return mask
+
+        def chunks() -> Iterator[tuple[Box, Tensor]]:
+            for slab in self._slabs(shape, list(prepared.values())):
+                part = None if slab == _whole(shape) else slab
+                parts = [
+                    self._logits(member, volume, part, classes)
+                    for member, volume, (_, classes) in zip(self.members, volumes, self._orders, strict=True)
+                ]
+                yield from _fuse(parts, slab)
+
+        return shape, chunks()
 
     def was_trained_on_last(self) -> bool:
         """Whether the image that was predicted last is known to have been trained on, by content."""
         return any(member.split is not None and member.split.was_trained_on(self._digest) for member in self.members)
 
-    def _check_channels(self, images: Sequence[Path], found: int) -> None:
+    def _check_channels(self, images: Sequence[Path] | Image, found: int) -> None:
         if found != len(self.channels):
             findings = Findings()
-            findings.add(
-                "error",
-                images[0],
-                "channels",
-                f"the case has {found} channel{'s' * (found != 1)}, and the network reads {list(self.channels)}",
-                "give one file for each channel (NAME_0000, NAME_0001, ...), or one 4D file",
-            )
+            path = ARRAY if isinstance(images, Image) else images[0]
+            remedy = "give one file for each channel (NAME_0000, NAME_0001, ...), or one 4D file"
+            if isinstance(images, Image):
+                remedy = "give (C, X, Y, Z), the channels first"
+            message = f"the case has {found} channel{'s' * (found != 1)}, and the network reads {list(self.channels)}"
+            findings.add("error", path, "channels", message, remedy)
             findings.refuse()
 
     def _slabs(self, shape: tuple[int, int, int], volumes: Sequence[Volume]) -> Iterator[Box]:
@@ -225,8 +250,12 @@ def _whole(shape: tuple[int, int, int]) -> Box:
     return slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2])
 
 
-def _fuse(parts: Sequence[_Part], slab: Box, mask: NDArray[np.uint8], chunk_numbers: int = 8_000_000) -> None:
-    """Fill `mask[slab]` with the most probable class: interpolated logits, softmax, mean over the parts."""
+def _fuse(parts: Sequence[_Part], slab: Box, chunk_numbers: int = 8_000_000) -> Iterator[tuple[Box, Tensor]]:
+    """Class probabilities in a slab, chunk by chunk: logits are interpolated, softmax is applied, the parts are added.
+
+    Yields:
+        A box of the volume, and (K, X, Y, Z) of it: the sum over the parts.
+    """
     x, y, z = slab
     classes = len(parts[0].logits)
     rows = max(1, chunk_numbers // (classes * (y.stop - y.start) * (z.stop - z.start)))
@@ -237,7 +266,7 @@ def _fuse(parts: Sequence[_Part], slab: Box, mask: NDArray[np.uint8], chunk_numb
             probability = _resample(part, chunk)
             total = probability if total is None else total.add_(probability)
         assert total is not None
-        mask[chunk] = total.argmax(dim=0).to(torch.uint8).numpy()
+        yield chunk, total
 
 
 def _resample(part: _Part, chunk: Box) -> Tensor:

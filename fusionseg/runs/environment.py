@@ -10,10 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import fusionseg
 from fusionseg.runs.json_files import JsonObject, read_object
 from fusionseg.runs.paths import RunPaths
 from fusionseg.utils.files import write_json
+from fusionseg.utils.version import __version__
 
 PACKAGES = ("torch", "monai", "numpy", "nibabel", "pydantic", "nvtx")
 
@@ -31,7 +31,7 @@ def write_environment(run: Path, ranks: Sequence[dict[str, Any]], parameters: in
     write_json(
         RunPaths(run).environment,
         {
-            "fusionseg": fusionseg.__version__,
+            "fusionseg": __version__,
             "commit": _commit(),
             "python": platform.python_version(),
             "packages": {name: _version(name) for name in PACKAGES},

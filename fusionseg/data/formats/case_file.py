@@ -120,9 +120,13 @@ def report_dimensions(findings: Findings, path: Path, shape: tuple[int, ...], ki
         findings: gets the error.
         path: the file.
         shape: its shape, the channels first.
-        kind: the file's purpose: image, channel or label.
+        kind: the purpose: image, channel, label, or array for an image that is in memory.
     """
-    remedies = {"label": "store it as one 3D volume", "channel": "store each channel as a 3D volume"}
+    remedies = {
+        "label": "store it as one 3D volume",
+        "channel": "store each channel as a 3D volume",
+        "array": "give (X, Y, Z), or (C, X, Y, Z) with the channels first",
+    }
     remedy = remedies.get(kind, "store 3D volumes, or one 4D file with several channels")
     findings.add("error", path, "dimensions", f"the {kind} is {len(shape)}D {tuple(map(int, shape))}", remedy)
 

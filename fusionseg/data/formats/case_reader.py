@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 from fusionseg.data.formats.case_file import find_position, read_file, read_file_grid, report_dimensions
 from fusionseg.data.formats.channel_names import MAX_LABELS
-from fusionseg.data.formats.geometry import KEEP, Grid, Turn
+from fusionseg.data.formats.geometry import KEEP, Grid, Turn, is_invertible
 from fusionseg.data.formats.problems import Findings
 from fusionseg.data.formats.readers import Readers
 
 CHUNK = 1 << 20
 MAX_LISTED_VALUES = 10
+ARRAY = Path("array")
+"""The name of an image without a file, in messages."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,39 @@ def read_label(path: Path, grid: Grid, num_classes: int | None, readers: Readers
     findings.refuse()
     assert label is not None and label.values is not None
     return label.values
+
+
+def image_of_array(values: NDArray[Any], affine: NDArray[np.float64]) -> Image:
+    """Make the image of a case that is in memory and has no file.
+
+    Args:
+        values: (X, Y, Z), or (C, X, Y, Z) with the channels first; any integer or floating-point type.
+        affine: 4x4, voxel -> mm in RAS.
+
+    Raises:
+        CaseError: the array has what `read_case` refuses in a file. Messages call it "array".
+    """
+    path, findings = ARRAY, Findings()
+    if values.ndim not in (3, 4) or values.size == 0:
+        report_dimensions(findings, path, values.shape, "array")
+        findings.refuse()
+    if values.dtype.kind not in "iuf":
+        findings.add("error", path, "dtype", f"has the type {values.dtype}", "convert it to integers or floats")
+        findings.refuse()
+    if not (np.shape(affine) == (4, 4) and is_invertible(affine)):
+        findings.add("error", path, "affine", "the affine is no invertible 4x4 matrix", "give the affine of its file")
+        findings.refuse()
+    with np.errstate(over="ignore", invalid="ignore"):  # reported as infinite
+        array = np.ascontiguousarray(values if values.ndim == 4 else values[None], np.float32)
+    x, y, z = array.shape[1:]
+    varies = tuple(
+        _check_values(path, f"channel {number} " if len(array) > 1 else "", channel, findings)
+        for number, channel in enumerate(array)
+    )
+    image = Image(array, Grid((x, y, z), affine), (str(values.dtype),), varies)
+    _report_constant(image, [path], findings)
+    findings.refuse()
+    return image
 
 
 def read_grid(images: Sequence[Path], readers: Readers | None = None) -> Grid:

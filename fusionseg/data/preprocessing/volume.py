@@ -16,7 +16,7 @@ from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
 from fusionseg.config.data_sections import DataConfig
-from fusionseg.data.formats.case_reader import read_case, read_image, read_label
+from fusionseg.data.formats.case_reader import ARRAY, Image, read_case, read_image, read_label
 from fusionseg.data.formats.geometry import Grid, voxel_sizes
 from fusionseg.data.formats.image_digest import image_digest
 from fusionseg.data.formats.problems import Findings
@@ -84,7 +84,7 @@ class _PlacedCase:
 
 
 def load_volume(
-    images: Sequence[Path],
+    images: Sequence[Path] | Image,
     label: Path | None,
     config: DataConfig,
     num_classes: int | None,
@@ -93,7 +93,7 @@ def load_volume(
     """Prepare a case: read, reorient, resample, crop, apply `data.transforms`, normalise.
 
     Args:
-        images: one file per channel, or one 3D or 4D file.
+        images: one file per channel, or one 3D or 4D file; or an image that is in memory, without a label.
         label: None for a case without one, as in a prediction.
         config: the settings.
         num_classes: highest allowed label value + 1; None allows all values that fit a byte.
@@ -109,7 +109,7 @@ def load_volume(
             try:
                 image, mask = open_transforms(config.transforms)(image, mask, placed.affine, num_classes)
             except TransformError as error:
-                _refuse(images[0], "transform", *str(error).rsplit("; ", 1))
+                _refuse(_name_of(images), "transform", *str(error).rsplit("; ", 1))
     with annotate("normalise"):
         image = normalise(image, config.intensity)
     return Volume(
@@ -155,15 +155,22 @@ def check_transforms(
 
 
 def _place(
-    images: Sequence[Path], label: Path | None, config: DataConfig, num_classes: int | None, channels: int | None
+    images: Sequence[Path] | Image,
+    label: Path | None,
+    config: DataConfig,
+    num_classes: int | None,
+    channels: int | None,
 ) -> _PlacedCase:
     """Read, reorient, resample and crop a case; for the arguments see `load_volume`."""
     with annotate("load"):
-        source, label_values = read_case(images, label, channels, num_classes, Readers(config.reader))
+        if isinstance(images, Image):
+            source, label_values = images, None
+        else:
+            source, label_values = read_case(images, label, channels, num_classes, Readers(config.reader))
     original_affine = source.grid.affine
     digest = image_digest(source.values, original_affine)
     label_digest = "" if label_values is None else image_digest(label_values[None], original_affine)
-    _refuse_too_large(images[0], source.grid, config, len(source.values))
+    _refuse_too_large(_name_of(images), source.grid, config, len(source.values))
     affine_tensor = torch.from_numpy(original_affine)
     image = MetaTensor(torch.from_numpy(source.values), affine=affine_tensor)
     # The label gets the affine of its image. The geometry rule allows a small difference of the two, which must not
@@ -216,6 +223,11 @@ def class_voxels(*steps: NDArray[np.uint8] | None) -> tuple[tuple[int, int, int,
     return tuple(
         (value, int(read[value]), int(resampled[value]), int(cropped[value])) for value in range(1, 256) if read[value]
     )
+
+
+def _name_of(images: Sequence[Path] | Image) -> Path:
+    """The first file of a case, for messages."""
+    return ARRAY if isinstance(images, Image) else images[0]
 
 
 def read_digests(images: Sequence[Path], label: Path | None, readers: Readers) -> tuple[str, str | None]:

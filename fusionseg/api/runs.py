@@ -1,0 +1,372 @@
+"""Trained runs: what a run folder holds, prediction and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from fusionseg.api.images import ArrayLike, Images, image_of
+from fusionseg.utils.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from fusionseg.api.training import Overrides
+    from fusionseg.config import RunConfig
+    from fusionseg.inference.evaluation.pretraining import PretrainingEvaluation
+    from fusionseg.inference.evaluation.segmentation import Evaluation
+    from fusionseg.inference.predictor import PredictOptions, Predictor
+
+Runs: TypeAlias = "Run | str | Path | Sequence[Run | str | Path]"
+
+
+class Run:
+    """A run folder: its configuration, its records and its trained network.
+
+    `fusionseg.load_run` and `fusionseg.train` make it. The records are read anew at each access, so that a run can be
+    looked at while it trains.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """Args:
+        folder: the run folder.
+
+        Raises:
+            UserError: it is no run folder.
+        """
+        from fusionseg.runs.run_config import load_run_config
+
+        self.folder = Path(folder)
+        self.config: RunConfig = load_run_config(self.folder)
+        self._predictors: dict[PredictOptions, Predictor] = {}
+
+    def __repr__(self) -> str:
+        score = "" if self.best is None else f", {self._score} {self.best[self._score]:.4f}"
+        return f"Run({str(self.folder)!r}: {self.status} at step {self.step}{score})"
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """All records of `metrics.jsonl`, the oldest first; `kind` is "train", "val", "event" or "end"."""
+        from fusionseg.runs.records import read_records
+
+        return read_records(self.folder)
+
+    def curve(self, field: str, kind: str | None = None) -> tuple[list[int], list[float]]:
+        """The steps and the values of one field of the records, for a plot.
+
+        Args:
+            field: a field with numbers: "loss", "lr", "grad_norm", "dice", ...; docs/results.md lists them.
+            kind: only records of this kind, "train" or "val"; None for both.
+
+        Raises:
+            UserError: no record has the field.
+        """
+        kinds = ("train", "val") if kind is None else (kind,)
+        records = [record for record in self.records if record["kind"] in kinds]
+        found = [(record["step"], record[field]) for record in records if _is_number(record.get(field))]
+        if not found:
+            known = sorted({name for record in records for name, value in record.items() if _is_number(value)})
+            raise UserError(f"{field}: no record of {self.folder} has this field (expected one of {', '.join(known)})")
+        return [step for step, _ in found], [float(value) for _, value in found]
+
+    @property
+    def status(self) -> str:
+        """ "completed", "plateau", "interrupted" or "failed", as the last end record says; else "unfinished"."""
+        from fusionseg.runs.records import RunStatus, last_end
+
+        end = last_end(self.folder)
+        return str(RunStatus.UNFINISHED if end is None else end["status"])
+
+    @property
+    def step(self) -> int:
+        """The step of the last record; 0 if there is none."""
+        return max((record["step"] for record in self.records), default=0)
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The record of the best validation, whose weights are those of `best.pt`; None without a validation."""
+        scored = [record for record in self.records if record["kind"] == "val" and _is_number(record.get(self._score))]
+        return max(scored, key=lambda record: float(record[self._score]), default=None)
+
+    @property
+    def _score(self) -> str:
+        return "dice" if self.config.pretrain is None else "ssim"
+
+    @cached_property
+    def _names(self) -> tuple[tuple[str, ...], dict[int, str]]:
+        from fusionseg.runs.checkpoints import find_weights, read_checkpoint
+        from fusionseg.runs.paths import RunPaths
+        from fusionseg.runs.split import read_split
+
+        if RunPaths(self.folder).split.exists():
+            split = read_split(self.folder)
+            return split.channels, split.labels
+        state = read_checkpoint(find_weights(self.folder))  # of a version that did not record the split
+        return tuple(state["channels"]), {int(value): name for value, name in state["labels"].items()}
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the image channels that the network reads, in their order."""
+        return self._names[0]
+
+    @property
+    def labels(self) -> dict[int, str]:
+        """Name of each label value; 0 is the background."""
+        return self._names[1]
+
+    def network(self, checkpoint: str = "best", *, device: str = "cpu") -> nn.Module:
+        """Load the trained network, in evaluation mode.
+
+        Args:
+            checkpoint: "best" or "last".
+            device: "cpu", "cuda" or "auto".
+
+        Returns:
+            A module that maps float32 (B, C, X, Y, Z), prepared as `data` of the configuration says, to logits
+            (B, K, X, Y, Z). `predict` prepares images; this network does not.
+
+        Raises:
+            UserError: there is no checkpoint, or it is damaged.
+        """
+        from fusionseg.inference.trained_network import inference_device, load_trained
+
+        pretraining = self.config.pretrain is not None
+        return load_trained(self.folder, inference_device(device), checkpoint, pretraining=pretraining).model
+
+    def predict(
+        self, image: ArrayLike | str | Path | Sequence[str | Path], **options: Any
+    ) -> NDArray[np.uint8] | NDArray[np.float32] | dict[str, Path]:
+        """Predict with this run: see `fusionseg.predict`. The network is loaded once for several calls."""
+        return predict(self, image, **options)
+
+    def evaluate(self, dataset: str | Path | None = None, **options: Any) -> Evaluation | PretrainingEvaluation:
+        """Evaluate this run: see `fusionseg.evaluate`."""
+        return evaluate(self, dataset, **options)
+
+
+def load_run(path: str | Path) -> Run:
+    """Open a run folder: its configuration, its records, its trained network.
+
+    Args:
+        path: the folder that a training has written, `output`/`name` of its configuration.
+
+    Returns:
+        The run.
+
+    Raises:
+        UserError: it is no run folder.
+
+    Example:
+        >>> import fusionseg
+        >>> run = fusionseg.load_run("runs/first")
+        >>> run.status, run.step, run.labels
+        ('completed', 2, {0: 'background', 1: 'pulmonary_artery'})
+        >>> steps, losses = run.curve("loss")
+        >>> steps
+        [2]
+        >>> run.best["step"], run.network().training
+        (2, False)
+    """
+    return Run(path)
+
+
+def predict(
+    run: Runs,
+    image: Images,
+    *,
+    spacing: Sequence[float] | None = None,
+    affine: ArrayLike | None = None,
+    probabilities: bool = False,
+    output: str | Path | None = None,
+    device: str = "auto",
+    checkpoint: str = "best",
+    overlap: float | None = None,
+    flips: bool = False,
+    memory_gb: float | None = None,
+) -> NDArray[np.uint8] | NDArray[np.float32] | dict[str, Path]:
+    """Segment an image: an array, a file, or a folder of files.
+
+    The result has the shape of the array or file, and is the same as that of `fusionseg predict`. For several images,
+    `load_run(path).predict(...)` loads the network once.
+
+    Args:
+        run: a run folder, a checkpoint file or a `Run`; several of them are an ensemble.
+        image: an array (X, Y, Z), or (C, X, Y, Z) with the channels first, of raw intensities; or the path of an image
+            file; or several paths, one for each channel of one case; or, with `output`, the path of a folder.
+        spacing: for an array: voxel sizes in mm along X, Y, Z. The axes are taken to point to the right, to the front
+            and upwards (RAS).
+        affine: for an array, instead of `spacing`: 4x4, from voxel to mm in RAS, as nibabel gives it.
+        probabilities: return the probability of each class instead of the mask.
+        output: write masks as NIfTI files into this folder instead, as the command does; masks that the command has
+            not written itself are not replaced.
+        device: "auto" (a GPU if there is one), "cuda" or "cpu".
+        checkpoint: "best" or "last".
+        overlap: overlap of neighbouring windows, 0 to below 1; None for that of the run.
+        flips: average over the eight flips: eight times the work.
+        memory_gb: host memory for the logits of one volume, in GB; None for a quarter of what is free.
+
+    Returns:
+        The mask, uint8 (X, Y, Z) of label values; or with `probabilities`, float32 (K, X, Y, Z) for the K classes; or
+        with `output`, the file of each mask by the name of its case.
+
+    Raises:
+        UserError: the run, the image or an option is wrong; with `output`, also if one of the images failed: the
+            message names them, and the other masks are written.
+
+    Example:
+        >>> import fusionseg, numpy
+        >>> scan = numpy.random.default_rng(0).normal(0, 100, (40, 48, 36))
+        >>> mask = fusionseg.predict("runs/first", scan, spacing=(1.0, 1.0, 1.5))
+        >>> mask.shape, mask.dtype
+        ((40, 48, 36), dtype('uint8'))
+        >>> fusionseg.predict("runs/first", scan, spacing=(1.0, 1.0, 1.5), probabilities=True).shape
+        (2, 40, 48, 36)
+    """
+    options = _options(device, checkpoint, overlap, flips, memory_gb)
+    if output is not None:
+        if not isinstance(image, (str, Path)):
+            raise UserError("output: is for image files; give the path of a file or a folder, or leave output out")
+        if probabilities or spacing is not None or affine is not None:
+            raise UserError("output: cannot be combined with spacing, affine or probabilities; remove them")
+        return _predict_to_files(run, Path(str(image)), Path(output), options)
+
+    from fusionseg.data.formats.problems import CaseError
+
+    try:
+        given = image_of(image, spacing, affine)
+        predictor = _predictor(run, options)
+        return predictor.probabilities(given) if probabilities else predictor(given)
+    except CaseError as error:
+        raise UserError([str(problem) for problem in error.problems]) from error
+
+
+def evaluate(
+    run: Run | str | Path,
+    dataset: str | Path | None = None,
+    *,
+    average_with: Sequence[Run | str | Path] = (),
+    overrides: Overrides = (),
+    include_trained: bool = False,
+    device: str = "auto",
+    checkpoint: str | None = None,
+    overlap: float | None = None,
+    flips: bool = False,
+    memory_gb: float | None = None,
+) -> Evaluation | PretrainingEvaluation:
+    """Compare the predictions of a run with the labels, as `fusionseg evaluate` does.
+
+    Args:
+        run: a run folder, or a `Run`.
+        dataset: a data set, all labelled cases of which are scored; None for the validation cases of the run.
+        average_with: further runs; their class probabilities are averaged with this one's.
+        overrides: where the data are now, `{"data.root": "/new/place"}`.
+        include_trained: count cases that were trained on in the means too, and mark the results.
+        device: "auto" (a GPU if there is one), "cuda" or "cpu".
+        checkpoint: "best" or "last"; None is "last" for the validation cases, on which the best was chosen, and "best"
+            for another data set.
+        overlap, flips, memory_gb: as for `predict`.
+
+    Returns:
+        An object with `summary` (means and deviations; `summary["dice"]` is the mean over the classes), `scores` (one
+        for each case and class, with `dice` and `hd95_mm`), `failed` (the cases that were not scored, with the reason)
+        and `folder` (cases.csv, summary.json and a picture). Of a pre-training, `summary["figures"]` has SSIM and PSNR.
+
+    Raises:
+        UserError: the run or the data set cannot be evaluated as asked.
+
+    Example:
+        >>> import fusionseg
+        >>> evaluation = fusionseg.evaluate("runs/first")
+        >>> [(score.case, score.label) for score in evaluation.scores]
+        [('synth_002', 'pulmonary_artery')]
+        >>> 0 <= evaluation.summary["dice"] <= 1
+        True
+    """
+    from fusionseg.inference.evaluation.cases import evaluation_config
+    from fusionseg.inference.evaluation.pretraining import evaluate_pretraining
+    from fusionseg.inference.evaluation.segmentation import evaluate as evaluate_segmentation
+
+    (folder,) = _folders(run)
+    options = _options(device, checkpoint or ("last" if dataset is None else "best"), overlap, flips, memory_gb)
+    config = evaluation_config(folder, _texts(overrides))
+    if config.pretrain is None:
+        root = None if dataset is None else str(dataset)
+        others = _folders(average_with)
+        return evaluate_segmentation(
+            folder, config, options, dataset_root=root, others=others, include_trained=include_trained
+        )
+    given = {"dataset": dataset is not None, "average_with": average_with, "include_trained": include_trained,
+             "overlap": overlap is not None, "flips": flips, "memory_gb": memory_gb is not None}  # fmt: skip
+    if names := [name for name, is_given in given.items() if is_given]:
+        raise UserError(
+            f"{', '.join(names)}: {folder} is a pre-training, which reconstructs its own volumes; remove it"
+        )
+    return evaluate_pretraining(folder, config, options)
+
+
+def _folders(runs: Runs) -> list[Path]:
+    several = [runs] if isinstance(runs, (Run, str, Path)) else list(runs)
+    return [entry.folder if isinstance(entry, Run) else Path(entry) for entry in several]
+
+
+def _predictor(runs: Runs, options: PredictOptions) -> Predictor:
+    """A predictor; that of a single `Run` is kept with it."""
+    from fusionseg.inference.predictor import Predictor
+
+    folders = _folders(runs)
+    if not folders:
+        raise UserError("run: is an empty list; give a run folder")
+    if not isinstance(runs, Run):
+        return Predictor(folders, options)
+    if options not in runs._predictors:
+        runs._predictors.clear()  # one network at a time in the memory
+        runs._predictors[options] = Predictor(folders, options)
+    return runs._predictors[options]
+
+
+def _predict_to_files(runs: Runs, inputs: Path, output: Path, options: PredictOptions) -> dict[str, Path]:
+    from fusionseg.data.formats.dataset import find_inputs
+    from fusionseg.inference.masks import mask_path
+    from fusionseg.inference.predict import check_output, predict_files
+
+    check_output(output)
+    predictor = _predictor(runs, options)
+    failed = predict_files(predictor, inputs, output)
+    if failed:
+        raise UserError([f"{len(failed)} images could not be predicted:", *(f"  {text}" for text in failed.values())])
+    cases = find_inputs(inputs, len(predictor.channels), predictor.readers)
+    return {case.name: mask_path(output, case) for case in cases}
+
+
+def _options(
+    device: str, checkpoint: str, overlap: float | None, flips: bool, memory_gb: float | None
+) -> PredictOptions:
+    from fusionseg.inference.predictor import PredictOptions
+
+    problems = []
+    if device not in ("auto", "cuda", "cpu"):
+        problems.append(f"device: {device!r} is no device (expected auto, cuda or cpu)")
+    if checkpoint not in ("best", "last"):
+        problems.append(f"checkpoint: {checkpoint!r} is no checkpoint (expected best or last)")
+    if overlap is not None and not 0 <= overlap < 1:
+        problems.append(f"overlap: {overlap} is out of range (expected 0 to below 1)")
+    if memory_gb is not None and memory_gb <= 0:
+        problems.append(f"memory_gb: {memory_gb} is out of range (expected a number of gigabytes above 0)")
+    if problems:
+        raise UserError(problems)
+    return PredictOptions(device, checkpoint, overlap, flips, memory_gb)
+
+
+def _texts(overrides: Overrides) -> list[str]:
+    """Overrides as on the command line."""
+    if not isinstance(overrides, Mapping):
+        return list(overrides)
+    return [f"{key}={list(value) if isinstance(value, tuple) else value}" for key, value in overrides.items()]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
