@@ -96,6 +96,7 @@ SHORT: dict[str, Any] = {
     "train.steps": 2,
     "schedule.warmup": 1,
     "data.folds": 3,
+    "data.workers": 1,
     "data.patch": [32, 32, 32],
     "model": {"name": "unet", "channels": [4, 8]},
 }

@@ -5,10 +5,11 @@ Each function calls the same code as the command of its name, and raises `UserEr
 May import: `utils`, `config`, `data`, `models`, `runs`, `training`, `inference`.
 """
 
+from fusionseg.api.configuration import load_config
 from fusionseg.api.data import open_dataset
 from fusionseg.api.networks import build_network
 from fusionseg.api.runs import Run, evaluate, load_run, predict
-from fusionseg.api.training import load_config, pretrain, train
+from fusionseg.api.training import pretrain, train
 from fusionseg.utils.errors import TrainingStopped, UserError
 
 __all__ = [

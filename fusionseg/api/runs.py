@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from fusionseg.api.configuration import override_texts
 from fusionseg.api.images import ArrayLike, Images, image_of
 from fusionseg.utils.errors import UserError
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from fusionseg.api.training import Overrides
+    from fusionseg.api.configuration import Overrides
     from fusionseg.config import RunConfig
     from fusionseg.inference.evaluation.pretraining import PretrainingEvaluation
     from fusionseg.inference.evaluation.segmentation import Evaluation
@@ -292,7 +293,7 @@ def evaluate(
 
     (folder,) = _folders(run)
     options = _options(device, checkpoint or ("last" if dataset is None else "best"), overlap, flips, memory_gb)
-    config = evaluation_config(folder, _texts(overrides))
+    config = evaluation_config(folder, override_texts(overrides))
     if config.pretrain is None:
         root = None if dataset is None else str(dataset)
         others = _folders(average_with)
@@ -359,13 +360,6 @@ def _options(
     if problems:
         raise UserError(problems)
     return PredictOptions(device, checkpoint, overlap, flips, memory_gb)
-
-
-def _texts(overrides: Overrides) -> list[str]:
-    """Overrides as on the command line."""
-    if not isinstance(overrides, Mapping):
-        return list(overrides)
-    return [f"{key}={list(value) if isinstance(value, tuple) else value}" for key, value in overrides.items()]
 
 
 def _is_number(value: Any) -> bool:

@@ -1,55 +1,21 @@
-"""Configurations and trainings."""
+"""Training and pre-training."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fusionseg.api.configuration import Overrides, load_config
+from fusionseg.api.runs import Run, load_run
+from fusionseg.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from fusionseg.api.runs import Run
     from fusionseg.config import RunConfig
-    from fusionseg.config.override import Override
-
-Overrides = Sequence[str] | Mapping[str, Any]
-"""["train.steps=10"], as on the command line, or {"train.steps": 10}."""
 
 log = logging.getLogger("fusionseg")
-
-
-def load_config(config: str | Path | RunConfig, overrides: Overrides = ()) -> RunConfig:
-    """Load and validate the configuration of a run.
-
-    Args:
-        config: a YAML file, the name of a shipped configuration (`fusionseg configs` lists them), or a configuration
-            that was loaded before.
-        overrides: values that win over the file: `["train.steps=10"]`, as on the command line, or
-            `{"train.steps": 10}`.
-
-    Returns:
-        The configuration. It cannot be changed: load it again with other overrides.
-
-    Raises:
-        UserError: there is no such file, or keys or values are wrong. The message lists all problems.
-
-    Example:
-        >>> import fusionseg
-        >>> config = fusionseg.load_config("hippocampus_unet", {"train.steps": 100, "output": "runs"})
-        >>> config.train.steps, config.data.patch
-        (100, (48, 64, 48))
-    """
-    from fusionseg.config import RunConfig, validate
-    from fusionseg.config.loading import lay_over, read_raw
-    from fusionseg.config.renaming import Dropped
-
-    dropped: list[Dropped] = []
-    raw, places = (config.to_dict(), {}) if isinstance(config, RunConfig) else read_raw(config)
-    loaded = validate(*lay_over(raw, places, _parse_overrides(overrides), dropped))
-    for entry in dropped:
-        log.warning("%s", entry)
-    return loaded
 
 
 def train(config: str | Path | RunConfig, overrides: Overrides = ()) -> Run:
@@ -72,8 +38,8 @@ def train(config: str | Path | RunConfig, overrides: Overrides = ()) -> Run:
 
     Example:
         >>> import fusionseg
-        >>> short = {"train.steps": 2, "schedule.warmup": 1, "data.folds": 3, "data.patch": [32, 32, 32]}
-        >>> small = {"model": {"name": "unet", "channels": [4, 8]}}
+        >>> short = {"train.steps": 2, "schedule.warmup": 1, "data.folds": 3, "data.workers": 1}
+        >>> small = {"model": {"name": "unet", "channels": [4, 8]}, "data.patch": [32, 32, 32]}
         >>> run = fusionseg.train("demo", {"data.root": "data", "name": "first", **short, **small})
         >>> run.status, run.step
         ('completed', 2)
@@ -99,7 +65,8 @@ def pretrain(config: str | Path | RunConfig, overrides: Overrides = ()) -> Run:
 
     Example:
         >>> import fusionseg
-        >>> short = {"train.steps": 2, "schedule.warmup": 1, "data.folds": 3}
+        >>> short = {"train.steps": 2, "schedule.warmup": 1, "data.folds": 3, "data.workers": 1}
+        >>> short |= {"train.global_batch": 1, "train.micro_batch": 1, "train.precision": "fp32"}
         >>> run = fusionseg.pretrain("hippocampus_pretrain", {"data.root": "data", "name": "encoder", **short})
         >>> run.status
         'completed'
@@ -108,10 +75,8 @@ def pretrain(config: str | Path | RunConfig, overrides: Overrides = ()) -> Run:
 
 
 def _start(config: RunConfig, *, pretraining: bool) -> Run:
-    from fusionseg.api.runs import load_run
     from fusionseg.runs.folder import run_folder_of
     from fusionseg.training.start import train
-    from fusionseg.utils.errors import UserError
 
     if config.pretrain is not None and not pretraining:
         raise UserError(f"pretrain: {config.name} has this section; call fusionseg.pretrain, or remove it")
@@ -130,26 +95,3 @@ def _restored_logging() -> Iterator[None]:
         yield
     finally:
         log.handlers[:], log.level, log.propagate = before
-
-
-def _parse_overrides(overrides: Overrides) -> list[Override]:
-    from fusionseg.config import RunConfig
-    from fusionseg.config.override import Override, parse_override
-    from fusionseg.utils.errors import UserError
-
-    if isinstance(overrides, str):
-        raise UserError(f'overrides: expected a list or a dictionary, got {overrides!r}; write ["{overrides}"]')
-    if not isinstance(overrides, Mapping):
-        return [parse_override(text, RunConfig) for text in overrides]
-    return [Override(tuple(key.split(".")), _plain(value), f"overrides: {key}") for key, value in overrides.items()]
-
-
-def _plain(value: Any) -> Any:
-    """A Python value as YAML has it: paths are texts, tuples are lists."""
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
-    return value
