@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-    from fusionseg.config.part_sections import NetworkSection
+    from fusionseg.config.parts.sections import NetworkSection
 
 
 def build_network(
