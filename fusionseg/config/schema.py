@@ -5,18 +5,19 @@ The string under a field is its documentation; `fusionseg schema` prints all of 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.json_schema import models_json_schema
 
 from fusionseg.config.data_sections import AugmentConfig, CacheConfig, DataConfig
 from fusionseg.config.observation import LogConfig, ProfileConfig
+from fusionseg.config.parts.metric import MetricPart, title_problems
 from fusionseg.config.parts.open_section import OpenSection, open_section_of
 from fusionseg.config.parts.sections import LossSection, NetworkSection, OptimizerSection, ScheduleSection
 from fusionseg.config.pretraining import PretrainConfig
 from fusionseg.config.registry import losses, networks, optimizers, schedules
-from fusionseg.config.section import Positive, Section
+from fusionseg.config.section import Positive, Section, SectionWithOptions
 
 ModelConfig = Annotated[NetworkSection, OpenSection(networks, example="swin_fusion_od")]
 _LOSS = OpenSection(losses, "dice_ce")
@@ -142,10 +143,11 @@ class FinetuneConfig(Section):
         return problems
 
 
-class RunConfig(Section):
+class RunConfig(SectionWithOptions):
     """One training run. The same configuration means the same training on any number of devices."""
 
     model_config = ConfigDict(title="fusionseg run")
+    left_out: ClassVar[tuple[str, ...]] = ("metrics",)
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
     """Name of the run: the folder under `output`."""
@@ -174,6 +176,9 @@ class RunConfig(Section):
     stop: StopConfig = StopConfig()
     # `validate` is a method of pydantic's models; the key in the file keeps the plain word.
     validation: Annotated[ValidateConfig, Field(alias="validate")] = ValidateConfig()
+    metrics: Annotated[tuple[MetricPart, ...], Field(strict=False)] = ()
+    """Metrics of validations and evaluations beside the default ones: names (iou, volume_ml_error, hd95_mm), or dotted
+    paths to your own; {name: ..., args: {...}} for one with arguments."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     profile: ProfileConfig = ProfileConfig()
@@ -211,6 +216,7 @@ class RunConfig(Section):
                 f"train.global_batch: {self.train.global_batch} is not a multiple of train.micro_batch"
                 f" {self.train.micro_batch}: choose micro_batch from {divisors}"
             )
+        problems += title_problems(self.metrics)
         problems += self.schedule.problems(self.train.steps, self.optim.lr)
         if self.train.checkpoint_activations and not self.model.can_checkpoint:
             problems.append(

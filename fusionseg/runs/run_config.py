@@ -28,6 +28,7 @@ RESUME_FREE_KEYS = (
     ("name",), ("output",), ("resume",), ("init_from_seen",), ("device",), ("log",), ("profile",), ("cache", "device"),
     ("cache", "memory_fraction"), ("checkpoint",), ("data", "root"), ("data", "prepared"), ("data", "workers"),
     ("train", "threads"), ("train", "checkpoint_activations"), ("validate", "window_batch"),
+    ("metrics",),
 )  # fmt: skip
 
 

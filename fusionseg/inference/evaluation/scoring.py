@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fusionseg.config.parts.metric import MetricConfig
 from fusionseg.data.formats.case_reader import read_grid, read_label
 from fusionseg.data.formats.channel_names import channel_order, label_order
 from fusionseg.data.formats.dataset import Case, Dataset
 from fusionseg.data.formats.geometry import voxel_sizes
 from fusionseg.inference.predictor import Predictor
+from fusionseg.metrics.configured import build_metrics
 from fusionseg.metrics.segmentation import confusion_matrix, dice_per_class, hd95_per_class
 from fusionseg.utils.errors import UserError
 
@@ -34,15 +38,26 @@ class Score:
     voxels_predicted: int
     trained_on: str = "no"
     """Whether the network was trained on this image: yes, no or unknown."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """The metrics of the configuration by name; nan where the class has none."""
+
+    def to_row(self) -> dict[str, Any]:
+        """The fields of a table row, the metrics of the configuration among them."""
+        row = asdict(self)
+        metrics = row.pop("metrics")
+        return {**row, **metrics}
 
 
 class Scorer:
     """Predicts and scores cases of a data set, whose channels and labels are matched with the run's by name."""
 
-    def __init__(self, predictor: Predictor, dataset: Dataset, *, own: bool) -> None:
+    def __init__(
+        self, predictor: Predictor, dataset: Dataset, *, own: bool, metrics: Sequence[MetricConfig] = ()
+    ) -> None:
         """Match the names.
 
         Args:
+            metrics: metrics beside Dice and HD95.
             own: whether it is the data set that the run was trained on, where another order of the names is a change
                 of which nobody knows whether the files followed it.
 
@@ -51,6 +66,7 @@ class Scorer:
         """
         self.predictor = predictor
         self.dataset = dataset
+        self.metrics = build_metrics(metrics)
         problems = []
         labels = label_order(predictor.labels, dataset.labels)
         channels = channel_order(predictor.channels, dataset.channels)
@@ -106,13 +122,21 @@ class Scorer:
         classes = self.predictor.labels
         counts = confusion_matrix(ours, theirs, len(classes))
         dice = dice_per_class(counts)
-        distance = hd95_per_class(
-            ours, theirs, len(classes), voxel_sizes(read_grid(case.images, self.dataset.readers).affine)
-        )
+        spacing_mm = voxel_sizes(read_grid(case.images, self.dataset.readers).affine)
+        distance = hd95_per_class(ours, theirs, len(classes), spacing_mm)
+        further = {name: metric(ours, theirs, len(classes), spacing_mm) for name, metric in self.metrics.items()}
         predicted, true = counts.sum(dim=1), counts.sum(dim=0)
         names = [classes[value] for value in sorted(classes) if value]
         return [
-            Score(case.name, name, dice[k], distance[k], int(true[k + 1]), int(predicted[k + 1]))
+            Score(
+                case.name,
+                name,
+                dice[k],
+                distance[k],
+                int(true[k + 1]),
+                int(predicted[k + 1]),
+                metrics={title: values[k] for title, values in further.items()},
+            )
             for k, name in enumerate(names)
         ]
 

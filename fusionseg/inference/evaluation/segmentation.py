@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import isnan
 from pathlib import Path
 from statistics import fmean, stdev
@@ -65,7 +65,8 @@ def evaluate(
     request = request_for(config, options, other, dataset_root, others, include_trained=include_trained)
     folder = evaluation_folder(run, request)
     writable_folder(folder, "evaluate")
-    scorer = Scorer(predictor, dataset, own=dataset_root is None)
+    further = [metric for metric in config.metrics if metric.name not in ("dice", "hd95_mm")]
+    scorer = Scorer(predictor, dataset, own=dataset_root is None, metrics=further)
     scores: list[Score] = []
     failed: dict[str, str] = {}
     with counting_progress("evaluating") as progress:
@@ -92,7 +93,7 @@ def evaluate(
         "dataset": str(dataset.place),
         "request": request.to_json(),
     }
-    plain_scores = [asdict(score) for score in scores]
+    plain_scores = [score.to_row() for score in scores]
     write_evaluation(folder, plain_scores, summary, plain_scores)
     best_and_worst(folder / PICTURE, counted, cases, scorer)
     return Evaluation(folder, tuple(scores), failed, summary)
@@ -129,7 +130,8 @@ def summarise(scores: list[Score], predictor: Predictor) -> dict[str, Any]:
     for name in dict.fromkeys(score.label for score in scores):
         own = [score for score in scores if score.label == name]
         classes[name] = {
-            measure: _spread([getattr(score, measure) for score in own]) for measure in ("dice", "hd95_mm")
+            measure: _spread([score.to_row()[measure] for score in own])
+            for measure in ("dice", "hd95_mm", *scores[0].metrics)
         }
     member = predictor.members[0]
     return {
@@ -139,8 +141,14 @@ def summarise(scores: list[Score], predictor: Predictor) -> dict[str, Any]:
         "cases": len({score.case for score in scores}),
         "dice": nanmean([entry["dice"]["mean"] for entry in classes.values()]),
         "hd95_mm": nanmean([entry["hd95_mm"]["mean"] for entry in classes.values()]),
+        **({"metrics": _metric_means(list(scores[0].metrics), classes)} if scores[0].metrics else {}),
         "classes": classes,
     }
+
+
+def _metric_means(names: list[str], classes: dict[str, Any]) -> dict[str, float]:
+    """Over the classes, the mean of each metric of the configuration."""
+    return {name: nanmean([entry[name]["mean"] for entry in classes.values()]) for name in names}
 
 
 def _spread(values: list[float]) -> dict[str, float]:

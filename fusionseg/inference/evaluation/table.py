@@ -12,10 +12,13 @@ from fusionseg.utils.tables import markdown_table
 
 def evaluation_table(summary: dict[str, Any]) -> str:
     """Per class and over all: mean and deviation, as Markdown."""
-    rows = [("class", "cases", "Dice", "HD95 mm")]
+    means = summary.get("metrics", {})
+    rows: list[tuple[str, ...]] = [("class", "cases", "Dice", "HD95 mm", *means)]
     for name, entry in summary["classes"].items():
-        rows.append((name, str(entry["dice"]["cases"]), _cell(entry["dice"], 4), _cell(entry["hd95_mm"], 2)))
-    rows.append(("mean", str(summary["cases"]), _number(summary["dice"], 4), _number(summary["hd95_mm"], 2)))
+        further = [_cell(entry[metric], 4) for metric in means]
+        rows.append((name, str(entry["dice"]["cases"]), _cell(entry["dice"], 4), _cell(entry["hd95_mm"], 2), *further))
+    further = [_number(value, 4) for value in means.values()]
+    rows.append(("mean", str(summary["cases"]), _number(summary["dice"], 4), _number(summary["hd95_mm"], 2), *further))
     return "\n".join([markdown_table(rows), *_notes(summary)])
 
 

@@ -1,0 +1,68 @@
+"""The entries of `metrics`: metrics of a segmentation beside the default ones."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator, model_validator
+
+from fusionseg.config.outside import PartError, import_part, is_outside
+from fusionseg.config.outside_part import OutsidePart
+from fusionseg.config.registry import metrics
+
+
+class MetricConfig(OutsidePart):
+    """A metric of a predicted and a true mask, for each foreground class: a built-in one, or one from outside by its
+    dotted path, such as monai.metrics:SurfaceDiceMetric."""
+
+    supplied: ClassVar[tuple[str, ...]] = ("num_classes", "spacing_mm")
+
+    title: str | None = None
+    """Name in records and tables; null is the name of the function."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_known(cls, raw: Any) -> Any:
+        name = raw.get("name") if isinstance(raw, dict) else None
+        if isinstance(name, str) and not is_outside(name):
+            try:
+                metrics.find(name)
+            except PartError as error:
+                raise ValueError(f"name: {error}") from error
+        return raw
+
+    @property
+    def part(self) -> Any:
+        """The class or function that `name` stands for."""
+        return import_part(self.name, self.found_in) if is_outside(self.name) else metrics.find(self.name)
+
+    def positional_arguments(self) -> int:
+        """Prediction and label, of a function."""
+        return 0 if inspect.isclass(self.part) else 2
+
+    @property
+    def shown_as(self) -> str:
+        """The name in records and tables."""
+        return self.title or self.name.rpartition(":")[2]
+
+
+def _name_alone(raw: Any) -> Any:
+    """A plain name stands for a metric without arguments."""
+    return {"name": raw} if isinstance(raw, str) else raw
+
+
+MetricPart = Annotated[MetricConfig, BeforeValidator(_name_alone)]
+
+
+def title_problems(chosen: Sequence[MetricConfig]) -> list[str]:
+    """List the metrics whose name in records and tables is taken."""
+    titles = [metric.shown_as for metric in chosen]
+    twice = sorted({title for title in titles if titles.count(title) > 1})
+    columns = {"case", "label", "dice", "hd95_mm", "voxels_true", "voxels_predicted", "trained_on"}
+    taken = [metric.shown_as for metric in chosen if metric.shown_as in columns and metric.name != metric.shown_as]
+    return [
+        *(f"metrics: several are called {title}; give each a title of its own" for title in twice),
+        *(f"metrics: {title} is a column of every evaluation; remove it, or give it another title" for title in taken),
+    ]
