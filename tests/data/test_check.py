@@ -264,7 +264,7 @@ def test_channel_files_are_compared(tmp_path: Path) -> None:
         ("warning", "channel-affine", "c2"),
     ]
     toy.images[3] = (*Toy(tmp_path / "more", 1, channels=3).images[0],)
-    assert "the case has 3 channels, and the data set says 2" in toy.check().to_text()
+    assert "the case has 3 channels (expected 2" in toy.check().to_text()
 
 
 def test_warnings_between_cases(tmp_path: Path) -> None:

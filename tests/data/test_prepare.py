@@ -232,7 +232,7 @@ def test_a_case_with_other_channels_or_labels_is_set_aside(own: Path, tmp_path: 
     nibabel.save(nibabel.Nifti1Image(np.asarray(label.dataobj) + 5, label.affine), own / "labelsTr" / "case_001.nii.gz")
     report = run(tiny_config(own, tmp_path / "out"))
     assert set(report.failed) == {"case_000", "case_001"}
-    assert "has 2 channels, and the data set says 1" in report.failed["case_000"]
+    assert "has 2 channels (expected 1" in report.failed["case_000"]
     assert "labels are 0 to 2" in report.failed["case_001"]
 
 

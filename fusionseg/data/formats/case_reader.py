@@ -328,7 +328,7 @@ def _report_channels(findings: Findings, path: Path, found: int, channels: int) 
         "error",
         path,
         "channels",
-        f"the case has {found} channel{'s' * (found != 1)}, and the data set says {channels}",
+        f"the case has {found} channel{'s' * (found != 1)} (expected {channels}, as the data set states)",
         "add the missing channels, or correct the channel names in the data set's JSON",
     )
 

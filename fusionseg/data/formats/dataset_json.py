@@ -134,7 +134,7 @@ def listed_cases(
     Args:
         source: the JSON file.
         content: of the file.
-        problems: gets what is wrong with the lists.
+        problems: gets the faults of the lists.
         notes: gets the entries that are left out.
         readers: of the data set.
 
@@ -257,7 +257,7 @@ def nnunet_cases(
         source: the JSON file.
         content: of the file.
         channels: number of channels that the file names; 0 if it names none.
-        problems: gets what is wrong with the files' names.
+        problems: gets the faults of file names.
         readers: of the data set.
 
     Raises:

@@ -112,7 +112,7 @@ def wrong_numbers(
 
 
 def hidden_entries(source: Path, names: Sequence[str]) -> list[str]:
-    """List the notes about hidden files that are listed; macOS leaves one beside each file on foreign disks.
+    """List the notes about hidden files that are listed; macOS writes one for each file on foreign disks.
 
     Args:
         source: the JSON file.
@@ -139,11 +139,11 @@ def unlisted_files(source: Path, cases: Iterable[Case], readers: Readers, *, com
         if not folder.is_dir():
             continue
         files = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
-        beside = [file.name for file in files if readers.is_image_file(file) and os.path.normpath(file) not in listed]
-        if compare and beside:
+        unlisted = [file.name for file in files if readers.is_image_file(file) and os.path.normpath(file) not in listed]
+        if compare and unlisted:
             notes.append(
-                f"{folder}: {_count(beside, 'file')} not listed in {source.name} and left out ({_some(beside)}); list"
-                " them if they belong to the data set"
+                f"{folder}: {_count(unlisted, 'file')} not listed in {source.name} and left out ({_some(unlisted)});"
+                " list them if they belong to the data set"
             )
         notes += _foreign_note(folder, files, readers)
     return notes

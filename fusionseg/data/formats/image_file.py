@@ -45,8 +45,8 @@ class FileGeometry:
 
     Args:
         shape: (X, Y, Z), or (C, X, Y, Z) for a file with several channels.
-        affine: 4x4, from voxel index to mm in RAS+. NaN where the file gives no usable one; an error in `problems`
-            says why.
+        affine: 4x4, from voxel index to mm in RAS+. NaN where the file gives no usable one; then `problems` has an
+            error.
         problems: faults of the geometry.
     """
 

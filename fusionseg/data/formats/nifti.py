@@ -141,7 +141,7 @@ def read_volume(path: Path) -> RawVolume:
         code, much = ("truncated", "less") if surplus < 0 else ("trailing-data", "more")
         raise VolumeError(
             code,
-            f"it holds {abs(surplus)} bytes {much} than its header says ({'x'.join(map(str, shape))} {dtype.name})",
+            f"it holds {abs(surplus)} bytes {much} than its header states ({'x'.join(map(str, shape))} {dtype.name})",
             FETCH,
         )
     values: Array = np.frombuffer(content, dtype, count, raw.offset).reshape(shape, order="F")

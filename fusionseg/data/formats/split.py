@@ -32,22 +32,22 @@ def split_dataset(dataset: Dataset, settings: DataConfig, *, pretraining: bool) 
     if not labelled and not pretraining:
         raise UserError(f"{dataset.root}: has no labelled training cases: segmentation needs a label for each image")
     unlabelled_tests = [case for case in dataset.testing if case.label is None]
-    dealt = labelled or list(dataset.training) or unlabelled_tests
-    if not dealt:
+    divided = labelled or list(dataset.training) or unlabelled_tests
+    if not divided:
         raise UserError(
             f"{dataset.root}: all its cases are labelled test cases, which are never trained on: list images for"
             " training"
         )
-    stated = folds_are_stated(dealt)
-    if pretraining and stated and len({case.fold == settings.fold for case in dealt}) == 1:
+    stated = folds_are_stated(divided)
+    if pretraining and stated and len({case.fold == settings.fold for case in divided}) == 1:
         # All labelled cases are on one side, so no segmentation has this split; the other cases fill the other side.
-        inside = [case for case in dealt if case.fold == settings.fold]
-        dealt = [case for case in dataset.training if case.fold != settings.fold or not inside or case in inside]
+        inside = [case for case in divided if case.fold == settings.fold]
+        divided = [case for case in dataset.training if case.fold != settings.fold or not inside or case in inside]
     if settings.folds == 1 and not stated:  # training and validation are the same
-        dealt = sorted(dealt, key=lambda case: case.name)[: settings.train_cases]
-    train, validation = split_folds(dealt, settings.folds, settings.fold, settings.fold_seed, str(dataset.root))
+        divided = sorted(divided, key=lambda case: case.name)[: settings.train_cases]
+    train, validation = split_folds(divided, settings.folds, settings.fold, settings.fold_seed, str(dataset.root))
     if pretraining:
-        known = {case.name for case in dealt}
+        known = {case.name for case in divided}
         others = [case for case in (*dataset.training, *unlabelled_tests) if case.name not in known]
         held_out = settings.fold if stated else None  # a case without label in the validation list
         train += [case for case in others if held_out is None or case.fold != held_out]

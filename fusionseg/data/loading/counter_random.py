@@ -39,7 +39,7 @@ FIRST_OUTSIDE_PURPOSE = 1 << 62
 
 
 def outside_purpose(name: str, occurrence: int) -> int:
-    """The purpose of an augmentation from outside: by its name, so that others may come and go beside it.
+    """The purpose of an augmentation from outside, by its name: other augmentations do not change its numbers.
 
     Args:
         name: its dotted path.
