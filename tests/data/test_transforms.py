@@ -123,7 +123,7 @@ def test_a_change_of_the_code_prepares_anew(balls: Path, tmp_path: Path, tiny_co
     ("transform", "message"),
     [
         ("my_transforms:crop", r"data\.transforms\.0 \(my_transforms:crop\): changes the shape of the image"),
-        ("my_transforms:fails", r"raised RuntimeError: no such thing \(.*my_transforms.py, line \d+\)"),
+        ("my_transforms:fails", r"fails: .*my_transforms.py, line \d+: RuntimeError: no such thing"),
         ("my_transforms:nothing", "expected a dictionary with image, label, got a NoneType"),
         ("my_transforms:masked", "needs the label, and a prediction has none"),
         ("my_transforms:looks_at_label", "depends on the label or on chance"),

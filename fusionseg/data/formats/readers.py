@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusionseg.config.outside import failure_text
 from fusionseg.config.outside_part import OutsidePart
 from fusionseg.config.registry import readers as registry
 from fusionseg.data.formats.geometry import LARGEST_SPACING_MM, SMALLEST_SPACING_MM, is_invertible, voxel_sizes
 from fusionseg.data.formats.image_file import FileGeometry, ImageFile, Reader, VolumeError
-from fusionseg.data.outside import make_part, raised_by
+from fusionseg.data.outside import make_part
 from fusionseg.utils.errors import UserError
 
 KEY = "data.reader"
@@ -137,7 +138,7 @@ def _call(function: Any, path: Path) -> Any:
         raise
     except Exception as error:  # a user's code may raise anything; `fusionseg check` has to go on
         raise VolumeError(
-            "unreadable", f"the reader raised {raised_by(error)}", "fetch the file again, or correct the reader"
+            "unreadable", f"the reader fails: {failure_text(error)}", "fetch the file again, or correct the reader"
         ) from error
 
 

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusionseg.config.data_sections import AugmentConfig
+from fusionseg.config.outside import failure_text
 from fusionseg.config.registry import augmentations as registry
 from fusionseg.data.loading.augmentation_protocol import Augmentation, Drawn, Draws
 from fusionseg.data.loading.counter_random import generator, outside_purpose
 from fusionseg.data.loading.random_transform import as_augmentation
-from fusionseg.data.outside import make_part, raised_by
+from fusionseg.data.outside import make_part
 from fusionseg.utils.errors import UserError
 
 KEY = "augment.also"
@@ -141,7 +142,7 @@ def check_augmentations(
             except UserError:
                 raise
             except Exception as error:  # a user's code may raise anything
-                raise UserError(f"{one.key}: raised {raised_by(error)}; correct the augmentation") from error
+                raise UserError(f"{one.key}: fails: {failure_text(error)}; correct the augmentation") from error
         same = all(torch.allclose(a.float(), b.float(), equal_nan=True) for a, b in zip(*results, strict=True))
         if not same:
             raise UserError(

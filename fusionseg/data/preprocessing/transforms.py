@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from fusionseg.config.data_parts import TransformPart
+from fusionseg.config.outside import failure_text
 from fusionseg.data.formats.channel_names import MAX_LABELS
-from fusionseg.data.outside import make_part, raised_by
+from fusionseg.data.outside import make_part
 from fusionseg.utils.errors import UserError
 
 KEY = "data.transforms"
@@ -128,7 +129,7 @@ def _apply(name: str, step: Callable[[dict[str, Any]], Any], data: dict[str, Any
             raise TransformError(
                 f"{name}: needs the label, and a prediction has none; let it work without (if 'label' in data)"
             ) from error
-        raise TransformError(f"{name}: raised {raised_by(error)}; correct the transform or its arguments") from error
+        raise TransformError(f"{name}: fails: {failure_text(error)}; correct the transform or its arguments") from error
     if not isinstance(result, dict) or data.keys() - result.keys():
         found = f"the keys {', '.join(map(str, result))}" if isinstance(result, dict) else f"a {type(result).__name__}"
         raise TransformError(
