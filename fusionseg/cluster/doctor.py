@@ -1,4 +1,4 @@
-"""One page about this machine or this allocation: what there is, what is wrong with it, and what to do."""
+"""`fusionseg doctor`: a page about this machine or allocation, with a remedy for each fault."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _SKEW_S = 1.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the page."""
+    """One line of the page: a part of the machine, the verdict, and a remedy if there is a fault."""
 
     name: str
     verdict: str
@@ -44,10 +44,14 @@ class Finding:
 
 
 def examine(folder: Path, world: World) -> list[Finding]:
-    """All findings, on rank 0; all ranks must call it.
+    """Examine the machine. All ranks call it.
 
     Args:
-        folder: where runs are to be written: its file system is measured.
+        folder: folder of the runs; its file system is measured.
+        world: the ranks.
+
+    Returns:
+        The findings on rank 0; an empty list on the other ranks.
     """
     findings: list[Finding] = []
     if world.is_rank_zero:
@@ -59,7 +63,7 @@ def examine(folder: Path, world: World) -> list[Finding]:
 
 
 def to_text(findings: list[Finding]) -> str:
-    """The page."""
+    """Format the findings as a page."""
     width = max(len(finding.name) for finding in findings)
     lines = []
     for finding in findings:
@@ -70,7 +74,7 @@ def to_text(findings: list[Finding]) -> str:
 
 
 def _python() -> list[Finding]:
-    """The packages, against the ranges that this one was installed with."""
+    """The installed packages, compared with the version ranges of this package."""
     wrong, found = [], []
     for text in requires("fusionseg") or []:
         requirement = Requirement(text)
@@ -95,19 +99,19 @@ def _torch() -> list[Finding]:
     if torch.cuda.is_available():
         return [Finding("CUDA", GOOD, f"torch for CUDA {torch.version.cuda}, NCCL {_nccl()}")]
     if not driver:
-        return [Finding("CUDA", POOR, "no GPU and no driver here: training on the CPU")]
+        return [Finding("CUDA", POOR, "no NVIDIA GPU and no driver: training runs on the CPU")]
     if torch.version.cuda is None:
-        remedy = "install torch's CUDA build: pip install -c constraints.txt torch, from PyPI's index"
+        remedy = "install the CUDA build of torch from PyPI: pip install -c constraints.txt torch"
         return [
-            Finding("CUDA", BAD, f"there is an NVIDIA driver, and torch {torch.__version__} is a CPU build", remedy)
+            Finding("CUDA", BAD, f"an NVIDIA driver is installed, but torch {torch.__version__} is a CPU build", remedy)
         ]
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     remedy = (
         "CUDA_VISIBLE_DEVICES is empty: ask the scheduler for a GPU (--gres=gpu:1)"
         if hidden == ""
-        else f"look at nvidia-smi: the driver may be too old for CUDA {torch.version.cuda}"
+        else f"see nvidia-smi: the driver may be too old for CUDA {torch.version.cuda}"
     )
-    return [Finding("CUDA", BAD, "there is an NVIDIA driver, and torch sees no GPU", remedy)]
+    return [Finding("CUDA", BAD, "an NVIDIA driver is installed, but torch sees no GPU", remedy)]
 
 
 def _nccl() -> str:
@@ -131,7 +135,7 @@ def _processors() -> list[Finding]:
 
 
 def _gpus() -> list[Finding]:
-    """Each visible GPU by UUID, with what torch knows of it; then driver and links, as nvidia-smi prints them."""
+    """Each visible GPU by its UUID; then driver and links, as nvidia-smi prints them."""
     found = []
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
@@ -142,7 +146,7 @@ def _gpus() -> list[Finding]:
                 f"GPU {number}",
                 POOR if used > 0.1 else GOOD,
                 f"{properties.name}, GPU-{properties.uuid}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free",
-                "something else is using it: see nvidia-smi" if used > 0.1 else "",
+                "another program uses it: see nvidia-smi" if used > 0.1 else "",
             )
         )
     if found and shutil.which("nvidia-smi"):
@@ -155,11 +159,11 @@ def _gpus() -> list[Finding]:
 
 
 def _file_system(folder: Path) -> list[Finding]:
-    """Write speed, locks and clock of where runs are to be."""
+    """Write speed, file locks and clock of the file system of the runs."""
     existing = _existing(folder)
     try:
         with tempfile.NamedTemporaryFile(dir=existing, prefix=".fusionseg-doctor-") as file:
-            block = os.urandom(1 << 20)  # not zeros: some file systems compress
+            block = os.urandom(1 << 20)  # random bytes, since some file systems compress zeros
             start = time.perf_counter()
             for _ in range(_WRITE_BYTES >> 20):
                 file.write(block)
@@ -169,7 +173,7 @@ def _file_system(folder: Path) -> list[Finding]:
             ahead = os.stat(file.name).st_mtime - time.time()
             locks = _can_lock(file.fileno())
     except OSError as error:
-        remedy = "choose another place by output=FOLDER, or --folder here"
+        remedy = "choose another folder: output=FOLDER for runs, --folder for this command"
         return [Finding("file system", BAD, f"cannot write in {existing}: {error.strerror}", remedy)]
     free = shutil.disk_usage(existing).free / 1e9
     remedies = []
@@ -178,17 +182,19 @@ def _file_system(folder: Path) -> list[Finding]:
             f"a checkpoint of 1 GB takes {1 / speed:.0f} s: raise checkpoint.every and the profile's signal_s"
         )
     if free < 5:
-        remedies.append("nearly full: make room, or choose another output")
+        remedies.append("nearly full: free some space, or choose another output")
     if abs(ahead) > _SKEW_S:
-        remedies.append(f"its clock is {ahead:+.1f} s off this machine's: tell the administrators (NTP)")
+        remedies.append(
+            f"its clock differs from this machine's by {ahead:+.1f} s: ask the administrators to set it (NTP)"
+        )
     if not locks:
-        remedies.append("it has no locks: never start a run twice at the same time")
+        remedies.append("it has no file locks: never start a run twice at the same time")
     text = f"{existing}: writes {speed:.2f} GB/s, {free:.0f} GB free, locks {'work' if locks else 'do not work'}"
     return [Finding("file system", POOR if remedies else GOOD, text, "; ".join(remedies))]
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that there is already."""
+    """The folder itself, or the nearest existing folder above it."""
     return next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
 
 
@@ -203,15 +209,15 @@ def _can_lock(descriptor: int) -> bool:
 
 
 def _slurm() -> list[Finding]:
-    """Whether it is there and answers, and whether a preempted job is told in time."""
+    """SLURM: whether it answers, and whether it signals a job before a preemption."""
     if shutil.which("sinfo") is None:
-        return [Finding("SLURM", POOR, "not found here: `fusionseg submit` needs a profile with cluster: local")]
+        return [Finding("SLURM", POOR, "not installed: `fusionseg submit` needs a profile with cluster: local")]
     try:
         release = call(["sinfo", "--version"]).strip()
         call(["scontrol", "ping"])
         settings = call(["scontrol", "show", "config"])
     except UserError as error:
-        return [Finding("SLURM", BAD, str(error), "is this a login or compute node? is slurmctld up?")]
+        return [Finding("SLURM", BAD, str(error), "use a login or compute node; check that slurmctld is running")]
     found = [Finding("SLURM", GOOD, f"{release}{_allocation()}")]
     known = {
         key.strip(): value.strip() for key, separator, value in (line.partition("=") for line in settings.splitlines())
@@ -222,13 +228,15 @@ def _slurm() -> list[Finding]:
             Finding(
                 "preemption",
                 POOR,
-                "jobs are requeued when preempted, without the signal that they ask for (send_user_signal)",
-                "a preempted run saves only if its partition gives it a grace time (SIGTERM); else it goes on from its"
-                " last regular checkpoint: keep checkpoint.every small",
+                "preempted jobs are requeued without the signal that they ask for (send_user_signal)",
+                "keep checkpoint.every small: a preempted run saves only if its partition has a grace time (SIGTERM),"
+                " otherwise it continues from its last regular checkpoint",
             )
         )
     if known.get("JobRequeue") == "0":
-        found.append(Finding("requeue", GOOD, "off by default here; profiles ask for it (requeue: true)"))
+        found.append(
+            Finding("requeue", GOOD, "off by default on this cluster; cluster profiles turn it on (requeue: true)")
+        )
     return found
 
 
@@ -238,8 +246,8 @@ def _allocation() -> str:
 
 
 def _ranks(world: World, folder: Path) -> list[Finding]:
-    """One line for each rank, the bandwidth between them, and how far their clocks are apart."""
-    own = {
+    """A line for each rank, with its clock, and the bandwidth between the ranks."""
+    own_facts = {
         "host": socket.gethostname(),
         "device": str(world.device),
         "cpus": available_cpus(),
@@ -251,10 +259,10 @@ def _ranks(world: World, folder: Path) -> list[Finding]:
     if world.is_rank_zero:
         with suppress(OSError):
             shared.touch()
-    world.all_gather_object(None)  # all are here: what follows happens on all at nearly the same time
-    own["sees"] = shared.exists()
-    own["clock"] = time.time()
-    entries: list[dict[str, Any]] = world.all_gather_object(own)
+    world.all_gather_object(None)  # a barrier: all ranks read their clocks at nearly the same time
+    own_facts["sees"] = shared.exists()
+    own_facts["clock"] = time.time()
+    ranks: list[dict[str, Any]] = world.all_gather_object(own_facts)
     bandwidth = _REDUCE_BYTES / 1e9 / all_reduce_seconds(world, _REDUCE_BYTES)
     smallest_s = all_reduce_seconds(world, 4, repeats=20)
     if world.is_rank_zero:
@@ -262,23 +270,24 @@ def _ranks(world: World, folder: Path) -> list[Finding]:
     if not world.is_rank_zero:
         return []
     found = []
-    for rank, entry in enumerate(entries):
-        skew = entry["clock"] - entries[0]["clock"]
+    for rank, facts in enumerate(ranks):
+        skew = facts["clock"] - ranks[0]["clock"]
         remedies = []
         if abs(skew) > _SKEW_S:
-            remedies.append(f"its clock is {skew:+.1f} s off rank 0's: tell the administrators (NTP)")
-        if not entry["sees"]:
+            remedies.append(f"its clock differs from rank 0's by {skew:+.1f} s: ask the administrators to set it (NTP)")
+        if not facts["sees"]:
             remedies.append(
-                f"does not see what rank 0 writes in {existing}: `output` must be on a file system that all nodes share"
+                f"it does not see a file that rank 0 wrote in {existing}: put `output` on a file system that all nodes"
+                " share"
             )
         text = (
-            f"{entry['host']}, {entry['device']}, {entry['cpus']} CPUs, {entry['gb']:.1f} GB free,"
+            f"{facts['host']}, {facts['device']}, {facts['cpus']} CPUs, {facts['gb']:.1f} GB free,"
             f" clock {skew * 1e3:+.0f} ms"
         )
         found.append(Finding(f"rank {rank}", BAD if remedies else GOOD, text, "; ".join(remedies)))
     backend = "NCCL" if world.device.type == "cuda" else "gloo"
     slow = bandwidth < (1.0 if world.device.type == "cuda" else 0.1)
-    remedy = "name the fast network: NCCL_SOCKET_IFNAME (GLOO_SOCKET_IFNAME), such as ib0" if slow else ""
+    remedy = "set NCCL_SOCKET_IFNAME (CPU: GLOO_SOCKET_IFNAME) to the fast network, such as ib0" if slow else ""
     found.append(
         Finding(
             "all-reduce",
@@ -299,5 +308,5 @@ def _output(command: list[str]) -> str:
 
 
 def to_json(findings: list[Finding]) -> list[dict[str, str]]:
-    """The page as plain values."""
+    """Convert the findings to plain values, for JSON."""
     return [asdict(finding) for finding in findings]

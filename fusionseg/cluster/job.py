@@ -1,8 +1,8 @@
-"""What a SLURM job does: it trains a run, and says what became of it.
+"""The work of a SLURM job: train a run, and record how it ended.
 
-Nothing but names and numbers is pickled. A job that starts, for the first time or again, looks at the run's folder and
-goes on from what is there. It does not queue itself again: in a container there is no scontrol. It leaves a mark, and
-the batch script, which runs on the host, does it (`requeue_lines`).
+The pickled job holds names and numbers only. At its first start and after a requeue, it continues the run from the
+files in the run folder. A job does not requeue itself, since a container has no scontrol: it leaves a mark, and the
+batch script, which runs on the host, requeues the job (`requeue_lines`).
 """
 
 from __future__ import annotations
@@ -29,24 +29,25 @@ from fusionseg.utils.exit_status import DONE, FAILED
 _POLL_S = 0.5
 _SIGNAL_AGAIN_S = 5.0
 _LAST_WORDS_S = 5.0
-_FRUITLESS = 5  # a start that prepares data, or a slow one on a busy node, may train nothing; not one after another
+# A start may train no step: it prepares data, or its node is slow. So many such starts in a row are too many.
+_MAX_IDLE = 5
 
-# Without a handler of its own bash would die of the SIGTERM of a preemption, and queue nothing again.
+# Without a handler, SIGTERM of a preemption would end bash before it requeues the job.
 TRAP_LINE = "trap : TERM USR2"
 
 
 def requeue_lines(folder: str) -> list[str]:
-    """The end of the batch script: queue the job again if it has left its mark.
+    """The last lines of the batch script: requeue the job if it has left its mark.
 
     Args:
-        folder: where the marks are, quoted for the shell.
+        folder: the folder of the marks, quoted for the shell.
     """
     return [
         "status=$?",
-        # Not SLURM_JOB_ID: for one of the tasks of an array that is the number of the whole array.
+        # In an array, SLURM_JOB_ID of one task is the number of the whole array.
         "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; job=${job:-$SLURM_JOB_ID}",
         f'if rm {folder}/requeue-"$job" 2>/dev/null; then',
-        # SLURM would bring back to life what was cancelled since the job left its mark (JobState=COMPLETING).
+        # A requeue would also start a job that was cancelled after it left its mark (JobState=COMPLETING).
         '  shown=$(scontrol --oneliner show job "$job")',
         '  if [[ $shown == *JobState=RUNNING* || $shown == *PreemptTime=2* ]]; then scontrol requeue "$job"; fi',
         "fi",
@@ -59,12 +60,12 @@ class Job:
     """The function that submitit calls in every task.
 
     Args:
-        run: the run's folder, which holds its configuration.
-        launcher: `srun`: this process is a rank; `torchrun`: it starts torchrun for its node.
-        ranks_per_node: of torchrun.
-        max_restarts: of torchrun, within a job.
-        max_requeues: of the job; None if it is not to be requeued.
-        signal_s: how long before its end the job is told.
+        run: the run folder, which holds the configuration.
+        launcher: `srun`: this process is a rank; `torchrun`: this process starts torchrun on its node.
+        ranks_per_node: processes that torchrun starts.
+        max_restarts: restarts by torchrun within a job.
+        max_requeues: requeues of the job; None if it is never requeued.
+        signal_s: seconds before the time limit at which SLURM sends the signal.
     """
 
     run: str
@@ -93,7 +94,9 @@ class Job:
                 self._record_end(status, signalled)
         if status != DONE:
             if not main:
-                time.sleep(_LAST_WORDS_S)  # srun ends all tasks after the first: let the first one say what it was
+                time.sleep(
+                    _LAST_WORDS_S
+                )  # srun ends all tasks after the first one: rank 0 prints its error before that
             raise SystemExit(status)
 
     def _record_start(self) -> None:
@@ -101,17 +104,18 @@ class Job:
         events = [event for event in read_events(run) if event.get("job") == current_job()]
         unexplained = restarts - sum(event["event"] == JobEvent.REQUEUED for event in events)
         if unexplained > 0 and not any(event.get("restarts") == restarts for event in events):
-            # SLURM put it back by itself. Written now, since nobody was left to write it then.
+            # SLURM requeued the job by itself, and ended all its processes: the event is written now.
             reason = "by SLURM: node failure, preemption or scontrol requeue"
             write_event(run, JobEvent.REQUEUED, job=current_job(), reason=reason)
         nodes = os.environ.get("SLURM_JOB_NODELIST")
         write_event(run, JobEvent.STARTED, job=current_job(), nodes=nodes, restarts=restarts)
 
     def _record_end(self, status: int, signalled: int) -> None:
-        """Say what became of the run, and leave the mark for the batch script if it is to be queued again.
+        """Write the event of the job's end, and leave the mark for the batch script if the job is to be requeued.
 
         Args:
-            signalled: a signal that came when no training could take it, or 0.
+            status: exit status of the rank, or of torchrun.
+            signalled: a signal that arrived while there was no training to handle it; 0 if there was none.
         """
         run, job, end = Path(self.run), current_job(), last_end(Path(self.run))
         if end is not None and has_finished(end["status"]):
@@ -121,36 +125,39 @@ class Job:
         if not (signalled or (interrupted and status == DONE)):
             known = end["reason"] if end is not None and end["status"] == RunStatus.FAILED else None
             refused = next((e["reason"] for e in reversed(read_events(run)) if e["event"] == JobEvent.REFUSED), None)
-            reason = known or refused or "ended without a word: see its log"
+            reason = known or refused or "ended without a record: see its log"
             write_event(run, JobEvent.FAILED, job=job, reason=reason, exit_status=status)
             return
         wanted, reason = why_signalled(signal.Signals(signalled).name if signalled else interrupted)
         step = end["step"] if end is not None else None
-        obstacle = self._why_not_again(job, reason, step) if wanted else ""
+        obstacle = self._obstacle_to_requeue(job, reason, step) if wanted else ""
         if wanted and not obstacle:
             write_event(run, JobEvent.REQUEUED, job=job, reason=reason, step=step)
             (Path(os.environ["SUBMITIT_FOLDER"]) / f"requeue-{job}").touch()
             return
         if obstacle:
-            reason = f"{reason}; not queued again: {obstacle}"
+            reason = f"{reason}; not requeued: {obstacle}"
         write_event(run, JobEvent.STOPPED, job=job, reason=reason, step=step)
 
-    def _why_not_again(self, job: str, reason: str, step: int | None) -> str:
-        """What keeps the job from being queued again; empty where nothing does."""
+    def _obstacle_to_requeue(self, job: str, reason: str, step: int | None) -> str:
+        """The reason for which the job must not be requeued; an empty text if there is none."""
         restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         if self.max_requeues is None:
             return "requeue is false"
         if restarts >= self.max_requeues:
             return f"requeued {restarts} times (max_requeues)"
-        if reason == TIME_LIMIT and count_last_requeues(read_events(Path(self.run)), job, reason, step) >= _FRUITLESS:
-            return f"{_FRUITLESS} starts in a row trained no step: raise time in the cluster profile, or lower signal_s"
+        if reason == TIME_LIMIT and count_last_requeues(read_events(Path(self.run)), job, reason, step) >= _MAX_IDLE:
+            return f"{_MAX_IDLE} starts in a row trained no step: raise time in the cluster profile, or lower signal_s"
         return ""
 
     def _torchrun(self) -> tuple[int, int]:
-        """Start torchrun on this node and see it through; its exit status, and the signal that came meanwhile.
+        """Start torchrun on this node and wait for its end.
 
-        torchrun must see neither SIGUSR2, which would end it while its processes live on, nor SIGTERM, after which it
-        would give them 30 s. Signals are for the ranks, and are sent to them again until they have gone.
+        torchrun must not receive signals: SIGUSR2 would end it and leave its processes running, and after SIGTERM it
+        gives its processes 30 s only. Signals are sent to the ranks, again and again until they have ended.
+
+        Returns:
+            The exit status, and the first signal that arrived; 0 if none did.
         """
         job, restarts = int(os.environ["SLURM_JOB_ID"]), os.environ.get("SLURM_RESTART_COUNT") or "0"
         host, port = first_node(os.environ["SLURM_STEP_NODELIST"]), default_master_port(job)
@@ -164,7 +171,7 @@ class Job:
             f"--rdzv-conf=is_host={int(is_host)}", f"--max-restarts={self.max_restarts}",
             "-m", "fusionseg.cluster.worker", self.run,
         ]  # fmt: skip
-        # torch 2.13: with the shared store, ranks that are started again find the dead ones' addresses in it.
+        # torch 2.13: in a shared store, restarted ranks would find the addresses of the ranks that died.
         environ = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
         signals: list[int] = []
 
@@ -185,9 +192,12 @@ class Job:
 
 @contextmanager
 def _leave_on_signal() -> Iterator[list[int]]:
-    """While there is no training to take a signal (imports, preparation of data), it ends this process in order.
+    """End this process in an orderly way on a signal, while no training runs that would handle it.
 
-    The training has handlers of its own while it lasts.
+    That is during imports and the preparation of data. The training has its own handlers.
+
+    Yields:
+        A list that receives the signal.
     """
     received: list[int] = []
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from fusionseg.cluster.profile import ClusterConfig
-from fusionseg.cluster.submission import Planned
+from fusionseg.cluster.submission import Submission
 from fusionseg.cluster.sweep import JOBS_FOLDER, Sweep, SweepRun
 from fusionseg.runs.job_events import JobEvent, write_event
 from fusionseg.runs.records import RunStatus, has_finished, last_end
@@ -27,7 +27,7 @@ _POLL_S = 0.2
 
 @dataclass(frozen=True)
 class _Slot:
-    """What one run at a time may use."""
+    """The devices of one run. Runs take turns on it."""
 
     gpus: list[str]
     cpus: list[int]
@@ -42,10 +42,13 @@ class _Running:
 
 
 def check_devices(cluster: ClusterConfig) -> None:
-    """Make sure that there are the GPUs that a run takes.
+    """Make sure that this machine has the GPUs that a run takes.
+
+    Args:
+        cluster: the profile.
 
     Raises:
-        UserError: there are fewer.
+        UserError: the machine has fewer.
     """
     if cluster.gpus_per_node > len(_visible_gpus()):
         raise UserError(
@@ -54,20 +57,25 @@ def check_devices(cluster: ClusterConfig) -> None:
         )
 
 
-def run_locally(sweep: Sweep, planned: list[Planned], cluster: ClusterConfig) -> int:
-    """Train the runs that are due; how many of them failed.
+def run_locally(sweep: Sweep, submissions: list[Submission], cluster: ClusterConfig) -> int:
+    """Train the runs that are due, and return the number of runs that failed.
 
-    SIGINT, SIGTERM and SIGHUP (if it was not ignored: nohup) make the runs save and leave; the same command goes on
-    from there.
+    SIGINT, SIGTERM and SIGHUP make the runs save and end; the same command continues them. SIGHUP is ignored if it was
+    ignored at the start (nohup).
+
+    Args:
+        sweep: that the runs belong to.
+        submissions: of all runs of the sweep; those that are not due are left out.
+        cluster: the profile.
     """
-    waiting = deque(entry.run for entry in planned if entry.is_due)
+    waiting = deque(submission.run for submission in submissions if submission.is_due)
     free = _slots(cluster)
     for run in waiting:
         write_run_config(run.folder, run.config)
         log = sweep.folder / JOBS_FOLDER / f"{run.config.name}.log"
         write_event(run.folder, JobEvent.SUBMITTED, job="local", log=str(log), steps=run.config.train.steps)
     total, done, failed = len(waiting), 0, 0
-    told = False
+    signalled = False
     running: list[_Running] = []
     stopping: list[int] = []
     before = {
@@ -81,17 +89,17 @@ def run_locally(sweep: Sweep, planned: list[Planned], cluster: ClusterConfig) ->
                 running.append(_start(waiting.popleft(), sweep, cluster, free.pop(0)))
                 print(f"started {running[-1].run.config.name}, log {running[-1].log.name}", flush=True)
             time.sleep(_POLL_S)
-            if stopping and not told:
-                told = True
+            if stopping and not signalled:
+                signalled = True
                 waiting.clear()
-                for entry in running:
-                    entry.process.send_signal(signal.SIGTERM)
-            for entry in [entry for entry in running if entry.process.poll() is not None]:
-                running.remove(entry)
-                free.append(entry.slot)
+                for one in running:
+                    one.process.send_signal(signal.SIGTERM)
+            for ended in [one for one in running if one.process.poll() is not None]:
+                running.remove(ended)
+                free.append(ended.slot)
                 done += 1
-                failed += _finish(entry)
-                print(f"[{done} of {total}] {entry.run.config.name}: {_outcome(entry.run.folder)}", flush=True)
+                failed += _record_end(ended)
+                print(f"[{done} of {total}] {ended.run.config.name}: {_outcome(ended.run.folder)}", flush=True)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -108,15 +116,15 @@ def _start(run: SweepRun, sweep: Sweep, cluster: ClusterConfig, slot: _Slot) -> 
     if slot.gpus:
         environ["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
     file = (sweep.folder / JOBS_FOLDER / f"{run.config.name}.log").open("ab")
-    # A session of its own: Ctrl-C in the terminal reaches this process, which then tells each run once.
+    # In a session of its own the run does not receive a Ctrl-C of the terminal. This process passes it on, once.
     process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environ, start_new_session=True)
-    os.sched_setaffinity(process.pid, slot.cpus)  # before it has counted them
+    os.sched_setaffinity(process.pid, slot.cpus)  # at once: the run counts its CPUs when torch is imported
     write_event(run.folder, JobEvent.STARTED, job="local", nodes=os.uname().nodename, restarts=0, pid=process.pid)
     return _Running(run, process, file, slot)
 
 
 def _slots(cluster: ClusterConfig) -> list[_Slot]:
-    """One for each run that may train at the same time: as many as there are devices for."""
+    """A slot for each run that can train at the same time: as many as there are devices, at most `parallel`."""
     gpus, cpus = _visible_gpus(), sorted(os.sched_getaffinity(0))
     count = min(cluster.parallel, max(1, available_cpus() // (cluster.ranks_per_node * cluster.cpus_per_task)))
     if cluster.gpus_per_node:
@@ -128,10 +136,10 @@ def _slots(cluster: ClusterConfig) -> list[_Slot]:
     ]
 
 
-def _finish(entry: _Running) -> bool:
-    """Record how a run ended; whether it failed."""
-    entry.log.close()
-    folder, end = entry.run.folder, last_end(entry.run.folder)
+def _record_end(ended: _Running) -> bool:
+    """Write the event of a run's end; return whether the run failed."""
+    ended.log.close()
+    folder, end = ended.run.folder, last_end(ended.run.folder)
     if end is not None and has_finished(end["status"]):
         write_event(folder, JobEvent.FINISHED, job="local", step=end["step"])
         return False
@@ -139,7 +147,7 @@ def _finish(entry: _Running) -> bool:
         write_event(folder, JobEvent.STOPPED, job="local", reason=end["reason"], step=end["step"])
         return False
     reason = end["reason"] if end else "ended without a record"
-    write_event(folder, JobEvent.FAILED, job="local", reason=reason, exit_status=entry.process.returncode)
+    write_event(folder, JobEvent.FAILED, job="local", reason=reason, exit_status=ended.process.returncode)
     return True
 
 
@@ -149,7 +157,7 @@ def _outcome(folder: Path) -> str:
 
 
 def _visible_gpus() -> list[str]:
-    """As CUDA_VISIBLE_DEVICES names them."""
+    """The visible GPUs, by the names that CUDA_VISIBLE_DEVICES uses."""
     import torch
 
     given = os.environ.get("CUDA_VISIBLE_DEVICES", "")

@@ -10,14 +10,20 @@ from fusionseg.runs.datasets import open_datasets
 from fusionseg.training.network import count_parameters
 
 FACTOR = 4
-"""Networks that differ by more in their parameters are remarked upon."""
+"""The ratio of the largest to the smallest number of parameters above which a sweep gets a warning."""
 
 
 def network_sizes(runs: Sequence[SweepRun]) -> dict[str, int]:
-    """Parameters of each run's network, by the run's name. Nothing is computed: the networks are built without memory.
+    """Count the parameters of each run's network. The networks are built on the meta device, without memory.
+
+    Args:
+        runs: of a sweep.
+
+    Returns:
+        The number of parameters, by the run's name.
 
     Raises:
-        UserError: a data set, which says how many channels and classes there are, is not there.
+        UserError: a data set, which gives the numbers of channels and classes, does not exist.
     """
     widths: dict[str, tuple[int, int]] = {}
     sizes: dict[str, int] = {}
@@ -32,7 +38,12 @@ def network_sizes(runs: Sequence[SweepRun]) -> dict[str, int]:
 
 
 def size_remarks(runs: Sequence[SweepRun], sizes: Mapping[str, int]) -> list[str]:
-    """Remarks for a reader of the results: keys that a change of name has dropped, and networks of other sizes."""
+    """Remarks on a comparison of the runs: keys that a changed name dropped, and networks of very different sizes.
+
+    Args:
+        runs: of a sweep.
+        sizes: the number of parameters, by the run's name.
+    """
     dropped: dict[str, list[str]] = {}
     for run in runs:
         for entry in run.dropped:
@@ -42,12 +53,12 @@ def size_remarks(runs: Sequence[SweepRun], sizes: Mapping[str, int]) -> list[str
     if sizes[largest] > FACTOR * sizes[smallest]:
         remarks.append(
             f"warning: the networks differ in size by a factor of {sizes[largest] / sizes[smallest]:.0f}:"
-            f" {size_text(sizes[smallest])} parameters ({smallest}) to {size_text(sizes[largest])} ({largest}). A"
-            " comparison of them compares their sizes too: if that is not meant, give them widths that make them alike"
+            f" {size_text(sizes[smallest])} parameters ({smallest}) to {size_text(sizes[largest])} ({largest}); a"
+            " comparison measures the size too: choose widths that make the sizes alike, unless this is intended"
         )
     return remarks
 
 
 def size_text(parameters: int) -> str:
-    """Such as 44.70 M, or 4,321."""
+    """A number of parameters for a table: 44.70 M, or 4,321."""
     return f"{parameters / 1e6:.2f} M" if parameters >= 100_000 else f"{parameters:,}"

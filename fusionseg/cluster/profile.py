@@ -1,4 +1,4 @@
-"""A cluster profile: where runs go and with what resources."""
+"""A cluster profile: the scheduler of the runs, and the resources of a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fusionseg.config.yaml_location import read_yaml
 _TIME = r"^(\d+-)?\d+:[0-5]\d:[0-5]\d$"
 Text = Annotated[str, Field(min_length=1)]
 
-# What the profile has keys for, and what submitit sets: not to be given under `sbatch`.
+# Options that keys of the profile or submitit set: they are refused under `sbatch`.
 _OWN_OPTIONS = {
     "account": "account", "array": "parallel", "constraint": "constraint", "cpus-per-task": "cpus_per_task",
     "error": "nothing (logs are in the jobs folder)", "exclude": "exclude", "gpus-per-node": "gpus_per_node",
@@ -31,7 +31,7 @@ _OWN_OPTIONS = {
 }  # fmt: skip
 
 
-# All that a local cluster reads.
+# The keys that a local cluster reads.
 _LOCAL = {
     "cluster", "nodes", "gpus_per_node", "tasks_per_node", "cpus_per_task", "parallel", "environment", "python",
     "max_restarts",
@@ -39,19 +39,19 @@ _LOCAL = {
 
 
 class ClusterConfig(Section):
-    """A cluster profile. Each run takes `nodes` nodes; there is one task for each GPU."""
+    """A cluster profile. Each run takes `nodes` nodes, with one task for each GPU."""
 
     cluster: Literal["slurm", "local"]
-    """`slurm`: submit by sbatch; `local`: run on this machine, as many runs at a time as it has devices for."""
+    """`slurm`: submit by sbatch; `local`: run on this machine, with as many runs at a time as it has devices for."""
     launcher: Literal["srun", "torchrun"] = "srun"
-    """`srun`: SLURM starts a process for each rank; `torchrun`: one torchrun on each node, which starts a run's
-    processes again when one of them dies."""
+    """`srun`: SLURM starts a process for each rank; `torchrun`: SLURM starts torchrun on each node, which restarts the
+    processes of the run when one of them dies."""
     nodes: Positive = 1
     """Nodes of a run."""
     gpus_per_node: Annotated[int, Field(ge=0)] = 1
     """GPUs of a run on each node; 0 trains on CPUs."""
     tasks_per_node: Positive | None = None
-    """Ranks of a run on each node; null is one for each GPU, or one."""
+    """Ranks of a run on each node; null is one for each GPU, or a single one without GPUs."""
     gpu_type: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] | None = None
     """Type of the GPUs, as in --gres=gpu:TYPE:N."""
     cpus_per_task: Positive = 8
@@ -59,96 +59,103 @@ class ClusterConfig(Section):
     memory_gb_per_task: Annotated[float, Field(gt=0)] | None = None
     """Host memory of a rank; null is the partition's default."""
     time: str = "24:00:00"
-    """Time limit of a job, [days-]hours:minutes:seconds. A run that takes longer is requeued and goes on."""
+    """Time limit of a job, [days-]hours:minutes:seconds. A run that takes longer is requeued and continued."""
     partition: Text | None = None
     """Partition of the jobs; null is the cluster's default."""
     account: Text | None = None
-    """Account that is charged."""
+    """Account to be charged."""
     qos: Text | None = None
     """Quality of service."""
     constraint: Text | None = None
     """Features that the nodes must have."""
     exclude: Text | None = None
-    """Nodes not to be used."""
+    """Nodes that are not to be used."""
     parallel: Positive = 8
-    """Runs of a sweep at a time, at most."""
+    """Highest number of runs of a sweep at the same time."""
     requeue: bool = True
-    """After preemption, time limit or node failure the job is queued again."""
+    """Requeue the job after a preemption, the time limit or a node failure."""
     max_requeues: Annotated[int, Field(ge=0)] = 50
-    """How often, at most."""
+    """Highest number of requeues of a job."""
     signal_s: Positive = 120
-    """Seconds before the time limit at which the run is told to save and to leave. It must be longer than a step and a
-    save; SLURM may send it up to a minute early."""
+    """Seconds before the time limit at which SLURM signals the run to save a checkpoint and end. They must suffice for
+    a step and a save; SLURM may send the signal up to a minute early."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
-    """How often torchrun starts the processes of a node again within a job."""
+    """Highest number of times that torchrun restarts the processes of a node within a job."""
     setup: list[str] = Field(default_factory=list)
-    """Lines of shell before the run: modules, the environment."""
+    """Shell lines before the run, such as those that load modules or activate an environment."""
     environment: dict[str, str] = Field(default_factory=dict)
-    """Variables of the run."""
+    """Environment variables of the run."""
     container: Text | None = None
-    """What is put before the command, such as `apptainer exec --nv image.sif`."""
+    """Words before the command that start a container, such as `apptainer exec --nv image.sif`."""
     python: Text | None = None
-    """The interpreter on the nodes; null is the one that submits, or python3 in a container. `python` is that of an
-    environment which `setup` activates."""
+    """The interpreter on the nodes; null is the interpreter that submits, or python3 in a container. Set it to `python`
+    for an environment that `setup` activates."""
     sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
-    """Further options of sbatch, without their dashes: `reservation: friday`."""
+    """Further options of sbatch, without dashes: `reservation: friday`."""
 
     @model_validator(mode="after")
     def _fits(self) -> ClusterConfig:
         problems = []
         if self.tasks_per_node is not None and self.gpus_per_node and self.tasks_per_node != self.gpus_per_node:
             problems.append(
-                f"tasks_per_node: {self.tasks_per_node} on {self.gpus_per_node} GPUs, and a rank has a GPU of its own:"
+                f"tasks_per_node: {self.tasks_per_node} ranks on {self.gpus_per_node} GPUs (expected one on each GPU):"
                 " remove it, or set gpus_per_node: 0 to train on CPUs"
             )
         if self.gpu_type is not None and not self.gpus_per_node:
-            problems.append("gpu_type: there are no GPUs (gpus_per_node is 0): remove it")
+            problems.append("gpu_type: a run has no GPU (gpus_per_node is 0): remove it")
         for option in self.sbatch:
             if option.lstrip("-") != option:
-                problems.append(f"sbatch: {option} is written without dashes: {option.lstrip('-')}")
+                problems.append(f"sbatch: {option}: write it without dashes: {option.lstrip('-')}")
             elif own := _OWN_OPTIONS.get(option.replace("_", "-")):
                 problems.append(f"sbatch: {option} is set by {own}: remove it")
             elif self.sbatch[option] is False:
-                problems.append(f"sbatch: {option} is false: leave out an option that is not wanted")
+                problems.append(f"sbatch: {option} is false: remove an option that is not wanted")
         if re.fullmatch(_TIME, self.time) is None:
-            problems.append(f"time: {self.time!r} is not written [days-]hours:minutes:seconds, such as 2-12:00:00")
+            problems.append(f"time: expected [days-]hours:minutes:seconds, such as 2-12:00:00, got {self.time!r}")
         elif self.signal_s >= self.time_s:
-            problems.append(f"signal_s: {self.signal_s} s are not less than the time limit of {self.time}: lower it")
+            problems.append(f"signal_s: {self.signal_s} s are not below the time limit of {self.time}: lower it")
         for name in self.environment:
             if not re.fullmatch(r"[A-Za-z_]\w*", name):
-                problems.append(f"environment: {name!r} is no name of a variable")
+                problems.append(
+                    f"environment: {name!r} is no name of a variable (expected letters, digits and _): rename it"
+                )
         if self.cluster == "local":
             problems += [
-                f"{key}: is for SLURM, and the cluster is local: remove it"
+                f"{key}: has no effect on a local cluster: remove it, or set cluster: slurm"
                 for key in sorted(self.model_fields_set - _LOCAL)
             ]
             if self.nodes != 1:
-                problems.append("nodes: a local cluster is this one machine: remove it")
+                problems.append(
+                    f"nodes: expected 1 for a local cluster, which is this machine, got {self.nodes}: remove it"
+                )
         if problems:
             raise ValueError("\n".join(problems))
         return self
 
     @property
     def ranks_per_node(self) -> int:
+        """Ranks of a run on each node."""
         return self.tasks_per_node or max(1, self.gpus_per_node)
 
     @property
     def world_size(self) -> int:
+        """Ranks of a run on all nodes."""
         return self.nodes * self.ranks_per_node
 
     @property
     def time_s(self) -> int:
         """The time limit in seconds."""
         limit = seconds(self.time)
-        assert limit is not None  # the schema has looked
+        assert limit is not None  # `_fits` has checked the text
         return limit
 
 
 def load_cluster(path: str | Path, overrides: Sequence[str] = ()) -> ClusterConfig:
-    """Read a cluster profile; overrides, `key=value`, win.
+    """Read a cluster profile.
 
     Args:
         path: a file, or the name of a shipped profile such as "local"; see `find_file`.
+        overrides: `key=value` settings that win over the file's.
 
     Raises:
         UserError: with all problems.

@@ -1,4 +1,4 @@
-"""The few things that are asked of SLURM directly."""
+"""Questions to SLURM: states of jobs, reasons of signals, and the call of its commands."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from fusionseg.utils.errors import UserError
 
 _COMMAND_TIMEOUT_S = 60
 TIME_LIMIT = "time limit"
-"""The reason of a job that SLURM told to leave because its time is nearly over."""
+"""The reason of a job that SLURM signalled because its time limit is near."""
 
 
 def folder_problems(folder: Path) -> list[str]:
-    """Describe the problem that keeps a folder from receiving the logs of jobs.
+    """List the problems with the name of a folder that is to hold the logs of jobs.
 
-    SLURM and submitit put numbers in the place of %j and %a in the names of logs, the folder's included, and SLURM
-    gives that up after a backslash; a batch script holds one option a line.
+    SLURM and submitit replace %j and %a in the path of a log by numbers. After a backslash SLURM does not replace them.
+    A batch script has one option per line, so that a path cannot hold a line break.
+
+    Args:
+        folder: of the logs.
     """
     wrong = [shown for letter, shown in (("%", "%"), ("\\", "a backslash")) if letter in str(folder)]
     wrong += ["a control character"] if not str(folder).isprintable() else []
@@ -33,20 +36,22 @@ def folder_problems(folder: Path) -> list[str]:
 
 
 def current_job() -> str:
-    """The number of the job that this process is in, as squeue shows it: 12, or 12_3 in an array."""
+    """The number of the job of this process, as squeue shows it: 12, or 12_3 in an array; "local" without SLURM."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "local")
 
 
 def why_signalled(name: str) -> tuple[bool, str]:
-    """Whether the job of this process is to be queued again after a signal, and why it was sent: what SLURM has on
-    record.
+    """Decide from SLURM's record whether the job of this process is to be requeued after a signal.
 
-    A job that is cancelled is not. SIGUSR2 is what the job asked SLURM for; SIGTERM comes with a preemption too, where
-    SLURM sends nothing else, and then a job that ends within its grace time is gone for good unless it is queued again.
+    A cancelled job is not requeued. SIGUSR2 is the signal that the job asked SLURM for. A preemption sends SIGTERM, on
+    some clusters nothing else; SLURM does not requeue a job that ends within its grace time, so the job must do it.
 
     Args:
-        name: of the signal.
+        name: of the signal, such as "SIGUSR2".
+
+    Returns:
+        Whether to requeue, and the reason of the signal.
     """
     try:
         shown = call(["scontrol", "--oneliner", "show", "job", current_job()])
@@ -65,16 +70,22 @@ def why_signalled(name: str) -> tuple[bool, str]:
 
 
 def job_states(jobs: Iterable[str]) -> dict[str, str]:
-    """State of each job: PENDING, RUNNING, ...; of one that has ended as long as SLURM remembers it.
+    """The state of each job in SLURM's words: PENDING, RUNNING, ...
+
+    Args:
+        jobs: numbers of jobs, such as "12" or "12_3".
+
+    Returns:
+        The states by job. Jobs that SLURM does not remember are missing.
 
     Raises:
-        UserError: SLURM cannot be asked.
+        UserError: SLURM does not answer.
     """
     wanted = {job for job in jobs if job[0].isdigit()}
     if not wanted:
         return {}
     states: dict[str, str] = {}
-    # All of this user's: in a list of numbers, one that is long gone would be an error.
+    # The list has all jobs of this user. If it were asked for numbers, one that SLURM has forgotten would be an error.
     for line in call(["squeue", "--noheader", "--array", "--me", "--states=all", "--format=%i %T %r"]).splitlines():
         job, state, reason = line.split(maxsplit=2)
         if job in wanted:
@@ -83,7 +94,7 @@ def job_states(jobs: Iterable[str]) -> dict[str, str]:
         try:
             accounted = call(["sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State",
                               f"--jobs={','.join(sorted(gone))}"])  # fmt: skip
-        except UserError:  # there is no accounting here
+        except UserError:  # this cluster has no accounting
             return states
         for line in accounted.splitlines():
             listed, state = line.split("|")
@@ -92,7 +103,7 @@ def job_states(jobs: Iterable[str]) -> dict[str, str]:
 
 
 def expand_job(text: str) -> list[str]:
-    """The jobs of "12", "12_3" or, for tasks that never started, "12_[3-5,8%2]"."""
+    """List the jobs of an entry of sacct: "12", "12_3" or, for tasks that never started, "12_[3-5,8%2]"."""
     match = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", text)
     if match is None:
         return [text]
@@ -104,7 +115,7 @@ def expand_job(text: str) -> list[str]:
 
 
 def is_active(state: str) -> bool:
-    """Whether a job in this state runs or will run."""
+    """Tell whether a job in this state (SLURM's word) runs or will run."""
     return state.split()[0] in (
         "PENDING", "RUNNING", "SUSPENDED", "CONFIGURING", "COMPLETING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD",
         "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SPECIAL_EXIT",
@@ -112,35 +123,41 @@ def is_active(state: str) -> bool:
 
 
 def call(command: list[str], text: str | None = None) -> str:
-    """Output of a SLURM command.
+    """Run a SLURM command and return its output.
+
+    Args:
+        command: the words of the command.
+        text: its standard input.
 
     Raises:
-        UserError: it is not installed, does not answer, or refuses.
+        UserError: the command is not installed, does not answer within a minute, or fails.
     """
     if shutil.which(command[0]) is None:
         raise UserError(
-            f"{command[0]}: not found, so there is no SLURM here: submit from a login node, or with a profile that has"
-            " cluster: local"
+            f"{command[0]}: not found: SLURM is not installed here; submit from a login node, or with a profile that"
+            " has cluster: local"
         )
     try:
         done = subprocess.run(
             command, input=text, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired:
-        raise UserError(f"{' '.join(command)}: no answer within {_COMMAND_TIMEOUT_S} s: is slurmctld up?") from None
+        raise UserError(
+            f"{' '.join(command)}: no answer within {_COMMAND_TIMEOUT_S} s: check that slurmctld is running"
+        ) from None
     if done.returncode:
         raise UserError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout
 
 
 def _nearly_over(fields: dict[str, str]) -> bool:
-    """Whether less than a tenth of the time limit, or less than five minutes, is left."""
+    """Tell whether less than a tenth of the time limit, or less than five minutes, is left."""
     limit, used = seconds(fields.get("TimeLimit", "")), seconds(fields.get("RunTime", ""))
     return limit is not None and used is not None and limit - used < max(300.0, limit / 10)
 
 
 def seconds(text: str) -> int | None:
-    """SLURM's [days-]hours:minutes:seconds; None for UNLIMITED and the like."""
+    """Convert SLURM's [days-]hours:minutes:seconds to seconds; None for UNLIMITED and the like."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
     if match is None:
         return None

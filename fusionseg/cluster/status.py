@@ -1,4 +1,4 @@
-"""Where the runs of a folder stand, from what is on disk and what SLURM says."""
+"""State of the runs in a folder, from their files and from SLURM; and `fusionseg cancel`."""
 
 from __future__ import annotations
 
@@ -24,49 +24,53 @@ from fusionseg.utils.tables import markdown_table
 
 log = logging.getLogger("fusionseg")
 _LOG_LINES = 5
-# A line of progress bars and records is not why a run failed.
+# Lines of progress, of records and of torchrun's frames do not say why a run failed.
 _PROGRESS = re.compile(r"^(step \d+/|\[?W\d{4} |E\d{4} |submitit (INFO|WARNING)|-{5,}|={5,}|\s*$)")
 _ERROR = re.compile(
     r"^(\[rank\d+\]: |rank \d+: )?"
     r"((error|stopped): |[\w.]*(Error|Exception|Interrupt)\b|(srun|slurmstepd)[\w-]*: error: )"
 )
-_BEGIN = "submitit INFO"  # of each start, in a log that is appended to
+# The line with both texts begins each start in a log. A job that is requeued appends to its log.
+_BEGIN = "submitit INFO"
 _BEGIN_WORDS = "Starting with JobEnvironment"
 
 SCORE = (
     "score: of the training's own validation, on the prepared (resampled, cropped) grid; the best if a run has ended"
 )
 
-# What SLURM says of a job that has ended, and what to do about it.
+# States of a job that has ended, in SLURM's words: the cause and the remedy.
 _ENDS = {
-    "OUT_OF_MEMORY": "the host's memory was too little: raise memory_gb_per_task, or lower data.workers",
-    "TIMEOUT": "the time limit came before it could save: raise signal_s, or time",
-    "NODE_FAIL": "its node was lost, and it was not queued again (requeue)",
-    "PREEMPTED": "it was preempted, and not queued again (requeue)",
+    "OUT_OF_MEMORY": "it needed more host memory than it had: raise memory_gb_per_task, or lower data.workers",
+    "TIMEOUT": "the time limit ended it before it had saved: raise signal_s, or time",
+    "NODE_FAIL": "its node failed, and the job was not requeued (requeue)",
+    "PREEMPTED": "it was preempted, and not requeued (requeue)",
     "BOOT_FAIL": "its node did not start",
     "DEADLINE": "its deadline passed",
 }
 
 
+_CANCEL = "fusionseg cancel"
+
+
 @dataclass(frozen=True)
 class RunOverview:
-    """One run."""
+    """State of one run."""
 
     path: Path
     job: str | None
     state: str
-    """finished, failed, lost, stopped, cancelled, running, waiting, unfinished; or what SLURM says of a job that is
-    alive."""
+    """finished, failed, lost, stopped, cancelled, running, waiting, unfinished; or the state of a job in SLURM's words,
+    if the job waits or runs."""
     step: int | None
     steps: int | None
     score: float | None
-    """The best, of a run that has ended; before, that of the last validation."""
+    """The best score of a run that has ended; of other runs, the score of the last validation."""
     speed: float | None
-    """Samples a second."""
+    """Samples per second over all ranks."""
     starts: int
     nodes: str | None
     reason: str
-    """Why it ended, or was queued again."""
+    """The reason for which it ended or was requeued."""
     log: Path | None
 
     @property
@@ -75,20 +79,26 @@ class RunOverview:
 
     @property
     def is_active(self) -> bool:
-        """Whether it waits or runs."""
+        """True if the run waits or runs."""
         return self.state in ("running", "waiting") or (self.state.isupper() or is_active(self.state))
 
 
 def read_status(folder: Path) -> tuple[list[RunOverview], str]:
-    """All runs in a folder, or the one that the folder is; and a remark, if SLURM could not be asked.
+    """Read the state of all runs in a folder.
+
+    Args:
+        folder: a folder of runs, or a run folder.
+
+    Returns:
+        The states, and a remark if SLURM did not answer (otherwise an empty text).
 
     Raises:
-        UserError: there is none.
+        UserError: the folder holds no run.
     """
     folders = run_folders([folder])
     events = {path: read_events(path) for path in folders}
     jobs = {path: job for path in folders if (job := last_job(events[path]))}
-    # SLURM is asked about jobs that have not said that they have ended.
+    # The events of a job that ended by itself say so. SLURM is asked about the other jobs.
     open_jobs = [
         job for path, job in jobs.items() if events[path][-1]["event"] not in (JobEvent.FINISHED, JobEvent.FAILED)
     ]
@@ -96,12 +106,17 @@ def read_status(folder: Path) -> tuple[list[RunOverview], str]:
     try:
         states = job_states(open_jobs)
     except UserError as error:
-        remark = f"SLURM does not answer, so this is what is on disk: {error}"
+        remark = f"SLURM does not answer; the states are those on disk: {error}"
     return [_status(path, events[path], jobs.get(path), states) for path in folders], remark
 
 
 def to_text(runs: list[RunOverview], remark: str = "") -> str:
-    """The table, and below it why runs have failed."""
+    """Format the states as a table, followed by the reasons of the runs that failed.
+
+    Args:
+        runs: the states.
+        remark: a line below the table.
+    """
     rows = [["run", "job", "state", "step", "score", "samples/s", "starts", "node", "because"]]
     for run in runs:
         step = "-" if run.step is None else str(run.step)
@@ -130,7 +145,7 @@ def to_text(runs: list[RunOverview], remark: str = "") -> str:
 
 
 def summary(runs: Iterable[RunOverview]) -> str:
-    """How many runs are in which state."""
+    """Count the runs by their state: "3 finished, 1 failed"."""
     counts: dict[str, int] = {}
     for run in runs:
         word = run.state.split()[0]
@@ -139,43 +154,53 @@ def summary(runs: Iterable[RunOverview]) -> str:
 
 
 def cancel(folder: Path) -> list[str]:
-    """Tell the jobs of all runs in a folder that wait or run to leave; their numbers.
+    """Cancel all runs in a folder that wait or run.
 
-    Those that wait are cancelled. Those that run get SIGTERM: they save what they have, however long that takes, which
-    SLURM's own way of cancelling (KillWait, 30 s as a rule) may cut short.
+    A waiting job is removed from the queue. A running one gets SIGTERM: it saves a checkpoint and ends, however long
+    that takes. `scancel` alone would kill it after SLURM's KillWait, 30 s by default.
+
+    Args:
+        folder: a folder of runs, or a run folder.
+
+    Returns:
+        The numbers of the cancelled jobs; of a run on this machine, its name and process.
 
     Raises:
-        UserError: there is no run, or SLURM does not answer.
+        UserError: the folder holds no run, or SLURM does not answer.
     """
     runs, remark = read_status(folder)
     if remark:
         raise UserError(remark)
-    told = []
+    cancelled = []
     waiting = [run for run in runs if run.job is not None and run.state.startswith("PENDING")]
     if waiting:
         call(["scancel", *(run.job for run in waiting if run.job is not None)])
     running = [run for run in runs if run.job is not None and run.is_active and run not in waiting]
     if running:
+        # The event comes before the signal: the job adds its own when it ends.
+        for run in running:
+            write_event(run.path, JobEvent.CANCELLED, job=run.job, reason=_CANCEL)
         call(["scancel", "--signal=TERM", *(run.job for run in running if run.job is not None)])
     for run in waiting:
-        write_event(run.path, JobEvent.CANCELLED, job=run.job)
-    told += [run.job for run in waiting + running if run.job is not None]
+        write_event(run.path, JobEvent.CANCELLED, job=run.job, reason=_CANCEL)
+    cancelled += [run.job for run in waiting + running if run.job is not None]
     for run in runs:
         if run.job is None and run.state == "running" and (pid := _local_pid(run.path)):
+            write_event(run.path, JobEvent.CANCELLED, job="local", reason=_CANCEL)
             with suppress(ProcessLookupError):  # it has just ended
                 os.kill(pid, signal.SIGTERM)
-                told.append(f"{run.path.name} (process {pid})")
-    return told
+                cancelled.append(f"{run.path.name} (process {pid})")
+    return cancelled
 
 
 def task_logs(log: Path) -> list[Path]:
-    """The logs of all tasks of a job, that of the first task first: what went wrong may stand in any of them."""
+    """The logs of all tasks of a job, that of the first task first. Any of them may hold the error."""
     others = sorted(path for path in log.parent.glob(log.name.replace("_0_log.", "_*_log.")) if path != log)
     return [log, *others]
 
 
 def last_lines(log: Path) -> list[str]:
-    """The end of a log that says why: its last lines that are no progress."""
+    """The last error lines of a log, or its last lines that show no progress; none if it cannot be read."""
     try:
         text = read_regular(log, tail=True).decode("utf-8", errors="replace")
     except OSError:
@@ -212,27 +237,34 @@ def _status(path: Path, events: list[Event], job: str | None, states: dict[str, 
 def _state(
     path: Path, events: list[Event], records: dict[str, Record], job: str | None, states: dict[str, str] | None
 ) -> tuple[str, str]:
-    """State and reason. The disk knows better than SLURM how a run ended, SLURM better whether its job is alive.
+    """State of a run, and the reason.
+
+    The run's files say how it ended. SLURM says whether its job waits or runs.
 
     Args:
-        states: of the jobs; None if SLURM does not answer.
+        path: the run folder.
+        events: of the run, the oldest first.
+        records: the last record of each kind.
+        job: the run's job in SLURM; None if it has none.
+        states: the state of each job; None if SLURM does not answer.
     """
     end = end_of(records)
     if end is not None and has_finished(end["status"]):
         return JobEvent.FINISHED, end["reason"]
-    told: Any = next((event for event in reversed(events) if "reason" in event), {})
+    explained: Any = next((event for event in reversed(events) if "reason" in event), {})
     known = (states or {}).get(job, "") if job is not None else ""
     if known and is_active(known):
-        return known, told.get("reason", "")
+        return known, explained.get("reason", "")
     if is_held(path):
-        return "running", told.get("reason", "")
+        return "running", explained.get("reason", "")
     if not events:
         return (
-            (end["status"], end["reason"])
-            if end
-            else (RunStatus.UNFINISHED, "running elsewhere, or killed without a word")
+            (end["status"], end["reason"]) if end else (RunStatus.UNFINISHED, "runs on another machine, or was killed")
         )
     last = events[-1]
+    if last["event"] == JobEvent.STOPPED and _was_cancelled(events):
+        by_command = any(event.get("reason") == _CANCEL for event in events)
+        return JobEvent.CANCELLED, _CANCEL if by_command else last.get("reason", "")
     if last["event"] in (JobEvent.FAILED, JobEvent.STOPPED, JobEvent.CANCELLED):
         return last["event"], last.get("reason", "")
     if end is not None and end["status"] == RunStatus.FAILED:
@@ -246,21 +278,29 @@ def _state(
     if known in _ENDS:
         return JobEvent.FAILED, f"{known}: {_ENDS[known]}"
     what = f"job {job} ({known or 'not in the queue'})" if job else "it"
-    return "lost", f"{what} ended without a word: see its log"
+    return "lost", f"{what} ended without a record: see its log"
+
+
+def _was_cancelled(events: list[Event]) -> bool:
+    """Tell whether `fusionseg cancel`, or scancel, ended the last start."""
+    if events[-1].get("reason") == "cancelled":
+        return True
+    since = max((n for n, event in enumerate(events) if event["event"] == JobEvent.SUBMITTED), default=0)
+    return any(event["event"] == JobEvent.CANCELLED for event in events[since:])
 
 
 def _local_pid(path: Path) -> int | None:
-    """The process of a run that was started on this machine, if it lives."""
+    """The process of a run that was started on this machine; None if there is none, or it has ended."""
     started = [event for event in read_events(path) if event["event"] == JobEvent.STARTED]
     if not started or started[-1].get("nodes") != os.uname().nodename:
         return None
     pid = started[-1].get("pid") or 0
-    # The number may belong to another program by now, and -1 would be all of this user's.
+    # The number may belong to another program by now. A signal to -1 would go to all processes of this user.
     return pid if pid > 1 and _trains(pid, path) else None
 
 
 def _trains(pid: int, run: Path) -> bool:
-    """Whether a process is one that a sweep on this machine started for the run."""
+    """Tell whether a process is one that a sweep on this machine started for the run."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:

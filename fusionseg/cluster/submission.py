@@ -1,4 +1,4 @@
-"""What a submission would do with each run of a sweep: start it, continue it, or leave it alone."""
+"""Submissions: each run of a sweep, and the decision to start it, to continue it, or to skip it."""
 
 from __future__ import annotations
 
@@ -26,24 +26,30 @@ from fusionseg.utils.tables import markdown_table
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A run, and what is to be done with it."""
+class Submission:
+    """A run of a sweep, and the decision about it."""
 
     run: SweepRun
     action: str
-    """start, continue, or skip."""
-    why: str
+    """start, continue or skip."""
+    reason: str
 
     @property
     def is_due(self) -> bool:
+        """True if the run is to be trained."""
         return self.action != "skip"
 
 
-def plan(sweep: Sweep, cluster: ClusterConfig) -> list[Planned]:
-    """Look at the run folders and the queue.
+def decide_submissions(sweep: Sweep, cluster: ClusterConfig) -> list[Submission]:
+    """Decide about each run of a sweep, from the run folders and SLURM's queue.
+
+    Args:
+        sweep: with its runs.
+        cluster: the profile for which they are submitted.
 
     Raises:
-        UserError: with all problems: a batch that the ranks cannot share out, a folder that holds another run.
+        UserError: with all problems, such as a batch that cannot be divided over the ranks, or a folder that holds a
+            run of another configuration.
     """
     problems: dict[str, None] = dict.fromkeys(folder_problems(sweep.folder) if cluster.cluster == "slurm" else ())
     stores: dict[str, RunConfig] = {}
@@ -60,13 +66,13 @@ def plan(sweep: Sweep, cluster: ClusterConfig) -> list[Planned]:
         raise UserError(problems)
     jobs = {run.config.name: job for run in runs if (job := last_job(read_events(run.folder)))}
     states = job_states(jobs.values())
-    planned = [_decide(run, jobs.get(run.config.name), states) for run in runs]
-    _check_cases([entry.run for entry in planned if entry.is_due])
-    return planned
+    submissions = [_decide(run, jobs.get(run.config.name), states) for run in runs]
+    _check_cases([submission.run for submission in submissions if submission.is_due])
+    return submissions
 
 
 def _check_cases(runs: Sequence[SweepRun]) -> None:
-    """Refuse runs that could not start: their own cases are gone, or `init_from` was trained on validation cases.
+    """Refuse runs that could not start: their cases are missing, or `init_from` was trained on validation cases.
 
     Raises:
         UserError: with all problems of all runs.
@@ -75,7 +81,7 @@ def _check_cases(runs: Sequence[SweepRun]) -> None:
     for run in runs:
         folder = RunFolder(run.folder)
         if run.config.init_from is None and not folder.has_checkpoints():
-            continue  # its data set has been opened already
+            continue  # nothing but its data set is needed, and `_share_store` has opened that
         try:
             open_run(run.config, folder, planned=True)
         except UserError as error:
@@ -84,17 +90,24 @@ def _check_cases(runs: Sequence[SweepRun]) -> None:
         raise UserError(problems)
 
 
-def describe(planned: list[Planned], cluster: ClusterConfig) -> str:
-    """The plan as a table, and what each run takes."""
-    runs = [entry.run for entry in planned]
+def submissions_table(submissions: list[Submission], cluster: ClusterConfig) -> str:
+    """Format the submissions as a table, followed by the resources of each run and remarks on the networks' sizes.
+
+    Args:
+        submissions: of all runs of the sweep.
+        cluster: the profile for which they are submitted.
+    """
+    runs = [submission.run for submission in submissions]
     sizes = network_sizes(runs)
     rows = [["run", "sets", "what", "because", "parameters", "steps", "batch"]]
-    for entry in planned:
-        config = entry.run.config
+    for submission in submissions:
+        config = submission.run.config
         batch = batch_arithmetic(config, cluster.world_size)
-        sets = ", ".join(f"{key}={value}" for key, value in entry.run.settings.items())
+        sets = ", ".join(f"{key}={value}" for key, value in submission.run.settings.items())
         size = size_text(sizes[config.name])
-        rows.append([config.name, sets or "-", entry.action, entry.why, size, str(config.train.steps), batch])
+        rows.append(
+            [config.name, sets or "-", submission.action, submission.reason, size, str(config.train.steps), batch]
+        )
     gpus = cluster.gpus_per_node
     device = f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else "no GPU"
     ranks = f"{cluster.ranks_per_node} rank{'s' if cluster.ranks_per_node > 1 else ''}"
@@ -109,10 +122,15 @@ def describe(planned: list[Planned], cluster: ClusterConfig) -> str:
 
 
 def _share_store(config: RunConfig, output: Path, known: dict[str, RunConfig]) -> RunConfig:
-    """The configuration with its data prepared where other runs beside the sweep have theirs, not once for each sweep.
+    """Set the folder of the prepared data to that of runs without a sweep, so that all sweeps share one folder.
+
+    Args:
+        config: of a run of the sweep.
+        output: the folder that holds the folders of sweeps.
+        known: a configuration for each data set seen so far; it is filled.
 
     Raises:
-        UserError: the data set is not there, or is not one.
+        UserError: the data set does not exist, or cannot be opened.
     """
     key = dump_yaml({"data": config.to_dict()["data"], "labels": config.pretrain is None})
     if key not in known:
@@ -128,16 +146,16 @@ def _share_store(config: RunConfig, output: Path, known: dict[str, RunConfig]) -
     return config.model_copy(update={"data": known[key].data})
 
 
-def _decide(run: SweepRun, job: str | None, states: dict[str, str]) -> Planned:
+def _decide(run: SweepRun, job: str | None, states: dict[str, str]) -> Submission:
     end = last_end(run.folder)
     if end is not None and has_finished(end["status"]):
-        return Planned(run, "skip", f"{end['status']} at step {end['step']}")
+        return Submission(run, "skip", f"{end['status']} at step {end['step']}")
     if job is not None and is_active(states.get(job, "GONE")):
-        return Planned(run, "skip", f"is job {job}, {states[job]}")
+        return Submission(run, "skip", f"is job {job}, {states[job]}")
     if is_held(run.folder):
-        return Planned(run, "skip", "is being trained")
+        return Submission(run, "skip", "is being trained")
     if checkpoints_of(run.folder):
         records = last_records(run.folder)
         step = max((record["step"] for record in records.values()), default=0)
-        return Planned(run, "continue", f"left at step {step}" + (f" ({end['reason']})" if end else ""))
-    return Planned(run, "start", "new")
+        return Submission(run, "continue", f"left at step {step}" + (f" ({end['reason']})" if end else ""))
+    return Submission(run, "start", "new")

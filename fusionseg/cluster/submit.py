@@ -15,12 +15,12 @@ from typing import Any
 from fusionseg.cluster.job import TRAP_LINE, Job, requeue_lines
 from fusionseg.cluster.profile import ClusterConfig
 from fusionseg.cluster.slurm import call
-from fusionseg.cluster.submission import Planned
+from fusionseg.cluster.submission import Submission
 from fusionseg.cluster.sweep import JOBS_FOLDER, Sweep, SweepRun
 from fusionseg.runs.job_events import JobEvent, make_events_file, read_events, write_event
 from fusionseg.runs.paths import RunPaths
 from fusionseg.runs.run_config import write_run_config
-from fusionseg.utils.errors import UserError
+from fusionseg.utils.errors import Problems, UserError
 from fusionseg.utils.files import writable_folder
 from fusionseg.utils.folder_lock import FolderLock, HeldError, is_held
 
@@ -28,22 +28,26 @@ log = logging.getLogger("fusionseg")
 
 
 def submit(
-    sweep: Sweep, planned: list[Planned], cluster: ClusterConfig, announce: Callable[[list[str]], None]
+    sweep: Sweep, submissions: list[Submission], cluster: ClusterConfig, announce: Callable[[list[str]], None]
 ) -> list[str]:
-    """Submit the runs that are due, as one job array; the jobs' numbers.
+    """Submit the runs that are due as one job array, and return the numbers of the jobs.
 
-    Jobs that cannot be recorded are cancelled: nobody would know of them.
+    Jobs that cannot be recorded in their run folders are cancelled: no command would find them later.
 
     Args:
-        announce: is told the numbers, before a signal that has come meanwhile takes effect.
+        sweep: that the runs belong to.
+        submissions: of all runs of the sweep; those that are not due are left out.
+        cluster: the profile.
+        announce: called with the numbers, before a signal that arrived during the submission takes effect.
 
     Raises:
-        UserError: SLURM refuses, or the jobs could not be recorded; the message says what is left in the queue.
+        UserError: SLURM refuses the jobs, or they could not be recorded. The message names jobs that are still queued.
     """
-    os.environ.pop("SUBMITIT_PREEMPT_SIGNAL", None)  # would replace SIGUSR2 as submitit is imported
+    # At its import, submitit would take this signal in the place of SIGUSR2.
+    os.environ.pop("SUBMITIT_PREEMPT_SIGNAL", None)
     import submitit
 
-    runs = [entry.run for entry in planned if entry.is_due]
+    runs = [submission.run for submission in submissions if submission.is_due]
     if not runs:
         return []
     with _clean_environment():
@@ -81,16 +85,17 @@ def submit(
 
 def _reason(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    if lines[0].startswith("Could not make sense"):  # submitit's: it looks for "job 12" in what sbatch says
-        return f"{lines[0]}: the jobs may be in the queue, see squeue --me, and cancel them"
+    if lines[0].startswith("Could not make sense"):  # submitit did not find "job 12" in the output of sbatch
+        return f"{lines[0]}: the jobs may be in the queue: see squeue --me, and cancel them"
     return lines[-1]
 
 
 @contextmanager
 def _noting_jobs() -> Iterator[list[str]]:
-    """Yield a list that gets the number of each job as soon as sbatch has said it.
+    """Yield a list that receives the number of each job as soon as sbatch has printed it.
 
-    submitit makes an executor of its own for an array, so that a subclass would not be asked.
+    The method of submitit's class is replaced: for an array, submitit makes an executor of its own class, and would not
+    use a subclass.
     """
     import submitit
 
@@ -110,12 +115,12 @@ def _noting_jobs() -> Iterator[list[str]]:
 
 
 def _take_back(jobs: list[str], runs: list[SweepRun]) -> None:
-    """Cancel jobs that could not be recorded, and say so; the numbers of those that could not be cancelled too."""
+    """Cancel jobs that could not be recorded, and log their numbers."""
     for job in jobs:
         try:
             call(["scancel", job])
         except UserError as failure:
-            log.error("job %s is in the queue and not on record (%s): cancel it by hand: scancel %s", job, failure, job)
+            log.error("job %s is in the queue but not recorded (%s): cancel it by hand: scancel %s", job, failure, job)
             continue
         log.error("job %s could not be recorded: it has been cancelled", job)
         for run in runs:
@@ -128,34 +133,37 @@ def check_submission(sweep: Sweep, cluster: ClusterConfig, num_runs: int, *, ask
     """Make sure that the runs can be submitted, before anything is written.
 
     Args:
-        ask: whether to ask SLURM too.
+        sweep: that the runs belong to.
+        cluster: the profile.
+        num_runs: number of runs that are due.
+        ask: ask SLURM too.
 
     Raises:
         UserError: with all problems: the folder cannot be written, another process submits the sweep, SLURM is not
-            there or would refuse the jobs.
+            installed or would refuse the jobs.
     """
-    problems: list[str] = []
-    there = next(part for part in (sweep.folder, *sweep.folder.parents) if part.exists())
-    try:
-        writable_folder(there, "output")
-    except UserError as error:
-        problems += error.problems
+    problems = Problems()
+    existing = next(part for part in (sweep.folder, *sweep.folder.parents) if part.exists())
+    with problems.collect():
+        writable_folder(existing, "output")
     if is_held(sweep.folder / JOBS_FOLDER):
-        problems.append(f"{sweep.folder}: is being submitted by another process: wait for it")
+        problems.found.append(f"{sweep.folder}: is being submitted by another process: wait for it")
     if ask:
-        try:
+        with problems.collect():
             ask_slurm(sweep, cluster, num_runs)
-        except UserError as error:
-            problems += error.problems
-    if problems:
-        raise UserError(problems)
+    problems.raise_if_any()
 
 
 def ask_slurm(sweep: Sweep, cluster: ClusterConfig, num_runs: int) -> None:
-    """Have SLURM judge the jobs, before anything is written or submitted.
+    """Ask SLURM whether it would accept the jobs (`sbatch --test-only`). Nothing is submitted.
+
+    Args:
+        sweep: that the runs belong to.
+        cluster: the profile.
+        num_runs: number of jobs in the array.
 
     Raises:
-        UserError: SLURM is not there, or would refuse them.
+        UserError: SLURM is not installed, or would refuse the jobs.
     """
     call(["sinfo", "--version"])
     with _clean_environment():
@@ -167,7 +175,7 @@ def ask_slurm(sweep: Sweep, cluster: ClusterConfig, num_runs: int) -> None:
 
 @contextmanager
 def only_one(sweep: Sweep) -> Iterator[None]:
-    """Keep others from submitting the same sweep meanwhile, and from seeing its half.
+    """Keep other processes from submitting the same sweep at the same time.
 
     Raises:
         UserError: the folder cannot be written.
@@ -175,7 +183,7 @@ def only_one(sweep: Sweep) -> Iterator[None]:
     folder = sweep.folder / JOBS_FOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Who can write here runs code as this user: the jobs unpickle what they find.
+        # The jobs unpickle the files of this folder: who can write here can run code as this user.
         folder.chmod(0o700)
         lock = FolderLock(folder)
         lock.acquire()
@@ -191,8 +199,11 @@ def only_one(sweep: Sweep) -> Iterator[None]:
 
 @contextmanager
 def _clean_environment() -> Iterator[None]:
-    """Without what SLURM and torchrun have told this process, if it is in a job itself: it is not for the new jobs. And
-    without SBATCH_PARTITION and the like, which would win over the batch script. Where SLURM is stays known."""
+    """Remove the variables of SLURM and torchrun while jobs are submitted.
+
+    Variables of a job that this process runs in do not hold for the new jobs, and SBATCH_PARTITION and the like would
+    win over the batch script. SLURM_CONF, the path of SLURM's configuration, stays.
+    """
     from submitit.helpers import clean_env
 
     conf = os.environ.get("SLURM_CONF")
@@ -204,10 +215,10 @@ def _clean_environment() -> Iterator[None]:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Signals wait: between sbatch and the ledger, jobs are in the queue that nobody knows of."""
+    """Delay signals until the body is done: between sbatch and the record of the events, no file names the jobs."""
     numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
     noted: list[int] = []
-    # The mask is this thread's, and sbatch inherits it; a signal that another thread takes comes to these handlers.
+    # The mask holds for this thread, and sbatch inherits it. Signals that another thread receives reach the handlers.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     handlers = {number: signal.signal(number, lambda number, frame: noted.append(number)) for number in numbers}
     try:
@@ -222,7 +233,13 @@ def _undisturbed() -> Iterator[None]:
 
 
 def sbatch_text(sweep: Sweep, cluster: ClusterConfig, num_runs: int) -> str:
-    """The batch script that submitit would submit: a function of its arguments alone."""
+    """The batch script that submitit would submit. It depends on the arguments only.
+
+    Args:
+        sweep: that the runs belong to.
+        cluster: the profile.
+        num_runs: number of jobs in the array.
+    """
     from submitit.slurm.slurm import _make_sbatch_string
 
     folder = sweep.folder / JOBS_FOLDER
@@ -237,7 +254,12 @@ def sbatch_text(sweep: Sweep, cluster: ClusterConfig, num_runs: int) -> str:
 
 
 def parameters(sweep: Sweep, cluster: ClusterConfig) -> dict[str, Any]:
-    """What submitit is told, by the names of its own parameters."""
+    """The parameters of submitit's executor, by their names there.
+
+    Args:
+        sweep: that the runs belong to.
+        cluster: the profile.
+    """
     ranks = cluster.ranks_per_node
     tasks = ranks if cluster.launcher == "srun" else 1
     cpus = cluster.cpus_per_task * ranks // tasks
@@ -250,7 +272,8 @@ def parameters(sweep: Sweep, cluster: ClusterConfig) -> dict[str, Any]:
         "signal_delay_s": cluster.signal_s,
         "array_parallelism": cluster.parallel,
         "stderr_to_stdout": True,
-        # A rank that dies takes the others with it: they would wait for it. srun does not inherit the CPUs (22.05).
+        # If a rank dies, srun ends the others, which would wait for it. Since SLURM 22.05, srun does not inherit the
+        # CPUs of a task from the batch script.
         "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cpus}"],
         "additional_parameters": {("requeue" if cluster.requeue else "no-requeue"): True, **cluster.sbatch},
     }
@@ -272,7 +295,7 @@ def parameters(sweep: Sweep, cluster: ClusterConfig) -> dict[str, Any]:
 
 
 def python_command(cluster: ClusterConfig) -> str:
-    """The interpreter on the nodes, inside the container if there is one."""
+    """The shell words that start Python on the nodes, inside the container if the profile names one."""
     if cluster.container:
         return f"{cluster.container} {shlex.quote(cluster.python or 'python3')}"
     return shlex.quote(cluster.python or sys.executable)

@@ -1,4 +1,4 @@
-"""A sweep: one configuration, and what varies between its runs."""
+"""A sweep: one configuration, and the keys that vary between its runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fusionseg.utils.files import user_path
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 JOBS_FOLDER = "jobs"
-"""Beside the run folders: submitit's files and the logs."""
+"""Folder of the logs and of submitit's files, beside the run folders."""
 _FIELD = re.compile(r"\{([^{}]+)\}")
 
 
@@ -33,10 +33,10 @@ def _one_point() -> list[dict[str, Any]]:
 
 
 class SweepConfig(Section):
-    """The file of a sweep. Its runs are the points, each with every combination of the grid."""
+    """The file of a sweep. Each point is run with every combination of the grid."""
 
     name: Annotated[str, Field(pattern=_NAME)]
-    """Folder of the runs, under the base configuration's `output`."""
+    """Name of the folder of the runs, in the `output` of the base configuration."""
     base: str
     """Configuration of all runs: a file relative to this one, or the name of a shipped configuration."""
     fixed: dict[str, Any] = Field(default_factory=dict, alias="set")
@@ -46,28 +46,36 @@ class SweepConfig(Section):
     points: list[dict[str, Any]] = Field(default_factory=_one_point, min_length=1)
     """`key.path: value` for each point; `name`, if given, goes into the run's name."""
     leave_out: list[dict[str, Any]] = Field(default_factory=list)
-    """Combinations that are not run: those that agree with all keys of one of these."""
+    """Combinations that are not run. An entry leaves out every combination that has all of its values."""
     run_name: str | None = None
-    """Template of a run's name, such as "{model.name}_seed{seed}"; {name} is the point's. Null makes one of the point's
-    name and the grid's values."""
+    """Template of a run's name, such as "{model.name}_seed{seed}"; {name} is the name of the point. Null joins the name
+    of the point and the values of the grid."""
 
     @model_validator(mode="after")
     def _keys_are_paths(self) -> SweepConfig:
         problems = []
         for where, keys in (("set", self.fixed), ("grid", self.grid)):
-            problems += [f"{where}: {key!r} is no key path, such as model.name" for key in keys if not _is_path(key)]
+            problems += [
+                f"{where}: {key!r} is no key path (expected keys joined by dots, such as model.name)"
+                for key in keys
+                if not _is_path(key)
+            ]
             problems += [
                 f"{where}: {key} is set by the sweep itself: remove it" for key in keys if key in ("name", "output")
             ]
         for point in self.points:
-            problems += [f"points: {key!r} is no key path, such as model.name" for key in point if not _is_path(key)]
+            problems += [
+                f"points: {key!r} is no key path (expected keys joined by dots, such as model.name)"
+                for key in point
+                if not _is_path(key)
+            ]
             problems += [f"points: {key} is in the grid too: keep one of the two" for key in point if key in self.grid]
             if not isinstance(point.get("name", ""), str):
-                problems.append(f"points: the name {point['name']!r} is no text: put it in quotes")
+                problems.append(f"points: name: expected a string, got {point['name']!r}: put it in quotes")
         varied = {*self.grid, *(key for point in self.points for key in point)}
         for pattern in self.leave_out:
             problems += [
-                f"leave_out: {key} varies neither in the grid nor in the points: it would never match"
+                f"leave_out: {key} varies neither in the grid nor in the points, so the entry never matches: remove it"
                 for key in pattern
                 if key not in varied
             ]
@@ -82,12 +90,13 @@ class SweepRun:
 
     config: RunConfig
     settings: dict[str, Any]
-    """What the point and the grid set, under dotted keys."""
+    """The values of the point and of the grid, by key path."""
     dropped: tuple[Dropped, ...] = ()
-    """Keys that changes of a section's name have dropped, from the base on."""
+    """Keys that were dropped because the name of their section changed."""
 
     @property
     def folder(self) -> Path:
+        """The run folder."""
         return Path(self.config.output) / self.config.name
 
 
@@ -97,15 +106,16 @@ class Sweep:
 
     file: Path
     folder: Path
-    """Where the run folders are."""
+    """The folder that holds the run folders."""
     runs: list[SweepRun]
 
 
 def load_sweep(file: str | Path, overrides: Sequence[str] = ()) -> Sweep:
-    """Read a sweep and resolve its runs; overrides, `key.path=value`, win in all of them.
+    """Read a sweep and resolve its runs.
 
     Args:
         file: a path, or the name of a shipped sweep such as "table2"; see `find_file`.
+        overrides: `key.path=value` settings that win in all runs.
 
     Raises:
         UserError: with all problems of the file and of all runs' configurations.
@@ -141,13 +151,13 @@ def load_sweep(file: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     if problems:
         raise UserError([f"{problem} [{some(names)}]" for problem, names in problems.items()])
     if not runs:
-        raise UserError(f"{shown}: leave_out leaves no run: remove a pattern from it")
+        raise UserError(f"{shown}: leave_out leaves no run: remove an entry from it")
     _refuse_equal_names(shown, runs)
     return Sweep(path, folder, runs)
 
 
 def _combinations(sweep: SweepConfig) -> Iterator[tuple[dict[str, Any], str | None]]:
-    """What each run sets, and the name of its point."""
+    """Yield the values of each run by key path, and the name of its point."""
     for point in sweep.points:
         own = {key: value for key, value in point.items() if key != "name"}
         for values in product(*sweep.grid.values()):
@@ -162,14 +172,14 @@ def _matches(pattern: Mapping[str, Any], settings: Mapping[str, Any], point: Map
 
 
 def _run_name(sweep: SweepConfig, values: dict[str, Any], settings: dict[str, Any], point: str | None) -> str:
-    """Letters, digits, `.`, `_` and `-` only: it is a folder."""
+    """The name of a run, which is the name of its folder: letters, digits, `.`, `_` and `-` only."""
     if sweep.run_name is not None:
 
         def fill(match: re.Match[str]) -> str:
             found = point if match[1] == "name" else _value(values, match[1], None)
             if found is None:
                 raise UserError(
-                    f"run_name: {{{match[1]}}} has no value in all runs: use keys that the base or the sweep set"
+                    f"run_name: {{{match[1]}}} has no value in some runs: use keys that the base or the sweep sets"
                 )
             return _plain(found)
 
@@ -195,21 +205,23 @@ def _plain(value: Any) -> str:
 def _refuse_equal_names(shown: str, runs: list[SweepRun]) -> None:
     names = [run.config.name for run in runs]
     if taken := sorted({JOBS_FOLDER, "prepared"} & set(names)):
-        raise UserError(f"{shown}: a run cannot be called {taken[0]}, for there is a folder of that name: set run_name")
+        raise UserError(
+            f"{shown}: a run cannot be called {taken[0]}, which is the name of another folder: set run_name"
+        )
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(
-            f"{shown}: several runs are called {some(twice)}: let run_name hold every key that varies, or remove what"
-            " stands there twice"
+            f"{shown}: several runs are called {some(twice)}: put every key that varies into run_name, or remove"
+            " repeated values"
         )
 
 
 def _overlap(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
-    """Whether one key path is the other, or leads to it."""
+    """Tell whether one key path is equal to the other, or is its beginning."""
     return all(a == b for a, b in zip(one, other, strict=False))
 
 
 def some(names: list[str]) -> str:
-    """The first two of some names, and how many more there are."""
+    """The first two names of a list, and the number of the others."""
     return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 

@@ -1,7 +1,7 @@
 """A rank of a submitted run: `python -m fusionseg.cluster.worker RUN_FOLDER`, alone or under torchrun.
 
-The configuration is the one in the folder. A run that was told to save and leave ends with status 0: it is for the
-job, which looks at the run's records, to decide what follows, and torchrun must not start it again.
+The configuration is read from the run folder. A run that a signal ended after it had saved has exit status 0: torchrun
+must not restart it. The job reads the run's records and decides what follows.
 """
 
 from __future__ import annotations
@@ -17,14 +17,19 @@ from fusionseg.runs.job_events import JobEvent, read_events, write_event
 from fusionseg.training.signals import is_ignored
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import DONE, run
+from fusionseg.utils.logs import process_rank
 from fusionseg.utils.streams import PATIENCE_S, protect
 
 PREDECESSOR_S = 60.0
-"""How long a restarted run waits for its predecessor to leave the folder."""
+"""Seconds that a restarted run waits until the process before it has left the folder."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train; the exit status."""
+    """Train the run and return the exit status.
+
+    Args:
+        argv: the run folder; None takes it from the command line.
+    """
     protect(PATIENCE_S)
     (folder,) = sys.argv[1:] if argv is None else argv
 
@@ -35,13 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             train(load_run_config(Path(folder)), PREDECESSOR_S)
         except UserError as error:
-            if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+            if process_rank() == 0:
                 write_event(Path(folder), JobEvent.REFUSED, reason=error.problems[0])
             raise
         return DONE
 
     status = run(work)
-    # A second attempt of torchrun's would be refused as well. What is told by its status is in the ledger.
+    # If torchrun restarted a run that was refused, it would be refused again. The reason is among the run's events.
     return DONE if os.environ.get("TORCHELASTIC_RUN_ID") and status != DONE and _was_refused(Path(folder)) else status
 
 
@@ -55,14 +60,15 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    # Until the training has its own handlers: torchrun ignores the first two, and what it starts inherits that.
+    # These handlers hold until the training sets its own. torchrun ignores the first two signals, and its processes
+    # inherit that.
     _NUMBERS = [signal.SIGUSR2, signal.SIGTERM, *([] if is_ignored(signal.SIGHUP) else [signal.SIGHUP])]
     for _number in _NUMBERS:
         signal.signal(_number, _leave)
     try:
         sys.exit(main())
     finally:
-        # The job sends its signal again until all ranks have gone. Python ends by giving signals their default back,
-        # and a rank that died of one while it left would have torchrun start all of them again.
+        # The job repeats its signal until all ranks have ended. When Python ends, it restores the default handlers: a
+        # rank that such a signal killed at its end would make torchrun restart all ranks.
         for _number in _NUMBERS:
             signal.signal(_number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""The commands of `fusionseg`. Each imports its work when it runs, so that `--help` is quick.
+"""The commands of `fusionseg`. A command imports its libraries when it runs, so that `--help` is fast.
 
 May import: `utils`, `config`, `observability`, `data`, `models`, `distributed`, `runs`, `training`, `inference`,
 `cluster`.

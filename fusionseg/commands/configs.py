@@ -44,7 +44,10 @@ def _models(arguments: argparse.Namespace) -> int:
     patch = tuple(arguments.patch or (96, 96, 96))
     checkpoint_activations = False
     if min(*patch, arguments.in_channels, arguments.classes) < 1:
-        raise UserError("--patch, --in-channels, --classes: are whole numbers from 1")
+        raise UserError(
+            f"--patch, --in-channels, --classes: expected integers of at least 1, got {patch}, {arguments.in_channels},"
+            f" {arguments.classes}"
+        )
     if arguments.json is not None:
         writable_file(arguments.json, "--json")
     if arguments.config is None:
@@ -75,7 +78,7 @@ def add_schema(commands: Commands) -> None:
         _schema,
     )
     parser.add_argument("--markdown", action="store_true", help="print the reference of all keys as Markdown tables")
-    parser.add_argument("--output", type=Path, help="write it here instead")
+    parser.add_argument("--output", type=Path, help="write it to this file instead")
 
 
 def _schema(arguments: argparse.Namespace) -> int:

@@ -103,7 +103,7 @@ def _user_cache() -> Path:
 
 
 def is_complete(root: Path) -> bool:
-    """Whether the synthetic data set is there with all its volumes."""
+    """Tell whether a folder holds the synthetic data set with all its volumes."""
     volumes = [len(list((root / part).glob("synth_*.nii.gz"))) for part in ("imagesTr", "labelsTr")]
     return (root / "dataset.json").is_file() and volumes == [CASES, CASES]
 

@@ -18,7 +18,7 @@ def add_submit(commands: Commands) -> None:
     parser = add_command(
         commands,
         "submit",
-        "submit all runs of a sweep to SLURM, or run them on this machine; what is finished or queued is left alone",
+        "submit all runs of a sweep to SLURM, or run them on this machine; finished and queued runs are skipped",
         "fusionseg submit table2 --cluster t4 data.root=/data/PARSE output=/scratch/runs",
         _submit,
     )
@@ -38,7 +38,7 @@ def add_submit(commands: Commands) -> None:
 def _submit(arguments: argparse.Namespace) -> int:
     from fusionseg.cluster.local import check_devices, run_locally
     from fusionseg.cluster.profile import load_cluster
-    from fusionseg.cluster.submission import describe, plan
+    from fusionseg.cluster.submission import decide_submissions, submissions_table
     from fusionseg.cluster.submit import check_submission, only_one, sbatch_text, submit
     from fusionseg.cluster.sweep import load_sweep
 
@@ -46,10 +46,10 @@ def _submit(arguments: argparse.Namespace) -> int:
     own = [text.removeprefix(prefix) for text in arguments.overrides if text.startswith(prefix)]
     cluster = load_cluster(arguments.cluster, own)
     sweep = load_sweep(arguments.sweep, [text for text in arguments.overrides if not text.startswith(prefix)])
-    planned = plan(sweep, cluster)
-    due = sum(entry.is_due for entry in planned)
-    print(f"{sweep.folder}: {len(planned)} runs, {due} to {'do' if arguments.dry_run else 'submit'}\n")
-    print(describe(planned, cluster))
+    submissions = decide_submissions(sweep, cluster)
+    due = sum(submission.is_due for submission in submissions)
+    print(f"{sweep.folder}: {len(submissions)} runs, {due} to {'do' if arguments.dry_run else 'submit'}\n")
+    print(submissions_table(submissions, cluster))
     if not due:
         return DONE
     local = cluster.cluster == "local"
@@ -60,19 +60,21 @@ def _submit(arguments: argparse.Namespace) -> int:
         check_devices(cluster)
     check_submission(sweep, cluster, due, ask=not local and not unasked)
     if unasked:
-        print("\nSLURM was not asked, for it is not here (no sinfo): on the login node it may refuse these jobs")
+        print(
+            "\nSLURM is not installed here (no sinfo), so it was not asked: on the login node it may refuse these jobs"
+        )
     if arguments.dry_run:
         return DONE
     with only_one(sweep):
-        planned = plan(sweep, cluster)  # again: another process may just have submitted it
+        submissions = decide_submissions(sweep, cluster)  # again, since another process may have submitted it meanwhile
         if local:
-            return FAILED if run_locally(sweep, planned, cluster) else DONE
+            return FAILED if run_locally(sweep, submissions, cluster) else DONE
 
         def announce(jobs: list[str]) -> None:
             print(f"\nsubmitted {len(jobs)} runs as job {jobs[0].split('_')[0]}; see: fusionseg status {sweep.folder}")
             sys.stdout.flush()
 
-        submit(sweep, planned, cluster, announce)
+        submit(sweep, submissions, cluster, announce)
     return DONE
 
 
@@ -80,7 +82,7 @@ def add_status(commands: Commands) -> None:
     parser = add_command(
         commands,
         "status",
-        "where the runs of a folder stand: state, step, score, speed, restarts, and why they ended",
+        "show the state of the runs in a folder: step, score, speed, restarts, and the reason of their end",
         "fusionseg status runs/table2 --watch 10",
         _status,
     )
@@ -108,7 +110,7 @@ def add_cancel(commands: Commands) -> None:
     parser = add_command(
         commands,
         "cancel",
-        "cancel the jobs of a sweep; its runs save what they have, and submitting again goes on from there",
+        "cancel the runs of a sweep; running ones save a checkpoint first, and submitting again continues them",
         "fusionseg cancel runs/table2",
         _cancel,
     )
@@ -119,7 +121,7 @@ def _cancel(arguments: argparse.Namespace) -> int:
     from fusionseg.cluster.status import cancel
 
     jobs = cancel(arguments.folder)
-    print(f"told {', '.join(jobs)} to leave" if jobs else "no job waits or runs")
+    print(f"cancelled {', '.join(jobs)}; running jobs save a checkpoint first" if jobs else "no job waits or runs")
     return DONE
 
 
@@ -132,7 +134,7 @@ def add_doctor(commands: Commands) -> None:
         "  srun --nodes=2 --ntasks-per-node=4 --gres=gpu:4 fusionseg doctor --folder /scratch/runs",
         _doctor,
     )
-    parser.add_argument("--folder", type=Path, default=Path(), help="where runs are to be written (default: here)")
+    parser.add_argument("--folder", type=Path, default=Path(), help="folder of the runs (default: this folder)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings as JSON too")
 
 

@@ -1,4 +1,4 @@
-"""The command that watches the GPUs."""
+"""`fusionseg monitor`: GPU counters while a command runs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import DONE, FAILED
 
 INTERVALS_S = (0.1, 3600.0)
-"""NVML's own values change no faster than about ten times a second."""
+"""Shortest and longest interval. NVML updates its values about ten times a second."""
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 FROM_KEYBOARD = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-"""A terminal sends these to all that runs in its foreground, so the command has them already."""
+"""A terminal sends these to all processes in its foreground, so that the command receives them without our help."""
 
 
 def add_monitor(commands: Commands) -> None:
@@ -51,15 +51,15 @@ def _monitor(arguments: argparse.Namespace) -> int:
     problems = []
     if not INTERVALS_S[0] <= arguments.interval <= INTERVALS_S[1]:
         problems.append(
-            f"--interval {arguments.interval:g}: goes from {INTERVALS_S[0]:g} to {INTERVALS_S[1]:g} seconds"
+            f"--interval: expected {INTERVALS_S[0]:g} to {INTERVALS_S[1]:g} seconds, got {arguments.interval:g}"
         )
     if arguments.picture is not None and arguments.output is None:
-        problems.append("--picture: is drawn from the samples in a file: add --output gpu.csv")
+        problems.append("--picture: needs a file of samples to draw: add --output gpu.csv")
     if problems:
         raise UserError(problems)
     program = arguments.program
     for key, path in (("--output", arguments.output), ("--picture", arguments.picture)):
-        if path is not None and not program:  # a command is run in any case
+        if path is not None and not program:  # a command is run even if the samples cannot be written
             writable_file(path, key)
     with GpuProgress(live=not program) as progress:
         monitor = GpuMonitor(arguments.output, interval_s=arguments.interval, on_sample=progress.samples)
@@ -73,7 +73,7 @@ def _monitor(arguments: argparse.Namespace) -> int:
         finally:
             summary = monitor.stop()
     if reason is None:
-        # What the command prints may be read by another program.
+        # Standard output belongs to the command: another program may read it.
         out = sys.stderr if program else sys.stdout
         print(_table(summary), *advise(summary), sep="\n", file=out)
         if arguments.picture is not None:
@@ -86,12 +86,12 @@ def _draw(csv: Path, picture: Path) -> None:
 
     try:
         plot_gpu_csv(csv, picture)
-    except (UserError, OSError) as error:  # the exit status is the command's, with or without a picture
+    except (UserError, OSError) as error:  # a missing picture does not change the exit status of the command
         print(f"no picture: {error}", file=sys.stderr)
 
 
 def _run_beside(program: Sequence[str]) -> int:
-    """Run a command with the signals that come here; its exit status, as a shell gives it."""
+    """Run a command, pass signals on to it, and return its exit status in the shell's convention."""
     process: subprocess.Popen[bytes] | None = None
     early: list[int] = []
 
@@ -115,10 +115,10 @@ def _run_beside(program: Sequence[str]) -> int:
 
 
 def _wait(monitor: Any) -> int:
-    """Until Ctrl-C or SIGTERM, which is success, or until the monitor ends by itself."""
-    told = threading.Event()
-    with _handling(lambda number, frame: told.set()):
-        while not told.wait(0.2):
+    """Wait for Ctrl-C or SIGTERM, which mean success, or for a failure of the monitor."""
+    stopped = threading.Event()
+    with _handling(lambda number, frame: stopped.set()):
+        while not stopped.wait(0.2):
             if not monitor.is_running:
                 return FAILED
     return DONE
@@ -126,7 +126,7 @@ def _wait(monitor: Any) -> int:
 
 @contextmanager
 def _handling(handler: Any) -> Iterator[None]:
-    # What is ignored stays so (nohup, a shell's background job), for the command too.
+    # A signal that is ignored (nohup, a background job of a shell) stays ignored, for the command too.
     before = {number: signal.getsignal(number) for number in PASSED_ON}
     ours = [number for number, old in before.items() if old is not signal.SIG_IGN]
     for number in ours:
@@ -139,7 +139,7 @@ def _handling(handler: Any) -> Iterator[None]:
 
 
 def _in_foreground() -> bool:
-    """Whether a terminal's keys send signals to this process and the command alike."""
+    """Tell whether the keys of a terminal send signals to both this process and the command."""
     try:
         terminal = os.open("/dev/tty", os.O_RDONLY)
     except OSError:

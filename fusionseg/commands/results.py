@@ -47,7 +47,7 @@ def add_evaluate(commands: Commands) -> None:
         action="store_true",
         help="of a pre-training: write the original, masked and reconstructed volumes too, as NIfTI",
     )
-    parser.set_defaults(overrides=[])  # those that come after an option, see `fusionseg.cli`
+    parser.set_defaults(overrides=[])  # settings after an option, see `fusionseg.commands.base.execute`
     _inference_arguments(parser, default=None)
 
 
@@ -55,7 +55,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from fusionseg.inference.evaluation.several_runs import Wanted, evaluate_run, evaluate_runs, is_one_run, split_words
 
     paths, overrides = split_words([*arguments.words, *arguments.overrides])
-    others, more = split_words([str(path) for path in arguments.others])  # `--with` takes all words that follow it
+    others, more = split_words([str(path) for path in arguments.others])  # `--with` takes all words after it
     if arguments.checkpoint is None:
         arguments.checkpoint = "last" if arguments.dataset is None else "best"
     wanted = Wanted(
@@ -68,7 +68,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         volumes=arguments.volumes,
     )
     if not paths:
-        raise UserError("evaluate: names no run; give a run folder, or a folder of runs, before the settings")
+        raise UserError("evaluate: no run is given: put a run folder, or a folder of runs, before the settings")
     if is_one_run(paths):
         return DONE if evaluate_run(paths[0], wanted).is_whole else FAILED
     outcomes = evaluate_runs(paths, wanted)
@@ -121,7 +121,7 @@ def add_compare(commands: Commands) -> None:
         "--checkpoint",
         default="last",
         choices=("last", "best"),
-        help="figures of each run's last step, or of its best validation, which was chosen on the same cases"
+        help="values of each run's last step, or of its best validation, which was chosen on the same cases"
         " (default last)",
     )
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="write compare.md and compare.csv there too")
@@ -168,9 +168,9 @@ def _options(arguments: argparse.Namespace):  # type: ignore[no-untyped-def]
 
     problems = []
     if arguments.overlap is not None and not 0 <= arguments.overlap < 1:
-        problems.append(f"--overlap {arguments.overlap}: goes from 0 to below 1, such as 0.5")
+        problems.append(f"--overlap: expected a number from 0 to below 1, such as 0.5, got {arguments.overlap}")
     if arguments.memory is not None and arguments.memory <= 0:
-        problems.append(f"--memory {arguments.memory}: is a number of gigabytes above 0")
+        problems.append(f"--memory: expected a number of gigabytes above 0, got {arguments.memory}")
     if problems:
         raise UserError(problems)
     return PredictOptions(arguments.device, arguments.checkpoint, arguments.overlap, arguments.tta, arguments.memory)

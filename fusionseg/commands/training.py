@@ -205,7 +205,7 @@ def _refuse_other_program(program: Program, file: str, config: RunConfig) -> Non
 
 
 def _is_alone() -> bool:
-    """Whether this process is the only one of the run."""
+    """Tell whether this process is the only one of the run."""
     return all((os.environ.get(name) or "1") == "1" for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
 
 

@@ -1,4 +1,4 @@
-"""Parts that know nothing of training: errors, whole files, folder locks, machine facts, exit status, tables, logs.
+"""Parts that do not depend on training: errors, atomic files, folder locks, machine limits, exit status, tables, logs.
 
 May import: nothing.
 """

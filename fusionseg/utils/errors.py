@@ -74,7 +74,12 @@ class TrainingStopped(Exception):
 
 
 def some_of(names: Sequence[str], most: int = 10) -> str:
-    """The first names of a list, for a message, and the number of the others."""
+    """List the first names for a message, and count the others.
+
+    Args:
+        names: all names.
+        most: number of names to list.
+    """
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 

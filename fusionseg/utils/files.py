@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all; folders that can be written; file names made of other names."""
+"""Atomic writes of files, checks that a folder can be written, and safe file names."""
 
 from __future__ import annotations
 
@@ -15,25 +15,28 @@ from typing import Any
 from fusionseg.utils.errors import UserError, WriteError
 
 PARTIAL = ".partial-"
-"""Beginning of every temporary name."""
+"""Prefix of every temporary name."""
 MAX_NAME_BYTES = 255
-"""Longest file name of the usual file systems."""
+"""Longest file name of common file systems."""
 _PARTIAL_BYTES = len(f"{PARTIAL}{'0' * 12}-")
 _PROBE_BYTES = 4096
-# Names of devices, which Windows and the disks that it shares do not take as file names.
+# Names of devices. Windows, and disks that it shares, refuse them as file names.
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on a clean exit it is synced to disk and takes the name `path`.
+    """Yield a temporary path beside `path`. When the body is done, the file is synced to disk and renamed to `path`.
 
-    When the body raises, the temporary file is removed and whatever was at `path` before is untouched.
+    If the body raises, the temporary file is removed, and an earlier file at `path` is not changed.
+
+    Args:
+        path: of the file; its folder is made if it does not exist.
 
     Raises:
-        WriteError: the file cannot be written, with `path` and the cause.
+        WriteError: the file cannot be written.
     """
-    # The suffixes stay at the end: libraries choose the format by them (.nii.gz, .png).
+    # The suffixes stay at the end of the name: libraries choose the format by them (.nii.gz, .png).
     temporary = partial_path(path)
     try:
         with writing(path):
@@ -45,7 +48,7 @@ def whole_file(path: Path) -> Iterator[Path]:
             sync(temporary)
             os.replace(temporary, path)
     except BaseException:
-        with suppress(OSError):  # what went wrong first is to be told
+        with suppress(OSError):  # the first error is the one to report
             temporary.unlink()
         raise
     with writing(path):
@@ -54,9 +57,15 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raise what the system says about writing `path` as a WriteError that names it.
+    """Turn an OSError about `path` into a WriteError with the cause and a remedy.
 
-    An OSError about a file elsewhere (one that the body reads) passes as it is.
+    An OSError about another file (one that the body reads) is not changed.
+
+    Args:
+        path: the file that the body writes.
+
+    Raises:
+        WriteError: the file cannot be written.
     """
     try:
         yield
@@ -65,19 +74,24 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         if not error.args or not _concerns(error.filename, path):
             raise
-        # NumPy gives no number where fewer bytes were written than asked for.
+        # NumPy sets no error number if fewer bytes were written than requested.
         raise WriteError(error.errno or errno.EIO, cause_of(error, path), str(path)) from error
 
 
 def _concerns(filename: Any, path: Path) -> bool:
-    """Whether a name in an OSError lies in the folder of `path`, or is a folder that leads to it; or there is none."""
+    """Tell whether the file of an OSError is in the folder of `path`, or is a parent of `path`, or is not stated."""
     if not isinstance(filename, str):
         return True
     return Path(filename).is_relative_to(path.parent) or path.is_relative_to(filename)
 
 
 def cause_of(error: OSError, path: Path) -> str:
-    """The reason why `path` cannot be written, and what to do about it."""
+    """The cause of an error in writing `path`, and the remedy.
+
+    Args:
+        error: from the operating system.
+        path: of the file.
+    """
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT) or error.errno is None:
         return f"{reason}: free some space, or choose another place"
@@ -91,22 +105,23 @@ def cause_of(error: OSError, path: Path) -> str:
         return "there is a folder of this name: choose another name"
     for folder in path.parents:
         if os.path.islink(folder) and not os.path.exists(folder):
-            return f"{folder} is a link to {os.readlink(folder)}, which is not there: choose another place"
+            return f"{folder} is a link to {os.readlink(folder)}, which does not exist: choose another place"
         if os.path.exists(folder) and not os.path.isdir(folder):
             return f"{folder} is a file, not a folder: choose another place"
     return f"{reason}: choose another place"
 
 
 def writable_folder(folder: Path, key: str) -> None:
-    """Make sure that a folder can be made and files written there, before anything is computed for them.
+    """Make sure that files can be written in a folder, before anything is computed for them.
 
-    Nothing stays of the attempt: what is refused for another reason leaves no empty folder.
+    The attempt leaves nothing behind, not even the folder.
 
     Args:
-        key: the setting or the option that names the folder, for the message.
+        folder: need not exist.
+        key: the setting or option that names the folder, for the message.
 
     Raises:
-        UserError: with the folder and the cause.
+        UserError: the folder cannot be made or written.
     """
     missing = [part for part in (folder, *folder.parents) if not os.path.lexists(part)]
     probe = partial_path(folder / "probe")
@@ -117,15 +132,19 @@ def writable_folder(folder: Path, key: str) -> None:
         raise UserError(f"{key}: {folder}: cannot be written: {cause_of(error, probe)}") from None
     finally:
         for remove in (probe.unlink, *(part.rmdir for part in missing)):
-            with suppress(OSError):  # another process may be at work there already
+            with suppress(OSError):  # another process may have written there since
                 remove()
 
 
 def writable_file(path: Path, key: str) -> None:
     """Make sure that a file can be written, before anything is computed for it.
 
+    Args:
+        path: of the file.
+        key: the setting or option that names the file, for the message.
+
     Raises:
-        UserError: with the file and the cause.
+        UserError: the file cannot be written.
     """
     reason = ""
     if os.path.isdir(path):
@@ -138,24 +157,26 @@ def writable_file(path: Path, key: str) -> None:
 
 
 def user_path(text: str) -> Path:
-    """A path from a configuration, in which ~/ is the home folder: a folder called ~ is never meant."""
+    """Convert a path from a configuration; ~/ stands for the home folder."""
     return Path(os.path.expanduser(text))
 
 
 def partial_path(path: Path) -> Path:
-    """A temporary name beside `path` that no other process, on no other machine, takes."""
+    """A temporary name beside `path` that is unique among all processes and machines."""
     return path.with_name(f"{PARTIAL}{uuid.uuid4().hex[:12]}-{path.name}")
 
 
 def file_name(name: str, suffix: str = "") -> str:
-    """A name from a data set as the name of a file or folder within another folder.
+    """Convert a name from a data set to the name of a file or folder.
 
-    Names that are usual stay as they are. One that could lead elsewhere, be hidden, be taken for an option, or be no
-    file name on a common file system is made harmless and gets a short hash of the original: different names stay
+    A common name is not changed. A name that would lead to another folder, be hidden, look like an option, or be
+    refused by a common file system is changed, and a short hash of the original is added: different names stay
     different.
 
     Args:
-        suffix: what follows, such as .nii.gz; the whole fits a file system, with a temporary name's prefix too.
+        name: of a case, for example.
+        suffix: end of the file name, such as .nii.gz. The whole name fits a file system, also with the prefix of a
+            temporary name.
     """
     safe = "".join(letter if _is_harmless(letter) else "_" for letter in name)
     if safe[:1] in (".", "-", " "):
@@ -168,7 +189,7 @@ def file_name(name: str, suffix: str = "") -> str:
     if safe == name and 0 < len(name.encode()) <= room:
         return name + suffix
     key = "-" + hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:10]
-    # Cut between letters, not within one.
+    # The cut must not split a character of several bytes.
     return (safe.encode()[: room - len(key)].decode("utf-8", "ignore") or "_") + key + suffix
 
 
@@ -177,13 +198,23 @@ def _is_harmless(letter: str) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file whole or not at all.
+
+    Args:
+        path: of the file.
+        text: its content.
+    """
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file whole or not at all.
+
+    Args:
+        path: of the file.
+        value: plain values.
+    """
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
@@ -193,7 +224,7 @@ def sync(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError:
-        if not path.is_dir():  # some file systems cannot sync a folder; the rename itself is still atomic
+        if not path.is_dir():  # some file systems cannot sync a folder; a rename in it is atomic all the same
             raise
     finally:
         os.close(handle)

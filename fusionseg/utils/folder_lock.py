@@ -1,8 +1,8 @@
-"""One process at a time in a folder, on file systems with locks and on those without.
+"""Locks of folders: one process at a time works in a folder, also on file systems without file locks.
 
-With locks, `.lock` is locked for as long as the process lives, and nothing else counts. Without them, `.owner` names
-the process (host, number, when it started); it is made by O_EXCL, which the file systems without locks have, and its
-time is renewed every few seconds, for a process on another host cannot be looked up.
+On a file system with locks, the process holds a lock on `.lock` until it ends. On others, the file `.owner` names the
+process by its host, number and start time. O_EXCL, which these file systems support, makes sure that one process alone
+creates it. The process renews the file's time stamp every few seconds, since other hosts cannot look the process up.
 """
 
 from __future__ import annotations
@@ -22,18 +22,22 @@ log = logging.getLogger("fusionseg")
 
 LOCK, OWNER = ".lock", ".owner"
 BEAT_S = 5.0
-"""Seconds between two renewals of the owner's file."""
+"""Seconds between two renewals of `.owner`."""
 SILENT_S = 3 * BEAT_S
-"""An owner on another host that has not renewed its file for so long is gone."""
+"""Seconds without a renewal after which an owner on another host counts as ended."""
 _SETTLE_S = 0.2
 
 
 class HeldError(Exception):
-    """Another process has the folder; the text says which, as far as it is known."""
+    """Another process holds the folder. The text names the process, if it is known."""
 
 
 class FolderLock:
-    """The right to work in a folder."""
+    """A lock on a folder.
+
+    Args:
+        folder: must exist when the lock is acquired.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -41,12 +45,12 @@ class FolderLock:
         self._beat: threading.Event | None = None
 
     def acquire(self) -> None:
-        """Take the folder, or raise at once.
+        """Acquire the lock, or raise at once.
 
-        On a file system without locks a warning says so, and an owner on another host is watched for some seconds.
+        On a file system without locks this logs a warning, and watches an owner on another host for some seconds.
 
         Raises:
-            HeldError: another process has it.
+            HeldError: another process holds the lock.
             OSError: the folder cannot be written.
         """
         file = (self.folder / LOCK).open("a", encoding="utf-8")
@@ -59,8 +63,8 @@ class FolderLock:
             file.close()
             self._own()
             log.warning(
-                "%s: file locks do not work here (%s): a second process in this folder is noticed by the file %s alone;"
-                " start no run twice at the same time",
+                "%s: file locks do not work here (%s): only the file %s keeps a second process out of this folder; do"
+                " not start a run twice at the same time",
                 self.folder,
                 error.strerror,
                 OWNER,
@@ -69,7 +73,7 @@ class FolderLock:
         self._file = file
 
     def release(self) -> None:
-        """Give the folder back; nothing happens if it is not held."""
+        """Release the lock. Without a lock this does nothing."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -93,7 +97,7 @@ class FolderLock:
                 continue
             with open(handle, "w", encoding="utf-8") as file:
                 json.dump(_myself(), file)
-            time.sleep(_SETTLE_S)  # two that found the same dead owner: the later has replaced the file
+            time.sleep(_SETTLE_S)  # two processes may find the same ended owner: the later one replaces the file
             if _read(path) == _myself():
                 self._beat = threading.Event()
                 threading.Thread(target=_renew, args=(path, self._beat), daemon=True).start()
@@ -102,7 +106,7 @@ class FolderLock:
 
 
 def _lock(file: IO[str]) -> None:
-    for _ in range(3):  # who asks whether it is held has it for an instant
+    for _ in range(3):  # `is_held` of another process holds the lock for an instant
         with suppress(BlockingIOError):
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         time.sleep(0.1)
@@ -110,7 +114,7 @@ def _lock(file: IO[str]) -> None:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process works in the folder."""
+    """Tell whether a process holds the lock on a folder."""
     try:
         with (folder / LOCK).open(encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -122,10 +126,11 @@ def is_held(folder: Path) -> bool:
 
 
 def _holder(path: Path, watch_s: float) -> str:
-    """Name the process that an owner's file stands for, if it lives; else an empty text.
+    """The process that `.owner` names, if it lives; otherwise an empty text.
 
     Args:
-        watch_s: how long to watch for a sign of life from another host; 0 goes by the file's age.
+        path: of `.owner`.
+        watch_s: seconds to wait for a renewal by another host; 0 decides by the file's age.
     """
     owner = _read(path)
     try:
@@ -155,9 +160,9 @@ def _myself() -> dict[str, Any]:
 
 
 def _started(pid: int) -> str | None:
-    """When a process was started, in the kernel's own units (its number may be another's by now); None if it has ended.
+    """The start time of a process in the kernel's clock ticks; None if it has ended.
 
-    Not as a time of day: that moves when the clock is set.
+    It tells the process from a later one with the same number. A time of day would change when the clock is set.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()

@@ -63,13 +63,13 @@ class _LogFile(logging.FileHandler):
 
 
 def set_verbosity(verbosity: Verbosity) -> None:
-    """Choose the messages that the screen shows, from now on. An entry point calls it once."""
+    """Choose the messages that the screen shows. An entry point calls this once, before `start_logging`."""
     global _verbosity
     _verbosity = verbosity
 
 
 def is_quiet() -> bool:
-    """Whether the screen shows warnings, errors and results only: no progress, no remarks."""
+    """Tell whether the screen shows warnings, errors and results only, without progress."""
     return _verbosity is Verbosity.QUIET
 
 
@@ -89,7 +89,7 @@ def start_logging(rank: int = 0) -> None:
 
 
 def log_to_file(path: Path) -> logging.Handler:
-    """Append the messages to a file, with their time and level. `--quiet` does not change what the file receives."""
+    """Append the messages to a file, with their time and level. The file has all messages, also under `--quiet`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -1,4 +1,4 @@
-"""What this job may use of the machine: never what the machine has."""
+"""Limits of this job: the CPUs and the memory that it may use, which are often fewer than the machine has."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 def available_cpus() -> int:
-    """CPUs this process may run on: its affinity mask, cut by the quota of each control group above it."""
+    """Count the CPUs that this process may use, by its affinity mask and the quotas of its control groups."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     for folder in _groups("cpu"):
         quota = _words(folder / "cpu.max") or _words(folder / "cpu.cfs_quota_us") + _words(folder / "cpu.cfs_period_us")
-        if len(quota) == 2 and quota[0].isdigit():  # "max" and -1 are no limit
+        if len(quota) == 2 and quota[0].isdigit():  # "max" and -1 stand for no limit
             cpus = min(cpus, max(1, int(quota[0]) // int(quota[1])))
     return cpus
 
 
 def available_memory_bytes() -> int:
-    """Host memory that can still be taken: what is free, cut by the limit of each control group above this process.
+    """Bytes of host memory that this process can still allocate, by the free memory and its control groups' limits.
 
-    A scheduler sets the limit on the job's group, not on that of the process; and what a group uses counts pages of
-    files that the kernel gives up when memory is wanted.
+    All groups above the process count, since a scheduler limits the group of the job. The use of a group includes
+    cached pages of files, which the kernel frees when memory is needed: they count as free.
     """
     free = int(psutil.virtual_memory().available)
     for folder in _groups("memory"):
@@ -44,20 +44,24 @@ def available_memory_bytes() -> int:
 
 
 def process_age_s() -> float:
-    """Seconds since this process began, Python's own start included."""
+    """Seconds since this process started, including the start of Python."""
     fields = Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     began_ticks = int(fields[19])  # field 22 of proc(5), of which two are before the last parenthesis
     return time.clock_gettime(time.CLOCK_BOOTTIME) - began_ticks / os.sysconf("SC_CLK_TCK")
 
 
 def resident_bytes(field: str) -> int:
-    """A line of /proc/self/status: VmRSS is what this process holds in memory now, VmHWM its peak."""
+    """Bytes of memory that this process holds, from /proc/self/status.
+
+    Args:
+        field: VmRSS for the current value, VmHWM for the peak.
+    """
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def _groups(controller: str) -> Iterator[Path]:
-    """Folders of this process's control group and of all above it, in version 2 and in version 1."""
+    """Yield the folders of this process's control group and of all groups above it, in versions 2 and 1."""
     try:
         lines = OWN_CGROUPS.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -69,7 +73,7 @@ def _groups(controller: str) -> Iterator[Path]:
         root = CGROUP_ROOT / controller if controllers else CGROUP_ROOT
         folder = root / path.lstrip("/")
         while True:
-            if folder.is_dir():  # inside a container the path may be the host's: then the root is the group
+            if folder.is_dir():  # in a container the path may be that of the host; the root is then the group
                 yield folder
             if folder == root:
                 break

@@ -1,4 +1,4 @@
-"""One function over many cases, in processes; a case that breaks does not take the others with it."""
+"""Parallel calls of a function for many cases, in processes. A case that fails does not affect the others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 
 class WorkerDied(Exception):
-    """A worker process ended without a word: as a rule the kernel killed it for want of memory."""
+    """A worker process that was killed, in most cases by the kernel for lack of memory."""
 
 
 def map_cases(
@@ -27,11 +27,16 @@ def map_cases(
     workers: int,
     initializer: Callable[[], None] | None = None,
 ) -> Iterator[tuple[Item, Result | Exception]]:
-    """Call `function` for every item and yield each with its result, or with the exception it raised.
+    """Call `function` for every item, and yield each item with its result or with the exception that it raised.
 
-    Results come in the order in which they are done. When a worker dies, the few items that were under way
-    are tried again one at a time, so that only the one that kills its worker is lost, as `WorkerDied`; then
-    the rest goes on with all workers.
+    Results are yielded as they are completed. When a worker dies, the items in progress are tried again one at a time.
+    The item that kills its worker again is yielded with `WorkerDied`, and the remaining items use all workers again.
+
+    Args:
+        function: can be pickled, and so can its results.
+        items: can be pickled.
+        workers: processes; with 1, the function is called in this process.
+        initializer: called once in each worker.
     """
     if workers <= 1 or len(items) <= 1:
         for item in items:
@@ -40,13 +45,13 @@ def map_cases(
     waiting = deque(items)
     workers = min(workers, len(items))
     while waiting:
-        # Two for each worker, so that none waits for its next item.
+        # Two items for each worker, so that no worker waits for its next item.
         again = deque((yield from _until_one_dies(function, waiting, workers, 2 * workers, initializer)))
         while again:
             for item in (yield from _until_one_dies(function, again, 1, 1, initializer)):
                 yield (
                     item,
-                    WorkerDied("the process that worked on it died (out of memory?): use fewer workers"),
+                    WorkerDied("its worker process was killed, probably for lack of memory: use fewer workers"),
                 )
 
 
@@ -57,10 +62,10 @@ def _until_one_dies(
     in_flight: int,
     initializer: Callable[[], None] | None,
 ) -> Generator[tuple[Item, Result | Exception], None, list[Item]]:
-    """Take items from `waiting` until it is empty or a worker dies; return those that were lost with it."""
+    """Process the items of `waiting` until none is left or a worker dies; return the items in progress at that time."""
     lost: list[Item] = []
     futures: dict[Future[Result | Exception], Item] = {}
-    # spawn: a fork of a process that has started threads (torch has) may hang
+    # spawn, since a fork of a process with threads, such as those of torch, may hang.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(initializer,))
     try:
@@ -69,7 +74,7 @@ def _until_one_dies(
                 while waiting and not lost and len(futures) < in_flight:
                     futures[pool.submit(_call, function, waiting[0])] = waiting[0]
                     waiting.popleft()
-            except BrokenProcessPool:  # the item was not taken and stays in `waiting`
+            except BrokenProcessPool:  # the item was not accepted and stays in `waiting`
                 if not futures:
                     break
             for future in wait(futures, return_when=FIRST_COMPLETED).done:
@@ -85,7 +90,7 @@ def _until_one_dies(
 
 
 def _start_worker(initializer: Callable[[], None] | None) -> None:
-    """End this worker when the process that started it is gone: killed, it cannot tell its workers to stop."""
+    """End this worker when its parent process ends: a parent that was killed cannot stop its workers."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -104,6 +109,6 @@ def _call(function: Callable[[Item], Result], item: Item) -> Result | Exception:
     except Exception as error:
         try:
             pickle.loads(pickle.dumps(error))
-        except Exception:  # an exception that cannot travel between processes would look like a dead worker
+        except Exception:  # an exception that cannot be pickled would look like a worker that died
             return RuntimeError(f"{type(error).__name__}: {error}")
         return error

@@ -1,7 +1,7 @@
-"""Standard output and standard error that never end the program.
+"""Standard output and standard error whose failures do not end the program.
 
-A closed pipe, a terminal that is gone, a full disk behind `> log.txt` or a reader that has stopped reading takes the
-text away, not the work. `protect` is called once by every entry point, before anything is printed.
+If a pipe or a terminal is closed, the disk behind `> log.txt` is full, or nobody reads a pipe, the text is lost, and
+the program continues. Every entry point calls `protect` once, before anything is printed.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ import time
 from typing import Any, TextIO
 
 PATIENCE_S = 2.0
-"""Seconds that a training waits, once, for a reader that does not read."""
-_CHUNK_BYTES = select.PIPE_BUF  # a pipe that is ready takes as many without waiting
+"""Seconds that a training waits, once, for a pipe that nobody reads."""
+_CHUNK_BYTES = select.PIPE_BUF  # a pipe that is ready accepts this number without blocking
 
-# The text may be written later: the disk has space again, the file its quota.
+# Failures that may pass: later text can be written when there is space again.
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _MARK = "_fusionseg_target"
 
 
 class _Target(io.RawIOBase):
-    """A file descriptor whose `write` always succeeds."""
+    """A file descriptor whose `write` never fails."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self.patience_s: float | None = None
-        """Seconds to wait for a reader; None waits for ever."""
+        """Seconds to wait for a reader; None waits without limit."""
         self.error: OSError | None = None
         """The first failure."""
         self.replaced: TextIO | None = None
-        """Kept, for a stream that nobody holds closes its descriptor."""
+        """The stream before `protect`; it is kept, since it closes the descriptor when it is deleted."""
         self._is_slow = False
         self._dropped = 0
 
@@ -61,17 +61,17 @@ class _Target(io.RawIOBase):
                     continue
                 try:
                     rest = rest[os.write(self._descriptor, rest[:_CHUNK_BYTES]) :]
-                except BlockingIOError:  # made non-blocking by whoever is at the other end
+                except BlockingIOError:  # the other end has made the descriptor non-blocking
                     time.sleep(0.01)
         except OSError as error:
             self._give_up(error)
         return size
 
     def _is_ready(self) -> bool:
-        """Whether a write would not wait; waits for it as long as it may."""
+        """Wait until a write would not block, as long as allowed; return whether it would not."""
         poll = select.poll()
         poll.register(self._descriptor, select.POLLOUT)
-        # Who has waited in vain once waits no more, until something is read again.
+        # After one wait in vain there is no further wait, until the reader reads again.
         timeout_ms = None if self.patience_s is None else 0 if self._is_slow else round(1000 * self.patience_s)
         self._is_slow = not poll.poll(timeout_ms)
         return not self._is_slow
@@ -80,23 +80,23 @@ class _Target(io.RawIOBase):
         self.error = self.error or error
         if error.errno in _PASSING:
             return
-        # For what the libraries print, and for the programs that are started from here, too.
+        # This covers output of libraries and of programs that are started from here too.
         try:
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._descriptor)
             os.close(null)
-        except OSError:  # no descriptors left: every later write fails, and is passed over, as this one
+        except OSError:  # no descriptor is left: later writes fail like this one, and are ignored
             pass
 
 
 def protect(patience_s: float | None = None) -> None:
-    """Make `sys.stdout` and `sys.stderr` safe to write to, for as long as the process lives.
+    """Make writes to `sys.stdout` and `sys.stderr` safe until the process ends.
 
-    A stream that is not the process's own (a test's, a notebook's) is left alone. A standard descriptor that is closed
-    becomes /dev/null: the next file that is opened would take its number, and receive what is printed.
+    A stream that is not of this process (that of a test or a notebook) is not changed. A closed standard descriptor is
+    opened on /dev/null: otherwise the next file that is opened would take its number and receive the printed text.
 
     Args:
-        patience_s: how long to wait for a reader that does not read; None waits for ever.
+        patience_s: seconds to wait for a pipe that nobody reads; None waits without limit.
     """
     _open_closed_descriptors()
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
@@ -112,7 +112,7 @@ def protect(patience_s: float | None = None) -> None:
 
 
 def lost_output() -> str | None:
-    """The reason why standard output is incomplete; None if it is complete, or if its reader has left (`| head`)."""
+    """The cause of incomplete standard output; None if it is complete, or if the reader closed the pipe (`| head`)."""
     target = _target(sys.stdout)
     if target is None:
         return None
@@ -123,7 +123,7 @@ def lost_output() -> str | None:
 
 
 def reader_has_left() -> bool:
-    """Whether standard output goes nowhere any more."""
+    """Tell whether standard output cannot reach a reader any more."""
     target = _target(sys.stdout)
     return target is not None and target.error is not None and target.error.errno not in _PASSING
 
@@ -147,11 +147,11 @@ def _wrap(stream: TextIO, target: _Target) -> TextIO:
     except OSError as error:
         target._give_up(error)
     unbuffered = bool(getattr(stream, "write_through", False))
-    binary: Any = target if unbuffered else io.BufferedWriter(target)  # a raw one is what `python -u` has
+    binary: Any = target if unbuffered else io.BufferedWriter(target)  # `python -u` has a raw one
     wrapped = io.TextIOWrapper(
         binary,
         encoding=stream.encoding,
-        errors="backslashreplace",  # a name that the terminal cannot show is no reason to end
+        errors="backslashreplace",  # a name that the terminal cannot show must not end the program
         line_buffering=bool(getattr(stream, "line_buffering", False)),
         write_through=unbuffered,
     )

@@ -1,4 +1,4 @@
-"""How tables are laid out."""
+"""Tables in Markdown."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from collections.abc import Sequence
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells, the first the header, in aligned columns."""
+    """Format rows of cells as a Markdown table with aligned columns.
+
+    Args:
+        rows: equally long; the first row is the header.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows

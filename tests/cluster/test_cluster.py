@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fusionseg.cluster.profile import load_cluster
-from fusionseg.cluster.submission import plan
+from fusionseg.cluster.submission import decide_submissions
 from fusionseg.cluster.submit import sbatch_text
 from fusionseg.cluster.sweep import Sweep, load_sweep
 from fusionseg.config import dump_config
@@ -66,9 +66,9 @@ def test_a_folder_in_whose_name_slurm_puts_numbers_is_refused(
     sweep = load_sweep(tmp_path / "sweep.yaml")
     assert sweep.folder == tmp_path / name / "s"
     with pytest.raises(UserError, match=rf"output: .* holds {said}, and SLURM would write the jobs' logs elsewhere"):
-        plan(sweep, load_cluster(SLURM_PROFILES[0]))
+        decide_submissions(sweep, load_cluster(SLURM_PROFILES[0]))
     (tmp_path / "here.yaml").write_text("cluster: local\n")
-    assert len(plan(sweep, load_cluster(tmp_path / "here.yaml"))) == 2
+    assert len(decide_submissions(sweep, load_cluster(tmp_path / "here.yaml"))) == 2
     assert not (tmp_path / name).exists()
 
 
@@ -80,26 +80,26 @@ def test_every_golden_text_has_its_profile() -> None:
     ("override", "expected"),
     [
         ("partitoin=x", "partitoin (command line: partitoin=x): unknown key; did you mean partition?"),
-        ("time=24h", "time (x: '24h' is not written [days-]hours"),
+        ("time=24h", "time (x: expected [days-]hours:minutes:seconds, such as 2-12:00:00, got '24h'"),
         ("time=90", "time (command line: time=90): expected a string"),
         ("nodes=0", "nodes (command line: nodes=0): expected a value of at least 1, got 0"),
         ("launcher=mpirun", "launcher (command line: launcher=mpirun): unknown value 'mpirun'"),
-        ("tasks_per_node=3", "tasks_per_node (command line: tasks_per_node=3): 3 on 1 GPUs"),
+        ("tasks_per_node=3", "tasks_per_node (command line: tasks_per_node=3): 3 ranks on 1 GPUs"),
         ("gpus_per_node=0", "gpu_type ("),
         ("gpu_type=a 100", "gpu_type (command line: gpu_type=a 100): expected a string that matches"),
-        ("signal_s=90000", "signal_s (command line: signal_s=90000): 90000 s are not less than the time limit"),
-        ("sbatch={--mem: 3}", "sbatch (command line: sbatch={--mem: 3}): --mem is written without dashes"),
+        ("signal_s=90000", "signal_s (command line: signal_s=90000): 90000 s are not below the time limit"),
+        ("sbatch={--mem: 3}", "sbatch (command line: sbatch={--mem: 3}): --mem: write it without dashes: mem"),
         ("sbatch={time: 3}", "sbatch (command line: sbatch={time: 3}): time is set by time: remove it"),
         ("sbatch={cpus_per_task: 3}", "sbatch (command line: sbatch={cpus_per_task: 3}): cpus_per_task is set by"),
-        ("sbatch={exclusive: false}", "sbatch (x: exclusive is false: leave out"),
+        ("sbatch={exclusive: false}", "sbatch (x: exclusive is false: remove"),
         ("sbatch={mem-per-gpu: 4G}", "sbatch (x: mem-per-gpu is set by memory_gb_per_task"),
-        ("time='1:75:00'", "time (x: '1:75:00' is not written [days-]hours"),
+        ("time='1:75:00'", "time (x: expected [days-]hours:minutes:seconds, such as 2-12:00:00, got '1:75:00'"),
         ("environment={A-B: x}", "environment (command line: environment={A-B: x}): 'A-B' is no name of a variable"),
         ("environment={A: 1}", "environment.A (command line: environment={A: 1}): expected a string, got 1"),
         ("setup=module load x", "setup (command line: setup=module load x): "),
         ("memory_gb_per_task=0", "memory_gb_per_task (command line: memory_gb_per_task=0): expected a value above 0"),
         ("account=", "account"),
-        ("cluster=local", "partition (in the file: is for SLURM"),
+        ("cluster=local", "partition (in the file: has no effect on a local cluster"),
     ],
 )
 def test_what_can_be_wrong_in_a_profile(override: str, expected: str) -> None:

@@ -48,7 +48,7 @@ def test_packages_outside_their_ranges(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 def test_without_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "not found here" in page(tmp_path)["SLURM"].text
+    assert "not installed" in page(tmp_path)["SLURM"].text
 
 
 def test_the_page_is_aligned() -> None:

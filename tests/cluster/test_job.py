@@ -43,7 +43,7 @@ def test_a_job_that_never_comes_to_train_is_not_queued_for_ever(end, tmp_path: P
         assert end(None)["event"] == "requeued"
     last = end(None)
     assert last["event"] == "stopped"
-    assert last["reason"].startswith("time limit; not queued again: 5 starts in a row trained no step: raise time in")
+    assert last["reason"].startswith("time limit; not requeued: 5 starts in a row trained no step: raise time in")
     assert (tmp_path / "requeue-7").exists()
 
 

@@ -152,3 +152,21 @@ def test_two_hundred_runs(make_run: Callable[..., Path], tmp_path: Path) -> None
     begun = time.perf_counter()
     assert to_text(read_status(first.parent)[0]).count("finished") == 201
     print(f"200 runs listed in {time.perf_counter() - begun:.2f} s")
+
+
+def test_a_cancelled_run_is_called_so(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    """By the command, or by scancel; and no longer once it is submitted again."""
+    interrupted, started = end("interrupted", "SIGTERM"), ("started", {"job": "local", "nodes": "here"})
+    cancelled, stopped = (
+        ("cancelled", {"job": "local", "reason": "fusionseg cancel"}),
+        ("stopped", {"reason": "SIGTERM"}),
+    )
+    make_run("a", [TRAIN, interrupted], submitted(tmp_path), started, cancelled, stopped)
+    make_run("b", [TRAIN, interrupted], submitted(tmp_path), started, ("stopped", {"reason": "cancelled"}))
+    make_run("c", [TRAIN, interrupted], submitted(tmp_path), cancelled, submitted(tmp_path), started, stopped)
+    states = {run.path.name: (run.state, run.reason) for run in read_status(tmp_path / "sweep")[0]}
+    assert states == {
+        "a": ("cancelled", "fusionseg cancel"),
+        "b": ("cancelled", "cancelled"),
+        "c": ("stopped", "SIGTERM"),
+    }

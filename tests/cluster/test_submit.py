@@ -98,13 +98,13 @@ def test_a_job_that_cannot_be_cancelled_either_is_named(submit: Submit, tmp_path
     (tmp_path / "bin/scancel").write_text("#!/bin/sh\necho no controller >&2; exit 1\n")
     status, _, err = submit(f"rm {ledger}; mkdir {ledger}; echo Submitted batch job 77")
     assert status == 2
-    assert "job 77 is in the queue and not on record (scancel 77: no controller): cancel it by hand: scancel 77" in err
+    assert "job 77 is in the queue but not recorded (scancel 77: no controller): cancel it by hand: scancel 77" in err
 
 
 def test_an_answer_of_sbatch_without_a_number(submit: Submit) -> None:
     status, _, err = submit("echo Queued: 77")
     assert status == 2
-    assert "the jobs may be in the queue, see squeue --me, and cancel them" in err and "Queued: 77" in err
+    assert "the jobs may be in the queue: see squeue --me, and cancel them" in err and "Queued: 77" in err
 
 
 def test_what_cannot_be_recorded_is_not_submitted(submit: Submit, tmp_path: Path) -> None:

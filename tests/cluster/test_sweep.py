@@ -99,7 +99,11 @@ def test_a_pretraining_is_a_sweep_too() -> None:
         ("set: {output: x}", (), ["set (", "output is set by the sweep itself"]),
         ("grid: {seed: [0]}\nleave_out: [{fold: 1}]", (), ["leave_out (", "fold varies neither"]),
         ("grid: {seed: [0]}\nleave_out: [{seed: 0}]", (), ["leave_out leaves no run"]),
-        ("grid: {seed: [0, 1]}\nrun_name: same", (), ["several runs are called same", "let run_name hold every key"]),
+        (
+            "grid: {seed: [0, 1]}\nrun_name: same",
+            (),
+            ["several runs are called same", "put every key that varies into run_name"],
+        ),
         ("grid: {seed: [0]}\nrun_name: '{model.nme}'", (), ["run_name: {model.nme} has no value"]),
         ("grid: {seed: [0, 1]}", ("seed=3",), ["command line: seed=3", "change it there"]),
         ("points: [{name: p, model.channels: [4, 8]}]", ("model.channels=[2, 4]",), ["change it there"]),
@@ -107,7 +111,7 @@ def test_a_pretraining_is_a_sweep_too() -> None:
         ("grid: {model: [{name: unet}, {name: resunet}]}", ("model.channels=[2, 4]",), ["change it there"]),
         ("points: [{name: jobs}]", (), ["cannot be called jobs"]),
         ("grid: {seed: [0, 1]}", ("train.stps=3",), ["train.stps (command line: train.stps=3)", "[seed0, seed1]"]),
-        ("points: [{name: 3}]", (), ["points (", "the name 3 is no text"]),
+        ("points: [{name: 3}]", (), ["points (", "expected a string, got 3"]),
         ("grid: {.seed: [0]}", (), ["grid (", "'.seed' is no key path"]),
     ],
 )

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fusionseg.cluster.profile import ClusterConfig
-from fusionseg.cluster.submission import plan
+from fusionseg.cluster.submission import decide_submissions
 from fusionseg.cluster.sweep import Sweep, SweepRun
 from fusionseg.config import RunConfig, validate
 from fusionseg.data.formats.dataset import open_dataset
@@ -239,14 +239,14 @@ def test_resume_evaluation_and_sweep_use_the_split_that_was_recorded(
     chosen = choose_cases(settings, [Member(split)], None)  # type: ignore[list-item]
     assert [case.name for case in chosen.cases] == names[1]
     assert set(chosen.trained_on.values()) == {"no"}
-    (planned,) = plan(sweep, ClusterConfig(cluster="local"))
+    (planned,) = decide_submissions(sweep, ClusterConfig(cluster="local"))
     assert planned.action == "continue"
 
     gone = names[1][0]
     remove_case(root, gone)
     for ask in (
         lambda: open_run(settings, RunFolder(run_folder_of(settings))),
-        lambda: plan(sweep, ClusterConfig(cluster="local")),
+        lambda: decide_submissions(sweep, ClusterConfig(cluster="local")),
         lambda: choose_cases(settings, [Member(split)], None),  # type: ignore[list-item]
     ):
         with pytest.raises(UserError, match=gone):

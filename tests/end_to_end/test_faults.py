@@ -510,7 +510,9 @@ def test_predict_with_a_wrong_number_of_channels(
 def test_all_wrong_options_of_predict_are_listed(program: Program, tmp_path: Path, trained: Path) -> None:
     command = ("predict", trained, "--input", tmp_path, "--output", tmp_path / "masks")
     ended = program.warm(COMMANDS, *command, "--overlap", 1, "--memory", 0).wait()
-    refused(ended, "--overlap 1.0: goes from 0 to below 1", "--memory 0.0: is a number of gigabytes above 0")
+    refused(
+        ended, "--overlap: expected a number from 0 to below 1, such as 0.5, got 1.0", "--memory: expected a number"
+    )
 
 
 def test_evaluate_with_other_labels(

@@ -115,7 +115,10 @@ def test_cost_of_a_configuration(program: Program, config_file: Path) -> None:
     ("wrong", "message"),
     [
         (["unett"], "error: there is no network 'unett'; did you mean unet? Valid: "),
-        (["--patch", 0, 16, 16], "error: --patch, --in-channels, --classes: are whole numbers from 1\n"),
+        (
+            ["--patch", 0, 16, 16],
+            "error: --patch, --in-channels, --classes: expected integers of at least 1, got (0, 16, 16), 1, 2\n",
+        ),
     ],
 )
 def test_wrong_requests(program: Program, wrong: list[object], message: str) -> None:

@@ -19,7 +19,7 @@ import torch
 import fusionseg.cli
 import fusionseg.train
 from fusionseg.cluster.profile import ClusterConfig
-from fusionseg.cluster.submission import plan
+from fusionseg.cluster.submission import decide_submissions
 from fusionseg.cluster.sweep import Sweep, SweepRun
 from fusionseg.config import RunConfig, dump_config, load_config
 from fusionseg.data.formats.dataset import open_dataset
@@ -268,7 +268,7 @@ def test_weights_that_have_seen_validation_cases(program: Program, data: Path, r
     settings = load_config(run / "config.yaml", [*start, "name=swept"])
     sweep = Sweep(tmp_path, tmp_path, [SweepRun(settings, {})])
     with pytest.raises(UserError, match=r"swept: init_from=.* was trained on 1 of the 1 validation cases"):
-        plan(sweep, ClusterConfig(cluster="local"))
+        decide_submissions(sweep, ClusterConfig(cluster="local"))
 
     status, said = program.train(tmp_path / "second", *start, "init_from_seen=mark")
     assert status == 0 and "the results are marked" in said

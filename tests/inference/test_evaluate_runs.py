@@ -129,7 +129,7 @@ def test_which_weights(own: Path, balls: Path, capfd: pytest.CaptureFixture[str]
 
 def test_a_request_that_is_wrong_is_refused(own: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for words, message in (
-        (["data.root=/x"], "names no run"),
+        (["data.root=/x"], "no run is given"),
         ([str(own / "nowhere")], "nowhere"),
         ([str(own / "waiting")], "checkpoints/last.pt"),
         ([str(own / "a"), "--volumes"], "is a segmentation"),
