@@ -163,7 +163,7 @@ def test_a_dry_run_without_slurm_says_that_it_was_not_asked(
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     status, out, _ = submit("", "--dry-run")
     assert status == 0
-    assert "SLURM was not asked, for it is not here (no sinfo)" in out
+    assert "SLURM is not installed here (no sinfo), so it was not asked" in out
     assert submit("")[0] == 2
 
 

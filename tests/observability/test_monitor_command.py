@@ -139,7 +139,7 @@ def test_it_ends_when_the_driver_goes(nvml: StandIn) -> None:
 def test_what_is_wrong_is_told_at_once(nvml: StandIn) -> None:
     done = monitor(nvml, "--interval", "0", "--picture", "gpu.png", "--", "true")
     assert done.returncode == 2
-    assert "--interval 0" in done.stderr and "add --output" in done.stderr
+    assert "--interval: expected 0.1 to 3600 seconds, got 0" in done.stderr and "add --output" in done.stderr
     assert monitor(nvml, "--interval", "nan").returncode == 2
     missing = monitor(nvml, "--", "no-such-program")
     assert missing.returncode == 2 and "no-such-program: cannot be started" in missing.stderr
