@@ -19,6 +19,10 @@ Metric = Callable[[Tensor, Tensor, int, Sequence[float]], list[float]]
 """(prediction (X, Y, Z), label (X, Y, Z), number of classes, voxel sizes in mm) -> a value per foreground class."""
 
 
+class MetricError(ValueError):
+    """The result of a metric is not one number for each foreground class."""
+
+
 def build_metrics(chosen: Sequence[MetricConfig]) -> Mapping[str, Metric]:
     """Build the metrics of the section `metrics`, by their names in records and tables."""
     return {config.shown_as: build_metric(config) for config in chosen}
@@ -62,10 +66,12 @@ def _call_monai(metric: Any, prediction: Tensor, label: Tensor, num_classes: int
 
 def _per_class(name: str, values: Any, num_classes: int) -> list[float]:
     """Raises:
-    ValueError: the result is not one number for each foreground class.
+    MetricError: the result is not one number for each foreground class.
     """
     listed = values.tolist() if isinstance(values, Tensor) else values
     numbers = list(listed) if isinstance(listed, list | tuple) else [listed]
     if len(numbers) != num_classes - 1 or not all(isinstance(value, int | float) for value in numbers):
-        raise ValueError(f"{name} gives {values!r} (expected {num_classes - 1} numbers, one for each foreground class)")
+        raise MetricError(
+            f"{name} gives {values!r} (expected {num_classes - 1} numbers, one for each foreground class)"
+        )
     return [float(value) if isfinite(value) else nan for value in numbers]

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from fusionseg.config import RunConfig, validate
 from fusionseg.config.outside import PartError, failure_text
 from fusionseg.config.outside_part import OutsidePart, outside_parts, source_changes, without_sources
+from fusionseg.config.parts.metric import MetricConfig
 from fusionseg.losses.segmentation import build_loss
+from fusionseg.metrics.configured import MetricError, build_metric
 from fusionseg.models import build_model
 from fusionseg.training.optimizer import build_optimizer
 from fusionseg.utils.errors import Problems, UserError
@@ -36,7 +38,7 @@ def with_present_sources(config: RunConfig) -> RunConfig:
 
 
 def check_outside_parts(config: RunConfig, device: torch.device, *, in_channels: int, out_channels: int) -> None:
-    """Try the network, the loss and the optimizer from outside.
+    """Try the network, the loss and the optimizer from outside, and the metrics.
 
     Args:
         device: of the training; a part that the meta device or the CPU cannot run is tried there.
@@ -56,6 +58,9 @@ def check_outside_parts(config: RunConfig, device: torch.device, *, in_channels:
     if config.pretrain is None and isinstance(config.loss, OutsidePart):
         with problems.collect(), _failures_of("loss", config.loss):
             _try_loss(config, device, out_channels)
+    for index, metric in enumerate(config.metrics if config.pretrain is None else ()):
+        with problems.collect(), _failures_of(f"metrics.{index}", metric):
+            _try_metric(metric, out_channels)
     if problems.found:
         raise UserError(problems.found)
 
@@ -174,3 +179,17 @@ def _try_optimizer(config: RunConfig) -> None:
         )
     optimizer.step()
     build_optimizer(config.optim, [weight]).load_state_dict(optimizer.state_dict())
+
+
+def _try_metric(config: MetricConfig, num_classes: int) -> None:
+    """Measure two small masks that hold every class.
+
+    Raises:
+        PartError: the result is not one number for each foreground class.
+    """
+    generator = torch.Generator().manual_seed(0)
+    prediction, label = torch.randint(num_classes, (2, 8, 8, 8), generator=generator)
+    try:
+        build_metric(config)(prediction, label, num_classes, (1.0, 1.0, 1.0))
+    except MetricError as error:
+        raise PartError(f"{error}; change the metric or its args") from error

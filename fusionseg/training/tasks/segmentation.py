@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from fusionseg.config import RunConfig
 from fusionseg.distributed.world import World
+from fusionseg.metrics.segmentation import nanmean
 from fusionseg.observability.pictures import overlay
 from fusionseg.training.data import TrainingData
 from fusionseg.training.precision import Precision
@@ -35,10 +36,20 @@ class Segmentation:
         """
         result = self.validator(model)
         per_class = dict(zip(self.data.class_names, result.per_class, strict=True))
+        metrics = {
+            title: {"mean": nanmean(values), "per_class": dict(zip(self.data.class_names, values, strict=True))}
+            for title, values in result.metrics.items()
+        }
         shown = ", ".join(f"{name} {value:.4f}" for name, value in per_class.items())
         return Outcome(
             score=result.dice,
-            fields={"dice": result.dice, "dice_per_class": per_class, "cases": len(result.cases), "grid": "prepared"},
+            fields={
+                "dice": result.dice,
+                "dice_per_class": per_class,
+                "cases": len(result.cases),
+                "grid": "prepared",
+                **({"metrics": metrics} if metrics else {}),
+            },
             summary=f"Dice {result.dice:.4f} on the prepared grid ({shown})",
             picture=None if result.picture is None else overlay(result.picture),
         )

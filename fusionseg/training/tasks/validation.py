@@ -12,6 +12,7 @@ from fusionseg.data.loading.device_cache import DeviceCache
 from fusionseg.data.preprocessing.lost_foreground import missed_voxels
 from fusionseg.distributed.load_balancing import assign_to_ranks
 from fusionseg.distributed.world import World
+from fusionseg.metrics.configured import build_metrics
 from fusionseg.metrics.segmentation import confusion_matrix, dice_per_class, nanmean, nanmean_per_class
 from fusionseg.training.precision import Precision
 from fusionseg.training.sliding_window import count_windows, predict_logits
@@ -33,6 +34,8 @@ class Validation:
     cases: dict[str, list[float]]
     """Dice of the foreground classes by case; nan where a case has none."""
     picture: Picture | None
+    metrics: dict[str, list[float]]
+    """Of each metric of the configuration, by name, the mean over the cases for each foreground class."""
 
     @property
     def per_class(self) -> list[float]:
@@ -67,6 +70,7 @@ class Validator:
             for number in numbers
         }
         self._own = assign_to_ranks(windows, world.size)[world.rank]
+        self.metrics = build_metrics([metric for metric in config.metrics if metric.name != "dice"])
 
     def __call__(self, model: nn.Module) -> Validation:
         """Validate; all ranks must call it. `model` is the bare network, not its DDP wrapper."""
@@ -75,6 +79,7 @@ class Validator:
         # Batch norm's running statistics are each rank's own; one network is validated, the one that is saved.
         self.world.broadcast_(buffer for buffer in model.buffers() if buffer.is_floating_point())
         own: dict[str, list[float]] = {}
+        own_metrics: dict[str, dict[str, list[float]]] = {}
         picture: Picture | None = None
         for number in self._own:
             image, label = self.cache.volume(number)
@@ -83,11 +88,21 @@ class Validator:
             record = self.cache.records[number]
             missed = missed_voxels(record, self.num_classes)
             own[record.name] = dice_per_class(confusion_matrix(prediction, label, self.num_classes), missed)
+            own_metrics[record.name] = {
+                name: metric(prediction, label.long(), self.num_classes, record.spacing)
+                for name, metric in self.metrics.items()
+            }
             if number == self.numbers[0]:
                 picture = _slice(image, prediction, label)
-        gathered = self.world.all_gather_object(own)
+        gathered = self.world.all_gather_object((own, own_metrics))
         model.train(training)
-        return Validation({name: dice for part in gathered for name, dice in part.items()}, picture)
+        cases = {name: dice for part, _ in gathered for name, dice in part.items()}
+        measured = {name: values for _, part in gathered for name, values in part.items()}
+        metrics = {
+            title: nanmean_per_class({name: values[title] for name, values in measured.items()})
+            for title in self.metrics
+        }
+        return Validation(cases, picture, metrics)
 
     def _predict(self, model: nn.Module, image: Tensor, background: tuple[float, ...]) -> Tensor:
         logits = predict_logits(
