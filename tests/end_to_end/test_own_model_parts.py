@@ -144,7 +144,7 @@ def test_a_part_of_the_package_is_one_module(monkeypatch: pytest.MonkeyPatch, tm
 
     networks.built_in()
     monkeypatch.setattr(networks, "_parts", dict(networks.built_in()))
-    (text,) = (block for block in blocks("python") if block.startswith("# fusionseg/models/networks/"))
+    (text,) = (block for block in blocks("python") if block.startswith("# pointwise.py,"))
     (tmp_path / "pointwise.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     __import__("pointwise")
