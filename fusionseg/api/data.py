@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from fusionseg.data.formats.dataset import Dataset
 
 
-def open_dataset(path: str | Path, *, layout: str = "auto", labels: Sequence[str] | None = None) -> Dataset:
+def open_dataset(
+    path: str | Path, *, layout: str = "auto", labels: Sequence[str] | None = None, reader: str | None = None
+) -> Dataset:
     """Open a data set: its cases, channels and label names. No voxel is read.
 
     Args:
@@ -18,6 +20,7 @@ def open_dataset(path: str | Path, *, layout: str = "auto", labels: Sequence[str
             datalist JSON.
         layout: "msd", "nnunet" or "datalist"; "auto" looks at the folder.
         labels: names of the label values 0, 1, ..., for a data set that does not have them.
+        reader: dotted path of a reader for other image files than NIfTI.
 
     Returns:
         The data set: `training` and `testing` are the cases (`name`, `images`, `label`), `channels` their names,
@@ -32,6 +35,9 @@ def open_dataset(path: str | Path, *, layout: str = "auto", labels: Sequence[str
         >>> len(dataset.training), dataset.channels, dataset.labels
         (3, ('CT',), {0: 'background', 1: 'pulmonary_artery'})
     """
+    from fusionseg.config.data_parts import named_reader
     from fusionseg.data.formats.dataset import open_dataset as open_any
+    from fusionseg.data.formats.readers import Readers
 
-    return open_any(str(path), layout, None if labels is None else tuple(labels))
+    readers = Readers(named_reader(reader, "reader"))
+    return open_any(str(path), layout, None if labels is None else tuple(labels), readers=readers)

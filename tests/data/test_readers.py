@@ -13,6 +13,7 @@ import preparing
 import pytest
 from conftest import TinyConfig
 
+import fusionseg
 from fusionseg.cli import main
 from fusionseg.config import RunConfig, validate
 from fusionseg.config.data_parts import named_reader
@@ -144,6 +145,7 @@ def test_a_data_set_names_the_key_where_no_reader_fits(numpy_data: Path) -> None
     found = open_dataset(numpy_data, readers=Readers(named_reader("my_reader:NumpyReader", "data.reader")))
     assert [case.name for case in found.training] == [f"case_00{number}" for number in range(5)]
     assert len(find_inputs(numpy_data / "imagesTr", 1, found.readers)) == 5
+    assert fusionseg.open_dataset(numpy_data, reader="my_reader:NumpyReader") == found
     again = pickle.loads(pickle.dumps(found))
     assert again == found and again.readers.suffixes == found.readers.suffixes == (".nii.gz", ".npy", ".nii")
 

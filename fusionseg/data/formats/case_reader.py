@@ -124,10 +124,10 @@ def image_of_array(values: NDArray[Any], affine: NDArray[np.float64]) -> Image:
 
     Args:
         values: (X, Y, Z), or (C, X, Y, Z) with the channels first; any integer or floating-point type.
-        affine: 4x4, voxel -> mm in RAS.
+        affine: 4x4, from voxel index to mm in RAS+.
 
     Raises:
-        CaseError: the array has what `read_case` refuses in a file. Messages call it "array".
+        CaseError: the array has a fault that `read_case` refuses in a file. Messages call it "array".
     """
     path, findings = ARRAY, Findings()
     if values.ndim not in (3, 4) or values.size == 0:
@@ -137,14 +137,16 @@ def image_of_array(values: NDArray[Any], affine: NDArray[np.float64]) -> Image:
         findings.add("error", path, "dtype", f"has the type {values.dtype}", "convert it to integers or floats")
         findings.refuse()
     if not (np.shape(affine) == (4, 4) and is_invertible(affine)):
-        findings.add("error", path, "affine", "the affine is no invertible 4x4 matrix", "give the affine of its file")
+        findings.add(
+            "error", path, "affine", "the affine is not an invertible 4x4 matrix", "give the affine of its file"
+        )
         findings.refuse()
     with np.errstate(over="ignore", invalid="ignore"):  # reported as infinite
         array = np.ascontiguousarray(values if values.ndim == 4 else values[None], np.float32)
     x, y, z = array.shape[1:]
     varies = tuple(
-        _check_values(path, f"channel {number} " if len(array) > 1 else "", channel, findings)
-        for number, channel in enumerate(array)
+        _check_values(path, f"channel {channel} " if len(array) > 1 else "", plane, findings)
+        for channel, plane in enumerate(array)
     )
     image = Image(array, Grid((x, y, z), affine), (str(values.dtype),), varies)
     _report_constant(image, [path], findings)

@@ -25,7 +25,16 @@ _PARTS: TypeAdapter[tuple[TransformPart, ...]] = TypeAdapter(tuple[TransformPart
 
 
 class TransformError(ValueError):
-    """A transform cannot be applied to a case. The message names its key."""
+    """A transform cannot be applied to a case.
+
+    Args:
+        message: the fault, with the key of the transform.
+        remedy: the advice to the user.
+    """
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(f"{message}; {remedy}")
+        self.message, self.remedy = message, remedy
 
 
 class Transforms:
@@ -76,7 +85,7 @@ class Transforms:
                 _check_geometry(name, key, data[key], (channels, *image.shape[1:]), affine)
         changed = np.asarray(_array(data[IMAGE]), np.float32)
         if not np.isfinite(changed).all():
-            raise TransformError(f"{KEY}: the image has NaN or infinite voxels after the transforms; correct them")
+            raise TransformError(f"{KEY}: the image has NaN or infinite voxels after the transforms", "correct them")
         if label is None:
             return changed, None
         return changed, _label(_array(data[LABEL])[0], num_classes)
@@ -127,14 +136,16 @@ def _apply(name: str, step: Callable[[dict[str, Any]], Any], data: dict[str, Any
     except Exception as error:  # a user's code may raise anything
         if isinstance(error, KeyError) and LABEL in str(error) and LABEL not in data:
             raise TransformError(
-                f"{name}: needs the label, and a prediction has none; let it work without (if 'label' in data)"
+                f"{name}: needs the label, and a prediction has none", "let it work without (if 'label' in data)"
             ) from error
-        raise TransformError(f"{name}: fails: {failure_text(error)}; correct the transform or its arguments") from error
+        raise TransformError(
+            f"{name}: fails: {failure_text(error)}", "correct the transform or its arguments"
+        ) from error
     if not isinstance(result, dict) or data.keys() - result.keys():
         found = f"the keys {', '.join(map(str, result))}" if isinstance(result, dict) else f"a {type(result).__name__}"
         raise TransformError(
-            f"{name}: returned the wrong thing (expected a dictionary with {', '.join(data)}, got {found});"
-            " return the dictionary that it was given, changed"
+            f"{name}: returned the wrong thing (expected a dictionary with {', '.join(data)}, got {found})",
+            "return the dictionary that it was given, changed",
         )
     return result
 
@@ -148,12 +159,12 @@ def _check_geometry(name: str, key: str, values: Any, shape: tuple[int, ...], af
     found = tuple(getattr(values, "shape", ()))
     if found != shape:
         raise TransformError(
-            f"{name}: changes the shape of the {key} (expected {shape}, got {found}); use data.spacing,"
-            " data.orientation and data.crop_foreground to change the geometry"
+            f"{name}: changes the shape of the {key} (expected {shape}, got {found})",
+            "use data.spacing, data.orientation and data.crop_foreground to change the geometry",
         )
     if isinstance(values, MetaTensor) and not np.allclose(np.asarray(values.affine), affine, atol=1e-4):
         raise TransformError(
-            f"{name}: changes the affine of the {key}; use data.spacing and data.orientation to change the geometry"
+            f"{name}: changes the affine of the {key}", "use data.spacing and data.orientation to change the geometry"
         )
 
 
@@ -166,7 +177,7 @@ def _label(values: NDArray[Any], num_classes: int | None) -> NDArray[np.uint8]:
     label: NDArray[np.uint8] = np.clip(values, 0, MAX_LABELS - 1).astype(np.uint8)
     if not np.array_equal(label, values) or label.max(initial=0) >= limit:
         raise TransformError(
-            f"{KEY}: the label has other values than 0 to {limit - 1} after the transforms; leave its values as they"
-            " are, or map them to these"
+            f"{KEY}: the label has other values than 0 to {limit - 1} after the transforms",
+            "leave its values as they are, or map them to these",
         )
     return label

@@ -109,7 +109,7 @@ def load_volume(
             try:
                 image, mask = open_transforms(config.transforms)(image, mask, placed.affine, num_classes)
             except TransformError as error:
-                _refuse(_name_of(images), "transform", *str(error).rsplit("; ", 1))
+                _refuse(_name_of(images), "transform", error.message, error.remedy)
     with annotate("normalise"):
         image = normalise(image, config.intensity)
     return Volume(
