@@ -47,7 +47,6 @@ from benchmark_step import bare_loop
 from monai.data import set_track_meta
 
 from fusionseg.data.synthetic.dataset import write_dataset
-from fusionseg.inference.evaluation.table import markdown_table
 from fusionseg.observability.ranges import annotate
 from fusionseg.performance.benchmarking import Timings, open_trainer, publish, step_arguments, time_alternately
 from fusionseg.performance.device_speed import timed
@@ -58,6 +57,7 @@ from fusionseg.training.trainer import Trainer
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import run
 from fusionseg.utils.logs import start_logging
+from fusionseg.utils.tables import markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = ("data", "step", "epoch", "validation", "checkpoint", "start", "pretraining", "ranges")

@@ -30,7 +30,6 @@ from torch import Tensor, nn
 
 from fusionseg.config.parts.sections import NetworkSection
 from fusionseg.config.pretraining import PretrainConfig, ReconstructionLossConfig
-from fusionseg.inference.evaluation.table import markdown_table
 from fusionseg.losses.reconstruction import ReconstructionLoss
 from fusionseg.models.masked import build_masked
 from fusionseg.models.networks.swin import SwinConfig
@@ -41,6 +40,7 @@ from fusionseg.performance.machine import machine_info, machine_line
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import run
 from fusionseg.utils.machine import resident_bytes
+from fusionseg.utils.tables import markdown_table
 
 PARTS = ("encoder forward", "encoder", "decoder forward", "step")
 Triple = tuple[int, int, int]

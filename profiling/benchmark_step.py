@@ -26,7 +26,6 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from fusionseg.distributed.rank_info import peak_memory_gb
-from fusionseg.inference.evaluation.table import markdown_table
 from fusionseg.performance.benchmarking import open_trainer, publish, step_arguments, time_alternately
 from fusionseg.performance.machine import machine_info, machine_line
 from fusionseg.training.network import build_loss
@@ -34,6 +33,7 @@ from fusionseg.training.optimizer import build_optimizer
 from fusionseg.training.trainer import Trainer
 from fusionseg.utils.exit_status import run
 from fusionseg.utils.logs import start_logging
+from fusionseg.utils.tables import markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -29,7 +29,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from fusionseg.inference.evaluation.table import markdown_table
 from fusionseg.losses.named.dice import LossConfig
 from fusionseg.losses.segmentation import build_loss
 from fusionseg.models import build_model
@@ -38,6 +37,7 @@ from fusionseg.performance.benchmarking import publish
 from fusionseg.performance.machine import machine_info, machine_line
 from fusionseg.utils.exit_status import run
 from fusionseg.utils.machine import resident_bytes
+from fusionseg.utils.tables import markdown_table
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BASE = "monai"

@@ -30,7 +30,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fusionseg.inference.evaluation.table import markdown_table
 from fusionseg.performance.benchmarking import open_trainer, publish, step_arguments
 from fusionseg.performance.device_speed import DeviceRates, measure_rates, timed
 from fusionseg.performance.machine import machine_info, machine_line
@@ -40,6 +39,7 @@ from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import run
 from fusionseg.utils.files import whole_file, writable_file
 from fusionseg.utils.logs import start_logging
+from fusionseg.utils.tables import markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
 WARM_UP, COUNTED = 2, 3

@@ -151,7 +151,7 @@ def _in_foreground() -> bool:
 
 
 def _table(summary: dict[str, Any]) -> str:
-    from fusionseg.inference.evaluation.table import markdown_table
+    from fusionseg.utils.tables import markdown_table
 
     def cell(value: float | None, digits: int = 0) -> str:
         return "-" if value is None else f"{value:.{digits}f}"

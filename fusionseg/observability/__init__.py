@@ -1,4 +1,4 @@
-"""Observation of running programs: NVTX ranges, progress, records, TensorBoard, pictures, profiles, GPU counters.
+"""Observation of running programs: NVTX ranges, progress, TensorBoard, pictures, profiles, GPU counters.
 
 May import: `utils`.
 """

@@ -6,11 +6,11 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from fusionseg.inference.evaluation.table import markdown_table
 from fusionseg.observability.progress import duration
 from fusionseg.performance.goodput import daly_interval_s, young_interval_s
 from fusionseg.performance.machine import machine_line
 from fusionseg.utils.files import whole_file
+from fusionseg.utils.tables import markdown_table
 
 
 def scaling_table(result: dict[str, Any]) -> str:
