@@ -176,6 +176,8 @@ def distribute(model: nn.Module, config: RunConfig, world: World, accumulation_s
             gradient_as_bucket_view=True,
             # with accumulation, the graph of a synchronised micro-step is not that of the others
             static_graph=accumulation_steps == 1,
+            # A network from outside may have parameters that its output does not depend on.
+            find_unused_parameters=isinstance(config.model, OutsidePart) and accumulation_steps > 1,
             # Batch norm's running statistics are the same on all ranks; all else that is a buffer is a constant.
             broadcast_buffers=False,
         )

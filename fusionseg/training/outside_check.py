@@ -18,7 +18,7 @@ from fusionseg.losses.segmentation import build_loss
 from fusionseg.metrics.configured import MetricError, build_metric
 from fusionseg.models import build_model
 from fusionseg.training.optimizer import build_optimizer
-from fusionseg.utils.errors import Problems, UserError
+from fusionseg.utils.errors import Problems, UserError, some_of
 
 log = logging.getLogger("fusionseg")
 _TRIAL_EDGE = 32
@@ -134,15 +134,20 @@ def _check_outputs(name: str, outputs: list[Any], expected: tuple[int, ...]) -> 
 
 
 def _check_gradients(config: RunConfig, network: nn.Module, outputs: list[Tensor]) -> None:
-    """Refuse parameters without a gradient: under several ranks the all-reduce would wait for it."""
-    if not any(parameter.requires_grad for parameter in network.parameters()):
+    """Warn of parameters that the output does not depend on: they keep their initial values.
+
+    Raises:
+        PartError: no parameter can be trained.
+    """
+    trainable = {name: each for name, each in network.named_parameters() if each.requires_grad}
+    if not trainable:
         raise PartError(f"{config.model.name} has no parameters to train; name another network")
     sum(output.float().mean() for output in outputs).backward()  # type: ignore[union-attr]
-    idle = [name for name, each in network.named_parameters() if each.requires_grad and each.grad is None]
-    if idle:
-        raise PartError(
-            f"{config.model.name} has parameters that its output does not depend on ({', '.join(idle[:5])}): with"
-            " several ranks the training would wait for their gradients; remove them, or set requires_grad to False"
+    if idle := [name for name, each in trainable.items() if each.grad is None]:
+        log.warning(
+            "model.name: the output of %s does not depend on %s: these parameters are not trained",
+            config.model.name,
+            some_of(idle, 5),
         )
 
 

@@ -66,6 +66,11 @@ def test_parts_of_the_model_from_outside_the_package(
     own, elsewhere = tmp_path / "own", tmp_path / "elsewhere"
     own.mkdir(), elsewhere.mkdir()
     write_modules(own)
+    nets = own / "my_nets.py"  # with parameters that nothing depends on: no rank waits for their gradients
+    nets.write_text(
+        nets.read_text().replace("super().__init__()\n", "super().__init__()\n        self.idle = nn.Linear(2, 2)\n")
+    )
+    assert "idle" in nets.read_text()
     monkeypatch.chdir(own)
     plain = tiny_config(
         balls,
@@ -128,11 +133,10 @@ def test_parts_of_the_model_from_outside_the_package(
     assert len(list((tmp_path / "masks").glob("*.nii.gz"))) == 5
 
     # A part that has changed is a warning with both versions; one that is gone is one message.
-    module = own / "my_nets.py"
-    module.write_text(f"{module.read_text()}\n")
+    nets.write_text(f"{nets.read_text()}\n")
     changed = command("predict", whole, "--input", inputs, "--output", tmp_path / "again").expect(0)
     assert recorded["model"]["version"] in changed.err and "my_nets:SmallNet has changed" in changed.err
-    module.unlink()
+    nets.unlink()
     gone = command("predict", whole, "--input", inputs, "--output", tmp_path / "others")
     assert gone.status == 2 and "my_nets" in gone.err and "Traceback" not in gone.err
 
