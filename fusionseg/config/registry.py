@@ -141,5 +141,5 @@ optimizers: Registry = Registry("optimizer", "optim.name", "fusionseg.training.o
 schedules: Registry = Registry("schedule", "schedule.name", "fusionseg.training.schedules")
 augmentations: Registry = Registry("augmentation", "augment", "fusionseg.data.loading.intensity_augmentations")
 transforms: Registry = Registry("transform", "data.transforms", "fusionseg.data.preprocessing.transforms")
-readers: Registry = Registry("reader", "data.reader", "fusionseg.data.formats.nifti")
+readers: Registry = Registry("reader", "data.reader", "fusionseg.data.formats.readers")
 tasks: Registry = Registry("task", "task", "fusionseg.training.tasks")

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from fusionseg.data.formats.dataset import Case
 from fusionseg.data.formats.image_file import VolumeError
-from fusionseg.data.formats.nifti import read_volume
+from fusionseg.data.formats.readers.nifti import read_volume
 from fusionseg.data.preprocessing.record import SourceFile
 from fusionseg.inference.predictor import Predictor
 from fusionseg.utils.errors import UserError

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from fusionseg.data.formats.dataset import Case, find_inputs
 from fusionseg.data.formats.ignored_entries import foreign_files
-from fusionseg.data.formats.nifti import SUFFIXES, read_header
 from fusionseg.data.formats.problems import CaseError
 from fusionseg.data.formats.readers import Readers
+from fusionseg.data.formats.readers.nifti import SUFFIXES, read_header
 from fusionseg.inference.dataset_folders import refuse_dataset_folder
 from fusionseg.inference.masks import Mark, make_mark, maker_of, mask_path, masks_to_make, refuse_one_name
 from fusionseg.inference.predictor import PredictOptions, Predictor

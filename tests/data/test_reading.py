@@ -14,7 +14,6 @@ import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
-from fusionseg.data.formats import nifti
 from fusionseg.data.formats.case_reader import (
     examine_image,
     examine_label,
@@ -24,8 +23,9 @@ from fusionseg.data.formats.case_reader import (
     read_label,
 )
 from fusionseg.data.formats.geometry import Grid, find_turn
-from fusionseg.data.formats.nifti import read_header, read_volume
 from fusionseg.data.formats.problems import CaseError, Findings
+from fusionseg.data.formats.readers import nifti
+from fusionseg.data.formats.readers.nifti import read_header, read_volume
 
 SHAPE = (5, 6, 7)
 AXES = np.linalg.qr(np.array([[0.9, -0.2, 0.1], [0.2, 1.1, 0.0], [-0.1, 0.05, 2.5]]))[0]

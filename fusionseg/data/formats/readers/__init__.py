@@ -1,6 +1,7 @@
 """The readers of a data set's image files, chosen by the suffix of a file's name.
 
-The built-in readers read NIfTI. `data.reader` adds a user's own reader in front of them.
+Each module of this folder has a built-in reader, which registers itself. `data.reader` adds a user's own reader in
+front of them.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from nibabel.volumeutils import apply_read_scaling
 
 from fusionseg.config.registry import readers
 from fusionseg.data.formats.image_file import FileGeometry, ImageFile, VolumeError
-from fusionseg.data.formats.nifti_geometry import UNKNOWN_AFFINE, affine_of
+from fusionseg.data.formats.readers.nifti_geometry import UNKNOWN_AFFINE, affine_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
