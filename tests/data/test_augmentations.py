@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,9 @@ import numpy as np
 import preparing
 import pytest
 import torch
-from conftest import TinyConfig
 
 from fusionseg import train
-from fusionseg.config import AugmentConfig, dump_config
+from fusionseg.config import AugmentConfig, RunConfig, dump_config
 from fusionseg.data.loading.augmentations import check_augmentations
 from fusionseg.data.loading.device_cache import DeviceCache
 from fusionseg.data.loading.patch_augmenter import PatchAugmenter
@@ -90,7 +90,7 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def cache(balls: Path, tmp_path: Path, tiny_config: TinyConfig) -> DeviceCache:
+def cache(balls: Path, tmp_path: Path, tiny_config: Callable[..., RunConfig]) -> DeviceCache:
     config = tiny_config(balls, tmp_path)
     assert preparing.run(config).failed == {}
     store = preparing.opened(config)
@@ -192,7 +192,7 @@ def test_right_ones_pass_the_check() -> None:
 
 
 def test_a_dry_run_refuses_a_wrong_augmentation(
-    balls: Path, tmp_path: Path, tiny_config: TinyConfig, capsys: pytest.CaptureFixture[str]
+    balls: Path, tmp_path: Path, tiny_config: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(dump_config(tiny_config(balls, tmp_path / "runs", augment={"also": ["my_aug:Smaller"]})))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import pickle
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import preparing
 import pytest
-from conftest import TinyConfig
 
 import fusionseg
 from fusionseg.cli import main
@@ -81,9 +81,9 @@ def to_numpy(nifti: Path) -> Path:
 
 
 @pytest.fixture
-def numpy_data(make_dataset: object, tmp_path: Path) -> Path:
+def numpy_data(make_dataset: Callable[..., Path], tmp_path: Path) -> Path:
     """A data set of .npy images with NIfTI labels."""
-    root: Path = make_dataset(tmp_path / "Task91_numpy", cases=5)  # type: ignore[operator]
+    root: Path = make_dataset(tmp_path / "Task91_numpy", cases=5)
     for image in (root / "imagesTr").glob("*.nii.gz"):
         to_numpy(image)
     listing = (root / "dataset.json").read_text().replace("imagesTr/case_000.nii.gz", "imagesTr/case_000.npy")
@@ -94,9 +94,9 @@ def numpy_data(make_dataset: object, tmp_path: Path) -> Path:
 
 
 def test_a_reader_of_ones_own_prepares_what_the_same_voxels_in_nifti_do(
-    numpy_data: Path, make_dataset: object, tmp_path: Path, tiny_config: TinyConfig
+    numpy_data: Path, make_dataset: Callable[..., Path], tmp_path: Path, tiny_config: Callable[..., RunConfig]
 ) -> None:
-    plain = make_dataset(tmp_path / "plain", cases=5)  # type: ignore[operator]
+    plain = make_dataset(tmp_path / "plain", cases=5)
     expected = preparing.opened(prepared(tiny_config(plain, tmp_path / "a")))
     found = preparing.opened(
         prepared(tiny_config(numpy_data, tmp_path / "b", data={"reader": "my_reader:NumpyReader"}))
@@ -114,7 +114,7 @@ def prepared(config: RunConfig) -> RunConfig:
 
 
 def test_the_reader_and_its_arguments_belong_to_the_settings_of_the_store(
-    tmp_path: Path, tiny_config: TinyConfig
+    tmp_path: Path, tiny_config: Callable[..., RunConfig]
 ) -> None:
     keys = [
         settings_key(tiny_config(None, tmp_path, data={"reader": reader}).data)
@@ -186,13 +186,15 @@ def test_wrong_results_of_a_reader_are_errors_of_the_file(name: str, message: st
     ],
 )
 def test_a_wrong_reader_is_refused_before_any_file_is_read(
-    reader: object, message: str, balls: Path, tmp_path: Path, tiny_config: TinyConfig
+    reader: object, message: str, balls: Path, tmp_path: Path, tiny_config: Callable[..., RunConfig]
 ) -> None:
     with pytest.raises(UserError, match=message):
         preparing.run(tiny_config(balls, tmp_path, data={"reader": reader}))
 
 
-def test_a_configuration_without_reader_is_dumped_as_before(tmp_path: Path, tiny_config: TinyConfig) -> None:
+def test_a_configuration_without_reader_is_dumped_as_before(
+    tmp_path: Path, tiny_config: Callable[..., RunConfig]
+) -> None:
     plain = tiny_config(None, tmp_path).to_dict()
     assert not {"reader", "transforms"} & plain["data"].keys() and "also" not in plain["augment"]
     assert validate(plain).to_dict() == plain

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import preparing
 import pytest
-from conftest import TinyConfig
 from monai.transforms import ScaleIntensityRange
 
 from fusionseg.config import RunConfig
@@ -72,7 +72,7 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_transforms_change_the_resampled_volume_before_the_normalisation(
-    balls: Path, tmp_path: Path, tiny_config: TinyConfig
+    balls: Path, tmp_path: Path, tiny_config: Callable[..., RunConfig]
 ) -> None:
     spacing = [1.5, 1.5, 1.5]
     raw = tiny_config(balls, tmp_path, data={"spacing": spacing, "intensity": {"mode": "none"}})
@@ -90,14 +90,16 @@ def test_transforms_change_the_resampled_volume_before_the_normalisation(
     np.testing.assert_array_equal(without_label.image, volumes[1].image)
 
 
-def test_a_transform_may_map_the_label(balls: Path, tmp_path: Path, tiny_config: TinyConfig) -> None:
+def test_a_transform_may_map_the_label(balls: Path, tmp_path: Path, tiny_config: Callable[..., RunConfig]) -> None:
     config = tiny_config(balls, tmp_path, data={"transforms": ["my_transforms:one_class"]})
     case = open_configured(config).training[0]
     label = load_volume(case.images, case.label, config.data, 3).label
     assert label is not None and label.dtype == np.uint8 and set(np.unique(label)) == {0, 1}
 
 
-def test_the_store_has_a_key_for_each_name_argument_and_version(tmp_path: Path, tiny_config: TinyConfig) -> None:
+def test_the_store_has_a_key_for_each_name_argument_and_version(
+    tmp_path: Path, tiny_config: Callable[..., RunConfig]
+) -> None:
     def key(*transforms: object) -> str:
         return settings_key(tiny_config(None, tmp_path, data={"transforms": list(transforms)}).data)
 
@@ -109,7 +111,7 @@ def test_the_store_has_a_key_for_each_name_argument_and_version(tmp_path: Path, 
     assert key() == "0367ba71c8"  # as before there were transforms: old stores stay valid
 
 
-def test_a_change_of_the_code_prepares_anew(balls: Path, tmp_path: Path, tiny_config: TinyConfig) -> None:
+def test_a_change_of_the_code_prepares_anew(balls: Path, tmp_path: Path, tiny_config: Callable[..., RunConfig]) -> None:
     def prepare() -> tuple[int, int]:
         report = preparing.run(tiny_config(balls, tmp_path, data={"transforms": ["my_transforms:double"]}))
         return len(report.prepared), len(report.reused)
@@ -138,7 +140,7 @@ def test_a_change_of_the_code_prepares_anew(balls: Path, tmp_path: Path, tiny_co
     ],
 )  # fmt: skip
 def test_a_wrong_transform_is_one_message_before_the_cases_are_prepared(
-    transform: object, message: str, balls: Path, tmp_path: Path, tiny_config: TinyConfig
+    transform: object, message: str, balls: Path, tmp_path: Path, tiny_config: Callable[..., RunConfig]
 ) -> None:
     def run() -> RunConfig:
         config = tiny_config(balls, tmp_path / "out", data={"transforms": [transform]})

@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ import nibabel
 import numpy as np
 import pytest
 import yaml
-from conftest import MakeDataset, TinyConfig
 
 from end_to_end.conftest import arguments
 from end_to_end.runs import (
@@ -30,7 +30,7 @@ from end_to_end.runs import (
     records,
     wait_for_step,
 )
-from fusionseg.config import dump_config
+from fusionseg.config import RunConfig, dump_config
 
 STEPS, KILL_AT = 16, 6  # the last checkpoint is of step 4
 
@@ -72,8 +72,8 @@ def to_numpy(root: Path) -> None:
 
 def test_parts_of_the_data_from_outside_the_package(
     program: Program,
-    make_dataset: MakeDataset,
-    tiny_config: TinyConfig,
+    make_dataset: Callable[..., Path],
+    tiny_config: Callable[..., RunConfig],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

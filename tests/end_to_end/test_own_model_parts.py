@@ -11,12 +11,12 @@ import json
 import re
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from conftest import TinyConfig
 
 from end_to_end.conftest import arguments
 from end_to_end.runs import (
@@ -30,7 +30,7 @@ from end_to_end.runs import (
     records,
     wait_for_step,
 )
-from fusionseg.config import dump_config, load_config
+from fusionseg.config import RunConfig, dump_config, load_config
 
 PAGE = REPOSITORY / "docs/extending.md"
 STEPS, KILL_AT = 16, 6  # the last checkpoint is of step 4
@@ -61,7 +61,11 @@ def documented() -> dict[str, Any]:
 
 
 def test_parts_of_the_model_from_outside_the_package(
-    program: Program, balls: Path, tiny_config: TinyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    program: Program,
+    balls: Path,
+    tiny_config: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     own, elsewhere = tmp_path / "own", tmp_path / "elsewhere"
     own.mkdir(), elsewhere.mkdir()
