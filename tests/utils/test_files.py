@@ -1,4 +1,4 @@
-"""Files appear whole or not at all; a job takes what it was given of the machine, not what there is."""
+"""Atomic files and their errors; CPUs and memory of a job; file names from outside."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fusionseg.utils.errors import UserError, WriteError
 from fusionseg.utils.files import file_name, sync, whole_file, writable_file, writable_folder, write_json, write_text
 
 
-def test_content_is_complete_and_nothing_else_is_left(tmp_path: Path) -> None:
+def test_file_is_complete_and_no_other_file_is_left(tmp_path: Path) -> None:
     target = tmp_path / "new" / "folder" / "volume.nii.gz"
     content = os.urandom(1 << 16)
     with whole_file(target) as temporary:
@@ -30,7 +30,7 @@ def test_content_is_complete_and_nothing_else_is_left(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("begun", [True, False])
-def test_a_raise_leaves_the_old_file_untouched(tmp_path: Path, error: type[BaseException], begun: bool) -> None:
+def test_exception_leaves_the_old_file_unchanged(tmp_path: Path, error: type[BaseException], begun: bool) -> None:
     target = tmp_path / "last.pt"
     target.write_text("old")
     with pytest.raises(error), whole_file(target) as temporary:
@@ -41,7 +41,7 @@ def test_a_raise_leaves_the_old_file_untouched(tmp_path: Path, error: type[BaseE
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_failing_rename_leaves_no_partial_file(tmp_path: Path) -> None:
+def test_failed_rename_leaves_no_partial_file(tmp_path: Path) -> None:
     target = tmp_path / "folder"
     (target / "in the way").mkdir(parents=True)
     with pytest.raises(OSError), whole_file(target) as temporary:
@@ -49,13 +49,13 @@ def test_a_failing_rename_leaves_no_partial_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_body_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
+def test_missing_content_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), whole_file(tmp_path / "file"):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
+def test_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "last.pt"
     target.write_text("old")
     code = (
@@ -81,7 +81,7 @@ def test_text_and_json(tmp_path: Path) -> None:
     sync(tmp_path)
 
 
-def test_affinity_is_respected() -> None:
+def test_available_cpus_follow_the_affinity() -> None:
     if not hasattr(os, "sched_setaffinity"):
         pytest.skip("no affinity on this system")
     code = (
@@ -94,9 +94,9 @@ def test_affinity_is_respected() -> None:
 
 @pytest.fixture
 def control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """`control_group("0::/job/task", {"job/cpu.max": "..."})`: where this process lies, and the groups' files."""
+    """`control_group("0::/job/task", {"job/cpu.max": "..."})`: the group of this process, and the files of groups."""
 
-    def lay(own: str, files: dict[str, str]) -> None:
+    def make(own: str, files: dict[str, str]) -> None:
         (tmp_path / "own").write_text(own + "\n")
         for name, text in files.items():
             (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -104,23 +104,23 @@ def control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
 
     monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "own")
     monkeypatch.setattr(machine, "CGROUP_ROOT", tmp_path / "groups")
-    return lay
+    return make
 
 
 @pytest.mark.parametrize(
     ("quota", "expected"), [("200000 100000", 2), ("50000 100000", 1), ("250000 100000", 2), ("max 100000", 8), ("", 8)]
 )
 @pytest.mark.parametrize("group", ["job", "job/task"])
-def test_the_control_groups_quota_is_respected(
+def test_available_cpus_follow_the_quota_of_control_groups(
     monkeypatch: pytest.MonkeyPatch, control_group: Callable[..., None], group: str, quota: str, expected: int
 ) -> None:
-    """A scheduler sets it on the job's group, above the process's own."""
+    """A scheduler sets the quota of the job's group, which is above the group of the process."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     control_group("0::/job/task", {"job/task/cpu.max": "max 100000", f"{group}/cpu.max": quota})
     assert machine.available_cpus() == expected
 
 
-def test_version_1_of_the_control_groups(monkeypatch: pytest.MonkeyPatch, control_group: Callable[..., None]) -> None:
+def test_control_groups_version_1(monkeypatch: pytest.MonkeyPatch, control_group: Callable[..., None]) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     control_group(
         "4:memory:/job\n3:cpu,cpuacct:/job\n0::/",
@@ -140,11 +140,16 @@ def test_version_1_of_the_control_groups(monkeypatch: pytest.MonkeyPatch, contro
     ("limit", "used", "stat", "expected"),
     [
         ("3000000", "1000000", "", 2_000_000),
-        ("3000000", "2900000", "anon 400000\ninactive_file 2500000", 2_600_000),  # files read, not memory taken
+        (
+            "3000000",
+            "2900000",
+            "anon 400000\ninactive_file 2500000",
+            2_600_000,
+        ),  # cached files, which the kernel can release
         ("1000", "2000", "", 0),
     ],
 )
-def test_the_control_groups_memory_is_respected(
+def test_available_memory_follows_the_limit_of_control_groups(
     control_group: Callable[..., None], limit: str, used: str, stat: str, expected: int
 ) -> None:
     files = {"job/memory.max": limit, "job/memory.current": used, "job/memory.stat": stat}
@@ -152,7 +157,7 @@ def test_the_control_groups_memory_is_respected(
     assert machine.available_memory_bytes() == expected
 
 
-def test_without_a_limit_the_machine_decides(control_group: Callable[..., None]) -> None:
+def test_available_memory_without_a_limit(control_group: Callable[..., None]) -> None:
     control_group("0::/", {"memory.max": "max", "memory.current": "10"})
     assert machine.available_memory_bytes() > 10_000_000
 
@@ -161,7 +166,7 @@ def test_without_a_limit_the_machine_decides(control_group: Callable[..., None])
 
 
 def unwritable(tmp_path: Path) -> dict[str, tuple[Path, str]]:
-    """Folders that cannot be made or written, and the cause that the message names."""
+    """Return folders that cannot be made or written, each with the cause in the message."""
     (tmp_path / "file").touch()
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere" / "at all")
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
@@ -180,7 +185,7 @@ def unwritable(tmp_path: Path) -> dict[str, tuple[Path, str]]:
 @pytest.mark.parametrize(
     "kind", ["file", "parent", "dangling", "below dangling", "circle", "long", "long in bytes", "no disk"]
 )
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, kind: str) -> None:
+def test_folder_that_cannot_be_written_is_refused(tmp_path: Path, kind: str) -> None:
     folder, cause = unwritable(tmp_path)[kind]
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError) as caught:
@@ -192,7 +197,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, kind: str) -
     assert str(failed.value).startswith(f"{folder}/a.txt: cannot be written: ") and cause in str(failed.value)
 
 
-def test_looking_whether_a_folder_can_be_written_leaves_nothing(tmp_path: Path) -> None:
+def test_check_of_a_folder_leaves_no_files(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     writable_folder(tmp_path / "a" / "b c" / "d", "output")
     writable_folder(tmp_path / "a", "output")
@@ -200,7 +205,7 @@ def test_looking_whether_a_folder_can_be_written_leaves_nothing(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("options", "cause"), [("2m,ro", "Read-only file system"), ("4k", "No space left on device")])
-def test_a_disk_that_takes_nothing(tmp_path: Path, small_disk: Callable[[str], Path], options: str, cause: str) -> None:
+def test_full_and_read_only_disks(tmp_path: Path, small_disk: Callable[[str], Path], options: str, cause: str) -> None:
     disk = small_disk(options)
     if cause.startswith("No space"):
         (disk / "all").write_bytes(bytes(4096))
@@ -214,17 +219,17 @@ def test_a_disk_that_takes_nothing(tmp_path: Path, small_disk: Callable[[str], P
     assert list(disk.iterdir()) == before
 
 
-def test_a_file_that_cannot_take_its_name_is_refused(tmp_path: Path) -> None:
+def test_file_name_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match=r"--json: .*/folder: cannot be written: there is a folder of this name"):
         writable_file(tmp_path / "folder", "--json")
-    with pytest.raises(UserError, match=r"--json: .* File name too long"):  # with the temporary name's prefix
+    with pytest.raises(UserError, match=r"--json: .* File name too long"):  # the temporary name has a prefix
         writable_file(tmp_path / ("x" * 250), "--json")
     writable_file(tmp_path / "new" / "x.json", "--json")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
-def test_a_limit_of_the_file_size_is_named(tmp_path: Path) -> None:
+def test_limit_of_the_file_size_is_reported(tmp_path: Path) -> None:
     code = (
         "import resource, signal, sys; from pathlib import Path; import numpy as np\n"
         "from fusionseg.utils.files import whole_file\n"
@@ -243,25 +248,25 @@ def test_a_limit_of_the_file_size_is_named(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_an_error_of_reading_is_none_of_writing(tmp_path: Path) -> None:
+def test_read_error_is_not_reported_as_a_write_error(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     with pytest.raises(FileNotFoundError, match="missing"), whole_file(tmp_path / "out" / "a") as temporary:
         temporary.write_bytes((tmp_path / "in" / "missing").read_bytes())
 
 
-def test_a_write_error_travels_between_processes(tmp_path: Path) -> None:
+def test_write_error_can_be_pickled(tmp_path: Path) -> None:
     error = WriteError(28, "No space left on device", str(tmp_path / "a"))
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), str(again), again.errno) == (WriteError, str(error), 28)
 
 
-# -- names from elsewhere ------------------------------------------------------------------------------------------
+# -- file names from outside ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "name", ["case_001", "Prostate 3T-01", "a.b", "Größe", "症例01", "x" * 200, "(1)", "a:b", "a~"]
 )
-def test_a_usual_name_stays(name: str) -> None:
+def test_usual_name_is_unchanged(name: str) -> None:
     assert file_name(name) == name and file_name(name, ".nii.gz") == f"{name}.nii.gz"
 
 
@@ -273,7 +278,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("suffix", ["", ".nii.gz"])
-def test_other_names_become_harmless_and_stay_different(tmp_path: Path, suffix: str) -> None:
+def test_unsafe_names_become_safe_and_stay_different(tmp_path: Path, suffix: str) -> None:
     made = [file_name(name, suffix) for name in NAMES]
     assert len(set(made)) == len({*made} - set(NAMES)) == len(NAMES)
     for name in made:

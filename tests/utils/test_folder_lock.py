@@ -1,4 +1,4 @@
-"""One process at a time in a folder, with locks and without."""
+"""Lock of a folder, with and without file locks of the file system."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fusionseg.utils.folder_lock import OWNER, FolderLock, HeldError, is_held
 
 @pytest.fixture
 def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on NFS without a lock daemon, or Lustre mounted without flock."""
+    """Make file locks fail, as on NFS without a lock daemon or Lustre mounted without flock."""
 
     def fail(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
@@ -31,7 +31,7 @@ def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder_lock, "SILENT_S", 1.0)
 
 
-def test_a_second_one_is_refused_until_the_first_leaves(tmp_path: Path) -> None:
+def test_second_lock_is_refused_until_the_first_is_released(tmp_path: Path) -> None:
     first, second = FolderLock(tmp_path), FolderLock(tmp_path)
     assert not is_held(tmp_path)
     first.acquire()
@@ -46,9 +46,7 @@ def test_a_second_one_is_refused_until_the_first_leaves(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_locks")
-def test_without_locks_a_warning_says_so_and_the_owner_is_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_without_file_locks_the_owner_is_recorded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first, second = FolderLock(tmp_path), FolderLock(tmp_path)
     with caplog.at_level(logging.WARNING, "fusionseg"):
         first.acquire()
@@ -64,7 +62,7 @@ def test_without_locks_a_warning_says_so_and_the_owner_is_named(
 
 @pytest.mark.usefixtures("no_locks")
 @pytest.mark.parametrize("left", ["ended", "another process of this number", "nonsense", "empty"])
-def test_an_owner_that_is_gone_keeps_nobody_out(tmp_path: Path, left: str) -> None:
+def test_owner_that_no_longer_exists_is_ignored(tmp_path: Path, left: str) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     pid = ended.pid if left == "ended" else os.getpid()
@@ -79,8 +77,8 @@ def test_an_owner_that_is_gone_keeps_nobody_out(tmp_path: Path, left: str) -> No
 
 
 @pytest.mark.usefixtures("no_locks")
-def test_an_owner_on_another_host_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It renews its file for as long as it lives."""
+def test_owner_on_another_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file is renewed as long as the owner lives."""
     alive = FolderLock(tmp_path)
     alive.acquire()
     here = socket.gethostname()
@@ -89,7 +87,7 @@ def test_an_owner_on_another_host_is_watched(tmp_path: Path, monkeypatch: pytest
         FolderLock(tmp_path).acquire()
     assert is_held(tmp_path)
     assert alive._beat is not None
-    alive._beat.set()  # as if it had been killed
+    alive._beat.set()  # as if the owner had been killed
     time.sleep(0.3)
     FolderLock(tmp_path).acquire()
     assert json.loads((tmp_path / OWNER).read_text())["host"] == "another"

@@ -1,4 +1,4 @@
-"""Many cases in processes: one that kills its worker, or raises, costs itself and nothing else."""
+"""map_cases: an item that kills its worker or raises an exception does not affect the others."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ ITEMS = list(range(12))
 
 
 class OddError(Exception):
-    """Cannot travel between processes: unpickling calls it with one argument."""
+    """Cannot be unpickled: unpickling calls it with one argument."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code} {message}")
 
 
 def work(folder: Path, item: int) -> int:
-    """Square the item and note who did it; 5 kills its process, 7 and 8 raise."""
+    """Return the square and record item and process; 5 kills its process, 7 and 8 raise exceptions."""
     (folder / f"{item}-{os.getpid()}-{time.monotonic_ns()}").touch()
     if item == 5:
         os._exit(1)
@@ -37,7 +37,7 @@ def work(folder: Path, item: int) -> int:
     return item * item
 
 
-def test_a_dead_worker_and_a_raising_item_cost_only_themselves(tmp_path: Path) -> None:
+def test_killed_worker_and_exception_affect_only_their_items(tmp_path: Path) -> None:
     outcomes = dict(map_cases(partial(work, tmp_path), ITEMS, workers=2))
     assert sorted(outcomes) == ITEMS
     assert isinstance(outcomes[5], WorkerDied) and "fewer workers" in str(outcomes[5])
@@ -47,24 +47,24 @@ def test_a_dead_worker_and_a_raising_item_cost_only_themselves(tmp_path: Path) -
     assert good == {item: item * item for item in good}
 
 
-def test_only_what_was_under_way_is_tried_again(tmp_path: Path) -> None:
+def test_only_active_items_are_repeated(tmp_path: Path) -> None:
     outcomes = dict(map_cases(partial(work, tmp_path), range(40), workers=2))
     assert len(outcomes) == 40
     begun = [path.name.split("-") for path in tmp_path.iterdir()]
     assert sum(item == "5" for item, *_ in begun) == 2
     assert len(begun) <= 40 + 4  # two for each worker
-    # Two workers, one that tries again and dies, one that tries the others, two for the rest.
+    # Two workers, one that repeats item 5 and dies, one for the other active items, two for the rest.
     assert len({pid for _, pid, _ in begun}) <= 6
 
 
-def kill_oneself(item: int) -> int:
+def kill_some(item: int) -> int:
     if item in (0, 1, 6):
         os.kill(os.getpid(), signal.SIGKILL)
     return item
 
 
-def test_several_killers(tmp_path: Path) -> None:
-    outcomes = dict(map_cases(kill_oneself, range(8), workers=2))
+def test_several_killed_workers(tmp_path: Path) -> None:
+    outcomes = dict(map_cases(kill_some, range(8), workers=2))
     assert {item for item, outcome in outcomes.items() if isinstance(outcome, WorkerDied)} == {0, 1, 6}
     assert [outcomes[item] for item in (2, 3, 4, 5, 7)] == [2, 3, 4, 5, 7]
 
@@ -73,12 +73,12 @@ def broken_initializer() -> None:
     os._exit(1)
 
 
-def test_workers_that_cannot_even_start_end_the_work() -> None:
-    outcomes = dict(map_cases(kill_oneself, [3, 4, 5], workers=2, initializer=broken_initializer))
+def test_workers_that_cannot_start() -> None:
+    outcomes = dict(map_cases(kill_some, [3, 4, 5], workers=2, initializer=broken_initializer))
     assert all(isinstance(outcome, WorkerDied) for outcome in outcomes.values()) and len(outcomes) == 3
 
 
-def test_a_result_that_cannot_travel_is_the_items_own_problem() -> None:
+def test_result_that_cannot_be_pickled() -> None:
     outcomes = dict(map_cases(lambda_for_even, [1, 2, 3], workers=2))
     assert (outcomes[1], outcomes[3]) == (1, 3)
     assert isinstance(outcomes[2], Exception) and not isinstance(outcomes[2], WorkerDied)
@@ -93,11 +93,11 @@ def process(item: int) -> int:
 
 
 @pytest.mark.parametrize(("items", "workers"), [([1, 2, 3], 1), ([1], 4), ([], 4)])
-def test_little_work_stays_in_this_process(items: list[int], workers: int) -> None:
+def test_one_item_or_one_worker_uses_no_process(items: list[int], workers: int) -> None:
     assert dict(map_cases(process, items, workers=workers)) == dict.fromkeys(items, os.getpid())
 
 
-def test_leaving_early_ends_the_workers(tmp_path: Path) -> None:
+def test_closing_the_iterator_ends_the_workers(tmp_path: Path) -> None:
     results: Iterator[tuple[int, object]] = map_cases(partial(work, tmp_path), ITEMS[:4] * 10, workers=2)
     next(results)
     results.close()  # type: ignore[attr-defined]
@@ -122,8 +122,8 @@ if __name__ == "__main__":
 """
 
 
-def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
-    """Killed by SIGKILL, it cannot tell them; they would hold memory and locks for ever."""
+def test_workers_end_with_their_parent(tmp_path: Path) -> None:
+    """A parent that is killed by SIGKILL cannot signal its workers; they would hold memory and locks forever."""
     script, seen = tmp_path / "slow.py", tmp_path / "seen"
     script.write_text(SLOW)
     seen.mkdir()
@@ -148,5 +148,5 @@ def is_running(process: Path) -> bool:
 def wait_until(true: Callable[[], bool], limit_s: float = 30.0) -> None:
     end = time.monotonic() + limit_s
     while not true():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "the condition did not become true in time"
         time.sleep(0.05)

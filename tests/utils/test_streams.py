@@ -1,4 +1,4 @@
-"""Standard output that is closed, full, gone, or not read: the program goes on, and ends with its own status."""
+"""Standard output that is closed, full, disconnected or not read: the program keeps its own exit status."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ sys.exit(7)
 
 
 def program(log: Path, lines: int = 1000, patience: float | None = None) -> list[str]:
-    """A program that prints to both streams, writes down what became of the output, and ends with status 7."""
+    """Return a program that prints to both streams, records lost output in a file, and exits with status 7."""
     return [sys.executable, "-c", PRINTS.format(lines=lines, patience=patience, log=str(log))]
 
 
 def shell(log: Path, redirection: str) -> subprocess.CompletedProcess[str]:
-    """Run the program in a shell with a redirection; its status and what it said on the streams that are left."""
+    """Run the program in a shell with a redirection; return its status and output."""
     command = f'"$@" {redirection}; exit ${{PIPESTATUS[0]}}'
     return subprocess.run(
         ["bash", "-c", command, "bash", *program(log)], cwd=ROOT, capture_output=True, text=True, check=False
@@ -50,10 +50,10 @@ def shell(log: Path, redirection: str) -> subprocess.CompletedProcess[str]:
         (">&- 2>&- <&-", "None False"),
     ],
 )
-def test_the_status_is_the_programs_own(tmp_path: Path, redirection: str, lost: str) -> None:
+def test_exit_status_is_that_of_the_program(tmp_path: Path, redirection: str, lost: str) -> None:
     ended = shell(tmp_path / "log", redirection)
     assert ended.returncode == 7
-    # What is printed must not land in the next file that is opened, which would take the number of a closed stream.
+    # Printed text must not go to the next file that is opened: it gets the descriptor of a closed stream.
     assert (tmp_path / "log").read_text() == lost
     assert "Traceback" not in ended.stderr and "Exception ignored" not in ended.stderr
     if "head" in redirection:
@@ -62,8 +62,8 @@ def test_the_status_is_the_programs_own(tmp_path: Path, redirection: str, lost: 
         assert ended.stdout.count("\n") == 1000
 
 
-def test_a_reader_that_does_not_read_is_not_waited_for(tmp_path: Path) -> None:
-    """Once, for as long as was said; and what it missed is counted when it reads again."""
+def test_reader_that_does_not_read_is_not_waited_for(tmp_path: Path) -> None:
+    """Only once, for the given time. Lost bytes are reported when the reader reads again."""
     read, write = os.pipe()
     command = program(tmp_path / "log", lines=20_000, patience=0.2)
     process = subprocess.Popen(command, stdout=write, stderr=subprocess.DEVNULL, cwd=ROOT)
@@ -92,8 +92,8 @@ def test_a_reader_that_does_not_read_is_not_waited_for(tmp_path: Path) -> None:
     assert "bytes were not shown: nobody read them)" in text and text.endswith("the end\n")
 
 
-def test_a_terminal_that_is_gone(tmp_path: Path) -> None:
-    """Every write to it fails with EIO."""
+def test_disconnected_terminal(tmp_path: Path) -> None:
+    """Every write to the terminal fails with EIO."""
     ours, theirs = pty.openpty()
     script = (
         "import sys\nfrom fusionseg.utils import streams\nstreams.protect()\nassert sys.stdout.isatty()\n"
@@ -111,7 +111,7 @@ def test_a_terminal_that_is_gone(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "Input/output error"
 
 
-def test_what_the_encoding_does_not_have_is_escaped() -> None:
+def test_characters_outside_of_the_encoding_are_escaped() -> None:
     script = "from fusionseg.utils import streams\nstreams.protect()\nprint('19 °, \\ud800')"
     environ = {**os.environ, "PYTHONIOENCODING": "ascii"}
     shown = subprocess.run(
@@ -120,8 +120,8 @@ def test_what_the_encoding_does_not_have_is_escaped() -> None:
     assert shown.stdout == "19 \\xb0, \\ud800\n"
 
 
-def test_a_command_whose_text_is_lost_says_so() -> None:
-    """`schema > file` on a full disk is not done; `schema | head` is."""
+def test_command_reports_lost_output() -> None:
+    """`schema > file` on a full disk fails; `schema | head` succeeds."""
     command = [sys.executable, "-m", "fusionseg", "schema"]
     with open("/dev/full", "w") as full:
         ended = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
