@@ -38,7 +38,7 @@ def add_models(commands: Commands) -> None:
 
 def _models(arguments: argparse.Namespace) -> int:
     from fusionseg.config import load_config
-    from fusionseg.models.cost import default_configs, list_networks, to_json, to_markdown, to_text
+    from fusionseg.models.network_list import default_configs, list_networks, to_json, to_markdown, to_text
     from fusionseg.utils.files import writable_file, write_json
 
     patch = tuple(arguments.patch or (96, 96, 96))

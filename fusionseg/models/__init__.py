@@ -1,8 +1,8 @@
-"""Networks: `build_model` makes the one that a configuration names.
+"""Networks: `build_model` builds the network of a configuration.
 
-All of them map volumes (B, C, X, Y, Z) to logits (B, K, X, Y, Z); in training mode, one with deep supervision gives a
-list of logits, the full resolution first. MONAI is imported when a network is built, not when this module is: its
-networks take seconds to import.
+All networks map volumes (B, C, X, Y, Z) to logits (B, K, X, Y, Z). In training mode, a network with deep supervision
+returns a list of logits, full resolution first. MONAI is imported when a network is built, not with this module: the
+import takes seconds.
 
 May import: `utils`, `config`.
 """
@@ -25,18 +25,18 @@ def build_model(
     patch: tuple[int, int, int] | None = None,
     checkpoint_activations: bool = False,
 ) -> nn.Module:
-    """Build the network that a `model` section describes, freshly initialised, on the current default device.
+    """Build the network of a `model` section with new weights, on torch's current default device.
 
     Args:
-        config: the `model` section.
-        in_channels: channels of the volumes; the data set says it.
-        out_channels: classes, background included.
-        patch: the size of the volumes that the network will see; only networks that embed positions ask for it.
-        checkpoint_activations: recompute activations in the backward pass; the schema refuses it for a network whose
-            `can_checkpoint` is false.
+        config: `model` section.
+        in_channels: channels of the volumes, as in the data set.
+        out_channels: number of classes, the background included.
+        patch: X, Y, Z of the volumes; only networks with a position embedding need it.
+        checkpoint_activations: compute activations again in the backward pass. The configuration refuses it for a
+            network whose `can_checkpoint` is false.
 
     Raises:
-        ValueError: the network needs a patch, and there is none.
+        ValueError: the network needs the patch, but `patch` is None.
     """
     assert config.can_checkpoint or not checkpoint_activations
     return config.build(

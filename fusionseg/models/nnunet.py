@@ -1,4 +1,4 @@
-"""nnU-Net's U-Net on top of MONAI's DynUNet."""
+"""nnU-Net's U-Net, based on MONAI's DynUNet."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ Triple = tuple[int, int, int]
 
 
 class NNUNet(DynUNet):
-    """MONAI's `DynUNet` as nnU-Net's U-Net: its function, and its state dict key for key.
+    """nnU-Net's U-Net with the state dict of MONAI's `DynUNet`.
 
-    Two things differ. MONAI keeps the logits of the deep-supervision heads in a list of the module and returns them
-    stacked, stretched to full resolution; here they are returned as they are, and computed in training only. And MONAI
-    drops values of the logits too; here dropout ends before the heads.
+    There are two differences to MONAI. MONAI stores the logits of the deep-supervision heads in the module, resizes
+    them to full resolution and returns them stacked; here they are a list, each at its own resolution, and are computed
+    in training mode only. MONAI applies dropout to the logits too; here there is no dropout in the heads.
 
     Args:
         in_channels: channels of the volumes.
         out_channels: classes, background included.
-        filters: channels per level, from the top; at least three levels.
-        kernels: kernel of each level, per axis.
-        strides: downsampling from each level to the next, per axis; one fewer than filters.
+        filters: channels of each level, highest resolution first; at least three levels.
+        kernels: kernel of each level along each axis.
+        strides: downsampling factors between the levels along each axis; one fewer than filters.
         norm: "instance", "batch" or "group".
-        dropout: share of the values that are dropped after each convolution in training, but for the heads.
-        residual: one residual block on each level of the encoder instead of two convolutions.
+        dropout: probability that a value is dropped in training, after each convolution but those of the heads.
+        residual: each level of the encoder has one residual block instead of two convolutions.
         deep_supervision: heads at the lower resolutions too, in training.
     """
 
@@ -60,7 +60,7 @@ class NNUNet(DynUNet):
             dropout=dropout or None,
             norm_name=norms[norm],
             deep_supervision=deep_supervision,
-            # nnU-Net weighs its lowest head with 0; a network of three levels would be left with none
+            # nnU-Net gives the lowest head the weight 0; a network of three levels would have no head left
             deep_supr_num=max(1, len(filters) - 3),
             res_block=residual,
             trans_bias=True,
@@ -70,7 +70,10 @@ class NNUNet(DynUNet):
         return UnetOutBlock(self.spatial_dims, self.filters[idx], self.out_channels)
 
     def forward(self, x_BCXYZ: Tensor) -> Tensor | list[Tensor]:
-        """Logits (B, K, X, Y, Z); in training with deep supervision a list of them, the full resolution first."""
+        """Map volumes (B, C, X, Y, Z) to logits (B, K, X, Y, Z).
+
+        In training mode with deep supervision the result is a list of logits, full resolution first.
+        """
         skips = [self.input_block(x_BCXYZ)]
         for down in self.downsamples:
             skips.append(down(skips[-1]))

@@ -1,4 +1,4 @@
-"""The form of a network's output: one tensor of logits, or in training a list of them, the full resolution first."""
+"""Output format of networks: one tensor of logits, or in training mode a list of logits, full resolution first."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 
 def outputs_as_list(module: nn.Module, inputs: Any, output: Any) -> Any:
-    """Forward hook: give several logits as a list.
+    """Forward hook that converts several logits to a list.
 
-    In training, a tuple becomes a list, and so does a tensor (B, heads, K, X, Y, Z), as MONAI's DynUNet stacks its
-    heads. In evaluation the first of several is the network's answer.
+    In training mode a tuple becomes a list, and so does a tensor (B, heads, K, X, Y, Z), the format of MONAI's DynUNet.
+    In evaluation mode the first one of several logits is the output.
     """
     if isinstance(output, Tensor) and output.ndim == 6:
         output = list(output.unbind(1))

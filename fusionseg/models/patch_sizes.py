@@ -1,4 +1,4 @@
-"""Patch sizes that a network can train on: the message about one that does not fit, with the nearest that does."""
+"""Messages about patch sizes that a network cannot use, with the nearest possible patch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ from fusionseg.config.section import Triple
 
 
 def multiple_problem(name: str, patch: Triple, multiple: int) -> str | None:
-    """The problem of a network that halves its maps down to 1 / multiple, if the patch does not suit it."""
-    too_small = max(patch) < 2 * multiple  # one voxel at the bottom: nothing to normalise over
+    """Return the problem of a patch for a network whose lowest level has 1 / `multiple` of the resolution.
+
+    Args:
+        name: name of the network.
+        patch: X, Y, Z in voxels.
+        multiple: the patch must be a multiple of it, and at least twice as large along one axis.
+    """
+    too_small = max(patch) < 2 * multiple  # a norm over a single voxel is not possible
     if not any(size % multiple for size in patch) and not too_small:
         return None
     fixed = [max(multiple, round(size / multiple) * multiple) for size in patch]
@@ -22,7 +28,14 @@ def multiple_problem(name: str, patch: Triple, multiple: int) -> str | None:
 
 
 def axes_problem(name: str, patch: Triple, multiples: Triple, *, least: int = 1) -> str | None:
-    """The problem of a network that shrinks its maps to 1 / `multiples`, where `least` voxels must remain."""
+    """Return the problem of a patch for a network whose lowest level has 1 / `multiples` of the resolution.
+
+    Args:
+        name: name of the network.
+        patch: X, Y, Z in voxels.
+        multiples: factor along each axis.
+        least: voxels that the lowest level must have.
+    """
     at_bottom = [max(1, round(size / unit)) for size, unit in zip(patch, multiples, strict=True)]
     too_small = prod(at_bottom) < least
     if too_small:

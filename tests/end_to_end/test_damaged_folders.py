@@ -98,22 +98,22 @@ def test_folder_without_any_configuration_is_refused(run: Path) -> None:
         RunFolder(run_folder_of(config)).check(config)
 
 
-def test_checkpoints_of_another_configuration_are_refused(train: Train, run: Path) -> None:
+def test_checkpoints_of_another_configuration_are_refused(train: Train, half: Path) -> None:
     """config.yaml alone is not enough: the checkpoints may be copies from another run."""
-    for path in (run / "checkpoints").glob("*.pt"):
-        state = checkpoint(run, path.name)
+    for path in (half / "checkpoints").glob("*.pt"):
+        state = checkpoint(half, path.name)
         state["config"]["optim"]["lr"] = 7.0
         torch.save(state, path)
-    ended = train(run, *OPTIONS).expect(2)
+    ended = train(half, *OPTIONS).expect(2)
     assert "holds a run of a different configuration" in ended.err and "optim.lr: 7.0 -> 0.02" in ended.err
 
 
-def test_weights_of_another_network_are_refused(train: Train, run: Path) -> None:
-    path = run / "checkpoints/step_00000120.pt"
-    state = checkpoint(run, path.name)
+def test_weights_of_another_network_are_refused(train: Train, half: Path) -> None:
+    path = half / "checkpoints/step_00000100.pt"
+    state = checkpoint(half, path.name)
     state["model"] = dict(list(state["model"].items())[1:])
     torch.save(state, path)
-    ended = train(run, *OPTIONS).expect(2)
+    ended = train(half, *OPTIONS).expect(2)
     assert "does not fit this network and optimizer (RuntimeError: " in ended.err and "Traceback" not in ended.err
 
 

@@ -1,4 +1,4 @@
-"""What networks cost: counted by hand where that can be done, and never by computing."""
+"""Cost of networks, compared with values counted by hand; the list of networks."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fusionseg.config import validate
 from fusionseg.models import build_model
-from fusionseg.models.cost import (
-    Listed,
-    NetworkCost,
+from fusionseg.models.cost import NetworkCost, network_cost, saved_bytes
+from fusionseg.models.network_list import (
+    ListedNetwork,
     default_configs,
     list_networks,
-    network_cost,
-    saved_bytes,
     to_json,
     to_markdown,
     to_text,
@@ -45,22 +43,22 @@ class Attention(nn.Module):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_torch_counts(layer: nn.Module, shape: tuple[int, ...], multiply_adds: int) -> None:
-    """Of the operations that networks are made of, on the meta device."""
+def test_flop_counter(layer: nn.Module, shape: tuple[int, ...], multiply_adds: int) -> None:
+    """Multiply-adds of the layers of networks, on the meta device."""
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         layer.to("meta")(torch.empty(shape))
     assert counter.get_total_flops() == 2 * multiply_adds
 
 
 def test_saved_bytes_by_hand() -> None:
-    """The image, and the rectified map that both the ReLU and the second convolution ask for, once."""
+    """The image, and the output of the ReLU, which the ReLU and the second convolution keep together."""
     model = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 2, 1))
     image = torch.randn(1, 1, 8, 8, 8)
     assert saved_bytes(model, lambda: model(image)) == 4 * (8**3 + 4 * 8**3)
 
 
-def test_a_network_by_hand() -> None:
-    """Two levels of plain convolutions: down to half, up again, beside each other on the way out."""
+def test_network_cost_by_hand() -> None:
+    """Two levels of plain convolutions with a skip connection."""
     config = validate({"model": {"name": "monai_unet", "channels": [4, 8], "num_res_units": 0}}).model
     cost = network_cost(config, (16, 16, 16), in_channels=1, out_channels=2)
     down, bottom, up = 27 * 4, 27 * 4 * 8, 27 * (4 + 8) * 2
@@ -70,8 +68,8 @@ def test_a_network_by_hand() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, section in NETWORKS.items() if section is not SwinConfig])
-def test_the_meta_device_counts_what_a_real_pass_keeps(name: str) -> None:
-    """(Swin attention computes on a CPU in another way than on a GPU, and the meta device takes the GPU's.)"""
+def test_activations_on_the_meta_device_are_those_of_a_real_forward_pass(name: str) -> None:
+    """Without the Swin networks: on the meta device their attention is that of GPUs, not that of CPUs."""
     config = validate(tiny(name))
     patch = config.data.patch
     model = build_model(config.model, in_channels=1, out_channels=2, patch=patch).train()
@@ -81,7 +79,7 @@ def test_the_meta_device_counts_what_a_real_pass_keeps(name: str) -> None:
     assert cost.parameters == sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_checkpointing_keeps_less() -> None:
+def test_checkpointing_keeps_fewer_activations() -> None:
     config = validate(tiny("swin_unetr"))
     costs = [
         network_cost(config.model, config.data.patch, in_channels=1, out_channels=2, checkpoint_activations=on)
@@ -92,8 +90,8 @@ def test_checkpointing_keeps_less() -> None:
 
 
 @pytest.mark.parametrize("name", ["nnunet_plain", "unetr"])
-def test_the_memory_of_a_training(name: str) -> None:
-    """MONAI's DynUNet has two names for each parameter, and UNETR has frozen ones; each counts once."""
+def test_estimated_memory_of_a_training(name: str) -> None:
+    """Each parameter counts once: MONAI's DynUNet has two names for each, and UNETR has frozen ones."""
     config = validate({**tiny(name), "train": {"micro_batch": 2, "global_batch": 2}})
     estimate = estimate_memory(config, 1, 2, half=False)
     cost = network_cost(config.model, config.data.patch, in_channels=1, out_channels=2)
@@ -108,17 +106,17 @@ def test_the_memory_of_a_training(name: str) -> None:
 # -- the list ------------------------------------------------------------------------------------------------
 
 
-def listed(*names: str, patch: tuple[int, int, int] = (32, 32, 32)) -> list[Listed]:
+def listed(*names: str, patch: tuple[int, int, int] = (32, 32, 32)) -> list[ListedNetwork]:
     return list_networks(default_configs(names), patch, in_channels=1, out_channels=2)
 
 
-def test_all_names_are_the_schemas() -> None:
+def test_names_of_the_list_are_those_of_the_registry() -> None:
     assert [config.name for config in default_configs()] == list(NETWORKS)
-    with pytest.raises(UserError, match=r"^there is no network 'segresent'; did you mean segresnet\? Valid: mednext"):
+    with pytest.raises(UserError, match=r"'segresent'; did you mean segresnet\?"):
         default_configs(["segresent"])
 
 
-def test_a_network_that_cannot_take_the_patch_says_why() -> None:
+def test_network_that_cannot_use_the_patch_has_a_problem() -> None:
     segresnet, swin = listed("segresnet", "swin_unetr")
     assert (segresnet.problem, swin.cost) == (None, None)
     assert segresnet.cost is not None and segresnet.cost.parameters == 4_700_914
@@ -129,18 +127,18 @@ def test_a_network_that_cannot_take_the_patch_says_why() -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_has_a_source(name: str) -> None:
-    """The class's documentation says where the network is from."""
+    """The documentation of the section names the paper."""
     (row,) = list_networks(default_configs([name]), (1, 1, 1), in_channels=1, out_channels=2)
     assert any(sign in row.about for sign in ("arXiv:", "doi:")), row.about
     assert row.problem is not None
 
 
-def test_tables() -> None:
+def test_text_markdown_and_json() -> None:
     rows = [
-        Listed("unet", "A U-Net (doi:1)", "", NetworkCost(5_601_154, 318_049_000_000, 889_400_000), None),
-        Listed("deep", "A | family (doi:2)", "", NetworkCost(2_360, 999_600, 12), None),
-        Listed("deeper", "A | family (doi:2)", "above 2", NetworkCost(0, 0, 0), None),
-        Listed("deepest", "A | family (doi:2)", "", None, "needs multiples of 16"),
+        ListedNetwork("unet", "A U-Net (doi:1)", "", NetworkCost(5_601_154, 318_049_000_000, 889_400_000), None),
+        ListedNetwork("deep", "A | family (doi:2)", "", NetworkCost(2_360, 999_600, 12), None),
+        ListedNetwork("deeper", "A | family (doi:2)", "above 2", NetworkCost(0, 0, 0), None),
+        ListedNetwork("deepest", "A | family (doi:2)", "", None, "needs multiples of 16"),
     ]
     assert to_text(rows).splitlines() == [
         "network  parameters  multiply-adds  activations",

@@ -1,5 +1,5 @@
-"""Networks that a configuration can name: one module a family, with its section of the configuration and its builder.
+"""Networks that a configuration can name: one module for each family, with its `model` section and its builder.
 
-Each module registers its section (`@networks.register()`), and every module here is imported at the first lookup. They
-import torch and MONAI only where a network is built, so that reading a configuration stays fast.
+Each module registers its section with `@networks.register()`. All modules of this folder are imported at the first
+lookup of a network. They import torch and MONAI only in `build`, so that reading a configuration is fast.
 """

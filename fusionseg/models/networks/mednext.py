@@ -1,4 +1,4 @@
-"""MONAI's MedNeXt."""
+"""Section and builder of MONAI's MedNeXt."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class MedNeXtConfig(NetworkSection):
     name: Literal["mednext"]
     """The MedNeXt."""
     size: Literal["S", "B", "M", "L"] = "S"
-    """The paper's networks (its Table 1): small, base, medium, large."""
+    """Size of the network, as in Table 1 of the paper: small, base, medium, large."""
     kernel_size: Literal[3, 5, 7] = 3
-    """Kernel of the depthwise convolutions; the paper's are 3 and 5."""
+    """Kernel of the depthwise convolutions; the paper has 3 and 5."""
     deep_supervision: bool = True
-    """Heads at all lower resolutions too, for the loss alone."""
+    """Heads at all lower resolutions too; only the loss uses them."""
 
     def build(
         self, *, in_channels: int, out_channels: int, patch: Triple | None, checkpoint_activations: bool
     ) -> nn.Module:
-        """The network, freshly initialised; see `fusionseg.models.build_model`."""
+        """Build the network with new weights; see `fusionseg.models.build_model`."""
         from monai.networks.nets.mednext import create_mednext
 
         from fusionseg.models.outputs import outputs_as_list
@@ -43,9 +43,9 @@ class MedNeXtConfig(NetworkSection):
             kernel_size=self.kernel_size,
             deep_supervision=self.deep_supervision,
         )
-        network.register_forward_hook(outputs_as_list)  # MedNeXt gives its several logits as a tuple
+        network.register_forward_hook(outputs_as_list)  # MedNeXt returns several logits as a tuple
         return network
 
     def patch_problem(self, patch: Triple) -> str | None:
-        """Why this network cannot train on patches of this size, with the fix; None if it can."""
+        """Return the problem of training on patches of this size, with a remedy; None if there is none."""
         return multiple_problem(self.name, patch, 16)

@@ -1,4 +1,4 @@
-"""MONAI's U-Net with residual units."""
+"""Section and builder of MONAI's U-Net with residual units."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class MonaiUNetConfig(NetworkSection):
     name: Literal["monai_unet"]
     """MONAI's U-Net."""
     channels: Ints = (16, 32, 64, 128, 256)
-    """Channels per level, from the top."""
+    """Channels of each level, highest resolution first."""
     strides: Ints | None = None
-    """Downsampling between the levels, one fewer than channels; null is 2 everywhere."""
+    """Downsampling factors between the levels, one fewer than channels; null is 2 for all."""
     num_res_units: Annotated[int, Field(ge=0)] = 2
     """Convolutions in each residual unit; 0 for plain convolutions."""
     norm: Literal["instance", "batch"] = "instance"
-    """Normalisation. Batch norm takes its statistics over the micro-batches of all ranks (synchronised, on GPUs and
-    on CPUs), and so does depend on micro_batch: with accumulation, the same global batch is another training."""
+    """Normalisation. Batch norm has statistics over the micro-batches of all ranks (synchronised, on GPUs and on CPUs).
+    So it depends on micro_batch: with accumulation, the same global batch is another training."""
     dropout: Probability = 0.0
-    """Share of values that are dropped in training, after each convolution."""
+    """Probability that a value is dropped in training, after each convolution."""
 
     @field_validator("channels")
     @classmethod
@@ -44,7 +44,7 @@ class MonaiUNetConfig(NetworkSection):
     def _strides_fit(self) -> MonaiUNetConfig:
         if self.strides is not None and (len(self.strides) != len(self.channels) - 1 or min(self.strides) < 1):
             raise ValueError(
-                f"strides: needs {len(self.channels) - 1} numbers from 1, one fewer than channels, and has"
+                f"strides: expected {len(self.channels) - 1} integers from 1, one fewer than channels, got"
                 f" {list(self.strides)}"
             )
         return self
@@ -56,7 +56,7 @@ class MonaiUNetConfig(NetworkSection):
     def build(
         self, *, in_channels: int, out_channels: int, patch: Triple | None, checkpoint_activations: bool
     ) -> nn.Module:
-        """The network, freshly initialised; see `fusionseg.models.build_model`."""
+        """Build the network with new weights; see `fusionseg.models.build_model`."""
         from monai.networks.nets.unet import UNet
 
         network: nn.Module = UNet(
@@ -72,5 +72,5 @@ class MonaiUNetConfig(NetworkSection):
         return network
 
     def patch_problem(self, patch: Triple) -> str | None:
-        """Why this network cannot train on patches of this size, with the fix; None if it can."""
+        """Return the problem of training on patches of this size, with a remedy; None if there is none."""
         return multiple_problem(self.name, patch, prod(self.level_strides))

@@ -1,4 +1,4 @@
-"""A network from outside: a class or function that gives a torch module."""
+"""Networks from outside: a class or function of the user, or of an installed library, that returns a torch module."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 class OutsideNetwork(OutsidePart, NetworkSection):
     """A network of the user's own, or of an installed library, such as monai.networks.nets:DynUNet.
 
-    Its arguments in_channels, out_channels, spatial_dims (3) and img_size (data.patch) are supplied where it takes
-    them. It maps volumes (B, C, X, Y, Z) to logits (B, K, X, Y, Z); with deep supervision, in training, to a list of
-    logits, the full resolution first.
+    The arguments in_channels, out_channels, spatial_dims (3) and img_size (data.patch) are supplied if it has them. It
+    must map volumes (B, C, X, Y, Z) to logits (B, K, X, Y, Z); in training mode with deep supervision, to a list of
+    logits, full resolution first.
     """
 
     supplied: ClassVar[tuple[str, ...]] = ("in_channels", "out_channels", "spatial_dims", "img_size")
@@ -27,10 +27,10 @@ class OutsideNetwork(OutsidePart, NetworkSection):
     def build(
         self, *, in_channels: int, out_channels: int, patch: Triple | None, checkpoint_activations: bool
     ) -> nn.Module:
-        """Build the network, freshly initialised; see `fusionseg.models.build_model`.
+        """Build the network with new weights; see `fusionseg.models.build_model`.
 
         Raises:
-            ValueError: it is no torch module, or it needs a patch and there is none.
+            ValueError: the part returns no torch module, or it needs the patch and `patch` is None.
         """
         from torch import nn
 
@@ -40,13 +40,13 @@ class OutsideNetwork(OutsidePart, NetworkSection):
         known = {"in_channels": in_channels, "out_channels": out_channels, "spatial_dims": 3, "img_size": patch}
         supplied = {key: value for key, value in known.items() if takes(part, key)}
         if "img_size" in supplied and patch is None:
-            raise ValueError(f"build_model: {self.name} takes the size of the volumes: give it the patch's size")
+            raise ValueError(f"build_model: {self.name} needs the size of the volumes; give the argument patch")
         network = part(**supplied, **self.args)
         if not isinstance(network, nn.Module):
-            raise ValueError(f"{self.name} gives a {type(network).__name__} (expected a torch.nn.Module)")
+            raise ValueError(f"model.name: {self.name}: expected a torch.nn.Module, got a {type(network).__name__}")
         network.register_forward_hook(outputs_as_list)
         return network
 
     def patch_problem(self, patch: Triple) -> str | None:
-        """None: what patches the network takes is found out when it is tried on one."""
+        """Return None: the network is tried on a patch before training instead."""
         return None

@@ -1,4 +1,4 @@
-"""MONAI's SegResNet, plain and with deep supervision."""
+"""Sections and builders of MONAI's SegResNet, without and with deep supervision."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ class SegResNetConfig(NetworkSection):
     init_filters: Annotated[int, Field(ge=8, multiple_of=8)] = 16
     """Channels of the first level; a multiple of 8, the group norm's groups."""
     blocks_down: Ints = (1, 2, 2, 4)
-    """Residual blocks per level of the encoder."""
+    """Residual blocks of each level of the encoder."""
     blocks_up: Ints = (1, 1, 1)
-    """Residual blocks per level of the decoder, one fewer than blocks_down."""
+    """Residual blocks of each level of the decoder, one entry fewer than blocks_down."""
     dropout: Probability = 0.0
-    """Share of channels that are dropped in training."""
+    """Probability that a channel is dropped in training."""
 
     @model_validator(mode="after")
     def _levels(self) -> SegResNetConfig:
         fewest = min(self.blocks_down + self.blocks_up, default=0)
         if len(self.blocks_up) != len(self.blocks_down) - 1 or fewest < 1:
-            raise ValueError("blocks_up: needs one number fewer than blocks_down, all at least 1")
+            raise ValueError("blocks_up: expected one number fewer than blocks_down, and all of both at least 1")
         return self
 
     def build(
         self, *, in_channels: int, out_channels: int, patch: Triple | None, checkpoint_activations: bool
     ) -> nn.Module:
-        """The network, freshly initialised; see `fusionseg.models.build_model`."""
+        """Build the network with new weights; see `fusionseg.models.build_model`."""
         from monai.networks.nets.segresnet import SegResNet
 
         network: nn.Module = SegResNet(
@@ -48,14 +48,14 @@ class SegResNetConfig(NetworkSection):
             in_channels=in_channels,
             out_channels=out_channels,
             init_filters=self.init_filters,
-            dropout_prob=self.dropout or None,  # MONAI: None is no dropout layer at all
+            dropout_prob=self.dropout or None,  # None: no dropout layer
             blocks_down=self.blocks_down,
             blocks_up=self.blocks_up,
         )
         return network
 
     def patch_problem(self, patch: Triple) -> str | None:
-        """Why this network cannot train on patches of this size, with the fix; None if it can."""
+        """Return the problem of training on patches of this size, with a remedy; None if there is none."""
         return multiple_problem(self.name, patch, 2 ** (len(self.blocks_down) - 1))
 
 
@@ -69,24 +69,24 @@ class SegResNetDSConfig(NetworkSection):
     init_filters: Positive = 32
     """Channels of the first level; each level doubles them."""
     blocks_down: Ints = (1, 2, 2, 4)
-    """Residual blocks per level of the encoder."""
+    """Residual blocks of each level of the encoder."""
     norm: Literal["instance", "batch"] = "instance"
-    """Normalisation. Batch norm takes its statistics over the micro-batches of all ranks, and so does depend on
-    micro_batch: with accumulation, the same global batch is another training."""
+    """Normalisation. Batch norm has statistics over the micro-batches of all ranks. So it depends on micro_batch:
+    with accumulation, the same global batch is another training."""
     deep_supervision: bool = True
-    """Heads at the lower resolutions of the decoder too, for the loss alone."""
+    """Heads at the lower resolutions of the decoder too; only the loss uses them."""
 
     @field_validator("blocks_down")
     @classmethod
     def _levels(cls, blocks: tuple[int, ...]) -> tuple[int, ...]:
         if len(blocks) < 2 or min(blocks) < 1:
-            raise ValueError(f"needs at least two levels of at least one block, and has {list(blocks)}")
+            raise ValueError(f"expected at least two levels of at least one block, got {list(blocks)}")
         return blocks
 
     def build(
         self, *, in_channels: int, out_channels: int, patch: Triple | None, checkpoint_activations: bool
     ) -> nn.Module:
-        """The network, freshly initialised; see `fusionseg.models.build_model`."""
+        """Build the network with new weights; see `fusionseg.models.build_model`."""
         from monai.networks.nets.segresnet_ds import SegResNetDS
 
         network: nn.Module = SegResNetDS(
@@ -101,5 +101,5 @@ class SegResNetDSConfig(NetworkSection):
         return network
 
     def patch_problem(self, patch: Triple) -> str | None:
-        """Why this network cannot train on patches of this size, with the fix; None if it can."""
+        """Return the problem of training on patches of this size, with a remedy; None if there is none."""
         return multiple_problem(self.name, patch, 2 ** (len(self.blocks_down) - 1))

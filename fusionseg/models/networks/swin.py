@@ -1,4 +1,4 @@
-"""Swin UNETR, and Swin Fusion UNETR with fused skip connections."""
+"""Section and builder of Swin UNETR and Swin Fusion UNETR."""
 
 from __future__ import annotations
 
@@ -42,23 +42,23 @@ class SwinConfig(NetworkSection):
     skips as in UNet 3+ (swin_fusion_full), or plain skips with a context bridge as in MISSFormer
     (swin_fusion_bridge)."""
     feature_size: Annotated[int, Field(ge=12, multiple_of=12)] = 48
-    """Channels of the first encoder stage; a multiple of 12."""
+    """Channels of the first hidden state of the encoder; a multiple of 12."""
     depths: Annotated[tuple[int, int, int, int], Field(strict=False)] = (2, 2, 2, 2)
-    """Swin transformer blocks per stage."""
+    """Transformer blocks of each stage."""
     num_heads: Annotated[tuple[int, int, int, int], Field(strict=False)] = (3, 6, 12, 24)
-    """Attention heads per stage."""
+    """Attention heads of each stage."""
     window_size: Annotated[int, Field(ge=2)] = 7
-    """Voxels of an attention window in each axis, at the stage's own resolution. A stage is padded to whole
-    windows: on small patches a window that divides their half costs a fraction of 7 (4 on a patch of 32)."""
+    """Edge of an attention window in voxels, at the resolution of the stage. A stage is padded to whole windows: on
+    small patches, a window that divides half of the patch costs a fraction of 7 (4 on a patch of 32)."""
     drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Stochastic depth."""
+    """Stochastic depth rate of the last block; the rate rises linearly from 0 over the blocks."""
     residual_stages: bool = False
     """A residual block of convolutions before each transformer stage (Swin UNETR V2: He et al., MICCAI 2023). The name
-    swin_unetr_v2 sets it; every swin_fusion_* network may have it."""
+    swin_unetr_v2 sets it; it can be set for every swin_fusion_* network."""
     checkpoint_stages: Annotated[Ints, Field(max_length=4)] = (1, 2, 3, 4)
-    """The transformer stages that train.checkpoint_activations computes again in the backward pass."""
+    """Transformer stages that train.checkpoint_activations computes again in the backward pass."""
     fusion: FusionConfig | None = None
-    """The fused skips. The name sets them; a key given here replaces that part of the named variant."""
+    """Fused skips. The name sets them; a key given here replaces that of the named variant."""
 
     @model_validator(mode="before")
     @classmethod
@@ -86,30 +86,31 @@ class SwinConfig(NetworkSection):
     def _stages_fit(self) -> SwinConfig:
         if self.name in ("swin_unetr", "swin_unetr_v2") and self.residual_stages != (self.name == "swin_unetr_v2"):
             other = "swin_unetr_v2" if self.residual_stages else "swin_unetr"
-            raise ValueError(f"residual_stages: is what swin_unetr_v2 adds to swin_unetr: remove it, or use {other}")
+            raise ValueError(
+                f"residual_stages: {self.name} cannot have {str(self.residual_stages).lower()}; remove the key, or use"
+                f" {other}"
+            )
         stages = list(self.checkpoint_stages)
         if stages != sorted(set(stages)) or not set(stages) <= {1, 2, 3, 4}:
-            raise ValueError(f"checkpoint_stages: needs some of the stages 1 to 4 in rising order, and has {stages}")
+            raise ValueError(f"checkpoint_stages: expected some of the stages 1 to 4 in rising order, got {stages}")
         return self
 
     @model_validator(mode="after")
     def _plain_has_no_fusion(self) -> SwinConfig:
         if self.name not in FUSION_PRESETS and self.fusion is not None:
-            raise ValueError(
-                f"fusion: {self.name} has plain skips: remove it, or choose a swin_fusion_* name to change"
-            )
+            raise ValueError(f"fusion: {self.name} has plain skips; remove the key, or choose a swin_fusion_* name")
         for stage, heads in enumerate(self.num_heads):
             if heads < 1 or (self.feature_size * 2**stage) % heads:
                 raise ValueError(
                     f"num_heads: {heads} does not divide the {self.feature_size * 2**stage} channels of stage"
-                    f" {stage + 1}: choose a divisor, or another feature_size"
+                    f" {stage + 1}; choose a divisor, or another feature_size"
                 )
         return self
 
     def build(
         self, *, in_channels: int, out_channels: int, patch: Triple | None, checkpoint_activations: bool
     ) -> SwinFusionUNETR:
-        """The network, freshly initialised; see `fusionseg.models.build_model`."""
+        """Build the network with new weights; see `fusionseg.models.build_model`."""
         from fusionseg.models.swin.network import SwinFusionUNETR
 
         return SwinFusionUNETR(
@@ -127,7 +128,7 @@ class SwinConfig(NetworkSection):
         )
 
     def patch_problem(self, patch: Triple) -> str | None:
-        """Why this network cannot train on patches of this size, with the fix; None if it can."""
+        """Return the problem of training on patches of this size, with a remedy; None if there is none."""
         if any(size % PATCH_MULTIPLE for size in patch) or max(patch) < 2 * PATCH_MULTIPLE:
             fixed = _multiples(patch)
             if max(fixed) < 2 * PATCH_MULTIPLE:
@@ -139,12 +140,12 @@ class SwinConfig(NetworkSection):
         return None
 
     def encoder_patch_problem(self, patch: Triple) -> str | None:
-        """The same for the encoder alone, which has no instance norm at 1/32."""
+        """Return the problem of pre-training the encoder, which has no instance norm at 1/32; None if there is none."""
         if any(size % PATCH_MULTIPLE for size in patch):
             return f"data.patch: {self.name} needs multiples of 32, not {list(patch)}: try {_multiples(patch)}"
         return None
 
 
 def _multiples(patch: Triple) -> list[int]:
-    """The nearest patch of multiples of 32."""
+    """Return the nearest patch of multiples of 32."""
     return [max(PATCH_MULTIPLE, round(size / PATCH_MULTIPLE) * PATCH_MULTIPLE) for size in patch]

@@ -1,4 +1,4 @@
-"""The U-Net family, in three dimensions or slice by slice."""
+"""Section and builder of the U-Net family, in 3D or over 2D slices."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from fusionseg.models.unet.network import UNet
 
 VIEW_AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
-"""The axis of a prepared volume that the slices of a view are stacked along; its axes are left-right, back-front and
-feet-head, in this order."""
+"""Axis of a prepared volume along which the slices of a view are stacked. The axes are left-right, back-front and
+feet-head."""
 NORM_GROUPS = 8
 
 LevelStrides = Annotated[tuple[Positive | Ints, ...], Field(strict=False)]
@@ -25,43 +25,42 @@ LevelStrides = Annotated[tuple[Positive | Ints, ...], Field(strict=False)]
 
 @networks.register()
 class UNetConfig(NetworkSection):
-    """The U-Net family: an encoder that shrinks by strided convolutions, and a decoder that grows by transposed ones
-    and takes the encoder's maps by skip connections (Cicek et al., 2016, arXiv:1606.06650; in nnU-Net's form of
-    Isensee et al., 2021)."""
+    """U-Nets: an encoder with strided convolutions, a decoder with transposed convolutions, and skip connections
+    (Cicek et al., 2016, arXiv:1606.06650; in nnU-Net's form of Isensee et al., 2021)."""
 
     name: Literal["unet", "resunet", "attention_unet", "attention_resunet"]
-    """Plain; `res`: a residual connection around the convolutions of each level (Zhang et al., 2018, arXiv:1711.10684);
-    `attention`: gates on the skip connections, but for that of full resolution (Oktay et al., 2018,
+    """`unet`: plain; `res`: a residual connection around the convolutions of each level (Zhang et al., 2018,
+    arXiv:1711.10684); `attention`: gates on all skip connections but that of full resolution (Oktay et al., 2018,
     arXiv:1804.03999)."""
     channels: Ints = (32, 64, 128, 256)
-    """Channels per level, from the top: as many levels as numbers."""
+    """Channels of each level, highest resolution first; their number is the number of levels."""
     strides: LevelStrides | None = None
-    """How much smaller each level is than the one above, one entry fewer than channels: a number, or a list with one
-    for each axis, such as [[2, 2, 1], 2, 2] for volumes of thick axial slices; null is 2 everywhere."""
+    """Downsampling factors between the levels, one entry fewer than channels. An entry is a number, or a list with one
+    number for each axis. Example for thick axial slices: [[2, 2, 1], 2, 2]. null is 2 for all."""
     convs_per_level: Positive = 2
     """Convolutions in each level of the encoder and of the decoder."""
     norm: Literal["instance", "group", "batch"] = "instance"
-    """Normalisation. Batch norm takes its statistics over the micro-batches of all ranks (synchronised, on GPUs and
-    on CPUs), and so does depend on micro_batch: with accumulation, the same global batch is another training."""
+    """Normalisation. Batch norm has statistics over the micro-batches of all ranks (synchronised, on GPUs and on CPUs).
+    So it depends on micro_batch: with accumulation, the same global batch is another training."""
     norm_groups: Positive | None = None
-    """Groups of group norm, which divide every number in channels; null is 8."""
+    """Groups of group norm; every number in channels must be a multiple of it; null is 8."""
     activation: Literal["leakyrelu", "relu"] = "leakyrelu"
     """Activation; leakyrelu has a slope of 0.01 below zero."""
     separable: bool = False
-    """Depthwise-separable convolutions (a depthwise one, then a pointwise one), but for the first, which mixes the
-    image's few channels. Several times fewer parameters and operations; less time only where the device is good at
-    depthwise convolutions."""
+    """Depthwise separable convolutions (a depthwise one, then a pointwise one) for all but the first convolution, which
+    reads the few channels of the image. They have several times fewer parameters and operations, but are faster only on
+    devices with fast depthwise convolutions."""
     dropout: Probability = 0.0
-    """Share of channels that are dropped in training, after each convolution."""
+    """Probability that a channel is dropped in training, after each convolution."""
     deep_supervision: bool = False
-    """In training, heads at the decoder's lower resolutions too, but for the two lowest levels; each next one counts
-    half in the loss (Isensee et al., 2021)."""
+    """In training, heads at the lower resolutions of the decoder too, except the two lowest levels. The weight in the
+    loss is halved from each resolution to the next lower one (Isensee et al., 2021)."""
     dims: Literal[3, 2] = 3
-    """3: convolutions in three dimensions. 2: every slice of `view` is an image of its own; volumes come in and go
-    out all the same, so a patch may be one slice thick or many."""
+    """3: convolutions in three dimensions. 2: every slice of `view` is an image of its own. Input and output are
+    volumes in both cases; with 2, a patch may have any number of slices."""
     view: Literal["axial", "coronal", "sagittal"] | None = None
-    """For dims: 2, which slices: across the feet-head axis (axial), the back-front axis (coronal) or the left-right
-    axis (sagittal) of the prepared volume. Runs of several views predict together as an ensemble."""
+    """Slices for dims: 2: perpendicular to the feet-head axis (axial), the back-front axis (coronal) or the left-right
+    axis (sagittal) of the prepared volume. Runs of several views can predict as an ensemble."""
 
     @field_validator("channels")
     @classmethod
@@ -73,39 +72,41 @@ class UNetConfig(NetworkSection):
     def _numbers_or_lists(cls, raw: Any, check: ValidatorFunctionWrapHandler) -> Any:
         try:
             return check(raw)
-        except ValidationError:  # of each type that an entry may have: one message instead
+        except ValidationError:  # one message instead of one for each type of an entry
             raise ValueError(
-                "needs a list, each entry a whole number from 1 or a list with one for each axis, such as"
-                f" [[2, 2, 1], 2, 2], and is {raw!r}"
+                "expected a list, each entry an integer from 1 or a list with one for each axis, such as"
+                f" [[2, 2, 1], 2, 2], got {raw!r}"
             ) from None
 
     @model_validator(mode="after")
     def _parts_fit(self) -> UNetConfig:
         if self.dims == 2 and self.view is None:
-            raise ValueError(f"view: dims: 2 needs to know which slices: set it to {', '.join(sorted(VIEW_AXES))}")
+            raise ValueError(f"view: missing for dims: 2; set it to {', '.join(sorted(VIEW_AXES))}")
         if self.dims == 3 and self.view is not None:
-            raise ValueError(f"view: {self.view} slices are for dims: 2: set that, or remove view")
+            raise ValueError(f"view: {self.view} needs dims: 2, got dims: 3; set dims: 2, or remove view")
         steps = self.strides or ()
         wrong = any(not isinstance(step, int) and (len(step) != self.dims or min(step) < 1) for step in steps)
         if self.strides is not None and (wrong or len(steps) != len(self.channels) - 1):
             raise ValueError(
-                f"strides: needs {len(self.channels) - 1} entries, one fewer than channels, each a number from 1 or a"
-                f" list of {self.dims} of them, and has {[s if isinstance(s, int) else list(s) for s in steps]}"
+                f"strides: expected {len(self.channels) - 1} entries, one fewer than channels, each an integer from"
+                f" 1 or a list of {self.dims} of them, got {[s if isinstance(s, int) else list(s) for s in steps]}"
             )
         if self.norm != "group" and self.norm_groups is not None:
-            raise ValueError(f"norm_groups: belongs to norm: group, and norm is {self.norm}: remove it")
+            raise ValueError(f"norm_groups: only for norm: group, got norm: {self.norm}; remove the key")
         undivided = [width for width in self.channels if width % self.groups]
         if self.norm == "group" and undivided:
             raise ValueError(
-                f"norm_groups: {self.groups} does not divide {undivided} of channels: choose a divisor of every level,"
+                f"norm_groups: {self.groups} does not divide {undivided} of channels; choose a divisor of every level,"
                 " or other channels"
             )
         if self.has_gates and len(self.channels) < 3:
-            raise ValueError(f"channels: {self.name} needs three levels: the skip of full resolution has no gate")
+            raise ValueError(
+                f"channels: {self.name} needs three levels (the first skip has no gate), got {list(self.channels)}"
+            )
         if self.deep_supervision and len(self.channels) < 4:
             raise ValueError(
-                "deep_supervision: needs four levels, for the two lowest have no heads: set it to false, or add a"
-                f" level to channels {list(self.channels)}"
+                "deep_supervision: needs four levels (the two lowest have no heads), got channels"
+                f" {list(self.channels)}; set it to false, or add a level"
             )
         return self
 
@@ -123,17 +124,17 @@ class UNetConfig(NetworkSection):
 
     @property
     def stack_axis(self) -> int | None:
-        """The axis of a volume that slices are stacked along; None for a network in three dimensions."""
+        """Axis of a volume along which slices are stacked; None for a 3D network."""
         return None if self.view is None else VIEW_AXES[self.view]
 
     @property
     def level_strides(self) -> tuple[tuple[int, ...], ...]:
-        """Per level below the first, a number for each of the network's axes."""
+        """Downsampling factors between the levels, one for each axis of the network."""
         steps = self.strides or (2,) * (len(self.channels) - 1)
         return tuple((step,) * self.dims if isinstance(step, int) else step for step in steps)
 
     def build(self, *, in_channels: int, out_channels: int, patch: Triple | None, checkpoint_activations: bool) -> UNet:
-        """The network, freshly initialised; see `fusionseg.models.build_model`."""
+        """Build the network with new weights; see `fusionseg.models.build_model`."""
         from fusionseg.models.unet.network import UNet, block_settings
 
         return UNet(
@@ -157,11 +158,11 @@ class UNetConfig(NetworkSection):
         )
 
     def patch_problem(self, patch: Triple) -> str | None:
-        """Why this network cannot train on patches of this size, with the fix; None if it can."""
+        """Return the problem of training on patches of this size, with a remedy; None if there is none."""
         axes = [axis for axis in range(3) if axis != self.stack_axis]
         total = [prod(steps) for steps in zip(*self.level_strides, strict=True)]
         bottom = [max(1, round(patch[axis] / unit)) for axis, unit in zip(axes, total, strict=True)]
-        too_small = prod(bottom) < 2  # one voxel at the bottom: nothing to normalise over
+        too_small = prod(bottom) < 2  # a norm over a single voxel is not possible
         if too_small:
             bottom[bottom.index(max(bottom))] = 2
         fixed = list(patch)

@@ -1,4 +1,4 @@
-"""MONAI's UNETR."""
+"""Section and builder of MONAI's UNETR."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fusionseg.models.patch_sizes import axes_problem
 if TYPE_CHECKING:
     from torch import nn
 
-TOKEN = 16  # voxels of a token in each axis; the decoder's four doublings lead back from it
+TOKEN = 16  # edge of a token in voxels; the decoder up-samples four times by 2
 
 
 @networks.register()
@@ -30,26 +30,26 @@ class UNETRConfig(NetworkSection):
     feature_size: Positive = 16
     """Channels of the decoder at full resolution."""
     hidden_size: Positive = 768
-    """Width of a token."""
+    """Channels of a token."""
     mlp_dim: Positive = 3072
-    """Width inside a transformer block's perceptron."""
+    """Hidden channels of the MLP in a transformer block."""
     num_heads: Positive = 12
     """Attention heads; they divide hidden_size."""
     pos_embed: Literal["learnable", "sincos"] = "learnable"
     """Position embedding: learned, or fixed sines and cosines (hidden_size must then be a multiple of 6)."""
     dropout: Probability = 0.0
-    """Share of the transformer's units that are dropped in training."""
+    """Probability that a value in the transformer is dropped in training."""
 
     @model_validator(mode="after")
     def _widths_fit(self) -> UNETRConfig:
         if self.hidden_size % self.num_heads:
             raise ValueError(
-                f"num_heads: {self.num_heads} does not divide hidden_size {self.hidden_size}: choose a divisor, or"
+                f"num_heads: {self.num_heads} does not divide hidden_size {self.hidden_size}; choose a divisor, or"
                 " another hidden_size"
             )
         if self.pos_embed == "sincos" and self.hidden_size % 6:
             raise ValueError(
-                f"hidden_size: {self.hidden_size} is not a multiple of 6, a sine and a cosine for each axis: choose"
+                f"hidden_size: {self.hidden_size} is no multiple of 6 (a sine and a cosine for each axis); choose"
                 " one, or pos_embed: learnable"
             )
         return self
@@ -57,11 +57,13 @@ class UNETRConfig(NetworkSection):
     def build(
         self, *, in_channels: int, out_channels: int, patch: Triple | None, checkpoint_activations: bool
     ) -> nn.Module:
-        """The network, freshly initialised; see `fusionseg.models.build_model`."""
+        """Build the network with new weights; see `fusionseg.models.build_model`."""
         from monai.networks.nets.unetr import UNETR
 
         if patch is None:
-            raise ValueError("build_model: unetr embeds the positions within a patch: give it the patch's size")
+            raise ValueError(
+                "build_model: unetr needs the size of the volumes for its position embedding; give the argument patch"
+            )
         network = UNETR(
             spatial_dims=3,
             in_channels=in_channels,
@@ -76,8 +78,8 @@ class UNETRConfig(NetworkSection):
         if self.pos_embed == "sincos":
             network.vit.patch_embedding.position_embeddings = self._sincos(patch)
         for block in network.vit.blocks:
-            # MONAI's blocks carry the parts of a cross-attention, unused here: no gradient reaches them, and DDP would
-            # wait for one. They stay, frozen, so that MONAI's weights fit.
+            # MONAI's blocks have unused cross-attention parameters without a gradient; DDP would wait for it. They are
+            # frozen instead of removed, so that MONAI's weights can be loaded.
             block.norm_cross_attn.requires_grad_(False)
             block.cross_attn.requires_grad_(False)
         return network  # type: ignore[no-any-return]
@@ -87,10 +89,10 @@ class UNETRConfig(NetworkSection):
 
         grid = [size // TOKEN for size in patch]
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.meshgrid")  # MONAI names no indexing and means the default
+            warnings.filterwarnings("ignore", message="torch.meshgrid")  # MONAI relies on the default of `indexing`
             embedding: nn.Parameter = build_sincos_position_embedding(grid, self.hidden_size, spatial_dims=3)
         return embedding
 
     def patch_problem(self, patch: Triple) -> str | None:
-        """Why this network cannot train on patches of this size, with the fix; None if it can."""
+        """Return the problem of training on patches of this size, with a remedy; None if there is none."""
         return axes_problem(self.name, patch, (TOKEN,) * 3)

@@ -12,74 +12,73 @@ from fusionseg.config.section import Ints, Positive, Section
 class BridgeConfig(Section):
     """A context bridge after MISSFormer (Huang et al., 2021, arXiv:2109.07162): attention over several stages at once.
 
-    The final skips of the stages, fused or plain, are reduced to a small grid and form one sequence of tokens; what
-    `depth` transformer blocks make of it is added to them. `fusionseg.models.swin.context_bridge` says what differs
-    from the paper.
+    The skips of the stages, fused or plain, are reduced to a small grid and form one sequence of tokens. `depth`
+    transformer blocks process the sequence, and the result is added to the skips. The differences to the paper are
+    listed in `fusionseg.models.swin.context_bridge`.
     """
 
     stages: Ints = (3, 4, 5, 6)
-    """The stages whose skips are bridged, of 2 to 6; the default are the four resolutions of MISSFormer."""
+    """Stages, from 2 to 6, whose skips are bridged; the default is the four resolutions of MISSFormer."""
     grid: Literal[4, 5, 6] = 5
-    """The stage to whose resolution the higher ones are reduced; lower ones keep their own. A patch of 96 has 6**3
-    tokens for each of them at 5, 12**3 at 4, and 3**3 at 6."""
+    """Stage to whose resolution the maps of higher stages are reduced; lower stages keep their resolution. On a patch
+    of 96 each map has 12**3 tokens with 4, 6**3 with 5, and 3**3 with 6."""
     width: Positive = 192
     """Channels of the tokens."""
     depth: Positive = 4
-    """Transformer blocks, as many as in MISSFormer."""
+    """Transformer blocks; MISSFormer has four too."""
     heads: Positive = 6
     """Attention heads; they divide `width`."""
     mlp_ratio: Positive = 4
-    """Hidden width of the blocks' FFN, as a multiple of `width`."""
+    """Hidden channels of the blocks' FFN, as a multiple of `width`."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> BridgeConfig:
         stages = list(self.stages)
         if not stages or stages != sorted(set(stages)) or not 2 <= stages[0] <= stages[-1] <= 6:
-            raise ValueError(f"stages: needs some of the stages 2 to 6 in rising order, and has {stages}")
+            raise ValueError(f"stages: expected some of the stages 2 to 6 in rising order, got {stages}")
         if self.width % self.heads:
-            raise ValueError(f"heads: {self.heads} does not divide width: {self.width}: choose a divisor")
+            raise ValueError(f"heads: {self.heads} does not divide width: {self.width}; choose a divisor")
         return self
 
 
 class FusionConfig(Section):
     """Fused skip connections (A. Dhar, "Swin Fusion UNETR", 2023, section 4.3).
 
-    Stage 1 is the input, stages 2 to 6 are the hidden states of the Swin encoder, 1/2 to 1/32 of the
-    resolution.
-    At every fused stage the stage's own map is concatenated with maps of the stages above it, pooled down to
-    its resolution, and of those below it, sampled up to it (full-scale skips, as in UNet 3+: Huang et al., 2020,
-    arXiv:2004.08790), and a residual block makes the final skip connection of the result.
+    Stage 1 is the input; stages 2 to 6 are the hidden states of the Swin encoder at 1/2 to 1/32 of the resolution. The
+    own map of a fused stage is concatenated with maps of stages above it, pooled to its resolution, and of stages below
+    it, up-sampled to its resolution (full-scale skips as in UNet 3+: Huang et al., 2020, arXiv:2004.08790). A residual
+    block then computes the skip connection.
     """
 
     above: Annotated[int, Field(ge=0, le=5)] | Literal["all"] = "all"
-    """How many of the stages directly above are fused (fewer where there are fewer)."""
+    """Number of stages directly above that are fused (fewer if there are fewer)."""
     below: Annotated[int, Field(ge=0, le=5)] | Literal["all"] = 0
-    """How many of the stages directly below are fused, down to the bottleneck, whether `last_stage` is 5 or 6. Their
-    maps are up-sampled (trilinear). With it stage 1 is fused too, at the full resolution and in its memory."""
+    """Number of stages directly below that are fused; the bottleneck is the last one for any `last_stage`. Their maps
+    are up-sampled (trilinear). Stage 1 is then fused too, which takes much memory at full resolution."""
     stages: Ints | None = None
-    """The stages that are fused, in rising order; the others keep plain skips. null means all from 1 to `last_stage`
-    that have a stage to take from."""
+    """Stages that are fused, in rising order; the others keep plain skips. null is all stages from 1 to `last_stage`
+    that have a fusion source."""
     source: Literal["skip", "encoder"] = "encoder"
-    """What is pooled or up-sampled: `skip` (the thesis's v1) the residual block's output that also goes to that stage's
-    own decoder; `encoder` (v2) the encoder's map through a separate residual block made for this purpose."""
+    """Maps that are pooled or up-sampled. `skip` (v1 of the thesis): the skip of the source stage, which its decoder
+    uses too. `encoder` (v2): the encoder's map of the source stage, after a residual block of its own."""
     pooling: Literal["max", "avg", "maxavg"] = "max"
     """Pooling to the lower resolution; `maxavg` concatenates both."""
     kernel: Literal[1, 3] = 1
-    """Kernel of the final residual block of stages 1 to 5."""
+    """Kernel of the final residual blocks of stages 1 to 5."""
     last_stage: Literal[5, 6] = 5
-    """The lowest stage that is fused: 5, or 6 for the bottleneck too ("overdrive")."""
+    """Lowest stage that is fused: 5, or 6 for the bottleneck too ("overdrive" in the thesis)."""
     bottleneck_kernel: Literal[1, 3] = 1
-    """Kernel of the bottleneck's residual block when `last_stage` is 6 (it replaces the plain network's)."""
+    """Kernel of the residual block of the bottleneck if `last_stage` is 6; it replaces that of the plain network."""
     widths: int | Ints | None = None
-    """Channels of the pooled and up-sampled maps: one number for all of them (64 in UNet 3+), or a list with one for
-    each of the stages 1 to `last_stage` - 1, with `below` of the stages 1 to 6; null leaves them as the encoder
-    gives them. Only with `source: encoder`."""
+    """Channels of the pooled and up-sampled maps: one number for all of them (64 in UNet 3+), or a list with one number
+    for each of the stages 1 to `last_stage` - 1 (with `below`: 1 to 6). null is the number of the encoder's map. Only
+    with `source: encoder`."""
     bridge: BridgeConfig | None = None
-    """A context bridge over the skips that the fusion leaves; `{}` is one with its default settings."""
+    """A context bridge over the skips after the fusion; `{}` has the default settings."""
 
     @property
     def fusion_sources(self) -> dict[int, tuple[int, ...]]:
-        """The stages that each fused stage takes maps from, the highest resolution first."""
+        """Fused stage -> its fusion sources, highest resolution first."""
         chosen = range(1, self.last_stage + 1) if self.stages is None else self.stages
         return {stage: sources for stage in chosen if (sources := self._sources(stage))}
 
@@ -92,19 +91,19 @@ class FusionConfig(Section):
     def _stages_fit(self) -> FusionConfig:
         if self.stages is None:
             if not self.fusion_sources and self.bridge is None:
-                raise ValueError("above: 0 with below: 0 fuses nothing: raise one of them, or add a bridge")
+                raise ValueError("above: 0 with below: 0 fuses nothing; raise one of them, or add a bridge")
             return self
         stages = list(self.stages)
         if not stages or stages != sorted(set(stages)) or stages[0] < 1:
-            raise ValueError(f"stages: needs stages in rising order, and has {stages}; leave it out for all of them")
+            raise ValueError(f"stages: expected stages in rising order, got {stages}; remove the key for all stages")
         if stages[-1] > self.last_stage:
             hint = "set last_stage: 6, or " if stages[-1] == 6 else ""
-            raise ValueError(f"stages: {stages[-1]} lies below last_stage: {self.last_stage}: {hint}take it out")
+            raise ValueError(f"stages: {stages[-1]} is below last_stage: {self.last_stage}; {hint}remove it")
         for stage in stages:
             if not self._sources(stage):
                 raise ValueError(
-                    f"stages: {stage} has no stage to take from with above: {self.above} and below: {self.below}:"
-                    " raise one of them, or take it out"
+                    f"stages: {stage} has no fusion source with above: {self.above} and below: {self.below}; raise one"
+                    " of them, or remove the stage"
                 )
         return self
 
@@ -113,7 +112,7 @@ class FusionConfig(Section):
     def _widths_are_numbers(cls, raw: Any) -> Any:
         numbers = raw if isinstance(raw, list | tuple) else [raw]
         if raw is not None and not all(type(number) is int for number in numbers):
-            raise ValueError(f"needs a whole number for all stages or a list with one for each, and is {raw!r}")
+            raise ValueError(f"expected an integer for all stages or a list with one for each, got {raw!r}")
         return raw
 
     @model_validator(mode="after")
@@ -121,18 +120,20 @@ class FusionConfig(Section):
         if self.widths is None:
             return self
         if self.source == "skip":
-            raise ValueError("widths: need source: encoder (a v1 skip is the decoder's own and keeps its width)")
+            raise ValueError(
+                "widths: only for source: encoder (a skip keeps the width that its decoder needs); remove the key"
+            )
         needed = 6 if self.below else self.last_stage - 1
         given = [self.widths] * needed if isinstance(self.widths, int) else list(self.widths)
         if len(given) != needed or min(given) < 1:
             raise ValueError(
-                f"widths: needs {needed} positive numbers, one for each of the stages 1 to {needed},"
-                f" or one number for all, and has {self.widths if isinstance(self.widths, int) else given}"
+                f"widths: expected {needed} positive integers, one for each of the stages 1 to {needed}, or one for"
+                f" all, got {self.widths if isinstance(self.widths, int) else given}"
             )
         return self
 
 
-# The thesis's variants (section 4.4 and Table 2; MaxAvg in section 5.4), then what goes beyond it. Width factors are
+# First the variants of the thesis (section 4.4 and Table 2; MaxAvg in section 5.4), then others. `width_factors` are
 # multiples of the feature size.
 _OD: dict[str, Any] = {"above": "all", "source": "encoder", "last_stage": 6}
 FUSION_PRESETS: dict[str, dict[str, Any]] = {
@@ -144,8 +145,10 @@ FUSION_PRESETS: dict[str, dict[str, Any]] = {
     "swin_fusion_od": _OD,
     "swin_fusion_od_k3": {**_OD, "bottleneck_kernel": 3},
     "swin_fusion_od_large": {**_OD, "width_factors": (2, 2, 4, 4, 8)},
-    # What section 6 leaves open: lower maps and equal widths. As in UNet 3+ the bottleneck only gives.
+    # Future work of the thesis (section 6): maps from below and equal widths. As in UNet 3+ the bottleneck is only a
+    # source.
     "swin_fusion_full": {"above": "all", "below": "all", "widths": 64},
-    # Over plain skips: it starts as the plain network, with the same weights, and shows what the bridge alone does.
+    # A bridge over plain skips. A new network has the output of the plain one, and shows the effect of the bridge
+    # alone.
     "swin_fusion_bridge": {"above": 0, "bridge": BridgeConfig()},
 }

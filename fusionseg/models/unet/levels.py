@@ -4,11 +4,11 @@ from __future__ import annotations
 
 
 def at_least_two_levels(channels: tuple[int, ...]) -> tuple[int, ...]:
-    """Refuse fewer than two levels, and levels without a channel.
+    """Return the channels of the levels, if there are at least two levels of at least one channel.
 
     Raises:
-        ValueError: there are fewer.
+        ValueError: there are fewer levels or channels.
     """
     if len(channels) < 2 or min(channels) < 1:
-        raise ValueError(f"needs at least two levels of at least one channel, and has {list(channels)}")
+        raise ValueError(f"expected at least two levels of at least one channel, got {list(channels)}")
     return channels
