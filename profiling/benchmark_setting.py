@@ -15,7 +15,7 @@ from fusionseg.distributed.launch import read_launch
 from fusionseg.distributed.world import choose_device
 from fusionseg.models.networks.monai_unet import MonaiUNetConfig
 from fusionseg.models.networks.swin import SwinConfig
-from fusionseg.runs.datasets import open_sources
+from fusionseg.runs.cases.datasets import open_run_datasets
 from fusionseg.training.precision import Precision, choose_precision
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_cpus
@@ -52,15 +52,15 @@ def open_setting(config: RunConfig, cases: int | None = None) -> Setting:
         config: configuration of the run.
         cases: most training cases; validation takes at most a quarter of that number. None takes all.
     """
-    (source,) = open_sources(config)
+    (dataset,) = open_run_datasets(config)
     device = choose_device(config.device, torch.cuda.device_count(), read_launch({}))
     torch.set_num_threads(config.train.threads or available_cpus())
     listed = [
         [{"image": str(case.images[0]), "label": str(case.label)} for case in part[:count]]
-        for part, count in ((source.train, cases), (source.validation, cases and max(1, cases // 4)))
+        for part, count in ((dataset.training, cases), (dataset.validation, cases and max(1, cases // 4)))
     ]
     precision = choose_precision(config.train.precision, device)
-    return Setting(config, device, precision, listed[0], listed[1], source.dataset.num_classes)
+    return Setting(config, device, precision, listed[0], listed[1], dataset.dataset.num_classes)
 
 
 def plain_network(setting: Setting) -> nn.Module:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from fusionseg.config import RunConfig
-from fusionseg.data.preprocessing.prepare import PrepareReport, open_configured, open_store, prepare
+from fusionseg.data.preprocessing.prepare import PrepareReport, Progress, open_configured, open_store, prepare
 from fusionseg.data.preprocessing.store import Store
 
 
-def run(config: RunConfig) -> PrepareReport:
-    return prepare(config, open_configured(config))
+def run(config: RunConfig, progress: Progress | None = None) -> PrepareReport:
+    """Prepare all cases that are not prepared yet."""
+    dataset = open_configured(config.data)
+    return prepare(config.data, dataset, open_store(config.data, config.output, dataset), progress)
 
 
 def opened(config: RunConfig) -> Store:
-    store, missing = open_store(config, open_configured(config))
+    """The store, which holds all cases."""
+    store, missing = stored(config)
     assert missing == []
     return store
+
+
+def stored(config: RunConfig) -> tuple[Store, list[str]]:
+    """The store, and the names of the cases that it lacks."""
+    dataset = open_configured(config.data)
+    store = open_store(config.data, config.output, dataset)
+    return store, [case.name for case in dataset.training if case.name not in store.cases]

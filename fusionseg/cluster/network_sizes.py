@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from fusionseg.cluster.sweep import SweepRun, some
 from fusionseg.config.yaml_location import dump_yaml
-from fusionseg.runs.datasets import open_datasets
+from fusionseg.runs.cases.datasets import open_datasets
 from fusionseg.training.network import count_parameters
 
 FACTOR = 4
@@ -30,7 +30,7 @@ def network_sizes(runs: Sequence[SweepRun]) -> dict[str, int]:
     for run in runs:
         key = dump_yaml({"data": run.config.to_dict()["data"], "labels": run.config.pretrain is None})
         if key not in widths:
-            dataset = open_datasets(run.config)[0][1]
+            dataset = open_datasets(run.config)[0].dataset
             widths[key] = len(dataset.channels), dataset.num_classes
         channels, classes = widths[key]
         sizes[run.config.name] = count_parameters(run.config, in_channels=channels, out_channels=classes)

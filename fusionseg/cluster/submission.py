@@ -14,8 +14,8 @@ from fusionseg.config import RunConfig
 from fusionseg.config.yaml_location import dump_yaml
 from fusionseg.data.preprocessing.prepare import store_folder
 from fusionseg.distributed.batch_arithmetic import accumulation_steps, batch_arithmetic
-from fusionseg.runs.cases import open_run
-from fusionseg.runs.datasets import open_sources
+from fusionseg.runs.cases.datasets import open_run_datasets
+from fusionseg.runs.cases.opening import open_cases
 from fusionseg.runs.folder import RunFolder
 from fusionseg.runs.job_events import last_job, read_events
 from fusionseg.runs.paths import checkpoints_of
@@ -83,7 +83,7 @@ def _check_cases(runs: Sequence[SweepRun]) -> None:
         if run.config.init_from is None and not folder.has_checkpoints():
             continue  # nothing but its data set is needed, and `_share_store` has opened that
         try:
-            open_run(run.config, folder, planned=True)
+            open_cases(run.config, folder, planned=True)
         except UserError as error:
             problems.update(dict.fromkeys(f"{run.config.name}: {problem}" for problem in error.problems))
     if problems:
@@ -134,9 +134,7 @@ def _share_store(config: RunConfig, output: Path, known: dict[str, RunConfig]) -
     """
     key = dump_yaml({"data": config.to_dict()["data"], "labels": config.pretrain is None})
     if key not in known:
-        sources = open_sources(config)
-        elsewhere = [source.config.model_copy(update={"output": str(output)}) for source in sources]
-        folders = [str(store_folder(one, source.dataset)) for one, source in zip(elsewhere, sources, strict=True)]
+        folders = [str(store_folder(one.data, str(output), one.dataset)) for one in open_run_datasets(config)]
         also = tuple(
             part.model_copy(update={"prepared": folder})
             for part, folder in zip(config.data.also, folders[1:], strict=True)

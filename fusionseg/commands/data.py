@@ -130,17 +130,17 @@ def add_prepare(commands: Commands) -> None:
 def _prepare(arguments: argparse.Namespace) -> int:
     from fusionseg.config import load_config
     from fusionseg.data.preprocessing.lost_foreground import lost_foreground_warning
-    from fusionseg.data.preprocessing.prepare import open_store, prepare
+    from fusionseg.data.preprocessing.prepare import prepare
     from fusionseg.observability.progress import counting_progress
-    from fusionseg.runs.datasets import open_datasets
+    from fusionseg.runs.cases.datasets import open_datasets
 
     failed = False
-    for config, dataset in open_datasets(load_config(arguments.config, arguments.overrides)):
+    for opened in open_datasets(load_config(arguments.config, arguments.overrides)):
         with counting_progress("preparing") as progress:
-            report = prepare(config, dataset, progress)
+            report = prepare(opened.data, opened.dataset, opened.store, progress)
         print(report)
-        records = list(open_store(config, dataset)[0].cases.values())
-        if config.pretrain is None and (lost := lost_foreground_warning(records, dataset.labels)):
+        records = list(report.store.cases.values())
+        if opened.needs_labels and (lost := lost_foreground_warning(records, opened.dataset.labels)):
             log.warning("%s", lost)
         failed |= bool(report.failed)
     return FAILED if failed else DONE

@@ -52,13 +52,14 @@ def add_evaluate(commands: Commands) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from fusionseg.inference.evaluation.several_runs import Wanted, evaluate_run, evaluate_runs, is_one_run, split_words
+    from fusionseg.inference.evaluation.one_run import EvaluationOptions, evaluate_run
+    from fusionseg.inference.evaluation.several_runs import evaluate_runs, is_one_run, split_words
 
     paths, overrides = split_words([*arguments.words, *arguments.overrides])
     others, more = split_words([str(path) for path in arguments.others])  # `--with` takes all words after it
     if arguments.checkpoint is None:
         arguments.checkpoint = "last" if arguments.dataset is None else "best"
-    wanted = Wanted(
+    options = EvaluationOptions(
         _options(arguments),
         overrides + more,
         dataset_root=arguments.dataset,
@@ -70,10 +71,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if not paths:
         raise UserError("evaluate: no run is given: put a run folder, or a folder of runs, before the settings")
     if is_one_run(paths):
-        return DONE if evaluate_run(paths[0], wanted).is_whole else FAILED
-    outcomes = evaluate_runs(paths, wanted)
+        return DONE if evaluate_run(paths[0], options).is_complete else FAILED
+    outcomes = evaluate_runs(paths, options)
     print(outcomes.table())
-    return DONE if outcomes.all_well else FAILED
+    return DONE if outcomes.all_complete else FAILED
 
 
 def add_predict(commands: Commands) -> None:

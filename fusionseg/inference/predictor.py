@@ -21,7 +21,7 @@ from fusionseg.data.formats.problems import Findings
 from fusionseg.data.formats.readers import Readers
 from fusionseg.data.preprocessing.store import settings_key
 from fusionseg.data.preprocessing.volume import Volume, load_volume
-from fusionseg.inference.trained_network import Trained, inference_device, load_trained
+from fusionseg.inference.trained_network import TrainedNetwork, inference_device, load_trained
 from fusionseg.training.sliding_window import predict_logits
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_memory_bytes
@@ -143,7 +143,7 @@ class Predictor:
             box[axis] = slice(start, stop)
             yield box[0], box[1], box[2]
 
-    def _logits(self, member: Trained, volume: Volume, slab: Box | None, classes: Sequence[int]) -> _Part:
+    def _logits(self, member: TrainedNetwork, volume: Volume, slab: Box | None, classes: Sequence[int]) -> _Part:
         """Logits over the part of the prepared volume that `slab` of the original lies in; None is all of it.
 
         Args:
@@ -172,13 +172,13 @@ class Predictor:
             logits = logits[list(classes)]
         return _Part(logits, mapping, volume.image.shape[1:], low)
 
-    def _settings(self, member: Trained) -> ValidateConfig:
+    def _settings(self, member: TrainedNetwork) -> ValidateConfig:
         settings = member.config.validation
         if self.options.overlap is not None:
             settings = settings.model_copy(update={"overlap": self.options.overlap})
         return settings
 
-    def _predict(self, member: Trained, image: Tensor, background: Sequence[float]) -> Tensor:
+    def _predict(self, member: TrainedNetwork, image: Tensor, background: Sequence[float]) -> Tensor:
         settings = self._settings(member)
         flips = list(product((False, True), repeat=3)) if self.options.flips else [(False, False, False)]
         total: Tensor | None = None
@@ -199,7 +199,7 @@ class Predictor:
         return total / len(flips)
 
 
-def _member_orders(member: Trained, first: Trained) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _member_orders(member: TrainedNetwork, first: TrainedNetwork) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The places among the first member's channels of a member's channels; its classes in the first member's order."""
     channels = channel_order(member.channels, first.channels)
     classes = label_order(first.labels, member.labels)

@@ -15,8 +15,8 @@ from fusionseg.config.outside_part import source_changes
 from fusionseg.distributed.launch import Launch
 from fusionseg.distributed.world import choose_device
 from fusionseg.models import build_model
+from fusionseg.runs.cases.split import Split
 from fusionseg.runs.checkpoints import find_weights, read_checkpoint
-from fusionseg.runs.split import Split
 from fusionseg.training.network import make_network, place_network
 from fusionseg.training.precision import Precision, choose_precision, has_bf16
 from fusionseg.utils.errors import UserError
@@ -26,7 +26,7 @@ log = logging.getLogger("fusionseg")
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedNetwork:
     """A network in evaluation mode on its device, with what it was trained as."""
 
     path: Path
@@ -39,7 +39,7 @@ class Trained:
     precision: Precision
     split: Split | None
     """The cases that it was trained on; None where the checkpoint, of an earlier version, does not say."""
-    content: str | None
+    data_hash: str | None
     """The hash of its cases that such a checkpoint has instead."""
 
 
@@ -51,7 +51,7 @@ def inference_device(request: str) -> torch.device:
     return device
 
 
-def load_trained(run: Path, device: torch.device, which: str = "best", *, pretraining: bool = False) -> Trained:
+def load_trained(run: Path, device: torch.device, which: str = "best", *, pretraining: bool = False) -> TrainedNetwork:
     """Rebuild the network of a run.
 
     Args:
@@ -91,7 +91,7 @@ def load_trained(run: Path, device: torch.device, which: str = "best", *, pretra
     if (wanted == "fp16" and device.type == "cpu") or (wanted == "bf16" and not has_bf16(device)):
         wanted = "auto"
     precision = choose_precision(wanted, device)
-    return Trained(
+    return TrainedNetwork(
         path,
         config,
         place_network(model, config, device).eval(),

@@ -15,7 +15,7 @@ from fusionseg.config import load_config
 from fusionseg.data.synthetic.dataset import write_dataset
 from fusionseg.distributed.world import World
 from fusionseg.performance.device_speed import timed
-from fusionseg.runs.cases import open_run
+from fusionseg.runs.cases.opening import open_cases
 from fusionseg.runs.folder import RunFolder, run_folder_of
 from fusionseg.training.trainer import Trainer
 from fusionseg.utils.errors import UserError
@@ -62,7 +62,7 @@ def open_trainer(config_file: str, overrides: list[str], data: str | None, folde
             " srun"
         )
     run = RunFolder(run_folder_of(config))
-    return Trainer(config, world, run, open_run(config, run))
+    return Trainer(config, world, run, open_cases(config, run))
 
 
 @dataclass(frozen=True)

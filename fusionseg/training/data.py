@@ -16,13 +16,13 @@ from fusionseg.data.loading.device_cache import DeviceCache, cache_bytes, place_
 from fusionseg.data.loading.patch_augmenter import PatchAugmenter
 from fusionseg.data.loading.sampling_plan import SamplePlan
 from fusionseg.data.preprocessing.lost_foreground import lost_foreground_warning
-from fusionseg.data.preprocessing.prepare import open_store, prepare
+from fusionseg.data.preprocessing.prepare import prepare
 from fusionseg.data.preprocessing.store import Store
 from fusionseg.distributed.world import World
 from fusionseg.observability.progress import counting_progress
 from fusionseg.observability.ranges import annotate
-from fusionseg.runs.cases import RunCases, announce, settle_split
-from fusionseg.runs.split import Split
+from fusionseg.runs.cases.opening import RunCases, log_split, settle_split
+from fusionseg.runs.cases.split import Split
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_memory_bytes
 
@@ -68,7 +68,7 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
         UserError: cases cannot be prepared, or do not keep training and validation apart; or the cache fits nowhere.
     """
     if world.is_rank_zero:
-        for part in run.sources:
+        for part in run.datasets:
             unlabelled = unlabelled_cases(part.dataset.training) if config.pretrain is None else []
             for note in (*part.dataset.notes, *unlabelled):
                 log.warning("%s", note)
@@ -80,11 +80,11 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
     train, validation = (
         [
             (store, case.name)
-            for source, store in zip(run.sources, stores, strict=True)
-            for case in getattr(source, part)
+            for dataset, store in zip(run.datasets, stores, strict=True)
+            for case in getattr(dataset, part)
             if case.name in store.cases
         ]
-        for part in ("train", "validation")
+        for part in ("training", "validation")
     )
     cases = [*train, *(case for case in validation if case not in train)]
     if world.is_rank_zero and config.pretrain is None:
@@ -109,31 +109,30 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
 
 
 def _settle(config: RunConfig, run: RunCases) -> tuple[list[Store], Split]:
-    _prepare_missing(run)
-    stores = []
-    for source in run.sources:
-        store, missing = open_store(source.config, source.dataset)
-        if run.recorded is None and missing and not config.data.skip_broken:
-            raise UserError(f"{store.root}: {', '.join(missing)} vanished after the preparation: start again")
-        stores.append(store)
+    stores = _prepare_missing(run)
     split = settle_split(config, run, stores)
-    announce(run, split)
+    log_split(run, split)
     return stores, split
 
 
-def _prepare_missing(run: RunCases) -> None:
-    problems = []
-    for part in run.sources:
+def _prepare_missing(run: RunCases) -> list[Store]:
+    """Prepare the cases that are not prepared yet; the store of each data set."""
+    problems: list[str] = []
+    stores: list[Store] = []
+    for part in run.datasets:
         used = {case.name for case in part.cases}
-        _, missing = open_store(part.config, part.dataset)
+        total = len(part.dataset.training)
+        missing = total - len(part.store.cases)
         if not missing:
+            stores.append(part.store)
             continue
-        log.info("preparing %d of %d cases of %s", len(missing), len(part.dataset.training), part.dataset.name)
+        log.info("preparing %d of %d cases of %s", missing, total, part.dataset.name)
         with counting_progress("preparing") as progress:
-            report = prepare(part.config, part.dataset, progress)
+            report = prepare(part.data, part.dataset, part.store, progress)
+        stores.append(report.store)
         for name, reason in sorted(report.failed.items()):
             # Cases that came after the run began are not its own.
-            if part.config.data.skip_broken or (run.recorded is not None and name not in used):
+            if part.data.skip_broken or (run.recorded is not None and name not in used):
                 log.warning("%s is left out: %s", name, reason)
             else:
                 problems.append(f"  {name}: {reason}")
@@ -145,6 +144,7 @@ def _prepare_missing(run: RunCases) -> None:
                 *problems,
             ]
         )
+    return stores
 
 
 def _load_cache(config: RunConfig, world: World, cases: list[tuple[Store, str]]) -> DeviceCache:

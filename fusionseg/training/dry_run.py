@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
-from fusionseg.config import RunConfig, dump_config
+from fusionseg.config import CacheConfig, RunConfig, dump_config
 from fusionseg.data.formats.case_reader import read_grid
 from fusionseg.data.formats.problems import CaseError
 from fusionseg.data.loading.augmentations import check_augmentations
 from fusionseg.data.loading.device_cache import GB, cache_bytes
-from fusionseg.data.preprocessing.prepare import open_store
 from fusionseg.data.preprocessing.volume import resampled_voxels
 from fusionseg.distributed.batch_arithmetic import batch_arithmetic
 from fusionseg.distributed.launch import read_launch
 from fusionseg.distributed.world import choose_device
-from fusionseg.runs.cases import open_run, settle_split
-from fusionseg.runs.datasets import Source
+from fusionseg.runs.cases.datasets import RunDataset
+from fusionseg.runs.cases.opening import open_cases, settle_split
 from fusionseg.runs.folder import RunFolder, run_folder_of
 from fusionseg.training.memory import estimate_memory
 from fusionseg.training.optimizer import warmup_warning
@@ -35,14 +34,13 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
     precision = choose_precision(config.train.precision, device)
     folder = RunFolder(run_folder_of(config))
     folder.check(config)
-    run = open_run(config, folder, planned=True)
-    sources = run.sources
-    stores = [open_store(part.config, part.dataset)[0] for part in sources]
-    if all(case.name in store.cases for part, store in zip(sources, stores, strict=True) for case in part.cases):
-        settle_split(config, run, stores)  # what a start refuses once the cases are prepared
-    dataset = sources[0].dataset
+    run = open_cases(config, folder, planned=True)
+    datasets = run.datasets
+    if all(part.is_prepared for part in datasets):
+        settle_split(config, run, [part.store for part in datasets])  # what a start refuses once the cases are prepared
+    dataset = datasets[0].dataset
     check_outside_parts(config, device, in_channels=len(dataset.channels), out_channels=dataset.num_classes)
-    needed, how = expected_cache_bytes(sources)
+    needed, how = expected_cache_bytes(config.cache, datasets)
     memory = estimate_memory(
         config, len(dataset.channels), dataset.num_classes, half=precision.name in ("bf16", "fp16")
     )
@@ -59,9 +57,9 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
         dump_config(config),
         f"run folder   {folder.path}{resumed}",
         *(
-            f"data         {part.dataset.name} ({part.dataset.layout}): {len(part.train)} to train,"
+            f"data         {part.dataset.name} ({part.dataset.layout}): {len(part.training)} to train,"
             f" {len(part.validation)} to validate on{' (the same cases)' if part.trains_on_validation else ''}"
-            for part in sources
+            for part in datasets
         ),
         f"             channels {', '.join(dataset.channels)}"
         + ("" if config.pretrain else f"; classes {', '.join(dataset.class_names)}"),
@@ -79,25 +77,23 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
     return "\n".join(lines)
 
 
-def expected_cache_bytes(sources: list[Source]) -> tuple[int, str]:
+def expected_cache_bytes(cache: CacheConfig, datasets: Sequence[RunDataset]) -> tuple[int, str]:
     """Bytes of the cache: of the prepared cases where they are, else by the headers of the images."""
-    parts = [_source_bytes(part) for part in sources]
+    parts = [_dataset_bytes(cache, part) for part in datasets]
     return sum(size for size, _ in parts), "; ".join(dict.fromkeys(how for _, how in parts))
 
 
-def _source_bytes(part: Source) -> tuple[int, str]:
-    config, dataset = part.config, part.dataset
-    names = [case.name for case in part.cases]
-    store, missing = open_store(config, dataset)
-    if not set(missing) & set(names):
-        return cache_bytes([store.cases[name] for name in names], config.cache), "of the prepared cases"
-    item = 2 if config.cache.dtype == "float16" else 4
+def _dataset_bytes(cache: CacheConfig, part: RunDataset) -> tuple[int, str]:
+    data, dataset = part.data, part.dataset
+    if part.is_prepared:
+        return cache_bytes([part.store.cases[case.name] for case in part.cases], cache), "of the prepared cases"
+    item = 2 if cache.dtype == "float16" else 4
     total = 0.0
     for case in part.cases:
         try:
-            voxels = resampled_voxels(read_grid(case.images, dataset.readers), config.data)
+            voxels = resampled_voxels(read_grid(case.images, dataset.readers), data)
         except CaseError as error:
-            raise UserError(f"{error} (`fusionseg check {config.data.root}` lists all such cases)") from None
+            raise UserError(f"{error} (`fusionseg check {data.root}` lists all such cases)") from None
         total += voxels * (len(dataset.channels) * item + 1)
-    cropped = ", at most: the foreground crop is not known yet" if config.data.crop_foreground else ""
+    cropped = ", at most: the foreground crop is not known yet" if data.crop_foreground else ""
     return round(total), f"expected by the images' headers{cropped}; not prepared yet"

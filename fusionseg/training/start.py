@@ -10,7 +10,7 @@ import torch
 from fusionseg.config import RunConfig
 from fusionseg.distributed.batch_arithmetic import accumulation_steps
 from fusionseg.distributed.world import World
-from fusionseg.runs.cases import RunCases, open_run
+from fusionseg.runs.cases.opening import RunCases, open_cases
 from fusionseg.runs.early_checks import check_places
 from fusionseg.runs.folder import RunFolder, run_folder_of
 from fusionseg.runs.run_config import write_run_config
@@ -69,7 +69,7 @@ def _open(
     folder.lock(patience_s)
     folder.check(config)
     if folder.has_checkpoints() and not begun:  # another process has trained here until now
-        cases = open_run(config, folder)
+        cases = open_cases(config, folder)
     write_run_config(folder.path, config)
     log_to_file(folder.paths.log)
     return cases
@@ -98,9 +98,9 @@ def _check(folder: RunFolder, config: RunConfig, world: World, make_data: Callab
         else:
             if make_data is not None and not problems.found:
                 make_data()
-            cases = open_run(config, folder)
+            cases = open_cases(config, folder)
     if cases is not None and not problems.found:
-        dataset = cases.sources[0].dataset
+        dataset = cases.datasets[0].dataset
         with problems.collect():
             check_outside_parts(
                 config, world.device, in_channels=len(dataset.channels), out_channels=dataset.num_classes

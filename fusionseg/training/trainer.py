@@ -19,7 +19,9 @@ from fusionseg.distributed.batch_arithmetic import accumulation_steps, batch_ari
 from fusionseg.distributed.rank_info import rank_info, threads_per_rank
 from fusionseg.distributed.world import World
 from fusionseg.observability.ranges import annotate, phase_timer
-from fusionseg.runs.cases import RunCases, check_checkpoint
+from fusionseg.runs.cases.checks import check_checkpoint
+from fusionseg.runs.cases.opening import RunCases
+from fusionseg.runs.cases.split import write_split
 from fusionseg.runs.checkpoint_writer import CheckpointWriter
 from fusionseg.runs.checkpoints import newest_intact, read_training_state
 from fusionseg.runs.environment import write_environment
@@ -27,7 +29,6 @@ from fusionseg.runs.folder import RunFolder
 from fusionseg.runs.paths import BEST
 from fusionseg.runs.records import RunStatus, has_finished, last_end, rewind_records
 from fusionseg.runs.run_config import config_hash, refuse_other_config
-from fusionseg.runs.split import write_split
 from fusionseg.training.data import open_training_data
 from fusionseg.training.early_stopping import reached_plateau
 from fusionseg.training.fine_tuning import parameter_groups

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import preparing
 import pytest
 import torch
 
 from fusionseg.config import CacheConfig
 from fusionseg.data.loading.device_cache import DeviceCache, Placement, cache_bytes, place_cache
-from fusionseg.data.preprocessing.prepare import open_configured, open_store, prepare
 from fusionseg.data.preprocessing.store import Store, write_case
 from fusionseg.data.preprocessing.volume import Volume
 from fusionseg.utils.errors import UserError
@@ -97,8 +97,7 @@ def stores(tmp_path_factory, make_dataset, tiny_config) -> dict[str, Store]:
     found = {}
     for dtype in ("float16", "float32"):
         config = tiny_config(root, folder, data={"dtype": dtype})
-        prepare(config, open_configured(config))
-        found[dtype], _ = open_store(config, open_configured(config))
+        found[dtype] = preparing.run(config).store
     return found
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import preparing
 import pytest
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from fusionseg.config import DataConfig, RunConfig
 from fusionseg.data.formats.dataset import open_dataset
 from fusionseg.data.formats.image_digest import ImageSet, image_digest
-from fusionseg.data.preprocessing.prepare import open_store, prepare
 from fusionseg.data.preprocessing.volume import load_volume
 
 IMAGE = np.random.default_rng(0).integers(-500, 500, (5, 6, 7)).astype(np.int16)
@@ -52,9 +52,8 @@ def test_both_zeros_are_one_value() -> None:
 def test_the_prepared_record_keeps_it(tmp_path: Path, balls: Path, tiny_config: Callable[..., RunConfig]) -> None:
     config = tiny_config(balls, tmp_path, data={"spacing": [2, 2, 2], "crop_foreground": {"threshold": 150}})
     dataset = open_dataset(balls)
-    prepare(config, dataset)
-    store, missing = open_store(config, dataset)
-    assert not missing
+    store = preparing.run(config).store
+    assert len(store.cases) == len(dataset.training)
     for case in dataset.training:
         plain = load_volume(case.images, case.label, DataConfig(), None)
         record = store.cases[case.name]

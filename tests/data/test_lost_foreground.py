@@ -8,13 +8,13 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import preparing
 import pytest
 import torch
 
 from fusionseg import cli, train
 from fusionseg.config import RunConfig, dump_config
 from fusionseg.data.preprocessing.lost_foreground import lost_foreground_warning, missed_voxels
-from fusionseg.data.preprocessing.prepare import open_configured, open_store, prepare
 from fusionseg.data.preprocessing.record import PreparedCase
 from fusionseg.metrics.segmentation import confusion_matrix, dice_per_class
 
@@ -51,9 +51,7 @@ COARSE = {"spacing": [2.0, 2.0, 2.0]}
 
 
 def records(config: RunConfig) -> list[PreparedCase]:
-    dataset = open_configured(config)
-    prepare(config, dataset)
-    return list(open_store(config, dataset)[0].cases.values())
+    return list(preparing.run(config).store.cases.values())
 
 
 def test_what_the_crop_takes_is_named_and_counts_as_missed(

@@ -14,10 +14,10 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from preparing import opened, run
+from preparing import opened, run, stored
 
 from fusionseg.config import RunConfig, dump_config
-from fusionseg.data.preprocessing.prepare import open_configured, open_store, prepare, store_folder
+from fusionseg.data.preprocessing.prepare import open_configured, store_folder
 from fusionseg.data.preprocessing.store import FOREGROUND_PER_CLASS, SourceFile, Store, read_case, write_case
 from fusionseg.data.preprocessing.volume import Volume, load_volume
 from fusionseg.utils.errors import UserError
@@ -27,12 +27,12 @@ NAMES = [f"case_{number:03d}" for number in range(5)]
 
 def arrays(config: RunConfig) -> dict[str, bytes]:
     """Every array of the store by its place in it."""
-    root = store_folder(config, open_configured(config))
+    root = store_folder(config.data, config.output, open_configured(config.data))
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*.npy"))}
 
 
 def stamps(config: RunConfig) -> dict[str, tuple[int, int]]:
-    root = store_folder(config, open_configured(config))
+    root = store_folder(config.data, config.output, open_configured(config.data))
     return {str(p): (p.stat().st_mtime_ns, p.stat().st_ino) for p in sorted(root.rglob("*.npy"))}
 
 
@@ -48,7 +48,7 @@ def test_arrays_and_geometry_on_disk(balls: Path, tmp_path: Path, tiny_config, d
     report = run(config)
     assert (sorted(report.prepared), report.reused, report.failed) == (NAMES, [], {})
     assert "5 prepared, 0 already there, 0 set aside" in str(report)
-    dataset, store = open_configured(config), opened(config)
+    dataset, store = open_configured(config.data), opened(config)
     assert store.num_classes == 3 and store.class_names == ("ball1", "ball2") and store.channels == ("MR0",)
     for case in dataset.training:
         volume = load_volume(case.images, case.label, config.data, 3)
@@ -90,7 +90,7 @@ def test_the_second_run_reuses_everything(balls: Path, tmp_path: Path, tiny_conf
     before = stamps(config)
     assert len(before) == 15
     calls: list[tuple[int, int]] = []
-    report = prepare(config, open_configured(config), lambda done, total: calls.append((done, total)))
+    report = run(config, lambda done, total: calls.append((done, total)))
     assert (report.prepared, sorted(report.reused)) == ([], NAMES)
     assert stamps(config) == before
     assert calls == [(5, 5)]
@@ -99,7 +99,7 @@ def test_the_second_run_reuses_everything(balls: Path, tmp_path: Path, tiny_conf
 def test_progress_counts_every_case(balls: Path, tmp_path: Path, tiny_config) -> None:
     config = tiny_config(balls, tmp_path)
     calls: list[tuple[int, int]] = []
-    prepare(config, open_configured(config), lambda done, total: calls.append((done, total)))
+    run(config, lambda done, total: calls.append((done, total)))
     assert calls == [(done, 5) for done in range(6)]
 
 
@@ -119,7 +119,7 @@ def test_a_touched_file_is_not_prepared_again_and_a_changed_one_is(own: Path, tm
     label = np.asarray(image.dataobj).copy()
     label[0, 0, 0] = 1
     nibabel.save(nibabel.Nifti1Image(label, image.affine), path)
-    _, missing = open_store(config, open_configured(config))
+    _, missing = stored(config)
     assert missing == ["case_001"]
     report = run(config)
     assert report.prepared == ["case_001"] and len(report.reused) == 4
@@ -174,7 +174,7 @@ def test_other_settings_get_another_folder(balls: Path, tmp_path: Path, tiny_con
     assert len(set(folders)) == len(changes)
     # what the prepared arrays do not depend on shares them
     same = tiny_config(balls, tmp_path, seed=3, data={"patch": [8, 8, 8], "fold": 1, "foreground": 0.1})
-    assert store_folder(same, dataset) == folders[0]
+    assert store_folder(same.data, same.output, dataset) == folders[0]
 
 
 def test_other_settings_in_a_given_folder_are_refused(balls: Path, tmp_path: Path, tiny_config) -> None:
@@ -183,7 +183,7 @@ def test_other_settings_in_a_given_folder_are_refused(balls: Path, tmp_path: Pat
     run(config)
     before = stamps(config)
     other = tiny_config(balls, tmp_path, data={**given, "spacing": [2.0, 2.0, 2.0]})
-    for call in (lambda: run(other), lambda: open_store(other, open_configured(other))):
+    for call in (lambda: run(other), lambda: stored(other)):
         with pytest.raises(UserError, match="prepared with other settings") as caught:
             call()
         assert str(tmp_path / "store") in str(caught.value) and "data.prepared" in str(caught.value)
@@ -217,7 +217,7 @@ def test_a_broken_case_is_set_aside(own: Path, tmp_path: Path, tiny_config) -> N
     assert list(report.failed) == ["case_002"]
     assert str(broken) in report.failed["case_002"] and "cannot be read" in report.failed["case_002"]
     assert "case_002" in str(report) and "1 set aside" in str(report)
-    store, missing = open_store(config, open_configured(config))
+    store, missing = stored(config)
     assert missing == ["case_002"] and "case_002" not in store.cases
     broken.write_bytes(whole)
     report = run(config)
@@ -239,7 +239,7 @@ def test_a_case_with_other_channels_or_labels_is_set_aside(own: Path, tmp_path: 
 KILLED = """
 import os, signal, sys
 from fusionseg.config import load_config
-from fusionseg.data.preprocessing.prepare import open_configured, prepare
+from preparing import run
 
 def hook(event, arguments):  # dies in the middle of the third case: its image is written, its label is not
     if event == "open" and str(arguments[0]).endswith("case_002/label.npy"):
@@ -247,7 +247,7 @@ def hook(event, arguments):  # dies in the middle of the third case: its image i
 
 sys.addaudithook(hook)
 config = load_config(sys.argv[1])
-prepare(config, open_configured(config))
+run(config)
 """
 
 
@@ -259,13 +259,14 @@ def test_a_killed_preparation_leaves_no_half_case(balls: Path, tmp_path: Path, t
         capture_output=True,
         text=True,
         check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    dataset = open_configured(config)
-    cases = store_folder(config, dataset) / "cases"
+    dataset = open_configured(config.data)
+    cases = store_folder(config.data, config.output, dataset) / "cases"
     assert sorted(path.name for path in cases.iterdir() if not path.name.startswith(".")) == NAMES[:2]
     assert list(cases.glob(".partial-*/image.npy")), "it died before it was in the middle"
-    store, missing = open_store(config, dataset)
+    store, missing = stored(config)
     assert sorted(store.cases) == NAMES[:2] and missing == NAMES[2:]
     before = stamps(config)
     report = run(config)

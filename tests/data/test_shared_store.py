@@ -15,7 +15,7 @@ import torch
 from preparing import opened, run
 
 from fusionseg import cli
-from fusionseg.config import dump_config
+from fusionseg.config import RunConfig, dump_config
 from fusionseg.config.data_sections import CacheConfig
 from fusionseg.data.loading.device_cache import DeviceCache
 from fusionseg.data.preprocessing.case_folders import read_case, read_cases
@@ -27,6 +27,10 @@ from fusionseg.runs.folder import RunFolder, run_folder_of
 from fusionseg.utils.errors import UserError, WriteError
 
 CPU = torch.device("cpu")
+
+
+def folder_of(config: RunConfig) -> Path:
+    return store_folder(config.data, config.output, open_configured(config.data))
 
 
 def labels(store: Store) -> list[np.ndarray]:
@@ -63,7 +67,7 @@ def test_two_lists_of_one_folder_keep_their_own_labels(
 ) -> None:
     data = {"prepared": str(tmp_path / "store")} if given else {}
     a, b = (tiny_config(two_lists / name, tmp_path / "out", data=data) for name in ("a.json", "b.json"))
-    assert (store_folder(a, open_configured(a)) == store_folder(b, open_configured(b))) == given
+    assert (folder_of(a) == folder_of(b)) == given
     assert run(a).failed == {}
     store = opened(a)
     assert len(run(b).prepared) == 2  # between the store's opening and the cache's loading
@@ -80,7 +84,7 @@ def test_all_ways_to_write_a_path_share_a_store(balls: Path, tmp_path: Path, tin
     link.symlink_to(balls)
     ways = (balls, balls / "dataset.json", balls / ".." / balls.name, link)
     configs = [tiny_config(way, tmp_path) for way in ways]
-    assert len({store_folder(config, open_configured(config)) for config in configs}) == 1
+    assert len({folder_of(config) for config in configs}) == 1
 
 
 def test_one_json_linked_into_two_folders_is_two_data_sets(tmp_path: Path, make_dataset, tiny_config) -> None:
@@ -91,7 +95,7 @@ def test_one_json_linked_into_two_folders_is_two_data_sets(tmp_path: Path, make_
         (root / "dataset.json").unlink()
         (root / "dataset.json").symlink_to(tmp_path / "list.json")
         config = tiny_config(root, tmp_path / "out")
-        folders.add(store_folder(config, open_configured(config)))
+        folders.add(folder_of(config))
     assert len(folders) == 2
 
 
@@ -157,7 +161,7 @@ def test_names_that_differ_in_case_only(tmp_path: Path) -> None:
 def test_a_complete_store_may_be_read_only(balls: Path, tmp_path: Path, tiny_config) -> None:
     config = tiny_config(balls, tmp_path)
     run(config)
-    root = store_folder(config, open_configured(config))
+    root = folder_of(config)
     before = {path: path.stat().st_mtime_ns for path in (root, root / "store.json")}
     assert run(config).prepared == []
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -201,7 +205,7 @@ def test_the_home_folder_is_no_folder_called_tilde(
     shutil.copytree(balls, tmp_path / "home/data")
     config = tiny_config(Path("~/data"), Path("~/runs"))
     assert config.output == "~/runs"  # as it was typed
-    assert run(config).store.parent == tmp_path / "home/runs/prepared"
+    assert run(config).store.root.parent == tmp_path / "home/runs/prepared"
     assert RunFolder(run_folder_of(config)).path == tmp_path / "home/runs/tiny"
     given = tiny_config(balls, tmp_path, data={"prepared": "~/store"})
     assert run(given).store == tmp_path / "home/store"

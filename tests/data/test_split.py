@@ -19,13 +19,13 @@ from fusionseg.cluster.sweep import Sweep, SweepRun
 from fusionseg.config import RunConfig, validate
 from fusionseg.data.formats.dataset import open_dataset
 from fusionseg.data.preprocessing.case_digests import digests_of
-from fusionseg.data.preprocessing.prepare import open_store, prepare
-from fusionseg.inference.evaluation.cases import choose_cases
-from fusionseg.runs.cases import announce, open_run, settle_split
-from fusionseg.runs.datasets import Source, open_sources, split_cases
+from fusionseg.data.preprocessing.prepare import prepare
+from fusionseg.inference.evaluation.cases import CasesToScore, validation_cases
+from fusionseg.runs.cases.datasets import RunDataset, open_run_datasets, split_cases
+from fusionseg.runs.cases.opening import log_split, open_cases, settle_split
+from fusionseg.runs.cases.split import Split, write_split
 from fusionseg.runs.folder import RunFolder, run_folder_of
 from fusionseg.runs.run_config import write_run_config
-from fusionseg.runs.split import Split, write_split
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import write_json
 
@@ -118,8 +118,8 @@ def config(root: Path, *, pretrain: bool = False, **data: Any) -> RunConfig:
     return validate({**raw, "pretrain": {}} if pretrain else raw)
 
 
-def images(source: Source, part: str) -> set[str]:
-    return {digests.image for digests in digests_of(getattr(source, part), source.dataset.readers).values()}
+def images(opened: RunDataset, side: str) -> set[str]:
+    return {digests.image for digests in digests_of(getattr(opened, side), opened.dataset.readers).values()}
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -136,15 +136,15 @@ def test_training_and_validation_are_disjoint_and_the_same_whoever_asks(made: di
         validated: list[str] = []
         for fold in folds:
             settings = {"fold": fold, "fold_seed": seed}
-            (training,) = open_sources(config(root, **settings))
-            (pretraining,) = open_sources(config(root, pretrain=True, **settings))
+            (training,) = open_run_datasets(config(root, **settings))
+            (pretraining,) = open_run_datasets(config(root, pretrain=True, **settings))
             assert pretraining.validation == training.validation != []
-            assert not images(pretraining, "train") & images(training, "validation")
-            assert not images(pretraining, "train") & tests
-            assert not images(training, "train") & images(training, "validation")
+            assert not images(pretraining, "training") & images(training, "validation")
+            assert not images(pretraining, "training") & tests
+            assert not images(training, "training") & images(training, "validation")
             assert {case.name for case in training.cases} == labelled
-            assert {case.name for case in training.train} <= {case.name for case in pretraining.train}
-            assert split_cases(config(root, **settings), dataset) == (training.train, training.validation)
+            assert {case.name for case in training.training} <= {case.name for case in pretraining.training}
+            assert split_cases(training) == (training.training, training.validation)
             validated += [case.name for case in training.validation]
         assert sorted(validated) == sorted(labelled)
 
@@ -152,15 +152,15 @@ def test_training_and_validation_are_disjoint_and_the_same_whoever_asks(made: di
 def test_a_pretraining_takes_what_has_no_label(made: dict[str, Path]) -> None:
     extra = {name: set[str]() for name in DATASETS}
     for name, root in made.items():
-        (training,), (pretraining,) = open_sources(config(root)), open_sources(config(root, pretrain=True))
-        extra[name] = {case.name for case in pretraining.train} - {case.name for case in training.train}
+        (training,), (pretraining,) = open_run_datasets(config(root)), open_run_datasets(config(root, pretrain=True))
+        extra[name] = {case.name for case in pretraining.training} - {case.name for case in training.training}
     assert extra["msd"] == {"a7", "a8", "t0", "t1"}
     assert extra["nnunet_v1"] == extra["nnunet_v2_tests"] == {"t0"}
     assert extra["nnunet_v2"] == set()
     assert extra["datalist"] == {"a7", "a8", "t2"}
     assert extra["datalist_folds"] == {"a7", "a8", "t2"}  # their folds are 2 and 3, and 0 is validated on
     assert extra["datalist_validation"] == {"t2"}  # v3, without a label, is in the validation list
-    (other_fold,) = open_sources(config(made["datalist_folds"], pretrain=True, fold=2))
+    (other_fold,) = open_run_datasets(config(made["datalist_folds"], pretrain=True, fold=2))
     assert "a7" not in {case.name for case in other_fold.cases}
 
 
@@ -172,11 +172,11 @@ def test_a_pretraining_where_one_side_has_no_labels(tmp_path: Path, labelled: st
         count = 3 if part == labelled else 0
         lists[part] = entries(tmp_path, part[0], count, 3 - count)
     root = listed(tmp_path, lists, "list.json")
-    (source,) = open_sources(config(root, pretrain=True))
-    assert [case.name for case in source.train] == ["t0", "t1", "t2"]
+    (source,) = open_run_datasets(config(root, pretrain=True))
+    assert [case.name for case in source.training] == ["t0", "t1", "t2"]
     assert [case.name for case in source.validation] == ["v0", "v1", "v2"]
     with pytest.raises(UserError, match=r"data\.fold=0"):
-        open_sources(config(root))
+        open_run_datasets(config(root))
 
 
 def test_labelled_test_cases_that_are_left_out_of_a_pretraining_are_announced(
@@ -184,7 +184,7 @@ def test_labelled_test_cases_that_are_left_out_of_a_pretraining_are_announced(
 ) -> None:
     settings = config(made["datalist"], pretrain=True).model_copy(update={"output": str(tmp_path)})
     caplog.set_level("INFO", "fusionseg")
-    announce(open_run(settings, RunFolder(run_folder_of(settings))), begin(settings))
+    log_split(open_cases(settings, RunFolder(run_folder_of(settings))), begin(settings))
     assert "2 labelled test cases are never trained on" in caplog.text
 
 
@@ -207,17 +207,17 @@ def test_a_damaged_record_is_refused(made: dict[str, Path], tmp_path: Path, chan
     file = RunFolder(run_folder_of(settings)).paths.split
     write_json(file, {**json.loads(file.read_text()), **change})
     with pytest.raises(UserError, match=said) as caught:
-        open_run(settings, RunFolder(run_folder_of(settings)))
+        open_cases(settings, RunFolder(run_folder_of(settings)))
     assert "split.json: damaged record" in str(caught.value) and "delete it" in str(caught.value)
 
 
 def test_further_data_sets_are_split_in_the_same_way(made: dict[str, Path], tmp_path: Path) -> None:
     also = [{"root": str(made["nnunet_v2_tests"])}]
     for fold in range(5):
-        first, second = open_sources(config(made["msd"], pretrain=True, fold=fold, also=also))
-        (alone,) = open_sources(config(made["nnunet_v2_tests"], fold=fold))
+        first, second = open_run_datasets(config(made["msd"], pretrain=True, fold=fold, also=also))
+        (alone,) = open_run_datasets(config(made["nnunet_v2_tests"], fold=fold))
         assert second.validation == alone.validation
-        train = images(first, "train") | images(second, "train")
+        train = images(first, "training") | images(second, "training")
         assert not train & (images(first, "validation") | images(second, "validation"))
 
 
@@ -233,10 +233,10 @@ def test_resume_evaluation_and_sweep_use_the_split_that_was_recorded(
     sweep = Sweep(tmp_path, tmp_path / "runs", [SweepRun(settings, {})])
     add_cases(root)
 
-    (resumed,) = open_run(settings, RunFolder(run_folder_of(settings))).sources
-    assert [[case.name for case in part] for part in (resumed.train, resumed.validation)] == names
-    assert split_cases(settings, open_dataset(root)) != (resumed.train, resumed.validation)
-    chosen = choose_cases(settings, [Member(split)], None)  # type: ignore[list-item]
+    (resumed,) = open_cases(settings, RunFolder(run_folder_of(settings))).datasets
+    assert [[case.name for case in part] for part in (resumed.training, resumed.validation)] == names
+    assert split_cases(resumed) != (resumed.training, resumed.validation)
+    chosen = cases_to_score(settings, split)
     assert [case.name for case in chosen.cases] == names[1]
     assert set(chosen.trained_on.values()) == {"no"}
     (planned,) = decide_submissions(sweep, ClusterConfig(cluster="local"))
@@ -245,9 +245,9 @@ def test_resume_evaluation_and_sweep_use_the_split_that_was_recorded(
     gone = names[1][0]
     remove_case(root, gone)
     for ask in (
-        lambda: open_run(settings, RunFolder(run_folder_of(settings))),
+        lambda: open_cases(settings, RunFolder(run_folder_of(settings))),
         lambda: decide_submissions(sweep, ClusterConfig(cluster="local")),
-        lambda: choose_cases(settings, [Member(split)], None),  # type: ignore[list-item]
+        lambda: cases_to_score(settings, split),
     ):
         with pytest.raises(UserError, match=gone):
             ask()
@@ -261,12 +261,18 @@ class Member:
         self.path = Path("best.pt")
 
 
+def cases_to_score(settings: RunConfig, split: Split) -> CasesToScore:
+    member: Any = Member(split)
+    return validation_cases(settings.data, settings.output, [member], include_trained=False)
+
+
 def begin(settings: RunConfig) -> Split:
     """Prepare a run and leave what a training leaves: its split beside a checkpoint."""
     folder = RunFolder(run_folder_of(settings))
-    run = open_run(settings, folder)
-    prepare(settings, run.sources[0].dataset)
-    split = settle_split(settings, run, [open_store(settings, run.sources[0].dataset)[0]])
+    run = open_cases(settings, folder)
+    (opened,) = run.datasets
+    report = prepare(opened.data, opened.dataset, opened.store)
+    split = settle_split(settings, run, [report.store])
     folder.paths.checkpoints.mkdir(parents=True)
     (folder.paths.checkpoints / "step_00000001.pt").touch()
     write_run_config(folder.path, settings)

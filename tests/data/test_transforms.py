@@ -79,7 +79,7 @@ def test_transforms_change_the_resampled_volume_before_the_normalisation(
     transforms = [MONAI, "my_transforms:double", {"name": "my_transforms:Power", "args": {"exponent": 0.5}}]
     alone = tiny_config(balls, tmp_path, data={**raw.data.model_dump(mode="json"), "transforms": transforms})
     both = tiny_config(balls, tmp_path, data={"spacing": spacing, "transforms": transforms})
-    case = open_configured(raw).training[1]
+    case = open_configured(raw.data).training[1]
     volumes = [load_volume(case.images, case.label, config.data, 3) for config in (raw, alone, both)]
     expected = (2 * np.asarray(ScaleIntensityRange(**RANGE)(volumes[0].image))).clip(min=0) ** 0.5
     np.testing.assert_allclose(volumes[1].image, expected, rtol=1e-5)
@@ -92,7 +92,7 @@ def test_transforms_change_the_resampled_volume_before_the_normalisation(
 
 def test_a_transform_may_map_the_label(balls: Path, tmp_path: Path, tiny_config: Callable[..., RunConfig]) -> None:
     config = tiny_config(balls, tmp_path, data={"transforms": ["my_transforms:one_class"]})
-    case = open_configured(config).training[0]
+    case = open_configured(config.data).training[0]
     label = load_volume(case.images, case.label, config.data, 3).label
     assert label is not None and label.dtype == np.uint8 and set(np.unique(label)) == {0, 1}
 

@@ -300,6 +300,6 @@ def test_changed_data_are_refused(train: Train, tmp_path: Path, balls: Path, uni
 
     ended = train(run, *RUN, f"data.root={changed}", f"data.prepared={tmp_path / 'prepared'}").expect(2)
 
-    assert "not all cases are those that the run began with (case_003: the image has changed)" in ended.err
+    assert "not all cases are those that the run started with (case_003: the image has changed)" in ended.err
     assert "Traceback" not in ended.err
     assert (run / "metrics.jsonl").read_bytes() == before

@@ -196,7 +196,7 @@ def drop_case(content: dict[str, Any]) -> None:
     [
         (swap_labels, "class 1 was ball1, is ball2 now, class 2 was ball2, is ball1 now"),
         (rename_channel, "channel 0 was MR0, is CT now"),
-        (drop_case, "cases that are not there any more, or have no label now (case_000)"),
+        (drop_case, "cases that are missing now, or have no label now (case_000)"),
     ],
 )
 @pytest.mark.parametrize("dry", [False, True])
@@ -282,7 +282,7 @@ def test_weights_that_have_seen_validation_cases(program: Program, data: Path, r
     assert status == 2 and f"{run / 'checkpoints/best.pt'} was trained on 1" in said
 
     status, said = program("evaluate", tmp_path / "second", "--device", "cpu")
-    assert status == 0 and "not figures of new cases: 1 of the 1 cases were trained on" in said
+    assert status == 0 and "not scores of new cases: 1 of the 1 cases were trained on" in said
     summary = json.loads((tmp_path / "second/evaluation/summary.json").read_text())
     assert summary["trained_on"] == 1
     assert {row["trained_on"] for row in rows(tmp_path / "second/evaluation")} == {"yes"}
@@ -351,7 +351,7 @@ def test_trained_cases_of_a_data_set_are_named_and_no_mean_counts_them(
         assert entry["dice"]["mean"] == pytest.approx(fmean(float(dice) for dice in new if dice))
 
     status, said = program("evaluate", run, "--dataset", other, "--include-trained", "--device", "cpu")
-    assert status == 0 and "not figures of new cases: 2 of the 4 cases were trained on" in said
+    assert status == 0 and "not scores of new cases: 2 of the 4 cases were trained on" in said
     (marked,) = set(run.glob("evaluation_*")) - {folder}
     assert {row["case"] for row in rows(marked) if row["trained_on"] == "yes"} == {"other0", "other1"}
 

@@ -83,7 +83,7 @@ def test_a_folder_of_runs_one_of_which_is_broken(own: Path, capfd: pytest.Captur
     assert main(["evaluate", str(own)]) == 1
     said = capfd.readouterr()
     assert states(said.out) == {"a": "evaluated", "b": "failed", "pre": "evaluated", "waiting": "no weights yet"}
-    assert "waiting has no weights yet: it is passed over" in said.err and "damaged checkpoint" in said.err
+    assert "waiting has no weights yet: it is skipped" in said.err and "damaged checkpoint" in said.err
     assert summary(own / "a")["checkpoint"].endswith("last.pt") and not (own / "b/evaluation").exists()
 
     assert main(["compare", str(own)]) == 0

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fusionseg.config import RunConfig, validate
-from fusionseg.runs.datasets import open_sources
+from fusionseg.runs.cases.datasets import open_run_datasets
 from fusionseg.utils.errors import UserError
 
 SWIN = {"name": "swin_unetr", "feature_size": 12}
@@ -36,12 +36,12 @@ def scans(make_dataset: MakeDataset, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("fold", range(5))
 def test_a_pretraining_holds_out_what_a_segmentation_validates_on(scans: Path, fold: int) -> None:
-    (segmentation,) = open_sources(config(scans, pretrain=False, fold=fold))
-    (pretraining,) = open_sources(config(scans, fold=fold))
+    (segmentation,) = open_run_datasets(config(scans, pretrain=False, fold=fold))
+    (pretraining,) = open_run_datasets(config(scans, fold=fold))
     assert pretraining.validation == segmentation.validation
     names = {case.name for case in pretraining.cases}
     assert len(pretraining.cases) == len(names) == 10
-    assert {case.name for case in segmentation.train} < {case.name for case in pretraining.train}
+    assert {case.name for case in segmentation.training} < {case.name for case in pretraining.training}
 
 
 def test_without_any_label_the_images_are_dealt(make_dataset: MakeDataset, tmp_path: Path) -> None:
@@ -49,20 +49,20 @@ def test_without_any_label_the_images_are_dealt(make_dataset: MakeDataset, tmp_p
     description = json.loads((folder / "dataset.json").read_text())
     description["training"] = [entry["image"] for entry in description["training"]]
     (folder / "dataset.json").write_text(json.dumps(description))
-    (source,) = open_sources(config(folder))
-    assert (len(source.train), len(source.validation)) == (4, 1)
+    (source,) = open_run_datasets(config(folder))
+    assert (len(source.training), len(source.validation)) == (4, 1)
     with pytest.raises(UserError, match="no labelled training cases"):
-        open_sources(config(folder, pretrain=False))
+        open_run_datasets(config(folder, pretrain=False))
 
 
 def test_each_further_set_has_its_own_preparation(make_dataset: MakeDataset, scans: Path, tmp_path: Path) -> None:
     other = make_dataset(tmp_path / "other", shape=(8, 8, 8))
     also = [{"root": str(other), "intensity": {"mode": "window", "clip": [0, 300]}, "orientation": None}]
-    first, second = open_sources(config(scans, spacing=[2, 2, 2], intensity={"nonzero": True}, also=also))
-    assert (first.config.data.intensity.nonzero, first.config.data.orientation) == (True, "RAS")
-    assert second.config.data.intensity.clip == (0, 300)
-    assert second.config.data.orientation is None
-    assert second.config.data.spacing == (2, 2, 2)  # not given: as in `data`
+    first, second = open_run_datasets(config(scans, spacing=[2, 2, 2], intensity={"nonzero": True}, also=also))
+    assert (first.data.intensity.nonzero, first.data.orientation) == (True, "RAS")
+    assert second.data.intensity.clip == (0, 300)
+    assert second.data.orientation is None
+    assert second.data.spacing == (2, 2, 2)  # not given: as in `data`
     assert second.dataset.root == other
 
 
@@ -70,6 +70,6 @@ def test_all_data_sets_problems_are_listed(make_dataset: MakeDataset, tmp_path: 
     two_channels = make_dataset(tmp_path / "two", channels=2, shape=(8, 8, 8))
     first = make_dataset(tmp_path / "one", shape=(8, 8, 8))
     with pytest.raises(UserError) as caught:
-        open_sources(config(first, also=[{"root": str(two_channels)}, {"root": str(tmp_path / "nowhere")}]))
+        open_run_datasets(config(first, also=[{"root": str(two_channels)}, {"root": str(tmp_path / "nowhere")}]))
     text = "\n".join(caught.value.problems)
     assert "MR0, MR1" in text and str(tmp_path / "nowhere") in text

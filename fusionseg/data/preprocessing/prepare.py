@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from fusionseg.config import DataConfig, RunConfig
+from fusionseg.config import DataConfig
 from fusionseg.data.formats.dataset import Case, Dataset, open_dataset
 from fusionseg.data.formats.problems import CaseError
 from fusionseg.data.formats.readers import Readers
@@ -41,7 +41,8 @@ LEFTOVER_S = 3600.0
 class PrepareReport:
     """The result of a preparation: the names of the cases."""
 
-    store: Path
+    store: Store
+    """With all cases that are prepared now."""
     prepared: list[str] = field(default_factory=list)
     reused: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
@@ -49,77 +50,71 @@ class PrepareReport:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.store}: {len(self.prepared)} prepared, {len(self.reused)} already there,"
+            f"{self.store.root}: {len(self.prepared)} prepared, {len(self.reused)} already there,"
             f" {len(self.failed)} set aside"
         ]
         lines += [f"  {name}: {reason}" for name, reason in sorted(self.failed.items())]
         return "\n".join(lines)
 
 
-def open_configured(config: RunConfig) -> Dataset:
+def open_configured(data: DataConfig) -> Dataset:
     """Open the data set of a configuration, and make its reader and transforms.
 
     Args:
-        config: of the run.
+        data: the section `data`.
 
     Raises:
         UserError: `data.root` is not set; or with every problem of the data set, the reader or the transforms.
     """
-    if config.data.root is None:
+    if data.root is None:
         raise UserError("data.root is not set: add data.root=/path/to/dataset to the command, or root: under data:")
-    open_transforms(config.data.transforms)
-    return open_dataset(config.data.root, config.data.layout, config.data.labels, readers=Readers(config.data.reader))
+    open_transforms(data.transforms)
+    return open_dataset(data.root, data.layout, data.labels, readers=Readers(data.reader))
 
 
-def store_folder(config: RunConfig, dataset: Dataset) -> Path:
+def store_folder(data: DataConfig, output: str, dataset: Dataset) -> Path:
     """The folder of the prepared cases: one for each data set (its JSON file) and each settings of the preparation.
 
     Args:
-        config: of the run.
-        dataset: that `config.data` names.
+        data: the section `data`.
+        output: the setting `output`.
+        dataset: the data set that `data` names.
     """
-    if config.data.prepared is not None:
-        return user_path(config.data.prepared)
+    if data.prepared is not None:
+        return user_path(data.prepared)
     place = hashlib.sha256(os.fsencode(dataset.place)).hexdigest()[:6]
-    return (
-        user_path(config.output) / "prepared" / file_name(f"{dataset.short_name}-{place}-{settings_key(config.data)}")
-    )
+    return user_path(output) / "prepared" / file_name(f"{dataset.short_name}-{place}-{settings_key(data)}")
 
 
-def prepare(config: RunConfig, dataset: Dataset, progress: Progress | None = None) -> PrepareReport:
+def prepare(data: DataConfig, dataset: Dataset, store: Store, progress: Progress | None = None) -> PrepareReport:
     """Prepare the training cases that are missing or whose files or settings have changed.
 
     A case that cannot be prepared is reported and set aside; the others are prepared.
 
     Args:
-        config: of the run.
-        dataset: that `config.data` names.
+        data: the section `data`.
+        dataset: the data set that `data` names.
+        store: its prepared cases, from `open_store`.
         progress: called with (cases done, all cases).
 
     Raises:
         UserError: the folder holds cases of other settings, or cannot be written; or a transform fails.
         WriteError: writing failed on the way, such as on a full disk. Cases that are prepared already stay.
     """
-    root = store_folder(config, dataset)
-    _check_header(root, config.data)
-    report = PrepareReport(root)
-    todo = []
-    for case in dataset.training:
-        if _current(root, case, dataset.num_classes) is not None:
-            report.reused.append(case.name)
-        else:
-            todo.append(case)
-    if todo and config.data.transforms:
-        _check_transforms(config.data, dataset, todo)
+    root, records = store.root, dict(store.cases)
+    report = PrepareReport(store, reused=list(records))
+    todo = [case for case in dataset.training if case.name not in records]
+    if todo and data.transforms:
+        _check_transforms(data, dataset, todo)
     if todo:  # a complete store is only read: it may belong to another user
-        writable_folder(root, "output" if config.data.prepared is None else "data.prepared")
+        writable_folder(root, "output" if data.prepared is None else "data.prepared")
         _remove_leftovers(root)
-        write_header(root, config.data, dataset.name, dataset.channels, dataset.labels)
+        write_header(root, data, dataset.name, dataset.channels, dataset.labels)
     done, total = len(report.reused), len(dataset.training)
     if progress:
         progress(done, total)
-    work = partial(_prepare_case, root, config.data, dataset.num_classes, len(dataset.channels))
-    workers = config.data.workers or available_cpus()
+    work = partial(_prepare_case, root, data, dataset.num_classes, len(dataset.channels))
+    workers = data.workers or available_cpus()
     for case, outcome in map_cases(work, todo, workers=workers, initializer=_one_thread):
         if isinstance(outcome, WriteError):  # not a problem of the case: the next ones would fail too
             message = (
@@ -131,31 +126,33 @@ def prepare(config: RunConfig, dataset: Dataset, progress: Progress | None = Non
             report.failed[case.name] = f"{files}{outcome}"
         else:
             report.prepared.append(case.name)
+            records[case.name] = outcome
         done += 1
         if progress:
             progress(done, total)
+    report.store = replace(store, cases={c.name: records[c.name] for c in dataset.training if c.name in records})
     return report
 
 
-def open_store(config: RunConfig, dataset: Dataset) -> tuple[Store, list[str]]:
-    """Open the prepared cases of a data set.
+def open_store(data: DataConfig, output: str, dataset: Dataset) -> Store:
+    """Open the prepared cases of a data set. Every file of the data set is checked for changes.
 
     Args:
-        config: of the run.
-        dataset: that `config.data` names.
+        data: the section `data`.
+        output: the setting `output`.
+        dataset: the data set that `data` names.
 
     Returns:
-        The store with the current cases, and the names of the cases that are missing or out of date.
+        The store with the current cases. Cases of the data set that it lacks are not prepared, or out of date.
 
     Raises:
         UserError: the folder holds cases of other settings, or cannot be read.
     """
-    root = store_folder(config, dataset)
-    _check_header(root, config.data)
+    root = store_folder(data, output, dataset)
+    _check_header(root, data)
     found = {case.name: _current(root, case, dataset.num_classes) for case in dataset.training}
-    missing = [name for name, record in found.items() if record is None]
     cases = {name: record for name, record in found.items() if record is not None}
-    return Store(root, dataset.name, dataset.channels, dict(dataset.labels), cases), missing
+    return Store(root, dataset.name, dataset.channels, dict(dataset.labels), cases)
 
 
 def _current(root: Path, case: Case, num_classes: int) -> PreparedCase | None:
@@ -193,15 +190,14 @@ def _files(case: Case) -> list[Path]:
     return [*case.images, *([case.label] if case.label is not None else [])]
 
 
-def _prepare_case(root: Path, config: DataConfig, num_classes: int, channels: int, case: Case) -> str:
-    if _current(root, case, num_classes) is not None:  # another run prepared it meanwhile
-        return case.name
+def _prepare_case(root: Path, config: DataConfig, num_classes: int, channels: int, case: Case) -> PreparedCase:
+    if (record := _current(root, case, num_classes)) is not None:  # another run prepared it meanwhile
+        return record
     sources = [SourceFile.read(path) for path in _files(case)]
     volume = load_volume(case.images, case.label, config, num_classes, channels)
-    if _current(root, case, num_classes) is not None:
-        return case.name
-    write_case(root, case.name, volume, sources, config.dtype)
-    return case.name
+    if (record := _current(root, case, num_classes)) is not None:
+        return record
+    return write_case(root, case.name, volume, sources, config.dtype)
 
 
 def _remove_leftovers(root: Path) -> None:

@@ -12,12 +12,12 @@ from statistics import fmean
 from typing import Any
 
 from fusionseg.inference.comparison.matching_evaluation import matching_evaluation
+from fusionseg.runs.cases.split import plain_split
 from fusionseg.runs.environment import read_environment
 from fusionseg.runs.json_files import is_number
 from fusionseg.runs.paths import METRICS, SPLIT
 from fusionseg.runs.records import Record, RecordKind, RunStatus, sift_records
 from fusionseg.runs.run_config import plain_config, resume_relevant
-from fusionseg.runs.split import plain_split
 from fusionseg.utils.errors import UserError
 
 REPEATED = ("seed", "data.fold", "data.fold_seed")

@@ -1,163 +1,207 @@
-"""The cases that an evaluation scores: those that a run held out, or those of another data set; told by content."""
+"""The cases that an evaluation scores, and which of them the networks were trained on, by the content of the images."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fusionseg.config import RunConfig, differences
-from fusionseg.data.formats.dataset import Case, Dataset, open_dataset
-from fusionseg.data.formats.readers import Readers
+from fusionseg.config import DataConfig, RunConfig, differences
+from fusionseg.data.formats.dataset import Case, Dataset
 from fusionseg.data.preprocessing.case_digests import CaseDigests, digests_of
 from fusionseg.data.preprocessing.prepare import open_configured, open_store
 from fusionseg.data.preprocessing.store import PreparedCase
-from fusionseg.inference.evaluation.old_runs import verified_split
-from fusionseg.inference.trained_network import Trained
+from fusionseg.inference.evaluation.unrecorded_split import verified_split
+from fusionseg.inference.trained_network import TrainedNetwork
 from fusionseg.observability.progress import counting_progress
+from fusionseg.runs.cases.split import Split, SplitCase
 from fusionseg.runs.run_config import load_run_config, resume_relevant
-from fusionseg.runs.split import Split, SplitCase
 from fusionseg.utils.errors import UserError, some_of
 
 log = logging.getLogger("fusionseg")
 
 NO, YES, UNKNOWN = "no", "yes", "unknown"
 
-# What may be said anew at an evaluation beside what a run may change between its starts.
+# An evaluation may change these keys, beside those that may differ between two starts of a run.
 _DATA_KEYS = ("data.layout", "data.labels")
 
 
 @dataclass(frozen=True)
 class CasesToScore:
-    """The cases, and which of them the networks were trained on."""
+    """The cases of an evaluation."""
 
     dataset: Dataset
     cases: list[Case]
     trained_on: dict[str, str]
-    """By name of the case: yes, no or unknown."""
-    apart: list[str] = field(default_factory=list)
-    """Names of cases that were trained on: they are scored, and no mean counts them."""
+    """Whether the networks were trained on a case, by its name: yes, no or unknown."""
+    left_out: list[str] = field(default_factory=list)
+    """Names of cases that are scored, but not counted by the means, because they were trained on."""
 
     def marks(self, counted: Collection[str]) -> dict[str, Any]:
-        """Entries of a summary of scores: how many cases were trained on, of how many it is unknown, and the names of
-        those that the means leave out."""
+        """The entries of the summary about cases that were trained on.
+
+        Args:
+            counted: names of the cases that the means count.
+        """
         known = [self.trained_on[name] for name in counted]
         return {
             "trained_on": known.count(YES),
             "trained_on_unknown": known.count(UNKNOWN),
-            "left_out": self.apart,
+            "left_out": self.left_out,
         }
 
 
 def evaluation_config(run: Path, overrides: Sequence[str]) -> RunConfig:
-    """A run's configuration with the places that hold now.
+    """Load a run's configuration with the paths that are valid now.
+
+    Args:
+        run: the run folder.
+        overrides: `key.path=value` settings that are laid over it.
 
     Raises:
-        UserError: an override would make it another run.
+        UserError: the path is no run folder, or an override changes more than paths.
     """
     config = load_run_config(run, overrides)
-    changed = differences(resume_relevant(load_run_config(run).to_dict()), resume_relevant(config.to_dict()))
+    changed = []
+    if overrides:
+        changed = differences(resume_relevant(load_run_config(run).to_dict()), resume_relevant(config.to_dict()))
     wrong = [change for change in changed if change.split(":")[0] not in _DATA_KEYS]
     if wrong:
         raise UserError(
             [
-                f"{change}: would make it another run than {run}: an evaluation takes data.root, data.layout,"
-                " data.labels and data.prepared; remove it, or name other cases by --dataset"
+                f"{change}: would make it another run than {run} (expected data.root, data.layout, data.labels or"
+                " data.prepared); remove it, or name other cases by --dataset"
                 for change in wrong
             ]
         )
     return config
 
 
-def choose_cases(
-    config: RunConfig, members: Sequence[Trained], dataset_root: str | None, *, include_trained: bool = False
+def validation_cases(
+    data: DataConfig, output: str, members: Sequence[TrainedNetwork], *, include_trained: bool
 ) -> CasesToScore:
-    """The cases to score, and those among them that were trained on.
+    """The validation cases of a run, as the run recorded them.
 
     Args:
-        config: of the run, the first member, with the places that hold now.
-        dataset_root: a data set, all labelled cases of which are meant, test cases too; None means the run's
-            validation cases.
-        include_trained: the means count cases that were trained on too, and are marked.
+        data: the section `data` of the run, with the paths that are valid now.
+        output: the setting `output`, below which prepared cases lie.
+        members: the networks whose predictions are averaged; the first one is the run's.
+        include_trained: the means count cases that were trained on, and the results are marked.
 
     Raises:
-        UserError: the run's validation cases are gone or have changed; a member was trained on them; or all cases were
+        UserError: cases are missing or have changed; another member was trained on one of them; or all cases were
             trained on.
     """
-    may_be_unknown = include_trained and dataset_root is not None
-    splits = [_split_of(member, config, may_be_unknown) for member in members]
-    for split in filter(None, splits):
-        for path in split.unknown:
-            log.warning("%s does not say what it was trained on: whether the cases are among it is unknown", path)
-    if dataset_root is None:
-        own = splits[0]
-        assert own is not None  # else refused above
-        dataset = open_configured(config)
-        cases, content = _validation_cases(config, dataset, own.validation)
-        if not include_trained:
-            _refuse_members(members[1:], splits[1:], cases, content)
-        # What the run itself was told to go on with and mark (`init_from_seen`).
-        marked = {name for name, digests in content.items() if digests.image not in own.own_images}
-    else:
-        # The run's names for labels are not this data set's, unless it has none.
-        dataset = open_dataset(
-            dataset_root, "auto", default_labels=config.data.labels, readers=Readers(config.data.reader)
-        )
-        cases = [case for case in (*dataset.training, *dataset.testing) if case.label is not None]
-        if not cases:
-            raise UserError(f"{dataset.root}: has no labelled cases to evaluate on")
-        content = _read(dataset, cases, _prepared(_with_root(config, dataset_root), dataset))
-        marked = set()
+    splits = [_split_of(member, data, may_be_unknown=False) for member in members]
     known = [split for split in splits if split is not None]
-    trained = {name for name, digests in content.items() if any(split.was_trained_on(digests.image) for split in known)}
-    if None in splits:
+    _warn_of_unknown_ancestors(known)
+    own = known[0]
+    dataset = open_configured(data)
+    cases, content = _find_recorded(dataset, own.validation, _prepared_cases(data, output, dataset))
+    if not include_trained:
+        _refuse_members(members[1:], known[1:], cases, content)
+    # The run was told to train on these and to mark the results (data.folds=1, init_from_seen=mark).
+    marked = {name for name, digests in content.items() if digests.image not in own.own_images}
+    return _sorted_out(dataset, cases, content, known, marked, include_trained=include_trained)
+
+
+def all_labelled_cases(
+    dataset: Dataset, data: DataConfig, output: str, members: Sequence[TrainedNetwork], *, include_trained: bool
+) -> CasesToScore:
+    """All labelled cases of a data set, test cases included.
+
+    Args:
+        dataset: the data set.
+        data: the section `data` of the run, with the root of this data set.
+        output: the setting `output`, below which prepared cases lie.
+        members: the networks whose predictions are averaged.
+        include_trained: the means count cases that were trained on, and the results are marked.
+
+    Raises:
+        UserError: no case has a label; all cases were trained on; or it is unknown what a member was trained on, and
+            `include_trained` is False.
+    """
+    splits = [_split_of(member, data, may_be_unknown=include_trained) for member in members]
+    known = [split for split in splits if split is not None]
+    _warn_of_unknown_ancestors(known)
+    cases = [case for case in (*dataset.training, *dataset.testing) if case.label is not None]
+    if not cases:
+        raise UserError(f"{dataset.root}: has no labelled cases to evaluate on")
+    content = _digests(dataset, cases, _prepared_cases(data, output, dataset))
+    if len(known) < len(splits):
+        trained = _trained_on(content, known)
         return CasesToScore(dataset, cases, {case.name: YES if case.name in trained else UNKNOWN for case in cases})
-    apart = [] if include_trained else sorted(trained - marked)
-    if len(apart) == len(cases):
+    return _sorted_out(dataset, cases, content, known, set(), include_trained=include_trained)
+
+
+def _sorted_out(
+    dataset: Dataset,
+    cases: list[Case],
+    content: Mapping[str, CaseDigests],
+    splits: Sequence[Split],
+    marked: Collection[str],
+    *,
+    include_trained: bool,
+) -> CasesToScore:
+    """Leave out of the means the cases that were trained on, but for those that are marked in the run itself."""
+    trained = _trained_on(content, splits)
+    left_out = [] if include_trained else sorted(trained.difference(marked))
+    if len(left_out) == len(cases):
         raise UserError(
-            f"{dataset.root}: all {len(cases)} cases were trained on ({some_of(apart)}): choose others by --dataset,"
+            f"{dataset.root}: all {len(cases)} cases were trained on ({some_of(left_out)}): choose others by --dataset,"
             " or add --include-trained to score them and mark the results"
         )
-    if apart:
+    if left_out:
         log.warning(
             "%s: %d of %d cases were trained on (%s): they are scored, and the means leave them out;"
             " --include-trained counts them and marks the results",
             dataset.root,
-            len(apart),
+            len(left_out),
             len(cases),
-            some_of(apart),
+            some_of(left_out),
         )
-    return CasesToScore(dataset, cases, {case.name: YES if case.name in trained else NO for case in cases}, apart)
+    return CasesToScore(dataset, cases, {case.name: YES if case.name in trained else NO for case in cases}, left_out)
 
 
-def _split_of(member: Trained, config: RunConfig, may_be_unknown: bool) -> Split | None:
+def _trained_on(content: Mapping[str, CaseDigests], splits: Sequence[Split]) -> set[str]:
+    return {name for name, digests in content.items() if any(split.was_trained_on(digests.image) for split in splits)}
+
+
+def _warn_of_unknown_ancestors(splits: Sequence[Split]) -> None:
+    for path in dict.fromkeys(path for split in splits for path in split.unknown):
+        log.warning("%s does not say what it was trained on: whether these cases are among it is unknown", path)
+
+
+def _split_of(member: TrainedNetwork, data: DataConfig, *, may_be_unknown: bool) -> Split | None:
+    """The split that a network was trained on; None if it is unknown."""
     if member.split is not None:
         return member.split
-    split = verified_split(member, config)
+    split = verified_split(member, data)
     if split is None and not may_be_unknown:
         raise UserError(
             f"{member.path}: comes from a version that did not record what it was trained on, and the cases of"
-            f" {config.data.root} are not those of its training any more: give data.root=FOLDER, where they are"
-            " unchanged; or score another data set by --dataset FOLDER --include-trained, which marks the results as"
-            " unknown"
+            f" {data.root} are not those of its training any more: give data.root=FOLDER, where they are unchanged; or"
+            " score another data set by --dataset FOLDER --include-trained, which marks the results as unknown"
         )
     return split
 
 
-def _validation_cases(
-    config: RunConfig, dataset: Dataset, recorded: Sequence[SplitCase]
+def _find_recorded(
+    dataset: Dataset, recorded: Sequence[SplitCase], prepared: Mapping[str, PreparedCase]
 ) -> tuple[list[Case], dict[str, CaseDigests]]:
-    """The recorded cases as they are called now, by name or else by content.
+    """Find recorded cases in a data set, by name or else by content.
+
+    Returns:
+        The cases, and the digests of those that can be read.
 
     Raises:
-        UserError: with all that are gone or have changed.
+        UserError: with all cases that are missing or have changed.
     """
     labelled = {case.name: case for case in (*dataset.training, *dataset.testing) if case.label is not None}
-    prepared = _prepared(config, dataset)
-    content = _read(dataset, [labelled[case.name] for case in recorded if case.name in labelled], prepared)
-    # A case that cannot be read is kept: scoring it says what is wrong with it.
+    content = _digests(dataset, [labelled[case.name] for case in recorded if case.name in labelled], prepared)
+    # A case that cannot be read is kept: scoring it reports the problem.
     strays = [
         case
         for case in recorded
@@ -165,7 +209,7 @@ def _validation_cases(
     ]
     names = {case.name: case.name for case in recorded}
     if strays:
-        everything = _read(dataset, list(labelled.values()), prepared)
+        everything = _digests(dataset, list(labelled.values()), prepared)
         by_image = {digests.image: name for name, digests in everything.items()}
         for case in strays:
             names[case.name] = by_image.get(case.image, "")
@@ -189,19 +233,20 @@ def _validation_cases(
 
 
 def _refuse_members(
-    members: Sequence[Trained], splits: Sequence[Split | None], cases: Sequence[Case], content: dict[str, CaseDigests]
+    members: Sequence[TrainedNetwork],
+    splits: Sequence[Split],
+    cases: Sequence[Case],
+    content: Mapping[str, CaseDigests],
 ) -> None:
-    """Refuse members that were trained on one of the cases.
+    """Refuse networks that were trained on one of the cases.
 
     Raises:
-        UserError: with each of them.
+        UserError: with all such networks.
     """
     problems = []
     for member, split in zip(members, splits, strict=True):
-        assert split is not None  # else refused before
-        if seen := [
-            case.name for case in cases if case.name in content and split.was_trained_on(content[case.name].image)
-        ]:
+        seen = [case.name for case in cases if case.name in content and split.was_trained_on(content[case.name].image)]
+        if seen:
             problems.append(
                 f"{member.path}: was trained on {len(seen)} of the {len(cases)} cases to be evaluated"
                 f" ({some_of(seen)}): average runs that held the same cases out, choose another data set (--dataset),"
@@ -211,18 +256,14 @@ def _refuse_members(
         raise UserError(problems)
 
 
-def _prepared(config: RunConfig, dataset: Dataset) -> dict[str, PreparedCase]:
-    """Current records of the prepared cases, which spare reading the files; none where there is no such folder."""
+def _prepared_cases(data: DataConfig, output: str, dataset: Dataset) -> dict[str, PreparedCase]:
+    """Current records of prepared cases, whose files need not be read; none where there is no store."""
     try:
-        return open_store(config, dataset)[0].cases
+        return open_store(data, output, dataset).cases
     except (UserError, OSError):
         return {}
 
 
-def _with_root(config: RunConfig, root: str) -> RunConfig:
-    return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
-
-
-def _read(dataset: Dataset, cases: Sequence[Case], prepared: dict[str, PreparedCase]) -> dict[str, CaseDigests]:
+def _digests(dataset: Dataset, cases: Sequence[Case], prepared: Mapping[str, PreparedCase]) -> dict[str, CaseDigests]:
     with counting_progress("reading") as progress:
         return digests_of(cases, dataset.readers, prepared, progress)

@@ -19,7 +19,7 @@ from fusionseg.observability.pictures import COLORS, paint
 from fusionseg.utils.files import whole_file
 
 
-def best_and_worst(path: Path, scores: Sequence[Score], cases: Sequence[Case], scorer: Scorer) -> None:
+def draw_best_and_worst(path: Path, scores: Sequence[Score], cases: Sequence[Case], scorer: Scorer) -> None:
     """Write a PNG with the cases of highest and lowest mean Dice, at the slice with most foreground."""
     import matplotlib
 

@@ -1,12 +1,10 @@
-"""`fusionseg evaluate` of a pre-training: SSIM and PSNR of each validation volume, and the volumes themselves."""
+"""The evaluation of a pre-training: SSIM and PSNR of each validation volume, and the volumes themselves."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from math import isnan
 from pathlib import Path
-from statistics import stdev
 from typing import Any
 
 import nibabel as nib
@@ -15,43 +13,41 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fusionseg.config import RunConfig
+from fusionseg.config import DataConfig, RunConfig
 from fusionseg.data.formats.case import Case
 from fusionseg.data.formats.problems import CaseError, Problem
 from fusionseg.data.preprocessing.volume import Volume, load_volume
-from fusionseg.inference.evaluation.segmentation import request_for
+from fusionseg.inference.evaluation.table import mean_and_deviation
 from fusionseg.inference.predictor import PredictOptions
-from fusionseg.inference.trained_network import Trained, inference_device, load_trained
-from fusionseg.metrics.segmentation import nanmean
+from fusionseg.inference.trained_network import TrainedNetwork, inference_device, load_trained
 from fusionseg.observability.progress import counting_progress
-from fusionseg.runs.datasets import open_sources
-from fusionseg.runs.evaluations import VOLUMES, evaluation_folder, write_evaluation
-from fusionseg.runs.split import dataset_names
+from fusionseg.runs.cases.datasets import RunDataset, open_run_datasets
+from fusionseg.runs.cases.split import Split, dataset_names
+from fusionseg.runs.evaluations import VOLUMES, EvaluationRequest, write_evaluation
 from fusionseg.training.tasks.reconstruction import Figures, Reconstruction, Reconstructor
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import file_name, whole_file, writable_folder
-from fusionseg.utils.tables import markdown_table
 
 log = logging.getLogger("fusionseg")
 
 
 @dataclass(frozen=True)
-class _Held:
-    """A validation case of the run."""
+class _ValidationCase:
+    """A validation case of a pre-training."""
 
-    config: RunConfig
-    """With `data` as it is for the case's data set."""
+    data: DataConfig
+    """The section `data` as it is for the case's data set."""
     case: Case
     digest: str | None
-    """Of the image that the run held out; None where an earlier version did not record it."""
+    """The digest of the image that the run held out; None where an earlier version did not record it."""
 
-    def load(self, channels: int) -> Volume:
-        """The prepared volume.
+    def load(self, num_channels: int) -> Volume:
+        """Load the volume and prepare it.
 
         Raises:
             CaseError: the image cannot be used, or is not the one that the run held out.
         """
-        volume = load_volume(self.case.images, None, self.config.data, None, channels)
+        volume = load_volume(self.case.images, None, self.data, None, num_channels)
         if self.digest is not None and volume.digest != self.digest:
             file = str(self.case.images[0])
             text = "is another image than the run held out"
@@ -59,63 +55,35 @@ class _Held:
         return volume
 
 
-def _cases(config: RunConfig, trained: Trained) -> dict[str, _Held]:
-    """The validation cases as the run recorded them, by their name in the run."""
-    sources = open_sources(config, trained.split)
-    # As the run recorded them: the data sets may be called otherwise now.
-    prefixes = trained.split.datasets if trained.split else dataset_names(source.dataset.name for source in sources)
-    recorded = {(case.dataset, case.name): case.image for case in (trained.split.validation if trained.split else ())}
-    return {
-        f"{prefix}/{case.name}" if len(sources) > 1 else case.name: _Held(
-            source.config, case, recorded.get((prefix, case.name))
-        )
-        for prefix, source in zip(prefixes, sources, strict=True)
-        for case in source.validation
-    }
-
-
-def _rounded(values: NDArray[Any], dtype: str) -> NDArray[Any]:
-    limit = float(np.finfo(dtype).max)
-    return np.clip(values, -limit, limit).astype(dtype)
-
-
-@dataclass(frozen=True)
-class PretrainingEvaluation:
-    """Figures of a pre-training, and where they were written."""
-
-    folder: Path
-    failed: dict[str, str]
-    summary: dict[str, Any]
-
-    def table(self) -> str:
-        """Mean and deviation of the figures, beside those of the trivial fill-ins, as Markdown."""
-        figures = self.summary["figures"]
-        rows = [["", "SSIM", "SSIM, hidden voxels", "PSNR dB", "PSNR dB, hidden voxels"]]
-        for name, suffix in (("network", ""), ("mean", "_mean_fill"), ("interpolation", "_linear_fill")):
-            keys = (f"{key}{suffix}" for key in ("ssim", "ssim_hidden", "psnr", "psnr_hidden"))
-            rows.append([name, *(_cell(figures[key], 4 if key.startswith("ssim") else 2) for key in keys)])
-        return markdown_table(rows)
-
-
 def evaluate_pretraining(
-    run: Path, config: RunConfig, options: PredictOptions, *, volumes: bool = False
-) -> PretrainingEvaluation:
-    """Reconstruct the validation volumes of a pre-training on the prepared grid, as its validation does.
+    run: Path,
+    config: RunConfig,
+    options: PredictOptions,
+    request: EvaluationRequest,
+    folder: Path,
+    *,
+    volumes: bool = False,
+) -> dict[str, Any]:
+    """Reconstruct the validation volumes of a pre-training on the prepared grid, score them, and write the results.
 
     Args:
         run: the run folder.
-        config: its configuration (with the paths that hold now).
+        config: its configuration, with the paths that are valid now.
+        options: the device and the checkpoint.
+        request: what is evaluated, for the summary.
+        folder: the folder for the results.
         volumes: write the volumes too, as NIfTI files.
 
+    Returns:
+        The summary, without the scores of the cases.
+
     Raises:
-        UserError: the run has no weights, or no case can be read.
+        UserError: the run has no weights, the folder cannot be written, or no case can be scored.
     """
     device = inference_device(options.device)
-    trained = load_trained(run, device, options.checkpoint, pretraining=True)
-    reconstruct = Reconstructor(trained.config, trained.precision, device)
-    cases = _cases(config, trained)
-    request = request_for(config, options)
-    folder = evaluation_folder(run, request)
+    network = load_trained(run, device, options.checkpoint, pretraining=True)
+    reconstruct = Reconstructor(network.config, network.precision, device)
+    cases = _validation_cases(open_run_datasets(config, network.split), network.split)
     writable_folder(folder, "evaluate")
     scores: dict[str, Figures] = {}
     failed: dict[str, str] = {}
@@ -123,16 +91,13 @@ def evaluate_pretraining(
         for done, (name, case) in enumerate(cases.items()):
             progress(done, len(cases))
             try:
-                volume = case.load(len(trained.channels))
+                volume = case.load(len(network.channels))
             except CaseError as error:
                 failed[name] = str(error)
                 log.error("%s is not scored: %s", name, error)
                 continue
-            # As the training holds it in its store and its cache.
-            data = case.config.data
-            image = _rounded(_rounded(volume.image, data.dtype), config.cache.dtype).astype(np.float32)
-            background = _rounded(np.array(volume.background), data.dtype).astype(np.float32).tolist()
-            made = reconstruct(trained.model, torch.from_numpy(image), background, case.case.name)
+            image, background = _as_in_training(volume, case.data.dtype, config.cache.dtype)
+            made = reconstruct(network.model, image, background, case.case.name)
             scores[name] = {
                 **reconstruct.score(made),
                 **reconstruct.score_fill_ins(made, background, case.case.name),
@@ -143,37 +108,59 @@ def evaluate_pretraining(
     if not scores:
         reasons = (f"  {name}: {reason}" for name, reason in failed.items())
         raise UserError([f"{run}: none of the {len(cases)} validation cases could be scored:", *reasons])
+    summary = {**_summary(network, scores), "failed": failed, "request": request.to_json()}
+    write_evaluation(folder, [{"case": name, **metrics} for name, metrics in scores.items()], summary, scores)
+    return summary
+
+
+def _validation_cases(datasets: list[RunDataset], split: Split | None) -> dict[str, _ValidationCase]:
+    """The validation cases by their name in the run: with the name of their data set if there are several.
+
+    Args:
+        datasets: the data sets of the run.
+        split: the split that the run recorded, with the names that the data sets had then.
+    """
+    names = split.datasets if split else dataset_names(one.dataset.name for one in datasets)
+    recorded = {(case.dataset, case.name): case.image for case in (split.validation if split else ())}
+    return {
+        f"{name}/{case.name}" if len(datasets) > 1 else case.name: _ValidationCase(
+            one.data, case, recorded.get((name, case.name))
+        )
+        for name, one in zip(names, datasets, strict=True)
+        for case in one.validation
+    }
+
+
+def _as_in_training(volume: Volume, store_dtype: str, cache_dtype: str) -> tuple[Tensor, list[float]]:
+    """Round a volume as the store and the cache of a training do: the image, and the background of each channel."""
+    image = _rounded(_rounded(volume.image, store_dtype), cache_dtype).astype(np.float32)
+    background = _rounded(np.array(volume.background), store_dtype).astype(np.float32).tolist()
+    return torch.from_numpy(image), background
+
+
+def _rounded(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    limit = float(np.finfo(dtype).max)
+    return np.clip(values, -limit, limit).astype(dtype)
+
+
+def _summary(network: TrainedNetwork, scores: dict[str, Figures]) -> dict[str, Any]:
+    """Mean and deviation of each metric over the cases, taken in the order of their names."""
     keys = next(iter(scores.values())).keys()
-    summary = {
-        "checkpoint": str(trained.path),
-        "step": trained.step,
+    return {
+        "checkpoint": str(network.path),
+        "step": network.step,
         "grid": "prepared",
         "cases": len(scores),
-        "failed": failed,
-        "trained_on": len(trained.split.trained_on) if trained.split is not None else 0,
-        "request": request.to_json(),
-        "figures": {key: _spread([scores[name][key] for name in sorted(scores)]) for key in keys},
+        "trained_on": len(network.split.trained_on) if network.split is not None else 0,
+        "figures": {key: mean_and_deviation([scores[name][key] for name in sorted(scores)]) for key in keys},
     }
-    rows = [{"case": name, **figures} for name, figures in scores.items()]
-    write_evaluation(folder, rows, summary, scores)
-    return PretrainingEvaluation(folder, failed, summary)
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    known = [value for value in values if not isnan(value)]
-    return {
-        "mean": nanmean(values),
-        "std": stdev(known) if len(known) > 1 else 0.0,
-        "cases": len(known),
-    }
-
-
-def _cell(entry: dict[str, float], digits: int) -> str:
-    return "-" if isnan(entry["mean"]) else f"{entry['mean']:.{digits}f} ± {entry['std']:.{digits}f}"
 
 
 def _write_volumes(folder: Path, name: str, made: Reconstruction, affine: NDArray[np.float64]) -> None:
-    """Write CASE_original, CASE_masked, CASE_reconstruction (what is scored) and the mask CASE_hidden."""
+    """Write the volumes of a case as NIfTI files.
+
+    These are CASE_original, CASE_masked, CASE_reconstruction (the volume that is scored) and the mask CASE_hidden.
+    """
     for kind, values in (
         ("original", made.image),
         ("masked", made.masked),
@@ -185,7 +172,7 @@ def _write_volumes(folder: Path, name: str, made: Reconstruction, affine: NDArra
 
 
 def _nifti(values: Tensor, affine: NDArray[np.float64]) -> nib.Nifti1Image:
-    """(C, X, Y, Z) as an image, 4D with several channels."""
+    """Make an image of values (C, X, Y, Z): 3D with one channel, else 4D with the channels last."""
     array = values[0].numpy() if len(values) == 1 else values.movedim(0, -1).numpy()
     image = nib.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")

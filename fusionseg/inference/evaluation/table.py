@@ -1,8 +1,10 @@
-"""The table of `fusionseg evaluate`."""
+"""The tables of `fusionseg evaluate`, and the statistics in them."""
 
 from __future__ import annotations
 
-from math import isnan
+from collections.abc import Mapping, Sequence
+from math import isnan, nan
+from statistics import fmean, stdev
 from typing import Any
 
 from fusionseg.runs.evaluations import CASES
@@ -10,33 +12,58 @@ from fusionseg.utils.errors import some_of
 from fusionseg.utils.tables import markdown_table
 
 
-def evaluation_table(summary: dict[str, Any]) -> str:
-    """Per class and over all: mean and deviation, as Markdown."""
-    means = summary.get("metrics", {})
-    rows: list[tuple[str, ...]] = [("class", "cases", "Dice", "HD95 mm", *means)]
-    for name, entry in summary["classes"].items():
-        further = [_cell(entry[metric], 4) for metric in means]
-        rows.append((name, str(entry["dice"]["cases"]), _cell(entry["dice"], 4), _cell(entry["hd95_mm"], 2), *further))
-    further = [_number(value, 4) for value in means.values()]
-    rows.append(("mean", str(summary["cases"]), _number(summary["dice"], 4), _number(summary["hd95_mm"], 2), *further))
+def mean_and_deviation(values: Sequence[float]) -> dict[str, float]:
+    """Mean and standard deviation of the values that are known.
+
+    Args:
+        values: one value for each case; nan where it is not known.
+
+    Returns:
+        `mean`, `std` (of the sample; 0 for one value) and `cases`, the number of known values. Mean and deviation are
+        nan, and null in a JSON file, if no value is known.
+    """
+    known = [value for value in values if not isnan(value)]
+    if not known:
+        return {"mean": nan, "std": nan, "cases": 0}
+    return {"mean": fmean(known), "std": stdev(known) if len(known) > 1 else 0.0, "cases": len(known)}
+
+
+def segmentation_table(summary: Mapping[str, Any]) -> str:
+    """Format the summary of a segmentation as Markdown: Dice and HD95 per class, their means, and notes."""
+    rows = [("class", "cases", "Dice", "HD95 mm")]
+    for name, metrics in summary["classes"].items():
+        rows.append((name, str(metrics["dice"]["cases"]), _cell(metrics["dice"], 4), _cell(metrics["hd95_mm"], 2)))
+    rows.append(("mean", str(summary["cases"]), _number(summary["dice"], 4), _number(summary["hd95_mm"], 2)))
     return "\n".join([markdown_table(rows), *_notes(summary)])
 
 
-def _notes(summary: dict[str, Any]) -> list[str]:
-    """Lines on the cases that the figures must not be read without."""
+def pretraining_table(summary: Mapping[str, Any]) -> str:
+    """Format the summary of a pre-training as Markdown: SSIM and PSNR of the network and of the trivial fill-ins."""
+    metrics = summary["figures"]
+    rows = [["", "SSIM", "SSIM, hidden voxels", "PSNR dB", "PSNR dB, hidden voxels"]]
+    for name, suffix in (("network", ""), ("mean", "_mean_fill"), ("interpolation", "_linear_fill")):
+        keys = (f"{key}{suffix}" for key in ("ssim", "ssim_hidden", "psnr", "psnr_hidden"))
+        rows.append([name, *(_cell(metrics[key], 4 if key.startswith("ssim") else 2) for key in keys)])
+    return markdown_table(rows)
+
+
+def _notes(summary: Mapping[str, Any]) -> list[str]:
+    """Lines about the cases that a reader of the table needs."""
     notes = []
     cases = summary["cases"]
     if trained_on := summary.get("trained_on"):
-        notes.append(f"not figures of new cases: {trained_on} of the {cases} cases were trained on")
+        notes.append(f"not scores of new cases: {trained_on} of the {cases} cases were trained on")
     if unknown := summary.get("trained_on_unknown"):
         notes.append(f"whether {unknown} of the {cases} cases were trained on is unknown")
     if left_out := summary.get("left_out"):
-        notes.append(f"not in these means, for they were trained on: {some_of(left_out)} ({CASES} has them)")
+        notes.append(f"not in these means, because they were trained on: {some_of(left_out)} ({CASES} has them)")
     return notes
 
 
-def _cell(entry: dict[str, float], digits: int) -> str:
-    return f"{_number(entry['mean'], digits)} ± {_number(entry['std'], digits)}"
+def _cell(metric: Mapping[str, float], digits: int) -> str:
+    if isnan(metric["mean"]):
+        return "-"
+    return f"{_number(metric['mean'], digits)} ± {_number(metric['std'], digits)}"
 
 
 def _number(value: float, digits: int) -> str:

@@ -1,0 +1,227 @@
+"""The data sets of a run and their cases: one with labels for a segmentation, any number for a pre-training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from fusionseg.config import DataConfig, RunConfig
+from fusionseg.data.formats.channel_names import channel_order, label_order
+from fusionseg.data.formats.dataset import Case, Dataset
+from fusionseg.data.formats.split import folds_are_stated, split_dataset
+from fusionseg.data.preprocessing.prepare import open_configured, open_store
+from fusionseg.data.preprocessing.store import Store
+from fusionseg.runs.cases.split import Split, SplitCase
+from fusionseg.utils.errors import UserError, some_of
+
+
+@dataclass(frozen=True)
+class ConfiguredDataset:
+    """A data set that a run names, opened."""
+
+    data: DataConfig
+    """The section `data` as it is for this data set."""
+    output: str
+    """The setting `output`, below which the prepared cases lie."""
+    listed: Dataset
+    """The data set as its JSON lists it."""
+    dataset: Dataset
+    """The same, with every case that the run may train or validate on in `training`."""
+    needs_labels: bool
+    """Whether the run trains on labelled cases only."""
+
+    @cached_property
+    def store(self) -> Store:
+        """The prepared cases. The files are checked for changes when this property is first read."""
+        return open_store(self.data, self.output, self.dataset)
+
+
+@dataclass(frozen=True)
+class RunDataset(ConfiguredDataset):
+    """A data set of a run, split into training and validation."""
+
+    training: list[Case]
+    validation: list[Case]
+    stated: bool
+    """Whether the data set states its folds."""
+
+    @property
+    def trains_on_validation(self) -> bool:
+        """True if the configuration asks to train on the validation cases (`data.folds: 1`)."""
+        return self.data.folds == 1 and not self.stated
+
+    @property
+    def cases(self) -> list[Case]:
+        """The cases of the run, each once: training, then validation."""
+        return self.training + [case for case in self.validation if case not in self.training]
+
+    @property
+    def unused(self) -> list[Case]:
+        """Labelled training cases of the data set that the run does not use."""
+        used = {case.name for case in self.cases}
+        return [case for case in self.dataset.training if case.label is not None and case.name not in used]
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether all cases of the run are in the store."""
+        return all(case.name in self.store.cases for case in self.cases)
+
+
+def open_datasets(config: RunConfig) -> list[ConfiguredDataset]:
+    """Open the data sets of a run.
+
+    Args:
+        config: the run's configuration.
+
+    Raises:
+        UserError: with the problems of all data sets.
+    """
+    needs_labels = config.pretrain is None
+    if needs_labels:
+        listed = open_configured(config.data)
+        return [ConfiguredDataset(config.data, config.output, listed, listed, needs_labels)]
+    opened: list[ConfiguredDataset] = []
+    problems: list[str] = []
+    for data in _data_sections(config.data):
+        try:
+            listed = open_configured(data)
+        except UserError as error:
+            problems += error.problems
+        else:
+            opened.append(ConfiguredDataset(data, config.output, listed, _with_unlabelled_tests(listed), needs_labels))
+    problems += _channel_problems([one.dataset for one in opened])
+    if problems:
+        raise UserError(problems)
+    return opened
+
+
+def open_run_datasets(config: RunConfig, recorded: Split | None = None) -> list[RunDataset]:
+    """Open the data sets of a run and split them into training and validation.
+
+    Args:
+        config: the run's configuration.
+        recorded: the split that the run started with; None draws the split of a new run.
+
+    Raises:
+        UserError: with the problems of all data sets, or of the folds; or recorded cases are missing.
+    """
+    opened = open_datasets(config)
+    if recorded is not None:
+        return _recorded_datasets(opened, recorded)
+    return [_with_cases(one, *split_cases(one), stated=folds_are_stated(one.listed.training)) for one in opened]
+
+
+def split_cases(opened: ConfiguredDataset) -> tuple[list[Case], list[Case]]:
+    """The training and the validation cases of a data set, as the configuration asks for."""
+    return split_dataset(opened.listed, opened.data, pretraining=not opened.needs_labels)
+
+
+def name_differences(opened: ConfiguredDataset, recorded: Split) -> list[str]:
+    """Compare the names of channels and classes with those that the run started with.
+
+    Args:
+        opened: the data set as it is now.
+        recorded: the split that the run started with.
+
+    Returns:
+        A message for each kind of names that differs.
+    """
+    dataset = opened.dataset
+    channels = channel_order(recorded.channels, dataset.channels)
+    kinds = [("channel", channels, dict(enumerate(recorded.channels)), dict(enumerate(dataset.channels)))]
+    if opened.needs_labels:
+        kinds.append(("class", label_order(recorded.labels, dataset.labels), recorded.labels, dataset.labels))
+    problems = []
+    for kind, order, before, now in kinds:
+        if order == tuple(range(len(before))):  # the same but for upper and lower case
+            continue
+        changes = [
+            f"{kind} {value} was {before.get(value, 'not there')}, is {now.get(value, 'not there')} now"
+            for value in sorted({*before, *now})
+            if before.get(value) != now.get(value)
+        ]
+        problems.append(
+            f"{dataset.root}: the {kind} names differ from those that the run started with ({', '.join(changes)}):"
+            " restore them, or give the run another name"
+        )
+    return problems
+
+
+def _data_sections(data: DataConfig) -> list[DataConfig]:
+    """The section `data` as it is for each data set: the first one, then those of `data.also`."""
+    sections = [data]
+    for further in data.also:
+        values = {key: getattr(further, key) for key in type(further).model_fields}
+        for key in ("reader", "transforms"):  # null means that of `data`
+            values[key] = getattr(data, key) if values[key] is None else values[key]
+        sections.append(data.model_copy(update=values))
+    return sections
+
+
+def _with_unlabelled_tests(dataset: Dataset) -> Dataset:
+    """The data set with the test images that have no label among its training cases.
+
+    Pre-training can use them as any other image. Labelled test cases are kept for tests.
+    """
+    return replace(dataset, training=dataset.training + tuple(case for case in dataset.testing if case.label is None))
+
+
+def _channel_problems(datasets: Sequence[Dataset]) -> list[str]:
+    """A message for each further data set whose channels are not those of the first one in the same order."""
+    problems = []
+    for other in datasets[1:]:
+        first = datasets[0]
+        names = (
+            f"data.also: {other.root} has the channels {', '.join(other.channels)}, and {first.root} has"
+            f" {', '.join(first.channels)}"
+        )
+        if len(other.channels) != len(first.channels):
+            problems.append(f"{names}: pre-train on them apart, because a network reads a fixed number of channels")
+        elif channel_order(first.channels, other.channels) not in (None, tuple(range(len(first.channels)))):
+            problems.append(f"{names}: bring them into one order, because the network identifies channels by position")
+    return problems
+
+
+def _with_cases(opened: ConfiguredDataset, training: list[Case], validation: list[Case], *, stated: bool) -> RunDataset:
+    return RunDataset(
+        opened.data, opened.output, opened.listed, opened.dataset, opened.needs_labels, training, validation, stated
+    )
+
+
+def _recorded_datasets(opened: Sequence[ConfiguredDataset], recorded: Split) -> list[RunDataset]:
+    """Find the cases of a recorded split by their names.
+
+    Raises:
+        UserError: with all cases that are missing; or the names of classes or channels have changed.
+    """
+    problems = name_differences(opened[0], recorded)
+    found = []
+    for one, name in zip(opened, recorded.datasets, strict=True):
+        usable = {case.name: case for case in one.dataset.training if case.label is not None or not one.needs_labels}
+        training, missing_training = _find_cases(recorded.training, name, usable)
+        validation, missing_validation = _find_cases(recorded.validation, name, usable)
+        missing = sorted({*missing_training, *missing_validation})
+        if missing:
+            problems.append(
+                f"{one.dataset.root}: the run started with cases that are missing now, or have no label now"
+                f" ({some_of(missing)}): restore them, or give the run another name to train on the cases that are"
+                " there"
+            )
+        found.append(_with_cases(one, training, validation, stated=recorded.stated))
+    if problems:
+        raise UserError(problems)
+    return found
+
+
+def _find_cases(
+    recorded: Sequence[SplitCase], dataset: str, usable: Mapping[str, Case]
+) -> tuple[list[Case], list[str]]:
+    """The recorded cases of a data set, and the names of those that are missing.
+
+    Args:
+        dataset: the name of the data set in the split.
+        usable: the cases of the data set by name.
+    """
+    names = [case.name for case in recorded if case.dataset == dataset]
+    return [usable[name] for name in names if name in usable], [name for name in names if name not in usable]
