@@ -208,7 +208,7 @@ def test_the_home_folder_is_no_folder_called_tilde(
     assert run(config).store.root.parent == tmp_path / "home/runs/prepared"
     assert RunFolder(run_folder_of(config)).path == tmp_path / "home/runs/tiny"
     given = tiny_config(balls, tmp_path, data={"prepared": "~/store"})
-    assert run(given).store == tmp_path / "home/store"
+    assert run(given).store.root == tmp_path / "home/store"
     assert os.listdir(tmp_path) == ["home"]
     with pytest.raises(UserError, match=r"data.root=.*/~nobody-here/x: does not exist"):
         open_configured(tiny_config(Path("~nobody-here/x"), tmp_path))
