@@ -169,8 +169,9 @@ def test_other_settings_get_another_folder(balls: Path, tmp_path: Path, tiny_con
         {"intensity": {"clip": [0, 500]}},
         {"crop_foreground": {"threshold": 200}},
     ]
-    dataset = open_configured(tiny_config(balls, tmp_path))
-    folders = [store_folder(tiny_config(balls, tmp_path, data=change), dataset) for change in changes]
+    dataset = open_configured(tiny_config(balls, tmp_path).data)
+    settings = [tiny_config(balls, tmp_path, data=change).data for change in changes]
+    folders = [store_folder(data, str(tmp_path), dataset) for data in settings]
     assert len(set(folders)) == len(changes)
     # what the prepared arrays do not depend on shares them
     same = tiny_config(balls, tmp_path, seed=3, data={"patch": [8, 8, 8], "fold": 1, "foreground": 0.1})
