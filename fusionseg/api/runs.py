@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
     from fusionseg.api.configuration import Overrides
     from fusionseg.config import RunConfig
-    from fusionseg.inference.evaluation.pretraining import PretrainingEvaluation
-    from fusionseg.inference.evaluation.segmentation import Evaluation
+    from fusionseg.inference.evaluation.results import Evaluation
     from fusionseg.inference.predictor import PredictOptions, Predictor
 
 Runs: TypeAlias = "Run | str | Path | Sequence[Run | str | Path]"
@@ -99,9 +98,9 @@ class Run:
 
     @cached_property
     def _names(self) -> tuple[tuple[str, ...], dict[int, str]]:
+        from fusionseg.runs.cases.split import read_split
         from fusionseg.runs.checkpoints import find_weights, read_checkpoint
         from fusionseg.runs.paths import RunPaths
-        from fusionseg.runs.split import read_split
 
         if RunPaths(self.folder).split.exists():
             split = read_split(self.folder)
@@ -144,7 +143,7 @@ class Run:
         """Predict with this run: see `fusionseg.predict`. The network is loaded once for several calls."""
         return predict(self, image, **options)
 
-    def evaluate(self, dataset: str | Path | None = None, **options: Any) -> Evaluation | PretrainingEvaluation:
+    def evaluate(self, dataset: str | Path | None = None, **options: Any) -> Evaluation:
         """Evaluate this run: see `fusionseg.evaluate`."""
         return evaluate(self, dataset, **options)
 
@@ -257,7 +256,7 @@ def evaluate(
     overlap: float | None = None,
     flips: bool = False,
     memory_gb: float | None = None,
-) -> Evaluation | PretrainingEvaluation:
+) -> Evaluation:
     """Compare the predictions of a run with the labels, as `fusionseg evaluate` does.
 
     Args:
@@ -287,26 +286,26 @@ def evaluate(
         >>> 0 <= evaluation.summary["dice"] <= 1
         True
     """
-    from fusionseg.inference.evaluation.cases import evaluation_config
-    from fusionseg.inference.evaluation.pretraining import evaluate_pretraining
-    from fusionseg.inference.evaluation.segmentation import evaluate as evaluate_segmentation
+    from fusionseg.inference.evaluation.one_run import EvaluationOptions, compute_evaluation, open_evaluation
+    from fusionseg.runs.run_config import load_run_config
 
     (folder,) = _folders(run)
-    options = _options(device, checkpoint or ("last" if dataset is None else "best"), overlap, flips, memory_gb)
-    config = evaluation_config(folder, override_texts(overrides))
-    if config.pretrain is None:
-        root = None if dataset is None else str(dataset)
-        others = _folders(average_with)
-        return evaluate_segmentation(
-            folder, config, options, dataset_root=root, others=others, include_trained=include_trained
-        )
+    options = EvaluationOptions(
+        _options(device, checkpoint or ("last" if dataset is None else "best"), overlap, flips, memory_gb),
+        override_texts(overrides),
+        dataset_root=None if dataset is None else str(dataset),
+        others=_folders(average_with),
+        include_trained=include_trained,
+    )
+    if load_run_config(folder).pretrain is None:
+        return compute_evaluation(open_evaluation(folder, options))
     given = {"dataset": dataset is not None, "average_with": average_with, "include_trained": include_trained,
              "overlap": overlap is not None, "flips": flips, "memory_gb": memory_gb is not None}  # fmt: skip
     if names := [name for name, is_given in given.items() if is_given]:
         raise UserError(
             f"{', '.join(names)}: {folder} is a pre-training, which reconstructs its own volumes; remove it"
         )
-    return evaluate_pretraining(folder, config, options)
+    return compute_evaluation(open_evaluation(folder, options))
 
 
 def _folders(runs: Runs) -> list[Path]:

@@ -26,6 +26,7 @@ OTHER_MEANINGS = {
     "fusionseg/config/shipped/lookup.py": {"config.yaml"},  # the room of the configuration may not import that of runs
     "fusionseg/cluster/slurm.py": {"cancelled"},  # the reason of a requeue
     "fusionseg/distributed/world.py": {"failed"},  # a message between ranks
+    "fusionseg/inference/evaluation/results.py": {"failed"},
     "fusionseg/inference/evaluation/pretraining.py": {"failed"},  # cases, in the summary of an evaluation
     "fusionseg/inference/evaluation/segmentation.py": {"failed"},
     "fusionseg/inference/evaluation/one_run.py": {"failed"},

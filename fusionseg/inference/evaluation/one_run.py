@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fusionseg.config import RunConfig
 from fusionseg.data.formats.dataset import Dataset, open_dataset
 from fusionseg.data.formats.readers import Readers
 from fusionseg.inference.evaluation.cases import all_labelled_cases, evaluation_config, validation_cases
 from fusionseg.inference.evaluation.pretraining import evaluate_pretraining
+from fusionseg.inference.evaluation.results import Evaluation, pretraining_table, segmentation_table
 from fusionseg.inference.evaluation.segmentation import evaluate_segmentation
-from fusionseg.inference.evaluation.table import pretraining_table, segmentation_table
 from fusionseg.inference.predictor import PredictOptions, Predictor
 from fusionseg.runs.checkpoints import find_weights
 from fusionseg.runs.evaluations import (
@@ -66,8 +65,53 @@ class Outcome:
         return self.state not in (INCOMPLETE, FAILED)
 
 
+@dataclass(frozen=True)
+class OpenedEvaluation:
+    """An evaluation of one run, before anything is predicted."""
+
+    run: Path
+    config: RunConfig
+    """The run's configuration with the paths that are valid now."""
+    options: EvaluationOptions
+    dataset: Dataset | None
+    """The data set whose cases are scored; None means the run's own validation cases."""
+    request: EvaluationRequest
+    folder: Path
+    """The folder for the results."""
+
+    def is_current(self) -> bool:
+        """Tell whether the folder holds the complete results of this evaluation, newer than the weights."""
+        weights = [find_weights(one, self.options.prediction.checkpoint) for one in (self.run, *self.options.others)]
+        return is_current(self.folder, self.request, weights, volumes=self.options.volumes)
+
+
 def evaluate_run(run: Path, options: EvaluationOptions) -> Outcome:
     """Evaluate a run, print its table, and write its results into its folder.
+
+    Args:
+        run: the run folder.
+        options: the options of the evaluation.
+
+    Raises:
+        UserError: the run cannot be evaluated with these options.
+    """
+    opened = open_evaluation(run, options)
+    if options.skip_existing and opened.is_current():
+        log.info("%s: is newer than the weights and is kept", opened.folder)
+        return Outcome(KEPT, opened.folder.name)
+    evaluation = compute_evaluation(opened)
+    summary = evaluation.summary
+    weights = f"weights: {Path(str(summary['checkpoint'])).name}, step {summary['step']}"
+    if opened.config.pretrain is None:
+        print(segmentation_table(summary), weights, f"{evaluation.folder}: {CASES}, {SUMMARY}, {PICTURE}", sep="\n")
+        return _outcome(evaluation, f"Dice {summary['dice']:.4f}")
+    files = f"{CASES}, {SUMMARY}" + (f", {VOLUMES}/" if options.volumes else "")
+    print(pretraining_table(summary), f"{weights}; on the prepared grid", f"{evaluation.folder}: {files}", sep="\n")
+    return _outcome(evaluation, f"SSIM {summary['figures']['ssim']['mean']:.4f}")
+
+
+def open_evaluation(run: Path, options: EvaluationOptions) -> OpenedEvaluation:
+    """Open an evaluation: load the run's configuration, open another data set, and choose the folder for the results.
 
     Args:
         run: the run folder.
@@ -80,45 +124,26 @@ def evaluate_run(run: Path, options: EvaluationOptions) -> Outcome:
     _refuse_options_of_other_task(run, config, options)
     dataset = _other_dataset(config, options)
     request = _request(config, options, dataset)
-    folder = evaluation_folder(run, request)
-    if options.skip_existing and _is_kept(run, folder, request, options):
-        log.info("%s: is newer than the weights and is kept", folder)
-        return Outcome(KEPT, folder.name)
-    writable_folder(run, "evaluate")
+    return OpenedEvaluation(run, config, options, dataset, request, evaluation_folder(run, request))
+
+
+def compute_evaluation(opened: OpenedEvaluation) -> Evaluation:
+    """Predict the cases of an evaluation, score them, and write the results.
+
+    Raises:
+        UserError: the folder cannot be written, the run has no weights, or its cases are not those of its training.
+    """
+    writable_folder(opened.run, "evaluate")
+    config, options, request, folder = opened.config, opened.options, opened.request, opened.folder
     if config.pretrain is not None:
-        return _evaluate_pretraining(run, config, options, request, folder)
-    return _evaluate_segmentation(run, config, options, request, folder, dataset)
-
-
-def _evaluate_segmentation(
-    run: Path,
-    config: RunConfig,
-    options: EvaluationOptions,
-    request: EvaluationRequest,
-    folder: Path,
-    dataset: Dataset | None,
-) -> Outcome:
-    predictor = Predictor([run, *options.others], options.prediction)
-    sections, members, include_trained = (config.data, config.output), predictor.members, options.include_trained
-    if dataset is None:
-        cases = validation_cases(*sections, members, include_trained=include_trained)
+        return evaluate_pretraining(opened.run, config, options.prediction, request, folder, volumes=options.volumes)
+    predictor = Predictor([opened.run, *options.others], options.prediction)
+    sections, marked = (config.data, config.output, predictor.members), options.include_trained
+    if opened.dataset is None:
+        cases = validation_cases(*sections, include_trained=marked)
     else:
-        cases = all_labelled_cases(dataset, *sections, members, include_trained=include_trained)
-    summary = evaluate_segmentation(predictor, cases, request, folder)
-    print(segmentation_table(summary))
-    print(f"weights: {_weights_text(summary)}")
-    print(f"{folder}: {CASES}, {SUMMARY}, {PICTURE}")
-    return _outcome(summary, f"Dice {summary['dice']:.4f}")
-
-
-def _evaluate_pretraining(
-    run: Path, config: RunConfig, options: EvaluationOptions, request: EvaluationRequest, folder: Path
-) -> Outcome:
-    summary = evaluate_pretraining(run, config, options.prediction, request, folder, volumes=options.volumes)
-    print(pretraining_table(summary))
-    print(f"weights: {_weights_text(summary)}; on the prepared grid")
-    print(f"{folder}: {CASES}, {SUMMARY}" + (f", {VOLUMES}/" if options.volumes else ""))
-    return _outcome(summary, f"SSIM {summary['figures']['ssim']['mean']:.4f}")
+        cases = all_labelled_cases(opened.dataset, *sections, include_trained=marked)
+    return evaluate_segmentation(predictor, cases, request, folder)
 
 
 def _refuse_options_of_other_task(run: Path, config: RunConfig, options: EvaluationOptions) -> None:
@@ -168,16 +193,7 @@ def _request(config: RunConfig, options: EvaluationOptions, dataset: Dataset | N
     )
 
 
-def _is_kept(run: Path, folder: Path, request: EvaluationRequest, options: EvaluationOptions) -> bool:
-    weights = [find_weights(one, options.prediction.checkpoint) for one in (run, *options.others)]
-    return is_current(folder, request, weights, volumes=options.volumes)
-
-
-def _weights_text(summary: Mapping[str, Any]) -> str:
-    return f"{Path(str(summary['checkpoint'])).name}, step {summary['step']}"
-
-
-def _outcome(summary: Mapping[str, Any], remark: str) -> Outcome:
-    if summary["failed"]:
-        return Outcome(INCOMPLETE, f"{remark}; not scored: {', '.join(sorted(summary['failed']))}")
+def _outcome(evaluation: Evaluation, remark: str) -> Outcome:
+    if evaluation.failed:
+        return Outcome(INCOMPLETE, f"{remark}; not scored: {', '.join(sorted(evaluation.failed))}")
     return Outcome(EVALUATED, remark)

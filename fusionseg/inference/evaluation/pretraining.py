@@ -17,7 +17,7 @@ from fusionseg.config import DataConfig, RunConfig
 from fusionseg.data.formats.case import Case
 from fusionseg.data.formats.problems import CaseError, Problem
 from fusionseg.data.preprocessing.volume import Volume, load_volume
-from fusionseg.inference.evaluation.table import mean_and_deviation
+from fusionseg.inference.evaluation.results import Evaluation, mean_and_deviation
 from fusionseg.inference.predictor import PredictOptions
 from fusionseg.inference.trained_network import TrainedNetwork, inference_device, load_trained
 from fusionseg.observability.progress import counting_progress
@@ -63,7 +63,7 @@ def evaluate_pretraining(
     folder: Path,
     *,
     volumes: bool = False,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Reconstruct the validation volumes of a pre-training on the prepared grid, score them, and write the results.
 
     Args:
@@ -73,9 +73,6 @@ def evaluate_pretraining(
         request: what is evaluated, for the summary.
         folder: the folder for the results.
         volumes: write the volumes too, as NIfTI files.
-
-    Returns:
-        The summary, without the scores of the cases.
 
     Raises:
         UserError: the run has no weights, the folder cannot be written, or no case can be scored.
@@ -110,7 +107,7 @@ def evaluate_pretraining(
         raise UserError([f"{run}: none of the {len(cases)} validation cases could be scored:", *reasons])
     summary = {**_summary(network, scores), "failed": failed, "request": request.to_json()}
     write_evaluation(folder, [{"case": name, **metrics} for name, metrics in scores.items()], summary, scores)
-    return summary
+    return Evaluation(folder, summary, scores)
 
 
 def _validation_cases(datasets: list[RunDataset], split: Split | None) -> dict[str, _ValidationCase]:

@@ -11,8 +11,8 @@ from typing import Any
 from fusionseg.data.formats.problems import CaseError
 from fusionseg.inference.evaluation.cases import CasesToScore
 from fusionseg.inference.evaluation.picture import draw_best_and_worst
+from fusionseg.inference.evaluation.results import Evaluation, mean_and_deviation
 from fusionseg.inference.evaluation.scoring import Score, Scorer
-from fusionseg.inference.evaluation.table import mean_and_deviation
 from fusionseg.inference.predictor import Predictor
 from fusionseg.metrics.segmentation import nanmean
 from fusionseg.observability.progress import counting_progress
@@ -25,7 +25,7 @@ log = logging.getLogger("fusionseg")
 
 def evaluate_segmentation(
     predictor: Predictor, chosen: CasesToScore, request: EvaluationRequest, folder: Path
-) -> dict[str, Any]:
+) -> Evaluation:
     """Predict labelled cases, compare the masks with the labels voxel by voxel, and write the results.
 
     Args:
@@ -33,9 +33,6 @@ def evaluate_segmentation(
         chosen: the cases.
         request: what is evaluated, for the summary.
         folder: the folder for the results.
-
-    Returns:
-        The summary, without the scores of the cases.
 
     Raises:
         UserError: the names of labels or channels do not match, the folder cannot be written, or no case can be scored.
@@ -62,7 +59,7 @@ def evaluate_segmentation(
     plain_scores = [asdict(score) for score in scores]
     write_evaluation(folder, plain_scores, summary, plain_scores)
     draw_best_and_worst(folder / PICTURE, counted, chosen.cases, scorer)
-    return summary
+    return Evaluation(folder, summary, tuple(scores))
 
 
 def _score_cases(scorer: Scorer, chosen: CasesToScore) -> tuple[list[Score], dict[str, str]]:

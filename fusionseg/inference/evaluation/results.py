@@ -1,15 +1,35 @@
-"""The tables of `fusionseg evaluate`, and the statistics in them."""
+"""The results of an evaluation, their statistics, and the tables of `fusionseg evaluate`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import isnan, nan
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from fusionseg.runs.evaluations import CASES
 from fusionseg.utils.errors import some_of
 from fusionseg.utils.tables import markdown_table
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of an evaluation."""
+
+    folder: Path
+    """The folder that they were written to."""
+    summary: dict[str, Any]
+    """Means and deviations, as in summary.json."""
+    scores: Any
+    """Of a segmentation, a tuple of `Score`; of a pre-training, the metrics of each case by its name."""
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """The problem of each case that could not be scored, by its name."""
+        failed: dict[str, str] = self.summary["failed"]
+        return failed
 
 
 def mean_and_deviation(values: Sequence[float]) -> dict[str, float]:
