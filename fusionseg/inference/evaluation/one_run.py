@@ -143,7 +143,7 @@ def compute_evaluation(opened: OpenedEvaluation) -> Evaluation:
         cases = validation_cases(*sections, include_trained=marked)
     else:
         cases = all_labelled_cases(opened.dataset, *sections, include_trained=marked)
-    return evaluate_segmentation(predictor, cases, request, folder)
+    return evaluate_segmentation(predictor, cases, config.metrics, request, folder)
 
 
 def _refuse_options_of_other_task(run: Path, config: RunConfig, options: EvaluationOptions) -> None:

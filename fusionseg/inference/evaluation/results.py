@@ -49,11 +49,14 @@ def mean_and_deviation(values: Sequence[float]) -> dict[str, float]:
 
 
 def segmentation_table(summary: Mapping[str, Any]) -> str:
-    """Format the summary of a segmentation as Markdown: Dice and HD95 per class, their means, and notes."""
-    rows = [("class", "cases", "Dice", "HD95 mm")]
+    """Format the summary of a segmentation as Markdown: the metrics per class, their means, and notes."""
+    means = summary.get("metrics", {})
+    rows = [["class", "cases", "Dice", "HD95 mm", *means]]
     for name, metrics in summary["classes"].items():
-        rows.append((name, str(metrics["dice"]["cases"]), _cell(metrics["dice"], 4), _cell(metrics["hd95_mm"], 2)))
-    rows.append(("mean", str(summary["cases"]), _number(summary["dice"], 4), _number(summary["hd95_mm"], 2)))
+        known = [_cell(metrics["dice"], 4), _cell(metrics["hd95_mm"], 2), *(_cell(metrics[key], 4) for key in means)]
+        rows.append([name, str(metrics["dice"]["cases"]), *known])
+    known = [_number(summary["dice"], 4), _number(summary["hd95_mm"], 2), *(_number(v, 4) for v in means.values())]
+    rows.append(["mean", str(summary["cases"]), *known])
     return "\n".join([markdown_table(rows), *_notes(summary)])
 
 

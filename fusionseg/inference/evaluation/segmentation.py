@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fusionseg.config.parts.metric import MetricConfig
 from fusionseg.data.formats.problems import CaseError
 from fusionseg.inference.evaluation.cases import CasesToScore
 from fusionseg.inference.evaluation.picture import draw_best_and_worst
@@ -24,13 +25,18 @@ log = logging.getLogger("fusionseg")
 
 
 def evaluate_segmentation(
-    predictor: Predictor, chosen: CasesToScore, request: EvaluationRequest, folder: Path
+    predictor: Predictor,
+    chosen: CasesToScore,
+    metrics: Sequence[MetricConfig],
+    request: EvaluationRequest,
+    folder: Path,
 ) -> Evaluation:
     """Predict labelled cases, compare the masks with the labels voxel by voxel, and write the results.
 
     Args:
         predictor: the network, or several whose predictions are averaged.
         chosen: the cases.
+        metrics: the section `metrics` of the run. Dice and HD95 are always computed.
         request: what is evaluated, for the summary.
         folder: the folder for the results.
 
@@ -38,7 +44,8 @@ def evaluate_segmentation(
         UserError: the names of labels or channels do not match, the folder cannot be written, or no case can be scored.
     """
     writable_folder(folder, "evaluate")
-    scorer = Scorer(predictor, chosen.dataset, own=request.dataset is None)
+    further = [metric for metric in metrics if metric.name not in ("dice", "hd95_mm")]
+    scorer = Scorer(predictor, chosen.dataset, own=request.dataset is None, metrics=further)
     scores, failed = _score_cases(scorer, chosen)
     counted = [score for score in scores if score.case not in chosen.left_out]
     if not counted:
@@ -56,7 +63,7 @@ def evaluate_segmentation(
         "dataset": str(chosen.dataset.place),
         "request": request.to_json(),
     }
-    plain_scores = [asdict(score) for score in scores]
+    plain_scores = [score.to_row() for score in scores]
     write_evaluation(folder, plain_scores, summary, plain_scores)
     draw_best_and_worst(folder / PICTURE, counted, chosen.cases, scorer)
     return Evaluation(folder, summary, tuple(scores))
@@ -79,21 +86,26 @@ def _score_cases(scorer: Scorer, chosen: CasesToScore) -> tuple[list[Score], dic
 
 
 def _summary(scores: Sequence[Score], predictor: Predictor) -> dict[str, Any]:
-    """Mean and deviation of Dice and HD95, per class and over the classes."""
-    classes = {}
+    """Mean and deviation of each metric, per class and over the classes."""
+    further = list(scores[0].metrics)
+    classes: dict[str, Any] = {}
     for name in dict.fromkeys(score.label for score in scores):
-        own = [score for score in scores if score.label == name]
+        rows = [score.to_row() for score in scores if score.label == name]
         classes[name] = {
-            "dice": mean_and_deviation([score.dice for score in own]),
-            "hd95_mm": mean_and_deviation([score.hd95_mm for score in own]),
+            metric: mean_and_deviation([row[metric] for row in rows]) for metric in ("dice", "hd95_mm", *further)
         }
+    means = {
+        metric: nanmean([of_class[metric]["mean"] for of_class in classes.values()])
+        for metric in ("dice", "hd95_mm", *further)
+    }
     first, *others = predictor.members
     return {
         "checkpoint": str(first.path),
         **({"averaged_with": [str(other.path) for other in others]} if others else {}),
         "step": first.step,
         "cases": len({score.case for score in scores}),
-        "dice": nanmean([metrics["dice"]["mean"] for metrics in classes.values()]),
-        "hd95_mm": nanmean([metrics["hd95_mm"]["mean"] for metrics in classes.values()]),
+        "dice": means["dice"],
+        "hd95_mm": means["hd95_mm"],
+        **({"metrics": {metric: means[metric] for metric in further}} if further else {}),
         "classes": classes,
     }
