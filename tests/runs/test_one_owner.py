@@ -24,7 +24,8 @@ SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), *sorted((ROOT / "profiling")
 
 OTHER_MEANINGS = {
     "fusionseg/config/shipped/lookup.py": {"config.yaml"},  # the room of the configuration may not import that of runs
-    "fusionseg/cluster/slurm.py": {"cancelled"},  # the reason of a requeue
+    "fusionseg/cluster/slurm.py": {"cancelled"},  # the reason of an event
+    "fusionseg/cluster/status.py": {"cancelled"},
     "fusionseg/distributed/world.py": {"failed"},  # a message between ranks
     "fusionseg/inference/evaluation/results.py": {"failed"},
     "fusionseg/inference/evaluation/pretraining.py": {"failed"},  # cases, in the summary of an evaluation
