@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,8 @@ import preparing
 import pytest
 from monai.transforms import ScaleIntensityRange
 
-from fusionseg.config import RunConfig
+from fusionseg.cli import main
+from fusionseg.config import RunConfig, dump_config, load_config, validate
 from fusionseg.data.preprocessing.prepare import open_configured
 from fusionseg.data.preprocessing.store import settings_key
 from fusionseg.data.preprocessing.volume import load_volume
@@ -151,3 +153,42 @@ def test_a_wrong_transform_is_one_message_before_the_cases_are_prepared(
         run()
     assert len(caught.value.problems) == 1
     assert not list((tmp_path / "out").rglob("image.npy"))
+
+
+def test_further_data_sets_have_the_transforms_of_data_or_their_own(
+    make_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    first, same, other, none = (make_dataset(tmp_path / name, cases=2, shape=(8, 8, 8)) for name in "abcd")
+    config = validate(
+        {
+            "output": str(tmp_path / "runs"),
+            "model": {"name": "swin_unetr", "feature_size": 12},
+            "pretrain": {},
+            "data": {
+                "root": str(first),
+                "workers": 1,
+                "patch": [64, 64, 64],
+                "transforms": ["my_transforms:double"],
+                "also": [
+                    {"root": str(same)},
+                    {"root": str(other), "transforms": [MONAI]},
+                    {"root": str(none), "transforms": []},
+                ],
+            },
+        }
+    )
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_config(config))
+    assert load_config(file) == config
+    assert main(["prepare", "--config", str(file)]) == 0
+    settings = {
+        header["name"] + folder.parent.name[0]: [part["name"] for part in header["settings"].get("transforms", [])]
+        for folder in (tmp_path / "runs/prepared").glob("*/store.json")
+        for header in [json.loads(folder.read_text())]
+    }
+    assert settings == {
+        "ballsa": ["my_transforms:double"],
+        "ballsb": ["my_transforms:double"],
+        "ballsc": ["monai.transforms:ScaleIntensityRanged"],
+        "ballsd": [],
+    }
