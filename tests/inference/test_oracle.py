@@ -27,7 +27,7 @@ from torch import nn
 from fusionseg import cli
 from fusionseg.config import DataConfig
 from fusionseg.inference import predictor
-from fusionseg.inference.trained_network import Trained
+from fusionseg.inference.trained_network import TrainedNetwork
 
 SHAPE = (16, 14, 12)
 AIR, TISSUE, LOW, HIGH = 0, 100, 500, 900
@@ -175,7 +175,7 @@ def results(
     network = oracle(0.7, 2.9) if request.param == "nonzero" else oracle(0.3, 0.7)
     load = predictor.load_trained
 
-    def load_oracle(*arguments: Any) -> Trained:
+    def load_oracle(*arguments: Any) -> TrainedNetwork:
         trained = load(*arguments)
         data = DataConfig.model_validate({"patch": [16, 16, 16], **preparation})
         return replace(trained, model=network, config=trained.config.model_copy(update={"data": data}))
