@@ -39,7 +39,7 @@ class IntensityConfig(Section):
         if self.mode == "window":
             if self.clip is None:
                 raise ValueError(
-                    "clip: mode: window needs the range: add clip: [lowest, highest], such as [-1000, 600] HU"
+                    "clip: is missing for mode: window; add clip: [lowest, highest], such as [-1000, 600] HU"
                 )
             for key in ("percentiles", "nonzero"):
                 if getattr(self, key):
@@ -53,7 +53,7 @@ class IntensityConfig(Section):
             if pair is not None and not pair[0] < pair[1]:
                 raise ValueError(f"{key}: is [lowest, highest], and {list(pair)} is not ascending")
         if self.percentiles and not (self.percentiles[0] >= 0 and self.percentiles[1] <= 100):
-            raise ValueError(f"percentiles: lie between 0 and 100, not {list(self.percentiles)}")
+            raise ValueError(f"percentiles: expected values from 0 to 100, got {list(self.percentiles)}")
         return self
 
 
@@ -159,14 +159,14 @@ class DataConfig(SectionWithOptions):
     @classmethod
     def _positive_patch(cls, patch: tuple[int, int, int]) -> tuple[int, int, int]:
         if min(patch) < 1:
-            raise ValueError(f"a patch has at least one voxel in every axis, not {list(patch)}")
+            raise ValueError(f"expected at least one voxel in each axis, got {list(patch)}")
         return patch
 
     @field_validator("spacing")
     @classmethod
     def _positive_spacing(cls, spacing: tuple[float, float, float] | None) -> tuple[float, float, float] | None:
         if spacing is not None and min(spacing) <= 0:
-            raise ValueError(f"voxel sizes are positive, not {list(spacing)}")
+            raise ValueError(f"expected positive voxel sizes in mm, got {list(spacing)}")
         return spacing
 
     @field_validator("orientation")

@@ -1,4 +1,4 @@
-"""From files and the command line to a validated configuration."""
+"""Loading of a configuration from files and the command line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), lost: li
 
     Args:
         path: a file, or the name of a shipped configuration such as "hippocampus_unet"; see `find_file`.
-        lost: gets what changes of a section's name have dropped.
+        lost: receives the keys that changes of a section's name have dropped.
 
     Raises:
         UserError: with every problem found, each with its key path, file and line, and the fix.
@@ -36,10 +36,10 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), lost: li
 def read_raw(
     path: str | Path | None, overrides: Sequence[str] = (), lost: list[Dropped] | None = None
 ) -> tuple[dict[str, Any], Locations]:
-    """The merged plain values and where each was written, before validation.
+    """Read and merge plain values, and the location of each, without validation.
 
     Args:
-        lost: gets what changes of a section's name have dropped.
+        lost: receives the keys that changes of a section's name have dropped.
     """
     lost = [] if lost is None else lost
     raw, locations = _read_extended(find_file(CONFIG, path), (), lost) if path is not None else ({}, {})
@@ -49,14 +49,13 @@ def read_raw(
 def lay_over(
     raw: dict[str, Any], locations: Locations, overrides: Iterable[Override], lost: list[Dropped] | None = None
 ) -> tuple[dict[str, Any], Locations]:
-    """Plain values with overrides laid over them, all at once: the order of model.channels and model.name must not
-    matter.
+    """Lay overrides over plain values, all at once, so that the order of model.channels and model.name does not matter.
 
-    A name alone (`model.name=unet`) leaves the other keys of its section, as far as they hold under the new name; a
-    whole section (`model={name: unet}`) with another name replaces it.
+    A name alone (`model.name=unet`) keeps the other keys of its section that are valid under the new name. A whole
+    section (`model={name: unet}`) with another name replaces the section.
 
     Args:
-        lost: gets what changes of a section's name have dropped.
+        lost: receives the keys that changes of a section's name have dropped.
     """
     given: dict[str, Any] = {}
     given_locations: Locations = {}
@@ -67,7 +66,7 @@ def lay_over(
         for part in reversed(override.keys[:-1]):
             nested = {part: nested}
         given, _ = _merge(given, {}, nested, {})
-        for depth in range(1, len(override.keys)):  # a section stays where the file has it
+        for depth in range(1, len(override.keys)):  # a section keeps its location in the file
             if override.keys[:depth] not in locations:
                 given_locations.setdefault(override.keys[:depth], override.location)
         given_locations[override.keys] = override.location
@@ -75,12 +74,29 @@ def lay_over(
 
 
 def validate(raw: Mapping[str, Any], locations: Locations | None = None) -> RunConfig:
-    """Plain values to a configuration; every problem in one UserError."""
+    """Validate plain values as the configuration of a run.
+
+    Args:
+        raw: the plain values.
+        locations: where each key was written, for the messages.
+
+    Raises:
+        UserError: with all problems.
+    """
     return validate_section(RunConfig, raw, locations)
 
 
 def validate_section(kind: type[AnySection], raw: Mapping[str, Any], locations: Locations | None = None) -> AnySection:
-    """Plain values to a section that is a file of its own; every problem in one UserError."""
+    """Validate plain values as a section that is a file of its own, such as a sweep.
+
+    Args:
+        kind: the section.
+        raw: the plain values.
+        locations: where each key was written, for the messages.
+
+    Raises:
+        UserError: with all problems.
+    """
     try:
         return kind.model_validate(dict(raw))
     except ValidationError as error:
@@ -88,12 +104,12 @@ def validate_section(kind: type[AnySection], raw: Mapping[str, Any], locations: 
 
 
 def dump_config(config: RunConfig) -> str:
-    """The resolved configuration as YAML; loading it gives the same configuration."""
+    """Write the resolved configuration as YAML. Loading it gives the same configuration."""
     return dump_yaml(config.to_dict())
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], at: str = "") -> list[str]:
-    """`key: old -> new` for every value that differs between two plain configurations."""
+    """List `key: old -> new` for each value that differs between two plain configurations."""
     lines: list[str] = []
     for key in [*old, *(key for key in new if key not in old)]:
         name = f"{at}{key}"
@@ -108,7 +124,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], at: str = "") ->
 def _read_extended(path: Path, chain: tuple[Path, ...], lost: list[Dropped]) -> tuple[dict[str, Any], Locations]:
     if path.resolve() in chain:
         loop = " -> ".join(str(entry) for entry in (*chain, path.resolve()))
-        raise UserError(f"{shown_path(path)}: extends itself ({loop}): break the circle")
+        raise UserError(f"{shown_path(path)}: extends itself ({loop}); remove one of the links")
     raw, locations = read_yaml(path)
     bases = raw.pop("extends", [])
     location = locations.pop(("extends",), shown_path(path))
@@ -116,7 +132,7 @@ def _read_extended(path: Path, chain: tuple[Path, ...], lost: list[Dropped]) -> 
         bases = [bases]
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise UserError(
-            f"extends ({location}): needs a file or a list of files, relative to this file, or names of shipped"
+            f"extends ({location}): expected a file or a list of files, relative to this file, or names of shipped"
             " configurations"
         )
     merged: dict[str, Any] = {}
@@ -139,11 +155,12 @@ def _merge_named(
     lost: list[Dropped],
     whole: Collection[str] | None = None,
 ) -> tuple[dict[str, Any], Locations]:
-    """Lay one configuration over another; a section whose name changes keeps nothing, or what holds under the new name.
+    """Lay one configuration over another. A section whose name changes keeps the keys that are valid under the new
+    name, or none.
 
     Args:
-        lost: gets what was dropped.
-        whole: the sections of `over` that are given as a whole, and begin afresh; None for all of them.
+        lost: receives the keys that are dropped.
+        whole: the sections of `over` that are given as a whole and start anew; None for all of them.
     """
     under, under_locations = dict(under), dict(under_locations)
     for section, new in over.items():
@@ -168,7 +185,7 @@ def _merge(
     over_locations: Locations,
     at: KeyPath = (),
 ) -> tuple[dict[str, Any], Locations]:
-    """Lay one mapping over another, key by key; lists and plain values are replaced whole."""
+    """Lay one mapping over another, key by key. Lists and plain values are replaced as a whole."""
     merged = dict(under)
     locations = dict(under_locations)
     for key, value in over.items():

@@ -118,7 +118,12 @@ def argument_problems(
 
 
 def takes(part: Callable[..., Any], argument: str) -> bool:
-    """Whether a class or function has a parameter of this name."""
+    """Tell whether a class or function has a parameter of this name.
+
+    Args:
+        part: the class or function.
+        argument: the name of the parameter.
+    """
     try:
         return argument in inspect.signature(part).parameters
     except (ValueError, TypeError):

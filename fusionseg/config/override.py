@@ -1,4 +1,4 @@
-"""`key.path=value` on the command line. A text arrives as it was typed; everything else is read as YAML."""
+"""`key.path=value` on the command line. A string is taken as typed; all other values are read as YAML."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fusionseg.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Override:
-    """A value for one key that wins over the files'."""
+    """A value for one key, which overrides that of the files."""
 
     keys: tuple[str, ...]
     value: Any
@@ -26,21 +26,21 @@ class Override:
 
 
 def parse_override(text: str, kind: type[Section] | None = None) -> Override:
-    """An override from the command line, `key.path=value`.
+    """Parse an override from the command line, `key.path=value`.
 
-    Where the key holds a text (a path, a name), the value is what was typed: ` #`, `: `, `[x]`, `1e3` or `yes` are
-    part of it. `null` and nothing stand for no value, and quotes around all of it are taken off.
+    If the key holds a string (a path, a name), the value is taken as typed: ` #`, `: `, `[x]`, `1e3` or `yes` are part
+    of it. `null` and an empty value stand for no value. Quotes around the whole value are removed.
 
     Args:
-        kind: the section that the keys belong to, to know which of them hold texts.
+        kind: the section that the keys belong to; it tells which keys hold strings.
 
     Raises:
-        UserError: it is not written so, or the value is no YAML.
+        UserError: the text has another form, or the value is no YAML.
     """
     key, separator, value = text.partition("=")
     keys = tuple(key.split("."))
     if not separator or not all(keys):
-        raise UserError(f"{text!r} on the command line: overrides are written key.path=value")
+        raise UserError(f"{text!r} on the command line: expected key.path=value")
     try:
         if kind is not None and value and holds_text(kind, keys):
             parsed: Any = _typed_text(value)
@@ -49,14 +49,19 @@ def parse_override(text: str, kind: type[Section] | None = None) -> Override:
             if isinstance(parsed, str) and parsed != value and value[0] not in "'\"":
                 parsed = value
             elif rest:
-                raise UserError(f"{text!r} on the command line: {rest!r} is no part of the value: remove it")
+                raise UserError(f"{text!r} on the command line: {rest!r} is no part of the value; remove it")
     except yaml.YAMLError:
         raise UserError(f"{text!r} on the command line: the value is not valid YAML; quote it") from None
     return Override(keys, parsed, f"command line: {text}")
 
 
 def holds_text(kind: type[Section], keys: Sequence[str]) -> bool:
-    """Whether a key of a section holds a text and nothing else, null apart."""
+    """Tell whether a key of a section holds a string and nothing else but null.
+
+    Args:
+        kind: the section.
+        keys: the path of the key within it.
+    """
     found: list[Any] = [kind]
     for key in keys:
         found = [inner for outer in found for inner in _fields(outer, key)]
@@ -89,8 +94,10 @@ def _members(annotation: Any) -> Iterator[Any]:
 
 
 def _typed_text(value: str) -> str | None:
-    """Raises:
-    YAMLError: it begins with a quote and is not quoted as a whole, or holds characters that no file may hold.
+    """A string as typed, without the quotes around it; None for null.
+
+    Raises:
+        YAMLError: the text begins with a quote and is not quoted as a whole, or holds characters that YAML forbids.
     """
     if value == "null":
         return None

@@ -1,4 +1,4 @@
-"""The `pretrain` section: an encoder learns to fill in what was hidden from it, without labels."""
+"""The `pretrain` section: an encoder learns to reconstruct hidden parts of unlabelled volumes."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class ReconstructionLossConfig(Section):
     @model_validator(mode="after")
     def _something(self) -> ReconstructionLossConfig:
         if self.ssim + self.l1 + self.l2 == 0:
-            raise ValueError("ssim: all weights are 0: give at least one of ssim, l1, l2 a weight above 0")
+            raise ValueError("ssim: all weights are 0; set at least one of ssim, l1, l2 above 0")
         return self
 
 
 class DecoderConfig(Section):
-    """The decoder, thrown away after pre-training."""
+    """The decoder, which is dropped after the pre-training."""
 
     width: Annotated[int, Field(ge=8, multiple_of=8)] = 64
     """Channels; a multiple of 8. After a Swin encoder half of them at 1/4 of the resolution, a quarter at 1/2. After a
@@ -45,7 +45,7 @@ class DecoderConfig(Section):
     @model_validator(mode="after")
     def _heads_divide(self) -> DecoderConfig:
         if self.width % self.heads:
-            raise ValueError(f"heads: {self.heads} does not divide the width {self.width}: choose a divisor")
+            raise ValueError(f"heads: expected a divisor of the width {self.width}, got {self.heads}")
         return self
 
 
@@ -56,13 +56,13 @@ class PretrainConfig(Section):
     """`blackout`: hidden blocks are set to 0 and everything is encoded (the thesis); `token`: the same with a learned
     token (SimMIM: Xie et al., 2022); `mae`: only the visible blocks are encoded (He et al., 2022)."""
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Share of the blocks that is hidden."""
+    """Share of the blocks that are hidden."""
     block: Positive = 16
     """Edge of a hidden block in voxels; it divides the patch. `mae` needs a multiple of 32 with a Swin encoder, and of
     16 with a ViT."""
     prior: Literal["none", "linear"] = "none"
-    """What the decoder's output is added to: nothing, as in the thesis; or the linear interpolation between the visible
-    voxels, so that only what lies beyond it has to be learnt."""
+    """`linear`: the decoder's output is added to the linear interpolation between the visible voxels, so that the
+    network learns only the difference; `none`: it is the reconstruction itself, as in the thesis."""
     decoder: DecoderConfig = DecoderConfig()
     loss: ReconstructionLossConfig = ReconstructionLossConfig()
     data_range: Annotated[float, Field(gt=0)] | None = None
@@ -79,7 +79,7 @@ class PretrainConfig(Section):
         return round(self.ratio * prod(self.grid(patch)))
 
     def problems(self, encoder: str | None, name: str, patch: Triple) -> list[str]:
-        """What keeps an encoder from being pre-trained like this on patches of this size, with the fixes.
+        """List the problems of pre-training an encoder so on patches of this size, with the fixes.
 
         Args:
             encoder: the encoder's attribute in the network, `swinViT` or `vit`; None if it has none.
@@ -87,7 +87,7 @@ class PretrainConfig(Section):
         """
         if encoder is None:
             return [
-                f"pretrain: {name} has no encoder that can be pre-trained: choose a swin_* network or unetr as"
+                f"pretrain: {name} has no encoder that can be pre-trained; choose a swin_* network or unetr as"
                 " model.name"
             ]
         problems = []
@@ -97,12 +97,12 @@ class PretrainConfig(Section):
         if self.block % unit:
             fixed = unit * max(1, round(self.block / unit))
             problems.append(
-                f"pretrain.block: method {self.method} with {name} needs a multiple of {unit}, not {self.block}: try"
-                f" {fixed}"
+                f"pretrain.block: expected a multiple of {unit} for method {self.method} with {name}, got {self.block};"
+                f" try {fixed}"
             )
         if any(size % self.block for size in patch):
             problems.append(
-                f"pretrain.block: blocks of {self.block} do not tile data.patch {list(patch)}: choose a divisor of all"
+                f"pretrain.block: blocks of {self.block} do not tile data.patch {list(patch)}; choose a divisor of all"
                 " three"
             )
         else:
@@ -110,7 +110,7 @@ class PretrainConfig(Section):
             if not 0 < self.num_hidden(patch) < blocks:
                 problems.append(
                     f"pretrain.ratio: {self.ratio} of the {blocks} blocks of a patch is {self.num_hidden(patch)}, and"
-                    " some must be hidden and some visible: choose smaller blocks, a larger data.patch, or another"
+                    " some must be hidden and some visible; choose smaller blocks, a larger data.patch, or another"
                     " ratio"
                 )
         return problems

@@ -1,4 +1,4 @@
-"""Rules for the other keys of a section whose `name` changes, for sections whose keys belong to their name."""
+"""The other keys of a section whose `name` changes: those that the new name takes are kept, the rest is dropped."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ OPEN_SECTIONS = {
 
 @dataclass(frozen=True)
 class Dropped:
-    """Keys that a change of name has dropped: the new network, loss, ... has its defaults for them, or none such."""
+    """Keys that a change of name has dropped. The new network, loss, ... has its defaults for them, or no such keys."""
 
     section: str
     old: str
     new: str
     keys: Mapping[str, Any]
     from_file: bool
-    """Whether a file that extends another one has begun the section afresh; else a sweep or the command line."""
+    """True if a file that extends another one starts the section anew; False for a sweep or the command line."""
 
     def __str__(self) -> str:
         keys = ", ".join(f"{key}={_plain(value)}" for key, value in self.keys.items())
@@ -35,7 +35,7 @@ class Dropped:
 
 
 def is_renamed(section: str, old: Any, new: Any) -> bool:
-    """Whether laying `new` over `old` changes what the section is about."""
+    """Tell whether laying `new` over `old` gives the section another name."""
     return (
         section in OPEN_SECTIONS
         and isinstance(old, Mapping)
@@ -46,27 +46,27 @@ def is_renamed(section: str, old: Any, new: Any) -> bool:
 
 
 def _name(section: str, values: Mapping[str, Any]) -> Any:
-    """The name that the values stand for; `model` has no default."""
+    """The name of a section's values; `model` has no default."""
     return values.get("name", OPEN_SECTIONS[section].default)
 
 
 def carry_over(section: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a section that hold under its new name too: those that the new one has, with a value it takes.
+    """Select the keys of a section that are valid under its new name too.
 
-    What a name stands for itself (a network's `fusion`) is not carried over: another name stands for another.
+    Keys that a name itself sets (a network's `fusion`) are not carried over.
 
     Args:
         new: the name, and the keys that are given with it.
     """
     kind = OPEN_SECTIONS[section].section_of(new)
-    if kind is None or not _is_valid(kind, new):  # the message about `new` is not to speak of other keys
+    if kind is None or not _is_valid(kind, new):  # then the message is about `new` alone
         return {}
     own = getattr(kind, "set_by_name", ())
     left = {key: value for key, value in old.items() if key in kind.model_fields and key not in (*own, *new)}
     if _is_valid(kind, {**left, **new}):
         return left
     kept: dict[str, Any] = {}
-    while True:  # some are valid beside others only: strides where there are as many channels
+    while True:  # some are valid only together: strides with as many channels
         more = [key for key in left if key not in kept and _is_valid(kind, {**kept, key: left[key], **new})]
         if not more:
             return {key: value for key, value in left.items() if key in kept}
@@ -76,7 +76,8 @@ def carry_over(section: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> 
 def dropped(
     section: str, old: Mapping[str, Any], new: Mapping[str, Any], kept: Mapping[str, Any], *, from_file: bool
 ) -> Dropped | None:
-    """List the keys that a change of name has dropped, or None. Keys given anew or at their default do not count."""
+    """The keys that a change of name has dropped; None if there are none. Keys that are given anew, or that have their
+    default, do not count."""
     kind = OPEN_SECTIONS[section].section_of(new)
     fields = kind.model_fields if kind is not None else {}
     left_out = ("name", *kept, *new)

@@ -1,4 +1,4 @@
-"""YAML with the location of every key: what an error message needs to name file and line."""
+"""YAML files, and the file and line of every key, for error messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fusionseg.utils.errors import UserError
 
 KeyPath = tuple[str | int, ...]
 Locations = dict[KeyPath, str]
-"""Where each key was written: "configs/base.yaml, line 12", or "command line"."""
+"""The location of each key: "configs/base.yaml, line 12", or "command line: seed=3"."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -26,7 +26,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that puts the text 1e-4 in quotes, lest `_Loader` reads it as a number."""
+    """SafeDumper that puts the text 1e-4 in quotes. Without them `_Loader` would read it as a number."""
 
 
 for _class in (_Loader, _Dumper):
@@ -38,12 +38,12 @@ for _class in (_Loader, _Dumper):
 
 
 def dump_yaml(value: dict[str, Any]) -> str:
-    """Plain values as YAML that `read_yaml` reads back unchanged."""
+    """Write plain values as YAML that `read_yaml` reads back unchanged."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110)
 
 
 def parse_value(text: str) -> tuple[Any, str]:
-    """A value by the rules of the files (`[1, 2]`, `null`, `1e-4`), and what follows it: a comment, as a rule."""
+    """Parse a value as in the files (`[1, 2]`, `null`, `1e-4`); the value, and the text that follows it (a comment)."""
     if not text:
         return None, ""
     node = yaml.compose(text, _Loader)
@@ -88,7 +88,7 @@ def _walk(node: yaml.Node, at: KeyPath, file: str, locations: Locations, problem
             key = (*at, str(key_node.value))
             location = f"{file}, line {key_node.start_mark.line + 1}"
             if key in locations:
-                problems.append(f"{'.'.join(map(str, key))} ({location}): stands here twice: remove one")
+                problems.append(f"{'.'.join(map(str, key))} ({location}): is written twice; remove one")
             locations[key] = location
             _walk(value_node, key, file, locations, problems)
     elif isinstance(node, yaml.SequenceNode):

@@ -57,7 +57,7 @@ def test_the_patch_that_a_refusal_suggests_is_accepted(model: dict[str, Any]) ->
 
 def test_the_micro_batches_that_a_refusal_suggests_are_accepted() -> None:
     (problem,) = refusal(train={"global_batch": 12, "micro_batch": 5})
-    expected = "train.global_batch: 12 is not a multiple of train.micro_batch 5: choose micro_batch from "
+    expected = "train.global_batch: expected a multiple of train.micro_batch 5, got 12; choose micro_batch from "
     assert problem.startswith(expected)
     suggested = json.loads(problem.removeprefix(expected))
     assert suggested == [1, 2, 3, 4, 6, 12]
@@ -83,7 +83,7 @@ def test_slices_need_an_orientation() -> None:
     model = {"name": "unet", "dims": 2, "view": "coronal"}
     validate({"model": model, "data": {"patch": [64, 1, 64]}})
     (problem,) = refusal(model=model, data={"patch": [64, 1, 64], "orientation": None})
-    assert problem.startswith("model.view: which slices are coronal is unknown without data.orientation")
+    assert problem.startswith("model.view: coronal slices need a known orientation; set data.orientation")
 
 
 def test_a_long_warm_up_stays_in_the_configuration() -> None:
@@ -96,16 +96,16 @@ def test_a_long_warm_up_stays_in_the_configuration() -> None:
     ("raw", "expected"),
     [
         ({"data": {"folds": 0}}, "data.folds: expected a value of at least 1, got 0"),
-        ({"data": {"patch": [0, 32, 32]}}, "data.patch: a patch has at least one voxel in every axis"),
-        ({"data": {"spacing": [1, 0, 1]}}, "data.spacing: voxel sizes are positive, not [1.0, 0.0, 1.0]"),
+        ({"data": {"patch": [0, 32, 32]}}, "data.patch: expected at least one voxel in each axis, got"),
+        ({"data": {"spacing": [1, 0, 1]}}, "data.spacing: expected positive voxel sizes in mm, got [1.0, 0.0, 1.0]"),
         ({"data": {"intensity": {"clip": [600, -1000]}}}, "data.intensity.clip: is [lowest, highest], and "),
         ({"data": {"intensity": {"clip": [1, 1]}}}, "data.intensity.clip: is [lowest, highest], and "),
         ({"data": {"intensity": {"percentiles": [99, 1]}}}, "data.intensity.percentiles: is [lowest, "),
         (
             {"data": {"intensity": {"percentiles": [0, 101]}}},
-            "data.intensity.percentiles: lie between 0 and 100",
+            "data.intensity.percentiles: expected values from 0 to 100",
         ),
-        ({"data": {"intensity": {"mode": "window"}}}, "data.intensity.clip: mode: window needs the range"),
+        ({"data": {"intensity": {"mode": "window"}}}, "data.intensity.clip: is missing for mode: window; add"),
         (
             {"data": {"intensity": {"clip": [0, 1], "nonzero": True}}},
             "data.intensity.nonzero: belongs to mode: zscore",

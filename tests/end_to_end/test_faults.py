@@ -65,7 +65,7 @@ WRONG = [
     Wrong(
         "no equals sign",
         ("train.steps",),
-        ("'train.steps' on the command line: overrides are written key.path=value",),
+        ("'train.steps' on the command line: expected key.path=value",),
     ),
     Wrong("no data set", ("data.root=null",), ("data.root is not set: add data.root=/path/to/dataset",)),
     Wrong("no such data set", ("data.root=/nowhere/at/all",), ("data.root=/nowhere/at/all: does not exist",)),

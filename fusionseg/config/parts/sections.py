@@ -19,15 +19,18 @@ if TYPE_CHECKING:
 
 
 class NetworkSection(Section):
-    """A `model` section. A network whose decoder has heads at several resolutions gives, in training and with
-    its `deep_supervision` set, a list of logits, the full resolution first; else one tensor."""
+    """A `model` section.
+
+    The output of the network is a tensor of logits. With deep supervision it is, in training mode, a list of logits,
+    the full resolution first.
+    """
 
     can_checkpoint: ClassVar[bool] = False
-    """Whether the network can recompute its activations in the backward pass (train.checkpoint_activations)."""
+    """True if the network can recompute activations in the backward pass (train.checkpoint_activations)."""
     set_by_name: ClassVar[tuple[str, ...]] = ()
-    """Keys that the name itself sets: another name of the family has others."""
+    """Keys that the name itself sets: another name of the family has other values."""
     encoder: ClassVar[str | None] = None
-    """Attribute of the network that holds an encoder which can be pre-trained: `swinViT`, `vit`, or none."""
+    """Attribute of the network that is an encoder for pre-training: `swinViT`, `vit`; None if there is none."""
     name: str
 
     @abstractmethod
@@ -45,10 +48,14 @@ class NetworkSection(Section):
 
     @abstractmethod
     def patch_problem(self, patch: Triple) -> str | None:
-        """The reason why this network cannot train on patches of this size, with the fix; None if it can."""
+        """The problem of training on patches of this size, with the fix; None if there is none.
+
+        Args:
+            patch: voxels along each axis.
+        """
 
     def encoder_patch_problem(self, patch: Triple) -> str | None:
-        """The same for pre-training its encoder."""
+        """The problem of pre-training the encoder on patches of this size."""
         return self.patch_problem(patch)
 
 

@@ -72,7 +72,7 @@ def find_file(kind: Kind, given: str | Path, folder: Path | None = None, asking:
 
 
 def is_name(text: str) -> bool:
-    """Whether a text has the form of a name: no folder and no suffix."""
+    """Tell whether a text has the form of a name: no folder and no suffix."""
     return re.fullmatch(r"[A-Za-z0-9_-]+", text) is not None
 
 
@@ -93,7 +93,7 @@ def nearby(path: Path) -> str:
 
 
 def _is_file(path: Path) -> bool:
-    """Whether a path can be read as a file; a pipe, such as the shell's <(command), can."""
+    """Tell whether a path can be read as a file; a pipe, such as the shell's <(command), can."""
     return os.path.exists(path) and not os.path.isdir(path)
 
 

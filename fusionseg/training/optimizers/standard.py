@@ -30,9 +30,9 @@ class OptimConfig(OptimizerSection):
     @model_validator(mode="after")
     def _belongs(self) -> OptimConfig:
         if self.name == "sgd" and self.betas is not None:
-            raise ValueError("betas: does not belong to sgd: remove it, or use momentum")
+            raise ValueError("betas: does not belong to sgd; remove it, or use momentum")
         if self.name != "sgd" and self.momentum is not None:
-            raise ValueError(f"momentum: does not belong to {self.name}: remove it, or use betas")
+            raise ValueError(f"momentum: does not belong to {self.name}; remove it, or use betas")
         return self
 
     def build(self, parameters: list[Any]) -> optim.Optimizer:
