@@ -114,9 +114,7 @@ class Bench:
         steps = itertools.count()
 
         def ours(trainer: Trainer) -> Callable[[], object]:
-            return lambda: [
-                trainer.batch(step, micro) for step in [next(steps)] for micro in range(trainer.accumulation_steps)
-            ]
+            return lambda: list(trainer.micro_batches.of_step(next(steps)))
 
         loops: dict[str, Callable[[], object]] = {OURS: ours(self.ours), "as configured": ours(self.configured)}
         loops |= {name: recipe.batch for name, recipe in self.recipes.items()}
@@ -124,11 +122,11 @@ class Bench:
 
     def _step(self) -> dict[str, Any]:
         trainer = self.ours
-        batches = [trainer.batch(0, micro) for micro in range(trainer.accumulation_steps)]
+        micro_batches = list(trainer.micro_batches.of_step(0))
         lr = trainer.config.optim.lr
 
         def resident() -> None:
-            trainer.step_fn(0, lambda step, micro: batches[micro], lr, lambda micro: micro)
+            trainer.train_step(0, micro_batches, lr)
 
         loops: dict[str, Callable[[], object]] = {OURS: resident, "bare": bare_loop(trainer, clip=True)}
         for name, recipe in self.recipes.items():
@@ -138,7 +136,10 @@ class Bench:
         return self._repeated(loops)
 
     def _epoch(self) -> dict[str, Any]:
-        loops: dict[str, Callable[[], object]] = {OURS: self.ours.advance, "as configured": self.configured.advance}
+        loops: dict[str, Callable[[], object]] = {
+            OURS: self.ours.train_one_step,
+            "as configured": self.configured.train_one_step,
+        }
         loops["bare"] = bare_loop(self.ours, clip=True)
         for name, recipe in self.recipes.items():
             loops[name] = lambda recipe=recipe: recipe.train(1)  # type: ignore[misc]
@@ -161,10 +162,10 @@ class Bench:
 
     def _validation(self) -> dict[str, Any]:
         ours = self.ours
-        cases = len(ours.data.validation_numbers)
+        cases = len(ours.data.validation_cases)
         # All recipes validate in the same way, so one of them is enough.
         name, recipe = next(iter(self.recipes.items()))
-        loops = {OURS: lambda: ours.task.validate(ours.model), name: recipe.validate}
+        loops = {OURS: ours.validate, name: recipe.validate}
         return _rows(time_alternately(loops, self.device, max(2, self.rounds // 4), warmup=1), per=cases)
 
     def _checkpoint(self) -> dict[str, Any]:
@@ -172,7 +173,7 @@ class Bench:
         checkpoints = CheckpointWriter(RunPaths(self.folder).checkpoints, keep=2)
 
         def ours() -> None:
-            state = {"model": trainer.model.state_dict(), "train_step": trainer.step_fn.state_dict()}
+            state = {"model": trainer.model.state_dict(), "train_step": trainer.train_step.state_dict()}
             checkpoints.save(next(numbers), state)
 
         def on_disk() -> None:
@@ -180,7 +181,7 @@ class Bench:
             checkpoints.finish()
 
         def plain() -> None:
-            optimizer = trainer.step_fn.optimizer
+            optimizer = trainer.train_step.optimizer
             state = {"model": trainer.model.state_dict(), "optimizer": optimizer.state_dict()}
             torch.save(state, self.folder / "plain.pt")
 
@@ -205,7 +206,7 @@ class Bench:
     def _pretraining(self) -> dict[str, Any]:
         config = str(ROOT / "configs/hippocampus_pretrain.yaml")
         trainer = open_trainer(config, ["name=pretraining"], self.data, self.folder)
-        loops = {OURS: trainer.advance, "bare": bare_loop(trainer, clip=True)}
+        loops = {OURS: trainer.train_one_step, "bare": bare_loop(trainer, clip=True)}
         return _rows(time_alternately(loops, self.device, self.rounds))
 
     def _ranges(self) -> dict[str, Any]:
@@ -220,7 +221,7 @@ class Bench:
 
         annotate.__enter__ = counting  # type: ignore[method-assign]
         try:
-            self.ours.advance()
+            self.ours.train_one_step()
         finally:
             annotate.__enter__ = enter  # type: ignore[method-assign]
 
@@ -229,7 +230,7 @@ class Bench:
                 pass
 
         each_s = min(timeit.repeat(one, number=10_000, repeat=5)) / 10_000
-        step = time_alternately({OURS: self.ours.advance}, self.device, self.rounds)
+        step = time_alternately({OURS: self.ours.train_one_step}, self.device, self.rounds)
         seconds = {"a step": step.median(OURS), f"its {counted} ranges": counted * each_s}
         return {
             "median_s": seconds,

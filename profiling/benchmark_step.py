@@ -28,7 +28,6 @@ from torch.nn.utils import clip_grad_norm_
 from fusionseg.distributed.rank_info import peak_memory_gb
 from fusionseg.performance.benchmarking import open_trainer, publish, step_arguments, time_alternately
 from fusionseg.performance.machine import machine_info, machine_line
-from fusionseg.training.network import build_loss
 from fusionseg.training.optimizer import build_optimizer
 from fusionseg.training.trainer import Trainer
 from fusionseg.utils.exit_status import run
@@ -49,17 +48,17 @@ def bare_loop(trainer: Trainer, *, clip: bool) -> Callable[[], None]:
     model = copy.deepcopy(trainer.model)
     if config.train.compile:  # deepcopy does not copy the compiled forward
         model.compile()
-    loss_fn = build_loss(config)
+    loss_fn = trainer.task.build_loss()
     optimizer = build_optimizer(config.optim, model.parameters())
-    batches = [trainer.batch(0, micro) for micro in range(trainer.accumulation_steps)]
+    micro_batches = list(trainer.micro_batches.of_step(0))
     scaler = torch.amp.GradScaler(trainer.world.device.type, enabled=trainer.precision.scales_loss)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        for inputs, target in batches:
+        for batch in micro_batches:
             with trainer.precision.autocast():
-                output = model(*inputs)
-            loss = loss_fn(output, target) / len(batches)
+                output = model(*batch.inputs)
+            loss = loss_fn(output, batch.target) / len(micro_batches)
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         scaler.unscale_(optimizer)
         if clip and config.train.clip_grad is not None:
@@ -75,7 +74,7 @@ def measure(config_file: str, overrides: list[str], data: str | None, steps: int
     trainer = open_trainer(config_file, overrides, data, folder)
     device = trainer.world.device
     loops: dict[str, Callable[[], object]] = {
-        "engine": trainer.advance,
+        "engine": trainer.train_one_step,
         "bare": bare_loop(trainer, clip=True),
         "bare without clipping": bare_loop(trainer, clip=False),
     }

@@ -118,7 +118,7 @@ def time_phases(trainer: Trainer, steps: int) -> tuple[float, dict[str, float]]:
     for index in range(WARM_UP + steps):
         clock = PhaseClock(device)
         with follow_phases(clock):
-            seconds = timed(trainer.advance, device)
+            seconds = timed(trainer.train_one_step, device)
         if index >= WARM_UP:
             totals.append(seconds)
             for name, phase_s in clock.seconds().items():
@@ -137,7 +137,7 @@ def record_calls(trainer: Trainer) -> list[Call]:
         recorder.phase = ""
 
     with follow_phases(enter), recorder:
-        trainer.advance()
+        trainer.train_one_step()
     return recorder.calls()
 
 

@@ -94,7 +94,7 @@ class Run:
 
     @property
     def _score(self) -> str:
-        return "dice" if self.config.pretrain is None else "ssim"
+        return self.config.task_info.score
 
     @cached_property
     def _names(self) -> tuple[tuple[str, ...], dict[int, str]]:
@@ -134,8 +134,7 @@ class Run:
         """
         from fusionseg.inference.trained_network import inference_device, load_trained
 
-        pretraining = self.config.pretrain is not None
-        return load_trained(self.folder, inference_device(device), checkpoint, pretraining=pretraining).model
+        return load_trained(self.folder, inference_device(device), checkpoint).model
 
     def predict(
         self, image: ArrayLike | str | Path | Sequence[str | Path], **options: Any
@@ -297,7 +296,7 @@ def evaluate(
         others=_folders(average_with),
         include_trained=include_trained,
     )
-    if load_run_config(folder).pretrain is None:
+    if load_run_config(folder).task_info.evaluation == "masks":
         return compute_evaluation(open_evaluation(folder, options))
     given = {"dataset": dataset is not None, "average_with": average_with, "include_trained": include_trained,
              "overlap": overlap is not None, "flips": flips, "memory_gb": memory_gb is not None}  # fmt: skip

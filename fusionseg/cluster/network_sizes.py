@@ -28,12 +28,12 @@ def network_sizes(runs: Sequence[SweepRun]) -> dict[str, int]:
     widths: dict[str, tuple[int, int]] = {}
     sizes: dict[str, int] = {}
     for run in runs:
-        key = dump_yaml({"data": run.config.to_dict()["data"], "labels": run.config.pretrain is None})
+        key = dump_yaml({"data": run.config.to_dict()["data"], "labels": run.config.task_info.needs_labels})
         if key not in widths:
             dataset = open_datasets(run.config)[0].dataset
             widths[key] = len(dataset.channels), dataset.num_classes
         channels, classes = widths[key]
-        sizes[run.config.name] = count_parameters(run.config, in_channels=channels, out_channels=classes)
+        sizes[run.config.name] = count_parameters(run.config, in_channels=channels, num_classes=classes)
     return sizes
 
 

@@ -132,7 +132,7 @@ def _share_store(config: RunConfig, output: Path, known: dict[str, RunConfig]) -
     Raises:
         UserError: the data set does not exist, or cannot be opened.
     """
-    key = dump_yaml({"data": config.to_dict()["data"], "labels": config.pretrain is None})
+    key = dump_yaml({"data": config.to_dict()["data"], "labels": config.task_info.needs_labels})
     if key not in known:
         folders = [str(store_folder(one.data, str(output), one.dataset)) for one in open_run_datasets(config)]
         also = tuple(

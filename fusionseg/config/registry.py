@@ -70,8 +70,13 @@ class Registry:
         if not self._home_is_imported:
             self._home_is_imported = True  # first: a module of the home may ask for the names
             home = importlib.import_module(self.home)
-            for entry in pkgutil.iter_modules(getattr(home, "__path__", [])):
-                importlib.import_module(f"{self.home}.{entry.name}")
+            modules = [f"{self.home}.{entry.name}" for entry in pkgutil.iter_modules(getattr(home, "__path__", []))]
+            for module in modules:
+                importlib.import_module(module)
+            # Another room may have imported one of the modules before.
+            order = {module: place for place, module in enumerate(modules)}
+            parts = sorted(self._parts.items(), key=lambda item: order.get(item[1].__module__, -1))
+            self._parts = dict(parts)
         return dict(self._parts)
 
     def names(self) -> list[str]:

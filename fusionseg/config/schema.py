@@ -15,6 +15,7 @@ from fusionseg.config.observation import LogConfig, ProfileConfig
 from fusionseg.config.parts.metric import MetricPart, title_problems
 from fusionseg.config.parts.open_section import OpenSection, open_section_of
 from fusionseg.config.parts.sections import LossSection, NetworkSection, OptimizerSection, ScheduleSection
+from fusionseg.config.parts.task import TaskInfo, task_info
 from fusionseg.config.pretraining import PretrainConfig
 from fusionseg.config.registry import losses, networks, optimizers, schedules
 from fusionseg.config.section import Positive, Section, SectionWithOptions
@@ -193,21 +194,10 @@ class RunConfig(SectionWithOptions):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> RunConfig:
-        problems = []
-        fits = self.model.patch_problem if self.pretrain is None else self.model.encoder_patch_problem
-        if problem := fits(self.data.patch):
-            problems.append(problem)
+        problems = self._task_problems()
         view = getattr(self.model, "view", None)
         if view is not None and self.data.orientation is None:
             problems.append(f"model.view: {view} slices need a known orientation; set data.orientation, such as RAS")
-        if self.pretrain is not None:
-            problems += self.pretrain.problems(self.model.encoder, self.model.name, self.data.patch)
-        elif self.data.also:
-            problems.append("data.also: further data sets are for pre-training only; remove it, or add `pretrain:`")
-        if self.pretrain is not None and self.finetune != FinetuneConfig():
-            problems.append("finetune: is for a segmentation, and this run is a pre-training; remove it")
-        else:
-            problems += self.finetune.problems(self.model.encoder, self.model.name, self.init_from, self.train.steps)
         if self.train.global_batch % self.train.micro_batch:
             divisors = [n for n in range(1, self.train.global_batch + 1) if self.train.global_batch % n == 0]
             problems.append(
@@ -235,6 +225,25 @@ class RunConfig(SectionWithOptions):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _task_problems(self) -> list[str]:
+        """List what does not fit the task, with the fixes."""
+        model, patch = self.model, self.data.patch
+        if self.pretrain is None:
+            problems = [problem] if (problem := model.patch_problem(patch)) else []
+            if self.data.also:
+                problems.append("data.also: further data sets are for pre-training only; remove it, or add `pretrain:`")
+            return problems + self.finetune.problems(model.encoder, model.name, self.init_from, self.train.steps)
+        problems = [problem] if (problem := model.encoder_patch_problem(patch)) else []
+        problems += self.pretrain.problems(model.encoder, model.name, patch)
+        if self.finetune != FinetuneConfig():
+            problems.append("finetune: is for a segmentation, and this run is a pre-training; remove it")
+        return problems
+
+    @property
+    def task_info(self) -> TaskInfo:
+        """The description of the task that this run trains for."""
+        return task_info(pretrain=self.pretrain)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values under the keys of the file. Loading them gives this configuration again."""

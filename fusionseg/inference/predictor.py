@@ -22,7 +22,7 @@ from fusionseg.data.formats.readers import Readers
 from fusionseg.data.preprocessing.store import settings_key
 from fusionseg.data.preprocessing.volume import Volume, load_volume
 from fusionseg.inference.trained_network import TrainedNetwork, inference_device, load_trained
-from fusionseg.training.sliding_window import predict_logits
+from fusionseg.training.tasks.sliding_window import predict_logits
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_memory_bytes
 
@@ -49,7 +49,7 @@ class Predictor:
     def __init__(self, runs: Sequence[Path], options: PredictOptions) -> None:
         self.options = options
         self.device = inference_device(options.device)
-        self.members = [load_trained(run, self.device, options.checkpoint) for run in runs]
+        self.members = [load_trained(run, self.device, options.checkpoint, masks=True) for run in runs]
         first = self.members[0]
         self.labels = first.labels
         self.channels = first.channels

@@ -12,13 +12,14 @@ from torch import nn
 
 from fusionseg.config import RunConfig, validate
 from fusionseg.config.outside_part import source_changes
+from fusionseg.config.parts.task import PRETRAINING, TaskInfo
 from fusionseg.distributed.launch import Launch
 from fusionseg.distributed.world import choose_device
-from fusionseg.models import build_model
 from fusionseg.runs.cases.split import Split
 from fusionseg.runs.checkpoints import find_weights, read_checkpoint
-from fusionseg.training.network import make_network, place_network
+from fusionseg.training.network import place_network
 from fusionseg.training.precision import Precision, choose_precision, has_bf16
+from fusionseg.training.tasks.choice import build_task
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_cpus
 
@@ -51,14 +52,17 @@ def inference_device(request: str) -> torch.device:
     return device
 
 
-def load_trained(run: Path, device: torch.device, which: str = "best", *, pretraining: bool = False) -> TrainedNetwork:
-    """Rebuild the network of a run.
+def load_trained(run: Path, device: torch.device, which: str = "best", *, masks: bool = False) -> TrainedNetwork:
+    """Rebuild the network of a run from its checkpoint.
 
     Args:
-        pretraining: the network of a pre-training, its decoder included; False is that of a segmentation.
+        run: the run folder, or a checkpoint file.
+        device: the device of the network.
+        which: the checkpoint of a run folder, "best" or "last".
+        masks: refuse a network that gives no class logits for each voxel.
 
     Raises:
-        UserError: there is no checkpoint, or it is damaged, of another program, or of another kind of run.
+        UserError: there is no checkpoint, it is damaged, or it belongs to another program; or it predicts no masks.
     """
     path = find_weights(run, which)
     state = read_checkpoint(path)
@@ -68,19 +72,10 @@ def load_trained(run: Path, device: torch.device, which: str = "best", *, pretra
     config = validate(state["config"])
     for warning in source_changes(state["config"], config, ["model", "data"]):
         log.warning("%s: %s", path, warning)
-    if pretraining and config.pretrain is None:
-        raise UserError(f"{path}: is of a segmentation, not of a pre-training")
-    if config.pretrain is not None and not pretraining:
-        raise UserError(
-            f"{path}: is of a pre-training, which segments nothing: train with init_from={run}, and use that run"
-        )
+    if masks and config.task_info.evaluation != "masks":
+        raise UserError(_no_masks(path, run, config.task_info))
     labels = {int(value): name for value, name in state["labels"].items()}
-    if pretraining:
-        model = make_network(config, in_channels=len(state["channels"]), out_channels=len(labels))
-    else:
-        model = build_model(
-            config.model, in_channels=len(state["channels"]), out_channels=len(labels), patch=config.data.patch
-        )
+    model = build_task(config).build_network(len(state["channels"]), len(labels))
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:
@@ -102,3 +97,11 @@ def load_trained(run: Path, device: torch.device, which: str = "best", *, pretra
         Split.from_json(state["split"], str(path)) if "split" in state else None,
         state.get("data"),
     )
+
+
+def _no_masks(path: Path, run: Path, task: TaskInfo) -> str:
+    if task == PRETRAINING:
+        remedy = f"train with init_from={run}, and use that run"
+    else:
+        remedy = "`fusionseg evaluate` repeats its validation"
+    return f"{path}: is of a {task.name}, which predicts no masks: {remedy}"

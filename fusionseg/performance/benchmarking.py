@@ -17,6 +17,7 @@ from fusionseg.distributed.world import World
 from fusionseg.performance.device_speed import timed
 from fusionseg.runs.cases.opening import open_cases
 from fusionseg.runs.folder import RunFolder, run_folder_of
+from fusionseg.training.start import build_trainer
 from fusionseg.training.trainer import Trainer
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import write_json
@@ -62,7 +63,7 @@ def open_trainer(config_file: str, overrides: list[str], data: str | None, folde
             " srun"
         )
     run = RunFolder(run_folder_of(config))
-    return Trainer(config, world, run, open_cases(config, run))
+    return build_trainer(config, world, run, open_cases(config, run))
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def finished_text(config: RunConfig, folder: Path, status: str, step: int) -> st
         step: the last step of the run.
     """
     use = f"predict with it: fusionseg predict {folder} -i IMAGES -o MASKS"
-    if config.pretrain is not None:
+    if config.task_info.evaluation == "reconstruction":
         use = f"start a segmentation from it: fusionseg train --config FILE init_from={folder}"
     return (
         f"{folder}: this run has finished ({status} at step {step}); there is nothing left to train\n"

@@ -1,4 +1,4 @@
-"""From a configuration to the cache, the plan and the sampler of a run."""
+"""The data of a training: prepared cases in the cache, the sample plan, and the patches."""
 
 from __future__ import annotations
 
@@ -31,17 +31,19 @@ log = logging.getLogger("fusionseg")
 
 @dataclass
 class TrainingData:
-    """What the training loop draws its batches from."""
+    """The data that batches and validation are made from."""
 
     channels: tuple[str, ...]
+    """Names of the image channels."""
     labels: dict[int, str]
-    """Value -> name, of the (first) data set."""
+    """Names of the label values of the (first) data set, background included."""
     split: Split
-    validation_numbers: list[int]
-    """Case numbers within the cache."""
+    validation_cases: list[int]
+    """Indices of the validation cases in the cache."""
     cache: DeviceCache
+    """The training cases, then the validation cases that are not among them."""
     plan: SamplePlan
-    sampler: PatchAugmenter
+    augmenter: PatchAugmenter
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -50,32 +52,49 @@ class TrainingData:
 
     @property
     def content(self) -> str:
-        """A hash of the names and the files of all cases: what a checkpoint without a split says of its data."""
+        """A hash of the names and files of all cases. Checkpoints of older versions have it instead of a split."""
         contents = "".join(
             name + record.content for name, record in zip(self.cache.names, self.cache.records, strict=True)
         )
         return hashlib.sha256(contents.encode()).hexdigest()[:16]
 
     def batch(self, step: int, indices: range) -> tuple[Tensor, Tensor]:
-        """Samples `indices` of `step`, on the training device."""
-        return self.sampler(self.plan.samples(step, indices))
+        """Cut and augment patches, on the training device.
+
+        Args:
+            step: the number of the step, from 0.
+            indices: the indices k of the samples in the global batch of the step.
+
+        Returns:
+            Images (B, C, X, Y, Z), float32, and label masks (B, 1, X, Y, Z), int64; 0 where a case has no label.
+        """
+        return self.augmenter(self.plan.samples(step, indices))
+
+    def case_indices(self, step: int, indices: range) -> list[int]:
+        """Return the case, as its index in the cache, that each of some samples is cut from; see `batch`."""
+        return [int(case) for case in self.plan.samples(step, indices).case_index]
 
 
 def open_training_data(config: RunConfig, world: World, run: RunCases) -> TrainingData:
-    """Prepare what is not prepared yet, and load the cache.
+    """Prepare the cases that are not prepared yet, and load all cases into the cache. All ranks call it.
+
+    Args:
+        config: the configuration of the run.
+        world: the ranks.
+        run: the cases of the run.
 
     Raises:
-        UserError: cases cannot be prepared, or do not keep training and validation apart; or the cache fits nowhere.
+        UserError: cases cannot be prepared, an image is in training and in validation, or the cache fits nowhere.
     """
     if world.is_rank_zero:
         for part in run.datasets:
-            unlabelled = unlabelled_cases(part.dataset.training) if config.pretrain is None else []
+            unlabelled = unlabelled_cases(part.dataset.training) if config.task_info.needs_labels else []
             for note in (*part.dataset.notes, *unlabelled):
                 log.warning("%s", note)
     settled: list[tuple[list[Store], Split]] = []
     with annotate("prepare"):
         world.rank_zero_first("prepare the data", lambda: settled.append(_settle(config, run)))
-    # Rank 0's view of the disk is everybody's: a stale directory entry must not give one rank another data set.
+    # All ranks use the cases that rank 0 found: on a network disk, another rank may still see an old directory.
     stores, split = world.broadcast_object(settled[0] if settled else None)
     train, validation = (
         [
@@ -87,7 +106,7 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
         for part in ("training", "validation")
     )
     cases = [*train, *(case for case in validation if case not in train)]
-    if world.is_rank_zero and config.pretrain is None:
+    if world.is_rank_zero and config.task_info.needs_labels:
         records = [store.cases[name] for store, name in cases]
         if lost := lost_foreground_warning(records, stores[0].labels):
             log.warning("%s", lost)
@@ -103,9 +122,9 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
         samples_per_volume=config.data.samples_per_volume,
         foreground=config.data.foreground,
     )
-    sampler = PatchAugmenter(cache, config.augment, config.data.patch, world.device)
-    validation_numbers = [cases.index(case) for case in validation]
-    return TrainingData(split.channels, split.labels, split, validation_numbers, cache, plan, sampler)
+    augmenter = PatchAugmenter(cache, config.augment, config.data.patch, world.device)
+    validation_cases = [cases.index(case) for case in validation]
+    return TrainingData(split.channels, split.labels, split, validation_cases, cache, plan, augmenter)
 
 
 def _settle(config: RunConfig, run: RunCases) -> tuple[list[Store], Split]:
@@ -116,7 +135,7 @@ def _settle(config: RunConfig, run: RunCases) -> tuple[list[Store], Split]:
 
 
 def _prepare_missing(run: RunCases) -> list[Store]:
-    """Prepare the cases that are not prepared yet; the store of each data set."""
+    """Prepare the cases that are not prepared yet; return the store of each data set."""
     problems: list[str] = []
     stores: list[Store] = []
     for part in run.datasets:
@@ -131,7 +150,7 @@ def _prepare_missing(run: RunCases) -> list[Store]:
             report = prepare(part.data, part.dataset, part.store, progress)
         stores.append(report.store)
         for name, reason in sorted(report.failed.items()):
-            # Cases that came after the run began are not its own.
+            # Cases that were added after the run began do not belong to it.
             if part.data.skip_broken or (run.recorded is not None and name not in used):
                 log.warning("%s is left out: %s", name, reason)
             else:
@@ -150,7 +169,7 @@ def _prepare_missing(run: RunCases) -> list[Store]:
 def _load_cache(config: RunConfig, world: World, cases: list[tuple[Store, str]]) -> DeviceCache:
     needed = cache_bytes([store.cases[name] for store, name in cases], config.cache)
     own = torch.cuda.mem_get_info(world.device)[0] if world.device.type == "cuda" else 0
-    # What is free everywhere, before anybody loads: every rank decides alike.
+    # The least that is free on any rank, before any rank loads: so all ranks come to the same decision.
     everywhere = world.all_gather_object((own, available_memory_bytes()))
     accelerator_free, host_free = (min(values) for values in zip(*everywhere, strict=True))
     placement = place_cache(

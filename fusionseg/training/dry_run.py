@@ -23,6 +23,7 @@ from fusionseg.training.memory import estimate_memory
 from fusionseg.training.optimizer import warmup_warning
 from fusionseg.training.outside_check import check_outside_parts
 from fusionseg.training.precision import choose_precision
+from fusionseg.training.tasks.choice import build_task
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_memory_bytes
 
@@ -42,7 +43,11 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
     check_outside_parts(config, device, in_channels=len(dataset.channels), out_channels=dataset.num_classes)
     needed, how = expected_cache_bytes(config.cache, datasets)
     memory = estimate_memory(
-        config, len(dataset.channels), dataset.num_classes, half=precision.name in ("bf16", "fp16")
+        build_task(config),
+        config,
+        len(dataset.channels),
+        dataset.num_classes,
+        half=precision.name in ("bf16", "fp16"),
     )
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_bytes()
     ranks = launch.local_world_size if device.type == "cpu" else 1  # that share what is free
@@ -62,7 +67,7 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
             for part in datasets
         ),
         f"             channels {', '.join(dataset.channels)}"
-        + ("" if config.pretrain else f"; classes {', '.join(dataset.class_names)}"),
+        + ("" if not config.task_info.needs_labels else f"; classes {', '.join(dataset.class_names)}"),
         f"device       {device}, precision {precision.name} ({precision.reason})",
         f"batch        {batch_arithmetic(config, launch.world_size)}",
         *([f"             {launch.warning}"] if launch.warning else []),

@@ -1,73 +1,64 @@
-"""Expected memory of a training, from the network on the meta device: nothing is computed and nothing allocated."""
+"""Estimate of a training's memory, from the network on the meta device: nothing is computed or allocated."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fusionseg.config import RunConfig
 from fusionseg.config.outside_part import outside_parts
 from fusionseg.models.cost import saved_bytes
-from fusionseg.training.network import build_loss, make_network, make_weightless_network
+from fusionseg.training.network import build_weightless_network
+from fusionseg.training.tasks.task import Task
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on each rank."""
+    """Expected memory of each rank, in bytes."""
 
     parameters: int
-    """Number of parameters (not bytes)."""
+    """Number of parameters, not bytes."""
     weights: int
     gradients: int
     optimizer: int
     activations: int
-    """What the forward pass of one micro-batch keeps for the backward pass."""
+    """Tensors that the forward pass of one micro-batch keeps for the backward pass."""
 
     @property
     def total(self) -> int:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def estimate_memory(config: RunConfig, in_channels: int, out_channels: int, *, half: bool) -> MemoryEstimate:
-    """Expected memory of one rank, without the cache and the device's own overhead.
+def estimate_memory(task: Task, config: RunConfig, in_channels: int, num_classes: int, *, half: bool) -> MemoryEstimate:
+    """Estimate the memory of one rank, without the data cache and the memory of the driver.
 
     Args:
-        half: whether the forward pass computes in 16 bits; its activations then count half.
+        task: the task of the run.
+        config: the configuration of the run.
+        in_channels: channels of the images.
+        num_classes: classes of the data set, background included.
+        half: whether the forward pass computes in 16 bits; the activations then take half the memory.
     """
-    model = make_weightless_network(config, in_channels=in_channels, out_channels=out_channels)
+    model = build_weightless_network(task, config, in_channels, num_classes)
     count = sum(parameter.numel() for parameter in model.parameters())
-    weights = sum(tensor.nbytes for tensor in chain(model.parameters(), model.buffers()))  # each once
+    weights = sum(tensor.nbytes for tensor in chain(model.parameters(), model.buffers()))
     trainable = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     optimizer = round(config.optim.states_per_parameter() * trainable)
     try:
-        activations = _activation_bytes(config, model, in_channels)
+        activations = _activation_bytes(task, model, in_channels)
     except Exception:
         if next(outside_parts(config), None) is None:
             raise
-        # A network or a loss from outside may ask for values, which the meta device does not have.
-        activations = _activation_bytes(
-            config, make_network(config, in_channels=in_channels, out_channels=out_channels), in_channels
-        )
+        # A network or a loss from outside may read values, which the meta device does not have.
+        activations = _activation_bytes(task, task.build_network(in_channels, num_classes), in_channels)
     return MemoryEstimate(count, weights, trainable, optimizer, activations // (2 if half else 1))
 
 
-def _activation_bytes(config: RunConfig, model: nn.Module, in_channels: int) -> int:
+def _activation_bytes(task: Task, model: nn.Module, in_channels: int) -> int:
     """Bytes of 32-bit activations that the forward pass and the loss of one micro-batch keep."""
     with next(model.parameters()).device:
-        inputs, target = _example(config, in_channels)
-    loss = build_loss(config)
+        inputs, target = task.example(in_channels)
+    loss = task.build_loss()
     return saved_bytes(model, lambda: loss(model(*inputs), target))
-
-
-def _example(config: RunConfig, in_channels: int) -> tuple[tuple[Tensor, ...], Any]:
-    """A micro-batch in shape and type: what the network is called with, and the loss's target."""
-    batch, patch = config.train.micro_batch, config.data.patch
-    image = torch.empty(batch, in_channels, *patch)
-    if config.pretrain is None:
-        return (image,), torch.zeros(batch, 1, *patch, dtype=torch.int64)
-    hidden = torch.zeros(batch, *config.pretrain.grid(patch), dtype=torch.bool)
-    return (image, hidden), (image, hidden)

@@ -18,7 +18,7 @@ def build_optimizer(
     """Build the optimizer of a configuration over the parameters that learn.
 
     Args:
-        parameters: of the network, or groups of those that learn (fusionseg.training.fine_tuning).
+        parameters: of the network, or groups of those that learn (fusionseg.training.tasks.fine_tuning).
     """
     return config.build([each for each in parameters if isinstance(each, dict) or each.requires_grad])
 

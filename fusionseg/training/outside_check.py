@@ -48,17 +48,18 @@ def check_outside_parts(config: RunConfig, device: torch.device, *, in_channels:
     Raises:
         UserError: with the problems of all parts.
     """
+    masks = config.task_info.evaluation == "masks"
     problems = Problems()
     if isinstance(config.optim, OutsidePart):
         with problems.collect(), _failures_of("optim", config.optim):
             _try_optimizer(config)
-    if config.pretrain is None and isinstance(config.model, OutsidePart):
+    if masks and isinstance(config.model, OutsidePart):
         with problems.collect(), _failures_of("model", config.model):
             _try_network(config, device, in_channels, out_channels)
-    if config.pretrain is None and isinstance(config.loss, OutsidePart):
+    if masks and isinstance(config.loss, OutsidePart):
         with problems.collect(), _failures_of("loss", config.loss):
             _try_loss(config, device, out_channels)
-    for index, metric in enumerate(config.metrics if config.pretrain is None else ()):
+    for index, metric in enumerate(config.metrics if masks else ()):
         with problems.collect(), _failures_of(f"metrics.{index}", metric):
             _try_metric(metric, out_channels)
     if problems.found:

@@ -1,54 +1,74 @@
-"""One start of a run: join the ranks, open the folder, train, leave."""
+"""One start of a run: join the ranks, open the run folder, build the parts of the training, train, write the end."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import closing
 
 import torch
 
 from fusionseg.config import RunConfig
-from fusionseg.distributed.batch_arithmetic import accumulation_steps
+from fusionseg.distributed.batch_arithmetic import accumulation_steps, batch_arithmetic
+from fusionseg.distributed.rank_info import rank_info, threads_per_rank
 from fusionseg.distributed.world import World
-from fusionseg.runs.cases.opening import RunCases, open_cases
-from fusionseg.runs.early_checks import check_places
+from fusionseg.observability.ranges import annotate
+from fusionseg.runs.cases.opening import RunCases
+from fusionseg.runs.cases.split import write_split
+from fusionseg.runs.environment import write_environment
 from fusionseg.runs.folder import RunFolder, run_folder_of
-from fusionseg.runs.run_config import write_run_config
-from fusionseg.training.observers.profile_range import check_profile
-from fusionseg.training.optimizer import warmup_warning
-from fusionseg.training.outside_check import check_outside_parts, with_present_sources
+from fusionseg.runs.records import RunStatus, has_finished, last_end, rewind_records
+from fusionseg.training.data import open_training_data
+from fusionseg.training.micro_batches import MicroBatches
+from fusionseg.training.network import build_network, distribute, start_from
+from fusionseg.training.observers.gpu_watch import GpuWatch
+from fusionseg.training.observers.profile_range import ProfileRange
+from fusionseg.training.observers.recorder import Recorder, Spent
+from fusionseg.training.observers.skipped_steps import SkippedSteps
+from fusionseg.training.opening import join_ranks, open_run_folder
+from fusionseg.training.optimizer import build_optimizer, warmup_warning
+from fusionseg.training.outside_check import with_present_sources
+from fusionseg.training.precision import choose_precision
+from fusionseg.training.signals import Lead, StopSignals
+from fusionseg.training.step import TrainStep
+from fusionseg.training.tasks.choice import build_task
 from fusionseg.training.trainer import Trainer
-from fusionseg.utils.errors import Problems, TrainingStopped, UserError
-from fusionseg.utils.logs import log_to_file, start_logging
+from fusionseg.training.training_state import TrainingCheckpoints
+from fusionseg.utils.errors import TrainingStopped
+from fusionseg.utils.logs import start_logging
 
 log = logging.getLogger("fusionseg")
 
 
 def train(config: RunConfig, patience_s: float = 0.0, make_data: Callable[[], None] | None = None) -> str:
-    """Train or resume a run; the status: completed, plateau, or interrupted (see `RunStatus`).
+    """Start a run, or continue it if its folder holds checkpoints.
 
     Args:
-        patience_s: how long to wait for an earlier process of the same run to leave its folder.
-        make_data: makes the data set if there is none; rank 0 calls it while the others wait.
+        config: the configuration of the run.
+        patience_s: seconds to wait for an earlier process of the same run to leave its folder.
+        make_data: makes the data set if there is none; rank 0 calls it while the other ranks wait.
+
+    Returns:
+        The status of the run, see `RunStatus`: "completed", "plateau" or "interrupted".
 
     Raises:
-        UserError: the request cannot be carried out.
-        TrainingStopped: the training cannot go on.
+        UserError: the run cannot be started as it is configured.
+        TrainingStopped: the training cannot continue.
     """
     config = with_present_sources(config)
-    world = _join(config)
+    world = join_ranks(config)
     start_logging(world.rank)
     folder = RunFolder(run_folder_of(config))
     opened: list[RunCases] = []
     try:
         world.rank_zero_first(
-            "open the run folder", lambda: opened.append(_open(folder, config, world, patience_s, make_data))
+            "open the run folder", lambda: opened.append(open_run_folder(folder, config, world, patience_s, make_data))
         )
         cases = world.broadcast_object(opened[0] if opened else None)
         for warning in filter(None, (world.launch.warning, warmup_warning(config) if world.is_rank_zero else "")):
             log.warning("%s", warning)
         log.info("run: %s", folder.path)
-        return Trainer(config, world, folder, cases).run()
+        return run(build_trainer(config, world, folder, cases), folder)
     except torch.OutOfMemoryError as error:
         raise TrainingStopped(
             f"out of memory on {world.device}: set train.checkpoint_activations=true (Swin networks) or"
@@ -61,64 +81,116 @@ def train(config: RunConfig, patience_s: float = 0.0, make_data: Callable[[], No
         world.close()
 
 
-def _open(
-    folder: RunFolder, config: RunConfig, world: World, patience_s: float, make_data: Callable[[], None] | None
-) -> RunCases:
-    begun = folder.has_checkpoints()
-    cases = _check(folder, config, world, make_data)
-    folder.lock(patience_s)
-    folder.check(config)
-    if folder.has_checkpoints() and not begun:  # another process has trained here until now
-        cases = open_cases(config, folder)
-    write_run_config(folder.path, config)
-    log_to_file(folder.paths.log)
-    return cases
+def build_trainer(config: RunConfig, world: World, folder: RunFolder, cases: RunCases) -> Trainer:
+    """Build the parts of a training, each from those before it. All ranks call it.
 
-
-def _check(folder: RunFolder, config: RunConfig, world: World, make_data: Callable[[], None] | None) -> RunCases:
-    """Open the cases of the run. All that can be refused before the run folder is made is refused here, together.
+    Args:
+        config: the configuration of the run.
+        world: the ranks.
+        folder: the run folder.
+        cases: the cases of the run, as `open_cases` found them.
 
     Raises:
-        UserError: with all problems.
+        UserError: a part cannot be built as it is configured.
     """
-    problems, of_folder = Problems(), Problems()
-    cases: RunCases | None = None
-    with problems.collect():
-        accumulation_steps(config, world.size)
-    with problems.collect():
-        check_profile(config.profile, world.device)
-    with of_folder.collect():
-        folder.check(config)
-    with problems.collect():
-        if not of_folder.found:
-            folder.check_writable()
-    with problems.collect():
-        if of_folder.found:  # the cases of a run are those that its folder records
-            check_places({"data": {"root": config.data.root}, "init_from": config.init_from, "output": None})
-        else:
-            if make_data is not None and not problems.found:
-                make_data()
-            cases = open_cases(config, folder)
-    if cases is not None and not problems.found:
-        dataset = cases.datasets[0].dataset
-        with problems.collect():
-            check_outside_parts(
-                config, world.device, in_channels=len(dataset.channels), out_channels=dataset.num_classes
-            )
-    if of_folder.found or problems.found or cases is None:
-        raise UserError([*of_folder.found, *problems.found])
-    return cases
+    accumulation = accumulation_steps(config, world.size)
+    # Threads matter on a GPU too: the CPU cuts the patches if the cache is in host memory. torchrun sets one thread.
+    torch.set_num_threads(config.train.threads or threads_per_rank(world))
+    precision = choose_precision(config.train.precision, world.device)
+    log.info("device: %s, precision %s (%s)", world.device, precision.name, precision.reason)
+    log.info("batch: %s", batch_arithmetic(config, world.size))
+
+    task = build_task(config)
+    data = open_training_data(config, world, cases)
+    micro_batches = MicroBatches(
+        task.build_batches(data, world),
+        data,
+        world,
+        micro_batch=config.train.micro_batch,
+        accumulation_steps=accumulation,
+        channels_last=config.train.channels_last,
+    )
+    validation = task.build_validation(data, precision, world)
+    model = build_network(task, config, world.device, in_channels=len(data.channels), num_classes=len(data.labels))
+    train_step = TrainStep(
+        distribute(model, config, world, accumulation),
+        task.build_loss(),
+        build_optimizer(config.optim, task.parameter_groups(model)),
+        precision,
+        world,
+        accumulation_steps=accumulation,
+        clip_grad=config.train.clip_grad,
+    )
+    lead = Lead()
+    return Trainer(
+        config=config,
+        world=world,
+        precision=precision,
+        task=task,
+        data=data,
+        micro_batches=micro_batches,
+        model=model,
+        train_step=train_step,
+        validation=validation,
+        skipped_steps=SkippedSteps(micro_batches, world, config.train.max_skipped),
+        profile=ProfileRange(config.profile, world, folder.paths.profile),
+        checkpoints=TrainingCheckpoints(config, folder, world, data, task, model, train_step, lead),
+        lead=lead,
+    )
 
 
-def _join(config: RunConfig) -> World:
-    """Join the other ranks. A wrong device or environment is refused together with wrong paths.
+def run(trainer: Trainer, folder: RunFolder) -> str:
+    """Restore the newest checkpoint, train to the end and write the end record; return the status."""
+    config, world, data = trainer.config, trainer.world, trainer.data
+    restored = trainer.checkpoints.restore()
+    if restored is None:
+        start_from(trainer.model, config, data.channels)
+        spent = Spent()
+    else:
+        trainer.state, spent = restored
+    if world.is_rank_zero:
+        write_split(folder.path, data.split)
+    status, reason = trainer.end()
+    step = trainer.state.step
+    if status and world.broadcast_object(_is_recorded_as_finished(folder)):
+        log.info("%s: this run has already ended (%s at step %d)", folder.path, status, step)
+        return status
+    if world.is_rank_zero:
+        rewind_records(folder.path, step, validated=trainer.state.validated)
+    ranks = world.all_gather_object(rank_info(world))
+    if world.is_rank_zero:
+        parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+        write_environment(folder.path, ranks, parameters)
+    watch = GpuWatch(config, world, folder.path, folder.paths.pictures)
+    recorder = Recorder(config, world, folder, watch, trainer.task.info.score, step=step, spent=spent)
+    # Signals are handled until the end record is written: a scheduler repeats its signal until the process has gone.
+    with StopSignals() as signals, closing(recorder):
+        try:
+            if not status:
+                with watch, recorder.progress, trainer.profile:
+                    status, reason = trainer.train(signals, recorder)
+                    with annotate("checkpoint", trainer.state.step):
+                        trainer.checkpoints.writer.finish()
+            _write_end(trainer, recorder, status, reason)
+            return status
+        except BaseException as error:
+            # The end record names the error: whoever looks at the run folder afterwards finds it there.
+            first_line = str(error).partition("\n")[0]
+            reason = first_line if isinstance(error, TrainingStopped) else f"{type(error).__name__}: {first_line}"
+            try:
+                _write_end(trainer, recorder, RunStatus.FAILED, reason)
+            except TrainingStopped as second:  # on a full disk, which may have ended the training itself
+                log.warning("no end record: %s", second)
+            raise
 
-    Raises:
-        UserError: with all problems.
-    """
-    problems = Problems()
-    with problems.collect():
-        return World.from_environment(config.device)
-    with problems.collect():
-        check_places(config.to_dict())
-    raise UserError(problems.found)
+
+def _is_recorded_as_finished(folder: RunFolder) -> bool:
+    end = last_end(folder.path)
+    return end is not None and has_finished(end["status"])
+
+
+def _write_end(trainer: Trainer, recorder: Recorder, status: str, reason: str) -> None:
+    state, device = trainer.state, trainer.world.device
+    best = state.best[trainer.task.info.score] if state.best else None
+    cache_on_host = device.type == "cuda" and trainer.data.cache.device.type == "cpu"
+    recorder.end(state.step, status, reason, best, cache_on_host=cache_on_host)

@@ -1,9 +1,9 @@
-"""One optimizer step: accumulate micro-batches, agree that it is finite, clip, step."""
+"""One optimizer step: forward and backward passes of the micro-batches, gradient all-reduce, clipping, update."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,31 +14,27 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from fusionseg.distributed.world import World
 from fusionseg.observability.ranges import annotate
+from fusionseg.training.micro_batches import MicroBatch
 from fusionseg.training.precision import Precision
-
-Batch = Callable[[int, int], tuple[tuple[Tensor, ...], Any]]
-"""(step, micro-step) -> what the network is called with, and what the loss compares its output with; on the device."""
-
-Loss = Callable[[Any, Any], Tensor]
-"""(output of the network, target) -> the mean over the micro-batch, computed in float32."""
+from fusionseg.training.tasks.task import Loss
 
 
 @dataclass(frozen=True)
 class StepStatistics:
-    """What the steps since the last reading came to, read from the device."""
+    """Totals of the steps since the last reading, read from the device."""
 
     loss: float | None
-    """Mean over the finite steps and all ranks."""
+    """Mean over all ranks and all finite steps; None if no step was finite."""
     grad_norm: float | None
-    """Of the last finite step, before clipping."""
+    """Norm of the gradient of the last finite step, before clipping; None if no step was finite."""
     skipped: int
-    """Steps skipped since the start of the run."""
+    """Steps skipped since the start of the run, because the loss or the gradient was not finite."""
 
 
 class TrainStep:
-    """The training step. Its counters stay on the device until `read`; nothing in it waits for the device.
+    """The training step. Its counters stay on the device until `read`, and nothing in it waits for the device.
 
-    (But for Novograd on a GPU, which has no kernel that can skip a step: it reads one flag a step.)
+    Exception: Novograd has no GPU kernel that can skip a step, so a step with it reads one flag from the device.
     """
 
     def __init__(
@@ -62,33 +58,40 @@ class TrainStep:
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=precision.scales_loss)
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._skips_on_device = getattr(optimizer, "_step_supports_amp_scaling", False)
-        # loss sum, finite steps, last gradient norm, skipped, skipped in a row; float64: exact counts, exact resume
+        # Sum of losses, finite steps, last gradient norm, skipped steps, skipped steps in a row. In float64 the counts
+        # are exact, and so is a resume.
         self._totals = torch.zeros(5, dtype=torch.float64, device=world.device)
-        # per micro-step of the step, whether this rank's loss was finite: for naming the cases afterwards
         self.micro_finite = torch.ones(accumulation_steps, dtype=torch.bool, device=world.device)
+        """Whether the loss of each micro-batch of the last step was finite on this rank."""
 
-    def __call__(self, step: int, batch: Batch, lr: float, seed: Callable[[int], int]) -> None:
-        """Train on the global batch of `step`; `seed(micro)` seeds what the network draws in a micro-step."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
+    def __call__(self, step: int, micro_batches: Iterable[MicroBatch], lr: float) -> None:
+        """Train on the global batch of a step.
+
+        Args:
+            step: the number of the step, from 0.
+            micro_batches: this rank's part of the global batch, `accumulation_steps` micro-batches. They are taken one
+                by one, so a generator holds one at a time in memory.
+            lr: the learning rate.
+        """
+        self._set_learning_rate(lr)
         self.optimizer.zero_grad(set_to_none=True)
         loss_sum = torch.zeros((), device=self.world.device)
-        for micro in range(self.accumulation_steps):
-            with annotate("data", micro):
-                inputs, target = batch(step, micro)
-            torch.manual_seed(seed(micro))
-            with self._synchronised(last=micro == self.accumulation_steps - 1):
+        for micro, batch in zip(range(self.accumulation_steps), micro_batches, strict=True):
+            torch.manual_seed(batch.seed)
+            with self._allreduce(last=micro == self.accumulation_steps - 1):
                 with annotate("forward", micro), self.precision.autocast():
-                    output = self.model(*inputs)
+                    output = self.model(*batch.inputs)
                 with annotate("loss", micro):
-                    loss = self.loss(output, target) / self.accumulation_steps
+                    loss = self.loss(output, batch.target) / self.accumulation_steps
                 with annotate("backward", micro):
                     self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             self.micro_finite[micro] = loss.detach().isfinite()
             loss_sum += loss.detach()
         with annotate("optimizer"):
-            self._drop_frozen(step)
-            self._optimize(loss_sum)
+            self._drop_frozen_gradients(step)
+            loss, norm, finite = self._reduce(loss_sum)
+            self._clip_and_update(norm, finite)
+            self._count(loss, norm, finite)
 
     def read(self) -> StepStatistics:
         """Wait for the device and take the totals since the last reading."""
@@ -98,7 +101,7 @@ class TrainStep:
         return StepStatistics(loss_sum / count if known else None, norm if known else None, int(skipped))
 
     def skipped_in_a_row(self) -> int:
-        """Wait for the device: how many of the last steps were skipped."""
+        """Wait for the device and return the number of steps skipped since the last step that was not skipped."""
         return int(self._totals[4])
 
     def state_dict(self) -> dict[str, Any]:
@@ -110,39 +113,47 @@ class TrainStep:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
-        if state["scaler"]:  # empty where the run has trained in bf16 or fp32 so far, on another device
+        if state["scaler"]:  # empty if the run has trained in bf16 or fp32 so far, on another device
             self.scaler.load_state_dict(state["scaler"])
         self._totals.copy_(state["totals"])
 
-    def _synchronised(self, *, last: bool) -> Any:
-        """Gradients cross the ranks with the last micro-batch only."""
+    def _set_learning_rate(self, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+
+    def _allreduce(self, *, last: bool) -> AbstractContextManager[None]:
+        """Let DDP average the gradients over the ranks in the backward pass of the last micro-batch only."""
         if isinstance(self.model, DistributedDataParallel) and not last:
             return self.model.no_sync()
         return nullcontext()
 
-    def _drop_frozen(self, step: int) -> None:
-        """Forget the gradients of what does not learn yet (fusionseg.training.fine_tuning).
+    def _drop_frozen_gradients(self, step: int) -> None:
+        """Remove the gradients of the parameter groups that do not learn yet (fusionseg.training.tasks.fine_tuning).
 
-        An optimizer passes over a parameter without one: no step, no decay, no state; and the norm does not count it.
+        An optimizer leaves a parameter without gradient as it is: no update, no decay, no state. The gradient norm
+        does not count it.
         """
         for group in self.optimizer.param_groups:
             if step < group.get("frozen_steps", 0):
                 for parameter in group["params"]:
                     parameter.grad = None
 
-    def _clip_divisor(self, norm: Tensor) -> Tensor | None:
-        return None if self.clip_grad is None else ((norm + 1e-6) / self.clip_grad).clamp(min=1.0)
+    def _reduce(self, loss_sum: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the loss, the gradient norm, and whether both are finite; all three are the same on every rank.
 
-    def _optimize(self, loss_sum: Tensor) -> None:
+        The sum of the losses is not finite if the loss of one rank is not, and the reduced gradients are the same on
+        every rank. So this single all-reduce is enough for all ranks to agree.
+        """
         self.scaler.unscale_(self.optimizer)
         norm = get_total_norm([parameter.grad for parameter in self.parameters if parameter.grad is not None])
-        # The summed loss is not finite as soon as one rank's is not, and the reduced gradients are the same
-        # everywhere: every rank comes to the same answer with this one reduction.
         loss = self.world.all_reduce_(loss_sum) / self.world.size
-        finite = loss.isfinite() & norm.isfinite()
+        return loss, norm, loss.isfinite() & norm.isfinite()
+
+    def _clip_and_update(self, norm: Tensor, finite: Tensor) -> None:
+        """Clip the gradients and update the parameters, unless the step is not finite."""
         if self._skips_on_device:
-            # The fused kernels divide the gradients by `grad_scale` as they read them: clipping without a pass of
-            # its own, by the factor that clip_grad_norm_ would multiply with.
+            # The fused kernels divide the gradients by `grad_scale` while they read them. This clips without a separate
+            # pass, by the same factor as clip_grad_norm_.
             self.optimizer.grad_scale = self._clip_divisor(norm)  # type: ignore[attr-defined]
             self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
             self.optimizer.step()
@@ -152,6 +163,11 @@ class TrainStep:
             self.optimizer.step()
         if self.scaler.is_enabled():
             self.scaler.update()
+
+    def _clip_divisor(self, norm: Tensor) -> Tensor | None:
+        return None if self.clip_grad is None else ((norm + 1e-6) / self.clip_grad).clamp(min=1.0)
+
+    def _count(self, loss: Tensor, norm: Tensor, finite: Tensor) -> None:
         totals, kept = self._totals, finite.double()
         totals[0] += torch.where(finite, loss, 0.0)
         totals[1] += kept

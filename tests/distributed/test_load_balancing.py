@@ -10,7 +10,7 @@ from monai.data.utils import dense_patch_slices
 from monai.inferers.utils import _get_scan_interval
 
 from fusionseg.distributed.load_balancing import assign_to_ranks
-from fusionseg.training.sliding_window import count_windows
+from fusionseg.training.tasks.sliding_window import count_windows
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -12,10 +12,12 @@ from tiny_networks import NETWORKS, tiny
 from end_to_end.runs import COMMANDS, REPOSITORY, Program, rank_environments
 from fusionseg.config import validate
 from fusionseg.distributed.world import World
-from fusionseg.training.network import build_loss, build_network, distribute
+from fusionseg.training.micro_batches import MicroBatch
+from fusionseg.training.network import build_network, distribute
 from fusionseg.training.optimizer import build_optimizer
 from fusionseg.training.precision import Precision
 from fusionseg.training.step import TrainStep
+from fusionseg.training.tasks.choice import build_task
 
 
 def train_each(report: str) -> None:
@@ -26,11 +28,12 @@ def train_each(report: str) -> None:
     seen = set()
     for name, section in NETWORKS.items():
         config = validate({**tiny(name), "device": "cpu"})
-        model = build_network(config, world.device, in_channels=1, out_channels=2)
+        task = build_task(config)
+        model = build_network(task, config, world.device, in_channels=1, num_classes=2)
         before = digest(model)
         step = TrainStep(
             distribute(model, config, world, accumulation_steps=1),
-            build_loss(config),
+            task.build_loss(),
             build_optimizer(config.optim, model.parameters()),
             Precision("fp32", "as configured", "cpu"),
             world,
@@ -43,14 +46,14 @@ def train_each(report: str) -> None:
         for number in range(1 if section in seen else 2):
             image = torch.randn(1, 1, *config.data.patch, generator=draw)
             label = (image > 0.5).long()
-            step(number, lambda *_, batch=((image,), label): batch, lr=1e-2, seed=lambda micro: micro)
+            step(number, [MicroBatch((image,), label, seed=0)], lr=1e-2)
         seen.add(section)
-        window = step.read()
+        statistics = step.read()
         found[name] = {
             "before": world.all_gather_object(before),
             "after": world.all_gather_object(digest(model)),
-            "skipped": window.skipped,
-            "grad_norm": world.all_gather_object(window.grad_norm),
+            "skipped": statistics.skipped,
+            "grad_norm": world.all_gather_object(statistics.grad_norm),
         }
     if world.is_rank_zero:
         Path(report).write_text(json.dumps(found))

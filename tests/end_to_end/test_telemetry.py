@@ -17,11 +17,11 @@ ACCUMULATED = ("train.steps=3", "train.global_batch=4", "train.micro_batch=2", "
 # `python -m fusionseg.train` with a loss that raises an exception in the second micro-batch of the second step.
 FAILING = """
 import sys
-import fusionseg.training.trainer as trainer
 from fusionseg.train import main
+from fusionseg.training.tasks.segmentation import Segmentation
 
-def build_failing(config):
-    loss, calls = build(config), []
+def build_failing(task):
+    loss, calls = build(task), []
     def failing(output, target):
         calls.append(1)
         if len(calls) == 4:
@@ -29,7 +29,7 @@ def build_failing(config):
         return loss(output, target)
     return failing
 
-build, trainer.build_loss = trainer.build_loss, build_failing
+build, Segmentation.build_loss = Segmentation.build_loss, build_failing
 main(sys.argv[1:])
 """
 

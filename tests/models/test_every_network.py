@@ -16,7 +16,7 @@ from fusionseg.config import RunConfig, ValidateConfig, validate
 from fusionseg.models import build_model
 from fusionseg.models.networks.swin import SwinConfig
 from fusionseg.training.precision import Precision
-from fusionseg.training.sliding_window import predict_logits
+from fusionseg.training.tasks.sliding_window import predict_logits
 
 CHANNELS, CLASSES = 2, 3
 SWINS = [name for name, section in NETWORKS.items() if section is SwinConfig]

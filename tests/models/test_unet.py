@@ -14,7 +14,7 @@ from fusionseg.models.networks.unet import UNetConfig
 from fusionseg.models.placement import channels_last_
 from fusionseg.models.unet.network import UNet
 from fusionseg.training.precision import Precision
-from fusionseg.training.sliding_window import predict_logits
+from fusionseg.training.tasks.sliding_window import predict_logits
 
 CONFIG: TypeAdapter[UNetConfig] = TypeAdapter(UNetConfig)
 NAMES = ["unet", "resunet", "attention_unet", "attention_resunet"]

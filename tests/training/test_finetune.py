@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from fusionseg.config import RunConfig, validate
 from fusionseg.distributed.world import World
-from fusionseg.training.fine_tuning import encoder_layers, freeze_encoder, parameter_groups
+from fusionseg.training.micro_batches import MicroBatch
 from fusionseg.training.network import build_network
 from fusionseg.training.optimizer import build_optimizer
 from fusionseg.training.precision import choose_precision
 from fusionseg.training.step import TrainStep
+from fusionseg.training.tasks.choice import build_task
+from fusionseg.training.tasks.fine_tuning import encoder_layers, freeze_encoder, parameter_groups
 from fusionseg.utils.errors import UserError
 
 SWIN: dict[str, Any] = {"name": "swin_fusion_od", "feature_size": 12, "depths": [2, 1, 1, 1]}
@@ -102,7 +104,7 @@ def scales(config: RunConfig, model: nn.Module) -> dict[str, float]:
 )
 def test_deeper_layers_learn_more_slowly(model: dict[str, Any], exponents: dict[str, int]) -> None:
     config = run_config(model, {"layer_decay": 0.5})
-    network = build_network(config, torch.device("cpu"), in_channels=1, out_channels=2)
+    network = build_network(build_task(config), config, torch.device("cpu"), in_channels=1, num_classes=2)
     found = scales(config, network)
     assert {name: found[name] for name in exponents} == {name: 0.5**n for name, n in exponents.items()}
     encoder = f"{config.model.encoder}."
@@ -129,7 +131,7 @@ def test_convolutions_before_a_stage_go_with_its_first_block() -> None:
 
 def test_without_fine_tuning_there_is_one_group_in_the_order_of_the_network() -> None:
     config = run_config(UNETR, {})
-    network = build_network(config, torch.device("cpu"), in_channels=1, out_channels=2)
+    network = build_network(build_task(config), config, torch.device("cpu"), in_channels=1, num_classes=2)
     (group,) = parameter_groups(network, config)
     plain = build_optimizer(config.optim, network.parameters()).param_groups[0]["params"]
     assert [id(x) for x in group["params"]] == [id(x) for x in plain]
@@ -144,7 +146,7 @@ class Training:
 
     def __init__(self, config: RunConfig) -> None:
         device = torch.device("cpu")
-        self.model = build_network(config, device, in_channels=1, out_channels=2)
+        self.model = build_network(build_task(config), config, device, in_channels=1, num_classes=2)
         freeze_encoder(self.model, config)
         self.train_step = TrainStep(
             self.model,
@@ -161,15 +163,15 @@ class Training:
         """Train; the encoder's parameters after each step."""
         history = []
         for step in range(first, end):
-            self.train_step(step, self.batch, self.lr, lambda micro: 0)
+            self.train_step(step, [self.batch(step)], self.lr)
             encoder = self.model.get_submodule("vit").named_parameters()
             history.append({name: x.detach().clone() for name, x in encoder if x.requires_grad})
         return history
 
-    def batch(self, step: int, micro: int) -> tuple[tuple[Tensor, ...], Tensor]:
+    def batch(self, step: int) -> MicroBatch:
         generator = torch.Generator().manual_seed(step)
         image = torch.randn(1, 1, 32, 16, 16, generator=generator)
-        return (image,), (image[:, 0] > 0).long()
+        return MicroBatch((image,), (image[:, 0] > 0).long(), seed=0)
 
     def decoder(self) -> list[Tensor]:
         return [x.detach().clone() for name, x in self.model.named_parameters() if not name.startswith("vit.")]

@@ -21,13 +21,13 @@ from fusionseg.distributed.world import choose_device
 from fusionseg.runs.checkpoint_writer import CheckpointWriter
 from fusionseg.runs.checkpoints import newest_intact, read_checkpoint
 from fusionseg.runs.paths import numbered_checkpoints
-from fusionseg.training.early_stopping import reached_plateau
 from fusionseg.training.optimizer import build_optimizer, learning_rate
 from fusionseg.training.optimizers.standard import OptimConfig
 from fusionseg.training.precision import Precision, choose_precision, precision_for
 from fusionseg.training.schedules.standard import ScheduleConfig
 from fusionseg.training.signals import STOPPING, StopSignals, signal_name
-from fusionseg.training.sliding_window import predict_logits
+from fusionseg.training.stopping import reached_plateau
+from fusionseg.training.tasks.sliding_window import predict_logits
 from fusionseg.utils.errors import TrainingStopped, UserError
 
 # -- plateau -------------------------------------------------------------------------------------------------

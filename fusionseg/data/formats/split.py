@@ -1,4 +1,4 @@
-"""The split of a data set into training and validation cases, for a segmentation and for a pre-training."""
+"""The split of a data set into training and validation cases, the same for all tasks."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from fusionseg.data.formats.dataset import Dataset
 from fusionseg.utils.errors import UserError
 
 
-def split_dataset(dataset: Dataset, settings: DataConfig, *, pretraining: bool) -> tuple[list[Case], list[Case]]:
+def split_dataset(dataset: Dataset, settings: DataConfig, *, needs_labels: bool) -> tuple[list[Case], list[Case]]:
     """List the training and validation cases of the configured fold.
 
     Only the labelled training cases are divided into folds, so that the validation cases are the same for a
-    segmentation and for a pre-training. A pre-training also trains on the training cases without a label and on the
-    test cases without a label. Labelled test cases are never trained on. If no training case has a label, a
-    pre-training divides all training cases.
+    segmentation and for a pre-training. A task that needs no labels also trains on the training cases without a label
+    and on the test cases without a label. Labelled test cases are never trained on. If no training case has a label,
+    such a task divides all training cases.
 
     Args:
         dataset: to split.
         settings: the section `data`.
-        pretraining: True for a pre-training, which needs no labels.
+        needs_labels: whether the task can use labelled cases only, see `TaskInfo`.
 
     Raises:
         UserError: there are no cases to split, or not so many folds.
     """
     labelled = [case for case in dataset.training if case.label is not None]
-    if not labelled and not pretraining:
+    if not labelled and needs_labels:
         raise UserError(f"{dataset.root}: has no labelled training cases: segmentation needs a label for each image")
     unlabelled_tests = [case for case in dataset.testing if case.label is None]
     divided = labelled or list(dataset.training) or unlabelled_tests
@@ -39,14 +39,14 @@ def split_dataset(dataset: Dataset, settings: DataConfig, *, pretraining: bool) 
             " training"
         )
     stated = folds_are_stated(divided)
-    if pretraining and stated and len({case.fold == settings.fold for case in divided}) == 1:
+    if not needs_labels and stated and len({case.fold == settings.fold for case in divided}) == 1:
         # All labelled cases are on one side, so no segmentation has this split; the other cases fill the other side.
         inside = [case for case in divided if case.fold == settings.fold]
         divided = [case for case in dataset.training if case.fold != settings.fold or not inside or case in inside]
     if settings.folds == 1 and not stated:  # training and validation are the same
         divided = sorted(divided, key=lambda case: case.name)[: settings.train_cases]
     train, validation = split_folds(divided, settings.folds, settings.fold, settings.fold_seed, str(dataset.root))
-    if pretraining:
+    if not needs_labels:
         known = {case.name for case in divided}
         others = [case for case in (*dataset.training, *unlabelled_tests) if case.name not in known]
         held_out = settings.fold if stated else None  # a case without label in the validation list

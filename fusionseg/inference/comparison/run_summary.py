@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from fusionseg.config.parts.task import TaskInfo, task_info
 from fusionseg.inference.comparison.matching_evaluation import matching_evaluation
 from fusionseg.runs.cases.split import plain_split
 from fusionseg.runs.environment import read_environment
@@ -22,8 +23,6 @@ from fusionseg.utils.errors import UserError
 
 REPEATED = ("seed", "data.fold", "data.fold_seed")
 """Keys that repeat a configuration. The table averages over their values."""
-SCORES = {"segmentation": "dice", "pre-training": "ssim"}
-"""The score of each task."""
 PREPARED, FILES, PATCHES = " (prepared grid)", " (files)", " (per patch, old)"
 """Suffixes of the metrics' names: the grid of the measurement. Metrics of different grids never share a column."""
 
@@ -55,8 +54,7 @@ class RunSummary:
     """Summary of a run."""
 
     path: Path
-    task: str
-    """A key of `SCORES`."""
+    task: TaskInfo
     config: dict[str, Any]
     """Plain values by dotted key; only those that the results depend on."""
     key: str
@@ -84,7 +82,7 @@ def summarise_run(run: Path, weights: str) -> RunSummary:
         UserError: the configuration cannot be read.
     """
     plain = plain_config(run)
-    task = "segmentation" if plain.get("pretrain") is None else "pre-training"
+    task = task_info(pretrain=plain.get("pretrain"))
     remarks: list[str] = []
     records, damaged = sift_records(run)
     if damaged:
@@ -93,12 +91,12 @@ def summarise_run(run: Path, weights: str) -> RunSummary:
     if split is None and records:
         remarks.append(f"there is no readable {SPLIT}: data.root identifies its data set")
     validations = [record for record in records if record["kind"] == RecordKind.VAL]
-    chosen = _chosen_validation(validations, SCORES[task], weights)
+    chosen = _chosen_validation(validations, task.score, weights)
     metrics = {} if chosen is None else _validation_metrics(chosen)
     last = records[-1] if records else {}
     status = str(last.get("status")) if last.get("kind") == RecordKind.END else RunStatus.UNFINISHED
     trained_on = bool((split or {}).get("trained_on") or (chosen or {}).get("trained_on"))
-    if task == "segmentation" and chosen is not None and (found := matching_evaluation(run, chosen, weights)):
+    if task.evaluation == "masks" and chosen is not None and (found := matching_evaluation(run, chosen, weights)):
         metrics = {**{f"{key}{FILES}": value for key, value in found.metrics.items()}, **metrics}
         trained_on = trained_on or found.trained_on
         remarks += found.remarks

@@ -102,7 +102,7 @@ def evaluate_run(run: Path, options: EvaluationOptions) -> Outcome:
     evaluation = compute_evaluation(opened)
     summary = evaluation.summary
     weights = f"weights: {Path(str(summary['checkpoint'])).name}, step {summary['step']}"
-    if opened.config.pretrain is None:
+    if opened.config.task_info.evaluation == "masks":
         print(segmentation_table(summary), weights, f"{evaluation.folder}: {CASES}, {SUMMARY}, {PICTURE}", sep="\n")
         return _outcome(evaluation, f"Dice {summary['dice']:.4f}")
     files = f"{CASES}, {SUMMARY}" + (f", {VOLUMES}/" if options.volumes else "")
@@ -135,7 +135,7 @@ def compute_evaluation(opened: OpenedEvaluation) -> Evaluation:
     """
     writable_folder(opened.run, "evaluate")
     config, options, request, folder = opened.config, opened.options, opened.request, opened.folder
-    if config.pretrain is not None:
+    if config.task_info.evaluation == "reconstruction":
         return evaluate_pretraining(opened.run, config, options.prediction, request, folder, volumes=options.volumes)
     predictor = Predictor([opened.run, *options.others], options.prediction)
     sections, marked = (config.data, config.output, predictor.members), options.include_trained
@@ -152,7 +152,7 @@ def _refuse_options_of_other_task(run: Path, config: RunConfig, options: Evaluat
     Raises:
         UserError: with all of them.
     """
-    if config.pretrain is None:
+    if config.task_info.evaluation == "masks":
         if options.volumes:
             raise UserError(f"--volumes: {run} is a segmentation; fusionseg predict writes its masks")
         return

@@ -24,7 +24,7 @@ from fusionseg.observability.progress import counting_progress
 from fusionseg.runs.cases.datasets import RunDataset, open_run_datasets
 from fusionseg.runs.cases.split import Split, dataset_names
 from fusionseg.runs.evaluations import VOLUMES, EvaluationRequest, write_evaluation
-from fusionseg.training.tasks.reconstruction import Figures, Reconstruction, Reconstructor
+from fusionseg.training.tasks.reconstruction import Reconstruction, ReconstructionScores, Reconstructor
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import file_name, whole_file, writable_folder
 
@@ -78,11 +78,11 @@ def evaluate_pretraining(
         UserError: the run has no weights, the folder cannot be written, or no case can be scored.
     """
     device = inference_device(options.device)
-    network = load_trained(run, device, options.checkpoint, pretraining=True)
+    network = load_trained(run, device, options.checkpoint)
     reconstruct = Reconstructor(network.config, network.precision, device)
     cases = _validation_cases(open_run_datasets(config, network.split), network.split)
     writable_folder(folder, "evaluate")
-    scores: dict[str, Figures] = {}
+    scores: dict[str, ReconstructionScores] = {}
     failed: dict[str, str] = {}
     with counting_progress("evaluating") as progress:
         for done, (name, case) in enumerate(cases.items()):
@@ -140,7 +140,7 @@ def _rounded(values: NDArray[Any], dtype: str) -> NDArray[Any]:
     return np.clip(values, -limit, limit).astype(dtype)
 
 
-def _summary(network: TrainedNetwork, scores: dict[str, Figures]) -> dict[str, Any]:
+def _summary(network: TrainedNetwork, scores: dict[str, ReconstructionScores]) -> dict[str, Any]:
     """Mean and deviation of each metric over the cases, taken in the order of their names."""
     keys = next(iter(scores.values())).keys()
     return {

@@ -35,7 +35,7 @@ def verified_split(member: TrainedNetwork, data: DataConfig) -> Split | None:
         moved = own.model_copy(update={"root": place.root, "layout": place.layout, "labels": place.labels})
         try:
             dataset = open_configured(moved)
-            training, validation = split_dataset(dataset, moved, pretraining=False)
+            training, validation = split_dataset(dataset, moved, needs_labels=True)
         except UserError:
             continue
         if own.skip_broken:  # a case that could not be read at the training cannot be read now

@@ -77,7 +77,7 @@ def open_datasets(config: RunConfig) -> list[ConfiguredDataset]:
     Raises:
         UserError: with the problems of all data sets.
     """
-    needs_labels = config.pretrain is None
+    needs_labels = config.task_info.needs_labels
     if needs_labels:
         listed = open_configured(config.data)
         return [ConfiguredDataset(config.data, config.output, listed, listed, needs_labels)]
@@ -114,7 +114,7 @@ def open_run_datasets(config: RunConfig, recorded: Split | None = None) -> list[
 
 def split_cases(opened: ConfiguredDataset) -> tuple[list[Case], list[Case]]:
     """The training and the validation cases of a data set, as the configuration asks for."""
-    return split_dataset(opened.listed, opened.data, pretraining=not opened.needs_labels)
+    return split_dataset(opened.listed, opened.data, needs_labels=opened.needs_labels)
 
 
 def name_differences(opened: ConfiguredDataset, recorded: Split) -> list[str]:

@@ -1,4 +1,4 @@
-"""A closer look at a window of steps: torch's profiler, Nsight Systems, or the GPU's memory."""
+"""A profile of some steps: by torch's profiler, Nsight Systems, or the history of the GPU's memory."""
 
 from __future__ import annotations
 
@@ -20,31 +20,36 @@ log = logging.getLogger("fusionseg")
 
 
 def check_profile(config: ProfileConfig, device: torch.device) -> None:
-    """Raises:
-    UserError: there is no GPU, and what is asked for needs one.
+    """Refuse a profile that needs a GPU in a run without one.
+
+    Raises:
+        UserError: the tool profiles a GPU, and the run is on the CPU.
     """
     if config.tool != "torch" and device.type != "cuda":
         raise UserError(
-            f"profile.with: {config.tool} looks at a GPU, and this run is on the CPU: use torch, or device=cuda"
+            f"profile.with: {config.tool} profiles a GPU, and this run is on the CPU: set profile.with=torch, or"
+            " device=cuda"
         )
 
 
-class ProfileWindow:
-    """Looks at the steps `first` to `end` of a run, on the ranks that were asked for; costs the other steps nothing."""
+class ProfileRange:
+    """Profiles the steps `first` to `end` of a run on the configured ranks. Other steps are not slowed down."""
 
     def __init__(self, config: ProfileConfig, world: World, folder: Path) -> None:
         """Args:
-        folder: where the files go: `trace_rank0.json.gz` and `summary_rank0.json`, or `memory_rank0.pickle`.
+        config: the `profile` section.
+        world: the ranks.
+        folder: the folder of the files: `trace_rank0.json.gz` and `summary_rank0.json`, or `memory_rank0.pickle`.
         """
-        looks = config.steps is not None and (config.ranks == "all" or world.is_rank_zero)
-        self.first, self.end = config.steps if looks and config.steps is not None else (-1, -1)
+        profiled = config.ranks == "all" or world.is_rank_zero
+        self.first, self.end = config.steps if profiled and config.steps is not None else (-1, -1)
         self.tool = config.tool
         self.world = world
         self.folder = folder
         self._open = False
         self._profiler: torch.profiler.profile | None = None
 
-    def __enter__(self) -> ProfileWindow:
+    def __enter__(self) -> ProfileRange:
         return self
 
     def __exit__(
@@ -55,38 +60,38 @@ class ProfileWindow:
         except Exception as second:
             if error is None:
                 raise
-            # A device that has failed fails again: what it failed of first is to be told.
-            log.warning("profile: the window could not be closed: %s", second)
+            # A device that has failed fails again. The first error is the one to report.
+            log.warning("profile: could not be ended: %s", second)
 
     def before(self, step: int) -> None:
-        """To be called before step number `step`, counted from 0."""
+        """Start the profile if it begins with this step. Call it before each step, counted from 0."""
         if self.first <= step < self.end and not self._open:
             self._open = True
-            log.info("profile: %s looks at steps %d to %d", self.tool, step + 1, self.end)
+            log.info("profile: %s, steps %d to %d", self.tool, step + 1, self.end)
             with phase_timer().measure("log"):
                 self._settle()
                 self._start()
 
     def after(self, step: int) -> None:
-        """To be called when so many steps are done."""
+        """End the profile after its last step. Call it after each step with the number of steps done."""
         if self._open and step >= self.end:
             self.close()
 
     def close(self) -> None:
-        """End the window, early if need be, and write what was seen."""
+        """End the profile, before its last step if necessary, and write its files."""
         if not self._open:
             return
         self._open = False
-        self.end = -1  # once
+        self.end = -1  # there is one profile in a start of the run
         with phase_timer().measure("log"):
             self._settle()
             try:
                 self._stop()
-            except (OSError, UserError) as error:  # a full disk, or a trace that was cut off by one
+            except (OSError, UserError) as error:  # a full disk, or a trace that a full disk has cut off
                 log.warning("profile: not written: %s", error)
 
     def _settle(self) -> None:
-        """Wait for the device: the window holds the work of its own steps."""
+        """Wait for the device, so that the profile holds the work of its own steps only."""
         if self.world.device.type == "cuda":
             torch.cuda.synchronize(self.world.device)
 

@@ -1,4 +1,4 @@
-"""What a run writes about itself while it trains: records, progress, pictures."""
+"""The records of a run while it trains: metrics.jsonl, TensorBoard, progress, pictures, log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fusionseg.runs.folder import RunFolder
 from fusionseg.runs.records import RecordKind, RecordWriter
 from fusionseg.training.observers.gpu_watch import GpuWatch
 from fusionseg.training.step import StepStatistics
-from fusionseg.training.tasks.task import Outcome
+from fusionseg.training.tasks.task import ValidationResult
 from fusionseg.utils.logs import RESULT
 from fusionseg.utils.machine import process_age_s
 
@@ -29,34 +29,48 @@ log = logging.getLogger("fusionseg")
 
 @dataclass(frozen=True)
 class Spent:
-    """The wall time of a run, over all its starts."""
+    """The wall time of a run, over all its starts, in seconds."""
 
     total_s: float = 0.0
     phases_s: dict[str, float] = field(default_factory=dict)
+    """By phase, see `PHASES`."""
 
 
 GRID = (
     "The scores under val/ and end/ are measured on the prepared grid: on volumes that are resampled and cropped as the"
     " network reads them. `fusionseg evaluate RUN` measures in the geometry of the label files."
 )
-ASIDE = ("validate", "checkpoint", "log")  # phases between the steps: not part of `step_s`
-IN_STEP = set(PHASES) - {*ASIDE, "start", "prepare", "cache"}
+BETWEEN_STEPS = ("validate", "checkpoint", "log")  # phases that are not part of `step_s`
+IN_STEP = set(PHASES) - {*BETWEEN_STEPS, "start", "prepare", "cache"}
 
 
 class Recorder:
-    """The records of one start of a run; those of rank 0 are written, the others' go nowhere."""
+    """Writes the records of one start of a run. Only rank 0 writes; on the other ranks the methods write nothing."""
 
     def __init__(
-        self, config: RunConfig, world: World, folder: RunFolder, watch: GpuWatch, *, step: int, spent: Spent
+        self,
+        config: RunConfig,
+        world: World,
+        folder: RunFolder,
+        watch: GpuWatch,
+        score: str,
+        *,
+        step: int,
+        spent: Spent,
     ) -> None:
         """Args:
-        watch: of the GPUs; the recorder tells what it saw.
-        step: where this start begins.
-        spent: the time of the earlier starts up to there.
+        config: the configuration of the run.
+        world: the ranks.
+        folder: the run folder.
+        watch: the monitor of the GPUs, whose measurements are recorded.
+        score: the name of the task's score.
+        step: the step at which this start begins.
+        spent: the time of the earlier starts, up to this step.
         """
         self.config = config
         self.world = world
         self.watch = watch
+        self.score = score
         self.progress = TrainingProgress(config.train.steps, step, shown=world.is_rank_zero)
         self._records = RecordWriter(folder.path) if world.is_rank_zero else None
         self._pictures = PictureFolder(folder.paths.pictures if world.is_rank_zero else None)
@@ -65,79 +79,90 @@ class Recorder:
         age = process_age_s()
         self._begun = time.monotonic() - age - spent.total_s
         self._phases = defaultdict(float, spent.phases_s)
-        self._window: defaultdict[str, float] = defaultdict(float)
+        self._interval: defaultdict[str, float] = defaultdict(float)
         self._fold()
         # what came before the first step: Python, imports, the process group, the network
-        self._phases["start"] += age - sum(self._window.values())
-        self._window.clear()
-        self._window_start, self._window_step = time.monotonic(), step
+        self._phases["start"] += age - sum(self._interval.values())
+        self._interval.clear()
+        self._interval_start, self._interval_step = time.monotonic(), step
 
     def spent(self) -> Spent:
-        """The time of the run up to now, over all its starts."""
+        """Return the time of the run up to now, over all its starts."""
         self._fold()
         return Spent(time.monotonic() - self._begun, dict(self._phases))
 
     def _fold(self) -> None:
-        """Take what the time account holds into the sums of the interval and of the run."""
+        """Add the seconds of the phase timer to the sums of the logging interval and of the run."""
         for name, seconds in phase_timer().take().items():
-            self._window[name] += seconds
+            self._interval[name] += seconds
             self._phases[name] += seconds
 
     def train(
         self, step: int, lr: float, statistics: StepStatistics, samples: list[dict[str, Any]] | None, now: float
     ) -> None:
-        """The train record of `step`, over the steps since the last one.
+        """Write the train record of a step, over the steps since the last record.
 
         Args:
-            now: `time.monotonic()` before the range `log` began. All of that range is then within the next interval.
+            step: the number of steps done.
+            lr: the learning rate of the last step.
+            statistics: the totals of the steps.
+            samples: the samples of the last step, where they are to be recorded.
+            now: `time.monotonic()` before the range `log` began. That range then belongs to the next interval.
         """
         self._fold()
-        steps, seconds = step - self._window_step, self._window.copy()
-        self._window.clear()
-        # The whole wall time of the steps, without what is done between them.
-        step_s = (now - self._window_start - sum(seconds[name] for name in ASIDE)) / steps
+        steps, seconds = step - self._interval_step, self._interval.copy()
+        self._interval.clear()
+        # The wall time of the steps, without the phases between them.
+        step_s = (now - self._interval_start - sum(seconds[name] for name in BETWEEN_STEPS)) / steps
         data_s = (seconds["data"] + seconds["augment"]) / steps
         speed, memory = self.config.train.global_batch / step_s, peak_memory_gb(self.world.device)
-        self._window_start, self._window_step = now, step
-        known: dict[str, Any] = {
+        self._interval_start, self._interval_step = now, step
+        fields: dict[str, Any] = {
             "loss": statistics.loss,
             "lr": lr,
             "grad_norm": statistics.grad_norm,
             "skipped": statistics.skipped,
         }
         if samples is not None:
-            known["samples"] = samples
+            fields["samples"] = samples
         self._write(
-            RecordKind.TRAIN, step, **known, step_s=step_s, data_s=data_s, samples_per_s=speed, memory_gb=memory
+            RecordKind.TRAIN, step, **fields, step_s=step_s, data_s=data_s, samples_per_s=speed, memory_gb=memory
         )
         self._board.scalars("gpu", self.watch.curves(), step)
         self.progress.record(step, statistics.loss, speed, data_s / step_s, memory, step_s)
 
-    def validation(self, step: int, measure: str, outcome: Outcome, val_s: float, marks: Mapping[str, int]) -> None:
-        """The val record of `step`, and the picture.
+    def validation(self, step: int, result: ValidationResult, val_s: float, marks: Mapping[str, int]) -> None:
+        """Write the val record of a step, and the picture.
 
         Args:
-            marks: what the record says of the run's split beside the scores, see `Split.marks`.
+            step: the number of steps done.
+            result: the result of the validation.
+            val_s: its duration in seconds.
+            marks: fields about the split of the run, see `Split.marks`.
         """
-        self._write(RecordKind.VAL, step, **outcome.fields, **marks, val_s=val_s)
+        self._write(RecordKind.VAL, step, **result.fields, **marks, val_s=val_s)
         trained_on = marks.get("trained_on", 0)
-        warning = (
-            f" (not of new cases: {trained_on} of {outcome.fields['cases']} were trained on)" if trained_on else ""
-        )
-        log.info("step %d: validation %s%s", step, outcome.summary, warning)
-        self.progress.score(measure, outcome.score)
-        if outcome.picture is not None:
-            self._pictures.write("validation", outcome.picture, step)
-            self._board.image("validation", outcome.picture, step)
+        warning = f" (not of new cases: {trained_on} of {result.fields['cases']} were trained on)" if trained_on else ""
+        log.info("step %d: validation %s%s", step, result.summary, warning)
+        self.progress.score(self.score, result.score)
+        if result.picture is not None:
+            self._pictures.write("validation", result.picture, step)
+            self._board.image("validation", result.picture, step)
 
-    def end(
-        self, step: int, status: str, reason: str, measure: str, best: float | None, *, cache_on_host: bool
-    ) -> None:
-        """The end record of this start; `best` is the best score, called `measure`."""
+    def end(self, step: int, status: str, reason: str, best: float | None, *, cache_on_host: bool) -> None:
+        """Write the end record of this start, and log where the time went.
+
+        Args:
+            step: the number of steps done.
+            status: the status of the run.
+            reason: the reason why it ended.
+            best: the best score; None if no score is known.
+            cache_on_host: whether a GPU reads its patches from host memory.
+        """
         spent = self.spent()
-        # Every second is in one of these; `other` is what no phase has.
+        # Every second belongs to one phase; `other` has the seconds outside of all phases.
         phases = {**spent.phases_s, "other": spent.total_s - sum(spent.phases_s.values())}
-        phases = {name: round(seconds, 3) for name, seconds in sorted(phases.items(), key=lambda entry: -entry[1])}
+        phases = {name: round(seconds, 3) for name, seconds in sorted(phases.items(), key=lambda item: -item[1])}
         steps_s = sum(seconds for name, seconds in spent.phases_s.items() if name in IN_STEP)
         data_s = spent.phases_s.get("data", 0.0) + spent.phases_s.get("augment", 0.0)
         gpu = self.watch.end(data_s / steps_s if steps_s else None, cache_on_host)
@@ -146,19 +171,19 @@ class Recorder:
             step,
             status=status,
             reason=reason,
-            **{f"best_{measure}": best, "grid": "prepared"},
+            **{f"best_{self.score}": best, "grid": "prepared"},
             total_s=spent.total_s,
             phases_s=phases,
             **({} if gpu is None else {"gpu": gpu}),
         )
         shown = "-" if best is None else f"{best:.4f}"
         text = "%s (%s) after %s; best %s %s on the prepared grid"
-        log.log(RESULT, text, status, reason, duration(spent.total_s), measure, shown)
+        log.log(RESULT, text, status, reason, duration(spent.total_s), self.score, shown)
         shares = (f"{name} {seconds / spent.total_s:.1%}" for name, seconds in phases.items())
         log.info("where the time went: %s", ", ".join(shares))
 
     def sync(self) -> None:
-        """Force the records to disk: before a checkpoint that comes after them."""
+        """Write the records to disk, before a checkpoint that comes after them."""
         if self._records is not None:
             self._records.sync()
 

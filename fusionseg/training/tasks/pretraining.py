@@ -1,9 +1,10 @@
-"""Pre-training as a task: volumes with hidden blocks in, reconstructions out."""
+"""The task of pre-training: the network fills in hidden blocks of its input, and the score is the SSIM."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fusionseg.config import RunConfig
+from fusionseg.config.parts.task import PRETRAINING
 from fusionseg.data.loading.counter_random import Purpose, hidden_blocks
 from fusionseg.distributed.load_balancing import assign_to_ranks
 from fusionseg.distributed.world import World
@@ -18,89 +20,140 @@ from fusionseg.metrics.segmentation import nanmean
 from fusionseg.observability.pictures import reconstruction_strip
 from fusionseg.training.data import TrainingData
 from fusionseg.training.precision import Precision
-from fusionseg.training.tasks.reconstruction import Figures, Reconstruction, Reconstructor, cover
-from fusionseg.training.tasks.task import Outcome
+from fusionseg.training.tasks.reconstruction import (
+    Reconstruction,
+    ReconstructionScores,
+    Reconstructor,
+    cover,
+    data_range,
+    intensity_limits,
+    pretrain_section,
+)
+from fusionseg.training.tasks.task import BatchFunction, Inputs, Loss, Task, ValidationFunction, ValidationResult
 
 
-class Pretraining:
-    """An encoder that learns to fill in hidden blocks."""
+class Pretraining(Task):
+    """Masked pre-training of an encoder, on images with or without labels."""
 
-    measure = "ssim"
+    info = PRETRAINING
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        self.pretrain = pretrain_section(config)
+        self.patch = config.data.patch
+        self.grid = self.pretrain.grid(self.patch)
+
+    def build_network(self, in_channels: int, num_classes: int, *, checkpoint_activations: bool = False) -> nn.Module:
+        """Build the encoder of the `model` section and a decoder; see `build_masked` for inputs and output."""
+        from fusionseg.models.masked import build_masked
+
+        return build_masked(
+            self.config.model,
+            self.pretrain,
+            in_channels=in_channels,
+            patch=self.patch,
+            checkpoint_activations=checkpoint_activations,
+        )
+
+    def build_loss(self) -> Loss:
+        """Build the loss of the section `pretrain.loss`."""
+        from fusionseg.losses.reconstruction import ReconstructionLoss
+
+        return ReconstructionLoss(self.pretrain.loss, data_range(self.config), intensity_limits(self.config))
+
+    def example(self, in_channels: int) -> tuple[Inputs, tuple[Tensor, Tensor]]:
+        """(image (B, C, X, Y, Z), hidden (B, gx, gy, gz)), twice."""
+        batch = self.config.train.micro_batch
+        image = torch.empty(batch, in_channels, *self.patch)
+        hidden = torch.zeros(batch, *self.grid, dtype=torch.bool)
+        return (image, hidden), (image, hidden)
+
+    def build_batches(self, data: TrainingData, world: World) -> BatchFunction:
+        """(image (B, C, X, Y, Z), hidden (B, gx, gy, gz)), twice: the network sees the visible part of the image, and
+        the loss sees all of it."""
+
+        def batch(step: int, indices: range) -> tuple[Inputs, tuple[Tensor, Tensor]]:
+            image, _ = data.batch(step, indices)
+            hidden = self._hidden(step, indices, world.device)
+            return (image, hidden), (image, hidden)
+
+        return batch
+
+    def _hidden(self, step: int, indices: range, device: torch.device) -> Tensor:
+        """(B, gx, gy, gz) bool on the device, True where a block is hidden."""
+        count = self.pretrain.num_hidden(self.patch)
+        masks = [
+            hidden_blocks(self.config.seed, step, k, Purpose.HIDDEN, prod(self.grid), count).reshape(self.grid)
+            for k in indices
+        ]
+        hidden = torch.from_numpy(np.stack(masks))
+        return hidden.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else hidden
+
+    def build_validation(self, data: TrainingData, precision: Precision, world: World) -> ValidationFunction:
+        """Reconstruct the validation volumes; the score is the mean over the cases of the SSIM of whole volumes."""
+        return ReconstructionValidator(self.config, data, precision, world)
+
+    def outdated_scores(self, checkpoint: Mapping[str, Any]) -> str | None:
+        """Scores were means over patches in the versions that did not write the grid into a checkpoint."""
+        if "grid" in checkpoint:
+            return None
+        return (
+            "its validations were scored patch by patch by an older version, and cannot be compared with those of"
+            " whole volumes"
+        )
+
+
+class ReconstructionValidator:
+    """Scores a network on whole volumes whose hidden voxels it fills in, beside two simple ways to fill them in.
+
+    The other ways are the mean of the visible voxels and linear interpolation, see `Reconstructor`.
+    """
 
     def __init__(self, config: RunConfig, data: TrainingData, precision: Precision, world: World) -> None:
-        assert config.pretrain is not None
-        self.config = config
         self.data = data
         self.world = world
-        self.grid = config.pretrain.grid(config.data.patch)
-        self.num_hidden = config.pretrain.num_hidden(config.data.patch)
         self._reconstruct = Reconstructor(config, precision, world.device)
-        self._fills: dict[str, Figures] = {}
+        self._fill_scores: dict[str, ReconstructionScores] = {}
         tiles = {
-            number: len(cover(data.cache.records[number].shape, config.data.patch))
-            for number in data.validation_numbers
+            index: len(cover(data.cache.records[index].shape, config.data.patch)) for index in data.validation_cases
         }
         self._own = assign_to_ranks(tiles, world.size)[world.rank]
 
-    def batch(self, step: int, indices: range) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]:
-        """(image (B, C, X, Y, Z), hidden (B, gx, gy, gz)), twice: the network sees the visible part of the image, the
-        loss all of it."""
-        image, _ = self.data.batch(step, indices)
-        hidden = self._hidden([(self.config.seed, step, k, Purpose.HIDDEN) for k in indices])
-        return (image, hidden), (image, hidden)
-
-    def _hidden(self, draws: list[tuple[int, int, int, Purpose]]) -> Tensor:
-        """(B, gx, gy, gz) bool on the device, one for each (seed, step, sample, purpose)."""
-        blocks = prod(self.grid)
-        masks = [hidden_blocks(*draw, blocks, self.num_hidden).reshape(self.grid) for draw in draws]
-        hidden = torch.from_numpy(np.stack(masks))
-        if self.world.device.type == "cuda":
-            return hidden.pin_memory().to(self.world.device, non_blocking=True)
-        return hidden
-
-    def validate(self, model: nn.Module) -> Outcome:
-        """Reconstruct the validation volumes; the score is the SSIM of whole volumes, their mean over the cases.
-
-        What is measured is the volume with its hidden voxels filled in, by the network, by the mean of the visible
-        ones, and by linear interpolation: see `Reconstructor`.
-        """
-        training = model.training
-        model.eval()
-        own: dict[str, Figures] = {}
+    def __call__(self, model: nn.Module) -> ValidationResult:
+        """Score a network, which is in evaluation mode and not wrapped by DDP. All ranks call it."""
+        own: dict[str, ReconstructionScores] = {}
         picture: NDArray[np.float32] | None = None
-        numbers = self.data.validation_numbers
-        for number in self._own:
-            figures, made = self._case(model, number)
-            own[self.data.cache.names[number]] = figures
-            picture = _picture(made) if number == numbers[0] else picture
+        for index in self._own:
+            scores, made = self._score(model, index)
+            own[self.data.cache.names[index]] = scores
+            picture = _picture(made) if index == self.data.validation_cases[0] else picture
         gathered = self.world.all_gather_object(own)
-        model.train(training)
-        fields = mean_figures({name: figures for part in gathered for name, figures in part.items()})
-        return Outcome(
-            score=fields["ssim"],
-            fields={**fields, "cases": len(numbers), "grid": "prepared"},
-            summary=f"SSIM {fields['ssim']:.4f}, PSNR {fields['psnr']:.2f} dB on the prepared grid (filled with the"
-            f" mean {fields['ssim_mean_fill']:.4f}, by interpolation {fields['ssim_linear_fill']:.4f})",
+        means = _means({name: scores for part in gathered for name, scores in part.items()})
+        return ValidationResult(
+            score=means["ssim"],
+            fields={**means, "cases": len(self.data.validation_cases), "grid": "prepared"},
+            summary=f"SSIM {means['ssim']:.4f}, PSNR {means['psnr']:.2f} dB on the prepared grid (filled with the"
+            f" mean {means['ssim_mean_fill']:.4f}, by interpolation {means['ssim_linear_fill']:.4f})",
             picture=picture,
         )
 
-    def _case(self, model: nn.Module, number: int) -> tuple[Figures, Reconstruction]:
-        cache, record = self.data.cache, self.data.cache.records[number]
-        # By the name in its own data set: beside other data sets, the same blocks are hidden.
-        made = self._reconstruct(model, cache.volume(number)[0], record.background, record.name)
-        key = cache.names[number]
-        if key not in self._fills:
-            self._fills[key] = self._reconstruct.score_fill_ins(made, record.background, record.name)
-        return {**self._reconstruct.score(made), **self._fills[key]}, made
+    def _score(self, model: nn.Module, index: int) -> tuple[ReconstructionScores, Reconstruction]:
+        cache, record = self.data.cache, self.data.cache.records[index]
+        # The name in the case's own data set: the same blocks are hidden when there are other data sets beside it.
+        made = self._reconstruct(model, cache.volume(index)[0], record.background, record.name)
+        key = cache.names[index]
+        if key not in self._fill_scores:
+            self._fill_scores[key] = self._reconstruct.score_fill_ins(made, record.background, record.name)
+        return {**self._reconstruct.score(made), **self._fill_scores[key]}, made
 
 
-def mean_figures(cases: Mapping[str, Figures]) -> Figures:
-    """The mean of each figure over the cases, taken in the order of their names."""
+def _means(cases: Mapping[str, ReconstructionScores]) -> ReconstructionScores:
+    """The mean of each score over the cases, taken in the order of their names."""
     names = sorted(cases)
     return {key: nanmean([cases[name][key] for name in names]) for key in cases[names[0]]}
 
 
 def _picture(made: Reconstruction) -> NDArray[np.float32]:
-    """The middle axial slice: the volume, what the network was shown of it, and what it gave."""
+    """The middle axial slice of the volume, of what the network was shown, and of its output."""
     depth = made.image.shape[-1] // 2
     return reconstruction_strip(*(volume[0, :, :, depth].numpy() for volume in (made.image, made.masked, made.output)))

@@ -1,4 +1,4 @@
-"""Whole volumes with hidden blocks: cut into tiles, reconstructed tile by tile, put together again, and scored."""
+"""Masked reconstruction of whole volumes, tile by tile, and its scores."""
 
 from __future__ import annotations
 
@@ -13,33 +13,34 @@ import torch
 from torch import Tensor, nn
 
 from fusionseg.config import RunConfig
+from fusionseg.config.pretraining import PretrainConfig
 from fusionseg.data.loading.counter_random import Purpose, hidden_blocks
 from fusionseg.losses.reconstruction import clamp_straight_through
 from fusionseg.metrics.reconstruction import relative_box, ssim_and_psnr
 from fusionseg.models.masked.fills import fill_linear, fill_mean
 from fusionseg.models.masked.masking import blocks_to_voxels, composite
-from fusionseg.training.network import data_range, intensity_limits
 from fusionseg.training.precision import Precision
 
 Triple = tuple[int, int, int]
 Box = tuple[slice, slice, slice]
-Figures = dict[str, float]
+ReconstructionScores = dict[str, float]
+"""SSIM and PSNR by name: "ssim", "psnr_hidden", "ssim_mean_fill" ..."""
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """A volume of which some voxels were hidden from a network, in the host's memory.
-
-    image, output: float32 (C, X, Y, Z), the volume and what the network gave, at all voxels. hidden: bool (1, X, Y, Z).
-    """
+    """A volume, some voxels of which were hidden from a network, in host memory."""
 
     image: Tensor
+    """float32 (C, X, Y, Z)"""
     hidden: Tensor
+    """bool (1, X, Y, Z)"""
     output: Tensor
+    """float32 (C, X, Y, Z): the network's output, at the visible voxels too."""
 
     @property
     def filled(self) -> Tensor:
-        """The image with the network's output at its hidden voxels: what is scored."""
+        """The image with the network's output at its hidden voxels. This is what is scored."""
         return composite(self.output, self.image, self.hidden)
 
     @property
@@ -50,49 +51,49 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class Tile:
-    """A patch of a volume, and the part of the volume that is taken from it."""
+    """A patch of a volume, and the part of the volume that belongs to it."""
 
     origin: Triple
-    """Voxel of the volume at which the patch begins: below 0 where the volume is smaller than the patch."""
+    """Voxel of the volume at which the patch begins; negative where the volume is smaller than the patch."""
     core: Box
-    """The voxels of the volume that belong to this tile. Each voxel belongs to one."""
+    """The voxels of the volume that belong to this tile. Each voxel belongs to one tile."""
 
     def inside(self, box: Box) -> Box:
-        """A box of the volume as voxels of the patch."""
+        """Convert a box of the volume to voxels of the patch."""
         x, y, z = (slice(side.start - o, side.stop - o) for side, o in zip(box, self.origin, strict=True))
         return x, y, z
 
 
 class Reconstructor:
-    """Hides blocks of whole volumes, has a network fill them in, and scores the result.
+    """Hides blocks of whole volumes, fills them in by a network, and scores the result.
 
-    A volume is covered by the fewest patches. Where two overlap, each half of the overlap belongs to the patch whose
-    middle is nearer: whether a voxel is hidden, and what the network makes of it, is that patch's. So a network has
-    never been shown a voxel that it is scored at. Which blocks are hidden depends on nothing but the case's name, the
-    volume's and the patch's shape and the share: it is the same in every run, and a higher share hides those of a lower
-    one and more.
+    The fewest possible patches cover a volume. Where two patches overlap, each half of the overlap belongs to the patch
+    whose middle is nearer: that patch decides whether a voxel is hidden, and gives the network's output there. So the
+    network was not shown any voxel at which it is scored. The hidden blocks depend only on the name of the case, the
+    shapes of volume and patch, and the masking ratio: they are the same in every run, and a higher ratio hides all
+    blocks that a lower one hides.
     """
 
     def __init__(self, config: RunConfig, precision: Precision, device: torch.device) -> None:
-        assert config.pretrain is not None
+        pretrain = pretrain_section(config)
         self.patch = config.data.patch
         self.batch = config.validation.window_batch
         self.precision = precision
         self.device = device
         self.data_range = data_range(config)
         self.limits = intensity_limits(config)
-        self.grid = config.pretrain.grid(self.patch)
-        self.num_hidden = config.pretrain.num_hidden(self.patch)
+        self.grid = pretrain.grid(self.patch)
+        self.num_hidden = pretrain.num_hidden(self.patch)
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, image: Tensor, background: Sequence[float], name: str) -> Reconstruction:
         """Reconstruct a volume.
 
         Args:
-            model: in evaluation mode, on the device.
+            model: the network, in evaluation mode, on the device.
             image: (C, X, Y, Z).
-            background: of each channel, what stands outside the volume where it is smaller than the patch.
-            name: of the case.
+            background: the intensity of each channel outside the volume, where it is smaller than the patch.
+            name: the name of the case.
         """
         image = image.float().cpu()
         hidden = torch.empty((1, *image.shape[1:]), dtype=torch.bool)
@@ -112,19 +113,19 @@ class Reconstructor:
                 hidden[(slice(None), *tile.core)] = voxels[k][inside]
         return Reconstruction(image, hidden, output)
 
-    def score(self, made: Reconstruction) -> Figures:
-        """SSIM and PSNR of the volume filled in by the network: see `fusionseg.losses.reconstruction.quality`."""
+    def score(self, made: Reconstruction) -> ReconstructionScores:
+        """Score the volume that the network filled in by SSIM and PSNR, see `fusionseg.metrics.reconstruction`."""
         return ssim_and_psnr(made.filled, made.image, made.hidden, self.data_range, self.device)
 
-    def score_fill_ins(self, made: Reconstruction, background: Sequence[float], name: str) -> Figures:
-        """The same with the hidden voxels filled in by the two trivial ways, from the visible voxels of each tile.
+    def score_fill_ins(self, made: Reconstruction, background: Sequence[float], name: str) -> ReconstructionScores:
+        """Score two simple ways to fill in the hidden voxels from the visible voxels of each tile.
 
-        Padding is not the image's: it is neither averaged nor interpolated from, unless nothing else is visible.
+        Padding does not belong to the image. It is used only where nothing else is visible.
         """
         mean, linear = made.image.clone(), made.image.clone()
-        for number, tile in enumerate(cover(made.image.shape[1:], self.patch)):
+        for index, tile in enumerate(cover(made.image.shape[1:], self.patch)):
             box = _own(tile, self.patch, made.image.shape[1:])
-            covered = blocks_to_voxels(self._blocks(name, range(number, number + 1)), self.patch)
+            covered = blocks_to_voxels(self._blocks(name, range(index, index + 1)), self.patch)
             covered = covered[(slice(None), slice(None), *tile.inside(box))]
             image = made.image[(None, slice(None), *box)]
             core = relative_box(tile.core, box)
@@ -134,14 +135,14 @@ class Reconstructor:
                 else:
                     filled = fill(image, covered)
                 volume[(slice(None), *tile.core)] = filled[0][(slice(None), *core)]
-        figures: Figures = {}
+        scores: ReconstructionScores = {}
         for suffix, volume in (("mean_fill", mean), ("linear_fill", linear)):
-            scored = ssim_and_psnr(volume, made.image, made.hidden, self.data_range, self.device)
-            figures |= {f"{key}_{suffix}": value for key, value in scored.items()}
-        return figures
+            found = ssim_and_psnr(volume, made.image, made.hidden, self.data_range, self.device)
+            scores |= {f"{key}_{suffix}": value for key, value in found.items()}
+        return scores
 
     def _blocks(self, name: str, tiles: range) -> Tensor:
-        """(B, gx, gy, gz) bool, the hidden blocks of some tiles of a case."""
+        """(B, gx, gy, gz) bool: the hidden blocks of some tiles of a case."""
         key = zlib.crc32(name.encode())
         draws = [
             hidden_blocks(0, key, k, Purpose.HIDDEN_IN_VALIDATION, prod(self.grid), self.num_hidden) for k in tiles
@@ -149,8 +150,31 @@ class Reconstructor:
         return torch.from_numpy(np.stack(draws).reshape(-1, *self.grid))
 
 
+def pretrain_section(config: RunConfig) -> PretrainConfig:
+    """Return the `pretrain` section of the configuration of a pre-training."""
+    assert config.pretrain is not None
+    return config.pretrain
+
+
+def data_range(config: RunConfig) -> float:
+    """Return the range of the prepared intensities, for SSIM and PSNR: 6 is three standard deviations on each side."""
+    configured = pretrain_section(config).data_range
+    return configured or (1.0 if config.data.intensity.mode == "window" else 6.0)
+
+
+def intensity_limits(config: RunConfig) -> tuple[float, float] | None:
+    """Return the lowest and highest intensity of all training samples; None if the configuration does not fix them.
+
+    They are fixed if every data set is scaled by a window and no augmentation changes the intensities.
+    """
+    augment = config.augment
+    fixed = augment.shift_intensity is None and augment.scale_intensity is None and augment.noise is None
+    modes = {config.data.intensity.mode, *(source.intensity.mode for source in config.data.also)}
+    return (0.0, 1.0) if fixed and modes == {"window"} else None
+
+
 def cover(shape: Sequence[int], patch: Sequence[int]) -> list[Tile]:
-    """The fewest patches that cover a volume, evenly spread; a volume smaller than the patch lies in its middle."""
+    """Cover a volume with the fewest patches, evenly spread. A volume smaller than the patch lies in its middle."""
     axes: list[list[tuple[int, slice]]] = []
     for size, edge in zip(shape, patch, strict=True):
         count = ceil(size / edge)
@@ -161,13 +185,13 @@ def cover(shape: Sequence[int], patch: Sequence[int]) -> list[Tile]:
 
 
 def _own(tile: Tile, patch: Sequence[int], shape: Sequence[int]) -> Box:
-    """The voxels of the volume that a tile's patch shows."""
+    """The voxels of the volume that lie in the patch of a tile."""
     x, y, z = (slice(max(0, o), min(size, o + edge)) for o, edge, size in zip(tile.origin, patch, shape, strict=True))
     return x, y, z
 
 
 def _cut(image: Tensor, tile: Tile, patch: Triple, background: Sequence[float]) -> Tensor:
-    """(C, *patch): the patch of a tile; what lies outside the volume is background."""
+    """(C, *patch): the patch of a tile, with background outside the volume."""
     out = torch.as_tensor(background, dtype=image.dtype).view(-1, 1, 1, 1).repeat(1, *patch)
     box = _own(tile, patch, image.shape[1:])
     out[(slice(None), *tile.inside(box))] = image[(slice(None), *box)]

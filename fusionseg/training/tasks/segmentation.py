@@ -1,55 +1,92 @@
-"""Segmentation as a task: image and label in, Dice out."""
+"""The task of segmentation: the network gives each voxel a class, and the score is the mean Dice."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
-from fusionseg.config import RunConfig
+from fusionseg.config.parts.task import SEGMENTATION
 from fusionseg.distributed.world import World
 from fusionseg.metrics.segmentation import nanmean
+from fusionseg.models import build_model
 from fusionseg.observability.pictures import overlay
 from fusionseg.training.data import TrainingData
 from fusionseg.training.precision import Precision
-from fusionseg.training.tasks.task import Outcome
-from fusionseg.training.tasks.validation import Validator
+from fusionseg.training.tasks.fine_tuning import freeze_encoder, parameter_groups
+from fusionseg.training.tasks.segmentation_validation import Validator
+from fusionseg.training.tasks.task import BatchFunction, Inputs, Loss, Task, ValidationFunction, ValidationResult
 
 
-class Segmentation:
-    """A network that labels every voxel."""
+class Segmentation(Task):
+    """Segmentation of images with label masks."""
 
-    measure = "dice"
+    info = SEGMENTATION
 
-    def __init__(self, config: RunConfig, data: TrainingData, precision: Precision, world: World) -> None:
-        self.data = data
-        self.validator = Validator(data.cache, data.validation_numbers, config, len(data.labels), precision, world)
-
-    def batch(self, step: int, indices: range) -> tuple[tuple[Tensor, ...], Tensor]:
-        """((image (B, C, X, Y, Z),), label (B, 1, X, Y, Z))."""
-        image, label = self.data.batch(step, indices)
-        return (image,), label
-
-    def validate(self, model: nn.Module) -> Outcome:
-        """Whole volumes by sliding window; the score is the mean Dice of the foreground classes.
-
-        Prediction and label are compared on the prepared grid, where both are resampled and cropped: not in the
-        geometry of the files, as `fusionseg evaluate` does.
-        """
-        result = self.validator(model)
-        per_class = dict(zip(self.data.class_names, result.per_class, strict=True))
-        metrics = {
-            title: {"mean": nanmean(values), "per_class": dict(zip(self.data.class_names, values, strict=True))}
-            for title, values in result.metrics.items()
-        }
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in per_class.items())
-        return Outcome(
-            score=result.dice,
-            fields={
-                "dice": result.dice,
-                "dice_per_class": per_class,
-                "cases": len(result.cases),
-                "grid": "prepared",
-                **({"metrics": metrics} if metrics else {}),
-            },
-            summary=f"Dice {result.dice:.4f} on the prepared grid ({shown})",
-            picture=None if result.picture is None else overlay(result.picture),
+    def build_network(self, in_channels: int, num_classes: int, *, checkpoint_activations: bool = False) -> nn.Module:
+        """Build the network of the `model` section; its output is the logits (B, K, X, Y, Z)."""
+        model = build_model(
+            self.config.model,
+            in_channels=in_channels,
+            out_channels=num_classes,
+            patch=self.config.data.patch,
+            checkpoint_activations=checkpoint_activations,
         )
+        freeze_encoder(model, self.config)
+        return model
+
+    def build_loss(self) -> Loss:
+        """Build the loss of the `loss` section."""
+        from fusionseg.losses.segmentation import build_loss  # imports MONAI, which takes seconds
+
+        return build_loss(self.config.loss)
+
+    def example(self, in_channels: int) -> tuple[Inputs, Tensor]:
+        """((image (B, C, X, Y, Z),), label (B, 1, X, Y, Z))."""
+        batch, patch = self.config.train.micro_batch, self.config.data.patch
+        return (torch.empty(batch, in_channels, *patch),), torch.zeros(batch, 1, *patch, dtype=torch.int64)
+
+    def build_batches(self, data: TrainingData, world: World) -> BatchFunction:
+        """((image (B, C, X, Y, Z),), label (B, 1, X, Y, Z)) of each batch."""
+
+        def batch(step: int, indices: range) -> tuple[Inputs, Tensor]:
+            image, label = data.batch(step, indices)
+            return (image,), label
+
+        return batch
+
+    def build_validation(self, data: TrainingData, precision: Precision, world: World) -> ValidationFunction:
+        """Validate whole volumes by sliding window; the score is the mean Dice of the foreground classes.
+
+        Prediction and label are compared on the prepared grid, where both are resampled and cropped. `fusionseg
+        evaluate` compares them in the geometry of the files.
+        """
+        validator = Validator(data.cache, data.validation_cases, self.config, len(data.labels), precision, world)
+
+        def validate(model: nn.Module) -> ValidationResult:
+            scores = validator(model)
+            per_class = dict(zip(data.class_names, scores.per_class, strict=True))
+            metrics = {
+                title: {"mean": nanmean(values), "per_class": dict(zip(data.class_names, values, strict=True))}
+                for title, values in scores.metrics.items()
+            }
+            shown = ", ".join(f"{name} {value:.4f}" for name, value in per_class.items())
+            return ValidationResult(
+                score=scores.dice,
+                fields={
+                    "dice": scores.dice,
+                    "dice_per_class": per_class,
+                    "cases": len(scores.cases),
+                    "grid": "prepared",
+                    **({"metrics": metrics} if metrics else {}),
+                },
+                summary=f"Dice {scores.dice:.4f} on the prepared grid ({shown})",
+                picture=None if scores.picture is None else overlay(scores.picture),
+            )
+
+        return validate
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Group the parameters as the `finetune` section says."""
+        return parameter_groups(model, self.config)

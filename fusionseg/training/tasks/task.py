@@ -1,38 +1,102 @@
-"""What a run trains for: a segmentation, or the pre-training of an encoder. The engine is the same for both."""
+"""The interface of a task: what a run trains for. The training loop is the same for all tasks."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fusionseg.config import RunConfig
+from fusionseg.config.parts.task import TaskInfo
+from fusionseg.distributed.world import World
+from fusionseg.training.data import TrainingData
+from fusionseg.training.precision import Precision
+
+Inputs = tuple[Tensor, ...]
+"""The arguments of the network's forward pass; the image (B, C, X, Y, Z) is the first."""
+
+Loss = Callable[[Any, Any], Tensor]
+"""(output of the network, target) -> the mean over the micro-batch, a scalar in float32."""
+
+BatchFunction = Callable[[int, range], tuple[Inputs, Any]]
+"""(step, indices k of samples in the global batch of that step) -> the network's inputs and the loss's target, on the
+training device. The result is a function of the arguments and the seed alone, so that a run can be resumed exactly."""
+
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a validation came to, the same on every rank (but the picture, which rank 0 has)."""
+class ValidationResult:
+    """The result of a validation; it is the same on every rank, except for the picture, which rank 0 has."""
 
     score: float
-    """What best.pt is chosen by; higher is better, nan is unknown."""
+    """The score that best.pt is chosen by; higher is better, nan is unknown."""
     fields: dict[str, Any]
-    """Of the val record."""
+    """The fields of the val record. `cases` is the number of validation cases."""
     summary: str
-    """For the log."""
-    picture: NDArray[np.float32] | None
+    """One line for the log."""
+    picture: NDArray[np.float32] | None = None
     """(3, H, W) in [0, 1]."""
 
 
-class Task(Protocol):
-    """What the trainer asks of a task. The network and the loss are in `fusionseg.training.network`."""
+ValidationFunction = Callable[[nn.Module], ValidationResult]
+"""Validates the network, which is in evaluation mode and not wrapped by DDP. All ranks call it."""
 
-    measure: str
-    """Name of the score."""
 
-    def batch(self, step: int, indices: range) -> tuple[tuple[Tensor, ...], Any]:
-        """Samples `indices` of the global batch of `step`, on the device: what the network is called with, and the
-        target that the loss compares its output with."""
+class Task(ABC):
+    """Network, loss, samples and validation of a run.
 
-    def validate(self, model: nn.Module) -> Outcome:
-        """Validate; all ranks must call it. `model` is the bare network, not its DDP wrapper."""
+    A task is made from the configuration alone: it reads no data. The dry run, the memory estimate and the prediction
+    use the network without any data; a training also builds the batches and the validation.
+    """
+
+    info: ClassVar[TaskInfo]
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def build_network(self, in_channels: int, num_classes: int, *, checkpoint_activations: bool = False) -> nn.Module:
+        """Build the network with new weights, on the current default device.
+
+        Args:
+            in_channels: channels of the images of the data set.
+            num_classes: classes of the data set's label masks, background included.
+            checkpoint_activations: recompute the activations in the backward pass, where the network can do so.
+        """
+
+    @abstractmethod
+    def build_loss(self) -> Loss:
+        """Build the loss."""
+
+    @abstractmethod
+    def example(self, in_channels: int) -> tuple[Inputs, Any]:
+        """Make a micro-batch of the right shapes and types for the memory estimate. Its values do not matter.
+
+        The current default device is the meta device: nothing is computed or allocated.
+        """
+
+    @abstractmethod
+    def build_batches(self, data: TrainingData, world: World) -> BatchFunction:
+        """Build the function that makes training samples from the data of a run."""
+
+    @abstractmethod
+    def build_validation(self, data: TrainingData, precision: Precision, world: World) -> ValidationFunction:
+        """Build the function that validates a network on the cases `data.validation_cases`."""
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Group the parameters that learn, for the optimizer.
+
+        `lr_scale` of a group multiplies the learning rate, and the group does not learn for the first `frozen_steps`
+        steps. The groups and their order depend on the configuration alone, so that the state of an optimizer can be
+        loaded.
+        """
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return [{"params": trainable, "lr_scale": 1.0, "frozen_steps": 0}]
+
+    def outdated_scores(self, checkpoint: Mapping[str, Any]) -> str | None:
+        """Say why the scores in a checkpoint of an older version cannot be compared with new ones; None if they can."""
+        return None

@@ -1,4 +1,4 @@
-"""Fine-tuning a trained encoder: what is frozen, and which layer learns at which rate."""
+"""Fine-tuning of a trained encoder: frozen parameters, and a learning rate for each layer."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _BEFORE_STAGE = re.compile(r"(layers\d)c\.")
 
 
 def freeze_encoder(model: nn.Module, config: RunConfig) -> None:
-    """Freeze the encoder if the configuration does so for the whole run: no gradient is computed for it.
+    """Freeze the encoder where the configuration does so for the whole run: no gradient is computed for it.
 
-    To be called before the network is distributed over ranks, and before there is an optimizer.
+    Call it before the network is wrapped by DDP and before the optimizer is built.
     """
     if config.finetune.whole_run:
         for _, parameter in _encoder(model, config):
@@ -26,13 +26,11 @@ def freeze_encoder(model: nn.Module, config: RunConfig) -> None:
 
 
 def parameter_groups(model: nn.Module, config: RunConfig) -> list[dict[str, Any]]:
-    """The parameters that learn, as groups for an optimizer: the encoder's layers from the deepest, then the rest.
+    """Group the parameters that learn: the layers of the encoder, the patch embedding first, then the rest.
 
-    A group's `lr_scale` multiplies the learning rate, and for the first `frozen_steps` steps it does not learn: see
-    TrainStep. Without fine-tuning there is one group, in the model's order. The groups and their order depend on the
-    configuration alone, so that an optimizer's state can be loaded.
+    See `Task.parameter_groups`. Without fine-tuning there is one group, in the order of the model.
 
-    Layer-wise decay as in BEiT (Bao et al., 2022, arXiv:2106.08254) after ELECTRA (Clark et al., 2020,
+    The layer-wise decay is that of BEiT (Bao et al., 2022, arXiv:2106.08254) after ELECTRA (Clark et al., 2020,
     arXiv:2003.10555): layer l of L at lr * layer_decay^(L - l), from the patch embedding (0) to the last block (L - 1).
     """
     finetune = config.finetune
@@ -58,13 +56,13 @@ def parameter_groups(model: nn.Module, config: RunConfig) -> list[dict[str, Any]
 
 
 def encoder_layers(names: list[str]) -> dict[str, int]:
-    """The layer of each parameter of an encoder, from 0, the patch embedding.
+    """Return the layer of each parameter of an encoder; layer 0 is the patch embedding.
 
-    Every block is a layer; what stands between two blocks (Swin's patch merging) or after the last (a norm) belongs to
-    the block before it, and the convolutions before a stage (Swin UNETR V2) to the stage's first block.
+    Every block is a layer. A module between two blocks (Swin's patch merging) or after the last block (a norm) belongs
+    to the block before it. The convolutions before a stage (Swin UNETR V2) belong to the first block of the stage.
 
     Args:
-        names: of the encoder's parameters, in the order of the module.
+        names: the names of the encoder's parameters, in the order of the module.
     """
     blocks = list(dict.fromkeys(block[0] for name in names if (block := _BLOCK.match(name))))
     layers: dict[str, int] = {}
@@ -72,7 +70,7 @@ def encoder_layers(names: list[str]) -> dict[str, int]:
     for name in names:
         if block := _BLOCK.match(name):
             layers[name] = current = blocks.index(block[0]) + 1
-        elif stage := _BEFORE_STAGE.match(name):  # these stand after all stages in the module
+        elif stage := _BEFORE_STAGE.match(name):  # in the module these come after all stages
             layers[name] = next(n for n, block in enumerate(blocks, 1) if block.startswith(f"{stage[1]}."))
         else:
             layers[name] = current
@@ -80,8 +78,8 @@ def encoder_layers(names: list[str]) -> dict[str, int]:
 
 
 def _encoder(model: nn.Module, config: RunConfig) -> list[tuple[str, nn.Parameter]]:
-    """Names, within the encoder, and parameters of the encoder of a segmentation; none in a pre-training."""
-    if config.model.encoder is None or config.pretrain is not None:
+    """Names, within the encoder, and parameters of the encoder; none if the network has no encoder of its own."""
+    if config.model.encoder is None:
         return []
     return list(model.get_submodule(config.model.encoder).named_parameters())
 

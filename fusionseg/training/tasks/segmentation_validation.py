@@ -1,4 +1,4 @@
-"""Validation: whole volumes by sliding window, dealt over the ranks, gathered by case."""
+"""Validation of a segmentation: whole volumes by sliding window, divided over the ranks."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fusionseg.distributed.world import World
 from fusionseg.metrics.configured import build_metrics
 from fusionseg.metrics.segmentation import confusion_matrix, dice_per_class, nanmean, nanmean_per_class
 from fusionseg.training.precision import Precision
-from fusionseg.training.sliding_window import count_windows, predict_logits
+from fusionseg.training.tasks.sliding_window import count_windows, predict_logits
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A slice of the first validation case: image (X, Y), and masks (X, Y) of prediction and truth."""
+    """A slice of the first validation case: image (X, Y), and masks (X, Y) of prediction and label."""
 
     image: Tensor
     prediction: Tensor
@@ -28,89 +28,86 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Validation:
-    """The result, the same on every rank (but the picture, which rank 0 has)."""
+class SegmentationScores:
+    """The scores, the same on every rank, and the picture, which rank 0 has."""
 
     cases: dict[str, list[float]]
-    """Dice of the foreground classes by case; nan where a case has none."""
+    """Dice of the foreground classes by case; nan where a class is neither in the label nor predicted."""
     picture: Picture | None
     metrics: dict[str, list[float]]
     """Of each metric of the configuration, by name, the mean over the cases for each foreground class."""
 
     @property
     def per_class(self) -> list[float]:
+        """The mean over the cases, for each foreground class."""
         return nanmean_per_class(self.cases)
 
     @property
     def dice(self) -> float:
-        """Mean over the foreground classes of the mean over the cases."""
+        """The mean of `per_class`."""
         return nanmean(self.per_class)
 
 
 class Validator:
-    """Validates a network on some cases of a cache."""
+    """Scores a network on validation cases of the cache."""
 
     def __init__(
         self,
         cache: DeviceCache,
-        numbers: list[int],
+        case_indices: list[int],
         config: RunConfig,
         num_classes: int,
         precision: Precision,
         world: World,
     ) -> None:
         self.cache = cache
-        self.numbers = numbers
-        self.config = config
+        self.case_indices = case_indices
+        self.patch = config.data.patch
+        self.settings = config.validation
         self.num_classes = num_classes
         self.precision = precision
         self.world = world
         windows = {
-            number: count_windows(cache.records[number].shape, config.data.patch, config.validation.overlap)
-            for number in numbers
+            index: count_windows(cache.records[index].shape, self.patch, self.settings.overlap)
+            for index in case_indices
         }
         self._own = assign_to_ranks(windows, world.size)[world.rank]
         self.metrics = build_metrics([metric for metric in config.metrics if metric.name != "dice"])
 
-    def __call__(self, model: nn.Module) -> Validation:
-        """Validate; all ranks must call it. `model` is the bare network, not its DDP wrapper."""
-        training = model.training
-        model.eval()
-        # Batch norm's running statistics are each rank's own; one network is validated, the one that is saved.
-        self.world.broadcast_(buffer for buffer in model.buffers() if buffer.is_floating_point())
+    def __call__(self, model: nn.Module) -> SegmentationScores:
+        """Score a network, which is in evaluation mode and not wrapped by DDP. All ranks call it."""
         own: dict[str, list[float]] = {}
         own_metrics: dict[str, dict[str, list[float]]] = {}
         picture: Picture | None = None
-        for number in self._own:
-            image, label = self.cache.volume(number)
-            prediction = self._predict(model, image, self.cache.records[number].background)
+        for index in self._own:
+            image, label = self.cache.volume(index)
+            record = self.cache.records[index]
+            prediction = self._predict(model, image, record.background)
             label = label.to(prediction.device)
-            record = self.cache.records[number]
             missed = missed_voxels(record, self.num_classes)
             own[record.name] = dice_per_class(confusion_matrix(prediction, label, self.num_classes), missed)
             own_metrics[record.name] = {
                 name: metric(prediction, label.long(), self.num_classes, record.spacing)
                 for name, metric in self.metrics.items()
             }
-            if number == self.numbers[0]:
+            if index == self.case_indices[0]:
                 picture = _slice(image, prediction, label)
         gathered = self.world.all_gather_object((own, own_metrics))
-        model.train(training)
         cases = {name: dice for part, _ in gathered for name, dice in part.items()}
         measured = {name: values for _, part in gathered for name, values in part.items()}
         metrics = {
             title: nanmean_per_class({name: values[title] for name, values in measured.items()})
             for title in self.metrics
         }
-        return Validation(cases, picture, metrics)
+        return SegmentationScores(cases, picture, metrics)
 
     def _predict(self, model: nn.Module, image: Tensor, background: tuple[float, ...]) -> Tensor:
         logits = predict_logits(
             model,
             image,
             background,
-            self.config.data.patch,
-            self.config.validation,
+            self.patch,
+            self.settings,
             self.precision,
             device=self.world.device,
             stitch_device=self._stitch_device(image),
@@ -118,18 +115,18 @@ class Validator:
         return logits.argmax(dim=0)
 
     def _stitch_device(self, image: Tensor) -> torch.device:
-        """Where the logits of a volume are gathered: on the GPU if three copies take under half of what is free."""
+        """Choose the device for the logits of a volume: the GPU, if 3 copies take under half of its free memory."""
         device = self.world.device
         if device.type != "cuda":
             return device
         needed = 3 * 4 * self.num_classes * image[0].numel()
-        # What torch's allocator holds and does not use is free too, and after training steps that is nearly everything.
+        # Memory that torch's allocator holds and does not use is free too. After training steps that is most of it.
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return device if needed < (torch.cuda.mem_get_info(device)[0] + held) / 2 else torch.device("cpu")
 
 
 def _slice(image: Tensor, prediction: Tensor, label: Tensor) -> Picture:
-    """The axial slice with most foreground."""
+    """Take the axial slice with most foreground."""
     depth = int((label > 0).sum(dim=(0, 1)).argmax())
     return Picture(
         image[0, :, :, depth].float().cpu(),

@@ -1,4 +1,4 @@
-"""Sliding-window prediction of a whole volume: MONAI's, on volumes padded the way training pads them."""
+"""Sliding-window prediction of a whole volume by MONAI, with the padding of the training patches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from fusionseg.training.precision import Precision
 
 
 def count_windows(shape: Sequence[int], patch: Sequence[int], overlap: float) -> int:
-    """How many windows MONAI lays over a volume."""
+    """Count the windows that MONAI lays over a volume.
+
+    Args:
+        shape, patch: sizes of the volume and of a window, in voxels.
+        overlap: overlap of neighbouring windows, as a share of the window.
+    """
     counts = []
     for size, edge in zip(shape, patch, strict=True):
         stride = edge if edge >= size else max(1, int(edge * (1 - overlap)))
@@ -35,12 +40,18 @@ def predict_logits(
     device: torch.device,
     stitch_device: torch.device | None = None,
 ) -> Tensor:
-    """Logits (K, X, Y, Z) float32 of an image (C, X, Y, Z).
+    """Predict the logits (K, X, Y, Z), float32, of a whole image.
 
     Args:
-        background: per channel, what stands outside the volume where it is smaller than the patch.
-        device: where the network runs.
-        stitch_device: where the logits of the whole volume are gathered; the host bounds a GPU's memory.
+        model: the network, in evaluation mode.
+        image: (C, X, Y, Z), the prepared image.
+        background: the intensity of each channel outside the volume, where it is smaller than the patch.
+        patch: size of a window, in voxels.
+        settings: the `validate` section: overlap, blending, windows in one forward pass.
+        precision: the precision of the forward pass.
+        device: the device of the network.
+        stitch_device: the device that gathers the logits of the whole volume; None is `device`. The CPU limits the
+            memory that a large volume takes on a GPU.
     """
     shape = image.shape[1:]
     missing = [max(0, size - have) for size, have in zip(patch, shape, strict=True)]

@@ -1,0 +1,92 @@
+"""The opening of a run: join the ranks, check everything that can be checked at once, open and lock the run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fusionseg.config import RunConfig
+from fusionseg.distributed.batch_arithmetic import accumulation_steps
+from fusionseg.distributed.world import World
+from fusionseg.runs.cases.opening import RunCases, open_cases
+from fusionseg.runs.early_checks import check_places
+from fusionseg.runs.folder import RunFolder
+from fusionseg.runs.run_config import write_run_config
+from fusionseg.training.observers.profile_range import check_profile
+from fusionseg.training.outside_check import check_outside_parts
+from fusionseg.utils.errors import Problems, UserError
+from fusionseg.utils.logs import log_to_file
+
+
+def join_ranks(config: RunConfig) -> World:
+    """Join the other ranks. A wrong device or environment is refused together with wrong paths.
+
+    Raises:
+        UserError: with all problems.
+    """
+    problems = Problems()
+    with problems.collect():
+        return World.from_environment(config.device)
+    with problems.collect():
+        check_places(config.to_dict())
+    raise UserError(problems.found)
+
+
+def open_run_folder(
+    folder: RunFolder, config: RunConfig, world: World, patience_s: float, make_data: Callable[[], None] | None
+) -> RunCases:
+    """Open the cases of a run, lock its folder and write the configuration into it. Rank 0 calls it.
+
+    Args:
+        folder: the run folder.
+        config: the configuration of the run.
+        world: the ranks.
+        patience_s: seconds to wait for an earlier process of the same run to leave its folder.
+        make_data: makes the data set if there is none.
+
+    Raises:
+        UserError: with all problems.
+    """
+    begun = folder.has_checkpoints()
+    cases = _check(folder, config, world, make_data)
+    folder.lock(patience_s)
+    folder.check(config)
+    if folder.has_checkpoints() and not begun:  # another process was training here until now
+        cases = open_cases(config, folder)
+    write_run_config(folder.path, config)
+    log_to_file(folder.paths.log)
+    return cases
+
+
+def _check(folder: RunFolder, config: RunConfig, world: World, make_data: Callable[[], None] | None) -> RunCases:
+    """Open the cases of the run. All that can be refused before the run folder is made is refused here, together.
+
+    Raises:
+        UserError: with all problems.
+    """
+    problems, of_folder = Problems(), Problems()
+    cases: RunCases | None = None
+    with problems.collect():
+        accumulation_steps(config, world.size)
+    with problems.collect():
+        check_profile(config.profile, world.device)
+    with of_folder.collect():
+        folder.check(config)
+    with problems.collect():
+        if not of_folder.found:
+            folder.check_writable()
+    with problems.collect():
+        if of_folder.found:  # the cases of a run are those that its folder records
+            check_places({"data": {"root": config.data.root}, "init_from": config.init_from, "output": None})
+        else:
+            if make_data is not None and not problems.found:
+                make_data()
+            cases = open_cases(config, folder)
+    if cases is not None and not problems.found:
+        dataset = cases.datasets[0].dataset
+        with problems.collect():
+            check_outside_parts(
+                config, world.device, in_channels=len(dataset.channels), out_channels=dataset.num_classes
+            )
+    if of_folder.found or problems.found or cases is None:
+        raise UserError([*of_folder.found, *problems.found])
+    return cases

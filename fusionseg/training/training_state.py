@@ -1,0 +1,171 @@
+"""The state of a training beside network and optimizer, and its way to the checkpoints and back."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from functools import partial
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fusionseg.config import RunConfig
+from fusionseg.config.outside_part import source_changes
+from fusionseg.distributed.world import World
+from fusionseg.observability.ranges import annotate
+from fusionseg.runs.cases.checks import check_checkpoint
+from fusionseg.runs.checkpoint_writer import CheckpointWriter
+from fusionseg.runs.checkpoints import newest_intact, read_training_state
+from fusionseg.runs.folder import RunFolder
+from fusionseg.runs.paths import BEST
+from fusionseg.runs.run_config import config_hash, refuse_other_config
+from fusionseg.training.data import TrainingData
+from fusionseg.training.observers.recorder import Spent
+from fusionseg.training.signals import Lead
+from fusionseg.training.step import TrainStep
+from fusionseg.training.tasks.task import Task
+from fusionseg.utils.errors import UserError
+
+log = logging.getLogger("fusionseg")
+
+
+@dataclass
+class TrainingState:
+    """Steps done, and the scores of the validations."""
+
+    step: int = 0
+    """Steps done since the start of the run."""
+    history: list[tuple[int, float]] = field(default_factory=list)
+    """Step and score of every validation; an unknown score is -1."""
+    best: dict[str, float] | None = None
+    """The best score under its name, and its step; None if no score is known."""
+
+    @property
+    def validated(self) -> int:
+        """The step of the last validation; 0 if there was none."""
+        return self.history[-1][0] if self.history else 0
+
+    def add_score(self, name: str, score: float) -> bool:
+        """Add the score of a validation at the current step; return whether it is the best so far."""
+        self.history.append((self.step, -1.0 if isnan(score) else score))
+        if isnan(score) or (self.best is not None and score <= self.best[name]):
+            return False
+        self.best = {name: score, "step": self.step}
+        return True
+
+
+class TrainingCheckpoints:
+    """Saves the state of a training, and restores it when the run is started again. Rank 0 saves."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        world: World,
+        data: TrainingData,
+        task: Task,
+        model: nn.Module,
+        train_step: TrainStep,
+        lead: Lead,
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self.world = world
+        self.data = data
+        self.task = task
+        self.model = model
+        self.train_step = train_step
+        self.writer = CheckpointWriter(folder.paths.checkpoints, config.checkpoint.keep, partial(lead.took, "save"))
+
+    def save(self, state: TrainingState, spent: Spent) -> None:
+        """Save a numbered checkpoint.
+
+        Random numbers are functions of seed, step and sample, and so is the learning rate: seed and step are their
+        whole state.
+
+        Args:
+            state: the state of the training.
+            spent: the time of the run up to now.
+        """
+        content = {
+            **self._identity(state),
+            "model": self.model.state_dict(),
+            "train_step": self.train_step.state_dict(),
+            "best": state.best,
+            "history": state.history,
+            "seed": self.config.seed,
+            "elapsed_s": spent.total_s,
+            "phases_s": spent.phases_s,
+        }
+        self.writer.save(state.step, content)
+
+    def save_best(self, state: TrainingState) -> None:
+        """Save best.pt: the network, and what is needed to use it."""
+        assert state.best is not None
+        name = self.task.info.score
+        with annotate("checkpoint", state.step):
+            content = {**self._identity(state), "model": self.model.state_dict(), name: state.best[name]}
+            self.writer.save_best(content)
+
+    def _identity(self, state: TrainingState) -> dict[str, Any]:
+        """The description of a checkpoint, enough to rebuild the network from the file alone."""
+        return {
+            "step": state.step,
+            "config": self.config.to_dict(),
+            "config_hash": config_hash(self.config),
+            "split": self.data.split.to_json(),
+            "grid": "prepared",
+            "channels": list(self.data.channels),
+            "labels": {str(value): name for value, name in self.data.labels.items()},
+        }
+
+    def restore(self) -> tuple[TrainingState, Spent] | None:
+        """Load the newest intact checkpoint into network and optimizer; None if the run has no checkpoint.
+
+        All ranks call it.
+
+        Returns:
+            The state of the training, and the time that the run has taken up to the checkpoint.
+
+        Raises:
+            UserError: the checkpoint belongs to another configuration or to other data, or it does not fit.
+        """
+        found: list[tuple[Path, dict[str, Any]] | None] = []
+        self.world.rank_zero_first(
+            "find a checkpoint", lambda: found.append(newest_intact(self.writer.folder, read_training_state))
+        )
+        intact = found[0] if found else None
+        path = self.world.broadcast_object(intact[0] if intact else None)
+        if path is None:
+            return None
+        content = intact[1] if intact else read_training_state(path)
+        refuse_other_config(path, content["config"], self.config)
+        for warning in source_changes(content["config"], self.config):
+            log.warning("%s", warning)
+        check_checkpoint(self.folder.path, content, self.data.split, self.data.content)
+        state = self._load(path, content)
+        log.info("resuming from %s (step %d of %d)", path, state.step, self.config.train.steps)
+        # Checkpoints of older versions have no `phases_s`.
+        return state, Spent(content["elapsed_s"], content.get("phases_s", {}))
+
+    def _load(self, path: Path, content: dict[str, Any]) -> TrainingState:
+        try:
+            self.model.load_state_dict(content["model"])
+            self.train_step.load_state_dict(content["train_step"])
+            history = [(int(step), float(score)) for step, score in content["history"]]
+            state = TrainingState(content["step"], history, content["best"])
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:  # torch raises these for names and shapes
+            reason = str(error).partition("\n")[0]
+            raise UserError(
+                f"{path}: does not fit this network and optimizer ({type(error).__name__}: {reason}): move it away, to"
+                " go on from the one before it"
+            ) from None
+        if outdated := self.task.outdated_scores(content):
+            log.warning("%s: %s: %s and stop.plateau begin anew", path, outdated, BEST)
+            return TrainingState(state.step)
+        return state
