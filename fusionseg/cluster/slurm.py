@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fusionseg.utils.errors import UserError
+from fusionseg.utils.logs import log
 
 _COMMAND_TIMEOUT_S = 60
 TIME_LIMIT = "time limit"
@@ -137,6 +138,7 @@ def call(command: list[str], text: str | None = None) -> str:
             f"{command[0]}: not found: SLURM is not installed here; submit from a login node, or with a profile that"
             " has cluster: local"
         )
+    log.debug("running %s", " ".join(command))
     try:
         done = subprocess.run(
             command, input=text, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT_S, check=False

@@ -18,7 +18,7 @@ from fusionseg.utils.streams import lost_output, protect
 # argparse gives the type no public name, and knows its parameter only when types are checked.
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
-_PATIENCE_S = 1.0
+_PATIENCE_S = 0.7
 
 
 class Parser(argparse.ArgumentParser):
@@ -83,7 +83,7 @@ def _apply_verbosity(parser: Parser, arguments: argparse.Namespace) -> None:
 
 @contextmanager
 def loading(what: str = "torch") -> Iterator[None]:
-    """Say on standard error that libraries are being loaded, if the body (their imports) takes more than a second.
+    """Say on standard error that libraries are being loaded, if the body (their imports) takes long.
 
     Args:
         what: names of the libraries.

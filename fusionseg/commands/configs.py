@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from fusionseg.commands.base import Commands, add_command
+from fusionseg.commands.base import Commands, add_command, loading
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import DONE
 
@@ -37,9 +37,10 @@ def add_models(commands: Commands) -> None:
 
 
 def _models(arguments: argparse.Namespace) -> int:
-    from fusionseg.config import load_config
-    from fusionseg.models.network_list import default_configs, list_networks, to_json, to_markdown, to_text
-    from fusionseg.utils.files import writable_file, write_json
+    with loading():
+        from fusionseg.config import load_config
+        from fusionseg.models.network_list import default_configs, list_networks, to_json, to_markdown, to_text
+        from fusionseg.utils.files import writable_file, write_json
 
     patch = tuple(arguments.patch or (96, 96, 96))
     checkpoint_activations = False

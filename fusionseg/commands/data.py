@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusionseg.commands.base import Commands, add_command
+from fusionseg.commands.base import Commands, add_command, loading
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import DONE, FAILED
 from fusionseg.utils.logs import log
@@ -128,11 +128,12 @@ def add_prepare(commands: Commands) -> None:
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
-    from fusionseg.config import load_config
-    from fusionseg.data.preprocessing.lost_foreground import lost_foreground_warning
-    from fusionseg.data.preprocessing.prepare import prepare
-    from fusionseg.observability.progress import counting_progress
-    from fusionseg.runs.cases.datasets import open_datasets
+    with loading():
+        from fusionseg.config import load_config
+        from fusionseg.data.preprocessing.lost_foreground import lost_foreground_warning
+        from fusionseg.data.preprocessing.prepare import prepare
+        from fusionseg.observability.progress import counting_progress
+        from fusionseg.runs.cases.datasets import open_datasets
 
     failed = False
     for opened in open_datasets(load_config(arguments.config, arguments.overrides)):

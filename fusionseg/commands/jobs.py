@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from fusionseg.commands.base import Commands, add_command
+from fusionseg.commands.base import Commands, add_command, loading
 from fusionseg.utils.exit_status import DONE, FAILED
 from fusionseg.utils.streams import reader_has_left
 
@@ -36,11 +36,12 @@ def add_submit(commands: Commands) -> None:
 
 
 def _submit(arguments: argparse.Namespace) -> int:
-    from fusionseg.cluster.local import check_devices, run_locally
-    from fusionseg.cluster.profile import load_cluster
-    from fusionseg.cluster.submission import decide_submissions, submissions_table
-    from fusionseg.cluster.submit import check_submission, only_one, sbatch_text, submit
-    from fusionseg.cluster.sweep import load_sweep
+    with loading():
+        from fusionseg.cluster.local import check_devices, run_locally
+        from fusionseg.cluster.profile import load_cluster
+        from fusionseg.cluster.submission import decide_submissions, submissions_table
+        from fusionseg.cluster.submit import check_submission, only_one, sbatch_text, submit
+        from fusionseg.cluster.sweep import load_sweep
 
     prefix = "cluster."
     own = [text.removeprefix(prefix) for text in arguments.overrides if text.startswith(prefix)]
@@ -139,10 +140,11 @@ def add_doctor(commands: Commands) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from fusionseg.cluster.doctor import BAD, examine, to_json, to_text
-    from fusionseg.distributed.launch import read_launch
-    from fusionseg.distributed.world import World
-    from fusionseg.utils.files import writable_file, write_json
+    with loading():
+        from fusionseg.cluster.doctor import BAD, examine, to_json, to_text
+        from fusionseg.distributed.launch import read_launch
+        from fusionseg.distributed.world import World
+        from fusionseg.utils.files import writable_file, write_json
 
     if arguments.json is not None and read_launch(os.environ).rank == 0:
         writable_file(arguments.json, "--json")

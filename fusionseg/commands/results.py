@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fusionseg.commands.base import Commands, add_command
+from fusionseg.commands.base import Commands, add_command, loading
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import DONE, FAILED
 
@@ -52,8 +52,9 @@ def add_evaluate(commands: Commands) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from fusionseg.inference.evaluation.one_run import EvaluationOptions, evaluate_run
-    from fusionseg.inference.evaluation.several_runs import evaluate_runs, is_one_run, split_words
+    with loading():
+        from fusionseg.inference.evaluation.one_run import EvaluationOptions, evaluate_run
+        from fusionseg.inference.evaluation.several_runs import evaluate_runs, is_one_run, split_words
 
     paths, overrides = split_words([*arguments.words, *arguments.overrides])
     others, more = split_words([str(path) for path in arguments.others])  # `--with` takes all words after it
@@ -97,7 +98,8 @@ def add_predict(commands: Commands) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from fusionseg.inference.predict import predict
+    with loading():
+        from fusionseg.inference.predict import predict
 
     failed = predict(
         arguments.runs,
@@ -129,9 +131,10 @@ def add_compare(commands: Commands) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from fusionseg.inference.comparison.rows import compare
-    from fusionseg.inference.comparison.table import comparison_csv, comparison_markdown
-    from fusionseg.utils.files import writable_folder, write_text
+    with loading():
+        from fusionseg.inference.comparison.rows import compare
+        from fusionseg.inference.comparison.table import comparison_csv, comparison_markdown
+        from fusionseg.utils.files import writable_folder, write_text
 
     if arguments.output is not None:
         writable_folder(arguments.output, "--output")

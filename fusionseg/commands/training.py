@@ -137,6 +137,7 @@ def _train(program: Program, arguments: argparse.Namespace) -> int:
     from fusionseg.runs.early_checks import finished_message
 
     config, lost = _load(file, overrides)
+    log.debug("configuration: %s%s", file, "".join(f"\n  {text}" for text in overrides))
     _refuse_other_program(program, file, config)
     if not arguments.dry_run and (text := finished_message(config, alone=_is_alone())):
         log.log(RESULT, "%s", text)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fusionseg.utils.errors import TrainingStopped, UserError, WriteError
-from fusionseg.utils.logs import process_rank
+from fusionseg.utils.logs import log, process_rank
 
 DONE, FAILED, WRONG_REQUEST = 0, 1, 2
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
@@ -33,6 +33,7 @@ def run(work: Callable[[], int]) -> int:
     try:
         return work()
     except UserError as error:
+        log.debug("%s", traceback.format_exc().rstrip())
         return _report("error: " + "\n".join(error.problems), WRONG_REQUEST)
     except TrainingStopped as error:
         return _report(f"stopped: {error}", FAILED)

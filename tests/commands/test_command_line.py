@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +15,12 @@ import pytest
 
 import fusionseg.cli
 import fusionseg.train
+from fusionseg.commands import base
 from fusionseg.commands.base import Parser
 from fusionseg.commands.training import TRAIN, continuing_command
 from fusionseg.utils.errors import TrainingStopped, UserError
 from fusionseg.utils.exit_status import FAILED, WRONG_REQUEST, run
+from fusionseg.utils.logs import Verbosity, set_verbosity
 
 ROOT = Path(__file__).parents[2]
 
@@ -242,3 +245,33 @@ def test_the_command_that_continues_a_run(
         config="c.yaml", overrides=["train={steps: 400}"], parser=Parser(prog="python -m fusionseg.train")
     )
     assert command.format(config="c.yaml") in continuing_command(TRAIN, arguments)
+
+
+@pytest.mark.parametrize(
+    ("verbosity", "rank", "shown"),
+    [(Verbosity.NORMAL, "0", "loading torch ..."), (Verbosity.QUIET, "0", ""), (Verbosity.NORMAL, "1", "")],
+    ids=str,
+)
+def test_slow_imports_are_announced(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verbosity: Verbosity, rank: str, shown: str
+) -> None:
+    monkeypatch.setattr(base, "_PATIENCE_S", 0.01)
+    monkeypatch.setenv("RANK", rank)
+    set_verbosity(verbosity)
+    try:
+        with base.loading():
+            time.sleep(0.3)
+        with base.loading("nothing slow"):
+            pass
+    finally:
+        set_verbosity(Verbosity.NORMAL)
+    said = capsys.readouterr().err
+    assert (shown in said and "nothing slow" not in said) if shown else said == ""
+
+
+def test_verbose_shows_where_an_error_was_raised(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config", "demo", "train.stpes=3"]
+    assert fusionseg.train.main(words) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert fusionseg.train.main([*words, "--verbose"]) == 2
+    assert "Traceback" in capsys.readouterr().err
