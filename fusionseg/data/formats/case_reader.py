@@ -15,13 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusionseg.data.formats.case_file import find_position, read_file, read_file_grid, report_dimensions
-from fusionseg.data.formats.channel_names import MAX_LABELS
 from fusionseg.data.formats.geometry import KEEP, Grid, Turn, is_invertible
 from fusionseg.data.formats.problems import Findings
 from fusionseg.data.formats.readers import Readers
+from fusionseg.data.formats.voxel_checks import check_finite, check_label_values, count_values
 
-CHUNK = 1 << 20
-MAX_LISTED_VALUES = 10
 ARRAY = Path("array")
 """The name of an image without a file, in messages."""
 
@@ -145,7 +143,7 @@ def image_of_array(values: NDArray[Any], affine: NDArray[np.float64]) -> Image:
         array = np.ascontiguousarray(values if values.ndim == 4 else values[None], np.float32)
     x, y, z = array.shape[1:]
     varies = tuple(
-        _check_values(path, f"channel {channel} " if len(array) > 1 else "", plane, findings)
+        check_finite(path, f"channel {channel} " if len(array) > 1 else "", plane, findings)
         for channel, plane in enumerate(array)
     )
     image = Image(array, Grid((x, y, z), affine), (str(values.dtype),), varies)
@@ -217,7 +215,7 @@ def examine_image(
             with np.errstate(over="ignore", invalid="ignore"):  # reported as infinite
                 target[...] = turn(voxels[channel])
             which = f"channel {channel} " if len(voxels) > 1 else ""
-            varies.append(_check_values(path, which, target, findings))
+            varies.append(check_finite(path, which, target, findings))
         first = Image(first.values, first.grid, (*first.dtypes, file.stored_type), (*first.varies, *varies))
         del file, voxels  # before the next file is read
     if first is not None and not unread:
@@ -251,51 +249,11 @@ def examine_label(
     if values.dtype.kind == "f":
         with np.errstate(over="ignore", invalid="ignore"):
             values = values.astype(np.float32)  # an integer that was scaled need not be exact in float64
-    counts = _count_values(values)
-    limit = MAX_LABELS if num_classes is None else num_classes
-    # An exact test: the cast to an integer would turn 0.99999 into 0.
-    odd = [value for value in counts if not float(value).is_integer()]
-    unknown = sorted(value for value in counts if float(value).is_integer() and not 0 <= value < limit)
-    if odd:
-        findings.add(
-            "error",
-            path,
-            "label-fraction",
-            f"the label holds values that are not integers, such as {_values(odd)}, in {_voxels(counts, odd)}",
-            "resample labels with nearest neighbour, and store integers",
-        )
-    elif file.voxels.dtype.kind == "f":
-        findings.add("warning", path, "label-float", f"integers are stored as {file.stored_type}", "store it as uint8")
-    if unknown:
-        findings.add(
-            "error",
-            path,
-            "label-value",
-            f"the label holds {_values(unknown)}, and the data set's labels are 0 to {limit - 1}"
-            f" ({_voxels(counts, unknown)})",
-            "correct the label file, or name the values in dataset.json or data.labels",
-        )
-    if odd or unknown or turn is None:
+    counts = count_values(values)
+    valid = check_label_values(path, counts, file.voxels.dtype, file.stored_type, num_classes, findings)
+    if not valid or turn is None:
         return Label(None, counts, file.stored_type)
     return Label(np.ascontiguousarray(turn(values.astype(np.uint8))), counts, file.stored_type)
-
-
-def _check_values(path: Path, which: str, values: NDArray[np.float32], findings: Findings) -> bool:
-    """Note voxels that are not finite; True if the voxels differ."""
-    low, high = values.min(), values.max()
-    if np.isfinite(low) and np.isfinite(high):
-        return bool(low < high)
-    finite = np.isfinite(values)
-    nans = int(np.count_nonzero(np.isnan(values)))
-    infinite = int(values.size - np.count_nonzero(finite) - nans)
-    findings.add(
-        "error",
-        path,
-        "non-finite",
-        f"{which}has {nans} NaN and {infinite} infinite voxels of {values.size}",
-        "replace them (by air or 0), or convert the file from its source again",
-    )
-    return True
 
 
 def _report_constant(image: Image, images: Sequence[Path], findings: Findings) -> None:
@@ -315,16 +273,6 @@ def _report_constant(image: Image, images: Sequence[Path], findings: Findings) -
         )
 
 
-def _count_values(values: NDArray[Any]) -> dict[float, int]:
-    counts: dict[float, int] = {}
-    flat = values.reshape(-1, order="F")
-    for start in range(0, flat.size, CHUNK):  # np.unique sorts a copy: pieces save memory and time
-        for value, n in zip(*np.unique(flat[start : start + CHUNK], return_counts=True), strict=True):
-            key = float(value) if np.isfinite(value) else np.nan
-            counts[key] = counts.get(key, 0) + int(n)
-    return counts
-
-
 def _report_channels(findings: Findings, path: Path, found: int, channels: int) -> None:
     findings.add(
         "error",
@@ -333,13 +281,3 @@ def _report_channels(findings: Findings, path: Path, found: int, channels: int) 
         f"the case has {found} channel{'s' * (found != 1)} (expected {channels}, as the data set states)",
         "add the missing channels, or correct the channel names in the data set's JSON",
     )
-
-
-def _values(values: Sequence[float]) -> str:
-    more = ", ..." if len(values) > MAX_LISTED_VALUES else ""
-    return f"[{', '.join(f'{v:g}' for v in values[:MAX_LISTED_VALUES])}{more}]"
-
-
-def _voxels(counts: dict[float, int], values: Sequence[float]) -> str:
-    total = sum(counts[value] for value in values)
-    return f"{total} voxel{'s' * (total != 1)}"

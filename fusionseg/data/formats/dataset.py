@@ -24,13 +24,13 @@ from fusionseg.data.formats.dataset_json import (
     Layout,
     find_json,
     listed_cases,
-    nnunet_cases,
     read_json,
     recognise_layout,
     unique_names,
 )
 from fusionseg.data.formats.ignored_entries import misspelt_keys, unlisted_files, unread_lists, wrong_numbers
 from fusionseg.data.formats.image_file import VolumeError
+from fusionseg.data.formats.nnunet_layout import nnunet_cases
 from fusionseg.data.formats.readers import Readers
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import user_path

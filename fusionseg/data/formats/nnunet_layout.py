@@ -1,0 +1,83 @@
+"""The cases of a data set in nnU-Net's raw layout, versions 1 and 2."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from fusionseg.data.formats.case import CHANNEL, Case
+from fusionseg.data.formats.dataset_json import as_list
+from fusionseg.data.formats.readers import Readers
+from fusionseg.utils.errors import UserError
+
+
+def nnunet_cases(
+    source: Path, content: dict[str, Any], channels: int, problems: list[str], readers: Readers
+) -> tuple[list[Case], list[Case]]:
+    """List the training and test cases of an nnU-Net data set.
+
+    Args:
+        source: the JSON file.
+        content: of the file.
+        channels: number of channels that the file names; 0 if it names none.
+        problems: gets the faults of file names.
+        readers: of the data set.
+
+    Raises:
+        UserError: there is no imagesTr, or no reader for `file_ending`.
+    """
+    ending = content.get("file_ending", ".nii.gz")
+    if str(ending).lower() not in readers.suffixes:
+        raise UserError(
+            f"{source}: file_ending is {ending!r} (expected {' or '.join(readers.suffixes)}); convert the images, or"
+            " name a reader for them (data.reader)"
+        )
+    root = source.parent
+    if isinstance(content.get("dataset"), dict):  # version 2 may list its files instead of using imagesTr
+        training = []
+        for name, entry in content["dataset"].items():
+            entry = entry if isinstance(entry, dict) else {}
+            images, label = as_list(entry.get("images")), entry.get("label")
+            if not images:
+                problems.append(f'{source}: dataset.{name} has no "images"; list its channels\' files')
+                continue
+            training.append(Case(name, tuple(root / i for i in images), root / label if label else None))
+    elif not (root / "imagesTr").is_dir():
+        raise UserError(
+            f"{root / 'imagesTr'}: no such folder; the nnU-Net layout needs it, check data.root and data.layout"
+        )
+    else:
+        training = _nnunet_folder(root, "Tr", ending, channels, problems, readers)
+    testing = _nnunet_folder(root, "Ts", ending, channels, problems, readers) if (root / "imagesTs").is_dir() else []
+    return training, testing
+
+
+def _nnunet_folder(
+    root: Path, split: str, ending: str, channels: int, problems: list[str], readers: Readers
+) -> list[Case]:
+    """The cases of imagesTr and labelsTr, or of imagesTs and labelsTs."""
+    images, labels = root / f"images{split}", root / f"labels{split}"
+    found: dict[str, set[int]] = defaultdict(set)
+    for file in readers.image_files(images):
+        match = CHANNEL.fullmatch(readers.stem(file))
+        if not match:
+            problems.append(
+                f"{file}: has no channel number; nnU-Net names it {readers.stem(file)}_0000{ending}, rename it"
+            )
+        elif readers.suffix(file) != ending:
+            problems.append(f"{file}: file_ending is {ending}; convert the file, or correct dataset.json")
+        else:
+            found[match[1]].add(int(match[2]))
+    annotated = set()
+    for file in readers.image_files(labels) if labels.is_dir() else []:
+        if readers.suffix(file) != ending:
+            problems.append(f"{file}: file_ending is {ending}; convert the file, or correct dataset.json")
+        annotated.add(readers.stem(file))
+    cases = []
+    # A label without an image is a case too; its image is then reported as missing.
+    for name in sorted(found.keys() | annotated):
+        numbers = sorted(found[name] | set(range(channels or 1)))
+        files = tuple(images / f"{name}_{i:04d}{ending}" for i in numbers)
+        cases.append(Case(name, files, labels / f"{name}{ending}" if name in annotated else None))
+    return cases
