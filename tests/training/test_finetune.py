@@ -51,7 +51,10 @@ def run_config(model: dict[str, Any], finetune: dict[str, Any], **more: Any) -> 
             {"model": SWIN, "finetune": {"freeze": "encoder", "layer_decay": 0.9}},
             "finetune.layer_decay: the encoder is",
         ),
-        ({"model": SWIN, "finetune": {"freeze": "encoder", "freeze_steps": 5}}, "finetune.freeze_steps: expected fewer than train.steps 5"),
+        (
+            {"model": SWIN, "finetune": {"freeze": "encoder", "freeze_steps": 5}},
+            "finetune.freeze_steps: expected fewer than train.steps 5",
+        ),
         ({"model": SWIN, "finetune": {"freeze": "encoder"}, "init_from": None}, "finetune.freeze: without init_from"),
         ({"model": SWIN, "finetune": {"layer_decay": 0.9}, "pretrain": {}}, "finetune: is for a segmentation"),
     ],
