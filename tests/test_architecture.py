@@ -119,3 +119,27 @@ def test_code_for_benchmarks_is_in_the_performance_room() -> None:
 def test_folders_of_programs_are_no_packages(folder: str) -> None:
     """A package named profiling would hide the standard library's, which torch imports."""
     assert list((ROOT / folder).rglob("__init__.py")) == []
+
+
+def flows() -> dict[str, list[str]]:
+    """The modules of each flow in docs/architecture.md, by the flow's heading."""
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    parts = re.split(r"^### (.+)$", page, flags=re.MULTILINE)[1:]
+    headings, texts = parts[::2], parts[1::2]
+    return {
+        heading: re.findall(r"^\d+\. `([\w.]+)`", text, re.MULTILINE)
+        for heading, text in zip(headings, texts, strict=True)
+    }
+
+
+def test_the_page_of_the_architecture_has_the_flows() -> None:
+    assert len(flows()) == 3
+
+
+@pytest.mark.parametrize(("flow", "modules"), flows().items())
+def test_a_flow_of_the_architecture_is_one_of_the_code(flow: str, modules: list[str]) -> None:
+    """At most 8 modules; each imports another one of the flow, or is imported by it, by itself or by its package."""
+    assert 3 <= len(modules) <= 8 and not set(modules) - MODULES.keys()
+    for module in modules:
+        others = set(modules) - {module} | {module.rpartition(".")[0]}
+        assert others & IMPORTS[module] or any(module in IMPORTS[other] for other in others), module
