@@ -38,7 +38,7 @@ ABOVE_ZERO = (
 )  # fmt: skip
 NOT_NEGATIVE = ("optimizer_s", "inside_us", "between_us", "restart_s")
 AT_MOST = {"backward_share": 1.0, "overlap": 1.0, "spread": 2.0}  # upper limits; the lower limit is 0
-AT_LEAST = {"micro_batch": 1, "accumulate": 1, "global_batch": 1, "gpus_per_node": 1, "rounds": 2}
+AT_LEAST = {"micro_batch": 1, "accumulation_steps": 1, "global_batch": 1, "gpus_per_node": 1, "rounds": 2}
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -68,8 +68,8 @@ def check_options(options: argparse.Namespace) -> None:
     batch, micro = options.global_batch, options.micro_batch
     if batch is not None and micro is not None and min(batch, micro) >= 1 and batch % micro:
         problems.append(f"--global-batch: {batch} is not a multiple of --micro-batch {micro}; change one of them")
-    if batch is not None and options.accumulate is not None:
-        problems.append("--accumulate: --global-batch already determines it; remove one of the two options")
+    if batch is not None and options.accumulation_steps is not None:
+        problems.append("--accumulation-steps: --global-batch already determines it; remove one of the two options")
     if options.from_run is not None and options.step_s is not None:
         problems.append("--step-s: --from-run already determines it; remove one of the two options")
     if options.measure and options.figure is not None:
@@ -151,7 +151,7 @@ def predict(options: argparse.Namespace, preset: str) -> dict[str, Any]:
             network,
             reliability,
             ranks,
-            accumulation_steps=options.accumulate or 1,
+            accumulation_steps=options.accumulation_steps or 1,
             global_batch=options.global_batch,
             algorithm=options.algorithm,
         )
@@ -192,7 +192,10 @@ def build_parser() -> argparse.ArgumentParser:
     work.add_argument("--optimizer-s", type=float, help="seconds of the optimizer in a step")
     work.add_argument("--micro-batch", type=int, help="samples of a micro-batch")
     work.add_argument(
-        "--accumulate", type=int, help="accumulation steps: micro-batches of a step on each GPU (default 1)"
+        "--accumulation-steps",
+        "--accumulate",
+        type=int,
+        help="accumulation steps: micro-batches of a step on each GPU (default 1)",
     )
     work.add_argument("--global-batch", type=int, help="fixed number of samples of a step (strong scaling)")
     work.add_argument("--backward-share", type=float, help="share of the backward pass in --step-s (default 2/3)")

@@ -325,7 +325,15 @@ def test_everything_impossible_is_said_at_once(call: Call, capsys: pytest.Captur
     words = ("--step-s", 0, "--overlap", 1.5, "--between-gbs", "nan", "--restart-s", -1, "--gpus", 0)
     assert call(*words, "--global-batch", 5, "--micro-batch", 2, "--accumulate", 3) == 2
     said = capsys.readouterr().err
-    wanted = ("--step-s", "--overlap", "--between-gbs", "--restart-s", "--gpus", "--global-batch", "--accumulate")
+    wanted = (
+        "--step-s",
+        "--overlap",
+        "--between-gbs",
+        "--restart-s",
+        "--gpus",
+        "--global-batch",
+        "--accumulation-steps",
+    )
     assert all(f"{name}: " in said for name in wanted)
     assert len(said.splitlines()) == len(wanted)
 
