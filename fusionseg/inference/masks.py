@@ -130,7 +130,12 @@ def masks_to_make(cases: Sequence[Case], output: Path, maker: str, *, skip_exist
 
 
 def mask_path(output: Path, case: Case) -> Path:
-    """The file of a case's mask."""
+    """Return the file of the mask of a case.
+
+    Args:
+        output: folder of the masks.
+        case: its name is the name of the file.
+    """
     return output / file_name(case.name, ".nii.gz")
 
 

@@ -36,7 +36,21 @@ GEOMETRY_FIELDS = (
 def predict(
     runs: Sequence[Path], inputs: Path, output: Path, options: PredictOptions, *, skip_existing: bool = False
 ) -> dict[str, str]:
-    """Predict every image at `inputs` by a run, or by several as an ensemble: see `predict_files`."""
+    """Predict every image at `inputs` with a run, or with several runs as an ensemble; see `predict_files`.
+
+    Args:
+        runs: run folders or checkpoints.
+        inputs: an image file or a folder of images.
+        output: folder of the masks.
+        options: device, checkpoint, overlap and so on.
+        skip_existing: keep masks of the same runs and options; see `masks_to_make`.
+
+    Returns:
+        The cases that failed, with the reason.
+
+    Raises:
+        UserError: a run cannot be used, there is no image, or the output cannot be written.
+    """
     check_output(output)
     return predict_files(Predictor(runs, options), inputs, output, skip_existing=skip_existing)
 

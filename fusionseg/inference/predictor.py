@@ -31,7 +31,7 @@ Box = tuple[slice, slice, slice]
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """How to predict."""
+    """Options of a prediction."""
 
     device: str = "auto"
     checkpoint: str = "best"

@@ -33,7 +33,12 @@ RESUME_FREE_KEYS = (
 
 
 def write_run_config(run: Path, config: RunConfig) -> None:
-    """Write the resolved configuration into a run folder."""
+    """Write the resolved configuration into a run folder.
+
+    Args:
+        run: the run folder.
+        config: the resolved configuration.
+    """
     write_text(RunPaths(run).config, dump_config(config))
 
 

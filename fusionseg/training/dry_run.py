@@ -29,7 +29,15 @@ from fusionseg.utils.machine import available_memory_bytes
 
 
 def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
-    """The resolved configuration, the batch arithmetic, the network's size and the memory it will take."""
+    """Return the text of a dry run: configuration, batch arithmetic, size of the network and memory.
+
+    Args:
+        config: configuration of the run.
+        environ: the environment, from which the launch is read.
+
+    Raises:
+        UserError: the run could not be started.
+    """
     launch = read_launch(environ)
     device = choose_device(config.device, torch.cuda.device_count(), launch)
     precision = choose_precision(config.train.precision, device)

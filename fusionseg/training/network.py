@@ -81,7 +81,13 @@ def build_network(
 
 
 def place_network(model: nn.Module, config: RunConfig, device: torch.device) -> nn.Module:
-    """Move a network to a device, in the memory layout of the configuration, for training or for prediction."""
+    """Move a network to a device, in the memory format of the configuration, for training or for prediction.
+
+    Args:
+        model: the network; its weights may change their memory format in place.
+        config: its `train.channels_last` is read.
+        device: device of the network.
+    """
     if config.train.channels_last:
         channels_last_(model)
     if device.type == "cpu":

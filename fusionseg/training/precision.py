@@ -12,7 +12,7 @@ from fusionseg.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Precision:
-    """How the forward pass computes; parameters and optimizer are float32 always."""
+    """Precision of the forward pass; parameters and optimizer states are always float32."""
 
     name: str
     reason: str
@@ -33,7 +33,15 @@ class Precision:
 
 
 def choose_precision(request: str, device: torch.device) -> Precision:
-    """Precision for this rank's device."""
+    """Choose the precision of the forward pass on the device of this rank.
+
+    Args:
+        request: `auto`, `fp32`, `bf16` or `fp16`.
+        device: device of this rank.
+
+    Raises:
+        UserError: the device does not support the precision.
+    """
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     return precision_for(request, device.type, capability, native_bf16=has_bf16(device))
 

@@ -21,7 +21,7 @@ class ScheduleConfig(ScheduleSection):
     """Steps of linear rise from lr/warmup to lr. A warm-up that does not end before `train.steps` is cut to a tenth of
     the steps, with a warning (not with `constant`)."""
     min_lr: Annotated[float, Field(ge=0)] = 0.0
-    """Where cosine and polynomial end."""
+    """Final learning rate of cosine and polynomial."""
     power: Annotated[float, Field(gt=0)] = 0.9
     """Exponent of polynomial (nnU-Net's 0.9)."""
 
