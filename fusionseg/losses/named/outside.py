@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from fusionseg.config.outside import PartError
 from fusionseg.config.outside_part import OutsidePart, takes
 from fusionseg.config.parts.sections import LossSection
 from fusionseg.config.registry import losses
@@ -32,7 +33,7 @@ class OutsideLoss(OutsidePart, LossSection):
         """The loss at one resolution; see `LossSection.build`.
 
         Raises:
-            ValueError: it has parameters, which no optimizer would train.
+            PartError: it has parameters, which no optimizer would train.
         """
         from torch import nn
 
@@ -42,11 +43,11 @@ class OutsideLoss(OutsidePart, LossSection):
             return function
         loss = part(**self._monai_defaults(part), **self.args)
         if not callable(loss):
-            raise ValueError(f"an object of {self.name} cannot be called (expected a function of logits and labels)")
+            raise PartError(f"an object of {self.name} cannot be called (expected a function of logits and labels)")
         if not isinstance(loss, nn.Module):
             return loss  # type: ignore[no-any-return]
         if any(parameter.requires_grad for parameter in loss.parameters()):
-            raise ValueError(f"{self.name} has parameters, and the optimizer trains those of the network only")
+            raise PartError(f"{self.name} has parameters, and the optimizer trains those of the network only")
 
         def on_the_device_of_the_logits(logits: Tensor, label: Tensor) -> Tensor:
             made: Tensor = loss.to(logits.device)(logits, label)

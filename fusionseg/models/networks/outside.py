@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from fusionseg.config.outside import PartError
 from fusionseg.config.outside_part import OutsidePart, takes
 from fusionseg.config.parts.sections import NetworkSection
 from fusionseg.config.registry import networks
@@ -43,7 +44,7 @@ class OutsideNetwork(OutsidePart, NetworkSection):
             raise ValueError(f"build_model: {self.name} needs the size of the volumes; give the argument patch")
         network = part(**supplied, **self.args)
         if not isinstance(network, nn.Module):
-            raise ValueError(f"model.name: {self.name}: expected a torch.nn.Module, got a {type(network).__name__}")
+            raise PartError(f"{self.name} gives a {type(network).__name__} (expected a torch.nn.Module); name another")
         network.register_forward_hook(outputs_as_list)
         return network
 
