@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fusionseg.config.outside_part import OutsidePart
 from fusionseg.config.parts.sections import NetworkSection
 from fusionseg.models import build_model
 
@@ -45,7 +46,25 @@ def network_cost(
         out_channels: number of classes, the background included.
         checkpoint_activations: compute activations again in the backward pass.
     """
-    with torch.device("meta"):
+    channels = (in_channels, out_channels)
+    try:
+        return _cost_on(torch.device("meta"), config, patch, channels, checkpoint_activations)
+    except Exception:
+        if not isinstance(config, OutsidePart):
+            raise
+        # A network from outside may read values, which the meta device does not have.
+        return _cost_on(torch.device("cpu"), config, patch, channels, checkpoint_activations)
+
+
+def _cost_on(
+    device: torch.device,
+    config: NetworkSection,
+    patch: Triple,
+    channels: tuple[int, int],
+    checkpoint_activations: bool,
+) -> NetworkCost:
+    in_channels, out_channels = channels
+    with device:
         model = build_model(
             config,
             in_channels=in_channels,

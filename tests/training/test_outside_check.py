@@ -17,10 +17,12 @@ from fusionseg.losses.segmentation import build_loss
 from fusionseg.metrics.configured import build_metrics
 from fusionseg.metrics.segmentation import confusion_matrix, dice_per_class
 from fusionseg.models import build_model
+from fusionseg.models.cost import network_cost
 from fusionseg.runs.run_config import config_hash, refuse_other_config
 from fusionseg.training.memory import estimate_memory
 from fusionseg.training.optimizer import build_optimizer, learning_rate
 from fusionseg.training.outside_check import check_outside_parts, with_present_sources
+from fusionseg.training.tasks.choice import build_task
 from fusionseg.utils.errors import UserError
 
 OWN = """
@@ -138,8 +140,10 @@ def test_parameters_that_nothing_depends_on_are_a_warning(caplog: pytest.LogCapt
 def test_a_network_that_reads_values_is_tried_on_the_device_and_estimated_on_the_cpu() -> None:
     chosen = config(model={"name": "own:Net", "args": {"item": True}})
     check_outside_parts(chosen, CPU, in_channels=2, out_channels=3)
-    estimate = estimate_memory(chosen, 2, 3, half=False)
+    estimate = estimate_memory(build_task(chosen), chosen, 2, 3, half=False)
     assert estimate.parameters == 2 * 3 + 3 and estimate.activations > 0
+    cost = network_cost(chosen.model, (16, 16, 16), in_channels=2, out_channels=3)
+    assert (cost.parameters, cost.multiply_adds) == (2 * 3 + 3, 2 * 3 * 16**3)
 
 
 @pytest.mark.parametrize(
