@@ -1,4 +1,4 @@
-"""The metrics of a configuration, built-in ones and from outside, called in one way."""
+"""Metrics of a configuration, built-in ones and those from outside, with one signature."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class MetricError(ValueError):
 
 
 def build_metrics(chosen: Sequence[MetricConfig]) -> Mapping[str, Metric]:
-    """Build the metrics of the section `metrics`, by their names in records and tables."""
+    """Build the metrics of the `metrics` section; the keys are their names in records and tables."""
     return {config.shown_as: build_metric(config) for config in chosen}
 
 
 def build_metric(config: MetricConfig) -> Metric:
     """Build a metric.
 
-    A function gets prediction and label, and by name `num_classes` and `spacing_mm` where it takes them. Of a class, an
-    object is made with `args` and called so. A metric class of MONAI is called with one-hot masks (1, K, X, Y, Z), and
-    with the keyword `spacing` where it takes keywords.
+    A function is called with prediction and label, and with the keywords `num_classes` and `spacing_mm` if it has them.
+    A class is created with `args`, and its object is called in the same way. An object of a MONAI metric class is
+    called with one-hot masks (1, K, X, Y, Z), and with the keyword `spacing` if it accepts keywords.
     """
     part = config.part
     function: Any = part(**config.args) if inspect.isclass(part) else partial(part, **config.args)
@@ -59,14 +59,16 @@ def _call_monai(metric: Any, prediction: Tensor, label: Tensor, num_classes: int
     keywords = {"spacing": [float(size) for size in spacing_mm]}
     takes_keywords = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     values = metric(*masks, **(keywords if takes_keywords else {}))
-    metric.reset()  # it would keep the values of all cases, for a mean that is taken elsewhere
+    metric.reset()  # MONAI collects the values of all cases for a mean, which is not used here
     values = torch.as_tensor(values).flatten()
     return values[1:] if len(values) == num_classes else values  # without the background
 
 
 def _per_class(name: str, values: Any, num_classes: int) -> list[float]:
-    """Raises:
-    MetricError: the result is not one number for each foreground class.
+    """Check the result of a metric and convert it to a list.
+
+    Raises:
+        MetricError: the result is not one number for each foreground class.
     """
     listed = values.tolist() if isinstance(values, Tensor) else values
     numbers = list(listed) if isinstance(listed, list | tuple) else [listed]

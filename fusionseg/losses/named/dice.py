@@ -1,4 +1,4 @@
-"""Dice, cross-entropy, and their sums: MONAI's losses over soft-maxed classes."""
+"""Section and builder of Dice, cross-entropy, focal loss and their sums, with a softmax over the classes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @losses.register()
 class LossConfig(LossSection):
-    """The loss over a micro-batch, on soft-maxed classes (MONAI's losses)."""
+    """Loss of a micro-batch, with a softmax over the classes (losses of MONAI and torch)."""
 
     name: Literal["dice_ce", "dice", "dice_focal", "cross_entropy"] = "dice_ce"
     """Dice plus cross-entropy, Dice, Dice plus focal loss, or cross-entropy. The sums have equal weights."""
@@ -25,12 +25,12 @@ class LossConfig(LossSection):
     squared: bool = False
     """Square the terms of the Dice denominator (Milletari et al., 2016)."""
     batch_dice: bool = False
-    """Dice over the whole micro-batch as one volume, not per sample; it then depends on micro_batch."""
+    """Compute the Dice over the whole micro-batch instead of each sample; the loss then depends on micro_batch."""
     gamma: Annotated[float, Field(ge=0)] = 2.0
-    """Focusing exponent of dice_focal (Lin et al., 2017)."""
+    """Focusing parameter of dice_focal (Lin et al., 2017, section 3.2)."""
 
     def build(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """The loss at one resolution; see `LossSection.build`."""
+        """Build the loss at one resolution; see `LossSection.build`."""
         import torch.nn.functional as F
         from monai.losses import DiceCELoss, DiceLoss
 

@@ -1,4 +1,4 @@
-"""A loss from outside: a class or a function of logits and labels."""
+"""Losses from outside: a class or a function of logits and labels."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 class OutsideLoss(OutsidePart, LossSection):
     """A loss of the user's own, or of an installed library, such as monai.losses:TverskyLoss.
 
-    It maps logits (B, K, X, Y, Z) and labels (B, 1, X, Y, Z) to one number. A class is made with `args` and called; a
-    function is called with them. MONAI's arguments to_onehot_y and softmax (or use_softmax) are true unless `args` say
-    otherwise.
+    It maps logits (B, K, X, Y, Z) and labels (B, 1, X, Y, Z) to one number. A class is created with `args` and its
+    object is called; a function is called with `args`. MONAI's arguments to_onehot_y and softmax (or use_softmax) are
+    true unless `args` sets them.
     """
 
     def positional_arguments(self) -> int:
-        """Logits and labels, of a function."""
+        """Return the number of positional arguments beside `args`: logits and labels for a function, none for a class."""
         return 0 if inspect.isclass(self.part) else 2
 
     def build(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """The loss at one resolution; see `LossSection.build`.
+        """Build the loss at one resolution; see `LossSection.build`.
 
         Raises:
             PartError: it has parameters, which no optimizer would train.
@@ -57,7 +57,7 @@ class OutsideLoss(OutsidePart, LossSection):
         return on_the_device_of_the_logits if has_tensors else loss
 
     def _monai_defaults(self, part: Any) -> dict[str, bool]:
-        """Arguments by which a loss of MONAI takes class indices and logits."""
+        """Return the arguments with which a loss of MONAI accepts class indices and logits."""
         wanted = ["to_onehot_y"]
         if not any(self.args.get(key) for key in ("sigmoid", "use_sigmoid", "other_act")):
             wanted += ["softmax", "use_softmax"]

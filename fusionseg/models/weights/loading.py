@@ -79,7 +79,7 @@ class MatchReport(MatchCount):
 
     @property
     def encoder_only(self) -> bool:
-        """Whether all matched tensors are in the encoder."""
+        """True if all matched tensors are in the encoder."""
         return self.encoder is not None and self.matched == self.encoder.matched > 0
 
     def suffices(self, min_share: float) -> bool:
