@@ -26,7 +26,7 @@ class OutsideLoss(OutsidePart, LossSection):
     """
 
     def positional_arguments(self) -> int:
-        """Return the number of positional arguments beside `args`: logits and labels for a function, none for a class."""
+        """Return the number of positional arguments: logits and labels for a function, none for a class."""
         return 0 if inspect.isclass(self.part) else 2
 
     def build(self) -> Callable[[Tensor, Tensor], Tensor]:
