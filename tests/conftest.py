@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -161,6 +162,17 @@ def tiny_config() -> TinyConfig:
 def balls(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data set of five cases, two foreground classes, one channel, MSD layout. Shared: do not change its files."""
     return _make_dataset(tmp_path_factory.mktemp("data") / "Task90_balls", cases=5, classes=3)
+
+
+@pytest.fixture
+def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The working directory of a user, for modules of their own. The test's end forgets these modules."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 @pytest.fixture

@@ -69,15 +69,21 @@ class Registry:
         """The built-in parts by name, module by module of their home."""
         if not self._home_is_imported:
             self._home_is_imported = True  # first: a module of the home may ask for the names
-            home = importlib.import_module(self.home)
-            modules = [f"{self.home}.{entry.name}" for entry in pkgutil.iter_modules(getattr(home, "__path__", []))]
-            for module in modules:
-                importlib.import_module(module)
-            # Another room may have imported one of the modules before.
-            order = {module: place for place, module in enumerate(modules)}
-            parts = sorted(self._parts.items(), key=lambda item: order.get(item[1].__module__, -1))
-            self._parts = dict(parts)
+            try:
+                self._import_home()
+            except BaseException:
+                self._home_is_imported = False
+                raise
         return dict(self._parts)
+
+    def _import_home(self) -> None:
+        home = importlib.import_module(self.home)
+        modules = [f"{self.home}.{entry.name}" for entry in pkgutil.iter_modules(getattr(home, "__path__", []))]
+        for module in modules:
+            importlib.import_module(module)
+        # The order must not depend on what another room has imported before.
+        order = {module: number for number, module in enumerate(modules)}
+        self._parts = dict(sorted(self._parts.items(), key=lambda item: order.get(item[1].__module__, -1)))
 
     def names(self) -> list[str]:
         """The names of the built-in parts."""

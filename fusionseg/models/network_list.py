@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_args
 
+from fusionseg.config.loading import validate_section
+from fusionseg.config.outside import is_outside
 from fusionseg.config.parts.sections import NetworkSection
 from fusionseg.config.registry import networks
 from fusionseg.models.cost import NetworkCost, Triple, network_cost
@@ -30,15 +32,15 @@ def default_configs(names: Sequence[str] = ()) -> list[NetworkSection]:
     """Return the `model` sections of these networks with default settings.
 
     Args:
-        names: names of networks; without names, all built-in networks.
+        names: names of networks, or dotted paths; without names, all built-in networks.
 
     Raises:
         UserError: there is no network of one of the names.
     """
     known = networks.built_in()
-    if unknown := [name for name in names if name not in known]:
+    if unknown := [name for name in names if name not in known and not is_outside(name)]:
         raise UserError([f"there is no network {name!r}; {suggest(name, known)}" for name in unknown])
-    return [known[name].model_validate({"name": name}) for name in names or known]
+    return [validate_section(networks.section(name), {"name": name}) for name in names or known]
 
 
 def list_networks(

@@ -23,12 +23,9 @@ class Part: ...
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory: a folder with modules of a user. What they leave in the interpreter goes."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
-    return tmp_path
+def folder(user_folder: Path) -> Path:
+    """The working directory of a user."""
+    return user_folder
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -38,10 +35,12 @@ def write(folder: Path, name: str, text: str) -> Path:
     return path
 
 
-def test_the_home_is_imported_at_the_first_lookup_module_by_module(folder: Path) -> None:
+def test_the_home_is_imported_at_the_first_lookup_module_by_module(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = type(sys)("registry_under_test")
     module.shapes = shapes = Registry("shape", "shape.name", "home_of_shapes")  # type: ignore[attr-defined]
-    sys.modules["registry_under_test"] = module
+    monkeypatch.setitem(sys.modules, "registry_under_test", module)
     write(folder, "home_of_shapes/__init__.py", "")
     for name in ("cone", "ball"):
         write(folder, f"home_of_shapes/{name}.py", HOME.format(name=name))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from fusionseg.metrics.configured import build_metrics
 from fusionseg.metrics.segmentation import confusion_matrix, dice_per_class
 from fusionseg.models import build_model
 from fusionseg.models.cost import network_cost
+from fusionseg.models.network_list import default_configs, list_networks
 from fusionseg.runs.run_config import config_hash, refuse_other_config
 from fusionseg.training.memory import estimate_memory
 from fusionseg.training.optimizer import build_optimizer, learning_rate
@@ -62,13 +62,10 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own(user_folder: Path) -> Path:
     """The working directory, with a module `own` of the user."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "own", raising=False)
-    (tmp_path / "own.py").write_text(OWN)
-    return tmp_path
+    (user_folder / "own.py").write_text(OWN)
+    return user_folder
 
 
 def config(**raw: Any) -> RunConfig:
@@ -142,6 +139,8 @@ def test_a_network_that_reads_values_is_tried_on_the_device_and_estimated_on_the
     check_outside_parts(chosen, CPU, in_channels=2, out_channels=3)
     estimate = estimate_memory(build_task(chosen), chosen, 2, 3, half=False)
     assert estimate.parameters == 2 * 3 + 3 and estimate.activations > 0
+    (listed,) = list_networks(default_configs(["own:Net"]), (16, 16, 16), in_channels=2, out_channels=3)
+    assert listed.name == "own:Net" and listed.cost is not None and listed.cost.parameters == 2 * 3 + 3
     cost = network_cost(chosen.model, (16, 16, 16), in_channels=2, out_channels=3)
     assert (cost.parameters, cost.multiply_adds) == (2 * 3 + 3, 2 * 3 * 16**3)
 

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
 
+from fusionseg.config.outside import failure_text, import_part
 from fusionseg.config.outside_part import OutsidePart
 from fusionseg.config.parts.sections import ScheduleSection
 from fusionseg.config.registry import schedules
+
+
+@lru_cache
+def _function(name: str, found_in: str | None) -> Callable[..., Any]:
+    """The function of a dotted path, which each step calls."""
+    function: Callable[..., Any] = import_part(name, found_in)
+    return function
 
 
 @schedules.register_outside
@@ -22,7 +33,7 @@ class OutsideSchedule(OutsidePart, ScheduleSection):
 
     def learning_rate(self, step: int, steps: int, lr: float) -> float:
         """The learning rate of step `step` (from 0) of `steps`."""
-        return float(self.part(step, steps, lr, **self.args))
+        return float(_function(self.name, self.found_in)(step, steps, lr, **self.args))
 
     def problems(self, steps: int, lr: float) -> list[str]:
         """Try the first and the last step; see `ScheduleSection.problems`."""
@@ -30,7 +41,7 @@ class OutsideSchedule(OutsidePart, ScheduleSection):
             try:
                 rate = self.learning_rate(step, steps, lr)
             except Exception as error:  # the user's own code may raise anything
-                return [f"schedule.name: {self.name} fails at step {step}: {type(error).__name__}: {error}; correct it"]
+                return [f"schedule.name: {self.name} fails at step {step}: {failure_text(error)}; correct it"]
             if not (math.isfinite(rate) and rate >= 0):
                 return [
                     f"schedule.name: {self.name} gives {rate} at step {step} (expected a finite learning rate of at"
