@@ -23,6 +23,10 @@ if TYPE_CHECKING:
         open_dataset,
         predict,
         pretrain,
+        register_loss,
+        register_network,
+        register_optimizer,
+        register_schedule,
         train,
     )
 
@@ -38,6 +42,10 @@ __all__ = [
     "open_dataset",
     "predict",
     "pretrain",
+    "register_loss",
+    "register_network",
+    "register_optimizer",
+    "register_schedule",
     "train",
 ]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -15,12 +17,31 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import fusionseg
 from fusionseg import api
 from fusionseg.cli import main
 
+ROOT = Path(__file__).parents[1]
 FUNCTIONS = ["load_config", "open_dataset", "build_network", "train", "load_run", "predict", "evaluate", "pretrain"]
+FUNCTIONS += ["register_network", "register_loss", "register_optimizer", "register_schedule"]
+PARTS = """
+import torch
+class MyNet(torch.nn.Module):
+    def __init__(self, in_channels, out_channels, width):
+        super().__init__()
+        self.layers = torch.nn.Sequential(
+            torch.nn.Conv3d(in_channels, width, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv3d(width, out_channels, 1)
+        )
+    def forward(self, image):
+        return self.layers(image)
+class MyLoss(torch.nn.Module):
+    def forward(self, logits, label):
+        return torch.nn.functional.cross_entropy(logits, label[:, 0])
+def halved(step, steps, lr):
+    return lr / 2
+"""
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
         assert main(["synth", "data", "--cases", "3", "--size", "48", "--workers", "1"]) == 0
         run_example("train")
+        Path("my_nets.py").write_text(PARTS)
     finally:
         os.chdir(here)
     return folder
@@ -40,6 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
 
 
 def run_example(name: str) -> None:
@@ -271,3 +294,33 @@ def test_a_network_is_that_of_the_configuration() -> None:
     assert network(torch.zeros(1, 1, 32, 16, 16)).shape == (1, 2, 32, 16, 16)
     with pytest.raises(fusionseg.UserError, match="patch"):
         fusionseg.build_network("unetr", in_channels=1, out_channels=2, patch=(33, 16, 16), **unetr)
+
+
+def test_a_registered_network_is_found_by_its_dotted_path() -> None:
+    my_nets = importlib.import_module("my_nets")
+    assert fusionseg.register_network("short")(my_nets.MyNet) is my_nets.MyNet
+    own = {"name": "own", "model": {"name": "short", "args": {"width": 3}}}
+    run = fusionseg.train("demo", {"data.root": "data", **SHORT, **own})
+    assert yaml.safe_load(Path("runs/own/config.yaml").read_text())["model"]["name"] == "my_nets:MyNet"
+    assert isinstance(run.network(), my_nets.MyNet)
+    network = fusionseg.build_network("short", in_channels=1, out_channels=2, args={"width": 3})
+    assert isinstance(network, my_nets.MyNet)
+
+
+def test_a_short_name_is_refused_where_it_would_not_be_found() -> None:
+    my_nets = importlib.import_module("my_nets")
+    with pytest.raises(fusionseg.UserError, match="unet: is the name of another network"):
+        fusionseg.register_network("unet")(my_nets.MyNet)
+
+    class Local:
+        pass
+
+    with pytest.raises(fusionseg.UserError, match="put it into a file"):
+        fusionseg.register_network("local")(Local)
+
+
+def test_the_reference_page_is_that_of_the_docstrings() -> None:
+    """After a change: python docs/api_reference.py > docs/api.md"""
+    page = runpy.run_path(str(ROOT / "docs/api_reference.py"))
+    assert (ROOT / "docs/api.md").read_text() == page["render"]()
+    assert {*page["FUNCTIONS"], "Run", "UserError", "TrainingStopped"} == set(api.__all__)

@@ -8,6 +8,7 @@ May import: `utils`, `config`, `data`, `models`, `runs`, `training`, `inference`
 from fusionseg.api.configuration import load_config
 from fusionseg.api.data import open_dataset
 from fusionseg.api.networks import build_network
+from fusionseg.api.parts import register_loss, register_network, register_optimizer, register_schedule
 from fusionseg.api.runs import Run, evaluate, load_run, predict
 from fusionseg.api.training import pretrain, train
 from fusionseg.utils.errors import TrainingStopped, UserError
@@ -23,5 +24,9 @@ __all__ = [
     "open_dataset",
     "predict",
     "pretrain",
+    "register_loss",
+    "register_network",
+    "register_optimizer",
+    "register_schedule",
     "train",
 ]

@@ -39,6 +39,7 @@ class Registry:
         self.outside: Any = None
         """For a kind whose parts are sections: the section of a part from outside."""
         self._parts: dict[str, Any] = {}
+        self._dotted_paths: dict[str, str] = {}
         self._home_is_imported = False
 
     def register(self, *names: str) -> Callable[[Part], Part]:
@@ -64,6 +65,20 @@ class Registry:
         """Decorate the section that parts from outside have."""
         self.outside = section
         return section
+
+    def add_short_name(self, name: str, path: str) -> None:
+        """Give a part from outside a short name, in this process. Configurations are written with its dotted path.
+
+        Raises:
+            UserError: a built-in part or another part from outside has the name.
+        """
+        if name in self.built_in() or self._dotted_paths.get(name, path) != path:
+            raise UserError(f"{name}: is the name of another {self.kind}; choose another name")
+        self._dotted_paths[name] = path
+
+    def full_name(self, name: str) -> str:
+        """The dotted path behind a short name; any other name as it is."""
+        return self._dotted_paths.get(name, name)
 
     def built_in(self) -> dict[str, Any]:
         """The built-in parts by name, module by module of their home."""
@@ -112,7 +127,7 @@ class Registry:
         Raises:
             PartError: there is no such part.
         """
-        parts = self.built_in()
+        parts, name = self.built_in(), self.full_name(name)
         return self.outside if is_outside(name) and self.outside is not None else parts.get(name) or self.find(name)
 
     def lookup(self, name: str, found_in: str | None = None, *, key: str | None = None) -> Any:

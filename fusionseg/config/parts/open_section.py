@@ -60,6 +60,8 @@ class OpenSection:
             section = self.registry.section(name)
         except PartError as error:
             raise ValueError(f"name: {error}") from error
+        if "name" in raw:
+            raw = {**raw, "name": self.registry.full_name(name)}
         made: Section = section.model_validate(raw)  # its ValidationError becomes part of the one that is being made
         return made
 
