@@ -1,4 +1,4 @@
-"""Folders for results: the name of an evaluation's folder, and folders that belong to a data set."""
+"""Folders that belong to a data set. Masks must not be written there."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ _MAX_JSON_BYTES, _MAX_JSONS, _MAX_PARENTS = 50_000_000, 50, 3
 
 
 def refuse_dataset_folder(output: Path, key: str) -> None:
-    """Refuse a folder in which a data set has its images or labels: what is written there would become part of it.
+    """Refuse a folder that holds the images or labels of a data set. Masks in it would become part of the data set.
 
     Args:
+        output: the folder for the masks.
         key: the option that names the folder, for the message.
 
     Raises:
-        UserError: it is imagesTr, labelsTr or the like beside a data set's files, or a list names files in it.
+        UserError: the folder has a name such as labelsTr beside the files of a data set, or a JSON list of a data set
+            names files in it.
     """
     folder = output.resolve()
     beside = folder.parent
@@ -31,15 +33,16 @@ def refuse_dataset_folder(output: Path, key: str) -> None:
         (beside / "dataset.json").exists() or any((beside / name).is_dir() for name in ("imagesTr", "imagesTs"))
     ):
         reason = f"{folder.name} of the data set {beside}"
-    for source in () if reason else _lists_near(folder):
-        if folder in _listed_folders(source):
-            reason = f"{source} lists images or labels in it"
+    for path in () if reason else _json_files_near(folder):
+        if folder in _listed_folders(path):
+            reason = f"{path} lists images or labels in it"
             break
     if reason:
-        raise UserError(f"{key}: {output}: belongs to a data set ({reason}): choose a folder of its own for the masks")
+        raise UserError(f"{key}: {output}: belongs to a data set ({reason}): choose another folder for the masks")
 
 
-def _lists_near(folder: Path) -> Iterator[Path]:
+def _json_files_near(folder: Path) -> Iterator[Path]:
+    """Yield the JSON files in a folder and in the folders above it."""
     for parent in (folder, *list(folder.parents)[:_MAX_PARENTS]):
         try:
             found = sorted(entry.path for entry in os.scandir(parent) if entry.name.endswith(".json"))
@@ -48,18 +51,18 @@ def _lists_near(folder: Path) -> Iterator[Path]:
         yield from (Path(path) for path in found[:_MAX_JSONS])
 
 
-def _listed_folders(source: Path) -> set[Path]:
-    """The folders of all files that a JSON lists, if it is a data set's."""
+def _listed_folders(path: Path) -> set[Path]:
+    """The folders of all files that the JSON list of a data set names; none if it is another JSON file."""
     try:
-        if source.stat().st_size > _MAX_JSON_BYTES:
+        if path.stat().st_size > _MAX_JSON_BYTES:
             return set()
-        content = json.loads(source.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         return set()
     entries = [entry for key in _LISTS if isinstance(content, dict) for entry in _as_list(content.get(key))]
     parts = [part for entry in entries for part in (entry.values() if isinstance(entry, dict) else [entry])]
     files = [file for part in parts for file in _as_list(part) if isinstance(file, str) and "\0" not in file]
-    return {folder.resolve() for folder in {(source.parent / file).parent for file in files}}
+    return {folder.resolve() for folder in {(path.parent / file).parent for file in files}}
 
 
 def _as_list(value: Any) -> list[Any]:

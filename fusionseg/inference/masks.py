@@ -1,8 +1,8 @@
-"""Masks on disk: which ones `fusionseg predict` wrote itself, and so may write again.
+"""The origin of a mask on disk: `fusionseg predict` replaces only masks that it wrote itself.
 
-A mask says of itself, in the `descrip` field of its NIfTI header, by which runs and options and of which image it was
-made, and what its voxels are. It stays recognisable when the folder is moved or the command was killed; once somebody
-has corrected it by hand, it is theirs.
+The `descrip` field of a mask's NIfTI header holds hashes of the runs and options, of the image, and of the voxels. The
+mask is recognised after its folder was moved, and after the command was killed. A mask that was corrected by hand has
+other voxels, and is not replaced.
 """
 
 from __future__ import annotations
@@ -34,38 +34,45 @@ log = logging.getLogger("fusionseg")
 
 MAX_LISTED = 20
 _HEX = 14
+"""Letters of a hash: the header's field has 79 bytes."""
 _TEXT = re.compile(rf"fusionseg m=(\w{{{_HEX}}}) p=(\w{{{_HEX}}}) i=(\w{{{_HEX}}}) v=(\w{{{_HEX}}})")
 
 
 @dataclass(frozen=True)
-class Mark:
-    """The origin of a mask."""
+class MaskOrigin:
+    """The origin of a mask, as hashes."""
 
-    maker: str
-    """Hash of the runs and the options."""
-    place: str
+    predictor: str
+    """Hash of the weights and the options, see `predictor_hash`."""
+    paths: str
     """Hash of the paths of the image."""
-    image: str
+    content: str
     """Hash of the content of the image's files."""
     voxels: str
     """Hash of the mask."""
 
     def __str__(self) -> str:
-        """The header's text; the field has 79 bytes."""
-        return f"fusionseg m={self.maker} p={self.place} i={self.image} v={self.voxels}"
+        """The text for the header."""
+        return f"fusionseg m={self.predictor} p={self.paths} i={self.content} v={self.voxels}"
 
     def is_of(self, case: Case) -> bool:
-        """Whether it was made of the image of `case`, which may have been moved, or changed in its place."""
-        return self.place == _place(case) or self.image == _content(case)
+        """Tell whether the mask was made of the image of a case. The image may have been moved, or changed since."""
+        return self.paths == _hash_of_paths(case) or self.content == _hash_of_content(case)
 
 
-def make_mark(maker: str, case: Case, mask: NDArray[np.uint8]) -> Mark:
-    """The mark of a new mask."""
-    return Mark(maker, _place(case), _content(case), _voxels(mask))
+def origin_of(mask: NDArray[np.uint8], case: Case, predictor: str) -> MaskOrigin:
+    """Describe the origin of a new mask.
+
+    Args:
+        mask: (X, Y, Z).
+        case: the case that it was predicted for.
+        predictor: the result of `predictor_hash`.
+    """
+    return MaskOrigin(predictor, _hash_of_paths(case), _hash_of_content(case), _hash_of_voxels(mask))
 
 
-def maker_of(predictor: Predictor) -> str:
-    """A hash of what decides the masks: the weights, in whatever order, and the options."""
+def predictor_hash(predictor: Predictor) -> str:
+    """A hash of everything that the masks depend on: the weights of the networks, in any order, and the options."""
     members = []
     for member in predictor.members:
         own, asked = member.config.validation.overlap, predictor.options.overlap
@@ -73,8 +80,14 @@ def maker_of(predictor: Predictor) -> str:
     return _hash(json.dumps([sorted(members), predictor.options.flips]).encode())
 
 
-def read_mark(path: Path) -> Mark | None:
-    """The mark of a mask; None for any other file, and for a mask that was changed since.
+def read_origin(path: Path) -> MaskOrigin | None:
+    """Read the origin of a mask.
+
+    Args:
+        path: a NIfTI file.
+
+    Returns:
+        The origin; None if `fusionseg predict` did not write the file, or if its voxels were changed since.
 
     Raises:
         VolumeError: the file cannot be read as an image.
@@ -83,20 +96,22 @@ def read_mark(path: Path) -> Mark | None:
     found = _TEXT.fullmatch(bytes(volume.header["descrip"].item()).rstrip(b"\0").decode("latin-1"))
     if found is None or volume.values.dtype != np.uint8:
         return None
-    mark = Mark(*found.groups())
-    return mark if mark.voxels == _voxels(volume.values) else None
+    origin = MaskOrigin(*found.groups())
+    return origin if origin.voxels == _hash_of_voxels(volume.values) else None
 
 
-def masks_to_make(cases: Sequence[Case], output: Path, maker: str, *, skip_existing: bool) -> list[Case]:
-    """The cases whose masks are to be made.
+def cases_without_mask(cases: Sequence[Case], output: Path, predictor: str, *, skip_existing: bool) -> list[Case]:
+    """List the cases that are to be predicted.
 
     Args:
-        maker: what `maker_of` gives.
-        skip_existing: keep the masks that are there already and were made by the same runs and options of the same
-            image; keep what others have put there, and say so.
+        cases: all cases.
+        output: the folder for the masks.
+        predictor: the result of `predictor_hash`.
+        skip_existing: keep masks that the same runs and options made of the same image. Files that the command did not
+            write are kept too, with a warning.
 
     Raises:
-        UserError: with every file that would be replaced and is not a mask of the same image by this command.
+        UserError: with every file that would be replaced and is not a mask of the same image that this command wrote.
     """
     due: list[Case] = []
     problems: list[str] = []
@@ -107,40 +122,44 @@ def masks_to_make(cases: Sequence[Case], output: Path, maker: str, *, skip_exist
             due.append(case)
             continue
         try:
-            mark = read_mark(target)
+            origin = read_origin(target)
         except VolumeError as error:
             problems.append(f"  {target}: {error.message}")
             continue
-        if mark is None and skip_existing:
+        if origin is None and skip_existing:
             kept.append(target.name)
-        elif mark is None:
+        elif origin is None:
             problems.append(f"  {target}: was not written by fusionseg predict, or was changed since")
-        elif not mark.is_of(case):
-            problems.append(f"  {target}: is the mask of another image of that name")
-        elif not skip_existing or mark.maker != maker:
+        elif not origin.is_of(case):
+            problems.append(f"  {target}: is the mask of another image with the same name")
+        elif not skip_existing or origin.predictor != predictor:
             due.append(case)
     if problems:
         more = [f"  ... and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
-        keep = "" if skip_existing else ", or keep what is there by --skip-existing"
+        keep = "" if skip_existing else ", or keep the masks that are there by --skip-existing"
         first = f"--output: {output}: these files are not replaced: choose another folder, or move them away{keep}"
         raise UserError([first, *problems[:MAX_LISTED], *more])
     if kept:
-        log.warning("%s: kept, though not written by this command: %s", output, ", ".join(kept))
+        log.warning("%s: these files are kept, although this command did not write them: %s", output, ", ".join(kept))
     return due
 
 
 def mask_path(output: Path, case: Case) -> Path:
-    """Return the file of the mask of a case.
+    """The file for the mask of a case.
 
     Args:
-        output: folder of the masks.
-        case: its name is the name of the file.
+        output: the folder for the masks.
+        case: the case.
     """
     return output / file_name(case.name, ".nii.gz")
 
 
-def refuse_one_name(cases: Sequence[Case], output: Path) -> None:
-    """Refuse cases whose masks would be one file: their names differ in case alone, and the disk takes A for a.
+def refuse_same_file(cases: Sequence[Case], output: Path) -> None:
+    """Refuse cases whose names differ in upper and lower case only, on a file system that does not tell them apart.
+
+    Args:
+        cases: the cases.
+        output: the folder for the masks.
 
     Raises:
         UserError: with the names.
@@ -156,20 +175,20 @@ def refuse_one_name(cases: Sequence[Case], output: Path) -> None:
             probe.unlink()
         if one_file:
             raise UserError(
-                f"--output: {output}: the disk takes upper and lower case for the same, and the masks of"
+                f"--output: {output}: the file system does not tell upper from lower case, and the masks of"
                 f" {', '.join(alike)} would replace each other: choose another disk, or rename the images"
             )
 
 
-def _place(case: Case) -> str:
+def _hash_of_paths(case: Case) -> str:
     return _hash(b"\0".join(os.fsencode(path.resolve()) for path in case.images))
 
 
-def _content(case: Case) -> str:
+def _hash_of_content(case: Case) -> str:
     return _hash("".join(SourceFile.read(path).sha256 for path in case.images).encode())
 
 
-def _voxels(mask: NDArray[np.uint8]) -> str:
+def _hash_of_voxels(mask: NDArray[np.uint8]) -> str:
     values = np.ascontiguousarray(mask)
     return _hash(repr(values.shape).encode() + values.tobytes())
 

@@ -1,4 +1,4 @@
-"""`fusionseg predict`: masks as NIfTI in each input's own geometry."""
+"""Prediction of image files: masks as NIfTI files, in the geometry of their images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ from fusionseg.data.formats.problems import CaseError
 from fusionseg.data.formats.readers import Readers
 from fusionseg.data.formats.readers.nifti import SUFFIXES, read_header
 from fusionseg.inference.dataset_folders import refuse_dataset_folder
-from fusionseg.inference.masks import Mark, make_mark, maker_of, mask_path, masks_to_make, refuse_one_name
+from fusionseg.inference.masks import (
+    MaskOrigin,
+    cases_without_mask,
+    mask_path,
+    origin_of,
+    predictor_hash,
+    refuse_same_file,
+)
 from fusionseg.inference.predictor import PredictOptions, Predictor
 from fusionseg.observability.progress import counting_progress
 from fusionseg.utils.errors import UserError, WriteError, some_of
@@ -36,30 +43,31 @@ GEOMETRY_FIELDS = (
 def predict(
     runs: Sequence[Path], inputs: Path, output: Path, options: PredictOptions, *, skip_existing: bool = False
 ) -> dict[str, str]:
-    """Predict every image at `inputs` with a run, or with several runs as an ensemble; see `predict_files`.
+    """Predict images by a run, or by several runs as an ensemble.
 
     Args:
-        runs: run folders or checkpoints.
-        inputs: an image file or a folder of images.
-        output: folder of the masks.
-        options: device, checkpoint, overlap and so on.
-        skip_existing: keep masks of the same runs and options; see `masks_to_make`.
+        runs: run folders or checkpoint files.
+        inputs: an image file, or a folder of images.
+        output: the folder for the masks.
+        options: the options of the prediction.
+        skip_existing: see `predict_files`.
 
     Returns:
-        The cases that failed, with the reason.
+        The problem of each case that failed, by its name.
 
     Raises:
-        UserError: a run cannot be used, there is no image, or the output cannot be written.
+        UserError: see `check_output`, `Predictor` and `predict_files`.
+        WriteError: see `predict_files`.
     """
     check_output(output)
     return predict_files(Predictor(runs, options), inputs, output, skip_existing=skip_existing)
 
 
 def check_output(output: Path) -> None:
-    """Refuse an output that is a file or a data set, before the network is loaded.
+    """Refuse an output that is a file, or a folder of a data set. To be called before the networks are loaded.
 
     Raises:
-        UserError: it is one.
+        UserError: the output cannot be used.
     """
     if os.path.exists(output) and not os.path.isdir(output):
         raise UserError(f"{output}: is a file; --output names the folder that receives the masks")
@@ -67,27 +75,30 @@ def check_output(output: Path) -> None:
 
 
 def predict_files(predictor: Predictor, inputs: Path, output: Path, *, skip_existing: bool = False) -> dict[str, str]:
-    """Predict every image at `inputs` into `output`/<case>.nii.gz.
+    """Predict images, and write their masks as `output`/<case>.nii.gz.
 
     Args:
-        skip_existing: keep masks that are there and were made by the same runs and options; see `masks_to_make`.
+        predictor: the network, or an ensemble.
+        inputs: an image file, or a folder of images.
+        output: the folder for the masks.
+        skip_existing: keep masks that the same runs and options made; see `cases_without_mask`.
 
     Returns:
-        The cases that failed, with the reason; the others have their mask.
+        The problem of each case that failed, by its name. All other cases have their mask.
 
     Raises:
-        UserError: the output cannot be written, or holds files that are not to be replaced.
-        WriteError: it could be written no more, such as on a full disk; the masks that were written stay.
+        UserError: the output cannot be written, or holds files that must not be replaced.
+        WriteError: a mask could not be written, for example on a full disk. The masks that were written stay.
     """
     cases = find_inputs(inputs, len(predictor.channels), predictor.readers)
     for note in foreign_files(inputs, predictor.readers):
         log.warning("%s", note)
-    _keep_inputs(cases, inputs, output)
-    maker = maker_of(predictor)
-    due = masks_to_make(cases, output, maker, skip_existing=skip_existing)
+    _refuse_input_folder(cases, inputs, output)
+    made_by = predictor_hash(predictor)
+    due = cases_without_mask(cases, output, made_by, skip_existing=skip_existing)
     if due:
         writable_folder(output, "--output")
-        refuse_one_name(due, output)
+        refuse_same_file(due, output)
     failed: dict[str, str] = {}
     trained_on: list[str] = []
     kept = len(cases) - len(due)
@@ -104,10 +115,10 @@ def predict_files(predictor: Predictor, inputs: Path, output: Path, *, skip_exis
                 trained_on.append(case.name)
             try:
                 header = mask_header(case.images[0], predictor.readers)
-                write_mask(mask, header, mask_path(output, case), make_mark(maker, case, mask))
+                write_mask(mask, header, mask_path(output, case), origin_of(mask, case, made_by))
             except WriteError as error:
-                told = f"{done - len(failed)} of {len(cases)} masks are there, and --skip-existing keeps them"
-                raise WriteError(error.errno, f"{error.strerror}; {told}", str(output)) from None
+                written = f"{done - len(failed)} of {len(cases)} masks are there, and --skip-existing keeps them"
+                raise WriteError(error.errno, f"{error.strerror}; {written}", str(output)) from None
         progress(len(cases), len(cases))
     log.log(RESULT, "%s: %d masks (labels: %s)", output, len(cases) - len(failed), predictor.labels)
     if trained_on:
@@ -121,7 +132,7 @@ def predict_files(predictor: Predictor, inputs: Path, output: Path, *, skip_exis
 
 
 def mask_header(image: Path, readers: Readers) -> Any:
-    """The NIfTI header of a mask: the geometry of its image, and nothing else of it.
+    """Make the NIfTI header of a mask. It has the geometry of the image, and nothing else of it.
 
     Args:
         image: the (first) file of the image. Of a NIfTI file, the mask gets the affines, their codes and the unit; of
@@ -141,35 +152,39 @@ def mask_header(image: Path, readers: Readers) -> Any:
     for name in GEOMETRY_FIELDS:
         header[name] = source[name]
     header["pixdim"][:4] = source["pixdim"][:4]
-    if header["pixdim"][0] not in (-1, 1):  # the handedness of the qform; nibabel refuses the 0 that stands for 1
+    if header["pixdim"][0] not in (-1, 1):  # the handedness of the qform: 0 means 1, and nibabel refuses it
         header["pixdim"][0] = 1
     return header
 
 
-def write_mask(mask: NDArray[np.uint8], header: Any, target: Path, mark: Mark) -> None:
+def write_mask(mask: NDArray[np.uint8], header: Any, target: Path, origin: MaskOrigin) -> None:
     """Write a mask.
 
     Args:
         mask: (X, Y, Z).
         header: of `mask_header`.
         target: the file.
-        mark: the origin of the mask, for the header.
+        origin: the origin of the mask, for the header.
     """
-    header["descrip"] = str(mark).encode()
+    header["descrip"] = str(origin).encode()
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     image = kind(mask, header.get_best_affine(), header)
     with whole_file(target) as temporary:
         nib.save(image, temporary)
 
 
-def _keep_inputs(cases: Sequence[Case], inputs: Path, output: Path) -> None:
-    """Refuse to write over the images themselves, or among them."""
+def _refuse_input_folder(cases: Sequence[Case], inputs: Path, output: Path) -> None:
+    """Refuse masks that would replace the images, or lie among them.
+
+    Raises:
+        UserError: they would.
+    """
     for case in cases:
         for path in case.images:
             if path.resolve() == mask_path(output, case).resolve():
                 raise UserError(f"{output}: the masks would replace the input images: choose another --output")
     if inputs.is_dir() and inputs.resolve() == output.resolve():
         raise UserError(
-            f"{output}: the masks would lie among the images, and be taken for images the next time: choose another"
-            " --output"
+            f"{output}: the masks would lie among the images, and the next prediction would read them as images:"
+            " choose another --output"
         )

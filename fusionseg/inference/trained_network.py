@@ -28,7 +28,7 @@ log = logging.getLogger("fusionseg")
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A network in evaluation mode on its device, with what it was trained as."""
+    """A network in evaluation mode on its device, with the configuration and the data that it was trained on."""
 
     path: Path
     """The checkpoint."""
@@ -39,13 +39,17 @@ class TrainedNetwork:
     step: int
     precision: Precision
     split: Split | None
-    """The cases that it was trained on; None where the checkpoint, of an earlier version, does not say."""
+    """The cases that it was trained on; None if the checkpoint, of an earlier version, does not record them."""
     data_hash: str | None
-    """The hash of its cases that such a checkpoint has instead."""
+    """The hash of the cases, which such a checkpoint has instead."""
 
 
 def inference_device(request: str) -> torch.device:
-    """The device to predict on; on the CPU, all the CPUs of this job."""
+    """Choose the device of a prediction. On the CPU, torch may use all CPUs of this job.
+
+    Args:
+        request: "auto", "cuda" or "cpu".
+    """
     device = choose_device(request, torch.cuda.device_count(), Launch())
     if device.type == "cpu":
         torch.set_num_threads(available_cpus())
@@ -81,7 +85,7 @@ def load_trained(run: Path, device: torch.device, which: str = "best", *, masks:
     except RuntimeError as error:
         reason = " ".join(str(error).split("\n\t")[:2])
         raise UserError(f"{path}: its weights do not fit its own configuration ({reason})") from None
-    # The device that predicts need not be the one that trained: what it cannot do well, it chooses for itself.
+    # The device of the prediction may be another one than that of the training, and lack its precision.
     wanted = config.train.precision
     if (wanted == "fp16" and device.type == "cpu") or (wanted == "bf16" and not has_bf16(device)):
         wanted = "auto"

@@ -36,8 +36,8 @@ def write_run_config(run: Path, config: RunConfig) -> None:
     """Write the resolved configuration into a run folder.
 
     Args:
-        run: the run folder.
-        config: the resolved configuration.
+        run: the run folder; it is made if it does not exist.
+        config: the configuration.
     """
     write_text(RunPaths(run).config, dump_config(config))
 

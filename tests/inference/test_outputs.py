@@ -16,7 +16,7 @@ from fusionseg import cli, train
 from fusionseg.config import dump_config
 from fusionseg.data.formats.dataset import Case, open_dataset
 from fusionseg.inference.dataset_folders import refuse_dataset_folder
-from fusionseg.inference.masks import read_mark, refuse_one_name
+from fusionseg.inference.masks import read_origin, refuse_same_file
 from fusionseg.runs.evaluations import EvaluationRequest, evaluation_folder
 from fusionseg.utils.errors import UserError
 
@@ -80,7 +80,7 @@ def test_own_masks_are_written_again_and_no_others(
     assert f"{output}/a.nii.gz: was not written by fusionseg predict, or was changed since" in said
     assert "b.nii.gz" not in said and content(output) == third
     assert predict(run, images, output, "--skip-existing") == 0
-    assert "kept, though not written by this command: a.nii.gz" in capsys.readouterr().err
+    assert "these files are kept, although this command did not write them: a.nii.gz" in capsys.readouterr().err
     assert content(output) == third
 
 
@@ -106,7 +106,7 @@ def test_a_mask_of_another_image_of_that_name_is_kept(
     before = content(output)
     for options in ((), ("--skip-existing",)):
         assert predict(run, others, output, *options) == 2
-        assert f"{output}/a.nii.gz: is the mask of another image of that name" in capsys.readouterr().err
+        assert f"{output}/a.nii.gz: is the mask of another image with the same name" in capsys.readouterr().err
     assert content(output) == before
     # The same images in another place, and an image that has changed in its own.
     assert predict(run, images.rename(tmp_path / "moved"), output, "--skip-existing") == 0
@@ -134,7 +134,7 @@ def test_other_files_in_the_way_are_refused(
     status = predict(run, images, output, *(["--skip-existing"] if skip else []))
     said = capsys.readouterr().err
     if skip and kind == "image":
-        assert status == 0 and "kept, though not written by this command: b.nii.gz" in said
+        assert status == 0 and "these files are kept, although this command did not write them: b.nii.gz" in said
         assert sorted(os.listdir(output)) == ["a.nii.gz", "b.nii.gz"]
     else:
         assert status == 2 and f"{target}: " in said and "Traceback" not in said
@@ -157,16 +157,18 @@ def test_a_name_that_is_no_file_name(run: Path, images: Path, tmp_path: Path) ->
     for options in ((), (), ("--skip-existing",)):
         assert predict(run, images, tmp_path / "masks", *options) == 0
     assert len(os.listdir(tmp_path / "masks")) == 2
-    assert all(name[0] not in "-." and read_mark(tmp_path / "masks" / name) for name in os.listdir(tmp_path / "masks"))
+    assert all(
+        name[0] not in "-." and read_origin(tmp_path / "masks" / name) for name in os.listdir(tmp_path / "masks")
+    )
 
 
 def test_names_that_are_one_file_on_this_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = [Case(name, (tmp_path / f"{name}.nii.gz",), None) for name in ("A", "a", "b")]
-    refuse_one_name(cases, tmp_path / "masks")  # two files here
+    refuse_same_file(cases, tmp_path / "masks")  # two files here
     assert os.listdir(tmp_path) == []
     monkeypatch.setattr("os.path.exists", lambda path: True)  # as on a disk that takes A for a
     with pytest.raises(UserError, match="the masks of A, a would replace each other"):
-        refuse_one_name(cases, tmp_path / "masks")
+        refuse_same_file(cases, tmp_path / "masks")
 
 
 # -- folders of a data set -----------------------------------------------------------------------------------------
@@ -190,7 +192,7 @@ def test_a_folder_of_a_data_set_is_refused(dataset: Path, folder: str) -> None:
     ways = [dataset / folder, dataset / "free" / ".." / folder]
     (dataset.parent / "link").symlink_to(dataset / folder)
     for way in (*ways, dataset.parent / "link"):
-        with pytest.raises(UserError, match=r"--output: .*: belongs to a data set \(.*\): choose a folder of its own"):
+        with pytest.raises(UserError, match=r"--output: .*: belongs to a data set \(.*\): choose another folder"):
             refuse_dataset_folder(way, "--output")
 
 

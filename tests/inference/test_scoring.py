@@ -108,8 +108,8 @@ def test_labels_and_channels_in_another_order_are_followed_by_name(
     status, turned = evaluate(others)
     assert status == 0 and turned == plain
     err = capfd.readouterr().err
-    assert "the labels are taken by name, in the run's order: background, ball1, ball2" in err
-    assert "the channels are taken by name, in the run's order: MR0, MR1" in err
+    assert "the labels are matched by name with those of the run: background, ball1, ball2" in err
+    assert "the channels are matched by name with those of the run: MR0, MR1" in err
 
 
 def test_other_names_are_refused_with_both_lists(

@@ -1,4 +1,4 @@
-"""The picture of an evaluation: the best and the worst case, truth beside prediction."""
+"""The picture of an evaluation: the best and the worst case, each with image, label and prediction."""
 
 from __future__ import annotations
 
@@ -20,7 +20,14 @@ from fusionseg.utils.files import whole_file
 
 
 def draw_best_and_worst(path: Path, scores: Sequence[Score], cases: Sequence[Case], scorer: Scorer) -> None:
-    """Write a PNG with the cases of highest and lowest mean Dice, at the slice with most foreground."""
+    """Write a PNG of the cases with the highest and the lowest mean Dice, each at the slice with the most foreground.
+
+    Args:
+        path: the PNG file.
+        scores: the scores that the means count.
+        cases: the cases of the evaluation.
+        scorer: predicts the two cases again.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -61,13 +68,16 @@ def draw_best_and_worst(path: Path, scores: Sequence[Score], cases: Sequence[Cas
 
 
 def _radiological(array: NDArray[Any], affine: NDArray[np.float64]) -> NDArray[Any]:
-    """A volume turned so that an axial slice shows as on a light box: anterior up, the patient's right on the left."""
+    """Turn a volume so that an axial slice is shown in radiological convention.
+
+    Anterior is up, and the right side of the patient is on the left.
+    """
     turned: NDArray[Any] = nib.orientations.apply_orientation(array, nib.io_orientation(affine))
     return turned[::-1]
 
 
 def _canonical_affine(affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The affine with its columns in the order right, anterior, superior; its origin is of no matter here."""
+    """The affine with its columns in the order right, anterior, superior. The origin stays, and is not used."""
     order = np.argsort(nib.io_orientation(affine)[:, 0])
     columns: NDArray[np.float64] = affine[:, [*order, 3]]
     return columns

@@ -1,4 +1,4 @@
-"""One case of an evaluation: its mask, its label, and what the one is worth against the other."""
+"""The scores of one case: its mask is predicted and compared with its label."""
 
 from __future__ import annotations
 
@@ -26,30 +26,32 @@ log = logging.getLogger("fusionseg")
 
 @dataclass(frozen=True)
 class Score:
-    """One class of one case."""
+    """The score of one class in one case."""
 
     case: str
     label: str
     dice: float
-    """nan where the class is in neither mask."""
+    """nan if the class is neither in the mask nor in the label."""
     hd95_mm: float
-    """nan where the class is missing in either mask."""
+    """nan if the class is missing in the mask or in the label."""
     voxels_true: int
+    """Voxels of the class in the label."""
     voxels_predicted: int
+    """Voxels of the class in the mask."""
     trained_on: str = "no"
-    """Whether the network was trained on this image: yes, no or unknown."""
+    """Whether a network was trained on the image: yes, no or unknown."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """The metrics of the configuration by name; nan where the class has none."""
+    """The metrics of the configuration by name; nan where a class has no value."""
 
     def to_row(self) -> dict[str, Any]:
-        """The fields of a table row, the metrics of the configuration among them."""
+        """The row of the table of cases: the fields, with each metric of the configuration as a field of its own."""
         row = asdict(self)
         metrics = row.pop("metrics")
         return {**row, **metrics}
 
 
 class Scorer:
-    """Predicts and scores cases of a data set, whose channels and labels are matched with the run's by name."""
+    """Predicts and scores the cases of a data set. Channels and labels are matched with those of the run by name."""
 
     def __init__(
         self, predictor: Predictor, dataset: Dataset, *, own: bool, metrics: Sequence[MetricConfig] = ()
@@ -57,12 +59,14 @@ class Scorer:
         """Match the names.
 
         Args:
+            predictor: the network, or an ensemble.
+            dataset: the data set.
+            own: the data set is that of the run. Another order of the names is refused then, because the files may
+                still have the old order.
             metrics: metrics beside Dice and HD95.
-            own: whether it is the data set that the run was trained on, where another order of the names is a change
-                of which nobody knows whether the files followed it.
 
         Raises:
-            UserError: the names are not the same.
+            UserError: the data set has other names than the run.
         """
         self.predictor = predictor
         self.dataset = dataset
@@ -83,19 +87,21 @@ class Scorer:
             raise UserError(problems)
         assert labels is not None and channels is not None
         self._channels = channels
-        self._values = np.argsort(labels).astype(np.uint8)  # of the data set -> of the run
+        self._values = np.argsort(labels).astype(np.uint8)  # from a value of the data set to that of the run
         for what, order, names in (
             ("labels", labels, predictor.labels.values()),
             ("channels", channels, predictor.channels),
         ):
             if order != tuple(range(len(order))):
-                log.info("%s: the %s are taken by name, in the run's order: %s", dataset.root, what, ", ".join(names))
+                log.info(
+                    "%s: the %s are matched by name with those of the run: %s", dataset.root, what, ", ".join(names)
+                )
 
     def label(self, case: Case) -> NDArray[np.uint8]:
-        """The label of a case in the run's values, on the grid of its image.
+        """Read the label of a case, on the grid of its image, with the label values of the run.
 
         Raises:
-            CaseError: it cannot be used.
+            CaseError: the label cannot be used.
         """
         assert case.label is not None
         readers = self.dataset.readers
@@ -104,10 +110,10 @@ class Scorer:
         return values
 
     def mask(self, case: Case) -> NDArray[np.uint8]:
-        """The prediction for a case.
+        """Predict the mask of a case.
 
         Raises:
-            CaseError: its image cannot be used.
+            CaseError: the image cannot be used.
         """
         return self.predictor(case.images, self._channels)
 
@@ -115,16 +121,16 @@ class Scorer:
         """Score a case: one score for each foreground class of the run.
 
         Raises:
-            CaseError: the image or the label cannot be used; the label is looked at before anything is predicted.
+            CaseError: the image or the label cannot be used.
         """
-        theirs = torch.from_numpy(self.label(case))
-        ours = torch.from_numpy(self.mask(case))
+        label = torch.from_numpy(self.label(case))  # read first: a wrong label costs no prediction
+        mask = torch.from_numpy(self.mask(case))
         classes = self.predictor.labels
-        counts = confusion_matrix(ours, theirs, len(classes))
+        counts = confusion_matrix(mask, label, len(classes))
         dice = dice_per_class(counts)
         spacing_mm = voxel_sizes(read_grid(case.images, self.dataset.readers).affine)
-        distance = hd95_per_class(ours, theirs, len(classes), spacing_mm)
-        further = {name: metric(ours, theirs, len(classes), spacing_mm) for name, metric in self.metrics.items()}
+        distance = hd95_per_class(mask, label, len(classes), spacing_mm)
+        further = {name: metric(mask, label, len(classes), spacing_mm) for name, metric in self.metrics.items()}
         predicted, true = counts.sum(dim=1), counts.sum(dim=0)
         names = [classes[value] for value in sorted(classes) if value]
         return [
@@ -141,8 +147,7 @@ class Scorer:
         ]
 
 
-_NAMES_DIFFER = "use the same names, in dataset.json or by data.labels, if the same is meant"
+_NAMES_DIFFER = "if they mean the same, use the same names in dataset.json or data.labels"
 _NAMES_CHANGED = (
-    "the names have changed since; restore them, or evaluate on the data set as another one (--dataset), which matches"
-    " them by name"
+    "the names have changed since; restore them, or name the data set by --dataset, which matches them by name"
 )

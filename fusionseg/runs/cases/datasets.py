@@ -64,7 +64,7 @@ class RunDataset(ConfiguredDataset):
 
     @property
     def is_prepared(self) -> bool:
-        """Whether all cases of the run are in the store."""
+        """True if all cases of the run are in the store."""
         return all(case.name in self.store.cases for case in self.cases)
 
 

@@ -1,7 +1,7 @@
-"""The split of a run as it is kept with the run: split.json in its folder, and the same in each of its checkpoints.
+"""The recorded split of a run: in split.json of its folder, and in each of its checkpoints.
 
-Names alone do not say which image a case is, nor does a data set stay as it was: each case is recorded with the digest
-of its voxels (`fusionseg.data.formats.image_digest`).
+A name does not identify an image, and a data set may change. Therefore each case is recorded with the digest of its
+voxels (`fusionseg.data.formats.image_digest`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Ancestor:
 
     path: str
     images: tuple[Digest, ...] | None
-    """Digests of the images that it was trained on; None where the file does not say."""
+    """Digests of the images that it was trained on; None if the file does not record them."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class Split:
     folds: int
     fold_seed: int
     stated: bool
-    """Whether the data set states the folds: `folds` and `fold_seed` did not matter then."""
+    """Whether the data set states the folds. `folds` and `fold_seed` are not used then."""
     datasets: tuple[str, ...]
-    """Names of the data sets, that of `data` first, then those of `data.also`; no two are the same."""
+    """Names of the data sets: that of `data`, then those of `data.also`. No two are the same."""
     channels: tuple[str, ...]
     labels: dict[int, str]
     training: tuple[SplitCase, ...]
@@ -70,31 +70,35 @@ class Split:
 
     @cached_property
     def inherited_images(self) -> ImageSet:
-        """The images that its first weights are known to have been trained on."""
+        """The images that the first weights are known to have been trained on."""
         return ImageSet.of(image for ancestor in self.seen for image in ancestor.images or ())
 
     def was_trained_on(self, image: str) -> bool:
-        """Whether an image, by its digest, has gone into the weights."""
+        """Tell whether the weights were trained on an image.
+
+        Args:
+            image: digest of the image.
+        """
         return image in self.own_images or image in self.inherited_images
 
     @property
     def fitted(self) -> bool:
-        """Whether the run validates on cases that it trains on itself (`data.folds: 1`)."""
+        """True if the run validates on cases that it trains on itself (`data.folds: 1`)."""
         return any(case.image in self.own_images for case in self.validation)
 
     @property
     def trained_on(self) -> list[str]:
-        """Names of the validation cases that were trained on: with `data.folds: 1` or `init_from_seen: mark`."""
+        """Names of the validation cases that were trained on, with `data.folds: 1` or `init_from_seen: mark`."""
         return [case.name for case in self.validation if self.was_trained_on(case.image)]
 
     @property
     def marks(self) -> dict[str, int]:
-        """Fields of each `val` record of the run: `trained_on`, where validation cases were trained on."""
+        """Fields for the val records of the run: `trained_on`, if validation cases were trained on."""
         return {"trained_on": len(self.trained_on)} if self.trained_on else {}
 
     @property
     def unknown(self) -> list[str]:
-        """Paths of the ancestors that do not say what they were trained on."""
+        """Paths of the ancestors that do not record what they were trained on."""
         return [ancestor.path for ancestor in self.seen if ancestor.images is None]
 
     def to_json(self) -> dict[str, Any]:
@@ -104,9 +108,10 @@ class Split:
 
     @staticmethod
     def from_json(raw: Any, where: str) -> Split:
-        """The split from plain values, checked.
+        """Make a split from plain values, and check it.
 
         Args:
+            raw: the plain values.
             where: the file, for the message.
 
         Raises:
@@ -161,7 +166,7 @@ def plain_split(run: Path) -> JsonObject:
 
 
 def dataset_names(names: Iterable[str]) -> tuple[str, ...]:
-    """The names of a run's data sets, with a number behind those that come again: CT, MR, CT-2."""
+    """Make the names of data sets unique by a number behind repeated ones: CT, MR, CT-2."""
     chosen: list[str] = []
     for name in names:
         number, unique = 1, name
