@@ -192,3 +192,11 @@ def test_further_data_sets_have_the_transforms_of_data_or_their_own(
         "ballsc": ["monai.transforms:ScaleIntensityRanged"],
         "ballsd": [],
     }
+
+
+@pytest.mark.parametrize("setting", [{"clip": [0, 1]}, {"percentiles": [1, 99]}, {"nonzero": True}])
+def test_without_normalisation_its_settings_are_refused(
+    setting: dict[str, object], tmp_path: Path, tiny_config: Callable[..., RunConfig]
+) -> None:
+    with pytest.raises(UserError, match=rf"data\.intensity\.{next(iter(setting))}: .*mode: none"):
+        tiny_config(None, tmp_path, data={"intensity": {"mode": "none", **setting}})
