@@ -211,4 +211,4 @@ def test_the_home_folder_is_no_folder_called_tilde(
     assert run(given).store.root == tmp_path / "home/store"
     assert os.listdir(tmp_path) == ["home"]
     with pytest.raises(UserError, match=r"data.root=.*/~nobody-here/x: does not exist"):
-        open_configured(tiny_config(Path("~nobody-here/x"), tmp_path))
+        open_configured(tiny_config(Path("~nobody-here/x"), tmp_path).data)

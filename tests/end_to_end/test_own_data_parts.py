@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,8 @@ def test_parts_of_the_data_from_outside_the_package(
     data = make_dataset(tmp_path / "Task92_numpy", cases=5, classes=3)
     to_numpy(data)
     monkeypatch.chdir(own)
+    for module in ("my_transforms", "my_augmentations", "my_reader"):
+        monkeypatch.delitem(sys.modules, module, raising=False)  # of another test's folder
     config = tiny_config(
         data,
         tmp_path / "runs",
