@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import json
+import logging
 import os
 import runpy
 import shutil
@@ -281,6 +282,19 @@ def test_a_configuration_is_changed_by_loading_it_again() -> None:
     assert config == fusionseg.load_config("demo", {"train.steps": 40, "data.spacing": (1, 1, 2)})
     again = fusionseg.load_config(config, {"train": {"steps": 50}, "data.root": Path("data")})
     assert (again.train.steps, again.train.clip_grad, again.data.root) == (50, 1.0, "data")
+
+
+def test_keys_that_a_changed_name_drops_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("fusionseg")
+    logger.addHandler(caplog.handler)
+    try:
+        fusionseg.load_config("hippocampus_fusion_od")  # its files change the name of the network
+        fusionseg.load_config("demo", {"model": {"name": "unet", "channels": [4, 8]}})
+        assert caplog.messages == []
+        fusionseg.load_config("demo", {"model.name": "unet"})
+        assert "dropped feature_size=12" in caplog.text
+    finally:
+        logger.removeHandler(caplog.handler)
 
 
 def test_a_network_is_that_of_the_configuration() -> None:

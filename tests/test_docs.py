@@ -14,6 +14,7 @@ from fusionseg.cluster.profile import load_cluster
 from fusionseg.cluster.sweep import load_sweep
 from fusionseg.config import load_config
 from fusionseg.config.reference import key_reference
+from fusionseg.config.shipped.lookup import is_name
 from fusionseg.distributed.batch_arithmetic import accumulation_steps
 
 ROOT = Path(__file__).parents[1]
@@ -43,13 +44,18 @@ def settings(words: list[str]) -> list[str]:
     return [word for word in words if re.match(r"[a-z_]+(\.[a-z_]+)*=", word)]
 
 
+def file_of(text: str) -> str | Path:
+    """A file of the repository, or the name of a shipped one."""
+    return text if is_name(text) else ROOT / text
+
+
 TRAININGS = [(page, words) for page, words in examples() if "--config" in words and words[0] != "fusionseg"]
 
 
 @pytest.mark.parametrize(("page", "words"), TRAININGS, ids=[f"{page}-{n}" for n, (page, _) in enumerate(TRAININGS)])
 def test_global_batch_of_documented_trainings_suits_the_ranks(page: str, words: list[str]) -> None:
     file = words[words.index("--config") + 1]
-    config = load_config(ROOT / file, settings(words[words.index("--config") :]))
+    config = load_config(file_of(file), settings(words[words.index("--config") :]))
     ranks = next((int(word.partition("=")[2]) for word in words if word.startswith("--nproc_per_node=")), 1)
     if "sbatch" in words:
         script = (ROOT / next(word for word in words if word.endswith(".sbatch"))).read_text()
@@ -64,16 +70,17 @@ def test_documentation_has_examples() -> None:
 
 @pytest.mark.parametrize(("page", "words"), [(p, w) for p, w in examples() if w[:2] == ["fusionseg", "submit"]])
 def test_global_batch_of_documented_sweeps_suits_the_ranks(page: str, words: list[str]) -> None:
-    profile = load_cluster(ROOT / words[words.index("--cluster") + 1], [])
+    profile = load_cluster(file_of(words[words.index("--cluster") + 1]), [])
     overrides = [word for word in settings(words) if not word.startswith("cluster.")]
-    for run in load_sweep(ROOT / words[2], overrides).runs:
+    for run in load_sweep(file_of(words[2]), overrides).runs:
         assert accumulation_steps(run.config, profile.nodes * profile.ranks_per_node) >= 1
 
 
 def test_configuration_of_the_readme_loads(tmp_path: Path) -> None:
     (example,) = blocks(ROOT / "README.md", "yaml")
     raw = yaml.safe_load(example)
-    raw["extends"] = str(ROOT / "configs" / raw["extends"])
+    if not is_name(raw["extends"]):
+        raw["extends"] = str(ROOT / "configs" / raw["extends"])
     (tmp_path / "my_run.yaml").write_text(yaml.safe_dump(raw))
     assert load_config(tmp_path / "my_run.yaml").name == "my_run"
 

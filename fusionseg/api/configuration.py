@@ -47,8 +47,12 @@ def load_config(config: str | Path | RunConfig, overrides: Overrides = ()) -> Ru
     dropped: list[Dropped] = []
     raw, places = (config.to_dict(), {}) if isinstance(config, RunConfig) else read_raw(config)
     loaded = validate(*lay_over(raw, places, _parse_overrides(overrides), dropped))
+    given = overrides if isinstance(overrides, Mapping) else {}
+    whole = {key for key, value in given.items() if isinstance(value, Mapping)}
     for entry in dropped:
-        log.warning("%s", entry)
+        # A whole section states its own keys, as a file does. A changed name alone may be expected to keep the others.
+        if not entry.from_file and entry.section not in whole:
+            log.warning("%s", entry)
     return loaded
 
 
