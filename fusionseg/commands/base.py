@@ -119,7 +119,10 @@ def execute(parser: Parser, argv: Sequence[str] | None) -> int:
     if rest:
         arguments.overrides = [*arguments.overrides, *rest]
     _apply_verbosity(parser, arguments)
-    status = run(lambda: int(arguments.work(arguments)))
+    try:
+        status = run(lambda: int(arguments.work(arguments)))
+    finally:
+        set_verbosity(Verbosity.NORMAL)  # a program that calls commands one after another starts each anew
     if status == DONE and (reason := lost_output()) is not None:
         print(f"error: standard output: {reason}: what the command printed there is incomplete", file=sys.stderr)
         return FAILED

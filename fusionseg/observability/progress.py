@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import ClassVar, Self, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from fusionseg.utils.logs import is_quiet
+
+Item = TypeVar("Item")
 
 PLAIN_EVERY_S = 10.0
 """Least time between two plain lines, in seconds."""
@@ -61,8 +63,8 @@ class TrainingProgress(LiveLine):
         """
         self.total = total
         self.shown = shown and not is_quiet()
-        self.is_new = True
-        """Whether no measurements have been shown yet."""
+        self.awaits_first_step = self.shown
+        """True until the first measurements have been shown."""
         self._score = ""
         self._measured: list[str] = []
         self._step_s = 0.0
@@ -87,7 +89,7 @@ class TrainingProgress(LiveLine):
 
     def step(self, done: int) -> None:
         """Set the number of completed steps."""
-        if self.shown and not self.is_new and done < self.total:
+        if self.shown and not self.awaits_first_step and done < self.total:
             self._show(done)
 
     def record(
@@ -95,7 +97,7 @@ class TrainingProgress(LiveLine):
         done: int,
         loss: float | None,
         samples_per_s: float,
-        data_share: float,
+        data_share: float | None,
         memory_gb: float,
         step_s: float,
     ) -> None:
@@ -105,19 +107,19 @@ class TrainingProgress(LiveLine):
             done: completed steps.
             loss: mean loss since the last measurements; None if no step was finite.
             samples_per_s: samples per second over all ranks.
-            data_share: share of the step time spent on data, 0 to 1.
+            data_share: share of the step time spent on data, 0 to 1; None if it is not known.
             memory_gb: peak memory in GB.
             step_s: seconds of a step.
         """
         if not self.shown:
             return
-        self.is_new = False
+        self.awaits_first_step = False
         self._step_s = step_s
         self._measured = [
             "loss -" if loss is None else f"loss {loss:.4f}",
             self._score,
             f"{samples_per_s:.2f} samples/s",
-            f"data {data_share:.0%}",
+            "" if data_share is None else f"data {data_share:.0%}",
             f"{memory_gb:.1f} GB",
         ]
         self._show(done)
@@ -158,6 +160,21 @@ def counting_progress(label: str, *, shown: bool = True) -> Iterator[Callable[[i
             yield lambda done, total: bar.update(task, completed=done, total=total)
     else:
         yield _Lines(label)
+
+
+def with_progress(label: str, items: Sequence[Item], *, shown: bool = True) -> Iterator[Item]:
+    """Yield the items, and show how many of them are done; see `counting_progress`.
+
+    Args:
+        label: text in front of the count, such as "validating".
+        items: the items of a loop.
+        shown: False shows nothing (ranks other than 0).
+    """
+    with counting_progress(label, shown=shown) as progress:
+        for done, item in enumerate(items):
+            progress(done, len(items))
+            yield item
+        progress(len(items), len(items))
 
 
 class _Lines:

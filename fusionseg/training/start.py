@@ -15,6 +15,7 @@ from fusionseg.distributed.world import World
 from fusionseg.observability.ranges import annotate
 from fusionseg.runs.cases.opening import RunCases
 from fusionseg.runs.cases.split import write_split
+from fusionseg.runs.early_checks import finished_text
 from fusionseg.runs.environment import write_environment
 from fusionseg.runs.folder import RunFolder, run_folder_of
 from fusionseg.runs.records import RunStatus, has_finished, last_end, rewind_records
@@ -35,7 +36,7 @@ from fusionseg.training.tasks.choice import build_task
 from fusionseg.training.trainer import Trainer
 from fusionseg.training.training_state import TrainingCheckpoints
 from fusionseg.utils.errors import TrainingStopped
-from fusionseg.utils.logs import start_logging
+from fusionseg.utils.logs import RESULT, start_logging
 
 log = logging.getLogger("fusionseg")
 
@@ -153,7 +154,7 @@ def run(trainer: Trainer, folder: RunFolder) -> str:
     status, reason = trainer.end()
     step = trainer.state.step
     if status and world.broadcast_object(_is_recorded_as_finished(folder)):
-        log.info("%s: this run has already ended (%s at step %d)", folder.path, status, step)
+        log.log(RESULT, "%s", finished_text(config, folder.path, status, step))
         return status
     if world.is_rank_zero:
         rewind_records(folder.path, step, validated=trainer.state.validated)

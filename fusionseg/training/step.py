@@ -95,8 +95,13 @@ class TrainStep:
 
     def read(self) -> StepStatistics:
         """Wait for the device and take the totals since the last reading."""
-        loss_sum, count, norm, skipped, _ = self._totals.tolist()
+        statistics = self.peek()
         self._totals[:3] = 0
+        return statistics
+
+    def peek(self) -> StepStatistics:
+        """Wait for the device and return the totals since the last reading, which stay as they are."""
+        loss_sum, count, norm, skipped, _ = self._totals.tolist()
         known = count > 0
         return StepStatistics(loss_sum / count if known else None, norm if known else None, int(skipped))
 

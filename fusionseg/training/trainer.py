@@ -113,7 +113,7 @@ class Trainer:
                 self.checkpoints.save_best(self.state)
 
     def _log(self, lr: float, recorder: Recorder) -> None:
-        """Write the train record on a logging step. On a GPU only a logging step waits for the device."""
+        """Write the train record on a logging step. On a GPU only this and the first step wait for the device."""
         step = self.state.step
         is_logged = step % self.config.log.every == 0 or step == self.config.train.steps
         if is_logged or (self.world.device.type == "cpu" and step % self.config.train.max_skipped == 0):
@@ -127,6 +127,9 @@ class Trainer:
             with annotate("log", step):
                 samples = self.micro_batches.last_samples(step - 1) if self.config.log.samples else None
                 recorder.train(step, lr, statistics, samples, now)
+        elif recorder.progress.awaits_first_step:  # so that loss and time left are known from the beginning
+            with phase_timer().measure("step"):
+                recorder.first_step(step, self.train_step.peek())
 
     def _save(self, recorder: Recorder) -> None:
         if not self.world.is_rank_zero:

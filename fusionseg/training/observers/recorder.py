@@ -131,6 +131,17 @@ class Recorder:
         self._board.scalars("gpu", self.watch.curves(), step)
         self.progress.record(step, statistics.loss, speed, data_s / step_s, memory, step_s)
 
+    def first_step(self, step: int, statistics: StepStatistics) -> None:
+        """Show the measurements of the first step of this start. They are not recorded.
+
+        Args:
+            step: the number of steps done.
+            statistics: the totals of the steps.
+        """
+        step_s = time.monotonic() - self._interval_start
+        speed, memory = self.config.train.global_batch / step_s, peak_memory_gb(self.world.device)
+        self.progress.record(step, statistics.loss, speed, None, memory, step_s)
+
     def validation(self, step: int, result: ValidationResult, val_s: float, marks: Mapping[str, int]) -> None:
         """Write the val record of a step, and the picture.
 

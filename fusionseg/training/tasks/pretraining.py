@@ -18,6 +18,7 @@ from fusionseg.distributed.load_balancing import assign_to_ranks
 from fusionseg.distributed.world import World
 from fusionseg.metrics.segmentation import nanmean
 from fusionseg.observability.pictures import reconstruction_strip
+from fusionseg.observability.progress import with_progress
 from fusionseg.training.data import TrainingData
 from fusionseg.training.precision import Precision
 from fusionseg.training.tasks.reconstruction import (
@@ -123,7 +124,7 @@ class ReconstructionValidator:
         """Score a network, which is in evaluation mode and not wrapped by DDP. All ranks call it."""
         own: dict[str, ReconstructionScores] = {}
         picture: NDArray[np.float32] | None = None
-        for index in self._own:
+        for index in with_progress("validating", self._own, shown=self.world.is_rank_zero):
             scores, made = self._score(model, index)
             own[self.data.cache.names[index]] = scores
             picture = _picture(made) if index == self.data.validation_cases[0] else picture

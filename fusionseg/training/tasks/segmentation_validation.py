@@ -14,6 +14,7 @@ from fusionseg.distributed.load_balancing import assign_to_ranks
 from fusionseg.distributed.world import World
 from fusionseg.metrics.configured import build_metrics
 from fusionseg.metrics.segmentation import confusion_matrix, dice_per_class, nanmean, nanmean_per_class
+from fusionseg.observability.progress import with_progress
 from fusionseg.training.precision import Precision
 from fusionseg.training.tasks.sliding_window import count_windows, predict_logits
 
@@ -79,7 +80,7 @@ class Validator:
         own: dict[str, list[float]] = {}
         own_metrics: dict[str, dict[str, list[float]]] = {}
         picture: Picture | None = None
-        for index in self._own:
+        for index in with_progress("validating", self._own, shown=self.world.is_rank_zero):
             image, label = self.cache.volume(index)
             record = self.cache.records[index]
             prediction = self._predict(model, image, record.background)
