@@ -90,7 +90,7 @@ WRONG = [
     Wrong(
         "cache without GPU",
         ("cache.device=accelerator",),
-        ("cache.device: is `accelerator`", "set it to auto or host"),
+        ("cache.device: is accelerator", "set it to auto or host"),
     ),
     Wrong(
         "cache too small",
@@ -106,7 +106,7 @@ WRONG = [
     Wrong(
         "activation checkpoints",
         ("train.checkpoint_activations=true",),
-        ("train.checkpoint_activations", "is for the Swin networks"),
+        ("train.checkpoint_activations", "(the Swin networks have)"),
     ),
 ]
 
