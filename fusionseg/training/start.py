@@ -56,9 +56,9 @@ def train(config: RunConfig, patience_s: float = 0.0, make_data: Callable[[], No
         UserError: the run cannot be started as it is configured.
         TrainingStopped: the training cannot continue.
     """
-    config = with_present_sources(config)
     world = join_ranks(config)
     start_logging(world.rank)
+    config = with_present_sources(config)
     folder = RunFolder(run_folder_of(config))
     opened: list[RunCases] = []
     try:
