@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -33,15 +34,20 @@ def pip(command: str, *words: str | Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy of the repository's files: pip leaves its build folder there."""
-    folder = tmp_path_factory.mktemp("build")
-    source = folder / "source"
-    source.mkdir()
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository's files: a build leaves its folders there."""
+    source = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     for name in ("fusionseg", *FOLDERS):
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    return source
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from that copy."""
+    folder = tmp_path_factory.mktemp("wheel")
     pip("wheel", "--no-build-isolation", "--wheel-dir", folder, source)
     return next(folder.glob("*.whl"))
 
@@ -82,6 +88,16 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
     return program
 
 
+def shipped_files() -> dict[str, bytes]:
+    """The files of the top-level folders by their place in the package."""
+    return {
+        f"fusionseg/resources/{path.relative_to(ROOT)}": path.read_bytes()
+        for folder in FOLDERS
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file()
+    }
+
+
 def test_the_wheel_has_the_files_of_the_repository(wheel: Path) -> None:
     """What git would add, byte for byte: nothing is left out, and nothing but the package is installed."""
     with zipfile.ZipFile(wheel) as archive:
@@ -89,14 +105,20 @@ def test_the_wheel_has_the_files_of_the_repository(wheel: Path) -> None:
     modules = {
         str(path.relative_to(ROOT)): path.read_bytes() for path in ROOT.glob("fusionseg/**/*.py") if path.is_file()
     }
-    files = {
-        f"fusionseg/resources/{path.relative_to(ROOT)}": path.read_bytes()
-        for folder in FOLDERS
-        for path in (ROOT / folder).rglob("*")
-        if path.is_file()
-    }
+    files = shipped_files()
     assert len(files) > 25
     assert packed == modules | files | {"fusionseg/py.typed": b""}
+
+
+def test_the_sdist_has_them_as_files_too(source: Path, tmp_path: Path) -> None:
+    """A wheel can be built of it: the links to the top-level folders have become files."""
+    build = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        packed = {
+            entry.name.partition("/")[2]: archive.extractfile(entry).read() for entry in archive if entry.isfile()
+        }
+    assert packed.items() >= shipped_files().items()
 
 
 def test_a_training_by_the_name_of_a_configuration(installed: Installed) -> None:
