@@ -1,4 +1,4 @@
-"""The run folder: the only reader and writer of its configuration, split, records, checkpoints and status.
+"""The run folder: the only reader and writer of its configuration, split, records, checkpoints, status and evaluations.
 
 May import: `utils`, `config`, `data`, `models`.
 """

@@ -46,7 +46,7 @@ class CheckpointWriter:
 
         Args:
             step: number of steps that were trained.
-            state: what the checkpoint holds; tensors may be on any device.
+            state: the content of the checkpoint; tensors may be on any device.
 
         Raises:
             TrainingStopped: the checkpoint before this one could not be written.

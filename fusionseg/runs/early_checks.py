@@ -1,4 +1,4 @@
-"""Checks of a start that need neither torch nor the data set: wrong paths, and a run that has finished already."""
+"""Checks of a start that need neither torch nor the data set: wrong paths, and a run that has already finished."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from fusionseg.utils.errors import Problems, UserError
 from fusionseg.utils.files import user_path, writable_folder
 
 _SETTLED_S = 120.0
-"""Age of a file that every node of a cluster sees as it is (NFS keeps what it knows of a file for up to 60 s)."""
+"""Seconds after which every node of a cluster sees a change of a file. NFS caches attributes for up to 60 s."""
 
 
 def check_places(plain: Mapping[str, Any]) -> None:
     """Make sure that the paths in a configuration can be used. The rest of the configuration may be wrong.
 
     Args:
-        plain: plain values under the keys of the file. What is no path there is passed over.
+        plain: plain values under the keys of the file. Values that are no paths are ignored.
 
     Raises:
         UserError: `data.root` or `init_from` does not exist, or `output` cannot be written.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +20,11 @@ from fusionseg import cli, train
 from fusionseg.config import DataConfig, RunConfig, dump_config
 from fusionseg.data.formats.problems import CaseError
 from fusionseg.data.preprocessing.volume import load_volume
+from fusionseg.inference.evaluation.results import mean_and_deviation
 from fusionseg.inference.predict import predict
 from fusionseg.inference.predictor import PredictOptions, Predictor
 from fusionseg.metrics.segmentation import confusion_matrix
+from fusionseg.runs.json_files import finite_or_none
 from fusionseg.utils.errors import UserError
 
 CPU = PredictOptions(device="cpu")
@@ -276,3 +279,9 @@ def test_an_input_that_would_take_terabytes_is_named(
     config = DataConfig.model_validate({"spacing": [0.01, 0.01, 0.01]})
     with pytest.raises(CaseError, match=r"a.nii.gz: resampling to data.spacing \[0.01, 0.01, 0.01\] takes about .* GB"):
         load_volume([path], None, config, None)
+
+
+def test_a_metric_that_no_case_has_is_null_in_every_summary() -> None:
+    assert mean_and_deviation([0.5, math.nan, 0.7]) == pytest.approx({"mean": 0.6, "std": 0.1414214, "cases": 2})
+    assert mean_and_deviation([0.5]) == {"mean": 0.5, "std": 0.0, "cases": 1}
+    assert finite_or_none(mean_and_deviation([math.nan])) == {"mean": None, "std": None, "cases": 0}

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
-from fusionseg.config import RunConfig, validate
+from fusionseg import cli, train
+from fusionseg.config import RunConfig, dump_config, validate
+from fusionseg.data.formats.case import Case
+from fusionseg.data.preprocessing import prepare
 from fusionseg.runs.cases.datasets import open_run_datasets
 from fusionseg.utils.errors import UserError
 
@@ -73,3 +76,28 @@ def test_all_data_sets_problems_are_listed(make_dataset: MakeDataset, tmp_path: 
         open_run_datasets(config(first, also=[{"root": str(two_channels)}, {"root": str(tmp_path / "nowhere")}]))
     text = "\n".join(caught.value.problems)
     assert "MR0, MR1" in text and str(tmp_path / "nowhere") in text
+
+
+def test_a_start_opens_its_data_set_once_and_checks_each_file_once(
+    balls: Path, tmp_path: Path, tiny_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny_config(balls, tmp_path, train={"steps": 1}, validate={"every": 1})
+    (tmp_path / "tiny.yaml").write_text(dump_config(settings))
+    assert cli.main(["prepare", "--config", str(tmp_path / "tiny.yaml")]) == 0
+    opened: list[str] = []
+    checked: list[str] = []
+    open_dataset, current = prepare.open_dataset, prepare._current
+
+    def counted_open(root: str, *arguments: Any, **options: Any) -> Any:
+        opened.append(root)
+        return open_dataset(root, *arguments, **options)
+
+    def counted_check(root: Path, case: Case, num_classes: int) -> Any:
+        checked.append(case.name)
+        return current(root, case, num_classes)
+
+    monkeypatch.setattr(prepare, "open_dataset", counted_open)
+    monkeypatch.setattr(prepare, "_current", counted_check)
+    assert train.main(["--config", str(tmp_path / "tiny.yaml")]) == 0
+    assert opened == [str(balls)]
+    assert sorted(checked) == [f"case_{index:03d}" for index in range(5)]

@@ -1,1 +1,1 @@
-"""`fusionseg evaluate`: the cases, their scores, the tables and figures."""
+"""`fusionseg evaluate`: the cases of an evaluation, their scores, the tables and the picture."""

@@ -70,7 +70,7 @@ def evaluate_pretraining(
         run: the run folder.
         config: its configuration, with the paths that are valid now.
         options: the device and the checkpoint.
-        request: what is evaluated, for the summary.
+        request: the request that is answered, for the summary.
         folder: the folder for the results.
         volumes: write the volumes too, as NIfTI files.
 

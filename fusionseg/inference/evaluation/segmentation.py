@@ -37,7 +37,7 @@ def evaluate_segmentation(
         predictor: the network, or several whose predictions are averaged.
         chosen: the cases.
         metrics: the section `metrics` of the run. Dice and HD95 are always computed.
-        request: what is evaluated, for the summary.
+        request: the request that is answered, for the summary.
         folder: the folder for the results.
 
     Raises:
