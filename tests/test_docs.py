@@ -49,7 +49,12 @@ def file_of(text: str) -> str | Path:
     return text if is_name(text) else ROOT / text
 
 
-TRAININGS = [(page, words) for page, words in examples() if "--config" in words and words[0] != "fusionseg"]
+def is_training(words: list[str]) -> bool:
+    """Return whether a command trains: another command with a configuration is one of `fusionseg`."""
+    return "--config" in words and (words[0] != "fusionseg" or words[1] in ("train", "pretrain"))
+
+
+TRAININGS = [(page, words) for page, words in examples() if is_training(words)]
 
 
 @pytest.mark.parametrize(("page", "words"), TRAININGS, ids=[f"{page}-{n}" for n, (page, _) in enumerate(TRAININGS)])
