@@ -15,7 +15,7 @@ from fusionseg.config.observation import LogConfig, ProfileConfig
 from fusionseg.config.parts.metric import MetricPart, title_problems
 from fusionseg.config.parts.open_section import OpenSection, open_section_of
 from fusionseg.config.parts.sections import LossSection, NetworkSection, OptimizerSection, ScheduleSection
-from fusionseg.config.parts.task import TaskInfo, task_info
+from fusionseg.config.parts.task import TaskInfo, TaskPart, task_info
 from fusionseg.config.pretraining import PretrainConfig
 from fusionseg.config.registry import losses, networks, optimizers, schedules
 from fusionseg.config.section import Positive, Section, SectionWithOptions
@@ -147,7 +147,7 @@ class RunConfig(SectionWithOptions):
     """One training run. The same configuration gives the same training on any number of devices."""
 
     model_config = ConfigDict(title="fusionseg run")
-    left_out: ClassVar[tuple[str, ...]] = ("metrics",)
+    left_out: ClassVar[tuple[str, ...]] = ("metrics", "task")
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
     """Name of the run: the folder under `output`."""
@@ -166,6 +166,9 @@ class RunConfig(SectionWithOptions):
     """The network. Its `name` determines the other keys."""
     loss: Annotated[LossSection, _LOSS] = Field(default_factory=_LOSS.make_default)
     """The loss of a segmentation. A pre-training has a loss of its own, under `pretrain`."""
+    task: TaskPart | None = None
+    """A task of your own, by its dotted path package.module:Task. Null is a segmentation or, with a section `pretrain`,
+    a pre-training."""
     pretrain: PretrainConfig | None = None
     """Pre-train the encoder of the network (python -m fusionseg.pretrain); null trains a segmentation."""
     optim: Annotated[OptimizerSection, _OPTIMIZER] = Field(default_factory=_OPTIMIZER.make_default)
@@ -229,9 +232,11 @@ class RunConfig(SectionWithOptions):
     def _task_problems(self) -> list[str]:
         """List what does not fit the task, with the fixes."""
         model, patch = self.model, self.data.patch
+        if self.task is not None and self.pretrain is not None:
+            return ["pretrain: is a task of its own, and `task` names another one; remove one of them"]
         if self.pretrain is None:
             problems = [problem] if (problem := model.patch_problem(patch)) else []
-            if self.data.also:
+            if self.data.also and self.task_info.needs_labels:
                 problems.append("data.also: further data sets are for pre-training only; remove it, or add `pretrain:`")
             return problems + self.finetune.problems(model.encoder, model.name, self.init_from, self.train.steps)
         problems = [problem] if (problem := model.encoder_patch_problem(patch)) else []
@@ -243,7 +248,7 @@ class RunConfig(SectionWithOptions):
     @property
     def task_info(self) -> TaskInfo:
         """The description of the task that this run trains for."""
-        return task_info(pretrain=self.pretrain)
+        return task_info(pretrain=self.pretrain, task=self.task)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values under the keys of the file. Loading them gives this configuration again."""

@@ -74,7 +74,7 @@ def load_trained(run: Path, device: torch.device, which: str = "best", *, masks:
     if not all(isinstance(state.get(name), kind) for name, kind in kinds.items()):
         raise UserError(f"{path}: is no checkpoint of a fusionseg training")
     config = validate(state["config"])
-    for warning in source_changes(state["config"], config, ["model", "data"]):
+    for warning in source_changes(state["config"], config, ["model", "data", "task"]):
         log.warning("%s: %s", path, warning)
     if masks and config.task_info.evaluation != "masks":
         raise UserError(_no_masks(path, run, config.task_info))
@@ -107,5 +107,5 @@ def _no_masks(path: Path, run: Path, task: TaskInfo) -> str:
     if task == PRETRAINING:
         remedy = f"train with init_from={run}, and use that run"
     else:
-        remedy = "`fusionseg evaluate` repeats its validation"
+        remedy = "its scores are those of its validations, in metrics.jsonl"
     return f"{path}: is of a {task.name}, which predicts no masks: {remedy}"

@@ -84,6 +84,8 @@ def finished_text(config: RunConfig, folder: Path, status: str, step: int) -> st
     use = f"predict with it: fusionseg predict {folder} -i IMAGES -o MASKS"
     if config.task_info.evaluation == "reconstruction":
         use = f"start a segmentation from it: fusionseg train --config FILE init_from={folder}"
+    if config.task_info.evaluation == "validation":
+        use = f"use its best weights: {folder}/checkpoints/best.pt"
     return (
         f"{folder}: this run has finished ({status} at step {step}); there is nothing left to train\n"
         f"  evaluate it: fusionseg evaluate {folder}\n"

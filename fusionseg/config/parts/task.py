@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, model_validator
+
+from fusionseg.config.outside import PartError, import_part
+from fusionseg.config.outside_part import OutsidePart
 
 
 @dataclass(frozen=True)
@@ -20,17 +25,60 @@ class TaskInfo:
     evaluation: Literal["masks", "reconstruction", "validation"] = "validation"
     """The work of `fusionseg evaluate`. "masks": the network gives logits (B, K, X, Y, Z), and the predicted masks are
     compared with the label files; such a run can predict and be exported too. "reconstruction": hidden voxels of the
-    validation volumes are filled in. "validation": the validation of the task is repeated."""
+    validation volumes are filled in. "validation": no evaluation beside the validations."""
 
 
 SEGMENTATION = TaskInfo("segmentation", score="dice", needs_labels=True, evaluation="masks")
 PRETRAINING = TaskInfo("pre-training", score="ssim", evaluation="reconstruction")
 
 
-def task_info(*, pretrain: Any) -> TaskInfo:
+class TaskConfig(OutsidePart):
+    """A task from outside: a subclass of fusionseg.training.tasks.task.Task. Its constructor takes the configuration of
+    the run and `args`."""
+
+    def positional_arguments(self) -> int:
+        """The configuration is passed by position."""
+        return 1
+
+    @model_validator(mode="after")
+    def _is_a_task(self) -> TaskConfig:
+        if not isinstance(getattr(self.part, "info", None), TaskInfo):
+            raise ValueError(
+                f"name: {self.name} has no description `info` (expected a subclass of"
+                " fusionseg.training.tasks.task.Task with info = TaskInfo(...)); add it"
+            )
+        return self
+
+    @property
+    def info(self) -> TaskInfo:
+        """The description of the task."""
+        found: TaskInfo = self.part.info
+        return found
+
+
+def _with_name(raw: Any) -> Any:
+    return {"name": raw} if isinstance(raw, str) else raw
+
+
+TaskPart = Annotated[TaskConfig, BeforeValidator(_with_name)]
+"""A task, or its dotted path alone."""
+
+
+def task_info(*, pretrain: Any, task: Any = None) -> TaskInfo:
     """Choose the task of a configuration.
 
     Args:
         pretrain: the `pretrain` section, plain or validated; None where there is none.
+        task: the `task` section, plain or validated; None where there is none.
+
+    Raises:
+        PartError: the class of a task from outside is not found.
     """
+    if isinstance(task, TaskConfig):
+        return task.info
+    if isinstance(task, dict):
+        info = getattr(import_part(str(task.get("name")), task.get("found_in")), "info", None)
+        if not isinstance(info, TaskInfo):
+            raise PartError(f"task: {task.get('name')} has no description `info`; add it")
+        return info
     return SEGMENTATION if pretrain is None else PRETRAINING

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from fusionseg.config.outside import PartError
 from fusionseg.config.parts.task import TaskInfo, task_info
 from fusionseg.inference.comparison.matching_evaluation import matching_evaluation
 from fusionseg.runs.cases.split import plain_split
@@ -82,7 +83,7 @@ def summarise_run(run: Path, weights: str) -> RunSummary:
         UserError: the configuration cannot be read.
     """
     plain = plain_config(run)
-    task = task_info(pretrain=plain.get("pretrain"))
+    task = _task(run, plain)
     remarks: list[str] = []
     records, damaged = sift_records(run)
     if damaged:
@@ -206,3 +207,10 @@ def _dotted(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from _dotted(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _task(run: Path, plain: Mapping[str, Any]) -> TaskInfo:
+    try:
+        return task_info(pretrain=plain.get("pretrain"), task=plain.get("task"))
+    except PartError as error:
+        raise UserError(f"{run}: {error}") from error

@@ -156,6 +156,11 @@ def _refuse_options_of_other_task(run: Path, config: RunConfig, options: Evaluat
         if options.volumes:
             raise UserError(f"--volumes: {run} is a segmentation; fusionseg predict writes its masks")
         return
+    if config.task_info.evaluation == "validation":
+        raise UserError(
+            f"{run}: is a run of the task {config.task_info.name!r}, which has no evaluation of its own (expected a"
+            " segmentation or a pre-training); its scores are those of its validations, in metrics.jsonl"
+        )
     prediction = options.prediction
     given = {
         "--dataset": options.dataset_root is not None,

@@ -10,5 +10,12 @@ from fusionseg.training.tasks.task import Task
 
 
 def build_task(config: RunConfig) -> Task:
-    """Build the task of a configuration."""
+    """Build the task of a configuration: the one that `task` names, a pre-training, or a segmentation.
+
+    Args:
+        config: the configuration of the run.
+    """
+    if config.task is not None:
+        task: Task = config.task.part(config, **config.task.args)
+        return task
     return Pretraining(config) if config.task_info is PRETRAINING else Segmentation(config)
