@@ -1,4 +1,4 @@
-"""`--dry-run`: what a run would be and what it would cost, without training."""
+"""`--dry-run`: the configuration of a run and its cost, without training."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
 
 
 def expected_cache_bytes(cache: CacheConfig, datasets: Sequence[RunDataset]) -> tuple[int, str]:
-    """Bytes of the cache: of the prepared cases where they are, else by the headers of the images."""
+    """Compute the bytes of the cache, from the prepared cases, or from the headers of the images."""
     parts = [_dataset_bytes(cache, part) for part in datasets]
     return sum(size for size, _ in parts), "; ".join(dict.fromkeys(how for _, how in parts))
 

@@ -1,4 +1,4 @@
-"""In which numbers a device computes, and why."""
+"""The precision of the forward pass, chosen from the device, and the reason for the choice."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Precision:
 
     @property
     def scales_loss(self) -> bool:
-        """fp16 gradients underflow without a loss scaler (Micikevicius et al., 2018)."""
+        """Whether the loss is scaled: fp16 gradients underflow without it (Micikevicius et al., 2018)."""
         return self.name == "fp16"
 
     def autocast(self) -> AbstractContextManager[None]:
-        # cache_enabled=False would cast every weight once per use; the default casts once per forward pass
+        # The default casts each weight once per forward pass; cache_enabled=False would cast it at each use.
         return torch.autocast(self.device_type, self.dtype, enabled=self.name != "fp32")
 
 
@@ -47,14 +47,22 @@ def choose_precision(request: str, device: torch.device) -> Precision:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the device computes in bf16, and does not emulate it."""
+    """Return whether the device computes in bf16 without emulation.
+
+    Args:
+        device: the device.
+    """
     return torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else cpu_has_bf16()
 
 
 def precision_for(
     request: str, device_type: str, capability: tuple[int, int] | None, *, native_bf16: bool
 ) -> Precision:
-    """The rule behind `choose_precision`, without a device."""
+    """Choose the precision from the properties of a device.
+
+    Raises:
+        UserError: the device does not compute in this precision.
+    """
     if request == "bf16" and device_type == "cuda" and not native_bf16:
         raise UserError(
             f"train.precision: is bf16, and this GPU (compute capability {capability}) has no bf16: set it to"
@@ -75,7 +83,7 @@ def precision_for(
 
 
 def cpu_has_bf16() -> bool:
-    """Whether bf16 is computed, not emulated, on this CPU."""
+    """Return whether this CPU computes in bf16 without emulation."""
     capabilities = torch.backends.cpu.get_cpu_capability()
     if "AVX512" not in capabilities:
         return False

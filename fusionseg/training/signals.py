@@ -1,4 +1,4 @@
-"""Signals set a flag; the training loop looks at it between two steps."""
+"""Signals that stop a training. A signal sets a flag, which the training loop reads between two steps."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from typing import Any
 log = logging.getLogger("fusionseg")
 
 LEAD_VARIABLE = "FUSIONSEG_LEAD_S"
-"""Says how many seconds before its end a job is signalled, for those that are."""
+"""Environment variable: seconds between the signal to a job and its end. Not set for a job that gets no signal."""
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 
 
 def is_ignored(number: int) -> bool:
-    """Whether this process was started with a signal ignored, as `nohup` does with SIGHUP."""
+    """Return whether this process ignores a signal, as `nohup` makes it ignore SIGHUP.
+
+    Args:
+        number: the number of the signal.
+    """
     return signal.getsignal(number) is signal.SIG_IGN
 
 
 class StopSignals:
     """While entered, SIGTERM, SIGINT, SIGUSR2 and SIGHUP ask for a checkpoint and an orderly end.
 
-    SIGHUP, of a terminal that is closed, does nothing where it was ignored before (nohup). A second SIGINT interrupts
-    at once, for a person who will not wait for the step.
+    SIGHUP, which a closed terminal sends, stays ignored if it was ignored before (nohup). A second SIGINT interrupts at
+    once, without waiting for the step.
     """
 
     def __init__(self) -> None:
@@ -33,7 +37,7 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        # What starts a rank may ignore SIGTERM and SIGUSR2 itself (cluster/job.py); the rank must still take notice.
+        # The parent of a rank may ignore SIGTERM and SIGUSR2 (cluster/job.py). The rank must not.
         taken = [number for number in STOPPING if number != signal.SIGHUP or not is_ignored(number)]
         self._before = {number: signal.signal(number, self._handle) for number in taken}
         return self
@@ -47,21 +51,25 @@ class StopSignals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == self.received == signal.SIGINT:
             raise KeyboardInterrupt
-        # SIGTERM may follow SIGUSR2 while a validation goes on; the first says more.
+        # SIGTERM may follow SIGUSR2 during a validation. SIGUSR2 is the more specific reason.
         if self.received != signal.SIGUSR2:
             self.received = number
 
 
 class Lead:
-    """Whether a job is told early enough: between the signal and the end there must be room for a validation that is
-    under way, and a save."""
+    """The time between the signal to a job and its end. A validation that has begun and a save must fit into it."""
 
     def __init__(self) -> None:
         self.seconds = float(os.environ.get(LEAD_VARIABLE) or "inf")
         self._longest: dict[str, float] = {}
 
     def took(self, what: str, seconds: float) -> None:
-        """Note the time of a `validation` or a `save`; warn, once, when they do not fit."""
+        """Note the duration of a validation or a save; warn once if the longest of both do not fit.
+
+        Args:
+            what: "validation" or "save".
+            seconds: its duration.
+        """
         fitted = sum(self._longest.values()) <= self.seconds
         self._longest[what] = max(seconds, self._longest.get(what, 0.0))
         if fitted and sum(self._longest.values()) > self.seconds:

@@ -1,4 +1,4 @@
-"""The GPUs of a run, watched while it trains: one monitor on each node, by the node's first rank."""
+"""Monitoring of the GPUs of a run: one monitor on each node, in the first rank of the node."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ CURVES = ("busy_percent", "memory_busy_percent", "memory_used_gb", "power_w", "t
 
 
 def gpu_uuid(device: torch.device) -> str | None:
-    """The UUID by which NVML knows a rank's device; None if that is no GPU."""
+    """Return the UUID of a GPU, as NVML reports it; None for the CPU."""
     return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
 
 
 class GpuWatch:
-    """gpu.csv of this node (gpu_HOST.csv where rank 0 is not), curves; at the end a summary, a picture, advice."""
+    """Writes gpu.csv of this node (gpu_HOST.csv on nodes without rank 0); at the end a summary, a figure and advice."""
 
     def __init__(self, config: RunConfig, world: World, folder: Path, pictures: Path) -> None:
         """All ranks must call it.
@@ -64,13 +64,13 @@ class GpuWatch:
             self._monitor.stop()
 
     def curves(self) -> dict[str, float]:
-        """Means since the last call, by counter and GPU: `busy_percent/0`."""
+        """Return the means since the last call, by counter and GPU, such as `busy_percent/0`."""
         with self._lock:
             window, self._window = self._window, defaultdict(list)
         return {name: sum(values) / len(values) for name, values in window.items()}
 
     def end(self, data_share: float | None, cache_on_host: bool) -> dict[str, Any] | None:
-        """Stop, draw, advise; the summary, or None if nothing was watched.
+        """Stop the monitor, draw the figure and log advice; return the summary, or None without a monitor.
 
         Args:
             data_share: share of the steps' time that went into data.
