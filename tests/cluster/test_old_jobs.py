@@ -10,7 +10,8 @@ import pytest
 
 from fusionseg.cluster.job import Job
 from fusionseg.config import dump_config
-from fusionseg.runs.job_events import last_end, read_events
+from fusionseg.runs.job_events import read_events
+from fusionseg.runs.records import last_end
 
 # Made by cloudpickle and fusionseg.jobs.job.Job of version 0.1.0, of 2026-11-28; the run's folder is runs/queued.
 PICKLED = (
