@@ -175,8 +175,8 @@ def results(
     network = oracle(0.7, 2.9) if request.param == "nonzero" else oracle(0.3, 0.7)
     load = predictor.load_trained
 
-    def load_oracle(*arguments: Any) -> TrainedNetwork:
-        trained = load(*arguments)
+    def load_oracle(*arguments: Any, **options: Any) -> TrainedNetwork:
+        trained = load(*arguments, **options)
         data = DataConfig.model_validate({"patch": [16, 16, 16], **preparation})
         return replace(trained, model=network, config=trained.config.model_copy(update={"data": data}))
 
