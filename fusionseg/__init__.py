@@ -1,8 +1,9 @@
 """fusionseg: distributed training for 3D medical image segmentation.
 
-The names in `__all__` are the public Python API; all other modules are internal. They are described in docs/api.md.
+The names in `__all__` are the public Python API, which docs/api.md describes. All other modules are internal.
 
-The import of the package is light: a name of the API imports its code, and with it torch and MONAI, when it is used.
+The import of the package is fast: the code of a name, with torch and MONAI if it needs them, is imported when the name
+is first used.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The configuration of a run: schema, loading, overrides.
 
-`load_config("configs/demo.yaml", ["train.steps=10"])` is the way in.
+`load_config("configs/demo.yaml", ["train.steps=10"])` is the usual entry point.
 
 May import: `utils`.
 """

@@ -1,4 +1,4 @@
-"""The sections of a user's own reader, deterministic transforms and augmentations."""
+"""Sections of the parts of a user's own that concern the data: reader, deterministic transforms, augmentations."""
 
 from __future__ import annotations
 
@@ -7,18 +7,13 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, model_validator
 
 from fusionseg.config.outside import PartError, import_part, is_outside
-from fusionseg.config.outside_part import OutsidePart, argument_problems, takes
+from fusionseg.config.outside_part import OutsidePart, argument_problems, name_to_section, takes
 from fusionseg.config.section import Probability
 from fusionseg.utils.errors import UserError
 
 
-def _name_alone(raw: Any) -> Any:
-    """A plain dotted path stands for a part without arguments."""
-    return {"name": raw} if isinstance(raw, str) else raw
-
-
 class _DictionaryPart(OutsidePart):
-    """A part that may be one of MONAI's dictionary transforms: their argument `keys` is [image] by default."""
+    """A part that may be a dictionary transform of MONAI. Its argument `keys` is [image] unless `args` has it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -38,8 +33,8 @@ class _DictionaryPart(OutsidePart):
 class _Transform(_DictionaryPart):
     """A deterministic transform of a case, from dictionary to dictionary with the keys image and label.
 
-    Of a class, an object is made with `args` and called with the dictionary. A function is called with the dictionary
-    and `args`.
+    A class is instantiated with `args`, and the object is called with the dictionary. A function is called with the
+    dictionary and `args`.
     """
 
     @model_validator(mode="after")
@@ -54,23 +49,23 @@ class _Augmentation(_DictionaryPart):
     """A random change of the training samples."""
 
     prob: Probability = 1.0
-    """Chance that a sample is changed so."""
+    """Probability that a sample is changed."""
 
 
-ReaderPart = Annotated[OutsidePart, BeforeValidator(_name_alone)]
-TransformPart = Annotated[_Transform, BeforeValidator(_name_alone)]
-AugmentationPart = Annotated[_Augmentation, BeforeValidator(_name_alone)]
+ReaderPart = Annotated[OutsidePart, BeforeValidator(name_to_section)]
+TransformPart = Annotated[_Transform, BeforeValidator(name_to_section)]
+AugmentationPart = Annotated[_Augmentation, BeforeValidator(name_to_section)]
 
 
 def named_reader(name: str | None, key: str) -> OutsidePart | None:
-    """The section of a reader that is named on a command line.
+    """Make the section of a reader that is named on the command line or by a caller of the API.
 
     Args:
-        name: its dotted path; None for none.
-        key: the option, for the message.
+        name: its dotted path; None for no reader.
+        key: the option or argument, for the message.
 
     Raises:
-        UserError: there is no such reader.
+        UserError: the reader cannot be imported.
     """
     if name is None:
         return None

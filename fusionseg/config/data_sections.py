@@ -1,4 +1,4 @@
-"""The sections of the data, its preparation and its augmentation: `data`, `augment` and `cache`."""
+"""Sections of the data, its augmentation and its memory: `data`, `augment` and `cache`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ class IntensityConfig(Section):
     (MRI); `none`: no normalisation, for `data.transforms` that normalise. With `clip` given and no mode, it is
     `window`."""
     clip: Pair | None = None
-    """Lowest and highest raw value; `window` needs it, `zscore` clips before it measures."""
+    """Lowest and highest raw value. `window` needs it; `zscore` clips before it computes mean and deviation."""
     percentiles: Pair | None = None
-    """For `zscore`: clip to these percentiles of the volume (such as [0.5, 99.5]) before measuring."""
+    """For `zscore`: clip to these percentiles of the volume (such as [0.5, 99.5]) before mean and deviation are
+    computed."""
     nonzero: bool = False
-    """For `zscore`: measure and normalise the non-zero voxels only (skull-stripped MRI)."""
+    """For `zscore`: compute mean and deviation of the non-zero voxels, and normalise only them (skull-stripped MRI)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -51,7 +52,7 @@ class IntensityConfig(Section):
         for key in ("clip", "percentiles"):
             pair = getattr(self, key)
             if pair is not None and not pair[0] < pair[1]:
-                raise ValueError(f"{key}: is [lowest, highest], and {list(pair)} is not ascending")
+                raise ValueError(f"{key}: expected [lowest, highest] with lowest below highest, got {list(pair)}")
         if self.percentiles and not (self.percentiles[0] >= 0 and self.percentiles[1] <= 100):
             raise ValueError(f"percentiles: expected values from 0 to 100, got {list(self.percentiles)}")
         return self
@@ -61,7 +62,7 @@ class CropForegroundConfig(Section):
     """Crop each volume to the box of the voxels above a raw intensity (the body without the air)."""
 
     threshold: float
-    """Raw intensity: voxels above it are kept inside the box."""
+    """Raw intensity: the box holds all voxels above it."""
     margin: Annotated[int, Field(ge=0)] = 4
     """Voxels added on every side."""
 
@@ -112,31 +113,32 @@ class DataConfig(SectionWithOptions):
     labels: Annotated[tuple[str, ...], Field(strict=False)] | None = None
     """Names of the label values 0, 1, ...; needed only where the data set does not say them."""
     fold: Annotated[int, Field(ge=0)] = 0
-    """The fold that is validated on; the others are trained on."""
+    """The fold of the validation cases. The cases of all other folds are training cases."""
     folds: Positive = 5
     """Number of folds. The labelled training cases are divided among them by name and seed, unless the data set states
-    its folds. 1 trains on all of them and validates on the same: to overfit a case, or to use every case. The results
-    are marked then, for they say nothing about other cases."""
+    its folds. 1 trains on all of them and validates on the same cases: to overfit a case, or to use every case. The
+    results are then marked, because they say nothing about other cases."""
     fold_seed: int = 0
-    """Seed of the folds: apart from `seed`, so that several seeds are compared on the same split."""
+    """Seed of the division into folds. It is not `seed`, so that runs with several seeds have the same split."""
     train_cases: Positive | None = None
-    """Number of cases to train on: the first of the fold's training part only (learning curves, few labels)."""
+    """Number of training cases that are used, the first of the fold (learning curves, few labels); null uses all."""
     spacing: FloatTriple | None = None
     """Voxel size in mm that volumes are resampled to; null keeps each volume's own."""
     orientation: Orientation | None = "RAS"
     """Axes of the prepared volumes: R or L, A or P, S or I; null keeps each volume's own."""
     intensity: IntensityConfig = IntensityConfig()
     crop_foreground: CropForegroundConfig | None = None
-    """Crop to the voxels above a threshold before training; predictions come back in the full volume."""
+    """Crop to the voxels above a threshold before training. Predictions have the shape of the full volume."""
     transforms: Annotated[tuple[TransformPart, ...], Field(strict=False)] = ()
     """Deterministic transforms by dotted path: MONAI's dictionary transforms, or functions of your own from dictionary
-    to dictionary. They change the prepared volume (turned, resampled, cropped) before `intensity` normalises it."""
+    to dictionary. They change the volume after reorientation, resampling and cropping, before `intensity` normalises
+    it."""
     dtype: Literal["float16", "float32"] = "float16"
     """Data type of the prepared images on disk."""
     prepared: str | None = None
     """Folder of the prepared cases; null is one under `<output>/prepared`, by data set and settings."""
     workers: Annotated[int, Field(ge=1)] | None = None
-    """Processes that prepare; null is one for each CPU this job may use."""
+    """Processes that prepare cases; null is one for each CPU that this job may use."""
     skip_broken: bool = False
     """Train without the cases that cannot be prepared, instead of refusing to start."""
     patch: Triple = (96, 96, 96)
@@ -144,7 +146,8 @@ class DataConfig(SectionWithOptions):
     samples_per_volume: Positive = 2
     """Consecutive samples that are taken from one volume."""
     foreground: Probability = 0.5
-    """Chance that a patch is centred on a foreground voxel, of a class drawn evenly from the case's."""
+    """Probability that a patch is centred on a foreground voxel. Its class is drawn uniformly from the classes of the
+    case."""
 
     @model_validator(mode="before")
     @classmethod
@@ -179,52 +182,52 @@ class ShiftIntensityConfig(Section):
     """Add one random value to the whole patch."""
 
     prob: Probability = 0.5
-    """Chance that a sample is changed so."""
+    """Probability that a sample is changed."""
     offset: Annotated[float, Field(ge=0)] = 0.1
-    """The value is drawn evenly from [-offset, offset], in units of the prepared image."""
+    """The value is drawn uniformly from [-offset, offset], in units of the prepared image."""
 
 
 class ScaleIntensityConfig(Section):
     """Multiply the whole patch by one random factor."""
 
     prob: Probability = 0.5
-    """Chance that a sample is changed so."""
+    """Probability that a sample is changed."""
     factor: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """The factor is drawn evenly from [1 - factor, 1 + factor]."""
+    """The factor is drawn uniformly from [1 - factor, 1 + factor]."""
 
 
 class NoiseConfig(Section):
     """Add Gaussian noise."""
 
     prob: Probability = 0.1
-    """Chance that a sample is changed so."""
+    """Probability that a sample is changed."""
     std: Annotated[float, Field(ge=0)] = 0.05
     """Highest standard deviation; each sample draws its own from [0, std]."""
 
 
 class RotateConfig(Section):
-    """Rotate about a random axis order: three angles, one per axis."""
+    """Rotate by three random angles, one about each axis."""
 
     prob: Probability = 0.1
-    """Chance that a sample is changed so."""
+    """Probability that a sample is changed."""
     degrees: Annotated[float, Field(ge=0, le=180)] = 15.0
-    """Each angle is drawn evenly from [-degrees, degrees]."""
+    """Each angle is drawn uniformly from [-degrees, degrees]."""
 
 
 class ScaleConfig(Section):
     """Zoom in or out by one factor for all axes."""
 
     prob: Probability = 0.1
-    """Chance that a sample is changed so."""
+    """Probability that a sample is changed."""
     factor: Annotated[float, Field(ge=0, lt=0.9)] = 0.1
-    """The factor is drawn evenly from [1 - factor, 1 + factor]; above 1 things look larger."""
+    """The factor is drawn uniformly from [1 - factor, 1 + factor]; above 1, structures look larger."""
 
 
 class ElasticConfig(Section):
-    """Smooth random deformation: displacements on a coarse grid, interpolated between."""
+    """Deform smoothly: random displacements at the points of a coarse grid, interpolated in between."""
 
     prob: Probability = 0.1
-    """Chance that a sample is changed so."""
+    """Probability that a sample is changed."""
     spacing: Annotated[int, Field(ge=4)] = 16
     """Voxels between the points of the coarse grid."""
     magnitude: Annotated[float, Field(ge=0)] = 2.0
@@ -232,12 +235,12 @@ class ElasticConfig(Section):
 
 
 class AugmentConfig(SectionWithOptions):
-    """Random changes of the training samples, made on the device. Null switches one off."""
+    """Random changes of the training samples, on the training device. Null switches a change off."""
 
     left_out: ClassVar[tuple[str, ...]] = ("also",)
 
     flip: Probability = 0.5
-    """Chance of a flip, for each axis apart."""
+    """Probability of a flip, for each axis separately."""
     shift_intensity: ShiftIntensityConfig | None = None
     """Add one random value to the whole patch."""
     scale_intensity: ScaleIntensityConfig | None = None
@@ -251,18 +254,19 @@ class AugmentConfig(SectionWithOptions):
     elastic: ElasticConfig | None = None
     """Deform smoothly."""
     also: Annotated[tuple[AugmentationPart, ...], Field(strict=False)] = ()
-    """Augmentations by dotted path, after the ones above: your own, or a random dictionary transform of MONAI."""
+    """Further augmentations by dotted path, applied after those above: your own, or random dictionary transforms of
+    MONAI."""
 
 
 class CacheConfig(Section):
-    """Memory of the prepared volumes during training."""
+    """Cache of the prepared volumes during training."""
 
     device: Literal["auto", "accelerator", "host"] = "auto"
-    """`accelerator`: the memory of the training device, or the run is refused; `host`: this machine's memory;
-    `auto`: the training device where they fit, else the host, saying so."""
+    """`accelerator`: the memory of the training device; a run whose volumes do not fit is refused. `host`: the memory
+    of this machine. `auto`: the training device if the volumes fit, else the host, with a message."""
     placement: Literal["replicated"] = "replicated"
     """Every rank holds every case."""
     dtype: Literal["float16", "float32"] = "float16"
     """Data type of the cached images; the batch is float32 in any case."""
     memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Share of the memory that is free at the start which the cache may take."""
+    """Largest share of the memory free at the start that the cache may take."""

@@ -24,11 +24,13 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), lost: li
     """Read a configuration file, what it extends, and `key.path=value` overrides.
 
     Args:
-        path: a file, or the name of a shipped configuration such as "hippocampus_unet"; see `find_file`.
+        path: a file, or the name of a shipped configuration such as "hippocampus_unet" (see `find_file`); None for no
+            file.
+        overrides: `key.path=value` texts.
         lost: receives the keys that changes of a section's name have dropped.
 
     Raises:
-        UserError: with every problem found, each with its key path, file and line, and the fix.
+        UserError: the configuration is wrong. The message lists all problems, with key path, file and line, and fix.
     """
     return validate(*read_raw(path, overrides, lost))
 
@@ -39,7 +41,11 @@ def read_raw(
     """Read and merge plain values, and the location of each, without validation.
 
     Args:
+        path, overrides: see `load_config`.
         lost: receives the keys that changes of a section's name have dropped.
+
+    Raises:
+        UserError: a file is missing or is not valid YAML, or an override is malformed.
     """
     lost = [] if lost is None else lost
     raw, locations = _read_extended(find_file(CONFIG, path), (), lost) if path is not None else ({}, {})
@@ -55,7 +61,13 @@ def lay_over(
     section (`model={name: unet}`) with another name replaces the section.
 
     Args:
+        raw: the plain values.
+        locations: the location of each key of `raw`.
+        overrides: the values that replace them.
         lost: receives the keys that changes of a section's name have dropped.
+
+    Returns:
+        The merged values, and their locations.
     """
     given: dict[str, Any] = {}
     given_locations: Locations = {}
@@ -78,10 +90,10 @@ def validate(raw: Mapping[str, Any], locations: Locations | None = None) -> RunC
 
     Args:
         raw: the plain values.
-        locations: where each key was written, for the messages.
+        locations: the file and line of each key, for the messages.
 
     Raises:
-        UserError: with all problems.
+        UserError: the values are wrong. The message lists all problems.
     """
     return validate_section(RunConfig, raw, locations)
 
@@ -92,10 +104,10 @@ def validate_section(kind: type[AnySection], raw: Mapping[str, Any], locations: 
     Args:
         kind: the section.
         raw: the plain values.
-        locations: where each key was written, for the messages.
+        locations: the file and line of each key, for the messages.
 
     Raises:
-        UserError: with all problems.
+        UserError: the values are wrong. The message lists all problems.
     """
     try:
         return kind.model_validate(dict(raw))
@@ -104,7 +116,7 @@ def validate_section(kind: type[AnySection], raw: Mapping[str, Any], locations: 
 
 
 def dump_config(config: RunConfig) -> str:
-    """Write the resolved configuration as YAML. Loading it gives the same configuration."""
+    """Format the resolved configuration as YAML. Loading it gives the same configuration."""
     return dump_yaml(config.to_dict())
 
 
@@ -122,6 +134,13 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], at: str = "") ->
 
 
 def _read_extended(path: Path, chain: tuple[Path, ...], lost: list[Dropped]) -> tuple[dict[str, Any], Locations]:
+    """Read a file over the files that it extends.
+
+    Args:
+        path: the file.
+        chain: the files that are being read because one extends the next, to detect a circle.
+        lost: receives the keys that are dropped.
+    """
     if path.resolve() in chain:
         loop = " -> ".join(str(entry) for entry in (*chain, path.resolve()))
         raise UserError(f"{shown_path(path)}: extends itself ({loop}); remove one of the links")

@@ -40,10 +40,10 @@ def explain(error: ValidationError, raw: Mapping[str, Any], locations: Locations
     """Write one message for each problem that pydantic found.
 
     Args:
-        error: of the validation of `raw`.
+        error: the error that the validation of `raw` raised.
         raw: the plain values.
-        locations: where each key was written.
-        kind: the section that the values were validated as.
+        locations: the file and line of each key.
+        kind: the section class that the values were validated as.
     """
     by_key: dict[KeyPath, list[tuple[dict[str, Any], type[Section] | None]]] = {}
     for item in error.errors(include_url=False):
@@ -54,7 +54,7 @@ def explain(error: ValidationError, raw: Mapping[str, Any], locations: Locations
         for text in _messages(items, written):
             key = written
             if items[0][0]["type"] == "value_error" and (named := re.match(r"([A-Za-z0-9_.]+): ", text)):
-                # A check across keys starts with the key that it blames.
+                # The message of a check across keys begins with the key that it is about.
                 key, text = (*written, *named[1].split(".")), text[named.end() :]
             location = _nearest(key, locations)
             name = ".".join(map(str, key)) or "configuration"
@@ -117,7 +117,7 @@ def _nearest(key: KeyPath, locations: Locations) -> str:
 
 
 def _messages(items: list[tuple[dict[str, Any], type[Section] | None]], key: KeyPath) -> list[str]:
-    """Messages on one value. A value of several types is refused by each of them: that makes one message."""
+    """Messages on one value. If each of several types refuses the value, that makes one message."""
     literals = [name for item, _ in items if item["type"] == "literal_error" for name in _literals(item)]
     others = [
         text for item, section in items if item["type"] != "literal_error" for text in _message(item, key, section)
@@ -128,8 +128,8 @@ def _messages(items: list[tuple[dict[str, Any], type[Section] | None]], key: Key
 
 
 def _literals(item: dict[str, Any]) -> list[str]:
-    """The values that a literal takes, from pydantic's "'a', 'b' or 3"."""
-    return [text or number for text, number in re.findall(r"'([^']*)'|(\d+)", str(item["ctx"]["expected"]))]
+    """The valid values of a literal, from pydantic's text "'a', 'b' or 3"."""
+    return [text or digits for text, digits in re.findall(r"'([^']*)'|(\d+)", str(item["ctx"]["expected"]))]
 
 
 def _message(item: dict[str, Any], key: KeyPath, section: type[Section] | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""The sections about records and profiling: `log` and `profile`."""
+"""Sections about records and profiling: `log` and `profile`."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ FORM = "package.module:Attribute"
 
 
 class PartError(ValueError):
-    """A named part cannot be used. The message has no key: whoever knows the key puts it in front."""
+    """A named part cannot be used. The message does not begin with a key: the caller that knows the key adds it."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class OutsideSource:
 
 
 def is_outside(name: object) -> bool:
-    """Tell a dotted path from the name of a built-in part."""
+    """Tell whether a name is a dotted path, and not the name of a built-in part."""
     return isinstance(name, str) and ":" in name
 
 
@@ -73,7 +73,7 @@ def source_of(path: str, found_in: str | None = None) -> OutsideSource:
     """The version and the folder of a part from outside.
 
     Args:
-        path, found_in: as for `import_part`.
+        path, found_in: see `import_part`.
 
     Raises:
         PartError: see `import_part`.
@@ -126,11 +126,11 @@ def _import_module(name: str, found_in: str | None) -> ModuleType:
 
 @contextmanager
 def _searched_first(folders: list[Path]) -> Iterator[None]:
-    """Search these folders before all others; afterwards after all others, for imports inside the user's functions."""
+    """Put folders first in the module search path. After the body they are last, for imports in a user's function."""
     added = [str(folder) for folder in folders if folder.is_dir()]
     before = list(sys.path)
     sys.path[:0] = added
-    importlib.invalidate_caches()  # the file may be younger than the last look into its folder
+    importlib.invalidate_caches()  # the file may be newer than Python's cached listing of its folder
     try:
         yield
     finally:
@@ -139,7 +139,7 @@ def _searched_first(folders: list[Path]) -> Iterator[None]:
 
 
 def _refuse_namesake(module: ModuleType, folder: Path | None) -> None:
-    """Refuse a module of the right name from another folder, where the wanted folder holds one too.
+    """Refuse a module of the right name from another folder, if the wanted folder has a module of this name too.
 
     Raises:
         PartError: another module of this name is already imported.
@@ -156,19 +156,20 @@ def _refuse_namesake(module: ModuleType, folder: Path | None) -> None:
 
 
 def failure_location(error: BaseException) -> str:
-    """The last line of the user's files, or else of a library, at which an exception passed: "nets.py, line 3"."""
+    """Locate an exception ("nets.py, line 3"): its last traceback line in the user's files, or else in a library."""
     if isinstance(error, SyntaxError) and error.filename is not None:
         return f"{error.filename}, line {error.lineno}"
     ours = (str(Path(__file__).parents[1]), importlib.__file__, "<frozen")
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
-    own = [frame for frame in frames if not is_installed(Path(frame.filename))]
-    return f"{(own or frames)[-1].filename}, line {(own or frames)[-1].lineno}" if frames else ""
+    users = [frame for frame in frames if not is_installed(Path(frame.filename))]
+    last = (users or frames)[-1] if frames else None
+    return "" if last is None else f"{last.filename}, line {last.lineno}"
 
 
 def failure_text(error: BaseException) -> str:
-    """An exception of the user's code in one line, with its location."""
-    said = error.msg if isinstance(error, SyntaxError) else error
-    text = f"{type(error).__name__}: {said}".partition("\n")[0]
+    """Format an exception of the user's code as one line, with its location."""
+    message = error.msg if isinstance(error, SyntaxError) else error
+    text = f"{type(error).__name__}: {message}".partition("\n")[0]
     location = failure_location(error)
     return f"{location}: {text}" if location else text
 
@@ -182,7 +183,7 @@ def _file_of(module: ModuleType) -> str:
 
 
 def is_installed(file: Path) -> bool:
-    """Tell a file of Python or of an installed package from the user's own."""
+    """Tell whether a file belongs to Python or to an installed package, and not to the user."""
     folders = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     resolved = file.resolve()
     inside = any(folder and resolved.is_relative_to(Path(folder).resolve()) for folder in folders)
@@ -190,6 +191,7 @@ def is_installed(file: Path) -> bool:
 
 
 def _distribution(top: str) -> str:
+    """Name and version of the distribution that a top-level package belongs to, such as "monai 1.5.0"."""
     if top in sys.stdlib_module_names:
         return f"python {sys.version_info.major}.{sys.version_info.minor}"
     try:

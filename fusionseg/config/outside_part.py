@@ -1,4 +1,4 @@
-"""The section of a part from outside: a dotted path, its arguments, and the origin that a run records."""
+"""Section of a part from outside: its dotted path, its arguments, and the origin that a run records."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class OutsidePart(Section):
     """A part of the user's own, or of an installed library."""
 
     set_by_name: ClassVar[tuple[str, ...]] = ("version", "found_in")
-    """Keys that belong to the name: another name has others."""
+    """Keys whose values belong to the name. A change of the name does not keep them."""
     supplied: ClassVar[tuple[str, ...]] = ()
-    """Arguments that fusionseg supplies by name, where the part takes them."""
+    """Arguments that fusionseg supplies by name, if the part takes them."""
 
     name: Annotated[str, Field(json_schema_extra={"pattern": "^[^:]+:[^:]+$"})]
     """Dotted path of a class or a function: package.module:Attribute, or folder/file.py:Attribute."""
@@ -33,7 +33,7 @@ class OutsidePart(Section):
     @model_validator(mode="before")
     @classmethod
     def _record_source(cls, raw: Any) -> Any:
-        """Import the part, and write down its origin where the configuration does not have it yet."""
+        """Import the part, and record its origin if the configuration does not have it yet."""
         if not isinstance(raw, dict) or not is_outside(raw.get("name")):
             return raw
         found_in = raw.get("found_in") if isinstance(raw.get("found_in"), str) else None
@@ -70,19 +70,20 @@ class OutsidePart(Section):
 def argument_problems(
     part: Callable[..., Any], args: Mapping[str, Any], supplied: Collection[str] = (), *, positional: int = 0
 ) -> list[str]:
-    """List the arguments that a class or function does not take, and those that it lacks.
+    """List the arguments that a class or function does not take, and the required ones that are missing.
 
     Args:
+        part: the class or function.
         args: keyword arguments of the user.
         supplied: arguments that fusionseg passes by name.
         positional: number of arguments that fusionseg passes by position.
 
     Returns:
-        Messages that begin with ".name: " or ": ", to stand behind the key of the arguments.
+        Messages that begin with ".name: " or ": ". The caller puts the key of the arguments in front.
     """
     try:
         parameters = list(inspect.signature(part).parameters.values())
-    except (ValueError, TypeError):  # some functions that are written in C have none
+    except (ValueError, TypeError):  # some functions that are written in C have no signature
         return []
     name = getattr(part, "__qualname__", str(part))
     by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -117,6 +118,11 @@ def argument_problems(
     return problems
 
 
+def name_to_section(raw: Any) -> Any:
+    """Convert a plain name to the section of a part without arguments; any other value stays as it is."""
+    return {"name": raw} if isinstance(raw, str) else raw
+
+
 def takes(part: Callable[..., Any], argument: str) -> bool:
     """Tell whether a class or function has a parameter of this name.
 
@@ -131,7 +137,7 @@ def takes(part: Callable[..., Any], argument: str) -> bool:
 
 
 def outside_parts(section: Any, at: str = "") -> Iterator[tuple[str, OutsidePart]]:
-    """The parts from outside within a section, each with the key of its name's section ("model", "data.transforms.0").
+    """Yield the parts from outside within a section, each with its key, such as "model" or "data.transforms.0".
 
     Args:
         section: a section, or a list of them.
@@ -149,12 +155,15 @@ def outside_parts(section: Any, at: str = "") -> Iterator[tuple[str, OutsidePart
 
 
 def source_changes(before: Mapping[str, Any], config: Section, sections: Collection[str] | None = None) -> list[str]:
-    """Warnings about parts from outside whose source is not the one that a run has recorded.
+    """Warn about parts from outside whose source is not the one that a run has recorded.
 
     Args:
         before: the plain configuration that the run has recorded.
         config: the configuration, which names the same parts.
-        sections: only parts of these sections; None for all of them.
+        sections: the sections whose parts are compared; None for all of them.
+
+    Returns:
+        One message for each changed part.
     """
     warnings = []
     for key, part in outside_parts(config):
@@ -172,11 +181,11 @@ def source_changes(before: Mapping[str, Any], config: Section, sections: Collect
 
 
 def without_sources(plain: Any, keys: Collection[str] = ("version", "found_in")) -> Any:
-    """Plain values without what runs record about parts from outside.
+    """Remove what a run has recorded about parts from outside.
 
     Args:
         plain: a plain configuration.
-        keys: what is left out.
+        keys: the keys to remove from each part.
     """
     if isinstance(plain, Mapping):
         left_out = keys if is_outside(plain.get("name")) else ()

@@ -32,10 +32,12 @@ def parse_override(text: str, kind: type[Section] | None = None) -> Override:
     of it. `null` and an empty value stand for no value. Quotes around the whole value are removed.
 
     Args:
-        kind: the section that the keys belong to; it tells which keys hold strings.
+        text: the override.
+        kind: the section class that the keys belong to. It tells which keys hold strings. Without it, all
+            values are read as YAML.
 
     Raises:
-        UserError: the text has another form, or the value is no YAML.
+        UserError: the text has another form, or the value is not valid YAML.
     """
     key, separator, value = text.partition("=")
     keys = tuple(key.split("."))
@@ -49,7 +51,7 @@ def parse_override(text: str, kind: type[Section] | None = None) -> Override:
             if isinstance(parsed, str) and parsed != value and value[0] not in "'\"":
                 parsed = value
             elif rest:
-                raise UserError(f"{text!r} on the command line: {rest!r} is no part of the value; remove it")
+                raise UserError(f"{text!r} on the command line: {rest!r} is not part of the value; remove it")
     except yaml.YAMLError:
         raise UserError(f"{text!r} on the command line: the value is not valid YAML; quote it") from None
     return Override(keys, parsed, f"command line: {text}")
@@ -59,7 +61,7 @@ def holds_text(kind: type[Section], keys: Sequence[str]) -> bool:
     """Tell whether a key of a section holds a string and nothing else but null.
 
     Args:
-        kind: the section.
+        kind: the section class.
         keys: the path of the key within it.
     """
     found: list[Any] = [kind]
@@ -73,7 +75,7 @@ def holds_text(kind: type[Section], keys: Sequence[str]) -> bool:
 
 
 def _fields(outer: Any, key: str) -> Iterator[Any]:
-    """The types that a key may have in a section; none in another type."""
+    """Yield the types that a key of a section may have; nothing if the outer type is not a section."""
     if isinstance(outer, type) and issubclass(outer, Section):
         for name, field in outer.model_fields.items():
             if key == (field.alias or name):
@@ -82,7 +84,7 @@ def _fields(outer: Any, key: str) -> Iterator[Any]:
 
 
 def _members(annotation: Any) -> Iterator[Any]:
-    """The types of a union, or the one type."""
+    """Yield the types of a union, or the type itself."""
     origin = get_origin(annotation)
     if origin is Annotated:
         yield from _members(get_args(annotation)[0])

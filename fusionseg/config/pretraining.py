@@ -7,9 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fusionseg.config.section import Positive, Section
-
-Triple = tuple[int, int, int]
+from fusionseg.config.section import Positive, Section, Triple
 
 
 class ReconstructionLossConfig(Section):
@@ -32,15 +30,17 @@ class ReconstructionLossConfig(Section):
 
 
 class DecoderConfig(Section):
-    """The decoder, which is dropped after the pre-training."""
+    """The decoder, which is not used after the pre-training."""
 
     width: Annotated[int, Field(ge=8, multiple_of=8)] = 64
-    """Channels; a multiple of 8. After a Swin encoder half of them at 1/4 of the resolution, a quarter at 1/2. After a
-    ViT all 16^3 voxels of a token are a linear map of them: there more is better (He et al. take 512)."""
+    """Channels; a multiple of 8. With a Swin encoder, the decoder has half of them at 1/4 of the resolution and a
+    quarter at 1/2. With a ViT, a linear layer maps them to the 16^3 voxels of a token, which needs more channels (He
+    et al. use 512)."""
     depth: Positive = 2
-    """Blocks: residual ones per scale after a Swin encoder (at 1/2 always one), transformer blocks after a ViT."""
+    """Number of blocks. With a Swin encoder: residual blocks at each scale (always one at 1/2 of the resolution). With
+    a ViT: transformer blocks."""
     heads: Positive = 4
-    """Attention heads of a ViT's decoder; they divide the width."""
+    """Attention heads of the decoder of a ViT; a divisor of the width."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> DecoderConfig:
@@ -62,7 +62,7 @@ class PretrainConfig(Section):
     16 with a ViT."""
     prior: Literal["none", "linear"] = "none"
     """`linear`: the decoder's output is added to the linear interpolation between the visible voxels, so that the
-    network learns only the difference; `none`: it is the reconstruction itself, as in the thesis."""
+    network learns only the difference; `none`: the decoder's output is the reconstruction, as in the thesis."""
     decoder: DecoderConfig = DecoderConfig()
     loss: ReconstructionLossConfig = ReconstructionLossConfig()
     data_range: Annotated[float, Field(gt=0)] | None = None
@@ -70,20 +70,21 @@ class PretrainConfig(Section):
     (three deviations on either side of the mean)."""
 
     def grid(self, patch: Triple) -> Triple:
-        """Blocks of a patch along each axis."""
+        """Number of blocks of a patch along each axis."""
         x, y, z = (size // self.block for size in patch)
         return x, y, z
 
     def num_hidden(self, patch: Triple) -> int:
-        """Blocks of a patch that are hidden."""
+        """Number of hidden blocks of a patch."""
         return round(self.ratio * prod(self.grid(patch)))
 
     def problems(self, encoder: str | None, name: str, patch: Triple) -> list[str]:
-        """List the problems of pre-training an encoder so on patches of this size, with the fixes.
+        """List the settings that do not fit an encoder and a patch, with the fixes.
 
         Args:
             encoder: the encoder's attribute in the network, `swinViT` or `vit`; None if it has none.
-            name: of the network.
+            name: name of the network.
+            patch: voxels of a patch along each axis.
         """
         if encoder is None:
             return [
@@ -109,8 +110,8 @@ class PretrainConfig(Section):
             blocks = prod(self.grid(patch))
             if not 0 < self.num_hidden(patch) < blocks:
                 problems.append(
-                    f"pretrain.ratio: {self.ratio} of the {blocks} blocks of a patch is {self.num_hidden(patch)}, and"
-                    " some must be hidden and some visible; choose smaller blocks, a larger data.patch, or another"
-                    " ratio"
+                    f"pretrain.ratio: {self.ratio} hides {self.num_hidden(patch)} of the {blocks} blocks of a patch"
+                    " (expected at least one hidden and one visible block); choose smaller blocks, a larger data.patch,"
+                    " or another ratio"
                 )
         return problems

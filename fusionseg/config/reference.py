@@ -24,7 +24,7 @@ class KeyReference:
 
 @dataclass(frozen=True)
 class SectionReference:
-    """Keys of a section; a section that `name` chooses has an entry for each kind of name."""
+    """The keys of a section. A section that `name` chooses, such as `model`, has one entry for each section class."""
 
     title: str
     meaning: str

@@ -5,8 +5,8 @@ A built-in part registers itself with a decorator, in a module of the package th
     @networks.register("unet", "resunet")
     class UNetConfig(NetworkSection): ...
 
-The home is imported at the first lookup, by its name: `config` imports no room that has parts. A name with a colon is
-a dotted path to a part from outside, `package.module:Attribute`.
+The home is imported by its name at the first lookup, so that `config` does not depend on the rooms of the parts. A name
+with a colon is a dotted path to a part from outside, `package.module:Attribute`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Registry:
         """Decorate a built-in part with the names that a configuration gives it.
 
         Args:
-            names: without them, the values of a section's field `name`, a Literal.
+            names: the names. Without them, they are those of the Literal that the section declares as `name`.
 
         Raises:
             ValueError: another part has one of the names.
@@ -77,13 +77,13 @@ class Registry:
         self._dotted_paths[name] = path
 
     def full_name(self, name: str) -> str:
-        """The dotted path behind a short name; any other name as it is."""
+        """The dotted path of a short name; any other name as it is."""
         return self._dotted_paths.get(name, name)
 
     def built_in(self) -> dict[str, Any]:
         """The built-in parts by name, module by module of their home."""
         if not self._home_is_imported:
-            self._home_is_imported = True  # first: a module of the home may ask for the names
+            self._home_is_imported = True  # set first, since a module of the home may ask for the names
             try:
                 self._import_home()
             except BaseException:
@@ -96,8 +96,8 @@ class Registry:
         modules = [f"{self.home}.{entry.name}" for entry in pkgutil.iter_modules(getattr(home, "__path__", []))]
         for module in modules:
             importlib.import_module(module)
-        # The order must not depend on what another room has imported before.
-        order = {module: number for number, module in enumerate(modules)}
+        # The order of the names must not depend on the order of the imports.
+        order = {module: index for index, module in enumerate(modules)}
         self._parts = dict(sorted(self._parts.items(), key=lambda item: order.get(item[1].__module__, -1)))
 
     def names(self) -> list[str]:
@@ -105,7 +105,7 @@ class Registry:
         return list(self.built_in())
 
     def find(self, name: str, found_in: str | None = None) -> Any:
-        """The part of a name: a built-in one, or a part from outside by its dotted path.
+        """Find the part of a name: a built-in one, or a part from outside by its dotted path.
 
         Args:
             name: a name of `names()`, or `package.module:Attribute`.
@@ -131,11 +131,11 @@ class Registry:
         return self.outside if is_outside(name) and self.outside is not None else parts.get(name) or self.find(name)
 
     def lookup(self, name: str, found_in: str | None = None, *, key: str | None = None) -> Any:
-        """The same, with a message for the user.
+        """Find the part of a name as `find` does, with an error message for the user.
 
         Args:
             name, found_in: see `find`.
-            key: the key that the message blames; None for the registry's.
+            key: the key that the message begins with; None for the key of the registry.
 
         Raises:
             UserError: there is no such part.
@@ -153,7 +153,7 @@ def _literal_names(section: Any) -> tuple[str, ...]:
 
 
 def _dotted_hint(name: str) -> str:
-    """A hint for who writes a dotted path without its colon."""
+    """A hint for a user who has written a dotted path without its colon."""
     module, _, attribute = name.rpartition(".")
     if not module:
         return f", or {FORM} for one of your own"

@@ -1,4 +1,4 @@
-"""The other keys of a section whose `name` changes: those that the new name takes are kept, the rest is dropped."""
+"""Changes of a section's `name`: other keys that are valid under the new name are kept, the rest are dropped."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPEN_SECTIONS = {
 
 @dataclass(frozen=True)
 class Dropped:
-    """Keys that a change of name has dropped. The new network, loss, ... has its defaults for them, or no such keys."""
+    """Keys that a change of name has dropped. The new section has its defaults for them, or has no such keys."""
 
     section: str
     old: str
@@ -46,38 +46,42 @@ def is_renamed(section: str, old: Any, new: Any) -> bool:
 
 
 def _name(section: str, values: Mapping[str, Any]) -> Any:
-    """The name of a section's values; `model` has no default."""
+    """The name in a section's values, or the default name; None for `model`, which has no default."""
     return values.get("name", OPEN_SECTIONS[section].default)
 
 
 def carry_over(section: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """Select the keys of a section that are valid under its new name too.
 
-    Keys that a name itself sets (a network's `fusion`) are not carried over.
+    Keys whose values belong to the name (a network's `fusion`) are not carried over.
 
     Args:
+        section: the key of the section.
+        old: its values under the old name.
         new: the name, and the keys that are given with it.
     """
     kind = OPEN_SECTIONS[section].section_of(new)
-    if kind is None or not _is_valid(kind, new):  # then the message is about `new` alone
+    if kind is None or not _is_valid(kind, new):  # the validation that follows then reports `new` alone
         return {}
-    own = getattr(kind, "set_by_name", ())
-    left = {key: value for key, value in old.items() if key in kind.model_fields and key not in (*own, *new)}
-    if _is_valid(kind, {**left, **new}):
-        return left
+    left_out = (*getattr(kind, "set_by_name", ()), *new)
+    candidates = {key: value for key, value in old.items() if key in kind.model_fields and key not in left_out}
+    if _is_valid(kind, {**candidates, **new}):
+        return candidates
     kept: dict[str, Any] = {}
-    while True:  # some are valid only together: strides with as many channels
-        more = [key for key in left if key not in kept and _is_valid(kind, {**kept, key: left[key], **new})]
+    while True:  # a key may become valid when another one is kept
+        more = [key for key in candidates if key not in kept and _is_valid(kind, {**kept, key: candidates[key], **new})]
         if not more:
-            return {key: value for key, value in left.items() if key in kept}
-        kept[more[0]] = left[more[0]]
+            return {key: value for key, value in candidates.items() if key in kept}
+        kept[more[0]] = candidates[more[0]]
 
 
 def dropped(
     section: str, old: Mapping[str, Any], new: Mapping[str, Any], kept: Mapping[str, Any], *, from_file: bool
 ) -> Dropped | None:
-    """The keys that a change of name has dropped; None if there are none. Keys that are given anew, or that have their
-    default, do not count."""
+    """Collect the keys that a change of name has dropped; None if there are none.
+
+    Keys that `new` has too, or whose old value is the default of the new section, do not count.
+    """
     kind = OPEN_SECTIONS[section].section_of(new)
     fields = kind.model_fields if kind is not None else {}
     left_out = ("name", *kept, *new)

@@ -57,7 +57,7 @@ class PlateauConfig(Section):
     window: Positive = 5000
     """Steps of an interval."""
     windows: Positive = 2
-    """Consecutive intervals without a gain that end the run."""
+    """Number of consecutive intervals without a gain that ends the run."""
     min_gain: Annotated[float, Field(ge=0)] = 0.004
     """Rise of the best Dice within an interval that counts as a gain."""
 
@@ -95,13 +95,14 @@ class FinetuneConfig(Section):
     """Fine-tuning of a trained encoder (`init_from`), for networks that have one (Swin, UNETR)."""
 
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Learning rate of the encoder's layers (Clark et al., 2020; Bao et al., 2022): lr * layer_decay^(L - l) for layer
-    l of L. Layer 0 is the patch embedding, each block is a layer. The rest of the network learns at lr."""
+    """Factor of the learning rate from layer to layer of the encoder (Clark et al., 2020; Bao et al., 2022): layer l of
+    L has lr * layer_decay^(L - l). Layer 0 is the patch embedding, each block is a layer. The rest of the network has
+    lr."""
     freeze: Literal["none", "encoder"] = "none"
-    """Frozen part of the network: it is neither trained nor decayed."""
+    """Frozen part of the network: neither gradient nor weight decay changes it."""
     freeze_steps: Positive | None = None
-    """Number of steps for which it is frozen, from the first; the schedule of the learning rate goes on meanwhile. Null
-    is the whole run; the backward pass then ends before the encoder."""
+    """Number of first steps in which the part is frozen; the learning-rate schedule continues meanwhile. Null freezes
+    it for the whole run, and the backward pass then ends before the encoder."""
 
     @model_validator(mode="after")
     def _something_to_freeze(self) -> FinetuneConfig:
@@ -121,8 +122,9 @@ class FinetuneConfig(Section):
 
         Args:
             encoder: the encoder's attribute in the network; None if it has none.
-            name: of the network.
-            steps: of the run.
+            name: name of the network.
+            init_from: `init_from` of the run.
+            steps: number of steps of the run.
         """
         if encoder is None and (self.layer_decay != 1 or self.freeze != "none"):
             return [
@@ -180,8 +182,8 @@ class RunConfig(SectionWithOptions):
     # `validate` is a method of pydantic's models; the key of the file keeps the name.
     validation: Annotated[ValidateConfig, Field(alias="validate")] = ValidateConfig()
     metrics: Annotated[tuple[MetricPart, ...], Field(strict=False)] = ()
-    """Metrics of validations and evaluations beside the default ones: names (iou, volume_ml_error, hd95_mm), or dotted
-    paths to your own; {name: ..., args: {...}} for one with arguments."""
+    """Metrics of validations and evaluations in addition to the default ones: names (iou, volume_ml_error, hd95_mm),
+    or dotted paths to your own; {name: ..., args: {...}} for one with arguments."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     profile: ProfileConfig = ProfileConfig()
@@ -192,7 +194,7 @@ class RunConfig(SectionWithOptions):
     the images): `refuse` does not start; `mark` starts and marks each result (split.json, `val` records,
     evaluation)."""
     init_min_share: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Least share of the network's parameters, or of its encoder's, that `init_from` must supply."""
+    """Smallest share of the parameters of the network, or of its encoder, that `init_from` must supply."""
     finetune: FinetuneConfig = FinetuneConfig()
 
     @model_validator(mode="after")
@@ -230,7 +232,7 @@ class RunConfig(SectionWithOptions):
         return self
 
     def _task_problems(self) -> list[str]:
-        """List what does not fit the task, with the fixes."""
+        """List the settings that do not fit the task, with the fixes."""
         model, patch = self.model, self.data.patch
         if self.task is not None and self.pretrain is not None:
             return ["pretrain: is a task of its own, and `task` names another one; remove one of them"]
@@ -256,8 +258,10 @@ class RunConfig(SectionWithOptions):
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of a configuration file, for editors: that of a run, and `extends`. Nothing is required, since a
-    file may extend another one."""
+    """The JSON schema of a configuration file, for editors: the keys of a run, and `extends`.
+
+    No key is required, since a file may extend another one.
+    """
     opened = {key: entry for key, field in RunConfig.model_fields.items() if (entry := open_section_of(field))}
     kinds: list[type[Section]] = [RunConfig, *(section for entry in opened.values() for section in entry.sections())]
     references, schema = models_json_schema([(kind, "validation") for kind in kinds], by_alias=True)
@@ -268,9 +272,9 @@ def json_schema() -> dict[str, Any]:
         run["properties"][key]["anyOf"] = [references[section, "validation"] for section in entry.sections()]
         if entry.default is not None:
             run["properties"][key]["default"] = entry.make_default().model_dump(mode="json", by_alias=True)
-    names = {"type": "string"}
+    string = {"type": "string"}
     run["properties"]["extends"] = {
-        "anyOf": [names, {"type": "array", "items": names}],
+        "anyOf": [string, {"type": "array", "items": string}],
         "description": "A file, or a list of files, that this one is laid over: relative to this file, or the name of a"
         " shipped configuration.",
     }

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown keys and wrong types are refused, values do not change."""
+    """A part of the configuration. It refuses unknown keys and wrong types, and its values cannot be changed."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
@@ -16,9 +16,9 @@ class Section(BaseModel):
 
 
 class SectionWithOptions(Section):
-    """A section with keys that its dump leaves out while they have their default.
+    """A section whose dump leaves out some keys while they have their default.
 
-    So the dump and the hash of a configuration stay the same when a key is added to the section.
+    So a new key of the section does not change the dump and the hash of configurations that do not use it.
     """
 
     left_out: ClassVar[tuple[str, ...]] = ()

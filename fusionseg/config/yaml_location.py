@@ -17,7 +17,7 @@ Locations = dict[KeyPath, str]
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-4 as a number and 2024-05-01 as a text, as YAML 1.2 does."""
+    """SafeLoader that reads 1e-4 as a number and 2024-05-01 as a string, as YAML 1.2 does."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own, shared by all loaders
         first: [rule for rule in rules if rule[0] != "tag:yaml.org,2002:timestamp"]
@@ -26,7 +26,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that puts the text 1e-4 in quotes. Without them `_Loader` would read it as a number."""
+    """SafeDumper that puts the string 1e-4 in quotes. Without them `_Loader` would read it as a number."""
 
 
 for _class in (_Loader, _Dumper):
@@ -43,7 +43,7 @@ def dump_yaml(value: dict[str, Any]) -> str:
 
 
 def parse_value(text: str) -> tuple[Any, str]:
-    """Parse a value as in the files (`[1, 2]`, `null`, `1e-4`); the value, and the text that follows it (a comment)."""
+    """Parse a value as in the files (`[1, 2]`, `null`, `1e-4`); return it, and the text that follows it (a comment)."""
     if not text:
         return None, ""
     node = yaml.compose(text, _Loader)
@@ -54,7 +54,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Locations]:
     """Read a mapping and the location of each of its keys.
 
     Raises:
-        UserError: the file is missing, is no YAML, repeats a key, or does not hold a mapping.
+        UserError: the file is missing, is not valid YAML, repeats a key, or does not hold a mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -75,14 +75,15 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Locations]:
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{path}{line}: not valid YAML: {error.problem}") from None
-    except yaml.YAMLError as error:  # characters that no YAML may hold
+    except yaml.YAMLError as error:  # characters that YAML does not allow
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: holds a {type(value).__name__}, and a configuration is a mapping of `key: value`")
+        raise UserError(f"{path}: expected a mapping of `key: value`, got a {type(value).__name__}")
     return value, locations
 
 
 def _walk(node: yaml.Node, at: KeyPath, file: str, locations: Locations, problems: list[str]) -> None:
+    """Add the location of each key below a node to `locations`, and each repeated key to `problems`."""
     if isinstance(node, yaml.MappingNode):
         for key_node, value_node in node.value:
             key = (*at, str(key_node.value))

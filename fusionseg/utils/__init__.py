@@ -1,4 +1,4 @@
-"""Parts that do not depend on training: errors, atomic files, folder locks, machine limits, exit status, tables, logs.
+"""Tools that do not depend on training: errors, files, folder locks, logs, output streams, processes, machine limits.
 
 May import: nothing.
 """

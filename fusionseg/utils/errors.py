@@ -43,7 +43,7 @@ class Problems:
 
     @contextmanager
     def collect(self) -> Iterator[None]:
-        """Catch a UserError of the body and keep its problems."""
+        """Catch a UserError that the body raises, and keep its problems."""
         try:
             yield
         except UserError as error:
@@ -70,7 +70,10 @@ class WriteError(OSError):
 
 
 class TrainingStopped(Exception):
-    """A training that cannot go on (too many non-finite steps, for example): exit status 1, its reason recorded."""
+    """A training that cannot continue, for example after too many non-finite steps.
+
+    The run records the reason. Every entry point turns it into a message without a traceback and exit status 1.
+    """
 
 
 def some_of(names: Sequence[str], most: int = 10) -> str:
@@ -84,7 +87,7 @@ def some_of(names: Sequence[str], most: int = 10) -> str:
 
 
 def suggest(wrong: str, valid: Iterable[str], *, listed: bool = True) -> str:
-    """The nearest valid name and the list of all, for a message.
+    """Name the nearest valid name, and list all of them, for a message.
 
     Args:
         wrong: the name that is not valid.

@@ -45,14 +45,15 @@ def run(work: Callable[[], int]) -> int:
         if error.filename is None and error.errno not in _DISK_ERRORS:
             _tell_torchrun(traceback.format_exc())
             raise
-        named = "" if error.filename is None else f"{error.filename}: "
-        return _report(f"error: {named}{error.strerror}", FAILED)
+        file = "" if error.filename is None else f"{error.filename}: "
+        return _report(f"error: {file}{error.strerror}", FAILED)
     except Exception:
         _tell_torchrun(traceback.format_exc())
         raise
 
 
 def _report(message: str, status: int) -> int:
+    """Print a message, with the rank if it is not 0, also for torchrun; return the status."""
     rank = process_rank()
     text = f"rank {rank}: {message}" if rank else message
     print(text, file=sys.stderr)
@@ -64,6 +65,6 @@ def _tell_torchrun(text: str) -> None:
     """Write the cause of a failure where torchrun looks for it (torch.distributed.elastic.multiprocessing.errors)."""
     file = os.environ.get(_TORCHRUN_FILE)
     if file:
-        reply = {"message": {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}}
+        content = {"message": {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}}
         with suppress(OSError):  # the message is on standard error already
-            Path(file).write_text(json.dumps(reply), encoding="utf-8")
+            Path(file).write_text(json.dumps(content), encoding="utf-8")

@@ -17,7 +17,7 @@ from fusionseg.utils.errors import UserError, WriteError
 PARTIAL = ".partial-"
 """Prefix of every temporary name."""
 MAX_NAME_BYTES = 255
-"""Longest file name of common file systems."""
+"""Length of the longest file name of common file systems."""
 _PARTIAL_BYTES = len(f"{PARTIAL}{'0' * 12}-")
 _PROBE_BYTES = 4096
 # Names of devices. Windows, and disks that it shares, refuse them as file names.
@@ -31,7 +31,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     If the body raises, the temporary file is removed, and an earlier file at `path` is not changed.
 
     Args:
-        path: of the file; its folder is made if it does not exist.
+        path: the file; its folder is made if it does not exist.
 
     Raises:
         WriteError: the file cannot be written.
@@ -79,18 +79,18 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _concerns(filename: Any, path: Path) -> bool:
-    """Tell whether the file of an OSError is in the folder of `path`, or is a parent of `path`, or is not stated."""
+    """Tell whether an OSError is about `path`: its file is in the folder of `path`, or a parent of it, or unknown."""
     if not isinstance(filename, str):
         return True
     return Path(filename).is_relative_to(path.parent) or path.is_relative_to(filename)
 
 
 def cause_of(error: OSError, path: Path) -> str:
-    """The cause of an error in writing `path`, and the remedy.
+    """Describe the cause of an error in writing `path`, and the remedy.
 
     Args:
-        error: from the operating system.
-        path: of the file.
+        error: the error of the operating system.
+        path: the file.
     """
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT) or error.errno is None:
@@ -140,7 +140,7 @@ def writable_file(path: Path, key: str) -> None:
     """Make sure that a file can be written, before anything is computed for it.
 
     Args:
-        path: of the file.
+        path: the file.
         key: the setting or option that names the file, for the message.
 
     Raises:
@@ -157,7 +157,7 @@ def writable_file(path: Path, key: str) -> None:
 
 
 def user_path(text: str) -> Path:
-    """Convert a path from a configuration; ~/ stands for the home folder."""
+    """Convert a path from a configuration to a `Path`. `~` at its start stands for the home folder."""
     return Path(os.path.expanduser(text))
 
 
@@ -174,9 +174,9 @@ def file_name(name: str, suffix: str = "") -> str:
     different.
 
     Args:
-        name: of a case, for example.
-        suffix: end of the file name, such as .nii.gz. The whole name fits a file system, also with the prefix of a
-            temporary name.
+        name: the name of a case, for example.
+        suffix: end of the file name, such as .nii.gz. The result is short enough for common file systems, also with
+            the prefix of a temporary name.
     """
     safe = "".join(letter if _is_harmless(letter) else "_" for letter in name)
     if safe[:1] in (".", "-", " "):
@@ -201,7 +201,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all.
 
     Args:
-        path: of the file.
+        path: the file.
         text: its content.
     """
     with whole_file(path) as temporary:
@@ -212,8 +212,8 @@ def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all.
 
     Args:
-        path: of the file.
-        value: plain values.
+        path: the file.
+        value: dictionaries, lists, strings, numbers, booleans and None.
     """
     write_text(path, json.dumps(value, indent=1) + "\n")
 

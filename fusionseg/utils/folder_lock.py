@@ -1,15 +1,15 @@
 """Locks of folders: one process at a time works in a folder, also on file systems without file locks.
 
 On a file system with locks, the process holds a lock on `.lock` until it ends. On others, the file `.owner` names the
-process by its host, number and start time. O_EXCL, which these file systems support, makes sure that one process alone
-creates it. The process renews the file's time stamp every few seconds, since other hosts cannot look the process up.
+process by its host, process ID and start time. O_EXCL, which these file systems support, makes sure that only one
+process creates it. The owner renews the time stamp of the file every few seconds, since other hosts cannot look up the
+process.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
-import logging
 import os
 import socket
 import threading
@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-log = logging.getLogger("fusionseg")
+from fusionseg.utils.logs import log
 
 LOCK, OWNER = ".lock", ".owner"
 BEAT_S = 5.0
@@ -26,6 +26,7 @@ BEAT_S = 5.0
 SILENT_S = 3 * BEAT_S
 """Seconds without a renewal after which an owner on another host counts as ended."""
 _SETTLE_S = 0.2
+"""Seconds between the creation of `.owner` and the check that it still names this process."""
 
 
 class HeldError(Exception):
@@ -85,6 +86,11 @@ class FolderLock:
                     (self.folder / OWNER).unlink()
 
     def _own(self) -> None:
+        """Acquire the lock by `.owner`, on a file system without file locks.
+
+        Raises:
+            HeldError: another process holds the lock.
+        """
         path = self.folder / OWNER
         for _ in range(3):
             try:
@@ -106,7 +112,8 @@ class FolderLock:
 
 
 def _lock(file: IO[str]) -> None:
-    for _ in range(3):  # `is_held` of another process holds the lock for an instant
+    """Lock an open file, or raise the OSError of `flock`."""
+    for _ in range(3):  # another process that calls `is_held` has the lock for an instant
         with suppress(BlockingIOError):
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         time.sleep(0.1)
@@ -121,15 +128,15 @@ def is_held(folder: Path) -> bool:
             return False
     except (BlockingIOError, PermissionError):
         return True
-    except OSError:  # there is no such file, or no locks
+    except OSError:  # the file does not exist, or the file system has no locks
         return _holder(folder / OWNER, 0.0) != ""
 
 
 def _holder(path: Path, watch_s: float) -> str:
-    """The process that `.owner` names, if it lives; otherwise an empty text.
+    """Describe the process that `.owner` names, if it lives; otherwise return an empty text.
 
     Args:
-        path: of `.owner`.
+        path: the file `.owner`.
         watch_s: seconds to wait for a renewal by another host; 0 decides by the file's age.
     """
     owner = _read(path)
@@ -150,7 +157,7 @@ def _holder(path: Path, watch_s: float) -> str:
         try:
             if path.stat().st_mtime != before:
                 return name
-        except OSError:  # it has just left
+        except OSError:  # the owner has just released the lock
             return ""
     return ""
 
@@ -162,7 +169,7 @@ def _myself() -> dict[str, Any]:
 def _started(pid: int) -> str | None:
     """The start time of a process in the kernel's clock ticks; None if it has ended.
 
-    It tells the process from a later one with the same number. A time of day would change when the clock is set.
+    It tells the process from a later one with the same process ID. A time of day would change when the clock is set.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()

@@ -12,7 +12,7 @@ from typing import TextIO
 log = logging.getLogger("fusionseg")
 
 RESULT = 25
-"""Level of the lines that a command is run for. `--quiet` shows them; it hides the lines of level INFO."""
+"""Level of the result of a command. `--quiet` shows such messages, and hides those of level INFO."""
 logging.addLevelName(RESULT, "RESULT")
 
 
@@ -28,7 +28,7 @@ _verbosity = Verbosity.NORMAL
 
 
 class _Plain(logging.Formatter):
-    """The message as it is. A warning starts with its level, a message of another rank than 0 with the rank."""
+    """A formatter without time and name: an optional rank (if it is not 0), the level of a warning, and the message."""
 
     def __init__(self, rank: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class _Plain(logging.Formatter):
 
 
 class _Screen(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes to the current `sys.stderr`, which may have been replaced since the handler was made."""
+    """A handler that writes to the current `sys.stderr`, which may have been replaced since the handler was made."""
 
     @property
     def stream(self) -> TextIO:
@@ -89,7 +89,10 @@ def start_logging(rank: int = 0) -> None:
 
 
 def log_to_file(path: Path) -> logging.Handler:
-    """Append the messages to a file, with their time and level. The file has all messages, also under `--quiet`."""
+    """Append the messages to a file, with their time and level, and return the handler.
+
+    The file has all messages, also under `--quiet`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -100,7 +103,7 @@ def log_to_file(path: Path) -> logging.Handler:
 def process_rank() -> int:
     """The rank that the environment gives this process: torchrun's RANK, else srun's SLURM_PROCID, else 0.
 
-    A value that is no number counts as 0. `fusionseg.distributed.launch` reports such a value.
+    A value that is not a number counts as 0. `fusionseg.distributed.launch` reports such a value.
     """
     text = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
     return int(text) if text.isdecimal() else 0

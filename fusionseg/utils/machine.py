@@ -1,4 +1,4 @@
-"""Limits of this job: the CPUs and the memory that it may use, which are often fewer than the machine has."""
+"""CPUs and memory that this job may use, which are often less than the machine has; age and memory of this process."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def available_cpus() -> int:
 
 
 def available_memory_bytes() -> int:
-    """Bytes of host memory that this process can still allocate, by the free memory and its control groups' limits.
+    """Bytes of host memory that this process can still allocate, by the free memory and its control groups.
 
-    All groups above the process count, since a scheduler limits the group of the job. The use of a group includes
-    cached pages of files, which the kernel frees when memory is needed: they count as free.
+    The limits of all groups above the process count, since a scheduler limits the group of the job. The memory use of
+    a group includes cached pages of files. The kernel frees these when memory is needed, so they count as free.
     """
     free = int(psutil.virtual_memory().available)
     for folder in _groups("memory"):
@@ -61,7 +61,7 @@ def resident_bytes(field: str) -> int:
 
 
 def _groups(controller: str) -> Iterator[Path]:
-    """Yield the folders of this process's control group and of all groups above it, in versions 2 and 1."""
+    """Yield the folders of this process's control group and of all groups above it, for cgroups version 2 and 1."""
     try:
         lines = OWN_CGROUPS.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -81,6 +81,7 @@ def _groups(controller: str) -> Iterator[Path]:
 
 
 def _words(path: Path) -> list[str]:
+    """The words of a file; none if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8").split()
     except OSError:

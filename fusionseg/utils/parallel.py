@@ -1,4 +1,4 @@
-"""Parallel calls of a function for many cases, in processes. A case that fails does not affect the others."""
+"""Parallel calls of a function for many cases, in worker processes. A failed case does not affect the others."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def map_cases(
     The item that kills its worker again is yielded with `WorkerDied`, and the remaining items use all workers again.
 
     Args:
-        function: can be pickled, and so can its results.
-        items: can be pickled.
-        workers: processes; with 1, the function is called in this process.
-        initializer: called once in each worker.
+        function: takes an item. With several workers, function, items and results must be picklable.
+        items: the arguments of the calls.
+        workers: number of processes. With 1 worker or 1 item, the function is called in this process.
+        initializer: called once in each worker process, and not at all in this process.
     """
     if workers <= 1 or len(items) <= 1:
         for item in items:
@@ -90,7 +90,7 @@ def _until_one_dies(
 
 
 def _start_worker(initializer: Callable[[], None] | None) -> None:
-    """End this worker when its parent process ends: a parent that was killed cannot stop its workers."""
+    """Initialise a worker. It ends when its parent ends, since a parent that was killed cannot stop its workers."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -104,6 +104,7 @@ def _start_worker(initializer: Callable[[], None] | None) -> None:
 
 
 def _call(function: Callable[[Item], Result], item: Item) -> Result | Exception:
+    """Return the result, or the exception in a form that can be pickled."""
     try:
         return function(item)
     except Exception as error:

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 PATIENCE_S = 2.0
 """Seconds that a training waits, once, for a pipe that nobody reads."""
-_CHUNK_BYTES = select.PIPE_BUF  # a pipe that is ready accepts this number without blocking
+_CHUNK_BYTES = select.PIPE_BUF  # a pipe that is ready accepts this many bytes without blocking
 
 # Failures that may pass: later text can be written when there is space again.
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -68,7 +68,7 @@ class _Target(io.RawIOBase):
         return size
 
     def _is_ready(self) -> bool:
-        """Wait until a write would not block, as long as allowed; return whether it would not."""
+        """Tell whether a write would not block now, after a wait of at most `patience_s`."""
         poll = select.poll()
         poll.register(self._descriptor, select.POLLOUT)
         # After one wait in vain there is no further wait, until the reader reads again.
@@ -77,10 +77,11 @@ class _Target(io.RawIOBase):
         return not self._is_slow
 
     def _give_up(self, error: OSError) -> None:
+        """Record a failure. Unless it may pass, redirect the descriptor to /dev/null."""
         self.error = self.error or error
         if error.errno in _PASSING:
             return
-        # This covers output of libraries and of programs that are started from here too.
+        # Redirect the descriptor itself: libraries and child processes write to it too.
         try:
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._descriptor)
@@ -129,6 +130,7 @@ def reader_has_left() -> bool:
 
 
 def _open_closed_descriptors() -> None:
+    """Open each closed one of the descriptors 0, 1 and 2 on /dev/null."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
@@ -147,7 +149,7 @@ def _wrap(stream: TextIO, target: _Target) -> TextIO:
     except OSError as error:
         target._give_up(error)
     unbuffered = bool(getattr(stream, "write_through", False))
-    binary: Any = target if unbuffered else io.BufferedWriter(target)  # `python -u` has a raw one
+    binary: Any = target if unbuffered else io.BufferedWriter(target)  # `python -u` has an unbuffered stream
     wrapped = io.TextIOWrapper(
         binary,
         encoding=stream.encoding,
@@ -167,7 +169,7 @@ def _target(stream: Any) -> _Target | None:
 
 def _descriptor(stream: Any) -> int | None:
     try:
-        number: int = stream.fileno()
+        descriptor: int = stream.fileno()
     except (AttributeError, OSError, ValueError):
         return None
-    return number
+    return descriptor

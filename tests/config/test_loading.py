@@ -219,7 +219,7 @@ def test_invalid_yaml_is_refused_with_its_line(tmp_path: Path, text: str, line: 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path, run="- a\n- b\n")
-    assert refusal(path) == [f"{path}: holds a list, and a configuration is a mapping of `key: value`"]
+    assert refusal(path) == [f"{path}: expected a mapping of `key: value`, got a list"]
     path.write_bytes(b"name: \x07\n")
     assert refusal(path)[0].startswith(f"{path}: not valid YAML: ")
     path.write_bytes(b"name: \xff\n")
@@ -363,7 +363,7 @@ def test_a_name_may_look_like_a_number(name: str) -> None:
 @pytest.mark.parametrize("override", ["train.steps=3 #2", "data.patch=[16, 16, 16] # small", "data.train_cases=#3"])
 def test_what_yaml_would_cut_off_is_refused(override: str) -> None:
     (problem,) = refusal(None, "model.name=unet", override)
-    assert problem.startswith(f"{override!r} on the command line: '#") and "is no part of the value" in problem
+    assert problem.startswith(f"{override!r} on the command line: '#") and "is not part of the value" in problem
 
 
 def test_a_text_with_a_character_that_no_file_may_hold_is_refused() -> None:

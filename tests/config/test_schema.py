@@ -98,9 +98,9 @@ def test_a_long_warm_up_stays_in_the_configuration() -> None:
         ({"data": {"folds": 0}}, "data.folds: expected a value of at least 1, got 0"),
         ({"data": {"patch": [0, 32, 32]}}, "data.patch: expected at least one voxel in each axis, got"),
         ({"data": {"spacing": [1, 0, 1]}}, "data.spacing: expected positive voxel sizes in mm, got [1.0, 0.0, 1.0]"),
-        ({"data": {"intensity": {"clip": [600, -1000]}}}, "data.intensity.clip: is [lowest, highest], and "),
-        ({"data": {"intensity": {"clip": [1, 1]}}}, "data.intensity.clip: is [lowest, highest], and "),
-        ({"data": {"intensity": {"percentiles": [99, 1]}}}, "data.intensity.percentiles: is [lowest, "),
+        ({"data": {"intensity": {"clip": [600, -1000]}}}, "data.intensity.clip: expected [lowest, highest]"),
+        ({"data": {"intensity": {"clip": [1, 1]}}}, "data.intensity.clip: expected [lowest, highest]"),
+        ({"data": {"intensity": {"percentiles": [99, 1]}}}, "data.intensity.percentiles: expected [lowest, "),
         (
             {"data": {"intensity": {"percentiles": [0, 101]}}},
             "data.intensity.percentiles: expected values from 0 to 100",

@@ -226,7 +226,7 @@ def test_several_data_sets(
         (PRETRAIN, ("model={name: unet}",), ("unet has no encoder that can be pre-trained",)),
         (PRETRAIN, ("pretrain.block=12",), ("blocks of 12 do not tile data.patch [64, 32, 32]",)),
         (PRETRAIN, ("pretrain.method=mae",), ("expected a multiple of 32 for method mae",)),
-        (PRETRAIN, ("pretrain.ratio=0.001",), ("some must be hidden and some visible",)),
+        (PRETRAIN, ("pretrain.ratio=0.001",), ("expected at least one hidden and one visible block",)),
         (PRETRAIN, ("pretrain.ratio=1.5", "pretrain.loss.over=some"), ("pretrain.ratio", "pretrain.loss.over")),
         (PRETRAIN, ("pretrain.loss={ssim: 0, l1: 0}",), ("pretrain.loss.ssim", "all weights are 0")),
         (TRAIN, ("pretrain=null", "data.also=[{root: /elsewhere}]"), ("data.also", "pre-training only")),

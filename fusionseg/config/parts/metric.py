@@ -9,13 +9,15 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, model_validator
 
 from fusionseg.config.outside import PartError, import_part, is_outside
-from fusionseg.config.outside_part import OutsidePart
+from fusionseg.config.outside_part import OutsidePart, name_to_section
 from fusionseg.config.registry import metrics
 
 
 class MetricConfig(OutsidePart):
-    """A metric of a predicted and a true mask, for each foreground class: a built-in one, or one from outside by its
-    dotted path, such as monai.metrics:SurfaceDiceMetric."""
+    """A metric that compares a predicted and a true mask, for each foreground class.
+
+    It is a built-in one, or one from outside by its dotted path, such as monai.metrics:SurfaceDiceMetric.
+    """
 
     supplied: ClassVar[tuple[str, ...]] = ("num_classes", "spacing_mm")
 
@@ -39,7 +41,7 @@ class MetricConfig(OutsidePart):
         return import_part(self.name, self.found_in) if is_outside(self.name) else metrics.find(self.name)
 
     def positional_arguments(self) -> int:
-        """Prediction and label, of a function."""
+        """2 for a function, the prediction and the label; 0 for the constructor of a class."""
         return 0 if inspect.isclass(self.part) else 2
 
     @property
@@ -48,12 +50,7 @@ class MetricConfig(OutsidePart):
         return self.title or self.name.rpartition(":")[2]
 
 
-def _name_alone(raw: Any) -> Any:
-    """A plain name stands for a metric without arguments."""
-    return {"name": raw} if isinstance(raw, str) else raw
-
-
-MetricPart = Annotated[MetricConfig, BeforeValidator(_name_alone)]
+MetricPart = Annotated[MetricConfig, BeforeValidator(name_to_section)]
 
 
 def title_problems(chosen: Sequence[MetricConfig]) -> list[str]:

@@ -16,12 +16,14 @@ from fusionseg.utils.errors import suggest
 
 
 class OpenSection:
-    """Annotation of such a field: `model: Annotated[NetworkSection, OpenSection(networks)]`.
+    """The annotation of a field whose section is chosen by its `name`.
+
+    Example: `model: Annotated[NetworkSection, OpenSection(networks)]`.
 
     Args:
-        registry: of section classes.
-        default: the name where none is given; None if there is no default.
-        example: a name for the message about a missing one.
+        registry: the registry of the section classes.
+        default: the name if none is given; None if a name must be given.
+        example: a name that the message about a missing name proposes.
     """
 
     def __init__(self, registry: Registry, default: str | None = None, example: str = "") -> None:
@@ -43,7 +45,7 @@ class OpenSection:
             return None
 
     def sections(self) -> list[type[Section]]:
-        """All section classes, that of parts from outside last."""
+        """All section classes. The class for parts from outside is the last one."""
         return list(dict.fromkeys([*self.registry.built_in().values(), self.registry.outside]))
 
     def _validate(self, raw: Any) -> Section:

@@ -28,7 +28,7 @@ class NetworkSection(Section):
     can_checkpoint: ClassVar[bool] = False
     """True if the network can recompute activations in the backward pass (train.checkpoint_activations)."""
     set_by_name: ClassVar[tuple[str, ...]] = ()
-    """Keys that the name itself sets: another name of the family has other values."""
+    """Keys whose values belong to the name: another network of the family has other values."""
     encoder: ClassVar[str | None] = None
     """Attribute of the network that is an encoder for pre-training: `swinViT`, `vit`; None if there is none."""
     name: str
@@ -89,7 +89,7 @@ class OptimizerSection(Section):
 
     @abstractmethod
     def states_per_parameter(self) -> float:
-        """Numbers that the optimizer keeps for each parameter, for the estimate of memory."""
+        """Number of values that the optimizer stores for each parameter, for the estimate of memory."""
 
 
 class ScheduleSection(Section):
@@ -102,16 +102,16 @@ class ScheduleSection(Section):
         """The learning rate of a step.
 
         Args:
-            step: from 0.
-            steps: of the run.
+            step: the step, from 0.
+            steps: number of steps of the run.
             lr: `optim.lr`, the highest learning rate.
         """
 
     def problems(self, steps: int, lr: float) -> list[str]:
-        """List what does not fit the run; each message begins with its key, `schedule.` included.
+        """List the settings that do not fit the run. Each message begins with its whole key, such as `schedule.warmup`.
 
         Args:
-            steps: of the run.
+            steps: number of steps of the run.
             lr: `optim.lr`.
         """
         return []

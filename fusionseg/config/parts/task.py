@@ -8,17 +8,17 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, model_validator
 
 from fusionseg.config.outside import PartError, import_part
-from fusionseg.config.outside_part import OutsidePart
+from fusionseg.config.outside_part import OutsidePart, name_to_section
 
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """The description of a task. The task itself is a class of `fusionseg.training.tasks`, or a user's."""
+    """The description of a task. The task itself is a class in `fusionseg.training.tasks`, or one of the user's own."""
 
     name: str
     """The name in messages and tables, such as "segmentation"."""
     score: str
-    """The name of the score that best.pt is chosen by, such as "dice"; higher is better."""
+    """The name of the score that chooses best.pt, such as "dice"; higher is better."""
     needs_labels: bool = False
     """Whether every training and validation case must have a label mask. Without this, images without labels are
     trained on too, `data.also` may name further data sets, and labels may change between two starts of a run."""
@@ -37,7 +37,7 @@ class TaskConfig(OutsidePart):
     the run and `args`."""
 
     def positional_arguments(self) -> int:
-        """The configuration is passed by position."""
+        """1: the configuration of the run."""
         return 1
 
     @model_validator(mode="after")
@@ -56,12 +56,8 @@ class TaskConfig(OutsidePart):
         return found
 
 
-def _with_name(raw: Any) -> Any:
-    return {"name": raw} if isinstance(raw, str) else raw
-
-
-TaskPart = Annotated[TaskConfig, BeforeValidator(_with_name)]
-"""A task, or its dotted path alone."""
+TaskPart = Annotated[TaskConfig, BeforeValidator(name_to_section)]
+"""The section of a task, or its dotted path alone."""
 
 
 def task_info(*, pretrain: Any, task: Any = None) -> TaskInfo:

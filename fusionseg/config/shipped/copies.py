@@ -38,13 +38,13 @@ def description(path: Path) -> str:
 
 
 def copy_shipped(name: str, folder: Path) -> Path:
-    """Write a copy of a shipped file into a folder; the path of the copy.
+    """Write a copy of a shipped file into a folder, and return the path of the copy.
 
     The copy of a configuration extends the same shipped configuration as the original, by its name.
 
     Args:
         name: a configuration, a sweep, a cluster profile ("demo", "table2", "local") or a script ("one_node.sh").
-        folder: is made if it does not exist.
+        folder: the folder; it is made if it does not exist.
 
     Raises:
         UserError: there is no such file; the copy would replace a file; or the folder cannot be written.

@@ -1,6 +1,6 @@
 """Lookup of configurations, sweeps and cluster profiles, by path or by the name of one that is shipped.
 
-A text is a path if there is a file of that path. Else a text without a folder and without a suffix is a name: that of
+A text is a path if a file has this path. Otherwise a text without a folder and without a suffix is a name: that of
 `NAME.yaml` in the current folder (for `extends` and `base`: in the folder of the file that holds them) or, if there is
 none, of a file that is shipped with the package.
 
@@ -53,7 +53,8 @@ def find_file(kind: Kind, given: str | Path, folder: Path | None = None, asking:
         kind: the kind of file that is expected.
         given: a path, or a name such as "hippocampus_unet".
         folder: paths and names are relative to this folder; None is the current one.
-        asking: the file that names it. It is not found by its own name: `my/demo.yaml` may extend the shipped `demo`.
+        asking: the file that refers to the path or name. It is not found by its own name, so that `my/demo.yaml` may
+            extend the shipped `demo`.
 
     Raises:
         UserError: there is no such file; the message has the nearest names.
@@ -93,7 +94,7 @@ def nearby(path: Path) -> str:
 
 
 def _is_file(path: Path) -> bool:
-    """Tell whether a path can be read as a file; a pipe, such as the shell's <(command), can."""
+    """Tell whether a path can be read as a file. A pipe, such as the shell's <(command), can be read too."""
     return os.path.exists(path) and not os.path.isdir(path)
 
 
