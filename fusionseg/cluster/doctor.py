@@ -1,4 +1,4 @@
-"""`fusionseg doctor`: a page about this machine or allocation, with a remedy for each fault."""
+"""`fusionseg doctor`: one page about this machine or allocation, with a remedy for each problem."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _SKEW_S = 1.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the page: a part of the machine, the verdict, and a remedy if there is a fault."""
+    """One line of the page: a part of the machine, the verdict, and a remedy if there is a problem."""
 
     name: str
     verdict: str
@@ -137,13 +137,13 @@ def _processors() -> list[Finding]:
 def _gpus() -> list[Finding]:
     """Each visible GPU by its UUID; then driver and links, as nvidia-smi prints them."""
     found = []
-    for number in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(number)
-        free, total = torch.cuda.mem_get_info(number)
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        free, total = torch.cuda.mem_get_info(index)
         used = 1 - free / total
         found.append(
             Finding(
-                f"GPU {number}",
+                f"GPU {index}",
                 POOR if used > 0.1 else GOOD,
                 f"{properties.name}, GPU-{properties.uuid}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free",
                 "another program uses it: see nvidia-smi" if used > 0.1 else "",
@@ -247,7 +247,7 @@ def _allocation() -> str:
 
 def _ranks(world: World, folder: Path) -> list[Finding]:
     """A line for each rank, with its clock, and the bandwidth between the ranks."""
-    own_facts = {
+    own = {
         "host": socket.gethostname(),
         "device": str(world.device),
         "cpus": available_cpus(),
@@ -260,28 +260,27 @@ def _ranks(world: World, folder: Path) -> list[Finding]:
         with suppress(OSError):
             shared.touch()
     world.all_gather_object(None)  # a barrier: all ranks read their clocks at nearly the same time
-    own_facts["sees"] = shared.exists()
-    own_facts["clock"] = time.time()
-    ranks: list[dict[str, Any]] = world.all_gather_object(own_facts)
+    own["sees"] = shared.exists()
+    own["clock"] = time.time()
+    ranks: list[dict[str, Any]] = world.all_gather_object(own)
     bandwidth = _REDUCE_BYTES / 1e9 / all_reduce_seconds(world, _REDUCE_BYTES)
     smallest_s = all_reduce_seconds(world, 4, repeats=20)
-    if world.is_rank_zero:
-        shared.unlink(missing_ok=True)
     if not world.is_rank_zero:
         return []
+    shared.unlink(missing_ok=True)
     found = []
-    for rank, facts in enumerate(ranks):
-        skew = facts["clock"] - ranks[0]["clock"]
+    for rank, info in enumerate(ranks):
+        skew = info["clock"] - ranks[0]["clock"]
         remedies = []
         if abs(skew) > _SKEW_S:
             remedies.append(f"its clock differs from rank 0's by {skew:+.1f} s: ask the administrators to set it (NTP)")
-        if not facts["sees"]:
+        if not info["sees"]:
             remedies.append(
                 f"it does not see a file that rank 0 wrote in {existing}: put `output` on a file system that all nodes"
                 " share"
             )
         text = (
-            f"{facts['host']}, {facts['device']}, {facts['cpus']} CPUs, {facts['gb']:.1f} GB free,"
+            f"{info['host']}, {info['device']}, {info['cpus']} CPUs, {info['gb']:.1f} GB free,"
             f" clock {skew * 1e3:+.0f} ms"
         )
         found.append(Finding(f"rank {rank}", BAD if remedies else GOOD, text, "; ".join(remedies)))
@@ -293,7 +292,7 @@ def _ranks(world: World, folder: Path) -> list[Finding]:
             "all-reduce",
             POOR if slow else GOOD,
             f"{backend}, {world.size} ranks, {_REDUCE_BYTES >> 20} MB: {bandwidth:.2f} GB/s of each rank's data;"
-            f" one number: {smallest_s * 1e6:.0f} us",
+            f" latency {smallest_s * 1e6:.0f} us",
             remedy,
         )
     )

@@ -1,8 +1,8 @@
 """The work of a SLURM job: train a run, and record how it ended.
 
-The pickled job holds names and numbers only. At its first start and after a requeue, it continues the run from the
-files in the run folder. A job does not requeue itself, since a container has no scontrol: it leaves a mark, and the
-batch script, which runs on the host, requeues the job (`requeue_lines`).
+The pickled job holds strings and integers only. At its first start and after each requeue, it reads the configuration
+and the checkpoints from the run folder. A job cannot requeue itself, because a container has no scontrol. It leaves a
+mark file, and the batch script, which runs on the host, requeues the job (`requeue_lines`).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from fusionseg.utils.exit_status import DONE, FAILED
 
 _POLL_S = 0.5
 _SIGNAL_AGAIN_S = 5.0
-_LAST_WORDS_S = 5.0
-# A start may train no step: it prepares data, or its node is slow. So many such starts in a row are too many.
+_ERROR_PRINT_S = 5.0
+# Consecutive starts that may end without a trained step, because they prepare data or their node is slow.
 _MAX_IDLE = 5
 
 # Without a handler, SIGTERM of a preemption would end bash before it requeues the job.
@@ -37,14 +37,14 @@ TRAP_LINE = "trap : TERM USR2"
 
 
 def requeue_lines(folder: str) -> list[str]:
-    """The last lines of the batch script: requeue the job if it has left its mark.
+    """The last lines of the batch script: requeue the job if it has left its mark file.
 
     Args:
-        folder: the folder of the marks, quoted for the shell.
+        folder: the folder of the mark files, quoted for the shell.
     """
     return [
         "status=$?",
-        # In an array, SLURM_JOB_ID of one task is the number of the whole array.
+        # In an array, one of the tasks has the ID of the whole array as its SLURM_JOB_ID.
         "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; job=${job:-$SLURM_JOB_ID}",
         f'if rm {folder}/requeue-"$job" 2>/dev/null; then',
         # A requeue would also start a job that was cancelled after it left its mark (JobState=COMPLETING).
@@ -94,12 +94,12 @@ class Job:
                 self._record_end(status, signalled)
         if status != DONE:
             if not main:
-                time.sleep(
-                    _LAST_WORDS_S
-                )  # srun ends all tasks after the first one: rank 0 prints its error before that
+                # srun kills all tasks when the first one ends with an error. Rank 0 prints its error in this time.
+                time.sleep(_ERROR_PRINT_S)
             raise SystemExit(status)
 
     def _record_start(self) -> None:
+        """Write the event of the job's start and, if SLURM itself requeued the job, that of the requeue."""
         run, restarts = Path(self.run), int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         events = [event for event in read_events(run) if event.get("job") == current_job()]
         unexplained = restarts - sum(event["event"] == JobEvent.REQUEUED for event in events)
@@ -111,7 +111,7 @@ class Job:
         write_event(run, JobEvent.STARTED, job=current_job(), nodes=nodes, restarts=restarts)
 
     def _record_end(self, status: int, signalled: int) -> None:
-        """Write the event of the job's end, and leave the mark for the batch script if the job is to be requeued.
+        """Write the event of the job's end, and leave the mark file if the batch script is to requeue the job.
 
         Args:
             status: exit status of the rank, or of torchrun.
@@ -140,7 +140,7 @@ class Job:
         write_event(run, JobEvent.STOPPED, job=job, reason=reason, step=step)
 
     def _obstacle_to_requeue(self, job: str, reason: str, step: int | None) -> str:
-        """The reason for which the job must not be requeued; an empty text if there is none."""
+        """The reason why the job must not be requeued; an empty text if there is none."""
         restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         if self.max_requeues is None:
             return "requeue is false"
@@ -171,7 +171,7 @@ class Job:
             f"--rdzv-conf=is_host={int(is_host)}", f"--max-restarts={self.max_restarts}",
             "-m", "fusionseg.cluster.worker", self.run,
         ]  # fmt: skip
-        # torch 2.13: in a shared store, restarted ranks would find the addresses of the ranks that died.
+        # In torch 2.13, restarted ranks would find the addresses of the dead ranks in a shared store.
         environ = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
         signals: list[int] = []
 
@@ -192,9 +192,9 @@ class Job:
 
 @contextmanager
 def _leave_on_signal() -> Iterator[list[int]]:
-    """End this process in an orderly way on a signal, while no training runs that would handle it.
+    """End this process by SystemExit on a signal that arrives before the training has set its own handlers.
 
-    That is during imports and the preparation of data. The training has its own handlers.
+    This covers the imports and the preparation of data.
 
     Yields:
         A list that receives the signal.
@@ -215,6 +215,7 @@ def _leave_on_signal() -> Iterator[list[int]]:
 
 
 def _signal_children(pid: int, number: int) -> None:
+    """Send a signal to the ranks, which are the children of torchrun."""
     import psutil
 
     try:

@@ -27,7 +27,7 @@ _POLL_S = 0.2
 
 @dataclass(frozen=True)
 class _Slot:
-    """The devices of one run. Runs take turns on it."""
+    """The GPUs and CPUs of one run at a time. The next run takes the slot of a run that has ended."""
 
     gpus: list[str]
     cpus: list[int]
@@ -35,6 +35,8 @@ class _Slot:
 
 @dataclass
 class _Running:
+    """A run that is being trained."""
+
     run: SweepRun
     process: subprocess.Popen[bytes]
     log: IO[bytes]
@@ -42,7 +44,7 @@ class _Running:
 
 
 def check_devices(cluster: ClusterConfig) -> None:
-    """Make sure that this machine has the GPUs that a run takes.
+    """Make sure that this machine has the GPUs that a run takes (`gpus_per_node`).
 
     Args:
         cluster: the profile.
@@ -64,9 +66,9 @@ def run_locally(sweep: Sweep, submissions: list[Submission], cluster: ClusterCon
     ignored at the start (nohup).
 
     Args:
-        sweep: that the runs belong to.
-        submissions: of all runs of the sweep; those that are not due are left out.
-        cluster: the profile.
+        sweep: the sweep.
+        submissions: the decisions about all its runs; runs that are not due are left out.
+        cluster: the cluster profile.
     """
     waiting = deque(submission.run for submission in submissions if submission.is_due)
     free = _slots(cluster)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fusionseg.cluster.sweep import SweepRun, some
+from fusionseg.cluster.sweep import MAX_NAMED, SweepRun
 from fusionseg.config.yaml_location import dump_yaml
 from fusionseg.runs.cases.datasets import open_datasets
 from fusionseg.training.network import count_parameters
+from fusionseg.utils.errors import some_of
 
 FACTOR = 4
 """The ratio of the largest to the smallest number of parameters above which a sweep gets a warning."""
@@ -17,7 +18,7 @@ def network_sizes(runs: Sequence[SweepRun]) -> dict[str, int]:
     """Count the parameters of each run's network. The networks are built on the meta device, without memory.
 
     Args:
-        runs: of a sweep.
+        runs: the runs of a sweep.
 
     Returns:
         The number of parameters, by the run's name.
@@ -41,14 +42,14 @@ def size_remarks(runs: Sequence[SweepRun], sizes: Mapping[str, int]) -> list[str
     """Remarks on a comparison of the runs: keys that a changed name dropped, and networks of very different sizes.
 
     Args:
-        runs: of a sweep.
+        runs: the runs of a sweep.
         sizes: the number of parameters, by the run's name.
     """
     dropped: dict[str, list[str]] = {}
     for run in runs:
         for entry in run.dropped:
             dropped.setdefault(str(entry), []).append(run.config.name)
-    remarks = [f"{text} [{some(names)}]" for text, names in dropped.items()]
+    remarks = [f"{text} [{some_of(names, MAX_NAMED)}]" for text, names in dropped.items()]
     smallest, largest = min(sizes, key=lambda name: sizes[name]), max(sizes, key=lambda name: sizes[name])
     if sizes[largest] > FACTOR * sizes[smallest]:
         remarks.append(
@@ -60,5 +61,5 @@ def size_remarks(runs: Sequence[SweepRun], sizes: Mapping[str, int]) -> list[str
 
 
 def size_text(parameters: int) -> str:
-    """A number of parameters for a table: 44.70 M, or 4,321."""
+    """Format a number of parameters for a table: 44.70 M, or 4,321."""
     return f"{parameters / 1e6:.2f} M" if parameters >= 100_000 else f"{parameters:,}"

@@ -19,7 +19,7 @@ from fusionseg.config.yaml_location import read_yaml
 _TIME = r"^(\d+-)?\d+:[0-5]\d:[0-5]\d$"
 Text = Annotated[str, Field(min_length=1)]
 
-# Options that keys of the profile or submitit set: they are refused under `sbatch`.
+# Options of sbatch that may not stand under `sbatch`, and the key of the profile that sets each of them.
 _OWN_OPTIONS = {
     "account": "account", "array": "parallel", "constraint": "constraint", "cpus-per-task": "cpus_per_task",
     "error": "nothing (logs are in the jobs folder)", "exclude": "exclude", "gpus-per-node": "gpus_per_node",
@@ -31,7 +31,7 @@ _OWN_OPTIONS = {
 }  # fmt: skip
 
 
-# The keys that a local cluster reads.
+# Keys that have an effect on a local cluster.
 _LOCAL = {
     "cluster", "nodes", "gpus_per_node", "tasks_per_node", "cpus_per_task", "parallel", "environment", "python",
     "max_restarts",

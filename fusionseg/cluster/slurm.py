@@ -1,4 +1,4 @@
-"""Questions to SLURM: states of jobs, reasons of signals, and the call of its commands."""
+"""Queries to SLURM: states of jobs, reasons of signals, and calls of its commands."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from fusionseg.utils.logs import log
 
 _COMMAND_TIMEOUT_S = 60
 TIME_LIMIT = "time limit"
-"""The reason of a job that SLURM signalled because its time limit is near."""
+"""The reason of a signal that SLURM sent because the time limit of the job is near."""
 
 
 def folder_problems(folder: Path) -> list[str]:
     """List the problems with the name of a folder that is to hold the logs of jobs.
 
-    SLURM and submitit replace %j and %a in the path of a log by numbers. After a backslash SLURM does not replace them.
+    SLURM and submitit replace %j and %a in the path of a log by IDs. After a backslash SLURM does not replace them.
     A batch script has one option per line, so that a path cannot hold a line break.
 
     Args:
-        folder: of the logs.
+        folder: the folder of the logs.
     """
     wrong = [shown for letter, shown in (("%", "%"), ("\\", "a backslash")) if letter in str(folder)]
     wrong += ["a control character"] if not str(folder).isprintable() else []
@@ -37,7 +37,7 @@ def folder_problems(folder: Path) -> list[str]:
 
 
 def current_job() -> str:
-    """The number of the job of this process, as squeue shows it: 12, or 12_3 in an array; "local" without SLURM."""
+    """The ID of this process's job, as squeue shows it: 12, or 12_3 in an array; "local" without SLURM."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "local")
 
@@ -49,14 +49,14 @@ def why_signalled(name: str) -> tuple[bool, str]:
     some clusters nothing else; SLURM does not requeue a job that ends within its grace time, so the job must do it.
 
     Args:
-        name: of the signal, such as "SIGUSR2".
+        name: name of the signal, such as "SIGUSR2".
 
     Returns:
         Whether to requeue, and the reason of the signal.
     """
     try:
         shown = call(["scontrol", "--oneliner", "show", "job", current_job()])
-    except UserError:  # in a container, say
+    except UserError:  # for example in a container, which has no scontrol
         return name == "SIGUSR2", name
     fields = dict(part.split("=", 1) for part in shown.split() if "=" in part)
     if fields.get("JobState") == "CANCELLED":
@@ -64,7 +64,7 @@ def why_signalled(name: str) -> tuple[bool, str]:
     if fields.get("PreemptTime", "None") not in ("None", "Unknown"):
         return True, "preempted"
     if name == "SIGUSR2" and fields.get("JobState") == "COMPLETING":
-        return False, "cancelled"  # after the signal
+        return False, "cancelled"  # the job was cancelled after it got the signal
     if name == "SIGUSR2":
         return True, TIME_LIMIT if _nearly_over(fields) else name
     return False, name
@@ -74,10 +74,10 @@ def job_states(jobs: Iterable[str]) -> dict[str, str]:
     """The state of each job in SLURM's words: PENDING, RUNNING, ...
 
     Args:
-        jobs: numbers of jobs, such as "12" or "12_3".
+        jobs: job IDs, such as "12" or "12_3".
 
     Returns:
-        The states by job. Jobs that SLURM does not remember are missing.
+        The states by job ID. Jobs that SLURM does not remember are missing.
 
     Raises:
         UserError: SLURM does not answer.
@@ -86,7 +86,7 @@ def job_states(jobs: Iterable[str]) -> dict[str, str]:
     if not wanted:
         return {}
     states: dict[str, str] = {}
-    # The list has all jobs of this user. If it were asked for numbers, one that SLURM has forgotten would be an error.
+    # List all jobs of this user. With a list of IDs, squeue would fail if SLURM has forgotten one of them.
     for line in call(["squeue", "--noheader", "--array", "--me", "--states=all", "--format=%i %T %r"]).splitlines():
         job, state, reason = line.split(maxsplit=2)
         if job in wanted:

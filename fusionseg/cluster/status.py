@@ -24,13 +24,13 @@ from fusionseg.utils.tables import markdown_table
 
 log = logging.getLogger("fusionseg")
 _LOG_LINES = 5
-# Lines of progress, of records and of torchrun's frames do not say why a run failed.
+# Lines that do not say why a run failed: progress, warnings, and the frames that torchrun draws.
 _PROGRESS = re.compile(r"^(step \d+/|\[?W\d{4} |E\d{4} |submitit (INFO|WARNING)|-{5,}|={5,}|\s*$)")
 _ERROR = re.compile(
     r"^(\[rank\d+\]: |rank \d+: )?"
     r"((error|stopped): |[\w.]*(Error|Exception|Interrupt)\b|(srun|slurmstepd)[\w-]*: error: )"
 )
-# The line with both texts begins each start in a log. A job that is requeued appends to its log.
+# A job that is requeued appends to its log. Each of its starts begins with a line that contains both texts.
 _BEGIN = "submitit INFO"
 _BEGIN_WORDS = "Starting with JobEnvironment"
 
@@ -47,7 +47,6 @@ _ENDS = {
     "BOOT_FAIL": "its node did not start",
     "DEADLINE": "its deadline passed",
 }
-
 
 _CANCEL = "fusionseg cancel"
 
@@ -70,7 +69,7 @@ class RunOverview:
     starts: int
     nodes: str | None
     reason: str
-    """The reason for which it ended or was requeued."""
+    """The reason why the run ended or was requeued."""
     log: Path | None
 
     @property
@@ -163,7 +162,7 @@ def cancel(folder: Path) -> list[str]:
         folder: a folder of runs, or a run folder.
 
     Returns:
-        The numbers of the cancelled jobs; of a run on this machine, its name and process.
+        The IDs of the cancelled jobs; for a run on this machine, its name and process ID.
 
     Raises:
         UserError: the folder holds no run, or SLURM does not answer.
@@ -243,7 +242,7 @@ def _state(
 
     Args:
         path: the run folder.
-        events: of the run, the oldest first.
+        events: the events of the run, the oldest first.
         records: the last record of each kind.
         job: the run's job in SLURM; None if it has none.
         states: the state of each job; None if SLURM does not answer.
@@ -295,7 +294,7 @@ def _local_pid(path: Path) -> int | None:
     if not started or started[-1].get("nodes") != os.uname().nodename:
         return None
     pid = started[-1].get("pid") or 0
-    # The number may belong to another program by now. A signal to -1 would go to all processes of this user.
+    # The process ID may belong to another program by now. A signal to -1 would go to all processes of this user.
     return pid if pid > 1 and _trains(pid, path) else None
 
 

@@ -44,8 +44,8 @@ def decide_submissions(sweep: Sweep, cluster: ClusterConfig) -> list[Submission]
     """Decide about each run of a sweep, from the run folders and SLURM's queue.
 
     Args:
-        sweep: with its runs.
-        cluster: the profile for which they are submitted.
+        sweep: the sweep with its runs.
+        cluster: the cluster profile.
 
     Raises:
         UserError: with all problems, such as a batch that cannot be divided over the ranks, or a folder that holds a
@@ -94,8 +94,8 @@ def submissions_table(submissions: list[Submission], cluster: ClusterConfig) -> 
     """Format the submissions as a table, followed by the resources of each run and remarks on the networks' sizes.
 
     Args:
-        submissions: of all runs of the sweep.
-        cluster: the profile for which they are submitted.
+        submissions: the decisions about all runs of the sweep.
+        cluster: the cluster profile.
     """
     runs = [submission.run for submission in submissions]
     sizes = network_sizes(runs)
@@ -122,12 +122,12 @@ def submissions_table(submissions: list[Submission], cluster: ClusterConfig) -> 
 
 
 def _share_store(config: RunConfig, output: Path, known: dict[str, RunConfig]) -> RunConfig:
-    """Set the folder of the prepared data to that of runs without a sweep, so that all sweeps share one folder.
+    """Prepare the data of a sweep's runs in the folder of runs without a sweep, so that all sweeps share the cases.
 
     Args:
-        config: of a run of the sweep.
+        config: the configuration of a run of the sweep.
         output: the folder that holds the folders of sweeps.
-        known: a configuration for each data set seen so far; it is filled.
+        known: a configuration with these folders for each data set seen so far; new data sets are added to it.
 
     Raises:
         UserError: the data set does not exist, or cannot be opened.
@@ -145,6 +145,12 @@ def _share_store(config: RunConfig, output: Path, known: dict[str, RunConfig]) -
 
 
 def _decide(run: SweepRun, job: str | None, states: dict[str, str]) -> Submission:
+    """Decide about a run.
+
+    Args:
+        job: ID of the run's last job; None if it has none.
+        states: the state of each job that SLURM remembers, by job ID.
+    """
     end = last_end(run.folder)
     if end is not None and has_finished(end["status"]):
         return Submission(run, "skip", f"{end['status']} at step {end['step']}")

@@ -30,20 +30,20 @@ log = logging.getLogger("fusionseg")
 def submit(
     sweep: Sweep, submissions: list[Submission], cluster: ClusterConfig, announce: Callable[[list[str]], None]
 ) -> list[str]:
-    """Submit the runs that are due as one job array, and return the numbers of the jobs.
+    """Submit the runs that are due as one job array, and return the job IDs.
 
     Jobs that cannot be recorded in their run folders are cancelled: no command would find them later.
 
     Args:
-        sweep: that the runs belong to.
-        submissions: of all runs of the sweep; those that are not due are left out.
-        cluster: the profile.
-        announce: called with the numbers, before a signal that arrived during the submission takes effect.
+        sweep: the sweep.
+        submissions: the decisions about all its runs; runs that are not due are left out.
+        cluster: the cluster profile.
+        announce: called with the job IDs, before a signal that arrived during the submission takes effect.
 
     Raises:
         UserError: SLURM refuses the jobs, or they could not be recorded. The message names jobs that are still queued.
     """
-    # At its import, submitit would take this signal in the place of SIGUSR2.
+    # submitit reads this variable at its import, and would ask SLURM for that signal in place of SIGUSR2.
     os.environ.pop("SUBMITIT_PREEMPT_SIGNAL", None)
     import submitit
 
@@ -61,7 +61,7 @@ def submit(
             for run in runs:
                 write_run_config(run.folder, run.config)
                 make_events_file(run.folder)
-            with _undisturbed(), _noting_jobs() as noted:
+            with _delayed_signals(), _collected_job_ids() as job_ids:
                 try:
                     jobs = executor.submit_array([_job(run, cluster) for run in runs])
                     for run, job in zip(runs, jobs, strict=True):
@@ -69,7 +69,7 @@ def submit(
                         write_event(run.folder, JobEvent.SUBMITTED, job=job.job_id, log=output, steps=steps)
                     announce([job.job_id for job in jobs])
                 except BaseException:
-                    _take_back(noted, runs)
+                    _cancel_unrecorded(job_ids, runs)
                     raise
         except (
             submitit.core.utils.FailedJobError,
@@ -91,31 +91,31 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def _noting_jobs() -> Iterator[list[str]]:
-    """Yield a list that receives the number of each job as soon as sbatch has printed it.
+def _collected_job_ids() -> Iterator[list[str]]:
+    """Yield a list that receives the ID of each job as soon as sbatch has printed it.
 
-    The method of submitit's class is replaced: for an array, submitit makes an executor of its own class, and would not
-    use a subclass.
+    A method of submitit's class is replaced meanwhile. A subclass would not do, because submitit makes another executor
+    of its own class for an array.
     """
     import submitit
 
-    executor, noted = submitit.SlurmExecutor, []
+    executor, job_ids = submitit.SlurmExecutor, []
     before = executor.__dict__["_get_job_id_from_submission_command"]
 
-    def note(said: bytes | str) -> str:
-        job: str = before.__func__(said)
-        noted.append(job)
+    def note(output: bytes | str) -> str:
+        job: str = before.__func__(output)
+        job_ids.append(job)
         return job
 
     executor._get_job_id_from_submission_command = staticmethod(note)
     try:
-        yield noted
+        yield job_ids
     finally:
         executor._get_job_id_from_submission_command = before
 
 
-def _take_back(jobs: list[str], runs: list[SweepRun]) -> None:
-    """Cancel jobs that could not be recorded, and log their numbers."""
+def _cancel_unrecorded(jobs: list[str], runs: list[SweepRun]) -> None:
+    """Cancel jobs that could not be recorded, and log their IDs."""
     for job in jobs:
         try:
             call(["scancel", job])
@@ -133,10 +133,10 @@ def check_submission(sweep: Sweep, cluster: ClusterConfig, num_runs: int, *, ask
     """Make sure that the runs can be submitted, before anything is written.
 
     Args:
-        sweep: that the runs belong to.
-        cluster: the profile.
+        sweep: the sweep.
+        cluster: the cluster profile.
         num_runs: number of runs that are due.
-        ask: ask SLURM too.
+        ask: ask SLURM too; see `ask_slurm`.
 
     Raises:
         UserError: with all problems: the folder cannot be written, another process submits the sweep, SLURM is not
@@ -158,8 +158,8 @@ def ask_slurm(sweep: Sweep, cluster: ClusterConfig, num_runs: int) -> None:
     """Ask SLURM whether it would accept the jobs (`sbatch --test-only`). Nothing is submitted.
 
     Args:
-        sweep: that the runs belong to.
-        cluster: the profile.
+        sweep: the sweep.
+        cluster: the cluster profile.
         num_runs: number of jobs in the array.
 
     Raises:
@@ -214,30 +214,33 @@ def _clean_environment() -> Iterator[None]:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Delay signals until the body is done: between sbatch and the record of the events, no file names the jobs."""
+def _delayed_signals() -> Iterator[None]:
+    """Delay signals until the body is done.
+
+    Between sbatch and the record of the events, no file names the jobs.
+    """
     numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
-    noted: list[int] = []
+    received: list[int] = []
     # The mask holds for this thread, and sbatch inherits it. Signals that another thread receives reach the handlers.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    handlers = {number: signal.signal(number, lambda number, frame: noted.append(number)) for number in numbers}
+    handlers = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in numbers}
     try:
         yield
     finally:
         for number, handler in handlers.items():
-            if handler is not None:  # None: was not set by Python
+            if handler is not None:  # None is a handler that Python did not set
                 signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for came in noted:
-            signal.raise_signal(came)
+        for number in received:
+            signal.raise_signal(number)
 
 
 def sbatch_text(sweep: Sweep, cluster: ClusterConfig, num_runs: int) -> str:
     """The batch script that submitit would submit. It depends on the arguments only.
 
     Args:
-        sweep: that the runs belong to.
-        cluster: the profile.
+        sweep: the sweep.
+        cluster: the cluster profile.
         num_runs: number of jobs in the array.
     """
     from submitit.slurm.slurm import _make_sbatch_string
@@ -257,8 +260,8 @@ def parameters(sweep: Sweep, cluster: ClusterConfig) -> dict[str, Any]:
     """The parameters of submitit's executor, by their names there.
 
     Args:
-        sweep: that the runs belong to.
-        cluster: the profile.
+        sweep: the sweep.
+        cluster: the cluster profile.
     """
     ranks = cluster.ranks_per_node
     tasks = ranks if cluster.launcher == "srun" else 1

@@ -19,12 +19,14 @@ from fusionseg.config.renaming import Dropped
 from fusionseg.config.section import Section
 from fusionseg.config.shipped.lookup import CONFIG, SWEEP, find_file, shown_path
 from fusionseg.config.yaml_location import read_yaml
-from fusionseg.utils.errors import UserError
+from fusionseg.utils.errors import UserError, some_of
 from fusionseg.utils.files import user_path
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 JOBS_FOLDER = "jobs"
 """Folder of the logs and of submitit's files, beside the run folders."""
+MAX_NAMED = 2
+"""Runs that a message names; it counts the others."""
 _FIELD = re.compile(r"\{([^{}]+)\}")
 
 
@@ -142,14 +144,14 @@ def load_sweep(file: str | Path, overrides: Sequence[str] = ()) -> Sweep:
         lost: list[Dropped] = []
         values, value_places = lay_over(base, base_places, [*varied, *given], lost)
         name = _run_name(sweep, values, settings, point)
-        values |= {"name": name, "output": str(folder)}  # absolute: a job may start elsewhere
+        values |= {"name": name, "output": str(folder)}  # absolute, because a job may start in another folder
         try:
             runs.append(SweepRun(validate(values, value_places), settings, tuple(lost)))
         except UserError as error:
             for problem in error.problems:
                 problems.setdefault(problem, []).append(name)
     if problems:
-        raise UserError([f"{problem} [{some(names)}]" for problem, names in problems.items()])
+        raise UserError([f"{problem} [{some_of(names, MAX_NAMED)}]" for problem, names in problems.items()])
     if not runs:
         raise UserError(f"{shown}: leave_out leaves no run: remove an entry from it")
     _refuse_equal_names(shown, runs)
@@ -195,6 +197,7 @@ def _run_name(sweep: SweepConfig, values: dict[str, Any], settings: dict[str, An
 
 
 def _plain(value: Any) -> str:
+    """Format a value for a run's name: a section by its name, a list as 1x2x3, other values as in YAML."""
     if isinstance(value, dict):
         return str(value.get("name", json.dumps(value)))
     if isinstance(value, list):
@@ -210,19 +213,14 @@ def _refuse_equal_names(shown: str, runs: list[SweepRun]) -> None:
         )
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(
-            f"{shown}: several runs are called {some(twice)}: put every key that varies into run_name, or remove"
-            " repeated values"
+            f"{shown}: several runs are called {some_of(twice, MAX_NAMED)}: put every key that varies into run_name, or"
+            " remove repeated values"
         )
 
 
 def _overlap(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
     """Tell whether one key path is equal to the other, or is its beginning."""
     return all(a == b for a, b in zip(one, other, strict=False))
-
-
-def some(names: list[str]) -> str:
-    """The first two names of a list, and the number of the others."""
-    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 
 def _is_path(key: str) -> bool:
@@ -234,6 +232,7 @@ def _keys(path: str) -> tuple[str, ...]:
 
 
 def _value(values: Any, path: str, default: Any) -> Any:
+    """The value of a key path in nested mappings."""
     for key in path.split("."):
         if not isinstance(values, Mapping) or key not in values:
             return default

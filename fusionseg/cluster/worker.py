@@ -1,7 +1,7 @@
 """A rank of a submitted run: `python -m fusionseg.cluster.worker RUN_FOLDER`, alone or under torchrun.
 
-The configuration is read from the run folder. A run that a signal ended after it had saved has exit status 0: torchrun
-must not restart it. The job reads the run's records and decides what follows.
+The configuration is read from the run folder. If a signal ended the run after it had saved, the exit status is
+0, so that torchrun does not restart it. The job reads the run's records and decides whether to requeue.
 """
 
 from __future__ import annotations

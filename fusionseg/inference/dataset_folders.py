@@ -52,7 +52,7 @@ def _json_files_near(folder: Path) -> Iterator[Path]:
 
 
 def _listed_folders(path: Path) -> set[Path]:
-    """The folders of all files that the JSON list of a data set names; none if it is another JSON file."""
+    """The folders of all files that a JSON list of a data set names; empty for any other JSON file."""
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
             return set()

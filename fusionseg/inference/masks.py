@@ -34,7 +34,7 @@ log = logging.getLogger("fusionseg")
 
 MAX_LISTED = 20
 _HEX = 14
-"""Letters of a hash: the header's field has 79 bytes."""
+"""Hexadecimal digits of a hash. The text with four hashes must fit into the 79 bytes of the header field."""
 _TEXT = re.compile(rf"fusionseg m=(\w{{{_HEX}}}) p=(\w{{{_HEX}}}) i=(\w{{{_HEX}}}) v=(\w{{{_HEX}}})")
 
 

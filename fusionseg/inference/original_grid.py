@@ -19,7 +19,8 @@ Box = tuple[slice, slice, slice]
 Shape = tuple[int, int, int]
 
 CHUNK_VALUES = 8_000_000
-"""Probabilities that are computed at once: voxels times classes."""
+"""Largest number of probabilities (voxels times classes) that are computed at once, except that a chunk has at least
+one row of voxels."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def prepared_box(volume: Volume, slab: Box, patch: Sequence[int], overlap: float
         overlap: overlap of neighbouring windows.
 
     Returns:
-        A box of the prepared volume. Sliding windows over it alone are the windows of the whole volume.
+        A box of the prepared volume. Sliding windows over this box have the same positions as those of the whole
+        volume; see `window_span`.
     """
     mapping = original_to_prepared(volume)
     shape = np.array(volume.image.shape[1:])
@@ -92,9 +94,9 @@ def prepared_box(volume: Volume, slab: Box, patch: Sequence[int], overlap: float
 def window_span(size: int, patch: int, overlap: float, first: int, last: int) -> tuple[int, int]:
     """The span, along one axis, of the sliding windows that cover some voxels.
 
-    Windows that are laid over this span alone are the windows of the whole axis. The prediction of a slab is therefore
-    that of the whole volume. With test-time flips, windows start at the other end too: the predictions are close then,
-    but not equal.
+    Sliding windows over this span alone have the same positions as those of the whole axis. The prediction of a slab is
+    therefore equal to that part of the prediction of the whole volume. With test-time flips, windows also start at the
+    other end of the axis. The two predictions are then close, but not equal.
 
     Args:
         size: voxels along the axis.
@@ -114,7 +116,7 @@ def window_span(size: int, patch: int, overlap: float, first: int, last: int) ->
 
 
 def summed_probabilities(parts: Sequence[BoxLogits], slab: Box) -> Iterator[tuple[Box, Tensor]]:
-    """Interpolate logits at the voxels of a slab, apply the softmax, and add the parts up, chunk by chunk.
+    """Interpolate logits at the voxels of a slab, apply the softmax, and sum over the members, chunk by chunk.
 
     Args:
         parts: logits of each ensemble member, whose boxes cover the slab.
@@ -148,8 +150,8 @@ def _probabilities(part: BoxLogits, chunk: Box) -> Tensor:
         part.logits[None].float(), grid[None], mode="bilinear", padding_mode="border", align_corners=False
     )[0]
     probabilities = logits.softmax(dim=0)
-    # An original voxel just beyond the prepared grid, by the rounding of the resampling, takes the class of its
-    # neighbour. Voxels further out were cut off by the foreground crop.
+    # Resampling rounds the shape, so an original voxel can lie just outside the prepared grid. It takes the values at
+    # the border. Voxels further outside were removed by the foreground crop, and are background.
     place = points + torch.from_numpy(part.offset.astype(np.float64))
     limit = torch.tensor(part.prepared_shape, dtype=torch.float64)
     outside = ((place < -1) | (place > limit)).any(dim=-1)

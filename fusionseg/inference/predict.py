@@ -64,7 +64,7 @@ def predict(
 
 
 def check_output(output: Path) -> None:
-    """Refuse an output that is a file, or a folder of a data set. To be called before the networks are loaded.
+    """Refuse an output that is a file, or a folder of a data set. Call this before the networks are loaded.
 
     Raises:
         UserError: the output cannot be used.
@@ -132,12 +132,12 @@ def predict_files(predictor: Predictor, inputs: Path, output: Path, *, skip_exis
 
 
 def mask_header(image: Path, readers: Readers) -> Any:
-    """Make the NIfTI header of a mask. It has the geometry of the image, and nothing else of it.
+    """Make the NIfTI header of a mask, which takes the geometry of the image and no other field.
 
     Args:
         image: the (first) file of the image. Of a NIfTI file, the mask gets the affines, their codes and the unit; of
             another file, the affine in mm.
-        readers: of the image.
+        readers: the readers of image formats.
     """
     if not image.name.lower().endswith(SUFFIXES):
         geometry = readers.read_geometry(image)
@@ -158,11 +158,11 @@ def mask_header(image: Path, readers: Readers) -> Any:
 
 
 def write_mask(mask: NDArray[np.uint8], header: Any, target: Path, origin: MaskOrigin) -> None:
-    """Write a mask.
+    """Write a mask as a NIfTI file, with its origin in the header.
 
     Args:
         mask: (X, Y, Z).
-        header: of `mask_header`.
+        header: the result of `mask_header`; its field `descrip` is set.
         target: the file.
         origin: the origin of the mask, for the header.
     """
@@ -174,10 +174,10 @@ def write_mask(mask: NDArray[np.uint8], header: Any, target: Path, origin: MaskO
 
 
 def _refuse_input_folder(cases: Sequence[Case], inputs: Path, output: Path) -> None:
-    """Refuse masks that would replace the images, or lie among them.
+    """Refuse an output folder in which masks would replace the images, or lie among them.
 
     Raises:
-        UserError: they would.
+        UserError: the folder cannot be used.
     """
     for case in cases:
         for path in case.images:

@@ -74,8 +74,7 @@ class Predictor:
         self.labels = first.labels
         self.channels = first.channels
         self.readers = Readers(first.config.data.reader)
-        # For each member: the positions of its channels among those of the first member, and of the first member's
-        # classes among its own.
+        # For each member the two results of `_member_orders`: the order of the channels, and that of the classes.
         self._orders = [_member_orders(member, first) for member in self.members]
         self._last_digest = ""
 
@@ -101,7 +100,7 @@ class Predictor:
     def probabilities(
         self, images: Sequence[Path] | Image, channels: Sequence[int] | None = None
     ) -> NDArray[np.float32]:
-        """Predict the probability of each class, (K, X, Y, Z). The arguments are those of a call."""
+        """Predict the probability of each class, (K, X, Y, Z). The arguments are those of `__call__`."""
         shape, chunks = self._predict_case(images, channels)
         probabilities = np.zeros((len(self.labels), *shape), np.float32)
         for chunk, total in chunks:
@@ -236,7 +235,7 @@ def _member_orders(member: TrainedNetwork, first: TrainedNetwork) -> tuple[tuple
 
 
 def _with_channels(volume: Volume, positions: Sequence[int]) -> Volume:
-    """The volume with some of its channels. Each channel was normalised by itself, so the values are exact."""
+    """Select channels of a volume, in this order. Channels are normalised one by one, so the values do not change."""
     if list(positions) == list(range(len(volume.image))):
         return volume
     return replace(volume, image=volume.image[list(positions)])

@@ -37,11 +37,13 @@ class TrainedNetwork:
     channels: tuple[str, ...]
     labels: dict[int, str]
     step: int
+    """Completed optimizer steps of the checkpoint."""
     precision: Precision
+    """That of the training, or another one if the device lacks it."""
     split: Split | None
     """The cases that it was trained on; None if the checkpoint, of an earlier version, does not record them."""
     data_hash: str | None
-    """The hash of the cases, which such a checkpoint has instead."""
+    """The hash of the training and validation cases, which earlier versions recorded in place of the split."""
 
 
 def inference_device(request: str) -> torch.device:
@@ -66,7 +68,8 @@ def load_trained(run: Path, device: torch.device, which: str = "best", *, masks:
         masks: refuse a network that gives no class logits for each voxel.
 
     Raises:
-        UserError: there is no checkpoint, it is damaged, or it belongs to another program; or it predicts no masks.
+        UserError: there is no checkpoint; it is damaged, or belongs to another program; or `masks` is True and it
+            predicts no masks.
     """
     path = find_weights(run, which)
     state = read_checkpoint(path)
@@ -85,7 +88,7 @@ def load_trained(run: Path, device: torch.device, which: str = "best", *, masks:
     except RuntimeError as error:
         reason = " ".join(str(error).split("\n\t")[:2])
         raise UserError(f"{path}: its weights do not fit its own configuration ({reason})") from None
-    # The device of the prediction may be another one than that of the training, and lack its precision.
+    # The device of the prediction may differ from that of the training, and may lack its precision.
     wanted = config.train.precision
     if (wanted == "fp16" and device.type == "cpu") or (wanted == "bf16" and not has_bf16(device)):
         wanted = "auto"

@@ -48,16 +48,16 @@ class Board:
             self.scalar(f"{group}/{name}", value, step)
 
     def record(self, record: Mapping[str, Any]) -> None:
-        """Add the numbers of a record, and those of the tables in it, as points of curves `kind/field`.
+        """Add the numeric fields of a record to curves `kind/field`, and the values of its tables to `kind/field/key`.
 
         Args:
             record: has `kind` and `step`, see `fusionseg.runs.records`.
         """
         for name, value in record.items():
             values = value.items() if isinstance(value, dict) else [("", value)]
-            for key, number in values:
-                if name not in ("kind", "step") and isinstance(number, int | float):
-                    self.scalar("/".join(filter(None, (record["kind"], name, str(key)))), number, record["step"])
+            for key, point in values:
+                if name not in ("kind", "step") and isinstance(point, int | float):
+                    self.scalar("/".join(filter(None, (record["kind"], name, str(key)))), point, record["step"])
 
     def text(self, name: str, text: str, step: int) -> None:
         """Add a text (Markdown)."""

@@ -32,7 +32,7 @@ def step_arguments(
         parser: parser of the benchmark.
         config: default configuration file.
         steps: default number of measured steps.
-        names: names of the option for this number, without dashes; the first is the main one.
+        names: names of the option for the number of steps, without dashes; the first one names the attribute.
     """
     parser.add_argument("--config", default=str(config), help=f"YAML file of the run (default: {config.name})")
     parser.add_argument("--data", help="folder of the data set (default: synthetic CTs)")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fusionseg.observability.profiles.attribution import OUTSIDE, Attribution
 from fusionseg.observability.profiles.device_summary import GAP_NS
-from fusionseg.observability.profiles.intervals import Interval, gaps, union
+from fusionseg.observability.profiles.intervals import Interval, gaps, intervals_of, union
 from fusionseg.observability.profiles.kernel_kinds import KINDS, kernel_kind
 from fusionseg.observability.profiles.timeline import STEP, DeviceEvent, HostEvent, Timeline
+from fusionseg.performance.profile_report import phase_s_per_step
 from fusionseg.utils.files import whole_file
 
 _DEPTHS = 4
@@ -27,7 +28,7 @@ def draw_profile(path: Path, label: str, timeline: Timeline, summaries: Mapping[
     Args:
         path: path of the PNG file.
         label: label of the profile whose step is drawn, such as "rank 0".
-        timeline: that profile.
+        timeline: the profile with this label.
         summaries: results of `summarise` by label.
     """
     import matplotlib
@@ -48,17 +49,12 @@ def draw_profile(path: Path, label: str, timeline: Timeline, summaries: Mapping[
 
 
 def _draw_phases(axis: Any, names: list[str], summaries: Mapping[str, Mapping[str, Any]], palette: Any) -> None:
-    """Draw the mean over the profiles, with a line from the minimum to the maximum."""
+    """Draw a bar for each phase: the mean over the profiles, with a line from the minimum to the maximum."""
     on_gpu = any(summary["gpu"] for summary in summaries.values())
     sides = ((-0.2, "host_s", ""), (0.2, "gpu_s", "///")) if on_gpu else ((0.0, "host_s", ""),)
     for shift, key, hatch in sides:
         for row, name in enumerate(names):
-            values = [
-                1e3
-                * {**s["phases"], OUTSIDE: s["outside_phases"]}.get(name, {}).get(key, 0.0)
-                / (s["steps"]["count"] or 1)
-                for s in summaries.values()
-            ]
+            values = [1e3 * phase_s_per_step(summary, name, key) for summary in summaries.values()]
             mean = sum(values) / len(values)
             axis.barh(row + shift, mean, 0.38, color=palette[name], hatch=hatch, edgecolor="white")
             if len(values) > 1:
@@ -87,11 +83,11 @@ def _draw_step(axis: Any, label: str, profile: Attribution, palette: Any) -> Non
     for device, stream in sorted({(event.device, event.stream) for event in drawn}):
         in_stream = [event for event in drawn if (event.device, event.stream) == (device, stream)]
         for kind, color in _KIND_COLORS.items():
-            of_kind = _intervals(event for event in in_stream if kernel_kind(event) == kind)
+            of_kind = intervals_of(event for event in in_stream if kernel_kind(event) == kind)
             _draw_bars(axis, len(rows), bounds, of_kind, color, kind)
         rows.append(f"GPU {device}, stream {stream}")
     if profile.device_events:
-        busy = union(_intervals(drawn), bounds)
+        busy = union(intervals_of(drawn), bounds)
         idle = [gap for gap in gaps(busy, bounds) if gap[1] - gap[0] > GAP_NS]
         _draw_bars(axis, len(rows), bounds, idle, "silver", "idle")
         rows.append("GPU idle")
@@ -120,7 +116,7 @@ def _draw_ranges(axis: Any, profile: Attribution, bounds: Interval, palette: Any
         on_main = event.thread == profile.main_thread and event.name != STEP
         if on_main and depth < _DEPTHS and _overlaps(event, bounds):
             color = palette.get(profile.phase_of(index), "lightgrey")
-            _draw_bars(axis, depth, bounds, _intervals([event]), color, None, "white")
+            _draw_bars(axis, depth, bounds, intervals_of([event]), color, None, "white")
             _draw_label(axis, depth, bounds, (event.start_ns, event.end_ns), event.name)
             deepest = max(deepest, depth)
     return ["host", *[""] * deepest] if deepest >= 0 else []
@@ -152,10 +148,6 @@ def median_step(profile: Attribution) -> tuple[str, Interval]:
     step = steps[at]
     name = f"step {step.payload}" if step.payload is not None else f"step {at + 1} of {len(steps)}"
     return name, (step.start_ns, step.end_ns)
-
-
-def _intervals(events: Iterable[DeviceEvent | HostEvent]) -> list[Interval]:
-    return [(event.start_ns, event.end_ns) for event in events]
 
 
 def _overlaps(event: DeviceEvent | HostEvent, bounds: Interval) -> bool:

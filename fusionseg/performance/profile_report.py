@@ -51,6 +51,18 @@ def step_count(summary: Mapping[str, Any]) -> int:
     return int(summary["steps"]["count"]) or 1
 
 
+def phase_s_per_step(summary: Mapping[str, Any], name: str, key: str) -> float:
+    """Seconds of a phase per complete step; 0 if the profile does not have the phase.
+
+    Args:
+        summary: result of `summarise`.
+        name: the phase, or OUTSIDE.
+        key: the kind of time, "host_s" or "gpu_s".
+    """
+    rows = {**summary["phases"], OUTSIDE: summary["outside_phases"]}
+    return float(rows.get(name, {}).get(key, 0.0)) / step_count(summary)
+
+
 def profile_range(summaries: Summaries) -> str:
     """Table of the profile range, with a column for each profile."""
     rows: list[tuple[str, Callable[[Mapping[str, Any]], float | None], Callable[[float], str]]] = [
@@ -97,10 +109,7 @@ def phases_by_rank(summaries: Summaries) -> str:
     for side, key in (("host", "host_s"), ("kernels", "gpu_s")):
         rows = []
         for name in (*names, OUTSIDE):
-            values = [
-                {**s["phases"], OUTSIDE: s["outside_phases"]}.get(name, {}).get(key, 0.0) / step_count(s)
-                for s in summaries.values()
-            ]
+            values = [phase_s_per_step(summary, name, key) for summary in summaries.values()]
             if key == "host_s" or any(values):
                 rows.append((name, values, _ms))
         if rows:

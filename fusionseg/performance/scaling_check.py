@@ -63,7 +63,7 @@ class ScalingCheck:
 
 
 def check_scaling(processes: int, rounds: int, threads: int = 1) -> ScalingCheck:
-    """Measure steps with and without communication in several processes, and predict the one from the other.
+    """Measure steps with and without communication in several processes, and predict the first from the second.
 
     Args:
         processes: number of processes to start.
@@ -84,7 +84,7 @@ def check_scaling(processes: int, rounds: int, threads: int = 1) -> ScalingCheck
 
 
 def compare(processes: int, steps: NDArray[Any], reduce: NDArray[Any], gradient_bytes: int) -> ScalingCheck:
-    """Predict the step with communication from the other measurements.
+    """Predict the step with communication from the steps without it and the all-reduces alone.
 
     Args:
         processes: number of processes.

@@ -1,4 +1,4 @@
-"""The evaluation of a run that belongs to one of its validations: the same weights, the same cases."""
+"""Search for the evaluation of a run that has the same weights and cases as one of its validations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fusionseg.runs.paths import EVALUATION, WEIGHTS
 
 @dataclass(frozen=True)
 class MatchingEvaluation:
-    """The part of an evaluation that a table over runs shows."""
+    """Metrics and remarks of an evaluation, as the table of `fusionseg compare` shows them."""
 
     metrics: dict[str, float]
     """Dice and HD95 in the geometry of the label files."""
@@ -25,17 +25,18 @@ class MatchingEvaluation:
 
 
 def matching_evaluation(run: Path, validation: Mapping[str, Any], weights: str) -> MatchingEvaluation | None:
-    """Find the evaluation of the weights that a validation is of.
+    """Find the evaluation of the weights that a validation scored.
 
-    Where several match, the one with the fewest options that differ from the run's own settings is taken.
+    If several match, the result is the one whose options differ least from the run's own settings.
 
     Args:
         run: the run folder.
-        validation: the val record.
+        validation: the record of the validation.
         weights: "last" or "best".
 
     Returns:
-        The evaluation; one without metrics, and with a remark, if all are of other weights; None if there is none.
+        The evaluation. If all evaluations are of other weights, it has no metrics, and a remark says so. None if the
+        run has no evaluation of its own validation cases.
     """
     own = [
         (options, summary)
@@ -63,7 +64,7 @@ def matching_evaluation(run: Path, validation: Mapping[str, Any], weights: str) 
 def _differing_options(folder: Path, summary: Mapping[str, Any]) -> list[str] | None:
     """Options of the prediction that differ from the run's own settings; None if the cases or the networks differ."""
     request = summary.get("request")
-    if not isinstance(request, dict):  # older versions did not write the request
+    if not isinstance(request, dict):  # an evaluation by an older version, which did not record the request
         return [] if folder.name == EVALUATION and summary and "averaged_with" not in summary else None
     if request.get("dataset") is not None or request.get("with"):
         return None
@@ -72,7 +73,7 @@ def _differing_options(folder: Path, summary: Mapping[str, Any]) -> list[str] | 
 
 
 def _is_of(summary: Mapping[str, Any], validation: Mapping[str, Any], weights: str) -> bool:
-    """Tell whether an evaluation is of the validated weights, or of later ones of an interrupted run."""
+    """Tell whether an evaluation is of the validated weights, or of later ones that an interrupted run saved."""
     step = summary.get("step")
     return isinstance(step, int) and (step == validation["step"] or (weights == "last" and step > validation["step"]))
 

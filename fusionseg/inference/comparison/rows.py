@@ -23,7 +23,7 @@ from fusionseg.runs.records import has_finished
 from fusionseg.utils.errors import UserError
 
 COST = ("parameters", "steps", "samples_per_s", "memory_gb", "total_s")
-"""Metrics of the cost of a run. They stand last in the table."""
+"""Metrics of the cost of a run, which are the last columns of the table."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def _task_table(task: str, runs: Sequence[RunSummary]) -> TaskTable:
     for run in runs:
         settings = {key: value for key, value in run.config.items() if key not in REPEATED}
         row = rows.setdefault((run.key, data[run.path].key), Row(settings, data[run.path]))
-        if settings.get("init_from") != row.settings.get("init_from"):  # each fold has a pre-training of its own
+        if settings.get("init_from") != row.settings.get("init_from"):  # each fold has its own pre-training
             starts = [str(settings["init_from"]), str(row.settings["init_from"])]
             row.settings["init_from"] = os.path.commonprefix(starts) + "..."  # noqa: RUF071 - for a text, not a path
         row.runs.append(run)
@@ -165,7 +165,7 @@ def _task_table(task: str, runs: Sequence[RunSummary]) -> TaskTable:
 
 
 def _ordered_metrics(runs: Sequence[RunSummary]) -> list[str]:
-    """The names of all metrics: those of one grid stand side by side, the files' geometry first, the cost last."""
+    """The names of all metrics, grouped by grid: first the geometry of the files, last the cost."""
     names = dict.fromkeys(name for run in runs for name in run.metrics)
     grids: dict[str, int] = {}
     for name in names:
@@ -181,12 +181,18 @@ def _grid(metric: str) -> str:
 def unify_data_sets(runs: Sequence[RunSummary]) -> dict[Path, DataIdentity]:
     """Find the data set of each run; runs on the same data set get the same object.
 
-    A data set is all cases that a run trains and validates on. It is the same for all folds. It is another one where
-    cases were added, changed or left out. A run that trains on a part of the cases (`data.train_cases`) does not record
-    the others. Runs of one configuration that share cases count as runs on one data set then.
+    Runs are on the same data set if the union of their training and validation cases is the same. This holds for all
+    folds. A data set in which cases were added, changed or left out is another one. A run that trains on a part of the
+    cases (`data.train_cases`) does not record the others. For such runs of one configuration, a shared case is enough.
+
+    Args:
+        runs: runs of one task.
+
+    Returns:
+        The data set by run folder.
     """
     found: dict[Path, DataIdentity] = {}
-    # A run that has not started to train has no split: it takes the data set of the others, so they come first.
+    # A run that has not started to train has no split and takes the data set of another run. It therefore comes last.
     for run in sorted(runs, key=lambda run: not run.data.cases and not run.metrics):
         same = (
             other

@@ -23,7 +23,7 @@ from fusionseg.runs.run_config import plain_config, resume_relevant
 from fusionseg.utils.errors import UserError
 
 REPEATED = ("seed", "data.fold", "data.fold_seed")
-"""Keys that repeat a configuration. The table averages over their values."""
+"""Keys whose values only repeat the experiment. The table averages over their values."""
 PREPARED, FILES, PATCHES = " (prepared grid)", " (files)", " (per patch, old)"
 """Suffixes of the metrics' names: the grid of the measurement. Metrics of different grids never share a column."""
 
@@ -62,10 +62,11 @@ class RunSummary:
     """A hash that is equal for runs whose configurations differ in seed and fold only."""
     data: DataIdentity
     fold: str
+    """Index of the fold and, unless the data set states the folds, the seed that drew them."""
     status: str
     """See `RunStatus`."""
     metrics: dict[str, float]
-    """Metrics of the chosen weights, and the cost of the run."""
+    """Metrics of the chosen weights, and the cost of the run; empty without a validation."""
     marks: tuple[str, ...] = ()
     """Reasons why the metrics are not those of a run that was validated on unseen cases."""
     remarks: tuple[str, ...] = ()
@@ -124,7 +125,7 @@ def summarise_run(run: Path, weights: str) -> RunSummary:
 
 
 def _chosen_validation(validations: Sequence[Record], score: str, weights: str) -> Record | None:
-    """The last validation, or the first one with the highest score. A score that is not known is not the best."""
+    """The last validation, or the first one with the highest score; validations without a score are not the best."""
     if weights == "last":
         return validations[-1] if validations else None
     known = [record for record in validations if is_number(record.get(score))]

@@ -24,7 +24,7 @@ log = logging.getLogger("fusionseg")
 
 NO, YES, UNKNOWN = "no", "yes", "unknown"
 
-# An evaluation may change these keys, beside those that may differ between two starts of a run.
+# Keys that matter for a resume, but that an evaluation may change, because they only describe the files.
 _DATA_KEYS = ("data.layout", "data.labels")
 
 
@@ -54,14 +54,14 @@ class CasesToScore:
 
 
 def evaluation_config(run: Path, overrides: Sequence[str]) -> RunConfig:
-    """Load a run's configuration with the paths that are valid now.
+    """Load a run's configuration, with overrides for paths that have changed since the training.
 
     Args:
         run: the run folder.
-        overrides: `key.path=value` settings that are laid over it.
+        overrides: `key.path=value` settings, such as data.root.
 
     Raises:
-        UserError: the path is no run folder, or an override changes more than paths.
+        UserError: the path is no run folder, or an override would make it another run.
     """
     config = load_run_config(run, overrides)
     changed = []
@@ -101,10 +101,10 @@ def validation_cases(
     dataset = open_configured(data)
     cases, content = _find_recorded(dataset, own.validation, _prepared_cases(data, output, dataset))
     if not include_trained:
-        _refuse_members(members[1:], known[1:], cases, content)
+        _refuse_trained_members(members[1:], known[1:], cases, content)
     # The run was told to train on these and to mark the results (data.folds=1, init_from_seen=mark).
     marked = {name for name, digests in content.items() if digests.image not in own.own_images}
-    return _sorted_out(dataset, cases, content, known, marked, include_trained=include_trained)
+    return _leave_out_trained(dataset, cases, content, known, marked, include_trained=include_trained)
 
 
 def all_labelled_cases(
@@ -133,10 +133,10 @@ def all_labelled_cases(
     if len(known) < len(splits):
         trained = _trained_on(content, known)
         return CasesToScore(dataset, cases, {case.name: YES if case.name in trained else UNKNOWN for case in cases})
-    return _sorted_out(dataset, cases, content, known, set(), include_trained=include_trained)
+    return _leave_out_trained(dataset, cases, content, known, set(), include_trained=include_trained)
 
 
-def _sorted_out(
+def _leave_out_trained(
     dataset: Dataset,
     cases: list[Case],
     content: Mapping[str, CaseDigests],
@@ -145,7 +145,17 @@ def _sorted_out(
     *,
     include_trained: bool,
 ) -> CasesToScore:
-    """Leave out of the means the cases that were trained on, but for those that are marked in the run itself."""
+    """Leave the cases that were trained on out of the means, unless the run itself marks them.
+
+    Args:
+        content: digests of the cases by name.
+        splits: what the networks were trained on.
+        marked: names of cases on which the run was told to train although it validates on them.
+        include_trained: leave out no case.
+
+    Raises:
+        UserError: all cases were trained on.
+    """
     trained = _trained_on(content, splits)
     left_out = [] if include_trained else sorted(trained.difference(marked))
     if len(left_out) == len(cases):
@@ -232,7 +242,7 @@ def _find_recorded(
     return list(dict.fromkeys(labelled[names[case.name]] for case in recorded)), content
 
 
-def _refuse_members(
+def _refuse_trained_members(
     members: Sequence[TrainedNetwork],
     splits: Sequence[Split],
     cases: Sequence[Case],
@@ -257,7 +267,7 @@ def _refuse_members(
 
 
 def _prepared_cases(data: DataConfig, output: str, dataset: Dataset) -> dict[str, PreparedCase]:
-    """Current records of prepared cases, whose files need not be read; none where there is no store."""
+    """Records of the prepared cases, which spare reading the files; empty if there is no store."""
     try:
         return open_store(data, output, dataset).cases
     except (UserError, OSError):

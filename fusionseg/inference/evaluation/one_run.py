@@ -54,7 +54,7 @@ class EvaluationOptions:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of one run: a word for the table, and a remark."""
+    """The outcome of the evaluation of one run: a state, such as EVALUATED, and a remark for the table."""
 
     state: str
     remark: str
@@ -138,11 +138,11 @@ def compute_evaluation(opened: OpenedEvaluation) -> Evaluation:
     if config.task_info.evaluation == "reconstruction":
         return evaluate_pretraining(opened.run, config, options.prediction, request, folder, volumes=options.volumes)
     predictor = Predictor([opened.run, *options.others], options.prediction)
-    sections, marked = (config.data, config.output, predictor.members), options.include_trained
+    members, include_trained = predictor.members, options.include_trained
     if opened.dataset is None:
-        cases = validation_cases(*sections, include_trained=marked)
+        cases = validation_cases(config.data, config.output, members, include_trained=include_trained)
     else:
-        cases = all_labelled_cases(opened.dataset, *sections, include_trained=marked)
+        cases = all_labelled_cases(opened.dataset, config.data, config.output, members, include_trained=include_trained)
     return evaluate_segmentation(predictor, cases, config.metrics, request, folder)
 
 
@@ -178,7 +178,7 @@ def _refuse_options_of_other_task(run: Path, config: RunConfig, options: Evaluat
 
 
 def _other_dataset(config: RunConfig, options: EvaluationOptions) -> Dataset | None:
-    """Open the data set of `--dataset`. It gets the run's names of labels only if it names none itself."""
+    """Open the data set of `--dataset`; None without it. It gets the run's label names if it has none."""
     if options.dataset_root is None:
         return None
     readers = Readers(config.data.reader)

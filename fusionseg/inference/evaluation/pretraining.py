@@ -36,7 +36,7 @@ class _ValidationCase:
     """A validation case of a pre-training."""
 
     data: DataConfig
-    """The section `data` as it is for the case's data set."""
+    """The section `data`, with the values for the case's data set."""
     case: Case
     digest: str | None
     """The digest of the image that the run held out; None where an earlier version did not record it."""
@@ -70,7 +70,7 @@ def evaluate_pretraining(
         run: the run folder.
         config: its configuration, with the paths that are valid now.
         options: the device and the checkpoint.
-        request: the request that is answered, for the summary.
+        request: the options of the evaluation, which summary.json records.
         folder: the folder for the results.
         volumes: write the volumes too, as NIfTI files.
 
@@ -94,13 +94,13 @@ def evaluate_pretraining(
                 log.error("%s is not scored: %s", name, error)
                 continue
             image, background = _as_in_training(volume, case.data.dtype, config.cache.dtype)
-            made = reconstruct(network.model, image, background, case.case.name)
+            reconstruction = reconstruct(network.model, image, background, case.case.name)
             scores[name] = {
-                **reconstruct.score(made),
-                **reconstruct.score_fill_ins(made, background, case.case.name),
+                **reconstruct.score(reconstruction),
+                **reconstruct.score_fill_ins(reconstruction, background, case.case.name),
             }
             if volumes:
-                _write_volumes(folder / VOLUMES, name, made, volume.affine)
+                _write_volumes(folder / VOLUMES, name, reconstruction, volume.affine)
         progress(len(cases), len(cases))
     if not scores:
         reasons = (f"  {name}: {reason}" for name, reason in failed.items())
@@ -141,7 +141,7 @@ def _rounded(values: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 
 def _summary(network: TrainedNetwork, scores: dict[str, ReconstructionScores]) -> dict[str, Any]:
-    """Mean and deviation of each metric over the cases, taken in the order of their names."""
+    """Mean and standard deviation of each metric over the cases, added up in the order of their names."""
     keys = next(iter(scores.values())).keys()
     return {
         "checkpoint": str(network.path),
@@ -153,16 +153,16 @@ def _summary(network: TrainedNetwork, scores: dict[str, ReconstructionScores]) -
     }
 
 
-def _write_volumes(folder: Path, name: str, made: Reconstruction, affine: NDArray[np.float64]) -> None:
+def _write_volumes(folder: Path, name: str, reconstruction: Reconstruction, affine: NDArray[np.float64]) -> None:
     """Write the volumes of a case as NIfTI files.
 
     These are CASE_original, CASE_masked, CASE_reconstruction (the volume that is scored) and the mask CASE_hidden.
     """
     for kind, values in (
-        ("original", made.image),
-        ("masked", made.masked),
-        ("reconstruction", made.filled),
-        ("hidden", made.hidden.to(torch.uint8)),
+        ("original", reconstruction.image),
+        ("masked", reconstruction.masked),
+        ("reconstruction", reconstruction.filled),
+        ("hidden", reconstruction.hidden.to(torch.uint8)),
     ):
         with whole_file(folder / file_name(name, f"_{kind}.nii.gz")) as temporary:
             nib.save(_nifti(values, affine), temporary)

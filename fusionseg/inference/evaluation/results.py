@@ -23,7 +23,7 @@ class Evaluation:
     summary: dict[str, Any]
     """Means and deviations, as in summary.json."""
     scores: Any
-    """Of a segmentation, a tuple of `Score`; of a pre-training, the metrics of each case by its name."""
+    """A tuple of `Score` for a segmentation; the metrics of each case by its name for a pre-training."""
 
     @property
     def failed(self) -> dict[str, str]:

@@ -23,6 +23,12 @@ from fusionseg.utils.errors import UserError
 
 log = logging.getLogger("fusionseg")
 
+# Remedies in messages about labels or channels.
+_NAMES_DIFFER = "if they mean the same, use the same names in dataset.json or data.labels"
+_NAMES_CHANGED = (
+    "the names have changed since; restore them, or name the data set by --dataset, which matches them by name"
+)
+
 
 @dataclass(frozen=True)
 class Score:
@@ -86,7 +92,7 @@ class Scorer:
         if problems:
             raise UserError(problems)
         assert labels is not None and channels is not None
-        self._channels = channels
+        self._channels = channels  # positions of the network's channels among those of the data set
         self._values = np.argsort(labels).astype(np.uint8)  # from a value of the data set to that of the run
         for what, order, names in (
             ("labels", labels, predictor.labels.values()),
@@ -145,9 +151,3 @@ class Scorer:
             )
             for k, name in enumerate(names)
         ]
-
-
-_NAMES_DIFFER = "if they mean the same, use the same names in dataset.json or data.labels"
-_NAMES_CHANGED = (
-    "the names have changed since; restore them, or name the data set by --dataset, which matches them by name"
-)

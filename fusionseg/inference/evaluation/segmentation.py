@@ -37,7 +37,7 @@ def evaluate_segmentation(
         predictor: the network, or several whose predictions are averaged.
         chosen: the cases.
         metrics: the section `metrics` of the run. Dice and HD95 are always computed.
-        request: the request that is answered, for the summary.
+        request: the options of the evaluation, which summary.json records.
         folder: the folder for the results.
 
     Raises:
@@ -86,7 +86,7 @@ def _score_cases(scorer: Scorer, chosen: CasesToScore) -> tuple[list[Score], dic
 
 
 def _summary(scores: Sequence[Score], predictor: Predictor) -> dict[str, Any]:
-    """Mean and deviation of each metric, per class and over the classes."""
+    """Mean and standard deviation of each metric per class, and the mean over the classes."""
     further = list(scores[0].metrics)
     classes: dict[str, Any] = {}
     for name in dict.fromkeys(score.label for score in scores):

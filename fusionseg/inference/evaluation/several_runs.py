@@ -74,12 +74,12 @@ def evaluate_runs(paths: Sequence[Path], options: EvaluationOptions) -> Outcomes
     if options.others:
         raise UserError(f"--with: averages with one run, and {len(folders)} are named; evaluate them one by one")
     outcomes = Outcomes()
-    for number, run in enumerate(folders, start=1):
+    for position, run in enumerate(folders, start=1):
         if not has_weights(run):
             log.info("%s has no weights yet: it is skipped", run)
             outcomes.by_run[run] = Outcome(NO_WEIGHTS, "skipped")
             continue
-        log.info("%s (%d of %d)", run, number, len(folders))
+        log.info("%s (%d of %d)", run, position, len(folders))
         outcomes.by_run[run] = _evaluate(run, options)
     return outcomes
 
@@ -91,7 +91,8 @@ def _evaluate(run: Path, options: EvaluationOptions) -> Outcome:
     except UserError as error:
         log.error("%s", error)
         reason = error.problems[0]
-    except (OSError, torch.OutOfMemoryError) as error:  # the next run may be smaller, or lie on another disk
+    # After one of these errors, the next run may still succeed: it may be smaller, or on another disk.
+    except (OSError, torch.OutOfMemoryError) as error:
         reason = str(error).partition("\n")[0]
         log.error("%s: %s", run, reason)
     except RuntimeError as error:  # a fault of the program: logged in full, and the other runs are evaluated

@@ -1,6 +1,6 @@
-"""The split of a checkpoint that does not record it.
+"""The split of a checkpoint of an earlier version, which recorded a hash of the cases and no split.
 
-Earlier versions recorded a hash of the cases instead. The split is drawn again, and is accepted if the hash agrees.
+The split is drawn again, and is accepted if its hash is the recorded one.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from fusionseg.data.formats.dataset import Case, Dataset
 from fusionseg.data.formats.split import folds_are_stated, split_dataset
 from fusionseg.data.preprocessing.case_digests import digests_of
 from fusionseg.data.preprocessing.prepare import open_configured
-from fusionseg.data.preprocessing.store import SourceFile
+from fusionseg.data.preprocessing.record import SourceFile
 from fusionseg.inference.trained_network import TrainedNetwork
 from fusionseg.runs.cases.split import Ancestor, Split, SplitCase
 from fusionseg.utils.errors import UserError
 
 
 def verified_split(member: TrainedNetwork, data: DataConfig) -> Split | None:
-    """Draw the split of a segmentation of an earlier version again.
+    """Draw the split of a network of an earlier version again, and verify it by the hash that its checkpoint records.
 
     Args:
         member: the network.
@@ -31,8 +31,8 @@ def verified_split(member: TrainedNetwork, data: DataConfig) -> Split | None:
         The split; None if neither data set is the one of the training.
     """
     own = member.config.data
-    for place in (data, own):
-        moved = own.model_copy(update={"root": place.root, "layout": place.layout, "labels": place.labels})
+    for section in (data, own):
+        moved = own.model_copy(update={"root": section.root, "layout": section.layout, "labels": section.labels})
         try:
             dataset = open_configured(moved)
             training, validation = split_dataset(dataset, moved, needs_labels=True)

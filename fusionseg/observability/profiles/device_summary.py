@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from fusionseg.observability.profiles.attribution import ALLREDUCE, Attribution, seconds
-from fusionseg.observability.profiles.intervals import Interval, gaps, overlap_length, total_length, union
+from fusionseg.observability.profiles.intervals import Interval, gaps, intervals_of, overlap_length, total_length, union
 from fusionseg.observability.profiles.kernel_kinds import COMMUNICATION, KINDS, kernel_kind
-from fusionseg.observability.profiles.timeline import DeviceEvent, HostEvent
 
 GAP_NS = 5_000
 """Longest idle time in ns that is not a gap: the launch of a kernel takes about as long."""
@@ -50,7 +49,7 @@ def idle_times(profile: Attribution) -> dict[str, Any] | None:
     """Summarise busy and idle times of the device, and the phase of the host during idle times; None without a GPU."""
     if not profile.device_events:
         return None
-    busy = union(_intervals(profile.device_events), profile.profile_range)
+    busy = union(intervals_of(profile.device_events), profile.profile_range)
     all_gaps = gaps(busy, profile.profile_range)
     idle = [(gap, profile.host_phases(gap)) for gap in all_gaps if gap[1] - gap[0] > GAP_NS]
     by_phase: dict[str, int] = defaultdict(int)
@@ -93,28 +92,24 @@ def communication(profile: Attribution, phases: Mapping[str, Mapping[str, Any]])
     source: str | None = None
     total_s = exposed_s = 0.0
     if collectives:
-        own = union(_intervals(collectives), profile.profile_range)
+        own = union(intervals_of(collectives), profile.profile_range)
         compute = [e for e in profile.device_events if e.kind == "kernel" and kernel_kind(e) != COMMUNICATION]
-        total_s = seconds(total_length(_intervals(collectives)))
-        exposed_s = _exposed_s(profile, own, _intervals(compute))
+        total_s = seconds(total_length(intervals_of(collectives)))
+        exposed_s = _exposed_s(profile, own, intervals_of(compute))
         source = "kernels"
     elif ALLREDUCE in phases:
         total_s = exposed_s = phases[ALLREDUCE]["host_s"] + phases[ALLREDUCE]["other_threads_s"]
         source = "range"
     elif gloo:
-        own = union(_intervals(gloo), profile.profile_range)
+        own = union(intervals_of(gloo), profile.profile_range)
         main = (event for event in profile.operators.events if event.thread == profile.main_thread)
-        compute_intervals = _intervals(event for event in main if not event.name.startswith("c10d::"))
+        compute_intervals = intervals_of(event for event in main if not event.name.startswith("c10d::"))
         total_s, exposed_s = seconds(total_length(own)), _exposed_s(profile, own, compute_intervals)
         source = "operators"
     return {"source": source, "total_s": total_s, "exposed_s": exposed_s, "exposed_share": profile.share(exposed_s)}
 
 
 def _exposed_s(profile: Attribution, communication: list[Interval], compute: list[Interval]) -> float:
-    """Seconds of communication (a union of intervals) that no computing overlaps."""
+    """Seconds of communication (disjoint intervals) that no computation overlaps."""
     overlapped = overlap_length(communication, union(compute, profile.profile_range))
     return seconds(total_length(communication) - overlapped)
-
-
-def _intervals(events: Iterable[DeviceEvent | HostEvent]) -> list[Interval]:
-    return [(event.start_ns, event.end_ns) for event in events]

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from fusionseg.observability.profiles.timeline import HostEvent, Thread
+from fusionseg.observability.profiles.timeline import DeviceEvent, HostEvent, Thread
 
 Interval = tuple[int, int]
 """Start and end in ns."""
@@ -89,6 +89,11 @@ class Nesting:
             emit(ends[stack[-1]])
             stack.pop()
         return segments
+
+
+def intervals_of(events: Iterable[DeviceEvent | HostEvent]) -> list[Interval]:
+    """Intervals of events, in the order of the events."""
+    return [(event.start_ns, event.end_ns) for event in events]
 
 
 def union(intervals: Iterable[Interval], bounds: Interval) -> list[Interval]:
