@@ -231,8 +231,8 @@ def _delayed_signals() -> Iterator[None]:
             if handler is not None:  # None is a handler that Python did not set
                 signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number in received:
-            signal.raise_signal(number)
+        for delayed in received:
+            signal.raise_signal(delayed)
 
 
 def sbatch_text(sweep: Sweep, cluster: ClusterConfig, num_runs: int) -> str:
