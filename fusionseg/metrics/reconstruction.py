@@ -26,7 +26,8 @@ def ssim_and_psnr(
 
     PSNR is limited to 100 dB. A volume of constant air would have an infinite PSNR, and so would a mean over volumes.
 
-    The SSIM map is computed in float64, in chunks of 64 voxels' edge: the device memory does not grow with the volume.
+    The SSIM map is computed in float64, in chunks with an edge of 64 voxels: the device memory does not grow with the
+    volume.
 
     Args:
         filled: the volume (C, X, Y, Z) with its hidden voxels filled in.
@@ -76,7 +77,7 @@ def relative_box(box: Sequence[slice], outer: Sequence[slice]) -> tuple[slice, .
 
 
 def _chunks(shape: Sequence[int]) -> Iterator[tuple[slice, ...]]:
-    """Yield boxes of at most _CHUNK voxels' edge that tile a volume of this shape."""
+    """Yield boxes that tile a volume of this shape; their edge is at most _CHUNK voxels."""
     yield from product(*([slice(n, min(n + _CHUNK, size)) for n in range(0, size, _CHUNK)] for size in shape))
 
 

@@ -1,4 +1,7 @@
-"""Cost of networks: parameters, multiply-adds, activations. It is counted on the meta device, without computation."""
+"""Cost of networks: parameters, multiply-adds, activations. It is counted on the meta device, without computation.
+
+A network from outside that the meta device cannot run is run on the CPU instead.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fusionseg.config.outside_part import OutsidePart
 from fusionseg.config.parts.sections import NetworkSection
+from fusionseg.config.section import Triple
 from fusionseg.models import build_model
-
-Triple = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def saved_bytes(model: nn.Module, forward: Callable[[], object]) -> int:
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        # Views and detached tensors share a storage. Holding the tensor prevents that its address is used again.
+        # Views and detached tensors share a storage. Holding the tensor keeps its address from being reused.
         kept.setdefault(tensor.untyped_storage()._cdata, tensor)
         return tensor
 

@@ -10,7 +10,8 @@ from fusionseg.config.loading import validate_section
 from fusionseg.config.outside import is_outside
 from fusionseg.config.parts.sections import NetworkSection
 from fusionseg.config.registry import networks
-from fusionseg.models.cost import NetworkCost, Triple, network_cost
+from fusionseg.config.section import Triple
+from fusionseg.models.cost import NetworkCost, network_cost
 from fusionseg.utils.errors import UserError, suggest
 
 

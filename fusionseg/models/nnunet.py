@@ -9,7 +9,7 @@ from monai.networks.blocks.dynunet_block import UnetOutBlock
 from monai.networks.nets.dynunet import DynUNet
 from torch import Tensor
 
-Triple = tuple[int, int, int]
+from fusionseg.config.section import Triple
 
 
 class NNUNet(DynUNet):

@@ -71,7 +71,7 @@ class TrainingData:
         return self.augmenter(self.plan.samples(step, indices))
 
     def case_indices(self, step: int, indices: range) -> list[int]:
-        """Return the case, as its index in the cache, that each of some samples is cut from; see `batch`."""
+        """Return for each sample the index, in the cache, of the case that it is cut from; see `batch`."""
         return [int(case) for case in self.plan.samples(step, indices).case_index]
 
 
@@ -84,18 +84,19 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
         run: the cases of the run.
 
     Raises:
-        UserError: cases cannot be prepared, an image is in training and in validation, or the cache fits nowhere.
+        UserError: cases cannot be prepared, an image is in training and in validation, or the cache fits neither on
+            the device nor in host memory.
     """
     if world.is_rank_zero:
         for part in run.datasets:
             unlabelled = unlabelled_cases(part.dataset.training) if config.task_info.needs_labels else []
             for note in (*part.dataset.notes, *unlabelled):
                 log.warning("%s", note)
-    settled: list[tuple[list[Store], Split]] = []
+    opened: list[tuple[list[Store], Split]] = []
     with annotate("prepare"):
-        world.rank_zero_first("prepare the data", lambda: settled.append(_settle(config, run)))
+        world.rank_zero_first("prepare the data", lambda: opened.append(_prepare_and_split(config, run)))
     # All ranks use the cases that rank 0 found: on a network disk, another rank may still see an old directory.
-    stores, split = world.broadcast_object(settled[0] if settled else None)
+    stores, split = world.broadcast_object(opened[0] if opened else None)
     train, validation = (
         [
             (store, case.name)
@@ -127,7 +128,8 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
     return TrainingData(split.channels, split.labels, split, validation_cases, cache, plan, augmenter)
 
 
-def _settle(config: RunConfig, run: RunCases) -> tuple[list[Store], Split]:
+def _prepare_and_split(config: RunConfig, run: RunCases) -> tuple[list[Store], Split]:
+    """Return the stores of prepared cases, one for each data set, and the split of the run. Rank 0 calls it."""
     stores = _prepare_missing(run)
     split = settle_split(config, run, stores)
     log_split(run, split)
@@ -158,7 +160,7 @@ def _prepare_missing(run: RunCases) -> list[Store]:
     if problems:
         raise UserError(
             [
-                f"{len(problems)} cases cannot be prepared: mend them, or set data.skip_broken=true to train without"
+                f"{len(problems)} cases cannot be prepared: correct them, or set data.skip_broken=true to train without"
                 " them",
                 *problems,
             ]
@@ -167,9 +169,11 @@ def _prepare_missing(run: RunCases) -> list[Store]:
 
 
 def _load_cache(config: RunConfig, world: World, cases: list[tuple[Store, str]]) -> DeviceCache:
+    """Load the cases, each a store and a name in it, into the memory that has room for them."""
     needed = cache_bytes([store.cases[name] for store, name in cases], config.cache)
     own = torch.cuda.mem_get_info(world.device)[0] if world.device.type == "cuda" else 0
-    # The least that is free on any rank, before any rank loads: so all ranks come to the same decision.
+    # All ranks must choose the same place. So they compare with the least memory that is free on any rank, measured
+    # before the first rank loads its cache.
     everywhere = world.all_gather_object((own, available_memory_bytes()))
     accelerator_free, host_free = (min(values) for values in zip(*everywhere, strict=True))
     placement = place_cache(

@@ -49,7 +49,7 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
         settle_split(config, run, [part.store for part in datasets])  # what a start refuses once the cases are prepared
     dataset = datasets[0].dataset
     check_outside_parts(config, device, in_channels=len(dataset.channels), out_channels=dataset.num_classes)
-    needed, how = expected_cache_bytes(config.cache, datasets)
+    needed, basis = expected_cache_bytes(config.cache, datasets)
     memory = estimate_memory(
         build_task(config),
         config,
@@ -58,7 +58,7 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
         half=precision.name in ("bf16", "fp16"),
     )
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_bytes()
-    ranks = launch.local_world_size if device.type == "cpu" else 1  # that share what is free
+    ranks = launch.local_world_size if device.type == "cpu" else 1  # ranks that share the free memory
     fits = (
         ""
         if (memory.total + needed) * ranks < free
@@ -81,7 +81,7 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
         *([f"             {launch.warning}"] if launch.warning else []),
         *([f"             {cut}"] if (cut := warmup_warning(config)) else []),
         f"model        {config.model.name}: {memory.parameters:,} parameters",
-        f"cache        {needed / GB:.3f} GB ({how})",
+        f"cache        {needed / GB:.3f} GB ({basis})",
         f"memory       about {memory.total / GB:.2f} GB on each rank, beside the cache, of {free / GB:.1f} GB free on"
         f" {device}{fits}",
         f"             weights {memory.weights / GB:.2f}, gradients {memory.gradients / GB:.2f},"
@@ -91,22 +91,29 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
 
 
 def expected_cache_bytes(cache: CacheConfig, datasets: Sequence[RunDataset]) -> tuple[int, str]:
-    """Compute the bytes of the cache, from the prepared cases, or from the headers of the images."""
+    """Compute the bytes of the cache, and the basis of the computation in words.
+
+    The basis is the prepared cases, or the headers of the images where the cases are not prepared yet.
+
+    Args:
+        cache: the `cache` section.
+        datasets: the data sets of the run.
+    """
     parts = [_dataset_bytes(cache, part) for part in datasets]
-    return sum(size for size, _ in parts), "; ".join(dict.fromkeys(how for _, how in parts))
+    return sum(size for size, _ in parts), "; ".join(dict.fromkeys(basis for _, basis in parts))
 
 
 def _dataset_bytes(cache: CacheConfig, part: RunDataset) -> tuple[int, str]:
     data, dataset = part.data, part.dataset
     if part.is_prepared:
         return cache_bytes([part.store.cases[case.name] for case in part.cases], cache), "of the prepared cases"
-    item = 2 if cache.dtype == "float16" else 4
+    value_bytes = 2 if cache.dtype == "float16" else 4
     total = 0.0
     for case in part.cases:
         try:
             voxels = resampled_voxels(read_grid(case.images, dataset.readers), data)
         except CaseError as error:
             raise UserError(f"{error} (`fusionseg check {data.root}` lists all such cases)") from None
-        total += voxels * (len(dataset.channels) * item + 1)
+        total += voxels * (len(dataset.channels) * value_bytes + 1)  # a label voxel has one byte
     cropped = ", at most: the foreground crop is not known yet" if data.crop_foreground else ""
-    return round(total), f"expected by the images' headers{cropped}; not prepared yet"
+    return round(total), f"estimated from the images' headers{cropped}; not prepared yet"

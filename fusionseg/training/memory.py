@@ -1,4 +1,7 @@
-"""Estimate of a training's memory, from the network on the meta device: nothing is computed or allocated."""
+"""Estimate of a training's memory, from the network on the meta device, where nothing is computed or allocated.
+
+Parts from outside that the meta device cannot run are tried on the CPU instead.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ class MemoryEstimate:
 
 
 def estimate_memory(task: Task, config: RunConfig, in_channels: int, num_classes: int, *, half: bool) -> MemoryEstimate:
-    """Estimate the memory of one rank, without the data cache and the memory of the driver.
+    """Estimate the memory of one rank, without the data cache and without the memory that the GPU's driver takes.
 
     Args:
         task: the task of the run.

@@ -28,7 +28,7 @@ log = logging.getLogger("fusionseg")
 
 
 def count_parameters(config: RunConfig, *, in_channels: int, num_classes: int) -> int:
-    """Count the parameters of the network that a configuration trains, without computing or allocating anything.
+    """Count the parameters of the network that a configuration trains; see `build_weightless_network`.
 
     Args:
         config: the configuration of the run.
@@ -38,14 +38,14 @@ def count_parameters(config: RunConfig, *, in_channels: int, num_classes: int) -
     plain = config.to_dict()
     sections = [plain.get(name) for name in ("task", "model", "pretrain", "finetune")]
     key = repr((sections, config.data.patch, in_channels, num_classes))
-    if key not in _parameters:
+    if key not in _counts:
         model = build_weightless_network(build_task(config), config, in_channels, num_classes)
-        _parameters[key] = sum(parameter.numel() for parameter in model.parameters())
-    return _parameters[key]
+        _counts[key] = sum(parameter.numel() for parameter in model.parameters())
+    return _counts[key]
 
 
-_parameters: dict[str, int] = {}
-"""Counted already: the runs of a sweep share few networks."""
+_counts: dict[str, int] = {}
+"""Results of `count_parameters` so far: most runs of a sweep have the same network."""
 
 
 def build_weightless_network(task: Task, config: RunConfig, in_channels: int, num_classes: int) -> nn.Module:
@@ -125,8 +125,8 @@ def _compare_channels(path: Path, channels: Sequence[str]) -> None:
     order = channel_order(channels, list(map(str, trained)))
     if order is not None and order != tuple(range(len(channels))):
         log.warning(
-            "init_from %s: was trained on the channels %s, and this run reads %s: the weights of the first layer go by"
-            " place, not by name; bring the channels into one order",
+            "init_from %s: was trained on the channels %s, but this run reads %s: the weights of the first layer belong"
+            " to the position of a channel, not to its name; use the same order of channels in both",
             path,
             ", ".join(map(str, trained)),
             ", ".join(channels),
@@ -134,7 +134,8 @@ def _compare_channels(path: Path, channels: Sequence[str]) -> None:
 
 
 def distribute(model: nn.Module, config: RunConfig, world: World, accumulation_steps: int) -> nn.Module:
-    """Prepare a network for the training step: compile it, name its parts for the profiler, wrap it by DDP.
+    """Prepare a network for the training step: synchronise its batch norm, compile it, name its parts for the
+    profiler, wrap it by DDP.
 
     Args:
         model: the network, on its device.

@@ -18,10 +18,10 @@ from fusionseg.utils.logs import log_to_file
 
 
 def join_ranks(config: RunConfig) -> World:
-    """Join the other ranks. A wrong device or environment is refused together with wrong paths.
+    """Join the other ranks. If this fails, the paths are checked too, so that all problems are reported together.
 
     Raises:
-        UserError: with all problems.
+        UserError: the device or the environment is wrong; the message has the wrong paths too.
     """
     problems = Problems()
     with problems.collect():
@@ -34,7 +34,7 @@ def join_ranks(config: RunConfig) -> World:
 def open_run_folder(
     folder: RunFolder, config: RunConfig, world: World, patience_s: float, make_data: Callable[[], None] | None
 ) -> RunCases:
-    """Open the cases of a run, lock its folder and write the configuration into it. Rank 0 calls it.
+    """Check a run, open its cases, lock its folder and write the configuration into it. Rank 0 calls it.
 
     Args:
         folder: the run folder.
@@ -50,7 +50,7 @@ def open_run_folder(
     cases = _check(folder, config, world, make_data)
     folder.lock(patience_s)
     folder.check(config)
-    if folder.has_checkpoints() and not begun:  # another process was training here until now
+    if folder.has_checkpoints() and not begun:  # another process has trained here until now, and has recorded the cases
         cases = open_cases(config, folder)
     write_run_config(folder.path, config)
     log_to_file(folder.paths.log)
@@ -58,7 +58,7 @@ def open_run_folder(
 
 
 def _check(folder: RunFolder, config: RunConfig, world: World, make_data: Callable[[], None] | None) -> RunCases:
-    """Open the cases of the run. All that can be refused before the run folder is made is refused here, together.
+    """Open the cases of the run, and check everything that can be checked before the run folder is made.
 
     Raises:
         UserError: with all problems.
@@ -75,7 +75,7 @@ def _check(folder: RunFolder, config: RunConfig, world: World, make_data: Callab
         if not of_folder.found:
             folder.check_writable()
     with problems.collect():
-        if of_folder.found:  # the cases of a run are those that its folder records
+        if of_folder.found:  # the cases are not read from a folder that is refused
             check_places({"data": {"root": config.data.root}, "init_from": config.init_from, "output": None})
         else:
             if make_data is not None and not problems.found:

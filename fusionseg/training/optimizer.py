@@ -18,7 +18,8 @@ def build_optimizer(
     """Build the optimizer of a configuration over the parameters that learn.
 
     Args:
-        parameters: of the network, or groups of those that learn (fusionseg.training.tasks.fine_tuning).
+        config: the `optim` section.
+        parameters: the parameters of the network, or groups of those that learn (`Task.parameter_groups`).
     """
     return config.build([each for each in parameters if isinstance(each, dict) or each.requires_grad])
 

@@ -25,9 +25,9 @@ _TRIAL_EDGE = 32
 
 
 def with_present_sources(config: RunConfig) -> RunConfig:
-    """The configuration with the sources of its parts from outside as they are now.
+    """Return the configuration with the versions of its parts from outside as they are now.
 
-    A configuration that a run has written has those of that run: a difference is a warning.
+    A configuration that a run has written has those of that run. A difference is a warning.
     """
     if next(outside_parts(config), None) is None:
         return config
@@ -41,7 +41,7 @@ def check_outside_parts(config: RunConfig, device: torch.device, *, in_channels:
     """Try the network, the loss and the optimizer from outside, and the metrics.
 
     Args:
-        device: of the training; a part that the meta device or the CPU cannot run is tried there.
+        device: the device of the training, for parts that the meta device cannot run.
         in_channels: channels of the volumes.
         out_channels: number of classes, background included.
 
@@ -68,7 +68,7 @@ def check_outside_parts(config: RunConfig, device: torch.device, *, in_channels:
 
 @contextmanager
 def _failures_of(key: str, part: OutsidePart) -> Iterator[None]:
-    """Name the part that fails, and the user's line.
+    """Convert an exception of a part to a message with its key, its name and the user's line of code.
 
     Raises:
         UserError: the body has raised an exception.
@@ -86,19 +86,22 @@ def _failures_of(key: str, part: OutsidePart) -> Iterator[None]:
 def _try_network(config: RunConfig, device: torch.device, in_channels: int, out_channels: int) -> None:
     """Run the network on one micro-batch of the configured patch, in training and in evaluation mode.
 
-    On the meta device if it can: that costs no memory and no time. A network that asks for values (`.item()`) cannot.
+    The meta device is tried first: it takes no memory and no time. A network that reads values (`.item()`) cannot run
+    there, and runs on the device of the training.
     """
     try:
         _run_network(config, torch.device("meta"), in_channels, out_channels)
     except PartError:
         raise
-    except Exception:  # also what a meta tensor cannot do: only the real device tells
+    except Exception:  # the meta device may be the reason, so the real device decides
         _run_network(config, device, in_channels, out_channels)
 
 
 def _run_network(config: RunConfig, device: torch.device, in_channels: int, out_channels: int) -> None:
-    """Raises:
-    PartError: the output has another form or shape than logits.
+    """Run the network on a device, and check its output and its gradients.
+
+    Raises:
+        PartError: the output is no logits of the expected shape.
     """
     patch, batch = config.data.patch, config.train.micro_batch
     with device:
@@ -165,17 +168,21 @@ def _try_loss(config: RunConfig, device: torch.device, out_channels: int) -> Non
     loss = build_loss(config.loss)(logits, label)
     name = config.loss.name
     if not isinstance(loss, Tensor) or loss.ndim:
-        what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-        raise PartError(f"{name} gives {what} (expected one number); reduce it, for instance by loss.args.reduction")
+        got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise PartError(f"{name} gives {got} (expected one number); reduce it, for instance by loss.args.reduction")
     if not loss.isfinite():
         raise PartError(f"{name} gives {loss.item()} for random logits (expected a finite number); correct it")
     if not loss.requires_grad:
-        raise PartError(f"{name} gives a number that does not depend on the logits by a gradient; correct it")
+        raise PartError(f"{name} gives a number without a gradient for the logits; correct it")
     loss.backward()  # type: ignore[no-untyped-call]
 
 
 def _try_optimizer(config: RunConfig) -> None:
-    """Take one step, and load the state as a resumed run does."""
+    """Take one step, and load the state as a resumed run does.
+
+    Raises:
+        PartError: the part is no optimizer.
+    """
     weight = nn.Parameter(torch.ones(4, 4))
     weight.grad = torch.ones_like(weight)
     optimizer = build_optimizer(config.optim, [weight])
@@ -188,7 +195,7 @@ def _try_optimizer(config: RunConfig) -> None:
 
 
 def _try_metric(config: MetricConfig, num_classes: int) -> None:
-    """Measure two small masks that hold every class.
+    """Apply the metric to two small random masks of all classes.
 
     Raises:
         PartError: the result is not one number for each foreground class.

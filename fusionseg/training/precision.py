@@ -50,7 +50,7 @@ def has_bf16(device: torch.device) -> bool:
     """Return whether the device computes in bf16 without emulation.
 
     Args:
-        device: the device.
+        device: a GPU or the CPU.
     """
     return torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else cpu_has_bf16()
 
@@ -60,21 +60,27 @@ def precision_for(
 ) -> Precision:
     """Choose the precision from the properties of a device.
 
+    Args:
+        request: `auto`, `fp32`, `bf16` or `fp16`.
+        device_type: `cuda` or `cpu`.
+        capability: compute capability of a GPU; None for the CPU.
+        native_bf16: whether the device computes in bf16 without emulation.
+
     Raises:
         UserError: the device does not compute in this precision.
     """
     if request == "bf16" and device_type == "cuda" and not native_bf16:
         raise UserError(
-            f"train.precision: is bf16, and this GPU (compute capability {capability}) has no bf16: set it to"
-            " fp16 or auto"
+            f"train.precision: bf16 is not possible on this GPU (compute capability {capability}, expected at least"
+            " 8.0); set it to fp16 or auto"
         )
     if request != "auto":
         tf32 = request == "fp32" and (capability or (0, 0)) >= (8, 0) and torch.backends.cudnn.allow_tf32
         reason = "as configured; its convolutions in TF32, torch's default" if tf32 else "as configured"
         return Precision(request, reason, device_type)
     if native_bf16:
-        what = f"compute capability {capability}" if device_type == "cuda" else "the CPU has bf16 instructions"
-        return Precision("bf16", f"auto: {what}", device_type)
+        reason = f"compute capability {capability}" if device_type == "cuda" else "the CPU has bf16 instructions"
+        return Precision("bf16", f"auto: {reason}", device_type)
     if device_type == "cuda":
         return Precision(
             "fp16", f"auto: compute capability {capability} is before 8.0; with a loss scaler", device_type

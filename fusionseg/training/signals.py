@@ -11,7 +11,7 @@ from typing import Any
 log = logging.getLogger("fusionseg")
 
 LEAD_VARIABLE = "FUSIONSEG_LEAD_S"
-"""Environment variable: seconds between the signal to a job and its end. Not set for a job that gets no signal."""
+"""Environment variable: seconds between the signal to a job and the end of the job. A job without signal has none."""
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 
@@ -37,7 +37,7 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        # The parent of a rank may ignore SIGTERM and SIGUSR2 (cluster/job.py). The rank must not.
+        # The parent of a rank may ignore SIGTERM and SIGUSR2 (`fusionseg.cluster.job`), and the rank inherits that.
         taken = [number for number in STOPPING if number != signal.SIGHUP or not is_ignored(number)]
         self._before = {number: signal.signal(number, self._handle) for number in taken}
         return self
@@ -73,9 +73,9 @@ class Lead:
         fitted = sum(self._longest.values()) <= self.seconds
         self._longest[what] = max(seconds, self._longest.get(what, 0.0))
         if fitted and sum(self._longest.values()) > self.seconds:
-            parts = " and ".join(f"a {name} {longest:.0f} s" for name, longest in self._longest.items())
+            parts = " and ".join(f"a {name} ({longest:.0f} s)" for name, longest in self._longest.items())
             log.warning(
-                "this job is told to leave %.0f s before its end, and %s: raise the cluster profile's signal_s, or the"
+                "this job gets its signal %.0f s before its end, but %s: raise the cluster profile's signal_s, or the"
                 " run may lose the steps since its last checkpoint",
                 self.seconds,
                 f"{parts} take longer" if len(self._longest) > 1 else f"{parts} takes longer",

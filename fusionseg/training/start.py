@@ -73,8 +73,8 @@ def train(config: RunConfig, patience_s: float = 0.0, make_data: Callable[[], No
     except torch.OutOfMemoryError as error:
         raise TrainingStopped(
             f"out of memory on {world.device}: set train.checkpoint_activations=true (Swin networks) or"
-            " cache.device=host; or, under another name, lower train.micro_batch (the accumulation rises, the training"
-            " stays the same) or use a smaller data.patch; in a validation, lower validate.window_batch"
+            " cache.device=host; or start a run under another name with a lower train.micro_batch (the accumulation"
+            " rises, the training stays the same) or a smaller data.patch; in a validation, lower validate.window_batch"
             f" ({str(error).splitlines()[0]})"
         ) from None
     finally:
@@ -164,7 +164,7 @@ def run(trainer: Trainer, folder: RunFolder) -> str:
         write_environment(folder.path, ranks, parameters)
     watch = GpuWatch(config, world, folder.path, folder.paths.pictures)
     recorder = Recorder(config, world, folder, watch, trainer.task.info.score, step=step, spent=spent)
-    # Signals are handled until the end record is written: a scheduler repeats its signal until the process has gone.
+    # Signals are handled until the end record is written: a scheduler may repeat its signal until the process ends.
     with StopSignals() as signals, closing(recorder):
         try:
             if not status:

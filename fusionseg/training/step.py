@@ -34,7 +34,8 @@ class StepStatistics:
 class TrainStep:
     """The training step. Its counters stay on the device until `read`, and nothing in it waits for the device.
 
-    Exception: Novograd has no GPU kernel that can skip a step, so a step with it reads one flag from the device.
+    Exception: Novograd and most optimizers from outside have no kernel that can skip a step on the device. A step with
+    one of them reads a flag from the device.
     """
 
     def __init__(
@@ -135,8 +136,8 @@ class TrainStep:
     def _drop_frozen_gradients(self, step: int) -> None:
         """Remove the gradients of the parameter groups that do not learn yet (fusionseg.training.tasks.fine_tuning).
 
-        An optimizer leaves a parameter without gradient as it is: no update, no decay, no state. The gradient norm
-        does not count it.
+        An optimizer leaves a parameter without gradient as it is: no update, no decay, no state. The gradient norm does
+        not count the parameter either.
         """
         for group in self.optimizer.param_groups:
             if step < group.get("frozen_steps", 0):

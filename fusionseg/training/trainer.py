@@ -113,7 +113,7 @@ class Trainer:
                 self.checkpoints.save_best(self.state)
 
     def _log(self, lr: float, recorder: Recorder) -> None:
-        """Write the train record on a logging step. On a GPU only this and the first step wait for the device."""
+        """Write the train record on a logging step. On a GPU only such a step and the first wait for the device."""
         step = self.state.step
         is_logged = step % self.config.log.every == 0 or step == self.config.train.steps
         if is_logged or (self.world.device.type == "cpu" and step % self.config.train.max_skipped == 0):
@@ -142,10 +142,10 @@ class Trainer:
 
 @contextmanager
 def evaluation_mode(model: nn.Module, world: World) -> Iterator[None]:
-    """Put the network into evaluation mode, without gradients, and the same on every rank.
+    """Put the network into evaluation mode, without gradients, with the same buffers on every rank.
 
-    Every rank has running statistics of batch norm of its own. The network that is validated is the one that is saved:
-    that of rank 0.
+    Each rank has its own running statistics of batch norm. All ranks take those of rank 0, because rank 0 saves the
+    network.
     """
     training = model.training
     model.eval()

@@ -1,4 +1,4 @@
-"""The state of a training beside network and optimizer, and its way to the checkpoints and back."""
+"""The state of a training beside network and optimizer, and its saving and restoring with the checkpoints."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class TrainingCheckpoints:
             self.writer.save_best(content)
 
     def _identity(self, state: TrainingState) -> dict[str, Any]:
-        """The description of a checkpoint, enough to rebuild the network from the file alone."""
+        """Return the fields that describe a checkpoint; the network can be rebuilt from them and the weights alone."""
         return {
             "step": state.step,
             "config": self.config.to_dict(),
@@ -166,6 +166,6 @@ class TrainingCheckpoints:
                 " go on from the one before it"
             ) from None
         if outdated := self.task.outdated_scores(content):
-            log.warning("%s: %s: %s and stop.plateau begin anew", path, outdated, BEST)
+            log.warning("%s: %s: %s and the count of stop.plateau start again", path, outdated, BEST)
             return TrainingState(state.step)
         return state

@@ -143,7 +143,7 @@ def test_dry_run(program: Program, config_file: Path, train: Train, tmp_path: Pa
         "device       cpu, precision fp32 (as configured)",
         "batch        global 4 = micro-batch 1 x 1 rank x accumulation 4",
         "model        monai_unet: 2,360 parameters",
-        "expected by the images' headers; not prepared yet",
+        "estimated from the images' headers; not prepared yet",
         "memory       ",
     ):
         assert part in before.out

@@ -268,7 +268,7 @@ def test_training_on_broken_data_is_refused(train: Train, tmp_path: Path, broken
 
     refused(
         ended,
-        "error: 2 cases cannot be prepared: mend them, or set data.skip_broken=true to train without them",
+        "error: 2 cases cannot be prepared: correct them, or set data.skip_broken=true to train without them",
         f"case_001: {broken}/imagesTr/case_001.nii.gz: cannot be read: ",
         f"case_003: {broken}/labelsTr/case_003.nii.gz: the label holds [9], and the data set's labels are 0 to 2",
     )

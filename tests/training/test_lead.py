@@ -21,7 +21,7 @@ def test_it_warns_once_when_save_and_validation_do_not_fit(
         lead.took("save", 31)
         lead.took("validation", 300)
     (message,) = caplog.messages
-    assert "told to leave 60 s before its end, and a save 31 s and a validation 30 s take longer" in message
+    assert "gets its signal 60 s before its end, but a save (31 s) and a validation (30 s) take longer" in message
     assert "raise the cluster profile's signal_s" in message
 
 

@@ -225,7 +225,7 @@ def test_precision(
 
 
 def test_bf16_on_an_older_gpu_is_refused() -> None:
-    with pytest.raises(UserError, match=r"\(7, 5\).*has no bf16: set it to fp16 or auto"):
+    with pytest.raises(UserError, match=r"\(7, 5\).*expected at least 8.0\); set it to fp16 or auto"):
         precision_for("bf16", "cuda", (7, 5), native_bf16=False)
 
 

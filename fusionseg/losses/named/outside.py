@@ -33,7 +33,7 @@ class OutsideLoss(OutsidePart, LossSection):
         """Build the loss at one resolution; see `LossSection.build`.
 
         Raises:
-            PartError: it has parameters, which no optimizer would train.
+            PartError: its object cannot be called, or has parameters, which no optimizer would train.
         """
         from torch import nn
 
@@ -43,11 +43,13 @@ class OutsideLoss(OutsidePart, LossSection):
             return function
         loss = part(**self._monai_defaults(part), **self.args)
         if not callable(loss):
-            raise PartError(f"an object of {self.name} cannot be called (expected a function of logits and labels)")
+            raise PartError(
+                f"an object of {self.name} cannot be called (expected a function of logits and labels); name another"
+            )
         if not isinstance(loss, nn.Module):
             return loss  # type: ignore[no-any-return]
         if any(parameter.requires_grad for parameter in loss.parameters()):
-            raise PartError(f"{self.name} has parameters, and the optimizer trains those of the network only")
+            raise PartError(f"{self.name} has parameters, but only those of the network are trained; name another")
 
         def on_the_device_of_the_logits(logits: Tensor, label: Tensor) -> Tensor:
             made: Tensor = loss.to(logits.device)(logits, label)

@@ -16,10 +16,9 @@ from torch import nn
 
 from fusionseg.config.parts.sections import NetworkSection
 from fusionseg.config.pretraining import PretrainConfig
+from fusionseg.config.section import Triple
 from fusionseg.models.networks.swin import SwinConfig
 from fusionseg.models.networks.unetr import UNETRConfig
-
-Triple = tuple[int, int, int]
 
 
 def build_masked(

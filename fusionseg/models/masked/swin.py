@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusionseg.config.pretraining import PretrainConfig
+from fusionseg.config.section import Triple
 from fusionseg.models.masked.decoder import PyramidDecoder, linear_prior, zero_initialise_
 from fusionseg.models.masked.masking import (
     blocks_to_voxels,
@@ -34,8 +35,6 @@ from fusionseg.models.masked.masking import (
 from fusionseg.models.networks.swin import SwinConfig
 from fusionseg.models.swin.attention import WindowAttention
 from fusionseg.models.swin.encoder import SwinBlock, SwinEncoder, SwinStage
-
-Triple = tuple[int, int, int]
 
 
 class MaskedSwin(nn.Module):

@@ -9,6 +9,7 @@ from monai.networks.nets.vit import ViT
 from torch import Tensor, nn
 
 from fusionseg.config.pretraining import PretrainConfig
+from fusionseg.config.section import Triple
 from fusionseg.models.masked.decoder import TokenDecoder, linear_prior, zero_initialise_
 from fusionseg.models.masked.masking import (
     blocks_to_voxels,
@@ -19,8 +20,6 @@ from fusionseg.models.masked.masking import (
     visible_block_indices,
 )
 from fusionseg.models.networks.unetr import TOKEN, UNETRConfig
-
-Triple = tuple[int, int, int]
 
 
 class MaskedViT(nn.Module):

@@ -31,7 +31,8 @@ class OutsideNetwork(OutsidePart, NetworkSection):
         """Build the network with new weights; see `fusionseg.models.build_model`.
 
         Raises:
-            ValueError: the part returns no torch module, or it needs the patch and `patch` is None.
+            PartError: the part returns no torch module.
+            ValueError: the part needs the patch, but `patch` is None.
         """
         from torch import nn
 

@@ -129,21 +129,21 @@ class SwinEncoder(nn.Module):
         )
         last = max(sum(depths) - 1, 1)
         rates = iter([drop_path_rate * block / last for block in range(sum(depths))])
-        for number, (depth, heads) in enumerate(zip(depths, num_heads, strict=True), start=1):
+        for index, (depth, heads) in enumerate(zip(depths, num_heads, strict=True), start=1):
             stage = SwinStage(
-                embed_dim * 2 ** (number - 1),
+                embed_dim * 2 ** (index - 1),
                 heads,
                 window_size,
                 drop_path=[next(rates) for _ in range(depth)],
-                use_checkpoint=number in checkpoint_stages,
+                use_checkpoint=index in checkpoint_stages,
             )
-            self.add_module(f"layers{number}", nn.ModuleList([stage]))  # a list of one module, as in MONAI
+            self.add_module(f"layers{index}", nn.ModuleList([stage]))  # a list of one module, as in MONAI
         self.num_stages = len(depths)
         self.residual_stages = residual_stages
         if residual_stages:
-            for number in range(1, self.num_stages + 1):
-                channels = embed_dim * 2 ** (number - 1)
-                self.add_module(f"layers{number}c", nn.ModuleList([ResidualBlock(channels, channels, 3)]))
+            for index in range(1, self.num_stages + 1):
+                channels = embed_dim * 2 ** (index - 1)
+                self.add_module(f"layers{index}c", nn.ModuleList([ResidualBlock(channels, channels, 3)]))
 
     def forward(self, x_BCXYZ: Tensor, normalize: bool = True) -> list[Tensor]:
         """Return the five hidden states of volumes (B, in_channels, X, Y, Z), see `stages`."""
@@ -162,11 +162,11 @@ class SwinEncoder(nn.Module):
         """
         x = embedded_BCXYZ.permute(0, 2, 3, 4, 1).contiguous()
         hidden = [x]
-        for number in range(1, self.num_stages + 1):
+        for index in range(1, self.num_stages + 1):
             if self.residual_stages:
-                block = getattr(self, f"layers{number}c")[0]
+                block = getattr(self, f"layers{index}c")[0]
                 x = block(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1).contiguous()
-            x = getattr(self, f"layers{number}")[0](x)
+            x = getattr(self, f"layers{index}")[0](x)
             hidden.append(x)
         if normalize:
             hidden = [F.layer_norm(state, state.shape[-1:]) for state in hidden]

@@ -1,4 +1,4 @@
-"""The U-Net family: plain or with residual blocks and attention gates, in three dimensions or over slices."""
+"""The U-Net family: plain, with residual blocks, with attention gates; in 3D or over 2D slices."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ _ACTIVATIONS: dict[str, dict[str, Any]] = {
 
 
 class UNet(nn.Module):
-    """U-Net of convolutions in three dimensions, or over the slices of a volume.
+    """U-Net with 3D convolutions, or with 2D convolutions over the slices of a volume.
 
     Args:
         in_channels: channels of the volumes.
         out_channels: number of classes, background included.
-        channels: channels per level, from the top.
-        strides: of each level below the first, the downsampling in each of the network's axes.
+        channels: channels of each level, highest resolution first.
+        strides: downsampling factors between the levels, one for each axis of the network; one entry fewer than
+            channels.
         settings: settings of the blocks.
-        gates: attention gates on the skip connections, but for that of full resolution.
-        deep_supervision: heads at the decoder's lower resolutions too, in training, but for the two lowest levels.
-        stack_axis: the axis of a volume that slices are stacked along; None for a network in three dimensions.
+        gates: attention gates on all skip connections except that of full resolution.
+        deep_supervision: in training, heads at the lower resolutions of the decoder too, except the two lowest levels.
+        stack_axis: axis of a volume (0, 1, 2) along which the slices are stacked; None for 3D convolutions.
     """
 
     def __init__(

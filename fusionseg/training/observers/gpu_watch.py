@@ -36,12 +36,14 @@ class GpuWatch:
         """All ranks must call it.
 
         Args:
-            folder: of the run.
-            pictures: where the picture goes.
+            config: the configuration of the run.
+            world: the ranks.
+            folder: the run folder, for the CSV file.
+            pictures: the folder of the figure.
         """
         self.config = config
         self._lock = threading.Lock()
-        self._window: defaultdict[str, list[float]] = defaultdict(list)
+        self._unread: defaultdict[str, list[float]] = defaultdict(list)
         self._monitor: GpuMonitor | None = None
         host = socket.gethostname()
         everywhere = world.all_gather_object((host, gpu_uuid(world.device)))
@@ -50,7 +52,7 @@ class GpuWatch:
         if config.log.gpu_every_s is None or not uuids or own[0][0] != world.rank:
             return
         name = "gpu" if world.is_rank_zero else f"gpu_{host}"
-        self._csv, self._picture = folder / f"{name}.csv", pictures / f"{name}.png"
+        self._csv, self._figure = folder / f"{name}.csv", pictures / f"{name}.png"
         self._monitor = GpuMonitor(self._csv, uuids, config.log.gpu_every_s, self._note)
 
     def __enter__(self) -> GpuWatch:
@@ -66,14 +68,15 @@ class GpuWatch:
     def curves(self) -> dict[str, float]:
         """Return the means since the last call, by counter and GPU, such as `busy_percent/0`."""
         with self._lock:
-            window, self._window = self._window, defaultdict(list)
-        return {name: sum(values) / len(values) for name, values in window.items()}
+            unread, self._unread = self._unread, defaultdict(list)
+        return {name: sum(values) / len(values) for name, values in unread.items()}
 
     def end(self, data_share: float | None, cache_on_host: bool) -> dict[str, Any] | None:
         """Stop the monitor, draw the figure and log advice; return the summary, or None without a monitor.
 
         Args:
-            data_share: share of the steps' time that went into data.
+            data_share: share of the time of the steps that was spent on data, 0 to 1; None if no step was timed.
+            cache_on_host: whether the GPU reads its patches from host memory.
         """
         if self._monitor is None:
             return None
@@ -82,16 +85,16 @@ class GpuWatch:
         for line in advise(summary, data_share=data_share, cache_on_host=cache_on_host, micro_batch=micro_batch):
             log.warning("%s", line)
         try:
-            plot_gpu_csv(self._csv, self._picture)
-        except Exception as error:  # a picture is not worth a run
+            plot_gpu_csv(self._csv, self._figure)
+        except Exception as error:  # a missing figure must not end the run
             log.warning("%s: no picture: %s", self._csv, error)
         return summary
 
     def _note(self, samples: Sequence[Sample]) -> None:
-        """In the monitor's thread."""
+        """Keep the values of samples until they are read. The thread of the monitor calls it."""
         with self._lock:
             for sample in samples:
                 for name in CURVES:
                     value = getattr(sample, name)
                     if value is not None:
-                        self._window[f"{name}/{sample.index}"].append(value)
+                        self._unread[f"{name}/{sample.index}"].append(value)

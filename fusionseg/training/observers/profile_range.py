@@ -33,7 +33,10 @@ def check_profile(config: ProfileConfig, device: torch.device) -> None:
 
 
 class ProfileRange:
-    """Profiles the steps `first` to `end` of a run on the configured ranks. Other steps are not slowed down."""
+    """Profiles the steps from `first` up to but not including `end`, counted from 0, on the configured ranks.
+
+    Other steps are not slowed down.
+    """
 
     def __init__(self, config: ProfileConfig, world: World, folder: Path) -> None:
         """Args:
@@ -60,7 +63,7 @@ class ProfileRange:
         except Exception as second:
             if error is None:
                 raise
-            # A device that has failed fails again. The first error is the one to report.
+            # After an error of the device, ending the profile fails too. The first error is the one to report.
             log.warning("profile: could not be ended: %s", second)
 
     def before(self, step: int) -> None:
@@ -69,7 +72,7 @@ class ProfileRange:
             self._open = True
             log.info("profile: %s, steps %d to %d", self.tool, step + 1, self.end)
             with phase_timer().measure("log"):
-                self._settle()
+                self._wait_for_device()
                 self._start()
 
     def after(self, step: int) -> None:
@@ -82,15 +85,15 @@ class ProfileRange:
         if not self._open:
             return
         self._open = False
-        self.end = -1  # there is one profile in a start of the run
+        self.end = -1  # a start of the run has one profile
         with phase_timer().measure("log"):
-            self._settle()
+            self._wait_for_device()
             try:
                 self._stop()
             except (OSError, UserError) as error:  # a full disk, or a trace that a full disk has cut off
                 log.warning("profile: not written: %s", error)
 
-    def _settle(self) -> None:
+    def _wait_for_device(self) -> None:
         """Wait for the device, so that the profile holds the work of its own steps only."""
         if self.world.device.type == "cuda":
             torch.cuda.synchronize(self.world.device)

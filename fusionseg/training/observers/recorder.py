@@ -80,18 +80,18 @@ class Recorder:
         self._begun = time.monotonic() - age - spent.total_s
         self._phases = defaultdict(float, spent.phases_s)
         self._interval: defaultdict[str, float] = defaultdict(float)
-        self._fold()
-        # what came before the first step: Python, imports, the process group, the network
+        self._add_phases()
+        # The time before the first step: start of Python, imports, process group, network.
         self._phases["start"] += age - sum(self._interval.values())
         self._interval.clear()
         self._interval_start, self._interval_step = time.monotonic(), step
 
     def spent(self) -> Spent:
         """Return the time of the run up to now, over all its starts."""
-        self._fold()
+        self._add_phases()
         return Spent(time.monotonic() - self._begun, dict(self._phases))
 
-    def _fold(self) -> None:
+    def _add_phases(self) -> None:
         """Add the seconds of the phase timer to the sums of the logging interval and of the run."""
         for name, seconds in phase_timer().take().items():
             self._interval[name] += seconds
@@ -100,16 +100,16 @@ class Recorder:
     def train(
         self, step: int, lr: float, statistics: StepStatistics, samples: list[dict[str, Any]] | None, now: float
     ) -> None:
-        """Write the train record of a step, over the steps since the last record.
+        """Write the train record of a step, about the steps since the last train record.
 
         Args:
             step: the number of steps done.
             lr: the learning rate of the last step.
-            statistics: the totals of the steps.
-            samples: the samples of the last step, where they are to be recorded.
+            statistics: the totals of these steps.
+            samples: the samples of the last step; None if they are not recorded.
             now: `time.monotonic()` before the range `log` began. That range then belongs to the next interval.
         """
-        self._fold()
+        self._add_phases()
         steps, seconds = step - self._interval_step, self._interval.copy()
         self._interval.clear()
         # The wall time of the steps, without the phases between them.
@@ -205,6 +205,6 @@ class Recorder:
         self._board.close()
 
     def _write(self, kind: RecordKind, step: int, **fields: Any) -> None:
-        """Write a record, and its numbers as curves. Ranks other than rank 0 write nothing."""
+        """Write a record, and its values as curves. Ranks other than rank 0 write nothing."""
         if self._records is not None:
             self._board.record(self._records.write(kind, step, **fields))

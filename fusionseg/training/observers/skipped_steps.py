@@ -18,12 +18,12 @@ class SkippedSteps:
         """Args:
         micro_batches: names the cases of a step.
         world: the ranks.
-        max_skipped: so many skipped steps in a row end the run.
+        max_skipped: number of skipped steps in a row that ends the run.
         """
         self.micro_batches = micro_batches
         self.world = world
         self.max_skipped = max_skipped
-        # Twice as many steps as are needed: the count of skipped steps is read on some steps only.
+        # Twice `max_skipped` steps are kept, because the count of skipped steps is not read on every step.
         self._recent: deque[tuple[int, Tensor]] = deque(maxlen=2 * max_skipped)
 
     def add(self, step: int, micro_finite: Tensor) -> None:

@@ -14,7 +14,7 @@ from fusionseg.config.registry import optimizers
 if TYPE_CHECKING:
     from torch import optim
 
-_PROBE = 1024
+_PROBE = 1024  # size of the parameter on which the state of the optimizer is measured
 
 
 @optimizers.register_outside
@@ -30,7 +30,7 @@ class OutsideOptimizer(OutsidePart, OptimizerSection):
     """Decay of the weights. Null is 1e-5 where the optimizer takes one."""
 
     @model_validator(mode="after")
-    def _takes_the_decay(self) -> OutsideOptimizer:
+    def _has_the_interface(self) -> OutsideOptimizer:
         part = self.part
         if not takes(part, "lr"):
             raise ValueError(f"name: {self.name} takes no lr (expected an optimizer such as torch.optim:SGD)")
@@ -44,7 +44,7 @@ class OutsideOptimizer(OutsidePart, OptimizerSection):
         return self
 
     def positional_arguments(self) -> int:
-        """The parameters."""
+        """Return 1: the parameters."""
         return 1
 
     def build(self, parameters: list[Any]) -> optim.Optimizer:
@@ -57,7 +57,7 @@ class OutsideOptimizer(OutsidePart, OptimizerSection):
         return made
 
     def states_per_parameter(self) -> float:
-        """Numbers that one step of the optimizer leaves in its state, for each number of a small parameter."""
+        """Measure the values that one step of the optimizer keeps in its state, for each value of a small parameter."""
         import torch
 
         parameter = torch.nn.Parameter(torch.zeros(_PROBE))

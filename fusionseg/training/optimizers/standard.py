@@ -36,7 +36,7 @@ class OptimConfig(OptimizerSection):
         return self
 
     def build(self, parameters: list[Any]) -> optim.Optimizer:
-        """The optimizer, torch's own as their fused kernels, which can skip a step on the device."""
+        """Build the optimizer. Those of torch use fused kernels, which can skip a step on the device."""
         import torch
         from monai.optimizers import Novograd
 
@@ -47,8 +47,8 @@ class OptimConfig(OptimizerSection):
                 parameters, lr=lr, weight_decay=decay, momentum=momentum, nesterov=momentum > 0, fused=True
             )
             if momentum > 0:
-                # torch 2.13 would make it at the first step, uninitialised, for its kernel to fill; the kernel leaves
-                # it as it is when that step is skipped, as first steps in fp16 are.
+                # torch 2.13 would allocate this buffer at the first step without a value, and its kernel would fill it.
+                # If that step is skipped, which is common for first steps in fp16, the buffer stays undefined.
                 for parameter in (each for group in sgd.param_groups for each in group["params"]):
                     sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
             return sgd
@@ -59,5 +59,5 @@ class OptimConfig(OptimizerSection):
         return kind(parameters, lr=lr, weight_decay=decay, betas=self.betas or (0.9, 0.999), fused=True)
 
     def states_per_parameter(self) -> float:
-        """Two moments; one of SGD and of Novograd, whose second moment is one number a tensor."""
+        """Return 2 for Adam and AdamW, 1 for SGD and for Novograd, whose second moment has one value per tensor."""
         return 2 if self.name in ("adamw", "adam") else 1

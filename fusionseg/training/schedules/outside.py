@@ -15,7 +15,7 @@ from fusionseg.config.registry import schedules
 
 @lru_cache
 def _function(name: str, found_in: str | None) -> Callable[..., Any]:
-    """The function of a dotted path, which each step calls."""
+    """Import the function of a dotted path once, because every step calls it."""
     function: Callable[..., Any] = import_part(name, found_in)
     return function
 
@@ -28,7 +28,7 @@ class OutsideSchedule(OutsidePart, ScheduleSection):
     """
 
     def positional_arguments(self) -> int:
-        """The step, the number of steps, and `optim.lr`."""
+        """Return 3: the step, the number of steps, and `optim.lr`."""
         return 3
 
     def learning_rate(self, step: int, steps: int, lr: float) -> float:

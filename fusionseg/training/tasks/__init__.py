@@ -1,1 +1,1 @@
-"""The tasks: segmentation and pre-training."""
+"""Tasks: their interface, segmentation and pre-training, with the validation of each."""

@@ -16,7 +16,7 @@ _BEFORE_STAGE = re.compile(r"(layers\d)c\.")
 
 
 def freeze_encoder(model: nn.Module, config: RunConfig) -> None:
-    """Freeze the encoder where the configuration does so for the whole run: no gradient is computed for it.
+    """Freeze the encoder if `finetune` freezes it for the whole run: no gradient is computed for it.
 
     Call it before the network is wrapped by DDP and before the optimizer is built.
     """
@@ -78,7 +78,7 @@ def encoder_layers(names: list[str]) -> dict[str, int]:
 
 
 def _encoder(model: nn.Module, config: RunConfig) -> list[tuple[str, nn.Parameter]]:
-    """Names, within the encoder, and parameters of the encoder; none if the network has no encoder of its own."""
+    """Return the parameters of the encoder, each with its name within the encoder; none if there is no encoder."""
     if config.model.encoder is None:
         return []
     return list(model.get_submodule(config.model.encoder).named_parameters())

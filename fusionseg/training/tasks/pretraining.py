@@ -63,15 +63,17 @@ class Pretraining(Task):
         return ReconstructionLoss(self.pretrain.loss, data_range(self.config), intensity_limits(self.config))
 
     def example(self, in_channels: int) -> tuple[Inputs, tuple[Tensor, Tensor]]:
-        """(image (B, C, X, Y, Z), hidden (B, gx, gy, gz)), twice."""
+        """Inputs and target are both (image (B, C, X, Y, Z), hidden blocks (B, gx, gy, gz)); see `Task.example`."""
         batch = self.config.train.micro_batch
         image = torch.empty(batch, in_channels, *self.patch)
         hidden = torch.zeros(batch, *self.grid, dtype=torch.bool)
         return (image, hidden), (image, hidden)
 
     def build_batches(self, data: TrainingData, world: World) -> BatchFunction:
-        """(image (B, C, X, Y, Z), hidden (B, gx, gy, gz)), twice: the network sees the visible part of the image, and
-        the loss sees all of it."""
+        """Inputs and target are both (image (B, C, X, Y, Z), hidden blocks (B, gx, gy, gz)).
+
+        The network uses the visible blocks of the image only, the loss uses all of it.
+        """
 
         def batch(step: int, indices: range) -> tuple[Inputs, tuple[Tensor, Tensor]]:
             image, _ = data.batch(step, indices)
@@ -81,7 +83,7 @@ class Pretraining(Task):
         return batch
 
     def _hidden(self, step: int, indices: range, device: torch.device) -> Tensor:
-        """(B, gx, gy, gz) bool on the device, True where a block is hidden."""
+        """Draw the hidden blocks (B, gx, gy, gz) of samples of a step: bool, True for hidden, on the device."""
         count = self.pretrain.num_hidden(self.patch)
         masks = [
             hidden_blocks(self.config.seed, step, k, Purpose.HIDDEN, prod(self.grid), count).reshape(self.grid)
@@ -95,7 +97,7 @@ class Pretraining(Task):
         return ReconstructionValidator(self.config, data, precision, world)
 
     def outdated_scores(self, checkpoint: Mapping[str, Any]) -> str | None:
-        """Scores were means over patches in the versions that did not write the grid into a checkpoint."""
+        """Refuse the scores of a checkpoint without `grid`: they are means over patches instead of whole volumes."""
         if "grid" in checkpoint:
             return None
         return (
@@ -105,9 +107,10 @@ class Pretraining(Task):
 
 
 class ReconstructionValidator:
-    """Scores a network on whole volumes whose hidden voxels it fills in, beside two simple ways to fill them in.
+    """Scores a network on whole volumes whose hidden voxels it fills in.
 
-    The other ways are the mean of the visible voxels and linear interpolation, see `Reconstructor`.
+    Two simple fills are scored for comparison: the mean of the visible voxels, and linear interpolation between them.
+    See `Reconstructor.score_fill_ins`.
     """
 
     def __init__(self, config: RunConfig, data: TrainingData, precision: Precision, world: World) -> None:
@@ -140,7 +143,8 @@ class ReconstructionValidator:
 
     def _score(self, model: nn.Module, index: int) -> tuple[ReconstructionScores, Reconstruction]:
         cache, record = self.data.cache, self.data.cache.records[index]
-        # The name in the case's own data set: the same blocks are hidden when there are other data sets beside it.
+        # `record.name` is the name in the case's own data set. It does not depend on further data sets. So the hidden
+        # blocks do not depend on them either.
         made = self._reconstruct(model, cache.volume(index)[0], record.background, record.name)
         key = cache.names[index]
         if key not in self._fill_scores:
@@ -155,6 +159,6 @@ def _means(cases: Mapping[str, ReconstructionScores]) -> ReconstructionScores:
 
 
 def _picture(made: Reconstruction) -> NDArray[np.float32]:
-    """The middle axial slice of the volume, of what the network was shown, and of its output."""
+    """Draw the middle axial slice of the volume, of its visible voxels, and of the network's output."""
     depth = made.image.shape[-1] // 2
     return reconstruction_strip(*(volume[0, :, :, depth].numpy() for volume in (made.image, made.masked, made.output)))

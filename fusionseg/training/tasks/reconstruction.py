@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fusionseg.config import RunConfig
 from fusionseg.config.pretraining import PretrainConfig
+from fusionseg.config.section import Triple
 from fusionseg.data.loading.counter_random import Purpose, hidden_blocks
 from fusionseg.losses.reconstruction import clamp_straight_through
 from fusionseg.metrics.reconstruction import relative_box, ssim_and_psnr
@@ -21,7 +22,6 @@ from fusionseg.models.masked.fills import fill_linear, fill_mean
 from fusionseg.models.masked.masking import blocks_to_voxels, composite
 from fusionseg.training.precision import Precision
 
-Triple = tuple[int, int, int]
 Box = tuple[slice, slice, slice]
 ReconstructionScores = dict[str, float]
 """SSIM and PSNR by name: "ssim", "psnr_hidden", "ssim_mean_fill" ..."""
@@ -65,11 +65,11 @@ class Tile:
 
 
 class Reconstructor:
-    """Hides blocks of whole volumes, fills them in by a network, and scores the result.
+    """Hides blocks of whole volumes, fills them in with a network, and scores the result.
 
     The fewest possible patches cover a volume. Where two patches overlap, each half of the overlap belongs to the patch
-    whose middle is nearer: that patch decides whether a voxel is hidden, and gives the network's output there. So the
-    network was not shown any voxel at which it is scored. The hidden blocks depend only on the name of the case, the
+    whose middle is nearer: that patch decides whether a voxel is hidden, and gives the network's output there. So no
+    voxel is scored that was visible to the network. The hidden blocks depend only on the name of the case, the
     shapes of volume and patch, and the masking ratio: they are the same in every run, and a higher ratio hides all
     blocks that a lower one hides.
     """
@@ -124,7 +124,7 @@ class Reconstructor:
         """
         mean, linear = made.image.clone(), made.image.clone()
         for index, tile in enumerate(cover(made.image.shape[1:], self.patch)):
-            box = _own(tile, self.patch, made.image.shape[1:])
+            box = _box_in_volume(tile, self.patch, made.image.shape[1:])
             covered = blocks_to_voxels(self._blocks(name, range(index, index + 1)), self.patch)
             covered = covered[(slice(None), slice(None), *tile.inside(box))]
             image = made.image[(None, slice(None), *box)]
@@ -142,7 +142,7 @@ class Reconstructor:
         return scores
 
     def _blocks(self, name: str, tiles: range) -> Tensor:
-        """(B, gx, gy, gz) bool: the hidden blocks of some tiles of a case."""
+        """Draw the hidden blocks (B, gx, gy, gz) of some tiles of a case: bool, True for hidden."""
         key = zlib.crc32(name.encode())
         draws = [
             hidden_blocks(0, key, k, Purpose.HIDDEN_IN_VALIDATION, prod(self.grid), self.num_hidden) for k in tiles
@@ -157,7 +157,11 @@ def pretrain_section(config: RunConfig) -> PretrainConfig:
 
 
 def data_range(config: RunConfig) -> float:
-    """Return the range of the prepared intensities, for SSIM and PSNR: 6 is three standard deviations on each side."""
+    """Return the range of the prepared intensities, for SSIM and PSNR.
+
+    Without `pretrain.data_range` it is 1 for intensities scaled by a window, and else 6: three standard deviations on
+    each side of the mean.
+    """
     configured = pretrain_section(config).data_range
     return configured or (1.0 if config.data.intensity.mode == "window" else 6.0)
 
@@ -174,7 +178,7 @@ def intensity_limits(config: RunConfig) -> tuple[float, float] | None:
 
 
 def cover(shape: Sequence[int], patch: Sequence[int]) -> list[Tile]:
-    """Cover a volume with the fewest patches, evenly spread. A volume smaller than the patch lies in its middle."""
+    """Cover a volume with the fewest patches, evenly spread. A smaller volume is in the middle of its patch."""
     axes: list[list[tuple[int, slice]]] = []
     for size, edge in zip(shape, patch, strict=True):
         count = ceil(size / edge)
@@ -184,15 +188,15 @@ def cover(shape: Sequence[int], patch: Sequence[int]) -> list[Tile]:
     return [Tile((x[0], y[0], z[0]), (x[1], y[1], z[1])) for x, y, z in product(*axes)]
 
 
-def _own(tile: Tile, patch: Sequence[int], shape: Sequence[int]) -> Box:
-    """The voxels of the volume that lie in the patch of a tile."""
+def _box_in_volume(tile: Tile, patch: Sequence[int], shape: Sequence[int]) -> Box:
+    """Return the voxels of the volume that lie in the patch of a tile."""
     x, y, z = (slice(max(0, o), min(size, o + edge)) for o, edge, size in zip(tile.origin, patch, shape, strict=True))
     return x, y, z
 
 
 def _cut(image: Tensor, tile: Tile, patch: Triple, background: Sequence[float]) -> Tensor:
-    """(C, *patch): the patch of a tile, with background outside the volume."""
+    """Cut the patch (C, *patch) of a tile, with background outside the volume."""
     out = torch.as_tensor(background, dtype=image.dtype).view(-1, 1, 1, 1).repeat(1, *patch)
-    box = _own(tile, patch, image.shape[1:])
+    box = _box_in_volume(tile, patch, image.shape[1:])
     out[(slice(None), *tile.inside(box))] = image[(slice(None), *box)]
     return out

@@ -43,12 +43,12 @@ class Segmentation(Task):
         return build_loss(self.config.loss)
 
     def example(self, in_channels: int) -> tuple[Inputs, Tensor]:
-        """((image (B, C, X, Y, Z),), label (B, 1, X, Y, Z))."""
+        """Input is the image (B, C, X, Y, Z), target the label (B, 1, X, Y, Z), int64; see `Task.example`."""
         batch, patch = self.config.train.micro_batch, self.config.data.patch
         return (torch.empty(batch, in_channels, *patch),), torch.zeros(batch, 1, *patch, dtype=torch.int64)
 
     def build_batches(self, data: TrainingData, world: World) -> BatchFunction:
-        """((image (B, C, X, Y, Z),), label (B, 1, X, Y, Z)) of each batch."""
+        """Input is the image (B, C, X, Y, Z), target the label (B, 1, X, Y, Z), int64."""
 
         def batch(step: int, indices: range) -> tuple[Inputs, Tensor]:
             image, label = data.batch(step, indices)
@@ -68,8 +68,8 @@ class Segmentation(Task):
             scores = validator(model)
             per_class = dict(zip(data.class_names, scores.per_class, strict=True))
             metrics = {
-                title: {"mean": nanmean(values), "per_class": dict(zip(data.class_names, values, strict=True))}
-                for title, values in scores.metrics.items()
+                name: {"mean": nanmean(values), "per_class": dict(zip(data.class_names, values, strict=True))}
+                for name, values in scores.metrics.items()
             }
             shown = ", ".join(f"{name} {value:.4f}" for name, value in per_class.items())
             return ValidationResult(

@@ -36,7 +36,7 @@ class SegmentationScores:
     """Dice of the foreground classes by case; nan where a class is neither in the label nor predicted."""
     picture: Picture | None
     metrics: dict[str, list[float]]
-    """Of each metric of the configuration, by name, the mean over the cases for each foreground class."""
+    """Name of each configured metric but Dice -> the mean over the cases, for each foreground class."""
 
     @property
     def per_class(self) -> list[float]:
@@ -97,8 +97,8 @@ class Validator:
         cases = {name: dice for part, _ in gathered for name, dice in part.items()}
         measured = {name: values for _, part in gathered for name, values in part.items()}
         metrics = {
-            title: nanmean_per_class({name: values[title] for name, values in measured.items()})
-            for title in self.metrics
+            metric: nanmean_per_class({name: values[metric] for name, values in measured.items()})
+            for metric in self.metrics
         }
         return SegmentationScores(cases, picture, metrics)
 
@@ -121,7 +121,8 @@ class Validator:
         if device.type != "cuda":
             return device
         needed = 3 * 4 * self.num_classes * image[0].numel()
-        # Memory that torch's allocator holds and does not use is free too. After training steps that is most of it.
+        # Memory that torch's allocator holds and does not use is free too. After training steps most free memory is of
+        # this kind.
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return device if needed < (torch.cuda.mem_get_info(device)[0] + held) / 2 else torch.device("cpu")
 

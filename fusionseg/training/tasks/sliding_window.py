@@ -18,7 +18,8 @@ def count_windows(shape: Sequence[int], patch: Sequence[int], overlap: float) ->
     """Count the windows that MONAI lays over a volume.
 
     Args:
-        shape, patch: sizes of the volume and of a window, in voxels.
+        shape: size of the volume along each axis, in voxels.
+        patch: size of a window along each axis, in voxels.
         overlap: overlap of neighbouring windows, as a share of the window.
     """
     counts = []
