@@ -1,4 +1,4 @@
-"""The making of a user's own parts in the data room."""
+"""Make the user's own parts of the data room: readers, transforms, augmentations."""
 
 from __future__ import annotations
 

@@ -29,11 +29,13 @@ class CheckpointWriter:
     """
 
     def __init__(self, folder: Path, keep: int, on_written: Callable[[float], None] = _ignore) -> None:
-        """Args:
-        folder: the `checkpoints/` folder.
-        keep: number of numbered checkpoints that stay.
-        on_written: called in the caller's thread, after a checkpoint was written, with the seconds from the call of
-            `save` to the disk.
+        """Prepare the thread; nothing is written yet.
+
+        Args:
+            folder: the `checkpoints/` folder.
+            keep: number of numbered checkpoints that stay.
+            on_written: called in the caller's thread, after a checkpoint was written, with the seconds from the call
+                of `save` until the file was on disk.
         """
         self.folder = folder
         self.keep = keep

@@ -13,6 +13,8 @@ from fusionseg.utils.errors import UserError
 
 log = logging.getLogger("fusionseg")
 
+_MISSING = object()
+
 # A training needs these entries of a checkpoint to resume. Newer entries, such as `phases_s`, may be missing.
 _TRAINING_STATE: dict[str, type | tuple[type, ...]] = {
     "step": int, "config": dict, "channels": list, "labels": dict, "model": dict, "train_step": dict,
@@ -57,9 +59,6 @@ def read_training_state(path: Path) -> dict[str, Any]:
             f"{path}: is no checkpoint of a fusionseg training ({', '.join(wrong)}: missing or of another type)"
         )
     return state
-
-
-_MISSING = object()
 
 
 def newest_intact(

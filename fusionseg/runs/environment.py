@@ -61,7 +61,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree that this package runs from, with a mark if files have changed."""
+    """The commit of the source tree that this package runs from, followed by `-dirty` if files have changed."""
     here = Path(__file__).parent
     try:
         command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

@@ -59,8 +59,8 @@ class EvaluationRequest:
         if self.dataset is not None and self.given is not None:
             is_folder = os.path.isdir(os.path.expanduser(self.given))
             parts.append(self.dataset.place.parent.name if is_folder else self.dataset.short_name)
-        usual = "last" if self.dataset is None else "best"
-        parts += [] if self.checkpoint == usual else [self.checkpoint]
+        default = "last" if self.dataset is None else "best"
+        parts += [] if self.checkpoint == default else [self.checkpoint]
         parts += ["tta"] if self.flips else []
         parts += ["with_trained"] if self.include_trained else []
         parts += [] if self.overlap is None else [f"overlap{self.overlap:g}"]
@@ -70,8 +70,8 @@ class EvaluationRequest:
 def evaluation_folder(run: Path, request: EvaluationRequest) -> Path:
     """The folder for the results of a request, in the run folder.
 
-    The name is `EvaluationRequest.folder_name`. A short hash is appended where that folder holds results of another
-    request, say, of another data set with the same name.
+    The name is `EvaluationRequest.folder_name`. A short hash is appended if that folder holds results of another
+    request, for example of another data set with the same name.
 
     Args:
         run: the run folder.

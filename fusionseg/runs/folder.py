@@ -9,7 +9,7 @@ from fusionseg.config import RunConfig
 from fusionseg.runs.paths import RunPaths, checkpoints_of, obstacles
 from fusionseg.runs.run_config import refuse_other_config, stored_config
 from fusionseg.utils.errors import UserError
-from fusionseg.utils.files import user_path, writable_folder
+from fusionseg.utils.files import PARTIAL, user_path, writable_folder
 from fusionseg.utils.folder_lock import FolderLock, HeldError
 
 _POLL_S = 0.2
@@ -54,8 +54,8 @@ class RunFolder:
                         f"{self.path}: {held} is training in this folder: wait for it, or choose another name"
                     ) from None
                 time.sleep(_POLL_S)
-        # Temporary files of a process that was killed while it wrote. The lock says that no process is writing now.
-        for leftover in (*self.path.glob(".partial-*"), *self.paths.checkpoints.glob(".partial-*")):
+        # These are temporary files of a process that was killed. No process writes now, because this one has the lock.
+        for leftover in (*self.path.glob(f"{PARTIAL}*"), *self.paths.checkpoints.glob(f"{PARTIAL}*")):
             leftover.unlink()
 
     def check_writable(self) -> None:

@@ -45,7 +45,8 @@ def write_event(run: Path, event: JobEvent, **fields: Any) -> None:
 
     Args:
         run: the run folder; it is made if it does not exist.
-        fields: what else the event says, such as `job`, `step` or `reason`.
+        event: the kind of the event.
+        fields: further fields of the event, such as `job`, `step` or `reason`.
 
     Raises:
         UserError: an entry of the run folder that is no file has the file's name.

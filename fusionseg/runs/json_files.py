@@ -71,13 +71,14 @@ def sift_lines(
 ) -> tuple[list[JsonObject], list[int]]:
     """Separate valid lines from invalid ones.
 
-    A line that may be cut off (the last one if it has no line end, the first one of a tail) is no error.
+    A line that may be cut off does not count as invalid: the last line without a line end, and the first line of a
+    tail. Blank lines are not counted.
 
     Args:
         starts_within_line: the content is the tail of a file.
 
     Returns:
-        The valid objects, and the numbers, from 1, of the invalid lines.
+        The valid objects, and the line numbers, from 1, of the invalid lines.
     """
     found: list[JsonObject] = []
     invalid: list[int] = []

@@ -24,7 +24,7 @@ EVALUATION = "evaluation"
 
 LAST, BEST = "last.pt", "best.pt"
 WEIGHTS = {"last": LAST, "best": BEST}
-"""The checkpoint that the option `--checkpoint` names."""
+"""File names by value of the option `--checkpoint`."""
 _NUMBERED = re.compile(r"step_(\d{8,})\.pt")
 
 

@@ -19,7 +19,7 @@ Record = JsonObject
 
 MEASURED = ("time", "gpu")
 MEASURED_SUFFIXES = ("_s", "_per_s", "_gb")
-# Readers of records compute with these fields: numbers, and tables of numbers by name.
+# Readers compute with these fields of records, so their values are checked: numbers, and tables of numbers by name.
 _NUMBERS = {
     "loss", "lr", "grad_norm", "skipped", "cases", "dice", "ssim", "psnr", "samples_per_s", "memory_gb", "step_s",
     "data_s", "val_s", "total_s",
@@ -45,6 +45,7 @@ class RunStatus(StrEnum):
     INTERRUPTED = "interrupted"
     """A signal ended this start. The run can be resumed."""
     FAILED = "failed"
+    """An error ended this start."""
     UNFINISHED = "unfinished"
     """The last record is no end record: the run is at work, or was killed."""
 
@@ -123,7 +124,8 @@ def rewind_records(run: Path, step: int, *, validated: int) -> None:
     Args:
         run: the run folder.
         step: the checkpoint's step.
-        validated: the last step whose validation is in the checkpoint, which may have been saved before its own.
+        validated: the last step whose validation is part of the checkpoint. It is earlier than `step` if the checkpoint
+            was saved before the validation of its own step.
 
     Raises:
         UserError: the records cannot be read.
@@ -151,8 +153,10 @@ class RecordWriter:
     """
 
     def __init__(self, run: Path) -> None:
-        """Args:
-        run: the run folder; it is made if it does not exist.
+        """Open the file to append to it.
+
+        Args:
+            run: the run folder; it is made if it does not exist.
         """
         run.mkdir(parents=True, exist_ok=True)
         self._path = RunPaths(run).metrics

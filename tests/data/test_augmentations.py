@@ -171,7 +171,7 @@ GOLDEN_GAMMA = [0.7767097075137572, 0.780082082584839, 1.1814283915840302, 1.259
         ("my_aug:Smaller", r"augment\.also\.0: apply returned a wrong image \(expected \(1, 2, 12, 10, 8\)"),
         ("my_aug:ImageOnly", r"augment\.also\.0: apply returned a Tensor \(expected \(image, label\)\)"),
         ("my_aug:Fails", r"augment\.also\.0: fails: .*my_aug.py, line \d+: RuntimeError: no such thing"),
-        ("my_aug:DrawsList", r"draw returned the wrong thing \(expected a dictionary, got \[1\]"),
+        ("my_aug:DrawsList", r"draw returned an invalid value \(expected a dictionary, got \[1\]"),
         ("my_aug:NoApply", r"augment\.also\.0: my_aug:NoApply is not an augmentation: it lacks apply"),
         ("my_aug:Global", "two different results for the same sample"),
         ("my_aug:GlobalDraw", "two different results for the same sample"),

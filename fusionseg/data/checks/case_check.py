@@ -22,11 +22,15 @@ from fusionseg.data.formats.readers import Readers
 Array = np.ndarray[Any, np.dtype[Any]]
 
 SAMPLES_PER_CHANNEL = 2000
+"""Approximate number of voxels from which the percentiles of a channel are estimated."""
 
 
 @dataclass
 class CaseReport(Findings):
-    """The result of the checks of one case. It travels between processes, so it holds no voxels but a small sample."""
+    """The result of the checks of one case.
+
+    It is sent from a worker process, so it holds a small sample of the voxels and not all of them.
+    """
 
     shape: tuple[int, ...] | None = None
     spacing_mm: tuple[float, ...] | None = None
@@ -38,7 +42,7 @@ class CaseReport(Findings):
     intensity: dict[int, tuple[float, float, Array]] = field(default_factory=dict)
     """For each channel: lowest value, highest value, a sample of the values."""
     digest: str = ""
-    """Of the image's voxels; empty if they could not be read or are all the same."""
+    """Digest of the image's voxels; empty if these could not be read or are all the same."""
 
 
 def check_case(
@@ -91,7 +95,7 @@ def _measure_image(report: CaseReport, image: Image) -> None:
             report.digest = image_digest(image.values, image.grid.affine)
     for channel, values in enumerate(image.values):
         flat = values.reshape(-1)
-        # An odd step: an even one could sample a single plane of a volume of even size.
+        # The step is odd, because an even step could sample a single plane of a volume of even size.
         sample = flat[:: (flat.size // SAMPLES_PER_CHANNEL) | 1]
         sample = sample[abs(sample) < float("inf")]
         if sample.size:

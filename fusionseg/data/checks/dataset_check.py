@@ -30,6 +30,7 @@ from fusionseg.utils.parallel import map_cases
 __all__ = ["CheckReport", "Problem", "check_dataset"]
 
 SPACING_OUTLIER = 3.0
+"""A case gets a warning if its spacing along an axis differs from the median by more than this factor."""
 PERCENTILES = (0.5, 50.0, 99.5)
 
 
@@ -132,11 +133,17 @@ def _check_cases(
     workers: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[CaseReport]:
-    """Check every case; the reports are in the order of the cases. A worker that dies loses its own case at most."""
+    """Check every case.
+
+    A worker process that dies costs the report of its own case at most.
+
+    Returns:
+        The reports, in the order of the cases.
+    """
     done: dict[int, CaseReport] = {}
-    # Numbered, because names are not unique in a data set that has this fault.
+    # A case is known by its index, because names are not unique in a data set that has this fault.
     items = list(enumerate(cases))
-    for (index, case), outcome in map_cases(partial(_check_numbered, check), items, workers=workers):
+    for (index, case), outcome in map_cases(partial(_check_indexed, check), items, workers=workers):
         if isinstance(outcome, Exception):
             report = CaseReport(case.name)
             report.add(
@@ -153,12 +160,12 @@ def _check_cases(
     return [done[index] for index in range(len(cases))]
 
 
-def _check_numbered(check: Callable[[Case], CaseReport], item: tuple[int, Case]) -> CaseReport:
+def _check_indexed(check: Callable[[Case], CaseReport], item: tuple[int, Case]) -> CaseReport:
     return check(item[1])
 
 
 def _problems_between(dataset: Dataset, cases: Sequence[Case], reports: Sequence[CaseReport]) -> list[Problem]:
-    """Problems that show when the cases are compared."""
+    """Problems that only a comparison of the cases shows."""
     problems = []
 
     def warn(case: str, file: object, code: str, message: str, remedy: str) -> None:

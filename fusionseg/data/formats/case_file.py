@@ -74,7 +74,7 @@ def find_position(
     Returns:
         None, with an error among the findings, if no turn leads to the image's grid.
     """
-    name, the = ("image", "the image") if image is None else (image.name, image.name)
+    name, reference = ("image", "the image") if image is None else (image.name, image.name)
     if not (own.known and grid.known):  # an error is noted already; the voxels can still be checked
         return KEEP if own.shape == grid.shape else None
     turn, voxels, mm = find_turn(own, grid)
@@ -91,7 +91,7 @@ def find_position(
             "error",
             path,
             f"{kind}-affine",
-            f"the {kind} lies {mm:.3g} mm ({voxels:.3g} voxels) away from {the} at a corner",
+            f"the {kind} lies {mm:.3g} mm ({voxels:.3g} voxels) away from {reference} at a corner",
             "resample it to the image's grid; copy the image's affine if only the header is wrong",
         )
     elif voxels > SAME_GRID_VOXELS:
@@ -99,7 +99,7 @@ def find_position(
             "warning",
             path,
             f"{kind}-affine",
-            f"the {kind} lies {mm:.3g} mm ({voxels:.3g} voxels) away from {the} at a corner",
+            f"the {kind} lies {mm:.3g} mm ({voxels:.3g} voxels) away from {reference} at a corner",
             "copy the image's affine; the difference is too small to matter, and is ignored",
         )
     if turn is not None and turn != KEEP:
@@ -107,7 +107,7 @@ def find_position(
             "warning",
             path,
             f"{kind}-order",
-            f"the {kind} is stored as {own.orientation}, and {the} as {grid.orientation}",
+            f"the {kind} is stored as {own.orientation}, and {reference} as {grid.orientation}",
             "nothing: it is turned to the image's voxel order, which is exact",
         )
     return turn

@@ -63,7 +63,7 @@ def read_case(
     num_classes: int | None,
     readers: Readers | None = None,
 ) -> tuple[Image, NDArray[np.uint8] | None]:
-    """Read a case.
+    """Read the image and the label of a case.
 
     Args:
         images: one file per channel, or one file that is 3D, or 4D with several channels.
@@ -71,6 +71,9 @@ def read_case(
         channels: the required number of channels; None accepts any.
         num_classes: highest allowed label value + 1; None allows all values that fit a byte.
         readers: of the data set; None for the built-in ones.
+
+    Returns:
+        The image, and the label (X, Y, Z) on the image's grid; None without a label.
 
     Raises:
         CaseError: with everything that `fusionseg check` calls an error.
@@ -88,7 +91,9 @@ def read_image(images: Sequence[Path], channels: int | None = None, readers: Rea
     """Read the image of a case.
 
     Args:
-        images: as for `read_case`, like the others.
+        images: as for `read_case`.
+        channels: as for `read_case`.
+        readers: as for `read_case`.
 
     Raises:
         CaseError: with everything that `fusionseg check` calls an error.
@@ -100,6 +105,7 @@ def read_label(path: Path, grid: Grid, num_classes: int | None, readers: Readers
     """Read a label file, turned to the grid of its image.
 
     Args:
+        path: the file.
         grid: of the label's image.
         num_classes: as for `read_case`.
         readers: as for `read_case`.
@@ -257,7 +263,10 @@ def examine_label(
 
 
 def _report_constant(image: Image, images: Sequence[Path], findings: Findings) -> None:
-    """Note constant channels: an error if all are constant, else a warning, for a missing sequence is stored so."""
+    """Note constant channels: an error if all are constant, otherwise a warning.
+
+    A sequence that is missing in a case is often stored as a constant channel.
+    """
     constant = [channel for channel, varies in enumerate(image.varies) if not varies]
     for channel in constant:
         everywhere = len(constant) == len(image.varies)

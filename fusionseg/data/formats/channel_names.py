@@ -11,7 +11,7 @@ from typing import Any
 from fusionseg.data.formats.case import Case
 
 MAX_LABELS = 256
-"""Highest number of label values: they are stored in one byte."""
+"""Largest number of label values: a label is stored in one byte a voxel."""
 _LABELS_FIX = "name the values 0, 1, ... with data.labels=[background,tumour]"
 
 _GENERIC = re.compile(r"(image|channel|modality|m)?[ _-]?\d*")
@@ -38,7 +38,7 @@ def label_order(wanted: Mapping[int, str], given: Mapping[int, str]) -> tuple[in
 def channel_order(wanted: Sequence[str], given: Sequence[str]) -> tuple[int, ...] | None:
     """Find the position in one data set of each channel of another.
 
-    Channels without descriptive names match if their number is the same.
+    Channels without descriptive names are matched by position, if both data sets have the same number of channels.
 
     Args:
         wanted: names of the channels to find.
@@ -87,7 +87,11 @@ def channel_names(stated: Any, source: Path, problems: list[str]) -> tuple[str, 
 
 
 def _numbered(stated: dict[Any, Any]) -> dict[int, str] | None:
-    """{"0": "a"} (MSD) or {"a": 0} (nnU-Net) as {0: "a"}; None for anything else or a value named twice."""
+    """Read {"0": "a"} (MSD) or {"a": 0} (nnU-Net) as {0: "a"}.
+
+    Returns:
+        None if the entry has another form, or names a value twice.
+    """
 
     def is_integer(value: Any) -> bool:
         return type(value) is int or (isinstance(value, str) and value.isdecimal())

@@ -43,9 +43,13 @@ class Dataset:
     """A data set as its JSON describes it.
 
     Args:
+        root: the folder of the JSON file.
+        layout: of the files.
+        name: as the JSON states it, otherwise that of the folder or the list.
         channels: channel names, at least one.
         labels: value -> name, consecutive from 0, which is the background.
         training: sorted by name, cases without a label included (pre-training uses them).
+        testing: the test cases, sorted by name; some may have a label.
         faults: errors of the data set as a whole; empty unless opened with `require_files=False`.
         notes: entries that are left out of the data set, each as "the entry; the remedy".
         source: the JSON file; a folder may hold several lists.
@@ -66,7 +70,7 @@ class Dataset:
 
     @property
     def place(self) -> Path:
-        """The path of the JSON file, the same for all ways to write it.
+        """The absolute path of the JSON file: one path for one file, however `data.root` was written.
 
         A link to a JSON file is not followed: the cases lie beside the link.
         """
@@ -225,7 +229,7 @@ def _capped(problems: list[str], source: Path | None = None) -> list[str]:
 
 
 def _name_problems(cases: Iterable[Case]) -> list[str]:
-    """Names in another encoding, such as those of an old archive: records and tables cannot hold them."""
+    """A message for each name in another encoding, as in old archives. Records and tables cannot hold such names."""
     return [
         f"{os.fsencode(case.images[0])!r}: the name is not UTF-8; rename the file (convmv does many)"
         for case in cases

@@ -15,13 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 SMALLEST_SPACING_MM = 1e-6
-"""1 nm: electron microscopy has voxels of 4 nm, slides have pixels of 0.25 micron."""
+"""1 nm. Electron microscopy has voxels of 4 nm, slides have pixels of 0.25 micron."""
 LARGEST_SPACING_MM = 100.0
-"""Ten times the thickest slices. A larger spacing is wrong, or its unit is."""
+"""Five to ten times the thickest slices. If a spacing is larger, the spacing or its unit is wrong."""
 SAME_GRID_VOXELS = 1e-3
-"""Two grids are the same if no corners lie further apart: such a difference is the rounding of headers."""
+"""Two grids are the same if no corner is further apart than this: the rounding of headers makes such differences."""
 CLOSE_GRID_VOXELS = 0.1
-"""A difference up to this one is harmless and gives a warning. A quaternion in float32 reaches it in a large volume."""
+"""Up to this distance of corners, a difference is harmless and gives a warning.
+
+The rounding of a float32 quaternion makes such differences in a large volume.
+"""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Grid:
 
     Args:
         shape: (X, Y, Z).
-        affine: 4x4, from voxel index to mm in RAS+; NaN where the file gives no usable one, which is an error by then.
+        affine: 4x4, from voxel index to mm in RAS+. NaN where the file gives no usable one; this has been noted as an
+            error.
     """
 
     shape: tuple[int, int, int]
@@ -49,7 +53,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Turn:
-    """A flip and permutation of voxel axes: axis `source[i]` becomes axis i, reversed where `flip[i]`."""
+    """A permutation and flip of voxel axes: axis `source[i]` becomes axis i, and is reversed if `flip[i]` is True."""
 
     source: tuple[int, ...]
     flip: tuple[bool, ...]

@@ -1,7 +1,7 @@
 """Entries of a data set that would be ignored silently: misspelt keys, unlisted files, wrong numbers of cases.
 
-An entry that must be a mistake is a fault, and a training does not start with it. Any other is a note, which
-`fusionseg check` and the start of a training print once. Each is a text "the fault; the remedy".
+An entry that must be a mistake is a fault, and a training does not start with it. Any other entry is a note, which
+`fusionseg check` and the start of a training print once. Faults and notes are texts of the form "message; remedy".
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def unread_lists(source: Path, content: dict[str, Any], faults: list[str], notes
 def wrong_numbers(
     source: Path, content: dict[str, Any], training: Sequence[Case], testing: Sequence[Case] | None
 ) -> list[str]:
-    """List the faults of stated numbers of cases. Nothing else shows that a data set was copied in part.
+    """List the numbers of cases that the JSON states wrongly. They are the only sign of an incomplete copy.
 
     Args:
         source: the JSON file.
@@ -98,21 +98,21 @@ def wrong_numbers(
     if testing is not None:
         counts["numTest"] = (len(testing), "test")
     validated = len(content["validation"]) if isinstance(content.get("validation"), list) else 0
-    for key, (found, what) in counts.items():
-        stated = _whole(content.get(key))
+    for key, (found, kind) in counts.items():
+        stated = _integer(content.get(key))
         if stated is None or stated == found or (key == "numTraining" and stated == found - validated):
             continue
-        # Many published data sets state 0 tests and list some; nothing is lost by that.
+        # Many published data sets state 0 tests although they list some. No case is missing then.
         if key == "numTest" and stated == 0:
             continue
         faults.append(
-            f"{source}: {key} is {stated}, but there are {found} {what} cases; copy the missing files, or correct {key}"
+            f"{source}: {key} is {stated}, but there are {found} {kind} cases; copy the missing files, or correct {key}"
         )
     return faults
 
 
 def hidden_entries(source: Path, names: Sequence[str]) -> list[str]:
-    """List the notes about hidden files that are listed; macOS writes one for each file on foreign disks.
+    """List the notes about hidden files in the lists of cases. On some disks, macOS writes one beside each file.
 
     Args:
         source: the JSON file.
@@ -187,7 +187,7 @@ def _foreign_note(folder: Path, files: Iterable[Path], readers: Readers) -> list
 
 
 def _near_misses(content: dict[str, Any], families: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
-    """Unknown keys, each with the missing known key that it is similar to."""
+    """Pairs of an unknown key and the missing known key that it is similar to."""
     known = {key for family in families for key in family} | {*_OTHERS}
     absent = [key for family in families if not set(family) & content.keys() for key in family]
     found = []
@@ -202,7 +202,7 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _whole(value: Any) -> int | None:
+def _integer(value: Any) -> int | None:
     if isinstance(value, str) and value.strip().isdecimal():
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -20,7 +20,7 @@ def nnunet_cases(
     Args:
         source: the JSON file.
         content: of the file.
-        channels: number of channels that the file names; 0 if it names none.
+        channels: number of channels that the JSON names; 0 if it names none.
         problems: gets the faults of file names.
         readers: of the data set.
 
@@ -77,7 +77,7 @@ def _nnunet_folder(
     cases = []
     # A label without an image is a case too; its image is then reported as missing.
     for name in sorted(found.keys() | annotated):
-        numbers = sorted(found[name] | set(range(channels or 1)))
-        files = tuple(images / f"{name}_{i:04d}{ending}" for i in numbers)
+        indices = sorted(found[name] | set(range(channels or 1)))
+        files = tuple(images / f"{name}_{i:04d}{ending}" for i in indices)
         cases.append(Case(name, files, labels / f"{name}{ending}" if name in annotated else None))
     return cases

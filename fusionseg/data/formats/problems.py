@@ -45,7 +45,7 @@ class CaseError(ValueError):
         super().__init__(" | ".join(map(str, self.problems)))
 
     def __reduce__(self) -> tuple[type[CaseError], tuple[tuple[Problem, ...]]]:
-        return type(self), (self.problems,)  # raised in worker processes too
+        return type(self), (self.problems,)  # for pickle: worker processes raise it too
 
 
 @dataclass

@@ -23,7 +23,7 @@ def split_dataset(dataset: Dataset, settings: DataConfig, *, needs_labels: bool)
     Args:
         dataset: to split.
         settings: the section `data`.
-        needs_labels: whether the task can use labelled cases only, see `TaskInfo`.
+        needs_labels: whether the task uses labelled cases only, see `TaskInfo`.
 
     Raises:
         UserError: there are no cases to split, or not so many folds.
@@ -49,7 +49,8 @@ def split_dataset(dataset: Dataset, settings: DataConfig, *, needs_labels: bool)
     if not needs_labels:
         known = {case.name for case in divided}
         others = [case for case in (*dataset.training, *unlabelled_tests) if case.name not in known]
-        held_out = settings.fold if stated else None  # a case without label in the validation list
+        # The validation list may have cases without a label, and these are not trained on.
+        held_out = settings.fold if stated else None
         train += [case for case in others if held_out is None or case.fold != held_out]
     return train[: settings.train_cases], validation
 
@@ -74,9 +75,9 @@ def split_folds(
 
     Args:
         cases: to split.
-        folds: number of folds; no effect on stated ones.
-        fold: that validates.
-        seed: of the folds; no effect on stated ones.
+        folds: number of folds; it has no effect on stated folds.
+        fold: index of the fold whose cases validate.
+        seed: of the folds; it has no effect on stated folds.
         where: the data set, for messages.
 
     Raises:
@@ -91,7 +92,7 @@ def split_folds(
         if folds == 1:
             return ordered, list(ordered)
 
-        # A hash and not a generator: the split must be the same with every version of numpy and Python.
+        # A hash instead of a generator, because the split must be the same with every version of numpy and Python.
         def rank(case: Case) -> bytes:
             return hashlib.sha256(f"{seed}:{case.name}".encode()).digest()
 

@@ -13,6 +13,7 @@ from fusionseg.data.formats.channel_names import MAX_LABELS
 from fusionseg.data.formats.problems import Findings
 
 CHUNK = 1 << 20
+"""Number of voxels that are counted at once."""
 MAX_LISTED_VALUES = 10
 
 
@@ -26,7 +27,7 @@ def check_finite(path: Path, which: str, values: NDArray[np.float32], findings: 
         findings: gets the error.
 
     Returns:
-        True if the voxels differ from each other.
+        False if all voxels have the same finite value.
     """
     low, high = values.min(), values.max()
     if np.isfinite(low) and np.isfinite(high):
@@ -84,7 +85,7 @@ def check_label_values(
         True if there is no error.
     """
     limit = MAX_LABELS if num_classes is None else num_classes
-    # An exact test: the cast to an integer would turn 0.99999 into 0.
+    # The test is exact, because the cast to an integer would turn 0.99999 into 0.
     odd = [value for value in counts if not float(value).is_integer()]
     unknown = sorted(value for value in counts if float(value).is_integer() and not 0 <= value < limit)
     if odd:

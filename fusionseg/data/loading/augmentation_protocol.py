@@ -1,4 +1,4 @@
-"""The protocol of an augmentation, and the random numbers that pass from its plan part to its device part."""
+"""The protocol of an augmentation, and the random numbers that it draws on the host and uses on the device."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Augmentation(Protocol):
         """Draw the random numbers of one sample.
 
         Args:
-            rng: a generator that belongs to this sample and this augmentation. No other source of chance may be used,
-                or resuming is not exact.
+            rng: a generator that belongs to this sample and this augmentation. Resuming is exact only if no other
+                random numbers are used.
 
         Returns:
             Numbers, or arrays of the same shape for every sample, by name.
@@ -42,7 +42,7 @@ class Drawn(Mapping[str, Tensor]):
     """The numbers that were drawn for the samples of a batch: tensors (B, ...) on the device of the batch.
 
     Args:
-        host: the same numbers in host memory, (B, ...). Reading them waits for nothing.
+        host: the same numbers in host memory, (B, ...). Reading them does not wait for the device.
         send: copies an array to the device.
     """
 
@@ -74,7 +74,7 @@ class Draws:
     values: dict[str, NDArray[Any]]
 
     def runs(self) -> Iterator[tuple[slice, slice]]:
-        """Neighbouring samples that are changed: their slice of the batch, and their slice of `values`."""
+        """Yield each group of neighbouring changed samples: its slice of the batch, and its slice of `values`."""
         edges = np.flatnonzero(np.diff(np.concatenate([[False], self.hit, [False]]).astype(np.int8)))
         first = 0
         for start, stop in edges.reshape(-1, 2).tolist():

@@ -1,6 +1,7 @@
-"""Augmentations in two parts: the plan draws random numbers, the device applies them to a batch.
+"""Augmentations that work in two parts: the plan draws random numbers, the device applies them to a batch.
 
-The built-in ones of this kind change intensities (`intensity_augmentations`); `augment.also` adds the user's own.
+The built-in augmentations of this form change intensities (`intensity_augmentations`). `augment.also` adds the user's
+own. Flips, rotations, zooms and deformations are part of the cutting of a patch instead (`patch_augmenter`).
 """
 
 from __future__ import annotations
@@ -120,8 +121,8 @@ def check_augmentations(
         device: the training device.
 
     Raises:
-        UserError: one of them raises an exception, returns the wrong thing, or uses another source of chance than its
-            generator.
+        UserError: one of them raises an exception, returns an invalid value, or uses random numbers that do not come
+            from its generator.
     """
     image = torch.randn((1, channels, *patch), generator=torch.Generator().manual_seed(0)).to(device)
     label = torch.zeros((1, 1, *patch), dtype=torch.int64, device=device)
@@ -133,7 +134,7 @@ def check_augmentations(
             try:
                 drawn = one.part.draw(generator(0, 0, 0, one.purpose))
                 if not isinstance(drawn, Mapping):
-                    raise TypeError(f"draw returned the wrong thing (expected a dictionary, got {drawn!r})")
+                    raise TypeError(f"draw returned an invalid value (expected a dictionary, got {drawn!r})")
                 host = {name: np.asarray(values)[None] for name, values in drawn.items()}
                 given = image.clone(), label.clone()
                 with torch.no_grad():

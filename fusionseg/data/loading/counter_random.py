@@ -35,11 +35,11 @@ class Purpose(IntEnum):
 
 
 FIRST_OUTSIDE_PURPOSE = 1 << 62
-"""Purposes of augmentations from outside begin here, far from those of `Purpose`."""
+"""Purposes of augmentations from outside are not below this one, so that they never meet those of `Purpose`."""
 
 
 def outside_purpose(name: str, occurrence: int) -> int:
-    """The purpose of an augmentation from outside, by its name: other augmentations do not change its numbers.
+    """The purpose of an augmentation from outside. It depends on the name, so other augmentations do not change it.
 
     Args:
         name: its dotted path.
@@ -54,7 +54,7 @@ def random_bits(seed: int, step: int, sample: int, purpose: int, count: int) -> 
 
     Args:
         seed: of the run.
-        step: of the optimizer.
+        step: of the optimizer; the order of the cases has the epoch here.
         sample: index of the sample within the global batch.
         purpose: use of the numbers.
         count: number of words.
@@ -82,12 +82,12 @@ def hidden_blocks(
 ) -> NDArray[np.bool_]:
     """Choose the blocks of a sample that are hidden from the network.
 
-    A higher `num_hidden` hides more blocks, and the same ones among them.
+    The blocks that a smaller `num_hidden` hides are hidden by a larger one too.
 
     Args:
-        num_blocks: of the sample.
-        num_hidden: of these.
-        seed: as for `random_bits`, like the others.
+        seed: as for `random_bits`, like `step`, `sample` and `purpose`.
+        num_blocks: number of blocks of the sample.
+        num_hidden: number of blocks to hide.
 
     Returns:
         (num_blocks,), True for a hidden block.

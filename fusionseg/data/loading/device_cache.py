@@ -1,7 +1,7 @@
 """The device cache: all prepared cases as tensors on the training device.
 
-The images of all cases lie in one flat tensor, and the labels in another. These are two allocations for any number of
-cases, of exactly the size that was computed before.
+The images of all cases lie in one flat tensor, and the labels in another. So there are two allocations for any number
+of cases, and their size is that of `cache_bytes`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def cache_bytes(cases: Sequence[PreparedCase], config: CacheConfig) -> int:
 
 @dataclass(frozen=True)
 class Placement:
-    """The device of the cache, and the reason for a message."""
+    """The device of the cache, and the reason for the choice in words, for a message."""
 
     device: torch.device
     reason: str
@@ -125,7 +125,7 @@ class DeviceCache:
         for case_index, (store, name) in enumerate(cases):
             record = self.records[case_index]
             first, size = int(self.first_voxel[case_index]), voxels[case_index]
-            limit = float(np.finfo(config.dtype).max)  # a float32 store may hold what float16 cannot
+            limit = float(np.finfo(config.dtype).max)  # values of a float32 store may be too large for float16
             stored, label, foreground = store.load(name)
             image = np.clip(np.asarray(stored, np.float32), -limit, limit).astype(config.dtype).reshape(-1)
             self.image[self.channels * first : self.channels * (first + size)].copy_(torch.from_numpy(image))
@@ -169,7 +169,7 @@ class DeviceCache:
 
 
 def _unique_names(cases: Sequence[tuple[Store, str]]) -> list[str]:
-    """The names of the cases; with several stores DATASET/CASE, and DATASET-2 for a second data set of one name."""
+    """The names of the cases: CASE, or DATASET/CASE with several stores; DATASET-2 if two data sets have one name."""
     prefixes: dict[Path, str] = {}
     count: Counter[str] = Counter()
     for store, _ in cases:

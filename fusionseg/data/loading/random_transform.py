@@ -17,8 +17,8 @@ IMAGE, LABEL = "image", "label"
 class RandomTransform:
     """An augmentation by a random transform from dictionary to dictionary.
 
-    The plan draws a seed for each sample, and the device part sets it before the transform is called. So the sample
-    alone decides, as for every augmentation. The samples are transformed one after the other.
+    The plan draws a seed for each sample, and the device part sets it before the transform is called. So the result
+    depends on the sample alone, as for every augmentation. The samples are transformed one after the other.
 
     Args:
         transform: with `set_random_state`.
@@ -43,7 +43,7 @@ class RandomTransform:
 
 
 def as_augmentation(part: Any, key: str, name: str) -> Augmentation:
-    """Take a user's object as an augmentation.
+    """Convert a user's object to an augmentation.
 
     Args:
         part: an object with `draw` and `apply`, or a random transform of MONAI.

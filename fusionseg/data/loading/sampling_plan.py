@@ -42,7 +42,7 @@ class Samples:
 
     step: int
     sample: NDArray[np.int64]
-    """(B,) index k of each within the global batch."""
+    """(B,) index k of each sample within the global batch."""
     case_index: NDArray[np.int64]
     """(B,) index of the case in the plan."""
     origin: NDArray[np.int64]
@@ -52,13 +52,13 @@ class Samples:
     angles: NDArray[np.float64]
     """(B, 3) angles of rotation about the axes in radians."""
     zoom: NDArray[np.float64]
-    """(B,)"""
+    """(B,) factor; above 1 things look larger."""
     elastic: NDArray[np.float64]
     """(B,) standard deviation of the displacements at the coarse grid's points, in voxels."""
     elastic_key: NDArray[np.int64]
     """(B,) 32-bit keys of the displacements."""
     draws: dict[str, Draws]
-    """The numbers of the augmentations that change a patch after it was cut, by their key in the configuration."""
+    """The random numbers of the augmentations that change a patch after it was cut, by key of the configuration."""
 
     @property
     def warped(self) -> NDArray[np.bool_]:
@@ -166,7 +166,7 @@ class SamplePlan:
         return int(random_bits(self.seed, step, k, Purpose.NETWORK, 1)[0] >> np.uint64(1))
 
     def _draw_order(self, epoch: int) -> NDArray[np.int64]:
-        # A sort of random words gives a permutation; numpy's own shuffle may change between its versions.
+        # Sorting random words gives a permutation. numpy's own shuffle may differ between versions of numpy.
         order: NDArray[np.int64] = np.argsort(
             random_bits(self.seed, epoch, 0, Purpose.ORDER, len(self.cases)), kind="stable"
         )

@@ -13,8 +13,8 @@ from fusionseg.data.preprocessing.store import PreparedCase
 from fusionseg.data.preprocessing.volume import read_digests
 from fusionseg.utils.machine import available_cpus
 
-MAX_READERS = 4
-"""Number of volumes in memory at once."""
+MAX_VOLUMES = 4
+"""Number of volumes that are in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def digests_of(
         cases: of one data set.
         readers: of that data set.
         prepared: current records of its cases; the files of these are not read.
-        progress: called with (files read, files to read).
+        progress: called with (cases read, cases to read).
 
     Returns:
         The digests by name of the case. A case that cannot be read is left out.
@@ -50,7 +50,7 @@ def digests_of(
     known = {name: recorded_digests(record) for name, record in (prepared or {}).items()}
     missing = [case for case in cases if case.name not in known]
     found = {case.name: known[case.name] for case in cases if case.name in known}
-    with ThreadPoolExecutor(min(MAX_READERS, available_cpus())) as pool:
+    with ThreadPoolExecutor(min(MAX_VOLUMES, available_cpus())) as pool:
         for done, (case, digests) in enumerate(
             zip(missing, pool.map(partial(_read, readers), missing), strict=True), 1
         ):
@@ -73,5 +73,5 @@ def recorded_digests(record: PreparedCase) -> CaseDigests:
 def _read(readers: Readers, case: Case) -> CaseDigests | None:
     try:
         return CaseDigests(*read_digests(case.images, case.label, readers))
-    except ValueError:  # the reading of the case itself reports the problem
+    except ValueError:  # the preparation of the case reports the problem
         return None

@@ -1,8 +1,8 @@
 """The folders of prepared cases in a store.
 
 A case lies in `cases/<case>`. Data sets that share a store may have cases of one name made from different files; the
-later ones lie in `others/<case>/<key>`. A case is replaced only by a case made from the same files, after these
-changed.
+later ones lie in `others/<case>/<key>`. A case is replaced only after its source files have changed, by a case made
+from the same paths.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ def read_cases(root: Path, name: str) -> Iterator[PreparedCase]:
         folders += sorted(f"{OTHERS}/{others.name}/{folder.name}" for folder in others.iterdir())
     for folder in folders:
         record = read_record(root, folder)
-        # A file system that ignores case finds the folder of A for a.
+        # A file system that does not distinguish upper and lower case finds the folder of A for a.
         if record is not None and record.name == name:
             yield record
 
 
-def read_case(root: Path, name: str) -> PreparedCase | None:
+def read_prepared_case(root: Path, name: str) -> PreparedCase | None:
     """Read the record of the first case of a name.
 
     Args:

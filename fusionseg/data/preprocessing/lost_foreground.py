@@ -9,15 +9,15 @@ import numpy as np
 from fusionseg.data.preprocessing.record import PreparedCase
 
 LEAST_VOLUME = 0.5
-"""A class of which resampling leaves a smaller share of its volume is named."""
+"""A class is named in the warning if resampling leaves a smaller share of its volume."""
 MAX_NAMED = 10
 
 
 def missed_voxels(record: PreparedCase, num_classes: int) -> list[int]:
     """Count the voxels of each foreground class that the prepared label lacks.
 
-    These are the voxels that were cut off, and at least one for a class of which nothing is left, so that it counts as
-    missed.
+    These are the voxels that were cut off. For a class of which nothing is left the count is at least 1, so that the
+    class counts as missed.
 
     Args:
         record: of the prepared case.

@@ -1,6 +1,6 @@
 """Offline preparation of a data set: every case once, in parallel, resumable.
 
-A prepared case is valid for the content of its files and for the settings of the preparation.
+A prepared case is used as long as the content of its files and the settings of the preparation stay the same.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from fusionseg.config import DataConfig
 from fusionseg.data.formats.dataset import Case, Dataset, open_dataset
 from fusionseg.data.formats.problems import CaseError
 from fusionseg.data.formats.readers import Readers
-from fusionseg.data.preprocessing.case_folders import read_cases
+from fusionseg.data.preprocessing.case_folders import CASES, read_cases
 from fusionseg.data.preprocessing.record import PreparedCase, SourceFile, write_record
 from fusionseg.data.preprocessing.store import Store, read_header, settings_key, settings_of, write_case, write_header
 from fusionseg.data.preprocessing.transforms import open_transforms
 from fusionseg.data.preprocessing.volume import check_transforms, load_volume
 from fusionseg.utils.errors import UserError, WriteError
-from fusionseg.utils.files import file_name, user_path, writable_folder
+from fusionseg.utils.files import PARTIAL, file_name, user_path, writable_folder
 from fusionseg.utils.machine import available_cpus
 from fusionseg.utils.parallel import map_cases
 
 Progress = Callable[[int, int], None]
 
 LEFTOVER_S = 3600.0
-"""Age of a half-written case that no living process works on, in seconds."""
+"""Age in seconds from which a half-written case is taken for a leftover of a killed process."""
 
 
 @dataclass
 class PrepareReport:
-    """The result of a preparation: the names of the cases."""
+    """The result of a preparation: the store, and the names of the cases by what was done with them."""
 
     store: Store
-    """With all cases that are prepared now."""
+    """The store with all cases that are prepared now."""
     prepared: list[str] = field(default_factory=list)
     reused: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
@@ -201,8 +201,8 @@ def _prepare_case(root: Path, config: DataConfig, num_classes: int, channels: in
 
 
 def _remove_leftovers(root: Path) -> None:
-    """Delete half-written cases of killed preparations; another process may still write the young ones."""
-    for path in (root / "cases").glob(".partial-*"):
+    """Delete half-written cases of killed preparations. Another process may still write a younger one."""
+    for path in (root / CASES).glob(f"{PARTIAL}*"):
         with suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > LEFTOVER_S:
                 shutil.rmtree(path, ignore_errors=True)
@@ -216,7 +216,7 @@ def _check_header(root: Path, config: DataConfig) -> None:
     header = read_header(root)
     if header is None:
         # A preparation killed at its very first file leaves that file's temporary name.
-        if os.path.isdir(root) and any(not entry.name.startswith(".partial-") for entry in root.iterdir()):
+        if os.path.isdir(root) and any(not entry.name.startswith(PARTIAL) for entry in root.iterdir()):
             raise UserError(
                 f"{root} (data.prepared): the folder is not empty and holds no prepared cases; choose another"
             )

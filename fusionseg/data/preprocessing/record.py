@@ -20,7 +20,7 @@ FILE = "case.json"
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A source file of a prepared case, recorded to notice a change of it."""
+    """A source file of a prepared case, recorded so that a change of the file is noticed."""
 
     path: str
     size: int
@@ -36,7 +36,7 @@ class SourceFile:
         return SourceFile(str(path), status.st_size, status.st_mtime_ns, digest)
 
     def unchanged(self, path: Path) -> bool:
-        """Test that a file has the recorded content. A file of the same time stamp is not read again."""
+        """Test that a file has the recorded content. A file with the recorded size and time stamp is not read."""
         try:
             status = path.stat()
         except FileNotFoundError:
@@ -48,7 +48,11 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class PreparedCase:
-    """The properties of a prepared case, without its arrays."""
+    """The properties of a prepared case, without its arrays.
+
+    Shapes are (X, Y, Z). Affines are 4x4, from voxel index to mm in RAS+, of the prepared array and of the file.
+    `spacing` is the prepared voxel size in mm.
+    """
 
     name: str
     sources: tuple[SourceFile, ...]
@@ -68,9 +72,9 @@ class PreparedCase:
     class_voxels: tuple[tuple[int, int, int, int], ...]
     """For each foreground class of the label file: value, voxels in the file, after resampling, and after the crop."""
     digest: str
-    """Of the image's voxels, see `image_digest`."""
+    """Digest of the image's voxels, see `image_digest`."""
     label_digest: str
-    """Of the label's voxels; empty without a label."""
+    """Digest of the label's voxels; empty without a label."""
     checksums: tuple[int, int, int]
     """`checksum` of image.npy, of label.npy (0 without a label) and of foreground.npy."""
     folder: str

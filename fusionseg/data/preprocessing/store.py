@@ -1,10 +1,10 @@
-"""Prepared cases on disk: arrays for memory-mapping, and the geometry that leads back to the files.
+"""The store: prepared cases on disk, as arrays for memory-mapping and records with the geometry of the files.
 
 <store>/store.json               the settings; name, channels and labels of the data set
 <store>/cases/<case>/image.npy       (C, X, Y, Z) float16 or float32
                      label.npy       (X, Y, Z) uint8, where there is a label
                      foreground.npy  int64: flat voxel indices, class after class
-                     case.json       PreparedCase
+                     case.json       the record, `PreparedCase`
 <store>/others/<case>/<key>/     the same, for a case of this name that is made of other files
 """
 
@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 
 from fusionseg.config.data_sections import DataConfig
 from fusionseg.config.outside_part import OutsidePart
-from fusionseg.data.preprocessing.case_folders import read_case, settle, temporary_folder
+from fusionseg.data.preprocessing.case_folders import read_prepared_case, settle, temporary_folder
 from fusionseg.data.preprocessing.record import PreparedCase, SourceFile, checksum, write_record
 from fusionseg.data.preprocessing.volume import Volume
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import sync, write_json, writing
 
-__all__ = ["PreparedCase", "SourceFile", "Store", "read_case", "write_case"]
+__all__ = ["PreparedCase", "SourceFile", "Store", "read_prepared_case", "write_case"]
 
 FORMAT = 2
 """Version of the format. It rises whenever the same settings give other arrays than before."""
@@ -47,7 +47,7 @@ def settings_of(config: DataConfig) -> dict[str, Any]:
     """
     keys = ("spacing", "orientation", "intensity", "crop_foreground", "dtype")
     settings = {key: value for key, value in config.model_dump(mode="json").items() if key in keys}
-    # Without these two, the settings and their hash are those of versions that did not have them.
+    # These keys are added only where they are set. Stores without them keep their settings, and so their folder.
     if config.reader is not None:
         settings["reader"] = _identity(config.reader)
     if config.transforms:
@@ -71,7 +71,15 @@ def settings_key(config: DataConfig) -> str:
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of prepared cases."""
+    """A folder of prepared cases.
+
+    Args:
+        root: the folder.
+        name: of the data set.
+        channels: names of the channels.
+        labels: value -> name, the background included.
+        cases: the records of the cases by name.
+    """
 
     root: Path
     name: str
@@ -89,15 +97,15 @@ class Store:
         return tuple(self.labels[value] for value in sorted(self.labels) if value != 0)
 
     def image(self, name: str) -> NDArray[np.floating[Any]]:
-        """Memory-mapped (C, X, Y, Z)."""
+        """The image of a case, memory-mapped: (C, X, Y, Z)."""
         return self._array(name, "image.npy")
 
     def label(self, name: str) -> NDArray[np.uint8]:
-        """Memory-mapped (X, Y, Z)."""
+        """The label of a case, memory-mapped: (X, Y, Z)."""
         return self._array(name, "label.npy")
 
     def foreground(self, name: str) -> NDArray[np.int64]:
-        """Flat voxel indices of the foreground, class after class."""
+        """Flat voxel indices of a case's foreground, class after class, memory-mapped: (N,)."""
         return self._array(name, "foreground.npy")
 
     def load(self, name: str) -> tuple[NDArray[Any], NDArray[np.uint8] | None, NDArray[np.int64]]:
@@ -169,7 +177,7 @@ def read_header(root: Path) -> dict[str, Any] | None:
 
 
 def write_case(root: Path, name: str, volume: Volume, sources: Sequence[SourceFile], dtype: str) -> PreparedCase:
-    """Store one case. Its folder gets its name when all of it is on disk.
+    """Store one case. Its folder gets its final name when all files are on disk.
 
     Args:
         root: the folder of the store.

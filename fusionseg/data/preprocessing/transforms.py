@@ -72,7 +72,7 @@ class Transforms:
             num_classes: highest allowed label value + 1; None allows all that fit a byte.
 
         Raises:
-            TransformError: a transform raised an exception, changed the geometry, or returned the wrong thing.
+            TransformError: a transform raised an exception, changed the geometry, or returned an invalid value.
         """
         data: dict[str, Any] = {IMAGE: MetaTensor(torch.from_numpy(image.copy()), affine=torch.from_numpy(affine))}
         if label is not None:
@@ -144,7 +144,7 @@ def _apply(name: str, step: Callable[[dict[str, Any]], Any], data: dict[str, Any
     if not isinstance(result, dict) or data.keys() - result.keys():
         found = f"the keys {', '.join(map(str, result))}" if isinstance(result, dict) else f"a {type(result).__name__}"
         raise TransformError(
-            f"{name}: returned the wrong thing (expected a dictionary with {', '.join(data)}, got {found})",
+            f"{name}: returned an invalid value (expected a dictionary with {', '.join(data)}, got {found})",
             "return the dictionary that it was given, changed",
         )
     return result

@@ -95,7 +95,7 @@ def load_volume(
     Args:
         images: one file per channel, or one 3D or 4D file; or an image that is in memory, without a label.
         label: None for a case without one, as in a prediction.
-        config: the settings.
+        config: the section `data`.
         num_classes: highest allowed label value + 1; None allows all values that fit a byte.
         channels: the required number of channels; None accepts any.
 
@@ -133,7 +133,11 @@ def check_transforms(
     A prediction has no label: the image must not depend on it, nor on chance.
 
     Args:
-        images: as for `load_volume`, like the others.
+        images: one file per channel, or one 3D or 4D file.
+        label: None for a case without one.
+        config: the section `data`.
+        num_classes: as for `load_volume`.
+        channels: as for `load_volume`.
 
     Raises:
         UserError: a transform fails, or gives two different images.
@@ -239,7 +243,8 @@ def read_digests(images: Sequence[Path], label: Path | None, readers: Readers) -
         readers: of the data set.
 
     Returns:
-        Of the image, and of the label; None if there is none or it cannot be read.
+        The digest of the image, and the digest of the label; the second is None if the label is missing or cannot be
+        read.
 
     Raises:
         ValueError: the image cannot be read.
@@ -253,7 +258,7 @@ def read_digests(images: Sequence[Path], label: Path | None, readers: Readers) -
 
 
 def _refuse_too_large(path: Path, grid: Grid, config: DataConfig, channels: int) -> None:
-    """Refuse a volume whose resampling needs more memory than is free, before any memory is taken."""
+    """Refuse a volume whose resampling needs more memory than is free, before memory is allocated."""
     voxels = resampled_voxels(grid, config)
     needed = voxels * (BYTES_PER_POINT + BYTES_PER_VALUE * channels)
     free = available_memory_bytes()
@@ -278,7 +283,7 @@ def resampled_voxels(grid: Grid, config: DataConfig) -> float:
 
     Args:
         grid: of the file.
-        config: the settings.
+        config: the section `data`.
     """
     if config.spacing is None:
         return float(prod(grid.shape))

@@ -23,8 +23,8 @@ ARTERY_LABEL = 1
 MIN_ARTERY_RADIUS = 0.72
 MIN_VEIN_RADIUS = 0.9
 MIN_AIRWAY_RADIUS = 0.9
-# Orientations of the arrays, taken in turn: even a small data set mixes them, and shows a reader that ignores the
-# affine.
+# Orientations of the arrays, taken in turn. Even a small data set mixes them, so a program that ignores the affine
+# fails on it.
 ORIENTATIONS = ("RAS", "LPS", "LAS")
 
 
@@ -89,7 +89,7 @@ def make_case(size: int, seed: int, index: int) -> SynthCase:
 
 def _draw_parts(size: int, rng: np.random.Generator) -> _Parts:
     spacing = FIELD_OF_VIEW_MM / size * rng.uniform(0.97, 1.03)
-    voxel = spacing / rng.uniform(0.97, 1.05)  # patients differ in size: the atlas is scaled, the voxel is not
+    voxel = spacing / rng.uniform(0.97, 1.05)  # patients differ in size: this scales the atlas, not the voxel
     axis = (np.arange(size, dtype=np.float32) - (size - 1) / 2) * voxel
     x, y, z = (axis + shift for shift in rng.uniform(-5, 5, 3))
     chest = anatomy.Chest.draw(rng)

@@ -18,7 +18,7 @@ import nibabel as nib
 
 from fusionseg.data.synthetic.chest import ARTERY_LABEL, make_case
 from fusionseg.utils.errors import UserError, WriteError
-from fusionseg.utils.files import whole_file, writable_folder, write_text
+from fusionseg.utils.files import PARTIAL, whole_file, writable_folder, write_text
 from fusionseg.utils.machine import available_cpus
 from fusionseg.utils.parallel import WorkerDied, map_cases
 
@@ -27,8 +27,6 @@ MIN_SIZE = 48
 GENERATOR_VERSION = 1
 # Written first and removed last: it marks an interrupted data set, which the next call completes.
 _MARKER = ".fusionseg_synth.json"
-# The prefix of the temporary names of `whole_file`.
-_PARTIAL = ".partial-"
 
 
 def write_dataset(
@@ -116,13 +114,13 @@ def write_dataset(
 
 
 def _conflict(out: Path, parameters: dict[str, int]) -> list[str]:
-    """The reason against writing to ``out``; empty if it is new, empty, or holds this data set."""
+    """The reason not to write to ``out``; none if the folder is new, is empty, or holds this data set."""
     advice = "choose another folder or delete it"
     if not out.exists():
         return []
     if not out.is_dir():
         return [f"synth: {out} is a file: {advice}"]
-    if all(entry.name.startswith(_PARTIAL) for entry in out.iterdir()):
+    if all(entry.name.startswith(PARTIAL) for entry in out.iterdir()):
         return []
     found: object = None
     for path in (out / "dataset.json", out / _MARKER):
@@ -158,8 +156,8 @@ def _write_case(out: Path, size: int, seed: int, index: int) -> None:
 
 def _remove_partial_files(out: Path) -> None:
     """Remove the temporary files of killed processes."""
-    for left_over in out.rglob(f"{_PARTIAL}*"):
-        left_over.unlink()
+    for leftover in out.rglob(f"{PARTIAL}*"):
+        leftover.unlink()
 
 
 def _case_paths(out: Path, index: int) -> tuple[Path, Path]:

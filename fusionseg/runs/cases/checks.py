@@ -1,4 +1,7 @@
-"""Checks of a split by the content of its images: training and validation stay apart, and cases stay as recorded."""
+"""Checks of a split by the content of its images.
+
+No image is both trained on and validated on, and the cases of a run do not change between its starts.
+"""
 
 from __future__ import annotations
 

@@ -168,7 +168,10 @@ def _with_unlabelled_tests(dataset: Dataset) -> Dataset:
 
 
 def _channel_problems(datasets: Sequence[Dataset]) -> list[str]:
-    """A message for each further data set whose channels are not those of the first one in the same order."""
+    """A message for each further data set with another number of channels, or with another order of the same ones.
+
+    Other names of as many channels are accepted.
+    """
     problems = []
     for other in datasets[1:]:
         first = datasets[0]

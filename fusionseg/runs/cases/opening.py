@@ -160,7 +160,8 @@ def _ancestors(init_from: str | None, folder: RunFolder, *, planned: bool) -> tu
     """The checkpoint that `init_from` names, and the checkpoints that it started from itself."""
     if init_from is None:
         return ()
-    # A run of an earlier version has begun already: its first weights are not needed any more.
+    # A run with checkpoints and without a recorded split began with an earlier version. It does not need its first
+    # weights any more.
     unknown = (Ancestor(init_from, None),)
     try:
         path = find_weights(Path(init_from))

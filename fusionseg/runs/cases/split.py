@@ -169,9 +169,9 @@ def dataset_names(names: Iterable[str]) -> tuple[str, ...]:
     """Make the names of data sets unique by a number behind repeated ones: CT, MR, CT-2."""
     chosen: list[str] = []
     for name in names:
-        number, unique = 1, name
+        count, unique = 1, name
         while unique in chosen:
-            number += 1
-            unique = f"{name}-{number}"
+            count += 1
+            unique = f"{name}-{count}"
         chosen.append(unique)
     return tuple(chosen)

@@ -43,7 +43,7 @@ class Readers:
 
     @property
     def suffixes(self) -> tuple[str, ...]:
-        """The suffixes of all readers in lower case; of two that fit a name, the longer one comes first."""
+        """The suffixes of all readers in lower case, the longest first, so that .nii.gz comes before .gz."""
         every = dict.fromkeys(suffix.lower() for reader in self._all for suffix in reader.suffixes)
         return tuple(sorted(every, key=len, reverse=True))
 
@@ -147,18 +147,18 @@ def _checked_content(reader: Reader, content: Any) -> ImageFile:
     """The content that a user's reader returned.
 
     Raises:
-        VolumeError: the reader returned something else than voxels and an affine.
+        VolumeError: the reader did not return voxels and an affine.
     """
     name = type(reader).__name__
     if not isinstance(content, ImageFile):
         if not (isinstance(content, tuple) and len(content) == 2):
-            raise _wrong(f"{name}.read", "(voxels, affine)", f"a {type(content).__name__}")
+            raise _invalid(f"{name}.read", "(voxels, affine)", f"a {type(content).__name__}")
         content = ImageFile(np.asarray(content[0]), np.asarray(content[1]))
     voxels = np.asarray(content.voxels)
     if voxels.dtype.kind == "b":
         voxels = voxels.astype(np.uint8)
     if voxels.dtype.kind not in "iuf" or voxels.size == 0:
-        raise _wrong(f"{name}.read", "voxels of integers or floats", f"{voxels.dtype} of shape {voxels.shape}")
+        raise _invalid(f"{name}.read", "voxels of integers or floats", f"{voxels.dtype} of shape {voxels.shape}")
     affine = _checked_affine(f"{name}.read", content.affine)
     return ImageFile(voxels, affine, content.stored_type or voxels.dtype.name, content.problems)
 
@@ -167,7 +167,7 @@ def _checked_geometry(reader: Reader, geometry: Any) -> FileGeometry:
     name = f"{type(reader).__name__}.read_geometry"
     if not isinstance(geometry, FileGeometry):
         if not (isinstance(geometry, tuple) and len(geometry) == 2):
-            raise _wrong(name, "(shape, affine)", f"a {type(geometry).__name__}")
+            raise _invalid(name, "(shape, affine)", f"a {type(geometry).__name__}")
         geometry = FileGeometry(tuple(map(int, geometry[0])), np.asarray(geometry[1]))
     return FileGeometry(geometry.shape, _checked_affine(name, geometry.affine), geometry.problems)
 
@@ -175,7 +175,7 @@ def _checked_geometry(reader: Reader, geometry: Any) -> FileGeometry:
 def _checked_affine(method: str, affine: Any) -> NDArray[np.float64]:
     values = np.asarray(affine)
     if values.shape != (4, 4) or values.dtype.kind not in "iuf":
-        raise _wrong(method, "a 4x4 affine", f"an array of {values.dtype} of shape {values.shape}")
+        raise _invalid(method, "a 4x4 affine", f"an array of {values.dtype} of shape {values.shape}")
     matrix: NDArray[np.float64] = values.astype(np.float64)
     if not is_invertible(matrix) or not np.allclose(matrix[3], (0, 0, 0, 1)):
         raise VolumeError(
@@ -192,7 +192,7 @@ def _checked_affine(method: str, affine: Any) -> NDArray[np.float64]:
     return matrix
 
 
-def _wrong(method: str, expected: str, found: str) -> VolumeError:
+def _invalid(method: str, expected: str, found: str) -> VolumeError:
     return VolumeError(
-        "unreadable", f"{method} returned the wrong thing (expected {expected}, got {found})", "correct the reader"
+        "unreadable", f"{method} returned an invalid value (expected {expected}, got {found})", "correct the reader"
     )

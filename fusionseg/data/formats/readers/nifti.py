@@ -36,8 +36,11 @@ class RawHeader:
 
     Args:
         header: nibabel's, exactly as it is in the file; nothing is repaired.
+        dtype: data type of the stored numbers.
+        shape: as stored, the channels last.
         offset: the byte at which the voxels begin.
-        slope: None if the stored numbers are the values, as for `intercept`.
+        slope: factor of the stored numbers; None if these are the values.
+        intercept: added after the factor; None if the stored numbers are the values.
     """
 
     header: Any
@@ -160,7 +163,7 @@ def _geometry(header: Any, shape: tuple[int, ...]) -> FileGeometry:
 
 
 def _without_trailing_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape without axes of one voxel beyond the third."""
+    """The shape without the last axes of length 1; three axes always stay."""
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     return tuple(map(int, shape))
@@ -177,6 +180,7 @@ def _is_gzip(path: Path) -> bool:
 
 @contextmanager
 def _reading() -> Iterator[None]:
+    """Raise errors of the file system as `VolumeError`."""
     try:
         yield
     except FileNotFoundError:
@@ -194,7 +198,7 @@ def _gunzip(path: Path) -> bytes:
         while chunk := file.read(CHUNK_BYTES):
             while chunk:
                 if stream.eof:
-                    if not chunk.strip(b"\0"):  # padding from tapes and block devices is no damage
+                    if not chunk.strip(b"\0"):  # tapes and block devices pad a file with zeros
                         break
                     stream, members = zlib.decompressobj(31), members + 1
                 try:
@@ -207,7 +211,7 @@ def _gunzip(path: Path) -> bytes:
                     raise _not_decompressed(error, first=not parts) from error
                 chunk = stream.unused_data
                 if stream.eof:
-                    parts.append(b"")  # marks that a member ended well
+                    parts.append(b"")  # an empty last part means that a member ended here without damage
     if not parts:
         return b""
     if not stream.eof:

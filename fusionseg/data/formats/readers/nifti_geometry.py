@@ -20,7 +20,9 @@ from fusionseg.data.formats.geometry import (
 from fusionseg.data.formats.image_file import FileProblem, Severity
 
 PIXDIM_TOLERANCE = 1e-2
+"""Relative difference of pixdim and the affine's voxel sizes that gives no warning."""
 SHEAR_TOLERANCE = 1e-2
+"""Cosine of the angle of two voxel axes that gives no warning."""
 
 _UNITS = {0: (1.0, ""), 1: (1e3, "metre"), 2: (1.0, "mm"), 3: (1e-3, "micron")}
 Report = Callable[[Severity, str, str, str], None]
@@ -130,7 +132,7 @@ def _compare_other_entries(
         if qform is not None and is_invertible(qform):
             apart = corner_distance(shape, np.linalg.inv(affine) @ qform, np.eye(4), affine)
         if apart is None or apart[0] > CLOSE_GRID_VOXELS:
-            said = (
+            difference = (
                 "the qform is not valid"
                 if apart is None
                 else f"qform and sform differ by {apart[1]:.3g} mm at a corner"
@@ -138,7 +140,7 @@ def _compare_other_entries(
             report(
                 "warning",
                 "qform-sform",
-                f"{said}; the sform is used",
+                f"{difference}; the sform is used",
                 "set both to the same affine (img.set_qform(img.affine))",
             )
     elif method == "sform" and np.abs(pixdim / sizes - 1).max() > PIXDIM_TOLERANCE:
