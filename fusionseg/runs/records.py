@@ -124,8 +124,8 @@ def rewind_records(run: Path, step: int, *, validated: int) -> None:
     Args:
         run: the run folder.
         step: the checkpoint's step.
-        validated: the last step whose validation is part of the checkpoint. It is earlier than `step` if the checkpoint
-            was saved before the validation of its own step.
+        validated: the last step whose validation is part of the checkpoint. It may be earlier than `step`, because a
+            checkpoint may be saved before the validation of its own step.
 
     Raises:
         UserError: the records cannot be read.

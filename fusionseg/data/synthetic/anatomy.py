@@ -42,7 +42,7 @@ class Segment:
         start: (3,) mm.
         end: (3,) mm.
         start_radius: mm.
-        end_radius: mm; at a bifurcation its cube is the sum of the cubes of the children's ``start_radius``.
+        end_radius: mm; at a bifurcation its cube is the sum of the cubes of the children's `start_radius`.
         parent: index into the tree's list; -1 for a root.
     """
 
@@ -124,7 +124,7 @@ def ellipsoid(
 
 
 def pulmonary_arteries(chest: Chest, min_radius: float, rng: np.random.Generator) -> list[Segment]:
-    """Trunk, left and right pulmonary artery, then both lungs down to ``min_radius`` (mm): one tree."""
+    """Trunk, left and right pulmonary artery, then both lungs down to `min_radius` (mm): one tree."""
     fork = _near(rng, -11, 0, 17)
     trunk = _tube(_near(rng, -18, 38, -20), fork, rng.uniform(14.0, 15.5))
     tree = [trunk]
@@ -203,7 +203,7 @@ def _tube(start: Array, end: Array, radius: float, parent: int = -1) -> Segment:
 
 
 def _tube_onto(tree: list[Segment], parent: int, end: Array, share: float) -> None:
-    """Add a child that carries ``share`` of the parent's flow. Flow is proportional to the cube of the radius."""
+    """Add a child that carries `share` of the parent's flow. Flow is proportional to the cube of the radius."""
     tree.append(_tube(tree[parent].end, end, tree[parent].end_radius * share ** (1 / 3), parent))
 
 
@@ -212,7 +212,7 @@ def _polyline(points: Array, radius: float) -> list[Segment]:
 
 
 def _supply(chest: Chest, side: int, rng: np.random.Generator, num_points: int = 6000) -> Array:
-    """(n, 3) points that fill one lung evenly, off its surface; ``side`` +1 is the patient's right."""
+    """(n, 3) points that fill one lung evenly, off its surface; `side` +1 is the patient's right."""
     box = rng.uniform((0, -90, -130), (130, 90, 140), (num_points * 4, 3)) * (side, 1, 1)
     inside = box[chest.lungs(*box.T) > 5]
     return inside[:num_points]
@@ -230,13 +230,13 @@ def _grow(
     rng: np.random.Generator,
     blocked: Blocked | None = None,
 ) -> None:
-    """Branch every tip until a child is thinner than ``min_radius``.
+    """Branch every tip until a child is thinner than `min_radius`.
 
     A segment has two children or none, so Murray's law holds at every bifurcation of the finished list. The tree grows
     breadth first: thick branches take their positions before thin ones.
 
     Args:
-        tips: index into ``tree``, and the points that the tip supplies.
+        tips: index into `tree`, and the points that the tip supplies.
         blocked: positions that another organ occupies.
     """
     queue = deque(tips)

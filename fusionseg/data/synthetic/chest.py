@@ -45,7 +45,7 @@ class SynthCase:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """The anatomy of a case, in mm of the atlas except ``spacing``.
+    """The anatomy of a case, in mm of the atlas except `spacing`.
 
     Args:
         axes: positions of the voxel centres along x, y, z.
@@ -147,7 +147,7 @@ def _render(parts: _Parts, rng: np.random.Generator) -> NDArray[np.int16]:
     image = np.full(shape, -1000, np.float32)
 
     def texture(sigma: float) -> Array:
-        """Unit-variance noise with a grain of ``sigma`` voxels."""
+        """Unit-variance noise with a grain of `sigma` voxels."""
         field: Array = ndimage.gaussian_filter(rng.standard_normal(shape, np.float32), sigma, truncate=3)
         field /= field.std()
         return field

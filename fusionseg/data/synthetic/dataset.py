@@ -54,7 +54,7 @@ def write_dataset(
         The path of dataset.json.
 
     Raises:
-        UserError: impossible parameters, or ``out`` holds other files.
+        UserError: impossible parameters, or `out` holds other files.
         WriteError: writing failed on the way; finished volumes stay.
     """
     out = Path(out)
@@ -114,7 +114,7 @@ def write_dataset(
 
 
 def _conflict(out: Path, parameters: dict[str, int]) -> list[str]:
-    """The reason not to write to ``out``; none if the folder is new, is empty, or holds this data set."""
+    """The reason not to write to `out`; none if the folder is new, is empty, or holds this data set."""
     advice = "choose another folder or delete it"
     if not out.exists():
         return []
