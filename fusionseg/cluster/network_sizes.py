@@ -39,7 +39,7 @@ def network_sizes(runs: Sequence[SweepRun]) -> dict[str, int]:
 
 
 def size_remarks(runs: Sequence[SweepRun], sizes: Mapping[str, int]) -> list[str]:
-    """Remarks on a comparison of the runs: keys that a changed name dropped, and networks of very different sizes.
+    """Write remarks for a comparison: keys that a changed name dropped, and networks of very different sizes.
 
     Args:
         runs: the runs of a sweep.

@@ -58,8 +58,8 @@ class RunOverview:
     path: Path
     job: str | None
     state: str
-    """finished, failed, lost, stopped, cancelled, running, waiting, unfinished; or the state of a job in SLURM's words,
-    if the job waits or runs."""
+    """A state that docs/clusters.md lists; or the state of a job in SLURM's words (PENDING, RUNNING, ...), if the job
+    waits or runs."""
     step: int | None
     steps: int | None
     score: float | None
@@ -238,7 +238,7 @@ def _state(
 ) -> tuple[str, str]:
     """State of a run, and the reason.
 
-    The run's files say how it ended. SLURM says whether its job waits or runs.
+    The run's files say how the run ended. SLURM says whether its job waits or runs.
 
     Args:
         path: the run folder.

@@ -27,7 +27,7 @@ from fusionseg.utils.tables import markdown_table
 
 @dataclass(frozen=True)
 class Submission:
-    """A run of a sweep, and the decision about it."""
+    """A run of a sweep, and the decision to start, continue or skip it."""
 
     run: SweepRun
     action: str
@@ -81,7 +81,7 @@ def _check_cases(runs: Sequence[SweepRun]) -> None:
     for run in runs:
         folder = RunFolder(run.folder)
         if run.config.init_from is None and not folder.has_checkpoints():
-            continue  # nothing but its data set is needed, and `_share_store` has opened that
+            continue  # the run needs nothing but its data set, which `_share_store` has opened
         try:
             open_cases(run.config, folder, planned=True)
         except UserError as error:

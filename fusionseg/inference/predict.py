@@ -38,6 +38,7 @@ GEOMETRY_FIELDS = (
     *("xyzt_units", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z"),
     *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
 )
+"""Fields of a NIfTI header that a mask takes from its image, beside `pixdim`."""
 
 
 def predict(

@@ -14,7 +14,11 @@ from fusionseg.utils.tables import markdown_table
 
 
 def scaling_table(result: dict[str, Any]) -> str:
-    """Format the predictions for one cluster as a table, with the assumptions above it."""
+    """Format the predictions for one cluster as a table, with the assumptions above it.
+
+    Args:
+        result: predictions and assumptions as JSON values, as profiling/scaling.py writes them.
+    """
     work, net, reliability = result["workload"], result["network"], result["reliability"]
     links = [
         f"{net[name]['bytes_per_s'] / 1e9:.3g} GB/s, {net[name]['latency_s'] * 1e6:.3g} us"
@@ -94,7 +98,11 @@ def draw_efficiency(results: list[dict[str, Any]], path: Path) -> None:
 
 
 def check_table(result: dict[str, Any]) -> str:
-    """Format predictions and measurements as a table."""
+    """Format predictions and measurements of several numbers of processes as a table.
+
+    Args:
+        result: result of `profiling/scaling.py --measure` as JSON values.
+    """
     rows: list[tuple[str, ...]] = [
         ("processes", "compute ms", "spread", "slowest / mean", "predicted", "latency us", "GB/s",
          "predicted ms, full overlap", "predicted ms, no overlap", "measured ms", "error without overlap"),

@@ -162,15 +162,17 @@ def _cost(records: Sequence[Record], environment: Mapping[str, Any]) -> dict[str
 
 def _data_identity(plain: Mapping[str, Any], split: Mapping[str, Any] | None) -> DataIdentity:
     data = plain["data"]
+    # A run without a split, or with a damaged one, is identified by the folders of its data sets.
     roots = [data.get("root"), *(further.get("root") for further in data.get("also") or ())]
     root = " + ".join(str(path) for path in roots)
     try:
-        assert split is not None
+        if split is None:
+            raise ValueError("no split")
         cases = [*split["training"], *split["validation"]]
         digests = frozenset(f"{case['image']} {case.get('label')}" for case in cases)
         labels = tuple(str(name) for _, name in sorted(split["labels"].items(), key=lambda item: int(item[0])))
         return DataIdentity(" + ".join(map(str, split["datasets"])), digests, labels, root)
-    except (AssertionError, KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         names = data.get("labels")
         return DataIdentity(root, frozenset(), tuple(map(str, names)) if isinstance(names, list) else (), root)
 

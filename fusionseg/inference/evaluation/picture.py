@@ -71,13 +71,17 @@ def _radiological(array: NDArray[Any], affine: NDArray[np.float64]) -> NDArray[A
     """Turn a volume so that an axial slice is shown in radiological convention.
 
     Anterior is up, and the right side of the patient is on the left.
+
+    Args:
+        array: (X, Y, Z).
+        affine: 4x4, from a voxel to world coordinates in mm.
     """
     turned: NDArray[Any] = nib.orientations.apply_orientation(array, nib.io_orientation(affine))
     return turned[::-1]
 
 
 def _canonical_affine(affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The affine with its columns in the order right, anterior, superior. The origin stays, and is not used."""
+    """The affine (4x4) with columns in the order right, anterior, superior. Its origin must not be used."""
     order = np.argsort(nib.io_orientation(affine)[:, 0])
     columns: NDArray[np.float64] = affine[:, [*order, 3]]
     return columns
