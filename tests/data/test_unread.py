@@ -42,7 +42,7 @@ def only_tests(content: dict[str, Any], name: str) -> None:
 
 FAULTS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
     "label": (
-        'key "lable" of training[1] is not read; did you mean "label"?',
+        'key "lable" of training[1] is not read (did you mean "label"?)',
         lambda c: rename(c["training"][1], "label", "lable"),
     ),
     "labels of all": (
@@ -50,14 +50,14 @@ FAULTS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
         lambda c: [rename(entry, "label", "Label") for entry in c["training"]],
     ),
     "image": (
-        'key "imge" of training[2] is not read; did you mean "image"?',
+        'key "imge" of training[2] is not read (did you mean "image"?)',
         lambda c: rename(c["training"][2], "image", "imge"),
     ),
     "fold": (
-        'key "folds" of training[0] is not read; did you mean "fold"?',
+        'key "folds" of training[0] is not read (did you mean "fold"?)',
         lambda c: c["training"][0].update(folds=1),
     ),
-    "training": ('the key "trainig" is not read; did you mean "training"?', lambda c: only_tests(c, "trainig")),
+    "training": ('the key "trainig" is not read (did you mean "training"?)', lambda c: only_tests(c, "trainig")),
     "validation": ('the key "validaton" is not read', lambda c: c.update(validaton=c["training"][:1])),
     "other list": ('the 4 cases under "train" are not read', lambda c: only_tests(c, "train")),
     "modality": ('the key "modalty" is not read', lambda c: rename(c, "modality", "modalty")),
@@ -188,7 +188,7 @@ def test_listed_cases_of_nnunet_are_looked_at_too(tmp_path: Path, make_dataset: 
     }
     change(root, lambda c: c.update(dataset=listed))
     with pytest.raises(
-        UserError, match=r'key "lable" of dataset\[case_000\] and 1 more is not read; did you mean "label"'
+        UserError, match=r'key "lable" of dataset\[case_000\] and 1 more is not read \(did you mean "label"'
     ):
         open_dataset(root)
 

@@ -41,7 +41,7 @@ def misspelt_keys(source: Path, content: dict[str, Any], layout: str) -> list[st
     """
     top_level = _TOP_LEVEL["nnunet" if layout == "nnunet" else "listed"]
     faults = [
-        f'{source}: the key "{key}" is not read; did you mean "{meant}"?; rename it'
+        f'{source}: the key "{key}" is not read (did you mean "{meant}"?); rename it'
         for key, meant in _near_misses(content, top_level)
     ]
     lists = [("dataset", _ENTRY_NNUNET)] if layout == "nnunet" else [(name, _ENTRY) for name in LISTS]
@@ -57,7 +57,7 @@ def misspelt_keys(source: Path, content: dict[str, Any], layout: str) -> list[st
             faults.append(
                 f'{source}: the key "{key}" of {name}[{places[0]}]'
                 + (f" and {len(places) - 1} more" if len(places) > 1 else "")
-                + f' is not read; did you mean "{meant}"?; rename it'
+                + f' is not read (did you mean "{meant}"?); rename it'
             )
     return faults
 
