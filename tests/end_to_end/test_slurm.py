@@ -240,7 +240,7 @@ def test_lost_node(cluster: DevCluster, one_run: Path, undisturbed: Path, tmp_pa
 
 
 def test_killed_worker_of_torchrun(cluster: DevCluster, one_run: Path, tmp_path: Path) -> None:
-    """Two nodes with two workers each recover within 30 s without a requeue."""
+    """Two nodes with two workers each recover without a requeue: the job is started once."""
     run = tmp_path / "runs/one/only"
     options = (*LONG, "train.global_batch=4", "cluster.nodes=2", "cluster.launcher=torchrun")
     cluster.submit(one_run, f"output={tmp_path}/runs", *options)
@@ -251,15 +251,12 @@ def test_killed_worker_of_torchrun(cluster: DevCluster, one_run: Path, tmp_path:
     last = max(map(int, workers.stdout.split()))
     begun = (run / "environment.json").stat().st_mtime
     os.kill(last, signal.SIGKILL)
-    killed = time.monotonic()
     cluster.wait(lambda: (run / "environment.json").stat().st_mtime > begun)  # written at each start
-    recovered_s = time.monotonic() - killed
     cluster.wait_until_empty()
 
     assert told(run)[-1][0] == "finished"
     assert [event for event, _ in told(run)].count("started") == 1
     assert [record["step"] for record in records(run, "train")][-1] == NUM_STEPS
-    assert recovered_s < 30
 
 
 def test_cancel_saves(cluster: DevCluster, one_run: Path, undisturbed: Path, tmp_path: Path) -> None:
