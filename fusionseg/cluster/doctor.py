@@ -76,7 +76,12 @@ def to_text(findings: list[Finding]) -> str:
 def _python() -> list[Finding]:
     """The installed packages, compared with the version ranges of this package."""
     wrong, found = [], []
-    for text in requires("fusionseg") or []:
+    try:
+        requirements = requires("fusionseg") or []
+    except PackageNotFoundError:  # imported from a folder on PYTHONPATH
+        remedy = "pip install -c constraints.txt -e ."
+        return [Finding("packages", POOR, "fusionseg is not installed: its requirements are unknown", remedy)]
+    for text in requirements:
         requirement = Requirement(text)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue

@@ -55,7 +55,9 @@ def estimate_memory(task: Task, config: RunConfig, in_channels: int, num_classes
         if next(outside_parts(config), None) is None:
             raise
         # A network or a loss from outside may read values, which the meta device does not have.
-        activations = _activation_bytes(task, task.build_network(in_channels, num_classes), in_channels)
+        recompute = config.train.checkpoint_activations
+        placed = task.build_network(in_channels, num_classes, checkpoint_activations=recompute)
+        activations = _activation_bytes(task, placed, in_channels)
     return MemoryEstimate(count, weights, trainable, optimizer, activations // (2 if half else 1))
 
 

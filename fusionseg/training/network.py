@@ -36,8 +36,9 @@ def count_parameters(config: RunConfig, *, in_channels: int, num_classes: int) -
         num_classes: classes of the data set, background included.
     """
     plain = config.to_dict()
-    sections = [plain.get(name) for name in ("task", "model", "pretrain", "finetune")]
-    key = repr((sections, config.data.patch, in_channels, num_classes))
+    if config.task is None:  # a task from outside may build its network from any section
+        plain = {name: plain.get(name) for name in ("model", "pretrain", "finetune")}
+    key = repr((plain, config.data.patch, in_channels, num_classes))
     if key not in _counts:
         model = build_weightless_network(build_task(config), config, in_channels, num_classes)
         _counts[key] = sum(parameter.numel() for parameter in model.parameters())

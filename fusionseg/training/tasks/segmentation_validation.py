@@ -86,8 +86,9 @@ class Validator:
             prediction = self._predict(model, image, record.background)
             label = label.to(prediction.device)
             missed = missed_voxels(record, self.num_classes)
-            own[record.name] = dice_per_class(confusion_matrix(prediction, label, self.num_classes), missed)
-            own_metrics[record.name] = {
+            name_of_case = self.cache.names[index]
+            own[name_of_case] = dice_per_class(confusion_matrix(prediction, label, self.num_classes), missed)
+            own_metrics[name_of_case] = {
                 name: metric(prediction, label.long(), self.num_classes, record.spacing)
                 for name, metric in self.metrics.items()
             }
