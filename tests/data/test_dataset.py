@@ -216,6 +216,14 @@ def test_missing_files_are_all_listed_up_to_a_cap(tmp_path: Path) -> None:
     assert len(caught.value.problems) == 21 and "... and 11 more" in caught.value.problems[-1]
 
 
+@pytest.mark.parametrize(
+    "entry", [{"images": [1], "label": "p.nii.gz"}, {"images": ["p.nii.gz"], "label": ["p.nii.gz"]}]
+)
+def test_nnunet_v2_list_without_file_names(tmp_path: Path, entry: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"dataset\.p: expected file names, got .*; correct the entry"):
+        open_dataset(nnunet(tmp_path, dataset={"p": entry}))
+
+
 def test_nnunet_faults(tmp_path: Path) -> None:
     nnunet(tmp_path)
     touch(tmp_path / "imagesTr/x_1_0002.nii.gz", tmp_path / "labelsTr/orphan.nii.gz")

@@ -42,6 +42,9 @@ def nnunet_cases(
             if not images:
                 problems.append(f'{source}: dataset.{name} has no "images"; list its channels\' files')
                 continue
+            if not all(isinstance(file, str) for file in [*images, label or ""]):
+                problems.append(f"{source}: dataset.{name}: expected file names, got {entry}; correct the entry")
+                continue
             training.append(Case(name, tuple(root / i for i in images), root / label if label else None))
     elif not (root / "imagesTr").is_dir():
         raise UserError(
