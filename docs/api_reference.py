@@ -1,4 +1,4 @@
-"""Writes docs/api.md from the docstrings of the public API: python docs/api_reference.py > docs/api.md"""
+"""Generator of docs/api.md from the docstrings of the public API: python docs/api_reference.py > docs/api.md"""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from fusionseg import api
 
 HEAD = """# The Python API
 
-`import fusionseg` gives these names. All other modules of the package are internal and may change. The import is light:
-torch and MONAI are imported when a name is used. Each function calls the same code as the command of its name. A
-request that cannot be carried out raises `fusionseg.UserError`, with the message that the command prints.
+`import fusionseg` gives these names. All other modules of the package are internal and may change. The import is fast:
+torch and MONAI are imported when a name that needs them is used. Each function calls the same code as the command of
+its name. A request that cannot be carried out raises `fusionseg.UserError`, with the message that the command prints.
 
 A first hour with them: [first_hour.ipynb](first_hour.ipynb). Networks, losses and other parts of your own:
 [extending.md](extending.md).
@@ -26,7 +26,7 @@ MEMBERS += ["network", "predict", "evaluate"]
 
 
 def render() -> str:
-    """The page."""
+    """Render the page as Markdown."""
     parts = [HEAD]
     parts += [_function(name, getattr(api, name)) for name in FUNCTIONS]
     parts.append(f"## Run\n\n{_sections(inspect.getdoc(api.Run) or '')}")
@@ -53,13 +53,13 @@ def _member(name: str) -> str:
 
 
 def _signature(name: str, function: object) -> str:
-    """One line, or one line for each parameter if that is too long."""
+    """Format a signature as one line, or with one line for each parameter if that is too long."""
     signature = inspect.signature(function)  # type: ignore[arg-type]
-    parameters = [str(one) for key, one in signature.parameters.items() if key != "self"]
-    kinds = [one.kind for key, one in signature.parameters.items() if key != "self"]
+    parameters = [str(parameter) for key, parameter in signature.parameters.items() if key != "self"]
+    kinds = [parameter.kind for key, parameter in signature.parameters.items() if key != "self"]
     if inspect.Parameter.KEYWORD_ONLY in kinds:
         parameters.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
-    # Annotations are texts: 'str' = 'auto' is str = 'auto'.
+    # Annotations are strings: remove their quotes, and keep those of the default value.
     parameters = [re.sub(r": '([^']*)'", r": \1", text, count=1) for text in parameters]
     result = str(signature.return_annotation).strip("'")
     line = f"{name}({', '.join(parameters)}) -> {result}"
@@ -69,7 +69,7 @@ def _signature(name: str, function: object) -> str:
 
 
 def _sections(text: str) -> str:
-    """A docstring as Markdown: Args, Raises as lists, Returns as text, Example as a block."""
+    """Convert a docstring to Markdown: Args and Raises to lists, Returns to text, Example to a block."""
     out: list[str] = []
     for block in re.split(r"\n(?=(?:Args|Returns|Raises|Example):\n)", text):
         title, _, body = block.partition(":\n")

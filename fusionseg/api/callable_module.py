@@ -1,4 +1,4 @@
-"""Modules that can be called: `fusionseg.train` is the module of a command and a function of the API."""
+"""Modules that can be called: `fusionseg.train` is both the module of a command and a function of the API."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class CallableModule(ModuleType):
-    """A module `fusionseg.NAME` whose call is that of `fusionseg.api.NAME`."""
+    """A module `fusionseg.NAME`. Calling it calls the function `fusionseg.api.NAME`."""
 
     @property
     def _function(self) -> Any:
@@ -26,6 +26,10 @@ class CallableModule(ModuleType):
 
 
 def make_callable(module: str) -> None:
-    """Make a module callable. `python -m MODULE` runs it under the name __main__: that one stays as it is."""
+    """Make a module callable. Under `python -m MODULE` its name is __main__, and nothing is done.
+
+    Args:
+        module: its name, `__name__`.
+    """
     if module != "__main__":
         sys.modules[module].__class__ = CallableModule

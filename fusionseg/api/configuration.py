@@ -1,13 +1,13 @@
-"""Configurations, and overrides as a caller gives them."""
+"""Loading of configurations, and overrides in the forms that a caller of the API gives."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusionseg.utils.errors import UserError
+from fusionseg.utils.logs import log
 
 if TYPE_CHECKING:
     from fusionseg.config import RunConfig
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 Overrides = Sequence[str] | Mapping[str, Any]
 """["train.steps=10"], as on the command line, or {"train.steps": 10}."""
 
-log = logging.getLogger("fusionseg")
-
 
 def load_config(config: str | Path | RunConfig, overrides: Overrides = ()) -> RunConfig:
     """Load and validate the configuration of a run.
@@ -25,7 +23,7 @@ def load_config(config: str | Path | RunConfig, overrides: Overrides = ()) -> Ru
     Args:
         config: a YAML file, the name of a shipped configuration (`fusionseg configs` lists them), or a configuration
             that was loaded before.
-        overrides: values that win over the file: `["train.steps=10"]`, as on the command line, or
+        overrides: values that replace those of the file: `["train.steps=10"]`, as on the command line, or
             `{"train.steps": 10}`.
 
     Returns:
@@ -45,19 +43,19 @@ def load_config(config: str | Path | RunConfig, overrides: Overrides = ()) -> Ru
     from fusionseg.config.renaming import Dropped
 
     dropped: list[Dropped] = []
-    raw, places = (config.to_dict(), {}) if isinstance(config, RunConfig) else read_raw(config)
-    loaded = validate(*lay_over(raw, places, _parse_overrides(overrides), dropped))
+    raw, locations = (config.to_dict(), {}) if isinstance(config, RunConfig) else read_raw(config)
+    loaded = validate(*lay_over(raw, locations, _parse_overrides(overrides), dropped))
     given = overrides if isinstance(overrides, Mapping) else {}
     whole = {key for key, value in given.items() if isinstance(value, Mapping)}
     for entry in dropped:
-        # A whole section states its own keys, as a file does. A changed name alone may be expected to keep the others.
+        # A file or a whole section states the keys it wants. A caller who changes a name alone may expect to keep them.
         if not entry.from_file and entry.section not in whole:
             log.warning("%s", entry)
     return loaded
 
 
 def override_texts(overrides: Overrides) -> list[str]:
-    """Overrides as texts, `key.path=value`."""
+    """Convert overrides to texts of the form `key.path=value`."""
     if not isinstance(overrides, Mapping):
         return list(overrides)
     return [f"{key}={list(value) if isinstance(value, tuple) else value}" for key, value in overrides.items()]
@@ -75,7 +73,7 @@ def _parse_overrides(overrides: Overrides) -> list[Override]:
 
 
 def _plain(value: Any) -> Any:
-    """A Python value as YAML has it: paths are texts, tuples are lists."""
+    """Convert a Python value to one that YAML has: a path to a string, a tuple to a list."""
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Data sets."""
+"""Opening of data sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An image as a caller gives it: an array with its voxel sizes, or files."""
+"""Images in the forms that a caller of the API gives: an array with its voxel sizes, or files."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
     from fusionseg.data.formats.case_reader import Image
 
 ArrayLike: TypeAlias = "NDArray[Any] | Any"
-"""A numpy array, or what numpy makes one of: a torch tensor on the CPU, an image of nibabel's `dataobj`."""
+"""A numpy array, or an object that numpy converts to one: a torch tensor on the CPU, `dataobj` of a nibabel image."""
 Images: TypeAlias = "ArrayLike | str | Path | Sequence[str | Path]"
 
 
 def is_array(image: object) -> bool:
-    """Whether an image is an array and not a path or several paths."""
+    """Tell whether an image is an array, and not a path or several paths."""
     return hasattr(image, "__array__")
 
 
 def image_of(image: Images, spacing: Sequence[float] | None, affine: ArrayLike | None) -> Image | list[Path]:
-    """The image as the predictor takes it: in memory, or as one file for each channel.
+    """Convert an image to the form that the predictor takes: in memory, or as one file for each channel.
 
     Args:
         image: see `fusionseg.predict`.
-        spacing: voxel sizes in mm of an array, along X, Y, Z.
-        affine: 4x4 of an array, voxel -> mm in RAS, instead of `spacing`.
+        spacing: for an array: voxel sizes in mm along X, Y, Z.
+        affine: for an array, instead of `spacing`: 4x4, from voxel index to mm in RAS.
 
     Raises:
-        UserError: the arguments do not fit each other.
+        UserError: an argument is wrong, is missing, or does not suit the image.
         CaseError: the array cannot be segmented.
     """
     if is_array(image):
@@ -56,6 +56,7 @@ def image_of(image: Images, spacing: Sequence[float] | None, affine: ArrayLike |
 
 
 def _affine(spacing: Sequence[float] | None, affine: ArrayLike | None) -> NDArray[np.float64]:
+    """The affine (4, 4) of an array, from exactly one of its voxel sizes and its affine."""
     import numpy as np
 
     if (spacing is None) == (affine is None):

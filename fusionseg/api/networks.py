@@ -1,4 +1,4 @@
-"""Networks without a run."""
+"""Building of networks without a run."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def build_network(
     from fusionseg.models import build_model
     from fusionseg.utils.errors import UserError
 
-    # A configuration of which only the network matters: messages name the keys as those of a file, model.KEY.
+    # A configuration with nothing but the network, so that messages name the keys as in a file: model.KEY.
     named = create_model("Named", __base__=Section, model=(ModelConfig, ...))
-    # JSON types, as a file has: a tuple is a list there.
+    # The types that a file has: a list, not a tuple.
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
     validated: Any = validate_section(named, {"model": {"name": name, **plain}})
     section: NetworkSection = validated.model

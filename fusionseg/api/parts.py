@@ -1,4 +1,4 @@
-"""Short names for parts of the user's own."""
+"""Short names for a user's own networks, losses, optimizers and schedules."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ def register_network(name: str) -> Callable[[Part], Part]:
     """Give a network of your own a short name, as a decorator of its class.
 
     A configuration can name a network by its dotted path, `model.name: my_nets:MyNet`, without any registration
-    ([extending.md](extending.md) says what a network takes and gives). The short name stands for this path in the
-    Python process that has imported the module. Run folders hold the path, so that commands find the network.
+    ([extending.md](extending.md) describes the arguments and the output of a network). The short name stands for this
+    path in the Python process that has imported the module. Run folders hold the path, so that commands find the
+    network.
 
     Args:
         name: the short name, for `model.name` and for `build_network`.

@@ -1,4 +1,4 @@
-"""Trained runs: what a run folder holds, prediction and evaluation."""
+"""Trained runs: access to a run folder, prediction and evaluation."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ Runs: TypeAlias = "Run | str | Path | Sequence[Run | str | Path]"
 class Run:
     """A run folder: its configuration, its records and its trained network.
 
-    `fusionseg.load_run` and `fusionseg.train` make it. The records are read anew at each access, so that a run can be
-    looked at while it trains.
+    `fusionseg.load_run`, `fusionseg.train` and `fusionseg.pretrain` return it. The records are read again at each
+    access, so that a run can be followed while it trains.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -50,17 +50,20 @@ class Run:
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """All records of `metrics.jsonl`, the oldest first; `kind` is "train", "val", "event" or "end"."""
+        """All records of `metrics.jsonl`, the oldest first; `kind` is "train", "val" or "end"."""
         from fusionseg.runs.records import read_records
 
         return read_records(self.folder)
 
     def curve(self, field: str, kind: str | None = None) -> tuple[list[int], list[float]]:
-        """The steps and the values of one field of the records, for a plot.
+        """Collect the steps and the values of one field of the records, for a plot.
 
         Args:
             field: a field with numbers: "loss", "lr", "grad_norm", "dice", ...; docs/results.md lists them.
             kind: only records of this kind, "train" or "val"; None for both.
+
+        Returns:
+            The steps, and the value of the field at each of them. Records without a value are left out.
 
         Raises:
             UserError: no record has the field.
@@ -105,7 +108,7 @@ class Run:
         if RunPaths(self.folder).split.exists():
             split = read_split(self.folder)
             return split.channels, split.labels
-        state = read_checkpoint(find_weights(self.folder))  # of a version that did not record the split
+        state = read_checkpoint(find_weights(self.folder))  # the run is of a version without split.json
         return tuple(state["channels"]), {int(value): name for value, name in state["labels"].items()}
 
     @property
@@ -262,7 +265,7 @@ def evaluate(
         run: a run folder, or a `Run`.
         dataset: a data set, all labelled cases of which are scored; None for the validation cases of the run.
         average_with: further runs; their class probabilities are averaged with this one's.
-        overrides: where the data are now, `{"data.root": "/new/place"}`.
+        overrides: settings that replace those of the run, such as the place of its data: `{"data.root": "/new/place"}`.
         include_trained: count cases that were trained on in the means too, and mark the results.
         device: "auto" (a GPU if there is one), "cuda" or "cpu".
         checkpoint: "best" or "last"; None is "last" for the validation cases, on which the best was chosen, and "best"
@@ -313,7 +316,7 @@ def _folders(runs: Runs) -> list[Path]:
 
 
 def _predictor(runs: Runs, options: PredictOptions) -> Predictor:
-    """A predictor; that of a single `Run` is kept with it."""
+    """Make a predictor. The one of a single `Run` is kept in it for the next call."""
     from fusionseg.inference.predictor import Predictor
 
     folders = _folders(runs)
@@ -322,7 +325,7 @@ def _predictor(runs: Runs, options: PredictOptions) -> Predictor:
     if not isinstance(runs, Run):
         return Predictor(folders, options)
     if options not in runs._predictors:
-        runs._predictors.clear()  # one network at a time in the memory
+        runs._predictors.clear()  # keep one network in memory, not several
         runs._predictors[options] = Predictor(folders, options)
     return runs._predictors[options]
 
@@ -348,13 +351,13 @@ def _options(
 
     problems = []
     if device not in ("auto", "cuda", "cpu"):
-        problems.append(f"device: {device!r} is no device (expected auto, cuda or cpu)")
+        problems.append(f"device: expected auto, cuda or cpu, got {device!r}")
     if checkpoint not in ("best", "last"):
-        problems.append(f"checkpoint: {checkpoint!r} is no checkpoint (expected best or last)")
+        problems.append(f"checkpoint: expected best or last, got {checkpoint!r}")
     if overlap is not None and not 0 <= overlap < 1:
-        problems.append(f"overlap: {overlap} is out of range (expected 0 to below 1)")
+        problems.append(f"overlap: expected a number from 0 to below 1, such as 0.5, got {overlap}")
     if memory_gb is not None and memory_gb <= 0:
-        problems.append(f"memory_gb: {memory_gb} is out of range (expected a number of gigabytes above 0)")
+        problems.append(f"memory_gb: expected a number of gigabytes above 0, got {memory_gb}")
     if problems:
         raise UserError(problems)
     return PredictOptions(device, checkpoint, overlap, flips, memory_gb)

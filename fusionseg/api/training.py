@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,19 +10,19 @@ from typing import TYPE_CHECKING
 from fusionseg.api.configuration import Overrides, load_config
 from fusionseg.api.runs import Run, load_run
 from fusionseg.utils.errors import UserError
+from fusionseg.utils.logs import log
 
 if TYPE_CHECKING:
     from fusionseg.config import RunConfig
-
-log = logging.getLogger("fusionseg")
 
 
 def train(config: str | Path | RunConfig, overrides: Overrides = ()) -> Run:
     """Train a segmentation network, or continue its training, and wait for the end.
 
-    The run is written to the folder `output`/`name` of the configuration. The call is the same as
-    `python -m fusionseg.train`: started again with the same configuration, it continues from the newest checkpoint.
-    Started by torchrun or srun, it trains on all ranks. Ctrl-C (in a notebook: interrupt) saves a checkpoint and ends.
+    The run is written to the folder `output`/`name` of the configuration. The call does the same as
+    `python -m fusionseg.train`: with the same configuration again, it continues from the newest checkpoint. In a
+    program that torchrun or srun starts, it trains on all ranks. Ctrl-C (in a notebook: interrupt) saves a checkpoint
+    and ends the training.
 
     Args:
         config: as for `load_config`.
@@ -89,7 +88,7 @@ def _start(config: RunConfig, *, pretraining: bool) -> Run:
 
 @contextmanager
 def _restored_logging() -> Iterator[None]:
-    """A training logs to the screen and to its log.txt; afterwards the messages go where they went before."""
+    """Restore the handlers and the level of the log after the body: a training replaces them."""
     before = log.handlers[:], log.level, log.propagate
     try:
         yield

@@ -1,4 +1,4 @@
-"""Command-line parsers: a command's options, the options that all commands have, and errors with suggestions."""
+"""Command-line parsers: the options of all commands, the way that a command is run, and errors with suggestions."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from fusionseg.utils.exit_status import DONE, FAILED, WRONG_REQUEST, run
 from fusionseg.utils.logs import Verbosity, is_quiet, process_rank, set_verbosity, start_logging
 from fusionseg.utils.streams import lost_output, protect
 
-# argparse gives the type no public name, and knows its parameter only when types are checked.
+# argparse has no public name for this type, and the type has no parameter at run time.
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 _PATIENCE_S = 0.7
+"""Seconds of loading after which `loading` prints its message."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -73,7 +74,7 @@ def add_command(
 
 
 def _apply_verbosity(parser: Parser, arguments: argparse.Namespace) -> None:
-    """Start logging as `--quiet` and `--verbose` ask for; giving both ends the program with a message."""
+    """Start logging with the verbosity of `--quiet` or `--verbose`. Both together end the program with a message."""
     quiet, verbose = getattr(arguments, "quiet", False), getattr(arguments, "verbose", False)
     if quiet and verbose:
         parser.error("--quiet and --verbose exclude each other: give one of them")
@@ -83,19 +84,19 @@ def _apply_verbosity(parser: Parser, arguments: argparse.Namespace) -> None:
 
 @contextmanager
 def loading(what: str = "torch") -> Iterator[None]:
-    """Say on standard error that libraries are being loaded, if the body (their imports) takes long.
+    """Print to standard error that libraries are being loaded, if the body (their imports) takes long.
 
     Args:
         what: names of the libraries.
     """
 
-    def say() -> None:
+    def announce() -> None:
         print(f"fusionseg {__version__}: loading {what} ...", file=sys.stderr, flush=True)
 
     if is_quiet() or process_rank() > 0:
         yield
         return
-    timer = threading.Timer(_PATIENCE_S, say)
+    timer = threading.Timer(_PATIENCE_S, announce)
     timer.daemon = True
     timer.start()
     try:
@@ -113,7 +114,7 @@ def execute(parser: Parser, argv: Sequence[str] | None) -> int:
     """
     protect()
     arguments, rest = parser.parse_known_args(argv)
-    # After an option, argparse takes no further key.path=value words. They are what is left over.
+    # After an option, argparse accepts no further key.path=value words: `rest` holds them.
     if rest and (any(text.startswith("-") for text in rest) or not hasattr(arguments, "overrides")):
         getattr(arguments, "parser", parser).refuse_unknown(rest)
     if rest:
@@ -122,7 +123,7 @@ def execute(parser: Parser, argv: Sequence[str] | None) -> int:
     try:
         status = run(lambda: int(arguments.work(arguments)))
     finally:
-        set_verbosity(Verbosity.NORMAL)  # a program that calls commands one after another starts each anew
+        set_verbosity(Verbosity.NORMAL)  # the next command in this process must not inherit it
     if status == DONE and (reason := lost_output()) is not None:
         print(f"error: standard output: {reason}: what the command printed there is incomplete", file=sys.stderr)
         return FAILED

@@ -1,4 +1,4 @@
-"""Commands about networks and configurations."""
+"""Commands about networks and configurations: `models` and `schema`."""
 
 from __future__ import annotations
 

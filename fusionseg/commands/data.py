@@ -1,4 +1,4 @@
-"""Commands about data sets."""
+"""Commands about data sets: `synth`, `check` and `prepare`."""
 
 from __future__ import annotations
 

@@ -33,9 +33,9 @@ class Demonstration:
     config: str
     """Name of the shipped configuration."""
     does: str
-    """A predicate for the message, such as "trains a small network to ..."."""
+    """The rest of a sentence about the demonstration, such as "trains a small network to ..."."""
     own_config: str
-    """A shipped configuration for a first run on own data, for the message."""
+    """Name of the shipped configuration that the message proposes for a first run on own data."""
 
     def open(self, overrides: Sequence[str]) -> tuple[str, Path | None]:
         """Find the configuration and the data.
@@ -44,7 +44,7 @@ class Demonstration:
             overrides: `key.path=value` words of the command line.
 
         Returns:
-            The configuration file, and the folder of the synthetic data set; None if the overrides name a data set.
+            The configuration file, and the folder of the synthetic data set (None if the overrides name a data set).
 
         Raises:
             UserError: no folder for the data can be written.
@@ -59,10 +59,10 @@ class Demonstration:
         return lambda: make_data(root)
 
     def introduce(self, config: RunConfig, program: str, *, own_data: bool) -> None:
-        """Say in three lines what the demonstration does, what it writes, and how to train on own data.
+        """Log in three lines what the demonstration does, what it writes, and how to train on own data.
 
         Args:
-            config: of the run.
+            config: the configuration of the run.
             program: the command that was started, such as "fusionseg train".
             own_data: whether the command line names a data set.
         """
@@ -109,14 +109,17 @@ def is_complete(root: Path) -> bool:
 
 
 def data_state(root: Path) -> str:
-    """A remark for the message: whether the data set is there."""
+    """Describe for the message whether the data set exists already."""
     return "there already" if is_complete(root) else "made now"
 
 
 def make_data(root: Path) -> None:
     """Make the synthetic data set, unless it is complete. One process makes it, others wait for that process.
 
-    A call that was interrupted is completed by the next one: `dataset.json` is written last.
+    If a call is interrupted, the next one completes the data set: `dataset.json` is written last.
+
+    Args:
+        root: the folder of the data set.
 
     Raises:
         UserError: the folder cannot be written, or it holds something else.
@@ -139,13 +142,14 @@ def make_data(root: Path) -> None:
 
 
 def _acquire(lock: FolderLock, root: Path) -> None:
-    waits = False
+    """Wait for the lock, with one message."""
+    is_waiting = False
     while True:
         try:
             lock.acquire()
             return
         except HeldError:
-            if not waits:
+            if not is_waiting:
                 log.info("%s: another process makes the data: waiting for it", root)
-                waits = True
+                is_waiting = True
             time.sleep(0.5)

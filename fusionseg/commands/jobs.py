@@ -1,4 +1,4 @@
-"""Commands about sweeps and their jobs."""
+"""Commands about sweeps, their jobs and the machine: `submit`, `status`, `cancel` and `doctor`."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def _submit(arguments: argparse.Namespace) -> int:
     local = cluster.cluster == "local"
     if arguments.dry_run and not local:
         print(f"\n{sbatch_text(sweep, cluster, due)}")
-    unasked = arguments.dry_run and not local and shutil.which("sinfo") is None
+    no_slurm = arguments.dry_run and not local and shutil.which("sinfo") is None
     if local:
         check_devices(cluster)
-    check_submission(sweep, cluster, due, ask=not local and not unasked)
-    if unasked:
+    check_submission(sweep, cluster, due, ask=not local and not no_slurm)
+    if no_slurm:
         print(
             "\nSLURM is not installed here (no sinfo), so it was not asked: on the login node it may refuse these jobs"
         )

@@ -21,7 +21,7 @@ INTERVALS_S = (0.1, 3600.0)
 """Shortest and longest interval. NVML updates its values about ten times a second."""
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 FROM_KEYBOARD = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-"""A terminal sends these to all processes in its foreground, so that the command receives them without our help."""
+"""A terminal sends these to all processes in its foreground: the command receives them directly."""
 
 
 def add_monitor(commands: Commands) -> None:
@@ -93,13 +93,13 @@ def _draw(csv: Path, picture: Path) -> None:
 def _run_beside(program: Sequence[str]) -> int:
     """Run a command, pass signals on to it, and return its exit status in the shell's convention."""
     process: subprocess.Popen[bytes] | None = None
-    early: list[int] = []
+    before_start: list[int] = []
 
     def pass_on(number: int, frame: object) -> None:
         if number in FROM_KEYBOARD and _in_foreground():
             return
         if process is None:
-            early.append(number)
+            before_start.append(number)
         else:
             process.send_signal(number)
 
@@ -108,14 +108,14 @@ def _run_beside(program: Sequence[str]) -> int:
             process = subprocess.Popen(program)
         except OSError as error:
             raise UserError(f"{program[0]}: cannot be started: {error.strerror}: check the command after --") from None
-        for number in early:
+        for number in before_start:
             process.send_signal(number)
         status = process.wait()
     return status if status >= 0 else 128 - status
 
 
 def _wait(monitor: Any) -> int:
-    """Wait for Ctrl-C or SIGTERM, which mean success, or for a failure of the monitor."""
+    """Wait for a signal such as Ctrl-C (success) or for a failure of the monitor; return the exit status."""
     stopped = threading.Event()
     with _handling(lambda number, frame: stopped.set()):
         while not stopped.wait(0.2):
@@ -126,6 +126,7 @@ def _wait(monitor: Any) -> int:
 
 @contextmanager
 def _handling(handler: Any) -> Iterator[None]:
+    """Handle the signals of `PASSED_ON` during the body."""
     # A signal that is ignored (nohup, a background job of a shell) stays ignored, for the command too.
     before = {number: signal.getsignal(number) for number in PASSED_ON}
     ours = [number for number, old in before.items() if old is not signal.SIG_IGN]
@@ -139,7 +140,7 @@ def _handling(handler: Any) -> Iterator[None]:
 
 
 def _in_foreground() -> bool:
-    """Tell whether the keys of a terminal send signals to both this process and the command."""
+    """Tell whether the terminal sends the signals of its keys to this process, and so to the command too."""
     try:
         terminal = os.open("/dev/tty", os.O_RDONLY)
     except OSError:
@@ -151,6 +152,7 @@ def _in_foreground() -> bool:
 
 
 def _table(summary: dict[str, Any]) -> str:
+    """Format the summary of a monitor as a Markdown table with one row for each GPU."""
     from fusionseg.utils.tables import markdown_table
 
     def cell(value: float | None, digits: int = 0) -> str:

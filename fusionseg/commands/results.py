@@ -1,13 +1,17 @@
-"""Commands about trained runs."""
+"""Commands about trained runs: `evaluate`, `predict` and `compare`."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fusionseg.commands.base import Commands, add_command, loading
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import DONE, FAILED
+
+if TYPE_CHECKING:
+    from fusionseg.inference.predictor import PredictOptions
 
 
 def add_evaluate(commands: Commands) -> None:
@@ -148,12 +152,18 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _inference_arguments(parser: argparse.ArgumentParser, default: str | None = "best") -> None:
+    """Add the options that `evaluate` and `predict` share.
+
+    Args:
+        parser: the parser of the command.
+        default: the default of `--checkpoint`; None if it depends on other options.
+    """
     parser.add_argument(
         "--device", default="auto", choices=("auto", "cuda", "cpu"), help="where to compute (default auto)"
     )
-    said = default or "last for the validation cases, on which best was chosen; best with --dataset"
+    shown = default or "last for the validation cases, on which best was chosen; best with --dataset"
     parser.add_argument(
-        "--checkpoint", default=default, choices=("best", "last"), help=f"which weights (default {said})"
+        "--checkpoint", default=default, choices=("best", "last"), help=f"which weights (default {shown})"
     )
     parser.add_argument(
         "--overlap", type=float, help="overlap of neighbouring windows, 0 to below 1 (default: the run's)"
@@ -167,7 +177,12 @@ def _inference_arguments(parser: argparse.ArgumentParser, default: str | None = 
     )
 
 
-def _options(arguments: argparse.Namespace):  # type: ignore[no-untyped-def]
+def _options(arguments: argparse.Namespace) -> PredictOptions:
+    """Convert and check the options that `evaluate` and `predict` share.
+
+    Raises:
+        UserError: a value is out of range.
+    """
     from fusionseg.inference.predictor import PredictOptions
 
     problems = []

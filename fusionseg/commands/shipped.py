@@ -1,4 +1,4 @@
-"""`fusionseg configs`: list what is shipped with the package, or copy a file of it."""
+"""`fusionseg configs`: list the files that are shipped with the package, or copy one of them."""
 
 from __future__ import annotations
 

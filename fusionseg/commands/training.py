@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Program:
-    """One of the two training programs."""
+    """One of the two training programs, `train` and `pretrain`."""
 
     command: str
     """Name of the command of `fusionseg`."""
@@ -33,10 +33,11 @@ class Program:
     demonstration: Demonstration
     """The run that is trained without `--config`."""
     pretraining: bool
+    """True for the program that needs a `pretrain` section, False for the one that refuses it."""
 
     @property
     def description(self) -> str:
-        """The line as a sentence."""
+        """The text as a sentence."""
         return f"{self.text[0].upper()}{self.text[1:]}."
 
     @property
@@ -97,7 +98,7 @@ def run_program(program: Program, argv: Sequence[str] | None) -> int:
     """Run `python -m fusionseg.train` or `python -m fusionseg.pretrain` and return the exit status.
 
     Args:
-        program: which of the two.
+        program: `TRAIN` or `PRETRAIN`.
         argv: the words after the program's name; None takes those of this process.
     """
     parser = Parser(prog=f"python -m {program.module}", description=program.description, epilog=program.examples)
@@ -152,7 +153,7 @@ def _train(program: Program, arguments: argparse.Namespace) -> int:
         print("\n".join([describe(config, os.environ), *map(str, lost)]))
         return DONE
     for entry in lost:
-        # A file states its own keys. On the command line, a changed name alone may be expected to keep the other keys.
+        # A file that changes a name states the keys it wants. A user who changes a name alone may expect to keep them.
         if not entry.from_file:
             log.warning("%s", entry)
     protect(PATIENCE_S)
@@ -172,10 +173,10 @@ def _train(program: Program, arguments: argparse.Namespace) -> int:
 
 
 def _load(file: str, overrides: Sequence[str]) -> tuple[RunConfig, list[Dropped]]:
-    """Load the configuration. A wrong one is refused together with the paths in it that are wrong.
+    """Load the configuration. If it is wrong, the message lists the wrong paths in it too.
 
     Raises:
-        UserError: with all problems.
+        UserError: the configuration is wrong. The message lists all problems.
     """
     from fusionseg.config import load_config
     from fusionseg.config.loading import read_raw
@@ -194,7 +195,7 @@ def _refuse_other_program(program: Program, file: str, config: RunConfig) -> Non
     """Refuse a configuration that is for the other of the two programs.
 
     Raises:
-        UserError: it has a `pretrain` section and should not, or the other way round.
+        UserError: it has a `pretrain` section and the program is `train`, or it has none and the program is `pretrain`.
     """
     if config.pretrain is not None and not program.pretraining:
         raise UserError(f"{file}: has a `pretrain` section: start it by python -m fusionseg.pretrain")
@@ -211,7 +212,7 @@ def _is_alone() -> bool:
 
 
 def continuing_command(program: Program, arguments: argparse.Namespace) -> str:
-    """The command that continues this run."""
+    """The command that continues this run, for the message at its interruption."""
     words = shlex.join([*(["--config", arguments.config] if arguments.config else []), *arguments.overrides])
     size, here = os.environ.get("WORLD_SIZE", "1"), os.environ.get("LOCAL_WORLD_SIZE", "1")
     if os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1" or size != here:

@@ -52,14 +52,15 @@ class TrainConfig(Section):
 
 
 class PlateauConfig(Section):
-    """Stop when the validation Dice no longer rises (the thesis: under 0.4 % in two intervals of 5000 steps)."""
+    """Stop when the score of the validations (Dice; SSIM for a pre-training) no longer rises. The defaults are the rule
+    of the thesis: less than 0.4 % in two intervals of 5000 steps."""
 
     window: Positive = 5000
     """Steps of an interval."""
     windows: Positive = 2
     """Number of consecutive intervals without a gain that ends the run."""
     min_gain: Annotated[float, Field(ge=0)] = 0.004
-    """Rise of the best Dice within an interval that counts as a gain."""
+    """Smallest rise of the best score within an interval that counts as a gain."""
 
 
 class StopConfig(Section):
