@@ -276,6 +276,7 @@ def evaluate(
         An object with `summary` (means and deviations; `summary["dice"]` is the mean over the classes), `scores` (one
         for each case and class, with `dice` and `hd95_mm`), `failed` (the cases that were not scored, with the reason)
         and `folder` (cases.csv, summary.json and a picture). Of a pre-training, `summary["figures"]` has SSIM and PSNR.
+        Of a task of your own, `summary["fields"]` has the fields of its validation, and `scores` is empty.
 
     Raises:
         UserError: the run or the data set cannot be evaluated as asked.
@@ -299,13 +300,14 @@ def evaluate(
         others=_folders(average_with),
         include_trained=include_trained,
     )
-    if load_run_config(folder).task_info.evaluation == "masks":
+    task = load_run_config(folder).task_info
+    if task.evaluation == "masks":
         return compute_evaluation(open_evaluation(folder, options))
     given = {"dataset": dataset is not None, "average_with": average_with, "include_trained": include_trained,
              "overlap": overlap is not None, "flips": flips, "memory_gb": memory_gb is not None}  # fmt: skip
     if names := [name for name, is_given in given.items() if is_given]:
         raise UserError(
-            f"{', '.join(names)}: {folder} is a pre-training, which reconstructs its own volumes; remove it"
+            f"{', '.join(names)}: {folder} is a {task.name}, which is evaluated on its own validation cases; remove it"
         )
     return compute_evaluation(open_evaluation(folder, options))
 

@@ -168,4 +168,4 @@ schedules: Registry = Registry("schedule", "schedule.name", "fusionseg.training.
 augmentations: Registry = Registry("augmentation", "augment", "fusionseg.data.loading.intensity_augmentations")
 transforms: Registry = Registry("transform", "data.transforms", "fusionseg.data.preprocessing.transforms")
 readers: Registry = Registry("reader", "data.reader", "fusionseg.data.formats.readers")
-tasks: Registry = Registry("task", "task", "fusionseg.training.tasks")
+tasks: Registry = Registry("task", "task", "fusionseg.training.tasks.named")

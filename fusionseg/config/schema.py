@@ -15,7 +15,7 @@ from fusionseg.config.observation import LogConfig, ProfileConfig
 from fusionseg.config.parts.metric import MetricPart, title_problems
 from fusionseg.config.parts.open_section import OpenSection, open_section_of
 from fusionseg.config.parts.sections import LossSection, NetworkSection, OptimizerSection, ScheduleSection
-from fusionseg.config.parts.task import TaskInfo, TaskPart, task_info
+from fusionseg.config.parts.task import PRETRAINING, TaskInfo, TaskPart, task_info, without_default_task
 from fusionseg.config.pretraining import PretrainConfig
 from fusionseg.config.registry import losses, networks, optimizers, schedules
 from fusionseg.config.section import Positive, Section, SectionWithOptions
@@ -170,8 +170,8 @@ class RunConfig(SectionWithOptions):
     loss: Annotated[LossSection, _LOSS] = Field(default_factory=_LOSS.make_default)
     """The loss of a segmentation. A pre-training has a loss of its own, under `pretrain`."""
     task: TaskPart | None = None
-    """A task of your own, by its dotted path package.module:Task. Null is a segmentation or, with a section `pretrain`,
-    a pre-training."""
+    """The task: segmentation, pretraining, or one of your own by its dotted path package.module:Task. Null is a
+    segmentation or, with a section `pretrain`, a pre-training."""
     pretrain: PretrainConfig | None = None
     """Pre-train the encoder of the network (python -m fusionseg.pretrain); null trains a segmentation."""
     optim: Annotated[OptimizerSection, _OPTIMIZER] = Field(default_factory=_OPTIMIZER.make_default)
@@ -197,6 +197,11 @@ class RunConfig(SectionWithOptions):
     init_min_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Smallest share of the parameters of the network, or of its encoder, that `init_from` must supply."""
     finetune: FinetuneConfig = FinetuneConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_task_has_no_key(cls, raw: Any) -> Any:
+        return without_default_task(raw) if isinstance(raw, dict) else raw
 
     @model_validator(mode="after")
     def _parts_fit(self) -> RunConfig:
@@ -236,7 +241,7 @@ class RunConfig(SectionWithOptions):
         """List the settings that do not fit the task, with the fixes."""
         model, patch = self.model, self.data.patch
         if self.task is not None and self.pretrain is not None:
-            return ["pretrain: is a task of its own, and `task` names another one; remove one of them"]
+            return [f"pretrain: is for the task {PRETRAINING}, and `task` is {self.task.name}; remove one of them"]
         if self.pretrain is None:
             problems = [problem] if (problem := model.patch_problem(patch)) else []
             if self.data.also and self.task_info.needs_labels:

@@ -12,7 +12,7 @@ from torch import nn
 
 from fusionseg.config import RunConfig, validate
 from fusionseg.config.outside_part import source_changes
-from fusionseg.config.parts.task import PRETRAINING, TaskInfo
+from fusionseg.config.parts.task import TaskInfo
 from fusionseg.distributed.launch import Launch
 from fusionseg.distributed.world import choose_device
 from fusionseg.runs.cases.split import Split
@@ -107,8 +107,8 @@ def load_trained(run: Path, device: torch.device, which: str = "best", *, masks:
 
 
 def _no_masks(path: Path, run: Path, task: TaskInfo) -> str:
-    if task == PRETRAINING:
+    if task.evaluation == "reconstruction":
         remedy = f"train with init_from={run}, and use that run"
     else:
-        remedy = "its scores are those of its validations, in metrics.jsonl"
+        remedy = f"fusionseg evaluate {run} repeats its validation"
     return f"{path}: is of a {task.name}, which predicts no masks: {remedy}"

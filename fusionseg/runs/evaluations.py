@@ -94,20 +94,26 @@ def write_evaluation(
 
     Args:
         folder: the evaluation's folder.
-        rows: one row of cases.csv each, with the same keys in the same order. nan becomes an empty cell.
+        rows: one row of cases.csv each, with the same keys in the same order. nan becomes an empty cell. Without rows,
+            there is no cases.csv.
         summary: the summary without its scores. nan becomes null.
         scores: the scores of the cases, for the summary.
     """
     for name in (SUMMARY, PICTURE):
         (folder / name).unlink(missing_ok=True)
-    with whole_file(folder / CASES) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+    if rows:
+        _write_table(folder / CASES, rows)
+    write_json(folder / SUMMARY, finite_or_none({**summary, "scores": scores}))
+
+
+def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
         for row in rows:
             writer.writerow(
                 {key: "" if isinstance(value, float) and isnan(value) else value for key, value in row.items()}
             )
-    write_json(folder / SUMMARY, finite_or_none({**summary, "scores": scores}))
 
 
 def read_summary(folder: Path) -> JsonObject:
@@ -158,7 +164,7 @@ def _holds_another(folder: Path, request: EvaluationRequest) -> bool:
         found = json.loads(summary.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return True
-    if not isinstance(found, dict) or "checkpoint" not in found or not {"classes", "figures"} & found.keys():
+    if not isinstance(found, dict) or "checkpoint" not in found or not {"classes", "figures", "fields"} & found.keys():
         return True
     # Earlier versions did not write the request.
     return "request" in found and found["request"] != request.to_json()

@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fusionseg.config import RunConfig, validate
-from fusionseg.config.outside import PartError, failure_text
+from fusionseg.config.outside import PartError, failure_text, is_outside
 from fusionseg.config.outside_part import OutsidePart, outside_parts, source_changes, without_sources
 from fusionseg.config.parts.metric import MetricConfig
 from fusionseg.losses.segmentation import build_loss
 from fusionseg.metrics.configured import MetricError, build_metric
 from fusionseg.models import build_model
 from fusionseg.training.optimizer import build_optimizer
+from fusionseg.training.tasks.trial import check_outputs, on_meta_first, try_task
 from fusionseg.utils.errors import Problems, UserError, some_of
 
 log = logging.getLogger("fusionseg")
@@ -38,7 +38,7 @@ def with_present_sources(config: RunConfig) -> RunConfig:
 
 
 def check_outside_parts(config: RunConfig, device: torch.device, *, in_channels: int, out_channels: int) -> None:
-    """Try the network, the loss and the optimizer from outside, and the metrics.
+    """Try the task, the network, the loss and the optimizer from outside, and the metrics.
 
     Args:
         device: the device of the training, for parts that the meta device cannot run.
@@ -50,12 +50,15 @@ def check_outside_parts(config: RunConfig, device: torch.device, *, in_channels:
     """
     masks = config.task_info.evaluation == "masks"
     problems = Problems()
+    if config.task is not None and is_outside(config.task.name):
+        with problems.collect(), _failures_of("task", config.task):
+            try_task(config, device, in_channels, out_channels)
     if isinstance(config.optim, OutsidePart):
         with problems.collect(), _failures_of("optim", config.optim):
             _try_optimizer(config)
     if masks and isinstance(config.model, OutsidePart):
         with problems.collect(), _failures_of("model", config.model):
-            _try_network(config, device, in_channels, out_channels)
+            on_meta_first(lambda place: _run_network(config, place, in_channels, out_channels), device)
     if masks and isinstance(config.loss, OutsidePart):
         with problems.collect(), _failures_of("loss", config.loss):
             _try_loss(config, device, out_channels)
@@ -83,20 +86,6 @@ def _failures_of(key: str, part: OutsidePart) -> Iterator[None]:
         raise UserError(f"{key}.name: {part.name} fails on a trial: {failure_text(error)}; correct it") from error
 
 
-def _try_network(config: RunConfig, device: torch.device, in_channels: int, out_channels: int) -> None:
-    """Run the network on one micro-batch of the configured patch, in training and in evaluation mode.
-
-    The meta device is tried first: it takes no memory and no time. A network that reads values (`.item()`) cannot run
-    there, and runs on the device of the training.
-    """
-    try:
-        _run_network(config, torch.device("meta"), in_channels, out_channels)
-    except PartError:
-        raise
-    except Exception:  # the meta device may be the reason, so the real device decides
-        _run_network(config, device, in_channels, out_channels)
-
-
 def _run_network(config: RunConfig, device: torch.device, in_channels: int, out_channels: int) -> None:
     """Run the network on a device, and check its output and its gradients.
 
@@ -110,31 +99,10 @@ def _run_network(config: RunConfig, device: torch.device, in_channels: int, out_
     network.to(device).train()
     expected = (batch, out_channels, *patch)
     output = network(image)
-    _check_outputs(config.model.name, output if isinstance(output, list) else [output], expected)
+    check_outputs(config.model.name, output if isinstance(output, list) else [output], expected)
     _check_gradients(config, network, output if isinstance(output, list) else [output])
     with torch.no_grad():
-        _check_outputs(config.model.name, [network.eval()(image)], expected)
-
-
-def _check_outputs(name: str, outputs: list[Any], expected: tuple[int, ...]) -> None:
-    kinds = [type(output).__name__ for output in outputs if not isinstance(output, Tensor)]
-    if kinds or not outputs:
-        raise PartError(
-            f"{name} gives a {kinds[0] if kinds else 'list of nothing'} (expected a tensor of logits, or in training a"
-            " list of them); change its output"
-        )
-    shapes = [tuple(output.shape) for output in outputs]
-    if shapes[0] != expected:
-        raise PartError(
-            f"{name} gives logits of shape {shapes[0]} (expected {expected}: batch, classes, data.patch); change"
-            " model.args or data.patch"
-        )
-    wrong = [shape for shape in shapes if len(shape) != len(expected) or shape[:2] != expected[:2]]
-    if wrong:
-        raise PartError(
-            f"{name} gives further logits of shape {wrong[0]} (expected {expected[:2]} and three sizes); change its"
-            " output"
-        )
+        check_outputs(config.model.name, [network.eval()(image)], expected)
 
 
 def _check_gradients(config: RunConfig, network: nn.Module, outputs: list[Tensor]) -> None:

@@ -146,10 +146,10 @@ class Program:
             )
         return Started(process, out, err)
 
-    def torchrun(self, processes: int, *arguments: object) -> Started:
+    def torchrun(self, processes: int, *arguments: object, cwd: Path | None = None) -> Started:
         """Start `torchrun --nproc_per_node=processes -m fusionseg.train arguments`."""
         launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}")
-        return self.fresh(*launcher, "-m", TRAIN, *arguments)
+        return self.fresh(*launcher, "-m", TRAIN, *arguments, cwd=cwd)
 
     def ranks(self, processes: int, *arguments: object, module: str = TRAIN) -> list[Started]:
         """Start the processes that torchrun would start: warm, and without torchrun's supervision."""

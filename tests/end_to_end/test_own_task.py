@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,8 +45,7 @@ def test_own_task_on_two_ranks_is_killed_and_resumes(
         rank.process.kill()
     for rank in ranks:
         rank.wait()
-    for rank in start(broken):
-        rank.wait().expect(0)
+    program.torchrun(2, *arguments(config_file, broken, *common), cwd=tmp_path).wait().expect(0)
     assert_same_run(whole, broken)
 
     (end,) = records(whole, "end")
@@ -52,18 +53,52 @@ def test_own_task_on_two_ranks_is_killed_and_resumes(
     assert [record["cases"] > 0 for record in records(whole, "val")] == [True, True]
     assert checkpoint(whole)["config"]["task"]["found_in"] == str(tmp_path)
 
-    assert main(["evaluate", str(whole)]) == 2
-    assert "metrics.jsonl" in capsys.readouterr().err
+    # A finished run advises to evaluate it; that repeats the last validation.
+    assert main(["train", *map(str, arguments(config_file, whole, *common))]) == 0
+    assert f"fusionseg evaluate {whole}" in capsys.readouterr().err
+    assert main(["evaluate", str(whole)]) == 0
+    last = records(whole, "val")[-1]
+    assert f"| accuracy | {last['accuracy']:.4f} |" in " ".join(capsys.readouterr().out.split())
+    summary = json.loads((whole / "evaluation/summary.json").read_text())
+    assert summary["step"] == 8 and summary["fields"] == {key: last[key] for key in ("accuracy", "cases")}
+    assert main(["evaluate", str(whole), "--tta", "--volumes"]) == 2
+    assert "--tta, --volumes" in capsys.readouterr().err
     assert main(["predict", str(whole), "--input", str(tmp_path), "--output", str(tmp_path / "masks")]) == 2
     assert "predicts no masks" in capsys.readouterr().err
 
 
-def test_class_that_is_no_task_is_refused(
-    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+@pytest.mark.parametrize(
+    ("change", "name", "expected"),
+    [
+        (("", ""), "tasks_under_test.py:Brighness", "did you mean Brightness?"),
+        (("", ""), "{name: tasks_under_test.py:Brightness, args: {treshold: 1}}", "did you mean threshold?"),
+        (("info = TaskInfo", "description = TaskInfo"), "tasks_under_test.py:Brightness", "TaskInfo"),
+        (("def build_loss", "def make_loss"), "tasks_under_test.py:Brightness", "lacks methods of a task (build_loss)"),
+        (("class Brightness(Task)", "class Brightness"), "tasks_under_test.py:Brightness", "subclass of"),
+        (("torch.empty(batch, in_channels", "torch.empty(batch, 3"), "tasks_under_test.py:Brightness", "RuntimeError"),
+        (("torch.empty(batch,", "torch.empty(batch + 1,"), "tasks_under_test.py:Brightness", "train.micro_batch"),
+        (("torch.int64)", "torch.int64), None"), "tasks_under_test.py:Brightness", "expected ((image, ...), target)"),
+        (("float(), classes)", "float(), classes, reduction='none')"), "tasks_under_test.py:Brightness", "one number"),
+        (("logits.float(), classes)", "logits.detach(), classes)"), "tasks_under_test.py:Brightness", "gradient"),
+        (('score="accuracy"', 'score="accuracy", evaluation="masks"'), "tasks_under_test.py:Brightness", "logits"),
+    ],
+)
+def test_task_that_is_wrong_is_refused_before_there_is_a_run(
+    change: tuple[str, str],
+    name: str,
+    expected: str,
+    config_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
-    (tmp_path / "no_task.py").write_text("class Wrong:\n    def __init__(self, config):\n        pass\n")
+    assert change[0] in TASK
+    text = TASK.replace(*change).replace("super().__init__(config)", "self.config = config")
+    (tmp_path / "tasks_under_test.py").write_text(text)
     monkeypatch.chdir(tmp_path)
-    words = arguments(config_file, tmp_path / "run", "task=no_task.py:Wrong")
-    assert main(["train", *map(str, words)]) == 2
+    monkeypatch.delitem(sys.modules, "tasks_under_test", raising=False)
+    run = tmp_path / "run"
+    assert main(["train", *map(str, arguments(config_file, run, f"task={name}"))]) == 2
     error = capsys.readouterr().err
-    assert "task.name" in error and "TaskInfo" in error
+    assert "task." in error and expected in error and "Traceback" not in error
+    assert not run.exists()

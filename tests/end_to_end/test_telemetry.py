@@ -18,7 +18,7 @@ ACCUMULATED = ("train.steps=3", "train.global_batch=4", "train.micro_batch=2", "
 FAILING = """
 import sys
 from fusionseg.train import main
-from fusionseg.training.tasks.segmentation import Segmentation
+from fusionseg.training.tasks.named.segmentation import Segmentation
 
 def build_failing(task):
     loss, calls = build(task), []

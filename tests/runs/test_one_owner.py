@@ -31,6 +31,7 @@ OTHER_MEANINGS = {
     "fusionseg/inference/evaluation/pretraining.py": {"failed"},  # cases, in the summary of an evaluation
     "fusionseg/inference/evaluation/segmentation.py": {"failed"},
     "fusionseg/inference/evaluation/one_run.py": {"failed"},
+    "fusionseg/inference/evaluation/validation.py": {"failed"},
     "fusionseg/observability/profiles/timeline.py": {"finished"},  # a range of a trace
     "fusionseg/performance/nsys_export.py": {"end"},  # a column of Nsight Systems
     "fusionseg/utils/exit_status.py": {"interrupted"},  # the message of Ctrl-C

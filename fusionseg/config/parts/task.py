@@ -1,4 +1,4 @@
-"""Task descriptions: the facts about a task that other rooms need, known without the code of the task."""
+"""The `task` section, and task descriptions: what other rooms need to know about a task, without its code."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, model_validator
 
-from fusionseg.config.outside import PartError, import_part
+from fusionseg.config.outside import PartError, is_outside
 from fusionseg.config.outside_part import OutsidePart, name_to_section
+from fusionseg.config.registry import tasks
 
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """The description of a task. The task itself is a class in `fusionseg.training.tasks`, or one of the user's own."""
+    """The description of a task: the attribute `info` of its class (`fusionseg.training.tasks.named`, or a user's)."""
 
     name: str
     """The name in messages and tables, such as "segmentation"."""
@@ -25,20 +26,35 @@ class TaskInfo:
     evaluation: Literal["masks", "reconstruction", "validation"] = "validation"
     """The work of `fusionseg evaluate`. "masks": the network gives logits (B, K, X, Y, Z), and the predicted masks are
     compared with the label files; such a run can predict and be exported too. "reconstruction": hidden voxels of the
-    validation volumes are filled in. "validation": no evaluation beside the validations."""
+    validation volumes are filled in. "validation": the task's validation is repeated with the weights of a
+    checkpoint."""
 
 
-SEGMENTATION = TaskInfo("segmentation", score="dice", needs_labels=True, evaluation="masks")
-PRETRAINING = TaskInfo("pre-training", score="ssim", evaluation="reconstruction")
+SEGMENTATION, PRETRAINING = "segmentation", "pretraining"
+"""Names of the tasks of configurations that do not name one."""
 
 
 class TaskConfig(OutsidePart):
-    """A task from outside: a subclass of fusionseg.training.tasks.task.Task. Its constructor takes the configuration of
-    the run and `args`."""
+    """A task: a built-in one by its name, or one from outside by its dotted path. The class of a task is a subclass of
+    fusionseg.training.tasks.task.Task. Its constructor takes the configuration of the run and `args`."""
+
+    name: str
+    """segmentation, pretraining, or the dotted path of a class: package.module:Task, or folder/file.py:Task."""
 
     def positional_arguments(self) -> int:
         """1: the configuration of the run."""
         return 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_known(cls, raw: Any) -> Any:
+        name = raw.get("name") if isinstance(raw, dict) else None
+        if isinstance(name, str) and not is_outside(name):
+            try:
+                tasks.find(name)
+            except PartError as error:
+                raise ValueError(f"name: {error}") from error
+        return raw
 
     @model_validator(mode="after")
     def _is_a_task(self) -> TaskConfig:
@@ -47,7 +63,14 @@ class TaskConfig(OutsidePart):
                 f"name: {self.name} has no description `info` (expected a subclass of"
                 " fusionseg.training.tasks.task.Task with info = TaskInfo(...)); add it"
             )
+        if missing := sorted(getattr(self.part, "__abstractmethods__", ())):
+            raise ValueError(f"name: {self.name} lacks methods of a task ({', '.join(missing)}); add them")
         return self
+
+    @property
+    def part(self) -> Any:
+        """The class that `name` stands for."""
+        return tasks.find(self.name, self.found_in)
 
     @property
     def info(self) -> TaskInfo:
@@ -57,10 +80,38 @@ class TaskConfig(OutsidePart):
 
 
 TaskPart = Annotated[TaskConfig, BeforeValidator(name_to_section)]
-"""The section of a task, or its dotted path alone."""
+"""The section of a task, or its name or dotted path alone."""
 
 
-def task_info(*, pretrain: Any, task: Any = None) -> TaskInfo:
+def default_task(pretrain: Any) -> str:
+    """Choose the task of a configuration that names none.
+
+    Args:
+        pretrain: the `pretrain` section, plain or validated; None where there is none.
+    """
+    return SEGMENTATION if pretrain is None else PRETRAINING
+
+
+def without_default_task(raw: dict[str, Any]) -> dict[str, Any]:
+    """Remove the key `task` from a plain configuration where it names the task that the configuration has without it.
+
+    So both have the same hash, and a run resumes with either. `task: pretraining` adds the section `pretrain` with its
+    defaults where there is none.
+
+    Args:
+        raw: the plain configuration.
+    """
+    task = name_to_section(raw.get("task"))
+    if not isinstance(task, dict) or {key for key, value in task.items() if value} != {"name"}:
+        return raw
+    if task["name"] == PRETRAINING and raw.get("pretrain") is None:
+        raw = {**raw, "pretrain": {}}
+    if task["name"] != default_task(raw.get("pretrain")):
+        return raw
+    return {key: value for key, value in raw.items() if key != "task"}
+
+
+def task_info(*, pretrain: Any = None, task: Any = None) -> TaskInfo:
     """Choose the task of a configuration.
 
     Args:
@@ -68,13 +119,18 @@ def task_info(*, pretrain: Any, task: Any = None) -> TaskInfo:
         task: the `task` section, plain or validated; None where there is none.
 
     Raises:
-        PartError: the class of a task from outside is not found.
+        PartError: the class of the task is not found, or it has no description.
     """
     if isinstance(task, TaskConfig):
         return task.info
-    if isinstance(task, dict):
-        info = getattr(import_part(str(task.get("name")), task.get("found_in")), "info", None)
-        if not isinstance(info, TaskInfo):
-            raise PartError(f"task: {task.get('name')} has no description `info`; add it")
-        return info
-    return SEGMENTATION if pretrain is None else PRETRAINING
+    task = name_to_section(task) or {"name": default_task(pretrain)}
+    info = getattr(tasks.find(str(task.get("name")), task.get("found_in")), "info", None)
+    if not isinstance(info, TaskInfo):
+        raise PartError(f"task: {task.get('name')} has no description `info`; add it")
+    return info
+
+
+def built_in_tasks() -> list[TaskInfo]:
+    """List the descriptions of the built-in tasks, that of a segmentation first."""
+    found = tasks.built_in()
+    return [found[name].info for name in sorted(found, key=lambda name: name != SEGMENTATION)]

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from fusionseg.config.parts.task import PRETRAINING, SEGMENTATION
+from fusionseg.config.parts.task import built_in_tasks
 from fusionseg.inference.comparison.run_summary import (
     REPEATED,
     VALIDATED_ON_TRAINING_CASES,
@@ -140,7 +140,7 @@ def compare(paths: Sequence[Path], weights: str = "last") -> Comparison:
         none = f"{', '.join(map(str, paths))}: none of the {len(runs) + len(damaged)} runs has a validation to compare"
         raise UserError([none, *damaged])
     tables = []
-    for task in dict.fromkeys((SEGMENTATION, PRETRAINING, *(run.task for run in runs))):
+    for task in dict.fromkeys((*built_in_tasks(), *(run.task for run in runs))):
         own = [run for run in runs if run.task == task]
         if own:
             tables.append(_task_table(task.name, own))

@@ -12,8 +12,9 @@ from fusionseg.data.formats.dataset import Dataset, open_dataset
 from fusionseg.data.formats.readers import Readers
 from fusionseg.inference.evaluation.cases import all_labelled_cases, evaluation_config, validation_cases
 from fusionseg.inference.evaluation.pretraining import evaluate_pretraining
-from fusionseg.inference.evaluation.results import Evaluation, pretraining_table, segmentation_table
+from fusionseg.inference.evaluation.results import Evaluation, pretraining_table, segmentation_table, validation_table
 from fusionseg.inference.evaluation.segmentation import evaluate_segmentation
+from fusionseg.inference.evaluation.validation import evaluate_by_validation
 from fusionseg.inference.predictor import PredictOptions, Predictor
 from fusionseg.runs.checkpoints import find_weights
 from fusionseg.runs.evaluations import (
@@ -102,7 +103,11 @@ def evaluate_run(run: Path, options: EvaluationOptions) -> Outcome:
     evaluation = compute_evaluation(opened)
     summary = evaluation.summary
     weights = f"weights: {Path(str(summary['checkpoint'])).name}, step {summary['step']}"
-    if opened.config.task_info.evaluation == "masks":
+    task = opened.config.task_info
+    if task.evaluation == "validation":
+        print(validation_table(summary), f"{weights}; by its validation", f"{evaluation.folder}: {SUMMARY}", sep="\n")
+        return _outcome(evaluation, f"{task.score} {summary['score']:.4f}")
+    if task.evaluation == "masks":
         print(segmentation_table(summary), weights, f"{evaluation.folder}: {CASES}, {SUMMARY}, {PICTURE}", sep="\n")
         return _outcome(evaluation, f"Dice {summary['dice']:.4f}")
     files = f"{CASES}, {SUMMARY}" + (f", {VOLUMES}/" if options.volumes else "")
@@ -137,6 +142,8 @@ def compute_evaluation(opened: OpenedEvaluation) -> Evaluation:
     config, options, request, folder = opened.config, opened.options, opened.request, opened.folder
     if config.task_info.evaluation == "reconstruction":
         return evaluate_pretraining(opened.run, config, options.prediction, request, folder, volumes=options.volumes)
+    if config.task_info.evaluation == "validation":
+        return evaluate_by_validation(opened.run, config, options.prediction, request, folder)
     predictor = Predictor([opened.run, *options.others], options.prediction)
     members, include_trained = predictor.members, options.include_trained
     if opened.dataset is None:
@@ -147,7 +154,7 @@ def compute_evaluation(opened: OpenedEvaluation) -> Evaluation:
 
 
 def _refuse_options_of_other_task(run: Path, config: RunConfig, options: EvaluationOptions) -> None:
-    """Refuse options for pre-trainings in the evaluation of a segmentation, and the other way round.
+    """Refuse options of the evaluation of another task.
 
     Raises:
         UserError: with all of them.
@@ -156,12 +163,8 @@ def _refuse_options_of_other_task(run: Path, config: RunConfig, options: Evaluat
         if options.volumes:
             raise UserError(f"--volumes: {run} is a segmentation; fusionseg predict writes its masks")
         return
-    if config.task_info.evaluation == "validation":
-        raise UserError(
-            f"{run}: is a run of the task {config.task_info.name!r}, which has no evaluation of its own (expected a"
-            " segmentation or a pre-training); its scores are those of its validations, in metrics.jsonl"
-        )
     prediction = options.prediction
+    by_validation = config.task_info.evaluation == "validation"
     given = {
         "--dataset": options.dataset_root is not None,
         "--with": bool(options.others),
@@ -169,12 +172,15 @@ def _refuse_options_of_other_task(run: Path, config: RunConfig, options: Evaluat
         "--tta": prediction.flips,
         "--overlap": prediction.overlap is not None,
         "--memory": prediction.memory_gb is not None,
+        "--volumes": options.volumes and by_validation,
     }
     if problems := [name for name, is_given in given.items() if is_given]:
-        raise UserError(
-            f"{', '.join(problems)}: {run} is a pre-training, which is evaluated on its own validation volumes, each"
-            " patch once; remove it"
+        how = (
+            f"a run of the task {config.task_info.name!r}, which is evaluated by its own validation"
+            if by_validation
+            else "a pre-training, which is evaluated on its own validation volumes, each patch once"
         )
+        raise UserError(f"{', '.join(problems)}: {run} is {how}; remove it")
 
 
 def _other_dataset(config: RunConfig, options: EvaluationOptions) -> Dataset | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan, nan
 from pathlib import Path
@@ -23,7 +23,8 @@ class Evaluation:
     summary: dict[str, Any]
     """Means and deviations, as in summary.json."""
     scores: Any
-    """A tuple of `Score` for a segmentation; the metrics of each case by its name for a pre-training."""
+    """A tuple of `Score` for a segmentation; the metrics of each case by its name for a pre-training; empty for another
+    task."""
 
     @property
     def failed(self) -> dict[str, str]:
@@ -68,6 +69,23 @@ def pretraining_table(summary: Mapping[str, Any]) -> str:
         keys = (f"{key}{suffix}" for key in ("ssim", "ssim_hidden", "psnr", "psnr_hidden"))
         rows.append([name, *(_cell(metrics[key], 4 if key.startswith("ssim") else 2) for key in keys)])
     return markdown_table(rows)
+
+
+def validation_table(summary: Mapping[str, Any]) -> str:
+    """Format the summary of another task as Markdown: the fields of its validation, and notes."""
+    rows = [["field", "value"]]
+    for name, value in _flat(summary["fields"]):
+        rows.append([name, _number(value, 4) if isinstance(value, float) else str(value)])
+    return "\n".join([markdown_table(rows), *_notes({"cases": summary["fields"].get("cases"), **summary})])
+
+
+def _flat(fields: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested mappings with their dotted keys."""
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{at}{name}.")
+        else:
+            yield f"{at}{name}", value
 
 
 def _notes(summary: Mapping[str, Any]) -> list[str]:

@@ -1,1 +1,1 @@
-"""Tasks: their interface, segmentation and pre-training, with the validation of each."""
+"""Tasks: their interface, and what they share. `named` has the built-in ones: segmentation and pre-training."""

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from fusionseg.config import RunConfig
-from fusionseg.config.parts.task import PRETRAINING
-from fusionseg.training.tasks.pretraining import Pretraining
-from fusionseg.training.tasks.segmentation import Segmentation
+from fusionseg.config.parts.task import default_task
+from fusionseg.config.registry import tasks
 from fusionseg.training.tasks.task import Task
 
 
 def build_task(config: RunConfig) -> Task:
-    """Build the task of a configuration: the one that `task` names, a pre-training, or a segmentation.
+    """Build the task of a configuration: the one that `task` names, else a pre-training or a segmentation.
 
     Args:
         config: the configuration of the run.
     """
     if config.task is not None:
-        task: Task = config.task.part(config, **config.task.args)
-        return task
-    return Pretraining(config) if config.task_info is PRETRAINING else Segmentation(config)
+        part, args = config.task.part, config.task.args
+    else:
+        part, args = tasks.find(default_task(config.pretrain)), {}
+    task: Task = part(config, **args)
+    return task

@@ -5,25 +5,27 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor, nn
-
-from fusionseg.config import RunConfig
 from fusionseg.config.parts.task import TaskInfo
-from fusionseg.distributed.world import World
-from fusionseg.training.data import TrainingData
-from fusionseg.training.precision import Precision
 
-Inputs = tuple[Tensor, ...]
+if TYPE_CHECKING:  # the descriptions of the tasks are read without torch
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from fusionseg.config import RunConfig
+    from fusionseg.distributed.world import World
+    from fusionseg.training.data import TrainingData
+    from fusionseg.training.precision import Precision
+
+Inputs: TypeAlias = "tuple[Tensor, ...]"
 """The arguments of the network's forward pass; the image (B, C, X, Y, Z) is the first."""
 
-Loss = Callable[[Any, Any], Tensor]
+Loss: TypeAlias = "Callable[[Any, Any], Tensor]"
 """(output of the network, target) -> the mean over the micro-batch, a scalar in float32."""
 
-BatchFunction = Callable[[int, range], tuple[Inputs, Any]]
+BatchFunction: TypeAlias = "Callable[[int, range], tuple[Inputs, Any]]"
 """(step, indices k of samples in the global batch of that step) -> the network's inputs and the loss's target, on the
 training device. The result is a function of the arguments and the seed alone, so that a run can be resumed exactly."""
 
@@ -42,7 +44,7 @@ class ValidationResult:
     """(3, H, W) in [0, 1]."""
 
 
-ValidationFunction = Callable[[nn.Module], ValidationResult]
+ValidationFunction: TypeAlias = "Callable[[nn.Module], ValidationResult]"
 """Validates the network, which is in evaluation mode and not wrapped by DDP. All ranks call it."""
 
 
@@ -74,9 +76,11 @@ class Task(ABC):
 
     @abstractmethod
     def example(self, in_channels: int) -> tuple[Inputs, Any]:
-        """Make a micro-batch of the right shapes and types for the memory estimate. Its values do not matter.
+        """Make a micro-batch of the right shapes and types, for the memory estimate and for the trial of a task from
+        outside. Its values do not matter.
 
-        The current default device is the meta device: nothing is computed or allocated.
+        The current default device is the meta device, where nothing is computed or allocated. It is a real device for a
+        network that cannot run there.
         """
 
     @abstractmethod

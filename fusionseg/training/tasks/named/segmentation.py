@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
-from fusionseg.config.parts.task import SEGMENTATION
-from fusionseg.distributed.world import World
-from fusionseg.metrics.segmentation import nanmean
+from fusionseg.config.parts.task import TaskInfo
+from fusionseg.config.registry import tasks
 from fusionseg.models import build_model
-from fusionseg.observability.pictures import overlay
-from fusionseg.training.data import TrainingData
-from fusionseg.training.precision import Precision
-from fusionseg.training.tasks.fine_tuning import freeze_encoder, parameter_groups
-from fusionseg.training.tasks.segmentation_validation import Validator
-from fusionseg.training.tasks.task import BatchFunction, Inputs, Loss, Task, ValidationFunction, ValidationResult
+from fusionseg.training.tasks.task import Task, ValidationResult
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fusionseg.distributed.world import World
+    from fusionseg.training.data import TrainingData
+    from fusionseg.training.precision import Precision
+    from fusionseg.training.tasks.task import BatchFunction, Inputs, Loss, ValidationFunction
 
 
+@tasks.register("segmentation")
 class Segmentation(Task):
     """Segmentation of images with label masks."""
 
-    info = SEGMENTATION
+    info = TaskInfo("segmentation", score="dice", needs_labels=True, evaluation="masks")
 
     def build_network(self, in_channels: int, num_classes: int, *, checkpoint_activations: bool = False) -> nn.Module:
         """Build the network of the `model` section; its output is the logits (B, K, X, Y, Z)."""
+        from fusionseg.training.tasks.fine_tuning import freeze_encoder
+
         model = build_model(
             self.config.model,
             in_channels=in_channels,
@@ -44,6 +46,8 @@ class Segmentation(Task):
 
     def example(self, in_channels: int) -> tuple[Inputs, Tensor]:
         """Input is the image (B, C, X, Y, Z), target the label (B, 1, X, Y, Z), int64; see `Task.example`."""
+        import torch
+
         batch, patch = self.config.train.micro_batch, self.config.data.patch
         return (torch.empty(batch, in_channels, *patch),), torch.zeros(batch, 1, *patch, dtype=torch.int64)
 
@@ -62,6 +66,10 @@ class Segmentation(Task):
         Prediction and label are compared on the prepared grid, where both are resampled and cropped. `fusionseg
         evaluate` compares them in the geometry of the files.
         """
+        from fusionseg.metrics.segmentation import nanmean
+        from fusionseg.observability.pictures import overlay
+        from fusionseg.training.tasks.segmentation_validation import Validator
+
         validator = Validator(data.cache, data.validation_cases, self.config, len(data.labels), precision, world)
 
         def validate(model: nn.Module) -> ValidationResult:
@@ -89,4 +97,6 @@ class Segmentation(Task):
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Group the parameters as the `finetune` section says."""
+        from fusionseg.training.tasks.fine_tuning import parameter_groups
+
         return parameter_groups(model, self.config)
