@@ -157,7 +157,7 @@ def test_an_error_is_that_of_the_command(capsys: pytest.CaptureFixture[str]) -> 
         (lambda: predict(np.zeros((8, 8, 8))), "array: has the value 0 in every voxel"),
         (lambda: predict(np.full((8, 8, 8), np.nan)), "array: has 512 NaN"),
         (lambda: predict(np.zeros((8, 8))), r"array: the array is 2D \(8, 8\)"),
-        (lambda: predict(np.ones((2, 8, 8, 8)) * np.arange(8)), "2 channels, and the network reads .*channels first"),
+        (lambda: predict(np.ones((2, 8, 8, 8)) * np.arange(8)), "2 channels \\(expected 1, .*channels first"),
         (lambda: predict(np.zeros((8, 8, 8), complex)), "complex128"),
         (lambda: predict(np.zeros((8, 8, 8)), spacing=None), "spacing: "),
         (lambda: predict(np.zeros((8, 8, 8)), spacing=(1, 1)), "spacing: expected three"),

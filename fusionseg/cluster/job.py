@@ -21,7 +21,7 @@ from types import FrameType
 from fusionseg.cluster.slurm import TIME_LIMIT, current_job, why_signalled
 from fusionseg.cluster.worker import main as train_rank
 from fusionseg.distributed.launch import check_port, default_master_port, first_node
-from fusionseg.runs.job_events import JobEvent, count_last_requeues, read_events, write_event
+from fusionseg.runs.job_events import JobEvent, count_last_requeues, is_cancelled_after, read_events, write_event
 from fusionseg.runs.records import RunStatus, has_finished, last_end
 from fusionseg.training.signals import LEAD_VARIABLE
 from fusionseg.utils.exit_status import DONE, FAILED
@@ -77,6 +77,11 @@ class Job:
 
     def __call__(self) -> None:
         main = os.environ.get("SLURM_PROCID", "0") == "0"
+        if is_cancelled_after(read_events(Path(self.run)), current_job(), JobEvent.REQUEUED):
+            # The job was cancelled between its requeue and this start, when it had no process to get the signal.
+            if main:
+                write_event(Path(self.run), JobEvent.STOPPED, job=current_job(), reason="cancelled")
+            return
         if main:
             self._record_start()
         os.environ[LEAD_VARIABLE] = str(self.signal_s)
@@ -142,6 +147,8 @@ class Job:
     def _obstacle_to_requeue(self, job: str, reason: str, step: int | None) -> str:
         """The reason why the job must not be requeued; an empty text if there is none."""
         restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+        if is_cancelled_after(read_events(Path(self.run)), job, JobEvent.STARTED):
+            return "cancelled"
         if self.max_requeues is None:
             return "requeue is false"
         if restarts >= self.max_requeues:

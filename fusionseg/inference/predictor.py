@@ -149,7 +149,8 @@ class Predictor:
         remedy = "give one file for each channel (NAME_0000, NAME_0001, ...), or one 4D file"
         if isinstance(images, Image):
             remedy = "give (C, X, Y, Z), the channels first"
-        message = f"the case has {found} channel{'s' * (found != 1)}, and the network reads {list(self.channels)}"
+        expected = f"expected {len(self.channels)}, the network reads {', '.join(self.channels)}"
+        message = f"the case has {found} channel{'s' * (found != 1)} ({expected})"
         findings = Findings()
         findings.add("error", path, "channels", message, remedy)
         findings.refuse()

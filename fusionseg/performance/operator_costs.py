@@ -24,7 +24,7 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from fusionseg.training import step
+from fusionseg.training import micro_batches, step
 
 TimePoint = float | torch.cuda.Event
 
@@ -225,8 +225,8 @@ class PhaseClock:
 def follow_phases(enter: Callable[[str], AbstractContextManager[None]]) -> Iterator[None]:
     """Enter a context manager around each phase of every training step within the body.
 
-    `annotate` in `fusionseg.training.step` is wrapped for this, so that the measured step is the one that training
-    uses and not a copy of it.
+    `annotate` is wrapped for this in `fusionseg.training.step` and `fusionseg.training.micro_batches`, so that the
+    measured step is the one that training uses and not a copy of it.
 
     Args:
         enter: function from a phase name to a context manager.
@@ -238,8 +238,11 @@ def follow_phases(enter: Callable[[str], AbstractContextManager[None]]) -> Itera
         with original(name, payload), enter(name):
             yield
 
-    vars(step)["annotate"] = both
+    modules = (step, micro_batches)
+    for module in modules:
+        vars(module)["annotate"] = both
     try:
         yield
     finally:
-        vars(step)["annotate"] = original
+        for module in modules:
+            vars(module)["annotate"] = original

@@ -95,6 +95,20 @@ def last_job(events: Sequence[Event]) -> str | None:
     return jobs[-1] if jobs and jobs[-1][0].isdigit() else None
 
 
+def is_cancelled_after(events: Sequence[Event], job: str, kind: JobEvent) -> bool:
+    """True if a job was cancelled after its last start or requeue, and that was an event of this kind.
+
+    Args:
+        events: the events of the run.
+        job: the id of the SLURM job.
+        kind: `STARTED` or `REQUEUED`.
+    """
+    kinds = (JobEvent.STARTED, JobEvent.REQUEUED, JobEvent.CANCELLED)
+    own = [event["event"] for event in events if event.get("job") == job and event["event"] in kinds]
+    before = [event for event in own if event != JobEvent.CANCELLED]
+    return own[-1:] == [JobEvent.CANCELLED] and before[-1:] == [kind]
+
+
 def count_last_requeues(events: Sequence[Event], job: str, reason: str, step: int | None) -> int:
     """Count the last requeues of a job that follow each other with the same reason at the same step.
 

@@ -64,3 +64,24 @@ def test_preemptions_and_other_jobs_do_not_count(tmp_path: Path) -> None:
     assert count_last_requeues(read_events(tmp_path), "7", "time limit", 3) == 1
     assert count_last_requeues(read_events(tmp_path), "7", "time limit", 4) == 0
     assert count_last_requeues([], "7", "time limit", 4) == 0
+
+
+def test_cancelled_job_is_not_requeued(end, tmp_path: Path) -> None:
+    write_event(tmp_path / "run", JobEvent.STARTED, job="7")
+    assert end(10)["event"] == "requeued"
+    write_event(tmp_path / "run", JobEvent.STARTED, job="7")
+    write_event(tmp_path / "run", JobEvent.CANCELLED, job="7")
+    last = end(20)
+    assert last["event"] == "stopped" and "cancelled" in last["reason"]
+
+
+def test_job_cancelled_before_its_requeued_start_does_not_train(end, tmp_path: Path) -> None:
+    """It has no process then that could get a signal."""
+    run = tmp_path / "run"
+    write_event(run, JobEvent.STARTED, job="7")
+    assert end(10)["event"] == "requeued"
+    write_event(run, JobEvent.CANCELLED, job="7")
+    job = Job(str(run), "srun", 1, 3, 50, 120)  # the run has no configuration: to train it would fail
+    for _ in range(2):  # every task of the job
+        job()
+    assert read_events(run)[-1] | {"time": ""} == {"event": "stopped", "time": "", "job": "7", "reason": "cancelled"}

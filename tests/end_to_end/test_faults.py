@@ -504,7 +504,7 @@ def test_predict_with_a_wrong_number_of_channels(
     root = make_dataset(tmp_path / "two", cases=1, channels=2)
     command = ("predict", trained, "--input", root / "imagesTr", "--output", tmp_path / "masks")
     ended = program.warm(COMMANDS, *command).wait().expect(1)
-    assert "has 2 channels, and the network reads ['MR0']" in ended.err
+    assert "has 2 channels (expected 1, the network reads MR0)" in ended.err
 
 
 def test_all_wrong_options_of_predict_are_listed(program: Program, tmp_path: Path, trained: Path) -> None:

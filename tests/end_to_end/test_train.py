@@ -308,7 +308,7 @@ def test_plateau_stops_the_run(train: Train, tmp_path: Path) -> None:
     assert (end["status"], end["step"]) == ("plateau", 12)
     assert "plateau (less than 0.004 gained in 2 plateau intervals of 4 steps)" in ended.err
     assert checkpoint(run)["step"] == 12
-    assert "already ended (plateau at step 12)" in train(run, *options).expect(0).err
+    assert "has finished (plateau at step 12)" in train(run, *options).expect(0).err
 
 
 # -- layouts of data sets ------------------------------------------------------------------------------------
