@@ -80,7 +80,7 @@ class Job:
         if is_cancelled_after(read_events(Path(self.run)), current_job(), JobEvent.REQUEUED):
             # The job was cancelled between its requeue and this start, when it had no process to get the signal.
             if main:
-                write_event(Path(self.run), JobEvent.STOPPED, job=current_job(), reason="cancelled")
+                write_event(Path(self.run), JobEvent.STOPPED, job=current_job(), reason=JobEvent.CANCELLED)
             return
         if main:
             self._record_start()
@@ -148,7 +148,7 @@ class Job:
         """The reason why the job must not be requeued; an empty text if there is none."""
         restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         if is_cancelled_after(read_events(Path(self.run)), job, JobEvent.STARTED):
-            return "cancelled"
+            return JobEvent.CANCELLED
         if self.max_requeues is None:
             return "requeue is false"
         if restarts >= self.max_requeues:
