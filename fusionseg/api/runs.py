@@ -301,11 +301,10 @@ def evaluate(
         include_trained=include_trained,
     )
     task = load_run_config(folder).task_info
-    if task.evaluation == "masks":
-        return compute_evaluation(open_evaluation(folder, options))
     given = {"dataset": dataset is not None, "average_with": average_with, "include_trained": include_trained,
              "overlap": overlap is not None, "flips": flips, "memory_gb": memory_gb is not None}  # fmt: skip
-    if names := [name for name, is_given in given.items() if is_given]:
+    names = [name for name, is_given in given.items() if is_given]
+    if names and task.evaluation != "masks":
         raise UserError(
             f"{', '.join(names)}: {folder} is a {task.name}, which is evaluated on its own validation cases; remove it"
         )
@@ -356,13 +355,10 @@ def _options(
         problems.append(f"device: expected auto, cuda or cpu, got {device!r}")
     if checkpoint not in ("best", "last"):
         problems.append(f"checkpoint: expected best or last, got {checkpoint!r}")
-    if overlap is not None and not 0 <= overlap < 1:
-        problems.append(f"overlap: expected a number from 0 to below 1, such as 0.5, got {overlap}")
-    if memory_gb is not None and memory_gb <= 0:
-        problems.append(f"memory_gb: expected a number of gigabytes above 0, got {memory_gb}")
-    if problems:
+    options = PredictOptions(device, checkpoint, overlap, flips, memory_gb)
+    if problems := problems + options.problems(overlap="overlap", memory="memory_gb"):
         raise UserError(problems)
-    return PredictOptions(device, checkpoint, overlap, flips, memory_gb)
+    return options
 
 
 def _is_number(value: Any) -> bool:

@@ -147,13 +147,14 @@ class Job:
     def _obstacle_to_requeue(self, job: str, reason: str, step: int | None) -> str:
         """The reason why the job must not be requeued; an empty text if there is none."""
         restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-        if is_cancelled_after(read_events(Path(self.run)), job, JobEvent.STARTED):
+        events = read_events(Path(self.run))
+        if is_cancelled_after(events, job, JobEvent.STARTED):
             return JobEvent.CANCELLED
         if self.max_requeues is None:
             return "requeue is false"
         if restarts >= self.max_requeues:
             return f"requeued {restarts} times (max_requeues)"
-        if reason == TIME_LIMIT and count_last_requeues(read_events(Path(self.run)), job, reason, step) >= _MAX_IDLE:
+        if reason == TIME_LIMIT and count_last_requeues(events, job, reason, step) >= _MAX_IDLE:
             return f"{_MAX_IDLE} starts in a row trained no step: raise time in the cluster profile, or lower signal_s"
         return ""
 

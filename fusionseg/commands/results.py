@@ -185,11 +185,7 @@ def _options(arguments: argparse.Namespace) -> PredictOptions:
     """
     from fusionseg.inference.predictor import PredictOptions
 
-    problems = []
-    if arguments.overlap is not None and not 0 <= arguments.overlap < 1:
-        problems.append(f"--overlap: expected a number from 0 to below 1, such as 0.5, got {arguments.overlap}")
-    if arguments.memory is not None and arguments.memory <= 0:
-        problems.append(f"--memory: expected a number of gigabytes above 0, got {arguments.memory}")
-    if problems:
+    options = PredictOptions(arguments.device, arguments.checkpoint, arguments.overlap, arguments.tta, arguments.memory)
+    if problems := options.problems(overlap="--overlap", memory="--memory"):
         raise UserError(problems)
-    return PredictOptions(arguments.device, arguments.checkpoint, arguments.overlap, arguments.tta, arguments.memory)
+    return options

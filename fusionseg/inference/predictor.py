@@ -53,6 +53,20 @@ class PredictOptions:
     memory_gb: float | None = None
     """Host memory in GB for the logits of one volume; None means a quarter of the free memory."""
 
+    def problems(self, *, overlap: str, memory: str) -> list[str]:
+        """List the values out of range.
+
+        Args:
+            overlap: the name of `overlap` in the message: an option of a command, or an argument.
+            memory: the name of `memory_gb` in the message.
+        """
+        problems = []
+        if self.overlap is not None and not 0 <= self.overlap < 1:
+            problems.append(f"{overlap}: expected a number from 0 to below 1, such as 0.5, got {self.overlap}")
+        if self.memory_gb is not None and self.memory_gb <= 0:
+            problems.append(f"{memory}: expected a number of gigabytes above 0, got {self.memory_gb}")
+        return problems
+
 
 class Predictor:
     """Predicts images by one network, or by an ensemble: the mean of the members' class probabilities."""

@@ -22,11 +22,11 @@ import yaml
 from end_to_end.conftest import arguments
 from end_to_end.runs import (
     COMMANDS,
-    REPOSITORY,
     TRAIN,
     Program,
     assert_same_run,
     checkpoint,
+    extending_blocks,
     rank_environments,
     records,
     wait_for_step,
@@ -36,16 +36,10 @@ from fusionseg.config import RunConfig, dump_config
 STEPS, KILL_AT = 16, 6  # the last checkpoint is of step 4
 
 
-def blocks(language: str) -> list[str]:
-    """The fenced blocks of the page in a language."""
-    text = (REPOSITORY / "docs/extending.md").read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-
-
 def write_modules(folder: Path) -> None:
     """The page's modules about data, under the names in their first lines."""
     for name in ("my_transforms.py", "my_augmentations.py", "my_reader.py"):
-        (text,) = (block for block in blocks("python") if block.startswith(f"# {name}\n"))
+        (text,) = (block for block in extending_blocks("python") if block.startswith(f"# {name}\n"))
         (folder / name).write_text(text)
 
 
@@ -53,7 +47,7 @@ def documented(section: str, key: str) -> Any:
     """The value of a key in the one YAML block of the page that has it."""
     (value,) = (
         loaded[section]
-        for loaded in map(yaml.safe_load, blocks("yaml"))
+        for loaded in map(yaml.safe_load, extending_blocks("yaml"))
         if section in loaded and key in loaded[section]
     )
     return value

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -21,37 +20,31 @@ import yaml
 from end_to_end.conftest import arguments
 from end_to_end.runs import (
     COMMANDS,
-    REPOSITORY,
     TRAIN,
     Program,
     assert_same_run,
     checkpoint,
+    extending_blocks,
     rank_environments,
     records,
     wait_for_step,
 )
 from fusionseg.config import RunConfig, dump_config, load_config
 
-PAGE = REPOSITORY / "docs/extending.md"
 STEPS, KILL_AT = 16, 6  # the last checkpoint is of step 4
 MODULES = ("my_nets.py", "my_losses.py", "my_optimizers.py", "my_schedules.py", "my_metrics.py")
-
-
-def blocks(language: str) -> list[str]:
-    """The fenced blocks of the page in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
 def write_modules(folder: Path) -> None:
     """The page's modules, under the names in their first lines."""
     for name in MODULES:
-        (text,) = (block for block in blocks("python") if block.startswith(f"# {name}\n"))
+        (text,) = (block for block in extending_blocks("python") if block.startswith(f"# {name}\n"))
         (folder / name).write_text(text)
 
 
 def documented() -> dict[str, Any]:
     """The page's sections about the model."""
-    loaded = [yaml.safe_load(block) for block in blocks("yaml")]
+    loaded = [yaml.safe_load(block) for block in extending_blocks("yaml")]
     return {
         key: value
         for entry in loaded
@@ -152,7 +145,7 @@ def test_a_part_of_the_package_is_one_module(monkeypatch: pytest.MonkeyPatch, tm
 
     networks.built_in()
     monkeypatch.setattr(networks, "_parts", dict(networks.built_in()))
-    (text,) = (block for block in blocks("python") if block.startswith("# pointwise.py,"))
+    (text,) = (block for block in extending_blocks("python") if block.startswith("# pointwise.py,"))
     (tmp_path / "pointwise.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     __import__("pointwise")

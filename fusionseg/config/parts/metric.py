@@ -4,41 +4,26 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator
 
-from fusionseg.config.outside import PartError, import_part, is_outside
-from fusionseg.config.outside_part import OutsidePart, name_to_section
+from fusionseg.config.outside_part import name_to_section
+from fusionseg.config.parts.named_part import NamedPart
 from fusionseg.config.registry import metrics
 
 
-class MetricConfig(OutsidePart):
+class MetricConfig(NamedPart):
     """A metric that compares a predicted and a true mask, for each foreground class.
 
     It is a built-in one, or one from outside by its dotted path, such as monai.metrics:SurfaceDiceMetric.
     """
 
+    registry = metrics
     supplied: ClassVar[tuple[str, ...]] = ("num_classes", "spacing_mm")
 
     title: str | None = None
     """Name in records and tables; null is the name of the function."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_known(cls, raw: Any) -> Any:
-        name = raw.get("name") if isinstance(raw, dict) else None
-        if isinstance(name, str) and not is_outside(name):
-            try:
-                metrics.find(name)
-            except PartError as error:
-                raise ValueError(f"name: {error}") from error
-        return raw
-
-    @property
-    def part(self) -> Any:
-        """The class or function that `name` stands for."""
-        return import_part(self.name, self.found_in) if is_outside(self.name) else metrics.find(self.name)
 
     def positional_arguments(self) -> int:
         """2 for a function, the prediction and the label; 0 for the constructor of a class."""

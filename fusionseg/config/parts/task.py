@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, model_validator
 
-from fusionseg.config.outside import PartError, is_outside
-from fusionseg.config.outside_part import OutsidePart, name_to_section
+from fusionseg.config.outside import PartError
+from fusionseg.config.outside_part import name_to_section
+from fusionseg.config.parts.named_part import NamedPart
 from fusionseg.config.registry import tasks
 
 
@@ -34,9 +35,11 @@ SEGMENTATION, PRETRAINING = "segmentation", "pretraining"
 """Names of the tasks of configurations that do not name one."""
 
 
-class TaskConfig(OutsidePart):
+class TaskConfig(NamedPart):
     """A task: a built-in one by its name, or one from outside by its dotted path. The class of a task is a subclass of
     fusionseg.training.tasks.task.Task. Its constructor takes the configuration of the run and `args`."""
+
+    registry = tasks
 
     name: str
     """segmentation, pretraining, or the dotted path of a class: package.module:Task, or folder/file.py:Task."""
@@ -44,17 +47,6 @@ class TaskConfig(OutsidePart):
     def positional_arguments(self) -> int:
         """1: the configuration of the run."""
         return 1
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_known(cls, raw: Any) -> Any:
-        name = raw.get("name") if isinstance(raw, dict) else None
-        if isinstance(name, str) and not is_outside(name):
-            try:
-                tasks.find(name)
-            except PartError as error:
-                raise ValueError(f"name: {error}") from error
-        return raw
 
     @model_validator(mode="after")
     def _is_a_task(self) -> TaskConfig:
@@ -66,11 +58,6 @@ class TaskConfig(OutsidePart):
         if missing := sorted(getattr(self.part, "__abstractmethods__", ())):
             raise ValueError(f"name: {self.name} lacks methods of a task ({', '.join(missing)}); add them")
         return self
-
-    @property
-    def part(self) -> Any:
-        """The class that `name` stands for."""
-        return tasks.find(self.name, self.found_in)
 
     @property
     def info(self) -> TaskInfo:
