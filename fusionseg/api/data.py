@@ -35,7 +35,7 @@ def open_dataset(
         >>> len(dataset.training), dataset.channels, dataset.labels
         (3, ('CT',), {0: 'background', 1: 'pulmonary_artery'})
     """
-    from fusionseg.config.data_parts import named_reader
+    from fusionseg.config.data.parts import named_reader
     from fusionseg.data.formats.dataset import open_dataset as open_any
     from fusionseg.data.formats.readers import Readers
 

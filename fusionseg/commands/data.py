@@ -74,7 +74,7 @@ def add_check(commands: Commands) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from fusionseg.config.data_parts import named_reader
+    from fusionseg.config.data.parts import named_reader
     from fusionseg.data.checks.dataset_check import check_dataset
     from fusionseg.data.formats.dataset import open_dataset
     from fusionseg.data.formats.readers import Readers

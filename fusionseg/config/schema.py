@@ -10,7 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.json_schema import models_json_schema
 
-from fusionseg.config.data_sections import AugmentConfig, CacheConfig, DataConfig
+from fusionseg.config.data.augmentation import AugmentConfig
+from fusionseg.config.data.cache import CacheConfig
+from fusionseg.config.data.dataset import DataConfig
 from fusionseg.config.observation import LogConfig, ProfileConfig
 from fusionseg.config.parts.metric import MetricPart, title_problems
 from fusionseg.config.parts.open_section import OpenSection, open_section_of

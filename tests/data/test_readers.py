@@ -16,7 +16,7 @@ import pytest
 import fusionseg
 from fusionseg.cli import main
 from fusionseg.config import RunConfig, validate
-from fusionseg.config.data_parts import named_reader
+from fusionseg.config.data.parts import named_reader
 from fusionseg.data.formats.case_reader import read_grid, read_image
 from fusionseg.data.formats.dataset import find_inputs, open_dataset
 from fusionseg.data.formats.problems import CaseError

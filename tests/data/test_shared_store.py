@@ -16,7 +16,7 @@ from preparing import opened, run
 
 from fusionseg import cli
 from fusionseg.config import RunConfig, dump_config
-from fusionseg.config.data_sections import CacheConfig
+from fusionseg.config.data.cache import CacheConfig
 from fusionseg.data.loading.device_cache import DeviceCache
 from fusionseg.data.preprocessing.case_folders import read_cases, read_prepared_case
 from fusionseg.data.preprocessing.prepare import open_configured, store_folder

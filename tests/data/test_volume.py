@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from fusionseg.config import DataConfig
-from fusionseg.config.data_sections import AugmentConfig, CacheConfig
+from fusionseg.config.data.augmentation import AugmentConfig
+from fusionseg.config.data.cache import CacheConfig
 from fusionseg.data.formats.geometry import voxel_sizes
 from fusionseg.data.formats.problems import CaseError
 from fusionseg.data.loading.device_cache import DeviceCache

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import cast
 
-from fusionseg.config.data_sections import DataConfig
+from fusionseg.config.data.dataset import DataConfig
 from fusionseg.data.formats.case import Case
 from fusionseg.data.formats.dataset import Dataset
 from fusionseg.utils.errors import UserError

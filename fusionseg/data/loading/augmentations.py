@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fusionseg.config.data_sections import AugmentConfig
+from fusionseg.config.data.augmentation import AugmentConfig
 from fusionseg.config.outside import failure_text
 from fusionseg.config.registry import augmentations as registry
 from fusionseg.data.loading.augmentation_protocol import Augmentation, Drawn, Draws

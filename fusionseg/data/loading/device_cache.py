@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusionseg.config.data_sections import CacheConfig
+from fusionseg.config.data.cache import CacheConfig
 from fusionseg.data.loading.sampling_plan import PlanCase
 from fusionseg.data.preprocessing.store import PreparedCase, Store
 from fusionseg.utils.errors import UserError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from fusionseg.config.data_sections import NoiseConfig, ScaleIntensityConfig, ShiftIntensityConfig
+from fusionseg.config.data.augmentation import NoiseConfig, ScaleIntensityConfig, ShiftIntensityConfig
 from fusionseg.config.registry import augmentations
 from fusionseg.data.loading.augmentation_protocol import Drawn
 from fusionseg.data.loading.counter_random import Purpose, counter_normal

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fusionseg.config.data_sections import AugmentConfig
+from fusionseg.config.data.augmentation import AugmentConfig
 from fusionseg.data.loading.augmentations import open_augmentations
 from fusionseg.data.loading.counter_random import counter_normal
 from fusionseg.data.loading.device_cache import DeviceCache

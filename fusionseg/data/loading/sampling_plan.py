@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionseg.config.data_sections import AugmentConfig
+from fusionseg.config.data.augmentation import AugmentConfig
 from fusionseg.data.loading.augmentation_protocol import Draws
 from fusionseg.data.loading.augmentations import open_augmentations
 from fusionseg.data.loading.counter_random import Purpose, random_bits, uniform

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionseg.config.data_sections import IntensityConfig
+from fusionseg.config.data.preprocessing import IntensityConfig
 
 
 def normalise(image: NDArray[np.float32], intensity: IntensityConfig) -> NDArray[np.float32]:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionseg.config.data_sections import DataConfig
+from fusionseg.config.data.dataset import DataConfig
 from fusionseg.config.outside_part import OutsidePart
 from fusionseg.data.preprocessing.case_folders import read_prepared_case, settle, temporary_folder
 from fusionseg.data.preprocessing.record import PreparedCase, SourceFile, checksum, write_record

@@ -13,7 +13,7 @@ from monai.transforms import Compose, MapTransform, RandomizableTrait, Transform
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from fusionseg.config.data_parts import TransformPart
+from fusionseg.config.data.parts import TransformPart
 from fusionseg.config.outside import failure_text
 from fusionseg.data.formats.channel_names import MAX_LABELS
 from fusionseg.data.outside import make_part

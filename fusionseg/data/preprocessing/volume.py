@@ -15,7 +15,7 @@ from monai.transforms import Orientation, Spacing
 from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
-from fusionseg.config.data_sections import DataConfig
+from fusionseg.config.data.dataset import DataConfig
 from fusionseg.data.formats.case_reader import ARRAY, Image, read_case, read_image, read_label
 from fusionseg.data.formats.geometry import Grid, voxel_sizes
 from fusionseg.data.formats.image_digest import image_digest

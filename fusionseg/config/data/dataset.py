@@ -1,0 +1,125 @@
+"""The section `data`: the data set, its preparation, and the shape and position of a sample."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from fusionseg.config.data.parts import ReaderPart, TransformPart
+from fusionseg.config.data.preprocessing import CropForegroundConfig, IntensityConfig
+from fusionseg.config.section import FloatTriple, Positive, Probability, SectionWithOptions, Triple
+
+Layout = Literal["auto", "msd", "nnunet", "datalist"]
+Orientation = Annotated[str, Field(pattern="^[RL][AP][SI]$|^$")]
+
+
+class SourceConfig(SectionWithOptions):
+    """A further data set to pre-train on. A key that is not given is as in `data`."""
+
+    left_out: ClassVar[tuple[str, ...]] = ("reader", "transforms")
+
+    root: str
+    """Folder of the data set (MSD or nnU-Net raw layout), or a MONAI datalist JSON."""
+    layout: Layout = "auto"
+    """Layout of the folder; `auto` looks at its files."""
+    reader: ReaderPart | None = None
+    """A reader for other image files than NIfTI; null is that of `data`."""
+    spacing: FloatTriple | None
+    """Voxel size in mm that volumes are resampled to; null keeps each volume's own."""
+    orientation: Orientation | None
+    """Axes of the prepared volumes; null keeps each volume's own."""
+    intensity: IntensityConfig
+    """Normalisation of the raw intensities: CT and MRI need their own."""
+    crop_foreground: CropForegroundConfig | None
+    """Crop to the voxels above a threshold."""
+    transforms: Annotated[tuple[TransformPart, ...], Field(strict=False)] | None = None
+    """Deterministic transforms before the normalisation; null is those of `data`."""
+    prepared: str | None = None
+    """Folder of the prepared cases; null is one under `<output>/prepared`, by data set and settings."""
+
+
+_INHERITED = ("spacing", "orientation", "intensity", "crop_foreground")
+
+
+class DataConfig(SectionWithOptions):
+    """The data set, its preparation, and the shape and position of a sample."""
+
+    left_out: ClassVar[tuple[str, ...]] = ("reader", "transforms")
+
+    root: str | None = None
+    """Folder of the data set (MSD or nnU-Net raw layout), or a MONAI datalist JSON."""
+    layout: Layout = "auto"
+    """Layout of the folder; `auto` looks at its files."""
+    reader: ReaderPart | None = None
+    """A reader of your own for image files: a dotted path (my_reader:NumpyReader), or {name: ..., args: {...}}. NIfTI
+    files are read in any case."""
+    also: Annotated[tuple[SourceConfig, ...], Field(strict=False)] = ()
+    """Further data sets, for pre-training: each with its own root and, where they differ, its own spacing,
+    orientation, intensity and crop_foreground."""
+    labels: Annotated[tuple[str, ...], Field(strict=False)] | None = None
+    """Names of the label values 0, 1, ...; needed only where the data set does not say them."""
+    fold: Annotated[int, Field(ge=0)] = 0
+    """The fold of the validation cases. The cases of all other folds are training cases."""
+    folds: Positive = 5
+    """Number of folds. The labelled training cases are divided among them by name and seed, unless the data set states
+    its folds. 1 trains on all of them and validates on the same cases: to overfit a case, or to use every case. The
+    results are then marked, because they say nothing about other cases."""
+    fold_seed: int = 0
+    """Seed of the division into folds. It is not `seed`, so that runs with several seeds have the same split."""
+    train_cases: Positive | None = None
+    """Number of training cases that are used, the first of the fold (learning curves, few labels); null uses all."""
+    spacing: FloatTriple | None = None
+    """Voxel size in mm that volumes are resampled to; null keeps each volume's own."""
+    orientation: Orientation | None = "RAS"
+    """Axes of the prepared volumes: R or L, A or P, S or I; null keeps each volume's own."""
+    intensity: IntensityConfig = IntensityConfig()
+    crop_foreground: CropForegroundConfig | None = None
+    """Crop to the voxels above a threshold before training. Predictions have the shape of the full volume."""
+    transforms: Annotated[tuple[TransformPart, ...], Field(strict=False)] = ()
+    """Deterministic transforms by dotted path: MONAI's dictionary transforms, or functions of your own from dictionary
+    to dictionary. They change the volume after reorientation, resampling and cropping, before `intensity` normalises
+    it."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """Data type of the prepared images on disk."""
+    prepared: str | None = None
+    """Folder of the prepared cases; null is one under `<output>/prepared`, by data set and settings."""
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """Processes that prepare cases; null is one for each CPU that this job may use."""
+    skip_broken: bool = False
+    """Train without the cases that cannot be prepared, instead of refusing to start."""
+    patch: Triple = (96, 96, 96)
+    """Voxels of a training patch."""
+    samples_per_volume: Positive = 2
+    """Consecutive samples that are taken from one volume."""
+    foreground: Probability = 0.5
+    """Probability that a patch is centred on a foreground voxel. Its class is drawn uniformly from the classes of the
+    case."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_sources(cls, raw: Any) -> Any:
+        """Write out the values that further data sets inherit, so that the resolved configuration states them."""
+        if not isinstance(raw, dict) or not isinstance(raw.get("also"), list | tuple):
+            return raw
+        own = {key: raw.get(key, cls.model_fields[key].default) for key in _INHERITED}
+        return {**raw, "also": [{**own, **part} if isinstance(part, dict) else part for part in raw["also"]]}
+
+    @field_validator("patch")
+    @classmethod
+    def _positive_patch(cls, patch: tuple[int, int, int]) -> tuple[int, int, int]:
+        if min(patch) < 1:
+            raise ValueError(f"expected at least one voxel in each axis, got {list(patch)}")
+        return patch
+
+    @field_validator("spacing")
+    @classmethod
+    def _positive_spacing(cls, spacing: tuple[float, float, float] | None) -> tuple[float, float, float] | None:
+        if spacing is not None and min(spacing) <= 0:
+            raise ValueError(f"expected positive voxel sizes in mm, got {list(spacing)}")
+        return spacing
+
+    @field_validator("orientation")
+    @classmethod
+    def _known_axes(cls, orientation: str | None) -> str | None:
+        return orientation or None
