@@ -32,6 +32,7 @@ from fusionseg.data.formats.ignored_entries import misspelt_keys, unlisted_files
 from fusionseg.data.formats.image_file import VolumeError
 from fusionseg.data.formats.nnunet_layout import nnunet_cases
 from fusionseg.data.formats.readers import Readers
+from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import user_path
 
@@ -47,7 +48,7 @@ class Dataset:
         layout: of the files.
         name: as the JSON states it, otherwise that of the folder or the list.
         channels: channel names, at least one.
-        labels: value -> name, consecutive from 0, which is the background.
+        scheme: the meaning of the values in the label files.
         training: sorted by name, cases without a label included (pre-training uses them).
         testing: the test cases, sorted by name; some may have a label.
         faults: errors of the data set as a whole; empty unless opened with `require_files=False`.
@@ -60,7 +61,7 @@ class Dataset:
     layout: Layout
     name: str
     channels: tuple[str, ...]
-    labels: dict[int, str]
+    scheme: LabelScheme
     training: tuple[Case, ...]
     testing: tuple[Case, ...]
     faults: tuple[str, ...] = ()
@@ -83,14 +84,19 @@ class Dataset:
         return folder if self.source.name == "dataset.json" else "_".join(filter(None, (folder, self.source.stem)))
 
     @property
+    def labels(self) -> dict[int, str]:
+        """Class index -> name; 0 is the background."""
+        return self.scheme.labels
+
+    @property
     def num_classes(self) -> int:
-        """Number of label values, the background included."""
-        return len(self.labels)
+        """Number of classes, the background included."""
+        return self.scheme.num_classes
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the foreground classes, in the order of their values."""
-        return tuple(self.labels[value] for value in sorted(self.labels) if value > 0)
+        """Names of the foreground classes, in the order of their indices."""
+        return self.scheme.names[1:]
 
 
 def open_dataset(
@@ -154,7 +160,7 @@ def open_dataset(
         layout=chosen,
         name=str(content.get("name") or (source.stem if chosen == "datalist" else source.parent.name)),
         channels=channels,
-        labels=names,
+        scheme=LabelScheme.of_names([names[value] for value in sorted(names)]),
         training=tuple(sorted(training, key=lambda case: case.name)),
         testing=tuple(sorted(testing, key=lambda case: case.name)),
         faults=tuple(faults),
