@@ -11,7 +11,12 @@ if TYPE_CHECKING:
 
 
 def open_dataset(
-    path: str | Path, *, layout: str = "auto", labels: Sequence[str] | None = None, reader: str | None = None
+    path: str | Path,
+    *,
+    layout: str = "auto",
+    labels: Sequence[str] | None = None,
+    reader: str | None = None,
+    base_dir: str | Path | None = None,
 ) -> Dataset:
     """Open a data set: its cases, channels and label names. No voxel is read.
 
@@ -21,6 +26,8 @@ def open_dataset(
         layout: "msd", "nnunet" or "datalist"; "auto" looks at the folder.
         labels: names of the label values 0, 1, ..., for a data set that does not have them.
         reader: dotted path of a reader for other image files than NIfTI.
+        base_dir: the folder at which the relative paths of a datalist start; None is `base_dir` of the list, or else
+            its own folder.
 
     Returns:
         The data set: `training` and `testing` are the cases (`name`, `images`, `label`), `channels` their names,
@@ -40,4 +47,5 @@ def open_dataset(
     from fusionseg.data.formats.readers import Readers
 
     readers = Readers(named_reader(reader, "reader"))
-    return open_any(str(path), layout, None if labels is None else tuple(labels), readers=readers)
+    base = None if base_dir is None else str(base_dir)
+    return open_any(str(path), layout, None if labels is None else tuple(labels), readers=readers, base_dir=base)

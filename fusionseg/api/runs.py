@@ -250,6 +250,7 @@ def evaluate(
     run: Run | str | Path,
     dataset: str | Path | None = None,
     *,
+    base_dir: str | Path | None = None,
     average_with: Sequence[Run | str | Path] = (),
     overrides: Overrides = (),
     include_trained: bool = False,
@@ -264,6 +265,8 @@ def evaluate(
     Args:
         run: a run folder, or a `Run`.
         dataset: a data set, all labelled cases of which are scored; None for the validation cases of the run.
+        base_dir: the folder at which the relative paths of a datalist `dataset` start; None is that which the list
+            states, or else its own.
         average_with: further runs; their class probabilities are averaged with this one's.
         overrides: settings that replace those of the run, such as the place of its data: `{"data.root": "/new/place"}`.
         include_trained: count cases that were trained on in the means too, and mark the results.
@@ -297,12 +300,14 @@ def evaluate(
         _options(device, checkpoint or ("last" if dataset is None else "best"), overlap, flips, memory_gb),
         override_texts(overrides),
         dataset_root=None if dataset is None else str(dataset),
+        base_dir=None if base_dir is None else str(base_dir),
         others=_folders(average_with),
         include_trained=include_trained,
     )
     task = load_run_config(folder).task_info
-    given = {"dataset": dataset is not None, "average_with": average_with, "include_trained": include_trained,
-             "overlap": overlap is not None, "flips": flips, "memory_gb": memory_gb is not None}  # fmt: skip
+    given = {"dataset": dataset is not None, "base_dir": base_dir is not None, "average_with": average_with,
+             "include_trained": include_trained, "overlap": overlap is not None, "flips": flips,
+             "memory_gb": memory_gb is not None}  # fmt: skip
     names = [name for name, is_given in given.items() if is_given]
     if names and task.evaluation != "masks":
         raise UserError(

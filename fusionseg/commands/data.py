@@ -64,6 +64,9 @@ def add_check(commands: Commands) -> None:
         help="keys of a configuration that say how the data set is read, such as data.labels=[background,tumour]",
     )
     parser.add_argument("--layout", help="auto, msd, nnunet or datalist (default auto)")
+    parser.add_argument(
+        "--base-dir", metavar="FOLDER", help="folder at which the relative paths of a datalist start (default: its own)"
+    )
     parser.add_argument("--labels", nargs="+", help="names of the label values 0, 1, ... if the data set has none")
     parser.add_argument(
         "--reader", metavar="MODULE:CLASS", help="a reader of your own for image files (docs/extending.md)"
@@ -87,7 +90,10 @@ def _check(arguments: argparse.Namespace) -> int:
     layout, labels = arguments.layout or data.layout, arguments.labels or data.labels
     patch = arguments.patch or (data.patch if "patch" in data.model_fields_set else None)
     reader = named_reader(arguments.reader, "--reader") or data.reader
-    dataset = open_dataset(arguments.dataset, layout, labels, require_files=False, readers=Readers(reader))
+    base_dir = arguments.base_dir or data.base_dir
+    dataset = open_dataset(
+        arguments.dataset, layout, labels, require_files=False, readers=Readers(reader), base_dir=base_dir
+    )
     with counting_progress("checking") as progress:
         report = check_dataset(dataset, patch=patch, workers=arguments.workers, progress=progress)
     print(report.to_text())

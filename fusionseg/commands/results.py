@@ -34,6 +34,11 @@ def add_evaluate(commands: Commands) -> None:
         help="evaluate on all labelled cases of this data set, test cases too, instead of the validation fold",
     )
     parser.add_argument(
+        "--base-dir",
+        metavar="FOLDER",
+        help="folder at which the relative paths of the datalist of --dataset start (default: its own)",
+    )
+    parser.add_argument(
         "--with", dest="others", nargs="+", type=Path, default=[], metavar="RUN", help="average with these runs"
     )
     parser.add_argument(
@@ -68,6 +73,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         _options(arguments),
         overrides + more,
         dataset_root=arguments.dataset,
+        base_dir=arguments.base_dir,
         others=others,
         include_trained=arguments.include_trained,
         skip_existing=arguments.skip_existing,

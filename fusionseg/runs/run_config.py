@@ -26,8 +26,8 @@ log = logging.getLogger("fusionseg")
 # These keys may differ between two starts of one run. The results do not depend on them.
 RESUME_FREE_KEYS = (
     ("name",), ("output",), ("resume",), ("init_from_seen",), ("device",), ("log",), ("profile",), ("cache", "device"),
-    ("cache", "memory_fraction"), ("checkpoint",), ("data", "root"), ("data", "prepared"), ("data", "workers"),
-    ("train", "threads"), ("train", "checkpoint_activations"), ("validate", "window_batch"),
+    ("cache", "memory_fraction"), ("checkpoint",), ("data", "root"), ("data", "base_dir"), ("data", "prepared"),
+    ("data", "workers"), ("train", "threads"), ("train", "checkpoint_activations"), ("validate", "window_batch"),
     ("metrics",),
 )  # fmt: skip
 
@@ -167,8 +167,8 @@ def resume_relevant(plain: dict[str, Any]) -> dict[str, Any]:
     data = kept.get("data")
     for further in (data.get("also") or []) if isinstance(data, dict) else []:
         if isinstance(further, dict):
-            further.pop("root", None)
-            further.pop("prepared", None)
+            for key in ("root", "base_dir", "prepared"):
+                further.pop(key, None)
     return kept
 
 

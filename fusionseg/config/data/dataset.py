@@ -17,10 +17,12 @@ Orientation = Annotated[str, Field(pattern="^[RL][AP][SI]$|^$")]
 class SourceConfig(SectionWithOptions):
     """A further data set to pre-train on. A key that is not given is as in `data`."""
 
-    left_out: ClassVar[tuple[str, ...]] = ("reader", "transforms")
+    left_out: ClassVar[tuple[str, ...]] = ("base_dir", "reader", "transforms")
 
     root: str
     """Folder of the data set (MSD or nnU-Net raw layout), or a MONAI datalist JSON."""
+    base_dir: str | None = None
+    """Folder at which the relative paths of a datalist start; null is the folder of the list."""
     layout: Layout = "auto"
     """Layout of the folder; `auto` looks at its files."""
     reader: ReaderPart | None = None
@@ -45,10 +47,13 @@ _INHERITED = ("spacing", "orientation", "intensity", "crop_foreground")
 class DataConfig(SectionWithOptions):
     """The data set, its preparation, and the shape and position of a sample."""
 
-    left_out: ClassVar[tuple[str, ...]] = ("reader", "transforms")
+    left_out: ClassVar[tuple[str, ...]] = ("base_dir", "reader", "transforms")
 
     root: str | None = None
     """Folder of the data set (MSD or nnU-Net raw layout), or a MONAI datalist JSON."""
+    base_dir: str | None = None
+    """Folder at which the relative paths of a datalist start; null is `base_dir` of the list, or else the folder of the
+    list."""
     layout: Layout = "auto"
     """Layout of the folder; `auto` looks at its files."""
     reader: ReaderPart | None = None

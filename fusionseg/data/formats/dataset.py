@@ -22,14 +22,22 @@ from fusionseg.data.formats.dataset_json import (
     LAYOUTS,
     MAX_LISTED,
     Layout,
+    base_folder,
     find_json,
     listed_cases,
     read_json,
     recognise_layout,
     unique_names,
 )
-from fusionseg.data.formats.ignored_entries import misspelt_keys, unlisted_files, unread_lists, wrong_numbers
+from fusionseg.data.formats.ignored_entries import (
+    misspelt_keys,
+    unlisted_files,
+    unread_files,
+    unread_lists,
+    wrong_numbers,
+)
 from fusionseg.data.formats.image_file import VolumeError
+from fusionseg.data.formats.missing_files import file_problems, wrong_base
 from fusionseg.data.formats.nnunet_layout import nnunet_cases
 from fusionseg.data.formats.readers import Readers
 from fusionseg.data.labels.scheme import LabelScheme
@@ -107,6 +115,7 @@ def open_dataset(
     default_labels: Sequence[str] | None = None,
     require_files: bool = True,
     readers: Readers | None = None,
+    base_dir: str | None = None,
 ) -> Dataset:
     """Read the list of a data set's cases, and check that the files exist.
 
@@ -117,6 +126,8 @@ def open_dataset(
         default_labels: names for the values if the file has none.
         require_files: False leaves missing files for `check_dataset` to report case by case.
         readers: of the image files; None for the built-in ones.
+        base_dir: the folder at which the relative paths of a list start (`data.base_dir`); None is that which the list
+            states, or else its own.
 
     Raises:
         UserError: with every problem found.
@@ -130,6 +141,7 @@ def open_dataset(
     content = read_json(source)
     chosen = cast(Layout, layout) if layout != "auto" else recognise_layout(source, content, readers)
 
+    base = base_folder(source, content, chosen, base_dir)
     problems: list[str] = []
     channels = channel_names(content.get("channel_names", content.get("modality")), source, problems)
     faults = misspelt_keys(source, content, chosen)  # `check` reports these and goes on to the cases
@@ -138,21 +150,24 @@ def open_dataset(
         training, testing = nnunet_cases(source, content, len(channels), problems, readers)
     else:
         unread_lists(source, content, faults, notes)
-        training, testing = listed_cases(source, content, problems, notes, readers)
+        unread_files(source, content, readers, faults, notes)
+        training, testing = listed_cases(source, content, problems, notes, readers, base)
     copied = chosen != "nnunet" or (source.parent / "imagesTs").is_dir()
     faults += wrong_numbers(source, content, training, testing if copied else None)
-    notes += unlisted_files(source, training + testing, readers, compare=chosen == "msd" or "dataset" in content)
+    notes += unlisted_files(source, base, training + testing, readers, compare=chosen == "msd" or "dataset" in content)
     if not training and not testing and not problems:
         problems.append(f"{source}: no case is listed or found; check the path and data.layout ({chosen})")
-    training, testing = unique_names(source, training, testing, faults)
+    training, testing = unique_names(source, base, training, testing, faults)
     problems += _name_problems(training + testing)
     channels = channels or _guess_channels(training + testing, readers)
     given = labels if labels is not None or content.get("labels") else default_labels
     names = label_names(content.get("labels"), given, source, training, problems)
+    lost = wrong_base(source, base, training + testing) if chosen != "nnunet" else []
+    faults += lost
     if require_files or problems:
         problems += faults
     if require_files:
-        problems += _file_problems(source, training + testing, len(channels), readers)
+        problems += [] if lost else file_problems(source, training + testing, len(channels), readers)
     if problems:
         raise UserError(_capped(problems, source))
     return Dataset(
@@ -241,28 +256,6 @@ def _name_problems(cases: Iterable[Case]) -> list[str]:
         for case in cases
         if not case.name.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in case.name)
     ]
-
-
-def _file_problems(source: Path, cases: Iterable[Case], channels: int, readers: Readers) -> list[str]:
-    problems = []
-    for case in cases:
-        if len(case.images) > 1 and len(case.images) != channels:
-            problems.append(
-                f"{case.images[0]}: case {case.name} has {len(case.images)} channel files, {source.name} "
-                f"names {channels} channels; correct one of them"
-            )
-        for path in (*case.images, *([case.label] if case.label else [])):
-            if not readers.is_image_file(path):
-                problems.append(
-                    f"{path}: no reader reads files of this name (expected {' or '.join(readers.suffixes)}); convert"
-                    f" case {case.name}, or name a reader for it (data.reader)"
-                )
-            elif not path.is_file():
-                problems.append(
-                    f"{path}: file missing, case {case.name} needs it; copy it there, or take the case out "
-                    f"of {source.name}"
-                )
-    return problems
 
 
 def _guess_channels(cases: Sequence[Case], readers: Readers) -> tuple[str, ...]:

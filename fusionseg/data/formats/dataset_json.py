@@ -18,6 +18,7 @@ from fusionseg.data.formats.case import CHANNEL, Case
 from fusionseg.data.formats.ignored_entries import hidden_entries
 from fusionseg.data.formats.readers import Readers
 from fusionseg.utils.errors import UserError
+from fusionseg.utils.files import user_path
 
 Layout = Literal["msd", "nnunet", "datalist"]
 
@@ -126,8 +127,39 @@ def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
+def base_folder(source: Path, content: dict[str, Any], layout: Layout, given: str | None) -> Path:
+    """The folder at which the relative paths of a list start.
+
+    Args:
+        source: the JSON file.
+        content: of the file. Its key `base_dir` is a path, which starts at the folder of the file if it is relative.
+        layout: of the data set.
+        given: `data.base_dir`, which takes precedence; None for none.
+
+    Returns:
+        The folder of the JSON file, unless `given` or the file states another one.
+
+    Raises:
+        UserError: there is no such folder, or the layout has no list of paths.
+    """
+    stated = content.get("base_dir")
+    if given is None and stated is None:
+        return source.parent
+    where = "data.base_dir" if given is not None else f"{source}: base_dir"
+    if given is None and not (isinstance(stated, str) and stated):
+        raise UserError(f"{where}: expected the path of a folder, got {stated!r}; correct it")
+    if layout == "nnunet":
+        raise UserError(
+            f"{where}: the nnU-Net layout has its files beside dataset.json, in imagesTr and labelsTr; remove it"
+        )
+    folder = user_path(given).absolute() if given is not None else source.parent / user_path(str(stated))
+    if not folder.is_dir():
+        raise UserError(f"{where}: {folder}: is no folder; give the folder at which the paths of {source.name} start")
+    return folder
+
+
 def listed_cases(
-    source: Path, content: dict[str, Any], problems: list[str], notes: list[str], readers: Readers
+    source: Path, content: dict[str, Any], problems: list[str], notes: list[str], readers: Readers, base: Path
 ) -> tuple[list[Case], list[Case]]:
     """List the training and test cases of an MSD data set or of a datalist.
 
@@ -137,6 +169,7 @@ def listed_cases(
         problems: gets the faults of the lists.
         notes: gets the entries that are left out.
         readers: of the data set.
+        base: the result of `base_folder`.
 
     Raises:
         UserError: there is no list of cases.
@@ -145,10 +178,10 @@ def listed_cases(
         raise UserError(f'{source}: has no "training" list; add {{"training": [{{"image": ..., "label": ...}}]}}')
     hidden: list[str] = []
     training, validation = (
-        _entries(source, key, content, problems, hidden, readers) for key in ("training", "validation")
+        _entries(source, key, content, problems, hidden, readers, base) for key in ("training", "validation")
     )
     testing = [
-        case for key in ("test", "testing") for case in _entries(source, key, content, problems, hidden, readers)
+        case for key in ("test", "testing") for case in _entries(source, key, content, problems, hidden, readers, base)
     ]
     notes += hidden_entries(source, hidden)
     stated = sum(case.fold is not None for case in training)
@@ -167,7 +200,13 @@ def listed_cases(
 
 
 def _entries(
-    source: Path, key: str, content: dict[str, Any], problems: list[str], hidden: list[str], readers: Readers
+    source: Path,
+    key: str,
+    content: dict[str, Any],
+    problems: list[str],
+    hidden: list[str],
+    readers: Readers,
+    base: Path,
 ) -> list[Case]:
     """The cases of one list of the JSON."""
     if not isinstance(content.get(key, []), list):
@@ -178,18 +217,22 @@ def _entries(
         entry = entry if isinstance(entry, dict) else {"image": entry}
         images, label, fold = as_list(entry.get("image")), entry.get("label") or None, entry.get("fold")
         if not images or not all(isinstance(image, str) and image for image in images):
-            problems.append(f'{source}: {key}[{i}] has no "image"; give a path or a list of paths, one per channel')
+            others = [str(name) for name in entry if name not in ("image", "label", "fold")]
+            has = f" (it has {', '.join(others[:5])})" if others else ""
+            problems.append(
+                f'{source}: {key}[{i}] has no "image"{has}; give a path or a list of paths, one per channel'
+            )
         elif label is not None and not isinstance(label, str):
             problems.append(f'{source}: {key}[{i}]: "label" is not a path; give one label file per case')
         elif fold is not None and (not isinstance(fold, int) or isinstance(fold, bool) or fold < 0):
             problems.append(f'{source}: {key}[{i}]: "fold" is {fold!r}; give an integer from 0')
         else:
-            paths = tuple(_listed_path(source.parent, image) for image in images)
+            paths = tuple(_listed_path(base, image) for image in images)
             if paths[0].name.startswith("."):
                 hidden.append(paths[0].name)
                 continue
             name = _joint_name(paths, readers)
-            cases.append(Case(name, paths, _listed_path(source.parent, label) if label else None, fold))
+            cases.append(Case(name, paths, _listed_path(base, label) if label else None, fold))
     return cases
 
 
@@ -211,12 +254,13 @@ def _joint_name(images: Sequence[Path], readers: Readers) -> str:
 
 
 def unique_names(
-    source: Path, training: list[Case], testing: list[Case], faults: list[str]
+    source: Path, base: Path, training: list[Case], testing: list[Case], faults: list[str]
 ) -> tuple[list[Case], list[Case]]:
     """Rename cases of one name by their folders (a/image.nii.gz, b/image.nii.gz), where these differ.
 
     Args:
         source: the JSON file.
+        base: the folder at which the listed paths start.
         training: cases.
         testing: cases.
         faults: gets the names that stay doubled.
@@ -230,8 +274,8 @@ def unique_names(
 
     def with_folder(case: Case) -> Case:
         folder = case.images[0].parent
-        within = folder.is_relative_to(source.parent)
-        inside = folder.relative_to(source.parent) if within else Path(folder.name)
+        within = folder.is_relative_to(base)
+        inside = folder.relative_to(base) if within else Path(folder.name)
         return replace(case, name="_".join([*inside.parts, case.name])) if len(folders[case.name]) > 1 else case
 
     training, testing = [with_folder(case) for case in training], [with_folder(case) for case in testing]

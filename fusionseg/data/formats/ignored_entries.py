@@ -22,8 +22,19 @@ _TOP_LEVEL = {
     "nnunet": (("file_ending",), *_NAMES),
 }
 """Keys that are read, by layout. Each group needs one of its keys."""
-_OTHERS = ("numTraining", "numTest", "name", "dataset", "dataset_name", "description", "release", "reference")
+_OTHERS = (
+    "base_dir",
+    "numTraining",
+    "numTest",
+    "name",
+    "dataset",
+    "dataset_name",
+    "description",
+    "release",
+    "reference",
+)
 _ENTRY = (("image",), ("label",), ("fold",))
+_LABEL_KEYS = ("seg", "segmentation", "mask", "lbl", "gt", "ground_truth", "annotation", "target", "labels")
 _ENTRY_NNUNET = (("images",), ("label",))
 _SIMILAR = 0.8
 _OTHER_FORMATS = (".mha", ".mhd", ".nrrd", ".nhdr", ".img", ".hdr", ".mgz", ".dcm", ".tif", ".tiff", ".png", ".jpg")
@@ -60,6 +71,34 @@ def misspelt_keys(source: Path, content: dict[str, Any], layout: str) -> list[st
                 + f' is not read (did you mean "{meant}"?); rename it'
             )
     return faults
+
+
+def unread_files(source: Path, content: dict[str, Any], readers: Readers, faults: list[str], notes: list[str]) -> None:
+    """Note keys of listed cases that name image files and are not read.
+
+    A key with a usual name of labels, beside no `label`, is a fault: a training would start without these labels.
+
+    Args:
+        source: the JSON file.
+        content: of the file.
+        readers: of the data set.
+        faults: gets the faults.
+        notes: gets the notes.
+    """
+    known = {key for family in _ENTRY for key in family}
+    for name in LISTS:
+        found: dict[str, list[bool]] = {}
+        for entry in _list(content.get(name)):
+            for key, value in entry.items() if isinstance(entry, dict) else ():
+                if key not in known and isinstance(value, str) and readers.is_image_file(Path(value)):
+                    found.setdefault(key, []).append("label" in entry)
+        for key, labelled in found.items():
+            is_fault = key.lower() in _LABEL_KEYS and not any(labelled)
+            (faults if is_fault else notes).append(
+                f'{source}: the key "{key}" of {len(labelled)} cases of {name} names image files and is not read'
+                f" (image, label and fold are); "
+                + ('rename it to "label"' if is_fault else "rename it, or leave it if it is not needed")
+            )
 
 
 def unread_lists(source: Path, content: dict[str, Any], faults: list[str], notes: list[str]) -> None:
@@ -123,17 +162,18 @@ def hidden_entries(source: Path, names: Sequence[str]) -> list[str]:
     return [f"{source}: {_count(names, 'listed file')} hidden and left out ({_some(names)}); take them out of the list"]
 
 
-def unlisted_files(source: Path, cases: Iterable[Case], readers: Readers, *, compare: bool) -> list[str]:
+def unlisted_files(source: Path, base: Path, cases: Iterable[Case], readers: Readers, *, compare: bool) -> list[str]:
     """List the notes about images and labels in the folders of a data set that do not belong to it.
 
     Args:
         source: the JSON file.
+        base: the folder at which the listed paths start.
         cases: of the data set.
         readers: of the data set.
         compare: True if the JSON has to list all files of the folders; False notes files of other formats only.
     """
     listed = {os.path.normpath(path) for case in cases for path in (*case.images, case.label) if path is not None}
-    folders = sorted(source.parent / name for name in ("imagesTr", "labelsTr", "imagesTs"))
+    folders = sorted(base / name for name in ("imagesTr", "labelsTr", "imagesTs"))
     notes = []
     for folder in folders:
         if not folder.is_dir():

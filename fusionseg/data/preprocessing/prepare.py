@@ -69,7 +69,7 @@ def open_configured(data: DataConfig) -> Dataset:
     if data.root is None:
         raise UserError("data.root is not set: add data.root=/path/to/dataset to the command, or root: under data:")
     open_transforms(data.transforms)
-    return open_dataset(data.root, data.layout, data.labels, readers=Readers(data.reader))
+    return open_dataset(data.root, data.layout, data.labels, readers=Readers(data.reader), base_dir=data.base_dir)
 
 
 def store_folder(data: DataConfig, output: str, dataset: Dataset) -> Path:

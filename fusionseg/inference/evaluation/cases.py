@@ -71,8 +71,8 @@ def evaluation_config(run: Path, overrides: Sequence[str]) -> RunConfig:
     if wrong:
         raise UserError(
             [
-                f"{change}: would make it another run than {run} (expected data.root, data.layout, data.labels or"
-                " data.prepared); remove it, or name other cases by --dataset"
+                f"{change}: would make it another run than {run} (expected data.root, data.base_dir, data.layout,"
+                " data.labels or data.prepared); remove it, or name other cases by --dataset"
                 for change in wrong
             ]
         )

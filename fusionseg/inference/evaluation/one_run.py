@@ -43,6 +43,8 @@ class EvaluationOptions:
     """`key.path=value` settings, such as data.root, that are laid over the configuration of each run."""
     dataset_root: str | None = None
     """A data set whose labelled cases are all scored; None means each run's own validation cases."""
+    base_dir: str | None = None
+    """The folder at which the relative paths of that data set's list start; None is that which the list states."""
     others: Sequence[Path] = ()
     """Runs whose predictions are averaged with those of the run."""
     include_trained: bool = False
@@ -186,9 +188,15 @@ def _refuse_options_of_other_task(run: Path, config: RunConfig, options: Evaluat
 def _other_dataset(config: RunConfig, options: EvaluationOptions) -> Dataset | None:
     """Open the data set of `--dataset`; None without it. It gets the run's label names if it has none."""
     if options.dataset_root is None:
+        if options.base_dir is not None:
+            raise UserError(
+                "--base-dir: belongs to the datalist of --dataset; for the run's own set data.base_dir=FOLDER"
+            )
         return None
     readers = Readers(config.data.reader)
-    return open_dataset(options.dataset_root, "auto", default_labels=config.data.labels, readers=readers)
+    return open_dataset(
+        options.dataset_root, default_labels=config.data.labels, readers=readers, base_dir=options.base_dir
+    )
 
 
 def _request(config: RunConfig, options: EvaluationOptions, dataset: Dataset | None) -> EvaluationRequest:

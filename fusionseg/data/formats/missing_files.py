@@ -1,0 +1,70 @@
+"""Files of a data set that are missing, or that no reader reads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from fusionseg.data.formats.case import Case
+from fusionseg.data.formats.readers import Readers
+
+_SEARCHED_PARENTS = 3
+
+
+def wrong_base(source: Path, base: Path, cases: Sequence[Case]) -> list[str]:
+    """Report a list none of whose relative paths exists: its base folder is another one.
+
+    Args:
+        source: the JSON file.
+        base: the folder at which its relative paths start.
+        cases: the listed cases.
+
+    Returns:
+        One message, or none.
+    """
+    listed = [path for case in cases for path in case.images if path.is_relative_to(base)]
+    if not listed or any(os.path.lexists(path) for path in listed):
+        return []
+    first = listed[0].relative_to(base)
+    others = [folder for folder in (source.parent, *source.parent.parents[:_SEARCHED_PARENTS]) if folder != base]
+    found = next((folder for folder in others if os.path.lexists(folder / first)), None)
+    remedy = (
+        f"{first} is in {found}: set data.base_dir={found}"
+        if found is not None
+        else "set data.base_dir to the folder at which the paths start"
+    )
+    return [
+        f"{source}: none of its {len(listed)} images is in {base}, the folder at which its relative paths start (the"
+        f' first is {first}); {remedy} (--base-dir of a command; or "base_dir" in the list)'
+    ]
+
+
+def file_problems(source: Path, cases: Sequence[Case], channels: int, readers: Readers) -> list[str]:
+    """List the files that are missing or have a name that no reader reads, and cases that lack channel files.
+
+    Args:
+        source: the JSON file.
+        cases: of the data set.
+        channels: number of channels of the data set.
+        readers: of the data set.
+    """
+    problems = []
+    for case in cases:
+        if len(case.images) > 1 and len(case.images) != channels:
+            problems.append(
+                f"{case.images[0]}: case {case.name} has {len(case.images)} channel files, {source.name} "
+                f"names {channels} channels; correct one of them"
+            )
+        for path in (*case.images, *([case.label] if case.label else [])):
+            if not readers.is_image_file(path):
+                problems.append(
+                    f"{path}: no reader reads files of this name (expected {' or '.join(readers.suffixes)}); convert"
+                    f" case {case.name}, or name a reader for it (data.reader)"
+                )
+            elif not path.is_file():
+                problems.append(
+                    f"{path}: file missing, case {case.name} needs it; copy it there, or take the case out "
+                    f"of {source.name}"
+                )
+    return problems
