@@ -122,6 +122,7 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
         global_batch=config.train.global_batch,
         samples_per_volume=config.data.samples_per_volume,
         foreground=config.data.foreground,
+        channels=cache.channels,
     )
     augmenter = PatchAugmenter(cache, config.augment, config.data.patch, world.device)
     validation_cases = [cases.index(case) for case in validation]

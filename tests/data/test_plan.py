@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from fusionseg.config import AugmentConfig
-from fusionseg.data.loading.counter_random import Purpose, generator, random_bits, uniform
+from fusionseg.data.loading.counter_random import generator, random_bits, uniform
+from fusionseg.data.loading.purposes import Purpose
 from fusionseg.data.loading.sampling_plan import PlanCase, SamplePlan, Samples
 
 ALL: dict[str, Any] = {

@@ -6,9 +6,11 @@ The files and the configuration are those of docs/extending.md.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ import numpy as np
 import pytest
 import yaml
 
+import fusionseg
 from end_to_end.conftest import arguments
 from end_to_end.runs import (
     COMMANDS,
@@ -31,7 +34,7 @@ from end_to_end.runs import (
     records,
     wait_for_step,
 )
-from fusionseg.config import RunConfig, dump_config
+from fusionseg.config import RunConfig, dump_config, validate
 
 STEPS, KILL_AT = 16, 6  # the last checkpoint is of step 4
 
@@ -141,3 +144,30 @@ def test_parts_of_the_data_from_outside_the_package(
     gone = command("predict", whole, "--input", inputs, "--output", tmp_path / "others")
     assert gone.status == 2 and "my_transforms" in gone.err and "Traceback" not in gone.err
     assert not (tmp_path / "others").exists()
+
+
+def test_a_built_in_augmentation_is_one_module(tmp_path: Path) -> None:
+    """With the page's module in its folder, the configuration has its section, and other dumps stay as they are."""
+    (text,) = (block for block in extending_blocks("python") if block.startswith("# quantise.py,"))
+    package = tmp_path / "fusionseg"
+    shutil.copytree(Path(fusionseg.__file__).parent, package, symlinks=True, ignore=shutil.ignore_patterns("*.pyc"))
+    (package / "data/loading/intensity/quantise.py").write_text(text)
+    code = """
+import sys
+from fusionseg.config import AugmentConfig, dump_config, load_config, validate
+print(dump_config(validate({"model": {"name": "unet"}})))
+augment = load_config(None, ["model.name=unet", "augment.quantise.step=0.5", "augment.noise={}"]).augment
+assert list(augment.intensities) == ["noise", "quantise"] and augment.quantise.prob == 0.1
+assert not {"torch", "numpy"} & sys.modules.keys()
+import numpy, torch
+from fusionseg.data.loading.augmentation_protocol import Drawn
+drawn = Drawn({"step": numpy.array([0.2])}, torch.from_numpy)
+image = augment.quantise.apply(torch.tensor([[[[[0.26, 0.1, -0.29]]]]]), drawn)
+assert torch.allclose(image, torch.tensor([0.2, 0.0, -0.2])), image
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == dump_config(validate({"model": {"name": "unet"}})).strip()

@@ -1,6 +1,6 @@
 """Augmentations that work in two parts: the plan draws random numbers, the device applies them to a batch.
 
-The built-in augmentations of this form change intensities (`intensity_augmentations`). `augment.also` adds the user's
+The built-in augmentations of this form change intensities (folder `intensity`). `augment.also` adds the user's
 own. Flips, rotations, zooms and deformations are part of the cutting of a patch instead (`patch_augmenter`).
 """
 
@@ -18,9 +18,10 @@ from torch import Tensor
 
 from fusionseg.config.data.augmentation import AugmentConfig
 from fusionseg.config.outside import failure_text
-from fusionseg.config.registry import augmentations as registry
 from fusionseg.data.loading.augmentation_protocol import Augmentation, Drawn, Draws
-from fusionseg.data.loading.counter_random import generator, outside_purpose
+from fusionseg.data.loading.counter_random import generator
+from fusionseg.data.loading.intensity.section import IntensitySection
+from fusionseg.data.loading.purposes import named_purpose, outside_purpose
 from fusionseg.data.loading.random_transform import as_augmentation
 from fusionseg.data.outside import make_part
 from fusionseg.utils.errors import UserError
@@ -35,7 +36,7 @@ class PlannedAugmentation:
     Args:
         key: of its section, such as "augment.noise" or "augment.also.0".
         prob: chance that a sample is changed.
-        purpose: see `counter_random`.
+        purpose: see `purposes`.
         part: the augmentation.
     """
 
@@ -85,19 +86,40 @@ class PlannedAugmentation:
         return image, label
 
 
-def open_augmentations(config: AugmentConfig) -> list[PlannedAugmentation]:
+@dataclass(frozen=True)
+class _OfIntensities:
+    """A built-in augmentation of intensities, for images with a number of channels."""
+
+    section: IntensitySection
+    channels: int
+
+    def draw(self, rng: np.random.Generator) -> Mapping[str, Any]:
+        """Draw the numbers of a sample; see `Augmentation.draw`."""
+        return self.section.draw(rng, self.channels)
+
+    def apply(self, image: Tensor, label: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
+        """Change a batch; see `Augmentation.apply`."""
+        return self.section.apply(image, drawn), label
+
+
+def open_augmentations(config: AugmentConfig, channels: int = 1) -> list[PlannedAugmentation]:
     """Make the augmentations of a configuration, in the order in which they are applied.
 
     Args:
         config: the section `augment`.
+        channels: channels of the images.
 
     Raises:
         UserError: one of `augment.also` cannot be made, or is no augmentation.
     """
     opened = [
-        PlannedAugmentation(f"augment.{name}", section.prob, kind.purpose, kind(section))
-        for name, kind in registry.built_in().items()
-        if (section := getattr(config, name)) is not None
+        PlannedAugmentation(
+            f"augment.{name}",
+            section.prob,
+            named_purpose(name) if section.purpose is None else section.purpose,
+            _OfIntensities(section, channels),
+        )
+        for name, section in config.intensities.items()
     ]
     count: Counter[str] = Counter()
     for index, part in enumerate(config.also):
@@ -126,7 +148,7 @@ def check_augmentations(
     """
     image = torch.randn((1, channels, *patch), generator=torch.Generator().manual_seed(0)).to(device)
     label = torch.zeros((1, 1, *patch), dtype=torch.int64, device=device)
-    for one in open_augmentations(config):
+    for one in open_augmentations(config, channels):
         if not one.key.startswith(KEY):
             continue
         results = []

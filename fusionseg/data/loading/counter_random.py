@@ -7,46 +7,14 @@ switching one augmentation on does not change the numbers of the others.
 
 from __future__ import annotations
 
-import hashlib
 import math
-from enum import IntEnum
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-
-class Purpose(IntEnum):
-    """The use of a random number. It is part of the generator's counter, so the values must never change."""
-
-    ORDER = 0
-    CENTRE = 1
-    FLIP = 2
-    SHIFT = 3
-    SCALE_INTENSITY = 4
-    NOISE = 5
-    ROTATE = 6
-    ZOOM = 7
-    ELASTIC = 8
-    NETWORK = 9
-    HIDDEN = 10
-    HIDDEN_IN_VALIDATION = 11
-
-
-FIRST_OUTSIDE_PURPOSE = 1 << 62
-"""Purposes of augmentations from outside are not below this one, so that they never meet those of `Purpose`."""
-
-
-def outside_purpose(name: str, occurrence: int) -> int:
-    """The purpose of an augmentation from outside. It depends on the name, so other augmentations do not change it.
-
-    Args:
-        name: its dotted path.
-        occurrence: number of augmentations of this name before it.
-    """
-    digest = hashlib.blake2b(f"{name}#{occurrence}".encode(), digest_size=7).digest()
-    return FIRST_OUTSIDE_PURPOSE + int.from_bytes(digest, "little")
+from fusionseg.data.loading.purposes import Purpose
 
 
 def random_bits(seed: int, step: int, sample: int, purpose: int, count: int) -> NDArray[np.uint64]:

@@ -44,7 +44,7 @@ class PatchAugmenter:
         self.augment = augment
         self.patch = patch
         self.device = device
-        self._augmentations = open_augmentations(augment)
+        self._augmentations = open_augmentations(augment, cache.channels)
 
     @torch.no_grad()
     def __call__(self, plan: Samples) -> tuple[Tensor, Tensor]:

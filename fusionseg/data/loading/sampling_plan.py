@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from fusionseg.config.data.augmentation import AugmentConfig
 from fusionseg.data.loading.augmentation_protocol import Draws
 from fusionseg.data.loading.augmentations import open_augmentations
-from fusionseg.data.loading.counter_random import Purpose, random_bits, uniform
+from fusionseg.data.loading.counter_random import random_bits, uniform
+from fusionseg.data.loading.purposes import Purpose
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class SamplePlan:
         global_batch: samples of a step.
         samples_per_volume: consecutive samples from one case.
         foreground: chance that a patch is centred on a foreground voxel.
+        channels: channels of the images.
 
     Raises:
         UserError: an augmentation of the user's own cannot be made.
@@ -93,6 +95,7 @@ class SamplePlan:
         global_batch: int,
         samples_per_volume: int,
         foreground: float,
+        channels: int = 1,
     ) -> None:
         self.cases = cases
         self.augment = augment
@@ -101,7 +104,7 @@ class SamplePlan:
         self.global_batch = global_batch
         self.samples_per_volume = samples_per_volume
         self.foreground = foreground
-        self._augmentations = open_augmentations(augment)
+        self._augmentations = open_augmentations(augment, channels)
         self._order = lru_cache(maxsize=4)(self._draw_order)
 
     def samples(self, step: int, indices: Sequence[int]) -> Samples:

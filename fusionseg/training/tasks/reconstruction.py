@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from fusionseg.config import RunConfig
 from fusionseg.config.pretraining import PretrainConfig
 from fusionseg.config.section import Triple
-from fusionseg.data.loading.counter_random import Purpose, hidden_blocks
+from fusionseg.data.loading.counter_random import hidden_blocks
+from fusionseg.data.loading.purposes import Purpose
 from fusionseg.losses.reconstruction import clamp_straight_through
 from fusionseg.metrics.reconstruction import relative_box, ssim_and_psnr
 from fusionseg.models.masked.fills import fill_linear, fill_mean
@@ -171,10 +172,8 @@ def intensity_limits(config: RunConfig) -> tuple[float, float] | None:
 
     They are fixed if every data set is scaled by a window and no augmentation changes the intensities.
     """
-    augment = config.augment
-    fixed = augment.shift_intensity is None and augment.scale_intensity is None and augment.noise is None
     modes = {config.data.intensity.mode, *(source.intensity.mode for source in config.data.also)}
-    return (0.0, 1.0) if fixed and modes == {"window"} else None
+    return (0.0, 1.0) if not config.augment.intensities and modes == {"window"} else None
 
 
 def cover(shape: Sequence[int], patch: Sequence[int]) -> list[Tile]:

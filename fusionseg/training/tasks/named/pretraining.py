@@ -81,7 +81,8 @@ class Pretraining(Task):
         import numpy as np
         import torch
 
-        from fusionseg.data.loading.counter_random import Purpose, hidden_blocks
+        from fusionseg.data.loading.counter_random import hidden_blocks
+        from fusionseg.data.loading.purposes import Purpose
 
         count = self.pretrain.num_hidden(self.patch)
         masks = [

@@ -1,0 +1,60 @@
+"""Brightness: one value is added to a patch, or one factor multiplies it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from fusionseg.config.registry import augmentations
+from fusionseg.config.section import Probability
+from fusionseg.data.loading.intensity.section import IntensitySection
+from fusionseg.data.loading.purposes import Purpose
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from fusionseg.data.loading.augmentation_protocol import Drawn
+
+
+@augmentations.register("shift_intensity")
+class ShiftIntensityConfig(IntensitySection):
+    """Add one random value to the whole patch."""
+
+    order: ClassVar[int] = 20
+    purpose: ClassVar[int] = Purpose.SHIFT
+
+    prob: Probability = 0.5
+    """Probability that a sample is changed."""
+    offset: Annotated[float, Field(ge=0)] = 0.1
+    """The value is drawn uniformly from [-offset, offset], in units of the prepared image."""
+
+    def draw(self, rng: np.random.Generator, channels: int) -> dict[str, float]:
+        """Draw the value."""
+        return {"offset": self.offset * (2 * rng.random() - 1)}
+
+    def apply(self, image: Tensor, drawn: Drawn) -> Tensor:
+        """Add to each image (C, X, Y, Z) its value."""
+        return image.add_(drawn["offset"].view(-1, 1, 1, 1, 1))
+
+
+@augmentations.register("scale_intensity")
+class ScaleIntensityConfig(IntensitySection):
+    """Multiply the whole patch by one random factor."""
+
+    order: ClassVar[int] = 10
+    purpose: ClassVar[int] = Purpose.SCALE_INTENSITY
+
+    prob: Probability = 0.5
+    """Probability that a sample is changed."""
+    factor: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """The factor is drawn uniformly from [1 - factor, 1 + factor]."""
+
+    def draw(self, rng: np.random.Generator, channels: int) -> dict[str, float]:
+        """Draw the factor."""
+        return {"factor": 1 + self.factor * (2 * rng.random() - 1)}
+
+    def apply(self, image: Tensor, drawn: Drawn) -> Tensor:
+        """Multiply each image (C, X, Y, Z) by its factor."""
+        return image.mul_(drawn["factor"].view(-1, 1, 1, 1, 1))
