@@ -51,6 +51,8 @@ def explain(error: ValidationError, raw: Mapping[str, Any], locations: Locations
         by_key.setdefault(key, []).append((dict(item), section))
     lines: list[str] = []
     for written, items in by_key.items():
+        if _belongs_to_inner(written, items, by_key):
+            continue
         for text in _messages(items, written):
             key = written
             if items[0][0]["type"] == "value_error" and (named := re.match(r"([A-Za-z0-9_.]+): ", text)):
@@ -116,8 +118,22 @@ def _nearest(key: KeyPath, locations: Locations) -> str:
     return next((locations[key[:length]] for length in range(len(key), 0, -1) if key[:length] in locations), "")
 
 
+def _belongs_to_inner(
+    key: KeyPath, items: list[tuple[dict[str, Any], type[Section] | None]], by_key: Mapping[KeyPath, Any]
+) -> bool:
+    """Tell whether a list or a section is refused as a whole only because another type fits it except for a part."""
+    inner = any(other[: len(key)] == key and len(other) > len(key) for other in by_key)
+    return inner and all(item["type"] in {*_TYPES, "literal_error"} for item, _ in items)
+
+
 def _messages(items: list[tuple[dict[str, Any], type[Section] | None]], key: KeyPath) -> list[str]:
     """Messages on one value. If each of several types refuses the value, that makes one message."""
+    mismatches = [item for item, _ in items if item["type"] in _TYPES]
+    if len(mismatches) < len(items) and any(item["type"] not in {*_TYPES, "literal_error"} for item, _ in items):
+        items = [(item, section) for item, section in items if item["type"] not in _TYPES]  # one type fits but for this
+    elif len(mismatches) == len(items) > 1:
+        expected = " or ".join(dict.fromkeys(_TYPES[item["type"]] for item in mismatches))
+        return [f"expected {expected}, got {mismatches[0].get('input')!r}"]
     literals = [name for item, _ in items if item["type"] == "literal_error" for name in _literals(item)]
     others = [
         text for item, section in items if item["type"] != "literal_error" for text in _message(item, key, section)

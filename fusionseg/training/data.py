@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from fusionseg.data.loading.augmentations import check_augmentations
 from fusionseg.data.loading.device_cache import DeviceCache, cache_bytes, place_cache
 from fusionseg.data.loading.patch_augmenter import PatchAugmenter
 from fusionseg.data.loading.sampling_plan import SamplePlan
+from fusionseg.data.loading.spatial_rules import SpatialRules, spatial_rules
 from fusionseg.data.preprocessing.lost_foreground import lost_foreground_warning
 from fusionseg.data.preprocessing.prepare import prepare
 from fusionseg.data.preprocessing.store import Store
@@ -87,6 +89,7 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
         UserError: cases cannot be prepared, an image is in training and in validation, or the cache fits neither on
             the device nor in host memory.
     """
+    rules_of_run(config)  # what can be refused is refused before the preparation
     if world.is_rank_zero:
         for part in run.datasets:
             unlabelled = unlabelled_cases(part.dataset.training) if config.task_info.needs_labels else []
@@ -114,6 +117,10 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
     with annotate("cache"):
         cache = _load_cache(config, world, cases)
     check_augmentations(config.augment, cache.channels, config.data.patch, world.device)
+    rules = rules_of_run(config, [store.cases[name].spacing for store, name in train])
+    if world.is_rank_zero:
+        for line in rules.describe(config.augment):
+            log.info("%s", line)
     plan = SamplePlan(
         cache.plan_cases[: len(train)],
         config.augment,
@@ -123,10 +130,27 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
         samples_per_volume=config.data.samples_per_volume,
         foreground=config.data.foreground,
         channels=cache.channels,
+        rules=rules,
     )
-    augmenter = PatchAugmenter(cache, config.augment, config.data.patch, world.device)
+    augmenter = PatchAugmenter(cache, config.augment, config.data.patch, world.device, rules)
     validation_cases = [cases.index(case) for case in validation]
     return TrainingData(split.channels, split.labels, split, validation_cases, cache, plan, augmenter)
+
+
+def rules_of_run(config: RunConfig, spacings: Sequence[Sequence[float]] = ()) -> SpatialRules:
+    """Decide which axes the spatial augmentations of a run may change.
+
+    Args:
+        config: the configuration of the run.
+        spacings: voxel sizes of the training cases; empty before they are prepared.
+
+    Raises:
+        UserError: an augmentation cannot be applied to patches of this size, or to these voxel sizes.
+    """
+    stated = [] if config.data.spacing is None else [config.data.spacing]
+    return spatial_rules(
+        config.augment, config.data.patch, spacings or stated, getattr(config.model, "stack_axis", None)
+    )
 
 
 def _prepare_and_split(config: RunConfig, run: RunCases) -> tuple[list[Store], Split]:

@@ -19,6 +19,7 @@ from fusionseg.distributed.world import choose_device
 from fusionseg.runs.cases.datasets import RunDataset
 from fusionseg.runs.cases.opening import open_cases, settle_split
 from fusionseg.runs.folder import RunFolder, run_folder_of
+from fusionseg.training.data import rules_of_run
 from fusionseg.training.memory import estimate_memory
 from fusionseg.training.optimizer import warmup_warning
 from fusionseg.training.outside_check import check_outside_parts
@@ -64,6 +65,7 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
         if (memory.total + needed) * ranks < free
         else ": too much, see train.micro_batch, train.checkpoint_activations, data.patch"
     )
+    rules = rules_of_run(config, _known_spacings(datasets))
     check_augmentations(config.augment, len(dataset.channels), config.data.patch, torch.device("cpu"))
     resumed = " (would be resumed)" if folder.has_checkpoints() else ""
     lines = [
@@ -81,6 +83,7 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
         *([f"             {launch.warning}"] if launch.warning else []),
         *([f"             {cut}"] if (cut := warmup_warning(config)) else []),
         f"model        {config.model.name}: {memory.parameters:,} parameters",
+        *(f"             {line}" for line in rules.describe(config.augment)),
         f"cache        {needed / GB:.3f} GB ({basis})",
         f"memory       about {memory.total / GB:.2f} GB on each rank, beside the cache, of {free / GB:.1f} GB free on"
         f" {device}{fits}",
@@ -88,6 +91,13 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
         f" optimizer {memory.optimizer / GB:.2f}, activations {memory.activations / GB:.2f}",
     ]
     return "\n".join(lines)
+
+
+def _known_spacings(datasets: Sequence[RunDataset]) -> list[tuple[float, float, float]]:
+    """The voxel sizes of the training cases; empty before they are prepared."""
+    if not all(part.is_prepared for part in datasets):
+        return []
+    return [part.store.cases[case.name].spacing for part in datasets for case in part.training]
 
 
 def expected_cache_bytes(cache: CacheConfig, datasets: Sequence[RunDataset]) -> tuple[int, str]:

@@ -25,7 +25,7 @@ def refusal(**raw: Any) -> list[str]:
     [
         ({"sed": 1}, "sed: unknown key; did you mean seed? Valid: name, output, seed, "),
         ({"validation": {}}, "validation: unknown key; did you mean validate? "),
-        ({"data": {"spacin": 1}}, "data.spacin: unknown key; did you mean spacing? Valid: root, layout, "),
+        ({"data": {"spacin": 1}}, "data.spacin: unknown key; did you mean spacing? Valid: root, "),
         (
             {"data": {"intensity": {"clp": 1}}},
             "data.intensity.clp: unknown key; did you mean clip? Valid: mode",

@@ -5,47 +5,29 @@ from __future__ import annotations
 import inspect
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, create_model
+from pydantic import Field, create_model, field_validator
 
 from fusionseg.config.data.parts import AugmentationPart
+from fusionseg.config.data.spatial import (
+    ElasticConfig,
+    FlipConfig,
+    MovedAxes,
+    Rotate90Config,
+    RotateConfig,
+    ScaleConfig,
+    ShearConfig,
+)
 from fusionseg.config.registry import augmentations
-from fusionseg.config.section import Probability, Section, SectionWithOptions
+from fusionseg.config.section import Probability, SectionWithOptions
 
 
-class RotateConfig(Section):
-    """Rotate by three random angles, one about each axis."""
+class _ExactConfig(SectionWithOptions):
+    """The keys of a section `augment` that come before those of the intensities: changes without interpolation."""
 
-    prob: Probability = 0.1
-    """Probability that a sample is changed."""
-    degrees: Annotated[float, Field(ge=0, le=180)] = 15.0
-    """Each angle is drawn uniformly from [-degrees, degrees]."""
-
-
-class ScaleConfig(Section):
-    """Zoom in or out by one factor for all axes."""
-
-    prob: Probability = 0.1
-    """Probability that a sample is changed."""
-    factor: Annotated[float, Field(ge=0, lt=0.9)] = 0.1
-    """The factor is drawn uniformly from [1 - factor, 1 + factor]; above 1, structures look larger."""
-
-
-class ElasticConfig(Section):
-    """Deform smoothly: random displacements at the points of a coarse grid, interpolated in between."""
-
-    prob: Probability = 0.1
-    """Probability that a sample is changed."""
-    spacing: Annotated[int, Field(ge=4)] = 16
-    """Voxels between the points of the coarse grid."""
-    magnitude: Annotated[float, Field(ge=0)] = 2.0
-    """Standard deviation of the displacement at a grid point, in voxels."""
-
-
-class _FlipConfig(SectionWithOptions):
-    """The key of a section `augment` that comes before those of the intensities."""
-
-    flip: Probability = 0.5
-    """Probability of a flip, for each axis separately."""
+    flip: Probability | FlipConfig = 0.5
+    """Probability of a flip, for each axis separately; or a section, to flip some of the axes only."""
+    rotate90: Rotate90Config | None = None
+    """Turn by multiples of 90 degrees."""
 
 
 _STATED = ("shift_intensity", "scale_intensity", "noise")
@@ -62,20 +44,43 @@ def _with_intensities(base: type[SectionWithOptions]) -> Any:
     return create_model("IntensitiesConfig", __base__=base, __module__=__name__, **fields)
 
 
-class AugmentConfig(_with_intensities(_FlipConfig)):  # type: ignore[misc]
+class AugmentConfig(_with_intensities(_ExactConfig)):  # type: ignore[misc]
     """Random changes of the training samples, on the training device. Null switches a change off."""
 
-    left_out: ClassVar[tuple[str, ...]] = ("also", *(key for key in augmentations.built_in() if key not in _STATED))
+    left_out: ClassVar[tuple[str, ...]] = (
+        *("also", "rotate90", "shear", "axes"),
+        *(key for key in augmentations.built_in() if key not in _STATED),
+    )
 
     rotate: RotateConfig | None = None
     """Rotate by random angles."""
     scale: ScaleConfig | None = None
     """Zoom in or out."""
+    shear: ShearConfig | None = None
+    """Shear."""
     elastic: ElasticConfig | None = None
     """Deform smoothly."""
+    axes: MovedAxes = "all"
+    """Axes that rotate, rotate90, scale, shear and elastic may change. `in_plane` leaves the through-plane axis alone:
+    that of `model.view`, or along which the patch has one voxel, or along which voxels are largest. `auto` is
+    `in_plane` for such a network or patch, and where voxels are more than 3 times larger along one axis than along the
+    others, or the patch more than 3 times shorter (the rule of nnU-Net for 2D augmentation), else `all`. [x, y] states
+    the plane."""
     also: Annotated[tuple[AugmentationPart, ...], Field(strict=False)] = ()
     """Further augmentations by dotted path, applied after those above: your own, or random dictionary transforms of
     MONAI."""
+
+    @field_validator("axes")
+    @classmethod
+    def _two_axes(cls, axes: str | tuple[str, str]) -> str | tuple[str, str]:
+        if isinstance(axes, tuple) and axes[0] == axes[1]:
+            raise ValueError(f"expected two different axes, got {list(axes)}")
+        return axes
+
+    @property
+    def flips(self) -> FlipConfig:
+        """The section of the flips, also where `flip` is a probability alone."""
+        return self.flip if isinstance(self.flip, FlipConfig) else FlipConfig(prob=self.flip)
 
     @property
     def intensities(self) -> dict[str, Any]:

@@ -15,35 +15,44 @@ from fusionseg.config.data.augmentation import AugmentConfig
 from fusionseg.data.loading.augmentations import open_augmentations
 from fusionseg.data.loading.counter_random import counter_normal
 from fusionseg.data.loading.device_cache import DeviceCache
+from fusionseg.data.loading.patch_geometry import Matrix, patch_to_volume, turned
 from fusionseg.data.loading.sampling_plan import Samples
+from fusionseg.data.loading.spatial_rules import ALL_AXES, SpatialRules
 from fusionseg.observability.ranges import annotate
 
 
 class PatchAugmenter:
     """Cut planned samples out of the cache and augment them.
 
-    A plain patch is a strided copy from the volume. Its position comes from the plan, which lies in host memory, so
-    nothing is indexed on the device. A rotated, zoomed or deformed patch is interpolated once, from the volume and not
-    from a crop of it, so its corners show the image wherever the volume continues. Then the other augmentations change
-    the batch on the training device.
+    A plain patch is a strided copy from the volume, also if it is flipped or turned by 90 degrees. Its position comes
+    from the plan, which lies in host memory, so nothing is indexed on the device. A rotated, zoomed, sheared or
+    deformed patch is interpolated once, from the volume and not from a crop of it, so its corners show the image
+    wherever the volume continues. Then the other augmentations change the batch on the training device.
 
     Args:
         cache: the prepared cases.
         augment: the section `augment`.
         patch: size in voxels.
         device: the training device.
+        rules: the axes that spatial augmentations may change, as the plan has them.
 
     Raises:
         UserError: an augmentation of the user's own cannot be made.
     """
 
     def __init__(
-        self, cache: DeviceCache, augment: AugmentConfig, patch: tuple[int, int, int], device: torch.device
+        self,
+        cache: DeviceCache,
+        augment: AugmentConfig,
+        patch: tuple[int, int, int],
+        device: torch.device,
+        rules: SpatialRules = ALL_AXES,
     ) -> None:
         self.cache = cache
         self.augment = augment
         self.patch = patch
         self.device = device
+        self.rules = rules
         self._augmentations = open_augmentations(augment, cache.channels)
 
     @torch.no_grad()
@@ -80,6 +89,12 @@ class PatchAugmenter:
         start = np.maximum(first, 0)
         stop = np.minimum(first + self.patch, mask.shape)
         flips = [axis for axis in range(3) if plan.flip[i, axis]]
+        if plan.quarter_turns[i].any():
+            # Write to a view of the patch with the axes of the volume. Only flips are left then.
+            order = turned(plan.flip[i], plan.quarter_turns[i])
+            axes = [int(axis) for axis in np.abs(order).argmax(axis=1)]
+            image, label = image.permute(0, *(axis + 1 for axis in axes)), label.permute(axes)
+            flips = [axis for axis in range(3) if order[axis].min() < 0]
         source = tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
         target = tuple(
             slice(size - int(b), size - int(a)) if axis in flips else slice(int(a), int(b))
@@ -95,49 +110,90 @@ class PatchAugmenter:
         label[target] = part_label
 
     def _warp(self, plan: Samples, i: int, image: Tensor, label: Tensor) -> None:
-        """Interpolate the patch: trilinear for the image, nearest for the label; outside the volume is background."""
+        """Interpolate the patch: linear for the image, nearest for the label; outside the volume is background."""
         case_index = int(plan.case_index[i])
         volume, mask = self.cache.volume(case_index)
         patch = np.array(self.patch)
         matrix = patch_to_volume(
-            plan.angles[i], float(plan.zoom[i]), plan.flip[i], np.array(self.cache.records[case_index].spacing)
+            plan.angles[i],
+            plan.zoom[i],
+            plan.flip[i],
+            np.array(self.cache.records[case_index].spacing),
+            shear=plan.shear[i],
+            quarter_turns=plan.quarter_turns[i],
         )
         centre = plan.origin[i] + (patch - 1) / 2
         # Only the box that the patch can reach is converted and interpolated.
         reach = np.abs(matrix) @ (patch / 2) + 4 * plan.elastic[i] + 2
         low = np.clip(np.floor(centre - reach), 0, np.array(mask.shape) - 1).astype(int)
         high = np.clip(np.ceil(centre + reach) + 1, low + 1, mask.shape).astype(int)
-        box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-        size = high - low
-        grid = self._grid(2 / size[:, None] * matrix, (2 * (centre - low) + 1) / size - 1)
-        if plan.elastic[i]:
-            grid += self._displacement(plan, i) * self._send((2 / size[::-1]).astype(np.float32))
         background = self.cache.background(case_index)
+        stack = self.rules.through_plane
+        if stack is not None:
+            # The through-plane axis is not interpolated: its slices are channels of one image of two dimensions.
+            first = int(plan.origin[i, stack])
+            low[stack], high[stack] = max(first, 0), min(first + self.patch[stack], mask.shape[stack])
+            inside = slice(int(low[stack]) - first, int(high[stack]) - first)
+            if inside != slice(0, self.patch[stack]):
+                image.copy_(background.expand_as(image))
+                label.zero_()
+            if plan.flip[i, stack]:
+                inside = slice(self.patch[stack] - inside.stop, self.patch[stack] - inside.start)
+            image, label = image.movedim(stack + 1, 1)[:, inside], label.movedim(stack, 0)[inside]
+        box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
         # grid_sample gives 0 outside the box; with the background subtracted, 0 is the background.
-        part = volume[(slice(None), *box)].float() - background
-        image.copy_(_interpolate(part, grid, "bilinear")).add_(background)
-        label.copy_(_interpolate(mask[box][None].float(), grid, "nearest")[0])
+        part, part_label = volume[(slice(None), *box)].float() - background, mask[box].float()
+        if stack is not None:
+            part, part_label = part.movedim(stack + 1, 1).flatten(0, 1), part_label.movedim(stack, 0)
+            if plan.flip[i, stack]:
+                part, part_label = part.view(len(image), -1, *part.shape[1:]).flip(1).flatten(0, 1), part_label.flip(0)
+        else:
+            part_label = part_label[None]
+        plane = [axis for axis in range(3) if axis != stack]
+        size = (high - low)[plane]
+        grid = self._grid(
+            2 / size[:, None] * matrix[np.ix_(plane, plane)], (2 * (centre - low)[plane] + 1) / size - 1, patch[plane]
+        )
+        if plan.elastic[i]:
+            grid += self._displacement(plan, i, patch[plane]) * self._send((2 / size[::-1]).astype(np.float32))
+        image.copy_(_interpolate(part, grid, "bilinear").view(image.shape)).add_(background)
+        label.copy_(_interpolate(part_label, grid, "nearest").view(label.shape))
 
-    def _grid(self, matrix: NDArray[np.float64], centre: NDArray[np.float64]) -> Tensor:
+    def _grid(self, matrix: Matrix, centre: NDArray[np.float64], patch: NDArray[np.int64]) -> Tensor:
         """The positions for grid_sample: (1, X, Y, Z, 3), last axis first, centre + matrix @ offset in the patch.
 
         The result is that of `affine_grid`, as a sum of one term for each axis instead of a product of large matrices.
-        """
-        terms = []
-        for axis, size in enumerate(self.patch):
-            offset = np.arange(size) - (size - 1) / 2
-            term = offset[:, None] * matrix[::-1, axis] + (centre[::-1] if axis == 0 else 0)
-            terms.append(self._send(term.astype(np.float32)))
-        x, y, z = terms
-        return ((x[:, None, :] + y)[:, :, None, :] + z)[None]
 
-    def _displacement(self, plan: Samples, i: int) -> Tensor:
-        """The displacements in voxels: (1, X, Y, Z, 3), last axis first."""
+        Args:
+            matrix: (D, D), D the number of dimensions.
+            centre: (D,).
+            patch: (D,), size in voxels.
+        """
+        total: Tensor | None = None
+        for axis, size in enumerate(patch):
+            offset = np.arange(size) - (size - 1) / 2
+            values = offset[:, None] * matrix[::-1, axis] + (centre[::-1] if axis == 0 else 0)
+            term = self._send(values.astype(np.float32))
+            total = term if total is None else total.unsqueeze(-2) + term
+        assert total is not None
+        return total[None]
+
+    def _displacement(self, plan: Samples, i: int, patch: NDArray[np.int64]) -> Tensor:
+        """The displacements in voxels: (1, X, Y, Z, 3), last axis first; without the through-plane axis (1, X, Y, 2).
+
+        Args:
+            plan: the samples.
+            i: index of the sample.
+            patch: (D,), size in voxels.
+        """
         assert self.augment.elastic is not None
-        coarse = [math.ceil(size / self.augment.elastic.spacing) + 1 for size in self.patch]
-        normal = counter_normal(self._send(plan.elastic_key[i : i + 1]), 3 * math.prod(coarse)).view(1, 3, *coarse)
-        smooth = F.interpolate(normal, self.patch, mode="trilinear", align_corners=True)
-        return smooth.clamp_(-4, 4).mul_(float(plan.elastic[i])).permute(0, 2, 3, 4, 1)
+        dimensions = len(patch)
+        coarse = [math.ceil(size / self.augment.elastic.spacing) + 1 for size in patch]
+        count = dimensions * math.prod(coarse)
+        normal = counter_normal(self._send(plan.elastic_key[i : i + 1]), count).view(1, dimensions, *coarse)
+        mode = "trilinear" if dimensions == 3 else "bilinear"
+        smooth = F.interpolate(normal, tuple(int(size) for size in patch), mode=mode, align_corners=True)
+        return smooth.clamp_(-4, 4).mul_(float(plan.elastic[i])).movedim(1, -1)
 
     def _send(self, values: NDArray[Any]) -> Tensor:
         return _send(values, self.cache.device)
@@ -155,33 +211,9 @@ def _send(values: NDArray[Any], device: torch.device) -> Tensor:
 
 
 def _interpolate(volume: Tensor, grid: Tensor, mode: str) -> Tensor:
-    """Sample a volume (C, ...) at grid (1, X, Y, Z, 3), as (C, X, Y, Z)."""
+    """Sample a volume (C, ...) at grid (1, X, Y, Z, 3), as (C, X, Y, Z); or an image (C, ...) at (1, X, Y, 2)."""
     # On a CPU, grid_sample is parallel over the batch only, so the slabs of the patch become a batch.
     slabs = next(n for n in (16, 8, 4, 2, 1) if grid.shape[1] % n == 0)
     grids = grid.view(slabs, grid.shape[1] // slabs, *grid.shape[2:])
     out = F.grid_sample(volume.expand(slabs, *volume.shape), grids, mode=mode, align_corners=False)
-    return out.transpose(0, 1).reshape(len(volume), *grid.shape[1:4])
-
-
-def patch_to_volume(
-    angles: NDArray[np.float64], zoom: float, flip: NDArray[np.bool_], spacing_mm: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """The matrix (3, 3) from an offset in the patch to the offset in the volume, both in voxels.
-
-    The rotation is in mm, so that it stays a rotation where voxels are not cubes.
-
-    Args:
-        angles: (3,), about the axes, in radians.
-        zoom: factor; above 1 things look larger.
-        flip: (3,), True for an axis that is flipped.
-        spacing_mm: (3,), voxel size.
-    """
-    matrix = np.eye(3)
-    for axis, angle in enumerate(angles):
-        rotation = np.eye(3)
-        a, b = [other for other in range(3) if other != axis]
-        rotation[a, a] = rotation[b, b] = math.cos(angle)
-        rotation[a, b], rotation[b, a] = -math.sin(angle), math.sin(angle)
-        matrix = matrix @ rotation
-    result: NDArray[np.float64] = matrix * spacing_mm[None, :] / spacing_mm[:, None] / zoom
-    return result * np.where(flip, -1.0, 1.0)
+    return out.transpose(0, 1).reshape(len(volume), *grid.shape[1:-1])

@@ -21,6 +21,9 @@ class Purpose(IntEnum):
     NETWORK = 9
     HIDDEN = 10
     HIDDEN_IN_VALIDATION = 11
+    SHEAR = 12
+    ROTATE90 = 13
+    EPOCH_START = 14
 
 
 FIRST_NAMED_PURPOSE = 1 << 61

@@ -18,6 +18,8 @@ from fusionseg.data.loading.augmentation_protocol import Draws
 from fusionseg.data.loading.augmentations import open_augmentations
 from fusionseg.data.loading.counter_random import random_bits, uniform
 from fusionseg.data.loading.purposes import Purpose
+from fusionseg.data.loading.spatial_plan import SpatialChanges, SpatialPlan
+from fusionseg.data.loading.spatial_rules import ALL_AXES, SpatialRules
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class PlanCase:
     class_offsets: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Samples:
+@dataclass(frozen=True, kw_only=True)
+class Samples(SpatialChanges):
     """The B samples of one micro-batch, in host memory."""
 
     step: int
@@ -48,24 +50,8 @@ class Samples:
     """(B,) index of the case in the plan."""
     origin: NDArray[np.int64]
     """(B, 3) first voxel of the patch in the volume; negative where the patch is larger than the volume."""
-    flip: NDArray[np.bool_]
-    """(B, 3), True for an axis that is flipped."""
-    angles: NDArray[np.float64]
-    """(B, 3) angles of rotation about the axes in radians."""
-    zoom: NDArray[np.float64]
-    """(B,) factor; above 1 things look larger."""
-    elastic: NDArray[np.float64]
-    """(B,) standard deviation of the displacements at the coarse grid's points, in voxels."""
-    elastic_key: NDArray[np.int64]
-    """(B,) 32-bit keys of the displacements."""
     draws: dict[str, Draws]
     """The random numbers of the augmentations that change a patch after it was cut, by key of the configuration."""
-
-    @property
-    def warped(self) -> NDArray[np.bool_]:
-        """(B,) True for a patch that is interpolated instead of cut out."""
-        moved: NDArray[np.bool_] = (self.angles != 0).any(axis=1) | (self.zoom != 1) | (self.elastic != 0)
-        return moved
 
 
 class SamplePlan:
@@ -80,6 +66,7 @@ class SamplePlan:
         samples_per_volume: consecutive samples from one case.
         foreground: chance that a patch is centred on a foreground voxel.
         channels: channels of the images.
+        rules: the axes that spatial augmentations may change.
 
     Raises:
         UserError: an augmentation of the user's own cannot be made.
@@ -96,6 +83,7 @@ class SamplePlan:
         samples_per_volume: int,
         foreground: float,
         channels: int = 1,
+        rules: SpatialRules = ALL_AXES,
     ) -> None:
         self.cases = cases
         self.augment = augment
@@ -104,6 +92,7 @@ class SamplePlan:
         self.global_batch = global_batch
         self.samples_per_volume = samples_per_volume
         self.foreground = foreground
+        self._spatial = SpatialPlan(augment, rules, seed)
         self._augmentations = open_augmentations(augment, channels)
         self._order = lru_cache(maxsize=4)(self._draw_order)
 
@@ -114,38 +103,17 @@ class SamplePlan:
             step: of the optimizer.
             indices: of the samples within the global batch.
         """
-        augment, count = self.augment, len(indices)
         case_index = np.array([self.case_of(step, k) for k in indices], np.int64)
-        angles, zoom, elastic = np.zeros((count, 3)), np.ones(count), np.zeros(count)
-        flip, elastic_key = np.zeros((count, 3), np.bool_), np.zeros(count, np.int64)
-        origin = np.zeros((count, 3), np.int64)
+        origin = np.zeros((len(indices), 3), np.int64)
         for i, k in enumerate(indices):
             origin[i] = self._origin(step, k, self.cases[case_index[i]])
-            if augment.flip:
-                flip[i] = uniform(self.seed, step, k, Purpose.FLIP, 3) < augment.flip
-            if augment.rotate is not None:
-                draw = uniform(self.seed, step, k, Purpose.ROTATE, 4)
-                if draw[0] < augment.rotate.prob:
-                    angles[i] = np.deg2rad(augment.rotate.degrees) * (2 * draw[1:] - 1)
-            if augment.scale is not None:
-                hit, value = uniform(self.seed, step, k, Purpose.ZOOM, 2)
-                zoom[i] = 1 + augment.scale.factor * (2 * value - 1) if hit < augment.scale.prob else 1.0
-            if augment.elastic is not None:
-                hit, key = uniform(self.seed, step, k, Purpose.ELASTIC, 2)
-                elastic[i] = augment.elastic.magnitude if hit < augment.elastic.prob else 0.0
-                elastic_key[i] = int(key * 2**32)
-        draws = {one.key: one.draw(self.seed, step, indices) for one in self._augmentations}
         return Samples(
-            step,
-            np.array(indices, np.int64),
-            case_index,
-            origin,
-            flip,
-            angles,
-            zoom,
-            elastic,
-            elastic_key,
-            draws,
+            step=step,
+            sample=np.array(indices, np.int64),
+            case_index=case_index,
+            origin=origin,
+            draws={one.key: one.draw(self.seed, step, indices) for one in self._augmentations},
+            **vars(self._spatial.draw(step, indices)),
         )
 
     def case_of(self, step: int, k: int) -> int:
