@@ -174,7 +174,11 @@ def _inference_arguments(parser: argparse.ArgumentParser, default: str | None = 
     parser.add_argument(
         "--overlap", type=float, help="overlap of neighbouring windows, 0 to below 1 (default: the run's)"
     )
-    parser.add_argument("--tta", action="store_true", help="average over the eight flips: better, eight times slower")
+    parser.add_argument(
+        "--tta",
+        action="store_true",
+        help="average over flips of the axes that the training flips: better, eight times slower for three axes",
+    )
     parser.add_argument(
         "--memory",
         type=float,

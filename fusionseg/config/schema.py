@@ -211,6 +211,12 @@ class RunConfig(SectionWithOptions):
         view = getattr(self.model, "view", None)
         if view is not None and self.data.orientation is None:
             problems.append(f"model.view: {view} slices need a known orientation; set data.orientation, such as RAS")
+        if self.augment.mirror_pairs and self.data.orientation is None:
+            problems.append(
+                "augment.mirror_pairs: needs a known left-right axis; set data.orientation, such as RAS, or remove it"
+            )
+        if self.augment.mirror_pairs and not self.task_info.needs_labels:
+            problems.append("augment.mirror_pairs: exchanges labels, and this task has none; remove it")
         if self.train.global_batch % self.train.micro_batch:
             divisors = [n for n in range(1, self.train.global_batch + 1) if self.train.global_batch % n == 0]
             problems.append(

@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusionseg.config import ValidateConfig
+from fusionseg.config.data.spatial import AXES
 from fusionseg.data.formats.case_reader import ARRAY, Image
 from fusionseg.data.formats.channel_names import channel_order, label_order
 from fusionseg.data.formats.problems import Findings
 from fusionseg.data.formats.readers import Readers
+from fusionseg.data.labels.mirroring import LEFT_RIGHT, mirrored_outputs
+from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.preprocessing.store import settings_key
 from fusionseg.data.preprocessing.volume import Volume, load_volume
 from fusionseg.inference.original_grid import (
@@ -48,8 +51,8 @@ class PredictOptions:
     overlap: float | None = None
     """Overlap of neighbouring windows; None means that of the run's configuration."""
     flips: bool = False
-    """Whether the prediction is averaged over the eight flips (test-time augmentation), which is eight times the
-    work."""
+    """Whether the prediction is averaged over flips (test-time augmentation): of all three axes, which is eight times
+    the work, or of those that the training flips (`augment.flip.axes`)."""
     memory_gb: float | None = None
     """Host memory in GB for the logits of one volume; None means a quarter of the free memory."""
 
@@ -209,10 +212,10 @@ class Predictor:
         self, member: TrainedNetwork, image: Tensor, background: Sequence[float], settings: ValidateConfig
     ) -> Tensor:
         """Logits (K, X, Y, Z) of a prepared image (C, X, Y, Z), averaged over flips if the options ask for it."""
-        flips = list(product((False, True), repeat=3)) if self.options.flips else [(False, False, False)]
+        flips = _test_time_flips(member) if self.options.flips else [Flip((), None)]
         total: Tensor | None = None
         for flip in flips:
-            axes = [axis + 1 for axis in range(3) if flip[axis]]
+            axes = [axis + 1 for axis in flip.axes]
             logits = predict_logits(
                 member.model,
                 image.flip(axes),
@@ -223,9 +226,40 @@ class Predictor:
                 device=self.device,
                 stitch_device=torch.device("cpu"),  # a GPU holds the windows only, however large the volume is
             ).flip(axes)
+            if flip.outputs is not None:
+                logits = logits[list(flip.outputs)]
             total = logits if total is None else total.add_(logits)
         assert total is not None
         return total / len(flips)
+
+
+@dataclass(frozen=True)
+class Flip:
+    """A flip of test-time augmentation."""
+
+    axes: tuple[int, ...]
+    """The axes of a prepared volume that are flipped."""
+    outputs: tuple[int, ...] | None
+    """For each output, the output of the flipped image that means the same; None if no output changes."""
+
+
+def _test_time_flips(member: TrainedNetwork) -> list[Flip]:
+    """The flips over which a prediction is averaged.
+
+    They are the flips that the network was trained with: `augment.flip.axes`. Labels of the left and the right side are
+    exchanged as `augment.mirror_pairs` says. If an output has no mirror image, left and right are not flipped.
+    """
+    augment = member.config.augment
+    scheme = LabelScheme.of_names([member.labels[index] for index in sorted(member.labels)])
+    axes = [axis for axis, name in enumerate(AXES) if name in augment.flips.axes]
+    outputs = mirrored_outputs(augment.mirror_pairs, scheme) if augment.mirror_pairs else None
+    if augment.mirror_pairs and outputs is None:
+        axes.remove(LEFT_RIGHT)
+    flips = []
+    for chosen in product((False, True), repeat=len(axes)):
+        flipped = tuple(axis for axis, used in zip(axes, chosen, strict=True) if used)
+        flips.append(Flip(flipped, outputs if LEFT_RIGHT in flipped else None))
+    return flips
 
 
 def _member_orders(member: TrainedNetwork, first: TrainedNetwork) -> tuple[tuple[int, ...], tuple[int, ...]]:

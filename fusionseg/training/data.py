@@ -12,6 +12,8 @@ from torch import Tensor
 
 from fusionseg.config import RunConfig
 from fusionseg.data.formats.ignored_entries import unlabelled_cases
+from fusionseg.data.labels.mirroring import mirrored_classes, side_hint
+from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.loading.augmentations import check_augmentations
 from fusionseg.data.loading.device_cache import DeviceCache, cache_bytes, place_cache
 from fusionseg.data.loading.patch_augmenter import PatchAugmenter
@@ -89,8 +91,11 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
         UserError: cases cannot be prepared, an image is in training and in validation, or the cache fits neither on
             the device nor in host memory.
     """
-    rules_of_run(config)  # what can be refused is refused before the preparation
+    scheme = run.datasets[0].dataset.scheme
+    refuse_unfit_settings(config, scheme)  # before the preparation
     if world.is_rank_zero:
+        if hint := sides_warning(config, scheme):
+            log.warning("%s", hint)
         for part in run.datasets:
             unlabelled = unlabelled_cases(part.dataset.training) if config.task_info.needs_labels else []
             for note in (*part.dataset.notes, *unlabelled):
@@ -132,9 +137,44 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
         channels=cache.channels,
         rules=rules,
     )
-    augmenter = PatchAugmenter(cache, config.augment, config.data.patch, world.device, rules)
+    mirrored = mirrored_classes(config.augment.mirror_pairs, scheme)
+    augmenter = PatchAugmenter(cache, config.augment, config.data.patch, world.device, rules, mirrored)
     validation_cases = [cases.index(case) for case in validation]
     return TrainingData(split.channels, split.labels, split, validation_cases, cache, plan, augmenter)
+
+
+def refuse_unfit_settings(config: RunConfig, scheme: LabelScheme) -> None:
+    """Refuse augmentations that do not fit the data set. Nothing needs to be prepared for this.
+
+    Args:
+        config: the configuration of the run.
+        scheme: the labels of the data set.
+
+    Raises:
+        UserError: with all problems.
+    """
+    problems: list[str] = []
+    for check in (lambda: rules_of_run(config), lambda: mirrored_classes(config.augment.mirror_pairs, scheme)):
+        try:
+            check()
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
+
+
+def sides_warning(config: RunConfig, scheme: LabelScheme) -> str:
+    """A warning about labels of the left and the right side that flips would mix up; empty if there is no reason.
+
+    Args:
+        config: the configuration of the run.
+        scheme: the labels of the data set.
+    """
+    flips = config.augment.flips
+    mixed = (
+        config.task_info.needs_labels and flips.prob > 0 and "x" in flips.axes and config.data.orientation is not None
+    )
+    return side_hint(scheme.output_names) if mixed and not config.augment.mirror_pairs else ""
 
 
 def rules_of_run(config: RunConfig, spacings: Sequence[Sequence[float]] = ()) -> SpatialRules:

@@ -19,7 +19,7 @@ from fusionseg.distributed.world import choose_device
 from fusionseg.runs.cases.datasets import RunDataset
 from fusionseg.runs.cases.opening import open_cases, settle_split
 from fusionseg.runs.folder import RunFolder, run_folder_of
-from fusionseg.training.data import rules_of_run
+from fusionseg.training.data import refuse_unfit_settings, rules_of_run, sides_warning
 from fusionseg.training.memory import estimate_memory
 from fusionseg.training.optimizer import warmup_warning
 from fusionseg.training.outside_check import check_outside_parts
@@ -65,7 +65,9 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
         if (memory.total + needed) * ranks < free
         else ": too much, see train.micro_batch, train.checkpoint_activations, data.patch"
     )
+    refuse_unfit_settings(config, dataset.scheme)
     rules = rules_of_run(config, _known_spacings(datasets))
+    sides = sides_warning(config, dataset.scheme)
     check_augmentations(config.augment, len(dataset.channels), config.data.patch, torch.device("cpu"))
     resumed = " (would be resumed)" if folder.has_checkpoints() else ""
     lines = [
@@ -83,7 +85,7 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
         *([f"             {launch.warning}"] if launch.warning else []),
         *([f"             {cut}"] if (cut := warmup_warning(config)) else []),
         f"model        {config.model.name}: {memory.parameters:,} parameters",
-        *(f"             {line}" for line in rules.describe(config.augment)),
+        *(f"             {line}" for line in [*rules.describe(config.augment), *([sides] if sides else [])]),
         f"cache        {needed / GB:.3f} GB ({basis})",
         f"memory       about {memory.total / GB:.2f} GB on each rank, beside the cache, of {free / GB:.1f} GB free on"
         f" {device}{fits}",

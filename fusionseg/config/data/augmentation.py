@@ -5,17 +5,19 @@ from __future__ import annotations
 import inspect
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, create_model, field_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
 from fusionseg.config.data.parts import AugmentationPart
 from fusionseg.config.data.spatial import (
     ElasticConfig,
     FlipConfig,
+    LabelPair,
     MovedAxes,
     Rotate90Config,
     RotateConfig,
     ScaleConfig,
     ShearConfig,
+    pair_problem,
 )
 from fusionseg.config.registry import augmentations
 from fusionseg.config.section import Probability, SectionWithOptions
@@ -26,6 +28,9 @@ class _ExactConfig(SectionWithOptions):
 
     flip: Probability | FlipConfig = 0.5
     """Probability of a flip, for each axis separately; or a section, to flip some of the axes only."""
+    mirror_pairs: Annotated[tuple[LabelPair, ...], Field(strict=False)] = ()
+    """Pairs of labels that are mirror images of each other, such as [[kidney_left, kidney_right]]. A flip of the
+    left-right axis exchanges the two labels of each pair, in training and in `predict --tta`."""
     rotate90: Rotate90Config | None = None
     """Turn by multiples of 90 degrees."""
 
@@ -48,7 +53,7 @@ class AugmentConfig(_with_intensities(_ExactConfig)):  # type: ignore[misc]
     """Random changes of the training samples, on the training device. Null switches a change off."""
 
     left_out: ClassVar[tuple[str, ...]] = (
-        *("also", "rotate90", "shear", "axes"),
+        *("also", "mirror_pairs", "rotate90", "shear", "axes"),
         *(key for key in augmentations.built_in() if key not in _STATED),
     )
 
@@ -70,12 +75,28 @@ class AugmentConfig(_with_intensities(_ExactConfig)):  # type: ignore[misc]
     """Further augmentations by dotted path, applied after those above: your own, or random dictionary transforms of
     MONAI."""
 
+    @field_validator("mirror_pairs")
+    @classmethod
+    def _sound_pairs(cls, pairs: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+        if problem := pair_problem(pairs):
+            raise ValueError(problem)
+        return pairs
+
     @field_validator("axes")
     @classmethod
     def _two_axes(cls, axes: str | tuple[str, str]) -> str | tuple[str, str]:
         if isinstance(axes, tuple) and axes[0] == axes[1]:
             raise ValueError(f"expected two different axes, got {list(axes)}")
         return axes
+
+    @model_validator(mode="after")
+    def _pairs_have_an_effect(self) -> AugmentConfig:
+        if self.mirror_pairs and not (self.flips.prob and "x" in self.flips.axes):
+            raise ValueError(
+                "mirror_pairs: has no effect, because the left-right axis is not flipped; add x to flip.axes with a"
+                " probability above 0, or remove it"
+            )
+        return self
 
     @property
     def flips(self) -> FlipConfig:

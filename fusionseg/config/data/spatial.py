@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -11,6 +12,7 @@ from fusionseg.config.section import FloatTriple, Pair, Probability, Section, Se
 Axis = Literal["x", "y", "z"]
 AXES: tuple[Axis, Axis, Axis] = ("x", "y", "z")
 Axes = Annotated[tuple[Axis, ...], Field(strict=False, min_length=1, max_length=3)]
+LabelPair = Annotated[tuple[str, ...], Field(strict=False)]
 MovedAxes = Literal["all", "auto", "in_plane"] | Annotated[tuple[Axis, Axis], Field(strict=False)]
 
 
@@ -107,3 +109,20 @@ class ElasticConfig(Section):
     """Voxels between the points of the coarse grid."""
     magnitude: Annotated[float, Field(ge=0)] = 2.0
     """Standard deviation of the displacement at a grid point, in voxels."""
+
+
+def pair_problem(pairs: tuple[tuple[str, ...], ...]) -> str | None:
+    """The problem of the pairs of `augment.mirror_pairs`; None if they are sound.
+
+    Args:
+        pairs: of label names.
+    """
+    for pair in pairs:
+        if len(pair) != 2:
+            return f"expected pairs of two names, such as [kidney_left, kidney_right], got {list(pair)}"
+        if pair[0] == pair[1]:
+            return f"{list(pair)}: a pair needs two labels; a label that is its own mirror image needs no pair"
+    names = Counter(name for pair in pairs for name in pair)
+    if repeated := [name for name, count in names.items() if count > 1]:
+        return f"{', '.join(repeated)} is in two pairs; name each label once"
+    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusionseg.config.data.augmentation import AugmentConfig
+from fusionseg.data.labels.mirroring import LEFT_RIGHT
 from fusionseg.data.loading.augmentations import open_augmentations
 from fusionseg.data.loading.counter_random import counter_normal
 from fusionseg.data.loading.device_cache import DeviceCache
@@ -35,6 +37,7 @@ class PatchAugmenter:
         patch: size in voxels.
         device: the training device.
         rules: the axes that spatial augmentations may change, as the plan has them.
+        mirrored: for each class, the class that it becomes by a left-right flip; empty if none changes.
 
     Raises:
         UserError: an augmentation of the user's own cannot be made.
@@ -47,12 +50,18 @@ class PatchAugmenter:
         patch: tuple[int, int, int],
         device: torch.device,
         rules: SpatialRules = ALL_AXES,
+        mirrored: Sequence[int] = (),
     ) -> None:
         self.cache = cache
         self.augment = augment
         self.patch = patch
         self.device = device
         self.rules = rules
+        self._mirrored = None
+        if list(mirrored) != list(range(len(mirrored))):
+            table = torch.arange(256)  # values that are no class, such as the ignored one, stay
+            table[: len(mirrored)] = torch.tensor(mirrored)
+            self._mirrored = table.to(device)
         self._augmentations = open_augmentations(augment, cache.channels)
 
     @torch.no_grad()
@@ -78,6 +87,9 @@ class PatchAugmenter:
                 image = image.to(self.device, non_blocking=True)
                 label = label.to(self.device, non_blocking=True)
             label = label.long().unsqueeze(1)
+            if self._mirrored is not None:
+                for i in plan.flip[:, LEFT_RIGHT].nonzero()[0]:
+                    label[i] = self._mirrored.take(label[i])
             for one in self._augmentations:
                 image, label = one.apply(image, label, plan.draws[one.key], self._send_to_training_device)
             return image, label

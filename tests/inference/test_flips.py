@@ -1,0 +1,70 @@
+"""Test-time flips of a network that was trained with mirrored labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fusionseg.config import AugmentConfig
+from fusionseg.inference.predictor import PredictOptions, Predictor
+
+ALL = [(), (0,), (0, 1), (0, 1, 2), (0, 2), (1,), (1, 2), (2,)]
+
+
+@pytest.fixture
+def predict(tiny_run: Callable[..., Path]) -> Callable[..., Callable[[Tensor], Tensor]]:
+    """`predict(**augment)` -> the averaged logits (K, X, Y, Z) of an image (C, X, Y, Z)."""
+    predictor = Predictor([tiny_run()], PredictOptions(device="cpu", flips=True))
+
+    def of(**augment: Any) -> Callable[[Tensor], Tensor]:
+        config = predictor.members[0].config.model_copy(update={"augment": AugmentConfig.model_validate(augment)})
+        member = replace(predictor.members[0], config=config)
+        return lambda image: predictor._predict(member, image, (0.0,), config.validation)
+
+    return of
+
+
+def test_the_mirrored_image_has_the_mirrored_prediction(predict: Callable[..., Callable[[Tensor], Tensor]]) -> None:
+    """With the left-right flip among those of the average, this holds for any network."""
+    image = torch.randn((1, 16, 18, 16), generator=torch.Generator().manual_seed(0))
+    swapped = [0, 2, 1]
+    both = predict(flip={"prob": 0.5, "axes": ["x"]}, mirror_pairs=[["ball1", "ball2"]])
+    logits, mirrored = both(image), both(image.flip(1))
+    torch.testing.assert_close(mirrored.flip(1)[swapped], logits, atol=1e-5, rtol=0)
+    assert (logits[1] - logits[2]).abs().max() > 0.01
+    plain = predict(flip={"prob": 0.5, "axes": ["x"]})
+    torch.testing.assert_close(plain(image.flip(1)).flip(1), plain(image), atol=1e-5, rtol=0)
+    # The same two predictions, with the classes exchanged in one of them.
+    alone = predict(flip={"prob": 0.5, "axes": ["y"]}), predict(flip=0.5)
+    assert not any(torch.allclose(one(image), logits, atol=1e-4) for one in alone)
+
+
+@pytest.mark.parametrize(
+    ("augment", "expected"),
+    [
+        ({}, ALL),
+        ({"flip": 0.0}, ALL),
+        ({"flip": {"axes": ["z", "x"]}}, [(), (0,), (0, 2), (2,)]),
+        ({"mirror_pairs": [["ball1", "ball2"]]}, ALL),
+    ],
+)
+def test_the_axes_are_those_of_the_training(
+    predict: Callable[..., Callable[[Tensor], Tensor]], augment: Any, expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+
+    def record(model: Any, image: Tensor, *args: Any, **options: Any) -> Tensor:
+        seen.append(image)
+        return torch.zeros(3, *image.shape[1:])
+
+    monkeypatch.setattr("fusionseg.inference.predictor.predict_logits", record)
+    image = torch.randn((1, 4, 4, 4), generator=torch.Generator().manual_seed(0))
+    predict(**augment)(image)
+    flips = [axes for axes in ALL if any(torch.equal(one, image.flip([axis + 1 for axis in axes])) for one in seen)]
+    assert flips == sorted(expected) and len(seen) == len(expected)
