@@ -88,7 +88,7 @@ class PatchAugmenter:
                 label = label.to(self.device, non_blocking=True)
             label = label.long().unsqueeze(1)
             if self._mirrored is not None:
-                for i in plan.flip[:, LEFT_RIGHT].nonzero()[0]:
+                for i in np.flatnonzero(plan.flip[:, LEFT_RIGHT]).tolist():
                     label[i] = self._mirrored.take(label[i])
             for one in self._augmentations:
                 image, label = one.apply(image, label, plan.draws[one.key], self._send_to_training_device)
