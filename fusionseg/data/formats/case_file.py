@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
-from fusionseg.data.formats.geometry import KEEP, SAME_GRID_VOXELS, Grid, Turn, find_turn
+from fusionseg.data.formats.geometry import KEEP, SAME_GRID_VOXELS, Grid, Turn, find_margins, find_turn
 from fusionseg.data.formats.image_file import FileGeometry, VolumeError
 from fusionseg.data.formats.problems import Findings
 from fusionseg.data.formats.readers import Readers
@@ -22,11 +23,13 @@ class CaseFile:
         voxels: (X, Y, Z), or (C, X, Y, Z) for a file with several channels.
         grid: of the voxels in space.
         stored_type: data type of the stored numbers, for reports.
+        partial: True for a label that may cover a part of the image's grid.
     """
 
     voxels: NDArray[Any]
     grid: Grid
     stored_type: str
+    partial: bool = False
 
 
 def read_file(path: Path, readers: Readers, findings: Findings, kind: Literal["image", "label"]) -> CaseFile | None:
@@ -45,7 +48,7 @@ def read_file(path: Path, readers: Readers, findings: Findings, kind: Literal["i
         return None
     geometry = FileGeometry(content.voxels.shape, content.affine, content.problems)
     grid = _grid_of(path, geometry, findings, kind)
-    return None if grid is None else CaseFile(content.voxels, grid, content.stored_type)
+    return None if grid is None else CaseFile(content.voxels, grid, content.stored_type, content.partial)
 
 
 def read_file_grid(path: Path, readers: Readers, findings: Findings) -> Grid | None:
@@ -56,6 +59,28 @@ def read_file_grid(path: Path, readers: Readers, findings: Findings) -> Grid | N
         findings.add("error", path, error.code, f"cannot be read: {error.message}", error.remedy)
         return None
     return _grid_of(path, geometry, findings, "image")
+
+
+def extend_to_grid(file: CaseFile, grid: Grid) -> CaseFile:
+    """Extend a label that covers a part of its image's grid by background, in the voxel order of its file.
+
+    Args:
+        file: the label.
+        grid: of the image.
+
+    Returns:
+        The label on the whole grid; or the label as it is, if it is whole, or if its voxels are not voxels of the grid.
+    """
+    if not (file.partial and file.grid.known and grid.known and file.voxels.ndim == 3):
+        return file
+    margins = find_margins(file.grid, grid)
+    if margins is None or not any(any(pair) for pair in margins):
+        return file
+    affine = file.grid.affine.copy()
+    affine[:3, 3] -= affine[:3, :3] @ [before for before, _ in margins]
+    voxels = np.pad(file.voxels, margins)
+    x, y, z = voxels.shape
+    return CaseFile(voxels, Grid((x, y, z), affine), file.stored_type)
 
 
 def find_position(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionseg.data.formats.case_file import find_position, read_file, read_file_grid, report_dimensions
+from fusionseg.data.formats.case_file import extend_to_grid, find_position, read_file, read_file_grid, report_dimensions
 from fusionseg.data.formats.geometry import KEEP, Grid, Turn, is_invertible
 from fusionseg.data.formats.problems import Findings
 from fusionseg.data.formats.readers import Readers
@@ -250,6 +250,8 @@ def examine_label(
     if file.voxels.ndim != 3:
         report_dimensions(findings, path, file.voxels.shape, "label")
         return None
+    if grid is not None:
+        file = extend_to_grid(file, grid)
     turn = KEEP if grid is None else find_position(path, file.grid, grid, None, "label", findings)
     values = file.voxels
     if values.dtype.kind == "f":

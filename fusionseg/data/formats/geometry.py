@@ -26,6 +26,9 @@ CLOSE_GRID_VOXELS = 0.1
 The rounding of a float32 quaternion makes such differences in a large volume.
 """
 
+LPS_TO_RAS: NDArray[np.float64] = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""From the coordinates of DICOM and ITK to those of NIfTI."""
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -103,6 +106,35 @@ def find_turn(own: Grid, wanted: Grid) -> tuple[Turn | None, float, float]:
         if turned_shape == wanted.shape and apart[0] <= CLOSE_GRID_VOXELS:
             return Turn(tuple(int(axis) for axis in source), tuple(flips)), *apart
     return None, *plain
+
+
+def find_margins(own: Grid, whole: Grid) -> list[tuple[int, int]] | None:
+    """Find the numbers of voxels by which a part of a grid has to be extended to cover the whole grid.
+
+    Args:
+        own: the part; its axes may be flipped and permuted.
+        whole: the grid.
+
+    Returns:
+        For each axis of the part, the numbers before and after it; None if the part is not inside, or if its voxels do
+        not lie on those of the grid within 0.1 voxels.
+    """
+    to_whole = np.linalg.inv(whole.affine) @ own.affine
+    targets = np.abs(to_whole[:3, :3]).argmax(axis=0)
+    if len(set(targets.tolist())) != 3:
+        return None
+    exact = np.zeros((4, 4))
+    exact[3, 3] = 1
+    margins = []
+    for axis, target in enumerate(targets):
+        sign = 1 if to_whole[target, axis] > 0 else -1
+        start = round(float(to_whole[target, 3]))
+        last = start + sign * (own.shape[axis] - 1)
+        exact[target, axis], exact[target, 3] = sign, start
+        before, after = min(start, last), whole.shape[target] - 1 - max(start, last)
+        margins.append((before, after) if sign > 0 else (after, before))
+    apart, _ = corner_distance(own.shape, to_whole, exact, whole.affine)
+    return margins if apart <= CLOSE_GRID_VOXELS and min(map(min, margins)) >= 0 else None
 
 
 def is_invertible(affine: NDArray[np.float64]) -> bool:

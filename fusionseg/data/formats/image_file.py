@@ -1,4 +1,7 @@
-"""The content of one image file, as a reader returns it, and the error of a file that cannot be read."""
+"""The content of one image, as a reader returns it, and the error of a file that cannot be read.
+
+An image is a file, several files (a header and its data), or a folder (a DICOM series). One path names it.
+"""
 
 from __future__ import annotations
 
@@ -64,20 +67,24 @@ class ImageFile:
         affine: as in `FileGeometry`.
         stored_type: data type of the stored numbers, for reports; empty is that of `voxels`.
         problems: faults of the geometry.
+        partial: True for a label that may cover a part of its image's grid; the rest of the grid is background.
     """
 
     voxels: NDArray[Any]
     affine: NDArray[np.float64]
     stored_type: str = ""
     problems: tuple[FileProblem, ...] = ()
+    partial: bool = False
 
 
 @runtime_checkable
 class Reader(Protocol):
     """A reader of image files, built in or a user's own.
 
-    A reader may have a second method, `read_geometry(path) -> (shape, affine)` or a `FileGeometry`, which reads no
-    voxels. Without it, `read` takes its place.
+    A reader may have further methods. `read_geometry(path) -> (shape, affine)` or a `FileGeometry` reads no voxels;
+    without it, `read` takes its place. `files(path) -> list[Path]` lists all files of the image, if these are several.
+    `reads_folder(path) -> bool` tells that a folder is one image; then all methods get the folder. The attribute
+    `data_suffixes` has the suffixes of files that belong to a header file.
     """
 
     suffixes: Sequence[str]

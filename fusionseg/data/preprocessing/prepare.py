@@ -22,7 +22,7 @@ from fusionseg.data.formats.dataset import Case, Dataset, open_dataset
 from fusionseg.data.formats.problems import CaseError
 from fusionseg.data.formats.readers import Readers
 from fusionseg.data.preprocessing.case_folders import CASES, read_cases
-from fusionseg.data.preprocessing.record import PreparedCase, SourceFile, write_record
+from fusionseg.data.preprocessing.record import PreparedCase, SourceFile, size_and_time, write_record
 from fusionseg.data.preprocessing.store import Store, read_header, settings_key, settings_of, write_case, write_header
 from fusionseg.data.preprocessing.transforms import open_transforms
 from fusionseg.data.preprocessing.volume import check_transforms, load_volume
@@ -168,7 +168,7 @@ def _current(root: Path, case: Case, num_classes: int) -> PreparedCase | None:
 
 def _with_new_times(root: Path, record: PreparedCase, files: list[Path]) -> PreparedCase:
     """Record new time stamps of unchanged files that were copied or touched, so that they are not read every time."""
-    times = [path.stat().st_mtime_ns for path in files]
+    times = [size_and_time(path)[1] for path in files]
     if times != [source.mtime_ns for source in record.sources]:
         sources = tuple(
             replace(source, mtime_ns=mtime_ns) for source, mtime_ns in zip(record.sources, times, strict=True)

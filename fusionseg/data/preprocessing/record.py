@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusionseg.data.formats.source_files import files_of
 from fusionseg.utils.files import write_json
 
 FILE = "case.json"
@@ -20,7 +21,14 @@ FILE = "case.json"
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A source file of a prepared case, recorded so that a change of the file is noticed."""
+    """A source of a prepared case, recorded so that a change of its files is noticed.
+
+    Args:
+        path: that the case names: a file, the header file of several files, or the folder of a DICOM series.
+        size: in bytes, of all its files.
+        mtime_ns: time stamp of the file; of several files, a hash of their names, sizes and time stamps.
+        sha256: hash of the content; of several files, of their sorted hashes, so that their names do not count.
+    """
 
     path: str
     size: int
@@ -29,21 +37,42 @@ class SourceFile:
 
     @staticmethod
     def read(path: Path) -> SourceFile:
-        """Read the size, the time stamp and the hash of a file."""
-        status = path.stat()
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return SourceFile(str(path), status.st_size, status.st_mtime_ns, digest)
+        """Read the size, the time stamp and the hash of a source."""
+        files = files_of(path)
+        digests = [_sha256(file) for file in files]
+        several = files != [path]
+        content = hashlib.sha256("".join(sorted(digests)).encode()).hexdigest() if several else digests[0]
+        return SourceFile(str(path), *size_and_time(path), content)
 
     def unchanged(self, path: Path) -> bool:
-        """Test that a file has the recorded content. A file with the recorded size and time stamp is not read."""
+        """Test that a source has the recorded content. With the recorded size and time stamp, it is not read."""
         try:
-            status = path.stat()
+            size, mtime_ns = size_and_time(path)
         except FileNotFoundError:
             return False
-        if status.st_size != self.size:
+        if size != self.size:
             return False
-        return status.st_mtime_ns == self.mtime_ns or SourceFile.read(path).sha256 == self.sha256
+        return mtime_ns == self.mtime_ns or SourceFile.read(path).sha256 == self.sha256
+
+
+def size_and_time(path: Path) -> tuple[int, int]:
+    """The size and the time stamp of a source, see `SourceFile`.
+
+    Args:
+        path: that the case names.
+    """
+    files = files_of(path)
+    if files == [path]:
+        status = path.stat()
+        return status.st_size, status.st_mtime_ns
+    stamps = [(file.name, status.st_size, status.st_mtime_ns) for file in files for status in (file.stat(),)]
+    digest = hashlib.blake2b(repr(sorted(stamps)).encode("utf-8", "surrogatepass"), digest_size=7).digest()
+    return sum(size for _, size, _ in stamps), int.from_bytes(digest, "big")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""The readers of a data set's image files, chosen by the suffix of a file's name.
+"""The readers of a data set's images, chosen by the suffix of a file's name; a folder is a DICOM series.
 
-Each module of this folder has a built-in reader, which registers itself. `data.reader` adds a user's own reader in
-front of them.
+Built-in readers are in modules of this folder, and register themselves. `data.reader` adds a user's own reader in front
+of them.
 """
 
 from __future__ import annotations
@@ -51,24 +51,58 @@ class Readers:
         """Test that one of the readers reads files of this name. Some systems write the suffix in capitals."""
         return path.name.lower().endswith(self.suffixes)
 
+    def reads_folder(self, path: Path) -> bool:
+        """Test that a folder is one image: it directly holds the slices of a DICOM series.
+
+        A folder with several series counts too; `read` refuses it.
+        """
+        return any(reader.reads_folder(path) for reader in self._all if hasattr(reader, "reads_folder"))
+
     def image_files(self, folder: Path) -> list[Path]:
-        """Image files of a folder, sorted. Hidden files, such as the `._x.nii.gz` of macOS, are not data."""
-        return sorted(file for file in folder.iterdir() if not file.name.startswith(".") and self.is_image_file(file))
+        """Image files of a folder, sorted.
+
+        Hidden files, such as the `._x.nii.gz` of macOS, are not data. Slices of a DICOM series are no images, and the
+        data file of a pair belongs to its header file.
+        """
+        files = sorted(file for file in folder.iterdir() if not file.name.startswith(".") and self.is_image_file(file))
+        slices = [suffix for reader in self._all if hasattr(reader, "reads_folder") for suffix in reader.suffixes]
+        if any(file.name.lower().endswith(tuple(slices)) for file in files) and self.reads_folder(folder):
+            files = [file for file in files if not file.name.lower().endswith(tuple(slices))]
+        return [file for file in files if not self._is_data_file(file)]
+
+    def _is_data_file(self, path: Path) -> bool:
+        suffixes = tuple(getattr(self._reader_of(path), "data_suffixes", ()))
+        return path.name.lower().endswith(suffixes) and self.files(path)[0] != path if suffixes else False
+
+    def files(self, path: Path) -> list[Path]:
+        """List the files of an image: one in most formats, header and data of a pair, the slices of a folder.
+
+        Args:
+            path: the path that a case names.
+
+        Returns:
+            Existing files; the path itself where no reader knows better.
+        """
+        own = getattr(self._reader_of(path), "files", None)
+        found = [file for file in own(path) if file.exists()] if own is not None else []
+        return found or [path]
 
     def suffix(self, path: Path) -> str:
         """The suffix of a file as it is written, such as ".nii.gz"; of an unknown kind, the part from the last dot."""
-        length = next((len(s) for s in self.suffixes if path.name.lower().endswith(s)), len(path.suffix))
-        return path.name[len(path.name) - length :]
+        known = next((len(s) for s in self.suffixes if path.name.lower().endswith(s)), None)
+        if known is None:  # names of patients and series have dots, too
+            known = 0 if path.is_dir() else len(path.suffix)
+        return path.name[len(path.name) - known :]
 
     def stem(self, path: Path) -> str:
         """The name of a file without folder and suffix."""
         return path.name[: len(path.name) - len(self.suffix(path))] or path.name
 
     def read(self, path: Path) -> ImageFile:
-        """Read an image file.
+        """Read an image.
 
         Args:
-            path: a file whose name ends in one of `suffixes`.
+            path: a file whose name ends in one of `suffixes`, or the folder of a DICOM series.
 
         Raises:
             VolumeError: no reader reads files of this name, or the file holds no usable volume.
@@ -84,7 +118,7 @@ class Readers:
         """Read the shape and the affine of an image file, without its voxels where the reader can.
 
         Args:
-            path: a file whose name ends in one of `suffixes`.
+            path: a file whose name ends in one of `suffixes`, or the folder of a DICOM series.
 
         Raises:
             VolumeError: as for `read`.
@@ -99,13 +133,27 @@ class Readers:
             return geometry
         return _checked_geometry(reader, _call(own, path))
 
+    def _reader_of(self, path: Path) -> Reader | None:
+        """The reader of a path; None if there is none."""
+        if path.is_dir():
+            of_folders = [reader for reader in self._all if hasattr(reader, "reads_folder")]
+            # The last one is the built-in one, which looks into the folders within the folder too.
+            return next((reader for reader in of_folders if reader.reads_folder(path)), of_folders[-1])
+        name = path.name.lower()
+        return next((r for r in self._all if name.endswith(tuple(suffix.lower() for suffix in r.suffixes))), None)
+
     def _choose(self, path: Path) -> Reader:
-        for reader in self._all:
-            if path.name.lower().endswith(tuple(suffix.lower() for suffix in reader.suffixes)):
-                return reader
+        reader = self._reader_of(path)
+        if reader is not None:
+            return reader
+        if not path.exists():
+            raise VolumeError(
+                "missing", "there is no such file or folder", "copy it there, or take the case out of the data set"
+            )
         raise VolumeError(
             "header",
-            f"no reader reads files of this name (expected {' or '.join(self.suffixes)})",
+            f"no reader reads files of this name (expected {' or '.join(self.suffixes)}, or the folder of a DICOM"
+            " series)",
             f"convert the file, or name a reader for it ({KEY})",
         )
 
@@ -131,7 +179,7 @@ def _open_reader(config: OutsidePart) -> Reader:
 
 def _call(function: Any, path: Path) -> Any:
     """Call a method of a user's reader; every exception becomes a problem of the file, with the line that raised it."""
-    if not path.is_file():
+    if not path.exists():
         raise VolumeError("missing", "there is no such file", "copy it there, or take the case out of the data set")
     try:
         return function(path)
@@ -160,7 +208,7 @@ def _checked_content(reader: Reader, content: Any) -> ImageFile:
     if voxels.dtype.kind not in "iuf" or voxels.size == 0:
         raise _invalid(f"{name}.read", "voxels of integers or floats", f"{voxels.dtype} of shape {voxels.shape}")
     affine = _checked_affine(f"{name}.read", content.affine)
-    return ImageFile(voxels, affine, content.stored_type or voxels.dtype.name, content.problems)
+    return ImageFile(voxels, affine, content.stored_type or voxels.dtype.name, content.problems, content.partial)
 
 
 def _checked_geometry(reader: Reader, geometry: Any) -> FileGeometry:

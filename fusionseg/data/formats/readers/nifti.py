@@ -7,9 +7,6 @@ damage, so this module reads the bytes and lets nibabel interpret the header onl
 from __future__ import annotations
 
 import io
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +17,14 @@ from nibabel.volumeutils import apply_read_scaling
 
 from fusionseg.config.registry import readers
 from fusionseg.data.formats.image_file import FileGeometry, ImageFile, VolumeError
-from fusionseg.data.formats.readers.nifti_geometry import UNKNOWN_AFFINE, affine_of
+from fusionseg.data.formats.readers.affines import UNKNOWN_AFFINE
+from fusionseg.data.formats.readers.byte_streams import FETCH, read_all, read_start, refuse_wrong_length
+from fusionseg.data.formats.readers.nifti_geometry import affine_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-CHUNK_BYTES = 1 << 20
 HEADER_BYTES = 1 << 20  # the header, and extensions of a usual size
 SUFFIXES = (".nii.gz", ".nii")
-FETCH = "fetch or export the file again"
 
 
 @dataclass(frozen=True)
@@ -81,13 +78,7 @@ class NiftiReader:
         Raises:
             VolumeError: as `read_volume`.
         """
-        volume = read_volume(path)
-        shape = _without_trailing_ones(volume.values.shape)
-        geometry = _geometry(volume.header, shape)
-        voxels = volume.values.reshape(shape, order="F")
-        return ImageFile(
-            np.moveaxis(voxels, 3, 0) if len(shape) == 4 else voxels, geometry.affine, volume.dtype, geometry.problems
-        )
+        return to_image_file(read_volume(path))
 
     def read_geometry(self, path: Path) -> FileGeometry:
         """Read the header of a file, and no voxel.
@@ -98,8 +89,7 @@ class NiftiReader:
         Raises:
             VolumeError: as `read_header`.
         """
-        raw = read_header(path)
-        return _geometry(raw.header, _without_trailing_ones(raw.shape))
+        return to_geometry(read_header(path))
 
 
 def read_header(path: Path) -> RawHeader:
@@ -112,14 +102,7 @@ def read_header(path: Path) -> RawHeader:
         VolumeError: as `read_volume`, for damage that the header shows.
     """
     _check_name(path)
-    with _reading(), open(path, "rb") as file:
-        content = file.read(CHUNK_BYTES)
-    if _is_gzip(path):
-        try:
-            content = zlib.decompressobj(31).decompress(content, HEADER_BYTES)
-        except zlib.error as error:
-            raise _not_decompressed(error, first=True) from error
-    return _header(path, content)
+    return parse_header(path, read_start(path, HEADER_BYTES, gzip=_is_gzip(path)))
 
 
 def read_volume(path: Path) -> RawVolume:
@@ -134,25 +117,44 @@ def read_volume(path: Path) -> RawVolume:
         VolumeError: its code is missing, unreadable, truncated, corrupt, trailing-data or header.
     """
     _check_name(path)
-    with _reading():
-        content = _gunzip(path) if _is_gzip(path) else path.read_bytes()
-    raw = _header(path, content)
+    content = read_all(path, gzip=_is_gzip(path))
+    return scaled_volume(parse_header(path, content), content)
+
+
+def scaled_volume(raw: RawHeader, content: bytes) -> RawVolume:
+    """Make the volume of a header and of the bytes of its data file.
+
+    Args:
+        raw: the header.
+        content: the data file, whole and decompressed; of a single file, the file itself.
+
+    Raises:
+        VolumeError: its code is truncated or trailing-data.
+    """
     dtype, shape = raw.dtype, raw.shape
     count = int(np.prod(shape, dtype=np.int64))
-    surplus = len(content) - (raw.offset + count * dtype.itemsize)
-    if surplus:
-        code, much = ("truncated", "less") if surplus < 0 else ("trailing-data", "more")
-        raise VolumeError(
-            code,
-            f"it holds {abs(surplus)} bytes {much} than its header states ({'x'.join(map(str, shape))} {dtype.name})",
-            FETCH,
-        )
+    refuse_wrong_length(len(content) - (raw.offset + count * dtype.itemsize), shape, dtype.name)
     values: Array = np.frombuffer(content, dtype, count, raw.offset).reshape(shape, order="F")
     if not raw.scaled:
         return RawVolume(values, raw.header, dtype.name)
     with np.errstate(over="ignore", invalid="ignore"):  # the reader of a case reports values that are not finite
         values = apply_read_scaling(values, np.float64(raw.slope), np.float64(raw.intercept))
     return RawVolume(values, raw.header, f"{dtype.name} scaled")
+
+
+def to_image_file(volume: RawVolume) -> ImageFile:
+    """The content of a NIfTI file as readers return it."""
+    shape = _without_trailing_ones(volume.values.shape)
+    geometry = _geometry(volume.header, shape)
+    voxels = volume.values.reshape(shape, order="F")
+    return ImageFile(
+        np.moveaxis(voxels, 3, 0) if len(shape) == 4 else voxels, geometry.affine, volume.dtype, geometry.problems
+    )
+
+
+def to_geometry(raw: RawHeader) -> FileGeometry:
+    """The geometry of a NIfTI header as readers return it."""
+    return _geometry(raw.header, _without_trailing_ones(raw.shape))
 
 
 def _geometry(header: Any, shape: tuple[int, ...]) -> FileGeometry:
@@ -178,62 +180,21 @@ def _is_gzip(path: Path) -> bool:
     return path.name.lower().endswith(".gz")
 
 
-@contextmanager
-def _reading() -> Iterator[None]:
-    """Raise errors of the file system as `VolumeError`."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise VolumeError(
-            "missing", "there is no such file", "copy it there, or take the case out of the data set"
-        ) from None
-    except OSError as error:
-        raise VolumeError("unreadable", f"{error.strerror or error}", "check the permissions and the disk") from error
+def parse_header(path: Path, content: bytes, *, pair: bool = False) -> RawHeader:
+    """Interpret the header of a NIfTI file.
 
+    Args:
+        path: the file, for its name.
+        content: its first bytes, decompressed.
+        pair: True for the header file of a .hdr/.img pair.
 
-def _gunzip(path: Path) -> bytes:
-    """Decompress a whole file. zlib verifies the checksum and the length of each member."""
-    parts, stream, members = [], zlib.decompressobj(31), 1
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            while chunk:
-                if stream.eof:
-                    if not chunk.strip(b"\0"):  # tapes and block devices pad a file with zeros
-                        break
-                    stream, members = zlib.decompressobj(31), members + 1
-                try:
-                    parts.append(stream.decompress(chunk))
-                except zlib.error as error:
-                    if members > 1 and not parts[-1]:
-                        raise VolumeError(
-                            "trailing-data", "it has other bytes after the end of its gzip stream", FETCH
-                        ) from error
-                    raise _not_decompressed(error, first=not parts) from error
-                chunk = stream.unused_data
-                if stream.eof:
-                    parts.append(b"")  # an empty last part means that a member ended here without damage
-    if not parts:
-        return b""
-    if not stream.eof:
-        raise VolumeError("truncated", "the gzip stream ends before its end mark", FETCH)
-    return b"".join(parts)
-
-
-def _not_decompressed(error: zlib.error, *, first: bool) -> VolumeError:
-    if first and "header" in str(error):
-        return VolumeError(
-            "corrupt",
-            "it is named .gz but is not gzip-compressed",
-            f"rename it to .nii if it is plain NIfTI, or {FETCH}",
-        )
-    return VolumeError("corrupt", f"the gzip stream is damaged ({error})", FETCH)
-
-
-def _header(path: Path, content: bytes) -> RawHeader:
+    Raises:
+        VolumeError: the header is damaged, or of another format.
+    """
     if not content:
         raise VolumeError("truncated", "it is empty", FETCH)
     if not _is_gzip(path) and content[:2] == b"\x1f\x8b":
-        raise VolumeError("header", "it is gzip-compressed but named .nii", "rename it to .nii.gz")
+        raise VolumeError("header", f"it is gzip-compressed but named {path.suffix}", f"rename it to {path.suffix}.gz")
     sizes = {int.from_bytes(content[:4], "little"), int.from_bytes(content[:4], "big")}
     kind: Any = nibabel.Nifti1Header if 348 in sizes else nibabel.Nifti2Header if 540 in sizes else None
     if kind is None:
@@ -241,8 +202,7 @@ def _header(path: Path, content: bytes) -> RawHeader:
     try:
         # Without nibabel's own check, which would turn a zero spacing into 1 and only log it.
         header = kind.from_fileobj(io.BytesIO(content), check=False)
-        if header["magic"].item()[:3] not in (b"n+1", b"n+2"):
-            raise VolumeError("header", "it is no single-file NIfTI (.hdr/.img pair?)", "convert it to .nii.gz")
+        _check_magic(header["magic"].item()[:3], pair=pair)
         dtype, shape, offset = header.get_data_dtype(), header.get_data_shape(), int(header["vox_offset"])
         slope, intercept = header.get_slope_inter()
     except VolumeError:
@@ -257,6 +217,20 @@ def _header(path: Path, content: bytes) -> RawHeader:
             f"it has the data type {dtype}, not one number per voxel",
             "convert it to integers or floats",
         )
-    if not shape or min(shape) < 1 or offset < kind.single_vox_offset:
+    if not shape or min(shape) < 1 or offset < (0 if pair else kind.single_vox_offset):
         raise VolumeError("header", f"it has the shape {shape} and its data at byte {offset}", FETCH)
     return RawHeader(header, dtype, tuple(map(int, shape)), offset, slope, intercept)
+
+
+def _check_magic(magic: bytes, *, pair: bool) -> None:
+    if pair and magic not in (b"ni1", b"ni2"):
+        single = magic in (b"n+1", b"n+2")
+        raise VolumeError(
+            "header",
+            "it is a single-file NIfTI" if single else "it is Analyze 7.5, which does not state where left and right are",
+            "rename it to .nii" if single else "convert it to NIfTI, with the orientation that its source documents",
+        )
+    if not pair and magic not in (b"n+1", b"n+2"):
+        raise VolumeError(
+            "header", "it is the header of a .hdr/.img pair", "rename it to .hdr, beside its .img, or convert it"
+        )

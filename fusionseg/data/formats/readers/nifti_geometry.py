@@ -18,15 +18,13 @@ from fusionseg.data.formats.geometry import (
     voxel_sizes,
 )
 from fusionseg.data.formats.image_file import FileProblem, Severity
+from fusionseg.data.formats.readers.affines import UNKNOWN_AFFINE, numbers, shear_problems
 
 PIXDIM_TOLERANCE = 1e-2
 """Relative difference of pixdim and the affine's voxel sizes that gives no warning."""
-SHEAR_TOLERANCE = 1e-2
-"""Cosine of the angle of two voxel axes that gives no warning."""
 
 _UNITS = {0: (1.0, ""), 1: (1e3, "metre"), 2: (1.0, "mm"), 3: (1e-3, "micron")}
 Report = Callable[[Severity, str, str, str], None]
-UNKNOWN_AFFINE: NDArray[np.float64] = np.full((4, 4), np.nan)
 
 
 def affine_of(header: Any, shape: tuple[int, int, int]) -> tuple[NDArray[np.float64], tuple[FileProblem, ...]]:
@@ -55,7 +53,7 @@ def _affine_in_mm(header: Any, shape: tuple[int, int, int], report: Report) -> N
         report(
             "error",
             "spacing",
-            f"the voxel spacing in the header is {_numbers(pixdim)}",
+            f"the voxel spacing in the header is {numbers(pixdim)}",
             "set the true spacing in the header (nibabel: header.set_zooms)",
         )
         return None
@@ -77,7 +75,7 @@ def _affine_in_mm(header: Any, shape: tuple[int, int, int], report: Report) -> N
         report(
             "error",
             "spacing",
-            f"the voxel spacing is {_numbers(sizes)} mm{stated}"
+            f"the voxel spacing is {numbers(sizes)} mm{stated}"
             f" (expected {SMALLEST_SPACING_MM:g} to {LARGEST_SPACING_MM:g} mm)",
             "set the true spacing and unit in the header (nibabel: header.set_zooms, header.set_xyzt_units)",
         )
@@ -86,7 +84,7 @@ def _affine_in_mm(header: Any, shape: tuple[int, int, int], report: Report) -> N
         report(
             "warning",
             "units",
-            f"the voxel spacing is {_numbers(sizes)} mm{stated}",
+            f"the voxel spacing is {numbers(sizes)} mm{stated}",
             "set the unit to mm if the numbers in the header are mm (nibabel: header.set_xyzt_units('mm'))",
         )
     _compare_other_entries(header, shape, in_file_units, method, pixdim, report)
@@ -147,18 +145,8 @@ def _compare_other_entries(
         report(
             "warning",
             "pixdim",
-            f"pixdim says {_numbers(pixdim)} and the sform {_numbers(sizes)}; the sform is used",
+            f"pixdim says {numbers(pixdim)} and the sform {numbers(sizes)}; the sform is used",
             "set both to the same spacing (nibabel: header.set_zooms)",
         )
-    axes = affine[:3, :3] / sizes
-    if np.abs(axes.T @ axes - np.eye(3)).max() > SHEAR_TOLERANCE:
-        report(
-            "warning",
-            "shear",
-            "the voxel axes are not at right angles; distances within the file's grid are approximate",
-            "resample the volume to a rectangular grid (a tilted CT gantry leaves such files)",
-        )
-
-
-def _numbers(values: Any) -> str:
-    return "x".join(f"{value:g}" for value in values)
+    for problem in shear_problems(affine):
+        report(*problem)

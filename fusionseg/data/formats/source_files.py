@@ -1,0 +1,19 @@
+"""The files behind the path of an image or a label: one in most formats, several in others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fusionseg.data.formats.readers import Readers
+
+
+def files_of(path: Path) -> list[Path]:
+    """List the files of an image: the file; header and data of a pair; the slices of a folder.
+
+    Args:
+        path: that a case names.
+
+    Returns:
+        Existing files; the path itself if it is no format that fusionseg reads itself.
+    """
+    return Readers().files(path)
