@@ -29,9 +29,9 @@ import json
 import numpy as np
 
 class NumpyReader:
-    """Reads x.npy, with its affine in x.json beside it."""
+    """Reads x.arr, with its affine in x.json beside it."""
 
-    suffixes = (".npy",)
+    suffixes = (".arr",)
 
     def __init__(self, scale=1.0):
         self.scale = scale
@@ -58,7 +58,7 @@ class NoSuffixes:
         return None
 
 class NoRead:
-    suffixes = (".npy",)
+    suffixes = (".arr",)
 '''
 
 
@@ -71,10 +71,11 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def to_numpy(nifti: Path) -> Path:
-    """Replace a NIfTI file by a .npy file and the affine beside it."""
+    """Replace a NIfTI file by a .arr file and the affine beside it."""
     volume = nibabel.load(nifti)
-    path = nifti.with_name(nifti.name.replace(".nii.gz", ".npy"))
-    np.save(path, np.asarray(volume.dataobj))
+    path = nifti.with_name(nifti.name.replace(".nii.gz", ".arr"))
+    with path.open("wb") as file:  # np.save would add its own suffix
+        np.save(file, np.asarray(volume.dataobj))
     path.with_suffix(".json").write_text(json.dumps(volume.affine.tolist()))
     nifti.unlink()
     return path
@@ -82,13 +83,13 @@ def to_numpy(nifti: Path) -> Path:
 
 @pytest.fixture
 def numpy_data(make_dataset: Callable[..., Path], tmp_path: Path) -> Path:
-    """A data set of .npy images with NIfTI labels."""
+    """A data set of arrays with NIfTI labels."""
     root: Path = make_dataset(tmp_path / "Task91_numpy", cases=5)
     for image in (root / "imagesTr").glob("*.nii.gz"):
         to_numpy(image)
-    listing = (root / "dataset.json").read_text().replace("imagesTr/case_000.nii.gz", "imagesTr/case_000.npy")
+    listing = (root / "dataset.json").read_text().replace("imagesTr/case_000.nii.gz", "imagesTr/case_000.arr")
     for number in range(5):
-        listing = listing.replace(f"imagesTr/case_00{number}.nii.gz", f"imagesTr/case_00{number}.npy")
+        listing = listing.replace(f"imagesTr/case_00{number}.nii.gz", f"imagesTr/case_00{number}.arr")
     (root / "dataset.json").write_text(listing)
     return root
 
@@ -128,31 +129,31 @@ def test_the_reader_and_its_arguments_belong_to_the_settings_of_the_store(
 
 def test_check_reads_with_the_named_reader(numpy_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(numpy_data), "--workers", "1"]) == 1
-    assert "case_000.npy: no reader reads files of this name" not in capsys.readouterr().err
+    assert "case_000.arr: no reader reads files of this name" not in capsys.readouterr().err
     assert main(["check", str(numpy_data), "--reader", "my_reader:NumpyReader", "--workers", "2"]) == 0
     assert "5 cases, 0 errors" in capsys.readouterr().out
     (numpy_data / "imagesTr/case_003.json").unlink()
     assert main(["check", str(numpy_data), "--reader", "my_reader:NumpyReader", "--workers", "2"]) == 1
     out = capsys.readouterr().out
-    assert "case_003.npy" in out and "FileNotFoundError" in out and "my_reader.py, line" in out
+    assert "case_003.arr" in out and "FileNotFoundError" in out and "my_reader.py, line" in out
     assert main(["check", str(numpy_data), "--reader", "my_reader:Nothing"]) == 2
     assert "--reader: module my_reader" in capsys.readouterr().err
 
 
 def test_a_data_set_names_the_key_where_no_reader_fits(numpy_data: Path) -> None:
-    with pytest.raises(UserError, match=r"case_000\.npy: no reader reads files of this name .*data\.reader"):
+    with pytest.raises(UserError, match=r"case_000\.arr: no reader reads files of this name .*data\.reader"):
         open_dataset(numpy_data)
     found = open_dataset(numpy_data, readers=Readers(named_reader("my_reader:NumpyReader", "data.reader")))
     assert [case.name for case in found.training] == [f"case_00{number}" for number in range(5)]
     assert len(find_inputs(numpy_data / "imagesTr", 1, found.readers)) == 5
     assert fusionseg.open_dataset(numpy_data, reader="my_reader:NumpyReader") == found
     again = pickle.loads(pickle.dumps(found))
-    assert again == found and again.readers.suffixes == found.readers.suffixes == (".nii.gz", ".npy", ".nii")
+    assert again == found and again.readers.suffixes == found.readers.suffixes and ".arr" in found.readers.suffixes
 
 
 def test_a_grid_comes_from_read_where_there_is_no_read_geometry(numpy_data: Path) -> None:
     readers = Readers(named_reader("my_reader:NumpyReader", "data.reader"))
-    path = numpy_data / "imagesTr/case_001.npy"
+    path = numpy_data / "imagesTr/case_001.arr"
     grid = read_grid([path], readers)
     image = read_image([path], 1, readers)
     assert grid.shape == image.values.shape[1:]
@@ -171,9 +172,9 @@ def test_a_grid_comes_from_read_where_there_is_no_read_geometry(numpy_data: Path
     ],
 )
 def test_wrong_results_of_a_reader_are_errors_of_the_file(name: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "a.npy").touch()
+    (tmp_path / "a.arr").touch()
     with pytest.raises(CaseError, match=message):
-        read_image([tmp_path / "a.npy"], 1, Readers(named_reader(f"my_reader:{name}", "data.reader")))
+        read_image([tmp_path / "a.arr"], 1, Readers(named_reader(f"my_reader:{name}", "data.reader")))
 
 
 @pytest.mark.parametrize(

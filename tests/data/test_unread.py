@@ -126,7 +126,7 @@ def test_notes_are_said_once_by_check_and_at_the_start(
     root: Path, tmp_path: Path, tiny_config: Callable[..., RunConfig], capfd: pytest.CaptureFixture[str]
 ) -> None:
     image = (root / "imagesTr/case_000.nii.gz").read_bytes()
-    for name in ("imagesTr/extra.nii.gz", "labelsTr/extra.NII.GZ", "imagesTr/case_009.mha", "imagesTr/.hidden.nii.gz"):
+    for name in ("imagesTr/extra.nii.gz", "labelsTr/extra.NII.GZ", "imagesTr/case_009.tif", "imagesTr/.hidden.nii.gz"):
         (root / name).write_bytes(image)
     (root / "imagesTr/._case_000.nii.gz").touch()
     change(root, lambda c: c["training"].append({"image": "imagesTr/._case_000.nii.gz"}))
@@ -134,7 +134,7 @@ def test_notes_are_said_once_by_check_and_at_the_start(
     notes = [
         "1 listed file is hidden and left out (._case_000.nii.gz)",
         f"{root}/imagesTr: 1 file is not listed in dataset.json and left out (extra.nii.gz)",
-        f"{root}/imagesTr: 1 file is of an unknown format and left out (case_009.mha)",
+        f"{root}/imagesTr: 1 file is of an unknown format and left out (case_009.tif)",
         f"{root}/labelsTr: 2 files are not listed in dataset.json and left out (case_003.nii.gz, extra.NII.GZ)",
         "1 of 4 training cases has no label and is left out: case_003",
     ]

@@ -44,8 +44,7 @@ def checked_geometry(
         error = FileProblem(
             "error",
             "spacing",
-            f"the voxel spacing is {numbers(sizes)} mm"
-            f" (expected {SMALLEST_SPACING_MM:g} to {LARGEST_SPACING_MM:g} mm)",
+            f"the voxel spacing is {numbers(sizes)} mm (expected {SMALLEST_SPACING_MM:g} to {LARGEST_SPACING_MM:g} mm)",
             "set the true spacing in the header, in mm",
         )
         return FileGeometry(found, UNKNOWN_AFFINE, (*problems, error))

@@ -16,6 +16,8 @@ from fusionseg.data.formats.readers.affines import checked_geometry
 from fusionseg.data.formats.readers.byte_streams import FETCH, file_errors, refuse_wrong_length
 
 KEYS = ("spacing", "affine")
+_OTHER_KEYS = ("labels", "origin")
+"""Keys that `fusionseg predict` writes beside a mask: names of the values, and the origin of the mask."""
 _FORM = 'write {"spacing": [x, y, z]} in mm, or {"affine": 4x4 matrix from voxel index to mm in RAS+}'
 
 
@@ -103,13 +105,13 @@ def _stated_affine(path: Path) -> NDArray[np.float64]:
         raise VolumeError("unreadable", f"{sidecar.name}: {error.strerror}", "check its permissions") from error
     except ValueError as error:
         raise VolumeError("spacing", f"{sidecar.name} is not valid JSON ({error})", _FORM) from error
-    if not isinstance(content, dict) or len(content) != 1 or next(iter(content)) not in KEYS:
-        keys = list(content) if isinstance(content, dict) else []
+    keys = [key for key in content if key not in _OTHER_KEYS] if isinstance(content, dict) else []
+    if len(keys) != 1 or keys[0] not in KEYS:
         near = [match for key in keys if key not in KEYS for match in difflib.get_close_matches(key, KEYS, n=1)]
         hint = f" (did you mean {near[0]}?)" if near else ""
-        found = ", ".join(map(str, keys)) or f"a {type(content).__name__}"
+        found = ", ".join(keys) or ("no entry" if isinstance(content, dict) else f"a {type(content).__name__}")
         raise VolumeError("spacing", f"{sidecar.name} holds {found}{hint}, not one of {' or '.join(KEYS)}", _FORM)
-    ((key, value),) = content.items()
+    key, value = keys[0], content[keys[0]]
     shape = (3,) if key == "spacing" else (4, 4)
     try:
         values = np.asarray(value, np.float64)

@@ -22,4 +22,6 @@ def optional_package(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise VolumeError("package", f"the package {name.partition('.')[0]} is not installed ({error})", INSTALL) from None
+        raise VolumeError(
+            "package", f"the package {name.partition('.')[0]} is not installed ({error})", INSTALL
+        ) from None
