@@ -37,8 +37,8 @@ from fusionseg.data.formats.ignored_entries import (
     wrong_numbers,
 )
 from fusionseg.data.formats.image_file import VolumeError
-from fusionseg.data.formats.missing_files import file_problems, wrong_base
 from fusionseg.data.formats.layouts.nnunet import nnunet_cases
+from fusionseg.data.formats.missing_files import file_problems, wrong_base
 from fusionseg.data.formats.readers import Readers
 from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.utils.errors import UserError

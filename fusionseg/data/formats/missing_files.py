@@ -57,9 +57,11 @@ def file_problems(source: Path, cases: Sequence[Case], channels: int, readers: R
                 f"names {channels} channels; correct one of them"
             )
         for path in (*case.images, *([case.label] if case.label else [])):
-            if not readers.is_image_file(path):
+            if path.is_dir():  # a DICOM series, or a folder that its reader refuses
+                continue
+            if not readers.is_image_file(path) and (path.exists() or path.suffix):
                 problems.append(
-                    f"{path}: no reader reads files of this name (expected {' or '.join(readers.suffixes)}); convert"
+                    f"{path}: no reader reads files of this name (expected {readers.expected}); convert"
                     f" case {case.name}, or name a reader for it (data.reader)"
                 )
             elif not path.is_file():

@@ -175,8 +175,10 @@ def _slices(path: Path, dataset: Any) -> tuple[Slice, ...]:
     shape = int(dataset.Rows), int(dataset.Columns)
     frames = int(dataset.get("NumberOfFrames") or 1)
     groups = dataset.get("PerFrameFunctionalGroupsSequence")
-    if groups is None:
-        return tuple(_slice(path, None if frames == 1 else frame, shape, [dataset]) for frame in range(frames))
+    if groups is None and frames == 1:
+        return (_slice(path, None, shape, [dataset]),)
+    if groups is None:  # ultrasound, nuclear medicine, angiography: nothing states where the frames lie
+        return tuple(_slice(path, frame, shape, []) for frame in range(frames))
     if len(groups) != frames:
         raise VolumeError("header", f"it states {frames} frames and describes {len(groups)}", FETCH)
     shared = list(dataset.get("SharedFunctionalGroupsSequence") or [])

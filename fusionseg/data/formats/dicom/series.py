@@ -173,7 +173,7 @@ def refuse_repeated(series: Series, positions: int) -> None:
     instances: dict[str, list[str]] = defaultdict(list)
     for file in series.files:
         instances[file.instance].append(file.path.name)
-    copies = [names for names in instances.values() if len(names) > 1]
+    copies = [names for instance, names in instances.items() if instance and len(names) > 1]
     if copies:
         raise VolumeError(
             "positions", f"the same slice is there twice: {' and '.join(copies[0][:2])}", "remove the copies"

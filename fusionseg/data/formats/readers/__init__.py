@@ -47,6 +47,13 @@ class Readers:
         every = dict.fromkeys(suffix.lower() for reader in self._all for suffix in reader.suffixes)
         return tuple(sorted(every, key=len, reverse=True))
 
+    @property
+    def expected(self) -> str:
+        """The kinds of images, for messages."""
+        every = dict.fromkeys(suffix for reader in self._all for suffix in reader.suffixes)
+        common = sorted(every, key=lambda suffix: not suffix.startswith(".nii"))
+        return f"{', '.join(common)}, or the folder of a DICOM series"
+
     def is_image_file(self, path: Path) -> bool:
         """Test that one of the readers reads files of this name. Some systems write the suffix in capitals."""
         return path.name.lower().endswith(self.suffixes)
@@ -137,8 +144,14 @@ class Readers:
         """The reader of a path; None if there is none."""
         if path.is_dir():
             of_folders = [reader for reader in self._all if hasattr(reader, "reads_folder")]
-            # The last one is the built-in one, which looks into the folders within the folder too.
-            return next((reader for reader in of_folders if reader.reads_folder(path)), of_folders[-1])
+            if found := next((reader for reader in of_folders if reader.reads_folder(path)), None):
+                return found
+            # A folder that is named like a file is in the place of that file. The last reader of folders is the
+            # built-in one, which looks into the folders within the folder too.
+            return self._reader_of_name(path) or of_folders[-1]
+        return self._reader_of_name(path)
+
+    def _reader_of_name(self, path: Path) -> Reader | None:
         name = path.name.lower()
         return next((r for r in self._all if name.endswith(tuple(suffix.lower() for suffix in r.suffixes))), None)
 
@@ -152,8 +165,7 @@ class Readers:
             )
         raise VolumeError(
             "header",
-            f"no reader reads files of this name (expected {' or '.join(self.suffixes)}, or the folder of a DICOM"
-            " series)",
+            f"no reader reads files of this name (expected {self.expected})",
             f"convert the file, or name a reader for it ({KEY})",
         )
 

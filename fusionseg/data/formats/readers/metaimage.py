@@ -208,4 +208,6 @@ def _inflate(content: bytes) -> bytes:
         raise VolumeError("corrupt", f"the zlib stream is damaged ({error})", FETCH) from error
     if not stream.eof:
         raise VolumeError("truncated", "the zlib stream ends before its end mark", FETCH)
+    if stream.unused_data:
+        raise VolumeError("trailing-data", "it has other bytes after the end of its zlib stream", FETCH)
     return voxels

@@ -227,10 +227,8 @@ def _check_magic(magic: bytes, *, pair: bool) -> None:
         single = magic in (b"n+1", b"n+2")
         raise VolumeError(
             "header",
-            "it is a single-file NIfTI"
-            if single
-            else "it is Analyze 7.5, which does not state where left and right are",
-            "rename it to .nii" if single else "convert it to NIfTI, with the orientation that its source documents",
+            "it is a single-file NIfTI" if single else "it is Analyze 7.5, which does not state the orientation",
+            "rename it to .nii" if single else "convert it to NIfTI, with the true orientation",
         )
     if not pair and magic not in (b"n+1", b"n+2"):
         raise VolumeError(
