@@ -153,14 +153,15 @@ class PatchAugmenter:
                 inside = slice(self.patch[stack] - inside.stop, self.patch[stack] - inside.start)
             image, label = image.movedim(stack + 1, 1)[:, inside], label.movedim(stack, 0)[inside]
         box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-        # grid_sample gives 0 outside the box; with the background subtracted, 0 is the background.
-        part, part_label = volume[(slice(None), *box)].float() - background, mask[box].float()
+        part, part_label = volume[(slice(None), *box)], mask[box][None]
         if stack is not None:
-            part, part_label = part.movedim(stack + 1, 1).flatten(0, 1), part_label.movedim(stack, 0)
+            part, part_label = part.movedim(stack + 1, 1), part_label.movedim(stack + 1, 1)
             if plan.flip[i, stack]:
-                part, part_label = part.view(len(image), -1, *part.shape[1:]).flip(1).flatten(0, 1), part_label.flip(0)
-        else:
-            part_label = part_label[None]
+                part, part_label = part.flip(1), part_label.flip(1)
+        # grid_sample gives 0 outside the box; with the background subtracted, 0 is the background. One pass makes the
+        # result contiguous, which the axes of the slices are not.
+        part = torch.sub(part, background, out=torch.empty(part.shape, device=part.device))
+        part_label = part_label.to(torch.float32, memory_format=torch.contiguous_format)
         plane = [axis for axis in range(3) if axis != stack]
         size = (high - low)[plane]
         grid = self._grid(
@@ -168,7 +169,7 @@ class PatchAugmenter:
         )
         if plan.elastic[i]:
             grid += self._displacement(plan, i, patch[plane]) * self._send((2 / size[::-1]).astype(np.float32))
-        image.copy_(_interpolate(part, grid, "bilinear").view(image.shape)).add_(background)
+        image.copy_(_interpolate(part, grid, "bilinear").view(image.shape).add_(background))
         label.copy_(_interpolate(part_label, grid, "nearest").view(label.shape))
 
     def _grid(self, matrix: Matrix, centre: NDArray[np.float64], patch: NDArray[np.int64]) -> Tensor:
@@ -223,9 +224,21 @@ def _send(values: NDArray[Any], device: torch.device) -> Tensor:
 
 
 def _interpolate(volume: Tensor, grid: Tensor, mode: str) -> Tensor:
-    """Sample a volume (C, ...) at grid (1, X, Y, Z, 3), as (C, X, Y, Z); or an image (C, ...) at (1, X, Y, 2)."""
+    """Interpolate an image at the positions of a grid.
+
+    Args:
+        volume: (C, X, Y, Z), or slices (C, slices, X, Y).
+        grid: (1, X, Y, Z, 3), or for slices (1, X, Y, 2), last axis first.
+        mode: "bilinear", which is linear along each axis, or "nearest".
+
+    Returns:
+        (C, X, Y, Z), or (C * slices, X, Y).
+    """
+    if grid.shape[-1] == 2:
+        volume = volume.flatten(0, 1)
     # On a CPU, grid_sample is parallel over the batch only, so the slabs of the patch become a batch.
-    slabs = next(n for n in (16, 8, 4, 2, 1) if grid.shape[1] % n == 0)
+    parallel = volume.device.type == "cpu" and torch.get_num_threads() > 1
+    slabs = next(n for n in (16, 8, 4, 2, 1) if grid.shape[1] % n == 0) if parallel else 1
     grids = grid.view(slabs, grid.shape[1] // slabs, *grid.shape[2:])
     out = F.grid_sample(volume.expand(slabs, *volume.shape), grids, mode=mode, align_corners=False)
     return out.transpose(0, 1).reshape(len(volume), *grid.shape[1:-1])
