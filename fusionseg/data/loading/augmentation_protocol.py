@@ -48,11 +48,12 @@ class Drawn(Mapping[str, Tensor]):
 
     def __init__(self, host: Mapping[str, NDArray[Any]], send: Callable[[NDArray[Any]], Tensor]) -> None:
         self.host = host
-        self._send = send
+        self.send = send
+        """Copies an array to the device of the batch, without waiting for it."""
 
     def __getitem__(self, name: str) -> Tensor:
         values = self.host[name]
-        return self._send(values.astype(np.float32) if values.dtype == np.float64 else values)
+        return self.send(values.astype(np.float32) if values.dtype == np.float64 else values)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.host)

@@ -79,17 +79,44 @@ def counter_normal(keys: Tensor, count: int) -> Tensor:
     Returns:
         (B, count) float32.
     """
-    counter = torch.arange(2 * ((count + 1) // 2), device=keys.device)
-    bits = _hash32(_hash32(counter ^ keys[:, None]) + keys[:, None])
-    first, second = bits.chunk(2, dim=1)
-    radius = (-2 * ((first.double() + 1) * 2.0**-32).log()).sqrt()
-    angle = second.double() * (2.0**-31 * math.pi)
-    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count].float()
+    device, half = keys.device, (count + 1) // 2
+    # On a CPU the numbers are made in pieces whose buffers stay in its cache, which takes a tenth of the time.
+    piece = min(half, 1 << 16 if device.type == "cpu" else 1 << 24)
+    counter = torch.arange(piece, dtype=torch.int32, device=device)
+    integers = torch.empty((2, piece), dtype=torch.int32, device=device)
+    radius, angle, part = torch.empty((3, piece), dtype=torch.float64, device=device)
+    normal = torch.empty((len(keys), 2 * half), device=device)
+    for row, key in zip(normal, keys.to(torch.int32), strict=True):
+        for first in range(0, half, piece):
+            size = min(piece, half - first)
+            r, a, p = radius[:size], angle[:size], part[:size]
+            for start, numbers in ((first, r), (half + first, a)):
+                torch.add(counter[:size], start, out=integers[0, :size])
+                _unsigned_hash(integers[:, :size], key, numbers)
+            r.add_(1).mul_(2.0**-32).log_().mul_(-2).sqrt_()
+            a.mul_(2.0**-31 * math.pi)
+            row[first : first + size] = torch.cos(a, out=p).mul_(r)
+            row[half + first : half + first + size] = a.sin_().mul_(r)
+    return normal[:, :count]
 
 
-def _hash32(value: Tensor) -> Tensor:
-    mask = 0xFFFFFFFF
-    value = value & mask
-    value = (value ^ (value >> 16)) * 0x7FEB352D & mask  # int64 wraps around: the low 32 bits stay right
-    value = (value ^ (value >> 15)) * 0x846CA68B & mask
-    return value ^ (value >> 16)
+def _unsigned_hash(integers: Tensor, key: Tensor, out: Tensor) -> None:
+    """Write the hashes of a counter, in [0, 2^32), to `out`.
+
+    Args:
+        integers: (2, N) int32, the counter and a buffer; both are overwritten.
+        key: 0-dimensional, int32.
+        out: (N,) float64.
+    """
+    value, buffer = integers
+    value.bitwise_xor_(key)
+    _hash32(value, buffer)
+    _hash32(value.add_(key), buffer)
+    out.copy_(value.bitwise_xor_(-(2**31))).add_(2.0**31)  # torch has no arithmetic on unsigned integers
+
+
+def _hash32(value: Tensor, buffer: Tensor) -> None:
+    """Hash 32-bit integers in place. Products wrap around, and shifts to the right bring in zeros by a mask."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32), (16, 1)):
+        torch.bitwise_right_shift(value, shift, out=buffer)
+        value.bitwise_xor_(buffer.bitwise_and_(2 ** (32 - shift) - 1)).mul_(factor)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from fusionseg.config.registry import augmentations
 from fusionseg.config.section import Probability
-from fusionseg.data.loading.intensity.section import IntensitySection
+from fusionseg.data.loading.intensity.section import IntensitySection, per_channel
 from fusionseg.data.loading.purposes import Purpose
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class ShiftIntensityConfig(IntensitySection):
 class ScaleIntensityConfig(IntensitySection):
     """Multiply the whole patch by one random factor."""
 
+    left_out: ClassVar[tuple[str, ...]] = ("per_channel",)
     order: ClassVar[int] = 10
     purpose: ClassVar[int] = Purpose.SCALE_INTENSITY
 
@@ -50,11 +51,13 @@ class ScaleIntensityConfig(IntensitySection):
     """Probability that a sample is changed."""
     factor: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """The factor is drawn uniformly from [1 - factor, 1 + factor]."""
+    per_channel: bool = False
+    """Draw a factor for each channel, instead of one for all of them."""
 
-    def draw(self, rng: np.random.Generator, channels: int) -> dict[str, float]:
+    def draw(self, rng: np.random.Generator, channels: int) -> dict[str, Any]:
         """Draw the factor."""
-        return {"factor": 1 + self.factor * (2 * rng.random() - 1)}
+        return {"factor": 1 + self.factor * (2 * rng.random(channels if self.per_channel else None) - 1)}
 
     def apply(self, image: Tensor, drawn: Drawn) -> Tensor:
         """Multiply each image (C, X, Y, Z) by its factor."""
-        return image.mul_(drawn["factor"].view(-1, 1, 1, 1, 1))
+        return image.mul_(per_channel(drawn["factor"]))

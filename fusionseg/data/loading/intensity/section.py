@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from fusionseg.config.section import Probability, SectionWithOptions
+from pydantic import AfterValidator
+
+from fusionseg.config.section import Pair, Probability, SectionWithOptions
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from fusionseg.data.loading.augmentation_protocol import Drawn
@@ -52,3 +55,51 @@ class IntensitySection(SectionWithOptions):
         Returns:
             The images in the same shape.
         """
+
+
+def _positive_range(values: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < values[0] <= values[1]:
+        raise ValueError(f"expected two positive numbers, the lower one first, got {list(values)}")
+    return values
+
+
+PositiveRange = Annotated[Pair, AfterValidator(_positive_range)]
+"""The lowest and the highest value of a number that is drawn."""
+
+
+def draw_uniform(rng: np.random.Generator, values: tuple[float, float], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Draw numbers uniformly from a range.
+
+    Args:
+        rng: the generator.
+        values: lowest and highest value.
+        shape: of the result.
+    """
+    found: NDArray[np.float64] = values[0] + (values[1] - values[0]) * rng.random(shape)
+    return found
+
+
+def draw_around_one(rng: np.random.Generator, values: tuple[float, float], count: int) -> NDArray[np.float64]:
+    """Draw factors or exponents: with equal chance from the part of the range below 1 and from the part above it.
+
+    A range that lies on one side of 1 has one part only. This is the distribution of nnU-Net (`BGContrast` of
+    batchgeneratorsv2).
+
+    Args:
+        rng: the generator.
+        values: lowest and highest value.
+        count: numbers to draw.
+    """
+    import numpy as np
+
+    side, share = rng.random((2, count))
+    below = ((side < 0.5) & (values[0] < 1)) | (values[1] <= 1)
+    low = np.where(below, values[0], max(values[0], 1))
+    high = np.where(below, min(values[1], 1), values[1])
+    found: NDArray[np.float64] = low + (high - low) * share
+    return found
+
+
+def per_channel(values: Tensor) -> Tensor:
+    """Shape numbers (B,) or (B, C) so that they multiply images (B, C, X, Y, Z)."""
+    return values.view(len(values), -1, 1, 1, 1)

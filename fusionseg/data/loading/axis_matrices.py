@@ -1,0 +1,103 @@
+"""Linear changes of a volume along its axes, each a small matrix: a blur, or a coarser grid and back.
+
+Such a change is separable: the matrix of an axis multiplies all lines of voxels along it. Matrix products are the
+fastest operations of every device. The matrices are made on the host, by SciPy's and torch's own functions applied to
+the unit matrix, so their definitions are those of SciPy and torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter1d
+from torch import Tensor
+
+_BLOCK = 32
+"""Rows of a matrix that are multiplied at once on a CPU, by the columns that are not all zero: a narrow band."""
+
+Matrix = NDArray[np.float32]
+
+
+def gaussian(size: int, sigma: float) -> Matrix | None:
+    """The matrix of a Gaussian blur, mirrored at the borders, without the border voxel twice; cut at 4 sigma.
+
+    Args:
+        size: voxels of the axis.
+        sigma: standard deviation in voxels.
+
+    Returns:
+        (size, size); None for an axis that stays as it is.
+    """
+    if size == 1 or sigma == 0:
+        return None
+    blurred: Matrix = gaussian_filter1d(np.eye(size, dtype=np.float32), sigma, axis=0, mode="mirror")
+    return blurred
+
+
+def coarser(size: int, small: int, down: str, up: str) -> Matrix | None:
+    """The matrix of an axis that is sampled on fewer points and interpolated back to its own.
+
+    Args:
+        size: voxels of the axis.
+        small: points of the coarser grid.
+        down: "nearest" or "area", the values of the coarser grid.
+        up: "linear" or "cubic", the interpolation.
+
+    Returns:
+        (size, size); None for an axis that stays as it is.
+    """
+    if small >= size:
+        return None
+    lines = torch.eye(size)[None]  # a line for each voxel, with 1 at the voxel
+    values = F.interpolate(lines, small, mode="nearest-exact" if down == "nearest" else "area")
+    if up == "linear":
+        back = F.interpolate(values, size, mode="linear")[0]
+    else:
+        back = F.interpolate(values[None], (size, size), mode="bicubic")[0, 0]
+    return np.ascontiguousarray(back.numpy().T)
+
+
+def apply_along_axes(volume: Tensor, matrices: Sequence[Matrix | None], send: Callable[[NDArray[Any]], Tensor]) -> None:
+    """Multiply the lines of a volume along each axis by the matrix of the axis, in place.
+
+    Args:
+        volume: (X, Y, Z), contiguous.
+        matrices: one for each axis; None leaves the lines as they are.
+        send: copies an array to the device of the volume.
+    """
+    changed = [(axis, matrix) for axis, matrix in enumerate(matrices) if matrix is not None]
+    # Two buffers, and the volume itself for the last product: fresh memory for each product would cost as much again.
+    buffers = [torch.empty_like(volume) for _ in changed[:2]]
+    source = volume
+    for index, (axis, matrix) in enumerate(changed):
+        last = index > 0 and index == len(changed) - 1
+        target = volume if last else buffers[index % 2]
+        _multiply(source, axis, matrix, target, send)
+        source = target
+    if source is not volume:
+        volume.copy_(source)
+
+
+def _multiply(volume: Tensor, axis: int, matrix: Matrix, out: Tensor, send: Callable[[NDArray[Any]], Tensor]) -> None:
+    """Write a volume into `out`, with the lines along one axis multiplied by a matrix."""
+    x, y, z = volume.shape
+    if volume.device.type == "cpu":
+        blocks = [slice(first, first + _BLOCK) for first in range(0, len(matrix), _BLOCK)]
+    else:
+        blocks = [slice(0, len(matrix))]
+    on_device = send(matrix)
+    for rows in blocks:
+        used = np.flatnonzero(matrix[rows].any(axis=0))
+        band = slice(int(used[0]), int(used[-1]) + 1)
+        part = on_device[rows, band]
+        if axis == 0:
+            torch.mm(part, volume[band].view(-1, y * z), out=out[rows].view(-1, y * z))
+        elif axis == 1:
+            out[:, rows] = torch.bmm(part.expand(x, *part.shape), volume[:, band])
+        else:
+            torch.mm(volume.view(x * y, z)[:, band], part.T, out=out.view(x * y, z)[:, rows])

@@ -1,0 +1,49 @@
+"""Contrast: the distances of the intensities from their mean are multiplied by one factor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fusionseg.config.registry import augmentations
+from fusionseg.config.section import Probability
+from fusionseg.data.loading.intensity.section import IntensitySection, PositiveRange, draw_around_one, per_channel
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from fusionseg.data.loading.augmentation_protocol import Drawn
+
+
+@augmentations.register("contrast")
+class ContrastConfig(IntensitySection):
+    """Multiply the distances from the mean of the patch by a random factor."""
+
+    order: ClassVar[int] = 50
+
+    prob: Probability = 0.15
+    """Probability that a sample is changed."""
+    factor: PositiveRange = (0.75, 1.25)
+    """Lowest and highest factor; it is drawn with equal chance below and above 1."""
+    preserve_range: bool = True
+    """Clip the result to the lowest and the highest value that the patch had."""
+    per_channel: bool = True
+    """Draw a factor for each channel, instead of one for all of them."""
+
+    def draw(self, rng: np.random.Generator, channels: int) -> dict[str, Any]:
+        """Draw the factors."""
+        return {"factor": draw_around_one(rng, self.factor, channels if self.per_channel else 1)}
+
+    def apply(self, image: Tensor, drawn: Drawn) -> Tensor:
+        """Change each channel (X, Y, Z) about its own mean."""
+        import torch
+
+        voxels = (2, 3, 4)
+        factor = per_channel(drawn["factor"])
+        offset = image.mean(voxels, keepdim=True) * (1 - factor)
+        lowest, highest = image.amin(voxels, keepdim=True), image.amax(voxels, keepdim=True)
+        image.mul_(factor).add_(offset)
+        if self.preserve_range:
+            torch.maximum(image, lowest, out=image)
+            torch.minimum(image, highest, out=image)
+        return image
