@@ -100,7 +100,14 @@ def cache(balls: Path, tmp_path: Path, tiny_config: Callable[..., RunConfig]) ->
 def made(cache: DeviceCache, *also: object, **own: Any) -> tuple[SamplePlan, PatchAugmenter]:
     augment = AugmentConfig.model_validate({**OWN, **own, "also": list(also)})
     plan = SamplePlan(
-        cache.plan_cases, augment, seed=3, patch=PATCH, global_batch=8, samples_per_volume=2, foreground=0.5
+        cache.plan_cases,
+        augment,
+        seed=3,
+        patch=PATCH,
+        global_batch=8,
+        samples_per_volume=2,
+        foreground=0.5,
+        channels=cache.channels,
     )
     return plan, PatchAugmenter(cache, augment, PATCH, CPU)
 

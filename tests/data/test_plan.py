@@ -69,6 +69,7 @@ def plan(augment: dict[str, Any] | None = None, cases: list[PlanCase] = CASES, *
         "global_batch": 4,
         "samples_per_volume": 2,
         "foreground": 0.5,
+        "channels": 1,
         **changes,
     }
     return SamplePlan(cases, AugmentConfig.model_validate(ALL if augment is None else augment), **settings)

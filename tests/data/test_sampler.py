@@ -231,13 +231,26 @@ EVERYTHING: dict[str, Any] = {
     "rotate": {"prob": 0.3},
     "scale": {"prob": 0.3},
     "elastic": {"prob": 0.3, "spacing": 5},
+    "blur": {"prob": 0.4},
+    "contrast": {"prob": 0.4},
+    "low_resolution": {"prob": 0.4},
+    "gamma_inverted": {"prob": 0.4},
+    "gamma": {"prob": 0.4},
+    "cutout": {"prob": 0.4},
 }
 
 
 def everything(cache: DeviceCache, patch: tuple[int, int, int]) -> tuple[SamplePlan, PatchAugmenter]:
     augment = AugmentConfig.model_validate(EVERYTHING)
     plan = SamplePlan(
-        cache.plan_cases, augment, seed=1, patch=patch, global_batch=8, samples_per_volume=2, foreground=0.5
+        cache.plan_cases,
+        augment,
+        seed=1,
+        patch=patch,
+        global_batch=8,
+        samples_per_volume=2,
+        foreground=0.5,
+        channels=cache.channels,
     )
     return plan, PatchAugmenter(cache, augment, patch, CPU)
 

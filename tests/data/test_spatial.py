@@ -36,7 +36,7 @@ def plan(
 ) -> tuple[SamplePlan, AugmentConfig]:
     section = AugmentConfig.model_validate({**ALWAYS, **augment})
     case = PlanCase("a", shape, np.zeros(0, np.int64), (0,))
-    settings: dict[str, Any] = {"seed": 3, "global_batch": 4, "samples_per_volume": 1, "foreground": 0.5}
+    settings: dict[str, Any] = {"seed": 3, "global_batch": 4, "samples_per_volume": 1, "foreground": 0.5, "channels": 1}
     return SamplePlan([case], section, patch=patch, rules=rules, **settings), section
 
 

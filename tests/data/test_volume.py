@@ -254,7 +254,14 @@ def test_outside_a_skull_stripped_volume_is_the_air_in_it(tmp_path: Path) -> Non
     assert record.background == (0, 0)
     cache = DeviceCache([(Store(tmp_path, "t", ("a", "b"), {0: "b"}, {"a": record}), "a")], CacheConfig(), CPU)
     sampler = PatchAugmenter(cache, AugmentConfig(flip=0), (16, 16, 16), CPU)
-    options = {"seed": 0, "patch": (16, 16, 16), "global_batch": 1, "samples_per_volume": 1, "foreground": 0.0}
+    options = {
+        "seed": 0,
+        "patch": (16, 16, 16),
+        "global_batch": 1,
+        "samples_per_volume": 1,
+        "foreground": 0.0,
+        "channels": 1,
+    }
     plan = SamplePlan(cache.plan_cases, AugmentConfig(flip=0), **options)
     image, _ = sampler(plan.samples(0, range(1)))
     corners = image[0, :, ::15, ::15, ::15]

@@ -66,11 +66,11 @@ class AugmentConfig(_with_intensities(_ExactConfig)):  # type: ignore[misc]
     elastic: ElasticConfig | None = None
     """Deform smoothly."""
     axes: MovedAxes = "all"
-    """Axes that rotate, rotate90, scale, shear and elastic may change. `in_plane` leaves the through-plane axis alone:
-    that of `model.view`, or along which the patch has one voxel, or along which voxels are largest. `auto` is
-    `in_plane` for such a network or patch, and where voxels are more than 3 times larger along one axis than along the
-    others, or the patch more than 3 times shorter (the rule of nnU-Net for 2D augmentation), else `all`. [x, y] states
-    the plane."""
+    """Axes that rotate, rotate90, scale, shear, elastic and low_resolution may change. `in_plane` leaves the
+    through-plane axis alone: that of `model.view`, or along which the patch has one voxel, or along which voxels are
+    largest. `auto` is `in_plane` for such a network or patch, and where voxels are more than 3 times larger along one
+    axis than along the others, or the patch more than 3 times shorter (the rule of nnU-Net for 2D augmentation), else
+    `all`. [x, y] states the plane."""
     also: Annotated[tuple[AugmentationPart, ...], Field(strict=False)] = ()
     """Further augmentations by dotted path, applied after those above: your own, or random dictionary transforms of
     MONAI."""

@@ -20,7 +20,7 @@ from fusionseg.config.data.augmentation import AugmentConfig
 from fusionseg.config.outside import failure_text
 from fusionseg.data.loading.augmentation_protocol import Augmentation, Drawn, Draws
 from fusionseg.data.loading.counter_random import generator
-from fusionseg.data.loading.intensity.section import IntensitySection
+from fusionseg.data.loading.intensity.section import ImageLayout, IntensitySection
 from fusionseg.data.loading.purposes import named_purpose, outside_purpose
 from fusionseg.data.loading.random_transform import as_augmentation
 from fusionseg.data.outside import make_part
@@ -88,26 +88,26 @@ class PlannedAugmentation:
 
 @dataclass(frozen=True)
 class _OfIntensities:
-    """A built-in augmentation of intensities, for images with a number of channels."""
+    """A built-in augmentation of intensities, for images of one layout."""
 
     section: IntensitySection
-    channels: int
+    layout: ImageLayout
 
     def draw(self, rng: np.random.Generator) -> Mapping[str, Any]:
         """Draw the numbers of a sample; see `Augmentation.draw`."""
-        return self.section.draw(rng, self.channels)
+        return self.section.draw(rng, self.layout)
 
     def apply(self, image: Tensor, label: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
         """Change a batch; see `Augmentation.apply`."""
         return self.section.apply(image, drawn), label
 
 
-def open_augmentations(config: AugmentConfig, channels: int = 1) -> list[PlannedAugmentation]:
+def open_augmentations(config: AugmentConfig, layout: ImageLayout) -> list[PlannedAugmentation]:
     """Make the augmentations of a configuration, in the order in which they are applied.
 
     Args:
         config: the section `augment`.
-        channels: channels of the images.
+        layout: of the images.
 
     Raises:
         UserError: one of `augment.also` cannot be made, or is no augmentation.
@@ -117,7 +117,7 @@ def open_augmentations(config: AugmentConfig, channels: int = 1) -> list[Planned
             f"augment.{name}",
             section.prob,
             named_purpose(name) if section.purpose is None else section.purpose,
-            _OfIntensities(section, channels),
+            _OfIntensities(section, layout),
         )
         for name, section in config.intensities.items()
     ]
@@ -148,7 +148,7 @@ def check_augmentations(
     """
     image = torch.randn((1, channels, *patch), generator=torch.Generator().manual_seed(0)).to(device)
     label = torch.zeros((1, 1, *patch), dtype=torch.int64, device=device)
-    for one in open_augmentations(config, channels):
+    for one in open_augmentations(config, ImageLayout(channels)):
         if not one.key.startswith(KEY):
             continue
         results = []

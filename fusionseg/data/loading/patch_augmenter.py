@@ -17,6 +17,7 @@ from fusionseg.data.labels.mirroring import LEFT_RIGHT
 from fusionseg.data.loading.augmentations import open_augmentations
 from fusionseg.data.loading.counter_random import counter_normal
 from fusionseg.data.loading.device_cache import DeviceCache
+from fusionseg.data.loading.intensity.section import ImageLayout
 from fusionseg.data.loading.patch_geometry import Matrix, patch_to_volume, turned
 from fusionseg.data.loading.sampling_plan import Samples
 from fusionseg.data.loading.spatial_rules import ALL_AXES, SpatialRules
@@ -62,7 +63,7 @@ class PatchAugmenter:
             table = torch.arange(256)  # values that are no class, such as the ignored one, stay
             table[: len(mirrored)] = torch.tensor(mirrored)
             self._mirrored = table.to(device)
-        self._augmentations = open_augmentations(augment, cache.channels)
+        self._augmentations = open_augmentations(augment, ImageLayout(cache.channels, rules.through_plane))
 
     @torch.no_grad()
     def __call__(self, plan: Samples) -> tuple[Tensor, Tensor]:

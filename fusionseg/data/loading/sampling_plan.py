@@ -17,6 +17,7 @@ from fusionseg.config.data.augmentation import AugmentConfig
 from fusionseg.data.loading.augmentation_protocol import Draws
 from fusionseg.data.loading.augmentations import open_augmentations
 from fusionseg.data.loading.counter_random import random_bits, uniform
+from fusionseg.data.loading.intensity.section import ImageLayout
 from fusionseg.data.loading.purposes import Purpose
 from fusionseg.data.loading.spatial_plan import SpatialChanges, SpatialPlan
 from fusionseg.data.loading.spatial_rules import ALL_AXES, SpatialRules
@@ -82,7 +83,7 @@ class SamplePlan:
         global_batch: int,
         samples_per_volume: int,
         foreground: float,
-        channels: int = 1,
+        channels: int,
         rules: SpatialRules = ALL_AXES,
     ) -> None:
         self.cases = cases
@@ -93,7 +94,7 @@ class SamplePlan:
         self.samples_per_volume = samples_per_volume
         self.foreground = foreground
         self._spatial = SpatialPlan(augment, rules, seed)
-        self._augmentations = open_augmentations(augment, channels)
+        self._augmentations = open_augmentations(augment, ImageLayout(channels, rules.through_plane))
         self._order = lru_cache(maxsize=4)(self._draw_order)
 
     def samples(self, step: int, indices: Sequence[int]) -> Samples:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fusionseg.config.registry import augmentations
 from fusionseg.config.section import Probability
-from fusionseg.data.loading.intensity.section import IntensitySection, PositiveRange, draw_uniform
+from fusionseg.data.loading.intensity.section import ImageLayout, IntensitySection, PositiveRange, draw_uniform
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,13 +30,13 @@ class BlurConfig(IntensitySection):
     per_axis: bool = True
     """Draw a width for each axis, instead of one for all of them."""
 
-    def draw(self, rng: np.random.Generator, channels: int) -> dict[str, Any]:
+    def draw(self, rng: np.random.Generator, layout: ImageLayout) -> dict[str, Any]:
         """Draw the widths (C, 3) in voxels; 0 for a channel that is not blurred."""
         import numpy as np
 
-        hit = rng.random(channels) < self.channel_prob
-        sigma = draw_uniform(rng, self.sigma, (channels, 3 if self.per_axis else 1))
-        return {"sigma": np.broadcast_to(np.where(hit[:, None], sigma, 0.0), (channels, 3))}
+        hit = rng.random(layout.channels) < self.channel_prob
+        sigma = draw_uniform(rng, self.sigma, (layout.channels, 3 if self.per_axis else 1))
+        return {"sigma": np.broadcast_to(np.where(hit[:, None], sigma, 0.0), (layout.channels, 3))}
 
     def apply(self, image: Tensor, drawn: Drawn) -> Tensor:
         """Blur each channel (X, Y, Z) by its widths."""

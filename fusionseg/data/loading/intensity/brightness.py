@@ -8,7 +8,7 @@ from pydantic import Field
 
 from fusionseg.config.registry import augmentations
 from fusionseg.config.section import Probability
-from fusionseg.data.loading.intensity.section import IntensitySection, per_channel
+from fusionseg.data.loading.intensity.section import ImageLayout, IntensitySection, per_channel
 from fusionseg.data.loading.purposes import Purpose
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class ShiftIntensityConfig(IntensitySection):
     offset: Annotated[float, Field(ge=0)] = 0.1
     """The value is drawn uniformly from [-offset, offset], in units of the prepared image."""
 
-    def draw(self, rng: np.random.Generator, channels: int) -> dict[str, float]:
+    def draw(self, rng: np.random.Generator, layout: ImageLayout) -> dict[str, float]:
         """Draw the value."""
         return {"offset": self.offset * (2 * rng.random() - 1)}
 
@@ -54,9 +54,9 @@ class ScaleIntensityConfig(IntensitySection):
     per_channel: bool = False
     """Draw a factor for each channel, instead of one for all of them."""
 
-    def draw(self, rng: np.random.Generator, channels: int) -> dict[str, Any]:
+    def draw(self, rng: np.random.Generator, layout: ImageLayout) -> dict[str, Any]:
         """Draw the factor."""
-        return {"factor": 1 + self.factor * (2 * rng.random(channels if self.per_channel else None) - 1)}
+        return {"factor": 1 + self.factor * (2 * rng.random(layout.channels if self.per_channel else None) - 1)}
 
     def apply(self, image: Tensor, drawn: Drawn) -> Tensor:
         """Multiply each image (C, X, Y, Z) by its factor."""

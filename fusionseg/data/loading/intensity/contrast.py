@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fusionseg.config.registry import augmentations
 from fusionseg.config.section import Probability
-from fusionseg.data.loading.intensity.section import IntensitySection, PositiveRange, draw_around_one, per_channel
+from fusionseg.data.loading.intensity.section import (
+    ImageLayout,
+    IntensitySection,
+    PositiveRange,
+    draw_around_one,
+    per_channel,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,18 +36,19 @@ class ContrastConfig(IntensitySection):
     per_channel: bool = True
     """Draw a factor for each channel, instead of one for all of them."""
 
-    def draw(self, rng: np.random.Generator, channels: int) -> dict[str, Any]:
+    def draw(self, rng: np.random.Generator, layout: ImageLayout) -> dict[str, Any]:
         """Draw the factors."""
-        return {"factor": draw_around_one(rng, self.factor, channels if self.per_channel else 1)}
+        return {"factor": draw_around_one(rng, self.factor, layout.channels if self.per_channel else 1)}
 
     def apply(self, image: Tensor, drawn: Drawn) -> Tensor:
         """Change each channel (X, Y, Z) about its own mean."""
         import torch
 
-        voxels = (2, 3, 4)
+        from fusionseg.data.loading.channel_statistics import channel_mean, channel_range
+
         factor = per_channel(drawn["factor"])
-        offset = image.mean(voxels, keepdim=True) * (1 - factor)
-        lowest, highest = image.amin(voxels, keepdim=True), image.amax(voxels, keepdim=True)
+        offset = channel_mean(image) * (1 - factor)
+        lowest, highest = channel_range(image)
         image.mul_(factor).add_(offset)
         if self.preserve_range:
             torch.maximum(image, lowest, out=image)

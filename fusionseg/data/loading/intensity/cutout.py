@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fusionseg.config.registry import augmentations
 from fusionseg.config.section import Positive, Probability
-from fusionseg.data.loading.intensity.section import IntensitySection, PositiveRange, draw_uniform
+from fusionseg.data.loading.intensity.section import ImageLayout, IntensitySection, PositiveRange, draw_uniform
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +30,7 @@ class CutoutConfig(IntensitySection):
     fill: Literal["mean", "lowest"] = "mean"
     """The value: the mean, or the lowest intensity, of each channel of the patch."""
 
-    def draw(self, rng: np.random.Generator, channels: int) -> dict[str, Any]:
+    def draw(self, rng: np.random.Generator, layout: ImageLayout) -> dict[str, Any]:
         """Draw the edges and the places of the boxes, (boxes, 3) each; the edges of a box that is not used are 0."""
         import numpy as np
 
@@ -42,8 +42,9 @@ class CutoutConfig(IntensitySection):
         """Fill the boxes of each image (C, X, Y, Z)."""
         import numpy as np
 
-        voxels = (2, 3, 4)
-        fill = image.mean(voxels, keepdim=True) if self.fill == "mean" else image.amin(voxels, keepdim=True)
+        from fusionseg.data.loading.channel_statistics import channel_mean, channel_range
+
+        fill = channel_mean(image) if self.fill == "mean" else channel_range(image)[0]
         shape = np.array(image.shape[2:])
         for i, (edges, places) in enumerate(zip(drawn.host["edge"], drawn.host["place"], strict=True)):
             sizes = np.clip(np.rint(edges * shape), 1, shape).astype(int)

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fusionseg.config.registry import augmentations
 from fusionseg.config.section import Probability
-from fusionseg.data.loading.intensity.section import IntensitySection, PositiveRange, draw_around_one, per_channel
+from fusionseg.data.loading.intensity.section import (
+    ImageLayout,
+    IntensitySection,
+    PositiveRange,
+    draw_around_one,
+    per_channel,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,7 +20,6 @@ if TYPE_CHECKING:
 
     from fusionseg.data.loading.augmentation_protocol import Drawn
 
-_VOXELS = (2, 3, 4)
 _SMALLEST = 1e-7
 """Smallest range and deviation that are divided by: a channel of one value stays as it is."""
 
@@ -29,20 +34,22 @@ class _Gamma(IntensitySection):
     per_channel: bool = True
     """Draw an exponent for each channel, instead of one for all of them."""
 
-    def draw(self, rng: np.random.Generator, channels: int) -> dict[str, Any]:
+    def draw(self, rng: np.random.Generator, layout: ImageLayout) -> dict[str, Any]:
         """Draw the exponents."""
-        return {"exponent": draw_around_one(rng, self.exponent, channels if self.per_channel else 1)}
+        return {"exponent": draw_around_one(rng, self.exponent, layout.channels if self.per_channel else 1)}
 
     def _power(self, image: Tensor, exponent: Tensor) -> Tensor:
         """Apply the power to each channel, between its lowest and its highest value; in place."""
-        lowest = image.amin(_VOXELS, keepdim=True)
-        extent = (image.amax(_VOXELS, keepdim=True) - lowest).clamp_(min=_SMALLEST)
+        from fusionseg.data.loading.channel_statistics import channel_moments, channel_range
+
+        lowest, highest = channel_range(image)
+        extent = (highest - lowest).clamp_(min=_SMALLEST)
         image.sub_(lowest).div_(extent)
-        before = _moments(image) if self.retain_stats else None
+        before = channel_moments(image) if self.retain_stats else None
         image.log_().mul_(per_channel(exponent)).exp_()  # faster than pow; log(0) is -inf, and becomes 0 again
         if before is None:
             return image.mul_(extent).add_(lowest)
-        mean, deviation = _moments(image)
+        mean, deviation = channel_moments(image)
         factor = before[1] / deviation.clamp_(min=_SMALLEST)
         return image.mul_(factor * extent).add_((before[0] - mean * factor) * extent + lowest)
 
@@ -73,11 +80,3 @@ class InvertedGammaConfig(_Gamma):
     def apply(self, image: Tensor, drawn: Drawn) -> Tensor:
         """Change each channel (X, Y, Z) by its exponent."""
         return self._power(image.neg_(), drawn["exponent"]).neg_()
-
-
-def _moments(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel, (B, C, 1, 1, 1)."""
-    mean = image.mean(_VOXELS, keepdim=True)
-    centred = (image - mean).flatten(2)  # torch.std takes far longer on a CPU
-    deviation = centred.norm(dim=2) * (centred.shape[2] ** -0.5)
-    return mean, deviation.view_as(mean)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fusionseg.config.registry import augmentations
 from fusionseg.config.section import Probability
-from fusionseg.data.loading.intensity.section import IntensitySection, PositiveRange, draw_uniform
+from fusionseg.data.loading.intensity.section import ImageLayout, IntensitySection, PositiveRange, draw_uniform
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @augmentations.register("low_resolution")
 class LowResolutionConfig(IntensitySection):
-    """Sample the patch on a random coarser grid, and interpolate it back."""
+    """Sample the patch on a random coarser grid, and interpolate it back. The axes are those of `augment.axes`."""
 
     order: ClassVar[int] = 60
 
@@ -34,13 +34,14 @@ class LowResolutionConfig(IntensitySection):
     up: Literal["linear", "cubic"] = "linear"
     """Interpolation back to the grid of the patch."""
 
-    def draw(self, rng: np.random.Generator, channels: int) -> dict[str, Any]:
+    def draw(self, rng: np.random.Generator, layout: ImageLayout) -> dict[str, Any]:
         """Draw the zooms (C, 3); 1 for a channel that is not changed."""
         import numpy as np
 
-        hit = rng.random(channels) < self.channel_prob
-        zoom = draw_uniform(rng, self.zoom, (channels, 3 if self.per_axis else 1))
-        return {"zoom": np.broadcast_to(np.where(hit[:, None], zoom, 1.0), (channels, 3))}
+        hit = rng.random(layout.channels) < self.channel_prob
+        zoom = draw_uniform(rng, self.zoom, (layout.channels, 3 if self.per_axis else 1))
+        changed = hit[:, None] & (np.arange(3) != layout.through_plane)
+        return {"zoom": np.where(changed, zoom, 1.0)}
 
     def apply(self, image: Tensor, drawn: Drawn) -> Tensor:
         """Change each channel (X, Y, Z) by its zooms."""

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from fusionseg.config.registry import augmentations
 from fusionseg.config.section import Probability
-from fusionseg.data.loading.intensity.section import IntensitySection
+from fusionseg.data.loading.intensity.section import ImageLayout, IntensitySection
 from fusionseg.data.loading.purposes import Purpose
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class NoiseConfig(IntensitySection):
     std: Annotated[float, Field(ge=0)] = 0.05
     """Highest standard deviation; each sample draws its own from [0, std]."""
 
-    def draw(self, rng: np.random.Generator, channels: int) -> dict[str, float | int]:
+    def draw(self, rng: np.random.Generator, layout: ImageLayout) -> dict[str, float | int]:
         """Draw the standard deviation, and the 32-bit key of the noise."""
         return {"std": self.std * rng.random(), "key": int(rng.random() * 2**32)}
 

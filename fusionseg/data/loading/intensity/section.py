@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import AfterValidator
@@ -16,6 +17,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fusionseg.data.loading.augmentation_protocol import Drawn
+
+
+@dataclass(frozen=True)
+class ImageLayout:
+    """The properties of all images of a run that a draw may need."""
+
+    channels: int = 1
+    through_plane: int | None = None
+    """The axis that `augment.axes` leaves alone; None if there is none."""
 
 
 class IntensitySection(SectionWithOptions):
@@ -33,12 +43,12 @@ class IntensitySection(SectionWithOptions):
     """Probability that a sample is changed."""
 
     @abstractmethod
-    def draw(self, rng: np.random.Generator, channels: int) -> Mapping[str, Any]:
+    def draw(self, rng: np.random.Generator, layout: ImageLayout) -> Mapping[str, Any]:
         """Draw the random numbers of a sample that is changed.
 
         Args:
             rng: a generator that belongs to this sample and this augmentation.
-            channels: channels of the image.
+            layout: of the images.
 
         Returns:
             Numbers, or arrays of the same shape for every sample, by name.
