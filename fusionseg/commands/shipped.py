@@ -31,6 +31,7 @@ def add_configs(commands: Commands) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> int:
+    from fusionseg.config.data.augmentation_presets import PRESETS
     from fusionseg.config.shipped.copies import description, shipped_scripts
     from fusionseg.config.shipped.lookup import KINDS
 
@@ -38,6 +39,7 @@ def _list(arguments: argparse.Namespace) -> int:
         _print_section(
             f"{kind.noun}s", kind.use.format("NAME"), {name: description(kind.shipped(name)) for name in kind.names()}
         )
+    _print_section("augmentation presets", "augment=NAME", {name: one.about for name, one in PRESETS.items()})
     scripts = {name: description(path) for name, path in shipped_scripts().items()}
     _print_section("scripts", "fusionseg configs copy NAME", scripts)
     print("A copy to start from: fusionseg configs copy NAME [FOLDER]")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from fusionseg.config.data.augmentation_presets import PRESET, name_to_preset, names_preset
 from fusionseg.config.messages import explain
 from fusionseg.config.override import Override, parse_override
 from fusionseg.config.renaming import Dropped, carry_over, dropped, is_renamed
@@ -17,6 +19,7 @@ from fusionseg.config.shipped.lookup import CONFIG, find_file, shown_path
 from fusionseg.config.yaml_location import KeyPath, Locations, dump_yaml, read_yaml
 from fusionseg.utils.errors import UserError
 
+AUGMENT = "augment"
 AnySection = TypeVar("AnySection", bound=Section)
 
 
@@ -72,7 +75,7 @@ def lay_over(
     given: dict[str, Any] = {}
     given_locations: Locations = {}
     whole: set[str] = set()
-    for override in overrides:
+    for override in map(_preset_in_its_key, overrides):
         whole |= {override.keys[0]} if len(override.keys) == 1 else set()
         nested: dict[str, Any] = {override.keys[-1]: override.value}
         for part in reversed(override.keys[:-1]):
@@ -182,6 +185,11 @@ def _merge_named(
         whole: the sections of `over` that are given as a whole and start anew; None for all of them.
     """
     under, under_locations = dict(under), dict(under_locations)
+    if AUGMENT in over:
+        over = {**over, AUGMENT: name_to_preset(over[AUGMENT])}
+        if names_preset(over[AUGMENT]):  # a preset is a whole section
+            under.pop(AUGMENT, None)
+            under_locations = {key: location for key, location in under_locations.items() if key[0] != AUGMENT}
     for section, new in over.items():
         old: Any = under.get(section)
         if not is_renamed(section, old, new):
@@ -195,6 +203,13 @@ def _merge_named(
             key: location for key, location in under_locations.items() if key[0] != section or key[:2] in stay
         }
     return _merge(under, under_locations, over, over_locations)
+
+
+def _preset_in_its_key(override: Override) -> Override:
+    """Convert `augment=nnunet` to `augment.preset=nnunet`, so that `augment.elastic=...` may stand beside it."""
+    if override.keys != (AUGMENT,) or not isinstance(override.value, str):
+        return override
+    return replace(override, keys=(AUGMENT, PRESET))
 
 
 def _merge(

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, create_model, field_validator, model_validator
 
+from fusionseg.config.data.augmentation_presets import PresetName, expanded, name_to_preset
 from fusionseg.config.data.parts import AugmentationPart
 from fusionseg.config.data.spatial import (
     ElasticConfig,
@@ -26,6 +27,10 @@ from fusionseg.config.section import Probability, SectionWithOptions
 class _ExactConfig(SectionWithOptions):
     """The keys of a section `augment` that come before those of the intensities: changes without interpolation."""
 
+    preset: PresetName | None = None
+    """Start from a named section; the keys beside it change single values of it. The resolved configuration has the
+    values in place of the name. `augment: nnunet` is short for `augment: {preset: nnunet}`. A preset replaces the
+    section `augment` of a file that is extended."""
     flip: Probability | FlipConfig = 0.5
     """Probability of a flip, for each axis separately; or a section, to flip some of the axes only."""
     mirror_pairs: Annotated[tuple[LabelPair, ...], Field(strict=False)] = ()
@@ -53,7 +58,7 @@ class AugmentConfig(_with_intensities(_ExactConfig)):  # type: ignore[misc]
     """Random changes of the training samples, on the training device. Null switches a change off."""
 
     left_out: ClassVar[tuple[str, ...]] = (
-        *("also", "mirror_pairs", "rotate90", "shear", "axes"),
+        *("preset", "also", "mirror_pairs", "rotate90", "shear", "axes"),
         *(key for key in augmentations.built_in() if key not in _STATED),
     )
 
@@ -74,6 +79,11 @@ class AugmentConfig(_with_intensities(_ExactConfig)):  # type: ignore[misc]
     also: Annotated[tuple[AugmentationPart, ...], Field(strict=False)] = ()
     """Further augmentations by dotted path, applied after those above: your own, or random dictionary transforms of
     MONAI."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, raw: Any) -> Any:
+        return expanded(name_to_preset(raw))
 
     @field_validator("mirror_pairs")
     @classmethod
