@@ -1,4 +1,4 @@
 """Losses of segmentations and of masked reconstructions.
 
-May import: `config`, `metrics`, `models`.
+May import: `config`, `data`, `metrics`, `models`.
 """

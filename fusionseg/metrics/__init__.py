@@ -1,4 +1,4 @@
 """Metrics of segmentations (Dice, HD95) and of masked reconstructions (SSIM, PSNR).
 
-May import: `config`.
+May import: `config`, `data`.
 """

@@ -74,21 +74,30 @@ def hd95_per_class(prediction: Tensor, label: Tensor, num_classes: int, spacing_
     Returns:
         K - 1 values in mm; nan for a class that is missing in a mask, because there is no surface to measure from.
     """
-    distances = []
-    for value in range(1, num_classes):
-        predicted, true = prediction == value, label == value
-        if not predicted.any() or not true.any():
-            distances.append(nan)
-            continue
-        with warnings.catch_warnings():
-            # MONAI warns of a deprecated argument that MONAI passes itself.
-            warnings.simplefilter("ignore", FutureWarning)
-            _, directed, _ = get_edge_surface_distance(
-                predicted, true, spacing=[float(size) for size in spacing_mm], symmetric=True
-            )
-        # NumPy in float64: torch.quantile interpolates in float32 and accepts at most 16 million values.
-        distances.append(max(float(np.percentile(one.cpu().numpy().astype(np.float64), 95)) for one in directed))
-    return distances
+    return [hd95(prediction == value, label == value, spacing_mm) for value in range(1, num_classes)]
+
+
+def hd95(predicted: Tensor, true: Tensor, spacing_mm: Sequence[float]) -> float:
+    """Compute the 95 % Hausdorff distance of two masks, in mm; see `hd95_per_class`.
+
+    Args:
+        predicted: bool (X, Y, Z).
+        true: bool (X, Y, Z), on the same device.
+        spacing_mm: size of a voxel along each axis, in mm.
+
+    Returns:
+        The distance; nan if a mask is empty.
+    """
+    if not predicted.any() or not true.any():
+        return nan
+    with warnings.catch_warnings():
+        # MONAI warns of a deprecated argument that MONAI passes itself.
+        warnings.simplefilter("ignore", FutureWarning)
+        _, directed, _ = get_edge_surface_distance(
+            predicted, true, spacing=[float(size) for size in spacing_mm], symmetric=True
+        )
+    # NumPy in float64: torch.quantile interpolates in float32 and accepts at most 16 million values.
+    return max(float(np.percentile(one.cpu().numpy().astype(np.float64), 95)) for one in directed)
 
 
 def nanmean_per_class(cases: Mapping[str, Sequence[float]]) -> list[float]:

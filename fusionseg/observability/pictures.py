@@ -54,6 +54,20 @@ def paint(image: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.float32]:
     return _as_picture(np.where((mask > 0)[..., None], 0.5 * grey + 0.5 * color, grey))
 
 
+def topmost(masks: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Draw masks over each other, as a mask for `paint`.
+
+    Args:
+        masks: (R, ...); a later one is drawn over an earlier one.
+
+    Returns:
+        (...), the number from 1 of the last mask that holds, 0 where none does.
+    """
+    numbers = np.arange(1, len(masks) + 1).reshape(-1, *(1,) * (masks.ndim - 1))
+    drawn: NDArray[np.int64] = (masks * numbers).max(axis=0, initial=0)
+    return drawn
+
+
 def reconstruction_strip(
     image: NDArray[Any], masked: NDArray[Any], reconstruction: NDArray[Any]
 ) -> NDArray[np.float32]:

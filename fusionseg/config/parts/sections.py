@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
 
 from pydantic import Field
 
@@ -16,6 +16,10 @@ from fusionseg.config.section import Section, Triple
 
 if TYPE_CHECKING:
     from torch import Tensor, nn, optim
+
+
+SingleResolutionLoss: TypeAlias = "Callable[[Tensor, Tensor, Tensor | None], Tensor]"
+"""(logits, target, mask) -> scalar; see `LossSection.build`."""
 
 
 class NetworkSection(Section):
@@ -65,10 +69,16 @@ class LossSection(Section):
     name: str
 
     @abstractmethod
-    def build(self) -> Callable[[Tensor, Tensor], Tensor]:
+    def build(self, *, sigmoid: bool) -> SingleResolutionLoss:
         """Build the loss at one resolution.
 
-        It maps logits (B, K, X, Y, Z) float32 and labels (B, 1, X, Y, Z) int64 to a scalar, the mean over the batch.
+        It maps logits (B, C, X, Y, Z) float32, a target and a mask to a scalar, the mean over the batch. The mask, bool
+        (B, 1 or C, X, Y, Z), is False for voxels without annotation, where logits and target are 0; None means that
+        all voxels are annotated.
+
+        Args:
+            sigmoid: the target is the membership (B, C, X, Y, Z) of each output, float32 of 0 and 1; otherwise it is
+                class indices (B, 1, X, Y, Z), int64.
         """
 
 

@@ -135,6 +135,19 @@ class LabelScheme:
             row[list(region.classes)] = True
         return table
 
+    def annotated_outputs(self, annotated: Sequence[int] | None) -> NDArray[np.bool_]:
+        """Tell for each of `output_names` whether a case annotates it, that is, all of its classes.
+
+        Args:
+            annotated: indices of the classes that the case annotates; None for all.
+        """
+        if annotated is None:
+            return np.ones(len(self.output_names), bool)
+        unknown = np.ones(self.num_classes, bool)
+        unknown[list(annotated)] = False
+        answer: NDArray[np.bool_] = ~(self.membership & unknown).any(axis=1)
+        return answer
+
     @property
     def values(self) -> tuple[int, ...]:
         """All values that the files may hold, in ascending order."""

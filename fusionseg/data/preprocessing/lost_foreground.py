@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fusionseg.data.preprocessing.record import PreparedCase
 
@@ -13,23 +14,24 @@ LEAST_VOLUME = 0.5
 MAX_NAMED = 10
 
 
-def missed_voxels(record: PreparedCase, num_classes: int) -> list[int]:
-    """Count the voxels of each foreground class that the prepared label lacks.
+def missed_voxels(record: PreparedCase, membership: NDArray[np.bool_]) -> list[int]:
+    """Count the voxels of each output that the prepared label lacks.
 
-    These are the voxels that were cut off. For a class of which nothing is left the count is at least 1, so that the
-    class counts as missed.
+    These are the voxels that were cut off. For an output of which nothing is left the count is at least 1, so that it
+    counts as missed.
 
     Args:
         record: of the prepared case.
-        num_classes: number of label values, the background included.
+        membership: (R, K), the classes of each output; see `LabelScheme.membership`.
 
     Returns:
-        For each foreground class, a number of voxels of the prepared grid.
+        For each output, a number of voxels of the prepared grid.
     """
-    missed = [0] * (num_classes - 1)
-    for value, _, resampled, kept in record.class_voxels:
-        if value < num_classes:
-            missed[value - 1] = resampled - kept if kept else max(1, resampled)
+    missed = []
+    for classes in membership:
+        rows = [row for row in record.class_voxels if row[0] < len(classes) and classes[row[0]]]
+        resampled, kept = sum(row[2] for row in rows), sum(row[3] for row in rows)
+        missed.append(max(1, resampled) if rows and not kept else resampled - kept)
     return missed
 
 

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from fusionseg.config import RunConfig
+from fusionseg.data.labels.scheme import IGNORE, LabelScheme
 from fusionseg.data.loading.device_cache import DeviceCache
 from fusionseg.data.preprocessing.lost_foreground import missed_voxels
 from fusionseg.distributed.load_balancing import assign_to_ranks
 from fusionseg.distributed.world import World
 from fusionseg.metrics.configured import build_metrics
-from fusionseg.metrics.segmentation import confusion_matrix, dice_per_class, nanmean, nanmean_per_class
+from fusionseg.metrics.outputs import OutputComparison, masks_of
+from fusionseg.metrics.segmentation import nanmean, nanmean_per_class
+from fusionseg.observability.pictures import topmost
 from fusionseg.observability.progress import with_progress
 from fusionseg.training.precision import Precision
 from fusionseg.training.tasks.sliding_window import count_windows, predict_logits
@@ -33,14 +36,15 @@ class SegmentationScores:
     """The scores, the same on every rank, and the picture, which rank 0 has."""
 
     cases: dict[str, list[float]]
-    """Dice of the foreground classes by case; nan where a class is neither in the label nor predicted."""
+    """Dice of each output by case; nan where it is neither in the label nor predicted, or the case does not annotate it.
+    """
     picture: Picture | None
     metrics: dict[str, list[float]]
-    """Name of each configured metric but Dice -> the mean over the cases, for each foreground class."""
+    """Name of each configured metric but Dice -> the mean over the cases, for each output."""
 
     @property
     def per_class(self) -> list[float]:
-        """The mean over the cases, for each foreground class."""
+        """The mean over the cases, for each output."""
         return nanmean_per_class(self.cases)
 
     @property
@@ -57,7 +61,7 @@ class Validator:
         cache: DeviceCache,
         case_indices: list[int],
         config: RunConfig,
-        num_classes: int,
+        scheme: LabelScheme,
         precision: Precision,
         world: World,
     ) -> None:
@@ -65,7 +69,7 @@ class Validator:
         self.case_indices = case_indices
         self.patch = config.data.patch
         self.settings = config.validation
-        self.num_classes = num_classes
+        self.scheme = scheme
         self.precision = precision
         self.world = world
         windows = {
@@ -84,16 +88,15 @@ class Validator:
             image, label = self.cache.volume(index)
             record = self.cache.records[index]
             prediction = self._predict(model, image, record.background)
-            label = label.to(prediction.device)
-            missed = missed_voxels(record, self.num_classes)
+            annotated = self.scheme.annotated_outputs(record.annotated)
+            compared = OutputComparison(prediction, label.to(prediction.device), self.scheme, annotated)
             name_of_case = self.cache.names[index]
-            own[name_of_case] = dice_per_class(confusion_matrix(prediction, label, self.num_classes), missed)
+            own[name_of_case] = compared.dice(missed_voxels(record, self.scheme.membership))
             own_metrics[name_of_case] = {
-                name: metric(prediction, label.long(), self.num_classes, record.spacing)
-                for name, metric in self.metrics.items()
+                name: compared.measure(metric, record.spacing) for name, metric in self.metrics.items()
             }
             if index == self.case_indices[0]:
-                picture = _slice(image, prediction, label)
+                picture = _slice(image, prediction, label, self.scheme)
         gathered = self.world.all_gather_object((own, own_metrics))
         cases = {name: dice for part, _ in gathered for name, dice in part.items()}
         measured = {name: values for _, part in gathered for name, values in part.items()}
@@ -104,6 +107,7 @@ class Validator:
         return SegmentationScores(cases, picture, metrics)
 
     def _predict(self, model: nn.Module, image: Tensor, background: tuple[float, ...]) -> Tensor:
+        """Predict class indices (X, Y, Z), or with sigmoid outputs the mask of each, (R, X, Y, Z)."""
         logits = predict_logits(
             model,
             image,
@@ -114,25 +118,28 @@ class Validator:
             device=self.world.device,
             stitch_device=self._stitch_device(image),
         )
-        return logits.argmax(dim=0)
+        return logits > 0 if self.scheme.sigmoid else logits.argmax(dim=0)
 
     def _stitch_device(self, image: Tensor) -> torch.device:
         """Choose the device for the logits of a volume: the GPU, if 3 copies take under half of its free memory."""
         device = self.world.device
         if device.type != "cuda":
             return device
-        needed = 3 * 4 * self.num_classes * image[0].numel()
+        needed = 3 * 4 * self.scheme.num_outputs * image[0].numel()
         # Memory that torch's allocator holds and does not use is free too. After training steps most free memory is of
         # this kind.
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return device if needed < (torch.cuda.mem_get_info(device)[0] + held) / 2 else torch.device("cpu")
 
 
-def _slice(image: Tensor, prediction: Tensor, label: Tensor) -> Picture:
-    """Take the axial slice with most foreground."""
-    depth = int((label > 0).sum(dim=(0, 1)).argmax())
-    return Picture(
-        image[0, :, :, depth].float().cpu(),
-        prediction[:, :, depth].cpu(),
-        label[:, :, depth].to(torch.int64).cpu(),
-    )
+def _slice(image: Tensor, prediction: Tensor, label: Tensor, scheme: LabelScheme) -> Picture:
+    """Take the axial slice with most foreground. Ignored voxels are drawn as background."""
+    depth = int(((label > 0) & (label != IGNORE)).sum(dim=(0, 1)).argmax())
+    shown, truth = prediction[..., depth].cpu(), label[..., depth].cpu()
+    if scheme.sigmoid:
+        shown, truth = (_topmost(masks) for masks in (shown, torch.stack(list(masks_of(truth, scheme)))))
+    return Picture(image[0, ..., depth].float().cpu(), shown, truth.to(torch.int64) * (truth != IGNORE))
+
+
+def _topmost(masks: Tensor) -> Tensor:
+    return torch.from_numpy(topmost(masks.numpy()))

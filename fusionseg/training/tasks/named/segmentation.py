@@ -1,4 +1,4 @@
-"""The task of segmentation: the network gives each voxel a class, and the score is the mean Dice."""
+"""The task of segmentation: the network gives each voxel a class, or its regions; the score is the mean Dice."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fusionseg.distributed.world import World
+    from fusionseg.losses.segmentation import Target
     from fusionseg.training.data import TrainingData
     from fusionseg.training.precision import Precision
     from fusionseg.training.tasks.task import BatchFunction, Inputs, Loss, ValidationFunction
@@ -24,14 +25,14 @@ class Segmentation(Task):
 
     info = TaskInfo("segmentation", score="dice", needs_labels=True, evaluation="masks")
 
-    def build_network(self, in_channels: int, num_classes: int, *, checkpoint_activations: bool = False) -> nn.Module:
-        """Build the network of the `model` section; its output is the logits (B, K, X, Y, Z)."""
+    def build_network(self, in_channels: int, out_channels: int, *, checkpoint_activations: bool = False) -> nn.Module:
+        """Build the network of the `model` section; its output is the logits (B, C, X, Y, Z)."""
         from fusionseg.training.tasks.fine_tuning import freeze_encoder
 
         model = build_model(
             self.config.model,
             in_channels=in_channels,
-            out_channels=num_classes,
+            out_channels=out_channels,
             patch=self.config.data.patch,
             checkpoint_activations=checkpoint_activations,
         )
@@ -42,7 +43,7 @@ class Segmentation(Task):
         """Build the loss of the `loss` section."""
         from fusionseg.losses.segmentation import build_loss  # imports MONAI, which takes seconds
 
-        return build_loss(self.config.loss)
+        return build_loss(self.config.loss, self.scheme)
 
     def example(self, in_channels: int) -> tuple[Inputs, Tensor]:
         """Input is the image (B, C, X, Y, Z), target the label (B, 1, X, Y, Z), int64; see `Task.example`."""
@@ -52,16 +53,24 @@ class Segmentation(Task):
         return (torch.empty(batch, in_channels, *patch),), torch.zeros(batch, 1, *patch, dtype=torch.int64)
 
     def build_batches(self, data: TrainingData, world: World) -> BatchFunction:
-        """Input is the image (B, C, X, Y, Z), target the label (B, 1, X, Y, Z), int64."""
+        """Input is the image (B, C, X, Y, Z), target the label (B, 1, X, Y, Z), int64.
 
-        def batch(step: int, indices: range) -> tuple[Inputs, Tensor]:
+        If some cases annotate only some of the classes, the target also has the annotated outputs of each sample.
+        """
+        from fusionseg.losses.segmentation import PartialLabel
+
+        annotated = data.annotated_outputs()
+
+        def batch(step: int, indices: range) -> tuple[Inputs, Target]:
             image, label = data.batch(step, indices)
-            return (image,), label
+            if annotated is None:
+                return (image,), label
+            return (image,), PartialLabel(label, world.send(annotated[data.case_indices(step, indices)]))
 
         return batch
 
     def build_validation(self, data: TrainingData, precision: Precision, world: World) -> ValidationFunction:
-        """Validate whole volumes by sliding window; the score is the mean Dice of the foreground classes.
+        """Validate whole volumes by sliding window; the score is the mean Dice of the foreground classes, or regions.
 
         Prediction and label are compared on the prepared grid, where both are resampled and cropped. `fusionseg
         evaluate` compares them in the geometry of the files.
@@ -70,13 +79,13 @@ class Segmentation(Task):
         from fusionseg.observability.pictures import overlay
         from fusionseg.training.tasks.segmentation_validation import Validator
 
-        validator = Validator(data.cache, data.validation_cases, self.config, len(data.labels), precision, world)
+        validator = Validator(data.cache, data.validation_cases, self.config, data.scheme, precision, world)
 
         def validate(model: nn.Module) -> ValidationResult:
             scores = validator(model)
-            per_class = dict(zip(data.class_names, scores.per_class, strict=True))
+            per_class = dict(zip(data.scheme.output_names, scores.per_class, strict=True))
             metrics = {
-                name: {"mean": nanmean(values), "per_class": dict(zip(data.class_names, values, strict=True))}
+                name: {"mean": nanmean(values), "per_class": dict(zip(data.scheme.output_names, values, strict=True))}
                 for name, values in scores.metrics.items()
             }
             shown = ", ".join(f"{name} {value:.4f}" for name, value in per_class.items())
