@@ -24,7 +24,7 @@ def network_sizes(runs: Sequence[SweepRun]) -> dict[str, int]:
         The number of parameters, by the run's name.
 
     Raises:
-        UserError: a data set, which gives the numbers of channels and classes, does not exist.
+        UserError: a data set, which gives the numbers of channels and outputs, does not exist.
     """
     widths: dict[str, tuple[int, int]] = {}
     sizes: dict[str, int] = {}
@@ -32,9 +32,9 @@ def network_sizes(runs: Sequence[SweepRun]) -> dict[str, int]:
         key = dump_yaml({"data": run.config.to_dict()["data"], "labels": run.config.task_info.needs_labels})
         if key not in widths:
             dataset = open_datasets(run.config)[0].dataset
-            widths[key] = len(dataset.channels), dataset.num_classes
-        channels, classes = widths[key]
-        sizes[run.config.name] = count_parameters(run.config, in_channels=channels, num_classes=classes)
+            widths[key] = len(dataset.channels), dataset.scheme.num_outputs
+        channels, outputs = widths[key]
+        sizes[run.config.name] = count_parameters(run.config, in_channels=channels, out_channels=outputs)
     return sizes
 
 

@@ -1,4 +1,4 @@
-"""Class probabilities on the original grid of an image, from logits on the prepared grid, in bounded memory."""
+"""Probabilities of classes or regions on the original grid of an image, from logits on the prepared grid, in bounded memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class BoxLogits:
     """Logits over a box of a prepared volume."""
 
     logits: Tensor
-    """(K, X, Y, Z)."""
+    """(C, X, Y, Z)."""
     mapping: NDArray[np.float64]
     """4x4, from a voxel of the original grid to a voxel of `logits`."""
     prepared_shape: tuple[int, ...]
@@ -115,31 +115,32 @@ def window_span(size: int, patch: int, overlap: float, first: int, last: int) ->
     return covering[0], covering[-1] + patch
 
 
-def summed_probabilities(parts: Sequence[BoxLogits], slab: Box) -> Iterator[tuple[Box, Tensor]]:
-    """Interpolate logits at the voxels of a slab, apply the softmax, and sum over the members, chunk by chunk.
+def summed_probabilities(parts: Sequence[BoxLogits], slab: Box, *, sigmoid: bool) -> Iterator[tuple[Box, Tensor]]:
+    """Interpolate logits at the voxels of a slab, apply softmax or sigmoid, and sum over the members, chunk by chunk.
 
     Args:
         parts: logits of each ensemble member, whose boxes cover the slab.
         slab: a box of the original grid.
+        sigmoid: each channel is a decision of its own; otherwise the channels are classes, the background first.
 
     Yields:
-        A box of the original grid, and the sum of the class probabilities in it, (K, X, Y, Z).
+        A box of the original grid, and the sum of the probabilities in it, (C, X, Y, Z).
     """
     x, y, z = slab
-    classes = len(parts[0].logits)
-    rows = max(1, CHUNK_VALUES // (classes * (y.stop - y.start) * (z.stop - z.start)))
+    channels = len(parts[0].logits)
+    rows = max(1, CHUNK_VALUES // (channels * (y.stop - y.start) * (z.stop - z.start)))
     for start in range(x.start, x.stop, rows):
         chunk = slice(start, min(start + rows, x.stop)), y, z
         total: Tensor | None = None
         for part in parts:
-            probabilities = _probabilities(part, chunk)
+            probabilities = _probabilities(part, chunk, sigmoid=sigmoid)
             total = probabilities if total is None else total.add_(probabilities)
         assert total is not None
         yield chunk, total
 
 
-def _probabilities(part: BoxLogits, chunk: Box) -> Tensor:
-    """Class probabilities (K, X, Y, Z) at the original voxels of `chunk`; background outside the prepared volume."""
+def _probabilities(part: BoxLogits, chunk: Box, *, sigmoid: bool) -> Tensor:
+    """Probabilities (C, X, Y, Z) at the original voxels of `chunk`; background outside the prepared volume."""
     axes = [torch.arange(side.start, side.stop, dtype=torch.float64) for side in chunk]
     points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
     mapping = torch.from_numpy(part.mapping)
@@ -149,12 +150,13 @@ def _probabilities(part: BoxLogits, chunk: Box) -> Tensor:
     logits = F.grid_sample(
         part.logits[None].float(), grid[None], mode="bilinear", padding_mode="border", align_corners=False
     )[0]
-    probabilities = logits.softmax(dim=0)
+    probabilities = logits.sigmoid() if sigmoid else logits.softmax(dim=0)
     # Resampling rounds the shape, so an original voxel can lie just outside the prepared grid. It takes the values at
     # the border. Voxels further outside were removed by the foreground crop, and are background.
     place = points + torch.from_numpy(part.offset.astype(np.float64))
     limit = torch.tensor(part.prepared_shape, dtype=torch.float64)
     outside = ((place < -1) | (place > limit)).any(dim=-1)
     probabilities[:, outside] = 0
-    probabilities[0, outside] = 1
+    if not sigmoid:
+        probabilities[0, outside] = 1
     return probabilities

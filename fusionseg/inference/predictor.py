@@ -72,7 +72,7 @@ class PredictOptions:
 
 
 class Predictor:
-    """Predicts images by one network, or by an ensemble: the mean of the members' class probabilities."""
+    """Predicts images by one network, or by an ensemble: the mean of the members' probabilities."""
 
     def __init__(self, runs: Sequence[Path], options: PredictOptions) -> None:
         """Load the networks.
@@ -82,44 +82,76 @@ class Predictor:
             options: the options of the prediction.
 
         Raises:
-            UserError: a network cannot be loaded, or the networks differ in their labels or channels.
+            UserError: a network cannot be loaded, or the networks differ in their classes, regions or channels.
         """
         self.options = options
         self.device = inference_device(options.device)
         self.members = [load_trained(run, self.device, options.checkpoint, masks=True) for run in runs]
         first = self.members[0]
-        self.labels = first.labels
+        self.scheme = first.scheme
         self.channels = first.channels
         self.readers = Readers(first.config.data.reader)
-        # For each member the two results of `_member_orders`: the order of the channels, and that of the classes.
+        # For each member the two results of `_member_orders`: the order of the channels, and that of the outputs.
         self._orders = [_member_orders(member, first) for member in self.members]
         self._last_digest = ""
 
-    def __call__(self, images: Sequence[Path] | Image, channels: Sequence[int] | None = None) -> NDArray[np.uint8]:
-        """Predict the mask of a case, in the shape of its file or array.
+    @property
+    def labels(self) -> dict[int, str]:
+        """Names of the classes 0, 1, ..., the background included."""
+        return self.scheme.labels
+
+    @property
+    def value_names(self) -> dict[int, str]:
+        """Names of the values in the masks, see `LabelScheme.value_names`."""
+        return self.scheme.value_names
+
+    def __call__(
+        self, images: Sequence[Path] | Image, channels: Sequence[int] | None = None
+    ) -> NDArray[np.uint8] | NDArray[np.uint16]:
+        """Predict the mask of a case, in the shape of its file or array and with the values of label files.
 
         Args:
             images: one file for each channel, or one file; or an image in memory.
             channels: the positions of the network's channels among those of the images; None means the same order.
 
         Returns:
-            (X, Y, Z), the most probable class of each voxel.
+            (X, Y, Z): the most probable class of each voxel; or its regions, painted over each other in the order of
+            the scheme.
 
         Raises:
             CaseError: the case cannot be read or prepared.
         """
+        return self.scheme.to_mask(self.predict_outputs(images, channels))
+
+    def predict_outputs(
+        self, images: Sequence[Path] | Image, channels: Sequence[int] | None = None
+    ) -> NDArray[np.uint8] | NDArray[np.bool_]:
+        """Predict a case as `__call__` does, without the values of label files.
+
+        Returns:
+            Class indices, uint8 (X, Y, Z); with sigmoid outputs the mask of each, bool (R, X, Y, Z), which is True for
+            a probability above 0.5.
+        """
         shape, chunks = self._predict_case(images, channels)
-        mask = np.zeros(shape, np.uint8)
+        if self.scheme.sigmoid:
+            masks = np.zeros((self.scheme.num_outputs, *shape), np.bool_)
+            for chunk, total in chunks:
+                masks[(slice(None), *chunk)] = (total > 0.5 * len(self.members)).numpy()
+            return masks
+        indices = np.zeros(shape, np.uint8)
         for chunk, total in chunks:
-            mask[chunk] = total.argmax(dim=0).to(torch.uint8).numpy()
-        return mask
+            indices[chunk] = total.argmax(dim=0).to(torch.uint8).numpy()
+        return indices
 
     def probabilities(
         self, images: Sequence[Path] | Image, channels: Sequence[int] | None = None
     ) -> NDArray[np.float32]:
-        """Predict the probability of each class, (K, X, Y, Z). The arguments are those of `__call__`."""
+        """Predict the probability of each output, (C, X, Y, Z). The arguments are those of `__call__`.
+
+        The outputs are the classes, the background first; with sigmoid outputs they are `scheme.output_names`.
+        """
         shape, chunks = self._predict_case(images, channels)
-        probabilities = np.zeros((len(self.labels), *shape), np.float32)
+        probabilities = np.zeros((self.scheme.num_outputs, *shape), np.float32)
         for chunk, total in chunks:
             probabilities[(slice(None), *chunk)] = (total / len(self.members)).numpy()
         return probabilities
@@ -132,7 +164,7 @@ class Predictor:
     def _predict_case(
         self, images: Sequence[Path] | Image, channels: Sequence[int] | None
     ) -> tuple[Shape, Iterator[tuple[Box, Tensor]]]:
-        """The shape of a case, and for each chunk of it the sum of the members' probabilities, (K, X, Y, Z)."""
+        """The shape of a case, and for each chunk of it the sum of the members' probabilities, (C, X, Y, Z)."""
         prepared: dict[str, Volume] = {}
         volumes: list[Volume] = []  # one for each member
         for member, (order, _) in zip(self.members, self._orders, strict=True):
@@ -147,10 +179,10 @@ class Predictor:
         def chunks() -> Iterator[tuple[Box, Tensor]]:
             for slab in slabs(shape, self._needed_bytes(shape, list(prepared.values())), self._budget_bytes()):
                 parts = [
-                    self._logits(member, volume, None if slab == whole(shape) else slab, classes)
-                    for member, volume, (_, classes) in zip(self.members, volumes, self._orders, strict=True)
+                    self._logits(member, volume, None if slab == whole(shape) else slab, outputs)
+                    for member, volume, (_, outputs) in zip(self.members, volumes, self._orders, strict=True)
                 ]
-                yield from summed_probabilities(parts, slab)
+                yield from summed_probabilities(parts, slab, sigmoid=self.scheme.sigmoid)
 
         return shape, chunks()
 
@@ -179,14 +211,14 @@ class Predictor:
         """Host memory for a whole volume: the logits and the sum of window weights of each member, and copies."""
         voxels = max(prod(shape), *(prod(volume.image.shape[1:]) for volume in volumes))
         copies = 3 if self.options.flips else 2
-        return voxels * _FLOAT_BYTES * copies * (len(self.labels) + 1) * len(self.members)
+        return voxels * _FLOAT_BYTES * copies * (self.scheme.num_outputs + 1) * len(self.members)
 
-    def _logits(self, member: TrainedNetwork, volume: Volume, slab: Box | None, classes: Sequence[int]) -> BoxLogits:
+    def _logits(self, member: TrainedNetwork, volume: Volume, slab: Box | None, outputs: Sequence[int]) -> BoxLogits:
         """Predict the part of a prepared volume that covers a slab of the original grid.
 
         Args:
             slab: a box of the original grid; None means all of it.
-            classes: the positions of the first member's classes among those of this member.
+            outputs: the positions of the first member's outputs among those of this member.
         """
         patch, settings = member.config.data.patch, self._settings(member)
         x, y, z = (slice(0, size) for size in volume.image.shape[1:])
@@ -197,8 +229,8 @@ class Predictor:
         mapping = original_to_prepared(volume)
         mapping[:3, 3] -= offset
         logits = self._predict(member, image, volume.background, settings)
-        if list(classes) != list(range(len(classes))):
-            logits = logits[list(classes)]
+        if list(outputs) != list(range(len(outputs))):
+            logits = logits[list(outputs)]
         return BoxLogits(logits, mapping, volume.image.shape[1:], offset)
 
     def _settings(self, member: TrainedNetwork) -> ValidateConfig:
@@ -211,7 +243,7 @@ class Predictor:
     def _predict(
         self, member: TrainedNetwork, image: Tensor, background: Sequence[float], settings: ValidateConfig
     ) -> Tensor:
-        """Logits (K, X, Y, Z) of a prepared image (C, X, Y, Z), averaged over flips if the options ask for it."""
+        """Logits (C, X, Y, Z) of a prepared image (C, X, Y, Z), averaged over flips if the options ask for it."""
         flips = _test_time_flips(member) if self.options.flips else [Flip((), None)]
         total: Tensor | None = None
         for flip in flips:
@@ -250,9 +282,8 @@ def _test_time_flips(member: TrainedNetwork) -> list[Flip]:
     exchanged as `augment.mirror_pairs` says. If an output has no mirror image, left and right are not flipped.
     """
     augment = member.config.augment
-    scheme = LabelScheme.of_names([member.labels[index] for index in sorted(member.labels)])
     axes = [axis for axis, name in enumerate(AXES) if name in augment.flips.axes]
-    outputs = mirrored_outputs(augment.mirror_pairs, scheme) if augment.mirror_pairs else None
+    outputs = mirrored_outputs(augment.mirror_pairs, member.scheme) if augment.mirror_pairs else None
     if augment.mirror_pairs and outputs is None:
         axes.remove(LEFT_RIGHT)
     flips = []
@@ -263,24 +294,53 @@ def _test_time_flips(member: TrainedNetwork) -> list[Flip]:
 
 
 def _member_orders(member: TrainedNetwork, first: TrainedNetwork) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Match the channels and the classes of an ensemble member with those of the first member by name.
+    """Match the channels and the outputs of an ensemble member with those of the first member by name.
 
     Returns:
         The positions of the member's channels among those of the first member, and the positions of the first member's
-        classes among those of the member.
+        outputs among those of the member.
 
     Raises:
         UserError: the names are not the same.
     """
     channels = channel_order(member.channels, first.channels)
-    classes = label_order(first.labels, member.labels)
-    if channels is None or classes is None:
+    outputs = _output_order(first.scheme, member.scheme)
+    if channels is None or outputs is None:
         raise UserError(
-            f"{member.path}: was trained on the channels {list(member.channels)} and the labels"
-            f" {list(member.labels.values())}, and {first.path} on {list(first.channels)} and"
-            f" {list(first.labels.values())}: an ensemble needs the same channels and labels, in any order"
+            f"{member.path}: was trained on the channels {list(member.channels)} and {_outputs_text(member.scheme)}, and"
+            f" {first.path} on {list(first.channels)} and {_outputs_text(first.scheme)}: an ensemble needs the same"
+            " channels and labels, in any order"
         )
-    return channels, classes
+    return channels, outputs
+
+
+def _output_order(wanted: LabelScheme, given: LabelScheme) -> tuple[int, ...] | None:
+    """Find the positions of the outputs of one network among those of another; None if the outputs differ.
+
+    Regions are the same if their names and the names of their classes are.
+    """
+    if wanted.sigmoid != given.sigmoid:
+        return None
+    if not wanted.sigmoid:
+        return label_order(wanted.labels, given.labels)
+    own, other = (_contents(scheme) for scheme in (wanted, given))
+    return tuple(list(other).index(name) for name in own) if own == other else None
+
+
+def _contents(scheme: LabelScheme) -> dict[str, set[str]]:
+    """The names of the classes in each output, by its name; without upper case."""
+    names = [name.casefold() for name in scheme.names]
+    return {
+        output.casefold(): {name for name, inside in zip(names, row, strict=True) if inside}
+        for output, row in zip(scheme.output_names, scheme.membership, strict=True)
+    }
+
+
+def _outputs_text(scheme: LabelScheme) -> str:
+    """Name the outputs in a message: "the labels [...]", "the regions [...]"."""
+    if not scheme.sigmoid:
+        return f"the labels {list(scheme.names)}"
+    return f"the {'regions' if scheme.is_regions else 'sigmoid outputs'} {list(scheme.output_names)}"
 
 
 def _with_channels(volume: Volume, positions: Sequence[int]) -> Volume:

@@ -13,6 +13,7 @@ from torch import nn
 from fusionseg.config import RunConfig, validate
 from fusionseg.config.outside_part import source_changes
 from fusionseg.config.parts.task import TaskInfo
+from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.distributed.launch import Launch
 from fusionseg.distributed.world import choose_device
 from fusionseg.runs.cases.split import Split
@@ -35,7 +36,8 @@ class TrainedNetwork:
     config: RunConfig
     model: nn.Module
     channels: tuple[str, ...]
-    labels: dict[int, str]
+    scheme: LabelScheme
+    """The classes of the training data, and the outputs of the network."""
     step: int
     """Completed optimizer steps of the checkpoint."""
     precision: Precision
@@ -44,6 +46,11 @@ class TrainedNetwork:
     """The cases that it was trained on; None if the checkpoint, of an earlier version, does not record them."""
     data_hash: str | None
     """The hash of the training and validation cases, which earlier versions recorded in place of the split."""
+
+    @property
+    def labels(self) -> dict[int, str]:
+        """Names of the classes 0, 1, ..., the background included."""
+        return self.scheme.labels
 
 
 def inference_device(request: str) -> torch.device:
@@ -65,7 +72,7 @@ def load_trained(run: Path, device: torch.device, which: str = "best", *, masks:
         run: the run folder, or a checkpoint file.
         device: the device of the network.
         which: the checkpoint of a run folder, "best" or "last".
-        masks: refuse a network that gives no class logits for each voxel.
+        masks: refuse a network that gives no logits for each voxel.
 
     Raises:
         UserError: there is no checkpoint; it is damaged, or belongs to another program; or `masks` is True and it
@@ -81,8 +88,10 @@ def load_trained(run: Path, device: torch.device, which: str = "best", *, masks:
         log.warning("%s: %s", path, warning)
     if masks and config.task_info.evaluation != "masks":
         raise UserError(_no_masks(path, run, config.task_info))
+    split = Split.from_json(state["split"], str(path)) if "split" in state else None
     labels = {int(value): name for value, name in state["labels"].items()}
-    model = build_task(config).build_network(len(state["channels"]), len(labels))
+    scheme = LabelScheme.of_names(list(labels.values())) if split is None else split.scheme
+    model = build_task(config, scheme).build_network(len(state["channels"]), scheme.num_outputs)
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:
@@ -98,10 +107,10 @@ def load_trained(run: Path, device: torch.device, which: str = "best", *, masks:
         config,
         place_network(model, config, device).eval(),
         tuple(state["channels"]),
-        labels,
+        scheme,
         state["step"],
         precision,
-        Split.from_json(state["split"], str(path)) if "split" in state else None,
+        split,
         state.get("data"),
     )
 

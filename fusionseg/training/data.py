@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fusionseg.config import RunConfig
 from fusionseg.data.formats.ignored_entries import unlabelled_cases
-from fusionseg.data.labels.mirroring import mirrored_classes, side_hint
+from fusionseg.data.labels.mirroring import LEFT_RIGHT, mirror_images, mirrored_classes, side_hint
 from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.loading.augmentations import check_augmentations
 from fusionseg.data.loading.device_cache import DeviceCache, cache_bytes, place_cache
@@ -39,8 +41,8 @@ class TrainingData:
 
     channels: tuple[str, ...]
     """Names of the image channels."""
-    labels: dict[int, str]
-    """Names of the label values of the (first) data set, background included."""
+    scheme: LabelScheme
+    """The classes of the (first) data set, and the outputs of the network."""
     split: Split
     validation_cases: list[int]
     """Indices of the validation cases in the cache."""
@@ -48,11 +50,18 @@ class TrainingData:
     """The training cases, then the validation cases that are not among them."""
     plan: SamplePlan
     augmenter: PatchAugmenter
+    annotated: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Names of the annotated outputs, by name of each case that does not annotate all of them."""
+
+    @property
+    def labels(self) -> dict[int, str]:
+        """Names of the classes 0, 1, ..., the background included."""
+        return self.scheme.labels
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the foreground classes 1, 2, ..."""
-        return tuple(self.labels[value] for value in sorted(self.labels) if value != 0)
+        return self.scheme.names[1:]
 
     @property
     def content(self) -> str:
@@ -70,9 +79,32 @@ class TrainingData:
             indices: the indices k of the samples in the global batch of the step.
 
         Returns:
-            Images (B, C, X, Y, Z), float32, and label masks (B, 1, X, Y, Z), int64; 0 where a case has no label.
+            Images (B, C, X, Y, Z), float32, and class indices (B, 1, X, Y, Z), int64; 0 where a case has no label,
+            `IGNORE` for voxels without annotation.
         """
         return self.augmenter(self.plan.samples(step, indices))
+
+    def annotated_outputs(self, step: int, indices: range) -> NDArray[np.bool_] | None:
+        """Tell for each sample and output whether the case of the sample annotates it, (B, R); None if all do.
+
+        A left-right flip exchanges the labels of `augment.mirror_pairs`, and so the annotated outputs.
+
+        Args:
+            step: as for `batch`.
+            indices: as for `batch`.
+        """
+        if not self.annotated:
+            return None
+        samples = self.plan.samples(step, indices)
+        rows = [self.annotated_by(int(case_index)) for case_index in samples.case_index]
+        for i in np.flatnonzero(samples.flip[:, LEFT_RIGHT]):
+            images = mirror_images(self.plan.augment.mirror_pairs, self.scheme)
+            rows[i] = np.array([image is not None and rows[i][image] for image in images]) | rows[i].all()
+        return np.stack(rows)
+
+    def annotated_by(self, case_index: int) -> NDArray[np.bool_]:
+        """Tell for each output whether a case of the cache annotates it, (R,)."""
+        return self.scheme.annotated_outputs(self.annotated.get(self.cache.names[case_index]))
 
     def case_indices(self, step: int, indices: range) -> list[int]:
         """Return for each sample the index, in the cache, of the case that it is cut from; see `batch`."""
@@ -140,7 +172,9 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
     mirrored = mirrored_classes(config.augment.mirror_pairs, scheme)
     augmenter = PatchAugmenter(cache, config.augment, config.data.patch, world.device, rules, mirrored)
     validation_cases = [cases.index(case) for case in validation]
-    return TrainingData(split.channels, split.labels, split, validation_cases, cache, plan, augmenter)
+    annotated = {case.name: case.annotated for case in run.datasets[0].cases if case.annotated is not None}
+    scheme = LabelScheme.of_names(list(split.labels.values()))
+    return TrainingData(split.channels, scheme, split, validation_cases, cache, plan, augmenter, annotated)
 
 
 def refuse_unfit_settings(config: RunConfig, scheme: LabelScheme) -> None:

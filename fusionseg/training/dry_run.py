@@ -10,6 +10,7 @@ import torch
 from fusionseg.config import CacheConfig, RunConfig, dump_config
 from fusionseg.data.formats.case_reader import read_grid
 from fusionseg.data.formats.problems import CaseError
+from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.loading.augmentations import check_augmentations
 from fusionseg.data.loading.device_cache import GB, cache_bytes
 from fusionseg.data.preprocessing.volume import resampled_voxels
@@ -49,13 +50,19 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
     if all(part.is_prepared for part in datasets):
         settle_split(config, run, [part.store for part in datasets])  # what a start refuses once the cases are prepared
     dataset = datasets[0].dataset
-    check_outside_parts(config, device, in_channels=len(dataset.channels), out_channels=dataset.num_classes)
+    check_outside_parts(
+        config,
+        device,
+        in_channels=len(dataset.channels),
+        scheme=dataset.scheme,
+        partial=dataset.is_partly_annotated,
+    )
     needed, basis = expected_cache_bytes(config.cache, datasets)
     memory = estimate_memory(
-        build_task(config),
+        build_task(config, dataset.scheme),
         config,
         len(dataset.channels),
-        dataset.num_classes,
+        dataset.scheme.num_outputs,
         half=precision.name in ("bf16", "fp16"),
     )
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_bytes()
@@ -79,7 +86,7 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
             for part in datasets
         ),
         f"             channels {', '.join(dataset.channels)}"
-        + ("" if not config.task_info.needs_labels else f"; classes {', '.join(dataset.class_names)}"),
+        + (_outputs_text(dataset.scheme) if config.task_info.needs_labels else ""),
         f"device       {device}, precision {precision.name} ({precision.reason})",
         f"batch        {batch_arithmetic(config, launch.world_size)}",
         *([f"             {launch.warning}"] if launch.warning else []),
@@ -100,6 +107,12 @@ def _known_spacings(datasets: Sequence[RunDataset]) -> list[tuple[float, float, 
     if not all(part.is_prepared for part in datasets):
         return []
     return [part.store.cases[case.name].spacing for part in datasets for case in part.training]
+
+
+def _outputs_text(scheme: LabelScheme) -> str:
+    """Name the outputs of the network: "; classes liver, spleen", or "; regions whole, core (sigmoid)"."""
+    kind = "regions" if scheme.is_regions else "classes"
+    return f"; {kind} {', '.join(scheme.output_names)}" + (" (sigmoid)" if scheme.sigmoid else "")
 
 
 def expected_cache_bytes(cache: CacheConfig, datasets: Sequence[RunDataset]) -> tuple[int, str]:

@@ -34,17 +34,17 @@ class MemoryEstimate:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def estimate_memory(task: Task, config: RunConfig, in_channels: int, num_classes: int, *, half: bool) -> MemoryEstimate:
+def estimate_memory(task: Task, config: RunConfig, in_channels: int, out_channels: int, *, half: bool) -> MemoryEstimate:
     """Estimate the memory of one rank, without the data cache and without the memory that the GPU's driver takes.
 
     Args:
         task: the task of the run.
         config: the configuration of the run.
         in_channels: channels of the images.
-        num_classes: classes of the data set, background included.
+        out_channels: outputs of the data set, see `LabelScheme.num_outputs`.
         half: whether the forward pass computes in 16 bits; the activations then take half the memory.
     """
-    model = build_weightless_network(task, config, in_channels, num_classes)
+    model = build_weightless_network(task, config, in_channels, out_channels)
     count = sum(parameter.numel() for parameter in model.parameters())
     weights = sum(tensor.nbytes for tensor in chain(model.parameters(), model.buffers()))
     trainable = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
@@ -56,7 +56,7 @@ def estimate_memory(task: Task, config: RunConfig, in_channels: int, num_classes
             raise
         # A network or a loss from outside may read values, which the meta device does not have.
         recompute = config.train.checkpoint_activations
-        placed = task.build_network(in_channels, num_classes, checkpoint_activations=recompute)
+        placed = task.build_network(in_channels, out_channels, checkpoint_activations=recompute)
         activations = _activation_bytes(task, placed, in_channels)
     return MemoryEstimate(count, weights, trainable, optimizer, activations // (2 if half else 1))
 

@@ -27,20 +27,20 @@ from fusionseg.training.tasks.task import Task
 log = logging.getLogger("fusionseg")
 
 
-def count_parameters(config: RunConfig, *, in_channels: int, num_classes: int) -> int:
+def count_parameters(config: RunConfig, *, in_channels: int, out_channels: int) -> int:
     """Count the parameters of the network that a configuration trains; see `build_weightless_network`.
 
     Args:
         config: the configuration of the run.
         in_channels: channels of the images.
-        num_classes: classes of the data set, background included.
+        out_channels: outputs of the data set, see `LabelScheme.num_outputs`.
     """
     plain = config.to_dict()
     if config.task is None:  # a task from outside may build its network from any section
         plain = {name: plain.get(name) for name in ("model", "pretrain", "finetune")}
-    key = repr((plain, config.data.patch, in_channels, num_classes))
+    key = repr((plain, config.data.patch, in_channels, out_channels))
     if key not in _counts:
-        model = build_weightless_network(build_task(config), config, in_channels, num_classes)
+        model = build_weightless_network(build_task(config), config, in_channels, out_channels)
         _counts[key] = sum(parameter.numel() for parameter in model.parameters())
     return _counts[key]
 
@@ -49,7 +49,7 @@ _counts: dict[str, int] = {}
 """Results of `count_parameters` so far: most runs of a sweep have the same network."""
 
 
-def build_weightless_network(task: Task, config: RunConfig, in_channels: int, num_classes: int) -> nn.Module:
+def build_weightless_network(task: Task, config: RunConfig, in_channels: int, out_channels: int) -> nn.Module:
     """Build the network of a run on the meta device: nothing is computed or allocated.
 
     A network from outside that reads values in its constructor cannot be built there, and is built on the CPU.
@@ -58,24 +58,24 @@ def build_weightless_network(task: Task, config: RunConfig, in_channels: int, nu
         task: the task of the run.
         config: the configuration of the run.
         in_channels: channels of the images.
-        num_classes: classes of the data set, background included.
+        out_channels: outputs of the data set, see `LabelScheme.num_outputs`.
     """
     checkpoint_activations = config.train.checkpoint_activations
     try:
         with torch.device("meta"):
-            return task.build_network(in_channels, num_classes, checkpoint_activations=checkpoint_activations)
+            return task.build_network(in_channels, out_channels, checkpoint_activations=checkpoint_activations)
     except Exception:
         if next(outside_parts(config), None) is None:
             raise
-        return task.build_network(in_channels, num_classes, checkpoint_activations=checkpoint_activations)
+        return task.build_network(in_channels, out_channels, checkpoint_activations=checkpoint_activations)
 
 
 def build_network(
-    task: Task, config: RunConfig, device: torch.device, *, in_channels: int, num_classes: int
+    task: Task, config: RunConfig, device: torch.device, *, in_channels: int, out_channels: int
 ) -> nn.Module:
     """Build the network of a run with initial weights that depend on the seed alone, not on the device."""
     torch.manual_seed(config.seed)  # the weights are drawn on the CPU, then moved
-    model = task.build_network(in_channels, num_classes, checkpoint_activations=config.train.checkpoint_activations)
+    model = task.build_network(in_channels, out_channels, checkpoint_activations=config.train.checkpoint_activations)
     count = sum(parameter.numel() for parameter in model.parameters())
     log.info("model: %s, %s parameters", config.model.name, f"{count:,}")
     return place_network(model, config, device)

@@ -85,7 +85,11 @@ def _check(folder: RunFolder, config: RunConfig, world: World, make_data: Callab
         dataset = cases.datasets[0].dataset
         with problems.collect():
             check_outside_parts(
-                config, world.device, in_channels=len(dataset.channels), out_channels=dataset.num_classes
+                config,
+                world.device,
+                in_channels=len(dataset.channels),
+                scheme=dataset.scheme,
+                partial=dataset.is_partly_annotated,
             )
     if of_folder.found or problems.found or cases is None:
         raise UserError([*of_folder.found, *problems.found])

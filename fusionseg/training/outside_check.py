@@ -13,7 +13,8 @@ from fusionseg.config import RunConfig, validate
 from fusionseg.config.outside import PartError, failure_text, is_outside
 from fusionseg.config.outside_part import OutsidePart, outside_parts, source_changes, without_sources
 from fusionseg.config.parts.metric import MetricConfig
-from fusionseg.losses.segmentation import build_loss
+from fusionseg.data.labels.scheme import IGNORE, LabelScheme
+from fusionseg.losses.segmentation import PartialLabel, Target, build_loss
 from fusionseg.metrics.configured import MetricError, build_metric
 from fusionseg.models import build_model
 from fusionseg.training.optimizer import build_optimizer
@@ -37,13 +38,16 @@ def with_present_sources(config: RunConfig) -> RunConfig:
     return validate(without_sources(plain, ["version"]))
 
 
-def check_outside_parts(config: RunConfig, device: torch.device, *, in_channels: int, out_channels: int) -> None:
+def check_outside_parts(
+    config: RunConfig, device: torch.device, *, in_channels: int, scheme: LabelScheme, partial: bool = False
+) -> None:
     """Try the task, the network, the loss and the optimizer from outside, and the metrics.
 
     Args:
         device: the device of the training, for parts that the meta device cannot run.
         in_channels: channels of the volumes.
-        out_channels: number of classes, background included.
+        scheme: the classes and the outputs of the data set.
+        partial: True if some cases annotate only some of the classes.
 
     Raises:
         UserError: with the problems of all parts.
@@ -52,19 +56,19 @@ def check_outside_parts(config: RunConfig, device: torch.device, *, in_channels:
     problems = Problems()
     if config.task is not None and is_outside(config.task.name):
         with problems.collect(), _failures_of("task", config.task):
-            try_task(config, device, in_channels, out_channels)
+            try_task(config, device, in_channels, scheme)
     if isinstance(config.optim, OutsidePart):
         with problems.collect(), _failures_of("optim", config.optim):
             _try_optimizer(config)
     if masks and isinstance(config.model, OutsidePart):
         with problems.collect(), _failures_of("model", config.model):
-            on_meta_first(lambda place: _run_network(config, place, in_channels, out_channels), device)
+            on_meta_first(lambda place: _run_network(config, place, in_channels, scheme.num_outputs), device)
     if masks and isinstance(config.loss, OutsidePart):
         with problems.collect(), _failures_of("loss", config.loss):
-            _try_loss(config, device, out_channels)
+            _try_loss(config, device, scheme, partial=partial)
     for index, metric in enumerate(config.metrics if masks else ()):
         with problems.collect(), _failures_of(f"metrics.{index}", metric):
-            _try_metric(metric, out_channels)
+            _try_metric(metric, 2 if scheme.sigmoid else scheme.num_classes)
     if problems.found:
         raise UserError(problems.found)
 
@@ -123,17 +127,24 @@ def _check_gradients(config: RunConfig, network: nn.Module, outputs: list[Tensor
         )
 
 
-def _try_loss(config: RunConfig, device: torch.device, out_channels: int) -> None:
-    """Call the loss with logits and labels of every class.
+def _try_loss(config: RunConfig, device: torch.device, scheme: LabelScheme, *, partial: bool) -> None:
+    """Call the loss with logits and labels of every class, with voxels and outputs without annotation if there are any.
 
     Raises:
-        PartError: the result is not one finite number with a gradient.
+        PartError: the result is not one finite number with a gradient; or the loss has no argument `mask`, and needs it.
     """
     size = [min(edge, _TRIAL_EDGE) for edge in config.data.patch]
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(2, out_channels, *size, generator=generator).to(device).requires_grad_()
-    label = torch.randint(out_channels, (2, 1, *size), generator=generator).to(device)
-    loss = build_loss(config.loss)(logits, label)
+    logits = torch.randn(2, scheme.num_outputs, *size, generator=generator).to(device).requires_grad_()
+    label = torch.randint(scheme.num_classes, (2, 1, *size), generator=generator).to(device)
+    if scheme.ignore is not None:
+        label[..., : size[-1] // 2] = IGNORE
+    target: Target = label
+    if partial:
+        annotated = torch.ones(2, scheme.num_outputs, dtype=torch.bool, device=device)
+        annotated[0, 0] = False
+        target = PartialLabel(label, annotated)
+    loss = build_loss(config.loss, scheme)(logits, target)
     name = config.loss.name
     if not isinstance(loss, Tensor) or loss.ndim:
         got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
@@ -163,7 +174,7 @@ def _try_optimizer(config: RunConfig) -> None:
 
 
 def _try_metric(config: MetricConfig, num_classes: int) -> None:
-    """Apply the metric to two small random masks of all classes.
+    """Apply the metric to two small random masks of all classes. With sigmoid outputs, each is tried as two classes.
 
     Raises:
         PartError: the result is not one number for each foreground class.

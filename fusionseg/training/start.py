@@ -101,8 +101,8 @@ def build_trainer(config: RunConfig, world: World, folder: RunFolder, cases: Run
     log.info("device: %s, precision %s (%s)", world.device, precision.name, precision.reason)
     log.info("batch: %s", batch_arithmetic(config, world.size))
 
-    task = build_task(config)
     data = open_training_data(config, world, cases)
+    task = build_task(config, data.scheme)
     micro_batches = MicroBatches(
         task.build_batches(data, world),
         data,
@@ -112,7 +112,7 @@ def build_trainer(config: RunConfig, world: World, folder: RunFolder, cases: Run
         channels_last=config.train.channels_last,
     )
     validation = task.build_validation(data, precision, world)
-    model = build_network(task, config, world.device, in_channels=len(data.channels), num_classes=len(data.labels))
+    model = build_network(task, config, world.device, in_channels=len(data.channels), out_channels=data.scheme.num_outputs)
     train_step = TrainStep(
         distribute(model, config, world, accumulation),
         task.build_loss(),

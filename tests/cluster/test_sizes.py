@@ -26,7 +26,7 @@ def sizes(sweep: str, classes: int) -> dict[str, float]:
     """Millions of parameters by the network's name."""
     runs = load_sweep(ROOT / f"configs/sweeps/{sweep}.yaml").runs
     return {
-        run.config.model.name: count_parameters(run.config, in_channels=1, num_classes=classes) / 1e6 for run in runs
+        run.config.model.name: count_parameters(run.config, in_channels=1, out_channels=classes) / 1e6 for run in runs
     }
 
 

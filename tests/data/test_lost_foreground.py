@@ -20,6 +20,7 @@ from fusionseg.metrics.segmentation import confusion_matrix, dice_per_class
 
 SHAPE = (24, 24, 24)
 LABELS = {0: "background", 1: "organ", 2: "dark", 3: "thin"}
+FOUR_CLASSES = np.eye(4, dtype=bool)[1:]
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +60,14 @@ def test_what_the_crop_takes_is_named_and_counts_as_missed(
 ) -> None:
     record, other = records(tiny_config(thin, tmp_path, data=data(tmp_path, **CROPPED)))
     assert record.class_voxels == ((1, 511, 511, 511), (2, 256, 256, 192), (3, 1, 1, 1))
-    assert missed_voxels(record, 4) == [0, 64, 0]
+    assert missed_voxels(record, FOUR_CLASSES) == [0, 64, 0]
     assert lost_foreground_warning([record, other], LABELS).startswith(
         "the preparation removes foreground: c0 lost 25% of class dark to data.crop_foreground;"
         " c1 lost 25% of class dark to data.crop_foreground. Voxels that are cut off count as missed"
     )
     # A prediction that is right wherever it can be is not right in the file: 2 * 192 / (192 + 256).
     label = torch.tensor([2] * 192)
-    assert dice_per_class(confusion_matrix(label, label, 4), missed_voxels(record, 4))[1] == pytest.approx(
+    assert dice_per_class(confusion_matrix(label, label, 4), missed_voxels(record, FOUR_CLASSES))[1] == pytest.approx(
         2 * 192 / 448
     )
 
@@ -77,10 +78,10 @@ def test_a_structure_that_resampling_loses_is_named_and_counts_as_missed(
     record, _ = records(tiny_config(thin, tmp_path, data=data(tmp_path, **COARSE)))
     (_, _, (value, in_file, resampled, kept)) = record.class_voxels
     assert (value, in_file, resampled, kept) == (3, 1, 0, 0)
-    assert missed_voxels(record, 4) == [0, 0, 1]
+    assert missed_voxels(record, FOUR_CLASSES) == [0, 0, 1]
     assert "c0 lost class thin (1 voxels) to resampling (data.spacing)" in lost_foreground_warning([record], LABELS)
     empty = torch.zeros(10, dtype=torch.long)
-    assert dice_per_class(confusion_matrix(empty, empty, 4), missed_voxels(record, 4))[2] == 0
+    assert dice_per_class(confusion_matrix(empty, empty, 4), missed_voxels(record, FOUR_CLASSES))[2] == 0
 
 
 def test_nothing_is_said_where_nothing_is_lost(
@@ -88,7 +89,7 @@ def test_nothing_is_said_where_nothing_is_lost(
 ) -> None:
     found = records(tiny_config(thin, tmp_path, data=data(tmp_path)))
     assert lost_foreground_warning(found, LABELS) == ""
-    assert [missed_voxels(record, 4) for record in found] == [[0, 0, 0]] * 2
+    assert [missed_voxels(record, FOUR_CLASSES) for record in found] == [[0, 0, 0]] * 2
 
 
 def test_a_training_warns_and_does_not_score_a_lost_class_as_right(

@@ -29,7 +29,7 @@ def train_each(report: str) -> None:
     for name, section in NETWORKS.items():
         config = validate({**tiny(name), "device": "cpu"})
         task = build_task(config)
-        model = build_network(task, config, world.device, in_channels=1, num_classes=2)
+        model = build_network(task, config, world.device, in_channels=1, out_channels=2)
         before = digest(model)
         step = TrainStep(
             distribute(model, config, world, accumulation_steps=1),

@@ -107,7 +107,7 @@ def scales(config: RunConfig, model: nn.Module) -> dict[str, float]:
 )
 def test_deeper_layers_learn_more_slowly(model: dict[str, Any], exponents: dict[str, int]) -> None:
     config = run_config(model, {"layer_decay": 0.5})
-    network = build_network(build_task(config), config, torch.device("cpu"), in_channels=1, num_classes=2)
+    network = build_network(build_task(config), config, torch.device("cpu"), in_channels=1, out_channels=2)
     found = scales(config, network)
     assert {name: found[name] for name in exponents} == {name: 0.5**n for name, n in exponents.items()}
     encoder = f"{config.model.encoder}."
@@ -134,7 +134,7 @@ def test_convolutions_before_a_stage_go_with_its_first_block() -> None:
 
 def test_without_fine_tuning_there_is_one_group_in_the_order_of_the_network() -> None:
     config = run_config(UNETR, {})
-    network = build_network(build_task(config), config, torch.device("cpu"), in_channels=1, num_classes=2)
+    network = build_network(build_task(config), config, torch.device("cpu"), in_channels=1, out_channels=2)
     (group,) = parameter_groups(network, config)
     plain = build_optimizer(config.optim, network.parameters()).param_groups[0]["params"]
     assert [id(x) for x in group["params"]] == [id(x) for x in plain]
@@ -149,7 +149,7 @@ class Training:
 
     def __init__(self, config: RunConfig) -> None:
         device = torch.device("cpu")
-        self.model = build_network(build_task(config), config, device, in_channels=1, num_classes=2)
+        self.model = build_network(build_task(config), config, device, in_channels=1, out_channels=2)
         freeze_encoder(self.model, config)
         self.train_step = TrainStep(
             self.model,

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fusionseg.config import RunConfig, validate
 from fusionseg.config.outside_part import source_changes
+from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.losses.segmentation import build_loss
 from fusionseg.metrics.configured import build_metrics
 from fusionseg.metrics.segmentation import confusion_matrix, dice_per_class
@@ -59,6 +60,7 @@ class NoOptimizer:
     def step(self, closure=None): pass
 """
 CPU = torch.device("cpu")
+THREE_CLASSES = LabelScheme.of_names(["background", "a", "b"])
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +77,7 @@ def config(**raw: Any) -> RunConfig:
 
 def problems(**raw: Any) -> list[str]:
     with pytest.raises(UserError) as caught:
-        check_outside_parts(config(**raw), CPU, in_channels=2, out_channels=3)
+        check_outside_parts(config(**raw), CPU, in_channels=2, scheme=THREE_CLASSES)
     return caught.value.problems
 
 
@@ -130,13 +132,13 @@ def test_what_the_configuration_refuses(raw: dict[str, Any], expected: str) -> N
 
 def test_parameters_that_nothing_depends_on_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     chosen = config(model={"name": "own:Net", "args": {"idle": True}})
-    check_outside_parts(chosen, CPU, in_channels=2, out_channels=3)
+    check_outside_parts(chosen, CPU, in_channels=2, scheme=THREE_CLASSES)
     assert "model.name: the output of own:Net does not depend on idle.weight, idle.bias" in caplog.text
 
 
 def test_a_network_that_reads_values_is_tried_on_the_device_and_estimated_on_the_cpu() -> None:
     chosen = config(model={"name": "own:Net", "args": {"item": True}})
-    check_outside_parts(chosen, CPU, in_channels=2, out_channels=3)
+    check_outside_parts(chosen, CPU, in_channels=2, scheme=THREE_CLASSES)
     estimate = estimate_memory(build_task(chosen), chosen, 2, 3, half=False)
     assert estimate.parameters == 2 * 3 + 3 and estimate.activations > 0
     (listed,) = list_networks(default_configs(["own:Net"]), (16, 16, 16), in_channels=2, out_channels=3)
@@ -164,7 +166,7 @@ def test_a_network_that_reads_values_is_tried_on_the_device_and_estimated_on_the
 )
 def test_networks_of_monai(name: str, args: dict[str, Any]) -> None:
     chosen = config(model={"name": f"monai.networks.nets:{name}", "args": args}, train={"micro_batch": 2})
-    check_outside_parts(chosen, CPU, in_channels=2, out_channels=3)
+    check_outside_parts(chosen, CPU, in_channels=2, scheme=THREE_CLASSES)
     network = build_model(chosen.model, in_channels=2, out_channels=3, patch=chosen.data.patch).train()
     logits = network(torch.randn(1, 2, 16, 16, 16))
     assert isinstance(logits, list) == (name == "DynUNet")
@@ -175,7 +177,7 @@ def test_networks_of_monai(name: str, args: dict[str, Any]) -> None:
 
 def test_a_loss_of_monai_gets_one_hot_labels_and_probabilities() -> None:
     tversky = config(loss={"name": "monai.losses:TverskyLoss", "args": {"alpha": 0.5, "beta": 0.5}})
-    check_outside_parts(tversky, CPU, in_channels=2, out_channels=3)
+    check_outside_parts(tversky, CPU, in_channels=2, scheme=THREE_CLASSES)
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(2, 3, 8, 8, 8, generator=generator)
     label = torch.randint(3, (2, 1, 8, 8, 8), generator=generator)
@@ -187,7 +189,7 @@ def test_a_loss_of_monai_gets_one_hot_labels_and_probabilities() -> None:
 
 def test_an_optimizer_of_torch() -> None:
     chosen = config(optim={"name": "torch.optim:RMSprop", "lr": 0.1, "args": {"momentum": 0.5}})
-    check_outside_parts(chosen, CPU, in_channels=2, out_channels=3)
+    check_outside_parts(chosen, CPU, in_channels=2, scheme=THREE_CLASSES)
     weight = torch.nn.Parameter(torch.ones(3))
     (group,) = build_optimizer(chosen.optim, [weight]).param_groups
     assert (group["lr"], group["weight_decay"], group["momentum"]) == (0.1, 1e-5, 0.5)
@@ -217,7 +219,7 @@ def test_metrics_of_monai_and_built_in_ones_agree_with_ours() -> None:
             "volume_ml_error",
         ]
     )
-    check_outside_parts(chosen, CPU, in_channels=2, out_channels=3)
+    check_outside_parts(chosen, CPU, in_channels=2, scheme=THREE_CLASSES)
     spacing = (1.0, 2.0, 3.0)
     found = {name: metric(prediction, label, 3, spacing) for name, metric in build_metrics(chosen.metrics).items()}
     assert found["dice"] == dice_per_class(confusion_matrix(prediction, label, 3))

@@ -19,9 +19,11 @@ class Case:
         images: one file per channel, or one file that is 3D (one channel) or 4D.
         label: None for a case without annotation.
         fold: the fold that validates on this case, where the datalist states it.
+        annotated: names of the outputs that the label annotates; None for all.
     """
 
     name: str
     images: tuple[Path, ...]
     label: Path | None
     fold: int | None = None
+    annotated: tuple[str, ...] | None = None

@@ -97,6 +97,11 @@ class Dataset:
         return self.scheme.labels
 
     @property
+    def is_partly_annotated(self) -> bool:
+        """True if a labelled case annotates only some of the outputs."""
+        return any(case.annotated is not None for case in (*self.training, *self.testing))
+
+    @property
     def num_classes(self) -> int:
         """Number of classes, the background included."""
         return self.scheme.num_classes

@@ -48,12 +48,24 @@ def mirrored_outputs(pairs: Pairs, scheme: LabelScheme) -> tuple[int, ...] | Non
     Returns:
         None if a region has no mirror image among the regions: it holds one label of a pair without the other.
     """
-    image = mirrored_classes(pairs, scheme)
     if not scheme.sigmoid:
-        return image
+        return mirrored_classes(pairs, scheme)
+    found = mirror_images(pairs, scheme)
+    known = tuple(output for output in found if output is not None)
+    return known if len(known) == len(found) else None
+
+
+def mirror_images(pairs: Pairs, scheme: LabelScheme) -> list[int | None]:
+    """For each of `scheme.output_names`, the index of the output that is its mirror image; None if none is.
+
+    Args:
+        pairs: of class names, `augment.mirror_pairs`.
+        scheme: of the data set.
+    """
+    image = mirrored_classes(pairs, scheme)
     rows = scheme.membership.tolist()
     found = [[row[k] for k in image] for row in rows]
-    return tuple(rows.index(row) for row in found) if all(row in rows for row in found) else None
+    return [rows.index(row) if row in rows else None for row in found]
 
 
 def unpaired_sides(names: Sequence[str]) -> list[tuple[str, str]]:

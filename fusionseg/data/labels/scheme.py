@@ -135,18 +135,13 @@ class LabelScheme:
             row[list(region.classes)] = True
         return table
 
-    def annotated_outputs(self, annotated: Sequence[int] | None) -> NDArray[np.bool_]:
-        """Tell for each of `output_names` whether a case annotates it, that is, all of its classes.
+    def annotated_outputs(self, annotated: Sequence[str] | None) -> NDArray[np.bool_]:
+        """Tell for each of `output_names` whether a case annotates it, (R,).
 
         Args:
-            annotated: indices of the classes that the case annotates; None for all.
+            annotated: names of the outputs that the case annotates; None for all.
         """
-        if annotated is None:
-            return np.ones(len(self.output_names), bool)
-        unknown = np.ones(self.num_classes, bool)
-        unknown[list(annotated)] = False
-        answer: NDArray[np.bool_] = ~(self.membership & unknown).any(axis=1)
-        return answer
+        return np.array([annotated is None or name in annotated for name in self.output_names])
 
     @property
     def values(self) -> tuple[int, ...]:
@@ -212,6 +207,19 @@ class LabelScheme:
         for mask, value in zip(masks, self.region_order, strict=True):
             painted[mask] = value
         return painted
+
+    def to_mask(self, outputs: NDArray[Any]) -> NDArray[np.uint8] | NDArray[np.uint16]:
+        """Turn a prediction into the values of a label file.
+
+        Args:
+            outputs: class indices; with sigmoid outputs a mask of each, (R, ...).
+        """
+        return self.paint(outputs) if self.sigmoid else self.to_values(outputs)
+
+    @property
+    def value_names(self) -> dict[int, str]:
+        """The values that a written mask may hold -> names of the classes or regions, the background included."""
+        return {0: self.names[0], **dict(zip(self.region_order, self.output_names, strict=True))}
 
     @property
     def value_dtype(self) -> np.dtype[Any]:

@@ -21,6 +21,7 @@ from fusionseg.data.loading.intensity.section import ImageLayout
 from fusionseg.data.loading.patch_geometry import Matrix, patch_to_volume, turned
 from fusionseg.data.loading.sampling_plan import Samples
 from fusionseg.data.loading.spatial_rules import ALL_AXES, SpatialRules
+from fusionseg.data.loading.transfer import send
 from fusionseg.observability.ranges import annotate
 
 
@@ -210,18 +211,10 @@ class PatchAugmenter:
         return smooth.clamp_(-4, 4).mul_(float(plan.elastic[i])).movedim(1, -1)
 
     def _send(self, values: NDArray[Any]) -> Tensor:
-        return _send(values, self.cache.device)
+        return send(values, self.cache.device)
 
     def _send_to_training_device(self, values: NDArray[Any]) -> Tensor:
-        return _send(values, self.device)
-
-
-def _send(values: NDArray[Any], device: torch.device) -> Tensor:
-    """Copy host values to a device without waiting for it."""
-    tensor = torch.from_numpy(np.ascontiguousarray(values))
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor
+        return send(values, self.device)
 
 
 def _interpolate(volume: Tensor, grid: Tensor, mode: str) -> Tensor:

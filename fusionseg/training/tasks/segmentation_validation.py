@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from fusionseg.config import RunConfig
 from fusionseg.data.labels.scheme import IGNORE, LabelScheme
-from fusionseg.data.loading.device_cache import DeviceCache
 from fusionseg.data.preprocessing.lost_foreground import missed_voxels
 from fusionseg.distributed.load_balancing import assign_to_ranks
 from fusionseg.distributed.world import World
@@ -18,6 +17,7 @@ from fusionseg.metrics.outputs import OutputComparison, masks_of
 from fusionseg.metrics.segmentation import nanmean, nanmean_per_class
 from fusionseg.observability.pictures import topmost
 from fusionseg.observability.progress import with_progress
+from fusionseg.training.data import TrainingData
 from fusionseg.training.precision import Precision
 from fusionseg.training.tasks.sliding_window import count_windows, predict_logits
 
@@ -58,23 +58,22 @@ class Validator:
 
     def __init__(
         self,
-        cache: DeviceCache,
-        case_indices: list[int],
+        data: TrainingData,
         config: RunConfig,
-        scheme: LabelScheme,
         precision: Precision,
         world: World,
     ) -> None:
-        self.cache = cache
-        self.case_indices = case_indices
+        self.data = data
+        self.cache = data.cache
+        self.case_indices = data.validation_cases
         self.patch = config.data.patch
         self.settings = config.validation
-        self.scheme = scheme
+        self.scheme = data.scheme
         self.precision = precision
         self.world = world
         windows = {
-            index: count_windows(cache.records[index].shape, self.patch, self.settings.overlap)
-            for index in case_indices
+            index: count_windows(data.cache.records[index].shape, self.patch, self.settings.overlap)
+            for index in data.validation_cases
         }
         self._own = assign_to_ranks(windows, world.size)[world.rank]
         self.metrics = build_metrics([metric for metric in config.metrics if metric.name != "dice"])
@@ -88,7 +87,7 @@ class Validator:
             image, label = self.cache.volume(index)
             record = self.cache.records[index]
             prediction = self._predict(model, image, record.background)
-            annotated = self.scheme.annotated_outputs(record.annotated)
+            annotated = self.data.annotated_by(index)
             compared = OutputComparison(prediction, label.to(prediction.device), self.scheme, annotated)
             name_of_case = self.cache.names[index]
             own[name_of_case] = compared.dice(missed_voxels(record, self.scheme.membership))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # the descriptions of the tasks are read without torch
     from torch import Tensor, nn
 
     from fusionseg.config import RunConfig
+    from fusionseg.data.labels.scheme import LabelScheme
     from fusionseg.distributed.world import World
     from fusionseg.training.data import TrainingData
     from fusionseg.training.precision import Precision
@@ -57,16 +58,19 @@ class Task(ABC):
 
     info: ClassVar[TaskInfo]
 
+    scheme: LabelScheme | None = None
+    """The classes and the outputs of the data set; None where they are not known. `build_task` sets it."""
+
     def __init__(self, config: RunConfig) -> None:
         self.config = config
 
     @abstractmethod
-    def build_network(self, in_channels: int, num_classes: int, *, checkpoint_activations: bool = False) -> nn.Module:
+    def build_network(self, in_channels: int, out_channels: int, *, checkpoint_activations: bool = False) -> nn.Module:
         """Build the network with new weights, on the current default device.
 
         Args:
             in_channels: channels of the images of the data set.
-            num_classes: classes of the data set's label masks, background included.
+            out_channels: outputs of the data set (`LabelScheme.num_outputs`): classes, background included, or regions.
             checkpoint_activations: recompute the activations in the backward pass, where the network can do so.
         """
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fusionseg.config import RunConfig
 from fusionseg.config.outside import PartError
+from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.training.tasks.choice import build_task
 from fusionseg.training.tasks.task import Task
 
@@ -31,25 +32,25 @@ def on_meta_first(trial: Callable[[torch.device], None], device: torch.device) -
         trial(device)
 
 
-def try_task(config: RunConfig, device: torch.device, in_channels: int, num_classes: int) -> None:
+def try_task(config: RunConfig, device: torch.device, in_channels: int, scheme: LabelScheme) -> None:
     """Run the network and the loss of a task on its example, in training and in evaluation mode.
 
     Args:
         config: the configuration, which names the task.
         device: of the training.
         in_channels: channels of the volumes.
-        num_classes: classes of the data set, background included.
+        scheme: the classes and the outputs of the data set.
 
     Raises:
         PartError: the task is no `Task`, or a method gives a result of another form or shape than its contract.
     """
-    task = build_task(config)
+    task = build_task(config, scheme)
     if not isinstance(task, Task):
         raise PartError(
             f"{_name(config)} is no task (expected a subclass of fusionseg.training.tasks.task.Task); derive it from"
             " Task"
         )
-    on_meta_first(lambda place: _run_task(task, config, place, in_channels, num_classes), device)
+    on_meta_first(lambda place: _run_task(task, config, place, in_channels, scheme.num_outputs), device)
 
 
 def check_outputs(name: str, outputs: list[Any], expected: tuple[int, ...]) -> None:
@@ -58,7 +59,7 @@ def check_outputs(name: str, outputs: list[Any], expected: tuple[int, ...]) -> N
     Args:
         name: of the network or of its task.
         outputs: the outputs, one for each resolution, the full one first.
-        expected: the shape at full resolution: batch, classes, X, Y, Z.
+        expected: the shape at full resolution: batch, outputs, X, Y, Z.
 
     Raises:
         PartError: an output has another form or shape.
@@ -72,7 +73,7 @@ def check_outputs(name: str, outputs: list[Any], expected: tuple[int, ...]) -> N
     shapes = [tuple(output.shape) for output in outputs]
     if shapes[0] != expected:
         raise PartError(
-            f"{name} gives logits of shape {shapes[0]} (expected {expected}: batch, classes, data.patch); change"
+            f"{name} gives logits of shape {shapes[0]} (expected {expected}: batch, outputs, data.patch); change"
             " model.args or data.patch"
         )
     wrong = [shape for shape in shapes if len(shape) != len(expected) or shape[:2] != expected[:2]]
@@ -83,12 +84,12 @@ def check_outputs(name: str, outputs: list[Any], expected: tuple[int, ...]) -> N
         )
 
 
-def _run_task(task: Task, config: RunConfig, device: torch.device, in_channels: int, num_classes: int) -> None:
+def _run_task(task: Task, config: RunConfig, device: torch.device, in_channels: int, out_channels: int) -> None:
     """Build the network, the example and the loss of a task on a device, and call them as a training step does."""
     name, batch = _name(config), config.train.micro_batch
     with device:
         network = task.build_network(
-            in_channels, num_classes, checkpoint_activations=config.train.checkpoint_activations
+            in_channels, out_channels, checkpoint_activations=config.train.checkpoint_activations
         )
         if not isinstance(network, torch.nn.Module):
             raise PartError(f"{name}: build_network gives a {type(network).__name__} (expected a torch.nn.Module)")
@@ -106,7 +107,7 @@ def _run_task(task: Task, config: RunConfig, device: torch.device, in_channels: 
     with torch.no_grad():
         output = network.eval()(*inputs)
     if task.info.evaluation == "masks":
-        check_outputs(name, [output], (batch, num_classes, *inputs[0].shape[2:]))
+        check_outputs(name, [output], (batch, out_channels, *inputs[0].shape[2:]))
 
 
 def _example(task: Task, name: str, batch: int, in_channels: int) -> tuple[tuple[Tensor, ...], Any]:

@@ -35,7 +35,7 @@ class Pretraining(Task):
         self.patch = config.data.patch
         self.grid = self.pretrain.grid(self.patch)
 
-    def build_network(self, in_channels: int, num_classes: int, *, checkpoint_activations: bool = False) -> nn.Module:
+    def build_network(self, in_channels: int, out_channels: int, *, checkpoint_activations: bool = False) -> nn.Module:
         """Build the encoder of the `model` section and a decoder; see `build_masked` for inputs and output."""
         from fusionseg.models.masked import build_masked
 
@@ -79,18 +79,17 @@ class Pretraining(Task):
     def _hidden(self, step: int, indices: range, device: torch.device) -> Tensor:
         """Draw the hidden blocks (B, gx, gy, gz) of samples of a step: bool, True for hidden, on the device."""
         import numpy as np
-        import torch
 
         from fusionseg.data.loading.counter_random import hidden_blocks
         from fusionseg.data.loading.purposes import Purpose
+        from fusionseg.data.loading.transfer import send
 
         count = self.pretrain.num_hidden(self.patch)
         masks = [
             hidden_blocks(self.config.seed, step, k, Purpose.HIDDEN, prod(self.grid), count).reshape(self.grid)
             for k in indices
         ]
-        hidden = torch.from_numpy(np.stack(masks))
-        return hidden.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else hidden
+        return send(np.stack(masks), device)
 
     def build_validation(self, data: TrainingData, precision: Precision, world: World) -> ValidationFunction:
         """Reconstruct the validation volumes; the score is the mean over the cases of the SSIM of whole volumes."""

@@ -57,15 +57,13 @@ class Segmentation(Task):
 
         If some cases annotate only some of the classes, the target also has the annotated outputs of each sample.
         """
+        from fusionseg.data.loading.transfer import send
         from fusionseg.losses.segmentation import PartialLabel
-
-        annotated = data.annotated_outputs()
 
         def batch(step: int, indices: range) -> tuple[Inputs, Target]:
             image, label = data.batch(step, indices)
-            if annotated is None:
-                return (image,), label
-            return (image,), PartialLabel(label, world.send(annotated[data.case_indices(step, indices)]))
+            annotated = data.annotated_outputs(step, indices)
+            return (image,), label if annotated is None else PartialLabel(label, send(annotated, world.device))
 
         return batch
 
@@ -79,7 +77,7 @@ class Segmentation(Task):
         from fusionseg.observability.pictures import overlay
         from fusionseg.training.tasks.segmentation_validation import Validator
 
-        validator = Validator(data.cache, data.validation_cases, self.config, data.scheme, precision, world)
+        validator = Validator(data, self.config, precision, world)
 
         def validate(model: nn.Module) -> ValidationResult:
             scores = validator(model)
