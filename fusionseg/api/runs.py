@@ -130,7 +130,7 @@ class Run:
 
         Returns:
             A module that maps float32 (B, C, X, Y, Z), prepared as `data` of the configuration says, to logits
-            (B, K, X, Y, Z). `predict` prepares images; this network does not.
+            (B, C, X, Y, Z). `predict` prepares images; this network does not.
 
         Raises:
             UserError: there is no checkpoint, or it is damaged.
@@ -141,7 +141,7 @@ class Run:
 
     def predict(
         self, image: ArrayLike | str | Path | Sequence[str | Path], **options: Any
-    ) -> NDArray[np.uint8] | NDArray[np.float32] | dict[str, Path]:
+    ) -> NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32] | dict[str, Path]:
         """Predict with this run: see `fusionseg.predict`. The network is loaded once for several calls."""
         return predict(self, image, **options)
 
@@ -189,7 +189,7 @@ def predict(
     overlap: float | None = None,
     flips: bool = False,
     memory_gb: float | None = None,
-) -> NDArray[np.uint8] | NDArray[np.float32] | dict[str, Path]:
+) -> NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32] | dict[str, Path]:
     """Segment an image: an array, a file, or a folder of files.
 
     The result has the shape of the array or file, and is the same as that of `fusionseg predict`. For several images,
@@ -202,7 +202,7 @@ def predict(
         spacing: for an array: voxel sizes in mm along X, Y, Z. The axes are taken to point to the right, to the front
             and upwards (RAS).
         affine: for an array, instead of `spacing`: 4x4, from voxel to mm in RAS, as nibabel gives it.
-        probabilities: return the probability of each class instead of the mask.
+        probabilities: return the probability of each class, or region, instead of the mask.
         output: write masks as NIfTI files into this folder instead, as the command does; masks that the command has
             not written itself are not replaced.
         device: "auto" (a GPU if there is one), "cuda" or "cpu".
@@ -212,8 +212,9 @@ def predict(
         memory_gb: host memory for the logits of one volume, in GB; None for a quarter of what is free.
 
     Returns:
-        The mask, uint8 (X, Y, Z) of label values; or with `probabilities`, float32 (K, X, Y, Z) for the K classes; or
-        with `output`, the file of each mask by the name of its case.
+        The mask (X, Y, Z) of the values that label files have, uint8, or uint16 if a value is above 255; or with
+        `probabilities`, float32 (C, X, Y, Z) for the classes, the background first, or for the regions; or with
+        `output`, the file of each mask by the name of its case.
 
     Raises:
         UserError: the run, the image or an option is wrong; with `output`, also if one of the images failed: the

@@ -60,7 +60,7 @@ class MaskOrigin:
         return self.paths == _hash_of_paths(case) or self.content == _hash_of_content(case)
 
 
-def origin_of(mask: NDArray[np.uint8], case: Case, predictor: str) -> MaskOrigin:
+def origin_of(mask: NDArray[np.uint8] | NDArray[np.uint16], case: Case, predictor: str) -> MaskOrigin:
     """Describe the origin of a new mask.
 
     Args:
@@ -188,7 +188,7 @@ def _hash_of_content(case: Case) -> str:
     return _hash("".join(SourceFile.read(path).sha256 for path in case.images).encode())
 
 
-def _hash_of_voxels(mask: NDArray[np.uint8]) -> str:
+def _hash_of_voxels(mask: NDArray[np.uint8] | NDArray[np.uint16]) -> str:
     values = np.ascontiguousarray(mask)
     return _hash(repr(values.shape).encode() + values.tobytes())
 

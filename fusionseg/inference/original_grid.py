@@ -1,4 +1,4 @@
-"""Probabilities of classes or regions on the original grid of an image, from logits on the prepared grid, in bounded memory."""
+"""Probabilities of outputs on the original grid of an image, from logits on the prepared grid, in bounded memory."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def mask_header(image: Path, readers: Readers) -> Any:
     return header
 
 
-def write_mask(mask: NDArray[np.uint8], header: Any, target: Path, origin: MaskOrigin) -> None:
+def write_mask(mask: NDArray[np.uint8] | NDArray[np.uint16], header: Any, target: Path, origin: MaskOrigin) -> None:
     """Write a mask as a NIfTI file, with its origin in the header.
 
     Args:

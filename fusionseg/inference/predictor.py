@@ -307,9 +307,9 @@ def _member_orders(member: TrainedNetwork, first: TrainedNetwork) -> tuple[tuple
     outputs = _output_order(first.scheme, member.scheme)
     if channels is None or outputs is None:
         raise UserError(
-            f"{member.path}: was trained on the channels {list(member.channels)} and {_outputs_text(member.scheme)}, and"
-            f" {first.path} on {list(first.channels)} and {_outputs_text(first.scheme)}: an ensemble needs the same"
-            " channels and labels, in any order"
+            f"{member.path}: was trained on the channels {list(member.channels)} and {_outputs_text(member.scheme)},"
+            f" and {first.path} on {list(first.channels)} and {_outputs_text(first.scheme)}: an ensemble needs the same"
+            " channels and labels, in any order, and the same kind of outputs"
         )
     return channels, outputs
 

@@ -96,7 +96,7 @@ class OutputComparison:
         prediction, label = self.prediction, self.label
         if self._valid is not None:
             prediction, label = torch.where(self._valid, prediction, 0), torch.where(self._valid, label, 0)
-        return metric(prediction, label.long(), self.scheme.num_classes, spacing_mm)
+        return self._known(metric(prediction, label.long(), self.scheme.num_classes, spacing_mm))
 
     def _masks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the predicted and the true mask of each output; ignored voxels are False."""

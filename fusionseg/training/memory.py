@@ -34,7 +34,9 @@ class MemoryEstimate:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def estimate_memory(task: Task, config: RunConfig, in_channels: int, out_channels: int, *, half: bool) -> MemoryEstimate:
+def estimate_memory(
+    task: Task, config: RunConfig, in_channels: int, out_channels: int, *, half: bool
+) -> MemoryEstimate:
     """Estimate the memory of one rank, without the data cache and without the memory that the GPU's driver takes.
 
     Args:

@@ -131,7 +131,7 @@ def _try_loss(config: RunConfig, device: torch.device, scheme: LabelScheme, *, p
     """Call the loss with logits and labels of every class, with voxels and outputs without annotation if there are any.
 
     Raises:
-        PartError: the result is not one finite number with a gradient; or the loss has no argument `mask`, and needs it.
+        PartError: the result is not one finite number with a gradient; or the loss lacks the argument `mask`.
     """
     size = [min(edge, _TRIAL_EDGE) for edge in config.data.patch]
     generator = torch.Generator().manual_seed(0)

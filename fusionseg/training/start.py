@@ -112,7 +112,9 @@ def build_trainer(config: RunConfig, world: World, folder: RunFolder, cases: Run
         channels_last=config.train.channels_last,
     )
     validation = task.build_validation(data, precision, world)
-    model = build_network(task, config, world.device, in_channels=len(data.channels), out_channels=data.scheme.num_outputs)
+    model = build_network(
+        task, config, world.device, in_channels=len(data.channels), out_channels=data.scheme.num_outputs
+    )
     train_step = TrainStep(
         distribute(model, config, world, accumulation),
         task.build_loss(),

@@ -44,7 +44,7 @@ def draw_best_and_worst(path: Path, scores: Sequence[Score], cases: Sequence[Cas
         case = by_case[name]
         source = read_image(case.images, readers=scorer.dataset.readers)
         affine = source.grid.affine
-        arrays = source.values[0], scorer.label(case), scorer.mask(case)
+        arrays = source.values[0], *scorer.drawn(case)
         image, label, mask = (_radiological(array, affine) for array in arrays)
         size = voxel_sizes(_canonical_affine(affine))
         depth = int(((label > 0) | (mask > 0)).sum(axis=(0, 1)).argmax())
@@ -54,8 +54,7 @@ def draw_best_and_worst(path: Path, scores: Sequence[Score], cases: Sequence[Cas
             axis.imshow(paint(image[:, :, depth], overlay).transpose(1, 2, 0), aspect=size[1] / size[0])
             axis.set_title(f"{rank}: {name}, Dice {dice[name]:.3f}" if title == "image" else title, fontsize=9)
             axis.axis("off")
-    labels = scorer.predictor.labels
-    names = [labels[value] for value in sorted(labels) if value]
+    names = scorer.predictor.scheme.output_names
     handles = [
         plt.Line2D([], [], marker="s", linestyle="", color=COLORS[k % len(COLORS)], label=n)
         for k, n in enumerate(names)

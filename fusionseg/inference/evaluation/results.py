@@ -98,6 +98,15 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
         notes.append(f"whether {unknown} of the {cases} cases were trained on is unknown")
     if left_out := summary.get("left_out"):
         notes.append(f"not in these means, because they were trained on: {some_of(left_out)} ({CASES} has them)")
+    partial = [
+        f"{name} in {cases - of_class['annotated']}"
+        for name, of_class in summary.get("classes", {}).items()
+        if of_class.get("annotated", cases) < cases
+    ]
+    if partial:
+        notes.append(f"not in these means, because they are not annotated: {', '.join(partial)} of the {cases} cases")
+    if ignored := summary.get("ignored"):
+        notes.append(f"not scored: {ignored['voxels']} voxels of {ignored['cases']} cases, which are marked as ignored")
     return notes
 
 

@@ -16,9 +16,11 @@ from fusionseg.data.formats.case_reader import read_grid, read_label
 from fusionseg.data.formats.channel_names import channel_order, label_order
 from fusionseg.data.formats.dataset import Case, Dataset
 from fusionseg.data.formats.geometry import voxel_sizes
+from fusionseg.data.labels.scheme import IGNORE
 from fusionseg.inference.predictor import Predictor
 from fusionseg.metrics.configured import build_metrics
-from fusionseg.metrics.segmentation import confusion_matrix, dice_per_class, hd95_per_class
+from fusionseg.metrics.outputs import OutputComparison, masks_of
+from fusionseg.observability.pictures import topmost
 from fusionseg.utils.errors import UserError
 
 log = logging.getLogger("fusionseg")
@@ -32,28 +34,36 @@ _NAMES_CHANGED = (
 
 @dataclass(frozen=True)
 class Score:
-    """The score of one class in one case."""
+    """The score of one class, or region, in one case. Ignored voxels have no part in it."""
 
     case: str
     label: str
+    """Name of the class or region."""
     dice: float
-    """nan if the class is neither in the mask nor in the label."""
+    """nan if the class is neither in the mask nor in the label, or if it is not annotated."""
     hd95_mm: float
-    """nan if the class is missing in the mask or in the label."""
-    voxels_true: int
-    """Voxels of the class in the label."""
+    """nan if the class is missing in the mask or in the label, or if it is not annotated."""
+    voxels_true: int | None
+    """Voxels of the class in the label; None if the case does not annotate it."""
     voxels_predicted: int
     """Voxels of the class in the mask."""
     trained_on: str = "no"
     """Whether a network was trained on the image: yes, no or unknown."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """The metrics of the configuration by name; nan where a class has no value."""
+    voxels_ignored: int = 0
+    """Voxels of the case that are marked as not annotated."""
+
+    @property
+    def is_annotated(self) -> bool:
+        """False if the case does not annotate the class."""
+        return self.voxels_true is not None
 
     def to_row(self) -> dict[str, Any]:
         """The row of the table of cases: the fields, with each metric of the configuration as a field of its own."""
         row = asdict(self)
-        metrics = row.pop("metrics")
-        return {**row, **metrics}
+        metrics, ignored = row.pop("metrics"), row.pop("voxels_ignored")
+        return {**row, **metrics, "annotated": "yes" if self.is_annotated else "no", "voxels_ignored": ignored}
 
 
 class Scorer:
@@ -93,7 +103,8 @@ class Scorer:
             raise UserError(problems)
         assert labels is not None and channels is not None
         self._channels = channels  # positions of the network's channels among those of the data set
-        self._values = np.argsort(labels).astype(np.uint8)  # from a value of the data set to that of the run
+        self._indices = np.full(256, IGNORE, np.uint8)  # from a class of the data set to that of the run
+        self._indices[: len(labels)] = np.argsort(labels)
         for what, order, names in (
             ("labels", labels, predictor.labels.values()),
             ("channels", channels, predictor.channels),
@@ -104,7 +115,7 @@ class Scorer:
                 )
 
     def label(self, case: Case) -> NDArray[np.uint8]:
-        """Read the label of a case, on the grid of its image, with the label values of the run.
+        """Read the label of a case, on the grid of its image, as class indices of the run; `IGNORE` without annotation.
 
         Raises:
             CaseError: the label cannot be used.
@@ -112,42 +123,65 @@ class Scorer:
         assert case.label is not None
         readers = self.dataset.readers
         label = read_label(case.label, read_grid(case.images, readers), self.dataset.num_classes, readers)
-        values: NDArray[np.uint8] = self._values[label]
-        return values
+        indices: NDArray[np.uint8] = self._indices[label]
+        return indices
 
-    def mask(self, case: Case) -> NDArray[np.uint8]:
-        """Predict the mask of a case.
+    def prediction(self, case: Case) -> NDArray[np.uint8] | NDArray[np.bool_]:
+        """Predict a case; see `Predictor.predict_outputs`.
 
         Raises:
             CaseError: the image cannot be used.
         """
-        return self.predictor(case.images, self._channels)
+        return self.predictor.predict_outputs(case.images, self._channels)
+
+    def drawn(self, case: Case) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Make the label and the prediction of a case for a picture: the number of the output at each voxel, from 1.
+
+        Regions are drawn over each other in their order. Ignored voxels are 0.
+
+        Raises:
+            CaseError: the image or the label cannot be used.
+        """
+        label, prediction = self.label(case), self.prediction(case)
+        if not self.predictor.scheme.sigmoid:
+            return np.where(label == IGNORE, 0, label), prediction
+        masks = torch.stack(list(masks_of(torch.from_numpy(label), self.predictor.scheme)))
+        return topmost(masks.numpy()), topmost(prediction.astype(np.bool_))
+
+    def annotated(self, case: Case) -> NDArray[np.bool_]:
+        """Tell for each output of the run whether a case annotates it, (R,): by its name, or by all of its classes."""
+        scheme = self.predictor.scheme
+        if case.annotated is None:
+            return scheme.annotated_outputs(None)
+        names = {name.casefold() for name in case.annotated}
+        known = np.array([name.casefold() in names for name in scheme.names])
+        by_name = np.array([name.casefold() in names for name in scheme.output_names])
+        answer: NDArray[np.bool_] = by_name | ~(scheme.membership & ~known).any(axis=1)
+        return answer
 
     def __call__(self, case: Case) -> list[Score]:
-        """Score a case: one score for each foreground class of the run.
+        """Score a case: one score for each foreground class, or region, of the run.
 
         Raises:
             CaseError: the image or the label cannot be used.
         """
         label = torch.from_numpy(self.label(case))  # read first: a wrong label costs no prediction
-        mask = torch.from_numpy(self.mask(case))
-        classes = self.predictor.labels
-        counts = confusion_matrix(mask, label, len(classes))
-        dice = dice_per_class(counts)
+        prediction = torch.from_numpy(self.prediction(case))
+        scheme, annotated = self.predictor.scheme, self.annotated(case)
+        compared = OutputComparison(prediction, label, scheme, annotated)
         spacing_mm = voxel_sizes(read_grid(case.images, self.dataset.readers).affine)
-        distance = hd95_per_class(mask, label, len(classes), spacing_mm)
-        further = {name: metric(mask, label, len(classes), spacing_mm) for name, metric in self.metrics.items()}
-        predicted, true = counts.sum(dim=1), counts.sum(dim=0)
-        names = [classes[value] for value in sorted(classes) if value]
+        dice, distance, counts = compared.dice(), compared.hd95_mm(spacing_mm), compared.counts
+        further = {name: compared.measure(metric, spacing_mm) for name, metric in self.metrics.items()}
         return [
             Score(
                 case.name,
                 name,
                 dice[k],
                 distance[k],
-                int(true[k + 1]),
-                int(predicted[k + 1]),
+                counts.true[k] if annotated[k] else None,
+                counts.predicted[k],
                 metrics={title: values[k] for title, values in further.items()},
+                voxels_ignored=compared.ignored,
             )
-            for k, name in enumerate(names)
+            for k, name in enumerate(scheme.output_names)
         ]

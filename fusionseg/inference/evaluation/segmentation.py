@@ -1,4 +1,4 @@
-"""The evaluation of a segmentation: Dice and HD95 per case and class, in the geometry of the label files."""
+"""The evaluation of a segmentation: Dice and HD95 per case and class or region, in the geometry of the label files."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def evaluate_segmentation(
         "dataset": str(chosen.dataset.place),
         "request": request.to_json(),
     }
-    plain_scores = [score.to_row() for score in scores]
+    plain_scores = _rows(scores)
     write_evaluation(folder, plain_scores, summary, plain_scores)
     draw_best_and_worst(folder / PICTURE, counted, chosen.cases, scorer)
     return Evaluation(folder, summary, tuple(scores))
@@ -85,15 +85,28 @@ def _score_cases(scorer: Scorer, chosen: CasesToScore) -> tuple[list[Score], dic
     return scores, failed
 
 
+def _rows(scores: Sequence[Score]) -> list[dict[str, Any]]:
+    """The rows of the table of cases; without the columns about missing annotation if there is none."""
+    unused = {
+        "annotated": all(score.is_annotated for score in scores),
+        "voxels_ignored": not any(score.voxels_ignored for score in scores),
+    }
+    return [{key: value for key, value in score.to_row().items() if not unused.get(key)} for score in scores]
+
+
 def _summary(scores: Sequence[Score], predictor: Predictor) -> dict[str, Any]:
     """Mean and standard deviation of each metric per class, and the mean over the classes."""
     further = list(scores[0].metrics)
     classes: dict[str, Any] = {}
     for name in dict.fromkeys(score.label for score in scores):
-        rows = [score.to_row() for score in scores if score.label == name]
+        of_class = [score for score in scores if score.label == name]
+        rows = [score.to_row() for score in of_class]
         classes[name] = {
             metric: mean_and_deviation([row[metric] for row in rows]) for metric in ("dice", "hd95_mm", *further)
         }
+        if not all(score.is_annotated for score in scores):
+            classes[name]["annotated"] = sum(score.is_annotated for score in of_class)
+    ignored = {score.case: score.voxels_ignored for score in scores if score.voxels_ignored}
     means = {
         metric: nanmean([of_class[metric]["mean"] for of_class in classes.values()])
         for metric in ("dice", "hd95_mm", *further)
@@ -107,5 +120,6 @@ def _summary(scores: Sequence[Score], predictor: Predictor) -> dict[str, Any]:
         "dice": means["dice"],
         "hd95_mm": means["hd95_mm"],
         **({"metrics": {metric: means[metric] for metric in further}} if further else {}),
+        **({"ignored": {"cases": len(ignored), "voxels": sum(ignored.values())}} if ignored else {}),
         "classes": classes,
     }

@@ -36,8 +36,7 @@ class SegmentationScores:
     """The scores, the same on every rank, and the picture, which rank 0 has."""
 
     cases: dict[str, list[float]]
-    """Dice of each output by case; nan where it is neither in the label nor predicted, or the case does not annotate it.
-    """
+    """Dice of each output by case; nan where it is neither in the label nor predicted, or not annotated."""
     picture: Picture | None
     metrics: dict[str, list[float]]
     """Name of each configured metric but Dice -> the mean over the cases, for each output."""
