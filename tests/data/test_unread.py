@@ -164,12 +164,12 @@ def test_suffixes_in_capitals_are_read(root: Path, tmp_path: Path) -> None:
 
 def test_endings_that_differ_in_an_nnunet_folder(tmp_path: Path, make_dataset: Make) -> None:
     root = make_dataset(tmp_path / "Dataset095", cases=2, shape=TINY, layout="nnunet")
-    (root / "labelsTr/case_000.nii.gz").rename(root / "labelsTr/case_000.NII.GZ")
+    (root / "labelsTr/case_000.nii.gz").rename(root / "labelsTr/case_000.mha")
     (root / "imagesTr/case_001_0000.nii.gz").rename(root / "imagesTr/case_001_0000.nii")
     with pytest.raises(UserError) as caught:
         open_dataset(root)
     said = str(caught.value)
-    assert "labelsTr/case_000.NII.GZ: file_ending is .nii.gz" in said
+    assert "labelsTr/case_000.mha: file_ending is .nii.gz" in said
     assert "imagesTr/case_001_0000.nii: file_ending is .nii.gz" in said
 
 

@@ -41,7 +41,7 @@ def find_json(root: Path, layout: str) -> Path:
         "datalist's .json file"
     )
     if root.is_file():
-        if root.suffix != ".json":
+        if root.suffix.lower() != ".json":
             raise UserError(f"data.root={root}: is a file, but not a .json file; expected {wanted}")
         return root
     if not root.is_dir():
@@ -118,7 +118,7 @@ def recognise_layout(source: Path, content: dict[str, Any], readers: Readers) ->
     files = readers.image_files(folder) if folder.is_dir() else []
     numbered = bool(files) and all(CHANNEL.fullmatch(readers.stem(file)) for file in files)
     images = [image for entry in listed for image in as_list(entry.get("image"))]
-    exists = any(isinstance(image, str) and (source.parent / image).is_file() for image in images)
+    exists = any(isinstance(image, str) and (source.parent / image).exists() for image in images)
     return "nnunet" if numbered and not exists else "msd"
 
 

@@ -37,8 +37,8 @@ _ENTRY = (("image",), ("label",), ("fold",))
 _LABEL_KEYS = ("seg", "segmentation", "mask", "lbl", "gt", "ground_truth", "annotation", "target", "labels")
 _ENTRY_NNUNET = (("images",), ("label",))
 _SIMILAR = 0.8
-_OTHER_FORMATS = (".mha", ".mhd", ".nrrd", ".nhdr", ".img", ".hdr", ".mgz", ".dcm", ".tif", ".tiff", ".png", ".jpg")
-_PACKED = (".npy", ".npz", ".gz", ".bz2", ".zip")
+_OTHER_FORMATS = (".mgz", ".mnc", ".h5", ".zarr", ".b2nd", ".tif", ".tiff", ".png", ".jpg")
+_PACKED = (".npz", ".gz", ".bz2", ".zip")
 _MAX_NAMED = 5
 
 
@@ -172,14 +172,17 @@ def unlisted_files(source: Path, base: Path, cases: Iterable[Case], readers: Rea
         readers: of the data set.
         compare: True if the JSON has to list all files of the folders; False notes files of other formats only.
     """
-    listed = {os.path.normpath(path) for case in cases for path in (*case.images, case.label) if path is not None}
+    paths = {path for case in cases for path in (*case.images, case.label) if path is not None}
+    listed = {os.path.normpath(path) for path in paths}
+    listed |= {os.path.normpath(file) for path in paths if not path.is_dir() for file in readers.files(path)}
     folders = sorted(base / name for name in ("imagesTr", "labelsTr", "imagesTs"))
     notes = []
     for folder in folders:
         if not folder.is_dir():
             continue
         files = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
-        unlisted = [file.name for file in files if readers.is_image_file(file) and os.path.normpath(file) not in listed]
+        others = [file for file in files if os.path.normpath(file) not in listed]
+        unlisted = [file.name for file in others if readers.is_image_file(file) or readers.reads_folder(file)]
         if compare and unlisted:
             notes.append(
                 f"{folder}: {_count(unlisted, 'file')} not listed in {source.name} and left out ({_some(unlisted)});"

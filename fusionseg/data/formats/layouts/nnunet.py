@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fusionseg.data.formats.case import CHANNEL, Case
 from fusionseg.data.formats.dataset_json import as_list
 from fusionseg.data.formats.readers import Readers
 from fusionseg.utils.errors import UserError
+
+Key = TypeVar("Key", int, str)
 
 
 def nnunet_cases(
@@ -59,28 +61,39 @@ def nnunet_cases(
 def _nnunet_folder(
     root: Path, split: str, ending: str, channels: int, problems: list[str], readers: Readers
 ) -> list[Case]:
-    """The cases of imagesTr and labelsTr, or of imagesTs and labelsTs."""
+    """The cases of imagesTr and labelsTr, or of imagesTs and labelsTs. Suffixes may be in capitals."""
     images, labels = root / f"images{split}", root / f"labels{split}"
-    found: dict[str, set[int]] = defaultdict(set)
-    for file in readers.image_files(images):
+    found: dict[str, dict[int, Path]] = defaultdict(dict)
+    for file in _files_with(ending, images, problems, readers):
         match = CHANNEL.fullmatch(readers.stem(file))
         if not match:
             problems.append(
                 f"{file}: has no channel number; nnU-Net names it {readers.stem(file)}_0000{ending}, rename it"
             )
-        elif readers.suffix(file) != ending:
-            problems.append(f"{file}: file_ending is {ending}; convert the file, or correct dataset.json")
         else:
-            found[match[1]].add(int(match[2]))
-    annotated = set()
-    for file in readers.image_files(labels) if labels.is_dir() else []:
-        if readers.suffix(file) != ending:
-            problems.append(f"{file}: file_ending is {ending}; convert the file, or correct dataset.json")
-        annotated.add(readers.stem(file))
+            _add_once(found[match[1]], int(match[2]), file, problems)
+    annotated: dict[str, Path] = {}
+    for file in _files_with(ending, labels, problems, readers) if labels.is_dir() else []:
+        _add_once(annotated, readers.stem(file), file, problems)
     cases = []
     # A label without an image is a case too; its image is then reported as missing.
     for name in sorted(found.keys() | annotated):
-        indices = sorted(found[name] | set(range(channels or 1)))
-        files = tuple(images / f"{name}_{i:04d}{ending}" for i in indices)
-        cases.append(Case(name, files, labels / f"{name}{ending}" if name in annotated else None))
+        indices = sorted(found[name].keys() | set(range(channels or 1)))
+        files = tuple(found[name].get(i, images / f"{name}_{i:04d}{ending}") for i in indices)
+        cases.append(Case(name, files, annotated.get(name)))
     return cases
+
+
+def _files_with(ending: str, folder: Path, problems: list[str], readers: Readers) -> list[Path]:
+    """The image files of a folder; those without the ending of the data set are problems."""
+    files = readers.image_files(folder)
+    for file in files:
+        if not file.name.lower().endswith(ending.lower()):
+            problems.append(f"{file}: file_ending is {ending}; convert the file, or correct dataset.json")
+    return [file for file in files if file.name.lower().endswith(ending.lower())]
+
+
+def _add_once(found: dict[Key, Path], key: Key, file: Path, problems: list[str]) -> None:
+    if key in found:
+        problems.append(f"{file}: {found[key].name} has the same name but for its suffix; remove one of them")
+    found.setdefault(key, file)
