@@ -31,6 +31,7 @@ GOOD, POOR, BAD = "ok", "poor", "BAD"
 _WRITE_BYTES = 256 << 20
 _REDUCE_BYTES = 64 << 20
 _SKEW_S = 1.0
+_FORMATS = {"extra": "formats"}
 
 
 @dataclass(frozen=True)
@@ -74,17 +75,37 @@ def to_text(findings: list[Finding]) -> str:
 
 
 def _python() -> list[Finding]:
-    """The installed packages, compared with the version ranges of this package."""
-    wrong, found = [], []
+    """The installed packages, compared with the version ranges of this package; then those of the extra `formats`."""
     try:
-        requirements = requires("fusionseg") or []
+        requirements = [Requirement(text) for text in requires("fusionseg") or []]
     except PackageNotFoundError:  # imported from a folder on PYTHONPATH
         remedy = "pip install -c constraints.txt -e ."
         return [Finding("packages", POOR, "fusionseg is not installed: its requirements are unknown", remedy)]
-    for text in requirements:
-        requirement = Requirement(text)
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue
+    needed = [one for one in requirements if one.marker is None or one.marker.evaluate({"extra": ""})]
+    optional = [one for one in requirements if one not in needed and one.marker and one.marker.evaluate(_FORMATS)]
+    wrong, found = _compared(needed)
+    text = f"Python {platform.python_version()}, {', '.join(found)}"
+    verdict = Finding("packages", GOOD, text)
+    if wrong:
+        verdict = Finding("packages", BAD, f"{'; '.join(wrong)} ({text})", "pip install -c constraints.txt -e .")
+    return [verdict, *_formats(optional)]
+
+
+def _formats(requirements: list[Requirement]) -> list[Finding]:
+    """The packages that read DICOM, NRRD and MetaImage. Nothing else needs them."""
+    if not requirements:
+        return []
+    wrong, found = _compared(requirements)
+    if not wrong:
+        return [Finding("formats", GOOD, f"DICOM, NRRD and MetaImage: {', '.join(found)}")]
+    text = f"DICOM, NRRD or MetaImage files may not be read: {'; '.join(wrong)}"
+    return [Finding("formats", POOR, text, "pip install 'fusionseg[formats]', if your data are not NIfTI")]
+
+
+def _compared(requirements: list[Requirement]) -> tuple[list[str], list[str]]:
+    """Packages that are missing or have another version, and packages with their versions."""
+    wrong, found = [], []
+    for requirement in requirements:
         try:
             installed = version(requirement.name)
         except PackageNotFoundError:
@@ -93,10 +114,7 @@ def _python() -> list[Finding]:
         found.append(f"{requirement.name} {installed}")
         if not requirement.specifier.contains(installed.split("+")[0], prereleases=True):
             wrong.append(f"{requirement.name} {installed} is not {requirement.specifier}")
-    text = f"Python {platform.python_version()}, {', '.join(found)}"
-    if wrong:
-        return [Finding("packages", BAD, f"{'; '.join(wrong)} ({text})", "pip install -c constraints.txt -e .")]
-    return [Finding("packages", GOOD, text)]
+    return wrong, found
 
 
 def _torch() -> list[Finding]:

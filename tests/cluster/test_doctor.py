@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fusionseg.cluster import doctor
-from fusionseg.cluster.doctor import BAD, GOOD, Finding, examine, to_text
+from fusionseg.cluster.doctor import BAD, GOOD, POOR, Finding, examine, to_text
 from fusionseg.distributed.launch import Launch
 from fusionseg.distributed.world import World
 
@@ -44,6 +44,18 @@ def test_packages_outside_their_ranges(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert "numpy" in finding.text.split(" (")[0]
     assert "no-such-package is missing" in finding.text
     assert "pytest" not in finding.text
+
+
+def test_the_extra_formats_is_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    wanted = ["numpy", "nibabel; extra == 'formats'", "pytest; extra == 'dev'"]
+    monkeypatch.setattr(doctor, "requires", lambda name: wanted)
+    finding = page(tmp_path)["formats"]
+    assert finding.verdict == GOOD and "nibabel" in finding.text and "pytest" not in finding.text
+    wanted[1] = "no-such-package; extra == 'formats'"
+    found = page(tmp_path)
+    assert found["packages"].verdict == GOOD and found["formats"].verdict == POOR
+    assert "no-such-package is missing" in found["formats"].text
+    assert "pip install 'fusionseg[formats]'" in found["formats"].remedy
 
 
 def test_without_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
