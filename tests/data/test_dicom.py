@@ -290,7 +290,7 @@ def write_segmentation(path: Path, folder: Path, masks: list[NDArray[np.bool_]])
 
     sources = [pydicom.dcmread(file) for file in slice_files(folder)]
     for source in sources:  # attributes that highdicom copies
-        source.PatientID, source.PatientName, source.StudyInstanceUID = "p", "p", "1.2.3"
+        source.PatientID, source.PatientName, source.StudyInstanceUID = "p", "a^b", "1.2.3"
         source.FrameOfReferenceUID, source.StudyID, source.AccessionNumber = "1.2.4", "", ""
         source.PatientBirthDate, source.PatientSex, source.StudyDate, source.StudyTime = "", "", "", ""
         source.ReferringPhysicianName = ""

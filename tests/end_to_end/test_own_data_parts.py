@@ -57,15 +57,14 @@ def documented(section: str, key: str) -> Any:
 
 
 def to_numpy(root: Path) -> None:
-    """Replace the NIfTI images of an MSD data set by .npy files with their affines beside them."""
+    """Replace the NIfTI images of an MSD data set by .npz files."""
     for image in sorted((root / "imagesTr").glob("*.nii.gz")):
         volume = nibabel.load(image)
-        path = image.with_name(image.name.replace(".nii.gz", ".npy"))
-        np.save(path, np.asarray(volume.dataobj))
-        path.with_suffix(".json").write_text(json.dumps(volume.affine.tolist()))
+        path = image.with_name(image.name.replace(".nii.gz", ".npz"))
+        np.savez(path, voxels=np.asarray(volume.dataobj), affine=volume.affine)
         image.unlink()
     listing = (root / "dataset.json").read_text()
-    (root / "dataset.json").write_text(re.sub(r"(imagesTr/\w+)\.nii\.gz", r"\1.npy", listing))
+    (root / "dataset.json").write_text(re.sub(r"(imagesTr/\w+)\.nii\.gz", r"\1.npz", listing))
 
 
 def test_parts_of_the_data_from_outside_the_package(
@@ -133,10 +132,11 @@ def test_parts_of_the_data_from_outside_the_package(
     inputs = tmp_path / "inputs"
     shutil.copytree(data / "imagesTr", inputs)
     command("predict", whole, "--input", inputs, "--output", tmp_path / "masks").expect(0)
-    for image in sorted(inputs.glob("*.npy")):
+    for image in sorted(inputs.glob("*.npz")):
         mask = nibabel.load(tmp_path / f"masks/{image.stem}.nii.gz")
-        assert mask.shape == np.load(image).shape
-        np.testing.assert_allclose(mask.affine, json.loads(image.with_suffix(".json").read_text()), atol=1e-5)
+        content = np.load(image)
+        assert mask.shape == content["voxels"].shape
+        np.testing.assert_allclose(mask.affine, content["affine"], atol=1e-5)
         assert mask.header.get_xyzt_units()[0] == "mm"
 
     # A part that is gone is one message.

@@ -57,8 +57,8 @@ class DataConfig(SectionWithOptions):
     layout: Layout = "auto"
     """Layout of the folder; `auto` looks at its files."""
     reader: ReaderPart | None = None
-    """A reader of your own for image files: a dotted path (my_reader:NumpyReader), or {name: ..., args: {...}}. NIfTI
-    files are read in any case."""
+    """A reader of your own for image files: a dotted path (my_reader:NpzReader), or {name: ..., args: {...}}. Files
+    with other suffixes are read as usual."""
     also: Annotated[tuple[SourceConfig, ...], Field(strict=False)] = ()
     """Further data sets, for pre-training: each with its own root and, where they differ, its own spacing,
     orientation, intensity and crop_foreground."""
