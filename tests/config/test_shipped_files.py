@@ -11,6 +11,7 @@ from fusionseg.cli import main
 from fusionseg.cluster.profile import load_cluster
 from fusionseg.cluster.sweep import load_sweep
 from fusionseg.config import load_config
+from fusionseg.config.data.augmentation_presets import PRESETS
 from fusionseg.config.shipped.copies import copy_shipped, description, shipped_scripts
 from fusionseg.config.shipped.lookup import CLUSTER, CONFIG, KINDS, RESOURCES, SWEEP, find_file
 from fusionseg.utils.errors import UserError
@@ -162,9 +163,10 @@ def test_a_copy_replaces_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_list_has_every_file_with_its_description(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["configs"]) == 0
     lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
-    names = [name for kind in KINDS for name in kind.names()] + list(shipped_scripts())
+    names = [*(name for kind in KINDS for name in kind.names()), *PRESETS, *shipped_scripts()]
     assert [name for name, _ in lines] == names
     assert dict(lines)["sarcoma_pretrain"] == description(CONFIG.shipped("sarcoma_pretrain")) != ""
+    assert dict(lines)["nnunet"] == PRESETS["nnunet"].about
 
 
 def test_the_description_is_the_first_sentence(tmp_path: Path) -> None:
