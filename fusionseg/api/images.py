@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fusionseg.data.formats.case_reader import Image
+    from fusionseg.inference.predictor import Predictor
 
 ArrayLike: TypeAlias = "NDArray[Any] | Any"
 """A numpy array, or an object that numpy converts to one: a torch tensor on the CPU, `dataobj` of a nibabel image."""
@@ -24,13 +25,16 @@ def is_array(image: object) -> bool:
     return hasattr(image, "__array__")
 
 
-def image_of(image: Images, spacing: Sequence[float] | None, affine: ArrayLike | None) -> Image | list[Path]:
+def image_of(
+    image: Images, spacing: Sequence[float] | None, affine: ArrayLike | None, predictor: Callable[[], Predictor]
+) -> Image | tuple[Path, ...]:
     """Convert an image to the form that the predictor takes: in memory, or as one file for each channel.
 
     Args:
         image: see `fusionseg.predict`.
         spacing: for an array: voxel sizes in mm along X, Y, Z.
         affine: for an array, instead of `spacing`: 4x4, from voxel index to mm in RAS.
+        predictor: opens the predictor, which has the readers and the channels to find the image of a folder.
 
     Raises:
         UserError: an argument is wrong, is missing, or does not suit the image.
@@ -44,15 +48,29 @@ def image_of(image: Images, spacing: Sequence[float] | None, affine: ArrayLike |
         return image_of_array(np.asarray(image), _affine(spacing, affine))
     if spacing is not None or affine is not None:
         raise UserError("spacing, affine: are for arrays; a file has its own: remove them")
-    if isinstance(image, (str, Path)):
-        paths = [Path(image)]
-        if paths[0].is_dir():
-            raise UserError(f"{image}: is a folder (expected an image file, or an array); for a folder, set output")
-    elif isinstance(image, Sequence) and image and all(isinstance(path, (str, Path)) for path in image):
-        paths = [Path(path) for path in image]
-    else:
-        raise UserError(f"image: expected an array, a path or paths, got {type(image).__name__}")
-    return paths
+    if isinstance(image, Sequence) and not isinstance(image, str) and all(isinstance(p, (str, Path)) for p in image):
+        if image:
+            return tuple(Path(path) for path in image)
+    elif isinstance(image, (str, Path)):
+        return _one_image(Path(image), predictor)
+    raise UserError(f"image: expected an array, a path or paths, got {type(image).__name__}")
+
+
+def _one_image(path: Path, predictor: Callable[[], Predictor]) -> tuple[Path, ...]:
+    """The files of the one image that a path stands for.
+
+    Raises:
+        UserError: there is no image, or there are several.
+    """
+    from fusionseg.data.inputs.inputs import find_inputs
+
+    if not path.is_dir():  # reading the file reports what is wrong with it
+        return (path,)
+    opened = predictor()
+    cases = find_inputs(path, opened.channels, opened.readers).cases
+    if len(cases) > 1:
+        raise UserError(f"{path}: holds {len(cases)} images (expected one image, or an array); for several, set output")
+    return cases[0].images
 
 
 def _affine(spacing: Sequence[float] | None, affine: ArrayLike | None) -> NDArray[np.float64]:

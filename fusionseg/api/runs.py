@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fusionseg.api.configuration import Overrides
     from fusionseg.config import RunConfig
     from fusionseg.inference.evaluation.results import Evaluation
+    from fusionseg.inference.predict import FileOptions
     from fusionseg.inference.predictor import PredictOptions, Predictor
 
 Runs: TypeAlias = "Run | str | Path | Sequence[Run | str | Path]"
@@ -184,13 +185,17 @@ def predict(
     affine: ArrayLike | None = None,
     probabilities: bool = False,
     output: str | Path | None = None,
+    format: str = "nifti",
+    cases: str | None = None,
+    base_dir: str | Path | None = None,
+    skip_existing: bool = False,
     device: str = "auto",
     checkpoint: str = "best",
     overlap: float | None = None,
     flips: bool = False,
     memory_gb: float | None = None,
 ) -> NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32] | dict[str, Path]:
-    """Segment an image: an array, a file, or a folder of files.
+    """Segment an image: an array, a file or a DICOM series; or all images of a folder or of a datalist.
 
     The result has the shape of the array or file, and is the same as that of `fusionseg predict`. For several images,
     `load_run(path).predict(...)` loads the network once.
@@ -198,13 +203,20 @@ def predict(
     Args:
         run: a run folder, a checkpoint file or a `Run`; several of them are an ensemble.
         image: an array (X, Y, Z), or (C, X, Y, Z) with the channels first, of raw intensities; or the path of an image
-            file; or several paths, one for each channel of one case; or, with `output`, the path of a folder.
+            file, or of the folder of a DICOM series; or several paths, one for each channel of one case. With `output`,
+            also the path of a folder of images, of a folder with a folder for each case, of a datalist JSON, or of the
+            folder of a data set.
         spacing: for an array: voxel sizes in mm along X, Y, Z. The axes are taken to point to the right, to the front
             and upwards (RAS).
         affine: for an array, instead of `spacing`: 4x4, from voxel to mm in RAS, as nibabel gives it.
         probabilities: return the probability of each class, or region, instead of the mask.
-        output: write masks as NIfTI files into this folder instead, as the command does; masks that the command has
-            not written itself are not replaced.
+        output: write masks as files into this folder instead, as the command does; masks that the command has not
+            written itself are not replaced.
+        format: of these files: "nifti", "nrrd", "mha", "npy", "dicom-seg", or "input" for the format of each image.
+        cases: of a data set: "test", "training" or "all"; None is the test cases, or all if there are none.
+        base_dir: the folder at which the relative paths of a datalist start; None is that which the list states, or
+            else its own.
+        skip_existing: keep masks in `output` that the same runs and options made.
         device: "auto" (a GPU if there is one), "cuda" or "cpu".
         checkpoint: "best" or "last".
         overlap: overlap of neighbouring windows, 0 to below 1; None for that of the run.
@@ -235,14 +247,18 @@ def predict(
             raise UserError("output: is for image files; give the path of a file or a folder, or leave output out")
         if probabilities or spacing is not None or affine is not None:
             raise UserError("output: cannot be combined with spacing, affine or probabilities; remove them")
-        return _predict_to_files(run, Path(str(image)), Path(output), options)
+        files = _file_options(format, cases, base_dir, skip_existing)
+        return _predict_to_files(run, Path(str(image)), Path(output), options, files)
+    given = {"format": format != "nifti", "cases": cases, "base_dir": base_dir, "skip_existing": skip_existing}
+    if unused := [name for name, value in given.items() if value]:
+        raise UserError(f"{', '.join(unused)}: needs output, the folder for the masks; set output, or remove it")
 
     from fusionseg.data.formats.problems import CaseError
 
     try:
-        given = image_of(image, spacing, affine)
-        predictor = _predictor(run, options)
-        return predictor.probabilities(given) if probabilities else predictor(given)
+        predictor = cache(lambda: _predictor(run, options))  # wrong arguments are refused before it is loaded
+        found = image_of(image, spacing, affine, predictor)
+        return predictor().probabilities(found) if probabilities else predictor()(found)
     except CaseError as error:
         raise UserError([str(problem) for problem in error.problems]) from error
 
@@ -337,18 +353,27 @@ def _predictor(runs: Runs, options: PredictOptions) -> Predictor:
     return runs._predictors[options]
 
 
-def _predict_to_files(runs: Runs, inputs: Path, output: Path, options: PredictOptions) -> dict[str, Path]:
-    from fusionseg.data.formats.dataset import find_inputs
-    from fusionseg.inference.masks import mask_path
+def _predict_to_files(
+    runs: Runs, inputs: Path, output: Path, options: PredictOptions, files: FileOptions
+) -> dict[str, Path]:
     from fusionseg.inference.predict import check_output, predict_files
 
-    check_output(output)
-    predictor = _predictor(runs, options)
-    failed = predict_files(predictor, inputs, output)
-    if failed:
+    check_output(output, files)
+    predicted = predict_files(_predictor(runs, options), inputs, output, files)
+    if failed := predicted.failed:
         raise UserError([f"{len(failed)} images could not be predicted:", *(f"  {text}" for text in failed.values())])
-    cases = find_inputs(inputs, len(predictor.channels), predictor.readers)
-    return {case.name: mask_path(output, case) for case in cases}
+    return predicted.masks
+
+
+def _file_options(format_name: str, cases: str | None, base_dir: str | Path | None, skip_existing: bool) -> FileOptions:
+    from fusionseg.data.inputs.inputs import InputOptions
+    from fusionseg.data.inputs.lists import CHOICES
+    from fusionseg.inference.predict import FileOptions
+
+    if cases is not None and cases not in CHOICES:
+        raise UserError(f"cases: expected {', '.join(CHOICES)} or None, got {cases!r}")
+    inputs = InputOptions(cases, None if base_dir is None else str(base_dir))
+    return FileOptions(format_name, skip_existing, inputs)
 
 
 def _options(

@@ -92,13 +92,40 @@ def add_predict(commands: Commands) -> None:
     parser = add_command(
         commands,
         "predict",
-        "write masks as NIfTI in each input's own geometry; several runs are an ensemble",
-        "fusionseg predict runs/hippocampus_unet -i /data/new_scans -o masks",
+        "write masks in each input's own geometry; several runs are an ensemble",
+        """fusionseg predict runs/unet -i scan.nii.gz -o masks              # one image
+  fusionseg predict runs/unet -i /data/new_scans -o masks           # each image in a folder
+  fusionseg predict runs/unet -i /data/patients -o masks            # a folder for each case
+  fusionseg predict runs/unet -i /data/dicom/SERIES -o masks --format dicom-seg
+  fusionseg predict runs/unet -i /data/cases.json --cases all --base-dir /data/scans -o masks
+  fusionseg predict runs/unet_0 runs/unet_1 -i /data/new_scans -o masks --format input""",
         _predict,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or a checkpoint file")
-    parser.add_argument("-i", "--input", required=True, type=Path, help="image, or folder of images")
+    parser.add_argument(
+        "-i",
+        "--input",
+        required=True,
+        type=Path,
+        help="an image file; a folder of images; a folder for each case, with one image, the files of its channels or"
+        " DICOM series; a DICOM series; a datalist JSON, or the folder of a data set",
+    )
     parser.add_argument("-o", "--output", required=True, type=Path, help="folder for the masks")
+    parser.add_argument(
+        "--format",
+        default="nifti",
+        metavar="FORMAT",
+        help="of the masks: nifti (default), nrrd (.seg.nrrd, with names of classes for 3D Slicer), mha, npy, dicom-seg"
+        " (of DICOM series), or input: as each image, and dicom-seg of a DICOM series",
+    )
+    parser.add_argument(
+        "--cases",
+        choices=("test", "training", "all"),
+        help="of a data set: the cases to predict (default: its test cases, or all if there are none)",
+    )
+    parser.add_argument(
+        "--base-dir", metavar="FOLDER", help="folder at which the relative paths of a datalist start (default: its own)"
+    )
     parser.add_argument(
         "--skip-existing",
         action="store_true",
@@ -109,16 +136,13 @@ def add_predict(commands: Commands) -> None:
 
 def _predict(arguments: argparse.Namespace) -> int:
     with loading():
-        from fusionseg.inference.predict import predict
+        from fusionseg.data.inputs.inputs import InputOptions
+        from fusionseg.inference.predict import FileOptions, predict
 
-    failed = predict(
-        arguments.runs,
-        arguments.input,
-        arguments.output,
-        _options(arguments),
-        skip_existing=arguments.skip_existing,
-    )
-    return FAILED if failed else DONE
+    inputs = InputOptions(arguments.cases, arguments.base_dir)
+    files = FileOptions(arguments.format, arguments.skip_existing, inputs)
+    predicted = predict(arguments.runs, arguments.input, arguments.output, _options(arguments), files)
+    return FAILED if predicted.failed else DONE
 
 
 def add_compare(commands: Commands) -> None:

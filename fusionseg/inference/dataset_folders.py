@@ -59,10 +59,15 @@ def _listed_folders(path: Path) -> set[Path]:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         return set()
-    entries = [entry for key in _LISTS if isinstance(content, dict) for entry in _as_list(content.get(key))]
+    if not isinstance(content, dict):
+        return set()
+    stated = content.get("base_dir")
+    base = path.parent / os.path.expanduser(stated) if isinstance(stated, str) and "\0" not in stated else path.parent
+    entries = [entry for key in _LISTS for entry in _as_list(content.get(key))]
     parts = [part for entry in entries for part in (entry.values() if isinstance(entry, dict) else [entry])]
     files = [file for part in parts for file in _as_list(part) if isinstance(file, str) and "\0" not in file]
-    return {folder.resolve() for folder in {(path.parent / file).parent for file in files}}
+    # An image may be a folder: a DICOM series.
+    return {folder.resolve() for file in files for folder in ((base / file).parent, base / file)}
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -1,13 +1,12 @@
 """The origin of a mask on disk: `fusionseg predict` replaces only masks that it wrote itself.
 
-The `descrip` field of a mask's NIfTI header holds hashes of the runs and options, of the image, and of the voxels. The
-mask is recognised after its folder was moved, and after the command was killed. A mask that was corrected by hand has
-other voxels, and is not replaced.
+Each file format stores a text with hashes of the runs and options, of the image, and of the mask. The mask is
+recognised after its folder was moved, and after the command was killed. A mask that was corrected by hand has another
+content, and is not replaced.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -19,13 +18,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fusionseg.data.formats.dataset import Case
+from fusionseg.data.formats.case import Case
 from fusionseg.data.formats.image_file import VolumeError
-from fusionseg.data.formats.readers.nifti import read_volume
 from fusionseg.data.preprocessing.record import SourceFile
+from fusionseg.inference.mask_formats.choice import choose_format
+from fusionseg.inference.mask_formats.mask import HASH_DIGITS, MaskFormat, short_hash
 from fusionseg.inference.predictor import Predictor
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import file_name, partial_path
@@ -33,9 +30,7 @@ from fusionseg.utils.files import file_name, partial_path
 log = logging.getLogger("fusionseg")
 
 MAX_LISTED = 20
-_HEX = 14
-"""Hexadecimal digits of a hash. The text with four hashes must fit into the 79 bytes of the header field."""
-_TEXT = re.compile(rf"fusionseg m=(\w{{{_HEX}}}) p=(\w{{{_HEX}}}) i=(\w{{{_HEX}}}) v=(\w{{{_HEX}}})")
+_TEXT = re.compile("fusionseg " + " ".join(rf"{key}=(\w{{{HASH_DIGITS}}})" for key in "mpiv"))
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,7 @@ class MaskOrigin:
     """Hash of the mask."""
 
     def __str__(self) -> str:
-        """The text for the header."""
+        """The text for the file."""
         return f"fusionseg m={self.predictor} p={self.paths} i={self.content} v={self.voxels}"
 
     def is_of(self, case: Case) -> bool:
@@ -60,15 +55,15 @@ class MaskOrigin:
         return self.paths == _hash_of_paths(case) or self.content == _hash_of_content(case)
 
 
-def origin_of(mask: NDArray[np.uint8] | NDArray[np.uint16], case: Case, predictor: str) -> MaskOrigin:
+def origin_of(case: Case, predictor: str, voxels: str) -> MaskOrigin:
     """Describe the origin of a new mask.
 
     Args:
-        mask: (X, Y, Z).
         case: the case that it was predicted for.
         predictor: the result of `predictor_hash`.
+        voxels: hash of the mask, as its file format makes it.
     """
-    return MaskOrigin(predictor, _hash_of_paths(case), _hash_of_content(case), _hash_of_voxels(mask))
+    return MaskOrigin(predictor, _hash_of_paths(case), _hash_of_content(case), voxels)
 
 
 def predictor_hash(predictor: Predictor) -> str:
@@ -77,36 +72,40 @@ def predictor_hash(predictor: Predictor) -> str:
     for member in predictor.members:
         own, asked = member.config.validation.overlap, predictor.options.overlap
         members.append([SourceFile.read(member.path).sha256, own if asked is None else asked])
-    return _hash(json.dumps([sorted(members), predictor.options.flips]).encode())
+    return short_hash(json.dumps([sorted(members), predictor.options.flips]).encode())
 
 
-def read_origin(path: Path) -> MaskOrigin | None:
+def read_origin(path: Path, mask_format: MaskFormat) -> MaskOrigin | None:
     """Read the origin of a mask.
 
     Args:
-        path: a NIfTI file.
+        path: the file.
+        mask_format: its format.
 
     Returns:
-        The origin; None if `fusionseg predict` did not write the file, or if its voxels were changed since.
+        The origin; None if `fusionseg predict` did not write the file, or if its content was changed since.
 
     Raises:
-        VolumeError: the file cannot be read as an image.
+        VolumeError: the file cannot be read.
     """
-    volume = read_volume(path)
-    found = _TEXT.fullmatch(bytes(volume.header["descrip"].item()).rstrip(b"\0").decode("latin-1"))
-    if found is None or volume.values.dtype != np.uint8:
+    stored = mask_format.read(path)
+    found = _TEXT.fullmatch(stored.origin)
+    if found is None:
         return None
     origin = MaskOrigin(*found.groups())
-    return origin if origin.voxels == _hash_of_voxels(volume.values) else None
+    return origin if origin.voxels == stored.digest else None
 
 
-def cases_without_mask(cases: Sequence[Case], output: Path, predictor: str, *, skip_existing: bool) -> list[Case]:
+def cases_without_mask(
+    cases: Sequence[Case], output: Path, predictor: str, *, format_name: str, skip_existing: bool
+) -> list[Case]:
     """List the cases that are to be predicted.
 
     Args:
         cases: all cases.
         output: the folder for the masks.
         predictor: the result of `predictor_hash`.
+        format_name: of the masks, see `choose_format`.
         skip_existing: keep masks that the same runs and options made of the same image. Files that the command did not
             write are kept too, with a warning.
 
@@ -117,12 +116,13 @@ def cases_without_mask(cases: Sequence[Case], output: Path, predictor: str, *, s
     problems: list[str] = []
     kept: list[str] = []
     for case in cases:
-        target = mask_path(output, case)
-        if not os.path.lexists(target):
+        mask_format = choose_format(format_name, case.images[0])
+        target = mask_path(output, case, mask_format)
+        if not any(os.path.lexists(path) for path in mask_format.files(target)):
             due.append(case)
             continue
         try:
-            origin = read_origin(target)
+            origin = read_origin(target, mask_format)
         except VolumeError as error:
             problems.append(f"  {target}: {error.message}")
             continue
@@ -144,14 +144,15 @@ def cases_without_mask(cases: Sequence[Case], output: Path, predictor: str, *, s
     return due
 
 
-def mask_path(output: Path, case: Case) -> Path:
+def mask_path(output: Path, case: Case, mask_format: MaskFormat) -> Path:
     """The file for the mask of a case.
 
     Args:
         output: the folder for the masks.
         case: the case.
+        mask_format: of the mask.
     """
-    return output / file_name(case.name, ".nii.gz")
+    return output / file_name(case.name, mask_format.suffix)
 
 
 def refuse_same_file(cases: Sequence[Case], output: Path) -> None:
@@ -181,17 +182,8 @@ def refuse_same_file(cases: Sequence[Case], output: Path) -> None:
 
 
 def _hash_of_paths(case: Case) -> str:
-    return _hash(b"\0".join(os.fsencode(path.resolve()) for path in case.images))
+    return short_hash(b"\0".join(os.fsencode(path.resolve()) for path in case.images))
 
 
 def _hash_of_content(case: Case) -> str:
-    return _hash("".join(SourceFile.read(path).sha256 for path in case.images).encode())
-
-
-def _hash_of_voxels(mask: NDArray[np.uint8] | NDArray[np.uint16]) -> str:
-    values = np.ascontiguousarray(mask)
-    return _hash(repr(values.shape).encode() + values.tobytes())
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=_HEX // 2).hexdigest()
+    return short_hash("".join(SourceFile.read(path).sha256 for path in case.images).encode())

@@ -10,7 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from fusionseg.data.formats.dataset import Case, Dataset, find_inputs, open_dataset
+from fusionseg.data.formats.dataset import Case, Dataset, open_dataset
 from fusionseg.data.formats.split import split_folds
 from fusionseg.utils.errors import UserError
 
@@ -299,33 +299,6 @@ def test_the_split_depends_on_seed_and_names_alone() -> None:
 def test_impossible_folds(folds: int, fold: int) -> None:
     with pytest.raises(UserError, match=r"data\.folds?"):
         split_folds(cases(23), folds, fold, seed=0)
-
-
-def test_inputs(tmp_path: Path) -> None:
-    touch(*(tmp_path / f"{n}.nii.gz" for n in ("p_0000", "p_0001", "q_0000", "q_0001", "r", "._r")))
-    touch(tmp_path / "s.nii", tmp_path / "notes.txt", tmp_path / "n_0007.nii")
-    found = find_inputs(tmp_path)
-    assert {case.name: len(case.images) for case in found} == {"n_0007": 1, "p": 2, "q": 2, "r": 1, "s": 1}
-    assert all(case.label is None for case in found)
-    assert len(find_inputs(tmp_path, channels=1)) == 7
-    assert names(find_inputs(tmp_path / "r.nii.gz")) == ["r"]
-    assert names(find_inputs(tmp_path / "p_0000.nii.gz")) == ["p"]
-
-
-def test_impossible_inputs(tmp_path: Path) -> None:
-    def said(path: Path) -> str:
-        with pytest.raises(UserError) as caught:
-            find_inputs(path)
-        return str(caught.value)
-
-    assert "no such file or folder" in said(tmp_path / "nowhere")
-    assert "holds no file that ends in" in said(tmp_path)
-    touch(tmp_path / "imagesTs/a.nii.gz", tmp_path / "x.png")
-    assert f"did you mean {tmp_path / 'imagesTs'}?" in said(tmp_path)
-    assert "not an image file" in said(tmp_path / "x.png")
-    gap = tmp_path / "gap"
-    touch(gap / "p_0000.nii", gap / "p_0002.nii", gap / "r.nii", gap / "r.nii.gz")
-    assert "channel p_0001 is missing" in said(gap) and "2 inputs are named r" in said(gap)
 
 
 @pytest.mark.real_data

@@ -18,9 +18,10 @@ from fusionseg.cli import main
 from fusionseg.config import RunConfig, validate
 from fusionseg.config.data.parts import named_reader
 from fusionseg.data.formats.case_reader import read_grid, read_image
-from fusionseg.data.formats.dataset import find_inputs, open_dataset
+from fusionseg.data.formats.dataset import open_dataset
 from fusionseg.data.formats.problems import CaseError
 from fusionseg.data.formats.readers import Readers
+from fusionseg.data.inputs.inputs import find_inputs
 from fusionseg.data.preprocessing.store import settings_key
 from fusionseg.utils.errors import UserError
 
@@ -145,7 +146,7 @@ def test_a_data_set_names_the_key_where_no_reader_fits(numpy_data: Path) -> None
         open_dataset(numpy_data)
     found = open_dataset(numpy_data, readers=Readers(named_reader("my_reader:NumpyReader", "data.reader")))
     assert [case.name for case in found.training] == [f"case_00{number}" for number in range(5)]
-    assert len(find_inputs(numpy_data / "imagesTr", 1, found.readers)) == 5
+    assert len(find_inputs(numpy_data / "imagesTr", ("image",), found.readers).cases) == 5
     assert fusionseg.open_dataset(numpy_data, reader="my_reader:NumpyReader") == found
     again = pickle.loads(pickle.dumps(found))
     assert again == found and again.readers.suffixes == found.readers.suffixes and ".arr" in found.readers.suffixes

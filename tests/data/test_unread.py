@@ -12,7 +12,8 @@ import pytest
 
 from fusionseg import cli, train
 from fusionseg.config import RunConfig, dump_config
-from fusionseg.data.formats.dataset import find_inputs, open_dataset
+from fusionseg.data.formats.dataset import open_dataset
+from fusionseg.data.inputs.inputs import find_inputs
 from fusionseg.utils.errors import UserError
 
 TINY = (10, 9, 8)
@@ -158,8 +159,8 @@ def test_suffixes_in_capitals_are_read(root: Path, tmp_path: Path) -> None:
         )
     dataset = open_dataset(root)
     assert dataset.notes == () and dataset.training[0].name == "case_000"
-    assert "case_000" in [case.name for case in find_inputs(root / "imagesTr")]
-    assert find_inputs(root / "imagesTr/case_000.NII.GZ")[0].name == "case_000"
+    assert "case_000" in [case.name for case in find_inputs(root / "imagesTr").cases]
+    assert find_inputs(root / "imagesTr/case_000.NII.GZ").cases[0].name == "case_000"
 
 
 def test_endings_that_differ_in_an_nnunet_folder(tmp_path: Path, make_dataset: Make) -> None:

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from fusionseg.data.formats.case import CHANNEL, Case
+from fusionseg.data.formats.case import Case
 from fusionseg.data.formats.channel_names import channel_names, label_names
 from fusionseg.data.formats.dataset_json import (
     LAYOUTS,
-    MAX_LISTED,
     Layout,
     base_folder,
     find_json,
@@ -38,13 +35,13 @@ from fusionseg.data.formats.ignored_entries import (
 )
 from fusionseg.data.formats.image_file import VolumeError
 from fusionseg.data.formats.layouts.nnunet import nnunet_cases
-from fusionseg.data.formats.missing_files import file_problems, wrong_base
+from fusionseg.data.formats.missing_files import capped, file_problems, wrong_base
 from fusionseg.data.formats.readers import Readers
 from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import user_path
 
-__all__ = ["Case", "Dataset", "find_inputs", "open_dataset"]
+__all__ = ["Case", "Dataset", "open_dataset"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +59,7 @@ class Dataset:
         faults: errors of the data set as a whole; empty unless opened with `require_files=False`.
         notes: entries that are left out of the data set, each as "the entry; the remedy".
         source: the JSON file; a folder may hold several lists.
+        base: the folder at which the relative paths of a list start.
         readers: read the image files.
     """
 
@@ -75,6 +73,7 @@ class Dataset:
     faults: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     source: Path = Path()
+    base: Path = Path()
     readers: Readers = field(default_factory=Readers, compare=False)
 
     @property
@@ -174,7 +173,7 @@ def open_dataset(
     if require_files:
         problems += [] if lost else file_problems(source, training + testing, len(channels), readers)
     if problems:
-        raise UserError(_capped(problems, source))
+        raise UserError(capped(problems, source))
     return Dataset(
         root=source.parent,
         layout=chosen,
@@ -186,72 +185,9 @@ def open_dataset(
         faults=tuple(faults),
         notes=tuple(notes),
         source=source,
+        base=base,
         readers=readers,
     )
-
-
-def find_inputs(path: Path, channels: int | None = None, readers: Readers | None = None) -> list[Case]:
-    """List the cases to predict: one image file, or every image in a folder, without its subfolders.
-
-    Files NAME_0000, NAME_0001, ... are the channels of one case, as in nnU-Net, if the numbers start at 0000.
-
-    Args:
-        path: the file or the folder.
-        channels: number of channels that the network reads. With 1, numbered files are single cases, never joined.
-        readers: of the image files; None for the built-in ones.
-
-    Raises:
-        UserError: there is no image, channels are missing, or two cases have one name.
-    """
-    readers = readers or Readers()
-    endings = " or ".join(readers.suffixes)
-    path = user_path(str(path))
-    if path.is_file():
-        if not readers.is_image_file(path):
-            raise UserError(f"{path}: not an image file (expected {endings}); give such a file, or a folder")
-        return [Case(re.sub("_0000$", "", readers.stem(path)), (path,), None)]
-    if not path.is_dir():
-        raise UserError(f"{path}: no such file or folder; give an image file ({endings}), or a folder of them")
-    files = readers.image_files(path)
-    if not files:
-        inside = [path / name for name in ("imagesTs", "imagesTr") if (path / name).is_dir()]
-        hint = f"; did you mean {inside[0]}?" if inside else "; give a folder of images"
-        raise UserError(f"{path}: holds no file that ends in {endings}{hint}")
-    groups: dict[tuple[str, str], dict[int, Path]] = defaultdict(dict)
-    for file in files:
-        if match := CHANNEL.fullmatch(readers.stem(file)):
-            groups[match[1], readers.suffix(file).lower()][int(match[2])] = file
-    cases: list[Case] = []
-    problems: list[str] = []
-    joined: set[Path] = set()
-    for (name, _), numbered in groups.items():
-        # Numbers that start elsewhere count cases, not channels.
-        if 0 not in numbered or (channels == 1 and len(numbered) > 1):
-            continue
-        lacking = [f"{name}_{i:04d}" for i in range(max(numbered)) if i not in numbered]
-        if lacking:
-            problems.append(
-                f"{path}: channel {', '.join(lacking[:3])} is missing beside {numbered[0].name}; add it, or "
-                "rename the files if the numbers do not count channels"
-            )
-        cases.append(Case(name, tuple(numbered[i] for i in sorted(numbered)), None))
-        joined.update(numbered.values())
-    cases += [Case(readers.stem(file), (file,), None) for file in files if file not in joined]
-    for name, count in Counter(case.name for case in cases).items():
-        if count > 1:
-            problems.append(
-                f"{path}: {count} inputs are named {name}, their masks would overwrite each other; rename them"
-            )
-    if problems:
-        raise UserError(_capped(problems))
-    return sorted(cases, key=lambda case: case.name)
-
-
-def _capped(problems: list[str], source: Path | None = None) -> list[str]:
-    if len(problems) <= MAX_LISTED:
-        return problems
-    more = f"... and {len(problems) - MAX_LISTED} more"
-    return [*problems[:MAX_LISTED], more + (f"; fusionseg check {source.parent} lists all" if source else "")]
 
 
 def _name_problems(cases: Iterable[Case]) -> list[str]:

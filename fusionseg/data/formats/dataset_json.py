@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from fusionseg.data.formats.case import CHANNEL, Case
 from fusionseg.data.formats.ignored_entries import hidden_entries
+from fusionseg.data.formats.missing_files import MAX_LISTED
 from fusionseg.data.formats.readers import Readers
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import user_path
@@ -23,7 +24,6 @@ from fusionseg.utils.files import user_path
 Layout = Literal["msd", "nnunet", "datalist"]
 
 LAYOUTS = ("auto", "msd", "nnunet", "datalist")
-MAX_LISTED = 20
 
 
 def find_json(root: Path, layout: str) -> Path:
@@ -152,7 +152,7 @@ def base_folder(source: Path, content: dict[str, Any], layout: Layout, given: st
         raise UserError(
             f"{where}: the nnU-Net layout has its files beside dataset.json, in imagesTr and labelsTr; remove it"
         )
-    folder = user_path(given).absolute() if given is not None else source.parent / user_path(str(stated))
+    folder = user_path(given).absolute() if given is not None else (source.parent / user_path(str(stated))).resolve()
     if not folder.is_dir():
         raise UserError(f"{where}: {folder}: is no folder; give the folder at which the paths of {source.name} start")
     return folder

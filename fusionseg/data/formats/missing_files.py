@@ -9,6 +9,8 @@ from pathlib import Path
 from fusionseg.data.formats.case import Case
 from fusionseg.data.formats.readers import Readers
 
+MAX_LISTED = 20
+"""Number of problems that a message lists."""
 _SEARCHED_PARENTS = 3
 
 
@@ -43,6 +45,8 @@ def wrong_base(source: Path, base: Path, cases: Sequence[Case]) -> list[str]:
 def file_problems(source: Path, cases: Sequence[Case], channels: int, readers: Readers) -> list[str]:
     """List the files that are missing or have a name that no reader reads, and cases that lack channel files.
 
+    An image may be a folder, such as a DICOM series; reading it shows whether it holds one.
+
     Args:
         source: the JSON file.
         cases: of the data set.
@@ -64,9 +68,22 @@ def file_problems(source: Path, cases: Sequence[Case], channels: int, readers: R
                     f"{path}: no reader reads files of this name (expected {readers.expected}); convert"
                     f" case {case.name}, or name a reader for it (data.reader)"
                 )
-            elif not path.is_file():
+            elif not path.exists():
                 problems.append(
                     f"{path}: file missing, case {case.name} needs it; copy it there, or take the case out "
                     f"of {source.name}"
                 )
     return problems
+
+
+def capped(problems: Sequence[str], source: Path | None = None) -> list[str]:
+    """The first problems, and a line with the number of the others.
+
+    Args:
+        problems: messages.
+        source: the JSON file, if `fusionseg check` lists all problems.
+    """
+    if len(problems) <= MAX_LISTED:
+        return list(problems)
+    more = f"... and {len(problems) - MAX_LISTED} more"
+    return [*problems[:MAX_LISTED], more + (f"; fusionseg check {source.parent} lists all" if source else "")]

@@ -1,0 +1,147 @@
+"""The cases of a folder: images in it, or a folder for each case below it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fusionseg.data.formats.case import Case
+from fusionseg.data.formats.readers import Readers
+from fusionseg.data.inputs.channel_files import Found, cases_of_files, files_of_case, named_channels
+from fusionseg.utils.errors import some_of
+
+MAX_DEPTH = 6
+"""Largest number of folders between the input and an image: hospitals export PATIENT/STUDY/SERIES."""
+
+
+def cases_in_folder(folder: Path, channels: Sequence[str] | None, readers: Readers) -> Found:
+    """Find the cases whose images lie in a folder itself, without its subfolders.
+
+    Args:
+        folder: the slices of a DICOM series, which are one case, or image files.
+        channels: names of the network's channels; None if they are not known.
+        readers: of the image files.
+
+    Returns:
+        No case and no problem if there is no image in the folder itself.
+    """
+    files = readers.image_files(folder)
+    if readers.reads_folder(folder):
+        if files:
+            return Found(problems=[_mixed(folder, files)])
+        return Found([Case(folder.resolve().name, (folder,), None)])
+    if not files:
+        return Found()
+    found = cases_of_files(folder, files, channels, readers)
+    found.unread += [*other_files(folder, files, readers), *folders_with_images(folder, readers)]
+    return found
+
+
+def cases_below_folder(folder: Path, channels: Sequence[str] | None, readers: Readers) -> Found:
+    """Find the cases of a folder with a folder for each case: an image, the files of its channels, or DICOM series.
+
+    A case is called like its folder, below the input: `PATIENT_STUDY_SERIES` for PATIENT/STUDY/SERIES. The name does
+    not depend on other cases, so it stays the same when cases are added.
+
+    Args:
+        folder: the input.
+        channels: names of the network's channels; None if they are not known.
+        readers: of the image files.
+    """
+    found = Found()
+    _search(folder, (), channels or ("image",), readers, found, {folder.resolve()})
+    return found
+
+
+def other_files(folder: Path, files: Sequence[Path], readers: Readers) -> list[Path]:
+    """List the files of a folder that are no part of its images. Hidden files are not listed.
+
+    Args:
+        folder: the folder.
+        files: its image files.
+        readers: of the image files.
+    """
+    parts = {part for file in files for part in readers.files(file)}
+    return sorted(
+        entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry not in parts and entry.is_file()
+    )
+
+
+def folders_with_images(folder: Path, readers: Readers) -> list[Path]:
+    """List the subfolders of a folder that hold images themselves.
+
+    Args:
+        folder: the folder.
+        readers: of the image files.
+    """
+    return [child for child in subfolders(folder) if readers.image_files(child) or readers.reads_folder(child)]
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """List the subfolders of a folder, sorted, without hidden ones."""
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_dir())
+
+
+def _search(
+    folder: Path, parts: tuple[str, ...], channels: Sequence[str], readers: Readers, found: Found, seen: set[Path]
+) -> None:
+    """Add the cases of the subfolders of a folder to those that were found.
+
+    Args:
+        parts: names of the folders from the input to this folder.
+        seen: the folders on the way, so that a link to one of them does not lead in a circle.
+    """
+    for child in subfolders(folder):
+        if (place := child.resolve()) in seen:
+            continue
+        name = "_".join((*parts, child.name))
+        files = readers.image_files(child)
+        inner = subfolders(child)
+        if readers.reads_folder(child):
+            if files:
+                found.problems.append(_mixed(child, files))
+            else:
+                found.cases.append(Case(name, (child,), None))
+        elif files:
+            of_case = files_of_case(name, child, files, channels, readers)
+            found.cases += of_case.cases
+            found.problems += of_case.problems
+            found.unread += [*of_case.unread, *other_files(child, files, readers), *folders_with_images(child, readers)]
+        elif (images := _channel_folders(inner, channels, readers)) is not None:
+            found.cases.append(Case(name, images, None))
+        elif inner and len(parts) < MAX_DEPTH:
+            _search(child, (*parts, child.name), channels, readers, found, {*seen, place})
+        else:
+            found.empty.append(child)
+
+
+def _channel_folders(folders: Sequence[Path], channels: Sequence[str], readers: Readers) -> tuple[Path, ...] | None:
+    """The image of each channel, from folders that are called like the channels: T1/, FLAIR/.
+
+    Returns:
+        The images in the order of the channels; None if the folders are not those of a case with several channels.
+    """
+    if len(channels) < 2:
+        return None
+    for named in named_channels(folders, channels, readers).values():
+        if len(named) == len(channels) and all(len(paths) == 1 for paths in named.values()):
+            images = [_only_image(named[position][0], readers) for position in range(len(channels))]
+            if all(image is not None for image in images):
+                return tuple(image for image in images if image is not None)
+    return None
+
+
+def _only_image(folder: Path, readers: Readers) -> Path | None:
+    """The one image in a folder: the folder itself for a DICOM series, or its only image file."""
+    files = readers.image_files(folder)
+    if readers.reads_folder(folder):
+        return None if files else folder
+    return files[0] if len(files) == 1 else None
+
+
+def _mixed(folder: Path, files: Sequence[Path]) -> str:
+    listed = some_of([file.name for file in files])
+    return (
+        f"{folder}: holds a DICOM series and other images ({listed}); it is not clear which is the input: put them in"
+        " different folders"
+    )

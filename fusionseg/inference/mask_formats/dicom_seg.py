@@ -1,0 +1,189 @@
+"""Masks as DICOM-SEG objects, made by highdicom: one segment for each class, with references to the source slices."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusionseg.data.formats.dicom.folder import slice_files
+from fusionseg.data.formats.image_file import VolumeError
+from fusionseg.data.formats.readers.packages import optional_package
+from fusionseg.inference.mask_formats.mask import LPS_OF_RAS, Mask, OriginText, StoredMask, short_hash
+from fusionseg.utils.files import whole_file
+from fusionseg.utils.version import __version__
+
+_REQUIRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+"""Attributes of the slices without which a segmentation cannot refer to them. Their values cannot be made up."""
+_MAY_BE_EMPTY = (
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
+    *("StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName"),
+)
+"""Attributes that each DICOM object has, empty if they are unknown. Anonymising programs remove them."""
+_POSITION_VOXELS = 0.01
+_OTHER_FORMAT = "choose --format nifti"
+_MAX_LABEL = 64  # characters of a DICOM value of the type LO
+
+
+class DicomSegMasks:
+    """The format DICOM-SEG. `SoftwareVersions` has the origin.
+
+    Segments are numbered 1, 2, ... in the order of the values, as the standard requires. The description of a segment
+    has the value, if it is another one.
+    """
+
+    suffix = ".dcm"
+
+    def check(self, image: Path) -> None:
+        """Accept a DICOM series with one file for each slice, whose slices can be referred to."""
+        pydicom = optional_package("pydicom")
+        optional_package("highdicom")
+        if not image.is_dir():
+            raise VolumeError(
+                "format", "is no DICOM series, and a DICOM-SEG refers to the slices of one", _OTHER_FORMAT
+            )
+        files = slice_files(image)
+        first = pydicom.dcmread(files[0], stop_before_pixels=True)
+        if len(files) == 1 and int(first.get("NumberOfFrames", 1)) > 1:
+            raise VolumeError(
+                "format", "is a multi-frame file, for which no DICOM-SEG can be written here", _OTHER_FORMAT
+            )
+        if missing := [name for name in _REQUIRED if not first.get(name)]:
+            raise VolumeError(
+                "format", f"its slices lack {', '.join(missing)}, which a DICOM-SEG refers to", _OTHER_FORMAT
+            )
+
+    def files(self, target: Path) -> list[Path]:
+        return [target]
+
+    def write(self, mask: Mask, target: Path, origin: OriginText) -> None:
+        optional_package("highdicom")
+        slices = _read_slices(mask.image)
+        frames = _frames(mask, slices)
+        with (
+            warnings.catch_warnings()
+        ):  # of highdicom, about names of patients that are not as the standard writes them
+            warnings.simplefilter("ignore")
+            segmentation = _segmentation(slices, frames, mask.foreground)
+        if not all(name.isascii() for name in mask.names.values()):
+            segmentation.SpecificCharacterSet = "ISO_IR 192"  # UTF-8
+        segmentation.SoftwareVersions = _as_versions(origin(_digest(segmentation)))
+        with whole_file(target) as temporary:
+            segmentation.save_as(temporary)
+
+    def read(self, target: Path) -> StoredMask:
+        pydicom = optional_package("pydicom")
+        try:
+            dataset = pydicom.dcmread(target)
+            versions = dataset.get("SoftwareVersions") or []
+            values = [versions] if isinstance(versions, str) else list(versions)
+            return StoredMask(" ".join(values[1:]), _digest(dataset))
+        except (OSError, ValueError, AttributeError, KeyError, EOFError, pydicom.errors.InvalidDicomError) as error:
+            raise VolumeError("unreadable", f"cannot be read as DICOM-SEG ({error})", "move it away") from error
+
+
+def _read_slices(folder: Path) -> list[Any]:
+    """Read the headers of the slices of a series, with empty values for attributes that may be empty."""
+    pydicom = optional_package("pydicom")
+    slices = [pydicom.dcmread(file, stop_before_pixels=True) for file in slice_files(folder)]
+    for dataset in slices:
+        for name in _MAY_BE_EMPTY:
+            if name not in dataset:
+                setattr(dataset, name, "")
+    return slices
+
+
+def _frames(mask: Mask, slices: Sequence[Any]) -> NDArray[Any]:
+    """The mask of each slice, (slices, rows, columns), found by the slice's position in space.
+
+    Raises:
+        VolumeError: a slice does not lie on the grid of the mask.
+    """
+    to_voxel = np.linalg.inv(LPS_OF_RAS @ mask.affine())
+    rows, columns = int(slices[0].Rows), int(slices[0].Columns)
+    frames = np.zeros((len(slices), rows, columns), mask.values.dtype)
+    for number, dataset in enumerate(slices):
+        corner = np.array([float(v) for v in dataset.ImagePositionPatient])
+        along_row, along_column = np.array([float(v) for v in dataset.ImageOrientationPatient]).reshape(2, 3)
+        row_mm, column_mm = (float(v) for v in dataset.PixelSpacing)  # the distance of rows, then that of columns
+        last = corner + (columns - 1) * column_mm * along_row + (rows - 1) * row_mm * along_column
+        first_voxel, last_voxel = (to_voxel[:3, :3] @ point + to_voxel[:3, 3] for point in (corner, last))
+        k = round(float(first_voxel[2]))
+        expected = (np.array([0, 0, k]), np.array([columns - 1, rows - 1, k]))
+        distance = max(np.abs(first_voxel - expected[0]).max(), np.abs(last_voxel - expected[1]).max())
+        if distance > _POSITION_VOXELS or not 0 <= k < mask.values.shape[2]:
+            raise VolumeError(
+                "format", f"its slice {Path(dataset.filename).name} is not on the grid of the mask", _OTHER_FORMAT
+            )
+        frames[number] = mask.values[:, :, k].T
+    return frames
+
+
+def _segmentation(slices: Sequence[Any], frames: NDArray[Any], names: dict[int, str]) -> Any:
+    """Make the DICOM-SEG object.
+
+    Args:
+        slices: headers of the source slices.
+        frames: the mask of each slice, (slices, rows, columns).
+        names: name of each foreground value.
+    """
+    highdicom = optional_package("highdicom")
+    codes = optional_package("pydicom.sr.codedict").codes
+    seg = highdicom.seg
+    algorithm = highdicom.AlgorithmIdentificationSequence("fusionseg", codes.DCM.ArtificialIntelligence, __version__)
+    descriptions = []
+    numbers = np.zeros(max(names) + 1, np.uint16)
+    for number, (value, name) in enumerate(names.items(), start=1):
+        numbers[value] = number
+        # The names of a data set have no codes. Tissue is the general code, and is also the default of 3D Slicer.
+        description = seg.SegmentDescription(
+            number,
+            " ".join(name.split())[:_MAX_LABEL],
+            codes.SCT.Tissue,
+            codes.SCT.Tissue,
+            seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=algorithm,
+        )
+        if value != number:
+            description.SegmentDescription = f"value {value}"
+        descriptions.append(description)
+    return seg.Segmentation(
+        source_images=list(slices),
+        pixel_array=numbers[frames],
+        segmentation_type=seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=descriptions,
+        series_instance_uid=highdicom.UID(),
+        series_number=9000,
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer="fusionseg",
+        manufacturer_model_name="fusionseg",
+        software_versions=__version__,
+        device_serial_number="0",
+        series_description="Segmentation by fusionseg",
+        content_description="Segmentation",
+    )
+
+
+def _as_versions(origin: str) -> list[str]:
+    """The version of this program, and the origin in two values: each holds 64 characters."""
+    words = origin.split(" ")
+    return [f"fusionseg {__version__}", " ".join(words[:3]), " ".join(words[3:])]
+
+
+def _digest(dataset: Any) -> str:
+    """A hash of the segments, the positions and the pixels of a DICOM-SEG object."""
+    frames = [
+        (
+            int(frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber),
+            [float(v) for v in frame.PlanePositionSequence[0].ImagePositionPatient],
+        )
+        for frame in dataset.PerFrameFunctionalGroupsSequence
+    ]
+    segments = [(int(one.SegmentNumber), str(one.SegmentLabel)) for one in dataset.SegmentSequence]
+    shape = (int(dataset.Rows), int(dataset.Columns))
+    return short_hash(repr((shape, segments, frames)).encode() + bytes(dataset.PixelData).rstrip(b"\0"))
