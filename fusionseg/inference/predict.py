@@ -105,9 +105,6 @@ def predict_files(predictor: Predictor, inputs: Path, output: Path, files: FileO
     files, inputs = files or FileOptions(), user_path(str(inputs))
     found = find_inputs(inputs, predictor.channels, predictor.readers, files.inputs)
     cases = found.cases
-    log.info("%s: %d %s", found.source, len(cases), "case" if len(cases) == 1 else "cases")
-    for note in found.notes:
-        log.warning("%s", note)
     _refuse_input_folder(found, inputs, output, files.format_name)
     _check_format(cases, files.format_name)
     made_by = predictor_hash(predictor)
@@ -115,6 +112,9 @@ def predict_files(predictor: Predictor, inputs: Path, output: Path, files: FileO
     if due:
         writable_folder(output, "--output")
         refuse_same_file(due, output)
+    log.info("%s: %d %s", found.source, len(cases), "case" if len(cases) == 1 else "cases")
+    for note in found.notes:
+        log.warning("%s", note)
     failed = _predict_cases(predictor, found, due, output, files.format_name, made_by)
     masks = {
         case.name: mask_path(output, case, choose_format(files.format_name, case.images[0]))

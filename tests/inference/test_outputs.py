@@ -16,6 +16,7 @@ from fusionseg import cli, train
 from fusionseg.config import dump_config
 from fusionseg.data.formats.dataset import Case, open_dataset
 from fusionseg.inference.dataset_folders import refuse_dataset_folder
+from fusionseg.inference.mask_formats.choice import FORMATS
 from fusionseg.inference.masks import read_origin, refuse_same_file
 from fusionseg.runs.evaluations import EvaluationRequest, evaluation_folder
 from fusionseg.utils.errors import UserError
@@ -157,9 +158,8 @@ def test_a_name_that_is_no_file_name(run: Path, images: Path, tmp_path: Path) ->
     for options in ((), (), ("--skip-existing",)):
         assert predict(run, images, tmp_path / "masks", *options) == 0
     assert len(os.listdir(tmp_path / "masks")) == 2
-    assert all(
-        name[0] not in "-." and read_origin(tmp_path / "masks" / name) for name in os.listdir(tmp_path / "masks")
-    )
+    masks = sorted((tmp_path / "masks").iterdir())
+    assert all(path.name[0] not in "-." and read_origin(path, FORMATS["nifti"]) for path in masks)
 
 
 def test_names_that_are_one_file_on_this_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,31 +5,14 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from fusionseg.data.formats.case import CHANNEL, Case
 from fusionseg.data.formats.readers import Readers
+from fusionseg.data.inputs.found import Found
 from fusionseg.utils.errors import some_of
 
 _WORD = re.compile(r"[^\W_]+")
-
-
-@dataclass
-class Found:
-    """The cases of a folder so far.
-
-    Args:
-        cases: in the order in which they were found.
-        problems: messages about the folder that keep it from being predicted.
-        unread: files, and folders with images, that belong to no case.
-        empty: folders without an image.
-    """
-
-    cases: list[Case] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    unread: list[Path] = field(default_factory=list)
-    empty: list[Path] = field(default_factory=list)
 
 
 def numbered_files(files: Sequence[Path], readers: Readers) -> dict[str, dict[int, Path]]:

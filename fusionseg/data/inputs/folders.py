@@ -7,7 +7,8 @@ from pathlib import Path
 
 from fusionseg.data.formats.case import Case
 from fusionseg.data.formats.readers import Readers
-from fusionseg.data.inputs.channel_files import Found, cases_of_files, files_of_case, named_channels
+from fusionseg.data.inputs.channel_files import cases_of_files, files_of_case, named_channels
+from fusionseg.data.inputs.found import Found
 from fusionseg.utils.errors import some_of
 
 MAX_DEPTH = 6

@@ -6,48 +6,18 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from fusionseg.data.formats.case import Case
 from fusionseg.data.formats.missing_files import capped
 from fusionseg.data.formats.readers import Readers
-from fusionseg.data.inputs.channel_files import Found
 from fusionseg.data.inputs.folders import cases_below_folder, cases_in_folder
-from fusionseg.data.inputs.lists import DatasetInput, cases_of_list, list_in_folder
+from fusionseg.data.inputs.found import Found, InputOptions, Inputs
+from fusionseg.data.inputs.lists import cases_of_list, list_in_folder
 from fusionseg.utils.errors import UserError, some_of
 from fusionseg.utils.files import user_path
 
 _MOST_NAMED = 5
-
-
-@dataclass(frozen=True)
-class InputOptions:
-    """The options that say which cases of a data set are predicted."""
-
-    cases: str | None = None
-    """`test`, `training` or `all` cases of a data set; None means the test cases, or all if there are none."""
-    base_dir: str | None = None
-    """The folder at which the relative paths of a list start; None is that which the list states, or its own."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The cases to predict.
-
-    Args:
-        cases: sorted by name; the names are unique.
-        source: a description of what was read, for the log.
-        notes: a line about each kind of files that is left out.
-        channels: the positions of the network's channels among those of the cases; None is the same order.
-        searched: the folder in which each subfolder is a case. A mask must not be written below it.
-    """
-
-    cases: tuple[Case, ...]
-    source: str
-    notes: tuple[str, ...] = ()
-    channels: tuple[int, ...] | None = None
-    searched: Path | None = None
 
 
 def find_inputs(
@@ -75,7 +45,7 @@ def find_inputs(
     path = user_path(str(path))
     listed = _dataset_of(path, readers)
     if listed is not None:
-        return _inputs_of_list(cases_of_list(listed, channels, readers, options.cases, options.base_dir))
+        return cases_of_list(listed, channels, readers, options)
     given = {"--cases": options.cases, "--base-dir": options.base_dir}
     if unused := [name for name, value in given.items() if value is not None]:
         raise UserError(
@@ -84,10 +54,9 @@ def find_inputs(
     if path.is_file():
         return _one_file(path, readers)
     if not path.is_dir():
-        endings = " or ".join(readers.suffixes)
         raise UserError(
-            f"{path}: no such file or folder; give an image file ({endings}), a folder of them, a folder for each case,"
-            " or a datalist JSON"
+            f"{path}: no such file or folder; give an image file ({_endings(readers)}), a folder of them, a folder for"
+            " each case, or a datalist JSON"
         )
     found = cases_in_folder(path, channels, readers)
     searched = None
@@ -109,13 +78,9 @@ def _one_file(path: Path, readers: Readers) -> Inputs:
         remedy = "give such a file, a folder, or a datalist JSON"
         if readers.reads_folder(path.absolute().parent):
             remedy = f"it lies among the slices of a series: give their folder, {path.absolute().parent}"
-        raise UserError(f"{path}: not an image file (expected {' or '.join(readers.suffixes)}); {remedy}")
+        raise UserError(f"{path}: not an image file ({_endings(readers)}); {remedy}")
     case = Case(re.sub("_0000$", "", readers.stem(path)), (path,), None)
     return Inputs((case,), f"the image {path}")
-
-
-def _inputs_of_list(listed: DatasetInput) -> Inputs:
-    return Inputs(listed.cases, listed.source, listed.notes, listed.channels)
 
 
 def _refuse_folder_of_folders(path: Path, readers: Readers) -> None:
@@ -125,9 +90,7 @@ def _refuse_folder_of_folders(path: Path, readers: Readers) -> None:
         UserError: the folder is such a folder.
     """
     if inside := [path / name for name in ("imagesTs", "imagesTr") if (path / name).is_dir()]:
-        raise UserError(
-            f"{path}: holds no file that ends in {' or '.join(readers.suffixes)}; did you mean {inside[0]}?"
-        )
+        raise UserError(f"{path}: holds no image; did you mean {inside[0]}?")
 
 
 def _checked(path: Path, found: Found, searched: Path | None, readers: Readers) -> Inputs:
@@ -139,7 +102,7 @@ def _checked(path: Path, found: Found, searched: Path | None, readers: Readers) 
     problems = list(found.problems)
     if not found.cases and not problems:
         problems.append(
-            f"{path}: holds no file that ends in {' or '.join(readers.suffixes)}, and no folder with one; give a folder"
+            f"{path}: holds no image ({_endings(readers)}), and no folder with one; give a folder"
             " of images, or a folder for each case"
         )
     for name, count in Counter(case.name for case in found.cases).items():
@@ -154,9 +117,8 @@ def _checked(path: Path, found: Found, searched: Path | None, readers: Readers) 
     kind = "a folder for each case" if searched is not None else "a folder of images"
     if len(found.cases) == 1 and found.cases[0].images == (path,):
         kind = "a DICOM series"
-    return Inputs(
-        tuple(sorted(found.cases, key=lambda c: c.name)), f"{path}, {kind}", _notes(path, found), None, searched
-    )
+    cases = tuple(sorted(found.cases, key=lambda case: case.name))
+    return Inputs(cases, f"{path}, {kind}", _notes(path, found), searched=searched)
 
 
 def _notes(path: Path, found: Found) -> tuple[str, ...]:
@@ -170,3 +132,7 @@ def _notes(path: Path, found: Found) -> tuple[str, ...]:
             names = [os.path.relpath(entry, path) for entry in paths]
             parts.append(f"{len(paths)} {one if len(paths) == 1 else several} ({some_of(names, _MOST_NAMED)})")
     return (f"{path}: left out: {'; '.join(parts)}",) if parts else ()
+
+
+def _endings(readers: Readers) -> str:
+    return ", ".join(sorted(readers.suffixes))

@@ -4,39 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fusionseg.data.formats.case import Case
 from fusionseg.data.formats.channel_names import channel_order
 from fusionseg.data.formats.dataset import open_dataset
 from fusionseg.data.formats.ignored_entries import LISTS
 from fusionseg.data.formats.missing_files import capped, file_problems, wrong_base
 from fusionseg.data.formats.readers import Readers
+from fusionseg.data.inputs.found import InputOptions, Inputs
 from fusionseg.utils.errors import UserError, some_of
 
 CHOICES = ("test", "training", "all")
 """The cases of a data set that can be asked for."""
 _ANY_LABELS = ("background", "foreground")
 _MAX_JSON_BYTES, _MAX_JSONS = 50_000_000, 50
-
-
-@dataclass(frozen=True)
-class DatasetInput:
-    """The cases of a data set that are predicted.
-
-    Args:
-        cases: sorted by name.
-        source: the file and which of its cases these are, for the log.
-        notes: entries of the data set that are left out.
-        channels: positions of the network's channels among those of the data set; None is the same order.
-    """
-
-    cases: tuple[Case, ...]
-    source: str
-    notes: tuple[str, ...]
-    channels: tuple[int, ...] | None
 
 
 def list_in_folder(folder: Path, readers: Readers) -> Path | None:
@@ -68,25 +51,22 @@ def list_in_folder(folder: Path, readers: Readers) -> Path | None:
     return folder / "dataset.json" if folder / "dataset.json" in lists else lists[0]
 
 
-def cases_of_list(
-    source: Path, channels: Sequence[str] | None, readers: Readers, which: str | None, base_dir: str | None
-) -> DatasetInput:
+def cases_of_list(source: Path, channels: Sequence[str] | None, readers: Readers, options: InputOptions) -> Inputs:
     """List the cases of a data set that are predicted.
 
     Args:
         source: the JSON file of the data set.
         channels: names of the network's channels; None accepts any.
         readers: of the image files.
-        which: one of `CHOICES`; None means the test cases, or all cases if there are none.
-        base_dir: see `open_dataset`.
+        options: which cases are taken, and where the paths of the list start.
 
     Raises:
         UserError: the data set has faults, other channels than the network, or no such cases.
     """
     # Labels have no meaning here: names of two classes spare the checks of the data set's own.
-    dataset = open_dataset(source, labels=_ANY_LABELS, require_files=False, readers=readers, base_dir=base_dir)
+    dataset = open_dataset(source, labels=_ANY_LABELS, require_files=False, readers=readers, base_dir=options.base_dir)
     by_name = {"test": dataset.testing, "training": dataset.training, "all": dataset.training + dataset.testing}
-    chosen = which or ("test" if dataset.testing else "all")
+    chosen = options.cases or ("test" if dataset.testing else "all")
     cases = by_name[chosen]
     if not cases:
         there = ", ".join(f"{name} ({len(listed)})" for name, listed in by_name.items() if listed)
@@ -106,8 +86,8 @@ def cases_of_list(
             )
     what = {"test": "its test cases", "training": "its training cases", "all": "all its cases"}[chosen]
     others = len(by_name["all"]) - len(cases)
-    more = f"; --cases all takes the other {others} too" if which is None and others else ""
-    return DatasetInput(
+    more = f"; --cases all takes the other {others} too" if options.cases is None and others else ""
+    return Inputs(
         tuple(sorted(images, key=lambda case: case.name)),
         f"{source}, {what}{more}",
         dataset.notes + dataset.faults,

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusionseg.data.formats.dicom.folder import slice_files
+from fusionseg.data.formats.geometry import LPS_TO_RAS
 from fusionseg.data.formats.image_file import VolumeError
 from fusionseg.data.formats.readers.packages import optional_package
-from fusionseg.inference.mask_formats.mask import LPS_OF_RAS, Mask, OriginText, StoredMask, short_hash
+from fusionseg.inference.mask_formats.mask import Mask, OriginText, StoredMask, short_hash
 from fusionseg.utils.files import whole_file
 from fusionseg.utils.version import __version__
 
@@ -103,7 +104,7 @@ def _frames(mask: Mask, slices: Sequence[Any]) -> NDArray[Any]:
     Raises:
         VolumeError: a slice does not lie on the grid of the mask.
     """
-    to_voxel = np.linalg.inv(LPS_OF_RAS @ mask.affine())
+    to_voxel = np.linalg.inv(LPS_TO_RAS @ mask.affine())
     rows, columns = int(slices[0].Rows), int(slices[0].Columns)
     frames = np.zeros((len(slices), rows, columns), mask.values.dtype)
     for number, dataset in enumerate(slices):

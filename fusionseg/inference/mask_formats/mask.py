@@ -15,8 +15,6 @@ from fusionseg.data.formats.readers import Readers
 
 HASH_DIGITS = 14
 """Hexadecimal digits of a hash. The text with four hashes must fit into the 79 bytes of a NIfTI header field."""
-LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""Turns positions in RAS, as affines here have them, into LPS, as NRRD, MetaImage and DICOM have them."""
 
 OriginText = Callable[[str], str]
 """Makes the text about the origin of a mask from the digest of its content."""

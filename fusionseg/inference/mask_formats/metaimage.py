@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fusionseg.data.formats.geometry import voxel_sizes
+from fusionseg.data.formats.geometry import LPS_TO_RAS, voxel_sizes
 from fusionseg.data.formats.image_file import VolumeError
 from fusionseg.data.formats.readers.packages import optional_package
 from fusionseg.inference.mask_formats.mask import (
-    LPS_OF_RAS,
     Mask,
     OriginText,
     StoredMask,
@@ -35,7 +34,7 @@ class MetaImageMasks:
 
     def write(self, mask: Mask, target: Path, origin: OriginText) -> None:
         sitk = optional_package("SimpleITK")
-        affine = LPS_OF_RAS @ mask.affine()
+        affine = LPS_TO_RAS @ mask.affine()
         sizes = np.array(voxel_sizes(affine))
         image = sitk.GetImageFromArray(np.ascontiguousarray(mask.values.transpose(2, 1, 0)))
         image.SetSpacing(sizes.tolist())

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fusionseg.data.formats.geometry import LPS_TO_RAS
 from fusionseg.data.formats.image_file import VolumeError
 from fusionseg.data.formats.readers.packages import optional_package
 from fusionseg.inference.mask_formats.mask import (
-    LPS_OF_RAS,
     Mask,
     OriginText,
     StoredMask,
@@ -36,7 +36,7 @@ class NrrdMasks:
 
     def write(self, mask: Mask, target: Path, origin: OriginText) -> None:
         nrrd = optional_package("nrrd")
-        affine = LPS_OF_RAS @ mask.affine()
+        affine = LPS_TO_RAS @ mask.affine()
         header = {
             "space": "left-posterior-superior",
             "space directions": affine[:3, :3].T,  # a row for each axis
