@@ -61,9 +61,11 @@ def write_series(
     affine = oblique() if affine is None else affine
     uid = uid or generate_uid()
     paths = []
+    study, frame_of_reference = generate_uid(), generate_uid()
     for index in range(volume.shape[2]):
         dataset = _image(volume[:, :, index], PositronEmissionTomographyImageStorage if slopes is not None else None)
         dataset.SeriesInstanceUID, dataset.SeriesDescription = uid, description
+        dataset.StudyInstanceUID, dataset.FrameOfReferenceUID = study, frame_of_reference
         dataset.InstanceNumber = str((index * 3) % 7)
         dataset.ImagePositionPatient = _numbers(affine[:3, 3] + index * affine[:3, 2])
         dataset.ImageOrientationPatient, dataset.PixelSpacing = _plane(affine)

@@ -55,7 +55,7 @@ def find_inputs(
         return _one_file(path, readers)
     if not path.is_dir():
         raise UserError(
-            f"{path}: no such file or folder; give an image file ({_endings(readers)}), a folder of them, a folder for"
+            f"{path}: no such file or folder; give an image file ({readers.expected}), a folder of them, a folder for"
             " each case, or a datalist JSON"
         )
     found = cases_in_folder(path, channels, readers)
@@ -78,7 +78,7 @@ def _one_file(path: Path, readers: Readers) -> Inputs:
         remedy = "give such a file, a folder, or a datalist JSON"
         if readers.reads_folder(path.absolute().parent):
             remedy = f"it lies among the slices of a series: give their folder, {path.absolute().parent}"
-        raise UserError(f"{path}: not an image file ({_endings(readers)}); {remedy}")
+        raise UserError(f"{path}: not an image file (expected {readers.expected}); {remedy}")
     case = Case(re.sub("_0000$", "", readers.stem(path)), (path,), None)
     return Inputs((case,), f"the image {path}")
 
@@ -102,7 +102,7 @@ def _checked(path: Path, found: Found, searched: Path | None, readers: Readers) 
     problems = list(found.problems)
     if not found.cases and not problems:
         problems.append(
-            f"{path}: holds no image ({_endings(readers)}), and no folder with one; give a folder"
+            f"{path}: holds no image ({readers.expected}), and no folder with one; give a folder"
             " of images, or a folder for each case"
         )
     for name, count in Counter(case.name for case in found.cases).items():
@@ -132,7 +132,3 @@ def _notes(path: Path, found: Found) -> tuple[str, ...]:
             names = [os.path.relpath(entry, path) for entry in paths]
             parts.append(f"{len(paths)} {one if len(paths) == 1 else several} ({some_of(names, _MOST_NAMED)})")
     return (f"{path}: left out: {'; '.join(parts)}",) if parts else ()
-
-
-def _endings(readers: Readers) -> str:
-    return ", ".join(sorted(readers.suffixes))

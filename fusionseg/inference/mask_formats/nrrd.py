@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -72,10 +73,16 @@ def _segment_fields(mask: Mask) -> dict[str, str]:
         red, green, blue = colorsys.hsv_to_rgb(number * _HUE_STEP % 1, 0.7, 0.9)
         fields |= {
             f"Segment{number}_ID": f"Segment_{value}",
-            f"Segment{number}_Name": " ".join(name.split()),
+            f"Segment{number}_Name": _ascii(name),
             f"Segment{number}_Color": f"{red:.4f} {green:.4f} {blue:.4f}",
             f"Segment{number}_Extent": extent,
             f"Segment{number}_LabelValue": str(value),
             f"Segment{number}_Layer": "0",
         }
     return fields
+
+
+def _ascii(name: str) -> str:
+    """The name in the characters that the header of an NRRD file may have: letters lose their accents."""
+    letters = (letter if letter.isascii() else letter.casefold() for letter in " ".join(name.split()))
+    return unicodedata.normalize("NFKD", "".join(letters)).encode("ascii", "ignore").decode() or "class"
