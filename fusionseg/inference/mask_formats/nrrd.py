@@ -6,10 +6,8 @@ import colorsys
 import unicodedata
 from pathlib import Path
 
-import numpy as np
-
 from fusionseg.data.formats.geometry import LPS_TO_RAS
-from fusionseg.data.formats.image_file import VolumeError
+from fusionseg.data.formats.readers.nrrd import NrrdReader
 from fusionseg.data.formats.readers.packages import optional_package
 from fusionseg.inference.mask_formats.mask import (
     Mask,
@@ -51,12 +49,8 @@ class NrrdMasks:
             nrrd.write(str(temporary), mask.values, header, index_order="F")
 
     def read(self, target: Path) -> StoredMask:
-        nrrd = optional_package("nrrd")
-        try:
-            values, header = nrrd.read(str(target), index_order="F")
-        except (OSError, ValueError, EOFError, KeyError, nrrd.NRRDError) as error:
-            raise VolumeError("unreadable", f"cannot be read as NRRD ({error})", "move it away") from error
-        values = np.asarray(values)
+        values = NrrdReader().read(target).voxels  # reports every fault of the file
+        header = optional_package("nrrd").read_header(str(target))
         text = str(header.get(_ORIGIN, "")) if is_mask_type(values.dtype) else ""
         return StoredMask(text, voxel_digest(values))
 
