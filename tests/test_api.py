@@ -163,7 +163,7 @@ def test_an_error_is_that_of_the_command(capsys: pytest.CaptureFixture[str]) -> 
         (lambda: predict(np.zeros((8, 8, 8)), spacing=(1, 1)), "spacing: expected three"),
         (lambda: predict(np.zeros((8, 8, 8)), spacing=None, affine=np.zeros((4, 4))), "array: the affine"),
         (lambda: predict(3, spacing=None), "image: expected an array"),
-        (lambda: predict("data/imagesTr", spacing=None), "is a folder.*output"),
+        (lambda: predict("data/imagesTr", spacing=None), "holds 3 images.*set output"),
         (lambda: predict(image_file()), "spacing, affine: are for arrays"),
         (lambda: predict(image_file(), spacing=None, overlap=1.0, device="gpu"), r"device: .*'gpu'\noverlap: .*1\.0"),
         (lambda: fusionseg.load_run("runs/first").curve("los"), "los: .*loss"),

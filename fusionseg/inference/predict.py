@@ -77,6 +77,10 @@ def predict(
 def check_output(output: Path, files: FileOptions) -> None:
     """Refuse an output that is a file, a folder of a data set, or an unknown format, before networks are loaded.
 
+    Args:
+        output: the folder for the masks.
+        files: the options about the files.
+
     Raises:
         UserError: the output cannot be used.
     """
