@@ -125,7 +125,7 @@ def predict_files(predictor: Predictor, inputs: Path, output: Path, files: FileO
         for case in cases
         if case.name not in failed
     }
-    log.log(RESULT, "%s: %d masks (labels: %s)", output, len(masks), predictor.labels)
+    log.log(RESULT, "%s: %d masks (labels: %s)", output, len(masks), predictor.value_names)
     if failed:
         log.error("%d of %d inputs have no mask: %s", len(failed), len(cases), some_of(list(failed)))
     return Predicted(masks, failed)
@@ -184,7 +184,7 @@ def _predict_case(
     """
     values = predictor(case.images, channels)
     mask_format = choose_format(format_name, case.images[0])
-    mask = Mask(values, predictor.labels, case.images[0], predictor.readers)
+    mask = Mask(values, predictor.value_names, case.images[0], predictor.readers)
     mask_format.write(mask, mask_path(output, case, mask_format), lambda digest: str(origin_of(case, made_by, digest)))
 
 
