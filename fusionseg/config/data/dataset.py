@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from fusionseg.config.data.labels import LABEL_KEYS, AnnotatedCases, Groups, IgnoredLabel, LabelNames, LabelSettings, Outputs
 from fusionseg.config.data.parts import ReaderPart, TransformPart
 from fusionseg.config.data.preprocessing import CropForegroundConfig, IntensityConfig
 from fusionseg.config.section import FloatTriple, Positive, Probability, SectionWithOptions, Triple
@@ -47,7 +48,7 @@ _INHERITED = ("spacing", "orientation", "intensity", "crop_foreground")
 class DataConfig(SectionWithOptions):
     """The data set, its preparation, and the shape and position of a sample."""
 
-    left_out: ClassVar[tuple[str, ...]] = ("base_dir", "reader", "transforms")
+    left_out: ClassVar[tuple[str, ...]] = ("base_dir", "reader", "transforms", *LABEL_KEYS)
 
     root: str | None = None
     """Folder of the data set (MSD or nnU-Net raw layout), or a MONAI datalist JSON."""
@@ -62,8 +63,27 @@ class DataConfig(SectionWithOptions):
     also: Annotated[tuple[SourceConfig, ...], Field(strict=False)] = ()
     """Further data sets, for pre-training: each with its own root and, where they differ, its own spacing,
     orientation, intensity and crop_foreground."""
-    labels: Annotated[tuple[str, ...], Field(strict=False)] | None = None
-    """Names of the label values 0, 1, ...; needed only where the data set does not say them."""
+    labels: LabelNames | None = None
+    """Names of the values in the label files, where the data set does not say them: a list for 0, 1, ..., or each name
+    with its value, as in nnU-Net's dataset.json ({background: 0, spleen: 1, liver: 5, ignore: 7}; a list of values is a
+    region)."""
+    classes: Groups | None = None
+    """Classes of the training, by names or values of the labels: a list selects ([liver, spleen]), a mapping merges too
+    ({kidneys: [kidney_left, kidney_right], lungs: [10, 11]}). All other labels become background."""
+    regions: Groups | None = None
+    """Overlapping outputs, each with the classes or values that belong to it:
+    {whole: [1, 2, 3, 4], core: [1, 3, 4], enhancing: [4]}."""
+    regions_class_order: Annotated[tuple[int, ...], Field(strict=False)] | None = None
+    """For each of the regions, the value that is painted in masks where the region is predicted; later ones are painted
+    over earlier ones. Null derives it for regions that lie in each other, the largest first."""
+    ignore: IgnoredLabel | None = None
+    """Value (or name) of voxels without annotation: they have no part in losses and metrics."""
+    annotated: AnnotatedCases | None = None
+    """The classes that cases annotate, where they do not annotate all, by patterns of case names:
+    {'liver_*': [liver], 'case_001': [liver, spleen]}. A datalist may say so in each entry ("annotated")."""
+    outputs: Outputs = "auto"
+    """`softmax`: one of the classes for each voxel. `sigmoid`: a decision of its own for each class or region. `auto`:
+    sigmoid where there are regions or cases that annotate only some classes, otherwise softmax."""
     fold: Annotated[int, Field(ge=0)] = 0
     """The fold of the validation cases. The cases of all other folds are training cases."""
     folds: Positive = 5
@@ -100,6 +120,19 @@ class DataConfig(SectionWithOptions):
     foreground: Probability = 0.5
     """Probability that a patch is centred on a foreground voxel. Its class is drawn uniformly from the classes of the
     case."""
+
+    @property
+    def label_settings(self) -> LabelSettings:
+        """The keys about the label files."""
+        return LabelSettings(
+            self.labels,
+            self.classes,
+            self.regions,
+            self.regions_class_order,
+            self.ignore,
+            self.annotated,
+            self.outputs,
+        )
 
     @model_validator(mode="before")
     @classmethod
