@@ -12,6 +12,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from fusionseg.config import AugmentConfig, CacheConfig
+from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.loading.augmentation_protocol import Draws
 from fusionseg.data.loading.device_cache import DeviceCache
 from fusionseg.data.loading.patch_augmenter import PatchAugmenter
@@ -31,7 +32,7 @@ def hold(folder: Path, *cases: Arrays, spacing: tuple[float, ...] = (1, 1, 1), d
         x, y, z = label.shape
         volume = Volume(image, label, affine, (x, y, z), affine)
         records[f"c{number}"] = write_case(folder, f"c{number}", volume, [], "float32")
-    store = Store(folder, "t", ("a",), {value: str(value) for value in range(4)}, records)
+    store = Store(folder, "t", ("a",), LabelScheme.of_names("0123"), records)
     return DeviceCache([(store, name) for name in records], CacheConfig.model_validate({"dtype": dtype}), CPU)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,7 +88,9 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         writable_file(arguments.json, "--json")
     data = _data_section(arguments.overrides)
-    layout, labels = arguments.layout or data.layout, arguments.labels or data.labels
+    layout, labels = arguments.layout or data.layout, data.label_settings
+    if arguments.labels:
+        labels = replace(labels, labels=tuple(arguments.labels))
     patch = arguments.patch or (data.patch if "patch" in data.model_fields_set else None)
     reader = named_reader(arguments.reader, "--reader") or data.reader
     base_dir = arguments.base_dir or data.base_dir

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fusionseg.config import CacheConfig
+from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.loading.device_cache import DeviceCache, Placement, cache_bytes, place_cache
 from fusionseg.data.preprocessing.store import Store, write_case
 from fusionseg.data.preprocessing.volume import Volume
@@ -135,13 +136,13 @@ def bare(root: Path, name: str, channels: int, label: bool) -> Any:
 
 def test_a_case_without_label_has_label_zero(tmp_path: Path) -> None:
     cases = {name: bare(tmp_path, name, 1, name == "b") for name in ("a", "b")}
-    store = Store(tmp_path, "t", ("CT",), {0: "b", 1: "f"}, cases)
+    store = Store(tmp_path, "t", ("CT",), LabelScheme.of_names("bf"), cases)
     cache = DeviceCache([(store, "a"), (store, "b")], CacheConfig(), CPU)
     assert not cache.volume(0)[1].any() and cache.volume(1)[1].all()
 
 
 def test_cases_of_other_channels_are_refused(tmp_path: Path) -> None:
     cases = {"a": bare(tmp_path, "a", 1, True), "b": bare(tmp_path, "b", 2, True)}
-    store = Store(tmp_path, "t", ("CT",), {0: "b", 1: "f"}, cases)
+    store = Store(tmp_path, "t", ("CT",), LabelScheme.of_names("bf"), cases)
     with pytest.raises(UserError, match=r"differ in their number of channels: \[1, 2\]"):
         DeviceCache([(store, "a"), (store, "b")], CacheConfig(), CPU)

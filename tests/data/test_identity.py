@@ -55,7 +55,7 @@ def test_the_prepared_record_keeps_it(tmp_path: Path, balls: Path, tiny_config: 
     store = preparing.run(config).store
     assert len(store.cases) == len(dataset.training)
     for case in dataset.training:
-        plain = load_volume(case.images, case.label, DataConfig(), None)
+        plain = load_volume(case.images, case.label, DataConfig(), dataset.scheme)
         record = store.cases[case.name]
         assert (record.digest, record.label_digest) == (plain.digest, plain.label_digest)
         assert plain.digest and plain.label_digest

@@ -17,6 +17,7 @@ import pytest
 from preparing import opened, run, stored
 
 from fusionseg.config import RunConfig, dump_config
+from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.preprocessing.prepare import open_configured, store_folder
 from fusionseg.data.preprocessing.store import FOREGROUND_PER_CLASS, SourceFile, Store, read_prepared_case, write_case
 from fusionseg.data.preprocessing.volume import Volume, load_volume
@@ -49,9 +50,9 @@ def test_arrays_and_geometry_on_disk(balls: Path, tmp_path: Path, tiny_config, d
     assert (sorted(report.prepared), report.reused, report.failed) == (NAMES, [], {})
     assert "5 prepared, 0 already there, 0 set aside" in str(report)
     dataset, store = open_configured(config.data), opened(config)
-    assert store.num_classes == 3 and store.class_names == ("ball1", "ball2") and store.channels == ("MR0",)
+    assert store.scheme.names == ("background", "ball1", "ball2") and store.channels == ("MR0",)
     for case in dataset.training:
-        volume = load_volume(case.images, case.label, config.data, 3)
+        volume = load_volume(case.images, case.label, config.data, LabelScheme.of_names("012"))
         image, label, record = store.image(case.name), store.label(case.name), store.cases[case.name]
         assert isinstance(image, np.memmap) and isinstance(label, np.memmap)
         assert not image.flags.writeable
@@ -362,7 +363,7 @@ def test_a_label_that_is_not_c_contiguous_is_stored_as_it_is(tmp_path: Path) -> 
     swapped = label.transpose(2, 0, 1)
     volume = Volume(np.zeros((1, 7, 5, 6), np.float32), swapped, np.eye(4), (5, 6, 7), np.eye(4))
     record = write_case(tmp_path, "a", volume, [], "float32")
-    store = Store(tmp_path, "t", ("CT",), {0: "b", 1: "f"}, {"a": record})
+    store = Store(tmp_path, "t", ("CT",), LabelScheme.of_names("bf"), {"a": record})
     np.testing.assert_array_equal(store.label("a"), swapped)
     assert store.label("a").reshape(-1)[store.foreground("a")].tolist() == [1]
 

@@ -26,7 +26,9 @@ from fusionseg.data.formats.geometry import Grid, find_turn
 from fusionseg.data.formats.problems import CaseError, Findings
 from fusionseg.data.formats.readers import nifti
 from fusionseg.data.formats.readers.nifti import read_header, read_volume
+from fusionseg.data.labels.scheme import LabelScheme
 
+TWO = LabelScheme.of_names("01")
 SHAPE = (5, 6, 7)
 AXES = np.linalg.qr(np.array([[0.9, -0.2, 0.1], [0.2, 1.1, 0.0], [-0.1, 0.05, 2.5]]))[0]
 TURNED = np.eye(4)
@@ -115,7 +117,7 @@ def test_channels_are_joined_and_a_trailing_axis_of_one_is_none(tmp_path: Path) 
     single = read_image([save(tmp_path / "1.nii.gz", parts[..., :1])], 1)
     np.testing.assert_array_equal(single.values[0], parts[..., 0])
     label = (parts[..., :1] > 0).astype(np.uint8)
-    np.testing.assert_array_equal(read_label(save(tmp_path / "l.nii.gz", label), single.grid, 2), label[..., 0])
+    np.testing.assert_array_equal(read_label(save(tmp_path / "l.nii.gz", label), single.grid, TWO), label[..., 0])
 
 
 def test_capital_suffixes_are_read(tmp_path: Path) -> None:
@@ -240,11 +242,11 @@ def test_other_voxel_orders_are_turned(tmp_path: Path, axes: str) -> None:
     image, label = noise(), (noise(seed=1) > 0).astype(np.uint8)
     other, affine = stored_as(axes, label, TURNED)
     paths = save(tmp_path / "i.nii.gz", image), save(tmp_path / "l.nii.gz", other, affine)
-    ours, turned = read_case([paths[0]], paths[1], 1, 2)
+    ours, turned = read_case([paths[0]], paths[1], 1, TWO)
     np.testing.assert_array_equal(turned, label)
     assert turned is not None and turned.flags["C_CONTIGUOUS"]
     findings = Findings()
-    examine_label(paths[1], ours.grid, 2, findings)
+    examine_label(paths[1], ours.grid, TWO, findings)
     (problem,) = findings.problems
     assert (problem.severity, problem.code) == ("warning", "label-order")
     assert f"is stored as {axes}" in problem.message
@@ -284,7 +286,7 @@ def test_how_far_apart_is_how_bad(tmp_path: Path, affine: NDArray[np.float64], s
     findings = Findings()
     read = examine_image([image, second], 2, findings)
     assert read is not None
-    examine_label(path, read.grid, 1, findings)
+    examine_label(path, read.grid, LabelScheme.of_names("0"), findings)
     apart = [
         p for p in findings.problems if p.code in ("label-affine", "channel-affine", "label-shape", "channel-shape")
     ]
@@ -321,7 +323,7 @@ def test_label_values_that_name_no_class(tmp_path: Path, values: NDArray[Any], s
     label = values[(np.arange(210) % 2).reshape(SHAPE)]
     path = save(tmp_path / "l.nii.gz", label.astype(np.uint8) if label.max() == 255 else label)
     with pytest.raises(CaseError, match=said):
-        read_label(path, Grid(SHAPE, TURNED), 3)
+        read_label(path, Grid(SHAPE, TURNED), LabelScheme.of_names("012"))
 
 
 def test_a_scaled_label_is_whole_as_far_as_float32_can_say(tmp_path: Path) -> None:
@@ -330,7 +332,7 @@ def test_a_scaled_label_is_whole_as_far_as_float32_can_say(tmp_path: Path) -> No
 
     label = (np.arange(210) % 3).reshape(SHAPE)
     path = save(tmp_path / "l.nii.gz", (3 * label).astype(np.uint8), change=change)
-    np.testing.assert_array_equal(read_label(path, Grid(SHAPE, TURNED), 3), label)
+    np.testing.assert_array_equal(read_label(path, Grid(SHAPE, TURNED), LabelScheme.of_names("012")), label)
 
 
 def test_all_problems_of_a_case_are_told_at_once(tmp_path: Path) -> None:
@@ -338,7 +340,7 @@ def test_all_problems_of_a_case_are_told_at_once(tmp_path: Path) -> None:
     image[0, 0, 0] = np.nan
     paths = save(tmp_path / "i.nii.gz", image), save(tmp_path / "l.nii.gz", noise(), np.eye(4))
     with pytest.raises(CaseError) as caught:
-        read_case([paths[0]], paths[1], 1, 2)
+        read_case([paths[0]], paths[1], 1, TWO)
     assert [problem.code for problem in caught.value.problems] == ["non-finite", "label-affine", "label-value"]
     assert all(str(path) in str(caught.value) for path in paths)
     assert "i.nii.gz: has 1 NaN and 0 infinite voxels of 210; replace them" in str(caught.value)

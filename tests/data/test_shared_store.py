@@ -17,6 +17,7 @@ from preparing import opened, run
 from fusionseg import cli
 from fusionseg.config import RunConfig, dump_config
 from fusionseg.config.data.cache import CacheConfig
+from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.loading.device_cache import DeviceCache
 from fusionseg.data.preprocessing.case_folders import read_cases, read_prepared_case
 from fusionseg.data.preprocessing.prepare import open_configured, store_folder
@@ -128,7 +129,9 @@ def test_damaged_arrays_are_refused(tmp_path: Path, file: str) -> None:
     label = np.zeros((4, 4, 4), np.uint8)
     label[1:3, 0, 0] = 1
     volume = Volume(np.random.default_rng(0).normal(size=(1, 4, 4, 4)), label, np.eye(4), (4, 4, 4), np.eye(4))
-    store = Store(tmp_path, "t", ("CT",), {0: "b", 1: "f"}, {"a": write_case(tmp_path, "a", volume, [], "float32")})
+    store = Store(
+        tmp_path, "t", ("CT",), LabelScheme.of_names("bf"), {"a": write_case(tmp_path, "a", volume, [], "float32")}
+    )
     assert labels(store)
     array = np.load(tmp_path / "cases/a" / file)
     np.save(tmp_path / "cases/a" / file, array[..., ::-1])  # of the same shape, type and sum

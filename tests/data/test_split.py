@@ -119,7 +119,7 @@ def config(root: Path, *, pretrain: bool = False, **data: Any) -> RunConfig:
 
 
 def images(opened: RunDataset, side: str) -> set[str]:
-    return {digests.image for digests in digests_of(getattr(opened, side), opened.dataset.readers).values()}
+    return {digests.image for digests in digests_of(getattr(opened, side), opened.dataset).values()}
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -127,8 +127,7 @@ def test_training_and_validation_are_disjoint_and_the_same_whoever_asks(made: di
     root = made[name]
     dataset = open_dataset(root)
     tests = {
-        content.image
-        for content in digests_of([case for case in dataset.testing if case.label], dataset.readers).values()
+        content.image for content in digests_of([case for case in dataset.testing if case.label], dataset).values()
     }
     labelled = {case.name for case in dataset.training if case.label is not None}
     folds = sorted({case.fold for case in dataset.training if case.fold is not None and case.label}) or range(5)

@@ -14,11 +14,13 @@ from monai.transforms import ScaleIntensityRange
 
 from fusionseg.cli import main
 from fusionseg.config import RunConfig, dump_config, load_config, validate
+from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.preprocessing.prepare import open_configured
 from fusionseg.data.preprocessing.store import settings_key
 from fusionseg.data.preprocessing.volume import load_volume
 from fusionseg.utils.errors import UserError
 
+THREE = LabelScheme.of_names("012")
 RANGE = {"a_min": 50, "a_max": 450, "b_min": 0.0, "b_max": 1.0}
 MONAI = {"name": "monai.transforms:ScaleIntensityRanged", "args": RANGE}
 
@@ -82,7 +84,7 @@ def test_transforms_change_the_resampled_volume_before_the_normalisation(
     alone = tiny_config(balls, tmp_path, data={**raw.data.model_dump(mode="json"), "transforms": transforms})
     both = tiny_config(balls, tmp_path, data={"spacing": spacing, "transforms": transforms})
     case = open_configured(raw.data).training[1]
-    volumes = [load_volume(case.images, case.label, config.data, 3) for config in (raw, alone, both)]
+    volumes = [load_volume(case.images, case.label, config.data, THREE) for config in (raw, alone, both)]
     expected = (2 * np.asarray(ScaleIntensityRange(**RANGE)(volumes[0].image))).clip(min=0) ** 0.5
     np.testing.assert_allclose(volumes[1].image, expected, rtol=1e-5)
     np.testing.assert_allclose(volumes[2].image, (expected - expected.mean()) / expected.std(), rtol=1e-3, atol=1e-4)
@@ -95,7 +97,7 @@ def test_transforms_change_the_resampled_volume_before_the_normalisation(
 def test_a_transform_may_map_the_label(balls: Path, tmp_path: Path, tiny_config: Callable[..., RunConfig]) -> None:
     config = tiny_config(balls, tmp_path, data={"transforms": ["my_transforms:one_class"]})
     case = open_configured(config.data).training[0]
-    label = load_volume(case.images, case.label, config.data, 3).label
+    label = load_volume(case.images, case.label, config.data, THREE).label
     assert label is not None and label.dtype == np.uint8 and set(np.unique(label)) == {0, 1}
 
 

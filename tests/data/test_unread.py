@@ -66,7 +66,7 @@ FAULTS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
     "numTraining as text": ("numTraining is 260, but there are 4", lambda c: c.update(numTraining="260")),
     "numTest": ("numTest is 3, but there are 0 test cases", lambda c: c.update(numTest=3)),
     "300 labels": (
-        "there are 300 labels (expected 256 at most",
+        "there are 300 classes (expected 255 at most",
         lambda c: c.update(labels={str(k): f"r{k}" for k in range(300)}),
     ),
 }

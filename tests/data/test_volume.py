@@ -17,6 +17,7 @@ from fusionseg.config.data.augmentation import AugmentConfig
 from fusionseg.config.data.cache import CacheConfig
 from fusionseg.data.formats.geometry import voxel_sizes
 from fusionseg.data.formats.problems import CaseError
+from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.loading.device_cache import DeviceCache
 from fusionseg.data.loading.patch_augmenter import PatchAugmenter
 from fusionseg.data.loading.sampling_plan import SamplePlan
@@ -76,7 +77,7 @@ def test_reorientation_moves_no_voxel_in_the_world(tmp_path: Path, codes: str, w
         [save(tmp_path / "i.nii.gz", image, affine)],
         save(tmp_path / "l.nii.gz", label, affine),
         settings(orientation=wanted),
-        4,
+        LabelScheme.of_names("0123"),
     )
     assert "".join(nibabel.aff2axcodes(volume.affine)) == wanted
     assert volume.label is not None
@@ -113,7 +114,7 @@ def test_resampling_keeps_a_marked_point_where_it_is(
         [save(tmp_path / "i.nii.gz", image, affine)],
         save(tmp_path / "l.nii.gz", label, affine),
         settings(spacing=wanted),
-        2,
+        LabelScheme.of_names("01"),
     )
     assert volume.spacing == pytest.approx(wanted)
     assert volume.label is not None and volume.label.shape == volume.image.shape[1:]
@@ -159,7 +160,7 @@ def test_the_foreground_crop_moves_the_affine_along(tmp_path: Path, codes: str) 
         [save(tmp_path / "i.nii.gz", image, affine)],
         save(tmp_path / "l.nii.gz", label, affine),
         settings(crop_foreground={"threshold": 100, "margin": 4}),
-        2,
+        LabelScheme.of_names("01"),
     )
     assert volume.label is not None
     assert volume.image.shape == (1, 12, 14, 9)  # 4 more on every side, but at the volume's end: 3 - 4 < 0
@@ -252,7 +253,9 @@ def test_outside_a_skull_stripped_volume_is_the_air_in_it(tmp_path: Path) -> Non
     assert whole.background == tuple(whole.image.min(axis=(1, 2, 3)))
     record = write_case(tmp_path, "a", volume, [], "float16")
     assert record.background == (0, 0)
-    cache = DeviceCache([(Store(tmp_path, "t", ("a", "b"), {0: "b"}, {"a": record}), "a")], CacheConfig(), CPU)
+    cache = DeviceCache(
+        [(Store(tmp_path, "t", ("a", "b"), LabelScheme.of_names("b"), {"a": record}), "a")], CacheConfig(), CPU
+    )
     sampler = PatchAugmenter(cache, AugmentConfig(flip=0), (16, 16, 16), CPU)
     options = {
         "seed": 0,
@@ -294,21 +297,21 @@ def test_a_label_with_a_slightly_other_affine_stays_on_its_voxels(tmp_path: Path
     other = np.diag([1.005, 1.0, 1.0, 1.0])
     other[0, 3] = 0.05
     paths = save(tmp_path / "i.nii.gz", image), save(tmp_path / "l.nii.gz", label, other)
-    volume = load_volume([paths[0]], paths[1], settings(), 2)
+    volume = load_volume([paths[0]], paths[1], settings(), LabelScheme.of_names("01"))
     assert volume.label is not None and volume.label[2, 3, 4] == 1 and volume.label.sum() == 1
-    finer = load_volume([paths[0]], paths[1], settings(spacing=[0.5, 0.5, 0.5]), 2)
+    finer = load_volume([paths[0]], paths[1], settings(spacing=[0.5, 0.5, 0.5]), LabelScheme.of_names("01"))
     assert finer.label is not None and finer.label.shape == finer.image.shape[1:]
     np.testing.assert_allclose(centroid(finer.label), centroid(finer.image[0]), atol=0.6)
     other[0, 3] = 0.1
     with pytest.raises(CaseError, match=r"the label lies 0.135 mm \(0.135 voxels\) away from the image at a corner"):
-        load_volume([paths[0]], save(tmp_path / "l.nii.gz", label, other), settings(), 2)
+        load_volume([paths[0]], save(tmp_path / "l.nii.gz", label, other), settings(), LabelScheme.of_names("01"))
 
 
 def test_whole_numbers_stored_as_floats_are_labels(tmp_path: Path) -> None:
     label = np.zeros((8, 8, 8), np.float64)
     label[1:3] = 2.0
     image = save(tmp_path / "i.nii.gz", IMAGE)
-    volume = load_volume([image], save(tmp_path / "l.nii.gz", label), settings(), 3)
+    volume = load_volume([image], save(tmp_path / "l.nii.gz", label), settings(), LabelScheme.of_names("012"))
     assert volume.label is not None
     np.testing.assert_array_equal(volume.label, label)
 
@@ -349,7 +352,7 @@ SINGULAR = np.diag([1.0, 1.0, 0.0, 1.0])
 def test_refusals(tmp_path: Path, image: NDArray[Any], label: NDArray[Any] | None, message: str) -> None:
     label_path = None if label is None else save(tmp_path / "l.nii.gz", label)
     with pytest.raises(CaseError, match=message):
-        load_volume([save(tmp_path / "i.nii.gz", image)], label_path, settings(), 3)
+        load_volume([save(tmp_path / "i.nii.gz", image)], label_path, settings(), LabelScheme.of_names("012"))
 
 
 def test_a_singular_affine_is_refused(tmp_path: Path) -> None:

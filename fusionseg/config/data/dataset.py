@@ -6,7 +6,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from fusionseg.config.data.labels import LABEL_KEYS, AnnotatedCases, Groups, IgnoredLabel, LabelNames, LabelSettings, Outputs
+from fusionseg.config.data.labels import (
+    LABEL_KEYS,
+    AnnotatedCases,
+    Groups,
+    IgnoredLabel,
+    LabelNames,
+    LabelSettings,
+    Outputs,
+)
 from fusionseg.config.data.parts import ReaderPart, TransformPart
 from fusionseg.config.data.preprocessing import CropForegroundConfig, IntensityConfig
 from fusionseg.config.section import FloatTriple, Positive, Probability, SectionWithOptions, Triple

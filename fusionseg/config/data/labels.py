@@ -17,7 +17,7 @@ LABEL_KEYS = ("classes", "regions", "regions_class_order", "ignore", "annotated"
 
 @dataclass(frozen=True)
 class LabelSettings:
-    """What a configuration says about the labels of a data set; for the fields see `DataConfig`."""
+    """The keys of a configuration about the labels of a data set; for the fields see `DataConfig`."""
 
     labels: tuple[str, ...] | Mapping[str, tuple[int, ...]] | None = None
     classes: Mapping[str, Members] | None = None

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fusionseg.data.formats.case import Case
-from fusionseg.data.formats.case_reader import Image, examine_image, examine_label
+from fusionseg.data.formats.case_reader import Image, Label, examine_image, examine_label
 from fusionseg.data.formats.geometry import voxel_sizes
 from fusionseg.data.formats.image_digest import image_digest
 from fusionseg.data.formats.problems import Findings
 from fusionseg.data.formats.readers import Readers
+from fusionseg.data.labels.scheme import IGNORE, LabelScheme
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -38,7 +40,7 @@ class CaseReport(Findings):
     image_dtypes: list[str] = field(default_factory=list)
     label_dtype: str = ""
     label_voxels: dict[int, int] = field(default_factory=dict)
-    """Number of voxels of each label value."""
+    """Number of voxels of each class index in the label file; `IGNORE` counts those that are not annotated."""
     intensity: dict[int, tuple[float, float, Array]] = field(default_factory=dict)
     """For each channel: lowest value, highest value, a sample of the values."""
     digest: str = ""
@@ -46,13 +48,13 @@ class CaseReport(Findings):
 
 
 def check_case(
-    case: Case, num_classes: int, channels: int, readers: Readers, patch: Sequence[int] | None = None
+    case: Case, scheme: LabelScheme, channels: int, readers: Readers, patch: Sequence[int] | None = None
 ) -> CaseReport:
     """Check the images and the label of a case. Problems are noted, none is raised.
 
     Args:
         case: the case.
-        num_classes: highest allowed label value + 1.
+        scheme: of the data set.
         channels: the required number of channels.
         readers: of the data set.
         patch: size of the training patch in voxels; a smaller volume gets a warning.
@@ -65,7 +67,7 @@ def check_case(
             _check_patch(report, case, image.grid.shape, patch)
         grid = None if image is None else image.grid
         del image  # frees the memory before the label is read
-        label = None if case.label is None else examine_label(case.label, grid, num_classes, report, readers)
+        label = None if case.label is None else examine_label(case.label, grid, scheme, report, readers)
     except MemoryError:
         report.add(
             "error", case.images[0], "memory", "does not fit into memory", "check its size, or use fewer workers"
@@ -73,16 +75,41 @@ def check_case(
         return report
     if label is not None:
         report.label_dtype = label.dtype
-        report.label_voxels = {int(v): n for v, n in label.counts.items() if v in range(num_classes)}
-        if case.label is not None and set(label.counts) == {0.0}:
-            report.add(
-                "warning",
-                case.label,
-                "empty-foreground",
-                "has no foreground voxel",
-                "annotate the case, or leave it if nothing is to be found in it",
-            )
+        report.label_voxels = _count_classes(label, scheme)
+        if case.label is not None and label.values is not None:
+            _check_annotation(report, case.label, scheme)
     return report
+
+
+def _count_classes(label: Label, scheme: LabelScheme) -> dict[int, int]:
+    """Number of voxels of each class index; values that the data set does not know are left out."""
+    whole = [value for value in label.counts if float(value).is_integer()]
+    unknown = set(scheme.unknown(whole))
+    counts: dict[int, int] = {}
+    for value in whole:
+        if value not in unknown:
+            index = int(scheme.to_indices(np.array([int(value)]))[0])
+            counts[index] = counts.get(index, 0) + label.counts[value]
+    return counts
+
+
+def _check_annotation(report: CaseReport, path: Path, scheme: LabelScheme) -> None:
+    if set(report.label_voxels) == {IGNORE}:
+        report.add(
+            "warning",
+            path,
+            "no-annotation",
+            f"has the ignore value {scheme.ignore} in every voxel",
+            "annotate a part of the case, or take it out",
+        )
+    elif not report.label_voxels.keys() - {0, IGNORE}:
+        report.add(
+            "warning",
+            path,
+            "empty-foreground",
+            "has no foreground voxel",
+            "annotate the case, or leave it if nothing is to be found in it",
+        )
 
 
 def _measure_image(report: CaseReport, image: Image) -> None:

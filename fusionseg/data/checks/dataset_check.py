@@ -6,8 +6,8 @@ compares the cases with each other. No problem ends the report.
 Codes of errors: missing, unreadable, truncated, corrupt, trailing-data, header, dimensions, spacing, affine, channels,
 channel-shape, channel-affine, label-shape, label-affine, non-finite, constant, label-fraction, label-value, memory,
 crashed, dataset. Codes of warnings: label-affine and channel-affine (slight), label-order and channel-order,
-label-float, empty-foreground, constant-channel, class-absent, small-volume, spacing-outlier, orientation, duplicate,
-qform-sform, pixdim, shear, units, unlabelled, left-out.
+label-float, empty-foreground, no-annotation, constant-channel, class-absent, small-volume, spacing-outlier,
+orientation, duplicate, qform-sform, pixdim, shear, units, unlabelled, left-out.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from typing import Any
 import numpy as np
 
 from fusionseg.data.checks.case_check import CaseReport, check_case
+from fusionseg.data.checks.label_summary import label_lines, summarise_labels
 from fusionseg.data.formats.dataset import Case, Dataset
 from fusionseg.data.formats.ignored_entries import unlabelled_cases
 from fusionseg.data.formats.problems import Problem
+from fusionseg.data.labels.scheme import ranges
 from fusionseg.utils.machine import available_cpus
 from fusionseg.utils.parallel import map_cases
 
@@ -112,7 +114,7 @@ def check_dataset(
     workers = max(1, min(workers or available_cpus(), len(cases)))
     check = partial(
         check_case,
-        num_classes=dataset.num_classes,
+        scheme=dataset.scheme,
         channels=len(dataset.channels),
         readers=dataset.readers,
         patch=patch,
@@ -212,13 +214,13 @@ def _problems_between(dataset: Dataset, cases: Sequence[Case], reports: Sequence
         )
     labelled = [case for case in dataset.training if case.label is not None]
     if labelled:
-        for value, name in dataset.labels.items():
-            if value and not any(report.label_voxels.get(value) for report in reports):
+        for index, label in enumerate(dataset.scheme.classes):
+            if index and not any(report.label_voxels.get(index) for report in reports):
                 warn(
                     "",
                     dataset.root,
                     "class-absent",
-                    f"class {value} {name} is in no label file",
+                    f"class {ranges(label.values)} {label.name} is in no label file",
                     "check the labels; take the name out if the class does not exist",
                 )
         for note in unlabelled_cases(dataset.training):
@@ -247,15 +249,7 @@ def _summarise(dataset: Dataset, reports: Sequence[CaseReport]) -> dict[str, Any
         "orientations": dict(Counter(report.orientation for report in reports if report.orientation).most_common()),
         "image_dtypes": dict(Counter(dtype for report in reports for dtype in report.image_dtypes).most_common()),
         "label_dtypes": dict(Counter(report.label_dtype for report in reports if report.label_dtype).most_common()),
-        "labels": [
-            {
-                "value": value,
-                "name": name,
-                "voxels": sum(report.label_voxels.get(value, 0) for report in reports),
-                "cases": sum(report.label_voxels.get(value, 0) > 0 for report in reports),
-            }
-            for value, name in dataset.labels.items()
-        ],
+        **summarise_labels(dataset, reports),
         "intensity": intensity,
     }
 
@@ -279,10 +273,7 @@ def _summary_lines(summary: dict[str, Any]) -> list[str]:
         lines.append(f"  {title:<13} {', '.join(spread) or '-'}")
     for key in ("orientations", "image_dtypes", "label_dtypes"):
         lines.append(f"  {key.replace('_', ' '):<13} {counts(summary[key])}")
-    for label in summary["labels"]:
-        lines.append(
-            f"  label {label['value']:<7} {label['name']}: {label['voxels']} voxels in {_count(label['cases'], 'case')}"
-        )
+    lines += label_lines(summary)
     for channel in summary["intensity"]:
         levels = ", ".join(f"{key} {value:.5g}" for key, value in channel.items() if key != "channel")
         lines.append(f"  intensity     {channel['channel']}: {levels}")

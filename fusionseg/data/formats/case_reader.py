@@ -19,6 +19,7 @@ from fusionseg.data.formats.geometry import KEEP, Grid, Turn, is_invertible
 from fusionseg.data.formats.problems import Findings
 from fusionseg.data.formats.readers import Readers
 from fusionseg.data.formats.voxel_checks import check_finite, check_label_values, count_values
+from fusionseg.data.labels.scheme import UNLABELLED, LabelScheme
 
 ARRAY = Path("array")
 """The name of an image without a file, in messages."""
@@ -46,8 +47,8 @@ class Label:
     """The label of a case, on the grid of its image.
 
     Args:
-        values: uint8 (X, Y, Z); None if the label has errors.
-        counts: number of voxels of each value.
+        values: uint8 class indices (X, Y, Z); None if the label has errors.
+        counts: number of voxels of each value of the file.
         dtype: data type of the stored numbers.
     """
 
@@ -60,7 +61,7 @@ def read_case(
     images: Sequence[Path],
     label: Path | None,
     channels: int | None,
-    num_classes: int | None,
+    scheme: LabelScheme,
     readers: Readers | None = None,
 ) -> tuple[Image, NDArray[np.uint8] | None]:
     """Read the image and the label of a case.
@@ -69,11 +70,11 @@ def read_case(
         images: one file per channel, or one file that is 3D, or 4D with several channels.
         label: None for a case without one.
         channels: the required number of channels; None accepts any.
-        num_classes: highest allowed label value + 1; None allows all values that fit a byte.
+        scheme: of the data set: the meaning of the label's values.
         readers: of the data set; None for the built-in ones.
 
     Returns:
-        The image, and the label (X, Y, Z) on the image's grid; None without a label.
+        The image, and the label on the image's grid as class indices (X, Y, Z); None without a label.
 
     Raises:
         CaseError: with everything that `fusionseg check` calls an error.
@@ -81,7 +82,7 @@ def read_case(
     findings, readers = Findings(), readers or Readers()
     image = examine_image(images, channels, findings, readers)
     grid = None if image is None else image.grid
-    mask = None if label is None else examine_label(label, grid, num_classes, findings, readers)
+    mask = None if label is None else examine_label(label, grid, scheme, findings, readers)
     findings.refuse()
     assert image is not None  # otherwise there is an error
     return image, None if mask is None else mask.values
@@ -98,16 +99,16 @@ def read_image(images: Sequence[Path], channels: int | None = None, readers: Rea
     Raises:
         CaseError: with everything that `fusionseg check` calls an error.
     """
-    return read_case(images, None, channels, None, readers)[0]
+    return read_case(images, None, channels, UNLABELLED, readers)[0]
 
 
-def read_label(path: Path, grid: Grid, num_classes: int | None, readers: Readers | None = None) -> NDArray[np.uint8]:
-    """Read a label file, turned to the grid of its image.
+def read_label(path: Path, grid: Grid, scheme: LabelScheme, readers: Readers | None = None) -> NDArray[np.uint8]:
+    """Read a label file as class indices, turned to the grid of its image.
 
     Args:
         path: the file.
         grid: of the label's image.
-        num_classes: as for `read_case`.
+        scheme: as for `read_case`.
         readers: as for `read_case`.
 
     Returns:
@@ -117,7 +118,7 @@ def read_label(path: Path, grid: Grid, num_classes: int | None, readers: Readers
         CaseError: with everything that `fusionseg check` calls an error.
     """
     findings = Findings()
-    label = examine_label(path, grid, num_classes, findings, readers or Readers())
+    label = examine_label(path, grid, scheme, findings, readers or Readers())
     findings.refuse()
     assert label is not None and label.values is not None
     return label.values
@@ -230,14 +231,14 @@ def examine_image(
 
 
 def examine_label(
-    path: Path, grid: Grid | None, num_classes: int | None, findings: Findings, readers: Readers | None = None
+    path: Path, grid: Grid | None, scheme: LabelScheme, findings: Findings, readers: Readers | None = None
 ) -> Label | None:
     """Read a label file and note its problems.
 
     Args:
         path: the file.
         grid: of the label's image; None if that could not be read.
-        num_classes: as for `read_case`.
+        scheme: as for `read_case`.
         findings: gets the problems.
         readers: as for `read_case`.
 
@@ -258,10 +259,10 @@ def examine_label(
         with np.errstate(over="ignore", invalid="ignore"):
             values = values.astype(np.float32)  # an integer that was scaled need not be exact in float64
     counts = count_values(values)
-    valid = check_label_values(path, counts, file.voxels.dtype, file.stored_type, num_classes, findings)
+    valid = check_label_values(path, counts, file.voxels.dtype, file.stored_type, scheme, findings)
     if not valid or turn is None:
         return Label(None, counts, file.stored_type)
-    return Label(np.ascontiguousarray(turn(values.astype(np.uint8))), counts, file.stored_type)
+    return Label(np.ascontiguousarray(turn(scheme.indices_of_known(values))), counts, file.stored_type)
 
 
 def _report_constant(image: Image, images: Sequence[Path], findings: Findings) -> None:

@@ -1,18 +1,11 @@
-"""Names of channels and labels: read from a data set's JSON, and matched with those of another data set."""
+"""Names of channels and classes: those of channels are read from a JSON, both are matched with another data set."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from fusionseg.data.formats.case import Case
-
-MAX_LABELS = 256
-"""Largest number of label values: a label is stored in one byte a voxel."""
-_LABELS_FIX = "name the values 0, 1, ... with data.labels=[background,tumour]"
 
 _GENERIC = re.compile(r"(image|channel|modality|m)?[ _-]?\d*")
 """Names that do not describe the content of a channel, such as the names of channels for which none is stated."""
@@ -103,61 +96,3 @@ def _numbered(stated: dict[Any, Any]) -> dict[int, str] | None:
         return None
     numbered = {int(value): name for value, name in pairs}
     return numbered if len(numbered) == len(pairs) else None
-
-
-def label_names(
-    stated: Any, given: Sequence[str] | None, source: Path, training: Sequence[Case], problems: list[str]
-) -> dict[int, str]:
-    """Read the names of the label values.
-
-    Args:
-        stated: the entry of the JSON.
-        given: names for the values 0, 1, ..., which take precedence; None for none.
-        source: the JSON file.
-        training: the training cases.
-        problems: gets an entry that cannot be used.
-
-    Returns:
-        Value -> name.
-    """
-    unlabelled = all(case.label is None for case in training)
-    where = "data.labels" if given is not None else f"{source}: labels"
-    if given is not None:
-        stated = list(given)
-    if not stated and given is None:
-        if not unlabelled:
-            problems.append(f"{source}: names no labels; {_LABELS_FIX}")
-        return {0: "background"}  # images alone are enough for pre-training
-    if isinstance(stated, dict) and any(isinstance(value, list) for value in stated.values()):
-        regions = ", ".join(str(name) for name, value in stated.items() if isinstance(value, list))
-        problems.append(
-            f"{where}: nnU-Net regions (lists of values: {regions}) are not supported; give each value a "
-            "name of its own, and evaluate the regions from the classes"
-        )
-        return {}
-    names = dict(enumerate(map(str, stated))) if isinstance(stated, list) else None
-    if isinstance(stated, dict):
-        names = _numbered(stated)
-    if names is None:
-        problems.append(
-            f'{where} is {stated!r}; write {{"0": "background", "1": "tumour"}}, each value once, or {_LABELS_FIX}'
-        )
-        return {}
-    if sorted(names) != list(range(len(names))):
-        problems.append(
-            f"{where}: the values {sorted(names)} are not consecutive from 0; renumber the label files and "
-            "the names to 0, 1, 2, ..."
-        )
-    elif len(names) < 2 and not unlabelled:
-        problems.append(f"{where}: there is no class except the background; {_LABELS_FIX}")
-    if len(names) > MAX_LABELS:
-        problems.append(
-            f"{where}: there are {len(names)} labels (expected {MAX_LABELS} at most, one byte a voxel); merge classes,"
-            " or split the task in two data sets"
-        )
-    if "ignore" in names.values() and given is None:
-        problems.append(f"{where}: nnU-Net's ignore label is not supported; relabel those voxels, and remove the name")
-    doubled = [name for name, count in Counter(names.values()).items() if count > 1]
-    if doubled:
-        problems.append(f"{where}: {', '.join(doubled)} names several values; give each its own name")
-    return dict(sorted(names.items()))

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+from fusionseg.config.data.labels import LabelSettings
 from fusionseg.data.formats.case import Case
-from fusionseg.data.formats.channel_names import channel_names, label_names
+from fusionseg.data.formats.channel_names import channel_names
 from fusionseg.data.formats.dataset_json import (
     LAYOUTS,
     Layout,
@@ -37,6 +38,7 @@ from fusionseg.data.formats.image_file import VolumeError
 from fusionseg.data.formats.layouts.nnunet import nnunet_cases
 from fusionseg.data.formats.missing_files import capped, file_problems, wrong_base
 from fusionseg.data.formats.readers import Readers
+from fusionseg.data.labels.opening import fitting_settings, open_labels
 from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import user_path
@@ -114,9 +116,9 @@ class Dataset:
 def open_dataset(
     root: str | Path,
     layout: str = "auto",
-    labels: Sequence[str] | None = None,
+    labels: LabelSettings | None = None,
     *,
-    default_labels: Sequence[str] | None = None,
+    default_labels: LabelSettings | None = None,
     require_files: bool = True,
     readers: Readers | None = None,
     base_dir: str | None = None,
@@ -126,8 +128,8 @@ def open_dataset(
     Args:
         root: the folder of the data set, or the JSON file of a datalist.
         layout: msd, nnunet or datalist; "auto" decides by the JSON and the file names.
-        labels: names for the values 0, 1, ... (`data.labels`); they take precedence over the file's names.
-        default_labels: names for the values if the file has none.
+        labels: the keys about labels; they take precedence over the names in the file.
+        default_labels: those of a run, which are used as far as they fit this data set.
         require_files: False leaves missing files for `check_dataset` to report case by case.
         readers: of the image files; None for the built-in ones.
         base_dir: the folder at which the relative paths of a list start (`data.base_dir`); None is that which the list
@@ -164,8 +166,11 @@ def open_dataset(
     training, testing = unique_names(source, base, training, testing, faults)
     problems += _name_problems(training + testing)
     channels = channels or _guess_channels(training + testing, readers)
-    given = labels if labels is not None or content.get("labels") else default_labels
-    names = label_names(content.get("labels"), given, source, training, problems)
+    if labels is None:
+        labels = LabelSettings() if default_labels is None else fitting_settings(content, default_labels, source)
+    scheme, training, testing = open_labels(
+        content, labels, source, training, testing, problems, readers, read_all=not require_files
+    )
     lost = wrong_base(source, base, training + testing) if chosen != "nnunet" else []
     faults += lost
     if require_files or problems:
@@ -179,7 +184,7 @@ def open_dataset(
         layout=chosen,
         name=str(content.get("name") or (source.stem if chosen == "datalist" else source.parent.name)),
         channels=channels,
-        scheme=LabelScheme.of_names([names[value] for value in sorted(names)]),
+        scheme=scheme,
         training=tuple(sorted(training, key=lambda case: case.name)),
         testing=tuple(sorted(testing, key=lambda case: case.name)),
         faults=tuple(faults),

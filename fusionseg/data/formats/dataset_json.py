@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -217,7 +217,7 @@ def _entries(
         entry = entry if isinstance(entry, dict) else {"image": entry}
         images, label, fold = as_list(entry.get("image")), entry.get("label") or None, entry.get("fold")
         if not images or not all(isinstance(image, str) and image for image in images):
-            others = [str(name) for name in entry if name not in ("image", "label", "fold")]
+            others = [str(name) for name in entry if name not in ("image", "label", "fold", "annotated")]
             has = f" (it has {', '.join(others[:5])})" if others else ""
             problems.append(
                 f'{source}: {key}[{i}] has no "image"{has}; give a path or a list of paths, one per channel'
@@ -232,8 +232,25 @@ def _entries(
                 hidden.append(paths[0].name)
                 continue
             name = _joint_name(paths, readers)
-            cases.append(Case(name, paths, _listed_path(base, label) if label else None, fold))
+            annotated = annotated_names(entry, f"{source}: {key}[{i}]", problems)
+            cases.append(Case(name, paths, _listed_path(base, label) if label else None, fold, annotated=annotated))
     return cases
+
+
+def annotated_names(entry: Mapping[str, Any], where: str, problems: list[str]) -> tuple[str, ...] | None:
+    """The names of the classes that a case annotates, if its entry in a JSON states them.
+
+    Args:
+        entry: of the case.
+        where: the entry, for the message.
+        problems: gets a faulty entry.
+    """
+    stated = entry.get("annotated")
+    names = tuple(as_list(stated))
+    if not all(isinstance(name, str) for name in names):
+        problems.append(f'{where}: "annotated" is {stated!r}; list the names of the classes that the case annotates')
+        return None
+    return None if stated is None else names
 
 
 def _listed_path(folder: Path, text: str) -> Path:

@@ -33,9 +33,9 @@ _OTHERS = (
     "release",
     "reference",
 )
-_ENTRY = (("image",), ("label",), ("fold",))
+_ENTRY = (("image",), ("label",), ("fold",), ("annotated",))
 _LABEL_KEYS = ("seg", "segmentation", "mask", "lbl", "gt", "ground_truth", "annotation", "target", "labels")
-_ENTRY_NNUNET = (("images",), ("label",))
+_ENTRY_NNUNET = (("images",), ("label",), ("annotated",))
 _SIMILAR = 0.8
 _OTHER_FORMATS = (".mgz", ".mnc", ".h5", ".zarr", ".b2nd", ".tif", ".tiff", ".png", ".jpg")
 _PACKED = (".npz", ".gz", ".bz2", ".zip")

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionseg.data.formats.channel_names import MAX_LABELS
 from fusionseg.data.formats.problems import Findings
+from fusionseg.data.labels.scheme import LabelScheme, ranges
 
 CHUNK = 1 << 20
 """Number of voxels that are counted at once."""
@@ -68,26 +68,25 @@ def check_label_values(
     counts: dict[float, int],
     dtype: np.dtype[Any],
     stored_type: str,
-    num_classes: int | None,
+    scheme: LabelScheme,
     findings: Findings,
 ) -> bool:
-    """Note label values that are not integers, or that the data set does not name.
+    """Note label values that are not integers, or that the data set does not know.
 
     Args:
         path: the file.
         counts: number of voxels of each value.
         dtype: of the values.
         stored_type: data type of the stored numbers, for the message.
-        num_classes: highest allowed value + 1; None allows all that fit a byte.
+        scheme: of the data set.
         findings: gets the problems.
 
     Returns:
         True if there is no error.
     """
-    limit = MAX_LABELS if num_classes is None else num_classes
     # The test is exact, because the cast to an integer would turn 0.99999 into 0.
     odd = [value for value in counts if not float(value).is_integer()]
-    unknown = sorted(value for value in counts if float(value).is_integer() and not 0 <= value < limit)
+    unknown = scheme.unknown([value for value in counts if float(value).is_integer()])
     if odd:
         findings.add(
             "error",
@@ -103,7 +102,7 @@ def check_label_values(
             "error",
             path,
             "label-value",
-            f"the label holds {_values(unknown)}, and the data set's labels are 0 to {limit - 1}"
+            f"the label holds {_values(unknown)}, and the data set's labels are {ranges(scheme.values)}"
             f" ({_voxels(counts, unknown)})",
             "correct the label file, or name the values in dataset.json or data.labels",
         )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fusionseg.config.data.labels import LabelSettings, Members
-from fusionseg.data.labels.scheme import MAX_CLASSES, MAX_VALUE, LabelClass, LabelScheme, Region
+from fusionseg.data.labels.scheme import MAX_CLASSES, MAX_VALUE, LabelClass, LabelScheme, Region, ranges
 from fusionseg.data.labels.statement import IGNORED_NAME, LabelStatement, Values, read_statement, value_name
 from fusionseg.utils.errors import suggest
 
@@ -73,7 +73,8 @@ def read_labels(
     values_of = {**statement.values_of, **regions, **classes}
     if regions:
         made = _regions(scheme, regions, problems)
-        scheme = _with_order(scheme, made, order, order_key, problems)
+        if len(problems) == before:
+            scheme = _with_order(scheme, made, order, order_key, problems)
     elif settings.regions_class_order is not None:
         problems.append("data.regions_class_order: there are no regions; state data.regions, or remove it")
     if len(classes) > MAX_CLASSES:
@@ -118,8 +119,8 @@ class _SettingsReader:
         if len(values) != 1 or not 0 < values[0] <= MAX_VALUE:
             if values:
                 self.problems.append(
-                    f"data.ignore: expected one value from 1 to {MAX_VALUE} (0 is the background), got {given!r}; choose"
-                    " the value of voxels without annotation"
+                    f"data.ignore: expected one value from 1 to {MAX_VALUE} (0 is the background), got {given!r};"
+                    " choose the value of voxels without annotation"
                 )
             return None
         value = values[0]
@@ -148,7 +149,7 @@ class _SettingsReader:
             value for values in self.statement.regions.values() for value in values
         }
         rest = sorted(every - taken - {0, self.statement.ignore})
-        if not chosen:
+        if not self.settings.classes:
             self.problems.append("data.classes: is empty; name at least one class")
         return {background: (0, *rest), **chosen}
 
@@ -218,7 +219,7 @@ class _SettingsReader:
             unknown = [value for value in values if value not in known]
         if unknown:
             allowed = sorted(value for value in known if value is not None)
-            expected = f"0 to {MAX_VALUE}" if self.values_are_free else _ranges(allowed)
+            expected = f"0 to {MAX_VALUE}" if self.values_are_free else ranges(allowed)
             self.problems.append(
                 f"{where}: no label has the value {', '.join(map(str, unknown))} (expected {expected}); correct it"
             )
@@ -251,8 +252,8 @@ def _regions(scheme: LabelScheme, regions: Mapping[str, Values], problems: list[
         classes = []
         if outside := sorted(set(values).intersection(scheme.classes[0].values)):
             problems.append(
-                f"data.regions.{name}: has {_ranges(outside)}, which is no class by data.classes; add a class with it, or"
-                " take it out"
+                f"data.regions.{name}: has {ranges(outside)}, which is no class by data.classes; add a class with it,"
+                " or take it out"
             )
         for index, label in enumerate(scheme.classes[1:], 1):
             inside = set(values).intersection(label.values)
@@ -261,13 +262,13 @@ def _regions(scheme: LabelScheme, regions: Mapping[str, Values], problems: list[
             classes.append(index)
             if missing := sorted(set(label.values) - inside):
                 problems.append(
-                    f"data.regions.{name}: has {_ranges(sorted(inside))} of the class {label.name} and not"
-                    f" {_ranges(missing)}; give a region all values of a class, or do not merge them in data.classes"
+                    f"data.regions.{name}: has {ranges(sorted(inside))} of the class {label.name} and not"
+                    f" {ranges(missing)}; give a region all values of a class, or do not merge them in data.classes"
                 )
         region = Region(name, tuple(classes), 0)
         same = made.setdefault(region.classes, region)
         if same is not region:
-            problems.append(f"{name} and {same.name} are the same region ({_ranges(values)}); remove one of them")
+            problems.append(f"{name} and {same.name} are the same region ({ranges(values)}); remove one of them")
     return tuple(made.values())
 
 
@@ -292,8 +293,8 @@ def _with_order(
         return scheme
     if len(values) != len(regions):
         problems.append(
-            f"{key}: expected {len(regions)} values, one for each of {', '.join(region.name for region in regions)}, got"
-            f" {list(values)}"
+            f"{key}: expected {len(regions)} values, one for each of {', '.join(region.name for region in regions)},"
+            f" got {list(values)}"
         )
         return scheme
     painted = tuple(Region(region.name, region.classes, value) for region, value in zip(regions, values, strict=True))
@@ -321,14 +322,3 @@ def _painted_values(scheme: LabelScheme, regions: tuple[Region, ...]) -> list[in
     membership = painted.membership
     indices = painted.to_indices(painted.paint(membership))
     return values if np.array_equal(membership[:, indices], membership) else None
-
-
-def _ranges(values: Values | list[int]) -> str:
-    """Values for a message: "0 to 4, 7"."""
-    parts: list[list[int]] = []
-    for value in values:
-        if parts and value == parts[-1][-1] + 1:
-            parts[-1].append(value)
-        else:
-            parts.append([value])
-    return ", ".join(f"{part[0]} to {part[-1]}" if len(part) > 2 else ", ".join(map(str, part)) for part in parts)

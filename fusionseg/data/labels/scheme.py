@@ -144,6 +144,20 @@ class LabelScheme:
         return np.array([annotated is None or name in annotated for name in self.output_names])
 
     @property
+    def mapping(self) -> dict[str, Any] | None:
+        """The map from file values to class indices in JSON's types; None if it changes no value.
+
+        Prepared labels depend on it, and on nothing else of the scheme.
+        """
+        values = [list(label.values) for label in self.classes]
+        mapping: dict[str, Any] = {"values": values}
+        if self.ignore is not None:
+            mapping["ignore"] = self.ignore
+        if self.rest_is_background:
+            mapping["rest"] = 0
+        return None if mapping == {"values": [[index] for index in range(self.num_classes)]} else mapping
+
+    @property
     def values(self) -> tuple[int, ...]:
         """All values that the files may hold, in ascending order."""
         every = {value for label in self.classes for value in label.values}
@@ -173,7 +187,15 @@ class LabelScheme:
         """
         if unknown := self.unknown(_occurring(values)):
             raise ValueError(f"unknown label values {[int(value) for value in unknown]}")
-        if self.is_plain:
+        return self.indices_of_known(values)
+
+    def indices_of_known(self, values: NDArray[Any]) -> NDArray[np.uint8]:
+        """Turn the values of a label file into class indices, as `to_indices` does, without its check.
+
+        Args:
+            values: whole numbers that the scheme knows.
+        """
+        if self.mapping is None:
             return values.astype(np.uint8)
         kind = values.dtype if values.dtype.kind == "u" else np.dtype(np.int32)
         return self._index_of_value[values.astype(kind, copy=False)]
@@ -265,3 +287,22 @@ def _occurring(values: NDArray[Any]) -> list[int]:
     if values.size and values.dtype.kind in "ui" and values.dtype.itemsize <= 2 and values.min() >= 0:
         return [int(value) for value in np.flatnonzero(np.bincount(values.ravel()))]
     return [int(value) for value in np.unique(values)]
+
+
+UNLABELLED = LabelScheme.of_names([BACKGROUND])
+"""The scheme of images without labels."""
+
+
+def ranges(values: Sequence[int]) -> str:
+    """Values in ascending order for a message: "0 to 4, 7".
+
+    Args:
+        values: whole numbers.
+    """
+    parts: list[list[int]] = []
+    for value in values:
+        if parts and value == parts[-1][-1] + 1:
+            parts[-1].append(value)
+        else:
+            parts.append([value])
+    return ", ".join(f"{part[0]} to {part[-1]}" if len(part) > 2 else ", ".join(map(str, part)) for part in parts)

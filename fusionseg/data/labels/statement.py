@@ -128,11 +128,13 @@ def _take_background(names: dict[str, Values], where: str, problems: list[str]) 
     if len(zeros) > 1:
         problems.append(f"{where}: {' and '.join(zeros)} have the value 0, which is the background; correct one")
     background = zeros[0] if zeros else BACKGROUND
+    values = names.get(background, ()) if zeros else ()
     if not zeros and BACKGROUND in names:
+        background = "0"
         problems.append(
-            f"{where}: {BACKGROUND} is {list(names[BACKGROUND])}, and 0 is the background in every label file; rename it"
+            f"{where}: {BACKGROUND} is {list(names[BACKGROUND])}, and 0 is the background in every label file; rename"
+            " it"
         )
-    values = names.get(background, ())
     for name in zeros:
         del names[name]
     return background, (0, *sorted(value for value in values if value))
@@ -163,8 +165,8 @@ def _add_regions(statement: LabelStatement, names: dict[str, Values], where: str
     for name, values in names.items():
         if statement.ignore in values:
             problems.append(
-                f"{where}: the region {name} has the value {statement.ignore}, which is the ignore label; take it out of"
-                " one of the two"
+                f"{where}: the region {name} has the value {statement.ignore}, which is the ignore label; take it out"
+                " of one of the two"
             )
         if merged := sorted(set(values).intersection(background)):
             problems.append(f"{where}: the region {name} has the value {merged[0]} of the background; take it out")

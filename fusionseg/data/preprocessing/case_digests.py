@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from fusionseg.data.formats.case import Case
+from fusionseg.data.formats.dataset import Case, Dataset
 from fusionseg.data.formats.readers import Readers
+from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.preprocessing.store import PreparedCase
 from fusionseg.data.preprocessing.volume import read_digests
 from fusionseg.utils.machine import available_cpus
@@ -32,15 +33,15 @@ class CaseDigests:
 
 def digests_of(
     cases: Sequence[Case],
-    readers: Readers,
+    dataset: Dataset,
     prepared: Mapping[str, PreparedCase] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, CaseDigests]:
     """Find the digests of cases.
 
     Args:
-        cases: of one data set.
-        readers: of that data set.
+        cases: of the data set.
+        dataset: the data set. The digest of a label is that of its class indices.
         prepared: current records of its cases; the files of these are not read.
         progress: called with (cases read, cases to read).
 
@@ -52,7 +53,7 @@ def digests_of(
     found = {case.name: known[case.name] for case in cases if case.name in known}
     with ThreadPoolExecutor(min(MAX_VOLUMES, available_cpus())) as pool:
         for done, (case, digests) in enumerate(
-            zip(missing, pool.map(partial(_read, readers), missing), strict=True), 1
+            zip(missing, pool.map(partial(_read, dataset.scheme, dataset.readers), missing), strict=True), 1
         ):
             if digests is not None:
                 found[case.name] = digests
@@ -70,8 +71,8 @@ def recorded_digests(record: PreparedCase) -> CaseDigests:
     return CaseDigests(record.digest, record.label_digest or None)
 
 
-def _read(readers: Readers, case: Case) -> CaseDigests | None:
+def _read(scheme: LabelScheme, readers: Readers, case: Case) -> CaseDigests | None:
     try:
-        return CaseDigests(*read_digests(case.images, case.label, readers))
+        return CaseDigests(*read_digests(case.images, case.label, scheme, readers))
     except ValueError:  # the preparation of the case reports the problem
         return None

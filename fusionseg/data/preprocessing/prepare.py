@@ -21,6 +21,7 @@ from fusionseg.config import DataConfig
 from fusionseg.data.formats.dataset import Case, Dataset, open_dataset
 from fusionseg.data.formats.problems import CaseError
 from fusionseg.data.formats.readers import Readers
+from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.preprocessing.case_folders import CASES, read_cases
 from fusionseg.data.preprocessing.record import PreparedCase, SourceFile, size_and_time, write_record
 from fusionseg.data.preprocessing.store import Store, read_header, settings_key, settings_of, write_case, write_header
@@ -69,7 +70,8 @@ def open_configured(data: DataConfig) -> Dataset:
     if data.root is None:
         raise UserError("data.root is not set: add data.root=/path/to/dataset to the command, or root: under data:")
     open_transforms(data.transforms)
-    return open_dataset(data.root, data.layout, data.labels, readers=Readers(data.reader), base_dir=data.base_dir)
+    readers, base_dir = Readers(data.reader), data.base_dir
+    return open_dataset(data.root, data.layout, data.label_settings, readers=readers, base_dir=base_dir)
 
 
 def store_folder(data: DataConfig, output: str, dataset: Dataset) -> Path:
@@ -83,7 +85,8 @@ def store_folder(data: DataConfig, output: str, dataset: Dataset) -> Path:
     if data.prepared is not None:
         return user_path(data.prepared)
     place = hashlib.sha256(os.fsencode(dataset.place)).hexdigest()[:6]
-    return user_path(output) / "prepared" / file_name(f"{dataset.short_name}-{place}-{settings_key(data)}")
+    key = settings_key(data, dataset.scheme)
+    return user_path(output) / "prepared" / file_name(f"{dataset.short_name}-{place}-{key}")
 
 
 def prepare(data: DataConfig, dataset: Dataset, store: Store, progress: Progress | None = None) -> PrepareReport:
@@ -113,7 +116,7 @@ def prepare(data: DataConfig, dataset: Dataset, store: Store, progress: Progress
     done, total = len(report.reused), len(dataset.training)
     if progress:
         progress(done, total)
-    work = partial(_prepare_case, root, data, dataset.num_classes, len(dataset.channels))
+    work = partial(_prepare_case, root, data, dataset.scheme, len(dataset.channels))
     workers = data.workers or available_cpus()
     for case, outcome in map_cases(work, todo, workers=workers, initializer=_one_thread):
         if isinstance(outcome, WriteError):  # not a problem of the case: the next ones would fail too
@@ -150,19 +153,22 @@ def open_store(data: DataConfig, output: str, dataset: Dataset) -> Store:
     """
     root = store_folder(data, output, dataset)
     _check_header(root, data)
-    found = {case.name: _current(root, case, dataset.num_classes) for case in dataset.training}
+    found = {case.name: _current(root, case, dataset.scheme) for case in dataset.training}
     cases = {name: record for name, record in found.items() if record is not None}
-    return Store(root, dataset.name, dataset.channels, dict(dataset.labels), cases)
+    return Store(root, dataset.name, dataset.channels, dataset.scheme, cases)
 
 
-def _current(root: Path, case: Case, num_classes: int) -> PreparedCase | None:
-    """The record of a case, if it was made from the files as they are now and has no class that the data set lacks."""
+def _current(root: Path, case: Case, scheme: LabelScheme) -> PreparedCase | None:
+    """The record of a case, if it was made from the files and with the map of label values as they are now, and has no
+    class that the data set lacks."""
     files = _files(case)
     for record in read_cases(root, case.name):
-        if len(record.sources) != len(files) or max(record.classes, default=0) >= num_classes:
+        if len(record.sources) != len(files) or max(record.classes, default=0) >= scheme.num_classes:
+            continue
+        if case.label is not None and record.mapping != scheme.mapping:
             continue
         if all(source.unchanged(path) for source, path in zip(record.sources, files, strict=True)):
-            return _with_new_times(root, record, files)
+            return _with_annotation(_with_new_times(root, record, files), case, scheme)
     return None
 
 
@@ -182,7 +188,7 @@ def _check_transforms(config: DataConfig, dataset: Dataset, cases: list[Case]) -
     """Apply the transforms to the first case that can be read, so that their faults end the preparation at once."""
     for case in cases:
         with suppress(CaseError):  # the preparation of the case reports it
-            check_transforms(case.images, case.label, config, dataset.num_classes, len(dataset.channels))
+            check_transforms(case.images, case.label, config, dataset.scheme, len(dataset.channels))
             return
 
 
@@ -190,14 +196,22 @@ def _files(case: Case) -> list[Path]:
     return [*case.images, *([case.label] if case.label is not None else [])]
 
 
-def _prepare_case(root: Path, config: DataConfig, num_classes: int, channels: int, case: Case) -> PreparedCase:
-    if (record := _current(root, case, num_classes)) is not None:  # another run prepared it meanwhile
+def _prepare_case(root: Path, config: DataConfig, scheme: LabelScheme, channels: int, case: Case) -> PreparedCase:
+    if (record := _current(root, case, scheme)) is not None:  # another run prepared it meanwhile
         return record
     sources = [SourceFile.read(path) for path in _files(case)]
-    volume = load_volume(case.images, case.label, config, num_classes, channels)
-    if (record := _current(root, case, num_classes)) is not None:
+    volume = load_volume(case.images, case.label, config, scheme, channels)
+    if (record := _current(root, case, scheme)) is not None:
         return record
-    return write_case(root, case.name, volume, sources, config.dtype)
+    record = write_case(root, case.name, volume, sources, config.dtype, scheme if case.label is not None else None)
+    return _with_annotation(record, case, scheme)
+
+
+def _with_annotation(record: PreparedCase, case: Case, scheme: LabelScheme) -> PreparedCase:
+    """The record with the outputs that the case annotates."""
+    if case.annotated is None:
+        return record
+    return replace(record, annotated=tuple(scheme.output_names.index(name) for name in case.annotated))
 
 
 def _remove_leftovers(root: Path) -> None:

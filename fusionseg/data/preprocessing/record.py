@@ -17,6 +17,9 @@ from fusionseg.data.formats.source_files import files_of
 from fusionseg.utils.files import write_json
 
 FILE = "case.json"
+_OPTIONAL = ("mapping", "annotated_voxels", "annotated")
+"""Fields that a record has only where they are set."""
+_NOT_STORED = ("folder", "annotated")
 
 
 @dataclass(frozen=True)
@@ -94,12 +97,12 @@ class PreparedCase:
     background: tuple[float, ...]
     """For each channel, the value outside the volume, see `Volume.background`."""
     classes: tuple[int, ...]
-    """Foreground classes that occur, in ascending order."""
+    """Indices of the foreground classes that occur, in ascending order."""
     class_offsets: tuple[int, ...]
     """First entry of each of `classes` in foreground.npy, and the number of entries."""
     labelled: bool
     class_voxels: tuple[tuple[int, int, int, int], ...]
-    """For each foreground class of the label file: value, voxels in the file, after resampling, and after the crop."""
+    """For each foreground class of the label file: index, voxels in the file, after resampling, and after the crop."""
     digest: str
     """Digest of the image's voxels, see `image_digest`."""
     label_digest: str
@@ -108,16 +111,27 @@ class PreparedCase:
     """`checksum` of image.npy, of label.npy (0 without a label) and of foreground.npy."""
     folder: str
     """Path within the store; see `case_folders`."""
+    mapping: Mapping[str, Any] | None = None
+    """`LabelScheme.mapping` that the label was read with."""
+    annotated_voxels: int | None = None
+    """Number of entries in foreground.npy after those of the classes: positions of voxels that are annotated, the
+    background included. None if every voxel is."""
+    annotated: tuple[int, ...] | None = None
+    """Indices of the annotated outputs among `LabelScheme.output_names`; None for all. It is that of the data set now,
+    and is not in the file."""
 
     @property
     def content(self) -> str:
-        """A hash of the content of the source files."""
-        return hashlib.sha256("".join(source.sha256 for source in self.sources).encode()).hexdigest()[:16]
+        """A hash of the content of the source files, and of the map of label values if there is one."""
+        content = "".join(source.sha256 for source in self.sources)
+        if self.mapping is not None:
+            content += json.dumps(self.mapping, sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     @staticmethod
     def from_json(raw: Mapping[str, Any]) -> PreparedCase:
         """Make a record from plain values."""
-        values = {key: _tuples(value) for key, value in raw.items()}
+        values = {**dict.fromkeys(_OPTIONAL), **{key: _tuples(value) for key, value in raw.items()}}
         values["sources"] = tuple(SourceFile(**source) for source in raw["sources"])
         return PreparedCase(**{field.name: values[field.name] for field in fields(PreparedCase)})
 
@@ -164,5 +178,9 @@ def write_record(root: Path, record: PreparedCase) -> None:
 
 
 def to_json(record: PreparedCase) -> dict[str, Any]:
-    """The record as plain values, without the folder, which is the file's own."""
-    return {key: value for key, value in asdict(record).items() if key != "folder"}
+    """The record as plain values, without the folder, which is the file's own, and without what is not set."""
+    return {
+        key: value
+        for key, value in asdict(record).items()
+        if key not in _NOT_STORED and not (key in _OPTIONAL and value is None)
+    }

@@ -3,7 +3,8 @@
 <store>/store.json               the settings; name, channels and labels of the data set
 <store>/cases/<case>/image.npy       (C, X, Y, Z) float16 or float32
                      label.npy       (X, Y, Z) uint8, where there is a label
-                     foreground.npy  int64: flat voxel indices, class after class
+                     foreground.npy  int64: flat voxel indices, class after class; then, if voxels are ignored, some of
+                                     all annotated voxels
                      case.json       the record, `PreparedCase`
 <store>/others/<case>/<key>/     the same, for a case of this name that is made of other files
 """
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from fusionseg.config.data.dataset import DataConfig
 from fusionseg.config.outside_part import OutsidePart
+from fusionseg.data.labels.scheme import IGNORE, LabelScheme
 from fusionseg.data.preprocessing.case_folders import read_prepared_case, settle, temporary_folder
 from fusionseg.data.preprocessing.record import PreparedCase, SourceFile, checksum, write_record
 from fusionseg.data.preprocessing.volume import Volume
@@ -60,13 +62,17 @@ def _identity(part: OutsidePart) -> dict[str, Any]:
     return {"name": part.name, "args": part.model_dump(mode="json")["args"], "version": part.source.version}
 
 
-def settings_key(config: DataConfig) -> str:
-    """A short hash of `settings_of`.
+def settings_key(config: DataConfig, scheme: LabelScheme | None = None) -> str:
+    """A short hash of `settings_of`, and of the map of label values if it changes any.
 
     Args:
         config: the section `data`.
+        scheme: of the data set; None for images alone.
     """
-    return hashlib.sha256(json.dumps(settings_of(config), sort_keys=True).encode()).hexdigest()[:10]
+    settings = settings_of(config)
+    if scheme is not None and scheme.mapping is not None:
+        settings["labels"] = scheme.mapping
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
 
 
 @dataclass(frozen=True)
@@ -77,24 +83,20 @@ class Store:
         root: the folder.
         name: of the data set.
         channels: names of the channels.
-        labels: value -> name, the background included.
+        scheme: the classes and outputs of the data set.
         cases: the records of the cases by name.
     """
 
     root: Path
     name: str
     channels: tuple[str, ...]
-    labels: dict[int, str]
+    scheme: LabelScheme
     cases: dict[str, PreparedCase]
 
     @property
-    def num_classes(self) -> int:
-        return len(self.labels)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the foreground classes 1, 2, ..."""
-        return tuple(self.labels[value] for value in sorted(self.labels) if value != 0)
+    def labels(self) -> dict[int, str]:
+        """Class index -> name, the background included."""
+        return self.scheme.labels
 
     def image(self, name: str) -> NDArray[np.floating[Any]]:
         """The image of a case, memory-mapped: (C, X, Y, Z)."""
@@ -105,7 +107,7 @@ class Store:
         return self._array(name, "label.npy")
 
     def foreground(self, name: str) -> NDArray[np.int64]:
-        """Flat voxel indices of a case's foreground, class after class, memory-mapped: (N,)."""
+        """Flat voxel indices of a case, memory-mapped: of its foreground, class after class; of annotated voxels."""
         return self._array(name, "foreground.npy")
 
     def load(self, name: str) -> tuple[NDArray[Any], NDArray[np.uint8] | None, NDArray[np.int64]]:
@@ -121,7 +123,8 @@ class Store:
         record = self.cases[name]
         image, foreground = self.image(name), self.foreground(name)
         label = self.label(name) if record.labelled else None
-        shapes = [image.shape == (record.channels, *record.shape), foreground.shape == (record.class_offsets[-1],)]
+        entries = record.class_offsets[-1] + (record.annotated_voxels or 0)
+        shapes = [image.shape == (record.channels, *record.shape), foreground.shape == (entries,)]
         shapes.append(label is None or label.shape == record.shape)
         found = (checksum(image), 0 if label is None else checksum(label), checksum(foreground))
         if not all(shapes) or found != record.checksums:
@@ -176,7 +179,14 @@ def read_header(root: Path) -> dict[str, Any] | None:
     return header
 
 
-def write_case(root: Path, name: str, volume: Volume, sources: Sequence[SourceFile], dtype: str) -> PreparedCase:
+def write_case(
+    root: Path,
+    name: str,
+    volume: Volume,
+    sources: Sequence[SourceFile],
+    dtype: str,
+    scheme: LabelScheme | None = None,
+) -> PreparedCase:
     """Store one case. Its folder gets its final name when all files are on disk.
 
     Args:
@@ -185,6 +195,7 @@ def write_case(root: Path, name: str, volume: Volume, sources: Sequence[SourceFi
         volume: the prepared case.
         sources: its files.
         dtype: of the stored image, float16 or float32.
+        scheme: that the label was read with; None for one that changes no value.
 
     Raises:
         WriteError: the disk is full, or cannot be written.
@@ -193,6 +204,9 @@ def write_case(root: Path, name: str, volume: Volume, sources: Sequence[SourceFi
     image = np.ascontiguousarray(_stored(volume.image, dtype))
     label = None if volume.label is None else np.ascontiguousarray(volume.label)
     indices, classes, offsets = _foreground(label, name)
+    annotated = _annotated(label, name)
+    if annotated is not None:
+        indices = np.concatenate([indices, annotated])
     x, y, z = image.shape[1:]
     record = PreparedCase(
         name=name,
@@ -212,6 +226,8 @@ def write_case(root: Path, name: str, volume: Volume, sources: Sequence[SourceFi
         label_digest=volume.label_digest,
         checksums=(checksum(image), 0 if label is None else checksum(label), checksum(indices)),
         folder=str(temporary.relative_to(root)),
+        mapping=None if scheme is None else scheme.mapping,
+        annotated_voxels=None if annotated is None else len(annotated),
     )
     try:
         with writing(temporary):
@@ -246,17 +262,26 @@ def _foreground(
     if label is None:
         return np.zeros(0, np.int64), (), (0,)
     flat = label.ravel()
-    classes = [int(value) for value in np.unique(flat) if value]
-    parts = []
-    for value in classes:
-        hits = np.flatnonzero(flat == value)
-        if len(hits) > FOREGROUND_PER_CLASS:
-            seed = int.from_bytes(hashlib.sha256(f"{name}:{value}".encode()).digest()[:8], "little")
-            hits = np.sort(np.random.default_rng(seed).choice(hits, FOREGROUND_PER_CLASS, replace=False))
-        parts.append(hits.astype(np.int64))
+    classes = [int(value) for value in np.unique(flat) if value not in (0, IGNORE)]
+    parts = [_some_of(np.flatnonzero(flat == value), f"{name}:{value}") for value in classes]
     offsets = np.cumsum([0, *(len(part) for part in parts)])
     return (
         np.concatenate([np.zeros(0, np.int64), *parts]),
         tuple(classes),
         tuple(int(value) for value in offsets),
     )
+
+
+def _annotated(label: NDArray[np.uint8] | None, name: str) -> NDArray[np.int64] | None:
+    """Flat voxel indices of annotated voxels, the background included; None if no voxel is ignored."""
+    if label is None or not (label == IGNORE).any():
+        return None
+    return _some_of(np.flatnonzero(label.ravel() != IGNORE), f"{name}:annotated")
+
+
+def _some_of(hits: NDArray[np.int64], key: str) -> NDArray[np.int64]:
+    """At most FOREGROUND_PER_CLASS of the voxels, drawn with a seed from the key."""
+    if len(hits) > FOREGROUND_PER_CLASS:
+        seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
+        hits = np.sort(np.random.default_rng(seed).choice(hits, FOREGROUND_PER_CLASS, replace=False))
+    return hits.astype(np.int64)

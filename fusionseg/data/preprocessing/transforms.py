@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from fusionseg.config.data.parts import TransformPart
 from fusionseg.config.outside import failure_text
-from fusionseg.data.formats.channel_names import MAX_LABELS
+from fusionseg.data.labels.scheme import IGNORE, UNLABELLED, LabelScheme
 from fusionseg.data.outside import make_part
 from fusionseg.utils.errors import UserError
 
@@ -61,7 +61,7 @@ class Transforms:
         image: NDArray[np.float32],
         label: NDArray[np.uint8] | None,
         affine: NDArray[np.float64],
-        num_classes: int | None,
+        scheme: LabelScheme | None,
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
         """Apply the transforms to a case.
 
@@ -69,7 +69,7 @@ class Transforms:
             image: (C, X, Y, Z).
             label: (X, Y, Z); None for a case without one, as in a prediction.
             affine: 4x4, from voxel index to mm.
-            num_classes: highest allowed label value + 1; None allows all that fit a byte.
+            scheme: of the data set; None for a case without a label.
 
         Raises:
             TransformError: a transform raised an exception, changed the geometry, or returned an invalid value.
@@ -88,7 +88,7 @@ class Transforms:
             raise TransformError(f"{KEY}: the image has NaN or infinite voxels after the transforms", "correct them")
         if label is None:
             return changed, None
-        return changed, _label(_array(data[LABEL])[0], num_classes)
+        return changed, _label(_array(data[LABEL])[0], scheme or UNLABELLED)
 
 
 def open_transforms(parts: Sequence[TransformPart]) -> Transforms:
@@ -172,12 +172,16 @@ def _array(values: Any) -> NDArray[Any]:
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
-def _label(values: NDArray[Any], num_classes: int | None) -> NDArray[np.uint8]:
-    limit = MAX_LABELS if num_classes is None else num_classes
-    label: NDArray[np.uint8] = np.clip(values, 0, MAX_LABELS - 1).astype(np.uint8)
-    if not np.array_equal(label, values) or label.max(initial=0) >= limit:
+def _label(values: NDArray[Any], scheme: LabelScheme) -> NDArray[np.uint8]:
+    label: NDArray[np.uint8] = np.clip(values, 0, IGNORE).astype(np.uint8)
+    wrong = label >= scheme.num_classes
+    ignored = ""
+    if scheme.ignore is not None:
+        wrong &= label != IGNORE
+        ignored = f", or {IGNORE} for ignored voxels,"
+    if not np.array_equal(label, values) or wrong.any():
         raise TransformError(
-            f"{KEY}: the label has other values than 0 to {limit - 1} after the transforms",
+            f"{KEY}: the label has other values than 0 to {scheme.num_classes - 1}{ignored} after the transforms",
             "leave its values as they are, or map them to these",
         )
     return label

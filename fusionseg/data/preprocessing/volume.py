@@ -21,6 +21,7 @@ from fusionseg.data.formats.geometry import Grid, voxel_sizes
 from fusionseg.data.formats.image_digest import image_digest
 from fusionseg.data.formats.problems import Findings
 from fusionseg.data.formats.readers import Readers
+from fusionseg.data.labels.scheme import IGNORE, UNLABELLED, LabelScheme
 from fusionseg.data.preprocessing.intensity import foreground_box, normalise
 from fusionseg.data.preprocessing.transforms import TransformError, open_transforms
 from fusionseg.observability.ranges import annotate
@@ -37,7 +38,7 @@ class Volume:
 
     Args:
         image: float32 (C, X, Y, Z), normalised.
-        label: uint8 (X, Y, Z); None without a label.
+        label: uint8 class indices (X, Y, Z), `IGNORE` where nothing is annotated; None without a label.
         affine: 4x4, from voxel index of `image` to mm.
         original_shape: of the file, (X, Y, Z).
         original_affine: of the file.
@@ -53,7 +54,7 @@ class Volume:
     digest: str = ""
     label_digest: str = ""
     class_voxels: tuple[tuple[int, int, int, int], ...] = ()
-    """For each foreground class: value, voxels in the label file, after resampling, and after the crop."""
+    """For each foreground class: index, voxels in the label file, after resampling, and after the crop."""
     zero_is_outside: bool = False
     """True if 0 stands for air, so that the non-zero voxels alone are normalised."""
 
@@ -87,7 +88,7 @@ def load_volume(
     images: Sequence[Path] | Image,
     label: Path | None,
     config: DataConfig,
-    num_classes: int | None,
+    scheme: LabelScheme | None,
     channels: int | None = None,
 ) -> Volume:
     """Prepare a case: read, reorient, resample, crop, apply `data.transforms`, normalise.
@@ -96,18 +97,18 @@ def load_volume(
         images: one file per channel, or one 3D or 4D file; or an image that is in memory, without a label.
         label: None for a case without one, as in a prediction.
         config: the section `data`.
-        num_classes: highest allowed label value + 1; None allows all values that fit a byte.
+        scheme: of the data set: the meaning of the label's values; None for a case without a label.
         channels: the required number of channels; None accepts any.
 
     Raises:
         CaseError: with everything that is wrong with the case.
     """
-    placed = _place(images, label, config, num_classes, channels)
+    placed = _place(images, label, config, scheme, channels)
     image, mask = placed.image, placed.label
     if config.transforms:
         with annotate("transform"):
             try:
-                image, mask = open_transforms(config.transforms)(image, mask, placed.affine, num_classes)
+                image, mask = open_transforms(config.transforms)(image, mask, placed.affine, scheme)
             except TransformError as error:
                 _refuse(_name_of(images), "transform", error.message, error.remedy)
     with annotate("normalise"):
@@ -126,7 +127,7 @@ def load_volume(
 
 
 def check_transforms(
-    images: Sequence[Path], label: Path | None, config: DataConfig, num_classes: int | None, channels: int | None
+    images: Sequence[Path], label: Path | None, config: DataConfig, scheme: LabelScheme | None, channels: int | None
 ) -> None:
     """Apply `data.transforms` to one case, with and without its label, before all cases are prepared.
 
@@ -136,18 +137,18 @@ def check_transforms(
         images: one file per channel, or one 3D or 4D file.
         label: None for a case without one.
         config: the section `data`.
-        num_classes: as for `load_volume`.
+        scheme: as for `load_volume`.
         channels: as for `load_volume`.
 
     Raises:
         UserError: a transform fails, or gives two different images.
         CaseError: the case itself cannot be used.
     """
-    placed = _place(images, label, config, num_classes, channels)
+    placed = _place(images, label, config, scheme, channels)
     transforms = open_transforms(config.transforms)
     try:
-        first, _ = transforms(placed.image, placed.label, placed.affine, num_classes)
-        second, _ = transforms(placed.image, None, placed.affine, num_classes)
+        first, _ = transforms(placed.image, placed.label, placed.affine, scheme)
+        second, _ = transforms(placed.image, None, placed.affine, scheme)
     except TransformError as error:
         raise UserError(f"{error} ({images[0]})") from error
     if not np.array_equal(first, second):
@@ -162,7 +163,7 @@ def _place(
     images: Sequence[Path] | Image,
     label: Path | None,
     config: DataConfig,
-    num_classes: int | None,
+    scheme: LabelScheme | None,
     channels: int | None,
 ) -> _PlacedCase:
     """Read, reorient, resample and crop a case; for the arguments see `load_volume`."""
@@ -170,7 +171,7 @@ def _place(
         if isinstance(images, Image):
             source, label_values = images, None
         else:
-            source, label_values = read_case(images, label, channels, num_classes, Readers(config.reader))
+            source, label_values = read_case(images, label, channels, scheme or UNLABELLED, Readers(config.reader))
     original_affine = source.grid.affine
     digest = image_digest(source.values, original_affine)
     label_digest = "" if label_values is None else image_digest(label_values[None], original_affine)
@@ -219,14 +220,13 @@ def class_voxels(*steps: NDArray[np.uint8] | None) -> tuple[tuple[int, int, int,
     """Count the voxels of each foreground class of a label at three steps: read, resampled, cropped.
 
     Returns:
-        For each class its value and the three counts; empty without a label.
+        For each class its index and the three counts; empty without a label.
     """
     if any(step is None for step in steps):
         return ()
     read, resampled, cropped = (np.bincount(step.ravel(), minlength=256) for step in steps if step is not None)
-    return tuple(
-        (value, int(read[value]), int(resampled[value]), int(cropped[value])) for value in range(1, 256) if read[value]
-    )
+    classes = (index for index in range(1, IGNORE) if read[index])
+    return tuple((index, int(read[index]), int(resampled[index]), int(cropped[index])) for index in classes)
 
 
 def _name_of(images: Sequence[Path] | Image) -> Path:
@@ -234,12 +234,15 @@ def _name_of(images: Sequence[Path] | Image) -> Path:
     return ARRAY if isinstance(images, Image) else images[0]
 
 
-def read_digests(images: Sequence[Path], label: Path | None, readers: Readers) -> tuple[str, str | None]:
+def read_digests(
+    images: Sequence[Path], label: Path | None, scheme: LabelScheme, readers: Readers
+) -> tuple[str, str | None]:
     """Compute the digests that `load_volume` gives for a case, and nothing else.
 
     Args:
         images: one file per channel, or one 3D or 4D file.
         label: None for a case without one.
+        scheme: of the data set: the digest of a label is that of its class indices.
         readers: of the data set.
 
     Returns:
@@ -253,7 +256,7 @@ def read_digests(images: Sequence[Path], label: Path | None, readers: Readers) -
     of_label = None
     if label is not None:
         with suppress(ValueError):
-            of_label = image_digest(read_label(label, image.grid, None, readers)[None], image.grid.affine)
+            of_label = image_digest(read_label(label, image.grid, scheme, readers)[None], image.grid.affine)
     return image_digest(image.values, image.grid.affine), of_label
 
 

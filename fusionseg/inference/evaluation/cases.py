@@ -276,4 +276,4 @@ def _prepared_cases(data: DataConfig, output: str, dataset: Dataset) -> dict[str
 
 def _digests(dataset: Dataset, cases: Sequence[Case], prepared: Mapping[str, PreparedCase]) -> dict[str, CaseDigests]:
     with counting_progress("reading") as progress:
-        return digests_of(cases, dataset.readers, prepared, progress)
+        return digests_of(cases, dataset, prepared, progress)

@@ -122,7 +122,7 @@ class Scorer:
         """
         assert case.label is not None
         readers = self.dataset.readers
-        label = read_label(case.label, read_grid(case.images, readers), self.dataset.num_classes, readers)
+        label = read_label(case.label, read_grid(case.images, readers), self.dataset.scheme, readers)
         indices: NDArray[np.uint8] = self._indices[label]
         return indices
 

@@ -39,7 +39,7 @@ def verified_split(member: TrainedNetwork, data: DataConfig) -> Split | None:
         except UserError:
             continue
         if own.skip_broken:  # a case that could not be read at the training cannot be read now
-            readable = digests_of([*training, *validation], dataset.readers)
+            readable = digests_of([*training, *validation], dataset)
             training = [case for case in training if case.name in readable]
             validation = [case for case in validation if case.name in readable]
         if _hash_of([*training, *validation]) == member.data_hash:
@@ -60,7 +60,7 @@ def _hash_of(cases: Sequence[Case]) -> str:
 def _split(
     member: TrainedNetwork, dataset: Dataset, training: Sequence[Case], validation: Sequence[Case]
 ) -> Split | None:
-    content = digests_of([*training, *validation], dataset.readers)
+    content = digests_of([*training, *validation], dataset)
     if len(content) < len({case.name for case in (*training, *validation)}):
         return None
 

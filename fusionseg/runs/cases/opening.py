@@ -194,6 +194,6 @@ def _validation_digests(datasets: Sequence[RunDataset]) -> list[tuple[str, str]]
     """The name and the digest of the image of each validation case that can be read."""
     found: list[tuple[str, str]] = []
     for one in datasets:
-        digests = digests_of(one.validation, one.dataset.readers, one.store.cases)
+        digests = digests_of(one.validation, one.dataset, one.store.cases)
         found += [(name, digest.image) for name, digest in digests.items()]
     return found

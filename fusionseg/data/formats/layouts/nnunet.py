@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fusionseg.data.formats.case import CHANNEL, Case
-from fusionseg.data.formats.dataset_json import as_list
+from fusionseg.data.formats.dataset_json import annotated_names, as_list
 from fusionseg.data.formats.readers import Readers
 from fusionseg.utils.errors import UserError
 
@@ -47,7 +47,9 @@ def nnunet_cases(
             if not all(isinstance(file, str) for file in [*images, label or ""]):
                 problems.append(f"{source}: dataset.{name}: expected file names, got {entry}; correct the entry")
                 continue
-            training.append(Case(name, tuple(root / i for i in images), root / label if label else None))
+            annotated = annotated_names(entry, f"{source}: dataset.{name}", problems)
+            paths = tuple(root / image for image in images)
+            training.append(Case(name, paths, root / label if label else None, annotated=annotated))
     elif not (root / "imagesTr").is_dir():
         raise UserError(
             f"{root / 'imagesTr'}: no such folder; the nnU-Net layout needs it, check data.root and data.layout"
