@@ -66,7 +66,7 @@ def test_an_unknown_key_gets_the_nearest_valid_one(raw: dict[str, Any], expected
         ({"output": 3}, "output: expected a string, got 3; put it in quotes"),
         ({"data": {"root": [1]}}, "data.root: expected a string, got [1]"),
         ({"data": {"labels": ["a", 1]}}, "data.labels.1: expected a string, got 1; put it in quotes"),
-        ({"data": {"labels": "a"}}, "data.labels: expected a list such as [..., ...], got 'a'"),
+        ({"data": {"labels": "a"}}, "data.labels: expected a list such as [background, tumour], or names"),
         ({"data": {"patch": [32, 32, 1.5]}}, "data.patch.2: expected an integer, got 1.5"),
         ({"data": {"patch": [32, 32]}}, "data.patch.2: is missing; add it"),
         ({"data": {"crop_foreground": {}}}, "data.crop_foreground.threshold: is missing; add it"),

@@ -43,8 +43,10 @@ def _read_labels(raw: Any) -> Any:
     if raw is None:
         return None
     if isinstance(raw, list | tuple):
-        if wrong := [name for name in raw if not isinstance(name, str)]:
-            raise ValueError(f"expected the names of the values 0, 1, ..., got {wrong[0]!r}; put it in quotes")
+        if wrong := [(index, name) for index, name in enumerate(raw) if not isinstance(name, str)]:
+            raise ValueError(
+                "\n".join(f"{index}: expected a string, got {name!r}; put it in quotes" for index, name in wrong)
+            )
         return tuple(raw)
     if isinstance(raw, Mapping) and raw and all(isinstance(name, str) for name in raw.values()):
         raw = _turned(raw)
