@@ -22,6 +22,7 @@ from fusionseg.data.formats.geometry import LPS_TO_RAS, Grid
 from fusionseg.data.formats.image_file import VolumeError
 from fusionseg.data.formats.problems import CaseError
 from fusionseg.data.formats.readers import Readers
+from fusionseg.data.labels.scheme import LabelScheme
 
 SHAPE = (7, 6, 5)
 READERS = Readers()
@@ -314,10 +315,10 @@ def test_a_dicom_segmentation_is_a_label_on_the_grid_of_its_image(tmp_path: Path
     write_segmentation(tmp_path / "seg.dcm", tmp_path / "image", [label == 1, label == 2])
     assert READERS.read(tmp_path / "seg.dcm").voxels.shape == (7, 6, 3)  # without the empty slices
     image = read_image([tmp_path / "image"], 1)
-    np.testing.assert_array_equal(read_label(tmp_path / "seg.dcm", image.grid, 3), label)
+    np.testing.assert_array_equal(read_label(tmp_path / "seg.dcm", image.grid, LabelScheme.of_names("012")), label)
     shifted = image.grid.affine.copy()
     shifted[:3, 3] += 0.5 * shifted[:3, 0]
     with pytest.raises(CaseError, match=r"differ in shape"):
-        read_label(tmp_path / "seg.dcm", Grid(SHAPE, shifted), 3)
+        read_label(tmp_path / "seg.dcm", Grid(SHAPE, shifted), LabelScheme.of_names("012"))
     write_segmentation(tmp_path / "overlap.dcm", tmp_path / "image", [label == 1, label > 0])
     assert "overlap" in refused(tmp_path / "overlap.dcm").message

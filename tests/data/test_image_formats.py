@@ -21,6 +21,7 @@ from fusionseg.data.formats.geometry import LPS_TO_RAS
 from fusionseg.data.formats.image_file import ImageFile, VolumeError
 from fusionseg.data.formats.readers import Readers
 from fusionseg.data.formats.source_files import files_of
+from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.preprocessing.record import SourceFile
 
 SHAPE = (7, 6, 5)
@@ -253,7 +254,7 @@ def test_a_label_in_another_format_than_the_image(tmp_path: Path, name: str) -> 
         (tmp_path / "label.json").write_text(json.dumps({"affine": RAS.tolist()}))
     else:
         write(tmp_path / name, label)
-    image, mask = read_case([tmp_path / "series"], tmp_path / name, 1, 3)
+    image, mask = read_case([tmp_path / "series"], tmp_path / name, 1, LabelScheme.of_names("012"))
     np.testing.assert_array_equal(mask, label)
     np.testing.assert_array_equal(image.values[0], noise() - 1024)
 
@@ -270,7 +271,7 @@ def test_a_segmentation_of_slicer_covers_a_part_of_the_image(tmp_path: Path) -> 
     }  # fmt: skip
     nrrd.write(str(tmp_path / "label.seg.nrrd"), part, header)
     grid = read_image([image], 1).grid
-    np.testing.assert_array_equal(read_label(tmp_path / "label.seg.nrrd", grid, 3), label)
+    np.testing.assert_array_equal(read_label(tmp_path / "label.seg.nrrd", grid, LabelScheme.of_names("012")), label)
     assert READERS.stem(tmp_path / "label.seg.nrrd") == "label"
     header["space directions"] = np.vstack([np.full(3, np.nan), LPS[:3, :3].T])
     nrrd.write(
