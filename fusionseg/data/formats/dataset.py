@@ -39,7 +39,7 @@ from fusionseg.data.formats.layouts.nnunet import nnunet_cases
 from fusionseg.data.formats.missing_files import capped, file_problems, wrong_base
 from fusionseg.data.formats.readers import Readers
 from fusionseg.data.labels.opening import fitting_settings, open_labels
-from fusionseg.data.labels.scheme import LabelScheme
+from fusionseg.data.labels.scheme import UNLABELLED, LabelScheme
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import user_path
 
@@ -119,6 +119,7 @@ def open_dataset(
     labels: LabelSettings | None = None,
     *,
     default_labels: LabelSettings | None = None,
+    images_only: bool = False,
     require_files: bool = True,
     readers: Readers | None = None,
     base_dir: str | None = None,
@@ -130,6 +131,7 @@ def open_dataset(
         layout: msd, nnunet or datalist; "auto" decides by the JSON and the file names.
         labels: the keys about labels; they take precedence over the names in the file.
         default_labels: those of a run, which are used as far as they fit this data set.
+        images_only: the names of labels have no meaning for the caller, and are not read.
         require_files: False leaves missing files for `check_dataset` to report case by case.
         readers: of the image files; None for the built-in ones.
         base_dir: the folder at which the relative paths of a list start (`data.base_dir`); None is that which the list
@@ -166,11 +168,13 @@ def open_dataset(
     training, testing = unique_names(source, base, training, testing, faults)
     problems += _name_problems(training + testing)
     channels = channels or _guess_channels(training + testing, readers)
+    scheme = UNLABELLED
     if labels is None:
         labels = LabelSettings() if default_labels is None else fitting_settings(content, default_labels, source)
-    scheme, training, testing = open_labels(
-        content, labels, source, training, testing, problems, readers, read_all=not require_files
-    )
+    if not images_only:
+        scheme, training, testing = open_labels(
+            content, labels, source, training, testing, problems, readers, read_all=not require_files
+        )
     lost = wrong_base(source, base, training + testing) if chosen != "nnunet" else []
     faults += lost
     if require_files or problems:

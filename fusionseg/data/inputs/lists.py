@@ -18,7 +18,6 @@ from fusionseg.utils.errors import UserError, some_of
 
 CHOICES = ("test", "training", "all")
 """The cases of a data set that can be asked for."""
-_ANY_LABELS = ("background", "foreground")
 _MAX_JSON_BYTES, _MAX_JSONS = 50_000_000, 50
 
 
@@ -63,8 +62,7 @@ def cases_of_list(source: Path, channels: Sequence[str] | None, readers: Readers
     Raises:
         UserError: the data set has faults, other channels than the network, or no such cases.
     """
-    # Labels have no meaning here: names of two classes spare the checks of the data set's own.
-    dataset = open_dataset(source, labels=_ANY_LABELS, require_files=False, readers=readers, base_dir=options.base_dir)
+    dataset = open_dataset(source, images_only=True, require_files=False, readers=readers, base_dir=options.base_dir)
     by_name = {"test": dataset.testing, "training": dataset.training, "all": dataset.training + dataset.testing}
     chosen = options.cases or ("test" if dataset.testing else "all")
     cases = by_name[chosen]
