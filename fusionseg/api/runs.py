@@ -46,7 +46,10 @@ class Run:
         self._predictors: dict[PredictOptions, Predictor] = {}
 
     def __repr__(self) -> str:
+        from fusionseg.runs.cases.split import NO_VALIDATION, validates_none
+
         score = "" if self.best is None else f", {self._score} {self.best[self._score]:.4f}"
+        score += f", {NO_VALIDATION}" if validates_none(self.folder) else ""
         return f"Run({str(self.folder)!r}: {self.status} at step {self.step}{score})"
 
     @property

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionseg.cluster.slurm import call, is_active, job_states
+from fusionseg.runs.cases.split import NO_VALIDATION, validates_none
 from fusionseg.runs.job_events import Event, JobEvent, last_job, read_events, write_event
 from fusionseg.runs.json_files import read_regular
 from fusionseg.runs.paths import run_folders
@@ -62,6 +63,8 @@ class RunOverview:
     waits or runs."""
     step: int | None
     steps: int | None
+    validates: bool
+    """False if the run trains on all cases and validates none (`data.fold: all`)."""
     score: float | None
     """The best score of a run that has ended; of other runs, the score of the last validation."""
     speed: float | None
@@ -125,7 +128,7 @@ def to_text(runs: list[RunOverview], remark: str = "") -> str:
                 run.job or "-",
                 run.state,
                 f"{step}/{run.steps}" if run.steps is not None else step,
-                "-" if run.score is None else f"{run.score:.4f}",
+                ("-" if run.validates else "none") if run.score is None else f"{run.score:.4f}",
                 "-" if run.speed is None else f"{run.speed:.2f}",
                 str(run.starts),
                 run.nodes or "-",
@@ -135,6 +138,8 @@ def to_text(runs: list[RunOverview], remark: str = "") -> str:
     parts = [markdown_table(rows), summary(runs), *([remark] if remark else [])]
     if any(run.score is not None for run in runs):
         parts.append(SCORE)
+    if not all(run.validates for run in runs):
+        parts.append(f"score none: {NO_VALIDATION}")
     for run in runs:
         for log in task_logs(run.log) if run.has_failed and run.log is not None else []:
             if lines := last_lines(log):
@@ -224,6 +229,7 @@ def _status(path: Path, events: list[Event], job: str | None, states: dict[str, 
         state=state,
         step=max((record["step"] for record in records.values()), default=None),
         steps=steps,
+        validates=not validates_none(path),
         score=score,
         speed=train.get("samples_per_s"),
         starts=len(started) or int(bool(records)),

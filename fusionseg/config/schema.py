@@ -13,6 +13,7 @@ from pydantic.json_schema import models_json_schema
 from fusionseg.config.data.augmentation import AugmentConfig
 from fusionseg.config.data.cache import CacheConfig
 from fusionseg.config.data.dataset import DataConfig
+from fusionseg.config.data.splits import ALL
 from fusionseg.config.observation import LogConfig, ProfileConfig
 from fusionseg.config.parts.metric import MetricPart, title_problems
 from fusionseg.config.parts.open_section import OpenSection, open_section_of
@@ -236,7 +237,11 @@ class RunConfig(SectionWithOptions):
                 " or profile.stages=false"
             )
         plateau = self.stop.plateau
-        if plateau is not None and self.validation.every > plateau.window:
+        if plateau is not None and self.data.fold == ALL:
+            problems.append(
+                "stop.plateau: needs validations, and data.fold=all validates nothing; remove it (plateau: null)"
+            )
+        elif plateau is not None and self.validation.every > plateau.window:
             problems.append(
                 f"stop.plateau.window: expected at least validate.every {self.validation.every} steps, got"
                 f" {plateau.window}; raise it, or validate more often"

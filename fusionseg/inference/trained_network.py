@@ -16,8 +16,9 @@ from fusionseg.config.parts.task import TaskInfo
 from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.distributed.launch import Launch
 from fusionseg.distributed.world import choose_device
-from fusionseg.runs.cases.split import Split
+from fusionseg.runs.cases.split import NO_VALIDATION, Split, validates_none
 from fusionseg.runs.checkpoints import find_weights, read_checkpoint
+from fusionseg.runs.paths import BEST, LAST
 from fusionseg.training.network import place_network
 from fusionseg.training.precision import Precision, choose_precision, has_bf16
 from fusionseg.training.tasks.choice import build_task
@@ -79,6 +80,9 @@ def load_trained(run: Path, device: torch.device, which: str = "best", *, masks:
             predicts no masks.
     """
     path = find_weights(run, which)
+    if which == "best" and run.is_dir() and path.name == LAST:
+        why = NO_VALIDATION if validates_none(run) else "no validation yet"
+        log.info("%s: has no %s (%s): %s is used", run, BEST, why, LAST)
     state = read_checkpoint(path)
     kinds: dict[str, Any] = {"model": dict, "config": dict, "labels": dict, "channels": (list, tuple), "step": int}
     if not all(isinstance(state.get(name), kind) for name, kind in kinds.items()):

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fusionseg.config import RunConfig
+from fusionseg.config.data.splits import ALL
+from fusionseg.runs.cases.split import NO_VALIDATION
 from fusionseg.runs.folder import run_folder_of
 from fusionseg.runs.paths import RunPaths, last_step
 from fusionseg.runs.records import has_finished, last_end
@@ -84,11 +86,18 @@ def finished_text(config: RunConfig, folder: Path, status: str, step: int) -> st
     use = f"predict with it: fusionseg predict {folder} -i IMAGES -o MASKS"
     if config.task_info.evaluation == "reconstruction":
         use = f"start a segmentation from it: fusionseg train --config FILE init_from={folder}"
+    has_validation = config.data.fold != ALL
     if config.task_info.evaluation == "validation":
         use = f"use its best weights: {folder}/checkpoints/best.pt"
+        use = use if has_validation else f"use its weights: {folder}/checkpoints/last.pt"
+    evaluation = f"  evaluate it: fusionseg evaluate {folder}\n"
+    if not has_validation:
+        evaluation = f"  it was {NO_VALIDATION}\n"
+        if config.task_info.evaluation == "masks":
+            evaluation = f"  evaluate it on other cases: fusionseg evaluate {folder} --dataset FOLDER\n"
     return (
         f"{folder}: this run has finished ({status} at step {step}); there is nothing left to train\n"
-        f"  evaluate it: fusionseg evaluate {folder}\n"
+        f"{evaluation}"
         f"  {use}\n"
         "  train another one: the same command with name=ANOTHER_NAME"
     )

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from fusionseg.config import CacheConfig, RunConfig, dump_config
+from fusionseg.config.data.splits import ALL
 from fusionseg.data.formats.case_reader import read_grid
 from fusionseg.data.formats.problems import CaseError
 from fusionseg.data.labels.scheme import LabelScheme
@@ -82,7 +83,7 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
         f"run folder   {folder.path}{resumed}",
         *(
             f"data         {part.dataset.name} ({part.dataset.layout}): {len(part.training)} to train,"
-            f" {len(part.validation)} to validate on{' (the same cases)' if part.trains_on_validation else ''}"
+            f" {_validated(config, part)}"
             for part in datasets
         ),
         f"             channels {', '.join(dataset.channels)}"
@@ -113,6 +114,12 @@ def _outputs_text(scheme: LabelScheme) -> str:
     """Name the outputs of the network: "; classes liver, spleen", or "; regions whole, core (sigmoid)"."""
     kind = "regions" if scheme.is_regions else "classes"
     return f"; {kind} {', '.join(scheme.output_names)}" + (" (sigmoid)" if scheme.sigmoid else "")
+
+
+def _validated(config: RunConfig, part: RunDataset) -> str:
+    if config.data.fold == ALL:
+        return "none to validate on (data.fold=all)"
+    return f"{len(part.validation)} to validate on{' (the same cases)' if part.trains_on_validation else ''}"
 
 
 def expected_cache_bytes(cache: CacheConfig, datasets: Sequence[RunDataset]) -> tuple[int, str]:

@@ -111,7 +111,7 @@ def build_trainer(config: RunConfig, world: World, folder: RunFolder, cases: Run
         accumulation_steps=accumulation,
         channels_last=config.train.channels_last,
     )
-    validation = task.build_validation(data, precision, world)
+    validation = None if data.split.validates_none else task.build_validation(data, precision, world)
     model = build_network(
         task, config, world.device, in_channels=len(data.channels), out_channels=data.scheme.num_outputs
     )
@@ -196,4 +196,5 @@ def _write_end(trainer: Trainer, recorder: Recorder, status: str, reason: str) -
     state, device = trainer.state, trainer.world.device
     best = state.best[trainer.task.info.score] if state.best else None
     cache_on_host = device.type == "cuda" and trainer.data.cache.device.type == "cpu"
-    recorder.end(state.step, status, reason, best, cache_on_host=cache_on_host)
+    validates = trainer.validation is not None
+    recorder.end(state.step, status, reason, best, validates=validates, cache_on_host=cache_on_host)

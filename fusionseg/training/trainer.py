@@ -13,6 +13,7 @@ from torch import nn
 from fusionseg.config import RunConfig
 from fusionseg.distributed.world import World
 from fusionseg.observability.ranges import annotate, phase_timer
+from fusionseg.runs.cases.split import NO_VALIDATION
 from fusionseg.runs.records import RunStatus
 from fusionseg.training.data import TrainingData
 from fusionseg.training.micro_batches import MicroBatches
@@ -41,7 +42,8 @@ class Trainer:
     model: nn.Module
     """The network, not wrapped by DDP."""
     train_step: TrainStep
-    validation: ValidationFunction
+    validation: ValidationFunction | None
+    """None if the run has no validation cases (`data.fold: all`)."""
     skipped_steps: SkippedSteps
     profile: ProfileRange
     checkpoints: TrainingCheckpoints
@@ -88,17 +90,21 @@ class Trainer:
         if self._validation_is_due():
             return "", ""
         if self.state.step >= self.config.train.steps:
-            return RunStatus.COMPLETED, f"step {self.state.step}"
+            suffix = f"; {NO_VALIDATION}" if self.validation is None else ""
+            return RunStatus.COMPLETED, f"step {self.state.step}{suffix}"
         reason = plateau_reason(self.state.history, self.config.stop.plateau)
         return (RunStatus.PLATEAU, reason) if reason else ("", "")
 
     def validate(self) -> ValidationResult:
         """Validate the network. All ranks call it."""
+        assert self.validation is not None, "data.fold=all: there are no validation cases"
         with evaluation_mode(self.model, self.world):
             return self.validation(self.model)
 
     def _validation_is_due(self) -> bool:
         step = self.state.step
+        if self.validation is None:
+            return False
         due = step > 0 and (step % self.config.validation.every == 0 or step == self.config.train.steps)
         return due and self.state.validated != step
 

@@ -12,7 +12,7 @@ import pytest
 
 from fusionseg.config.data.labels import LabelSettings
 from fusionseg.data.formats.dataset import Case, Dataset, open_dataset
-from fusionseg.data.formats.split import split_folds
+from fusionseg.data.splits.split import split_folds
 from fusionseg.utils.errors import UserError
 
 

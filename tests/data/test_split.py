@@ -17,9 +17,10 @@ from fusionseg.cluster.profile import ClusterConfig
 from fusionseg.cluster.submission import decide_submissions
 from fusionseg.cluster.sweep import Sweep, SweepRun
 from fusionseg.config import RunConfig, validate
-from fusionseg.data.formats.dataset import open_dataset
+from fusionseg.data.formats.dataset import Case, open_dataset
 from fusionseg.data.preprocessing.case_digests import digests_of
 from fusionseg.data.preprocessing.prepare import prepare
+from fusionseg.data.splits.split import DatasetSplit
 from fusionseg.inference.evaluation.cases import CasesToScore, validation_cases
 from fusionseg.runs.cases.datasets import RunDataset, open_run_datasets, split_cases
 from fusionseg.runs.cases.opening import log_split, open_cases, settle_split
@@ -118,6 +119,10 @@ def config(root: Path, *, pretrain: bool = False, **data: Any) -> RunConfig:
     return validate({**raw, "pretrain": {}} if pretrain else raw)
 
 
+def sides(split: DatasetSplit | RunDataset) -> tuple[list[Case], list[Case]]:
+    return split.training, split.validation
+
+
 def images(opened: RunDataset, side: str) -> set[str]:
     return {digests.image for digests in digests_of(getattr(opened, side), opened.dataset).values()}
 
@@ -143,7 +148,7 @@ def test_training_and_validation_are_disjoint_and_the_same_whoever_asks(made: di
             assert not images(training, "training") & images(training, "validation")
             assert {case.name for case in training.cases} == labelled
             assert {case.name for case in training.training} <= {case.name for case in pretraining.training}
-            assert split_cases(training) == (training.training, training.validation)
+            assert sides(split_cases(training)) == sides(training)
             validated += [case.name for case in training.validation]
         assert sorted(validated) == sorted(labelled)
 
@@ -234,7 +239,7 @@ def test_resume_evaluation_and_sweep_use_the_split_that_was_recorded(
 
     (resumed,) = open_cases(settings, RunFolder(run_folder_of(settings))).datasets
     assert [[case.name for case in part] for part in (resumed.training, resumed.validation)] == names
-    assert split_cases(resumed) != (resumed.training, resumed.validation)
+    assert sides(split_cases(resumed)) != sides(resumed)
     chosen = cases_to_score(settings, split)
     assert [case.name for case in chosen.cases] == names[1]
     assert set(chosen.trained_on.values()) == {"no"}

@@ -17,6 +17,7 @@ from fusionseg.config.data.labels import (
 )
 from fusionseg.config.data.parts import ReaderPart, TransformPart
 from fusionseg.config.data.preprocessing import CropForegroundConfig, IntensityConfig
+from fusionseg.config.data.splits import SPLIT_KEYS, Fold, Group, Text, split_problems
 from fusionseg.config.section import FloatTriple, Positive, Probability, SectionWithOptions, Triple
 
 Layout = Literal["auto", "msd", "nnunet", "datalist"]
@@ -26,7 +27,7 @@ Orientation = Annotated[str, Field(pattern="^[RL][AP][SI]$|^$")]
 class SourceConfig(SectionWithOptions):
     """A further data set to pre-train on. A key that is not given is as in `data`."""
 
-    left_out: ClassVar[tuple[str, ...]] = ("base_dir", "reader", "transforms")
+    left_out: ClassVar[tuple[str, ...]] = ("base_dir", "reader", "transforms", "splits", "table", "group")
 
     root: str
     """Folder of the data set (MSD or nnU-Net raw layout), or a MONAI datalist JSON."""
@@ -48,6 +49,12 @@ class SourceConfig(SectionWithOptions):
     """Deterministic transforms before the normalisation; null is those of `data`."""
     prepared: str | None = None
     """Folder of the prepared cases; null is one under `<output>/prepared`, by data set and settings."""
+    splits: Text = "auto"
+    """The folds of this data set, as `data.splits`."""
+    table: Text | None = None
+    """The table of this data set, as `data.table`."""
+    group: Group | None = None
+    """The groups of this data set, as `data.group`."""
 
 
 _INHERITED = ("spacing", "orientation", "intensity", "crop_foreground")
@@ -56,7 +63,7 @@ _INHERITED = ("spacing", "orientation", "intensity", "crop_foreground")
 class DataConfig(SectionWithOptions):
     """The data set, its preparation, and the shape and position of a sample."""
 
-    left_out: ClassVar[tuple[str, ...]] = ("base_dir", "reader", "transforms", *LABEL_KEYS)
+    left_out: ClassVar[tuple[str, ...]] = ("base_dir", "reader", "transforms", *LABEL_KEYS, *SPLIT_KEYS)
 
     root: str | None = None
     """Folder of the data set (MSD or nnU-Net raw layout), or a MONAI datalist JSON."""
@@ -92,8 +99,9 @@ class DataConfig(SectionWithOptions):
     outputs: Outputs = "auto"
     """`softmax`: one of the classes for each voxel. `sigmoid`: a decision of its own for each class or region. `auto`:
     sigmoid where there are regions or cases that annotate only some classes, otherwise softmax."""
-    fold: Annotated[int, Field(ge=0)] = 0
-    """The fold of the validation cases. The cases of all other folds are training cases."""
+    fold: Fold = 0
+    """The fold of the validation cases. The cases of all other folds are training cases. `all` trains on every labelled
+    case and validates none. The name of a group (`group`) validates on this group and trains on the others."""
     folds: Positive = 5
     """Number of folds. The labelled training cases are divided among them by name and seed, unless the data set states
     its folds. 1 trains on all of them and validates on the same cases: to overfit a case, or to use every case. The
@@ -102,6 +110,22 @@ class DataConfig(SectionWithOptions):
     """Seed of the division into folds. It is not `seed`, so that runs with several seeds have the same split."""
     train_cases: Positive | None = None
     """Number of training cases that are used, the first of the fold (learning curves, few labels); null uses all."""
+    splits: Text = "auto"
+    """A file of folds as nnU-Net's splits_final.json: a list of {train: [names], val: [names]}. A relative path is
+    looked up in the folder of the data set, then in the current one. `auto` uses splits_final.json in the folder of the
+    data set if there is one and no key asks for other folds; `none` uses no file."""
+    table: Text | None = None
+    """A table of the cases (CSV, TSV): a column `case` with their names, and columns that `group`, `stratify` and
+    `weight` name. A relative path is looked up as that of `splits`."""
+    group: Group | None = None
+    """Cases of one group (a patient, a site) are never on both sides. A column of `table`, a key of the entries of the
+    data set's JSON, or a regular expression on the names of the cases with one group in parentheses, such as
+    ^(patient\\d+)_."""
+    stratify: Text | None = None
+    """Draw folds with the same share of each value of this column of `table` or key of the entries. `classes` balances
+    the classes that occur in the labels."""
+    weight: Text | None = None
+    """A column of `table`, or a key of the entries, with the weight of each case in the sampling: a number above 0."""
     spacing: FloatTriple | None = None
     """Voxel size in mm that volumes are resampled to; null keeps each volume's own."""
     orientation: Orientation | None = "RAS"
@@ -150,6 +174,13 @@ class DataConfig(SectionWithOptions):
             return raw
         own = {key: raw.get(key, cls.model_fields[key].default) for key in _INHERITED}
         return {**raw, "also": [{**own, **part} if isinstance(part, dict) else part for part in raw["also"]]}
+
+    @model_validator(mode="after")
+    def _one_split(self) -> DataConfig:
+        keys = ("fold", "folds", *SPLIT_KEYS)
+        if problems := split_problems(**{key: getattr(self, key) for key in keys}):
+            raise ValueError("\n".join(problems))
+        return self
 
     @field_validator("patch")
     @classmethod

@@ -24,6 +24,11 @@ from fusionseg.utils.files import user_path
 Layout = Literal["msd", "nnunet", "datalist"]
 
 LAYOUTS = ("auto", "msd", "nnunet", "datalist")
+SPLITS_FILE = "splits_final.json"
+"""nnU-Net's file of folds, which may lie beside the JSON file of a data set."""
+_NOT_A_DATALIST = ("dataset.json", SPLITS_FILE)
+READ_KEYS = ("image", "images", "label", "fold", "annotated")
+"""Keys of an entry that are read for every data set. The others are columns."""
 
 
 def find_json(root: Path, layout: str) -> Path:
@@ -47,7 +52,7 @@ def find_json(root: Path, layout: str) -> Path:
     if not root.is_dir():
         raise UserError(f"data.root={root}: does not exist; expected {wanted}")
     dataset_json = root / "dataset.json"
-    lists = sorted(f for f in root.glob("*.json") if f.name != "dataset.json" and not f.name.startswith("."))
+    lists = sorted(f for f in root.glob("*.json") if f.name not in _NOT_A_DATALIST and f.name[0] != ".")
     if layout == "datalist" and len(lists) == 1:
         return lists[0]
     if dataset_json.is_file() and (layout != "datalist" or not lists):
@@ -231,9 +236,11 @@ def _entries(
             if paths[0].name.startswith("."):
                 hidden.append(paths[0].name)
                 continue
-            name = _joint_name(paths, readers)
+            case_name = _joint_name(paths, readers)
             annotated = annotated_names(entry, f"{source}: {key}[{i}]", problems)
-            cases.append(Case(name, paths, _listed_path(base, label) if label else None, fold, annotated=annotated))
+            columns = {name: value for name, value in entry.items() if name not in READ_KEYS}
+            mask = _listed_path(base, label) if label else None
+            cases.append(Case(case_name, paths, mask, fold, annotated=annotated, columns=columns))
     return cases
 
 

@@ -84,9 +84,22 @@ def store_folder(data: DataConfig, output: str, dataset: Dataset) -> Path:
     """
     if data.prepared is not None:
         return user_path(data.prepared)
+    return _beside_stores(output, dataset, settings_key(data, dataset.scheme))
+
+
+def label_values_file(output: str, dataset: Dataset) -> Path:
+    """The file that keeps the values of a data set's label files, beside the folders of its prepared cases.
+
+    Args:
+        output: the setting `output`.
+        dataset: the data set.
+    """
+    return _beside_stores(output, dataset, "labels.json")
+
+
+def _beside_stores(output: str, dataset: Dataset, suffix: str) -> Path:
     place = hashlib.sha256(os.fsencode(dataset.place)).hexdigest()[:6]
-    key = settings_key(data, dataset.scheme)
-    return user_path(output) / "prepared" / file_name(f"{dataset.short_name}-{place}-{key}")
+    return user_path(output) / "prepared" / file_name(f"{dataset.short_name}-{place}-{suffix}")
 
 
 def prepare(data: DataConfig, dataset: Dataset, store: Store, progress: Progress | None = None) -> PrepareReport:

@@ -11,10 +11,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from fusionseg.config.data.splits import ALL
 from fusionseg.config.outside import PartError
 from fusionseg.config.parts.task import TaskInfo, task_info
 from fusionseg.inference.comparison.matching_evaluation import matching_evaluation
-from fusionseg.runs.cases.split import plain_split
+from fusionseg.runs.cases.split import NO_VALIDATION, plain_split
 from fusionseg.runs.environment import read_environment
 from fusionseg.runs.json_files import is_number
 from fusionseg.runs.paths import METRICS, SPLIT
@@ -102,11 +103,14 @@ def summarise_run(run: Path, weights: str) -> RunSummary:
         metrics = {**{f"{key}{FILES}": value for key, value in found.metrics.items()}, **metrics}
         trained_on = trained_on or found.trained_on
         remarks += found.remarks
-    if metrics:
+    on_all = plain["data"].get("fold") == ALL
+    if metrics or on_all:
         metrics |= _cost(records, read_environment(run))
     marks = [VALIDATED_ON_TRAINING_CASES] if trained_on else []
     if any(isinstance(one, dict) and one.get("images") is None for one in (split or {}).get("seen") or ()):
         marks.append(UNKNOWN_START)
+    if on_all:
+        marks.append(NO_VALIDATION)
     if weights == "last" and status == RunStatus.PLATEAU:
         marks.append(STOPPED_BY_PLATEAU)
     config = dict(_dotted(resume_relevant(plain)))
@@ -180,8 +184,8 @@ def _data_identity(plain: Mapping[str, Any], split: Mapping[str, Any] | None) ->
 def _fold(plain: Mapping[str, Any], split: Mapping[str, Any] | None) -> str:
     data = plain["data"]
     stated = bool((split or {}).get("stated"))
-    seed = data.get("fold_seed")
-    return f"{data.get('fold')}" + (f" (fold_seed {seed})" if seed and not stated else "")
+    seed, fold = data.get("fold_seed"), data.get("fold")
+    return f"{fold}" + (f" (fold_seed {seed})" if seed and not stated and isinstance(fold, int) else "")
 
 
 def _configuration_key(config: Mapping[str, Any]) -> str:
@@ -191,6 +195,8 @@ def _configuration_key(config: Mapping[str, Any]) -> str:
     own, and their folders differ.
     """
     settings = {key: value for key, value in config.items() if key not in REPEATED}
+    if config.get("data.fold") == ALL:  # it repeats no run that holds a fold out, and has a row of its own
+        settings["data.fold"] = ALL
     if settings.get("init_from"):
         start = Path(str(settings["init_from"]))
         run = start.parent.parent if start.suffix == ".pt" else start

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusionseg.config import RunConfig
+from fusionseg.config.data.splits import ALL
 from fusionseg.data.formats.dataset import Dataset, open_dataset
 from fusionseg.data.formats.readers import Readers
 from fusionseg.inference.evaluation.cases import all_labelled_cases, evaluation_config, validation_cases
@@ -16,6 +17,7 @@ from fusionseg.inference.evaluation.results import Evaluation, pretraining_table
 from fusionseg.inference.evaluation.segmentation import evaluate_segmentation
 from fusionseg.inference.evaluation.validation import evaluate_by_validation
 from fusionseg.inference.predictor import PredictOptions, Predictor
+from fusionseg.runs.cases.split import NO_VALIDATION
 from fusionseg.runs.checkpoints import find_weights
 from fusionseg.runs.evaluations import (
     CASES,
@@ -32,6 +34,7 @@ from fusionseg.utils.files import writable_folder
 log = logging.getLogger("fusionseg")
 
 EVALUATED, KEPT, NO_WEIGHTS, INCOMPLETE, FAILED = "evaluated", "kept", "no weights yet", "cases failed", "failed"
+NOT_VALIDATED = "no validation cases"
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,8 @@ def evaluate_run(run: Path, options: EvaluationOptions) -> Outcome:
     evaluation = compute_evaluation(opened)
     summary = evaluation.summary
     weights = f"weights: {Path(str(summary['checkpoint'])).name}, step {summary['step']}"
+    if opened.config.data.fold == ALL:
+        weights += f"; {NO_VALIDATION}"
     task = opened.config.task_info
     if task.evaluation == "validation":
         print(validation_table(summary), f"{weights}; by its validation", f"{evaluation.folder}: {SUMMARY}", sep="\n")
@@ -130,8 +135,24 @@ def open_evaluation(run: Path, options: EvaluationOptions) -> OpenedEvaluation:
     config = evaluation_config(run, options.overrides)
     _refuse_options_of_other_task(run, config, options)
     dataset = _other_dataset(config, options)
+    if dataset is None and config.data.fold == ALL:
+        raise UserError(no_validation_text(run, config))
     request = _request(config, options, dataset)
     return OpenedEvaluation(run, config, options, dataset, request, evaluation_folder(run, request))
+
+
+def no_validation_text(run: Path, config: RunConfig) -> str:
+    """The message about a run without validation cases (`data.fold: all`) that is to be evaluated on them.
+
+    Args:
+        run: the run folder.
+        config: its configuration.
+    """
+    if config.task_info.evaluation == "masks":
+        remedy = "name other cases by --dataset FOLDER (labelled test cases, another hospital)"
+    else:
+        remedy = "evaluate a run that held a fold out (data.fold=0)"
+    return f"{run}: was {NO_VALIDATION} (data.fold=all), so no case is left to evaluate on; {remedy}"
 
 
 def compute_evaluation(opened: OpenedEvaluation) -> Evaluation:

@@ -12,7 +12,15 @@ from pathlib import Path
 
 import torch
 
-from fusionseg.inference.evaluation.one_run import FAILED, NO_WEIGHTS, EvaluationOptions, Outcome, evaluate_run
+from fusionseg.inference.evaluation.one_run import (
+    FAILED,
+    NO_WEIGHTS,
+    NOT_VALIDATED,
+    EvaluationOptions,
+    Outcome,
+    evaluate_run,
+)
+from fusionseg.runs.cases.split import NO_VALIDATION, validates_none
 from fusionseg.runs.paths import has_weights, holds_runs, is_run_folder, run_folders
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.tables import markdown_table
@@ -78,6 +86,10 @@ def evaluate_runs(paths: Sequence[Path], options: EvaluationOptions) -> Outcomes
         if not has_weights(run):
             log.info("%s has no weights yet: it is skipped", run)
             outcomes.by_run[run] = Outcome(NO_WEIGHTS, "skipped")
+            continue
+        if options.dataset_root is None and validates_none(run):
+            log.info("%s was %s: it is skipped (--dataset names other cases)", run, NO_VALIDATION)
+            outcomes.by_run[run] = Outcome(NOT_VALIDATED, NO_VALIDATION)
             continue
         log.info("%s (%d of %d)", run, position, len(folders))
         outcomes.by_run[run] = _evaluate(run, options)

@@ -9,11 +9,12 @@ import hashlib
 from collections.abc import Sequence
 
 from fusionseg.config import DataConfig
+from fusionseg.config.data.splits import NONE
 from fusionseg.data.formats.dataset import Case, Dataset
-from fusionseg.data.formats.split import folds_are_stated, split_dataset
 from fusionseg.data.preprocessing.case_digests import digests_of
 from fusionseg.data.preprocessing.prepare import open_configured
 from fusionseg.data.preprocessing.record import SourceFile
+from fusionseg.data.splits.split import folds_are_stated, split_dataset
 from fusionseg.inference.trained_network import TrainedNetwork
 from fusionseg.runs.cases.split import Ancestor, Split, SplitCase
 from fusionseg.utils.errors import UserError
@@ -32,12 +33,14 @@ def verified_split(member: TrainedNetwork, data: DataConfig) -> Split | None:
     """
     own = member.config.data
     for section in (data, own):
-        moved = own.model_copy(update={"root": section.root, "layout": section.layout, "labels": section.labels})
+        place = {"root": section.root, "layout": section.layout, "labels": section.labels}
+        moved = own.model_copy(update={**place, "splits": NONE})  # such versions read no file of folds
         try:
             dataset = open_configured(moved)
-            training, validation = split_dataset(dataset, moved, needs_labels=True)
+            split = split_dataset(dataset, moved, needs_labels=True)
         except UserError:
             continue
+        training, validation = split.training, split.validation
         if own.skip_broken:  # a case that could not be read at the training cannot be read now
             readable = digests_of([*training, *validation], dataset)
             training = [case for case in training if case.name in readable]

@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from fusionseg.config import DataConfig, RunConfig
+from fusionseg.config.data.splits import ALL, CLASSES, NONE
 from fusionseg.data.formats.channel_names import channel_order, label_order
 from fusionseg.data.formats.dataset import Case, Dataset
-from fusionseg.data.formats.split import folds_are_stated, split_dataset
-from fusionseg.data.preprocessing.prepare import open_configured, open_store
+from fusionseg.data.preprocessing.prepare import label_values_file, open_configured, open_store
 from fusionseg.data.preprocessing.store import Store
+from fusionseg.data.splits.method import SplitMethod
+from fusionseg.data.splits.split import DatasetSplit, split_dataset
 from fusionseg.runs.cases.split import Split, SplitCase
 from fusionseg.utils.errors import UserError, some_of
 
@@ -43,13 +45,15 @@ class RunDataset(ConfiguredDataset):
 
     training: list[Case]
     validation: list[Case]
-    stated: bool
-    """Whether the data set states its folds."""
+    method: SplitMethod
+    """The way in which the cases were split."""
+    notes: tuple[str, ...] = ()
+    """Facts about the split, for the log."""
 
     @property
     def trains_on_validation(self) -> bool:
         """True if the configuration asks to train on the validation cases (`data.folds: 1`)."""
-        return self.data.folds == 1 and not self.stated
+        return self.data.folds == 1 and self.method.name == "drawn"
 
     @property
     def cases(self) -> list[Case]:
@@ -109,12 +113,26 @@ def open_run_datasets(config: RunConfig, recorded: Split | None = None) -> list[
     opened = open_datasets(config)
     if recorded is not None:
         return _recorded_datasets(opened, recorded)
-    return [_with_cases(one, *split_cases(one), stated=folds_are_stated(one.listed.training)) for one in opened]
+    split = [_with_cases(one, split_cases(one)) for one in opened]
+    if config.data.fold != ALL and not any(one.validation for one in split):
+        raise UserError(f"data.fold={config.data.fold}: none of the {len(split)} data sets has such a group")
+    return split
 
 
-def split_cases(opened: ConfiguredDataset) -> tuple[list[Case], list[Case]]:
+def split_cases(opened: ConfiguredDataset) -> DatasetSplit:
     """The training and the validation cases of a data set, as the configuration asks for."""
-    return split_dataset(opened.listed, opened.data, needs_labels=opened.needs_labels)
+    return split_dataset(
+        opened.listed,
+        opened.data,
+        needs_labels=opened.needs_labels,
+        kept_labels=label_values_file(opened.output, opened.listed),
+        may_lack_group=bool(opened.data.also),
+    )
+
+
+def without_splits_file(config: RunConfig) -> RunConfig:
+    """The configuration of a run of a version that read no file of folds, and recorded no split."""
+    return config.model_copy(update={"data": config.data.model_copy(update={"splits": NONE})})
 
 
 def name_differences(opened: ConfiguredDataset, recorded: Split) -> list[str]:
@@ -155,6 +173,8 @@ def _data_sections(data: DataConfig) -> list[DataConfig]:
         values = {key: getattr(further, key) for key in type(further).model_fields}
         for key in ("reader", "transforms"):  # null means that of `data`
             values[key] = getattr(data, key) if values[key] is None else values[key]
+        # Columns belong to the table or the JSON of one data set.
+        values |= {"weight": None, "stratify": data.stratify if data.stratify == CLASSES else None}
         sections.append(data.model_copy(update=values))
     return sections
 
@@ -186,9 +206,17 @@ def _channel_problems(datasets: Sequence[Dataset]) -> list[str]:
     return problems
 
 
-def _with_cases(opened: ConfiguredDataset, training: list[Case], validation: list[Case], *, stated: bool) -> RunDataset:
+def _with_cases(opened: ConfiguredDataset, split: DatasetSplit) -> RunDataset:
     return RunDataset(
-        opened.data, opened.output, opened.listed, opened.dataset, opened.needs_labels, training, validation, stated
+        opened.data,
+        opened.output,
+        opened.listed,
+        opened.dataset,
+        opened.needs_labels,
+        split.training,
+        split.validation,
+        split.method,
+        split.notes,
     )
 
 
@@ -200,7 +228,7 @@ def _recorded_datasets(opened: Sequence[ConfiguredDataset], recorded: Split) -> 
     """
     problems = name_differences(opened[0], recorded)
     found = []
-    for one, name in zip(opened, recorded.datasets, strict=True):
+    for one, name, method in zip(opened, recorded.datasets, recorded.method_of_each, strict=True):
         usable = {case.name: case for case in one.dataset.training if case.label is not None or not one.needs_labels}
         training, missing_training = _find_cases(recorded.training, name, usable)
         validation, missing_validation = _find_cases(recorded.validation, name, usable)
@@ -211,7 +239,7 @@ def _recorded_datasets(opened: Sequence[ConfiguredDataset], recorded: Split) -> 
                 f" ({some_of(missing)}): restore them, or give the run another name to train on the cases that are"
                 " there"
             )
-        found.append(_with_cases(one, training, validation, stated=recorded.stated))
+        found.append(_with_cases(one, DatasetSplit(training, validation, method)))
     if problems:
         raise UserError(problems)
     return found
@@ -220,11 +248,12 @@ def _recorded_datasets(opened: Sequence[ConfiguredDataset], recorded: Split) -> 
 def _find_cases(
     recorded: Sequence[SplitCase], dataset: str, usable: Mapping[str, Case]
 ) -> tuple[list[Case], list[str]]:
-    """The recorded cases of a data set, and the names of those that are missing.
+    """The recorded cases of a data set with their recorded groups and weights, and the names of those that are missing.
 
     Args:
         dataset: the name of the data set in the split.
         usable: the cases of the data set by name.
     """
-    names = [case.name for case in recorded if case.dataset == dataset]
-    return [usable[name] for name in names if name in usable], [name for name in names if name not in usable]
+    own = [case for case in recorded if case.dataset == dataset]
+    found = [replace(usable[case.name], group=case.group, weight=case.weight) for case in own if case.name in usable]
+    return found, [case.name for case in own if case.name not in usable]

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusionseg.config import RunConfig
+from fusionseg.config.data.splits import ALL
 from fusionseg.data.preprocessing.case_digests import digests_of
 from fusionseg.data.preprocessing.store import Store
 from fusionseg.models.weights.loading import read_file
 from fusionseg.runs.cases.checks import refuse_changed_cases, refuse_common_images, refuse_seen
-from fusionseg.runs.cases.datasets import RunDataset, open_run_datasets
-from fusionseg.runs.cases.split import Ancestor, Split, SplitCase, dataset_names, read_split
+from fusionseg.runs.cases.datasets import RunDataset, open_run_datasets, without_splits_file
+from fusionseg.runs.cases.split import NO_VALIDATION, Ancestor, Split, SplitCase, dataset_names, read_split
 from fusionseg.runs.checkpoints import find_weights, newest_intact, read_training_state
 from fusionseg.runs.folder import RunFolder
 from fusionseg.utils.errors import UserError, some_of
@@ -45,7 +46,8 @@ def open_cases(config: RunConfig, folder: RunFolder, *, planned: bool = False) -
             were trained on validation cases, and `init_from_seen` is refuse.
     """
     recorded = recorded_split(folder)
-    datasets = open_run_datasets(config, recorded)
+    begun_unrecorded = recorded is None and folder.has_checkpoints()
+    datasets = open_run_datasets(without_splits_file(config) if begun_unrecorded else config, recorded)
     ancestors = recorded.seen if recorded is not None else _ancestors(config.init_from, folder, planned=planned)
     if config.init_from_seen == "refuse" and recorded is None and any(ancestor.images for ancestor in ancestors):
         refuse_seen(config.init_from, ancestors, _validation_digests(datasets))
@@ -86,7 +88,14 @@ def settle_split(config: RunConfig, cases: RunCases, stores: Sequence[Store]) ->
     names = cases.recorded.datasets if cases.recorded else dataset_names(store.name for store in stores)
     training, validation = (
         tuple(
-            SplitCase(case.name, name, store.cases[case.name].digest, store.cases[case.name].label_digest or None)
+            SplitCase(
+                case.name,
+                name,
+                store.cases[case.name].digest,
+                store.cases[case.name].label_digest or None,
+                case.group,
+                case.weight,
+            )
             for one, store, name in zip(cases.datasets, stores, names, strict=True)
             for case in (one.training if side == "training" else one.validation)
             if case.name in store.cases
@@ -98,23 +107,25 @@ def settle_split(config: RunConfig, cases: RunCases, stores: Sequence[Store]) ->
         refuse_changed_cases(cases.recorded, (*training, *validation), needs_labels=first.needs_labels)
         return cases.recorded
     for purpose, found in (("train", training), ("validate", validation)):
-        if not found:
+        if not found and not (purpose == "validate" and first.data.fold == ALL):
             raise UserError(f"data.fold {first.data.fold}: no case is left to {purpose} on")
     fitted = {name for one, name in zip(cases.datasets, names, strict=True) if one.trains_on_validation}
     refuse_common_images(training, [case for case in validation if case.dataset not in fitted])
     if config.init_from_seen == "refuse":
         refuse_seen(config.init_from, cases.ancestors, [(case.name, case.image) for case in validation])
+    methods = tuple(one.method for one in cases.datasets)
     return Split(
         fold=first.data.fold,
         folds=first.data.folds,
         fold_seed=first.data.fold_seed,
-        stated=first.stated,
+        stated=first.method.states_folds,
         datasets=names,
         channels=stores[0].channels,
         labels=stores[0].labels,
         training=training,
         validation=validation,
         seen=cases.ancestors,
+        methods=() if all(method.is_plain for method in methods) else methods,
     )
 
 
@@ -126,6 +137,15 @@ def log_split(cases: RunCases, split: Split) -> None:
         split: its split.
     """
     for one in cases.datasets:
+        for note in one.notes:
+            log.info("%s", note)
+        if not one.method.is_plain:
+            log.info(
+                "split: %s: %d cases to train on, %d to validate on",
+                one.method.describe(split.fold),
+                len(one.training),
+                len(one.validation),
+            )
         tests = sum(case.label is not None for case in one.dataset.testing)
         if not one.needs_labels and tests:
             log.info("%s: %d labelled test cases are never trained on", one.dataset.name, tests)
@@ -141,6 +161,8 @@ def log_split(cases: RunCases, split: Split) -> None:
         log.warning(
             "init_from: %s does not say what it was trained on; whether that includes validation cases is unknown", path
         )
+    if split.validates_none:
+        log.info("data.fold=all: %s, so there is no best.pt, and last.pt is the result of the run", NO_VALIDATION)
     if split.fitted:
         log.warning(
             "data.folds=1: training and validation are on the same cases; the results are marked, because they say"

@@ -15,11 +15,16 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from fusionseg.config.data.splits import ALL
 from fusionseg.data.formats.image_digest import DIGEST_PATTERN, ImageSet
+from fusionseg.data.splits.method import SplitMethod
 from fusionseg.runs.json_files import JsonObject, read_object
 from fusionseg.runs.paths import RunPaths, checkpoints_of
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import write_json
+
+NO_VALIDATION = "trained on all cases; no validation"
+"""The words of tables and messages for a run with `data.fold: all`."""
 
 Digest = Annotated[str, Field(pattern=DIGEST_PATTERN)]
 
@@ -35,6 +40,10 @@ class SplitCase:
     """Digest of the image's voxels."""
     label: Digest | None
     """Digest of the label's voxels; None without a label."""
+    group: str | None = None
+    """Its group, where `data.group` is set."""
+    weight: float | None = None
+    """Its weight in the sampling, where `data.weight` is set."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,8 @@ class Ancestor:
 class Split:
     """The cases that a run trains and validates on, and the images that its first weights were trained on."""
 
-    fold: int
+    fold: int | str
+    """The number of a fold, "all", or the group that validates."""
     folds: int
     fold_seed: int
     stated: bool
@@ -62,6 +72,18 @@ class Split:
     training: tuple[SplitCase, ...]
     validation: tuple[SplitCase, ...]
     seen: tuple[Ancestor, ...] = ()
+    methods: tuple[SplitMethod, ...] = ()
+    """The way in which each of `datasets` was split; empty if all of them are plain."""
+
+    @property
+    def method_of_each(self) -> tuple[SplitMethod, ...]:
+        """The way in which each of `datasets` was split."""
+        return self.methods or (SplitMethod("stated" if self.stated else "drawn"),) * len(self.datasets)
+
+    @property
+    def validates_none(self) -> bool:
+        """True if the run trains on all cases and validates none (`data.fold: all`)."""
+        return self.fold == ALL
 
     @cached_property
     def own_images(self) -> ImageSet:
@@ -102,8 +124,13 @@ class Split:
         return [ancestor.path for ancestor in self.seen if ancestor.images is None]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for JSON and for a checkpoint."""
+        """Plain values, for JSON and for a checkpoint. Fields that are newer are left out where they are not used."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        for entry in (*plain["training"], *plain["validation"]):
+            _leave_out(entry, "group", "weight")
+        for entry in plain["methods"]:
+            _leave_out(entry, "group", "stratify", "splits", "table")
+        _leave_out(plain, "methods")
         return {"format": 1, "trained_on": self.trained_on, **plain}
 
     @staticmethod
@@ -123,10 +150,29 @@ class Split:
             first = error.errors()[0]
             at = ".".join(map(str, first["loc"])) or "the whole"
             raise UserError(f"{where}: damaged record of the run's split ({at}: {first['msg']})") from None
-        named = {case.dataset for case in (*split.training, *split.validation)}
-        if not split.training or not split.validation or not named <= set(split.datasets):
-            raise UserError(f"{where}: damaged record of the run's split (cases or data sets are missing)")
+        if problem := _problem(split):
+            raise UserError(f"{where}: damaged record of the run's split ({problem})")
         return split
+
+
+def _problem(split: Split) -> str:
+    """The problem of a record that no single field has; empty for a sound one."""
+    named = {case.dataset for case in (*split.training, *split.validation)}
+    has_validation = bool(split.validation) or split.validates_none
+    if not split.training or not has_validation or not named <= set(split.datasets):
+        return "cases or data sets are missing"
+    if split.methods and len(split.methods) != len(split.datasets):
+        return "methods: one for each data set is expected"
+    if isinstance(split.fold, str) and not {method.name for method in split.methods} & {"all", "held_out"}:
+        return f"fold: expected a number, got {split.fold!r}"
+    return ""
+
+
+def _leave_out(plain: JsonObject, *keys: str) -> None:
+    """Remove keys that have no value."""
+    for key in keys:
+        if not plain[key]:
+            del plain[key]
 
 
 _ADAPTER = TypeAdapter(Split)
@@ -163,6 +209,15 @@ def read_split(run: Path) -> Split:
 def plain_split(run: Path) -> JsonObject:
     """Read split.json of a run folder as plain values, unchecked; empty if it is missing or damaged."""
     return read_object(RunPaths(run).split)
+
+
+def validates_none(run: Path) -> bool:
+    """Tell whether a run trains on all cases and validates none (`data.fold: all`), by its split.json.
+
+    Args:
+        run: the run folder.
+    """
+    return plain_split(run).get("fold") == ALL
 
 
 def dataset_names(names: Iterable[str]) -> tuple[str, ...]:

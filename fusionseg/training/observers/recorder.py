@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fusionseg.config import RunConfig
+from fusionseg.config.data.splits import ALL
 from fusionseg.distributed.rank_info import peak_memory_gb
 from fusionseg.distributed.world import World
 from fusionseg.observability.pictures import PictureFolder
@@ -75,7 +76,8 @@ class Recorder:
         self._records = RecordWriter(folder.path) if world.is_rank_zero else None
         self._pictures = PictureFolder(folder.paths.pictures if world.is_rank_zero else None)
         self._board = Board(folder.path if world.is_rank_zero and config.log.tensorboard else None, purge_step=step + 1)
-        self._board.text("val/grid", GRID, step)
+        if config.data.fold != ALL:
+            self._board.text("val/grid", GRID, step)
         age = process_age_s()
         self._begun = time.monotonic() - age - spent.total_s
         self._phases = defaultdict(float, spent.phases_s)
@@ -160,7 +162,9 @@ class Recorder:
             self._pictures.write("validation", result.picture, step)
             self._board.image("validation", result.picture, step)
 
-    def end(self, step: int, status: str, reason: str, best: float | None, *, cache_on_host: bool) -> None:
+    def end(
+        self, step: int, status: str, reason: str, best: float | None, *, validates: bool, cache_on_host: bool
+    ) -> None:
         """Write the end record of this start, and log where the time went.
 
         Args:
@@ -168,6 +172,7 @@ class Recorder:
             status: the status of the run.
             reason: the reason why it ended.
             best: the best score; None if no score is known.
+            validates: whether the run has validation cases.
             cache_on_host: whether a GPU reads its patches from host memory.
         """
         spent = self.spent()
@@ -182,14 +187,14 @@ class Recorder:
             step,
             status=status,
             reason=reason,
-            **{f"best_{self.score}": best, "grid": "prepared"},
+            **({f"best_{self.score}": best, "grid": "prepared"} if validates else {}),
             total_s=spent.total_s,
             phases_s=phases,
             **({} if gpu is None else {"gpu": gpu}),
         )
         shown = "-" if best is None else f"{best:.4f}"
-        text = "%s (%s) after %s; best %s %s on the prepared grid"
-        log.log(RESULT, text, status, reason, duration(spent.total_s), self.score, shown)
+        scored = f"; best {self.score} {shown} on the prepared grid" if validates else ""
+        log.log(RESULT, "%s (%s) after %s%s", status, reason, duration(spent.total_s), scored)
         shares = (f"{name} {seconds / spent.total_s:.1%}" for name, seconds in phases.items())
         log.info("where the time went: %s", ", ".join(shares))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fusionseg.data.formats.case import CHANNEL, Case
-from fusionseg.data.formats.dataset_json import annotated_names, as_list
+from fusionseg.data.formats.dataset_json import READ_KEYS, annotated_names, as_list
 from fusionseg.data.formats.readers import Readers
 from fusionseg.utils.errors import UserError
 
@@ -49,7 +49,9 @@ def nnunet_cases(
                 continue
             annotated = annotated_names(entry, f"{source}: dataset.{name}", problems)
             paths = tuple(root / image for image in images)
-            training.append(Case(name, paths, root / label if label else None, annotated=annotated))
+            columns = {key: value for key, value in entry.items() if key not in READ_KEYS}
+            label_file = root / label if label else None
+            training.append(Case(name, paths, label_file, annotated=annotated, columns=columns))
     elif not (root / "imagesTr").is_dir():
         raise UserError(
             f"{root / 'imagesTr'}: no such folder; the nnU-Net layout needs it, check data.root and data.layout"
