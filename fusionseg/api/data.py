@@ -25,16 +25,16 @@ def open_dataset(
     """Open a data set: its cases, channels and label names. No voxel is read.
 
     Args:
-        path: a folder in the layout of the Medical Segmentation Decathlon or of nnU-Net's raw data, or a MONAI
-            datalist JSON.
-        layout: "msd", "nnunet" or "datalist"; "auto" looks at the folder.
+        path: a folder in the layout of the Medical Segmentation Decathlon or of nnU-Net's raw data, a folder with a
+            folder for each case, or a MONAI datalist JSON.
+        layout: "msd", "nnunet", "datalist" or "folders"; "auto" looks at the folder.
         labels: names of the values in the label files, for a data set that does not have them: a list for the values
             0, 1, ..., or each name with its value.
         classes: the classes to use, by names or values of the labels: a list selects, a mapping merges too.
         regions: overlapping regions, each with the classes or values that belong to it.
         regions_class_order: the value to paint for each region, if it does not follow from the regions.
         ignore: the value, or the name, of voxels without annotation.
-        reader: dotted path of a reader for other image files than NIfTI.
+        reader: dotted path of a reader of your own for image files.
         base_dir: the folder at which the relative paths of a datalist start; None is `base_dir` of the list, or else
             its own folder.
 

@@ -64,7 +64,7 @@ def add_check(commands: Commands) -> None:
         metavar="data.KEY=value",
         help="keys of a configuration that say how the data set is read, such as data.labels=[background,tumour]",
     )
-    parser.add_argument("--layout", help="auto, msd, nnunet or datalist (default auto)")
+    parser.add_argument("--layout", help="auto, msd, nnunet, datalist or folders (default auto)")
     parser.add_argument(
         "--base-dir", metavar="FOLDER", help="folder at which the relative paths of a datalist start (default: its own)"
     )

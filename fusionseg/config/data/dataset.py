@@ -20,7 +20,7 @@ from fusionseg.config.data.preprocessing import CropForegroundConfig, IntensityC
 from fusionseg.config.data.splits import SPLIT_KEYS, Fold, Group, Text, split_problems
 from fusionseg.config.section import FloatTriple, Positive, Probability, SectionWithOptions, Triple
 
-Layout = Literal["auto", "msd", "nnunet", "datalist"]
+Layout = Literal["auto", "msd", "nnunet", "datalist", "folders"]
 Orientation = Annotated[str, Field(pattern="^[RL][AP][SI]$|^$")]
 
 
@@ -30,7 +30,7 @@ class SourceConfig(SectionWithOptions):
     left_out: ClassVar[tuple[str, ...]] = ("base_dir", "reader", "transforms", "splits", "table", "group")
 
     root: str
-    """Folder of the data set (MSD or nnU-Net raw layout), or a MONAI datalist JSON."""
+    """Folder of the data set (MSD or nnU-Net raw layout, or a folder for each case), or a MONAI datalist JSON."""
     base_dir: str | None = None
     """Folder at which the relative paths of a datalist start; null is the folder of the list."""
     layout: Layout = "auto"
@@ -66,7 +66,7 @@ class DataConfig(SectionWithOptions):
     left_out: ClassVar[tuple[str, ...]] = ("base_dir", "reader", "transforms", *LABEL_KEYS, *SPLIT_KEYS)
 
     root: str | None = None
-    """Folder of the data set (MSD or nnU-Net raw layout), or a MONAI datalist JSON."""
+    """Folder of the data set (MSD or nnU-Net raw layout, or a folder for each case), or a MONAI datalist JSON."""
     base_dir: str | None = None
     """Folder at which the relative paths of a datalist start; null is `base_dir` of the list, or else the folder of the
     list."""

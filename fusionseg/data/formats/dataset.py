@@ -1,7 +1,7 @@
 """The content of a data set on disk: cases, channels, label names, folds.
 
-Three layouts are read and left as they are: the layout of the Medical Segmentation Decathlon (MSD), the raw layout of
-nnU-Net (versions 1 and 2), and a MONAI datalist. This module reads names and JSON only;
+Four layouts are read and left as they are: the layout of the Medical Segmentation Decathlon (MSD), the raw layout of
+nnU-Net (versions 1 and 2), a MONAI datalist, and a folder for each case. This module reads names and JSON only;
 `fusionseg.data.checks.dataset_check` reads the voxels.
 """
 
@@ -35,6 +35,7 @@ from fusionseg.data.formats.ignored_entries import (
     wrong_numbers,
 )
 from fusionseg.data.formats.image_file import VolumeError
+from fusionseg.data.formats.layouts.folders import folder_cases
 from fusionseg.data.formats.layouts.nnunet import nnunet_cases
 from fusionseg.data.formats.missing_files import capped, file_problems, wrong_base
 from fusionseg.data.formats.readers import Readers
@@ -51,7 +52,7 @@ class Dataset:
     """A data set as its JSON describes it.
 
     Args:
-        root: the folder of the JSON file.
+        root: the folder of the JSON file, or of the folders of the cases.
         layout: of the files.
         name: as the JSON states it, otherwise that of the folder or the list.
         channels: channel names, at least one.
@@ -60,7 +61,8 @@ class Dataset:
         testing: the test cases, sorted by name; some may have a label.
         faults: errors of the data set as a whole; empty unless opened with `require_files=False`.
         notes: entries that are left out of the data set, each as "the entry; the remedy".
-        source: the JSON file; a folder may hold several lists.
+        source: the JSON file; a folder may hold several lists. A data set with a folder for each case has the path of
+            dataset.json, whether there is one or not.
         base: the folder at which the relative paths of a list start.
         readers: read the image files.
     """
@@ -128,7 +130,7 @@ def open_dataset(
 
     Args:
         root: the folder of the data set, or the JSON file of a datalist.
-        layout: msd, nnunet or datalist; "auto" decides by the JSON and the file names.
+        layout: msd, nnunet, datalist or folders; "auto" decides by the JSON and the file names.
         labels: the keys about labels; they take precedence over the names in the file.
         default_labels: those of a run, which are used as far as they fit this data set.
         images_only: the names of labels have no meaning for the caller, and are not read.
@@ -145,7 +147,7 @@ def open_dataset(
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise UserError(f"data.layout={layout}: no such layout, there are {', '.join(LAYOUTS)}{hint}")
     readers = readers or Readers()
-    source = find_json(user_path(str(root)).absolute(), layout)
+    source = find_json(user_path(str(root)).absolute(), layout, readers)
     content = read_json(source)
     chosen = cast(Layout, layout) if layout != "auto" else recognise_layout(source, content, readers)
 
@@ -156,6 +158,9 @@ def open_dataset(
     notes: list[str] = []
     if chosen == "nnunet":
         training, testing = nnunet_cases(source, content, len(channels), problems, readers)
+    elif chosen == "folders":
+        training, channels = folder_cases(source.parent, channels, problems, notes, readers)
+        testing = []
     else:
         unread_lists(source, content, faults, notes)
         unread_files(source, content, readers, faults, notes)

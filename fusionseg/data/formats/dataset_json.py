@@ -7,6 +7,7 @@ MONAI datalist. `fusionseg.data.formats.dataset.open_dataset` combines the parts
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,15 +16,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fusionseg.data.formats.case import CHANNEL, Case
-from fusionseg.data.formats.ignored_entries import hidden_entries
+from fusionseg.data.formats.ignored_entries import LISTS, hidden_entries
+from fusionseg.data.formats.layouts.folders import is_folder_layout
 from fusionseg.data.formats.missing_files import MAX_LISTED
 from fusionseg.data.formats.readers import Readers
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import user_path
 
-Layout = Literal["msd", "nnunet", "datalist"]
+Layout = Literal["msd", "nnunet", "datalist", "folders"]
 
-LAYOUTS = ("auto", "msd", "nnunet", "datalist")
+LAYOUTS = ("auto", "msd", "nnunet", "datalist", "folders")
 SPLITS_FILE = "splits_final.json"
 """nnU-Net's file of folds, which may lie beside the JSON file of a data set."""
 _NOT_A_DATALIST = ("dataset.json", SPLITS_FILE)
@@ -31,19 +33,23 @@ READ_KEYS = ("image", "images", "label", "fold", "annotated")
 """Keys of an entry that are read for every data set. The others are columns."""
 
 
-def find_json(root: Path, layout: str) -> Path:
+def find_json(root: Path, layout: str, readers: Readers) -> Path:
     """Find the JSON file of a data set.
 
     Args:
         root: the folder of the data set, or the file itself.
         layout: as in `data.layout`.
+        readers: of the data set.
+
+    Returns:
+        The file. It need not exist for a data set with a folder for each case.
 
     Raises:
         UserError: there is no such file, or there are several.
     """
     wanted = (
-        "a folder with dataset.json (MSD or nnU-Net raw), a folder with one datalist .json, or the "
-        "datalist's .json file"
+        "a folder with dataset.json (MSD or nnU-Net raw), a folder with one datalist .json, the datalist's .json"
+        " file, or a folder with a folder for each case"
     )
     if root.is_file():
         if root.suffix.lower() != ".json":
@@ -52,6 +58,8 @@ def find_json(root: Path, layout: str) -> Path:
     if not root.is_dir():
         raise UserError(f"data.root={root}: does not exist; expected {wanted}")
     dataset_json = root / "dataset.json"
+    if layout == "folders":
+        return dataset_json
     lists = sorted(f for f in root.glob("*.json") if f.name not in _NOT_A_DATALIST and f.name[0] != ".")
     if layout == "datalist" and len(lists) == 1:
         return lists[0]
@@ -66,6 +74,8 @@ def find_json(root: Path, layout: str) -> Path:
             f"data.root={root}: several datalists ({', '.join(f.name for f in lists[:MAX_LISTED])}); set "
             "data.root to the one to use"
         )
+    if layout == "auto" and is_folder_layout(root, readers):
+        return dataset_json
     raise UserError(f"data.root={root}: holds no .json file; expected {wanted}")
 
 
@@ -75,9 +85,14 @@ def read_json(source: Path) -> dict[str, Any]:
     Args:
         source: the file.
 
+    Returns:
+        Its content; empty if a data set with a folder for each case has no such file.
+
     Raises:
         UserError: the file cannot be read, is not JSON, or names a key twice in one object.
     """
+    if not os.path.lexists(source):
+        return {}
     try:
         content = json.loads(source.read_text(encoding="utf-8-sig"), object_pairs_hook=partial(_each_once, source))
     except json.JSONDecodeError as error:
@@ -114,12 +129,15 @@ def recognise_layout(source: Path, content: dict[str, Any], readers: Readers) ->
     """
     if "channel_names" in content or "file_ending" in content:
         return "nnunet"
+    folder = source.parent / "imagesTr"
+    unlisted = source.name == "dataset.json" and not any(key in content for key in LISTS)
+    if unlisted and (not content or not folder.is_dir()) and is_folder_layout(source.parent, readers):
+        return "folders"
     listed = [entry for entry in as_list(content.get("training")) if isinstance(entry, dict)]
     if source.name != "dataset.json" or "validation" in content or any("fold" in entry for entry in listed):
         return "datalist"
     # nnU-Net's first version lists x.nii.gz and stores x_0000.nii.gz. MSD cases may have such numbers too, but their
     # listed names exist.
-    folder = source.parent / "imagesTr"
     files = readers.image_files(folder) if folder.is_dir() else []
     numbered = bool(files) and all(CHANNEL.fullmatch(readers.stem(file)) for file in files)
     images = [image for entry in listed for image in as_list(entry.get("image"))]

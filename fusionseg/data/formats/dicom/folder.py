@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -12,31 +13,60 @@ from fusionseg.data.formats.dicom.stack import stack_slices
 from fusionseg.data.formats.image_file import VolumeError
 
 _TRIED = 3
-"""Number of files whose first bytes are read before a folder counts as one without DICOM."""
+"""Number of files that are no DICOM before a folder counts as one without a series."""
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+"""Beginning of the UIDs of screenshots, such as the pages of a dose report."""
 
 
 def holds_series(folder: Path) -> bool:
-    """Test that a folder directly holds slices, or a single multi-frame file. At most a few files are read.
+    """Test that a folder directly holds slices, or a single multi-frame file.
+
+    Scouts, reports and screenshots do not count. In most folders, one file is read.
 
     Args:
         folder: any folder; the folders within it do not count.
     """
     if not folder.is_dir():
         return False
-    files = candidate_files(folder, nested=False)
     try:
-        first = next((file for file in islice(files, _TRIED) if is_dicom(file)), None)
+        return any(_is_part(file, folder) for file in _dicom_files(folder))
     except OSError:
         return False
-    if first is None:
-        return False
+
+
+def is_segmentation(path: Path) -> bool:
+    """Test that a file, or the one file in a folder, is a DICOM-SEG.
+
+    Args:
+        path: the file or the folder.
+    """
     try:
-        header = read_header(first)
+        file = next(_dicom_files(path), None) if path.is_dir() else path
+        return file is not None and read_header(file).sop_class == SEGMENTATION
+    except (VolumeError, OSError):  # `read` reports the damage
+        return False
+
+
+def _dicom_files(folder: Path) -> Iterator[Path]:
+    others = 0
+    for file in candidate_files(folder, nested=False):
+        if is_dicom(file):
+            yield file
+        elif (others := others + 1) >= _TRIED:
+            return
+
+
+def _is_part(file: Path, folder: Path) -> bool:
+    """Test that a DICOM file of a folder makes the folder an image."""
+    try:
+        header = read_header(file)
     except VolumeError:  # `read` reports the damage
         return True
+    if header.is_localizer or header.sop_class.startswith(_SECONDARY_CAPTURE):
+        return False
     if header.sop_class == SEGMENTATION or len(header.slices) > 1:
         return len(list(islice(candidate_files(folder, nested=False), 2))) == 1
-    return True
+    return header.samples > 0
 
 
 def slice_files(folder: Path) -> list[Path]:

@@ -65,6 +65,11 @@ class Readers:
         """
         return any(reader.reads_folder(path) for reader in self._all if hasattr(reader, "reads_folder"))
 
+    def is_label(self, path: Path) -> bool:
+        """Test that an image is of a format that holds labels only, such as DICOM-SEG."""
+        test = getattr(self._reader_of(path), "is_label", None)
+        return bool(test is not None and test(path))
+
     def image_files(self, folder: Path) -> list[Path]:
         """Image files of a folder, sorted.
 

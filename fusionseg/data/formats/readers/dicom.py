@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fusionseg.config.registry import readers
 from fusionseg.data.formats.dicom.candidates import candidate_files
-from fusionseg.data.formats.dicom.folder import holds_series
+from fusionseg.data.formats.dicom.folder import holds_series, is_segmentation
 from fusionseg.data.formats.dicom.pixels import read_voxels
 from fusionseg.data.formats.dicom.segmentation import read_segmentation
 from fusionseg.data.formats.dicom.series import find_series
@@ -63,6 +63,14 @@ class DicomReader:
             folder: any folder.
         """
         return holds_series(folder)
+
+    def is_label(self, path: Path) -> bool:
+        """Test that a file, or the one file in a folder, is a DICOM-SEG.
+
+        Args:
+            path: as for `read`.
+        """
+        return is_segmentation(path)
 
     def files(self, path: Path) -> list[Path]:
         """The files of an image: those of the folder that should be DICOM, or the file itself.

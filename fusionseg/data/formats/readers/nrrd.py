@@ -97,6 +97,14 @@ class NrrdReader:
         with file_errors(), path.open("rb") as file:
             return _read_header(file).geometry
 
+    def is_label(self, path: Path) -> bool:
+        """Test that a file is a segmentation of 3D Slicer, by its name.
+
+        Args:
+            path: the file.
+        """
+        return path.name.lower().endswith(".seg.nrrd")
+
     def files(self, path: Path) -> list[Path]:
         """The file, and its data file.
 

@@ -1,0 +1,222 @@
+"""The cases of a data set without a list: a folder for each case, or a folder of images beside a folder of labels.
+
+ROOT/<case>/ holds the image (a file, or the slices of a DICOM series, in the folder or in folders within it), one for
+each channel, and the label. A label is recognised by its name, or as DICOM-SEG; channels by what the names of their
+files have more than the name of the case.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from fusionseg.data.formats.case import CHANNEL, Case
+from fusionseg.data.formats.readers import Readers
+from fusionseg.utils.errors import some_of
+
+LABEL_WORDS = {
+    *("label", "labels", "labelmap", "mask", "masks", "seg", "segm", "segmentation", "segmentations"),
+    *("annotation", "annotations", "gt", "groundtruth"),
+}
+MAX_DEPTH = 6
+"""Largest number of folders between a case and its image: hospitals export PATIENT/STUDY/SERIES."""
+_WORD = re.compile(r"[^\W_]+")
+
+
+def case_folders(root: Path) -> list[Path]:
+    """List the folders of the cases: the visible subfolders.
+
+    Args:
+        root: the folder of the data set.
+    """
+    return sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def is_folder_layout(root: Path, readers: Readers) -> bool:
+    """Test that a folder without a list has a folder for each case: an image is in its first or second subfolder.
+
+    A folder of images beside a folder of labels counts too.
+
+    Args:
+        root: the folder of the data set.
+        readers: of the data set.
+    """
+    if image_and_label_folder(root) is not None:
+        return True
+    return any(next(_images_in(folder, readers), None) is not None for folder in case_folders(root)[:2])
+
+
+def folder_cases(
+    root: Path, channels: Sequence[str], problems: list[str], notes: list[str], readers: Readers
+) -> tuple[list[Case], tuple[str, ...]]:
+    """Find the cases of a data set with a folder for each case.
+
+    Args:
+        root: the folder of the data set.
+        channels: names of the channels that dataset.json states; empty if there are none.
+        problems: gets folders whose image or label is not clear.
+        notes: gets folders without an image.
+        readers: of the data set.
+
+    Returns:
+        The cases, and the names of the channels; no names for a single channel.
+    """
+    if (pair := image_and_label_folder(root)) is not None:
+        return paired_cases(*pair, problems, readers), ()
+    found: dict[Path, dict[str, Path]] = {}
+    labels: dict[Path, Path | None] = {}
+    empty = []
+    for folder in case_folders(root):
+        images = list(_images_in(folder, readers))
+        marked = [path for path in images if _is_label(path, folder, readers)]
+        if len(marked) > 1:
+            problems.append(
+                f"{folder}: holds {len(marked)} labels ({some_of([_below(path, folder) for path in marked])}); keep one"
+                " label in the folder of a case (one file with a value for each class), or list the cases in a datalist"
+            )
+        labels[folder] = marked[0] if marked else None
+        others = [path for path in images if path not in marked]
+        if not others:
+            empty.append(folder.name)
+            continue
+        keyed = _keys(folder, others, readers)
+        if len(keyed) < len(others):
+            problems.append(
+                f"{folder}: holds {len(others)} images whose names do not tell them apart"
+                f" ({some_of([_below(path, folder) for path in others])}); keep one image for each channel"
+            )
+        found[folder] = keyed
+    if empty:
+        notes.append(
+            f"{root}: {len(empty)} folder{'s' * (len(empty) != 1)} without an image left out ({some_of(empty)}); add"
+            " the image, or remove the folder"
+        )
+    order = _channel_order(found, channels, problems)
+    cases = []
+    for folder, keyed in found.items():
+        files = tuple(keyed[key] for key in order if key in keyed) if len(keyed) > 1 else tuple(keyed.values())
+        cases.append(Case(folder.name, files, labels[folder]))
+    return cases, tuple(channels) or (tuple(order) if len(order) > 1 else ())
+
+
+def image_and_label_folder(root: Path) -> tuple[Path, Path] | None:
+    """Find a folder of images beside a folder of labels: images/ and labels/, image/ and masks/, imagesTr/ and others.
+
+    Args:
+        root: the folder of the data set.
+
+    Returns:
+        The two folders; None if there are not exactly these.
+    """
+    names = {folder.name.casefold().removesuffix("tr"): folder for folder in case_folders(root)}
+    images = [names[name] for name in ("images", "image", "imgs", "img") if name in names]
+    labels = [names[name] for name in sorted(LABEL_WORDS) if name in names]
+    return (images[0], labels[0]) if len(images) == len(labels) == 1 else None
+
+
+def paired_cases(images: Path, labels: Path, problems: list[str], readers: Readers) -> list[Case]:
+    """Find the cases of a folder of images beside a folder of labels, by the names of the files.
+
+    x.nii.gz has the label x.nii.gz, x_label.nii.gz or x-seg.nrrd. x_0000 and x_0001 are the channels of x.
+
+    Args:
+        images: the folder of the images, which may be folders with a DICOM series.
+        labels: the folder of the labels.
+        problems: gets labels without an image.
+        readers: of the data set.
+    """
+    channels: dict[str, dict[int, Path]] = defaultdict(dict)
+    for path in _items(images, readers):
+        match = CHANNEL.fullmatch(readers.stem(path))
+        name, number = (match[1], int(match[2])) if match else (readers.stem(path), 0)
+        if number in channels[name]:
+            problems.append(f"{path}: is an image named {name}, as {channels[name][number].name}; rename one of them")
+        channels[name][number] = path
+    found: dict[str, Path] = {}
+    for path in _items(labels, readers):
+        stem = readers.stem(path)
+        words = list(_WORD.finditer(stem))
+        if stem not in channels and len(words) > 1 and words[-1].group().casefold() in LABEL_WORDS:
+            stem = stem[: words[-2].end()]
+        if stem not in channels or stem in found:
+            what = "two labels have this name" if stem in found else f"no image of {images.name} has this name"
+            problems.append(f"{path}: {what} ({stem}); rename the file, or list the cases in a datalist")
+        found[stem] = path
+    return [
+        Case(name, tuple(files[number] for number in sorted(files)), found.get(name))
+        for name, files in channels.items()
+    ]
+
+
+def _items(folder: Path, readers: Readers) -> list[Path]:
+    """The images in a folder: its image files, and its subfolders with a DICOM series."""
+    return sorted(
+        [*readers.image_files(folder), *(path for path in case_folders(folder) if readers.reads_folder(path))]
+    )
+
+
+def _images_in(folder: Path, readers: Readers, depth: int = 0) -> Iterator[Path]:
+    """Yield the images and labels in a folder and in the folders within it."""
+    files = readers.image_files(folder)
+    if readers.reads_folder(folder):
+        yield folder
+    yield from files
+    for child in case_folders(folder) if depth < MAX_DEPTH else ():
+        yield from _images_in(child, readers, depth + 1)
+
+
+def _is_label(path: Path, folder: Path, readers: Readers) -> bool:
+    """Test that an image below the folder of a case is a label, by the words of its path or by its content."""
+    words = {word for part in _parts(path, folder, readers) for word in _words(part)}
+    # The name of the case may have such a word itself: seg_001/seg_001_ct.nii.gz.
+    return bool((words - set(_words(folder.name))) & LABEL_WORDS) or readers.is_label(path)
+
+
+def _keys(folder: Path, images: Sequence[Path], readers: Readers) -> dict[str, Path]:
+    """The channel of each image: the words of its path that no other image of the case has, without the case's name."""
+    case = _words(folder.name)
+    words = {}
+    for path in images:
+        parts = [word for part in _parts(path, folder, readers) for word in _words(part)]
+        words[path] = parts[len(case) :] if parts[: len(case)] == case and len(parts) > len(case) else parts
+    shared = set.intersection(*(set(parts) for parts in words.values())) if len(images) > 1 else set()
+    return {" ".join(word for word in parts if word not in shared): path for path, parts in words.items()}
+
+
+def _channel_order(found: dict[Path, dict[str, Path]], channels: Sequence[str], problems: list[str]) -> list[str]:
+    """The keys of the channels in their order; cases with other channels are problems."""
+    several = {folder: keyed for folder, keyed in found.items() if len(keyed) > 1}
+    if not several and len(channels) < 2:
+        return []
+    usual = Counter(frozenset(keyed) for keyed in found.values()).most_common(1)[0][0]
+    if len(channels) > 1:
+        usual = frozenset(" ".join(_words(channel)) for channel in channels)
+        order = [" ".join(_words(channel)) for channel in channels]
+    else:
+        order = sorted(usual)
+    for folder, keyed in found.items():
+        if len(keyed) == 1 and len(usual) > 1 and not several:
+            continue  # one file with all channels
+        if frozenset(keyed) != usual:
+            files = some_of([_below(path, folder) for path in keyed.values()])
+            problems.append(
+                f"{folder}: holds the channels {', '.join(sorted(keyed)) or 'image'} ({files}), and other cases have"
+                f" {', '.join(order) or 'image'}; name one file for each channel, and move other images elsewhere"
+            )
+    return order
+
+
+def _parts(path: Path, folder: Path, readers: Readers) -> list[str]:
+    """The names from the folder of a case down to an image, the suffix left out."""
+    inside = path.relative_to(folder)
+    return [] if path == folder else [*inside.parts[:-1], readers.stem(path)]
+
+
+def _below(path: Path, folder: Path) -> str:
+    return str(path.relative_to(folder)) if path != folder else "the slices in it"
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.casefold())
