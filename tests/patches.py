@@ -17,7 +17,7 @@ from fusionseg.data.loading.augmentation_protocol import Draws
 from fusionseg.data.loading.device_cache import DeviceCache
 from fusionseg.data.loading.patch_augmenter import PatchAugmenter
 from fusionseg.data.loading.sampling_plan import Samples
-from fusionseg.data.loading.spatial_rules import ALL_AXES, SpatialRules
+from fusionseg.data.loading.spatial.rules import ALL_AXES, SpatialRules
 from fusionseg.data.preprocessing.store import Store, write_case
 from fusionseg.data.preprocessing.volume import Volume
 

@@ -20,7 +20,7 @@ from fusionseg.data.loading.augmentations import check_augmentations
 from fusionseg.data.loading.device_cache import DeviceCache, cache_bytes, place_cache
 from fusionseg.data.loading.patch_augmenter import PatchAugmenter
 from fusionseg.data.loading.sampling_plan import SamplePlan
-from fusionseg.data.loading.spatial_rules import SpatialRules, spatial_rules
+from fusionseg.data.loading.spatial.rules import SpatialRules, spatial_rules
 from fusionseg.data.preprocessing.lost_foreground import lost_foreground_warning
 from fusionseg.data.preprocessing.prepare import prepare
 from fusionseg.data.preprocessing.store import Store

@@ -12,7 +12,8 @@ import pytest
 from fusionseg.config import AugmentConfig
 from fusionseg.data.loading.counter_random import generator, random_bits, uniform
 from fusionseg.data.loading.purposes import Purpose
-from fusionseg.data.loading.sampling_plan import PlanCase, SamplePlan, Samples
+from fusionseg.data.loading.sampling.patch_centres import PlanCase
+from fusionseg.data.loading.sampling_plan import SamplePlan, Samples
 
 ALL: dict[str, Any] = {
     "flip": 0.5,
@@ -131,6 +132,9 @@ def test_purposes_and_places_have_numbers_of_their_own() -> None:
     assert numbers.mean() == pytest.approx(0.5, abs=0.01) and numbers.std() == pytest.approx(12**-0.5, abs=0.01)
     np.testing.assert_array_equal(numbers[:7], uniform(1, 2, 3, Purpose.CENTRE, 7))
     np.testing.assert_array_equal(numbers, generator(1, 2, 3, Purpose.CENTRE).random(20000))
+    for count in (1, 3, 4, 5):  # whatever was drawn before, and whatever is left in a buffer
+        fresh = np.random.Philox(key=[9, 0], counter=[0, Purpose.FLIP, count, 7]).random_raw(count)
+        np.testing.assert_array_equal(random_bits(9, 7, count, Purpose.FLIP, count), fresh)
 
 
 @pytest.mark.parametrize(("global_batch", "samples_per_volume"), [(4, 2), (3, 2), (2, 1), (1, 3), (5, 4)])

@@ -16,8 +16,8 @@ from fusionseg.config import AugmentConfig
 from fusionseg.data.loading.counter_random import counter_normal
 from fusionseg.data.loading.device_cache import DeviceCache
 from fusionseg.data.loading.patch_augmenter import PatchAugmenter
-from fusionseg.data.loading.patch_geometry import patch_to_volume
 from fusionseg.data.loading.sampling_plan import SamplePlan
+from fusionseg.data.loading.spatial.geometry import patch_to_volume
 
 
 def expected_cut(case: Arrays, origin: Any, patch: tuple[int, int, int], flip: Any) -> Arrays:

@@ -14,9 +14,10 @@ from scipy import ndimage
 
 from fusionseg.config import AugmentConfig
 from fusionseg.data.loading.patch_augmenter import PatchAugmenter
-from fusionseg.data.loading.patch_geometry import patch_to_volume, shear_matrix
-from fusionseg.data.loading.sampling_plan import PlanCase, SamplePlan, Samples
-from fusionseg.data.loading.spatial_rules import SpatialRules, spatial_rules
+from fusionseg.data.loading.sampling.patch_centres import PlanCase
+from fusionseg.data.loading.sampling_plan import SamplePlan, Samples
+from fusionseg.data.loading.spatial.geometry import patch_to_volume, shear_matrix
+from fusionseg.data.loading.spatial.rules import SpatialRules, spatial_rules
 from fusionseg.utils.errors import UserError
 
 SPACINGS = [(1.0, 1.0, 1.0), (0.7, 1.0, 2.5)]

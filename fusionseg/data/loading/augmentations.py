@@ -19,7 +19,7 @@ from torch import Tensor
 from fusionseg.config.data.augmentation import AugmentConfig
 from fusionseg.config.outside import failure_text
 from fusionseg.data.loading.augmentation_protocol import Augmentation, Drawn, Draws
-from fusionseg.data.loading.counter_random import generator
+from fusionseg.data.loading.counter_random import generator, uniform
 from fusionseg.data.loading.intensity.section import ImageLayout, IntensitySection
 from fusionseg.data.loading.purposes import named_purpose, outside_purpose
 from fusionseg.data.loading.random_transform import as_augmentation
@@ -56,9 +56,10 @@ class PlannedAugmentation:
         hit = np.zeros(len(samples), np.bool_)
         drawn: list[Mapping[str, Any]] = []
         for i, sample in enumerate(samples):
-            rng = generator(seed, step, sample, self.purpose)
-            if rng.random() < self.prob:
+            if uniform(seed, step, sample, self.purpose, 1)[0] < self.prob:
                 hit[i] = True
+                rng = generator(seed, step, sample, self.purpose)  # slow to make, so only where it is needed
+                rng.random()  # the number above
                 drawn.append(self.part.draw(rng))
         names = drawn[0] if drawn else ()
         return Draws(hit, {name: np.stack([np.asarray(one[name]) for one in drawn]) for name in names})

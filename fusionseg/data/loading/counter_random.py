@@ -8,6 +8,8 @@ switching one augmentation on does not change the numbers of the others.
 from __future__ import annotations
 
 import math
+import threading
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +29,7 @@ def random_bits(seed: int, step: int, sample: int, purpose: int, count: int) -> 
         purpose: use of the numbers.
         count: number of words.
     """
-    bits: NDArray[np.uint64] = _philox(seed, step, sample, purpose).random_raw(count)
+    bits: NDArray[np.uint64] = _reused.at(seed, step, sample, purpose).random_raw(count)
     return bits
 
 
@@ -39,6 +41,26 @@ def uniform(seed: int, step: int, sample: int, purpose: int, count: int) -> NDAr
 def generator(seed: int, step: int, sample: int, purpose: int) -> np.random.Generator:
     """Make a generator whose `random()` gives the numbers of `uniform`; for the arguments see `random_bits`."""
     return np.random.Generator(_philox(seed, step, sample, purpose))
+
+
+class _ReusedPhilox(threading.local):
+    """One generator of each thread, set to a counter: several times faster than a new generator for each sample."""
+
+    def __init__(self) -> None:
+        self._philox = np.random.Philox(0)
+        self._state: Any = self._philox.state  # the buffer is used up, so the next word is the first of the counter
+
+    def at(self, seed: int, step: int, sample: int, purpose: int) -> np.random.Philox:
+        """The generator as `_philox` makes it, until the next call."""
+        self._state["state"] = {
+            "counter": np.array((0, purpose, sample, step), np.uint64),
+            "key": np.array((seed, 0), np.uint64),
+        }
+        self._philox.state = self._state
+        return self._philox
+
+
+_reused = _ReusedPhilox()
 
 
 def _philox(seed: int, step: int, sample: int, purpose: int) -> np.random.Philox:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fusionseg.config.data.cache import CacheConfig
-from fusionseg.data.loading.sampling_plan import PlanCase
+from fusionseg.data.loading.sampling.patch_centres import PlanCase
 from fusionseg.data.preprocessing.store import PreparedCase, Store
 from fusionseg.utils.errors import UserError
 

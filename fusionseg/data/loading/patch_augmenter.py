@@ -18,9 +18,9 @@ from fusionseg.data.loading.augmentations import open_augmentations
 from fusionseg.data.loading.counter_random import counter_normal
 from fusionseg.data.loading.device_cache import DeviceCache
 from fusionseg.data.loading.intensity.section import ImageLayout
-from fusionseg.data.loading.patch_geometry import Matrix, patch_to_volume, turned
 from fusionseg.data.loading.sampling_plan import Samples
-from fusionseg.data.loading.spatial_rules import ALL_AXES, SpatialRules
+from fusionseg.data.loading.spatial.geometry import Matrix, patch_to_volume, turned
+from fusionseg.data.loading.spatial.rules import ALL_AXES, SpatialRules
 from fusionseg.data.loading.transfer import send
 from fusionseg.observability.ranges import annotate
 

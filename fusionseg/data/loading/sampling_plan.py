@@ -6,9 +6,9 @@ has to be saved, resuming is exact, and one process with four accumulation steps
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,28 +16,15 @@ from numpy.typing import NDArray
 from fusionseg.config.data.augmentation import AugmentConfig
 from fusionseg.data.loading.augmentation_protocol import Draws
 from fusionseg.data.loading.augmentations import open_augmentations
-from fusionseg.data.loading.counter_random import random_bits, uniform
+from fusionseg.data.loading.counter_random import random_bits
 from fusionseg.data.loading.intensity.section import ImageLayout
 from fusionseg.data.loading.purposes import Purpose
-from fusionseg.data.loading.spatial_plan import SpatialChanges, SpatialPlan
-from fusionseg.data.loading.spatial_rules import ALL_AXES, SpatialRules
-
-
-@dataclass(frozen=True)
-class PlanCase:
-    """A case as the sampling plan sees it: its size and the positions of its foreground.
-
-    Args:
-        name: of the case.
-        shape: (X, Y, Z).
-        foreground: flat voxel indices, class after class.
-        class_offsets: index in `foreground` of the first voxel of each class that occurs, then the number of voxels.
-    """
-
-    name: str
-    shape: tuple[int, int, int]
-    foreground: NDArray[np.int64]
-    class_offsets: tuple[int, ...]
+from fusionseg.data.loading.sampling.case_order import CaseOrder
+from fusionseg.data.loading.sampling.counts import DrawnCounts
+from fusionseg.data.loading.sampling.patch_centres import PatchCentres, PlanCase
+from fusionseg.data.loading.sampling.weights import EVEN, SamplingWeights
+from fusionseg.data.loading.spatial.plan import SpatialChanges, SpatialPlan
+from fusionseg.data.loading.spatial.rules import ALL_AXES, SpatialRules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +55,7 @@ class SamplePlan:
         foreground: chance that a patch is centred on a foreground voxel.
         channels: channels of the images.
         rules: the axes that spatial augmentations may change.
+        weights: of classes and cases.
 
     Raises:
         UserError: an augmentation of the user's own cannot be made.
@@ -85,6 +73,7 @@ class SamplePlan:
         foreground: float,
         channels: int,
         rules: SpatialRules = ALL_AXES,
+        weights: SamplingWeights = EVEN,
     ) -> None:
         self.cases = cases
         self.augment = augment
@@ -95,7 +84,8 @@ class SamplePlan:
         self.foreground = foreground
         self._spatial = SpatialPlan(augment, rules, seed)
         self._augmentations = open_augmentations(augment, ImageLayout(channels, rules.through_plane))
-        self._order = lru_cache(maxsize=4)(self._draw_order)
+        self._order = CaseOrder(seed, len(cases), weights.cases)
+        self._centres = PatchCentres(cases, patch, foreground, weights, seed)
 
     def samples(self, step: int, indices: Sequence[int]) -> Samples:
         """Plan samples of a step.
@@ -107,7 +97,7 @@ class SamplePlan:
         case_index = np.array([self.case_of(step, k) for k in indices], np.int64)
         origin = np.zeros((len(indices), 3), np.int64)
         for i, k in enumerate(indices):
-            origin[i] = self._origin(step, k, self.cases[case_index[i]])
+            origin[i] = self._centres.origin(step, k, int(case_index[i]))
         return Samples(
             step=step,
             sample=np.array(indices, np.int64),
@@ -118,15 +108,27 @@ class SamplePlan:
         )
 
     def case_of(self, step: int, k: int) -> int:
-        """The index of the case of a sample: each epoch has every case once, in its own order.
+        """The index of the case of a sample, see `CaseOrder`.
 
         Args:
             step: of the optimizer.
             k: index of the sample within the global batch.
         """
-        volume = (step * self.global_batch + k) // self.samples_per_volume
-        epoch, position = divmod(volume, len(self.cases))
-        return int(self._order(epoch)[position])
+        return self._order.case_of((step * self.global_batch + k) // self.samples_per_volume)
+
+    def count(self, steps: range) -> DrawnCounts:
+        """Count the patches of some steps by class and by case.
+
+        Args:
+            steps: of the optimizer.
+        """
+        counts = DrawnCounts(steps, Counter(), Counter())
+        for step in steps:
+            for k in range(self.global_batch):
+                case_index = self.case_of(step, k)
+                counts.cases[case_index] += 1
+                counts.classes[self._centres.class_of(step, k, case_index)] += 1
+        return counts
 
     def network_seed(self, step: int, k: int) -> int:
         """Seed of the random numbers within the network (dropout, stochastic depth) for a micro-batch.
@@ -136,27 +138,3 @@ class SamplePlan:
             k: index of the first sample of the micro-batch within the global batch.
         """
         return int(random_bits(self.seed, step, k, Purpose.NETWORK, 1)[0] >> np.uint64(1))
-
-    def _draw_order(self, epoch: int) -> NDArray[np.int64]:
-        # Sorting random words gives a permutation. numpy's own shuffle may differ between versions of numpy.
-        order: NDArray[np.int64] = np.argsort(
-            random_bits(self.seed, epoch, 0, Purpose.ORDER, len(self.cases)), kind="stable"
-        )
-        return order
-
-    def _origin(self, step: int, k: int, case: PlanCase) -> NDArray[np.int64]:
-        draw = uniform(self.seed, step, k, Purpose.CENTRE, 6)
-        shape, patch = np.array(case.shape), np.array(self.patch)
-        lowest, highest = np.minimum(0, shape - patch), np.maximum(0, shape - patch)
-        # Along an axis where the patch is larger than the volume, the volume lies anywhere inside the patch.
-        anywhere = lowest + (draw[3:] * (highest - lowest + 1)).astype(np.int64)
-        num_classes = len(case.class_offsets) - 1
-        if draw[0] >= self.foreground or num_classes == 0:
-            return anywhere
-        chosen = int(draw[1] * num_classes)
-        first, last = case.class_offsets[chosen], case.class_offsets[chosen + 1]
-        voxel = np.array(np.unravel_index(case.foreground[first + int(draw[2] * (last - first))], case.shape))
-        origin: NDArray[np.int64] = np.where(
-            shape < patch, anywhere, np.clip(voxel - patch // 2, lowest, highest)
-        ).astype(np.int64)
-        return origin

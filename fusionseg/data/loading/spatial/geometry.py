@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionseg.data.loading.spatial_plan import SHEARS
+from fusionseg.data.loading.spatial.plan import SHEARS
 
 Matrix = NDArray[np.float64]
 

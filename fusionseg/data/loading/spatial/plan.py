@@ -12,7 +12,7 @@ from fusionseg.config.data.augmentation import AugmentConfig
 from fusionseg.config.data.spatial import AXES
 from fusionseg.data.loading.counter_random import uniform
 from fusionseg.data.loading.purposes import Purpose
-from fusionseg.data.loading.spatial_rules import SpatialRules
+from fusionseg.data.loading.spatial.rules import SpatialRules
 
 SHEARS = ((0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1))
 """The order of the six shears: the axis that is displaced, and the axis along which the displacement grows."""
@@ -58,7 +58,8 @@ class SpatialPlan:
         self.augment = augment
         self.rules = rules
         self.seed = seed
-        self._flip_prob = np.array([augment.flips.prob if axis in augment.flips.axes else 0.0 for axis in AXES])
+        flips = augment.flips
+        self._flip_prob = np.array([flips.prob if axis in flips.axes else 0.0 for axis in AXES])
         self._moved = rules.moved
         # A rotation about one axis moves the other two. A shear displaces one axis, and grows along another.
         about = ~self._moved if rules.through_plane is not None else np.ones(3, np.bool_)
@@ -78,7 +79,7 @@ class SpatialPlan:
         flip, turns = np.zeros((count, 3), np.bool_), np.zeros((count, 3), np.int64)
         elastic, elastic_key = np.zeros(count), np.zeros(count, np.int64)
         for i, k in enumerate(indices):
-            if augment.flips.prob:
+            if self._flip_prob.any():
                 flip[i] = uniform(seed, step, k, Purpose.FLIP, 3) < self._flip_prob
             if augment.rotate90 is not None:
                 hit, plane, turn = uniform(seed, step, k, Purpose.ROTATE90, 3)
