@@ -212,12 +212,7 @@ class RunConfig(SectionWithOptions):
         view = getattr(self.model, "view", None)
         if view is not None and self.data.orientation is None:
             problems.append(f"model.view: {view} slices need a known orientation; set data.orientation, such as RAS")
-        if self.augment.mirror_pairs and self.data.orientation is None:
-            problems.append(
-                "augment.mirror_pairs: needs a known left-right axis; set data.orientation, such as RAS, or remove it"
-            )
-        if self.augment.mirror_pairs and not self.task_info.needs_labels:
-            problems.append("augment.mirror_pairs: exchanges labels, and this task has none; remove it")
+        problems += self._sampling_problems()
         if self.train.global_batch % self.train.micro_batch:
             divisors = [n for n in range(1, self.train.global_batch + 1) if self.train.global_batch % n == 0]
             problems.append(
@@ -249,6 +244,30 @@ class RunConfig(SectionWithOptions):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _sampling_problems(self) -> list[str]:
+        """List the settings of sampling and flips that do not fit the data or the task, with the fixes."""
+        problems = []
+        sampling = self.data.sampling
+        if self.augment.mirror_pairs and self.data.orientation is None:
+            problems.append(
+                "augment.mirror_pairs: needs a known left-right axis; set data.orientation, such as RAS, or remove it"
+            )
+        if self.augment.mirror_pairs and not self.task_info.needs_labels:
+            problems.append("augment.mirror_pairs: exchanges labels, and this task has none; remove it")
+        if sampling is None:
+            return problems
+        if not self.task_info.needs_labels:
+            problems += [
+                f"data.sampling.{key}: needs labels, and this task has none; remove it"
+                for key in ("class_weights", "case_weights")
+                if getattr(sampling, key) is not None
+            ]
+        elif sampling.class_weights is not None and self.data.foreground == 0:
+            problems.append(
+                "data.sampling.class_weights: has no effect with data.foreground 0; raise data.foreground, or remove it"
+            )
+        return problems
 
     def _task_problems(self) -> list[str]:
         """List the settings that do not fit the task, with the fixes."""

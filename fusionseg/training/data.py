@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.loading.augmentations import check_augmentations
 from fusionseg.data.loading.device_cache import DeviceCache, cache_bytes, place_cache
 from fusionseg.data.loading.patch_augmenter import PatchAugmenter
+from fusionseg.data.loading.sampling.weights import SampledCase, named_weights, sampling_weights
 from fusionseg.data.loading.sampling_plan import SamplePlan
 from fusionseg.data.loading.spatial.rules import SpatialRules, spatial_rules
 from fusionseg.data.preprocessing.lost_foreground import lost_foreground_warning
@@ -27,6 +29,7 @@ from fusionseg.data.preprocessing.store import Store
 from fusionseg.distributed.world import World
 from fusionseg.observability.progress import counting_progress
 from fusionseg.observability.ranges import annotate
+from fusionseg.runs.cases.datasets import RunDataset
 from fusionseg.runs.cases.opening import RunCases, log_split, settle_split
 from fusionseg.runs.cases.split import Split
 from fusionseg.utils.errors import UserError
@@ -52,6 +55,8 @@ class TrainingData:
     augmenter: PatchAugmenter
     annotated: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Names of the annotated outputs, by name of each case that does not annotate all of them."""
+    counted_classes: tuple[str, ...] = ()
+    """Names of the classes, the background first, that drawn patches are counted by; empty without labels."""
 
     @property
     def labels(self) -> dict[int, str]:
@@ -106,6 +111,24 @@ class TrainingData:
         """Tell for each output whether a case of the cache annotates it, (R,)."""
         return self.scheme.annotated_outputs(self.annotated.get(self.cache.names[case_index]))
 
+    def describe_drawn(self, steps: range) -> str:
+        """Describe the patches of some steps, by the class at their centre and by case, in one line."""
+        return self.plan.count(steps).summary(self.counted_classes, self._drawn_cases)
+
+    def drawn_fields(self, steps: range) -> dict[str, Any]:
+        """The numbers of patches of some steps for a record; empty if all classes and cases are drawn evenly."""
+        if not self.plan.weights.is_weighted:
+            return {}
+        counts = self.plan.count(steps)
+        return {
+            "drawn_classes": counts.by_class(self.counted_classes),
+            "drawn_cases": counts.by_case(self._drawn_cases),
+        }
+
+    @property
+    def _drawn_cases(self) -> list[str]:
+        return self.cache.names[: len(self.plan.cases)]
+
     def case_indices(self, step: int, indices: range) -> list[int]:
         """Return for each sample the index, in the cache, of the case that it is cut from; see `batch`."""
         return [int(case) for case in self.plan.samples(step, indices).case_index]
@@ -158,6 +181,7 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
     if world.is_rank_zero:
         for line in rules.describe(config.augment):
             log.info("%s", line)
+    weights = sampling_weights(config.data.sampling, scheme, sampled_cases(run.datasets, stores))
     plan = SamplePlan(
         cache.plan_cases[: len(train)],
         config.augment,
@@ -168,17 +192,34 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
         foreground=config.data.foreground,
         channels=cache.channels,
         rules=rules,
+        weights=weights,
     )
     mirrored = mirrored_classes(config.augment.mirror_pairs, scheme)
     augmenter = PatchAugmenter(cache, config.augment, config.data.patch, world.device, rules, mirrored)
     validation_cases = [cases.index(case) for case in validation]
     annotated = {case.name: case.annotated for case in run.datasets[0].cases if case.annotated is not None}
     scheme = LabelScheme.of_names(list(split.labels.values()))
-    return TrainingData(split.channels, scheme, split, validation_cases, cache, plan, augmenter, annotated)
+    counted = scheme.names if config.task_info.needs_labels else ()
+    return TrainingData(split.channels, scheme, split, validation_cases, cache, plan, augmenter, annotated, counted)
+
+
+def sampled_cases(datasets: Sequence[RunDataset], stores: Sequence[Store]) -> list[SampledCase]:
+    """The training cases of a run, as the weights of the sampling see them.
+
+    Args:
+        datasets: of the run.
+        stores: the prepared cases of each data set.
+    """
+    return [
+        SampledCase.of(store.cases[case.name], case.weight)
+        for dataset, store in zip(datasets, stores, strict=True)
+        for case in dataset.training
+        if case.name in store.cases
+    ]
 
 
 def refuse_unfit_settings(config: RunConfig, scheme: LabelScheme) -> None:
-    """Refuse augmentations that do not fit the data set. Nothing needs to be prepared for this.
+    """Refuse settings of sampling and augmentation that do not fit the data set. Nothing needs to be prepared for this.
 
     Args:
         config: the configuration of the run.
@@ -188,7 +229,11 @@ def refuse_unfit_settings(config: RunConfig, scheme: LabelScheme) -> None:
         UserError: with all problems.
     """
     problems: list[str] = []
-    for check in (lambda: rules_of_run(config), lambda: mirrored_classes(config.augment.mirror_pairs, scheme)):
+    for check in (
+        lambda: rules_of_run(config),
+        lambda: mirrored_classes(config.augment.mirror_pairs, scheme),
+        lambda: named_weights(config.data.sampling, scheme),
+    ):
         try:
             check()
         except UserError as error:

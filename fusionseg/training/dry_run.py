@@ -14,6 +14,7 @@ from fusionseg.data.formats.problems import CaseError
 from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.loading.augmentations import check_augmentations
 from fusionseg.data.loading.device_cache import GB, cache_bytes
+from fusionseg.data.loading.sampling.weights import sampling_weights
 from fusionseg.data.preprocessing.volume import resampled_voxels
 from fusionseg.distributed.batch_arithmetic import batch_arithmetic
 from fusionseg.distributed.launch import read_launch
@@ -21,7 +22,7 @@ from fusionseg.distributed.world import choose_device
 from fusionseg.runs.cases.datasets import RunDataset
 from fusionseg.runs.cases.opening import open_cases, settle_split
 from fusionseg.runs.folder import RunFolder, run_folder_of
-from fusionseg.training.data import refuse_unfit_settings, rules_of_run, sides_warning
+from fusionseg.training.data import refuse_unfit_settings, rules_of_run, sampled_cases, sides_warning
 from fusionseg.training.memory import estimate_memory
 from fusionseg.training.optimizer import warmup_warning
 from fusionseg.training.outside_check import check_outside_parts
@@ -94,6 +95,7 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
         *([f"             {cut}"] if (cut := warmup_warning(config)) else []),
         f"model        {config.model.name}: {memory.parameters:,} parameters",
         *(f"             {line}" for line in [*rules.describe(config.augment), *([sides] if sides else [])]),
+        *_sampling_lines(config, datasets, dataset.scheme),
         f"cache        {needed / GB:.3f} GB ({basis})",
         f"memory       about {memory.total / GB:.2f} GB on each rank, beside the cache, of {free / GB:.1f} GB free on"
         f" {device}{fits}",
@@ -108,6 +110,21 @@ def _known_spacings(datasets: Sequence[RunDataset]) -> list[tuple[float, float, 
     if not all(part.is_prepared for part in datasets):
         return []
     return [part.store.cases[case.name].spacing for part in datasets for case in part.training]
+
+
+def _sampling_lines(config: RunConfig, datasets: Sequence[RunDataset], scheme: LabelScheme) -> list[str]:
+    """The expected shares of the patches by the class at their centre, once the cases are prepared."""
+    if not (config.task_info.needs_labels and all(part.is_prepared for part in datasets)):
+        return []
+    cases = sampled_cases(datasets, [part.store for part in datasets])
+    weights = sampling_weights(config.data.sampling, scheme, cases)
+    shares = weights.expected_shares(cases, config.data.foreground)
+    shown = [f"{scheme.names[index]} {share:.1%}" for index, share in shares.items() if index]
+    lines = [f"sampling     patches centred on {', '.join([*shown, f'any position {shares[0]:.1%}'])}"]
+    if weights.cases is not None:
+        least, most = (value * len(cases) / sum(weights.cases) for value in (min(weights.cases), max(weights.cases)))
+        lines.append(f"             each case is drawn {least:.2g} to {most:.2g} times in an epoch")
+    return lines
 
 
 def _outputs_text(scheme: LabelScheme) -> str:

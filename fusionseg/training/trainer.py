@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from fusionseg.training.step import TrainStep
 from fusionseg.training.stopping import plateau_reason
 from fusionseg.training.tasks.task import Task, ValidationFunction, ValidationResult
 from fusionseg.training.training_state import TrainingCheckpoints, TrainingState
+
+log = logging.getLogger("fusionseg")
 
 
 @dataclass(eq=False)
@@ -65,6 +68,7 @@ class Trainer:
             self.profile.after(self.state.step)
             recorder.progress.step(self.state.step)
             self._log(lr, recorder)
+            self._log_drawn()
             self.checkpoints.writer.check()
 
             stop = self.world.any_rank_signalled(signals.received)
@@ -114,7 +118,8 @@ class Trainer:
             result = self.validate()
             is_best = self.state.add_score(self.task.info.score, result.score)
             self.lead.took("validation", time.monotonic() - start)
-            recorder.validation(self.state.step, result, time.monotonic() - start, self.data.split.marks)
+            drawn = self.data.drawn_fields(self._counted_steps()) if self.world.is_rank_zero else {}
+            recorder.validation(self.state.step, result, time.monotonic() - start, self.data.split.marks, drawn)
             if is_best and self.world.is_rank_zero:
                 self.checkpoints.save_best(self.state)
 
@@ -136,6 +141,17 @@ class Trainer:
         elif recorder.progress.awaits_first_step:  # so that loss and time left are known from the beginning
             with phase_timer().measure("step"):
                 recorder.first_step(step, self.train_step.peek())
+
+    def _log_drawn(self) -> None:
+        """Log what the plan has drawn, as often as validations are due. The plan is computed again on the host."""
+        step, every = self.state.step, self.config.validation.every
+        if self.world.is_rank_zero and (step % every == 0 or step == self.config.train.steps):
+            log.info("step %d: %s", step, self.data.describe_drawn(self._counted_steps()))
+
+    def _counted_steps(self) -> range:
+        """The steps since the last one at which a validation was due."""
+        step, every = self.state.step, self.config.validation.every
+        return range((step - 1) // every * every, step)
 
     def _save(self, recorder: Recorder) -> None:
         if not self.world.is_rank_zero:

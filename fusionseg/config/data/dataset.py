@@ -17,6 +17,7 @@ from fusionseg.config.data.labels import (
 )
 from fusionseg.config.data.parts import ReaderPart, TransformPart
 from fusionseg.config.data.preprocessing import CropForegroundConfig, IntensityConfig
+from fusionseg.config.data.sampling import SamplingConfig
 from fusionseg.config.data.splits import SPLIT_KEYS, Fold, Group, Text, split_problems
 from fusionseg.config.section import FloatTriple, Positive, Probability, SectionWithOptions, Triple
 
@@ -63,7 +64,7 @@ _INHERITED = ("spacing", "orientation", "intensity", "crop_foreground")
 class DataConfig(SectionWithOptions):
     """The data set, its preparation, and the shape and position of a sample."""
 
-    left_out: ClassVar[tuple[str, ...]] = ("base_dir", "reader", "transforms", *LABEL_KEYS, *SPLIT_KEYS)
+    left_out: ClassVar[tuple[str, ...]] = ("base_dir", "reader", "transforms", "sampling", *LABEL_KEYS, *SPLIT_KEYS)
 
     root: str | None = None
     """Folder of the data set (MSD or nnU-Net raw layout, or a folder for each case), or a MONAI datalist JSON."""
@@ -151,7 +152,9 @@ class DataConfig(SectionWithOptions):
     """Consecutive samples that are taken from one volume."""
     foreground: Probability = 0.5
     """Probability that a patch is centred on a foreground voxel. Its class is drawn uniformly from the classes of the
-    case."""
+    case, or by `sampling.class_weights`."""
+    sampling: SamplingConfig | None = None
+    """Classes and cases that are drawn more often; null draws all evenly."""
 
     @property
     def label_settings(self) -> LabelSettings:

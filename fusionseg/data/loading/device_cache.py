@@ -132,7 +132,9 @@ class DeviceCache:
             if label is not None:
                 self.label[first : first + size].copy_(torch.from_numpy(np.array(label).reshape(-1)))
             self.plan_cases.append(
-                PlanCase(self.names[case_index], record.shape, np.array(foreground), record.class_offsets)
+                PlanCase(
+                    self.names[case_index], record.shape, np.array(foreground), record.class_offsets, record.classes
+                )
             )
         backgrounds = torch.tensor([record.background for record in self.records])
         self._background = backgrounds.view(-1, self.channels, 1, 1, 1).to(device)

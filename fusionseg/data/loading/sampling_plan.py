@@ -82,6 +82,7 @@ class SamplePlan:
         self.global_batch = global_batch
         self.samples_per_volume = samples_per_volume
         self.foreground = foreground
+        self.weights = weights
         self._spatial = SpatialPlan(augment, rules, seed)
         self._augmentations = open_augmentations(augment, ImageLayout(channels, rules.through_plane))
         self._order = CaseOrder(seed, len(cases), weights.cases)

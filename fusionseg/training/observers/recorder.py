@@ -144,7 +144,9 @@ class Recorder:
         speed, memory = self.config.train.global_batch / step_s, peak_memory_gb(self.world.device)
         self.progress.record(step, statistics.loss, speed, None, memory, step_s)
 
-    def validation(self, step: int, result: ValidationResult, val_s: float, marks: Mapping[str, int]) -> None:
+    def validation(
+        self, step: int, result: ValidationResult, val_s: float, marks: Mapping[str, int], drawn: Mapping[str, Any]
+    ) -> None:
         """Write the val record of a step, and the picture.
 
         Args:
@@ -152,8 +154,9 @@ class Recorder:
             result: the result of the validation.
             val_s: its duration in seconds.
             marks: fields about the split of the run, see `Split.marks`.
+            drawn: fields about the patches since the last validation, see `TrainingData.drawn_fields`.
         """
-        self._write(RecordKind.VAL, step, **result.fields, **marks, val_s=val_s)
+        self._write(RecordKind.VAL, step, **result.fields, **marks, **drawn, val_s=val_s)
         trained_on = marks.get("trained_on", 0)
         warning = f" (not of new cases: {trained_on} of {result.fields['cases']} were trained on)" if trained_on else ""
         log.info("step %d: validation %s%s", step, result.summary, warning)

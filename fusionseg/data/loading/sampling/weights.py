@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
+import numpy as np
+
 from fusionseg.config.data.sampling import SamplingConfig
 from fusionseg.data.labels.scheme import LabelScheme
+from fusionseg.data.preprocessing.record import PreparedCase
 from fusionseg.utils.errors import UserError, suggest
 
 KEY = "data.sampling.class_weights"
@@ -26,6 +29,18 @@ class SampledCase:
     voxels: Mapping[int, int]
     weight: float = 1.0
 
+    @staticmethod
+    def of(record: PreparedCase, weight: float | None) -> SampledCase:
+        """Make the description of a prepared case.
+
+        Args:
+            record: of the case.
+            weight: of the case; None counts as 1.
+        """
+        counts = dict(zip(record.classes, np.diff(record.class_offsets).tolist(), strict=True))
+        counts |= {value: left for value, *_, left in record.class_voxels if value in counts}
+        return SampledCase(counts, 1.0 if weight is None else weight)
+
 
 @dataclass(frozen=True)
 class SamplingWeights:
@@ -35,6 +50,11 @@ class SamplingWeights:
     """Weight by class index; a class that is not named has weight 1. None draws the classes of a case evenly."""
     cases: tuple[float, ...] | None = None
     """Weight of each case; None draws every case equally often."""
+
+    @property
+    def is_weighted(self) -> bool:
+        """True if classes or cases are not drawn evenly."""
+        return self.classes is not None or self.cases is not None
 
     def class_shares(self, classes: Sequence[int]) -> list[float] | None:
         """The probabilities of the classes of a case; None if no class of it is ever drawn.
