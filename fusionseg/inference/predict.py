@@ -125,7 +125,8 @@ def predict_files(predictor: Predictor, inputs: Path, output: Path, files: FileO
         for case in cases
         if case.name not in failed
     }
-    log.log(RESULT, "%s: %d masks (labels: %s)", output, len(masks), predictor.value_names)
+    what = "mask" if len(masks) == 1 else "masks"
+    log.log(RESULT, "%s: %d %s (labels: %s)", output, len(masks), what, predictor.value_names)
     if failed:
         log.error("%d of %d inputs have no mask: %s", len(failed), len(cases), some_of(list(failed)))
     return Predicted(masks, failed)

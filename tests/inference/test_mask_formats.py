@@ -119,11 +119,47 @@ def test_a_dicom_seg_refers_to_its_slices(series: Path, tmp_path: Path) -> None:
     assert origin is not None and origin.is_of(Case("other", (series,), None))
 
 
-def test_an_empty_mask_as_dicom_seg(series: Path, tmp_path: Path) -> None:
-    target = write("dicom-seg", series, tmp_path, np.zeros(SHAPE, np.uint8))
+@pytest.mark.parametrize("names", [NAMES, {0: "background", 1: "liver"}], ids=["several classes", "one class"])
+@pytest.mark.parametrize("filled", [0, 3, SHAPE[2]])
+def test_masks_of_few_or_all_slices_as_dicom_seg(
+    series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: dict[int, str], filled: int
+) -> None:
+    """With one class, the number of the segment is stored once for all frames; an empty mask has a frame too."""
+    monkeypatch.setattr("test_mask_formats.NAMES", names)
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[2, 3, :filled] = 1
+    target = write("dicom-seg", series, tmp_path, mask)
     found = pydicom.dcmread(target)
-    assert not found.pixel_array.any() and len(found.SegmentSequence) == 2
+    assert np.count_nonzero(found.pixel_array) == filled
+    assert found.NumberOfFrames == (filled or len(found.SegmentSequence))
+    assert [one.SegmentLabel for one in found.SegmentSequence] == [names[k] for k in sorted(names) if 0 < k < 256]
     assert read_origin(target, FORMATS["dicom-seg"]) is not None
+
+
+@pytest.mark.real_data
+def test_bones_in_a_real_series(real_data: Path, tmp_path: Path) -> None:
+    """Bones by their HU, marked through the reader, are where pydicom alone finds them, as NIfTI and as DICOM-SEG."""
+    series = real_data / "ct_dicom/series"
+    content = Readers().read(series)
+    bones = (content.voxels > 300).astype(np.uint8)
+    mask = nibabel.load(write("nifti", series, tmp_path, bones))
+    found = pydicom.dcmread(write("dicom-seg", series, tmp_path, bones))
+    frames = {
+        frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID: plane
+        for frame, plane in zip(found.PerFrameFunctionalGroupsSequence, found.pixel_array, strict=True)
+    }
+    values = np.asarray(mask.dataobj)
+    planes = set()
+    for path in series.iterdir():
+        dataset = pydicom.dcmread(path)
+        expected = dataset.pixel_array * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept) > 300
+        position = [float(value) for value in dataset.ImagePositionPatient]
+        index = np.linalg.inv(mask.affine) @ LPS_TO_RAS @ (*position, 1)
+        assert np.allclose(index, [0, 0, round(index[2]), 1], atol=1e-3)
+        planes.add(round(index[2]))
+        assert np.array_equal(values[:, :, round(index[2])].T > 0, expected)
+        assert np.array_equal(frames[dataset.SOPInstanceUID] > 0, expected)
+    assert planes == set(range(20)) and bones.any()
 
 
 def without(series: Path, name: str) -> None:

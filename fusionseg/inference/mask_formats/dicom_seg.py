@@ -152,9 +152,12 @@ def _segmentation(slices: Sequence[Any], frames: NDArray[Any], names: dict[int, 
         if value != number:
             description.SegmentDescription = f"value {value}"
         descriptions.append(description)
+    # Frames without a segment are left out. An empty mask needs a frame all the same: those of its first slice.
+    stored = len(slices) if frames.any() else 1
     return seg.Segmentation(
-        source_images=list(slices),
-        pixel_array=numbers[frames],
+        source_images=list(slices[:stored]),
+        pixel_array=numbers[frames[:stored]],
+        omit_empty_frames=stored > 1,
         segmentation_type=seg.SegmentationTypeValues.BINARY,
         segment_descriptions=descriptions,
         series_instance_uid=highdicom.UID(),
@@ -178,10 +181,16 @@ def _as_versions(origin: str) -> list[str]:
 
 def _digest(dataset: Any) -> str:
     """A hash of the segments, the positions and the pixels of a DICOM-SEG object."""
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+
+    def attributes(frame: Any, group: str) -> Any:
+        """A functional group of a frame. One that is the same for all frames is stored once."""
+        return (frame if group in frame else shared)[group].value[0]
+
     frames = [
         (
-            int(frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber),
-            [float(v) for v in frame.PlanePositionSequence[0].ImagePositionPatient],
+            int(attributes(frame, "SegmentIdentificationSequence").ReferencedSegmentNumber),
+            [float(v) for v in attributes(frame, "PlanePositionSequence").ImagePositionPatient],
         )
         for frame in dataset.PerFrameFunctionalGroupsSequence
     ]
