@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from dicom_files import write_series
 
 from fusionseg.data.inputs.inputs import InputOptions, Inputs, find_inputs
 from fusionseg.utils.errors import UserError
@@ -122,7 +125,7 @@ def test_links_in_a_circle_and_names_that_meet(tmp_path: Path) -> None:
 
 def test_impossible_inputs(tmp_path: Path) -> None:
     assert "no such file or folder" in said(tmp_path / "nowhere")
-    assert "holds no image (" in said(tmp_path) and ".nii.gz" in said(tmp_path)
+    assert "holds no image, and no folder with one (expected .nii.gz" in said(tmp_path)
     touch(tmp_path / "imagesTs/a.nii.gz", tmp_path / "x.png")
     assert f"did you mean {tmp_path / 'imagesTs'}?" in said(tmp_path)
     assert "not an image file (" in said(tmp_path / "x.png")
@@ -178,3 +181,53 @@ def test_the_folder_of_a_data_set(balls: Path, tmp_path: Path) -> None:
     source = listed(tmp_path, test=["a.nii"])
     (tmp_path / "b.json").write_text(source.read_text())
     assert "holds several lists of cases (b.json, cases.json); give the file of one" in said(tmp_path)
+
+
+def series(folder: Path, slices: int = 3, **options: Any) -> None:
+    write_series(folder, np.zeros((4, 5, slices), np.int16), **options)
+
+
+def test_dicom_as_hospitals_export_it(tmp_path: Path) -> None:
+    """PATIENT/STUDY/SERIES, with scouts, segmentations and reports beside the volumes, and files of viewers."""
+    export = tmp_path / "export"
+    for place in ("1001/S1/CT", "1001/S1/PET", "1002/S9/3"):
+        series(export / place)
+    series(export / "1001/S1/scout", 1, change=lambda one, _: setattr(one, "ImageType", ["ORIGINAL", "LOCALIZER"]))
+
+    def report(one: Any, _: int) -> None:
+        one.Modality = "SR"
+        del one.Rows, one.PixelData
+
+    series(export / "1002/S9/sr", 1, change=report)
+    touch(export / "DICOMDIR", export / "1002/viewer/run.exe")
+    found = find_inputs(export, CT)
+    assert images(found, export) == {
+        "1001_S1_CT": ["1001/S1/CT"], "1001_S1_PET": ["1001/S1/PET"], "1002_S9_3": ["1002/S9/3"],
+    }  # fmt: skip
+    assert found.notes == (
+        f"{export}: left out: 1 folder without an image (1002/viewer); 2 DICOM folders without a volume"
+        " (1001/S1/scout: scout, 1002/S9/sr: SR)",
+    )
+    # With two channels, the folders CT and PET are one case. The other study has no such folders.
+    both = find_inputs(export, ("PET", "CT"))
+    assert images(both, export)["1001_S1"] == ["1001/S1/PET", "1001/S1/CT"]
+    one = find_inputs(export / "1001/S1/CT", CT)
+    assert images(one, export) == {"CT": ["1001/S1/CT"]} and one.source.endswith("CT, a DICOM series")
+
+
+def test_a_file_among_the_slices(tmp_path: Path) -> None:
+    series(tmp_path / "s")
+    first = next((tmp_path / "s").iterdir())
+    assert "not an image file (" in said(first) and f"give their folder, {tmp_path / 's'}" in said(first)
+    touch(tmp_path / "s/scan.nii.gz")
+    assert "holds a DICOM series and other images (scan.nii.gz)" in said(tmp_path / "s", CT)
+    assert "holds a DICOM series and other images (scan.nii.gz)" in said(tmp_path, CT)
+
+
+def test_a_list_of_dicom_series(tmp_path: Path) -> None:
+    for name in ("p1/ct", "p2/ct"):
+        series(tmp_path / name)
+    source = listed(tmp_path, test=["p1/ct", "p2/ct"])
+    assert images(find_inputs(source, CT), tmp_path) == {"p1_ct": ["p1/ct"], "p2_ct": ["p2/ct"]}
+    source = listed(tmp_path, test=["p1/ct", "p3/ct"])
+    assert f"{tmp_path}/p3/ct: file missing, case p3_ct needs it" in said(source, CT)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fusionseg.data.formats.case import Case
+from fusionseg.data.formats.dicom.folder import kind_without_volume
 from fusionseg.data.formats.readers import Readers
 from fusionseg.data.inputs.channel_files import cases_of_files, files_of_case, named_channels
 from fusionseg.data.inputs.found import Found
@@ -99,7 +100,9 @@ def _search(
         files = readers.image_files(child)
         inner = subfolders(child)
         if readers.reads_folder(child):
-            if files:
+            if (kind := kind_without_volume(child)) is not None:  # exports have such folders beside the series
+                found.without_volume[child] = kind
+            elif files:
                 found.problems.append(_mixed(child, files))
             else:
                 found.cases.append(Case(name, (child,), None))

@@ -46,9 +46,11 @@ class Found:
         problems: messages about the folder that keep it from being predicted.
         unread: files, and folders with images, that belong to no case.
         empty: folders without an image.
+        without_volume: DICOM folders that are no image, and their kind: a segmentation, a scout, a report.
     """
 
     cases: list[Case] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     unread: list[Path] = field(default_factory=list)
     empty: list[Path] = field(default_factory=list)
+    without_volume: dict[Path, str] = field(default_factory=dict)

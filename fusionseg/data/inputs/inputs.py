@@ -101,9 +101,10 @@ def _checked(path: Path, found: Found, searched: Path | None, readers: Readers) 
     """
     problems = list(found.problems)
     if not found.cases and not problems:
+        left_out = "".join(f" ({note.partition(': ')[2]})" for note in _notes(path, found))
         problems.append(
-            f"{path}: holds no image ({readers.expected}), and no folder with one; give a folder"
-            " of images, or a folder for each case"
+            f"{path}: holds no image, and no folder with one (expected {readers.expected}){left_out}; give a folder of"
+            " images, or a folder for each case"
         )
     for name, count in Counter(case.name for case in found.cases).items():
         if count > 1:
@@ -131,4 +132,8 @@ def _notes(path: Path, found: Found) -> tuple[str, ...]:
         if paths:
             names = [os.path.relpath(entry, path) for entry in paths]
             parts.append(f"{len(paths)} {one if len(paths) == 1 else several} ({some_of(names, _MOST_NAMED)})")
+    if found.without_volume:
+        kinds = [f"{os.path.relpath(entry, path)}: {kind}" for entry, kind in found.without_volume.items()]
+        what = "DICOM folder" if len(kinds) == 1 else "DICOM folders"
+        parts.append(f"{len(kinds)} {what} without a volume ({some_of(kinds, _MOST_NAMED)})")
     return (f"{path}: left out: {'; '.join(parts)}",) if parts else ()

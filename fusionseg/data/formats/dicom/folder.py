@@ -69,6 +69,32 @@ def _is_part(file: Path, folder: Path) -> bool:
     return header.samples > 0
 
 
+def kind_without_volume(folder: Path) -> str | None:
+    """Tell the kind of a folder's DICOM files if they are no volume: a segmentation, a scout, contours or a report.
+
+    Args:
+        folder: directly holds DICOM files, the first few of which are read.
+
+    Returns:
+        The kind; None for a volume, and for files that cannot be read, which the reader reports.
+    """
+    kinds = []
+    for file in islice(candidate_files(folder, nested=False), _TRIED):
+        try:
+            header = read_header(file)
+        except VolumeError:
+            return None
+        if header.sop_class == SEGMENTATION:
+            kinds.append("segmentation")
+        elif not header.samples:
+            kinds.append(header.modality or "no pixels")
+        elif header.is_localizer:
+            kinds.append("scout")
+        else:
+            return None
+    return kinds[0] if kinds else None
+
+
 def slice_files(folder: Path) -> list[Path]:
     """List the files of the one series of a folder, in the order of their positions.
 
