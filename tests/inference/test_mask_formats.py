@@ -24,7 +24,7 @@ from fusionseg.data.formats.readers import Readers
 from fusionseg.inference.mask_formats.choice import FORMATS, choose_format
 from fusionseg.inference.mask_formats.mask import Mask
 from fusionseg.inference.masks import cases_without_mask, mask_path, origin_of, read_origin
-from fusionseg.utils.errors import UserError
+from fusionseg.utils.errors import UserError, WriteError
 
 SHAPE = (11, 9, 6)
 NAMES = {0: "background", 1: "liver", 3: "größerer Tumor", 300: "spleen"}
@@ -248,6 +248,20 @@ def test_an_array_that_was_not_written_to_the_end(image: Path, tmp_path: Path) -
     (tmp_path / "case.json").write_text('{"affine": []}')
     with pytest.raises(UserError, match=r"case.npy: was not written by fusionseg predict"):
         cases_without_mask([case], tmp_path, "m" * 14, format_name="npy", skip_existing=False)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_full_disk_leaves_no_part_of_a_mask(
+    series: Path, image: Path, small_disk: Callable[[str], Path], name: str
+) -> None:
+    disk = small_disk("8k")
+    (disk / "other").write_bytes(bytes(4096))
+    # A DICOM-SEG has the shape of its series; its references to the slices alone are larger than the disk.
+    shape = SHAPE if name == "dicom-seg" else (120, 100, 6)
+    large = np.random.default_rng(0).integers(0, 2, shape, np.uint8)
+    with pytest.raises(WriteError, match=r"case.*: cannot be written: (No space left on device|\d+ requested)"):
+        write(name, series if name == "dicom-seg" else image, disk, large)
+    assert [path.name for path in disk.iterdir()] == ["other"]
 
 
 # -- the command ---------------------------------------------------------------------------------------------------

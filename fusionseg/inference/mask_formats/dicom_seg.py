@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,8 +74,10 @@ class DicomSegMasks:
         if not all(name.isascii() for name in mask.names.values()):
             segmentation.SpecificCharacterSet = "ISO_IR 192"  # UTF-8
         segmentation.SoftwareVersions = _as_versions(origin(_digest(segmentation)))
+        content = io.BytesIO()  # pydicom hides the reason of a failed write in a long text
+        segmentation.save_as(content)
         with whole_file(target) as temporary:
-            segmentation.save_as(temporary)
+            temporary.write_bytes(content.getbuffer())
 
     def read(self, target: Path) -> StoredMask:
         pydicom = optional_package("pydicom")

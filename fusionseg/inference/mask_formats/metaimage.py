@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,11 @@ class MetaImageMasks:
         image.SetOrigin(affine[:3, 3].tolist())
         image.SetMetaData(_ORIGIN, origin(voxel_digest(mask.values)))
         with whole_file(target) as temporary:
-            sitk.WriteImage(image, str(temporary), True)
+            try:
+                sitk.WriteImage(image, str(temporary), True)
+            except RuntimeError as error:  # ITK has no error numbers
+                reason = str(error).strip().splitlines()[-1].removeprefix("Reason: ")
+                raise OSError(errno.ENOSPC if "No space left" in reason else errno.EIO, reason) from error
 
     def read(self, target: Path) -> StoredMask:
         sitk = optional_package("SimpleITK")

@@ -10,6 +10,7 @@ import numpy as np
 
 from fusionseg.data.formats.image_file import VolumeError
 from fusionseg.inference.mask_formats.mask import Mask, OriginText, StoredMask, is_mask_type, voxel_digest
+from fusionseg.utils.errors import WriteError
 from fusionseg.utils.files import whole_file, write_json
 
 _ORIGIN = "origin"
@@ -35,8 +36,13 @@ class NumpyMasks:
         }
         # The JSON comes first: if the program is killed between the two, the next one recognises it as its own.
         write_json(side, content)
-        with whole_file(array) as temporary:
-            np.save(temporary, np.ascontiguousarray(mask.values))
+        try:
+            with whole_file(array) as temporary:
+                np.save(temporary, np.ascontiguousarray(mask.values))
+        except WriteError:
+            if not array.exists():
+                side.unlink(missing_ok=True)
+            raise
 
     def read(self, target: Path) -> StoredMask:
         array, side = self.files(target)
