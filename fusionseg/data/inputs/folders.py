@@ -115,6 +115,8 @@ def _search(
             found.cases.append(Case(name, images, None))
         elif inner and len(parts) < MAX_DEPTH:
             _search(child, (*parts, child.name), channels, readers, found, {*seen, place})
+        elif (kind := kind_without_volume(child)) is not None:
+            found.without_volume[child] = kind
         else:
             found.empty.append(child)
 
