@@ -234,7 +234,7 @@ class RunConfig(SectionWithOptions):
         plateau = self.stop.plateau
         if plateau is not None and self.data.fold == ALL:
             problems.append(
-                "stop.plateau: needs validations, and data.fold=all validates nothing; remove it (plateau: null)"
+                "stop.plateau: needs validations, and data.fold=all validates nothing; set stop.plateau=null"
             )
         elif plateau is not None and self.validation.every > plateau.window:
             problems.append(

@@ -83,8 +83,7 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
         dump_config(config),
         f"run folder   {folder.path}{resumed}",
         *(
-            f"data         {part.dataset.name} ({part.dataset.layout}): {len(part.training)} to train,"
-            f" {_validated(config, part)}"
+            f"data         {part.dataset.name} ({part.dataset.layout}): {_split_text(config, part)}"
             for part in datasets
         ),
         f"             channels {', '.join(dataset.channels)}"
@@ -133,10 +132,12 @@ def _outputs_text(scheme: LabelScheme) -> str:
     return f"; {kind} {', '.join(scheme.output_names)}" + (" (sigmoid)" if scheme.sigmoid else "")
 
 
-def _validated(config: RunConfig, part: RunDataset) -> str:
-    if config.data.fold == ALL:
-        return "none to validate on (data.fold=all)"
-    return f"{len(part.validation)} to validate on{' (the same cases)' if part.trains_on_validation else ''}"
+def _split_text(config: RunConfig, part: RunDataset) -> str:
+    """Count the cases of both sides, and say how they were split: "8 to train, 2 to validate on (fold 0 of ...)"."""
+    validated = f"{len(part.validation)} to validate on" if config.data.fold != ALL else "none to validate on"
+    how = "" if part.method.is_plain else part.method.describe(config.data.fold)
+    how = "the same cases" if part.trains_on_validation else how
+    return f"{len(part.training)} to train, {validated}" + (f" ({how})" if how else "")
 
 
 def expected_cache_bytes(cache: CacheConfig, datasets: Sequence[RunDataset]) -> tuple[int, str]:

@@ -52,7 +52,7 @@ class SplitMethod:
             "stated": f"fold {fold}, as the data set states it",
             "file": f"fold {fold}{source}",
             "held_out": f"the group {fold} is held out",
-            "all": "all cases are trained on",
+            "all": "data.fold=all",
         }
         parts = [words[self.name]]
         parts += [f"groups by data.group={self.group}"] if self.group is not None else []

@@ -21,7 +21,7 @@ from fusionseg.inference.evaluation.results import Evaluation, mean_and_deviatio
 from fusionseg.inference.predictor import PredictOptions
 from fusionseg.inference.trained_network import TrainedNetwork, inference_device, load_trained
 from fusionseg.observability.progress import counting_progress
-from fusionseg.runs.cases.datasets import RunDataset, open_run_datasets
+from fusionseg.runs.cases.datasets import RunDataset, open_begun_datasets
 from fusionseg.runs.cases.split import Split, dataset_names
 from fusionseg.runs.evaluations import VOLUMES, EvaluationRequest, write_evaluation
 from fusionseg.training.tasks.reconstruction import Reconstruction, ReconstructionScores, Reconstructor
@@ -80,7 +80,7 @@ def evaluate_pretraining(
     device = inference_device(options.device)
     network = load_trained(run, device, options.checkpoint)
     reconstruct = Reconstructor(network.config, network.precision, device)
-    cases = _validation_cases(open_run_datasets(config, network.split), network.split)
+    cases = _validation_cases(open_begun_datasets(config, network.split), network.split)
     writable_folder(folder, "evaluate")
     scores: dict[str, ReconstructionScores] = {}
     failed: dict[str, str] = {}

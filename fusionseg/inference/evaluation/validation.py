@@ -12,7 +12,7 @@ from fusionseg.distributed.world import World
 from fusionseg.inference.evaluation.results import Evaluation
 from fusionseg.inference.predictor import PredictOptions
 from fusionseg.inference.trained_network import inference_device, load_trained
-from fusionseg.runs.cases.datasets import open_run_datasets
+from fusionseg.runs.cases.datasets import open_begun_datasets
 from fusionseg.runs.cases.opening import RunCases
 from fusionseg.runs.evaluations import EvaluationRequest, write_evaluation
 from fusionseg.training.data import open_training_data
@@ -41,7 +41,7 @@ def evaluate_by_validation(
     network = load_trained(run, device, options.checkpoint)
     world = World(Launch(), device)
     recorded = network.split
-    cases = RunCases(open_run_datasets(config, recorded), recorded, recorded.seen if recorded else ())
+    cases = RunCases(open_begun_datasets(config, recorded), recorded, recorded.seen if recorded else ())
     data = open_training_data(config, world, cases)
     validate = build_task(config).build_validation(data, network.precision, world)
     with torch.no_grad():

@@ -130,9 +130,19 @@ def split_cases(opened: ConfiguredDataset) -> DatasetSplit:
     )
 
 
-def without_splits_file(config: RunConfig) -> RunConfig:
-    """The configuration of a run of a version that read no file of folds, and recorded no split."""
-    return config.model_copy(update={"data": config.data.model_copy(update={"splits": NONE})})
+def open_begun_datasets(config: RunConfig, recorded: Split | None) -> list[RunDataset]:
+    """Open the data sets of a run that has begun; see `open_run_datasets`.
+
+    Args:
+        config: the run's configuration.
+        recorded: the split that the run started with; None for a run of a version that did not record it. Such versions
+            read no file of folds.
+    """
+    if recorded is not None:
+        return open_run_datasets(config, recorded)
+    also = tuple(further.model_copy(update={"splits": NONE}) for further in config.data.also)
+    data = config.data.model_copy(update={"splits": NONE, "also": also})
+    return open_run_datasets(config.model_copy(update={"data": data}))
 
 
 def name_differences(opened: ConfiguredDataset, recorded: Split) -> list[str]:

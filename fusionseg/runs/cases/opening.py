@@ -13,7 +13,7 @@ from fusionseg.data.preprocessing.case_digests import digests_of
 from fusionseg.data.preprocessing.store import Store
 from fusionseg.models.weights.loading import read_file
 from fusionseg.runs.cases.checks import refuse_changed_cases, refuse_common_images, refuse_seen
-from fusionseg.runs.cases.datasets import RunDataset, open_run_datasets, without_splits_file
+from fusionseg.runs.cases.datasets import RunDataset, open_begun_datasets, open_run_datasets
 from fusionseg.runs.cases.split import NO_VALIDATION, Ancestor, Split, SplitCase, dataset_names, read_split
 from fusionseg.runs.checkpoints import find_weights, newest_intact, read_training_state
 from fusionseg.runs.folder import RunFolder
@@ -46,8 +46,7 @@ def open_cases(config: RunConfig, folder: RunFolder, *, planned: bool = False) -
             were trained on validation cases, and `init_from_seen` is refuse.
     """
     recorded = recorded_split(folder)
-    begun_unrecorded = recorded is None and folder.has_checkpoints()
-    datasets = open_run_datasets(without_splits_file(config) if begun_unrecorded else config, recorded)
+    datasets = open_begun_datasets(config, recorded) if folder.has_checkpoints() else open_run_datasets(config)
     ancestors = recorded.seen if recorded is not None else _ancestors(config.init_from, folder, planned=planned)
     if config.init_from_seen == "refuse" and recorded is None and any(ancestor.images for ancestor in ancestors):
         refuse_seen(config.init_from, ancestors, _validation_digests(datasets))
@@ -139,7 +138,7 @@ def log_split(cases: RunCases, split: Split) -> None:
     for one in cases.datasets:
         for note in one.notes:
             log.info("%s", note)
-        if not one.method.is_plain:
+        if not one.method.is_plain and not split.validates_none:
             log.info(
                 "split: %s: %d cases to train on, %d to validate on",
                 one.method.describe(split.fold),

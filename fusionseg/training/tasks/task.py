@@ -93,7 +93,10 @@ class Task(ABC):
 
     @abstractmethod
     def build_validation(self, data: TrainingData, precision: Precision, world: World) -> ValidationFunction:
-        """Build the function that validates a network on the cases `data.validation_cases`."""
+        """Build the function that validates a network on the cases `data.validation_cases`.
+
+        It is not called for a run with `data.fold: all`, which validates nothing.
+        """
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Group the parameters that learn, for the optimizer.
