@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from fusionseg.api.configuration import Overrides
     from fusionseg.config import RunConfig
+    from fusionseg.data.labels.scheme import LabelScheme
     from fusionseg.inference.evaluation.results import Evaluation
     from fusionseg.inference.predict import FileOptions
     from fusionseg.inference.predictor import PredictOptions, Predictor
@@ -104,16 +105,17 @@ class Run:
         return self.config.task_info.score
 
     @cached_property
-    def _names(self) -> tuple[tuple[str, ...], dict[int, str]]:
+    def _names(self) -> tuple[tuple[str, ...], LabelScheme]:
+        from fusionseg.data.labels.scheme import LabelScheme
         from fusionseg.runs.cases.split import read_split
         from fusionseg.runs.checkpoints import find_weights, read_checkpoint
         from fusionseg.runs.paths import RunPaths
 
         if RunPaths(self.folder).split.exists():
             split = read_split(self.folder)
-            return split.channels, split.labels
+            return split.channels, split.scheme
         state = read_checkpoint(find_weights(self.folder))  # the run is of a version without split.json
-        return tuple(state["channels"]), {int(value): name for value, name in state["labels"].items()}
+        return tuple(state["channels"]), LabelScheme.of_names(list(state["labels"].values()))
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -122,7 +124,12 @@ class Run:
 
     @property
     def labels(self) -> dict[int, str]:
-        """Name of each label value; 0 is the background."""
+        """Index of each class -> its name; 0 is the background."""
+        return self._names[1].labels
+
+    @property
+    def scheme(self) -> LabelScheme:
+        """The values of the label files that belong to each class, and the outputs of the network."""
         return self._names[1]
 
     def network(self, checkpoint: str = "best", *, device: str = "cpu") -> nn.Module:

@@ -110,6 +110,12 @@ def _changes(recorded: Split, current: dict[tuple[str, str], SplitCase], *, need
             yield f"{case.name}: the image has changed"
         elif needs_labels and now.label != case.label:
             yield f"{case.name}: the label has changed"
+        elif needs_labels and now.annotated != case.annotated:
+            yield f"{case.name}: it annotates {_annotated(now)}, and annotated {_annotated(case)}"
+
+
+def _annotated(case: SplitCase) -> str:
+    return "all classes" if case.annotated is None else ", ".join(case.annotated)
 
 
 def _full_name(case: SplitCase) -> str:

@@ -10,6 +10,7 @@ from fusionseg.config import DataConfig, RunConfig
 from fusionseg.config.data.splits import ALL, CLASSES, NONE
 from fusionseg.data.formats.channel_names import channel_order, label_order
 from fusionseg.data.formats.dataset import Case, Dataset
+from fusionseg.data.labels.differences import scheme_differences
 from fusionseg.data.preprocessing.prepare import label_values_file, open_configured, open_store
 from fusionseg.data.preprocessing.store import Store
 from fusionseg.data.splits.method import SplitMethod
@@ -146,7 +147,7 @@ def open_begun_datasets(config: RunConfig, recorded: Split | None) -> list[RunDa
 
 
 def name_differences(opened: ConfiguredDataset, recorded: Split) -> list[str]:
-    """Compare the names of channels and classes with those that the run started with.
+    """Compare channels and labels with those that the run started with.
 
     Args:
         opened: the data set as it is now.
@@ -172,6 +173,11 @@ def name_differences(opened: ConfiguredDataset, recorded: Split) -> list[str]:
         problems.append(
             f"{dataset.root}: the {kind} names differ from those that the run started with ({', '.join(changes)}):"
             " restore them, or give the run another name"
+        )
+    if opened.needs_labels and not problems and (changes := scheme_differences(recorded.scheme, dataset.scheme)):
+        problems.append(
+            f"{dataset.root}: the meaning of the labels differs from that which the run started with"
+            f" ({'; '.join(changes)}): restore it, or give the run another name"
         )
     return problems
 

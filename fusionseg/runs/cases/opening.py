@@ -6,9 +6,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fusionseg.config import RunConfig
 from fusionseg.config.data.splits import ALL
+from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.preprocessing.case_digests import digests_of
 from fusionseg.data.preprocessing.store import Store
 from fusionseg.models.weights.loading import read_file
@@ -94,6 +96,7 @@ def settle_split(config: RunConfig, cases: RunCases, stores: Sequence[Store]) ->
                 store.cases[case.name].label_digest or None,
                 case.group,
                 case.weight,
+                annotated=case.annotated,
             )
             for one, store, name in zip(cases.datasets, stores, names, strict=True)
             for case in (one.training if side == "training" else one.validation)
@@ -125,7 +128,12 @@ def settle_split(config: RunConfig, cases: RunCases, stores: Sequence[Store]) ->
         validation=validation,
         seen=cases.ancestors,
         methods=() if all(method.is_plain for method in methods) else methods,
+        label_scheme=_recorded_scheme(stores[0].scheme) if first.needs_labels else None,
     )
+
+
+def _recorded_scheme(scheme: LabelScheme) -> dict[str, Any] | None:
+    return None if scheme.is_plain else scheme.to_json()
 
 
 def log_split(cases: RunCases, split: Split) -> None:

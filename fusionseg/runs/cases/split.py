@@ -18,6 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from fusionseg.config.data.splits import ALL
 from fusionseg.data.formats.image_digest import DIGEST_PATTERN, ImageSet
 from fusionseg.data.splits.method import SplitMethod
+from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.runs.json_files import JsonObject, read_object
 from fusionseg.runs.paths import RunPaths, checkpoints_of
 from fusionseg.utils.errors import UserError
@@ -39,11 +40,13 @@ class SplitCase:
     image: Digest
     """Digest of the image's voxels."""
     label: Digest | None
-    """Digest of the label's voxels; None without a label."""
+    """Digest of the label's voxels, as class indices; None without a label."""
     group: str | None = None
     """Its group, where `data.group` is set."""
     weight: float | None = None
     """Its weight in the sampling, where `data.weight` is set."""
+    annotated: tuple[str, ...] | None = None
+    """Names of the outputs that it annotates; None for all."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ class Split:
     seen: tuple[Ancestor, ...] = ()
     methods: tuple[SplitMethod, ...] = ()
     """The way in which each of `datasets` was split; empty if all of them are plain."""
+    label_scheme: dict[str, Any] | None = None
+    """`LabelScheme.to_json`; None where the values of the label files are the class indices of `labels`."""
 
     @property
     def method_of_each(self) -> tuple[SplitMethod, ...]:
@@ -84,6 +89,13 @@ class Split:
     def validates_none(self) -> bool:
         """True if the run trains on all cases and validates none (`data.fold: all`)."""
         return self.fold == ALL
+
+    @cached_property
+    def scheme(self) -> LabelScheme:
+        """The meaning of the values in the label files, and the outputs of the network."""
+        if self.label_scheme is not None:
+            return LabelScheme.from_json(self.label_scheme)
+        return LabelScheme.of_names([self.labels[index] for index in sorted(self.labels)])
 
     @cached_property
     def own_images(self) -> ImageSet:
@@ -127,10 +139,10 @@ class Split:
         """Plain values, for JSON and for a checkpoint. Fields that are newer are left out where they are not used."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         for entry in (*plain["training"], *plain["validation"]):
-            _leave_out(entry, "group", "weight")
+            _leave_out(entry, "group", "weight", "annotated")
         for entry in plain["methods"]:
             _leave_out(entry, "group", "stratify", "splits", "table")
-        _leave_out(plain, "methods")
+        _leave_out(plain, "methods", "label_scheme")
         return {"format": 1, "trained_on": self.trained_on, **plain}
 
     @staticmethod
