@@ -17,8 +17,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from fusionseg.config.data.splits import ALL
 from fusionseg.data.formats.image_digest import DIGEST_PATTERN, ImageSet
-from fusionseg.data.splits.method import SplitMethod
 from fusionseg.data.labels.scheme import LabelScheme
+from fusionseg.data.splits.method import SplitMethod
 from fusionseg.runs.json_files import JsonObject, read_object
 from fusionseg.runs.paths import RunPaths, checkpoints_of
 from fusionseg.utils.errors import UserError

@@ -12,16 +12,17 @@ import nibabel
 import numpy as np
 import preparing
 import pytest
-import torch
 
 from fusionseg import cli
-from fusionseg.config import CacheConfig, RunConfig
+from fusionseg.config import RunConfig
 from fusionseg.config.data.labels import LabelSettings
 from fusionseg.data.checks.dataset_check import check_dataset
 from fusionseg.data.formats.dataset import open_dataset
 from fusionseg.data.labels.scheme import IGNORE
-from fusionseg.data.loading.device_cache import DeviceCache
 from fusionseg.data.preprocessing.store import FOREGROUND_PER_CLASS, Store
+from fusionseg.runs.cases.checks import refuse_changed_cases
+from fusionseg.runs.cases.datasets import open_run_datasets
+from fusionseg.runs.cases.split import SplitCase, read_split
 from fusionseg.train import main as train
 from fusionseg.utils.errors import UserError
 
@@ -129,9 +130,6 @@ def test_ignored_voxels_are_no_foreground_and_annotated_positions_are_kept(
         assert IGNORE not in found and IGNORE not in annotated and 0 in annotated
         assert record.annotated_voxels == len(annotated) == min(FOREGROUND_PER_CLASS, np.sum(label != IGNORE))
         assert 0.3 < np.mean(label == IGNORE) < 0.5  # of 40 planes 16 are ignored, in the file and resampled
-    cache = DeviceCache([(store, "case_000")], CacheConfig(), torch.device("cpu"))
-    case = cache.plan_cases[0]
-    assert case.annotated is not None and len(case.foreground) == case.class_offsets[-1]
     assert preparing.run(config).reused == ["case_000", "case_001"]
 
 
@@ -169,11 +167,9 @@ def test_cases_that_annotate_only_some_classes(
     assert summary["annotated"] == {"ball1": 2, "ball2": 3}
     store = preparing.run(tiny_config(gaps, tmp_path)).store
     assert [record.annotated for record in store.cases.values()] == [(1,), None, None]
-    case = DeviceCache([(store, "case_000")], CacheConfig(), torch.device("cpu")).plan_cases[0]
-    assert set(store.label("case_000").ravel()[case.foreground]) == {2}  # patches are centred on annotated classes
-    settings = LabelSettings(annotated={"case_00[12]": ("ball1",)}, regions={"all": (7, 300), "two": ("ball2",)})
-    regions = open_dataset(gaps, labels=replace(settings, annotated={"case_001": ("two",)}))
-    assert [case.annotated for case in regions.training] == [("two",), ("two",), None]
+    settings = LabelSettings(annotated={"case_00[12]": ("ball2",)}, regions={"all": (7, 300), "two": ("ball2",)})
+    regions = open_dataset(gaps, labels=settings)
+    assert [case.annotated for case in regions.training] == [("two",), ("two",), ("two",)]
     for changes, said in {
         ("annotated", (("ball3", ("ball1",)),)): "data.annotated.ball3: no case has such a name",
         ("annotated", (("case_0*", ("liver",)),)): "data.annotated: no class is named 'liver' (annotated by case_000, ",
@@ -189,7 +185,7 @@ def test_cases_that_annotate_only_some_classes(
 
 
 def test_a_run_records_its_labels_and_goes_on_with_no_others(
-    gaps: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], tiny_config: TinyConfig
+    gaps: Path, tmp_path: Path, tiny_config: TinyConfig
 ) -> None:
     config = tiny_config(
         gaps, tmp_path, train={"steps": 1}, validate={"every": 1}, data={"folds": 3}, augment={"flip": 0.0}
@@ -200,21 +196,28 @@ def test_a_run_records_its_labels_and_goes_on_with_no_others(
     split = json.loads((tmp_path / "tiny/split.json").read_text())
     assert split["label_scheme"]["classes"] == [["background", [0]], ["ball1", [7]], ["ball2", [300]]]
     assert "annotated" not in split["training"][0]
-    capfd.readouterr()
-    for labels, said in (
-        ({**NAMES, "ignore": 9}, "the ignore label was none, is 9 now"),
-        ({"background": 0, "ball2": 7, "ball1": 300}, "class 1 was ball1, is ball2 now"),
-        ({"background": 0, "ball1": 7, "ball2": 301}, "class ball2 was 300 in the label files, is 301 now"),
-    ):
-        edit(gaps, labels=labels)
-        assert train(["--config", str(path)]) == 2
-        assert said in " ".join(capfd.readouterr().err.split())
-    edit(gaps, labels=NAMES)
-    assert train(["--config", str(path)]) == 0
+    recorded = read_split(tmp_path / "tiny")
+    assert recorded.scheme == open_dataset(gaps).scheme
+
+    def refusal(**changes: Any) -> str:
+        edit(gaps, **changes)
+        with pytest.raises(UserError) as caught:
+            open_run_datasets(config, recorded)
+        return str(caught.value)
+
+    assert "the ignore label was none, is 9 now" in refusal(labels={**NAMES, "ignore": 9})
+    assert "class 1 was ball1, is ball2 now" in refusal(labels={"background": 0, "ball2": 7, "ball1": 300})
+    assert "class ball2 was 300 in the label files, is 301 now" in refusal(labels={**NAMES, "ball2": 301})
+    regions = {"background": 0, "ball1": [7, 300], "ball2": 300}
+    assert "class 1 was ball1, is value 7 now" in refusal(labels=regions)
     entries = json.loads((gaps / "dataset.json").read_text())["training"]
-    edit(gaps, training=[{**entry, "annotated": ["ball1"]} for entry in entries])
-    assert train(["--config", str(path)]) == 2
-    assert "the outputs were softmax, are sigmoid now" in " ".join(capfd.readouterr().err.split())
+    partly = [{**entry, "annotated": ["ball1"]} for entry in entries]
+    assert "the outputs were softmax, are sigmoid now" in refusal(labels=NAMES, training=partly)
+    before = [SplitCase("a", "d", "", "", annotated=("ball1",))]
+    with pytest.raises(UserError, match="a: it annotates all classes, and annotated ball1"):
+        refuse_changed_cases(
+            replace(recorded, training=tuple(before), validation=()), [SplitCase("a", "d", "", "")], needs_labels=True
+        )
 
 
 def test_the_labels_of_another_data_set_are_chosen_as_those_of_the_run(gaps: Path) -> None:
