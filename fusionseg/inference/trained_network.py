@@ -94,7 +94,9 @@ def load_trained(run: Path, device: torch.device, which: str = "best", *, masks:
         raise UserError(_no_masks(path, run, config.task_info))
     split = Split.from_json(state["split"], str(path)) if "split" in state else None
     labels = {int(value): name for value, name in state["labels"].items()}
-    scheme = LabelScheme.of_names(list(labels.values())) if split is None else split.scheme
+    scheme = LabelScheme.of_names(list(labels.values()))
+    if split is not None and split.label_scheme is not None:
+        scheme = split.scheme
     model = build_task(config, scheme).build_network(len(state["channels"]), scheme.num_outputs)
     try:
         model.load_state_dict(state["model"])
