@@ -103,7 +103,7 @@ def test_channels_in_the_folder_of_a_case(tmp_path: Path) -> None:
     (tmp_path / "a/a_0001.nii.gz").unlink()
     (tmp_path / "b/b_0001.nii.gz").rename(tmp_path / "b/b_0002.nii.gz")
     problems = said(tmp_path, ("T1", "T2"))
-    assert f"{tmp_path}/a: holds 4 images (" in problems and f"{tmp_path}/b: holds 2 images (" in problems
+    assert f"{tmp_path}/a: holds 3 images (" in problems and f"{tmp_path}/b: holds 2 images (" in problems
     assert "the network reads the channels T1, T2; name one file for each channel (t1.nii.gz, t2.nii.gz)" in problems
 
 
@@ -231,3 +231,17 @@ def test_a_list_of_dicom_series(tmp_path: Path) -> None:
     assert images(find_inputs(source, CT), tmp_path) == {"p1_ct": ["p1/ct"], "p2_ct": ["p2/ct"]}
     source = listed(tmp_path, test=["p1/ct", "p3/ct"])
     assert f"{tmp_path}/p3/ct: file missing, case p3_ct needs it" in said(source, CT)
+
+
+def test_labels_beside_the_images_are_no_inputs(tmp_path: Path) -> None:
+    touch(tmp_path / "p1/liver_mask.nii.gz", tmp_path / "p1/ct/a.nii.gz", tmp_path / "p1/segmentations/liver.nii.gz")
+    touch(tmp_path / "p2/a.nii.gz", tmp_path / "p2/a_seg.nii.gz")
+    assert images(find_inputs(tmp_path, CT), tmp_path) == {"p1_ct": ["p1/ct/a.nii.gz"], "p2": ["p2/a.nii.gz"]}
+    assert images(find_inputs(tmp_path / "p1", CT), tmp_path) == {"ct": ["p1/ct/a.nii.gz"]}
+    found = find_inputs(tmp_path / "p2", CT)
+    assert images(found, tmp_path) == {"a": ["p2/a.nii.gz"]} and "left out: 1 file or folder (a_seg" in found.notes[0]
+    touch(tmp_path / "p3/seg.1.nii.gz", tmp_path / "p3/seg.2.nii.gz")  # nothing else is there
+    assert len(find_inputs(tmp_path / "p3", CT).cases) == 2
+    touch(tmp_path / "p4/x_mask.nii.gz")
+    (tmp_path / "p3/seg.2.nii.gz").unlink()
+    assert images(find_inputs(tmp_path, CT), tmp_path)["p4"] == ["p4/x_mask.nii.gz"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fusionseg.data.formats.case import Case
 from fusionseg.data.formats.dicom.folder import kind_without_volume
+from fusionseg.data.formats.layouts.folders import LABEL_WORDS, is_folder_layout, is_label
 from fusionseg.data.formats.readers import Readers
 from fusionseg.data.inputs.channel_files import cases_of_files, files_of_case, named_channels
 from fusionseg.data.inputs.found import Found
@@ -19,6 +20,8 @@ MAX_DEPTH = 6
 def cases_in_folder(folder: Path, channels: Sequence[str] | None, readers: Readers) -> Found:
     """Find the cases whose images lie in a folder itself, without its subfolders.
 
+    Files whose names say that they are labels are left out, if there are other images.
+
     Args:
         folder: the slices of a DICOM series, which are one case, or image files.
         channels: names of the network's channels; None if they are not known.
@@ -27,15 +30,19 @@ def cases_in_folder(folder: Path, channels: Sequence[str] | None, readers: Reade
     Returns:
         No case and no problem if there is no image in the folder itself.
     """
-    files = readers.image_files(folder)
+    every = readers.image_files(folder)
+    labels = [file for file in every if is_label(file, folder, readers)]
+    files = [file for file in every if file not in labels]
     if readers.reads_folder(folder):
         if files:
             return Found(problems=[_mixed(folder, files)])
-        return Found([Case(folder.resolve().name, (folder,), None)])
+        return Found([Case(folder.resolve().name, (folder,), None)], unread=labels)
+    if labels and not files and not is_folder_layout(folder, readers):
+        files, labels = labels, []  # images with such names
     if not files:
         return Found()
     found = cases_of_files(folder, files, channels, readers)
-    found.unread += [*other_files(folder, files, readers), *folders_with_images(folder, readers)]
+    found.unread += [*labels, *other_files(folder, every, readers), *folders_with_images(folder, readers)]
     return found
 
 
@@ -97,11 +104,18 @@ def _search(
         if (place := child.resolve()) in seen:
             continue
         name = "_".join((*parts, child.name))
-        files = readers.image_files(child)
+        # Labels lie beside the images in data sets with a folder for each case.
+        of_labels = child.name.casefold() in LABEL_WORDS or (bool(parts) and is_label(child, folder, readers))
+        labels = [file for file in readers.image_files(child) if of_labels or is_label(file, child, readers)]
+        files = [file for file in readers.image_files(child) if file not in labels]
         inner = subfolders(child)
+        lone = not (of_labels or files or readers.reads_folder(child) or is_folder_layout(child, readers))
+        if labels and lone:
+            files, labels = labels, []  # images with such names, since nothing else is there
+        found.unread += labels
         if readers.reads_folder(child):
-            if (kind := kind_without_volume(child)) is not None:  # exports have such folders beside the series
-                found.without_volume[child] = kind
+            if readers.is_label(child):
+                found.without_volume[child] = "segmentation"
             elif files:
                 found.problems.append(_mixed(child, files))
             else:
@@ -110,12 +124,15 @@ def _search(
             of_case = files_of_case(name, child, files, channels, readers)
             found.cases += of_case.cases
             found.problems += of_case.problems
-            found.unread += [*of_case.unread, *other_files(child, files, readers), *folders_with_images(child, readers)]
+            others = other_files(child, [*files, *labels], readers)
+            found.unread += [*of_case.unread, *others, *folders_with_images(child, readers)]
+        elif of_labels:
+            pass
         elif (images := _channel_folders(inner, channels, readers)) is not None:
             found.cases.append(Case(name, images, None))
         elif inner and len(parts) < MAX_DEPTH:
             _search(child, (*parts, child.name), channels, readers, found, {*seen, place})
-        elif (kind := kind_without_volume(child)) is not None:
+        elif (kind := kind_without_volume(child)) is not None:  # exports have such folders beside the series
             found.without_volume[child] = kind
         else:
             found.empty.append(child)

@@ -70,7 +70,7 @@ def folder_cases(
     empty = []
     for folder in case_folders(root):
         images = list(_images_in(folder, readers))
-        marked = [path for path in images if _is_label(path, folder, readers)]
+        marked = [path for path in images if is_label(path, folder, readers)]
         if len(marked) > 1:
             problems.append(
                 f"{folder}: holds {len(marked)} labels ({some_of([_below(path, folder) for path in marked])}); keep one"
@@ -167,8 +167,14 @@ def _images_in(folder: Path, readers: Readers, depth: int = 0) -> Iterator[Path]
         yield from _images_in(child, readers, depth + 1)
 
 
-def _is_label(path: Path, folder: Path, readers: Readers) -> bool:
-    """Test that an image below the folder of a case is a label, by the words of its path or by its content."""
+def is_label(path: Path, folder: Path, readers: Readers) -> bool:
+    """Test that an image below the folder of a case is a label, by the words of its path or by its format.
+
+    Args:
+        path: of the image.
+        folder: of the case.
+        readers: of the data set.
+    """
     words = {word for part in _parts(path, folder, readers) for word in _words(part)}
     # The name of the case may have such a word itself: seg_001/seg_001_ct.nii.gz.
     return bool((words - set(_words(folder.name))) & LABEL_WORDS) or readers.is_label(path)
