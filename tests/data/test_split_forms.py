@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from fusionseg.config import RunConfig, validate
+from fusionseg.cluster.profile import ClusterConfig
+from fusionseg.cluster.submission import decide_submissions
+from fusionseg.cluster.sweep import load_sweep
+from fusionseg.config import RunConfig, dump_config, validate
 from fusionseg.data.formats.case import Case
 from fusionseg.data.preprocessing.case_digests import digests_of
 from fusionseg.data.preprocessing.prepare import prepare
@@ -34,7 +37,7 @@ COLUMNS = {
 }
 RARE = {"p0_0", "p2_1", "p5_0"}
 """Cases whose label has the class 2."""
-LAYOUTS = ("msd", "nnunet", "datalist")
+LAYOUTS = ("msd", "nnunet", "datalist", "folders")
 Data = dict[str, Any]
 
 
@@ -46,13 +49,16 @@ def save(path: Path, values: np.ndarray) -> None:
 def make(root: Path, layout: str, *, tests: bool = False) -> Path:
     """A data set of NAMES. The columns are in the entries of a datalist, and in cases.csv of the other layouts."""
     rng = np.random.default_rng(0)
-    suffix = "_0000" if layout == "nnunet" else ""
+    image, mask = {
+        "nnunet": ("imagesTr/{}_0000.nii", "labelsTr/{}.nii"),
+        "folders": ("{}/image.nii", "{}/label.nii"),
+    }.get(layout, ("imagesTr/{}.nii", "labelsTr/{}.nii"))
     for name in NAMES:
         label = np.zeros(SHAPE, np.uint8)
         label[1, 1:3] = 1
         label[2, 1:3] = 2 * (name in RARE)
-        save(root / f"imagesTr/{name}{suffix}.nii", rng.normal(0, 100, SHAPE).astype(np.float32))
-        save(root / f"labelsTr/{name}.nii", label)
+        save(root / image.format(name), rng.normal(0, 100, SHAPE).astype(np.float32))
+        save(root / mask.format(name), label)
     if tests:
         save(root / "imagesTs/p5_2.nii", rng.normal(0, 100, SHAPE).astype(np.float32))
     labels = {"background": 0, "organ": 1, "rare": 2}
@@ -66,7 +72,8 @@ def make(root: Path, layout: str, *, tests: bool = False) -> Path:
             for name in NAMES
         ]
         content["test"] = ["imagesTs/p5_2.nii"] if tests else []
-    (root / ("list.json" if layout == "datalist" else "dataset.json")).write_text(json.dumps(content))
+    if layout != "folders":
+        write_json(root / ("list.json" if layout == "datalist" else "dataset.json"), content)
     if layout != "datalist":
         rows = [
             ",".join(["case", *COLUMNS[NAMES[0]]]),
@@ -99,6 +106,8 @@ def config(root: Path, *, pretrain: bool = False, name: str = "run", **data: Any
         "output": str(root.parent / "runs"),
         "data": {"root": str(root), "patch": [64, 64, 64], "workers": 1, **table, **data},
     }
+    if not [*root.glob("*.json")]:  # the layout without a list
+        raw["data"]["labels"] = ["background", "organ", "rare"]
     return validate({**raw, "pretrain": {}} if pretrain else raw)
 
 
@@ -487,3 +496,14 @@ def test_labels_are_read_once_for_stratification(
     kept.write_text("{")  # damaged: read again
     one = opened(root, stratify="classes")
     assert {case.name for case in one.cases if "rare" in case.stratum} == RARE - {"p0_0"}
+
+
+def test_a_sweep_over_sites_is_checked_before_anything_is_submitted(shared: Path, tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(dump_config(config(shared, name="base", group="site")))
+    sweep = {"name": "sites", "base": "base.yaml", "grid": {"data.fold": ["A", "B", "C", "all"]}}
+    write_json(tmp_path / "sweep.yaml", sweep)
+    submissions = decide_submissions(load_sweep(tmp_path / "sweep.yaml"), ClusterConfig(cluster="local"))
+    assert [one.run.config.name for one in submissions] == ["A", "B", "C", "all"]
+    write_json(tmp_path / "sweep.yaml", {**sweep, "grid": {"data.fold": ["A", "D"]}})
+    with pytest.raises(UserError, match=r"data\.fold=D: data\.group=site has no such group; valid: A, B, C"):
+        decide_submissions(load_sweep(tmp_path / "sweep.yaml"), ClusterConfig(cluster="local"))

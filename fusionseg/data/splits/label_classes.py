@@ -15,6 +15,7 @@ from fusionseg.data.formats.case_file import read_file
 from fusionseg.data.formats.dataset import Dataset
 from fusionseg.data.formats.problems import Findings
 from fusionseg.data.formats.readers import Readers
+from fusionseg.data.formats.source_files import files_of
 from fusionseg.data.formats.voxel_checks import count_values
 from fusionseg.observability.progress import counting_progress
 from fusionseg.utils.files import write_json
@@ -72,13 +73,13 @@ def _read_kept(path: Path | None) -> dict[str, dict[str, Any]]:
     return {key: entry for key, entry in entries if isinstance(entry, dict) and isinstance(entry.get("values"), list)}
 
 
-def _state(path: Path) -> list[int] | None:
-    """Size and time stamp of a file; None if it is missing."""
+def _state(path: Path) -> list[list[int]] | None:
+    """Size and time stamp of each file of a label; None if one is missing."""
     try:
-        status = path.stat()
+        states = [file.stat() for file in files_of(path)]
     except OSError:
         return None
-    return [status.st_size, status.st_mtime_ns]
+    return [[state.st_size, state.st_mtime_ns] for state in states]
 
 
 def _values(readers: Readers, path: Path) -> list[int]:
