@@ -267,6 +267,8 @@ def test_cases_that_a_file_lists_on_no_side_are_named(made: dict[str, Path], tmp
     one = opened(made["msd"], splits=str(file))
     assert names(one.training) == NAMES[:6] and names(one.unused) == NAMES[8:]
     assert "lists 4 labelled cases on no side (p4_0, p4_1, p5_0, p5_1)" in one.notes[0]
+    write_json(file, [{"train": NAMES[:6], "val": NAMES[6:]}, {"train": NAMES[6:], "val": NAMES[:6]}] * 2)
+    assert "6 cases are validated by several folds (p3_0," in opened(made["msd"], splits=str(file)).notes[0]
 
 
 def folds_with(change: Callable[[list[Any]], Any]) -> Any:
@@ -381,6 +383,8 @@ def test_stratification_of_folds_that_are_stated_is_refused(tmp_path: Path) -> N
     write_json(root / "list.json", content)
     with pytest.raises(UserError, match=r"data\.stratify=stage: has no effect, because list\.json states the folds"):
         opened(root, stratify="stage")
+    (note,) = opened(root, group="site", fold="B").notes
+    assert "its folds are not used, because data.fold names a group" in note
     with pytest.raises(UserError, match="4 groups are in training and in validation of fold 0"):
         opened(root, **BY_PATIENT)
 

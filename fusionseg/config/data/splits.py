@@ -25,7 +25,10 @@ def is_pattern(group: str) -> bool:
 def _known_fold(value: Any) -> Any:
     is_index = isinstance(value, int) and not isinstance(value, bool)
     if not is_index and not (isinstance(value, str) and value.strip()):
-        raise ValueError(f"expected the number of a fold, all, or the name of a group (data.group), got {value!r}")
+        quotes = "; put a name in quotes" if isinstance(value, bool | float) else ""  # NO is a country, and false
+        raise ValueError(
+            f"expected the number of a fold, all, or the name of a group (data.group), got {value!r}{quotes}"
+        )
     if is_index and value < 0:
         raise ValueError(f"expected a value of at least 0, got {value}")
     return value

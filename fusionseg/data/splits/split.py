@@ -146,6 +146,8 @@ class _Splitting:
             return DatasetSplit(_by_name(divided) + others, [], self._method("all"), tuple(notes))
         if isinstance(fold, str):
             training, validation = self._hold_out(fold, divided)
+            if stated:
+                notes.append(f"{self.dataset.source}: its folds are not used, because data.fold names a group")
             method = self._method("held_out")
         elif listed is not None:
             training, validation, more = listed.split(fold, divided, self.dataset)

@@ -63,6 +63,12 @@ class ListedFolds:
         notes = []
         if unused := sorted(known.keys() - {*train, *validation}):
             notes.append(f"{key}: fold {fold} lists {len(unused)} labelled cases on no side ({some_of(unused)})")
+        validated = Counter(name for _, names in self.folds for name in names)
+        if several := sorted(name for name in validation if validated[name] > 1):
+            notes.append(
+                f"{key}: {len(several)} cases are validated by several folds ({some_of(several)}), so a mean over the"
+                " folds counts them more than once"
+            )
         return [known[name] for name in sorted(train)], [known[name] for name in sorted(validation)], tuple(notes)
 
 
