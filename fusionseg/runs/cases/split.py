@@ -142,7 +142,9 @@ class Split:
             _leave_out(entry, "group", "weight", "annotated")
         for entry in plain["methods"]:
             _leave_out(entry, "group", "stratify", "splits", "table")
-        _leave_out(plain, "methods", "label_scheme")
+        _leave_out(plain, "label_scheme")
+        if not self.methods:
+            del plain["methods"]
         return {"format": 1, "trained_on": self.trained_on, **plain}
 
     @staticmethod
@@ -183,7 +185,7 @@ def _problem(split: Split) -> str:
 def _leave_out(plain: JsonObject, *keys: str) -> None:
     """Remove keys that have no value."""
     for key in keys:
-        if not plain[key]:
+        if plain[key] is None:
             del plain[key]
 
 
