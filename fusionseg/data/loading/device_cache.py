@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fusionseg.config.data.cache import CacheConfig
@@ -131,11 +132,7 @@ class DeviceCache:
             self.image[self.channels * first : self.channels * (first + size)].copy_(torch.from_numpy(image))
             if label is not None:
                 self.label[first : first + size].copy_(torch.from_numpy(np.array(label).reshape(-1)))
-            self.plan_cases.append(
-                PlanCase(
-                    self.names[case_index], record.shape, np.array(foreground), record.class_offsets, record.classes
-                )
-            )
+            self.plan_cases.append(_plan_case(self.names[case_index], record, np.array(foreground)))
         backgrounds = torch.tensor([record.background for record in self.records])
         self._background = backgrounds.view(-1, self.channels, 1, 1, 1).to(device)
 
@@ -168,6 +165,28 @@ class DeviceCache:
             case_index: of the case.
         """
         return self._background[case_index]
+
+
+def _plan_case(name: str, record: PreparedCase, positions: NDArray[np.int64]) -> PlanCase:
+    """A case for the sampling plan. Classes that the case does not annotate are no centres of patches.
+
+    Args:
+        name: of the case.
+        record: of the case.
+        positions: the content of its foreground.npy.
+    """
+    foreground, annotated = np.split(positions, [record.class_offsets[-1]])
+    bounds = zip(record.class_offsets, record.class_offsets[1:], strict=False)
+    parts = {index: foreground[slice(*of_class)] for index, of_class in zip(record.classes, bounds, strict=True)}
+    kept = [parts[index] for index in record.centre_classes]
+    return PlanCase(
+        name,
+        record.shape,
+        np.concatenate([foreground[:0], *kept]),
+        tuple(int(offset) for offset in np.cumsum([0, *map(len, kept)])),
+        record.centre_classes,
+        None if record.annotated_voxels is None else annotated,
+    )
 
 
 def _unique_names(cases: Sequence[tuple[Store, str]]) -> list[str]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from fusionseg.config import DataConfig
@@ -221,10 +222,11 @@ def _prepare_case(root: Path, config: DataConfig, scheme: LabelScheme, channels:
 
 
 def _with_annotation(record: PreparedCase, case: Case, scheme: LabelScheme) -> PreparedCase:
-    """The record with the outputs that the case annotates."""
+    """The record with the classes that the case annotates."""
     if case.annotated is None:
         return record
-    return replace(record, annotated=tuple(scheme.output_names.index(name) for name in case.annotated))
+    classes = scheme.membership[scheme.annotated_outputs(case.annotated)].any(axis=0)
+    return replace(record, annotated_classes=tuple(np.flatnonzero(classes).tolist()))
 
 
 def _remove_leftovers(root: Path) -> None:

@@ -17,9 +17,9 @@ from fusionseg.data.formats.source_files import files_of
 from fusionseg.utils.files import write_json
 
 FILE = "case.json"
-_OPTIONAL = ("mapping", "annotated_voxels", "annotated")
+_OPTIONAL = ("mapping", "annotated_voxels", "annotated_classes")
 """Fields that a record has only where they are set."""
-_NOT_STORED = ("folder", "annotated")
+_NOT_STORED = ("folder", "annotated_classes")
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,15 @@ class PreparedCase:
     annotated_voxels: int | None = None
     """Number of entries in foreground.npy after those of the classes: positions of voxels that are annotated, the
     background included. None if every voxel is."""
-    annotated: tuple[int, ...] | None = None
-    """Indices of the annotated outputs among `LabelScheme.output_names`; None for all. It is that of the data set now,
-    and is not in the file."""
+    annotated_classes: tuple[int, ...] | None = None
+    """Indices of the classes that belong to an annotated output; None for all. It is that of the data set now, and is
+    not in the file."""
+
+    @property
+    def centre_classes(self) -> tuple[int, ...]:
+        """Indices of the classes that occur and are annotated: those that patches are centred on."""
+        annotated = self.annotated_classes
+        return self.classes if annotated is None else tuple(k for k in self.classes if k in annotated)
 
     @property
     def content(self) -> str:

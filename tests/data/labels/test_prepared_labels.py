@@ -12,13 +12,15 @@ import nibabel
 import numpy as np
 import preparing
 import pytest
+import torch
 
 from fusionseg import cli
-from fusionseg.config import RunConfig
+from fusionseg.config import CacheConfig, RunConfig
 from fusionseg.config.data.labels import LabelSettings
 from fusionseg.data.checks.dataset_check import check_dataset
 from fusionseg.data.formats.dataset import open_dataset
 from fusionseg.data.labels.scheme import IGNORE
+from fusionseg.data.loading.device_cache import DeviceCache
 from fusionseg.data.preprocessing.store import FOREGROUND_PER_CLASS, Store
 from fusionseg.runs.cases.checks import refuse_changed_cases
 from fusionseg.runs.cases.datasets import open_run_datasets
@@ -130,6 +132,9 @@ def test_ignored_voxels_are_no_foreground_and_annotated_positions_are_kept(
         assert IGNORE not in found and IGNORE not in annotated and 0 in annotated
         assert record.annotated_voxels == len(annotated) == min(FOREGROUND_PER_CLASS, np.sum(label != IGNORE))
         assert 0.3 < np.mean(label == IGNORE) < 0.5  # of 40 planes 16 are ignored, in the file and resampled
+    cache = DeviceCache([(store, "case_000")], CacheConfig(), torch.device("cpu"))
+    case = cache.plan_cases[0]
+    assert case.annotated is not None and len(case.foreground) == case.class_offsets[-1]
     assert preparing.run(config).reused == ["case_000", "case_001"]
 
 
@@ -166,7 +171,10 @@ def test_cases_that_annotate_only_some_classes(
     summary = check_dataset(dataset, workers=1).summary
     assert summary["annotated"] == {"ball1": 2, "ball2": 3}
     store = preparing.run(tiny_config(gaps, tmp_path)).store
-    assert [record.annotated for record in store.cases.values()] == [(1,), None, None]
+    assert [record.annotated_classes for record in store.cases.values()] == [(2,), None, None]
+    case = DeviceCache([(store, "case_000")], CacheConfig(), torch.device("cpu")).plan_cases[0]
+    assert set(store.label("case_000").ravel()[case.foreground]) == {2}  # patches are centred on annotated classes
+    assert (case.classes, case.class_offsets) == ((2,), (0, len(case.foreground)))
     settings = LabelSettings(annotated={"case_00[12]": ("ball2",)}, regions={"all": (7, 300), "two": ("ball2",)})
     regions = open_dataset(gaps, labels=settings)
     assert [case.annotated for case in regions.training] == [("two",), ("two",), ("two",)]

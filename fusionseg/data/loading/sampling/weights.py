@@ -39,6 +39,7 @@ class SampledCase:
         """
         counts = dict(zip(record.classes, np.diff(record.class_offsets).tolist(), strict=True))
         counts |= {value: left for value, *_, left in record.class_voxels if value in counts}
+        counts = {index: counts[index] for index in record.centre_classes}
         return SampledCase(counts, 1.0 if weight is None else weight)
 
 
