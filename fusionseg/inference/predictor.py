@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -37,6 +38,8 @@ from fusionseg.inference.trained_network import TrainedNetwork, inference_device
 from fusionseg.training.tasks.sliding_window import predict_logits
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_memory_bytes
+
+log = logging.getLogger("fusionseg")
 
 _FLOAT_BYTES = 4
 
@@ -94,6 +97,9 @@ class Predictor:
         # For each member the two results of `_member_orders`: the order of the channels, and that of the outputs.
         self._orders = [_member_orders(member, first) for member in self.members]
         self._last_digest = ""
+        for member in self.members:
+            if options.flips and (reason := _keeps_sides(member)):
+                log.info("%s: left and right are not flipped: %s", member.path, reason)
 
     @property
     def labels(self) -> dict[int, str]:
@@ -281,16 +287,26 @@ def _test_time_flips(member: TrainedNetwork) -> list[Flip]:
     They are the flips that the network was trained with: `augment.flip.axes`. Labels of the left and the right side are
     exchanged as `augment.mirror_pairs` says. If an output has no mirror image, left and right are not flipped.
     """
-    augment = member.config.augment
-    axes = [axis for axis, name in enumerate(AXES) if name in augment.flips.axes]
-    outputs = mirrored_outputs(augment.mirror_pairs, member.scheme) if augment.mirror_pairs else None
-    if augment.mirror_pairs and outputs is None:
+    axes = [axis for axis, name in enumerate(AXES) if name in member.config.augment.flips.axes]
+    if LEFT_RIGHT in axes and _keeps_sides(member):
         axes.remove(LEFT_RIGHT)
+    pairs = member.config.augment.mirror_pairs
+    outputs = mirrored_outputs(pairs, member.scheme) if pairs else None
     flips = []
     for chosen in product((False, True), repeat=len(axes)):
         flipped = tuple(axis for axis, used in zip(axes, chosen, strict=True) if used)
         flips.append(Flip(flipped, outputs if LEFT_RIGHT in flipped else None))
     return flips
+
+
+def _keeps_sides(member: TrainedNetwork) -> str:
+    """The reason why left and right are not flipped for a network; empty if they are."""
+    augment = member.config.augment
+    if AXES[LEFT_RIGHT] not in augment.flips.axes:
+        return "augment.flip.axes of its training has no x"
+    if augment.mirror_pairs and mirrored_outputs(augment.mirror_pairs, member.scheme) is None:
+        return "a region holds one label of a pair of augment.mirror_pairs, and no region is its mirror image"
+    return ""
 
 
 def _member_orders(member: TrainedNetwork, first: TrainedNetwork) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fusionseg.config import AugmentConfig
+from fusionseg.data.labels.scheme import Region
 from fusionseg.inference.predictor import PredictOptions, Predictor
 
 ALL = [(), (0,), (0, 1), (0, 1, 2), (0, 2), (1,), (1, 2), (2,)]
@@ -22,9 +23,12 @@ def predict(tiny_run: Callable[..., Path]) -> Callable[..., Callable[[Tensor], T
     """`predict(**augment)` -> the averaged logits (K, X, Y, Z) of an image (C, X, Y, Z)."""
     predictor = Predictor([tiny_run()], PredictOptions(device="cpu", flips=True))
 
-    def of(**augment: Any) -> Callable[[Tensor], Tensor]:
+    def of(sigmoid: Any = (), **augment: Any) -> Callable[[Tensor], Tensor]:
+        """With `sigmoid`, the outputs are regions of these classes."""
         config = predictor.members[0].config.model_copy(update={"augment": AugmentConfig.model_validate(augment)})
-        member = replace(predictor.members[0], config=config)
+        regions = tuple(Region(str(classes), classes, 1 + i) for i, classes in enumerate(sigmoid))
+        scheme = replace(predictor.members[0].scheme, regions=regions)
+        member = replace(predictor.members[0], config=config, scheme=scheme)
         return lambda image: predictor._predict(member, image, (0.0,), config.validation)
 
     return of
@@ -52,6 +56,7 @@ def test_the_mirrored_image_has_the_mirrored_prediction(predict: Callable[..., C
         ({"flip": 0.0}, ALL),
         ({"flip": {"axes": ["z", "x"]}}, [(), (0,), (0, 2), (2,)]),
         ({"mirror_pairs": [["ball1", "ball2"]]}, ALL),
+        ({"mirror_pairs": [["ball1", "ball2"]], "sigmoid": [(1,), (1, 2)]}, [(), (1,), (1, 2), (2,)]),
     ],
 )
 def test_the_axes_are_those_of_the_training(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +86,7 @@ class SamplePlan:
         self.weights = weights
         self._spatial = SpatialPlan(augment, rules, seed)
         self._augmentations = open_augmentations(augment, ImageLayout(channels, rules.through_plane))
+        self._planned = lru_cache(maxsize=1)(self._plan)  # a batch and what else the loss needs ask for the same
         self._order = CaseOrder(seed, len(cases), weights.cases)
         self._centres = PatchCentres(cases, patch, foreground, weights, seed)
 
@@ -94,7 +96,13 @@ class SamplePlan:
         Args:
             step: of the optimizer.
             indices: of the samples within the global batch.
+
+        Returns:
+            The samples; do not change their arrays, because the next call for the same samples gives them again.
         """
+        return self._planned(step, tuple(indices))
+
+    def _plan(self, step: int, indices: tuple[int, ...]) -> Samples:
         case_index = np.array([self.case_of(step, k) for k in indices], np.int64)
         origin = np.zeros((len(indices), 3), np.int64)
         for i, k in enumerate(indices):
