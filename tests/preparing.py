@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from fusionseg.config import RunConfig
+from fusionseg.data.preprocessing.case_folders import read_cases
 from fusionseg.data.preprocessing.prepare import PrepareReport, Progress, open_configured, open_store, prepare
+from fusionseg.data.preprocessing.record import PreparedCase
 from fusionseg.data.preprocessing.store import Store
 
 
@@ -25,3 +29,8 @@ def stored(config: RunConfig) -> tuple[Store, list[str]]:
     dataset = open_configured(config.data)
     store = open_store(config.data, config.output, dataset)
     return store, [case.name for case in dataset.training if case.name not in store.cases]
+
+
+def first_record(root: Path, name: str) -> PreparedCase | None:
+    """The record of the first case of a name in a store; None if there is none."""
+    return next(read_cases(root, name), None)

@@ -95,7 +95,13 @@ def _check(arguments: argparse.Namespace) -> int:
     reader = named_reader(arguments.reader, "--reader") or data.reader
     base_dir = arguments.base_dir or data.base_dir
     dataset = open_dataset(
-        arguments.dataset, layout, labels, require_files=False, readers=Readers(reader), base_dir=base_dir
+        arguments.dataset,
+        layout,
+        labels,
+        require_files=False,
+        readers=Readers(reader),
+        base_dir=base_dir,
+        missing_channels=data.missing_channels,
     )
     with counting_progress("checking") as progress:
         report = check_dataset(dataset, patch=patch, workers=arguments.workers, progress=progress)
@@ -137,15 +143,17 @@ def add_prepare(commands: Commands) -> None:
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
+    from fusionseg.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
     with loading():
-        from fusionseg.config import load_config
         from fusionseg.data.preprocessing.lost_foreground import lost_foreground_warning
         from fusionseg.data.preprocessing.prepare import prepare
         from fusionseg.observability.progress import counting_progress
         from fusionseg.runs.cases.datasets import open_datasets
 
     failed = False
-    for opened in open_datasets(load_config(arguments.config, arguments.overrides)):
+    for opened in open_datasets(config):
         with counting_progress("preparing") as progress:
             report = prepare(opened.data, opened.dataset, opened.store, progress)
         print(report)

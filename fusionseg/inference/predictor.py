@@ -171,14 +171,16 @@ class Predictor:
         self, images: Sequence[Path] | Image, channels: Sequence[int] | None
     ) -> tuple[Shape, Iterator[tuple[Box, Tensor]]]:
         """The shape of a case, and for each chunk of it the sum of the members' probabilities, (C, X, Y, Z)."""
-        prepared: dict[str, Volume] = {}
+        prepared: dict[tuple[str, tuple[str, ...]], Volume] = {}
         volumes: list[Volume] = []  # one for each member
         for member, (order, _) in zip(self.members, self._orders, strict=True):
-            key = settings_key(member.config.data)
-            if key not in prepared:
-                prepared[key] = load_volume(images, None, member.config.data, None)
-                self._check_channels(images, len(prepared[key].image))
             positions = order if channels is None else [channels[position] for position in order]
+            # Names of the channels in the order of the images. The settings of a channel are found by its name.
+            names = tuple(member.channels[positions.index(place)] for place in range(len(positions)))
+            key = settings_key(member.config.data), names
+            if key not in prepared:
+                prepared[key] = load_volume(images, None, member.config.data, None, channel_names=names)
+                self._check_channels(images, len(prepared[key].image))
             volumes.append(_with_channels(prepared[key], positions))
         shape, self._last_digest = volumes[0].original_shape, volumes[0].digest
 
@@ -363,4 +365,9 @@ def _with_channels(volume: Volume, positions: Sequence[int]) -> Volume:
     """Select channels of a volume, in this order. Channels are normalised one by one, so the values do not change."""
     if list(positions) == list(range(len(volume.image))):
         return volume
-    return replace(volume, image=volume.image[list(positions)])
+    return replace(
+        volume,
+        image=volume.image[list(positions)],
+        zero_is_outside=tuple(volume.zero_is_outside[position] for position in positions),
+        missing=tuple(place for place, position in enumerate(positions) if position in volume.missing),
+    )

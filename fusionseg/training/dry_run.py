@@ -15,7 +15,7 @@ from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.loading.augmentations import check_augmentations
 from fusionseg.data.loading.device_cache import GB, cache_bytes
 from fusionseg.data.loading.sampling.weights import sampling_weights
-from fusionseg.data.preprocessing.volume import resampled_voxels
+from fusionseg.data.preprocessing.memory import resampled_voxels
 from fusionseg.distributed.batch_arithmetic import batch_arithmetic
 from fusionseg.distributed.launch import read_launch
 from fusionseg.distributed.world import choose_device

@@ -1,8 +1,13 @@
-"""Parallel calls of a function for many cases, in worker processes. A failed case does not affect the others."""
+"""Parallel calls of a function for many cases, in worker processes. A failed case does not affect the others.
+
+Workers are forked from a server process, which has imported the modules of the work once. The server has no threads: a
+fork of a process with threads, such as those of torch, may hang.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import pickle
 import threading
@@ -16,8 +21,28 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+
+
 class WorkerDied(Exception):
     """A worker process that was killed, in most cases by the kernel for lack of memory."""
+
+
+def start_server(modules: Sequence[str]) -> None:
+    """Start the server process of the workers, which imports modules while this process goes on.
+
+    Args:
+        modules: names of the modules that the work needs. A server that runs already keeps its own.
+    """
+    if _METHOD == "forkserver":
+        multiprocessing.forkserver.set_forkserver_preload(list(modules))
+        multiprocessing.forkserver.ensure_running()
+
+
+def stop_server() -> None:
+    """End the server process of the workers, which would hold its memory until this process ends."""
+    if _METHOD == "forkserver":
+        multiprocessing.forkserver._forkserver._stop()  # type: ignore[attr-defined]  # there is no public way
 
 
 def map_cases(
@@ -26,6 +51,7 @@ def map_cases(
     *,
     workers: int,
     initializer: Callable[[], None] | None = None,
+    modules: Sequence[str] = (),
 ) -> Iterator[tuple[Item, Result | Exception]]:
     """Call `function` for every item, and yield each item with its result or with the exception that it raised.
 
@@ -37,6 +63,7 @@ def map_cases(
         items: the arguments of the calls.
         workers: number of processes. With 1 worker or 1 item, the function is called in this process.
         initializer: called once in each worker process, and not at all in this process.
+        modules: imported once for all workers; see `start_server`.
     """
     if workers <= 1 or len(items) <= 1:
         for item in items:
@@ -44,15 +71,19 @@ def map_cases(
         return
     waiting = deque(items)
     workers = min(workers, len(items))
-    while waiting:
-        # Two items for each worker, so that no worker waits for its next item.
-        again = deque((yield from _until_one_dies(function, waiting, workers, 2 * workers, initializer)))
-        while again:
-            for item in (yield from _until_one_dies(function, again, 1, 1, initializer)):
-                yield (
-                    item,
-                    WorkerDied("its worker process was killed, probably for lack of memory: use fewer workers"),
-                )
+    start_server(modules)
+    try:
+        while waiting:
+            # Two items for each worker, so that no worker waits for its next item.
+            again = deque((yield from _until_one_dies(function, waiting, workers, 2 * workers, initializer)))
+            while again:
+                for item in (yield from _until_one_dies(function, again, 1, 1, initializer)):
+                    yield (
+                        item,
+                        WorkerDied("its worker process was killed, probably for lack of memory: use fewer workers"),
+                    )
+    finally:
+        stop_server()
 
 
 def _until_one_dies(
@@ -65,8 +96,7 @@ def _until_one_dies(
     """Process the items of `waiting` until none is left or a worker dies; return the items in progress at that time."""
     lost: list[Item] = []
     futures: dict[Future[Result | Exception], Item] = {}
-    # spawn, since a fork of a process with threads, such as those of torch, may hang.
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(_METHOD)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(initializer,))
     try:
         while futures or (waiting and not lost):

@@ -14,12 +14,12 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from preparing import opened, run, stored
+from preparing import first_record, opened, run, stored
 
 from fusionseg.config import RunConfig, dump_config
 from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.preprocessing.prepare import open_configured, store_folder
-from fusionseg.data.preprocessing.store import FOREGROUND_PER_CLASS, SourceFile, Store, read_prepared_case, write_case
+from fusionseg.data.preprocessing.store import FOREGROUND_PER_CLASS, SourceFile, Store, write_case
 from fusionseg.data.preprocessing.volume import Volume, load_volume
 from fusionseg.utils.errors import UserError
 
@@ -241,7 +241,7 @@ def test_a_case_with_other_channels_or_labels_is_set_aside(own: Path, tmp_path: 
 KILLED = """
 import os, signal, sys
 from fusionseg.config import load_config
-from preparing import run
+from preparing import first_record, run
 
 def hook(event, arguments):  # dies in the middle of the third case: its image is written, its label is not
     if event == "open" and str(arguments[0]).endswith("case_002/label.npy"):
@@ -306,13 +306,13 @@ def test_a_whole_case_is_never_taken_away(tmp_path: Path) -> None:
         found = (tmp_path / "cases/a").stat().st_ino
         looks = 0
         while not all(writer.done() for writer in writers) or not looks:
-            assert read_prepared_case(tmp_path, "a") is not None and (tmp_path / "cases/a/image.npy").exists()
+            assert first_record(tmp_path, "a") is not None and (tmp_path / "cases/a/image.npy").exists()
             looks += 1
         for writer in writers:
             writer.result()
     assert (tmp_path / "cases/a").stat().st_ino == found
     write_case(tmp_path, "a", volume, [second], "float32")
-    record = read_prepared_case(tmp_path, "a")
+    record = first_record(tmp_path, "a")
     assert record is not None and record.sources == (second,)
     assert os.listdir(tmp_path / "cases") == ["a"]
 
@@ -379,8 +379,8 @@ def test_a_record_of_another_kind_is_no_record(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     for text in ("", "{", '{"name": "a"}'):
         (folder / "case.json").write_text(text)
-        assert read_prepared_case(tmp_path, "a") is None
-    assert read_prepared_case(tmp_path, "b") is None
+        assert first_record(tmp_path, "a") is None
+    assert first_record(tmp_path, "b") is None
 
 
 def test_a_lost_array_says_what_to_do(balls: Path, tmp_path: Path, tiny_config) -> None:

@@ -12,14 +12,14 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from preparing import opened, run
+from preparing import first_record, opened, run
 
 from fusionseg import cli
 from fusionseg.config import RunConfig, dump_config
 from fusionseg.config.data.cache import CacheConfig
 from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.loading.device_cache import DeviceCache
-from fusionseg.data.preprocessing.case_folders import read_cases, read_prepared_case
+from fusionseg.data.preprocessing.case_folders import read_cases
 from fusionseg.data.preprocessing.prepare import open_configured, store_folder
 from fusionseg.data.preprocessing.record import SourceFile
 from fusionseg.data.preprocessing.store import Store, write_case
@@ -145,10 +145,10 @@ def test_a_name_cannot_leave_the_store(tmp_path: Path, name: str) -> None:
     record = write_case(root, name, volume, [SourceFile("f", 1, 1, "aa")], "float32")
     assert os.listdir(tmp_path) == ["store"] and os.listdir(root) == ["cases"]
     (folder,) = (root / "cases").iterdir()
-    assert record.folder == f"cases/{folder.name}" and read_prepared_case(root, name) == record
+    assert record.folder == f"cases/{folder.name}" and first_record(root, name) == record
     other = write_case(root, name, volume, [SourceFile("g", 1, 1, "bb")], "float32")
     assert [found.sources[0].path for found in read_cases(root, name)] == ["f", "g"]
-    assert read_prepared_case(root, name) == record and other.folder.startswith("others/")
+    assert first_record(root, name) == record and other.folder.startswith("others/")
 
 
 def test_names_that_differ_in_case_only(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_names_that_differ_in_case_only(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "cases/A", tmp_path / "cases/a")
     second = write_case(tmp_path, "a", volume, [SourceFile("a", 1, 1, "aa")], "float32")
     assert second.folder.startswith("others/a/")
-    assert (read_prepared_case(tmp_path, "A"), read_prepared_case(tmp_path, "a")) == (first, second)
+    assert (first_record(tmp_path, "A"), first_record(tmp_path, "a")) == (first, second)
 
 
 def test_a_complete_store_may_be_read_only(balls: Path, tmp_path: Path, tiny_config) -> None:

@@ -201,13 +201,13 @@ def raw() -> NDArray[np.float32]:
 
 
 def test_window(raw: NDArray[np.float32]) -> None:
-    out = normalise(raw, intensity(clip=[150, 350]))
+    out = normalise(raw, [intensity(clip=[150, 350])] * len(raw))
     np.testing.assert_allclose(out, np.clip((raw.astype(float) - 150) / 200, 0, 1), atol=1e-6)
     assert out.dtype == np.float32
 
 
 def test_zscore_is_per_channel(raw: NDArray[np.float32]) -> None:
-    out = normalise(raw, intensity(mode="zscore"))
+    out = normalise(raw, [intensity(mode="zscore")] * len(raw))
     np.testing.assert_allclose(out.mean(axis=(1, 2, 3)), 0, atol=1e-5)
     np.testing.assert_allclose(out.std(axis=(1, 2, 3)), 1, atol=1e-5)
     np.testing.assert_allclose(out[1], (raw[1] - raw[1].mean()) / raw[1].std(), atol=1e-4)
@@ -215,7 +215,7 @@ def test_zscore_is_per_channel(raw: NDArray[np.float32]) -> None:
 
 def test_zscore_clips_to_the_percentiles_before_it_measures(raw: NDArray[np.float32]) -> None:
     raw[0, 0, 0, 0] = 1e6
-    out = normalise(raw, intensity(mode="zscore", percentiles=[5, 95]))
+    out = normalise(raw, [intensity(mode="zscore", percentiles=[5, 95])] * len(raw))
     values = raw[0].astype(float)
     values = np.clip(values, *np.percentile(values, [5, 95]))
     np.testing.assert_allclose(out[0], (values - values.mean()) / values.std(), atol=1e-5)
@@ -224,7 +224,7 @@ def test_zscore_clips_to_the_percentiles_before_it_measures(raw: NDArray[np.floa
 
 def test_zscore_with_clip(raw: NDArray[np.float32]) -> None:
     values = np.clip(raw[0].astype(float), 100, 300)
-    out = normalise(raw, intensity(mode="zscore", clip=[100, 300]))
+    out = normalise(raw, [intensity(mode="zscore", clip=[100, 300])] * len(raw))
     np.testing.assert_allclose(out[0], (values - values.mean()) / values.std(), atol=1e-5)
 
 
@@ -236,7 +236,7 @@ def test_nonzero_leaves_what_is_zero_alone(raw: NDArray[np.float32], more: dict[
         values = np.clip(values, *more["clip"])
     if "percentiles" in more:
         values = np.clip(values, *np.percentile(values, more["percentiles"]))
-    out = normalise(raw, intensity(mode="zscore", nonzero=True, **more))
+    out = normalise(raw, [intensity(mode="zscore", nonzero=True, **more)] * len(raw))
     assert (out[:, :4] == 0).all()
     np.testing.assert_allclose(out[0, 4:], (values - values.mean()) / values.std(), atol=1e-5)
 
@@ -274,7 +274,7 @@ def test_outside_a_skull_stripped_volume_is_the_air_in_it(tmp_path: Path) -> Non
 @pytest.mark.parametrize("value", [0.0, 7.0])
 @pytest.mark.parametrize("mode", [{}, {"nonzero": True}, {"percentiles": [1, 99]}])
 def test_a_constant_image_becomes_zero(value: float, mode: dict[str, Any]) -> None:
-    out = normalise(np.full((1, 4, 4, 4), value, np.float32), intensity(mode="zscore", **mode))
+    out = normalise(np.full((1, 4, 4, 4), value, np.float32), [intensity(mode="zscore", **mode)])
     assert (out == 0).all()
 
 

@@ -64,7 +64,10 @@ _INHERITED = ("spacing", "orientation", "intensity", "crop_foreground")
 class DataConfig(SectionWithOptions):
     """The data set, its preparation, and the shape and position of a sample."""
 
-    left_out: ClassVar[tuple[str, ...]] = ("base_dir", "reader", "transforms", "sampling", *LABEL_KEYS, *SPLIT_KEYS)
+    left_out: ClassVar[tuple[str, ...]] = (
+        *("base_dir", "reader", "transforms", "sampling", *LABEL_KEYS, *SPLIT_KEYS),
+        *("missing_channels", "worker_memory_gb"),
+    )
 
     root: str | None = None
     """Folder of the data set (MSD or nnU-Net raw layout, or a folder for each case), or a MONAI datalist JSON."""
@@ -144,6 +147,13 @@ class DataConfig(SectionWithOptions):
     """Folder of the prepared cases; null is one under `<output>/prepared`, by data set and settings."""
     workers: Annotated[int, Field(ge=1)] | None = None
     """Processes that prepare cases; null is one for each CPU that this job may use."""
+    worker_memory_gb: Annotated[float, Field(gt=0)] | None = None
+    """Most memory of a process that prepares cases, in GB (10^9 bytes). A case that needs more is refused. With null,
+    the workers share the memory that this job may use, and a case that needs more than its share is prepared after the
+    others, by fewer workers."""
+    missing_channels: Literal["refuse", "zero"] = "refuse"
+    """A case that lacks the file of a channel: `refuse` makes it an error; `zero` accepts it, and the prepared channel
+    is 0 in every voxel."""
     skip_broken: bool = False
     """Train without the cases that cannot be prepared, instead of refusing to start."""
     patch: Triple = (96, 96, 96)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fusionseg.data.formats.case import Case
+from fusionseg.data.formats.case import Case, missing_channels
 from fusionseg.data.formats.case_reader import Image, Label, examine_image, examine_label
 from fusionseg.data.formats.geometry import voxel_sizes
 from fusionseg.data.formats.image_digest import image_digest
@@ -63,7 +63,7 @@ def check_case(
     try:
         image = examine_image(case.images, channels, report, readers)
         if image is not None:
-            _measure_image(report, image)
+            _measure_image(report, image, missing_channels(case.images))
             _check_patch(report, case, image.grid.shape, patch)
         grid = None if image is None else image.grid
         del image  # frees the memory before the label is read
@@ -112,7 +112,7 @@ def _check_annotation(report: CaseReport, path: Path, scheme: LabelScheme) -> No
         )
 
 
-def _measure_image(report: CaseReport, image: Image) -> None:
+def _measure_image(report: CaseReport, image: Image, missing: Sequence[int]) -> None:
     report.shape = image.grid.shape
     report.image_dtypes = list(image.dtypes)
     if image.grid.known:
@@ -121,6 +121,8 @@ def _measure_image(report: CaseReport, image: Image) -> None:
         if any(image.varies):  # all empty images have one digest
             report.digest = image_digest(image.values, image.grid.affine)
     for channel, values in enumerate(image.values):
+        if channel in missing:
+            continue
         flat = values.reshape(-1)
         # The step is odd, because an even step could sample a single plane of a volume of even size.
         sample = flat[:: (flat.size // SAMPLES_PER_CHANNEL) | 1]

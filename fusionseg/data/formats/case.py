@@ -3,13 +3,44 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 """Names of channel files in nnU-Net's layout, without suffix: NAME_0000, NAME_0001, ..."""
+
+
+class ChannelFiles(tuple[Path, ...]):
+    """The files of an image of which channels are missing: the existing files, one for each channel.
+
+    It is equal to a tuple of these files. The readers of a case put a channel of zeros where one is missing.
+    """
+
+    missing: tuple[int, ...]
+    """Positions of the missing channels among all channels, in ascending order."""
+
+    def __new__(cls, files: Iterable[Path], missing: Iterable[int]) -> Self:
+        """Args:
+        files: those that exist, in the order of the channels; at least one.
+        missing: positions of the others.
+        """
+        made = super().__new__(cls, files)
+        made.missing = tuple(missing)
+        return made
+
+    def __getnewargs__(self) -> tuple[tuple[Path, ...], tuple[int, ...]]:  # for pickle
+        return tuple(self), self.missing
+
+
+def missing_channels(images: object) -> tuple[int, ...]:
+    """Positions of the channels that a case lacks.
+
+    Args:
+        images: the images of the case.
+    """
+    return images.missing if isinstance(images, ChannelFiles) else ()
 
 
 @dataclass(frozen=True)

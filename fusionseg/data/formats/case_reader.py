@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusionseg.data.formats.case import missing_channels
 from fusionseg.data.formats.case_file import extend_to_grid, find_position, read_file, read_file_grid, report_dimensions
 from fusionseg.data.formats.geometry import KEEP, Grid, Turn, is_invertible
 from fusionseg.data.formats.problems import Findings
@@ -191,13 +192,16 @@ def examine_image(
         None if no file of the image can be read.
     """
     readers = readers or Readers()
-    if channels is not None and len(images) > 1 and len(images) != channels:
-        _report_channels(findings, images[0], len(images), channels)
+    missing = missing_channels(images)
+    count = len(images) + len(missing)
+    if channels is not None and count > 1 and count != channels:
+        _report_channels(findings, images[0], count, channels)
+    positions = [index for index in range(count) if index not in missing]
     first: Image | None = None
     unread = False
-    for index, path in enumerate(images):
+    single = count == 1
+    for index, path in zip(positions, images, strict=True):
         file = read_file(path, readers, findings, "image")
-        single = len(images) == 1
         if file is not None and file.voxels.ndim > 3 and not single:
             report_dimensions(findings, path, file.voxels.shape, "channel")
             file = None
@@ -208,7 +212,7 @@ def examine_image(
         if single and channels is not None and len(voxels) != channels:
             _report_channels(findings, path, len(voxels), channels)
         if first is None:
-            array = np.zeros((len(voxels) if single else len(images), *file.grid.shape), np.float32)
+            array = np.zeros((len(voxels) if single else count, *file.grid.shape), np.float32)
             first = Image(array, file.grid, (), ())
             turn: Turn | None = KEEP
         else:
@@ -227,6 +231,11 @@ def examine_image(
         del file, voxels  # before the next file is read
     if first is not None and not unread:
         _report_constant(first, images, findings)
+    if first is not None and missing:
+        varies = list(first.varies)
+        for index in missing:
+            varies.insert(index, False)
+        first = Image(first.values, first.grid, first.dtypes, tuple(varies))
     return first
 
 
@@ -270,13 +279,15 @@ def _report_constant(image: Image, images: Sequence[Path], findings: Findings) -
 
     A sequence that is missing in a case is often stored as a constant channel.
     """
-    constant = [channel for channel, varies in enumerate(image.varies) if not varies]
+    missing = missing_channels(images)
+    present = [channel for channel in range(len(image.values)) if channel not in missing]
+    constant = [channel for channel, varies in zip(present, image.varies, strict=True) if not varies]
     for channel in constant:
         everywhere = len(constant) == len(image.varies)
         which = f"channel {channel} " if len(image.varies) > 1 else ""
         findings.add(
             "error" if everywhere else "warning",
-            images[channel if len(images) > 1 else 0],
+            images[present.index(channel) if len(images) > 1 else 0],
             "constant" if everywhere else "constant-channel",
             f"{which}has the value {image.values[channel].flat[0]:g} in every voxel",
             "fetch the image again, or take the case out of the data set"

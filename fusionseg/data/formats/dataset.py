@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import cast
 
 from fusionseg.config.data.labels import LabelSettings
-from fusionseg.data.formats.case import Case
+from fusionseg.data.formats.case import Case, missing_channels
 from fusionseg.data.formats.channel_names import channel_names
 from fusionseg.data.formats.dataset_json import (
     LAYOUTS,
@@ -37,7 +37,13 @@ from fusionseg.data.formats.ignored_entries import (
 from fusionseg.data.formats.image_file import VolumeError
 from fusionseg.data.formats.layouts.folders import folder_cases
 from fusionseg.data.formats.layouts.nnunet import nnunet_cases
-from fusionseg.data.formats.missing_files import capped, file_problems, wrong_base
+from fusionseg.data.formats.missing_files import (
+    accept_missing,
+    capped,
+    file_problems,
+    missing_notes,
+    wrong_base,
+)
 from fusionseg.data.formats.readers import Readers
 from fusionseg.data.labels.opening import fitting_settings, open_labels
 from fusionseg.data.labels.scheme import UNLABELLED, LabelScheme
@@ -125,6 +131,7 @@ def open_dataset(
     require_files: bool = True,
     readers: Readers | None = None,
     base_dir: str | None = None,
+    missing_channels: str = "refuse",
 ) -> Dataset:
     """Read the list of a data set's cases, and check that the files exist.
 
@@ -138,6 +145,7 @@ def open_dataset(
         readers: of the image files; None for the built-in ones.
         base_dir: the folder at which the relative paths of a list start (`data.base_dir`); None is that which the list
             states, or else its own.
+        missing_channels: "zero" accepts cases that lack the file of a channel (`data.missing_channels`).
 
     Raises:
         UserError: with every problem found.
@@ -164,7 +172,9 @@ def open_dataset(
     else:
         unread_lists(source, content, faults, notes)
         unread_files(source, content, readers, faults, notes)
-        training, testing = listed_cases(source, content, problems, notes, readers, base)
+        training, testing = listed_cases(
+            source, content, problems, notes, readers, base, accept_missing=missing_channels == "zero"
+        )
     copied = chosen != "nnunet" or (source.parent / "imagesTs").is_dir()
     faults += wrong_numbers(source, content, training, testing if copied else None)
     notes += unlisted_files(source, base, training + testing, readers, compare=chosen == "msd" or "dataset" in content)
@@ -173,6 +183,9 @@ def open_dataset(
     training, testing = unique_names(source, base, training, testing, faults)
     problems += _name_problems(training + testing)
     channels = channels or _guess_channels(training + testing, readers)
+    if missing_channels == "zero":
+        training, testing = (accept_missing(cases, len(channels)) for cases in (training, testing))
+        notes += missing_notes(source, training + testing, channels)
     scheme = UNLABELLED
     if labels is None:
         labels = LabelSettings() if default_labels is None else fitting_settings(content, default_labels, source)
@@ -215,7 +228,7 @@ def _name_problems(cases: Iterable[Case]) -> list[str]:
 
 def _guess_channels(cases: Sequence[Case], readers: Readers) -> tuple[str, ...]:
     """Names for the channels of a data set whose JSON names none."""
-    count = max((len(case.images) for case in cases), default=1)
+    count = max((len(case.images) + len(missing_channels(case.images)) for case in cases), default=1)
     if count == 1 and cases:
         try:
             shape = readers.read_geometry(cases[0].images[0]).shape

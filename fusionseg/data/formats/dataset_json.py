@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from fusionseg.data.formats.case import CHANNEL, Case
+from fusionseg.data.formats.case import CHANNEL, Case, ChannelFiles
 from fusionseg.data.formats.ignored_entries import LISTS, hidden_entries
 from fusionseg.data.formats.layouts.folders import is_folder_layout
 from fusionseg.data.formats.missing_files import MAX_LISTED
@@ -182,7 +182,14 @@ def base_folder(source: Path, content: dict[str, Any], layout: Layout, given: st
 
 
 def listed_cases(
-    source: Path, content: dict[str, Any], problems: list[str], notes: list[str], readers: Readers, base: Path
+    source: Path,
+    content: dict[str, Any],
+    problems: list[str],
+    notes: list[str],
+    readers: Readers,
+    base: Path,
+    *,
+    accept_missing: bool = False,
 ) -> tuple[list[Case], list[Case]]:
     """List the training and test cases of an MSD data set or of a datalist.
 
@@ -193,6 +200,7 @@ def listed_cases(
         notes: gets the entries that are left out.
         readers: of the data set.
         base: the result of `base_folder`.
+        accept_missing: null in a list of images is a channel that the case lacks.
 
     Raises:
         UserError: there is no list of cases.
@@ -200,12 +208,12 @@ def listed_cases(
     if not any(key in content for key in ("training", "validation", "test", "testing")):
         raise UserError(f'{source}: has no "training" list; add {{"training": [{{"image": ..., "label": ...}}]}}')
     hidden: list[str] = []
-    training, validation = (
-        _entries(source, key, content, problems, hidden, readers, base) for key in ("training", "validation")
-    )
-    testing = [
-        case for key in ("test", "testing") for case in _entries(source, key, content, problems, hidden, readers, base)
-    ]
+
+    def entries(key: str) -> list[Case]:
+        return _entries(source, key, content, problems, hidden, readers, base, accept_missing=accept_missing)
+
+    training, validation = entries("training"), entries("validation")
+    testing = [*entries("test"), *entries("testing")]
     notes += hidden_entries(source, hidden)
     stated = sum(case.fold is not None for case in training)
     if "validation" in content:
@@ -230,6 +238,8 @@ def _entries(
     hidden: list[str],
     readers: Readers,
     base: Path,
+    *,
+    accept_missing: bool,
 ) -> list[Case]:
     """The cases of one list of the JSON."""
     if not isinstance(content.get(key, []), list):
@@ -239,7 +249,14 @@ def _entries(
     for i, entry in enumerate(content.get(key, [])):
         entry = entry if isinstance(entry, dict) else {"image": entry}
         images, label, fold = as_list(entry.get("image")), entry.get("label") or None, entry.get("fold")
-        if not images or not all(isinstance(image, str) and image for image in images):
+        missing = [position for position, image in enumerate(images) if image is None] if accept_missing else []
+        images = [image for image in images if image is not None] if missing else images
+        if None in images and any(images):
+            problems.append(
+                f"{source}: {key}[{i}]: an image is null; give its file, or set data.missing_channels=zero, which"
+                " accepts cases that lack a channel"
+            )
+        elif not images or not all(isinstance(image, str) and image for image in images):
             others = [str(name) for name in entry if name not in ("image", "label", "fold", "annotated")]
             has = f" (it has {', '.join(others[:5])})" if others else ""
             problems.append(
@@ -255,6 +272,8 @@ def _entries(
                 hidden.append(paths[0].name)
                 continue
             case_name = _joint_name(paths, readers)
+            if missing:
+                paths = ChannelFiles(paths, missing)
             annotated = annotated_names(entry, f"{source}: {key}[{i}]", problems)
             columns = {name: value for name, value in entry.items() if name not in READ_KEYS}
             mask = _listed_path(base, label) if label else None

@@ -14,6 +14,7 @@ from typing import Any
 
 from fusionseg.data.formats.case import Case
 from fusionseg.data.formats.readers import Readers
+from fusionseg.utils.errors import some_of
 
 LISTS = ("training", "validation", "test", "testing")
 _NAMES = (("labels",), ("modality", "channel_names"))
@@ -39,7 +40,6 @@ _ENTRY_NNUNET = (("images",), ("label",), ("annotated",))
 _SIMILAR = 0.8
 _OTHER_FORMATS = (".mgz", ".mnc", ".h5", ".zarr", ".b2nd", ".tif", ".tiff", ".png", ".jpg")
 _PACKED = (".npz", ".gz", ".bz2", ".zip")
-_MAX_NAMED = 5
 
 
 def misspelt_keys(source: Path, content: dict[str, Any], layout: str) -> list[str]:
@@ -159,7 +159,9 @@ def hidden_entries(source: Path, names: Sequence[str]) -> list[str]:
     """
     if not names:
         return []
-    return [f"{source}: {_count(names, 'listed file')} hidden and left out ({_some(names)}); take them out of the list"]
+    return [
+        f"{source}: {_count(names, 'listed file')} hidden and left out ({some_of(names)}); take them out of the list"
+    ]
 
 
 def unlisted_files(source: Path, base: Path, cases: Iterable[Case], readers: Readers, *, compare: bool) -> list[str]:
@@ -185,7 +187,7 @@ def unlisted_files(source: Path, base: Path, cases: Iterable[Case], readers: Rea
         unlisted = [file.name for file in others if readers.is_image_file(file) or readers.reads_folder(file)]
         if compare and unlisted:
             notes.append(
-                f"{folder}: {_count(unlisted, 'file')} not listed in {source.name} and left out ({_some(unlisted)});"
+                f"{folder}: {_count(unlisted, 'file')} not listed in {source.name} and left out ({some_of(unlisted)});"
                 " list them if they belong to the data set"
             )
         notes += _foreign_note(folder, files, readers)
@@ -203,7 +205,7 @@ def unlabelled_cases(training: Sequence[Case]) -> list[str]:
         return []
     verb = "has no label and is" if len(names) == 1 else "have no label and are"
     return [
-        f"{len(names)} of {len(training)} training cases {verb} left out: {_some(names)}; add the label files (only a"
+        f"{len(names)} of {len(training)} training cases {verb} left out: {some_of(names)}; add the label files (only a"
         " pre-training can use a case without)"
     ]
 
@@ -224,7 +226,7 @@ def _foreign_note(folder: Path, files: Iterable[Path], readers: Readers) -> list
     if not names:
         return []
     return [
-        f"{folder}: {_count(names, 'file')} of an unknown format and left out ({_some(names)}); convert them to"
+        f"{folder}: {_count(names, 'file')} of an unknown format and left out ({some_of(names)}); convert them to"
         " .nii.gz, or name a reader for them (data.reader)"
     ]
 
@@ -253,7 +255,3 @@ def _integer(value: Any) -> int | None:
 
 def _count(names: Sequence[str], what: str) -> str:
     return f"{len(names)} {what} is" if len(names) == 1 else f"{len(names)} {what}s are"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_MAX_NAMED]) + (", ..." if len(names) > _MAX_NAMED else "")

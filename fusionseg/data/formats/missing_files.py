@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from fusionseg.data.formats.case import Case
+from fusionseg.data.formats.case import Case, ChannelFiles, missing_channels
 from fusionseg.data.formats.readers import Readers
+from fusionseg.utils.errors import some_of
 
 MAX_LISTED = 20
 """Number of problems that a message lists."""
@@ -42,6 +44,43 @@ def wrong_base(source: Path, base: Path, cases: Sequence[Case]) -> list[str]:
     ]
 
 
+def accept_missing(cases: Sequence[Case], channels: int) -> list[Case]:
+    """Take the files that do not exist out of the channels of the cases. A case without any file stays as it is.
+
+    Args:
+        cases: of a data set.
+        channels: number of channels of the data set.
+    """
+    accepted = []
+    for case in cases:
+        exist = [os.path.lexists(path) for path in case.images]
+        if 1 < len(case.images) == channels and any(exist) and not all(exist):
+            missing = [position for position, exists in enumerate(exist) if not exists]
+            files = [path for path, exists in zip(case.images, exist, strict=True) if exists]
+            case = replace(case, images=ChannelFiles(files, missing))
+        accepted.append(case)
+    return accepted
+
+
+def missing_notes(source: Path, cases: Sequence[Case], channels: Sequence[str]) -> list[str]:
+    """Name the cases that lack a channel, one note for each channel.
+
+    Args:
+        source: the JSON file.
+        cases: of the data set.
+        channels: their names.
+    """
+    notes = []
+    for position, name in enumerate(channels):
+        if lacking := [case.name for case in cases if position in missing_channels(case.images)]:
+            verb = "case lacks" if len(lacking) == 1 else "cases lack"
+            notes.append(
+                f"{source}: {len(lacking)} {verb} the channel {name} ({some_of(lacking)}), which is 0 in every voxel;"
+                " add the files, or leave it: data.missing_channels=zero accepts such cases"
+            )
+    return notes
+
+
 def file_problems(source: Path, cases: Sequence[Case], channels: int, readers: Readers) -> list[str]:
     """List the files that are missing or have a name that no reader reads, and cases that lack channel files.
 
@@ -55,9 +94,10 @@ def file_problems(source: Path, cases: Sequence[Case], channels: int, readers: R
     """
     problems = []
     for case in cases:
-        if len(case.images) > 1 and len(case.images) != channels:
+        count = len(case.images) + len(missing_channels(case.images))
+        if count > 1 and count != channels:
             problems.append(
-                f"{case.images[0]}: case {case.name} has {len(case.images)} channel files, {source.name} "
+                f"{case.images[0]}: case {case.name} has {count} channel files, {source.name} "
                 f"names {channels} channels; correct one of them"
             )
         for path in (*case.images, *([case.label] if case.label else [])):

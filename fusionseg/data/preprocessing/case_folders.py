@@ -53,19 +53,6 @@ def read_cases(root: Path, name: str) -> Iterator[PreparedCase]:
             yield record
 
 
-def read_prepared_case(root: Path, name: str) -> PreparedCase | None:
-    """Read the record of the first case of a name.
-
-    Args:
-        root: the folder of the store.
-        name: of the case.
-
-    Returns:
-        None if there is none of this format.
-    """
-    return next(read_cases(root, name), None)
-
-
 def settle(root: Path, record: PreparedCase) -> PreparedCase:
     """Rename the temporary folder of a case to its final name, while other processes may do the same.
 

@@ -2,55 +2,94 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionseg.config.data.preprocessing import IntensityConfig
+from fusionseg.config.data.preprocessing import ChannelIntensityConfig
 
 
-def normalise(image: NDArray[np.float32], intensity: IntensityConfig) -> NDArray[np.float32]:
+def normalise(
+    image: NDArray[np.float32], settings: Sequence[ChannelIntensityConfig], missing: Sequence[int] = ()
+) -> NDArray[np.float32]:
     """Normalise raw intensities to the network's input, each channel by itself.
 
     Args:
         image: (C, X, Y, Z).
-        intensity: the settings.
+        settings: those of each channel.
+        missing: channels that the case lacks. They become 0.
     """
-    if intensity.mode == "none":
+    if all(setting.mode == "none" for setting in settings) and not missing:
         return image
     out = np.empty_like(image, dtype=np.float32)
-    for channel, raw in enumerate(image):
-        values = raw.astype(np.float64)
-        if intensity.clip is not None:
-            values = np.clip(values, *intensity.clip)
-        if intensity.mode == "window":
-            assert intensity.clip is not None  # the schema requires it
-            low, high = intensity.clip
-            out[channel] = (values - low) / (high - low)
-            continue
-        inside = raw != 0  # by the raw values: clipping may change a zero
-        measured = values[inside] if intensity.nonzero and inside.any() else values
-        if intensity.percentiles is not None:
-            low, high = np.percentile(measured, intensity.percentiles)
-            values, measured = np.clip(values, low, high), np.clip(measured, low, high)
-        result = (values - measured.mean()) / max(float(measured.std()), 1e-8)
-        out[channel] = np.where(inside, result, 0) if intensity.nonzero else result
+    for channel, (raw, setting) in enumerate(zip(image, settings, strict=True)):
+        if channel in missing:
+            out[channel] = 0
+        else:
+            _MODES[setting.mode](raw, setting, out[channel])
     return out
 
 
-def foreground_box(image: NDArray[np.float32], threshold: float, margin: int) -> tuple[slice, slice, slice]:
+def _window(raw: NDArray[np.float32], setting: ChannelIntensityConfig, out: NDArray[np.float32]) -> None:
+    assert setting.clip is not None  # the schema requires it
+    low, high = setting.clip
+    for plane, target in zip(raw, out, strict=True):  # plane by plane, so that float64 takes little memory
+        target[...] = (np.clip(plane.astype(np.float64), low, high) - low) / (high - low)
+
+
+def _zscore(raw: NDArray[np.float32], setting: ChannelIntensityConfig, out: NDArray[np.float32]) -> None:
+    values = raw.astype(np.float64)
+    if setting.clip is not None:
+        np.clip(values, *setting.clip, out=values)
+    inside = raw != 0  # by the raw values: clipping may change a zero
+    measured = values[inside] if setting.nonzero and inside.any() else values
+    if setting.percentiles is not None:
+        low, high = np.percentile(measured, setting.percentiles)
+        np.clip(values, low, high, out=values)
+        if measured is not values:
+            np.clip(measured, low, high, out=measured)
+    mean, deviation = measured.mean(), max(float(measured.std()), 1e-8)
+    for plane, kept, target in zip(values, inside, out, strict=True):
+        result = (plane - mean) / deviation
+        target[...] = np.where(kept, result, 0) if setting.nonzero else result
+
+
+def _rescale(raw: NDArray[np.float32], setting: ChannelIntensityConfig, out: NDArray[np.float32]) -> None:
+    low, high = (raw.min(), raw.max()) if setting.percentiles is None else np.percentile(raw, setting.percentiles)
+    for plane, target in zip(raw, out, strict=True):
+        target[...] = (np.clip(plane.astype(np.float64), low, high) - low) / max(float(high) - float(low), 1e-8)
+
+
+def _keep(raw: NDArray[np.float32], setting: ChannelIntensityConfig, out: NDArray[np.float32]) -> None:
+    out[...] = raw
+
+
+_MODES: dict[str, Callable[[NDArray[np.float32], ChannelIntensityConfig, NDArray[np.float32]], None]] = {
+    "window": _window,
+    "zscore": _zscore,
+    "rescale": _rescale,
+    "none": _keep,
+}
+
+
+def foreground_box(
+    image: NDArray[np.float32], threshold: float, margin: int, channels: Sequence[int] | None = None
+) -> tuple[slice, slice, slice]:
     """Find the box of the voxels that are above a threshold in any channel.
 
     Args:
         image: (C, X, Y, Z).
         threshold: raw intensity.
         margin: voxels that the box grows by on every side.
+        channels: the channels that count; None means all.
 
     Returns:
         The whole volume if no voxel is above the threshold.
     """
     sides = [np.zeros(size, bool) for size in image.shape[1:]]
-    for channel in image:
-        for x, plane in enumerate(channel):  # the comparison of a whole volume would take a quarter of its memory
+    for channel in range(len(image)) if channels is None else channels:
+        for x, plane in enumerate(image[channel]):  # a comparison of the volume would take a quarter of its memory
             above = plane > threshold
             rows = above.any(axis=1)
             sides[0][x] |= rows.any()

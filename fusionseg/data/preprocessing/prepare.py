@@ -9,29 +9,28 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from fusionseg.config import DataConfig
+from fusionseg.config.data.preprocessing import channel_key
 from fusionseg.data.formats.dataset import Case, Dataset, open_dataset
 from fusionseg.data.formats.problems import CaseError
 from fusionseg.data.formats.readers import Readers
 from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.preprocessing.case_folders import CASES, read_cases
+from fusionseg.data.preprocessing.memory import MemoryLimit
 from fusionseg.data.preprocessing.record import PreparedCase, SourceFile, size_and_time, write_record
 from fusionseg.data.preprocessing.store import Store, read_header, settings_key, settings_of, write_case, write_header
-from fusionseg.data.preprocessing.transforms import open_transforms
 from fusionseg.data.preprocessing.volume import check_transforms, load_volume
+from fusionseg.data.preprocessing.workers import prepare_cases
 from fusionseg.utils.errors import UserError, WriteError
 from fusionseg.utils.files import PARTIAL, file_name, user_path, writable_folder
-from fusionseg.utils.machine import available_cpus
-from fusionseg.utils.parallel import map_cases
 
 Progress = Callable[[int, int], None]
 
@@ -70,9 +69,38 @@ def open_configured(data: DataConfig) -> Dataset:
     """
     if data.root is None:
         raise UserError("data.root is not set: add data.root=/path/to/dataset to the command, or root: under data:")
-    open_transforms(data.transforms)
-    readers, base_dir = Readers(data.reader), data.base_dir
-    return open_dataset(data.root, data.layout, data.label_settings, readers=readers, base_dir=base_dir)
+    if data.transforms:
+        from fusionseg.data.preprocessing.transforms import open_transforms  # imports MONAI, which takes seconds
+
+        open_transforms(data.transforms)
+    dataset = open_dataset(
+        data.root,
+        data.layout,
+        data.label_settings,
+        readers=Readers(data.reader),
+        base_dir=data.base_dir,
+        missing_channels=data.missing_channels,
+    )
+    if problems := channel_problems(data, dataset.channels):
+        raise UserError(problems)
+    return dataset
+
+
+def channel_problems(data: DataConfig, channels: Sequence[str]) -> list[str]:
+    """List the names of channels in the settings that the data set does not have.
+
+    Args:
+        data: the section `data`.
+        channels: names of the data set's channels.
+    """
+    problems = data.intensity.problems(channels)
+    wanted = data.crop_foreground.channel if data.crop_foreground is not None else None
+    if wanted is not None and channel_key(wanted) not in map(channel_key, channels):
+        problems.append(
+            f"data.crop_foreground.channel: the data set has no channel {wanted!r} (it has {', '.join(channels)});"
+            " correct the name"
+        )
+    return problems
 
 
 def store_folder(data: DataConfig, output: str, dataset: Dataset) -> Path:
@@ -130,9 +158,8 @@ def prepare(data: DataConfig, dataset: Dataset, store: Store, progress: Progress
     done, total = len(report.reused), len(dataset.training)
     if progress:
         progress(done, total)
-    work = partial(_prepare_case, root, data, dataset.scheme, len(dataset.channels))
-    workers = data.workers or available_cpus()
-    for case, outcome in map_cases(work, todo, workers=workers, initializer=_one_thread):
+    work = partial(_prepare_case, root, data, dataset.scheme, dataset.channels)
+    for case, outcome in prepare_cases(work, todo, data):
         if isinstance(outcome, WriteError):  # not a problem of the case: the next ones would fail too
             message = (
                 f"{outcome.strerror}; {done} of {total} cases are prepared, and the same command continues from there"
@@ -202,7 +229,7 @@ def _check_transforms(config: DataConfig, dataset: Dataset, cases: list[Case]) -
     """Apply the transforms to the first case that can be read, so that their faults end the preparation at once."""
     for case in cases:
         with suppress(CaseError):  # the preparation of the case reports it
-            check_transforms(case.images, case.label, config, dataset.scheme, len(dataset.channels))
+            check_transforms(case.images, case.label, config, dataset.scheme, len(dataset.channels), dataset.channels)
             return
 
 
@@ -210,11 +237,13 @@ def _files(case: Case) -> list[Path]:
     return [*case.images, *([case.label] if case.label is not None else [])]
 
 
-def _prepare_case(root: Path, config: DataConfig, scheme: LabelScheme, channels: int, case: Case) -> PreparedCase:
+def _prepare_case(
+    root: Path, config: DataConfig, scheme: LabelScheme, channels: tuple[str, ...], memory: MemoryLimit, case: Case
+) -> PreparedCase:
     if (record := _current(root, case, scheme)) is not None:  # another run prepared it meanwhile
         return record
     sources = [SourceFile.read(path) for path in _files(case)]
-    volume = load_volume(case.images, case.label, config, scheme, channels)
+    volume = load_volume(case.images, case.label, config, scheme, len(channels), channels, memory)
     if (record := _current(root, case, scheme)) is not None:
         return record
     record = write_case(root, case.name, volume, sources, config.dtype, scheme if case.label is not None else None)
@@ -237,20 +266,21 @@ def _remove_leftovers(root: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _one_thread() -> None:
-    torch.set_num_threads(1)  # the parallelism is over the cases
-
-
 def _check_header(root: Path, config: DataConfig) -> None:
     header = read_header(root)
     if header is None:
         # A preparation killed at its very first file leaves that file's temporary name.
         if os.path.isdir(root) and any(not entry.name.startswith(PARTIAL) for entry in root.iterdir()):
             raise UserError(
-                f"{root} (data.prepared): the folder is not empty and holds no prepared cases; choose another"
+                f"{_named(root, config)}: the folder is not empty and holds no prepared cases; choose another"
             )
     elif header.get("settings") != settings_of(config):
         raise UserError(
-            f"{root} (data.prepared): was prepared with other settings ({header.get('settings')}, and now"
+            f"{_named(root, config)}: was prepared with other settings ({header.get('settings')}, and now"
             f" {settings_of(config)}): choose another folder, or delete this one"
         )
+
+
+def _named(root: Path, config: DataConfig) -> str:
+    """The folder of the store, with the setting that names it, for messages."""
+    return f"{root} ({'output' if config.prepared is None else 'data.prepared'})"

@@ -17,7 +17,7 @@ from fusionseg.data.formats.source_files import files_of
 from fusionseg.utils.files import write_json
 
 FILE = "case.json"
-_OPTIONAL = ("mapping", "annotated_voxels", "annotated_classes")
+_OPTIONAL = ("mapping", "annotated_voxels", "annotated_classes", "missing_channels")
 """Fields that a record has only where they are set."""
 _NOT_STORED = ("folder", "annotated_classes")
 
@@ -119,6 +119,8 @@ class PreparedCase:
     annotated_classes: tuple[int, ...] | None = None
     """Indices of the classes that belong to an annotated output; None for all. It is that of the data set now, and is
     not in the file."""
+    missing_channels: tuple[int, ...] | None = None
+    """Positions of the channels that the case lacks. They are 0 in every voxel. None if it has all."""
 
     @property
     def centre_classes(self) -> tuple[int, ...]:

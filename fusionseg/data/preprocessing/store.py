@@ -25,20 +25,25 @@ from numpy.typing import NDArray
 
 from fusionseg.config.data.dataset import DataConfig
 from fusionseg.config.outside_part import OutsidePart
+from fusionseg.data.formats.voxel_checks import histogram
 from fusionseg.data.labels.scheme import IGNORE, LabelScheme
-from fusionseg.data.preprocessing.case_folders import read_prepared_case, settle, temporary_folder
+from fusionseg.data.preprocessing.case_folders import settle, temporary_folder
 from fusionseg.data.preprocessing.record import PreparedCase, SourceFile, checksum, write_record
 from fusionseg.data.preprocessing.volume import Volume
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import sync, write_json, writing
 
-__all__ = ["PreparedCase", "SourceFile", "Store", "read_prepared_case", "write_case"]
+__all__ = ["PreparedCase", "SourceFile", "Store", "write_case"]
 
 FORMAT = 2
 """Version of the format. It rises whenever the same settings give other arrays than before."""
 
 FOREGROUND_PER_CLASS = 20_000
 """Voxels that are kept for each class as centres of patches: more than a training draws from one case."""
+
+
+STORED_ROWS = 1 << 10
+"""Rows of a volume that are converted to the stored type at once."""
 
 
 def settings_of(config: DataConfig) -> dict[str, Any]:
@@ -52,6 +57,8 @@ def settings_of(config: DataConfig) -> dict[str, Any]:
     # These keys are added only where they are set. Stores without them keep their settings, and so their folder.
     if config.reader is not None:
         settings["reader"] = _identity(config.reader)
+    if config.missing_channels != "refuse":
+        settings["missing_channels"] = config.missing_channels
     if config.transforms:
         settings["transforms"] = [_identity(part) for part in config.transforms]
     return {"format": FORMAT, **settings}
@@ -224,6 +231,7 @@ def write_case(
         class_voxels=volume.class_voxels,
         digest=volume.digest,
         label_digest=volume.label_digest,
+        missing_channels=volume.missing or None,
         checksums=(checksum(image), 0 if label is None else checksum(label), checksum(indices)),
         folder=str(temporary.relative_to(root)),
         mapping=None if scheme is None else scheme.mapping,
@@ -236,9 +244,9 @@ def write_case(
             np.save(temporary / "foreground.npy", indices)
             if label is not None:
                 np.save(temporary / "label.npy", label)
-            write_record(root, record)
             for file in temporary.iterdir():
                 sync(file)
+            write_record(root, record)  # synced by itself, and so is the folder
             return settle(root, record)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -247,7 +255,11 @@ def write_case(
 
 def _stored(values: NDArray[Any], dtype: str) -> NDArray[np.floating[Any]]:
     limit = float(np.finfo(dtype).max)
-    stored: NDArray[np.floating[Any]] = np.clip(values, -limit, limit).astype(dtype)
+    stored: NDArray[np.floating[Any]] = np.empty(values.shape, dtype)
+    rows, out = (array.reshape(-1, array.shape[-1]) for array in (values, stored))
+    for first in range(0, len(rows), STORED_ROWS):  # piece by piece, without a copy of the volume
+        part = slice(first, first + STORED_ROWS)
+        out[part] = np.clip(rows[part], -limit, limit)
     return stored
 
 
@@ -262,7 +274,7 @@ def _foreground(
     if label is None:
         return np.zeros(0, np.int64), (), (0,)
     flat = label.ravel()
-    classes = [int(value) for value in np.unique(flat) if value not in (0, IGNORE)]
+    classes = [int(value) for value in np.flatnonzero(histogram(flat)) if value not in (0, IGNORE)]
     parts = [_some_of(np.flatnonzero(flat == value), f"{name}:{value}") for value in classes]
     offsets = np.cumsum([0, *(len(part) for part in parts)])
     return (

@@ -5,31 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import numpy as np
-import torch
-from monai.data import MetaTensor
-from monai.transforms import Orientation, Spacing
-from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
 from fusionseg.config.data.dataset import DataConfig
+from fusionseg.config.data.preprocessing import ChannelIntensityConfig, channel_key
+from fusionseg.data.formats.case import missing_channels
 from fusionseg.data.formats.case_reader import ARRAY, Image, read_case, read_image, read_label
 from fusionseg.data.formats.geometry import Grid, voxel_sizes
 from fusionseg.data.formats.image_digest import image_digest
 from fusionseg.data.formats.problems import Findings
 from fusionseg.data.formats.readers import Readers
+from fusionseg.data.formats.voxel_checks import histogram
 from fusionseg.data.labels.scheme import IGNORE, UNLABELLED, LabelScheme
 from fusionseg.data.preprocessing.intensity import foreground_box, normalise
-from fusionseg.data.preprocessing.transforms import TransformError, open_transforms
+from fusionseg.data.preprocessing.memory import MemoryLimit
+from fusionseg.data.preprocessing.resampling import find_reorientation, plan_resampling, turned_channels
 from fusionseg.observability.ranges import annotate
 from fusionseg.utils.errors import UserError
-from fusionseg.utils.machine import available_memory_bytes
-
-BYTES_PER_POINT, BYTES_PER_VALUE = 24, 12
-"""Memory of a resampling for each voxel: its position, and for each channel its value, in float64 and float32."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +50,19 @@ class Volume:
     label_digest: str = ""
     class_voxels: tuple[tuple[int, int, int, int], ...] = ()
     """For each foreground class: index, voxels in the label file, after resampling, and after the crop."""
-    zero_is_outside: bool = False
-    """True if 0 stands for air, so that the non-zero voxels alone are normalised."""
+    zero_is_outside: tuple[bool, ...] = ()
+    """For each channel, True if 0 stands for air, so that the non-zero voxels alone are normalised; empty if it does in
+    none."""
+    missing: tuple[int, ...] = ()
+    """Positions of the channels that the case lacks. They are 0 in every voxel."""
 
     @property
     def background(self) -> tuple[float, ...]:
         """For each channel, the value outside the volume: the value of air, or the lowest value."""
-        if self.zero_is_outside:
-            return (0.0,) * len(self.image)
-        return tuple(float(channel.min()) for channel in self.image)
+        zero = self.zero_is_outside or (False,) * len(self.image)
+        return tuple(
+            0.0 if is_zero else float(channel.min()) for channel, is_zero in zip(self.image, zero, strict=True)
+        )
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -82,6 +81,7 @@ class _PlacedCase:
     digest: str
     label_digest: str
     class_voxels: tuple[tuple[int, int, int, int], ...]
+    missing: tuple[int, ...]
 
 
 def load_volume(
@@ -90,6 +90,8 @@ def load_volume(
     config: DataConfig,
     scheme: LabelScheme | None,
     channels: int | None = None,
+    channel_names: Sequence[str] | None = None,
+    memory: MemoryLimit | None = None,
 ) -> Volume:
     """Prepare a case: read, reorient, resample, crop, apply `data.transforms`, normalise.
 
@@ -99,20 +101,27 @@ def load_volume(
         config: the section `data`.
         scheme: of the data set: the meaning of the label's values; None for a case without a label.
         channels: the required number of channels; None accepts any.
+        channel_names: names of the channels in the order of the files, where `data.intensity` or
+            `data.crop_foreground` has settings of single channels.
+        memory: the memory that this process may take; None is the free memory.
 
     Raises:
-        CaseError: with everything that is wrong with the case.
+        CaseError: with everything that is wrong with the case; `MemoryNeeded` if it is too large.
     """
-    placed = _place(images, label, config, scheme, channels)
+    placed = _place(images, label, config, scheme, channels, channel_names, memory)
     image, mask = placed.image, placed.label
     if config.transforms:
+        # MONAI, which takes seconds to import, is needed by the transforms only.
+        from fusionseg.data.preprocessing.transforms import TransformError, open_transforms
+
         with annotate("transform"):
             try:
                 image, mask = open_transforms(config.transforms)(image, mask, placed.affine, scheme)
             except TransformError as error:
                 _refuse(_name_of(images), "transform", error.message, error.remedy)
     with annotate("normalise"):
-        image = normalise(image, config.intensity)
+        settings = channel_settings(config, channel_names, len(image))
+        image = normalise(image, settings, placed.missing)
     return Volume(
         np.ascontiguousarray(image),
         mask,
@@ -122,12 +131,18 @@ def load_volume(
         placed.digest,
         placed.label_digest,
         placed.class_voxels,
-        zero_is_outside=config.intensity.nonzero,
+        zero_is_outside=tuple(setting.nonzero for setting in settings),
+        missing=placed.missing,
     )
 
 
 def check_transforms(
-    images: Sequence[Path], label: Path | None, config: DataConfig, scheme: LabelScheme | None, channels: int | None
+    images: Sequence[Path],
+    label: Path | None,
+    config: DataConfig,
+    scheme: LabelScheme | None,
+    channels: int | None,
+    channel_names: Sequence[str] | None = None,
 ) -> None:
     """Apply `data.transforms` to one case, with and without its label, before all cases are prepared.
 
@@ -139,12 +154,15 @@ def check_transforms(
         config: the section `data`.
         scheme: as for `load_volume`.
         channels: as for `load_volume`.
+        channel_names: as for `load_volume`.
 
     Raises:
         UserError: a transform fails, or gives two different images.
         CaseError: the case itself cannot be used.
     """
-    placed = _place(images, label, config, scheme, channels)
+    from fusionseg.data.preprocessing.transforms import TransformError, open_transforms
+
+    placed = _place(images, label, config, scheme, channels, channel_names)
     transforms = open_transforms(config.transforms)
     try:
         first, _ = transforms(placed.image, placed.label, placed.affine, scheme)
@@ -165,42 +183,43 @@ def _place(
     config: DataConfig,
     scheme: LabelScheme | None,
     channels: int | None,
+    channel_names: Sequence[str] | None = None,
+    memory: MemoryLimit | None = None,
 ) -> _PlacedCase:
     """Read, reorient, resample and crop a case; for the arguments see `load_volume`."""
+    memory, readers = memory or MemoryLimit(), Readers(config.reader)
+    if not isinstance(images, Image):
+        memory.check_files(images, config, channels or len(images), readers)
     with annotate("load"):
         if isinstance(images, Image):
             source, label_values = images, None
         else:
-            source, label_values = read_case(images, label, channels, scheme or UNLABELLED, Readers(config.reader))
-    original_affine = source.grid.affine
-    digest = image_digest(source.values, original_affine)
-    label_digest = "" if label_values is None else image_digest(label_values[None], original_affine)
-    _refuse_too_large(_name_of(images), source.grid, config, len(source.values))
-    affine_tensor = torch.from_numpy(original_affine)
-    image = MetaTensor(torch.from_numpy(source.values), affine=affine_tensor)
-    # The label gets the affine of its image. The geometry rule allows a small difference of the two, which must not
-    # shift the label by a resampling of its own.
-    mask = None
-    if label_values is not None:
-        mask = MetaTensor(torch.from_numpy(label_values[None].astype(np.float32)), affine=affine_tensor)
+            source, label_values = read_case(images, label, channels, scheme or UNLABELLED, readers)
+    digest = image_digest(source.values, source.grid.affine)
+    label_digest = "" if label_values is None else image_digest(label_values[None], source.grid.affine)
+    grid, array, label_array, affine = source.grid, source.values, label_values, source.grid.affine
+    memory.check(_name_of(images), grid, config, len(array), 1 if isinstance(images, Image) else len(images))
+    missing = missing_channels(images)
+    del source, images  # the voxels as they were read are freed by the first step that makes others
+    # The label is turned and resampled by the affine of its image. The geometry rule allows a small difference of the
+    # two, which must not shift the label by a resampling of its own.
     with annotate("reorient"):
         if config.orientation:
-            reorient = Orientation(axcodes=config.orientation, labels=None)
-            image = reorient(image)
-            mask = reorient(mask) if mask is not None else None
+            turn, affine = find_reorientation(affine, grid.shape, config.orientation)
+            array = turned_channels(array, turn)
+            label_array = None if label_array is None else turn(label_array)
     with annotate("resample"):
-        if config.spacing and not np.allclose(voxel_sizes(np.asarray(image.affine)), config.spacing, rtol=1e-3):
-            resample = Spacing(pixdim=config.spacing, padding_mode="border")
-            image = resample(image, mode="bilinear")
-            mask = resample(mask, mode="nearest") if mask is not None else None
-    affine = np.asarray(image.affine, dtype=np.float64)
-    array = np.asarray(image.as_tensor().numpy(), dtype=np.float32)
-    label_array = None if mask is None else mask.as_tensor()[0].numpy().round().astype(np.uint8)
+        if config.spacing and not np.allclose(voxel_sizes(affine), config.spacing, rtol=1e-3):
+            shape = (array.shape[1], array.shape[2], array.shape[3])
+            if (resampling := plan_resampling(affine, shape, config.spacing)) is not None:
+                array, affine = resampling.image(array), resampling.affine
+                label_array = None if label_array is None else resampling.label(label_array)
     whole_label = label_array
     with annotate("crop"):
         if config.crop_foreground is not None:
             crop = config.crop_foreground
-            box = foreground_box(array, crop.threshold, crop.margin)
+            counted = crop_channels(config, channel_names, len(array), missing)
+            box = foreground_box(array, crop.threshold, crop.margin, counted)
             array = array[(slice(None), *box)]
             label_array = None if label_array is None else label_array[box]
             affine = affine.copy()
@@ -209,11 +228,49 @@ def _place(
         array,
         label_array,
         affine,
-        source.grid,
+        grid,
         digest,
         label_digest,
         class_voxels(label_values, whole_label, label_array),
+        missing,
     )
+
+
+def channel_settings(config: DataConfig, names: Sequence[str] | None, channels: int) -> list[ChannelIntensityConfig]:
+    """The settings of `data.intensity` for each channel of an image.
+
+    Args:
+        config: the section `data`.
+        names: of the channels; None if the settings are the same for all.
+        channels: number of channels. It differs from that of the names only in an image that is refused later.
+
+    Raises:
+        ValueError: the settings differ, and there are no names.
+    """
+    if config.intensity.channels is None:
+        return [config.intensity] * channels
+    if names is None:
+        raise ValueError("data.intensity has settings of single channels, and the names of the channels are not given")
+    found = config.intensity.of_channels(names)[:channels]
+    return found + [config.intensity] * (channels - len(found))
+
+
+def crop_channels(config: DataConfig, names: Sequence[str] | None, channels: int, missing: Sequence[int]) -> list[int]:
+    """The channels that `data.crop_foreground` looks at.
+
+    Args:
+        config: the section `data`.
+        names: as for `channel_settings`.
+        channels: number of channels.
+        missing: those that the case lacks.
+    """
+    crop = config.crop_foreground
+    present = [index for index in range(channels) if index not in missing]
+    if crop is None or crop.channel is None:
+        return present
+    key = channel_key(crop.channel)
+    # Without its channel, a case is not cropped: no other channel can tell the body by this threshold.
+    return [index for index in present if channel_key((names or ())[index]) == key]
 
 
 def class_voxels(*steps: NDArray[np.uint8] | None) -> tuple[tuple[int, int, int, int], ...]:
@@ -224,7 +281,7 @@ def class_voxels(*steps: NDArray[np.uint8] | None) -> tuple[tuple[int, int, int,
     """
     if any(step is None for step in steps):
         return ()
-    read, resampled, cropped = (np.bincount(step.ravel(), minlength=256) for step in steps if step is not None)
+    read, resampled, cropped = (histogram(step) for step in steps if step is not None)
     classes = (index for index in range(1, IGNORE) if read[index])
     return tuple((index, int(read[index]), int(resampled[index]), int(cropped[index])) for index in classes)
 
@@ -260,37 +317,7 @@ def read_digests(
     return image_digest(image.values, image.grid.affine), of_label
 
 
-def _refuse_too_large(path: Path, grid: Grid, config: DataConfig, channels: int) -> None:
-    """Refuse a volume whose resampling needs more memory than is free, before memory is allocated."""
-    voxels = resampled_voxels(grid, config)
-    needed = voxels * (BYTES_PER_POINT + BYTES_PER_VALUE * channels)
-    free = available_memory_bytes()
-    if voxels > prod(grid.shape) and needed > free:
-        _refuse(
-            path,
-            "memory",
-            f"resampling to data.spacing {list(config.spacing or ())} takes about {needed / 1e9:.3g} GB, and"
-            f" {free / 1e9:.3g} GB are free",
-            "correct the spacing in the header, choose a coarser data.spacing, or use fewer workers",
-        )
-
-
 def _refuse(path: Path, code: str, message: str, remedy: str) -> None:
     findings = Findings()
     findings.add("error", path, code, message, remedy)
     findings.refuse()
-
-
-def resampled_voxels(grid: Grid, config: DataConfig) -> float:
-    """Number of voxels of a volume after the resampling and before the crop.
-
-    Args:
-        grid: of the file.
-        config: the section `data`.
-    """
-    if config.spacing is None:
-        return float(prod(grid.shape))
-    # The axes of the file that become x, y, z; data.orientation always names them in this order.
-    axes = np.argsort(io_orientation(grid.affine)[:, 0]) if config.orientation else np.arange(3)
-    extent = np.array(grid.shape) * voxel_sizes(grid.affine)
-    return float(np.prod(extent[axes] / config.spacing))

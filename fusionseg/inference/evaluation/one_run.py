@@ -216,7 +216,11 @@ def _other_dataset(config: RunConfig, options: EvaluationOptions) -> Dataset | N
         return None
     readers = Readers(config.data.reader)
     return open_dataset(
-        options.dataset_root, default_labels=config.data.label_settings, readers=readers, base_dir=options.base_dir
+        options.dataset_root,
+        default_labels=config.data.label_settings,
+        readers=readers,
+        base_dir=options.base_dir,
+        missing_channels=config.data.missing_channels,
     )
 
 

@@ -37,6 +37,8 @@ class _ValidationCase:
 
     data: DataConfig
     """The section `data`, with the values for the case's data set."""
+    channels: tuple[str, ...]
+    """Names of the channels in this data set."""
     case: Case
     digest: str | None
     """The digest of the image that the run held out; None where an earlier version did not record it."""
@@ -47,7 +49,7 @@ class _ValidationCase:
         Raises:
             CaseError: the image cannot be used, or is not the one that the run held out.
         """
-        volume = load_volume(self.case.images, None, self.data, None, num_channels)
+        volume = load_volume(self.case.images, None, self.data, None, num_channels, self.channels)
         if self.digest is not None and volume.digest != self.digest:
             file = str(self.case.images[0])
             text = "is another image than the run held out"
@@ -121,7 +123,7 @@ def _validation_cases(datasets: list[RunDataset], split: Split | None) -> dict[s
     recorded = {(case.dataset, case.name): case.image for case in (split.validation if split else ())}
     return {
         f"{name}/{case.name}" if len(datasets) > 1 else case.name: _ValidationCase(
-            one.data, case, recorded.get((name, case.name))
+            one.data, one.dataset.channels, case, recorded.get((name, case.name))
         )
         for name, one in zip(names, datasets, strict=True)
         for case in one.validation

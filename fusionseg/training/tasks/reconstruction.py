@@ -164,7 +164,7 @@ def data_range(config: RunConfig) -> float:
     each side of the mean.
     """
     configured = pretrain_section(config).data_range
-    return configured or (1.0 if config.data.intensity.mode == "window" else 6.0)
+    return configured or (1.0 if config.data.intensity.is_unit_range else 6.0)
 
 
 def intensity_limits(config: RunConfig) -> tuple[float, float] | None:
@@ -172,8 +172,10 @@ def intensity_limits(config: RunConfig) -> tuple[float, float] | None:
 
     They are fixed if every data set is scaled by a window and no augmentation changes the intensities.
     """
-    modes = {config.data.intensity.mode, *(source.intensity.mode for source in config.data.also)}
-    return (0.0, 1.0) if not config.augment.intensities and modes == {"window"} else None
+    unit = all(
+        part.is_unit_range for part in (config.data.intensity, *(source.intensity for source in config.data.also))
+    )
+    return (0.0, 1.0) if not config.augment.intensities and unit else None
 
 
 def cover(shape: Sequence[int], patch: Sequence[int]) -> list[Tile]:
