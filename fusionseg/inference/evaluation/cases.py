@@ -25,7 +25,7 @@ log = logging.getLogger("fusionseg")
 NO, YES, UNKNOWN = "no", "yes", "unknown"
 
 # Keys that matter for a resume, but that an evaluation may change, because they only describe the files.
-_DATA_KEYS = ("data.layout", "data.labels")
+_DATA_KEYS = ("layout", "labels", "classes", "regions", "regions_class_order", "ignore", "annotated")
 
 
 @dataclass(frozen=True)
@@ -67,16 +67,22 @@ def evaluation_config(run: Path, overrides: Sequence[str]) -> RunConfig:
     changed = []
     if overrides:
         changed = differences(resume_relevant(load_run_config(run).to_dict()), resume_relevant(config.to_dict()))
-    wrong = [change for change in changed if change.split(":")[0] not in _DATA_KEYS]
+    wrong = [change for change in changed if not _describes_files(change.split(":")[0])]
     if wrong:
         raise UserError(
             [
-                f"{change}: would make it another run than {run} (expected data.root, data.base_dir, data.layout,"
-                " data.labels or data.prepared); remove it, or name other cases by --dataset"
+                f"{change}: would make it another run than {run} (expected data.root, data.base_dir,"
+                f" data.prepared, {', '.join(f'data.{key}' for key in _DATA_KEYS)}); remove it, or name other cases by --dataset"
                 for change in wrong
             ]
         )
     return config
+
+
+def _describes_files(key: str) -> bool:
+    """Tell whether a key describes the files of the data set; it may lie in a mapping, as data.labels.liver does."""
+    section, *inner = key.split(".")
+    return section == "data" and inner[:1] != [] and inner[0] in _DATA_KEYS
 
 
 def validation_cases(

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from fusionseg.config.parts.metric import MetricConfig
 from fusionseg.data.formats.case_reader import read_grid, read_label
-from fusionseg.data.formats.channel_names import channel_order, label_order
+from fusionseg.data.formats.channel_names import channel_order
 from fusionseg.data.formats.dataset import Case, Dataset
 from fusionseg.data.formats.geometry import voxel_sizes
+from fusionseg.data.labels.matching import match_classes
 from fusionseg.data.labels.scheme import IGNORE
 from fusionseg.inference.predictor import Predictor
 from fusionseg.metrics.configured import build_metrics
@@ -88,7 +89,7 @@ class Scorer:
         self.dataset = dataset
         self.metrics = build_metrics(metrics)
         problems = []
-        labels = label_order(predictor.labels, dataset.labels)
+        labels = match_classes(predictor.scheme, dataset.scheme)
         channels = channel_order(predictor.channels, dataset.channels)
         for what, order, now, then in (
             ("labels", labels, dataset.labels.values(), predictor.labels.values()),
@@ -104,7 +105,7 @@ class Scorer:
         assert labels is not None and channels is not None
         self._channels = channels  # positions of the network's channels among those of the data set
         self._indices = np.full(256, IGNORE, np.uint8)  # from a class of the data set to that of the run
-        self._indices[: len(labels)] = np.argsort(labels)
+        self._indices[: len(labels)] = labels
         for what, order, names in (
             ("labels", labels, predictor.labels.values()),
             ("channels", channels, predictor.channels),

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from fusionseg.data.labels.matching import match_classes
 from fusionseg.data.labels.scheme import IGNORE, LabelClass, LabelScheme, Region
 
 GAPS = LabelScheme((LabelClass("background", (0,)), LabelClass("lungs", (10, 11)), LabelClass("rib", (300,))), 200)
@@ -66,3 +67,16 @@ def test_classes_with_sigmoid_outputs_have_a_channel_each_without_the_background
 @pytest.mark.parametrize("scheme", [GAPS, TUMOUR, LabelScheme(GAPS.classes, None, (), True, True)])
 def test_the_form_in_json_is_the_scheme(scheme: LabelScheme) -> None:
     assert LabelScheme.from_json(json.loads(json.dumps(scheme.to_json()))) == scheme
+
+
+def test_classes_of_another_data_set_are_matched_by_name_or_by_their_regions() -> None:
+    swapped = LabelScheme((GAPS.classes[0], LabelClass("Rib", (1,)), LabelClass("lungs", (2,))))
+    assert match_classes(GAPS, swapped) == (0, 2, 1)
+    assert match_classes(GAPS, LabelScheme.of_names(["background", "rib"])) is None
+    named = tuple(LabelClass(name, (value,)) for value, name in enumerate(("background", "oedema", "core", "active")))
+    regions = (Region("Enhancing", (3,), 3), Region("whole", (1, 2, 3), 1), Region("core", (2, 3), 2))
+    assert match_classes(TUMOUR, LabelScheme(named, regions=regions)) == (0, 2, 1, 4)
+    apart = (*regions[:2], Region("core", (2,), 2))  # here the enhancing tumour is not part of the core
+    assert match_classes(TUMOUR, LabelScheme(named, regions=apart)) is None
+    assert match_classes(TUMOUR, LabelScheme(named, regions=regions[1:])) is None
+    assert match_classes(TUMOUR, LabelScheme(named)) is None
