@@ -72,7 +72,8 @@ def evaluation_config(run: Path, overrides: Sequence[str]) -> RunConfig:
         raise UserError(
             [
                 f"{change}: would make it another run than {run} (expected data.root, data.base_dir,"
-                f" data.prepared, {', '.join(f'data.{key}' for key in _DATA_KEYS)}); remove it, or name other cases by --dataset"
+                f" data.prepared, {', '.join(f'data.{key}' for key in _DATA_KEYS)}); remove it, or name other cases by"
+                " --dataset"
                 for change in wrong
             ]
         )
