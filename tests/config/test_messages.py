@@ -121,6 +121,25 @@ def test_a_value_of_two_types_gets_one_message(above: object, expected: str) -> 
     assert refusal(model={**FUSION, "fusion": {"above": above}}) == [f"model.fusion.above: {expected}"]
 
 
+@pytest.mark.parametrize(
+    ("augment", "expected"),
+    [
+        ({"flip": "often"}, "augment.flip: expected a number or a section (`key: value` lines under it), got 'often'"),
+        ({"flip": 2}, "augment.flip: expected a value of at most 1, got 2"),
+        ({"flip": {"prob": 3}}, "augment.flip.prob: expected a value of at most 1, got 3"),
+        ({"flip": {"prb": 1}}, "augment.flip.prb: unknown key; did you mean prob? Valid: prob, axes"),
+        ({"axes": ["x", "w"]}, "augment.axes.1: unknown value 'w'; valid: x, y, z"),
+        ({"axes": "plane"}, "augment.axes: expected a list such as [..., ...] or all or auto or in_plane, got 'plane'"),
+        ({"rotate": {"degrees": [1, 2, 300]}}, "augment.rotate.degrees: expected three limits from 0 to 180, got ["),
+        ({"scale": {"factor": 2}}, "augment.scale.factor: expected a value below 0.9, got 2"),
+        ({"scale": {"factor": [2, 1]}}, "augment.scale.factor: expected [lowest, highest] with a lowest zoom above"),
+    ],
+)
+def test_a_key_of_several_forms_gets_the_message_of_the_form_that_was_meant(augment: Any, expected: str) -> None:
+    (problem,) = refusal(augment=augment)
+    assert problem.startswith(expected)
+
+
 def test_a_run_without_a_model_is_told_how_to_choose_one() -> None:
     with pytest.raises(UserError) as caught:
         validate({})

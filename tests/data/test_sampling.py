@@ -167,6 +167,10 @@ def test_counts_are_those_of_the_samples() -> None:
     assert "7 cases" in counts.summary((), [*names, "e", "f", "g"]) and "0 (g)" in counts.summary((), [*names, *"efg"])
 
 
+HEAVY = 2
+"""Number of a training case of `balls`."""
+
+
 # -- in a run ------------------------------------------------------------------------------------------------
 
 
@@ -205,14 +209,21 @@ def test_a_run_counts_what_it_has_drawn(
     """The dry run says what is expected; the log and, with weights, the records say what was drawn."""
     assert not SamplingWeights().is_weighted
     sampling = {"class_weights": {"ball2": 3}, "case_weights": "rare_classes"}
-    file, folder = tmp_path / "config.yaml", tmp_path / "tiny"
-    file.write_text(dump_config(tiny_config(balls, tmp_path, data={"sampling": sampling}, validate={"every": 3})))
+    file, folder, table = tmp_path / "config.yaml", tmp_path / "tiny", tmp_path / "cases.csv"
+    # Of four training cases one has three quarters of the weight: three volumes of an epoch, two patches each.
+    table.write_text("case,times\n" + "".join(f"case_{i:03d},{9 if i == HEAVY else 1}\n" for i in range(5)))
+    data = {"sampling": sampling, "table": str(table), "weight": "times"}
+    file.write_text(dump_config(tiny_config(balls, tmp_path, data=data, validate={"every": 3})))
     assert train.main(["--config", str(file)]) == 0
     capsys.readouterr()
     text = (folder / "log.txt").read_text()
     assert "step 3: 6 patches of steps 1 to 3, centred on ball1 " in text and "step 4: 2 patches" in text
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for record, count in zip([one for one in records if one["kind"] == "val"], (6, 2), strict=True):
+    validations = [record for record in records if record["kind"] == "val"]
+    assert sum(record["drawn_cases"][f"case_{HEAVY:03d}"] for record in validations) == 6
+    for record, count in zip(validations, (6, 2), strict=True):
         assert set(record["drawn_classes"]) == {"ball1", "ball2"} and sum(record["drawn_cases"].values()) == count
     assert train.main(["--config", str(file), "--dry-run", "name=again"]) == 0
-    assert "patches centred on ball1 12.5%, ball2 37.5%, any position 50.0%" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "patches centred on ball1 12.5%, ball2 37.5%, any position 50.0%" in shown
+    assert "each case is drawn 0.33 to 3 times in an epoch" in shown
