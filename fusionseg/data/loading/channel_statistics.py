@@ -23,14 +23,19 @@ def channel_mean(image: Tensor) -> Tensor:
     return image.sum(4, keepdim=True).sum(3, keepdim=True).sum(2, keepdim=True).div_(image[0, 0].numel())
 
 
-def channel_moments(image: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean and the standard deviation of each channel, (B, C, 1, 1, 1) each.
+def centre_(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Subtract from each channel its mean, in place.
 
     Args:
         image: (B, C, X, Y, Z).
+
+    Returns:
+        The means and the standard deviations, (B, C, 1, 1, 1) each.
     """
     mean = channel_mean(image)
-    return mean, channel_mean((image - mean).square_()).sqrt_()
+    image.sub_(mean)
+    lines = image.norm(dim=4, keepdim=True)  # of the squares along an axis, without a buffer for them
+    return mean, channel_mean(lines.square_()).div_(image.shape[4]).sqrt_()
 
 
 def channel_range(image: Tensor) -> tuple[Tensor, Tensor]:

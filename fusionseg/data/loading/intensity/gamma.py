@@ -40,18 +40,24 @@ class _Gamma(IntensitySection):
 
     def _power(self, image: Tensor, exponent: Tensor) -> Tensor:
         """Apply the power to each channel, between its lowest and its highest value; in place."""
-        from fusionseg.data.loading.channel_statistics import channel_moments, channel_range
+        from fusionseg.data.loading.channel_statistics import centre_, channel_range
 
-        lowest, highest = channel_range(image)
-        extent = (highest - lowest).clamp_(min=_SMALLEST)
-        image.sub_(lowest).div_(extent)
-        before = channel_moments(image) if self.retain_stats else None
-        image.log_().mul_(per_channel(exponent)).exp_()  # faster than pow; log(0) is -inf, and becomes 0 again
-        if before is None:
-            return image.mul_(extent).add_(lowest)
-        mean, deviation = channel_moments(image)
-        factor = before[1] / deviation.clamp_(min=_SMALLEST)
-        return image.mul_(factor * extent).add_((before[0] - mean * factor) * extent + lowest)
+        power = per_channel(exponent)
+        if not self.retain_stats:
+            lowest, highest = channel_range(image)
+            extent = (highest - lowest).clamp_(min=_SMALLEST)
+            return _power_(image.sub_(lowest).div_(extent), power).mul_(extent).add_(lowest)
+        # The former mean and deviation are restored, so the range of the values has no influence on the result.
+        lowest = image.amin((2, 3, 4), keepdim=True)
+        mean, deviation = centre_(image)
+        _power_(image.sub_(lowest - mean).relu_(), power)
+        _, changed = centre_(image)
+        return image.mul_(deviation / changed.clamp_(min=_SMALLEST)).add_(mean)
+
+
+def _power_(image: Tensor, exponent: Tensor) -> Tensor:
+    """Raise values of at least 0 to a power, in place. It is faster than torch.pow; 0 stays 0, as exp(log(0))."""
+    return image.log_().mul_(exponent).exp_()
 
 
 @augmentations.register("gamma")
