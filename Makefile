@@ -41,12 +41,13 @@ test: lint
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
-# A short form of the benchmark, about five minutes on two CPU cores. See python profiling/benchmark.py --help.
+# A short form of the benchmark, about six minutes on two CPU cores. See python profiling/benchmark.py --help.
 bench: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python profiling/benchmark.py $(if $(DATA),--data $(DATA)) --networks unet --rounds 6 $(BENCH_ARGS)
 	$(BIN)/python profiling/benchmark.py $(if $(DATA),--data $(DATA)) --networks swin_unetr --rounds 2 --recipes monai_fast \
 	  --cases step epoch $(BENCH_ARGS)
+	$(BIN)/python profiling/benchmark_augmentation.py $(if $(DATA),--data $(DATA)) --rounds 3 --steps 6
 
 clean:
 	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache

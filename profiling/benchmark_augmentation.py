@@ -5,10 +5,11 @@
 Needs `pip install 'fusionseg[bench]'`. All programs make patches of the size of the configuration from the same
 volumes, which are in memory, on the CPU, with one thread each (nnU-Net's worker processes have one thread each, too).
 The times of fusionseg include the sampling plan, the crop and the conversion of the label. Those of the other
-programs do not include the crop. They are measured alternately; a ratio is the median of the ratios within the rounds.
+programs do not include the crop. They are CPU times, so that other processes on the machine matter little, and are
+measured alternately; a ratio is the median of the ratios within the rounds.
 
 The share of a step is the time of its batch with the preset, less that with `augment: none`, divided by the time of the
-whole training step. It is measured with all threads that the training uses.
+whole training step. It is measured by the clock, with all threads that the training uses; `--steps 0` leaves it out.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from fusionseg.data.loading.sampling_plan import SamplePlan
 from fusionseg.performance.benchmarking import open_trainer, publish, step_arguments, time_alternately
 from fusionseg.performance.machine import machine_info, machine_line
 from fusionseg.training.data import TrainingData
+from fusionseg.training.trainer import Trainer
 from fusionseg.utils.exit_status import run
 from fusionseg.utils.logs import start_logging
 from fusionseg.utils.tables import markdown_table
@@ -110,9 +113,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     data, config = trainer.data, trainer.config
     patch, threads = config.data.patch, torch.get_num_threads()
     region = [round(MARGIN * edge) for edge in patch]
-    preset, none = AugmentConfig.model_validate("nnunet"), AugmentConfig.model_validate("none")
     programs: dict[str, Callable[[int], None]] = {
-        "fusionseg": Ours(data, preset, patch),
+        "fusionseg": Ours(data, AugmentConfig.model_validate("nnunet"), patch),
         "batchgeneratorsv2": Theirs(data, list(batchgenerators_recipe(patch).values()), region),
         "batchgeneratorsv2, labels by nearest": Theirs(
             data, list(batchgenerators_recipe(patch, mode_seg="nearest").values()), region
@@ -123,20 +125,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     functions = {name: (lambda make=make: make(arguments.patches)) for name, make in programs.items()}
-    timings = time_alternately(functions, CPU, arguments.rounds, warmup=2)
+    timings = time_alternately(functions, CPU, arguments.rounds, warmup=2, clock=time.process_time)
     torch.set_num_threads(threads)
-    batch = config.train.global_batch
-    plain, augmented = Ours(data, none, patch), Ours(data, preset, patch)
-    steps = time_alternately(
-        {
-            "step": trainer.train_one_step,
-            "none": lambda: plain(batch),
-            "preset": lambda: augmented(batch),
-        },
-        CPU,
-        arguments.steps,
-    )
-    mean = {name: float(np.mean(steps.times[name])) for name in steps.times}
     return {
         "config": arguments.config,
         "patch": list(patch),
@@ -148,25 +138,56 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "ms_per_patch": {name: 1e3 * float(np.mean(timings.times[name])) / arguments.patches for name in programs},
         "spread_ms": {name: 1e3 * timings.spread(name) / arguments.patches for name in programs},
         "over_fusionseg": {name: timings.ratio(name, "fusionseg") for name in programs if name != "fusionseg"},
-        "step_ms": 1e3 * mean["step"],
-        "augmentation_ms": 1e3 * (mean["preset"] - mean["none"]),
-        "share_of_step": (mean["preset"] - mean["none"]) / mean["step"],
+        "of_step": share_of_step(trainer, arguments.steps) if arguments.steps else None,
     }
+
+
+def share_of_step(trainer: Trainer, rounds: int) -> dict[str, float]:
+    """Measure the time of a training step, and the time that the augmentation of its batch takes.
+
+    Args:
+        trainer: ready for a step.
+        rounds: measured steps.
+    """
+    data, config = trainer.data, trainer.config
+    plain, augmented = (
+        Ours(data, AugmentConfig.model_validate(name), config.data.patch) for name in ("none", "nnunet")
+    )
+    batch = config.train.global_batch
+    steps = time_alternately(
+        {
+            "step": trainer.train_one_step,
+            "none": lambda: plain(batch),
+            "preset": lambda: augmented(batch),
+        },
+        CPU,
+        rounds,
+    )
+    # Means, because most of the time is spent on the few patches that are rotated or zoomed.
+    step, none, preset = (1e3 * float(np.mean(steps.times[name])) for name in ("step", "none", "preset"))
+    return {"step_ms": step, "augmentation_ms": preset - none, "share": (preset - none) / step}
 
 
 def markdown(result: dict[str, Any]) -> str:
     """Format the result as a table."""
-    rows = [("program", "ms per patch", "spread of a round", "/ fusionseg")]
+    rows = [("program", "CPU ms per patch", "spread of a round", "/ fusionseg")]
     for name, ms in result["ms_per_patch"].items():
         ratio = f"{result['over_fusionseg'][name]:.1f}" if name in result["over_fusionseg"] else ""
         rows.append((name, f"{ms:.1f}", f"{result['spread_ms'][name]:.1f}", ratio))
     size = " x ".join(map(str, result["patch"]))
+    step = result["of_step"]
+    share = (
+        ""
+        if step is None
+        else (
+            f"\n\na step takes {step['step_ms']:.0f} ms; of it the augmentation {step['augmentation_ms']:.1f} ms"
+            f" ({step['share']:.1%})"
+        )
+    )
     return (
         f"{result['config']}: {size}, {result['channels']} channels, {result['classes']} classes, {result['rounds']}"
         f" rounds of {result['patches']} patches, one thread\n{machine_line(result['machine'])}\n\n"
-        f"{markdown_table(rows)}"
-        f"\n\na step takes {result['step_ms']:.0f} ms; of it the augmentation {result['augmentation_ms']:.1f} ms"
-        f" ({result['share_of_step']:.1%})"
+        f"{markdown_table(rows)}{share}"
     )
 
 

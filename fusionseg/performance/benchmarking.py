@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,7 @@ def time_alternately(
     *,
     warmup: int = 3,
     between: Callable[[], object] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Timings:
     """Time functions alternately, so that other load on the machine affects all of them alike.
 
@@ -102,6 +104,7 @@ def time_alternately(
         rounds: measured rounds.
         warmup: rounds before them that are not measured.
         between: called after each function, not timed.
+        clock: see `timed`.
     """
     names = list(functions)
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -109,7 +112,7 @@ def time_alternately(
         # Rotate the order, so that no function always profits from what another one left in the caches.
         first = index % len(names)
         for name in names[first:] + names[:first]:
-            seconds = timed(functions[name], device)
+            seconds = timed(functions[name], device, clock)
             between()
             if index >= warmup:
                 times[name].append(seconds)

@@ -34,7 +34,8 @@ RUN = (
     "data.patch=[32, 32, 32]",
     "model.dropout=0.1",
     "schedule={name: cosine, warmup: 3}",
-    "augment={flip: 0.5, noise: {prob: 0.5}, rotate: {prob: 0.5}, elastic: {prob: 0.5}, shift_intensity: {}}",
+    "augment={preset: nnunet, noise: {prob: 0.5}, rotate: {prob: 0.5}, elastic: {prob: 0.5}, shift_intensity: {}}",
+    "augment.cutout={prob: 0.5}",
 )
 KILL_AT = 9  # the last checkpoint is of step 8
 

@@ -16,7 +16,8 @@ RUN = (
     "log.samples=true",
     "validate.every=10",
     "data.samples_per_volume=1",
-    "augment={flip: 0.5, noise: {prob: 0.5}, rotate: {prob: 0.5}, shift_intensity: {prob: 0.5}}",
+    "augment={preset: nnunet, noise: {prob: 0.5}, rotate: {prob: 0.5}, shift_intensity: {prob: 0.5}}",
+    "augment.cutout={prob: 0.5}",
 )
 SMALL, LARGE = (*RUN, "train.global_batch=2"), (*RUN, "train.global_batch=4")
 

@@ -226,7 +226,8 @@ VARIANTS = [
         "all_augmentation",
         (
             "augment={flip: 0.5, shift_intensity: {prob: 1}, scale_intensity: {prob: 1}, noise: {prob: 1},"
-            " rotate: {prob: 1}, scale: {prob: 1}, elastic: {prob: 1}}",
+            " rotate: {prob: 1}, scale: {prob: 1}, elastic: {prob: 1}, blur: {prob: 1}, contrast: {prob: 1},"
+            " low_resolution: {prob: 1}, gamma_inverted: {prob: 1}, gamma: {prob: 1}, cutout: {prob: 1}}",
         ),
     ),
 ]
