@@ -146,7 +146,8 @@ class Trainer:
         """Log what the plan has drawn, as often as validations are due. The plan is computed again on the host."""
         step, every = self.state.step, self.config.validation.every
         if self.world.is_rank_zero and (step % every == 0 or step == self.config.train.steps):
-            log.info("step %d: %s", step, self.data.describe_drawn(self._counted_steps()))
+            with phase_timer().measure("log"):
+                log.info("step %d: %s", step, self.data.describe_drawn(self._counted_steps()))
 
     def _counted_steps(self) -> range:
         """The steps since the last one at which a validation was due."""
