@@ -99,7 +99,7 @@ def _check(arguments: argparse.Namespace) -> int:
         layout,
         labels,
         require_files=False,
-        readers=Readers(reader),
+        readers=Readers(reader, data.series),
         base_dir=base_dir,
         missing_channels=data.missing_channels,
     )

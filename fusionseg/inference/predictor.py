@@ -93,7 +93,7 @@ class Predictor:
         first = self.members[0]
         self.scheme = first.scheme
         self.channels = first.channels
-        self.readers = Readers(first.config.data.reader)
+        self.readers = Readers.of(first.config.data)
         # For each member the two results of `_member_orders`: the order of the channels, and that of the outputs.
         self._orders = [_member_orders(member, first) for member in self.members]
         self._last_digest = ""

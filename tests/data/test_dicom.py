@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import shutil
 from collections.abc import Callable
@@ -131,8 +132,22 @@ def test_two_series_are_named(tmp_path: Path) -> None:
     error = refused(tmp_path / "s")
     assert error.code == "series" and "holds 2 series" in error.message
     assert "'Lung 1.0' (5 slices, UID ...11111111)" in error.message
-    assert "'Body 3.0' (5 slices, UID ...22222222, in b)" in error.message and "a folder of its own" in error.remedy
+    assert "'Body 3.0' (5 slices, UID ...22222222, in b)" in error.message and "data.series" in error.remedy
     assert READERS.reads_folder(tmp_path / "s")
+
+
+@pytest.mark.parametrize("wanted", ["lung*", "11111111", "CT | Lung ?.0"])
+def test_one_of_several_series_is_chosen(tmp_path: Path, wanted: str) -> None:
+    write_series(tmp_path / "s", noise(), uid="1.2.3.11111111", description="Lung 1.0")
+    write_series(tmp_path / "s", noise(1), uid="1.2.3.22222222", description="Body 3.0", name=lambda index: f"B{index}")
+    readers = Readers(series=wanted)
+    np.testing.assert_array_equal(readers.read(tmp_path / "s").voxels, noise() - 1024)
+    assert pickle.loads(pickle.dumps(readers)).reads_folder(tmp_path / "s")
+    for path in (tmp_path / "s").glob("IM*"):
+        path.unlink()
+    with pytest.raises(VolumeError, match=r"no series matches data\.series='.*': there is 'Body 3.0' \(5 slices"):
+        readers.read(tmp_path / "s")
+    assert not readers.reads_folder(tmp_path / "s")
 
 
 def test_a_missing_slice_is_named_with_its_place(tmp_path: Path) -> None:

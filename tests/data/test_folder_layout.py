@@ -18,6 +18,7 @@ from fusionseg.config import RunConfig
 from fusionseg.config.data.labels import LabelSettings
 from fusionseg.data.formats.dataset import open_dataset
 from fusionseg.data.formats.geometry import LPS_TO_RAS
+from fusionseg.data.formats.readers import Readers
 from fusionseg.utils.errors import UserError
 
 SHAPE = (7, 6, 5)
@@ -61,7 +62,13 @@ def test_an_export_of_a_hospital_is_checked_and_prepared(
         write_series(root / patient / "STUDY/SCOUT", rng.integers(0, 2000, SHAPE, np.int16)[..., :1], change=scout)
         touch(root, f"{patient}/liver_mask.nii.gz")
         (root / patient / "DICOMDIR").touch()
+        write_series(root / patient / "STUDY/THIN", rng.integers(0, 2000, SHAPE, np.int16), description="Lung thin")
     (root / "notes").mkdir()
+    assert open_dataset(root, labels=LABELS).channels == ("ct", "thin")
+    chosen = open_dataset(root, labels=LABELS, readers=Readers(series="*thin"))
+    assert [case.images[0].name for case in chosen.training] == ["THIN", "THIN"]
+    for patient in ("patient.1", "patient.2"):
+        shutil.rmtree(root / patient / "STUDY/THIN")
     assert cases(root) == {
         patient: ([f"{patient}/STUDY/CT"], f"{patient}/liver_mask.nii.gz") for patient in ("patient.1", "patient.2")
     }

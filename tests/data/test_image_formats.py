@@ -17,12 +17,14 @@ from dicom_files import oblique, write_series
 from numpy.typing import NDArray
 
 from fusionseg.data.formats.case_reader import read_case, read_image, read_label
+from fusionseg.data.formats.dataset import open_dataset
 from fusionseg.data.formats.geometry import LPS_TO_RAS
 from fusionseg.data.formats.image_file import ImageFile, VolumeError
 from fusionseg.data.formats.readers import Readers
 from fusionseg.data.formats.source_files import files_of
 from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.preprocessing.record import SourceFile
+from fusionseg.utils.errors import UserError
 
 SHAPE = (7, 6, 5)
 LPS = oblique()
@@ -317,4 +319,9 @@ def test_a_missing_package_names_the_command_that_installs_it(
     error = refused(tmp_path / name)
     assert error.code == "package" and f"the package {package} is not installed" in error.message
     assert error.remedy == "pip install 'fusionseg[formats]'"
+    entries = [{"image": name}, {"image": str(tmp_path / name)}]
+    (tmp_path / "list.json").write_text(json.dumps({"training": entries}))
+    with pytest.raises(UserError, match=rf"{name}: the package {package} is not installed") as caught:
+        open_dataset(tmp_path / "list.json", require_files=False)
+    assert str(caught.value).count("not installed") == 1
     assert READERS.reads_folder(tmp_path / "series")  # by the first bytes of its files

@@ -28,7 +28,7 @@ Orientation = Annotated[str, Field(pattern="^[RL][AP][SI]$|^$")]
 class SourceConfig(SectionWithOptions):
     """A further data set to pre-train on. A key that is not given is as in `data`."""
 
-    left_out: ClassVar[tuple[str, ...]] = ("base_dir", "reader", "transforms", "splits", "table", "group")
+    left_out: ClassVar[tuple[str, ...]] = ("base_dir", "reader", "series", "transforms", "splits", "table", "group")
 
     root: str
     """Folder of the data set (MSD or nnU-Net raw layout, or a folder for each case), or a MONAI datalist JSON."""
@@ -37,7 +37,9 @@ class SourceConfig(SectionWithOptions):
     layout: Layout = "auto"
     """Layout of the folder; `auto` looks at its files."""
     reader: ReaderPart | None = None
-    """A reader for other image files than NIfTI; null is that of `data`."""
+    """A reader of your own for image files; null is that of `data`."""
+    series: str | None = None
+    """The DICOM series to read, as `data.series`; null is that of `data`."""
     spacing: FloatTriple | None
     """Voxel size in mm that volumes are resampled to; null keeps each volume's own."""
     orientation: Orientation | None
@@ -65,7 +67,7 @@ class DataConfig(SectionWithOptions):
     """The data set, its preparation, and the shape and position of a sample."""
 
     left_out: ClassVar[tuple[str, ...]] = (
-        *("base_dir", "reader", "transforms", "sampling", *LABEL_KEYS, *SPLIT_KEYS),
+        *("base_dir", "reader", "series", "transforms", "sampling", *LABEL_KEYS, *SPLIT_KEYS),
         *("missing_channels", "worker_memory_gb"),
     )
 
@@ -79,6 +81,9 @@ class DataConfig(SectionWithOptions):
     reader: ReaderPart | None = None
     """A reader of your own for image files: a dotted path (my_reader:NpzReader), or {name: ..., args: {...}}. Files
     with other suffixes are read as usual."""
+    series: str | None = None
+    """The DICOM series to read, where folders hold several: its description, where `*` and `?` stand for any letters,
+    or the end of its UID; alternatives are separated by `|`."""
     also: Annotated[tuple[SourceConfig, ...], Field(strict=False)] = ()
     """Further data sets, for pre-training: each with its own root and, where they differ, its own spacing,
     orientation, intensity and crop_foreground."""

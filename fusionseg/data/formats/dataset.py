@@ -42,6 +42,7 @@ from fusionseg.data.formats.missing_files import (
     capped,
     file_problems,
     missing_notes,
+    missing_packages,
     wrong_base,
 )
 from fusionseg.data.formats.readers import Readers
@@ -182,6 +183,7 @@ def open_dataset(
         problems.append(f"{source}: no case is listed or found; check the path and data.layout ({chosen})")
     training, testing = unique_names(source, base, training, testing, faults)
     problems += _name_problems(training + testing)
+    problems += missing_packages(training + testing, readers)
     channels = channels or _guess_channels(training + testing, readers)
     if missing_channels == "zero":
         training, testing = (accept_missing(cases, len(channels)) for cases in (training, testing))

@@ -81,6 +81,24 @@ def missing_notes(source: Path, cases: Sequence[Case], channels: Sequence[str]) 
     return notes
 
 
+def missing_packages(cases: Sequence[Case], readers: Readers) -> list[str]:
+    """List the packages that are needed for the files of a data set and are not installed, each with a file.
+
+    Args:
+        cases: of the data set.
+        readers: of the data set.
+    """
+    found: dict[str, Path] = {}
+    kinds = set()
+    for case in cases:
+        for path in (*case.images, *([case.label] if case.label else [])):
+            kind = "folder" if path.is_dir() else readers.suffix(path).lower()
+            if kind not in kinds and (error := readers.missing_package(path)) is not None:
+                found.setdefault(str(error), path)
+            kinds.add(kind)
+    return [f"{path}: {error}" for error, path in found.items()]
+
+
 def file_problems(source: Path, cases: Sequence[Case], channels: int, readers: Readers) -> list[str]:
     """List the files that are missing or have a name that no reader reads, and cases that lack channel files.
 

@@ -77,7 +77,7 @@ def open_configured(data: DataConfig) -> Dataset:
         data.root,
         data.layout,
         data.label_settings,
-        readers=Readers(data.reader),
+        readers=Readers.of(data),
         base_dir=data.base_dir,
         missing_channels=data.missing_channels,
     )

@@ -59,6 +59,8 @@ def settings_of(config: DataConfig) -> dict[str, Any]:
         settings["reader"] = _identity(config.reader)
     if config.missing_channels != "refuse":
         settings["missing_channels"] = config.missing_channels
+    if config.series is not None:
+        settings["series"] = config.series
     if config.transforms:
         settings["transforms"] = [_identity(part) for part in config.transforms]
     return {"format": FORMAT, **settings}

@@ -187,7 +187,7 @@ def _place(
     memory: MemoryLimit | None = None,
 ) -> _PlacedCase:
     """Read, reorient, resample and crop a case; for the arguments see `load_volume`."""
-    memory, readers = memory or MemoryLimit(), Readers(config.reader)
+    memory, readers = memory or MemoryLimit(), Readers.of(config)
     if not isinstance(images, Image):
         memory.check_files(images, config, channels or len(images), readers)
     with annotate("load"):

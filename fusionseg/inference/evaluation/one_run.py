@@ -214,7 +214,7 @@ def _other_dataset(config: RunConfig, options: EvaluationOptions) -> Dataset | N
                 "--base-dir: belongs to the datalist of --dataset; for the run's own set data.base_dir=FOLDER"
             )
         return None
-    readers = Readers(config.data.reader)
+    readers = Readers.of(config.data)
     return open_dataset(
         options.dataset_root,
         default_labels=config.data.label_settings,

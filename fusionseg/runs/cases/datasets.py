@@ -187,7 +187,7 @@ def _data_sections(data: DataConfig) -> list[DataConfig]:
     sections = [data]
     for further in data.also:
         values = {key: getattr(further, key) for key in type(further).model_fields}
-        for key in ("reader", "transforms"):  # null means that of `data`
+        for key in ("reader", "series", "transforms"):  # null means that of `data`
             values[key] = getattr(data, key) if values[key] is None else values[key]
         # Columns belong to the table or the JSON of one data set.
         values |= {"weight": None, "stratify": data.stratify if data.stratify == CLASSES else None}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fusionseg.data.formats.dicom.candidates import candidate_files, is_dicom
 from fusionseg.data.formats.dicom.headers import SEGMENTATION, read_header
-from fusionseg.data.formats.dicom.series import find_series
+from fusionseg.data.formats.dicom.series import find_series, is_wanted
 from fusionseg.data.formats.dicom.stack import stack_slices
 from fusionseg.data.formats.image_file import VolumeError
 
@@ -18,18 +18,19 @@ _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 """Beginning of the UIDs of screenshots, such as the pages of a dose report."""
 
 
-def holds_series(folder: Path) -> bool:
+def holds_series(folder: Path, wanted: str | None = None) -> bool:
     """Test that a folder directly holds slices, or a single multi-frame file.
 
     Scouts, reports and screenshots do not count. In most folders, one file is read.
 
     Args:
         folder: any folder; the folders within it do not count.
+        wanted: the series that counts, as for `is_wanted`.
     """
     if not folder.is_dir():
         return False
     try:
-        return any(_is_part(file, folder) for file in _dicom_files(folder))
+        return any(_is_part(file, folder, wanted) for file in _dicom_files(folder))
     except OSError:
         return False
 
@@ -56,12 +57,14 @@ def _dicom_files(folder: Path) -> Iterator[Path]:
             return
 
 
-def _is_part(file: Path, folder: Path) -> bool:
+def _is_part(file: Path, folder: Path, wanted: str | None) -> bool:
     """Test that a DICOM file of a folder makes the folder an image."""
     try:
         header = read_header(file)
     except VolumeError:  # `read` reports the damage
         return True
+    if header.sop_class != SEGMENTATION and not is_wanted(header, wanted):
+        return False
     if header.is_localizer or header.sop_class.startswith(_SECONDARY_CAPTURE):
         return False
     if header.sop_class == SEGMENTATION or len(header.slices) > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from fusionseg.data.formats.dicom.candidates import candidate_files
@@ -20,7 +21,7 @@ from fusionseg.data.formats.dicom.headers import (
 from fusionseg.data.formats.image_file import FileProblem, VolumeError
 
 MAX_NAMED = 5
-_ONE_FOLDER = "give each series a folder of its own, and name the folder of the one to use"
+_ONE_FOLDER = "choose one by data.series (its description, or the end of its UID), or give each a folder of its own"
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,12 @@ class Series:
         return self.files[0].sop_class == SEGMENTATION
 
 
-def find_series(path: Path) -> Series:
+def find_series(path: Path, wanted: str | None = None) -> Series:
     """Read the headers of a folder and of its subfolders, or of one file, and find the series.
 
     Args:
         path: the folder of a series, or a file with several frames.
+        wanted: the series to read, as for `is_wanted`; None where the folder holds one.
 
     Raises:
         VolumeError: there is no series, or several; or a file is damaged.
@@ -66,7 +68,38 @@ def find_series(path: Path) -> Series:
     images = [header for header in headers if header.samples and header.sop_class != SEGMENTATION]
     if not images:
         return Series(tuple(_segmentation(headers)))
-    return _only_series(path, images)
+    chosen = [header for header in images if is_wanted(header, wanted)]
+    if not chosen:
+        every = "; ".join(_description(path, files) for files in _by_series(images))
+        raise VolumeError(
+            "series", f"no series matches data.series={wanted!r}: there is {every}", "correct data.series"
+        )
+    return _only_series(path, chosen)
+
+
+def is_wanted(header: DicomFile, wanted: str | None) -> bool:
+    """Test that a file belongs to the series that the user has chosen.
+
+    Args:
+        header: of the file.
+        wanted: the description of the series, where * and ? stand for any letters, or the end of its UID; several are
+            separated by |. None takes every series.
+    """
+    if wanted is None:
+        return True
+    patterns = [pattern.strip() for pattern in wanted.split("|")]
+    name = header.description.casefold()
+    return any(
+        fnmatchcase(name, pattern.casefold()) or (pattern.isdigit() and header.series.endswith(pattern))
+        for pattern in patterns
+    )
+
+
+def _by_series(images: Sequence[DicomFile]) -> list[list[DicomFile]]:
+    by_uid: dict[str, list[DicomFile]] = defaultdict(list)
+    for header in images:
+        by_uid[header.series].append(header)
+    return list(by_uid.values())
 
 
 def _read_headers(folder: Path) -> list[DicomFile]:
@@ -118,10 +151,7 @@ def _segmentation(headers: Sequence[DicomFile]) -> list[DicomFile]:
 
 def _only_series(path: Path, images: Sequence[DicomFile]) -> Series:
     """The series of the images; scouts and pages without position (reports, screenshots) beside it are left out."""
-    by_uid: dict[str, list[DicomFile]] = defaultdict(list)
-    for header in images:
-        by_uid[header.series].append(header)
-    every = list(by_uid.values())
+    every = _by_series(images)
     volumes = [files for files in every if _is_volume(files)]
     chosen = volumes or every
     if len(chosen) > 1:

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusionseg.config.data.dataset import DataConfig
 from fusionseg.config.outside import failure_text
 from fusionseg.config.outside_part import OutsidePart
 from fusionseg.config.registry import readers as registry
 from fusionseg.data.formats.geometry import LARGEST_SPACING_MM, SMALLEST_SPACING_MM, is_invertible, voxel_sizes
 from fusionseg.data.formats.image_file import FileGeometry, ImageFile, Reader, VolumeError
+from fusionseg.data.formats.readers.packages import optional_package
 from fusionseg.data.outside import make_part
 from fusionseg.utils.errors import UserError
 
@@ -28,18 +30,35 @@ class Readers:
 
     Args:
         config: the user's own reader, which comes before the built-in ones; None for these alone.
+        series: the DICOM series to read, as `data.series`; None where each folder holds one.
 
     Raises:
         UserError: there is no such reader, or it cannot be made.
     """
 
-    def __init__(self, config: OutsidePart | None = None) -> None:
+    def __init__(self, config: OutsidePart | None = None, series: str | None = None) -> None:
         self.config = config
+        self.series = series
         self._built_in: list[Reader] = [kind() for kind in registry.built_in().values()]
+        for reader in self._built_in:
+            if hasattr(reader, "series"):
+                reader.series = series
         self._all: list[Reader] = [*([] if config is None else [_open_reader(config)]), *self._built_in]
 
-    def __reduce__(self) -> tuple[type[Readers], tuple[OutsidePart | None]]:
-        return Readers, (self.config,)
+    def __reduce__(self) -> tuple[type[Readers], tuple[OutsidePart | None, str | None]]:
+        return Readers, (self.config, self.series)
+
+    @staticmethod
+    def of(data: DataConfig) -> Readers:
+        """Make the readers of a configuration.
+
+        Args:
+            data: the section `data`.
+
+        Raises:
+            UserError: as for the class.
+        """
+        return Readers(data.reader, data.series)
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -64,6 +83,15 @@ class Readers:
         A folder with several series counts too; `read` refuses it.
         """
         return any(reader.reads_folder(path) for reader in self._all if hasattr(reader, "reads_folder"))
+
+    def missing_package(self, path: Path) -> VolumeError | None:
+        """The error of a package that the reader of a path needs and that is not installed; None if all are there."""
+        try:
+            for package in getattr(self._reader_of(path), "packages", ()):
+                optional_package(package)
+        except VolumeError as error:
+            return error
+        return None
 
     def is_label(self, path: Path) -> bool:
         """Test that an image is of a format that holds labels only, such as DICOM-SEG."""

@@ -20,6 +20,9 @@ class DicomReader:
     """The built-in reader of DICOM: CT, MR and PET series, enhanced multi-frame images, and DICOM-SEG."""
 
     suffixes = (".dcm",)
+    packages = ("pydicom",)
+    series: str | None = None
+    """The series to read, as `data.series`."""
 
     def read(self, path: Path) -> ImageFile:
         """Read a series or a file.
@@ -30,7 +33,7 @@ class DicomReader:
         Raises:
             VolumeError: there are several series, slices are missing, or a file is damaged; or a package is missing.
         """
-        series = find_series(path)
+        series = find_series(path, self.series)
         if series.is_segmentation:
             return read_segmentation(series.files[0])
         stack = stack_slices(series)
@@ -49,7 +52,7 @@ class DicomReader:
         Raises:
             VolumeError: as `read`, for faults that the headers show.
         """
-        series = find_series(path)
+        series = find_series(path, self.series)
         if series.is_segmentation:
             content = read_segmentation(series.files[0])
             return FileGeometry(content.voxels.shape, content.affine, content.problems)
@@ -62,7 +65,7 @@ class DicomReader:
         Args:
             folder: any folder.
         """
-        return holds_series(folder)
+        return holds_series(folder, self.series)
 
     def is_label(self, path: Path) -> bool:
         """Test that a file, or the one file in a folder, is a DICOM-SEG.

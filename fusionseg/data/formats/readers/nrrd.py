@@ -57,6 +57,7 @@ class NrrdReader:
     """The built-in reader of NRRD."""
 
     suffixes = (".nrrd", ".nhdr", ".seg.nrrd")
+    packages = ("nrrd",)
 
     def read(self, path: Path) -> ImageFile:
         """Read a file, and its data file, to the last byte.
