@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import preparing
 import pydicom
 import pytest
 import SimpleITK
@@ -17,6 +18,7 @@ from dicom_files import oblique, write_multiframe, write_series
 from numpy.typing import NDArray
 from pydicom.uid import ComprehensiveSRStorage, JPEG2000Lossless, RLELossless, RTStructureSetStorage, generate_uid
 
+from fusionseg.config import RunConfig
 from fusionseg.data.formats.case_reader import read_image, read_label
 from fusionseg.data.formats.dicom.folder import slice_files
 from fusionseg.data.formats.geometry import LPS_TO_RAS, Grid
@@ -24,6 +26,7 @@ from fusionseg.data.formats.image_file import VolumeError
 from fusionseg.data.formats.problems import CaseError
 from fusionseg.data.formats.readers import Readers
 from fusionseg.data.labels.scheme import LabelScheme
+from fusionseg.data.preprocessing.store import settings_key
 
 SHAPE = (7, 6, 5)
 READERS = Readers()
@@ -148,6 +151,24 @@ def test_one_of_several_series_is_chosen(tmp_path: Path, wanted: str) -> None:
     with pytest.raises(VolumeError, match=r"no series matches data\.series='.*': there is 'Body 3.0' \(5 slices"):
         readers.read(tmp_path / "s")
     assert not readers.reads_folder(tmp_path / "s")
+
+
+def test_the_chosen_series_is_prepared_and_belongs_to_the_settings_of_the_store(
+    tmp_path: Path, tiny_config: Callable[..., RunConfig]
+) -> None:
+    write_series(tmp_path / "p1", noise(), description="Lung 1.0")
+    write_series(tmp_path / "p1", noise(1), description="Body 3.0", name=lambda index: f"B{index}")
+    (tmp_path / "list.json").write_text('{"training": [{"image": "p1"}]}')
+    settings = set()
+    for wanted, expected in (("Lung*", noise()), ("Body*", noise(1))):
+        config = tiny_config(tmp_path / "list.json", tmp_path / "runs", data={"series": wanted, "folds": 1})
+        assert preparing.run(config).failed == {}
+        image = preparing.opened(config).image("p1")[0]
+        assert np.corrcoef(image[::-1, ::-1].ravel(), expected.ravel())[0, 1] > 0.99
+        settings.add(settings_key(config.data))
+    plain = tiny_config(tmp_path / "list.json", tmp_path / "runs", data={"folds": 1})
+    (reason,) = preparing.run(plain).failed.values()
+    assert "holds 2 series" in reason and len({*settings, settings_key(plain.data)}) == 3
 
 
 def test_a_missing_slice_is_named_with_its_place(tmp_path: Path) -> None:
