@@ -28,6 +28,7 @@ import torch
 import fusionseg
 from fusionseg.data.formats.dataset import Case
 from fusionseg.data.labels.scheme import LabelScheme
+from fusionseg.data.preprocessing.prepare import open_configured
 from fusionseg.inference.evaluation.scoring import Scorer
 from fusionseg.inference.predictor import PredictOptions, Predictor
 from fusionseg.metrics.outputs import OutputComparison, masks_of
@@ -107,10 +108,11 @@ def settings(root: Path, output: Path, name: str, seed: int, steps: int) -> dict
 def region_dice(folder: Path, regions: LabelScheme) -> dict[str, float]:
     """The mean Dice of each region over the validation cases of a run; the classes of a softmax are merged."""
     predictor = Predictor([folder], PredictOptions(device="cpu", checkpoint="last"))
-    dataset = fusionseg.open_dataset(predictor.members[0].config.data.root)
-    scorer = Scorer(predictor, dataset, own=False)
-    split = predictor.members[0].split
+    member = predictor.members[0]
+    split, data = member.split, member.config.data
     assert split is not None
+    dataset = open_configured(data)
+    scorer = Scorer(predictor, dataset, own=True)
     held_out = {case.name for case in split.validation}
 
     def score(case: Case) -> list[float]:
@@ -154,17 +156,16 @@ def compare(output: Path, cases: int, seeds: list[int], steps: int) -> str:
         columns.append([fmean(score.values()) for score in scores])
         rows.append([kind, *map(_spread, columns), f"{fmean(seconds[kind]):.1f}"])
     differences = [
-        [one[name] - two[name] for one, two in zip(found["sigmoid"], found["softmax"], strict=True)]
-        for name in REGIONS
+        [one[name] - two[name] for one, two in zip(found["sigmoid"], found["softmax"], strict=True)] for name in REGIONS
     ]
     differences.append([fmean(each) for each in zip(*differences, strict=True)])
     rows.append(["sigmoid minus softmax", *map(_spread, differences), ""])
     wins = sum(each > 0 for each in differences[-1])
     return "\n".join(
         [
-            f"{date.today()}, {platform.processor() or platform.machine()}, torch {torch.__version__}: {cases // 2} cases"
-            f" to train, {cases - cases // 2} to validate, {steps} steps, seeds {', '.join(map(str, seeds))}; mean ±"
-            " standard deviation over the seeds",
+            f"{date.today()}, {platform.machine()}, torch {torch.__version__}: {cases // 2} cases to train,"
+            f" {cases - cases // 2} to validate, {steps} steps, seeds {', '.join(map(str, seeds))}; mean ± standard"
+            " deviation over the seeds",
             markdown_table(rows),
             f"sigmoid has the higher mean in {wins} of {len(seeds)} pairs",
         ]

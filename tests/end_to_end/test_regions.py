@@ -110,7 +110,7 @@ def test_two_ranks_train_regions_and_resume_exactly(program: Program, config_fil
     for rank in start(program, config_file, broken):
         rank.wait().expect(0)
     assert_same_run(trained, broken)
-    first, last = records(trained, "val")
+    _, last = records(trained, "val")
     assert tuple(last["dice_per_class"]) == tuple(last["metrics"]["iou"]["per_class"]) == NAMES
     assert last["dice"] > 0.5 and last["dice"] == pytest.approx(np.mean(list(last["dice_per_class"].values())))
 
@@ -144,7 +144,9 @@ def test_masks_are_painted_in_the_order_of_the_regions(nested: Path, trained: Pa
     mask = np.asanyarray(nibabel.load(tmp_path / "masks/case0.nii.gz").dataobj)
     run = fusionseg.load_run(trained)
     probabilities = run.predict(image, probabilities=True)
-    assert probabilities.shape == (3, *SHAPE) and (probabilities.sum(axis=0) > 1).any()  # they do not exclude each other
+    assert (
+        probabilities.shape == (3, *SHAPE) and (probabilities.sum(axis=0) > 1).any()
+    )  # they do not exclude each other
     expected = np.zeros(SHAPE, np.uint16)
     for value, each in zip((OEDEMA, NECROSIS, LIVE), probabilities, strict=True):
         expected[each > 0.5] = value
@@ -226,7 +228,7 @@ def test_a_class_that_a_case_does_not_annotate_has_no_effect(user_folder: Path, 
                 label[:2, :2, :2] = LIVE
                 nibabel.save(nibabel.Nifti1Image(label, np.eye(4)), path)
         annotated = {"case[01]": ["oedema", "necrosis"]}
-        runs.append(train_on(root, user_folder / name, tiny_config, annotated=annotated))
+        runs.append(train_on(root, user_folder / name, tiny_config, annotated=annotated, foreground=0.0))
     one, other = (checkpoint(run)["model"] for run in runs)
     assert_same_tensors(one, other)
     assert one["2.weight"].shape[0] == 3  # sigmoid outputs without the background

@@ -58,7 +58,9 @@ def test_each_region_has_the_scores_of_its_binary_masks() -> None:
     assert all(torch.equal(one, two) for one, two in zip(masks_of(label, REGIONS), truth, strict=True))
     compared = OutputComparison(masks, label, REGIONS)
     binary = LabelScheme.of_names(["background", "region"])
-    alone = [scores(OutputComparison(mask.to(torch.uint8), true, binary)) for mask, true in zip(masks, truth)]
+    alone = [
+        scores(OutputComparison(mask.to(torch.uint8), true, binary)) for mask, true in zip(masks, truth, strict=True)
+    ]
     assert scores(compared) == [[one, two] for (one,), (two,) in zip(*alone, strict=True)]
     assert compared.counts.both == tuple(int((mask & true).sum()) for mask, true in zip(masks, truth, strict=True))
 
