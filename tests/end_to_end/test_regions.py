@@ -77,10 +77,10 @@ def config_file(nested: Path, tiny_config: Maker, tmp_path_factory: pytest.TempP
         nested,
         folder / "runs",
         data={"folds": 2, "prepared": str(folder / "prepared"), "intensity": {"mode": "window", "clip": [0, 300]}},
-        train={"steps": 40, "global_batch": 2},
+        train={"steps": 30, "global_batch": 2},
         optim={"lr": 0.05},
-        validate={"every": 20},
-        checkpoint={"every": 2},
+        validate={"every": 15},
+        checkpoint={"every": 3},
         metrics=["iou"],
     )
     (folder / "regions.yaml").write_text(dump_config(config))
@@ -103,7 +103,7 @@ def start(program: Program, config: Path, run: Path) -> list[Any]:
 def test_two_ranks_train_regions_and_resume_exactly(program: Program, config_file: Path, trained: Path) -> None:
     broken = trained.parent / "broken"
     ranks = start(program, config_file, broken)
-    wait_for_step(broken, 3, ranks)
+    wait_for_step(broken, 4, ranks)
     for rank in ranks:
         rank.process.kill()
         rank.wait()
@@ -228,7 +228,7 @@ def test_a_class_that_a_case_does_not_annotate_has_no_effect(user_folder: Path, 
                 label[:2, :2, :2] = LIVE
                 nibabel.save(nibabel.Nifti1Image(label, np.eye(4)), path)
         annotated = {"case[01]": ["oedema", "necrosis"]}
-        runs.append(train_on(root, user_folder / name, tiny_config, annotated=annotated, foreground=0.0))
+        runs.append(train_on(root, user_folder / name, tiny_config, annotated=annotated))
     one, other = (checkpoint(run)["model"] for run in runs)
     assert_same_tensors(one, other)
     assert one["2.weight"].shape[0] == 3  # sigmoid outputs without the background
