@@ -160,10 +160,9 @@ class PatchAugmenter:
             part, part_label = part.movedim(stack + 1, 1), part_label.movedim(stack + 1, 1)
             if plan.flip[i, stack]:
                 part, part_label = part.flip(1), part_label.flip(1)
-        # grid_sample gives 0 outside the box; with the background subtracted, 0 is the background. One pass makes the
-        # result contiguous, which the axes of the slices are not.
-        part = torch.sub(part, background, out=torch.empty(part.shape, device=part.device))
-        part_label = part_label.to(torch.float32, memory_format=torch.contiguous_format)
+        # grid_sample gives 0 outside the box; with the background subtracted, 0 is the background. The copies are
+        # contiguous, which the axes of the slices are not.
+        part = part.to(torch.float32, copy=True, memory_format=torch.contiguous_format).sub_(background)
         plane = [axis for axis in range(3) if axis != stack]
         size = (high - low)[plane]
         grid = self._grid(
@@ -172,6 +171,10 @@ class PatchAugmenter:
         if plan.elastic[i]:
             grid += self._displacement(plan, i, patch[plane]) * self._send((2 / size[::-1]).astype(np.float32))
         image.copy_(_interpolate(part, grid, "bilinear").view(image.shape).add_(background))
+        if part_label.device.type == "cpu" and not part_label.any():  # on a GPU, the question would wait for it
+            label.zero_()
+            return
+        part_label = part_label.to(torch.float32, memory_format=torch.contiguous_format)
         label.copy_(_interpolate(part_label, grid, "nearest").view(label.shape))
 
     def _grid(self, matrix: Matrix, centre: NDArray[np.float64], patch: NDArray[np.int64]) -> Tensor:
