@@ -101,9 +101,12 @@ def test_channels_are_told_apart_by_the_names_of_their_files(tmp_path: Path) -> 
     assert dataset.channels == ("T2", "T1", "T1CE", "FLAIR")
     assert dataset.training[0].images[0].name == "BraTS20_Training_001_t2.nii.gz"
     (tmp_path / "BraTS20_Training_002/BraTS20_Training_002_t1.nii.gz").unlink()
-    with pytest.raises(
-        UserError, match=r"Training_002: holds the channels flair, t1ce, t2 .*other cases have t2, t1, "
-    ):
+    with pytest.raises(UserError, match=r"_002/t1: file missing, case BraTS20_Training_002 needs it"):
+        open_dataset(tmp_path, "folders", LABELS)
+    accepted = open_dataset(tmp_path, "folders", LABELS, missing_channels="zero")
+    assert [len(case.images) for case in accepted.training] == [4, 3]
+    touch(tmp_path, "BraTS20_Training_002/BraTS20_Training_002_pd.nii.gz")
+    with pytest.raises(UserError, match=r"_002: holds the channels flair, pd, t1ce, t2 .*other cases have t2, t1, "):
         open_dataset(tmp_path, "folders", LABELS)
 
 

@@ -96,7 +96,9 @@ def folder_cases(
     order = _channel_order(found, channels, problems)
     cases = []
     for folder, keyed in found.items():
-        files = tuple(keyed[key] for key in order if key in keyed) if len(keyed) > 1 else tuple(keyed.values())
+        # A channel that is missing has a path that does not exist, which is reported, or accepted by a setting.
+        listed = bool(order) and keyed.keys() <= set(order)
+        files = tuple(keyed.get(key, folder / key) for key in order) if listed else tuple(keyed.values())
         cases.append(Case(folder.name, files, labels[folder]))
     return cases, tuple(channels) or (tuple(order) if len(order) > 1 else ())
 
@@ -192,11 +194,12 @@ def _keys(folder: Path, images: Sequence[Path], readers: Readers) -> dict[str, P
 
 
 def _channel_order(found: dict[Path, dict[str, Path]], channels: Sequence[str], problems: list[str]) -> list[str]:
-    """The keys of the channels in their order; cases with other channels are problems."""
+    """The keys of the channels in their order; cases with further channels are problems."""
     several = {folder: keyed for folder, keyed in found.items() if len(keyed) > 1}
     if not several and len(channels) < 2:
         return []
-    usual = Counter(frozenset(keyed) for keyed in found.values()).most_common(1)[0][0]
+    counts = Counter(frozenset(keyed) for keyed in found.values())
+    usual = max(counts, key=lambda keys: (counts[keys], len(keys)))
     if len(channels) > 1:
         usual = frozenset(" ".join(_words(channel)) for channel in channels)
         order = [" ".join(_words(channel)) for channel in channels]
@@ -205,7 +208,7 @@ def _channel_order(found: dict[Path, dict[str, Path]], channels: Sequence[str], 
     for folder, keyed in found.items():
         if len(keyed) == 1 and len(usual) > 1 and not several:
             continue  # one file with all channels
-        if frozenset(keyed) != usual:
+        if not keyed.keys() <= usual:
             files = some_of([_below(path, folder) for path in keyed.values()])
             problems.append(
                 f"{folder}: holds the channels {', '.join(sorted(keyed)) or 'image'} ({files}), and other cases have"
