@@ -263,6 +263,8 @@ def test_the_numbers_of_a_published_run_stay(name: str) -> None:
         ({"gamma": {"exponent": [1.5, 0.7]}}, "expected two positive numbers, the lower one first, got [1.5, 0.7]"),
         ({"blur": {"sigma": [0, 1]}}, "expected two positive numbers"),
         ({"low_resolution": {"up": "spline"}}, "linear"),
+        ({"low_resolution": {"zoom": [0.5, 1.5]}}, "expected shares of the patch, at most 1, got [0.5, 1.5]"),
+        ({"cutout": {"size": [1, 2]}}, "expected shares of the patch"),
         ({"cutout": {"boxes": 0}}, "greater than or equal to 1"),
     ],
 )

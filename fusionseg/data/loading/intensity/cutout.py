@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fusionseg.config.registry import augmentations
 from fusionseg.config.section import Positive, Probability
-from fusionseg.data.loading.intensity.section import ImageLayout, IntensitySection, PositiveRange, draw_uniform
+from fusionseg.data.loading.intensity.section import ImageLayout, IntensitySection, ShareRange, draw_uniform
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +25,7 @@ class CutoutConfig(IntensitySection):
     """Probability that a sample is changed."""
     boxes: Positive = 4
     """Largest number of boxes; each number from 1 to it has the same chance."""
-    size: PositiveRange = (0.1, 0.3)
+    size: ShareRange = (0.1, 0.3)
     """Shortest and longest edge of a box, as a share of the edge of the patch; each edge is drawn."""
     fill: Literal["mean", "lowest"] = "mean"
     """The value: the mean, or the lowest intensity, of each channel of the patch."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fusionseg.config.registry import augmentations
 from fusionseg.config.section import Probability
-from fusionseg.data.loading.intensity.section import ImageLayout, IntensitySection, PositiveRange, draw_uniform
+from fusionseg.data.loading.intensity.section import ImageLayout, IntensitySection, ShareRange, draw_uniform
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +23,7 @@ class LowResolutionConfig(IntensitySection):
 
     prob: Probability = 0.25
     """Probability that a sample is changed."""
-    zoom: PositiveRange = (0.5, 1.0)
+    zoom: ShareRange = (0.5, 1.0)
     """Lowest and highest size of the coarser grid, as a share of the size of the patch."""
     channel_prob: Probability = 0.5
     """Probability that a channel of such a sample is changed."""

@@ -77,6 +77,16 @@ PositiveRange = Annotated[Pair, AfterValidator(_positive_range)]
 """The lowest and the highest value of a number that is drawn."""
 
 
+def _shares(values: tuple[float, float]) -> tuple[float, float]:
+    if values[1] > 1:
+        raise ValueError(f"expected shares of the patch, at most 1, got {list(values)}")
+    return values
+
+
+ShareRange = Annotated[PositiveRange, AfterValidator(_shares)]
+"""The lowest and the highest value of a share of the patch that is drawn."""
+
+
 def draw_uniform(rng: np.random.Generator, values: tuple[float, float], shape: tuple[int, ...]) -> NDArray[np.float64]:
     """Draw numbers uniformly from a range.
 
