@@ -126,7 +126,8 @@ def predict_files(predictor: Predictor, inputs: Path, output: Path, files: FileO
         if case.name not in failed
     }
     what = "mask" if len(masks) == 1 else "masks"
-    log.log(RESULT, "%s: %d %s (labels: %s)", output, len(masks), what, predictor.value_names)
+    labels = some_of([f"{value} {name}" for value, name in sorted(predictor.value_names.items())])
+    log.log(RESULT, "%s: %d %s (labels: %s)", output, len(masks), what, labels)
     if failed:
         log.error("%d of %d inputs have no mask: %s", len(failed), len(cases), some_of(list(failed)))
     return Predicted(masks, failed)

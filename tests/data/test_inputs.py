@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,9 @@ def test_labels_beside_the_images_are_no_inputs(tmp_path: Path) -> None:
     assert images(find_inputs(tmp_path / "p1", CT), tmp_path) == {"ct": ["p1/ct/a.nii.gz"]}
     found = find_inputs(tmp_path / "p2", CT)
     assert images(found, tmp_path) == {"a": ["p2/a.nii.gz"]} and "left out: 1 file or folder (a_seg" in found.notes[0]
+    touch(*(tmp_path / f"site/{n}.nii" for n in ("label_03", "mask.study", "b", "b-label_seg", "gt")))
+    assert list(images(find_inputs(tmp_path / "site", CT), tmp_path)) == ["b", "label_03", "mask.study"]
+    shutil.rmtree(tmp_path / "site")
     touch(tmp_path / "p3/seg.1.nii.gz", tmp_path / "p3/seg.2.nii.gz")  # nothing else is there
     assert len(find_inputs(tmp_path / "p3", CT).cases) == 2
     touch(tmp_path / "p4/x_mask.nii.gz")

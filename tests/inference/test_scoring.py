@@ -241,7 +241,7 @@ def test_a_mask_takes_the_geometry_of_its_image_and_nothing_else(learnt: Path, o
         image.header.set_sform(affine, code=3)
         image.header.set_xyzt_units("mm", "sec")
         nibabel.save(image, tmp_path / "a.nii.gz")
-        assert predict([learnt], tmp_path / "a.nii.gz", tmp_path / kind.__name__, CPU) == {}
+        assert predict([learnt], tmp_path / "a.nii.gz", tmp_path / kind.__name__, CPU).failed == {}
         mask = nibabel.load(tmp_path / kind.__name__ / "a.nii.gz")
         assert type(mask) is kind and mask.shape == values.shape[:3] and mask.get_data_dtype() == np.uint8
         header, source = mask.header, nibabel.load(tmp_path / "a.nii.gz").header
@@ -265,7 +265,7 @@ def test_a_qform_without_handedness_keeps_its_place(learnt: Path, others: Path, 
     assert content[76:80] == np.float32(1).tobytes()
     content[76:80] = bytes(4)  # the standard: 0 stands for 1
     path.write_bytes(content)
-    assert predict([learnt], path, tmp_path / "masks", CPU) == {}
+    assert predict([learnt], path, tmp_path / "masks", CPU).failed == {}
     np.testing.assert_array_equal(nibabel.load(tmp_path / "masks/a.nii.gz").affine, image.header.get_qform())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ MAX_DEPTH = 6
 def cases_in_folder(folder: Path, channels: Sequence[str] | None, readers: Readers) -> Found:
     """Find the cases whose images lie in a folder itself, without its subfolders.
 
-    Files whose names say that they are labels are left out, if there are other images.
+    Labels of other images in the folder are left out: `a_seg` beside `a`, and `label` beside anything else.
 
     Args:
         folder: the slices of a DICOM series, which are one case, or image files.
@@ -32,6 +33,9 @@ def cases_in_folder(folder: Path, channels: Sequence[str] | None, readers: Reade
     """
     every = readers.image_files(folder)
     labels = [file for file in every if is_label(file, folder, readers)]
+    if len(labels) < len(every):  # a word in the name of an image is not enough, where images lie side by side
+        stems = {"", *(readers.stem(file) for file in every)}
+        labels = [file for file in labels if readers.is_label(file) or _stem_of_image(file, readers) in stems]
     files = [file for file in every if file not in labels]
     if readers.reads_folder(folder):
         if files:
@@ -160,6 +164,19 @@ def _only_image(folder: Path, readers: Readers) -> Path | None:
     if readers.reads_folder(folder):
         return None if files else folder
     return files[0] if len(files) == 1 else None
+
+
+def _stem_of_image(label: Path, readers: Readers) -> str | None:
+    """The stem of the image that a label belongs to: `a` for `a_seg` and `a-label`, empty for `label`.
+
+    Returns:
+        None if the last word of the name is none for a label.
+    """
+    words = re.split(r"([_\-. ]+)", readers.stem(label))
+    count = len(words)
+    while words and words[-1].casefold() in LABEL_WORDS:
+        words = words[:-2]
+    return "".join(words) if len(words) < count else None
 
 
 def _mixed(folder: Path, files: Sequence[Path]) -> str:
