@@ -23,7 +23,7 @@ from fusionseg.data.formats.geometry import LPS_TO_RAS
 from fusionseg.utils.errors import UserError
 
 CASES = 3
-FORMATS = [".mha", ".mhd", ".nrrd", ".nhdr", ".hdr", ".npy", "dicom"]
+FORMATS = [".mha", ".nhdr", ".hdr", ".npy", "dicom"]  # one of each reader
 
 
 def convert(nifti: Path, suffix: str) -> Path:

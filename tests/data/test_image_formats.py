@@ -72,7 +72,7 @@ def refused(path: Path) -> VolumeError:
 
 
 @pytest.mark.parametrize("name", ITK_NAMES)
-@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32", "float64", "uint32"])
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float64"])
 def test_a_volume_is_the_one_that_simpleitk_wrote(tmp_path: Path, name: str, dtype: str) -> None:
     compressed = name.lower().endswith(("mha", "mhd", "nrrd", "nhdr"))
     for compress in (False, True) if compressed else (False,):
