@@ -147,6 +147,15 @@ def test_other_data_sets_are_other_rows(tmp_path: Path) -> None:
     assert [row["data set"] for row in by_count] == ["T, 10 cases", "T, 9 cases"]
 
 
+def test_groups_of_labels_are_one_column(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [0.5], data={"root": "/d", "classes": {"liver": [5], "kidneys": [2, 3]}})
+    write_run(tmp_path / "b", [0.5], data={"root": "/d", "classes": {f"vertebra{k}": k for k in range(1, 25)}})
+    first, second = table(compared(tmp_path))
+    assert first["data.classes"] == "liver: [5], kidneys: [2, 3]"
+    assert second["data.classes"].startswith("vertebra1: [1], ") and len(second["data.classes"]) < 80
+    assert [key for key in first if key.startswith("data.")] == ["data.classes"]
+
+
 def test_without_split_json_the_place_tells_data_sets_apart(tmp_path: Path) -> None:
     write_run(tmp_path / "a", [0.5], cases=None)
     write_run(tmp_path / "b", [0.7], cases=None, data={"root": "/elsewhere"}, seed=1)

@@ -20,7 +20,7 @@ from fusionseg.inference.comparison.run_summary import (
 )
 from fusionseg.runs.paths import run_folders
 from fusionseg.runs.records import has_finished
-from fusionseg.utils.errors import UserError
+from fusionseg.utils.errors import UserError, some_of
 
 COST = ("parameters", "steps", "samples_per_s", "memory_gb", "total_s")
 """Metrics of the cost of a run, which are the last columns of the table."""
@@ -94,7 +94,7 @@ class TaskTable:
         forms = (
             lambda data: data.name,
             lambda data: f"{data.name}, {len(data.cases)} cases" if data.cases else data.root,
-            lambda data: f"{data.name}: {', '.join(data.labels)}",
+            lambda data: f"{data.name}: {some_of(data.labels)}",
         )
         distinct = len({row.data.key for row in self.rows})
         for form in forms:

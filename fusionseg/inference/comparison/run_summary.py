@@ -33,6 +33,10 @@ UNKNOWN_START = "started from weights that do not say what they were trained on"
 STOPPED_BY_PLATEAU = "stopped by stop.plateau, so that its last step was chosen by the validation too"
 
 
+_LABEL_GROUPS = tuple(f"data.{key}" for key in ("labels", "classes", "regions", "annotated"))
+_MAX_TEXT = 60
+
+
 @dataclass(frozen=True)
 class DataIdentity:
     """The identity of a run's data set, by content where the run recorded its split."""
@@ -175,6 +179,8 @@ def _data_identity(plain: Mapping[str, Any], split: Mapping[str, Any] | None) ->
         cases = [*split["training"], *split["validation"]]
         digests = frozenset(f"{case['image']} {case.get('label')}" for case in cases)
         labels = tuple(str(name) for _, name in sorted(split["labels"].items(), key=lambda item: int(item[0])))
+        scheme = split.get("label_scheme") or {}
+        labels += tuple(str(region[0]) for region in scheme.get("regions", ()))
         return DataIdentity(" + ".join(map(str, split["datasets"])), digests, labels, root)
     except (KeyError, TypeError, ValueError, AttributeError):
         names = data.get("labels")
@@ -210,12 +216,22 @@ def _configuration_key(config: Mapping[str, Any]) -> str:
 
 
 def _dotted(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of nested mappings with their dotted keys."""
+    """Yield the values of nested mappings with their dotted keys; mappings from names of labels become texts."""
     for key, value in plain.items():
-        if isinstance(value, Mapping):
+        if f"{prefix}{key}" in _LABEL_GROUPS and isinstance(value, Mapping):
+            yield f"{prefix}{key}", _short_text(value)
+        elif isinstance(value, Mapping):
             yield from _dotted(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _short_text(names: Mapping[str, Any]) -> str:
+    """A mapping as text for one cell of a table: a long one is cut, with a hash of the whole."""
+    text = ", ".join(f"{name}: {value}" for name, value in names.items())
+    if len(text) <= _MAX_TEXT:
+        return text
+    return f"{text[:_MAX_TEXT]}... ({hashlib.sha256(text.encode()).hexdigest()[:6]})"
 
 
 def _task(run: Path, plain: Mapping[str, Any]) -> TaskInfo:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from fusionseg.config import DataConfig
 from fusionseg.config.loading import validate_section
+from fusionseg.data.formats.case import Case
+from fusionseg.data.labels.annotation import by_pattern, outputs_of_cases
 from fusionseg.data.labels.reading import ReadLabels, read_labels
 from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.utils.errors import UserError
@@ -181,3 +186,29 @@ def test_keys_that_are_not_used_leave_the_dump_as_it_was() -> None:
     assert not dumped.keys() & {"classes", "regions", "regions_class_order", "ignore", "annotated", "outputs"}
     section = validate_section(DataConfig, {"classes": {"b": 5, "a": ["x", 2]}})
     assert list(section.model_dump(mode="json")["classes"].items()) == [("b", [5]), ("a", ["x", 2])]
+
+
+def test_the_examples_of_the_documentation() -> None:
+    page = (Path(__file__).parents[3] / "docs/data.md").read_text(encoding="utf-8")
+    section = page.split("\n## Labels\n")[1].split("\n## ")[0]
+    names, choice, regions, ignore, annotated = (
+        yaml.safe_load(block)["data"] for block in re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)
+    )
+    (notation,) = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", section, re.DOTALL))
+    chosen = scheme(None, **names, **choice)
+    assert classes(chosen)["kidneys"] == (3, 2) and chosen.names == ("background", "liver", "kidneys", "ribs")
+    stated, configured = scheme(notation["labels"], notation["regions_class_order"]), scheme(None, **regions)
+    assert configured.regions == stated.regions
+    assert scheme(None, **{key: regions[key] for key in ("labels", "regions")}).regions == stated.regions
+    exclusive = re.search(r"`(data\.classes=\{core: tumour_core[^`]*)`", section)
+    assert exclusive is not None
+    override = yaml.safe_load(exclusive[1].split("=")[1])
+    assert scheme(notation["labels"], classes=override).names == ("background", "core", "oedema")
+    assert scheme({"background": 0, "x": 1}, **ignore).ignore == 7
+    label = Path("label.nii.gz")
+    cases = [Case(name, (), label) for name in ("liver_01", "abdomen_01", "other_01")]
+    patterns = validate_section(DataConfig, annotated).annotated
+    assert patterns is not None
+    read_names = read(None, **names)
+    outputs = outputs_of_cases(by_pattern(cases, patterns, []), read_names, "data.annotated", [])
+    assert [case.annotated for case in outputs] == [("liver",), ("spleen", "liver"), None]
