@@ -7,7 +7,7 @@ Codes of errors: missing, unreadable, truncated, corrupt, trailing-data, header,
 channel-shape, channel-affine, label-shape, label-affine, non-finite, constant, label-fraction, label-value, memory,
 crashed, dataset. Codes of warnings: label-affine and channel-affine (slight), label-order and channel-order,
 label-float, empty-foreground, no-annotation, constant-channel, class-absent, small-volume, spacing-outlier,
-orientation, duplicate, qform-sform, pixdim, shear, units, unlabelled, left-out.
+orientation, duplicate, region-order, qform-sform, pixdim, shear, units, unlabelled, left-out.
 """
 
 from __future__ import annotations
@@ -223,6 +223,14 @@ def _problems_between(dataset: Dataset, cases: Sequence[Case], reports: Sequence
                     f"class {ranges(label.values)} {label.name} is in no label file",
                     "check the labels; take the name out if the class does not exist",
                 )
+        for name, other in dataset.scheme.repainted.items() if dataset.scheme.is_regions else ():
+            warn(
+                "",
+                dataset.root,
+                "region-order",
+                f"a mask of class {name} is painted with the value of {other}, which is in other regions",
+                "state other values or another order of the regions (regions_class_order)",
+            )
         for note in unlabelled_cases(dataset.training):
             warn("", dataset.root, "unlabelled", *_message_and_remedy(note))
     return problems

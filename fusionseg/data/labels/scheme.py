@@ -144,6 +144,22 @@ class LabelScheme:
         return np.array([annotated is None or name in annotated for name in self.output_names])
 
     @property
+    def repainted(self) -> dict[str, str]:
+        """Classes whose regions a mask cannot hold: name -> name of the class that the mask has in their place.
+
+        This depends on `region_order`. Values that no class has are not looked at.
+        """
+        painted = self.paint(self.membership)
+        found = {}
+        for index, value in enumerate(painted):
+            if self.unknown([int(value)]):
+                continue
+            other = int(self.to_indices(np.array([value]))[0])
+            if not np.array_equal(self.membership[:, index], self.membership[:, other]):
+                found[self.names[index]] = self.names[other]
+        return found
+
+    @property
     def mapping(self) -> dict[str, Any] | None:
         """The map from file values to class indices in JSON's types; None if it changes no value.
 

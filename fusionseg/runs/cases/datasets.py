@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from fusionseg.config import DataConfig, RunConfig
+from fusionseg.config.data.labels import LABEL_KEYS
 from fusionseg.config.data.splits import ALL, CLASSES, NONE
 from fusionseg.data.formats.channel_names import channel_order, label_order
 from fusionseg.data.formats.dataset import Case, Dataset
@@ -189,6 +190,9 @@ def _data_sections(data: DataConfig) -> list[DataConfig]:
         values = {key: getattr(further, key) for key in type(further).model_fields}
         for key in ("reader", "series", "transforms"):  # null means that of `data`
             values[key] = getattr(data, key) if values[key] is None else values[key]
+        # Each data set has labels of its own; a list that names the values 0, 1, ... may name those of all of them.
+        values |= {key: DataConfig.model_fields[key].default for key in LABEL_KEYS}
+        values["labels"] = data.labels if isinstance(data.labels, tuple) else None
         # Columns belong to the table or the JSON of one data set.
         values |= {"weight": None, "stratify": data.stratify if data.stratify == CLASSES else None}
         sections.append(data.model_copy(update=values))

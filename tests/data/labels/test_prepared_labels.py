@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fusionseg import cli
-from fusionseg.config import CacheConfig, RunConfig
+from fusionseg.config import CacheConfig, RunConfig, validate
 from fusionseg.config.data.labels import LabelSettings
 from fusionseg.data.checks.dataset_check import check_dataset
 from fusionseg.data.formats.dataset import open_dataset
@@ -23,7 +23,7 @@ from fusionseg.data.labels.scheme import IGNORE
 from fusionseg.data.loading.device_cache import DeviceCache
 from fusionseg.data.preprocessing.store import FOREGROUND_PER_CLASS, Store
 from fusionseg.runs.cases.checks import refuse_changed_cases
-from fusionseg.runs.cases.datasets import open_run_datasets
+from fusionseg.runs.cases.datasets import open_datasets, open_run_datasets
 from fusionseg.runs.cases.split import SplitCase, read_split
 from fusionseg.train import main as train
 from fusionseg.utils.errors import UserError
@@ -250,3 +250,12 @@ def test_real_labels(real_data: Path, tmp_path: Path) -> None:
     chosen = open_dataset(source, labels=LabelSettings(classes={"liver": (5,), "kidneys": (2, 3)}))
     report = check_dataset(chosen, workers=1)
     assert not report.errors and [label["voxels"] for label in report.summary["labels"][1:]] == [38634, 7623]
+
+
+def test_a_pretraining_reads_labels_of_any_values_of_each_data_set(gaps: Path, balls: Path, tmp_path: Path) -> None:
+    swin = {"name": "swin_unetr", "feature_size": 12}
+    data = {"root": str(gaps), "patch": [64, 64, 64], "classes": {"ball": ["ball1", 300]}, "ignore": 9}
+    raw = {"model": swin, "pretrain": {}, "output": str(tmp_path), "data": {**data, "also": [{"root": str(balls)}]}}
+    first, second = open_datasets(validate(raw))
+    assert first.dataset.scheme.names == ("background", "ball") and first.dataset.scheme.ignore == 9
+    assert second.dataset.scheme.is_plain and second.dataset.scheme.names == ("background", "ball1", "ball2")

@@ -80,3 +80,9 @@ def test_classes_of_another_data_set_are_matched_by_name_or_by_their_regions() -
     assert match_classes(TUMOUR, LabelScheme(named, regions=apart)) is None
     assert match_classes(TUMOUR, LabelScheme(named, regions=regions[1:])) is None
     assert match_classes(TUMOUR, LabelScheme(named)) is None
+
+
+def test_an_order_of_painting_that_loses_regions_is_found() -> None:
+    assert TUMOUR.repainted == {}
+    turned = LabelScheme(TUMOUR.classes, regions=TUMOUR.regions[::-1])  # the whole tumour is painted over the others
+    assert turned.repainted == {"value 1": "value 2", "value 3": "value 2", "value 4": "value 2"}
