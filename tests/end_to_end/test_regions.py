@@ -234,6 +234,7 @@ def test_a_class_that_a_case_does_not_annotate_has_no_effect(user_folder: Path, 
     assert one["2.weight"].shape[0] == 3  # sigmoid outputs without the background
     vals = [records(run, "val")[-1] for run in runs]
     assert vals[0]["dice_per_class"] == vals[1]["dice_per_class"]
+    assert vals[0]["annotated_per_class"] == {"oedema": 2, "necrosis": 2, "live": 1}
     evaluation = fusionseg.evaluate(runs[0])
     split = json.loads((runs[0] / "split.json").read_text())
     partial = sum(case["name"] in ("case0", "case1") for case in split["validation"])

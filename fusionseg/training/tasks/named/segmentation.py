@@ -73,11 +73,15 @@ class Segmentation(Task):
         Prediction and label are compared on the prepared grid, where both are resampled and cropped. `fusionseg
         evaluate` compares them in the geometry of the files.
         """
+        import numpy as np
+
         from fusionseg.metrics.segmentation import nanmean
         from fusionseg.observability.pictures import overlay
         from fusionseg.training.tasks.segmentation_validation import Validator
 
         validator = Validator(data, self.config, precision, world)
+        total = len(data.validation_cases)
+        counts = np.sum([data.annotated_by(index) for index in data.validation_cases], axis=0).tolist()
 
         def validate(model: nn.Module) -> ValidationResult:
             scores = validator(model)
@@ -86,13 +90,18 @@ class Segmentation(Task):
                 name: {"mean": nanmean(values), "per_class": dict(zip(data.scheme.output_names, values, strict=True))}
                 for name, values in scores.metrics.items()
             }
-            shown = ", ".join(f"{name} {value:.4f}" for name, value in per_class.items())
+            annotated = dict(zip(data.scheme.output_names, counts, strict=True))
+            shown = ", ".join(
+                f"{name} {value:.4f}" + (f" in {annotated[name]} of {total} cases" if annotated[name] < total else "")
+                for name, value in per_class.items()
+            )
             return ValidationResult(
                 score=scores.dice,
                 fields={
                     "dice": scores.dice,
                     "dice_per_class": per_class,
                     "cases": len(scores.cases),
+                    **({"annotated_per_class": annotated} if min(counts) < total else {}),
                     "grid": "prepared",
                     **({"metrics": metrics} if metrics else {}),
                 },
