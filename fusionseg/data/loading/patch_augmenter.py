@@ -21,6 +21,7 @@ from fusionseg.data.loading.intensity.section import ImageLayout
 from fusionseg.data.loading.sampling_plan import Samples
 from fusionseg.data.loading.spatial.geometry import Matrix, patch_to_volume, turned
 from fusionseg.data.loading.spatial.rules import ALL_AXES, SpatialRules
+from fusionseg.data.loading.spatial.slices import warp_slices
 from fusionseg.data.loading.transfer import send
 from fusionseg.observability.ranges import annotate
 
@@ -142,43 +143,76 @@ class PatchAugmenter:
         low = np.clip(np.floor(centre - reach), 0, np.array(mask.shape) - 1).astype(int)
         high = np.clip(np.ceil(centre + reach) + 1, low + 1, mask.shape).astype(int)
         background = self.cache.background(case_index)
-        stack = self.rules.through_plane
-        if stack is not None:
-            # The through-plane axis is not interpolated: its slices are channels of one image of two dimensions.
-            first = int(plan.origin[i, stack])
-            low[stack], high[stack] = max(first, 0), min(first + self.patch[stack], mask.shape[stack])
-            inside = slice(int(low[stack]) - first, int(high[stack]) - first)
-            if inside != slice(0, self.patch[stack]):
-                image.copy_(background.expand_as(image))
-                label.zero_()
-            if plan.flip[i, stack]:
-                inside = slice(self.patch[stack] - inside.stop, self.patch[stack] - inside.start)
-            image, label = image.movedim(stack + 1, 1)[:, inside], label.movedim(stack, 0)[inside]
+        if self.rules.through_plane is not None:
+            self._warp_slices(plan, i, image, label, matrix, low, high)
+            return
         box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-        part, part_label = volume[(slice(None), *box)], mask[box][None]
-        if stack is not None:
-            part, part_label = part.movedim(stack + 1, 1), part_label.movedim(stack + 1, 1)
-            if plan.flip[i, stack]:
-                part, part_label = part.flip(1), part_label.flip(1)
-        # grid_sample gives 0 outside the box; with the background subtracted, 0 is the background. The copies are
-        # contiguous, which the axes of the slices are not.
-        part = part.to(torch.float32, copy=True, memory_format=torch.contiguous_format).sub_(background)
-        plane = [axis for axis in range(3) if axis != stack]
-        size = (high - low)[plane]
-        grid = self._grid(
-            2 / size[:, None] * matrix[np.ix_(plane, plane)], (2 * (centre - low)[plane] + 1) / size - 1, patch[plane]
-        )
+        # grid_sample gives 0 outside the box; with the background subtracted, 0 is the background.
+        part = volume[(slice(None), *box)].to(torch.float32, copy=True).sub_(background)
+        size = high - low
+        grid = self._grid(2 / size[:, None] * matrix, (2 * (centre - low) + 1) / size - 1, patch)
         if plan.elastic[i]:
-            grid += self._displacement(plan, i, patch[plane]) * self._send((2 / size[::-1]).astype(np.float32))
-        image.copy_(_interpolate(part, grid, "bilinear").view(image.shape).add_(background))
+            grid += self._displacement(plan, i, patch) * self._send((2 / size[::-1]).astype(np.float32))
+        image.copy_(_interpolate(part, grid, "bilinear").add_(background))
+        part_label = mask[box]
         if part_label.device.type == "cpu" and not part_label.any():  # on a GPU, the question would wait for it
             label.zero_()
             return
-        part_label = part_label.to(torch.float32, memory_format=torch.contiguous_format)
-        label.copy_(_interpolate(part_label, grid, "nearest").view(label.shape))
+        label.copy_(_interpolate(part_label.float()[None], grid, "nearest")[0])
+
+    def _warp_slices(
+        self,
+        plan: Samples,
+        i: int,
+        image: Tensor,
+        label: Tensor,
+        matrix: Matrix,
+        low: NDArray[np.int64],
+        high: NDArray[np.int64],
+    ) -> None:
+        """Interpolate the patch in the plane of its slices; the through-plane axis is copied.
+
+        Args:
+            plan: the samples.
+            i: index of the sample.
+            image: (C, X, Y, Z), written to.
+            label: (X, Y, Z), written to.
+            matrix: `patch_to_volume`.
+            low: (3,), first voxel of the box that the patch can reach.
+            high: (3,), last voxel of the box plus one.
+        """
+        stack = self.rules.through_plane
+        assert stack is not None
+        case_index = int(plan.case_index[i])
+        volume, mask = self.cache.volume(case_index)
+        background = self.cache.background(case_index)
+        plane, patch = [axis for axis in range(3) if axis != stack], np.array(self.patch)
+        first, slices = int(plan.origin[i, stack]), self.patch[stack]
+        start, stop = max(first, 0), min(first + slices, mask.shape[stack])
+        inside = slice(start - first, stop - first)
+        if stop - start < slices:
+            image.copy_(background.expand_as(image))
+            label.zero_()
+        box = [slice(int(a), int(b)) for a, b in zip(low, high, strict=True)]
+        box[stack] = slice(start, stop)
+        centre = (plan.origin[i] + (patch - 1) / 2 - low)[plane]
+        positions = self._grid(matrix[np.ix_(plane, plane)], centre, patch[plane])
+        if plan.elastic[i]:
+            positions += self._displacement(plan, i, patch[plane])
+        warped, warped_label = warp_slices(
+            volume[(slice(None), *box)].movedim(stack + 1, -1),
+            mask[tuple(box)].movedim(stack, -1),
+            positions[0],
+            background,
+        )
+        if plan.flip[i, stack]:
+            inside = slice(slices - inside.stop, slices - inside.start)
+            warped, warped_label = warped.flip(-1), warped_label.flip(-1)
+        image.movedim(stack + 1, -1)[..., inside] = warped
+        label.movedim(stack, -1)[..., inside] = warped_label
 
     def _grid(self, matrix: Matrix, centre: NDArray[np.float64], patch: NDArray[np.int64]) -> Tensor:
-        """The positions for grid_sample: (1, X, Y, Z, 3), last axis first, centre + matrix @ offset in the patch.
+        """Positions (1, X, Y, Z, 3), as grid_sample takes them: last axis first, centre + matrix @ offset in the patch.
 
         The result is that of `affine_grid`, as a sum of one term for each axis instead of a product of large matrices.
 
@@ -221,18 +255,16 @@ class PatchAugmenter:
 
 
 def _interpolate(volume: Tensor, grid: Tensor, mode: str) -> Tensor:
-    """Interpolate an image at the positions of a grid.
+    """Interpolate a volume at the positions of a grid.
 
     Args:
-        volume: (C, X, Y, Z), or slices (C, slices, X, Y).
-        grid: (1, X, Y, Z, 3), or for slices (1, X, Y, 2), last axis first.
+        volume: (C, ...).
+        grid: (1, X, Y, Z, 3), last axis first.
         mode: "bilinear", which is linear along each axis, or "nearest".
 
     Returns:
-        (C, X, Y, Z), or (C * slices, X, Y).
+        (C, X, Y, Z).
     """
-    if grid.shape[-1] == 2:
-        volume = volume.flatten(0, 1)
     # On a CPU, grid_sample is parallel over the batch only, so the slabs of the patch become a batch.
     parallel = volume.device.type == "cpu" and torch.get_num_threads() > 1
     slabs = next(n for n in (16, 8, 4, 2, 1) if grid.shape[1] % n == 0) if parallel else 1
