@@ -130,6 +130,8 @@ def cases_without_mask(
             kept.append(target.name)
         elif origin is None:
             problems.append(f"  {target}: was not written by fusionseg predict, or was changed since")
+        elif not _is_readable(case):
+            due.append(case)  # the prediction reports the image, and writes nothing
         elif not origin.is_of(case):
             problems.append(f"  {target}: is the mask of another image with the same name")
         elif not skip_existing or origin.predictor != predictor:
@@ -179,6 +181,10 @@ def refuse_same_file(cases: Sequence[Case], output: Path) -> None:
                 f"--output: {output}: the file system does not tell upper from lower case, and the masks of"
                 f" {', '.join(alike)} would replace each other: choose another disk, or rename the images"
             )
+
+
+def _is_readable(case: Case) -> bool:
+    return all(os.access(path, os.R_OK) for path in case.images)
 
 
 def _hash_of_paths(case: Case) -> str:

@@ -109,6 +109,12 @@ def test_a_mask_of_another_image_of_that_name_is_kept(
         assert predict(run, others, output, *options) == 2
         assert f"{output}/a.nii.gz: is the mask of another image with the same name" in capsys.readouterr().err
     assert content(output) == before
+    (others / "a.nii.gz").unlink()
+    (others / "a.nii.gz").symlink_to(tmp_path / "gone")  # an image that cannot be read keeps the mask of its name
+    assert predict(run, others, output) == 1
+    said = capsys.readouterr().err
+    assert "a.nii.gz: cannot be read: there is no such file" in said and "1 of 1 inputs have no mask: a" in said
+    assert content(output) == before
     # The same images in another place, and an image that has changed in its own.
     assert predict(run, images.rename(tmp_path / "moved"), output, "--skip-existing") == 0
     assert content(output) == before
