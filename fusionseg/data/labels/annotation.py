@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from fusionseg.config.data.labels import Outputs
 from fusionseg.data.formats.case import Case
@@ -42,39 +43,43 @@ def by_pattern(cases: Sequence[Case], patterns: Mapping[str, Sequence[str]], pro
     ]
 
 
-def outputs_of_cases(cases: Sequence[Case], labels: ReadLabels, where: str, problems: list[str]) -> list[Case]:
+def outputs_of_cases(
+    cases: Sequence[Case], labels: ReadLabels, source: Path, keyed: Collection[str], problems: list[str]
+) -> list[Case]:
     """Replace the stated names of annotated classes by the outputs of the scheme that follow from them.
 
-    An output is annotated if it is named, or if all labels that it has are. A case that annotates all outputs, or has
-    no label, gets None.
+    An output is annotated if it is named, or if it consists of labels that are named. A region that is named says
+    nothing about the smaller regions within it. A case that annotates all outputs, or has no label, gets None.
 
     Args:
         cases: with the names as the data set or `data.annotated` states them.
         labels: of the data set.
-        where: the JSON file or the key, for the messages.
+        source: the JSON file, for the messages.
+        keyed: names of the cases whose classes `data.annotated` states.
         problems: gets unknown names, and cases that annotate none of the outputs.
     """
-    unknown: dict[str, list[str]] = defaultdict(list)
-    none: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    unknown: dict[tuple[str, str], list[str]] = defaultdict(list)
+    none: dict[tuple[str, tuple[str, ...]], list[str]] = defaultdict(list)
     done = []
     for case in cases:
         if case.annotated is None or case.label is None:
             done.append(replace(case, annotated=None) if case.annotated is not None else case)
             continue
+        where = KEY if case.name in keyed else str(source)
         known = {*labels.values_of, *labels.scheme.output_names}
         for name in case.annotated:
             if name not in known:
-                unknown[name].append(case.name)
+                unknown[where, name].append(case.name)
         found = _outputs(case.annotated, labels)
         if not found and known.issuperset(case.annotated):
-            none[case.annotated].append(case.name)
+            none[where, case.annotated].append(case.name)
         done.append(replace(case, annotated=None if len(found) == len(labels.scheme.output_names) else found))
-    for name, names in unknown.items():
+    for (where, name), names in unknown.items():
         problems.append(
             f"{where}: no class is named {name!r} (annotated by {some_of(names, 3)});"
             f" {suggest(name, [*dict.fromkeys((*labels.scheme.output_names, *list(labels.values_of)[1:]))])}"
         )
-    for stated, names in none.items():
+    for (where, stated), names in none.items():
         problems.append(
             f"{where}: {some_of(names, 3)} annotate {', '.join(stated) or 'nothing'}, and so none of"
             f" {', '.join(labels.scheme.output_names)}; take these cases, or their labels, out"
@@ -110,12 +115,14 @@ def with_outputs(scheme: LabelScheme, cases: Iterable[Case], outputs: Outputs, p
 def _outputs(stated: Sequence[str], labels: ReadLabels) -> tuple[str, ...]:
     """Names of the outputs that are annotated, in the order of the scheme."""
     scheme = labels.scheme
-    values = {value for name in stated for value in labels.values_of.get(name, ())}
+    groups = [set(labels.values_of.get(name, ())) for name in stated]
     found = []
     for name, row in zip(scheme.output_names, scheme.membership, strict=True):
         of_output = {
             value for label, inside in zip(scheme.classes, row, strict=True) if inside for value in label.values
         }
-        if name in stated or of_output <= values:
+        # Who outlines a whole region does not tell its parts apart: only labels inside the output count.
+        within = [group for group in groups if group <= of_output]
+        if name in stated or (within and set.union(*within) == of_output):
             found.append(name)
     return tuple(found)

@@ -46,12 +46,11 @@ def open_labels(
     before = len(problems)
     labelled = any(case.label is not None for case in training)
     labels = read_labels(content, settings, source, problems, labelled=labelled, found_values=found_values)
-    cases = [*training, *testing]
-    if settings.annotated is not None:
-        cases = by_pattern(cases, settings.annotated, problems)
+    listed = [*training, *testing]
+    cases = listed if settings.annotated is None else by_pattern(listed, settings.annotated, problems)
+    keyed = {case.name for case, stated in zip(cases, listed, strict=True) if case is not stated}
     if len(problems) == before:  # the names of classes are known
-        where = str(source) if settings.annotated is None else "data.annotated"
-        cases = outputs_of_cases(cases, labels, where, problems)
+        cases = outputs_of_cases(cases, labels, source, keyed, problems)
     training, testing = cases[: len(training)], cases[len(training) :]
     return with_outputs(labels.scheme, training, settings.outputs, problems), training, testing
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,5 +211,35 @@ def test_the_examples_of_the_documentation() -> None:
     patterns = validate_section(DataConfig, annotated).annotated
     assert patterns is not None
     read_names = read(None, **names)
-    outputs = outputs_of_cases(by_pattern(cases, patterns, []), read_names, "data.annotated", [])
+    outputs = outputs_of_cases(by_pattern(cases, patterns, []), read_names, Path("d.json"), (), [])
     assert [case.annotated for case in outputs] == [("liver",), ("spleen", "liver"), None]
+
+
+@pytest.mark.parametrize(
+    ("stated", "annotated"),
+    [
+        (["whole"], ("whole",)),  # whoever outlines the whole tumour says nothing about its parts
+        (["core"], ("core",)),
+        (["enhancing"], ("enhancing",)),
+        (["value 1", "value 3", "enhancing"], ("core", "enhancing")),
+        (["core", "value 2"], ("whole", "core")),
+        (["whole", "core"], ("whole", "core")),
+        (["whole", "core", "enhancing"], None),
+        (["value 1", "value 2", "value 3", "enhancing"], None),
+    ],
+)
+def test_the_regions_that_a_case_annotates(stated: list[str], annotated: tuple[str, ...] | None) -> None:
+    problems: list[str] = []
+    case = Case("a", (), Path("label.nii.gz"), annotated=tuple(stated))
+    (found,) = outputs_of_cases([case], read(BRATS), Path("d.json"), (), problems)
+    assert found.annotated == annotated and problems == []
+
+
+def test_a_wrong_name_of_an_annotated_class_is_reported_where_it_is_stated() -> None:
+    cases = [Case(name, (), Path("label.nii.gz"), annotated=(f"{name}r",)) for name in ("live", "splee")]
+    problems: list[str] = []
+    outputs_of_cases(
+        [replace(cases[0], annotated=("livr",)), cases[1]], read(MANY), Path("d.json"), ["splee"], problems
+    )
+    assert problems[0].startswith("d.json: no class is named 'livr'")
+    assert problems[1].startswith("data.annotated: no class is named 'spleer'") and "spleen" in problems[1]
