@@ -62,12 +62,14 @@ def _one_image(path: Path, predictor: Callable[[], Predictor]) -> tuple[Path, ..
     Raises:
         UserError: there is no image, or there are several.
     """
+    from fusionseg.data.inputs.found import InputOptions
     from fusionseg.data.inputs.inputs import find_inputs
 
     if not path.is_dir():  # reading the file reports what is wrong with it
         return (path,)
     opened = predictor()
-    cases = find_inputs(path, opened.channels, opened.readers).cases
+    options = InputOptions(missing_channels=opened.missing_channels)
+    cases = find_inputs(path, opened.channels, opened.readers, options).cases
     if len(cases) > 1:
         raise UserError(f"{path}: holds {len(cases)} images (expected one image, or an array); for several, set output")
     return cases[0].images

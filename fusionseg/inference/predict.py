@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fusionseg.data.formats.case import Case
@@ -107,7 +107,8 @@ def predict_files(predictor: Predictor, inputs: Path, output: Path, files: FileO
         WriteError: a mask could not be written, for example on a full disk. The masks that were written stay.
     """
     files, inputs = files or FileOptions(), user_path(str(inputs))
-    found = find_inputs(inputs, predictor.channels, predictor.readers, files.inputs)
+    options = replace(files.inputs, missing_channels=predictor.missing_channels)
+    found = find_inputs(inputs, predictor.channels, predictor.readers, options)
     cases = found.cases
     _refuse_input_folder(found, inputs, output, files.format_name)
     _check_format(cases, files.format_name)

@@ -162,6 +162,11 @@ class Predictor:
             probabilities[(slice(None), *chunk)] = (total / len(self.members)).numpy()
         return probabilities
 
+    @property
+    def missing_channels(self) -> str:
+        """ "zero" if all networks accept cases that lack a channel, as `data.missing_channels` of their runs says."""
+        return "zero" if all(m.config.data.missing_channels == "zero" for m in self.members) else "refuse"
+
     def was_trained_on_last(self) -> bool:
         """Tell whether a network is known to have been trained on the last predicted image, by its content."""
         splits = [member.split for member in self.members if member.split is not None]

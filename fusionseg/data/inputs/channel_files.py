@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fusionseg.data.formats.case import CHANNEL, Case
+from fusionseg.data.formats.case import CHANNEL, Case, ChannelFiles
 from fusionseg.data.formats.readers import Readers
 from fusionseg.data.inputs.found import Found
 from fusionseg.utils.errors import some_of
@@ -15,14 +15,16 @@ from fusionseg.utils.errors import some_of
 _WORD = re.compile(r"[^\W_]+")
 
 
-def numbered_files(files: Sequence[Path], readers: Readers) -> dict[str, dict[int, Path]]:
+def numbered_files(files: Sequence[Path], readers: Readers, *, from_zero: bool = True) -> dict[str, dict[int, Path]]:
     """Group the files NAME_0000, NAME_0001, ... of one folder, as nnU-Net names the channels of a case.
 
-    Numbers that do not start at 0000 count cases, not channels, and are left out.
+    Numbers that do not start at 0000 count cases, not channels, and are left out, unless the first channel may be
+    missing.
 
     Args:
         files: of one folder.
         readers: of the image files.
+        from_zero: leave out numbers that do not start at 0000.
 
     Returns:
         NAME -> number -> file.
@@ -31,7 +33,7 @@ def numbered_files(files: Sequence[Path], readers: Readers) -> dict[str, dict[in
     for file in files:
         if match := CHANNEL.fullmatch(readers.stem(file)):
             groups[match[1], readers.suffix(file).lower()][int(match[2])] = file
-    return {name: numbered for (name, _), numbered in groups.items() if 0 in numbered}
+    return {name: numbered for (name, _), numbered in groups.items() if 0 in numbered or not from_zero}
 
 
 def channel_of(stem: str, channels: Sequence[str]) -> tuple[str, int] | None:
@@ -79,7 +81,15 @@ def named_channels(
     return groups
 
 
-def files_of_case(name: str, folder: Path, files: Sequence[Path], channels: Sequence[str], readers: Readers) -> Found:
+def files_of_case(
+    name: str,
+    folder: Path,
+    files: Sequence[Path],
+    channels: Sequence[str],
+    readers: Readers,
+    *,
+    accept_missing: bool = False,
+) -> Found:
     """Find the image of a case among the files of the case's folder.
 
     One file is the image. Of several files, the channels are recognised by nnU-Net's numbers or by their names; files
@@ -91,7 +101,10 @@ def files_of_case(name: str, folder: Path, files: Sequence[Path], channels: Sequ
         files: the image files of the folder, at least one.
         channels: names of the network's channels.
         readers: of the image files.
+        accept_missing: the case may lack the file of a channel.
     """
+    if accept_missing and len(channels) > 1 and (partial := _partial(files, channels, readers)) is not None:
+        return Found([Case(name, partial, None)], unread=[file for file in files if file not in partial])
     if len(files) == 1:
         return Found([Case(name, (files[0],), None)])
     ways: list[tuple[Path, ...]] = []
@@ -124,7 +137,32 @@ def files_of_case(name: str, folder: Path, files: Sequence[Path], channels: Sequ
     return Found(problems=[f"{folder}: holds {len(files)} images ({listed}), and {wanted}; {remedy}"])
 
 
-def cases_of_files(folder: Path, files: Sequence[Path], channels: Sequence[str] | None, readers: Readers) -> Found:
+def _partial(files: Sequence[Path], channels: Sequence[str], readers: Readers) -> ChannelFiles | None:
+    """The channels of the one case that lacks some; None if the files are not those of such a case."""
+    groups: list[dict[int, Path]] = list(numbered_files(files, readers, from_zero=False).values())
+    for named in named_channels(files, channels, readers).values():
+        if all(len(paths) == 1 for paths in named.values()):
+            groups.append({position: paths[0] for position, paths in named.items()})
+    found = [made for group in groups if (made := _lacking(group, len(channels))) is not None]
+    return found[0] if len(groups) == len(found) == 1 else None
+
+
+def _lacking(group: Mapping[int, Path], count: int) -> ChannelFiles | None:
+    """The files of a case that lacks channels; None if it has all, or others."""
+    if not group or max(group) >= count or len(group) == count:
+        return None
+    missing = [position for position in range(count) if position not in group]
+    return ChannelFiles([group[position] for position in sorted(group)], missing)
+
+
+def cases_of_files(
+    folder: Path,
+    files: Sequence[Path],
+    channels: Sequence[str] | None,
+    readers: Readers,
+    *,
+    accept_missing: bool = False,
+) -> Found:
     """Find the cases of a folder of images: each file is a case, or a channel of one.
 
     Args:
@@ -132,10 +170,16 @@ def cases_of_files(folder: Path, files: Sequence[Path], channels: Sequence[str] 
         files: its image files.
         channels: names of the network's channels; None if they are not known. With one channel, files are never joined.
         readers: of the image files.
+        accept_missing: a case may lack the file of a channel.
     """
     found = Found()
     joined: set[Path] = set()
-    for name, numbered in numbered_files(files, readers).items():
+    accept = accept_missing and channels is not None and len(channels) > 1
+    for name, numbered in numbered_files(files, readers, from_zero=not accept).items():
+        if accept and (partial := _lacking(numbered, len(channels or ()))) is not None:
+            found.cases.append(Case(name, partial, None))
+            joined.update(partial)
+            continue
         if channels is not None and len(channels) == 1 and len(numbered) > 1:
             continue
         lacking = [f"{name}_{number:04d}" for number in range(max(numbered)) if number not in numbered]
@@ -149,7 +193,12 @@ def cases_of_files(folder: Path, files: Sequence[Path], channels: Sequence[str] 
     if channels is not None and len(channels) > 1:
         others = [file for file in files if file not in joined]
         for name, named in named_channels(others, channels, readers).items():
-            if len(named) > 1:  # a single file may hold all channels, whatever its name
+            single = {position: paths[0] for position, paths in named.items() if len(paths) == 1}
+            partial = _lacking(single, len(channels)) if accept and len(single) == len(named) else None
+            if partial is not None:
+                found.cases.append(Case(name or folder.resolve().name, partial, None))
+                joined.update(partial)
+            elif len(named) > 1:  # a single file may hold all channels, whatever its name
                 found.problems += _incomplete(folder, name, named, channels)
                 found.cases.append(
                     Case(name or folder.resolve().name, tuple(f[0] for _, f in sorted(named.items())), None)

@@ -18,7 +18,9 @@ MAX_DEPTH = 6
 """Largest number of folders between the input and an image: hospitals export PATIENT/STUDY/SERIES."""
 
 
-def cases_in_folder(folder: Path, channels: Sequence[str] | None, readers: Readers) -> Found:
+def cases_in_folder(
+    folder: Path, channels: Sequence[str] | None, readers: Readers, *, accept_missing: bool = False
+) -> Found:
     """Find the cases whose images lie in a folder itself, without its subfolders.
 
     Labels of other images in the folder are left out: `a_seg` beside `a`, and `label` beside anything else.
@@ -27,6 +29,7 @@ def cases_in_folder(folder: Path, channels: Sequence[str] | None, readers: Reade
         folder: the slices of a DICOM series, which are one case, or image files.
         channels: names of the network's channels; None if they are not known.
         readers: of the image files.
+        accept_missing: a case may lack the file of a channel.
 
     Returns:
         No case and no problem if there is no image in the folder itself.
@@ -45,12 +48,14 @@ def cases_in_folder(folder: Path, channels: Sequence[str] | None, readers: Reade
         files, labels = labels, []  # images with such names
     if not files:
         return Found()
-    found = cases_of_files(folder, files, channels, readers)
+    found = cases_of_files(folder, files, channels, readers, accept_missing=accept_missing)
     found.unread += [*labels, *other_files(folder, every, readers), *folders_with_images(folder, readers)]
     return found
 
 
-def cases_below_folder(folder: Path, channels: Sequence[str] | None, readers: Readers) -> Found:
+def cases_below_folder(
+    folder: Path, channels: Sequence[str] | None, readers: Readers, *, accept_missing: bool = False
+) -> Found:
     """Find the cases of a folder with a folder for each case: an image, the files of its channels, or DICOM series.
 
     A case is called like its folder, below the input: `PATIENT_STUDY_SERIES` for PATIENT/STUDY/SERIES. The name does
@@ -60,9 +65,10 @@ def cases_below_folder(folder: Path, channels: Sequence[str] | None, readers: Re
         folder: the input.
         channels: names of the network's channels; None if they are not known.
         readers: of the image files.
+        accept_missing: a case may lack the file of a channel.
     """
     found = Found()
-    _search(folder, (), channels or ("image",), readers, found, {folder.resolve()})
+    _search(folder, (), channels or ("image",), readers, found, {folder.resolve()}, accept_missing=accept_missing)
     return found
 
 
@@ -96,7 +102,14 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def _search(
-    folder: Path, parts: tuple[str, ...], channels: Sequence[str], readers: Readers, found: Found, seen: set[Path]
+    folder: Path,
+    parts: tuple[str, ...],
+    channels: Sequence[str],
+    readers: Readers,
+    found: Found,
+    seen: set[Path],
+    *,
+    accept_missing: bool,
 ) -> None:
     """Add the cases of the subfolders of a folder to those that were found.
 
@@ -125,7 +138,7 @@ def _search(
             else:
                 found.cases.append(Case(name, (child,), None))
         elif files:
-            of_case = files_of_case(name, child, files, channels, readers)
+            of_case = files_of_case(name, child, files, channels, readers, accept_missing=accept_missing)
             found.cases += of_case.cases
             found.problems += of_case.problems
             others = other_files(child, [*files, *labels], readers)
@@ -135,7 +148,8 @@ def _search(
         elif (images := _channel_folders(inner, channels, readers)) is not None:
             found.cases.append(Case(name, images, None))
         elif inner and len(parts) < MAX_DEPTH:
-            _search(child, (*parts, child.name), channels, readers, found, {*seen, place})
+            seen_here = {*seen, place}
+            _search(child, (*parts, child.name), channels, readers, found, seen_here, accept_missing=accept_missing)
         elif (kind := kind_without_volume(child)) is not None:  # exports have such folders beside the series
             found.without_volume[child] = kind
         else:

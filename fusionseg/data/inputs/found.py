@@ -16,6 +16,8 @@ class InputOptions:
     """`test`, `training` or `all` cases of a data set; None means the test cases, or all if there are none."""
     base_dir: str | None = None
     """The folder at which the relative paths of a list start; None is that which the list states, or its own."""
+    missing_channels: str = "refuse"
+    """"zero" accepts cases that lack the file of a channel (`data.missing_channels` of the run)."""
 
 
 @dataclass(frozen=True)

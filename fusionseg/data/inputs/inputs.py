@@ -6,10 +6,11 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fusionseg.data.formats.case import Case
-from fusionseg.data.formats.missing_files import capped
+from fusionseg.data.formats.missing_files import capped, missing_notes
 from fusionseg.data.formats.readers import Readers
 from fusionseg.data.inputs.folders import cases_below_folder, cases_in_folder
 from fusionseg.data.inputs.found import Found, InputOptions, Inputs
@@ -58,12 +59,14 @@ def find_inputs(
             f"{path}: no such file or folder; give an image file ({readers.expected}), a folder of them, a folder for"
             " each case, or a datalist JSON"
         )
-    found = cases_in_folder(path, channels, readers)
+    accept = options.missing_channels == "zero"
+    found = cases_in_folder(path, channels, readers, accept_missing=accept)
     searched = None
     if not (found.cases or found.problems):
         _refuse_folder_of_folders(path, readers)
-        found, searched = cases_below_folder(path, channels, readers), path
-    return _checked(path, found, searched, readers)
+        found, searched = cases_below_folder(path, channels, readers, accept_missing=accept), path
+    inputs = _checked(path, found, searched, readers)
+    return replace(inputs, notes=(*inputs.notes, *missing_notes(path, inputs.cases, channels or ())))
 
 
 def _dataset_of(path: Path, readers: Readers) -> Path | None:

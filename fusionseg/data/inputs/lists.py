@@ -62,7 +62,14 @@ def cases_of_list(source: Path, channels: Sequence[str] | None, readers: Readers
     Raises:
         UserError: the data set has faults, other channels than the network, or no such cases.
     """
-    dataset = open_dataset(source, images_only=True, require_files=False, readers=readers, base_dir=options.base_dir)
+    dataset = open_dataset(
+        source,
+        images_only=True,
+        require_files=False,
+        readers=readers,
+        base_dir=options.base_dir,
+        missing_channels=options.missing_channels,
+    )
     by_name = {"test": dataset.testing, "training": dataset.training, "all": dataset.training + dataset.testing}
     chosen = options.cases or ("test" if dataset.testing else "all")
     cases = by_name[chosen]

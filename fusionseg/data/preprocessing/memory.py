@@ -21,8 +21,9 @@ from fusionseg.data.formats.problems import CaseError, Problem
 from fusionseg.data.formats.readers import Readers
 from fusionseg.utils.machine import available_memory_bytes, resident_bytes
 
-SLACK_BYTES = 96e6
-"""Memory besides the arrays: blocks of an interpolation, and freed memory that the allocator keeps."""
+SLACK_BYTES = 180e6
+"""Memory besides the arrays: parts of libraries that are loaded when they are used, blocks of an interpolation, and
+freed memory that the allocator keeps."""
 _DEFLATE_RATIO = 1032
 """Largest ratio at which gzip compresses."""
 _MOST_BYTES_PER_VOXEL = 80.0

@@ -12,7 +12,7 @@ from fusionseg.data.formats.case import Case
 from fusionseg.data.preprocessing.memory import MemoryLimit, MemoryNeeded, note_own_bytes
 from fusionseg.data.preprocessing.record import PreparedCase
 from fusionseg.utils.machine import available_cpus, available_memory_bytes
-from fusionseg.utils.parallel import map_cases, start_server, stop_server
+from fusionseg.utils.parallel import map_cases
 
 USABLE = 0.9
 """Share of the free memory that all workers together may take."""
@@ -57,16 +57,6 @@ def prepare_cases(
             initializer=_start,
             modules=modules,
         )
-
-
-def start_early(data: DataConfig) -> None:
-    """Start the server of the workers, whose imports take as long as those of this program, at the same time.
-
-    Args:
-        data: the section `data`.
-    """
-    if (data.workers or available_cpus()) > 1:
-        start_server(worker_modules(data))
 
 
 def worker_modules(data: DataConfig) -> list[str]:
