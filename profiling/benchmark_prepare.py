@@ -3,8 +3,9 @@
     python profiling/benchmark_prepare.py DATA [--spacing 1 1 1] [--clip -1000 600] [--crop -500] [--rounds 3]
 
 All read the same files, turn them to RAS, resample, crop, normalise and write arrays, with the same number of
-processes, each program started anew and alternately. Two times are taken: from the start of the program to its end, and
-of the work alone, with the libraries imported and before the worker processes are started.
+processes, each program started anew and alternately. Three times are taken: from the start of the program to its end;
+of the work alone, with the libraries imported and before the worker processes are started; and the CPU time of the
+whole program, which other programs on the machine hardly change. `--workers 1` leaves the start of workers out.
 
 - *fusionseg*: `prepare`, with its checks, hashes, digests and foreground index; each file is forced to disk.
 - *monai*: LoadImaged, EnsureChannelFirstd, Orientationd, Spacingd, CropForegroundd, ScaleIntensityRanged or
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -224,17 +226,21 @@ def largest_difference(folder: Path) -> float:
     return largest
 
 
-def measure(arguments: list[str], recipe: str, folder: Path) -> tuple[float, float]:
-    """Run a recipe in a process of its own; return the seconds of the whole program and of the work alone."""
+def measure(arguments: list[str], recipe: str, folder: Path) -> tuple[float, float, float]:
+    """Run a recipe in a process of its own; return the seconds of the whole program, of the work alone, and of CPU."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
     command = [sys.executable, __file__, *arguments, "--recipe", recipe, "--output", str(folder / recipe)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return time.perf_counter() - began, float(json.loads(done.stdout.splitlines()[-1]))
+    seconds = time.perf_counter() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return seconds, float(json.loads(done.stdout.splitlines()[-1])), cpu_s
 
 
 def compare(arguments: list[str], recipes: list[str], rounds: int, cases: int) -> None:
     """Measure the recipes alternately, and print a table."""
-    times: dict[str, list[tuple[float, float]]] = {recipe: [] for recipe in recipes}
+    times: dict[str, list[tuple[float, float, float]]] = {recipe: [] for recipe in recipes}
     for number in range(rounds):
         with tempfile.TemporaryDirectory() as name:
             for recipe in recipes[number % len(recipes) :] + recipes[: number % len(recipes)]:
@@ -244,10 +250,11 @@ def compare(arguments: list[str], recipes: list[str], rounds: int, cases: int) -
                 if difference > TOLERANCE:
                     raise UserError(f"fusionseg and MONAI give different images (by {difference:.2g} of the range)")
                 print(f"equal labels; images equal to {difference:.1g} of their range\n")
-    print("| recipe | cases/s, whole program | ratio | cases/s, work alone | ratio |\n|---|---|---|---|---|")
+    print("| recipe | cases/s, whole program | ratio | cases/s, work alone | ratio | cases/CPU s | ratio |")
+    print("|---|---|---|---|---|---|---|")
     for recipe in recipes:
         cells = []
-        for part in (0, 1):
+        for part in (0, 1, 2):
             rate = cases / statistics.median(pair[part] for pair in times[recipe])
             ratios = [other[part] / own[part] for own, other in zip(times["fusionseg"], times[recipe], strict=True)]
             cells += [f"{rate:.2f}", f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"]

@@ -15,6 +15,8 @@ from fusionseg.data.labels.scheme import LabelScheme, ranges
 CHUNK = 1 << 20
 """Number of voxels that are counted at once."""
 HISTOGRAM_CHUNK = 1 << 16
+FEW_VALUES = 16
+"""Values below this are counted one by one, which is faster for few of them."""
 MAX_LISTED_VALUES = 10
 
 
@@ -74,8 +76,15 @@ def histogram(values: NDArray[np.uint8]) -> NDArray[np.int64]:
     """
     flat = values.ravel(order="K")
     counts = np.zeros(256, np.int64)
-    for start in range(0, flat.size, HISTOGRAM_CHUNK):  # np.bincount makes a copy of eight bytes a value
-        counts += np.bincount(flat[start : start + HISTOGRAM_CHUNK], minlength=256)
+    highest = int(flat.max(initial=0))
+    for start in range(0, flat.size, HISTOGRAM_CHUNK):
+        chunk = flat[start : start + HISTOGRAM_CHUNK]
+        if highest < FEW_VALUES:
+            for value in range(1, highest + 1):
+                counts[value] += np.count_nonzero(chunk == value)
+        else:  # np.bincount makes a copy of eight bytes a value
+            counts += np.bincount(chunk, minlength=256)
+    counts[0] += flat.size - counts.sum()
     return counts
 
 
