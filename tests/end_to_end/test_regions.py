@@ -28,6 +28,7 @@ from end_to_end.runs import (
 )
 from fusionseg import cli
 from fusionseg.config import RunConfig, dump_config, validate
+from fusionseg.training.dry_run import describe
 from fusionseg.training.start import train
 from fusionseg.utils.errors import UserError
 
@@ -110,6 +111,7 @@ def test_two_ranks_train_regions_and_resume_exactly(program: Program, config_fil
     for rank in start(program, config_file, broken):
         rank.wait().expect(0)
     assert_same_run(trained, broken)
+    assert "regions whole, core, live (sigmoid)" in describe(fusionseg.load_config(config_file, {"name": "new"}))
     _, last = records(trained, "val")
     assert tuple(last["dice_per_class"]) == tuple(last["metrics"]["iou"]["per_class"]) == NAMES
     assert last["dice"] > 0.5 and last["dice"] == pytest.approx(np.mean(list(last["dice_per_class"].values())))

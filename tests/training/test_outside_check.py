@@ -244,3 +244,15 @@ def test_a_changed_source_is_a_warning_and_no_other_configuration(own: Path) -> 
     other = config(model={"name": "own:Net", "args": {"extra": 1}})
     with pytest.raises(UserError, match=r"model\.args\.extra|model\.args"):
         refuse_other_config(own, before.to_dict(), other)
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_a_loss_without_a_mask_is_refused_where_voxels_are_not_annotated(partial: bool) -> None:
+    scheme = LabelScheme(THREE_CLASSES.classes, None if partial else 9, sigmoid=partial)
+    chosen = config(loss={"name": "monai.losses:DiceLoss"}, metrics=["own:one_value"] if partial else [])
+    with pytest.raises(UserError) as caught:
+        check_outside_parts(chosen, CPU, in_channels=2, scheme=scheme, partial=partial)
+    (problem,) = caught.value.problems  # a metric of a sigmoid output gives one value
+    assert problem.startswith("loss.name: monai.losses:DiceLoss takes no mask, and voxels of this data set are")
+    built_in = config(loss={"name": "dice_focal"}, metrics=["iou"])
+    check_outside_parts(built_in, CPU, in_channels=2, scheme=scheme, partial=partial)
