@@ -134,7 +134,7 @@ def cases_without_mask(
             due.append(case)  # the prediction reports the image, and writes nothing
         elif not origin.is_of(case):
             problems.append(f"  {target}: is the mask of another image with the same name")
-        elif not skip_existing or origin.predictor != predictor:
+        elif not skip_existing or origin.predictor != predictor or not os.path.exists(target):
             due.append(case)
     if problems:
         more = [f"  ... and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []

@@ -11,6 +11,7 @@ from pathlib import Path
 from fusionseg.data.formats.case import Case
 from fusionseg.data.formats.image_file import VolumeError
 from fusionseg.data.formats.problems import CaseError
+from fusionseg.data.formats.readers import Readers
 from fusionseg.data.inputs.inputs import InputOptions, Inputs, find_inputs
 from fusionseg.inference.dataset_folders import refuse_dataset_folder
 from fusionseg.inference.mask_formats.choice import CHOICES, choose_format
@@ -111,7 +112,7 @@ def predict_files(predictor: Predictor, inputs: Path, output: Path, files: FileO
     found = find_inputs(inputs, predictor.channels, predictor.readers, options)
     cases = found.cases
     _refuse_input_folder(found, inputs, output, files.format_name)
-    _check_format(cases, files.format_name)
+    _check_format(cases, files.format_name, predictor.readers)
     made_by = predictor_hash(predictor)
     due = cases_without_mask(cases, output, made_by, format_name=files.format_name, skip_existing=files.skip_existing)
     if due:
@@ -191,7 +192,7 @@ def _predict_case(
     mask_format.write(mask, mask_path(output, case, mask_format), lambda digest: str(origin_of(case, made_by, digest)))
 
 
-def _check_format(cases: Sequence[Case], format_name: str) -> None:
+def _check_format(cases: Sequence[Case], format_name: str, readers: Readers) -> None:
     """Refuse a format of masks that does not suit the images, or whose packages are not installed.
 
     Images that cannot be read are no fault of the format, and are reported when they are predicted.
@@ -202,7 +203,7 @@ def _check_format(cases: Sequence[Case], format_name: str) -> None:
     problems = []
     for case in cases:
         try:
-            choose_format(format_name, case.images[0]).check(case.images[0])
+            choose_format(format_name, case.images[0]).check(case.images[0], readers)
         except VolumeError as error:
             if error.code == "package":
                 raise UserError(f"--format {format_name}: {error}") from error

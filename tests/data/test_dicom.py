@@ -358,3 +358,17 @@ def test_a_dicom_segmentation_is_a_label_on_the_grid_of_its_image(tmp_path: Path
         read_label(tmp_path / "seg.dcm", Grid(SHAPE, shifted), LabelScheme.of_names("012"))
     write_segmentation(tmp_path / "overlap.dcm", tmp_path / "image", [label == 1, label > 0])
     assert "overlap" in refused(tmp_path / "overlap.dcm").message
+
+
+def test_pixels_that_are_fractions_stay_fractions(tmp_path: Path) -> None:
+    """As in parametric maps: nothing is rounded to integers."""
+    values = np.random.default_rng(0).random((5, 4, 3)).astype(np.float32)
+
+    def fractions(one: Any, index: int) -> None:
+        del one.PixelData
+        one.FloatPixelData = np.ascontiguousarray(values[:, :, index].T).tobytes()
+        one.BitsAllocated, one.RescaleIntercept = 32, "0"
+
+    write_series(tmp_path / "map", np.zeros(values.shape, np.int16), change=fractions)
+    found = Readers().read(tmp_path / "map").voxels
+    assert found.dtype == np.float32 and np.array_equal(found, values)

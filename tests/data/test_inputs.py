@@ -188,18 +188,25 @@ def series(folder: Path, slices: int = 3, **options: Any) -> None:
     write_series(folder, np.zeros((4, 5, slices), np.int16), **options)
 
 
-def test_dicom_as_hospitals_export_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["", ".dcm"])
+def test_dicom_as_hospitals_export_it(tmp_path: Path, suffix: str) -> None:
     """PATIENT/STUDY/SERIES, with scouts, segmentations and reports beside the volumes, and files of viewers."""
-    export = tmp_path / "export"
+
+    def scout(one: Any, _: int) -> None:
+        one.ImageType = ["ORIGINAL", "LOCALIZER"]
+
+    export, named = tmp_path / "export", {"name": lambda index: f"IM{index}{suffix}"}
     for place in ("1001/S1/CT", "1001/S1/PET", "1002/S9/3"):
-        series(export / place)
-    series(export / "1001/S1/scout", 1, change=lambda one, _: setattr(one, "ImageType", ["ORIGINAL", "LOCALIZER"]))
+        series(export / place, **named)
+    series(
+        export / "1001/S1/scout", 1, **named, change=lambda one, _: setattr(one, "ImageType", ["ORIGINAL", "LOCALIZER"])
+    )
 
     def report(one: Any, _: int) -> None:
         one.Modality = "SR"
         del one.Rows, one.PixelData
 
-    series(export / "1002/S9/sr", 1, change=report)
+    series(export / "1002/S9/sr", 1, **named, change=report)
     touch(export / "DICOMDIR", export / "1002/viewer/run.exe")
     found = find_inputs(export, CT)
     assert images(found, export) == {
@@ -244,6 +251,10 @@ def test_labels_beside_the_images_are_no_inputs(tmp_path: Path) -> None:
     touch(*(tmp_path / f"site/{n}.nii" for n in ("label_03", "mask.study", "b", "b-label_seg", "gt")))
     assert list(images(find_inputs(tmp_path / "site", CT), tmp_path)) == ["b", "label_03", "mask.study"]
     shutil.rmtree(tmp_path / "site")
+    touch(*(tmp_path / f"brats/p_{n}.nii" for n in ("t1", "flair", "seg")), tmp_path / "brats/q_0000.nii")
+    touch(tmp_path / "brats/q_0001.nii", tmp_path / "brats/q_seg.nii")
+    assert list(images(find_inputs(tmp_path / "brats", MR), tmp_path)) == ["p", "q"]
+    shutil.rmtree(tmp_path / "brats")
     touch(tmp_path / "p3/seg.1.nii.gz", tmp_path / "p3/seg.2.nii.gz")  # nothing else is there
     assert len(find_inputs(tmp_path / "p3", CT).cases) == 2
     touch(tmp_path / "p4/x_mask.nii.gz")

@@ -171,21 +171,49 @@ def without(series: Path, name: str) -> None:
 
 def test_images_that_have_no_dicom_seg(series: Path, image: Path) -> None:
     with pytest.raises(VolumeError, match=r"is no DICOM series, .*; choose --format nifti"):
-        FORMATS["dicom-seg"].check(image)
-    FORMATS["dicom-seg"].check(series)
+        FORMATS["dicom-seg"].check(image, Readers())
+    FORMATS["dicom-seg"].check(series, Readers())
+    first = next(series.iterdir())
+    dataset = pydicom.dcmread(first)
+    dataset.FrameOfReferenceUID += "1"
+    dataset.save_as(first)
+    with pytest.raises(VolumeError, match="have several values of FrameOfReferenceUID"):
+        FORMATS["dicom-seg"].check(series, Readers())
     without(series, "FrameOfReferenceUID")
     with pytest.raises(VolumeError, match="lack FrameOfReferenceUID"):
-        FORMATS["dicom-seg"].check(series)
+        FORMATS["dicom-seg"].check(series, Readers())
+
+
+def test_a_series_of_which_highdicom_makes_nothing(series: Path, tmp_path: Path) -> None:
+    for path in series.iterdir():
+        dataset = pydicom.dcmread(path)
+        with pytest.warns(UserWarning, match="Invalid value for VR DA"):
+            dataset.PatientBirthDate = "unknown"
+        dataset.save_as(path)
+    with pytest.raises(VolumeError, match="no DICOM-SEG can be made of its slices"):
+        write("dicom-seg", series, tmp_path / "masks", values())
+    assert not (tmp_path / "masks").exists()
+
+
+def test_the_chosen_one_of_two_series(series: Path, tmp_path: Path) -> None:
+    write_series(series, np.zeros((4, 4, 3), np.int16), name=lambda index: f"b{index}", description="venous")
+    target, readers = tmp_path / "case.dcm", Readers(series="Thorax")
+    FORMATS["dicom-seg"].check(series, readers)
+    FORMATS["dicom-seg"].write(Mask(values(), {1: "a", 3: "b"}, series, readers), target, str)
+    found = pydicom.dcmread(target)
+    assert len(found.ReferencedSeriesSequence[0].ReferencedInstanceSequence) == SHAPE[2]
 
 
 @pytest.mark.parametrize(
     ("image", "suffix"),
     [
         ("a.nii.gz", ".nii.gz"), ("a.HDR", ".nii.gz"), ("a.nrrd", ".seg.nrrd"), ("a.nhdr", ".seg.nrrd"),
-        ("a.MHA", ".mha"), ("a.mhd", ".mha"), ("a.npy", ".npy"), ("a.dcm", ".dcm"), (".", ".dcm"), ("a.own", ".nii.gz"),
+        ("a.MHA", ".mha"), ("a.mhd", ".mha"), ("a.npy", ".npy"), ("a.dcm", ".dcm"), ("series", ".dcm"), (".", ".dcm"),
+        ("empty", ".nii.gz"), ("a.own", ".nii.gz"),
     ],
 )  # fmt: skip
-def test_the_format_of_the_input(tmp_path: Path, image: str, suffix: str) -> None:
+def test_the_format_of_the_input(series: Path, tmp_path: Path, image: str, suffix: str) -> None:
+    (tmp_path / "empty").mkdir()  # as the folder of a reader of the user's own
     assert choose_format("input", tmp_path / image).suffix == suffix
     assert choose_format("mha", tmp_path / image).suffix == ".mha"
 
@@ -244,7 +272,9 @@ def test_an_array_that_was_not_written_to_the_end(image: Path, tmp_path: Path) -
     """The JSON file of a mask is there and the array is not, as after a kill: it is written again. Others are kept."""
     case = Case("case", (image,), None)
     write("npy", image, tmp_path, values()).unlink()
-    assert cases_without_mask([case], tmp_path, "m" * 14, format_name="npy", skip_existing=False) == [case]
+    for skip_existing in (False, True):
+        due = cases_without_mask([case], tmp_path, "m" * 14, format_name="npy", skip_existing=skip_existing)
+        assert due == [case]
     (tmp_path / "case.json").write_text('{"affine": []}')
     with pytest.raises(UserError, match=r"case.npy: was not written by fusionseg predict"):
         cases_without_mask([case], tmp_path, "m" * 14, format_name="npy", skip_existing=False)

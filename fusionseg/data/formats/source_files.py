@@ -16,4 +16,7 @@ def files_of(path: Path) -> list[Path]:
     Returns:
         Existing files; the path itself if it is no format that fusionseg reads itself.
     """
-    return Readers().files(path)
+    found = Readers().files(path)
+    if found == [path] and path.is_dir():  # of a reader of the user's own
+        return sorted(file for file in path.rglob("*") if file.is_file()) or [path]
+    return found

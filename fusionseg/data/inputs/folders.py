@@ -6,11 +6,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from fusionseg.data.formats.case import Case
+from fusionseg.data.formats.case import CHANNEL, Case
 from fusionseg.data.formats.dicom.folder import kind_without_volume
 from fusionseg.data.formats.layouts.folders import LABEL_WORDS, is_folder_layout, is_label
 from fusionseg.data.formats.readers import Readers
-from fusionseg.data.inputs.channel_files import cases_of_files, files_of_case, named_channels
+from fusionseg.data.inputs.channel_files import cases_of_files, channel_of, files_of_case, named_channels
 from fusionseg.data.inputs.found import Found
 from fusionseg.utils.errors import some_of
 
@@ -38,6 +38,8 @@ def cases_in_folder(
     labels = [file for file in every if is_label(file, folder, readers)]
     if len(labels) < len(every):  # a word in the name of an image is not enough, where images lie side by side
         stems = {"", *(readers.stem(file) for file in every)}
+        stems |= {match[1] for stem in stems if (match := CHANNEL.fullmatch(stem))}
+        stems |= {named[0] for stem in stems if (named := channel_of(stem, channels or ())) is not None}
         labels = [file for file in labels if readers.is_label(file) or _stem_of_image(file, readers) in stems]
     files = [file for file in every if file not in labels]
     if readers.reads_folder(folder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fusionseg.data.formats.dicom.folder import holds_dicom
 from fusionseg.inference.mask_formats.dicom_seg import DicomSegMasks
 from fusionseg.inference.mask_formats.mask import MaskFormat
 from fusionseg.inference.mask_formats.metaimage import MetaImageMasks
@@ -33,4 +34,6 @@ def choose_format(name: str, image: Path) -> MaskFormat:
     """
     if name != INPUT:
         return FORMATS[name]
-    return FORMATS["dicom-seg" if image.is_dir() else _OF_IMAGES.get(image.suffix.lower(), "nifti")]
+    if image.is_dir():
+        return FORMATS["dicom-seg" if holds_dicom(image) else "nifti"]
+    return FORMATS[_OF_IMAGES.get(image.suffix.lower(), "nifti")]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fusionseg.data.formats.dicom.folder import slice_files
 from fusionseg.data.formats.geometry import LPS_TO_RAS
 from fusionseg.data.formats.image_file import VolumeError
+from fusionseg.data.formats.readers import Readers
 from fusionseg.data.formats.readers.packages import optional_package
 from fusionseg.inference.mask_formats.mask import Mask, OriginText, StoredMask, short_hash
 from fusionseg.utils.files import whole_file
@@ -21,6 +22,7 @@ from fusionseg.utils.version import __version__
 
 _REQUIRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 """Attributes of the slices without which a segmentation cannot refer to them. Their values cannot be made up."""
+_ONE_VALUE = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 _MAY_BE_EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
     *("StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName"),
@@ -40,7 +42,7 @@ class DicomSegMasks:
 
     suffix = ".dcm"
 
-    def check(self, image: Path) -> None:
+    def check(self, image: Path, readers: Readers) -> None:
         """Accept a DICOM series with one file for each slice, whose slices can be referred to."""
         pydicom = optional_package("pydicom")
         optional_package("highdicom")
@@ -48,15 +50,20 @@ class DicomSegMasks:
             raise VolumeError(
                 "format", "is no DICOM series, and a DICOM-SEG refers to the slices of one", _OTHER_FORMAT
             )
-        files = slice_files(image)
-        first = pydicom.dcmread(files[0], stop_before_pixels=True)
-        if len(files) == 1 and int(first.get("NumberOfFrames", 1)) > 1:
+        tags = [*_REQUIRED, "NumberOfFrames"]
+        files = slice_files(image, readers.series)
+        slices = [pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags) for file in files]
+        if len(slices) == 1 and int(slices[0].get("NumberOfFrames") or 1) > 1:
             raise VolumeError(
                 "format", "is a multi-frame file, for which no DICOM-SEG can be written here", _OTHER_FORMAT
             )
-        if missing := [name for name in _REQUIRED if not first.get(name)]:
+        if missing := [name for name in _REQUIRED if not all(one.get(name) for one in slices)]:
             raise VolumeError(
                 "format", f"its slices lack {', '.join(missing)}, which a DICOM-SEG refers to", _OTHER_FORMAT
+            )
+        if several := [name for name in _ONE_VALUE if len({one.get(name) for one in slices}) > 1]:
+            raise VolumeError(
+                "format", f"its slices have several values of {', '.join(several)}, and a DICOM-SEG one", _OTHER_FORMAT
             )
 
     def files(self, target: Path) -> list[Path]:
@@ -64,18 +71,19 @@ class DicomSegMasks:
 
     def write(self, mask: Mask, target: Path, origin: OriginText) -> None:
         optional_package("highdicom")
-        slices = _read_slices(mask.image)
+        slices = _read_slices(mask.image, mask.readers)
         frames = _frames(mask, slices)
-        with (
-            warnings.catch_warnings()
-        ):  # of highdicom, about names of patients that are not as the standard writes them
-            warnings.simplefilter("ignore")
-            segmentation = _segmentation(slices, frames, mask.foreground)
-        if not all(name.isascii() for name in mask.names.values()):
-            segmentation.SpecificCharacterSet = "ISO_IR 192"  # UTF-8
-        segmentation.SoftwareVersions = _as_versions(origin(_digest(segmentation)))
         content = io.BytesIO()  # pydicom hides the reason of a failed write in a long text
-        segmentation.save_as(content)
+        try:
+            with warnings.catch_warnings():  # highdicom warns about the names of patients
+                warnings.simplefilter("ignore")
+                segmentation = _segmentation(slices, frames, mask.foreground)
+            if not all(name.isascii() for name in mask.names.values()):
+                segmentation.SpecificCharacterSet = "ISO_IR 192"  # UTF-8
+            segmentation.SoftwareVersions = _as_versions(origin(_digest(segmentation)))
+            segmentation.save_as(content)
+        except (ValueError, AttributeError, TypeError, KeyError) as error:  # of highdicom, about odd source slices
+            raise VolumeError("format", f"no DICOM-SEG can be made of its slices ({error})", _OTHER_FORMAT) from error
         with whole_file(target) as temporary:
             temporary.write_bytes(content.getbuffer())
 
@@ -90,10 +98,10 @@ class DicomSegMasks:
             raise VolumeError("unreadable", f"cannot be read as DICOM-SEG ({error})", "move it away") from error
 
 
-def _read_slices(folder: Path) -> list[Any]:
+def _read_slices(folder: Path, readers: Readers) -> list[Any]:
     """Read the headers of the slices of a series, with empty values for attributes that may be empty."""
     pydicom = optional_package("pydicom")
-    slices = [pydicom.dcmread(file, stop_before_pixels=True) for file in slice_files(folder)]
+    slices = [pydicom.dcmread(file, stop_before_pixels=True) for file in slice_files(folder, readers.series)]
     for dataset in slices:
         for name in _MAY_BE_EMPTY:
             if name not in dataset:

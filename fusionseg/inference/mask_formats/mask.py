@@ -65,14 +65,16 @@ class MaskFormat(Protocol):
     suffix: str
     """End of the file names."""
 
-    def check(self, image: Path) -> None:
+    def check(self, image: Path, readers: Readers) -> None:
         """Refuse an image for which no mask of this format can be written.
 
         Args:
             image: the (first) file of the image, or the folder of its DICOM series.
+            readers: of the image files.
 
         Raises:
-            VolumeError: with the reason.
+            VolumeError: with the reason; its code is "package" for a package that is not installed, and "format" if the
+                format does not suit the image.
         """
 
     def files(self, target: Path) -> list[Path]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from fusionseg.data.formats.geometry import LPS_TO_RAS, voxel_sizes
 from fusionseg.data.formats.image_file import VolumeError
+from fusionseg.data.formats.readers import Readers
 from fusionseg.data.formats.readers.packages import optional_package
 from fusionseg.inference.mask_formats.mask import (
     Mask,
@@ -27,8 +28,9 @@ class MetaImageMasks:
 
     suffix = ".mha"
 
-    def check(self, image: Path) -> None:
-        """Accept every image."""
+    def check(self, image: Path, readers: Readers) -> None:
+        """Accept every image, if the package is installed."""
+        optional_package("SimpleITK")
 
     def files(self, target: Path) -> list[Path]:
         return [target]

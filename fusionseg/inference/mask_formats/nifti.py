@@ -25,7 +25,7 @@ class NiftiMasks:
 
     suffix = ".nii.gz"
 
-    def check(self, image: Path) -> None:
+    def check(self, image: Path, readers: Readers) -> None:
         """Accept every image."""
 
     def files(self, target: Path) -> list[Path]:

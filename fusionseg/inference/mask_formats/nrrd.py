@@ -7,6 +7,7 @@ import unicodedata
 from pathlib import Path
 
 from fusionseg.data.formats.geometry import LPS_TO_RAS
+from fusionseg.data.formats.readers import Readers
 from fusionseg.data.formats.readers.nrrd import NrrdReader
 from fusionseg.data.formats.readers.packages import optional_package
 from fusionseg.inference.mask_formats.mask import (
@@ -27,8 +28,9 @@ class NrrdMasks:
 
     suffix = ".seg.nrrd"
 
-    def check(self, image: Path) -> None:
-        """Accept every image."""
+    def check(self, image: Path, readers: Readers) -> None:
+        """Accept every image, if the package is installed."""
+        optional_package("nrrd")
 
     def files(self, target: Path) -> list[Path]:
         return [target]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fusionseg.data.formats.image_file import VolumeError
+from fusionseg.data.formats.readers import Readers
 from fusionseg.inference.mask_formats.mask import Mask, OriginText, StoredMask, is_mask_type, voxel_digest
 from fusionseg.utils.errors import WriteError
 from fusionseg.utils.files import whole_file, write_json
@@ -21,7 +22,7 @@ class NumpyMasks:
 
     suffix = ".npy"
 
-    def check(self, image: Path) -> None:
+    def check(self, image: Path, readers: Readers) -> None:
         """Accept every image."""
 
     def files(self, target: Path) -> list[Path]:
@@ -34,7 +35,9 @@ class NumpyMasks:
             "labels": {str(value): name for value, name in sorted(mask.names.items())},
             _ORIGIN: origin(voxel_digest(mask.values)),
         }
-        # The JSON comes first: if the program is killed between the two, the next one recognises it as its own.
+        # The JSON comes first, without an older array beside it: if the program is killed between the two, the next one
+        # recognises it as its own.
+        array.unlink(missing_ok=True)
         write_json(side, content)
         try:
             with whole_file(array) as temporary:

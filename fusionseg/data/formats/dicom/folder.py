@@ -98,13 +98,39 @@ def kind_without_volume(folder: Path) -> str | None:
     return kinds[0] if kinds else None
 
 
-def slice_files(folder: Path) -> list[Path]:
+def is_image_alone(path: Path) -> bool:
+    """Test that a DICOM file is an image without other files: it has several frames, or is a DICOM-SEG.
+
+    Args:
+        path: the file. A file that cannot be read counts, so that `read` reports the damage.
+    """
+    try:
+        header = read_header(path)
+    except VolumeError:
+        return True
+    return header.sop_class == SEGMENTATION or len(header.slices) > 1
+
+
+def holds_dicom(folder: Path) -> bool:
+    """Test that one of the first files of a folder, or of folders within it, is DICOM.
+
+    Args:
+        folder: any folder.
+    """
+    try:
+        return any(is_dicom(file) for file in islice(candidate_files(folder), _TRIED))
+    except OSError:
+        return False
+
+
+def slice_files(folder: Path, wanted: str | None = None) -> list[Path]:
     """List the files of the one series of a folder, in the order of their positions.
 
     Args:
         folder: of the series.
+        wanted: as for `find_series`.
 
     Raises:
         VolumeError: as the reader of DICOM.
     """
-    return list(dict.fromkeys(one.path for one in stack_slices(find_series(folder)).slices))
+    return list(dict.fromkeys(one.path for one in stack_slices(find_series(folder, wanted)).slices))

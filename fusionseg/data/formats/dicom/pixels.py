@@ -46,12 +46,13 @@ def read_voxels(slices: Sequence[Slice], *, has_table: bool = False) -> Array:
             stored = _decode(dataset, one)
             if has_table:
                 stored = optional_package("pydicom.pixels").apply_modality_lut(stored, dataset)
-            elif volume.dtype == np.int32:
+            elif volume.dtype == np.int32 and stored.dtype.kind in "iu":
                 stored = stored.astype(np.int64) * int(one.slope) + int(one.intercept)
                 if max(abs(int(stored.min())), abs(int(stored.max()))) > np.iinfo(np.int32).max:
                     volume = volume.astype(np.float32, order="F")
-            else:
+            else:  # also pixels that are stored as fractions, as in parametric maps
                 stored = stored * np.float64(one.slope) + one.intercept
+                volume = volume.astype(np.float32, order="F", copy=False)
             volume[:, :, index] = stored.T
     return volume
 

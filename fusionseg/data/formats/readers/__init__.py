@@ -101,14 +101,18 @@ class Readers:
     def image_files(self, folder: Path) -> list[Path]:
         """Image files of a folder, sorted.
 
-        Hidden files, such as the `._x.nii.gz` of macOS, are not data. Slices of a DICOM series are no images, and the
-        data file of a pair belongs to its header file.
+        Hidden files, such as the `._x.nii.gz` of macOS, are not data. Slices of a DICOM series are no images, nor are
+        scouts and reports, and the data file of a pair belongs to its header file.
         """
         files = sorted(file for file in folder.iterdir() if not file.name.startswith(".") and self.is_image_file(file))
         slices = [suffix for reader in self._all if hasattr(reader, "reads_folder") for suffix in reader.suffixes]
         if any(file.name.lower().endswith(tuple(slices)) for file in files) and self.reads_folder(folder):
             files = [file for file in files if not file.name.lower().endswith(tuple(slices))]
-        return [file for file in files if not self._is_data_file(file)]
+        return [file for file in files if not self._is_data_file(file) and self._is_image_alone(file)]
+
+    def _is_image_alone(self, path: Path) -> bool:
+        test = getattr(self._reader_of(path), "is_image_alone", None)
+        return bool(test is None or test(path))
 
     def _is_data_file(self, path: Path) -> bool:
         suffixes = tuple(getattr(self._reader_of(path), "data_suffixes", ()))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fusionseg.config.registry import readers
 from fusionseg.data.formats.dicom.candidates import candidate_files
-from fusionseg.data.formats.dicom.folder import holds_series, is_segmentation
+from fusionseg.data.formats.dicom.folder import holds_series, is_image_alone, is_segmentation
 from fusionseg.data.formats.dicom.pixels import read_voxels
 from fusionseg.data.formats.dicom.segmentation import read_segmentation
 from fusionseg.data.formats.dicom.series import find_series
@@ -58,6 +58,14 @@ class DicomReader:
             return FileGeometry(content.voxels.shape, content.affine, content.problems)
         stack = stack_slices(series)
         return checked_geometry(stack.shape, stack.affine, series.problems)
+
+    def is_image_alone(self, path: Path) -> bool:
+        """Test that a file is an image without others: several frames, or a segmentation.
+
+        Args:
+            path: a file.
+        """
+        return is_image_alone(path)
 
     def reads_folder(self, folder: Path) -> bool:
         """Test that a folder directly holds the slices of a series, or one multi-frame file.
