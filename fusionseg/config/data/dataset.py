@@ -26,7 +26,10 @@ Orientation = Annotated[str, Field(pattern="^[RL][AP][SI]$|^$")]
 
 
 class SourceConfig(SectionWithOptions):
-    """A further data set to pre-train on. A key that is not given is as in `data`."""
+    """A further data set to pre-train on. A key that is not given is as in `data`.
+
+    Its labels are those that it states itself; of the keys about labels, only a list `data.labels` holds for it too.
+    """
 
     left_out: ClassVar[tuple[str, ...]] = ("base_dir", "reader", "series", "transforms", "splits", "table", "group")
 
@@ -93,13 +96,14 @@ class DataConfig(SectionWithOptions):
     region)."""
     classes: Groups | None = None
     """Classes of the training, by names or values of the labels: a list selects ([liver, spleen]), a mapping merges too
-    ({kidneys: [kidney_left, kidney_right], lungs: [10, 11]}). All other labels become background."""
+    ({kidneys: [kidney_left, kidney_right], lungs: [10, 11]}). All other labels become background, and regions that the
+    data set states are dropped."""
     regions: Groups | None = None
     """Overlapping outputs, each with the classes or values that belong to it:
     {whole: [1, 2, 3, 4], core: [1, 3, 4], enhancing: [4]}."""
     regions_class_order: Annotated[tuple[int, ...], Field(strict=False)] | None = None
     """For each of the regions, the value that is painted in masks where the region is predicted; later ones are painted
-    over earlier ones. Null derives it for regions that lie in each other, the largest first."""
+    over earlier ones. Null derives it where each region lies in the one before it."""
     ignore: IgnoredLabel | None = None
     """Value (or name) of voxels without annotation: they have no part in losses and metrics."""
     annotated: AnnotatedCases | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,8 @@ def read_labels(
     if ignore is None:
         ignore = statement.ignore
     classes = reader.classes()
+    if len(classes) < 2 and labelled and len(problems) == before:
+        problems.append(f"data.ignore: {ignore} is the only class; choose the value of voxels without annotation")
     regions = reader.regions(classes)
     order_key = f"{source}: regions_class_order"
     order: Any = content.get("regions_class_order") if settings.labels is None else None
@@ -77,12 +79,24 @@ def read_labels(
             scheme = _with_order(scheme, made, order, order_key, problems)
     elif settings.regions_class_order is not None:
         problems.append("data.regions_class_order: there are no regions; state data.regions, or remove it")
+    problems += _same_names(where if settings.classes is None else "data.classes", list(classes))
+    problems += _same_names("data.regions", [next(iter(classes)), *regions])
     if len(classes) > MAX_CLASSES:
         problems.append(
             f"{where}: there are {len(classes)} classes (expected {MAX_CLASSES} at most, one byte a voxel); choose or"
             " merge some by data.classes"
         )
     return ReadLabels(scheme, values_of)
+
+
+def _same_names(where: str, names: Sequence[str]) -> list[str]:
+    """A message for names that differ in upper and lower case or in spaces only: data sets are matched without them."""
+    found: dict[str, str] = {}
+    return [
+        f"{where}: {name!r} and {same!r} are one name in another spelling; rename one of them"
+        for name in names
+        if (same := found.setdefault(" ".join(name.split()).casefold(), name)) != name
+    ]
 
 
 def _no_names(lacking: str, values: str) -> str:
@@ -283,6 +297,7 @@ def _with_order(
             f" the value to paint for each of {', '.join(region.name for region in regions)}"
         )
         return scheme
+    known = {value for label in scheme.classes for value in label.values}
     taken = {0, scheme.ignore}
     if not isinstance(values, list | tuple) or not all(
         type(value) is int and 0 < value <= MAX_VALUE and value not in taken for value in values
@@ -295,6 +310,12 @@ def _with_order(
         problems.append(
             f"{key}: expected {len(regions)} values, one for each of {', '.join(region.name for region in regions)},"
             f" got {list(values)}"
+        )
+        return scheme
+    if new := sorted(value for value in set(values) - known if list(values).count(value) > 1):
+        problems.append(
+            f"{key} is {list(values)}; {new[0]} is no label, and several regions would be painted with it: give each of"
+            " them a value of its own"
         )
         return scheme
     painted = tuple(Region(region.name, region.classes, value) for region, value in zip(regions, values, strict=True))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusionseg.config import RunConfig
+from fusionseg.config.data.labels import LABEL_KEYS, LabelSettings
 from fusionseg.config.data.splits import ALL
 from fusionseg.data.formats.dataset import Dataset, open_dataset
 from fusionseg.data.formats.readers import Readers
@@ -207,7 +208,10 @@ def _refuse_options_of_other_task(run: Path, config: RunConfig, options: Evaluat
 
 
 def _other_dataset(config: RunConfig, options: EvaluationOptions) -> Dataset | None:
-    """Open the data set of `--dataset`; None without it. It gets the run's label names if it has none."""
+    """Open the data set of `--dataset`; None without it. It gets the run's label names if it has none.
+
+    Keys about labels that are given with the command are about this data set.
+    """
     if options.dataset_root is None:
         if options.base_dir is not None:
             raise UserError(
@@ -215,8 +219,12 @@ def _other_dataset(config: RunConfig, options: EvaluationOptions) -> Dataset | N
             )
         return None
     readers = Readers.of(config.data)
+    given = {text.partition("=")[0].split(".")[1] for text in options.overrides if text.startswith("data.")}
+    settings = config.data.label_settings
+    own = {key: getattr(settings, key) for key in ("labels", *LABEL_KEYS) if key in given}
     return open_dataset(
         options.dataset_root,
+        labels=LabelSettings(**own) if own else None,
         default_labels=config.data.label_settings,
         readers=readers,
         base_dir=options.base_dir,

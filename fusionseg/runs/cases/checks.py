@@ -111,7 +111,7 @@ def _changes(recorded: Split, current: dict[tuple[str, str], SplitCase], *, need
         elif needs_labels and now.label != case.label:
             yield f"{case.name}: the label has changed"
         elif needs_labels and now.annotated != case.annotated:
-            yield f"{case.name}: it annotates {_annotated(now)}, and annotated {_annotated(case)}"
+            yield f"{case.name}: it annotates {_annotated(now)} now, and {_annotated(case)} when the run started"
 
 
 def _annotated(case: SplitCase) -> str:

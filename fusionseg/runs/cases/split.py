@@ -177,6 +177,13 @@ def _problem(split: Split) -> str:
         return "cases or data sets are missing"
     if split.methods and len(split.methods) != len(split.datasets):
         return "methods: one for each data set is expected"
+    try:
+        names = split.scheme.names
+        split.scheme.membership  # noqa: B018 - raises for regions of classes that do not exist
+    except (KeyError, TypeError, ValueError, IndexError):
+        return "label_scheme: expected classes with their values, and regions of them"
+    if names != tuple(split.labels[index] for index in sorted(split.labels)):
+        return "label_scheme: its classes are not those of labels"
     if isinstance(split.fold, str) and not {method.name for method in split.methods} & {"all", "held_out"}:
         return f"fold: expected a number, got {split.fold!r}"
     return ""

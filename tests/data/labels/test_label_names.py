@@ -243,3 +243,18 @@ def test_a_wrong_name_of_an_annotated_class_is_reported_where_it_is_stated() -> 
     )
     assert problems[0].startswith("d.json: no class is named 'livr'")
     assert problems[1].startswith("data.annotated: no class is named 'spleer'") and "spleen" in problems[1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "keys", "said"),
+    [
+        ({"background": 0, "a": 1}, {"ignore": 1}, "data.ignore: 1 is the only class"),
+        ({"background": 0, "a": 1, "A ": 2}, {}, "'A ' and 'a' are one name in another spelling"),
+        ({"bg": 0, "a": 1, "b": 2}, {"regions": {"bg ": [1, 2], "b": [2]}}, "'bg ' and 'bg' are one name"),
+        (BRATS, {"regions_class_order": [9, 9, 9]}, "9 is no label, and several regions would be painted with it"),
+    ],
+)
+def test_labels_that_would_be_mixed_up(labels: Any, keys: dict[str, Any], said: str) -> None:
+    problems: list[str] = []
+    read(labels, problems=problems, **keys)
+    assert len(problems) == 1 and said in problems[0], problems

@@ -222,7 +222,7 @@ def test_a_run_records_its_labels_and_goes_on_with_no_others(
     partly = [{**entry, "annotated": ["ball1"]} for entry in entries]
     assert "the outputs were softmax, are sigmoid now" in refusal(labels=NAMES, training=partly)
     before = [SplitCase("a", "d", "", "", annotated=("ball1",))]
-    with pytest.raises(UserError, match="a: it annotates all classes, and annotated ball1"):
+    with pytest.raises(UserError, match="a: it annotates all classes now, and ball1 when"):
         refuse_changed_cases(
             replace(recorded, training=tuple(before), validation=()), [SplitCase("a", "d", "", "")], needs_labels=True
         )
