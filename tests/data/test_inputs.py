@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dicom_files import write_series
+from dicom_files import oblique, write_multiframe, write_series
 
 from fusionseg.data.inputs.inputs import InputOptions, Inputs, find_inputs
 from fusionseg.utils.errors import UserError
@@ -221,6 +221,15 @@ def test_dicom_as_hospitals_export_it(tmp_path: Path, suffix: str) -> None:
     assert images(both, export)["1001_S1"] == ["1001/S1/PET", "1001/S1/CT"]
     one = find_inputs(export / "1001/S1/CT", CT)
     assert images(one, export) == {"CT": ["1001/S1/CT"]} and one.source.endswith("CT, a DICOM series")
+
+
+def test_several_multi_frame_files_without_a_suffix(tmp_path: Path) -> None:
+    for name in ("IM1", "IM2"):
+        write_multiframe(tmp_path / name, np.zeros((4, 5, 3), np.int16), oblique())
+    assert "several multi-frame files; give each a folder of its own, or the suffix .dcm" in said(tmp_path, CT)
+    for path in list(tmp_path.iterdir()):
+        path.rename(path.with_suffix(".dcm"))
+    assert [case.name for case in find_inputs(tmp_path, CT).cases] == ["IM1", "IM2"]
 
 
 def test_a_file_among_the_slices(tmp_path: Path) -> None:

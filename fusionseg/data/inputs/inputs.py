@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fusionseg.data.formats.case import Case
+from fusionseg.data.formats.dicom.folder import kind_without_volume
 from fusionseg.data.formats.missing_files import capped, missing_notes
 from fusionseg.data.formats.readers import Readers
 from fusionseg.data.inputs.folders import cases_below_folder, cases_in_folder
@@ -104,6 +105,8 @@ def _checked(path: Path, found: Found, searched: Path | None, readers: Readers) 
     """
     problems = list(found.problems)
     if not found.cases and not problems:
+        if (kind := kind_without_volume(path)) is not None:
+            found.without_volume[path] = kind
         left_out = "".join(f" ({note.partition(': ')[2]})" for note in _notes(path, found))
         problems.append(
             f"{path}: holds no image, and no folder with one (expected {readers.expected}){left_out}; give a folder of"

@@ -75,6 +75,8 @@ def _is_part(file: Path, folder: Path, wanted: str | None) -> bool:
 def kind_without_volume(folder: Path) -> str | None:
     """Tell the kind of a folder's DICOM files if they are no volume: a segmentation, a scout, contours or a report.
 
+    Several multi-frame files are no single volume either.
+
     Args:
         folder: directly holds DICOM files, the first few of which are read.
 
@@ -93,6 +95,8 @@ def kind_without_volume(folder: Path) -> str | None:
             kinds.append(header.modality or "no pixels")
         elif header.is_localizer:
             kinds.append("scout")
+        elif len(header.slices) > 1:  # a single one in its folder is an image
+            kinds.append("several multi-frame files; give each a folder of its own, or the suffix .dcm")
         else:
             return None
     return kinds[0] if kinds else None

@@ -21,7 +21,7 @@ from fusionseg.data.formats.dicom.headers import (
 from fusionseg.data.formats.image_file import FileProblem, VolumeError
 
 MAX_NAMED = 5
-_ONE_FOLDER = "choose one by data.series (its description, or the end of its UID), or give each a folder of its own"
+_ONE_FOLDER = "give each a folder of its own, or choose one by data.series of the run (description, or end of the UID)"
 
 
 @dataclass(frozen=True)
