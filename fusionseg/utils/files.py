@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -215,7 +216,26 @@ def write_json(path: Path, value: Any) -> None:
         path: the file.
         value: dictionaries, lists, strings, numbers, booleans and None.
     """
-    write_text(path, json.dumps(value, indent=1) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """The text of a JSON file.
+
+    Args:
+        value: dictionaries, lists, strings, numbers, booleans and None.
+    """
+    return json.dumps(value, indent=1) + "\n"
+
+
+def sync_all(paths: Sequence[Path]) -> None:
+    """Force files and folders to disk, all at once: a file system writes them in one go, and the wait is that for one.
+
+    Args:
+        paths: at least one.
+    """
+    with ThreadPoolExecutor(len(paths)) as pool:
+        list(pool.map(sync, paths))
 
 
 def sync(path: Path) -> None:

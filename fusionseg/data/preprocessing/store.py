@@ -28,10 +28,10 @@ from fusionseg.config.outside_part import OutsidePart
 from fusionseg.data.formats.voxel_checks import histogram
 from fusionseg.data.labels.scheme import IGNORE, LabelScheme
 from fusionseg.data.preprocessing.case_folders import settle, temporary_folder
-from fusionseg.data.preprocessing.record import PreparedCase, SourceFile, checksum, write_record
+from fusionseg.data.preprocessing.record import FILE, PreparedCase, SourceFile, checksum, to_json
 from fusionseg.data.preprocessing.volume import Volume
 from fusionseg.utils.errors import UserError
-from fusionseg.utils.files import sync, write_json, writing
+from fusionseg.utils.files import json_text, sync_all, write_json, writing
 
 __all__ = ["PreparedCase", "SourceFile", "Store", "write_case"]
 
@@ -246,9 +246,8 @@ def write_case(
             np.save(temporary / "foreground.npy", indices)
             if label is not None:
                 np.save(temporary / "label.npy", label)
-            for file in temporary.iterdir():
-                sync(file)
-            write_record(root, record)  # synced by itself, and so is the folder
+            (temporary / FILE).write_text(json_text(to_json(record)), encoding="utf-8")
+            sync_all([*temporary.iterdir(), temporary])
             return settle(root, record)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
