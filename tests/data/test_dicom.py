@@ -20,7 +20,7 @@ from pydicom.uid import ComprehensiveSRStorage, JPEG2000Lossless, RLELossless, R
 
 from fusionseg.config import RunConfig
 from fusionseg.data.formats.case_reader import read_image, read_label
-from fusionseg.data.formats.dicom.folder import slice_files
+from fusionseg.data.formats.dicom.stack import slice_files
 from fusionseg.data.formats.geometry import LPS_TO_RAS, Grid
 from fusionseg.data.formats.image_file import VolumeError
 from fusionseg.data.formats.problems import CaseError
@@ -130,13 +130,36 @@ def test_other_files_scouts_and_reports_beside_a_series_are_left_out(tmp_path: P
 
 
 def test_two_series_are_named(tmp_path: Path) -> None:
-    write_series(tmp_path / "s", noise(), uid="1.2.3.11111111", description="Lung 1.0")
-    write_series(tmp_path / "s/b", noise(), uid="1.2.3.22222222", description="Body 3.0")
+    write_series(tmp_path / "s/a", noise(), uid="1.2.3.11111111", description="Lung 1.0")
+    write_series(tmp_path / "s/b", noise(1), uid="1.2.3.22222222", description="Body 3.0")
     error = refused(tmp_path / "s")
     assert error.code == "series" and "holds 2 series" in error.message
-    assert "'Lung 1.0' (5 slices, UID ...11111111)" in error.message
+    assert "'Lung 1.0' (5 slices, UID ...11111111, in a)" in error.message
     assert "'Body 3.0' (5 slices, UID ...22222222, in b)" in error.message and "data.series" in error.remedy
-    assert READERS.reads_folder(tmp_path / "s")
+    assert not READERS.reads_folder(tmp_path / "s")
+
+
+def test_folders_within_the_folder_of_a_series_are_no_part_of_it(tmp_path: Path) -> None:
+    own = write_series(tmp_path / "s", noise())
+    write_series(tmp_path / "s/PET", noise(1))
+    np.testing.assert_array_equal(READERS.read(tmp_path / "s").voxels, noise() - 1024)
+    assert READERS.files(tmp_path / "s") == sorted(own)
+
+
+def test_slices_with_a_suffix_are_no_images_of_their_own(tmp_path: Path) -> None:
+    def scout(dataset: Any, index: int) -> None:
+        dataset.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+
+    def name(index: int) -> str:
+        return f"IM{index}.dcm"
+
+    write_series(tmp_path / "scout", noise()[:, :, :1], change=scout, name=name)
+    write_series(tmp_path / "CT", noise(), name=name, description="venous")
+    assert READERS.image_files(tmp_path / "scout") == READERS.image_files(tmp_path / "CT") == []
+    assert Readers(series="arterial").image_files(tmp_path / "CT") == []
+    write_multiframe(tmp_path / "MR.dcm", noise(), oblique())
+    write_multiframe(tmp_path / "MR2.dcm", noise(), oblique())
+    assert READERS.image_files(tmp_path) == [tmp_path / "MR.dcm", tmp_path / "MR2.dcm"]
 
 
 @pytest.mark.parametrize("wanted", ["lung*", "11111111", "CT | Lung ?.0"])

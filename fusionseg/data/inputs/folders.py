@@ -45,7 +45,9 @@ def cases_in_folder(
     if readers.reads_folder(folder):
         if files:
             return Found(problems=[_mixed(folder, files)])
-        return Found([Case(folder.resolve().name, (folder,), None)], unread=labels)
+        return Found(
+            [Case(folder.resolve().name, (folder,), None)], unread=[*labels, *folders_with_images(folder, readers)]
+        )
     if labels and not files and not is_folder_layout(folder, readers):
         files, labels = labels, []  # images with such names
     if not files:
@@ -139,6 +141,7 @@ def _search(
                 found.problems.append(_mixed(child, files))
             else:
                 found.cases.append(Case(name, (child,), None))
+                found.unread += folders_with_images(child, readers)
         elif files:
             of_case = files_of_case(name, child, files, channels, readers, accept_missing=accept_missing)
             found.cases += of_case.cases

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionseg.data.formats.dicom.folder import slice_files
+from fusionseg.data.formats.dicom.stack import slice_files
 from fusionseg.data.formats.geometry import LPS_TO_RAS
 from fusionseg.data.formats.image_file import VolumeError
 from fusionseg.data.formats.readers import Readers

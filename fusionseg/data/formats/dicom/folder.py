@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
 
 from fusionseg.data.formats.dicom.candidates import candidate_files, is_dicom
-from fusionseg.data.formats.dicom.headers import SEGMENTATION, read_header
-from fusionseg.data.formats.dicom.series import find_series, is_wanted
-from fusionseg.data.formats.dicom.stack import stack_slices
+from fusionseg.data.formats.dicom.headers import SEGMENTATION, DicomFile, read_header
 from fusionseg.data.formats.image_file import VolumeError
 
 _TRIED = 3
@@ -33,6 +32,52 @@ def holds_series(folder: Path, wanted: str | None = None) -> bool:
         return any(_is_part(file, folder, wanted) for file in _dicom_files(folder))
     except OSError:
         return False
+
+
+def is_image_alone(path: Path, wanted: str | None = None) -> bool:
+    """Test that a DICOM file is an image without other files: it has several frames, or is a DICOM-SEG.
+
+    Args:
+        path: the file. A file that cannot be read counts, so that `read` reports the damage.
+        wanted: the series that counts, as for `is_wanted`.
+    """
+    try:
+        header = read_header(path)
+    except VolumeError:
+        return True
+    several = len(header.slices) > 1 and not header.is_localizer and is_wanted(header, wanted)
+    return header.sop_class == SEGMENTATION or several
+
+
+def files_of_folder(folder: Path, wanted: str | None = None) -> list[Path]:
+    """List the files that the image of a folder is made of.
+
+    Args:
+        folder: of the image.
+        wanted: the series that counts, as for `is_wanted`.
+
+    Returns:
+        The folder's own files if it is an image, see `holds_series`. Otherwise the files below it count too.
+    """
+    return list(candidate_files(folder, nested=not holds_series(folder, wanted)))
+
+
+def is_wanted(header: DicomFile, wanted: str | None) -> bool:
+    """Test that a file belongs to the series that the user has chosen.
+
+    Args:
+        header: of the file.
+        wanted: the description of the series, where * and ? stand for any letters, or the end of its UID; several are
+            separated by |. None takes every series.
+    """
+    if wanted is None:
+        return True
+    patterns = [pattern.strip() for pattern in wanted.split("|")]
+    name = header.description.casefold()
+    return any(
+        fnmatchcase(name, pattern.casefold()) or (pattern.isdigit() and header.series.endswith(pattern))
+        for pattern in patterns
+    )
 
 
 def is_segmentation(path: Path) -> bool:
@@ -102,19 +147,6 @@ def kind_without_volume(folder: Path) -> str | None:
     return kinds[0] if kinds else None
 
 
-def is_image_alone(path: Path) -> bool:
-    """Test that a DICOM file is an image without other files: it has several frames, or is a DICOM-SEG.
-
-    Args:
-        path: the file. A file that cannot be read counts, so that `read` reports the damage.
-    """
-    try:
-        header = read_header(path)
-    except VolumeError:
-        return True
-    return header.sop_class == SEGMENTATION or len(header.slices) > 1
-
-
 def holds_dicom(folder: Path) -> bool:
     """Test that one of the first files of a folder, or of folders within it, is DICOM.
 
@@ -125,16 +157,3 @@ def holds_dicom(folder: Path) -> bool:
         return any(is_dicom(file) for file in islice(candidate_files(folder), _TRIED))
     except OSError:
         return False
-
-
-def slice_files(folder: Path, wanted: str | None = None) -> list[Path]:
-    """List the files of the one series of a folder, in the order of their positions.
-
-    Args:
-        folder: of the series.
-        wanted: as for `find_series`.
-
-    Raises:
-        VolumeError: as the reader of DICOM.
-    """
-    return list(dict.fromkeys(one.path for one in stack_slices(find_series(folder, wanted)).slices))

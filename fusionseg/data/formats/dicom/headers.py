@@ -153,7 +153,9 @@ def _header(path: Path, dataset: Any) -> DicomFile:
     if not dataset.get("SOPClassUID"):
         raise VolumeError("truncated", "the DICOM header ends before it states what the file is", FETCH)
     image_type = dataset.get("ImageType") or ()
-    bits = f"{'int' if dataset.get('PixelRepresentation') else 'uint'}{dataset.get('BitsAllocated', 16)}"
+    width = dataset.get("BitsAllocated", 16)
+    signed = dataset.get("PixelRepresentation")  # floats have none
+    bits = f"float{width}" if signed is None and width >= 32 else f"{'int' if signed else 'uint'}{width}"
     samples = int(dataset.get("SamplesPerPixel") or 1) if dataset.get("Rows") and dataset.get("Columns") else 0
     return DicomFile(
         path,

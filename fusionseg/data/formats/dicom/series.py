@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
-from fusionseg.data.formats.dicom.candidates import candidate_files
+from fusionseg.data.formats.dicom.folder import files_of_folder, is_wanted
 from fusionseg.data.formats.dicom.headers import (
     FETCH,
     SEGMENTATION,
@@ -48,7 +47,7 @@ class Series:
 
 
 def find_series(path: Path, wanted: str | None = None) -> Series:
-    """Read the headers of a folder and of its subfolders, or of one file, and find the series.
+    """Read the headers of a folder, or of one file, and find the series.
 
     Args:
         path: the folder of a series, or a file with several frames.
@@ -58,7 +57,7 @@ def find_series(path: Path, wanted: str | None = None) -> Series:
         VolumeError: there is no series, or several; or a file is damaged.
     """
     if path.is_dir():
-        headers = _read_headers(path)
+        headers = _read_headers(path, wanted)
     else:
         headers = [read_header(path)]
         if len(headers[0].slices) == 1 and headers[0].sop_class != SEGMENTATION:
@@ -77,24 +76,6 @@ def find_series(path: Path, wanted: str | None = None) -> Series:
     return _only_series(path, chosen)
 
 
-def is_wanted(header: DicomFile, wanted: str | None) -> bool:
-    """Test that a file belongs to the series that the user has chosen.
-
-    Args:
-        header: of the file.
-        wanted: the description of the series, where * and ? stand for any letters, or the end of its UID; several are
-            separated by |. None takes every series.
-    """
-    if wanted is None:
-        return True
-    patterns = [pattern.strip() for pattern in wanted.split("|")]
-    name = header.description.casefold()
-    return any(
-        fnmatchcase(name, pattern.casefold()) or (pattern.isdigit() and header.series.endswith(pattern))
-        for pattern in patterns
-    )
-
-
 def _by_series(images: Sequence[DicomFile]) -> list[list[DicomFile]]:
     by_uid: dict[str, list[DicomFile]] = defaultdict(list)
     for header in images:
@@ -102,9 +83,9 @@ def _by_series(images: Sequence[DicomFile]) -> list[list[DicomFile]]:
     return list(by_uid.values())
 
 
-def _read_headers(folder: Path) -> list[DicomFile]:
+def _read_headers(folder: Path, wanted: str | None) -> list[DicomFile]:
     headers, damaged = [], []
-    for file in candidate_files(folder):
+    for file in files_of_folder(folder, wanted):
         try:
             headers.append(read_header(file))
         except VolumeError as error:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusionseg.data.formats.dicom.headers import FETCH, Slice
-from fusionseg.data.formats.dicom.series import Series, refuse_repeated, refuse_unreadable
+from fusionseg.data.formats.dicom.series import Series, find_series, refuse_repeated, refuse_unreadable
 from fusionseg.data.formats.geometry import CLOSE_GRID_VOXELS, LPS_TO_RAS
 from fusionseg.data.formats.image_file import VolumeError
 
@@ -172,3 +173,16 @@ def _refuse_shifts(slices: Sequence[Slice], places: NDArray[np.float64], step: N
             f"{slices[worst].name} lies {apart[worst]:.3g} mm beside the line of the other slices",
             "export the series again; parts that were scanned at different table positions are two volumes",
         )
+
+
+def slice_files(folder: Path, wanted: str | None = None) -> list[Path]:
+    """List the files of the one series of a folder, in the order of their positions.
+
+    Args:
+        folder: of the series.
+        wanted: as for `find_series`.
+
+    Raises:
+        VolumeError: as the reader of DICOM.
+    """
+    return list(dict.fromkeys(one.path for one in stack_slices(find_series(folder, wanted)).slices))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fusionseg.config.registry import readers
-from fusionseg.data.formats.dicom.candidates import candidate_files
-from fusionseg.data.formats.dicom.folder import holds_series, is_image_alone, is_segmentation
+from fusionseg.data.formats.dicom.folder import files_of_folder, holds_series, is_image_alone, is_segmentation
 from fusionseg.data.formats.dicom.pixels import read_voxels
 from fusionseg.data.formats.dicom.segmentation import read_segmentation
 from fusionseg.data.formats.dicom.series import find_series
@@ -28,7 +27,7 @@ class DicomReader:
         """Read a series or a file.
 
         Args:
-            path: the folder of one series (in the folder itself or in folders within it), or a file.
+            path: the folder of one series (in the folder itself, or else in folders within it), or a file.
 
         Raises:
             VolumeError: there are several series, slices are missing, or a file is damaged; or a package is missing.
@@ -65,7 +64,7 @@ class DicomReader:
         Args:
             path: a file.
         """
-        return is_image_alone(path)
+        return is_image_alone(path, self.series)
 
     def reads_folder(self, folder: Path) -> bool:
         """Test that a folder directly holds the slices of a series, or one multi-frame file.
@@ -89,4 +88,4 @@ class DicomReader:
         Args:
             path: as for `read`.
         """
-        return list(candidate_files(path)) if path.is_dir() else [path]
+        return files_of_folder(path, self.series) if path.is_dir() else [path]
