@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -123,6 +124,35 @@ def test_folders_that_are_not_clear_are_named(tmp_path: Path) -> None:
     }
     with pytest.raises(UserError, match=r"names no labels.*data\.labels"):
         open_dataset(tmp_path)
+    shutil.rmtree(tmp_path / "b")
+    touch(tmp_path, "seg_4/seg_4_ct.nii.gz", "seg_4/seg_4_seg.nii.gz")  # the label's word is also in the case's name
+    assert cases(tmp_path)["seg_4"] == (["seg_4/seg_4_ct.nii.gz"], "seg_4/seg_4_seg.nii.gz")
+
+
+def test_a_case_with_one_image_has_the_channel_names_of_the_others(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"p{i}/p{i}_mr_{name}.nii.gz" for i in (1, 2) for name in ("t1", "t2")), "p3/p3_mr_t2.nii.gz")
+    dataset = open_dataset(tmp_path, labels=LABELS, missing_channels="zero")
+    assert dataset.channels == ("t1", "t2")
+    assert [path.name for path in dataset.training[2].images] == ["p3_mr_t2.nii.gz"]
+    touch(tmp_path, "p4/p4_mr_t2_old.nii.gz")
+    with pytest.raises(UserError, match=r"p4: holds the channels mr t2 old .*other cases have t1, t2"):
+        open_dataset(tmp_path, labels=LABELS, missing_channels="zero")
+
+
+def test_scouts_with_a_suffix_are_no_channels(tmp_path: Path) -> None:
+    def scout(dataset: Any, index: int) -> None:
+        dataset.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+
+    volume = np.zeros(SHAPE, np.int16)
+    for case in ("a", "b"):
+        write_series(tmp_path / case / "SE0", volume[..., :1], change=scout, name=lambda index: f"IM{index}.dcm")
+        for number, phase in enumerate(("arterial", "venous"), 1):
+            folder = tmp_path / case / f"SE{number}"
+            write_series(folder, volume, name=lambda index: f"IM{index}.dcm", description=phase)
+    dataset = open_dataset(tmp_path, labels=LABELS)
+    assert dataset.channels == ("se1", "se2")
+    venous = open_dataset(tmp_path, labels=LABELS, readers=Readers(series="ven*"))
+    assert [case.images for case in venous.training] == [(tmp_path / case / "SE2",) for case in ("a", "b")]
 
 
 def test_images_beside_labels(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fusionseg.data.formats.case import CHANNEL, Case
@@ -65,7 +66,7 @@ def folder_cases(
     """
     if (pair := image_and_label_folder(root)) is not None:
         return paired_cases(*pair, problems, readers), ()
-    found: dict[Path, dict[str, Path]] = {}
+    found: dict[Path, _Channels] = {}
     labels: dict[Path, Path | None] = {}
     empty = []
     for folder in case_folders(root):
@@ -81,21 +82,20 @@ def folder_cases(
         if not others:
             empty.append(folder.name)
             continue
-        keyed = _keys(folder, others, readers)
-        if len(keyed) < len(others):
+        found[folder] = _Channels.of(folder, others, readers)
+        if len(found[folder].images) < len(others):
             problems.append(
                 f"{folder}: holds {len(others)} images whose names do not tell them apart"
                 f" ({some_of([_below(path, folder) for path in others])}); keep one image for each channel"
             )
-        found[folder] = keyed
     if empty:
         notes.append(
             f"{root}: {len(empty)} folder{'s' * (len(empty) != 1)} without an image left out ({some_of(empty)}); add"
             " the image, or remove the folder"
         )
-    order = _channel_order(found, channels, problems)
+    order = _channel_order(found, channels)
     cases = []
-    for folder, keyed in found.items():
+    for folder, keyed in _named_channels(found, order, problems).items():
         # A channel that is missing has a path that does not exist, which is reported, or accepted by a setting.
         listed = bool(order) and keyed.keys() <= set(order)
         files = tuple(keyed.get(key, folder / key) for key in order) if listed else tuple(keyed.values())
@@ -177,44 +177,88 @@ def is_label(path: Path, folder: Path, readers: Readers) -> bool:
         folder: of the case.
         readers: of the data set.
     """
-    words = {word for part in _parts(path, folder, readers) for word in _words(part)}
-    # The name of the case may have such a word itself: seg_001/seg_001_ct.nii.gz.
-    return bool((words - set(_words(folder.name))) & LABEL_WORDS) or readers.is_label(path)
-
-
-def _keys(folder: Path, images: Sequence[Path], readers: Readers) -> dict[str, Path]:
-    """The channel of each image: the words of its path that no other image of the case has, without the case's name."""
     case = _words(folder.name)
-    words = {}
-    for path in images:
-        parts = [word for part in _parts(path, folder, readers) for word in _words(part)]
-        words[path] = parts[len(case) :] if parts[: len(case)] == case and len(parts) > len(case) else parts
-    shared = set.intersection(*(set(parts) for parts in words.values())) if len(images) > 1 else set()
-    return {" ".join(word for word in parts if word not in shared): path for path, parts in words.items()}
+    words = {word for part in _parts(path, folder, readers) for word in _without(case, _words(part))}
+    return not words.isdisjoint(LABEL_WORDS) or readers.is_label(path)
 
 
-def _channel_order(found: dict[Path, dict[str, Path]], channels: Sequence[str], problems: list[str]) -> list[str]:
-    """The keys of the channels in their order; cases with further channels are problems."""
-    several = {folder: keyed for folder, keyed in found.items() if len(keyed) > 1}
-    if not several and len(channels) < 2:
+def _without(case: list[str], words: list[str]) -> list[str]:
+    """Remove the name of the case from the words of a name. It may have a label's word: seg_1/seg_1_ct.nii.gz."""
+    starts = range(len(words) - len(case) + 1)
+    start = next((start for start in starts if case and words[start : start + len(case)] == case), None)
+    return words if start is None else words[:start] + words[start + len(case) :]
+
+
+@dataclass(frozen=True)
+class _Channels:
+    """The images of a case by channel.
+
+    Args:
+        images: the image by the words of its path that no other image of the case has.
+        words: all words of the path of each image, without the name of the case.
+        shared: words that all images of the case have; none if there is one image.
+    """
+
+    images: dict[str, Path]
+    words: dict[Path, list[str]]
+    shared: set[str]
+
+    @staticmethod
+    def of(folder: Path, images: Sequence[Path], readers: Readers) -> _Channels:
+        """Tell the images of a case apart."""
+        case = _words(folder.name)
+        words = {}
+        for path in images:
+            parts = [word for part in _parts(path, folder, readers) for word in _words(part)]
+            words[path] = parts[len(case) :] if parts[: len(case)] == case and len(parts) > len(case) else parts
+        shared = set.intersection(*(set(parts) for parts in words.values())) if len(images) > 1 else set()
+        keys = {" ".join(word for word in parts if word not in shared): path for path, parts in words.items()}
+        return _Channels(keys, words, shared)
+
+    def named_as(self, usual: Collection[str], shared: set[str]) -> dict[str, Path]:
+        """The images by the channels of other cases: a case with fewer images has other words in common.
+
+        Args:
+            usual: the channels of other cases.
+            shared: words that the images of another case have in common.
+        """
+        if self.images.keys() <= set(usual):
+            return self.images
+        named = {}
+        for key, path in self.images.items():
+            words = set(self.words[path])
+            fitting = [name for name in usual if (own := set(name.split())) <= words and words - own <= shared]
+            named[max(fitting, key=len, default=key)] = path
+        return named if len(named) == len(self.images) else self.images
+
+
+def _channel_order(found: dict[Path, _Channels], channels: Sequence[str]) -> list[str]:
+    """The channels of most cases in their order; empty if no case has several images."""
+    if all(len(case.images) == 1 for case in found.values()) and len(channels) < 2:
         return []
-    counts = Counter(frozenset(keyed) for keyed in found.values())
-    usual = max(counts, key=lambda keys: (counts[keys], len(keys)))
     if len(channels) > 1:
-        usual = frozenset(" ".join(_words(channel)) for channel in channels)
-        order = [" ".join(_words(channel)) for channel in channels]
-    else:
-        order = sorted(usual)
-    for folder, keyed in found.items():
-        if len(keyed) == 1 and len(usual) > 1 and not several:
-            continue  # one file with all channels
-        if not keyed.keys() <= usual:
+        return [" ".join(_words(channel)) for channel in channels]
+    counts = Counter(frozenset(case.images) for case in found.values())
+    return sorted(max(counts, key=lambda keys: (counts[keys], len(keys))))
+
+
+def _named_channels(
+    found: dict[Path, _Channels], order: Sequence[str], problems: list[str]
+) -> dict[Path, dict[str, Path]]:
+    """The images of each case by channel; cases with further channels are problems."""
+    several = any(len(case.images) > 1 for case in found.values())
+    shared = set[str]().union(*(case.shared for case in found.values()))
+    result = {}
+    for folder, case in found.items():
+        result[folder] = keyed = case.named_as(order, shared) if several else case.images
+        # Without several images in any case, one file may have all channels.
+        if order and (several or len(order) == 1) and not keyed.keys() <= set(order):
             files = some_of([_below(path, folder) for path in keyed.values()])
             problems.append(
                 f"{folder}: holds the channels {', '.join(sorted(keyed)) or 'image'} ({files}), and other cases have"
                 f" {', '.join(order) or 'image'}; name one file for each channel, and move other images elsewhere"
             )
-    return order
+    return result
 
 
 def _parts(path: Path, folder: Path, readers: Readers) -> list[str]:
