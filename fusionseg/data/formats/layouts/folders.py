@@ -239,7 +239,8 @@ def _channel_order(found: dict[Path, _Channels], channels: Sequence[str]) -> lis
     if len(channels) > 1:
         return [" ".join(_words(channel)) for channel in channels]
     counts = Counter(frozenset(case.images) for case in found.values())
-    return sorted(max(counts, key=lambda keys: (counts[keys], len(keys))))
+    usual = max(counts, key=lambda keys: (counts[keys], len(keys)))
+    return sorted(usual)
 
 
 def _named_channels(
