@@ -84,8 +84,8 @@ class Reader(Protocol):
     A reader may have further methods. `read_geometry(path) -> (shape, affine)` or a `FileGeometry` reads no voxels;
     without it, `read` takes its place. `files(path) -> list[Path]` lists all files of the image, if these are several.
     `reads_folder(path) -> bool` tells that a folder is one image; then all methods get the folder.
-    `is_image_alone(path) -> bool` tells that a file is an image, where the files of one suffix may be slices. The attribute
-    `data_suffixes` has the suffixes of files that belong to a header file.
+    `is_image_alone(path) -> bool` tells that a file is an image, where other files of its suffix are slices. The
+    attribute `data_suffixes` has the suffixes of files that belong to a header file.
     """
 
     suffixes: Sequence[str]
