@@ -237,6 +237,22 @@ def test_damaged_files_are_refused(tmp_path: Path, name: str, compress: bool) ->
 def test_files_that_hold_no_volume_are_named(tmp_path: Path) -> None:
     nrrd.write(str(tmp_path / "a.nrrd"), noise(), {"space": "LPS", "space directions": np.zeros((3, 3))})
     assert [problem.code for problem in READERS.read(tmp_path / "a.nrrd").problems] == ["affine"]
+    start = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 2 2\n"
+    for field in ("spacings: 1 1", "space: LPS\nspace directions: (1,0,0) (0,1,0)"):
+        (tmp_path / "b.nrrd").write_text(f"{start}{field}\nencoding: raw\n\n")
+        assert "does not fit 3 axes" in refused(tmp_path / "b.nrrd").message
+    (tmp_path / "b.nrrd").write_text(f"{start}spacings: 1 1 1\nencoding: ascii\n\n1 2 3 4 5 6 7 x")
+    assert "other than numbers" in refused(tmp_path / "b.nrrd").message
+    nrrd.write(str(tmp_path / "b.nrrd"), noise(), {"spacings": [1, 1, 1], "encoding": "bzip2"})
+    with (tmp_path / "b.nrrd").open("ab") as file:
+        file.write(b"more")
+    assert refused(tmp_path / "b.nrrd").code == "trailing-data"
+    (tmp_path / "c.nrrd").write_text(f"{start}spacings: 1 1 1\nencoding: raw\ndata file: c.raw\n")
+    (tmp_path / "c.raw").write_bytes(bytes(8))
+    assert READERS.files(tmp_path / "c.nrrd") == [tmp_path / "c.nrrd", tmp_path / "c.raw"]
+    path = write(tmp_path / "a.mha", noise())
+    path.write_bytes(path.read_bytes().replace(b"LOCAL", b"Local"))
+    np.testing.assert_array_equal(READERS.read(path).voxels, noise())
     path = write(tmp_path / "a.mhd", noise())
     path.write_text(path.read_text().replace("a.raw", "LIST"))
     assert "several data files" in refused(path).message

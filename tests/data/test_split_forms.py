@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from fusionseg.cluster.submission import decide_submissions
 from fusionseg.cluster.sweep import load_sweep
 from fusionseg.config import RunConfig, dump_config, validate
 from fusionseg.data.formats.case import Case
+from fusionseg.data.formats.dataset import open_dataset
 from fusionseg.data.preprocessing.case_digests import digests_of
 from fusionseg.data.preprocessing.prepare import prepare
 from fusionseg.data.splits.folds import draw_folds
+from fusionseg.data.splits.label_classes import occurring_classes
 from fusionseg.runs.cases.datasets import RunDataset, open_run_datasets
 from fusionseg.runs.cases.opening import open_cases, settle_split
 from fusionseg.runs.cases.split import Split, write_split
@@ -351,6 +354,7 @@ TABLES: dict[str, tuple[Callable[[str], str], str]] = {
     "a short line": (lambda t: t.replace("p2_0,C,", "p2_0,"), r"line 6 has 3 cells \(expected 4\)"),
     "a doubled case": (lambda t: t.replace("p2_1,", "p2_0,"), "several rows for p2_0"),
     "a missing case": (lambda t: t.replace("p2_0,", "p2_9,"), r"no row for 1 of 12 cases \(p2_0\)"),
+    "an open quotation mark": (lambda t: t + '"' + "x" * 131073, r"line 14: field larger than field limit"),
     "no value": (lambda t: t.replace("p2_0,C,", "p2_0,,"), r"1 of 12 cases have no value \(p2_0\)"),
     "a negative weight": (lambda t: t.replace("early,5", "early,-5"), r"expected numbers above 0, got p2_0: -5"),
 }
@@ -498,6 +502,9 @@ def test_labels_are_read_once_for_stratification(
     opened(root, stratify="classes")
     assert json.loads(kept.read_text())[str(root / "labelsTr/p0_0.nii")]["values"] == [1]
     kept.write_text("{")  # damaged: read again
+    dataset = open_dataset(root)
+    lacking = replace(dataset.training[0], label=root / "labelsTr/gone.nii")
+    assert occurring_classes(dataset, [lacking], None) == {lacking.name: ()}  # the preparation reports it
     one = opened(root, stratify="classes")
     assert {case.name for case in one.cases if "rare" in case.stratum} == RARE - {"p0_0"}
 

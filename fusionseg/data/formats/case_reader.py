@@ -19,7 +19,7 @@ from fusionseg.data.formats.case_file import extend_to_grid, find_position, read
 from fusionseg.data.formats.geometry import KEEP, Grid, Turn, is_invertible
 from fusionseg.data.formats.problems import Findings
 from fusionseg.data.formats.readers import Readers
-from fusionseg.data.formats.voxel_checks import check_finite, check_label_values, count_values
+from fusionseg.data.formats.voxel_checks import check_finite, check_label_values, count_values, label_numbers
 from fusionseg.data.labels.scheme import UNLABELLED, LabelScheme
 
 ARRAY = Path("array")
@@ -263,10 +263,7 @@ def examine_label(
     if grid is not None:
         file = extend_to_grid(file, grid)
     turn = KEEP if grid is None else find_position(path, file.grid, grid, None, "label", findings)
-    values = file.voxels
-    if values.dtype.kind == "f":
-        with np.errstate(over="ignore", invalid="ignore"):
-            values = values.astype(np.float32)  # an integer that was scaled need not be exact in float64
+    values = label_numbers(file.voxels)
     counts = count_values(values)
     valid = check_label_values(path, counts, file.voxels.dtype, file.stored_type, scheme, findings)
     if not valid or turn is None:

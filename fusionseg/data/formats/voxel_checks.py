@@ -48,6 +48,18 @@ def check_finite(path: Path, which: str, values: NDArray[np.float32], findings: 
     return True
 
 
+def label_numbers(voxels: NDArray[Any]) -> NDArray[Any]:
+    """The numbers of a label file: floats as float32, since an integer that was scaled need not be exact in float64.
+
+    Args:
+        voxels: of any shape.
+    """
+    if voxels.dtype.kind != "f":
+        return voxels
+    with np.errstate(over="ignore", invalid="ignore"):
+        return voxels.astype(np.float32)
+
+
 def count_values(values: NDArray[Any]) -> dict[float, int]:
     """Count the voxels of each value.
 

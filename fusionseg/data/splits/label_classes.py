@@ -16,7 +16,7 @@ from fusionseg.data.formats.dataset import Dataset
 from fusionseg.data.formats.problems import Findings
 from fusionseg.data.formats.readers import Readers
 from fusionseg.data.formats.source_files import files_of
-from fusionseg.data.formats.voxel_checks import count_values
+from fusionseg.data.formats.voxel_checks import count_values, label_numbers
 from fusionseg.observability.progress import counting_progress
 from fusionseg.utils.files import write_json
 from fusionseg.utils.machine import available_cpus
@@ -42,7 +42,9 @@ def occurring_classes(dataset: Dataset, cases: Sequence[Case], kept: Path | None
     known = _read_kept(kept)
     labels = {case.name: case.label for case in cases if case.label is not None}
     states = {name: _state(path) for name, path in labels.items()}
-    missing = [name for name, path in labels.items() if known.get(str(path), {}).get("state") != states[name]]
+    missing = [
+        name for name, path in labels.items() if str(path) not in known or known[str(path)].get("state") != states[name]
+    ]
     if missing:
         work = partial(_values, dataset.readers)
         with ThreadPoolExecutor(min(_MAX_VOLUMES, available_cpus())) as pool, counting_progress("labels") as progress:
@@ -87,4 +89,4 @@ def _values(readers: Readers, path: Path) -> list[int]:
     file = read_file(path, readers, Findings(), "label")
     if file is None:
         return []
-    return sorted(int(value) for value in count_values(file.voxels) if float(value).is_integer())
+    return sorted(int(value) for value in count_values(label_numbers(file.voxels)) if float(value).is_integer())

@@ -232,8 +232,9 @@ class _Splitting:
         shared = {case.group: case.name for case in training if case.group in held_out}
         if shared:
             named = [f"{group}: {name} and {held_out[group]}" for group, name in sorted(shared.items(), key=str)]
+            count = "1 group is" if len(shared) == 1 else f"{len(shared)} groups are"
             raise UserError(
-                f"data.group={self.settings.group}: {len(shared)} groups are in training and in validation of fold"
+                f"data.group={self.settings.group}: {count} in training and in validation of fold"
                 f" {self.settings.fold} ({some_of(named, 5)}); correct the folds that are listed, or draw them"
                 " (data.splits=none, no folds in a datalist)"
             )

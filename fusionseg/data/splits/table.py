@@ -41,7 +41,10 @@ def read_table(file: NamedFile) -> CaseTable:
     header = file.text.partition("\n")[0]
     delimiter = "\t" if "\t" in header else ";" if ";" in header and "," not in header else ","
     reader = csv.reader(io.StringIO(file.text), delimiter=delimiter)
-    lines = [(reader.line_num, [cell.strip() for cell in line]) for line in reader if any(map(str.strip, line))]
+    try:
+        lines = [(reader.line_num, [cell.strip() for cell in line]) for line in reader if any(map(str.strip, line))]
+    except csv.Error as error:  # a quotation mark that is not closed
+        raise UserError(f"{file.key}: line {reader.line_num}: {error}; correct it") from None
     names = lines.pop(0)[1] if lines else []
     if CASE not in names:
         raise UserError(

@@ -175,7 +175,7 @@ def _interpret(path: Path, fields: dict[str, str], end: int) -> MetaHeader:
         )
     big = is_true("binarydatabyteordermsb", "false") or is_true("elementbyteordermsb", "false")
     names = fields["elementdatafile"].split()
-    data = None if names == ["LOCAL"] else path.parent / fields["elementdatafile"]
+    data = None if [name.upper() for name in names] == ["LOCAL"] else path.parent / fields["elementdatafile"]
     if names[:1] == ["LIST"] or "%" in fields["elementdatafile"]:
         raise VolumeError("header", "its voxels are in several data files", "convert it to .mha or .nii.gz")
     directions = first("transformmatrix", "rotation", "orientation")

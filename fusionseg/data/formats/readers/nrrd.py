@@ -112,8 +112,6 @@ class NrrdReader:
         Args:
             path: the .nrrd or .nhdr file.
         """
-        if path.suffix.lower() != ".nhdr":
-            return [path]
         try:
             with file_errors(), path.open("rb") as file:
                 data = _data_file(path, _read_header(file).fields)
@@ -139,7 +137,10 @@ def _read_header(file: BinaryIO) -> NrrdHeader:
             f"it has the data type {fields['type']} of shape {sizes}, not one number per voxel",
             "convert it to integers or floats",
         )
-    return _place(fields, np.dtype(dtype), sizes)
+    try:
+        return _place(fields, np.dtype(dtype), sizes)
+    except (ValueError, TypeError, IndexError) as error:  # a field has too few or too many entries
+        raise VolumeError("header", f"the NRRD header does not fit {len(sizes)} axes ({error!s})", FETCH) from error
 
 
 def _place(fields: Any, dtype: np.dtype[Any], sizes: tuple[int, ...]) -> NrrdHeader:
@@ -254,8 +255,13 @@ def _read_voxels(file: BinaryIO, header: NrrdHeader) -> NDArray[Any]:
             raise VolumeError("corrupt", f"the bzip2 stream is damaged ({error})", FETCH) from error
         if not stream.eof:
             raise VolumeError("truncated", "the bzip2 stream ends before its end mark", FETCH)
+        if stream.unused_data:
+            raise VolumeError("trailing-data", "it has other bytes after the end of its bzip2 stream", FETCH)
     elif encoding in ("ascii", "text", "txt"):
-        content = np.array(file.read().split(), header.dtype).tobytes()
+        try:
+            content = np.array(file.read().split(), header.dtype).tobytes()
+        except (ValueError, OverflowError) as error:
+            raise VolumeError("corrupt", f"its text holds something other than numbers ({error})", FETCH) from error
     else:
         raise VolumeError("header", f"it has the encoding {encoding}", "convert it to raw or gzip")
     content = content[skip:] if skip >= 0 else content[max(0, len(content) - size) :]
