@@ -230,7 +230,8 @@ def predict(
         device: "auto" (a GPU if there is one), "cuda" or "cpu".
         checkpoint: "best" or "last".
         overlap: overlap of neighbouring windows, 0 to below 1; None for that of the run.
-        flips: average over flips of the axes that the training flips: eight times the work for three axes.
+        flips: average over flips of the axes that the training flips: eight times the work for three axes. Refused
+            for a training without flips.
         memory_gb: host memory for the logits of one volume, in GB; None for a quarter of what is free.
 
     Returns:

@@ -201,7 +201,8 @@ def _inference_arguments(parser: argparse.ArgumentParser, default: str | None = 
     parser.add_argument(
         "--tta",
         action="store_true",
-        help="average over flips of the axes that the training flips: better, eight times slower for three axes",
+        help="average over flips of the axes that the training flips: better, eight times slower for three axes;"
+        " refused for augment.flip: 0",
     )
     parser.add_argument(
         "--memory",

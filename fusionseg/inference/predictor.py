@@ -54,8 +54,8 @@ class PredictOptions:
     overlap: float | None = None
     """Overlap of neighbouring windows; None means that of the run's configuration."""
     flips: bool = False
-    """Whether the prediction is averaged over flips (test-time augmentation): of all three axes, which is eight times
-    the work, or of those that the training flips (`augment.flip.axes`)."""
+    """Whether the prediction is averaged over the flips that the training makes (test-time augmentation): with
+    `augment.flip: 0.5` of all three axes, which is eight times the work. Refused if the training flips no axis."""
     memory_gb: float | None = None
     """Host memory in GB for the logits of one volume; None means a quarter of the free memory."""
 
@@ -85,7 +85,8 @@ class Predictor:
             options: the options of the prediction.
 
         Raises:
-            UserError: a network cannot be loaded, or the networks differ in their classes, regions or channels.
+            UserError: a network cannot be loaded, the networks differ in their classes, regions or channels, or the
+                options ask for flips and no network can be flipped.
         """
         self.options = options
         self.device = inference_device(options.device)
@@ -97,9 +98,8 @@ class Predictor:
         # For each member the two results of `_member_orders`: the order of the channels, and that of the outputs.
         self._orders = [_member_orders(member, first) for member in self.members]
         self._last_digest = ""
-        for member in self.members:
-            if options.flips and (reason := _keeps_sides(member)):
-                log.info("%s: left and right are not flipped: %s", member.path, reason)
+        if options.flips:
+            _settle_flips(self.members)
 
     @property
     def labels(self) -> dict[int, str]:
@@ -288,15 +288,26 @@ class Flip:
     """For each output, the output of the flipped image that means the same; None if no output changes."""
 
 
-def _test_time_flips(member: TrainedNetwork) -> list[Flip]:
-    """The flips over which a prediction is averaged.
+def _settle_flips(members: Sequence[TrainedNetwork]) -> None:
+    """Log the axes of test-time augmentation that are not flipped.
 
-    They are the flips that the network was trained with: `augment.flip.axes`. Labels of the left and the right side are
-    exchanged as `augment.mirror_pairs` says. If an output has no mirror image, left and right are not flipped.
+    Raises:
+        UserError: no axis is flipped for any member.
     """
-    axes = [axis for axis, name in enumerate(AXES) if name in member.config.augment.flips.axes]
-    if LEFT_RIGHT in axes and _keeps_sides(member):
-        axes.remove(LEFT_RIGHT)
+    reasons = {str(member.path): reason for member in members if (reason := _flipped_axes(member)[1])}
+    if not any(_flipped_axes(member)[0] for member in members):
+        shown = "; ".join(f"{path}: {reason}" for path, reason in reasons.items())
+        raise UserError(f"--tta (flips=True): there is no flip to average over ({shown}); predict without it")
+    for path, reason in reasons.items():
+        log.info("%s: %s", path, reason)
+
+
+def _test_time_flips(member: TrainedNetwork) -> list[Flip]:
+    """The flips over which a prediction is averaged; the first one changes nothing.
+
+    Labels of the left and the right side are exchanged as `augment.mirror_pairs` says.
+    """
+    axes, _ = _flipped_axes(member)
     pairs = member.config.augment.mirror_pairs
     outputs = mirrored_outputs(pairs, member.scheme) if pairs else None
     flips = []
@@ -306,14 +317,24 @@ def _test_time_flips(member: TrainedNetwork) -> list[Flip]:
     return flips
 
 
-def _keeps_sides(member: TrainedNetwork) -> str:
-    """The reason why left and right are not flipped for a network; empty if they are."""
+def _flipped_axes(member: TrainedNetwork) -> tuple[list[int], str]:
+    """The axes that test-time augmentation flips for a network, and the reason why others are not; empty if none.
+
+    They are the axes that its training flips. If an output has no mirror image, left and right are not flipped.
+    """
     augment = member.config.augment
-    if AXES[LEFT_RIGHT] not in augment.flips.axes:
-        return "augment.flip.axes of its training has no x"
+    if augment.flips.prob == 0:
+        return [], "augment.flip is 0 in its training, so the network has not seen flipped images"
+    axes = [axis for axis, name in enumerate(AXES) if name in augment.flips.axes]
+    if LEFT_RIGHT not in axes:
+        return axes, "left and right are not flipped: augment.flip.axes of its training has no x"
     if augment.mirror_pairs and mirrored_outputs(augment.mirror_pairs, member.scheme) is None:
-        return "a region holds one label of a pair of augment.mirror_pairs, and no region is its mirror image"
-    return ""
+        axes.remove(LEFT_RIGHT)
+        return axes, (
+            "left and right are not flipped: a region holds one label of a pair of augment.mirror_pairs, and no region"
+            " is its mirror image"
+        )
+    return axes, ""
 
 
 def _member_orders(member: TrainedNetwork, first: TrainedNetwork) -> tuple[tuple[int, ...], tuple[int, ...]]:

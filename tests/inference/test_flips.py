@@ -14,6 +14,7 @@ from torch import Tensor
 from fusionseg.config import AugmentConfig
 from fusionseg.data.labels.scheme import Region
 from fusionseg.inference.predictor import PredictOptions, Predictor
+from fusionseg.utils.errors import UserError
 
 ALL = [(), (0,), (0, 1), (0, 1, 2), (0, 2), (1,), (1, 2), (2,)]
 
@@ -53,7 +54,7 @@ def test_the_mirrored_image_has_the_mirrored_prediction(predict: Callable[..., C
     ("augment", "expected"),
     [
         ({}, ALL),
-        ({"flip": 0.0}, ALL),
+        ({"flip": 0.0}, [()]),
         ({"flip": {"axes": ["z", "x"]}}, [(), (0,), (0, 2), (2,)]),
         ({"mirror_pairs": [["ball1", "ball2"]]}, ALL),
         ({"mirror_pairs": [["ball1", "ball2"]], "sigmoid": [(1,), (1, 2)]}, [(), (1,), (1, 2), (2,)]),
@@ -73,3 +74,18 @@ def test_the_axes_are_those_of_the_training(
     predict(**augment)(image)
     flips = [axes for axes in ALL if any(torch.equal(one, image.flip([axis + 1 for axis in axes])) for one in seen)]
     assert flips == sorted(expected) and len(seen) == len(expected)
+
+
+def test_a_network_trained_without_flips_is_not_flipped(
+    tiny_run: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    flipped, unflipped = tiny_run() / "checkpoints/last.pt", tmp_path / "unflipped.pt"
+    state = torch.load(flipped, weights_only=True)
+    state["config"]["augment"]["flip"] = 0.0
+    torch.save(state, unflipped)
+    with pytest.raises(UserError, match=r"^--tta .*no flip to average over .*augment\.flip is 0.*predict without it$"):
+        Predictor([unflipped], PredictOptions(device="cpu", flips=True))
+    # In an ensemble, the other members are flipped, and the log names this one.
+    with caplog.at_level("INFO", logger="fusionseg"):
+        Predictor([flipped, unflipped], PredictOptions(device="cpu", flips=True))
+    assert [str(unflipped) in line for line in caplog.messages if "has not seen flipped images" in line] == [True]

@@ -22,7 +22,8 @@ class FlipConfig(Section):
     prob: Probability = 0.5
     """Probability of a flip, for each of `axes` separately."""
     axes: Axes = AXES
-    """Axes that are flipped: x (left-right), y (back-front), z (feet-head). `predict --tta` flips the same axes."""
+    """Axes that are flipped: x (left-right), y (back-front), z (feet-head). `predict --tta` flips the same axes,
+    and is refused if none is flipped."""
 
     @field_validator("axes")
     @classmethod
