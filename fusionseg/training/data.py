@@ -253,7 +253,7 @@ def sides_warning(config: RunConfig, scheme: LabelScheme) -> str:
     mixed = (
         config.task_info.needs_labels and flips.prob > 0 and "x" in flips.axes and config.data.orientation is not None
     )
-    return side_hint(scheme.output_names) if mixed and not config.augment.mirror_pairs else ""
+    return side_hint(config.augment.mirror_pairs, scheme) if mixed else ""
 
 
 def rules_of_run(config: RunConfig, spacings: Sequence[Sequence[float]] = ()) -> SpatialRules:

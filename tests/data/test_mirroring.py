@@ -98,13 +98,40 @@ def test_a_mirrored_patch_has_the_labels_of_the_other_side(tmp_path: Path) -> No
         (("lung_upper_lobe_left", "lung_upper_lobe_right"), "[lung_upper_lobe_left, lung_upper_lobe_right]"),
         (("hip_L", "hip_R"), "[hip_L, hip_R]"),
         (("kidney_left", "liver"), ""),
+        (("l, left", "l, right"), "['l, left', 'l, right']"),
         (("cleft", "cright", "leftover", "rightover"), ""),
         (("anterior", "posterior"), ""),
     ],
 )
 def test_names_of_the_two_sides_give_a_hint(names: tuple[str, ...], expected: str) -> None:
-    hint = side_hint(names)
+    hint = side_hint([], LabelScheme.of_names(("background", *names)))
     assert (f"augment.mirror_pairs: [{expected}]" in hint) if expected else hint == ""
+
+
+def test_the_hint_names_the_sides_that_no_pair_exchanges() -> None:
+    assert "would be learned as the other side too; add [lung_left, lung_right] to augment.mirror_pairs, or" in (
+        side_hint(PAIRS[:1], SCHEME)
+    )
+    assert side_hint(PAIRS, SCHEME) == ""
+    assert side_hint([["kidney_left", "liver"]], SCHEME).count("kidney") == 0  # a name in a pair is not suggested again
+
+
+def test_the_hint_names_classes_that_mirror_pairs_accepts() -> None:
+    """The classes of regions: by the pairs of their names, or by the regions if their names have no side."""
+    classes = tuple(LabelClass(name, (value,)) for value, name in enumerate(["background", "a", "b", "c", "d"]))
+    scheme = LabelScheme(classes, regions=(Region("lung_left", (1, 2), 1), Region("lung_right", (3, 4), 2)))
+    hint = side_hint([], scheme)
+    assert (
+        "pair the classes of these regions in augment.mirror_pairs: lung_left (a, b) and lung_right (c, d), or" in hint
+    )
+    assert side_hint([["a", "c"]], scheme) and side_hint([["a", "c"], ["b", "d"]], scheme) == ""
+    with pytest.raises(
+        UserError, match=r"no class 'lung_left' in the data set; it is a region; name its classes: a, b"
+    ):
+        mirrored_classes([["lung_left", "lung_right"]], scheme)
+    named = LabelScheme(SCHEME.classes, regions=(Region("body_left", (1, 2, 4), 1), Region("body_right", (1, 3, 5), 2)))
+    assert "mirror_pairs: [[kidney_left, kidney_right], [lung_left, lung_right]], or" in side_hint([], named)
+    assert side_hint([], LabelScheme(SCHEME.classes, regions=(Region("kidneys", (2, 3), 1),))) == ""
 
 
 def test_a_dry_run_refuses_unknown_names_and_hints_at_sides(

@@ -35,7 +35,8 @@ class _ExactConfig(SectionWithOptions):
     """Probability of a flip, for each axis separately; or a section, to flip some of the axes only."""
     mirror_pairs: Annotated[tuple[LabelPair, ...], Field(strict=False)] = ()
     """Pairs of labels that are mirror images of each other, such as [[kidney_left, kidney_right]]. A flip of the
-    left-right axis exchanges the two labels of each pair, in training and in `predict --tta`."""
+    left-right axis exchanges the two labels of each pair, in training and in `predict --tta`. Regions follow from
+    their classes."""
     rotate90: Rotate90Config | None = None
     """Turn by multiples of 90 degrees."""
 

@@ -17,7 +17,8 @@ class SamplingConfig(Section):
     class_weights: ClassWeights | None = None
     """Weights of the classes of a case when the class at the centre of a foreground patch is drawn (as `ratios` of
     MONAI's RandCropByLabelClasses). A mapping of names to weights, {tumour: 4, liver: 1}, in which other classes have
-    weight 1, and a class of weight 0 is never at the centre; `inverse_frequency`: one over the voxels of the class in
+    weight 1, and a class of weight 0 is never at the centre (names of classes as `fusionseg check` lists them, not of
+    regions); `inverse_frequency`: one over the voxels of the class in
     the training cases; `inverse_sqrt_frequency`: one over their square root. Null draws them evenly."""
     case_weights: Literal["rare_classes"] | None = None
     """`rare_classes`: a case is drawn in proportion to sqrt(f_max / f), f the share of training cases that have its

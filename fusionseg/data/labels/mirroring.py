@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+import yaml
+
 from fusionseg.data.labels.scheme import LabelScheme
-from fusionseg.utils.errors import UserError, some_of, suggest
+from fusionseg.utils.errors import UserError, some_of
 
 KEY = "augment.mirror_pairs"
 LEFT_RIGHT = 0
@@ -29,7 +31,7 @@ def mirrored_classes(pairs: Pairs, scheme: LabelScheme) -> tuple[int, ...]:
     unknown = sorted({name for pair in pairs for name in pair if name not in names[1:]})
     if unknown:
         raise UserError(
-            [f"{KEY}: there is no class {name!r} in the data set; {suggest(name, names[1:])}" for name in unknown]
+            [f"{KEY}: there is no class {name!r} in the data set; {scheme.valid_classes(name)}" for name in unknown]
         )
     image = list(range(len(names)))
     for first, second in pairs:
@@ -68,29 +70,47 @@ def mirror_images(pairs: Pairs, scheme: LabelScheme) -> list[int | None]:
     return [rows.index(row) if row in rows else None for row in found]
 
 
-def unpaired_sides(names: Sequence[str]) -> list[tuple[str, str]]:
-    """List the pairs of names that differ in left and right alone, such as kidney_left and kidney_right.
+def side_hint(pairs: Pairs, scheme: LabelScheme) -> str:
+    """A warning about outputs with a side in a training that flips left and right; empty if all of them are exchanged.
 
     Args:
-        names: of the classes.
+        pairs: of class names, `augment.mirror_pairs`.
+        scheme: of the data set.
     """
-    return [(name, mirror) for name in names for mirror in _right_of(name) if mirror in names]
-
-
-def side_hint(names: Sequence[str]) -> str:
-    """A warning about classes with a side in a training that flips left and right; empty if there are none.
-
-    Args:
-        names: of the classes.
-    """
-    pairs = unpaired_sides(names)
-    if not pairs:
+    used = {name for pair in pairs for name in pair}
+    images, outputs = mirror_images(pairs, scheme), scheme.output_names
+    sides = _sides([name for name in outputs if scheme.is_regions or name not in used])
+    mixed = [(left, right) for left, right in sides if images[outputs.index(left)] != outputs.index(right)]
+    if not mixed:
         return ""
-    written = ", ".join(f"[{left}, {right}]" for left, right in pairs)
+    missing = [list(pair) for pair in _sides([name for name in scheme.names[1:] if name not in used])]
+    if missing:
+        # As YAML, so that a name with a comma or a colon has its quotes.
+        written = yaml.safe_dump(missing, default_flow_style=True, allow_unicode=True, width=float("inf")).strip()
+        remedy = f"add {KEY}: {written}" if not pairs else f"add {written[1:-1]} to {KEY}"
+    else:
+        left, right = mixed[0]
+        shown = " and ".join(f"{name} ({', '.join(_classes_of(name, scheme))})" for name in (left, right))
+        remedy = f"pair the classes of these regions in {KEY}: {shown}"
     return (
-        f"augment.flip: flips left and right, and {some_of([left for left, _ in pairs])} would be learned as the other"
-        f" side too; add augment.mirror_pairs: [{written}], or flip the other axes only: flip: {{axes: [y, z]}}"
+        f"augment.flip: flips left and right, and {some_of([left for left, _ in mixed])} would be learned as the other"
+        f" side too; {remedy}, or flip the other axes only: flip: {{axes: [y, z]}}"
     )
+
+
+def _sides(names: Sequence[str]) -> list[tuple[str, str]]:
+    """List the pairs of names that differ in left and right alone, each name once: kidney_left and kidney_right."""
+    found: list[tuple[str, str]] = []
+    for name in names:
+        for mirror in _right_of(name):
+            if mirror in names and not any({name, mirror} & set(pair) for pair in found):
+                found.append((name, mirror))
+    return found
+
+
+def _classes_of(output: str, scheme: LabelScheme) -> list[str]:
+    row = scheme.membership[scheme.output_names.index(output)]
+    return [name for name, belongs in zip(scheme.names, row, strict=True) if belongs]
 
 
 def _right_of(name: str) -> Iterator[str]:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusionseg.utils.errors import suggest
+
 IGNORE = 255
 """Class index of voxels that are not annotated: they have no part in losses and metrics."""
 MAX_CLASSES = 255
@@ -142,6 +144,17 @@ class LabelScheme:
             annotated: names of the outputs that the case annotates; None for all.
         """
         return np.array([annotated is None or name in annotated for name in self.output_names])
+
+    def valid_classes(self, wrong: str) -> str:
+        """Name the valid names of foreground classes, for a message about a name that is none.
+
+        Args:
+            wrong: the name. If it is a region, the message lists its classes.
+        """
+        for region in self.regions:
+            if region.name == wrong:
+                return f"it is a region; name its classes: {', '.join(self.names[index] for index in region.classes)}"
+        return suggest(wrong, self.names[1:])
 
     @property
     def repainted(self) -> dict[str, str]:

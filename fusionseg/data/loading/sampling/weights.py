@@ -12,7 +12,7 @@ import numpy as np
 from fusionseg.config.data.sampling import SamplingConfig
 from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.preprocessing.record import PreparedCase
-from fusionseg.utils.errors import UserError, suggest
+from fusionseg.utils.errors import UserError
 
 KEY = "data.sampling.class_weights"
 
@@ -102,7 +102,7 @@ def named_weights(sampling: SamplingConfig | None, scheme: LabelScheme) -> dict[
         return None
     names = scheme.names
     problems = [
-        f"{KEY}.{name}: there is no such class in the data set; {suggest(name, names[1:])}"
+        f"{KEY}.{name}: there is no such class in the data set; {scheme.valid_classes(name)}"
         for name in sampling.class_weights
         if name not in names[1:]
     ]
