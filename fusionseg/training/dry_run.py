@@ -118,8 +118,8 @@ def _sampling_lines(config: RunConfig, datasets: Sequence[RunDataset], scheme: L
     cases = sampled_cases(datasets, [part.store for part in datasets])
     weights = sampling_weights(config.data.sampling, scheme, cases)
     shares = weights.expected_shares(cases, config.data.foreground)
-    shown = [f"{scheme.names[index]} {share:.1%}" for index, share in shares.items() if index]
-    lines = [f"sampling     patches centred on {', '.join([*shown, f'any position {shares[0]:.1%}'])}"]
+    shown = [f"{scheme.names[index]}: {share:.1%}" for index, share in shares.items() if index]
+    lines = [f"sampling     patches centred on {', '.join([*shown, f'any position: {shares[0]:.1%}'])}"]
     if weights.cases is not None:
         least, most = (value * len(cases) / sum(weights.cases) for value in (min(weights.cases), max(weights.cases)))
         lines.append(f"             each case is drawn {least:.2g} to {most:.2g} times in an epoch")

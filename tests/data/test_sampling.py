@@ -162,9 +162,11 @@ def test_counts_are_those_of_the_samples() -> None:
     assert counts.classes == parts[0].classes + parts[1].classes
     names = ["a", "b", "c", "d"]
     text = counts.summary(SCHEME.names, names)
-    assert text.startswith("188 patches of steps 4 to 50, centred on liver ") and "any position" in text
-    assert f"a {counts.cases[0]}" in text and counts.by_case(names)["a"] == counts.cases[0]
-    assert "7 cases" in counts.summary((), [*names, "e", "f", "g"]) and "0 (g)" in counts.summary((), [*names, *"efg"])
+    assert text.startswith("188 patches of steps 4 to 50, centred on liver: ") and "any position" in text
+    assert f"cases a: {counts.cases[0]}" in text and counts.by_case(names)["a"] == counts.cases[0]
+    assert "; 7 cases, 0 (g) to " in counts.summary((), [*names, *"efg"])
+    many = counts.summary(("background", *(f"value {index}" for index in range(1, 118))), names)
+    assert "centred on 117 classes, 0 (value 117) to " in many and "value 50" not in many
 
 
 HEAVY = 2
@@ -217,7 +219,7 @@ def test_a_run_counts_what_it_has_drawn(
     assert train.main(["--config", str(file)]) == 0
     capsys.readouterr()
     text = (folder / "log.txt").read_text()
-    assert "step 3: 6 patches of steps 1 to 3, centred on ball1 " in text and "step 4: 2 patches" in text
+    assert "step 3: 6 patches of steps 1 to 3, centred on ball1: " in text and "step 4: 2 patches" in text
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     validations = [record for record in records if record["kind"] == "val"]
     assert sum(record["drawn_cases"][f"case_{HEAVY:03d}"] for record in validations) == 6
@@ -225,5 +227,5 @@ def test_a_run_counts_what_it_has_drawn(
         assert set(record["drawn_classes"]) == {"ball1", "ball2"} and sum(record["drawn_cases"].values()) == count
     assert train.main(["--config", str(file), "--dry-run", "name=again"]) == 0
     shown = capsys.readouterr().out
-    assert "patches centred on ball1 12.5%, ball2 37.5%, any position 50.0%" in shown
+    assert "patches centred on ball1: 12.5%, ball2: 37.5%, any position: 50.0%" in shown
     assert "each case is drawn 0.33 to 3 times in an epoch" in shown

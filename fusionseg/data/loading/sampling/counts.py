@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 SHOWN = 6
-"""Number of cases whose counts are written out."""
+"""Number of classes, and of cases, whose counts are written out."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,15 @@ class DrawnCounts:
         """
         text = f"{self.cases.total()} patches of steps {self.steps.start + 1} to {self.steps.stop}"
         if class_names:
-            named = [f"{name} {count}" for name, count in self.by_class(class_names).items()]
-            text += f", centred on {', '.join([*named, f'any position {self.classes[0]}'])}"
-        cases = sorted(self.by_case(case_names).items(), key=lambda item: -item[1])
-        if len(cases) <= SHOWN:
-            return f"{text}; cases: {', '.join(f'{name} {count}' for name, count in cases)}"
-        (most, highest), (least, lowest) = cases[0], cases[-1]
-        return f"{text}; {len(cases)} cases, {lowest} ({least}) to {highest} ({most}) patches each"
+            classes = self.by_class(class_names)
+            text += f", centred on {_written(classes, 'classes')}, any position: {self.classes[0]}"
+        cases = self.by_case(case_names)
+        return f"{text}; {'cases ' if len(cases) <= SHOWN else ''}{_written(cases, 'cases')}"
+
+
+def _written(counts: Mapping[str, int], kind: str) -> str:
+    """Write out the counts by name; of more than `SHOWN`, the least and the most."""
+    if len(counts) <= SHOWN:
+        return ", ".join(f"{name}: {count}" for name, count in counts.items())
+    (most, highest), *_, (least, lowest) = sorted(counts.items(), key=lambda item: -item[1])
+    return f"{len(counts)} {kind}, {lowest} ({least}) to {highest} ({most}) each"
