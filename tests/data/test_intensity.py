@@ -62,6 +62,16 @@ def test_gamma_is_monais(shape: tuple[int, int, int], retain_stats: bool, invert
             np.testing.assert_allclose(result[i, c], reference, atol=2e-4)
 
 
+@pytest.mark.parametrize("retain_stats", [True, False])
+def test_gamma_does_not_depend_on_the_unit(retain_stats: bool) -> None:
+    """Of intensities that are small numbers, such as 1e-6, no share is lost."""
+    image, exponents = images((9, 8, 7)), {"exponent": [[0.7, 1.5], [1.5, 1.3]]}
+    result = changed("gamma", image, exponents, retain_stats=retain_stats)
+    for unit in (1e-6, 1e-9, 1e4):
+        scaled = changed("gamma", image * unit, exponents, retain_stats=retain_stats)
+        np.testing.assert_allclose(scaled / unit, result, atol=1e-4)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_blur_is_scipys(shape: tuple[int, int, int]) -> None:
     image = images(shape)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from fusionseg.data.loading.augmentation_protocol import Drawn
 
-_SMALLEST = 1e-7
-"""Smallest range and deviation that are divided by: a channel of one value stays as it is."""
+_SMALLEST = 1e-30
+"""Smallest range and deviation that are divided by: a channel of one value stays as it is, in any unit."""
 
 
 class _Gamma(IntensitySection):
@@ -52,7 +52,8 @@ class _Gamma(IntensitySection):
         mean, deviation = centre_(image)
         _power_(image.sub_(lowest - mean).relu_(), power)
         _, changed = centre_(image)
-        return image.mul_(deviation / changed.clamp_(min=_SMALLEST)).add_(mean)
+        ratio = deviation.div_(changed.clamp_(min=_SMALLEST)).clamp_(max=1 / _SMALLEST)  # finite: 0 times it is 0
+        return image.mul_(ratio).add_(mean)
 
 
 def _power_(image: Tensor, exponent: Tensor) -> Tensor:
