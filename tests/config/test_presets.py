@@ -102,6 +102,18 @@ def test_an_unknown_preset_is_named(words: list[str]) -> None:
         load_config("demo", words)
 
 
+@pytest.mark.parametrize("words", [["augment={preset: [nnunet]}"], ["augment.preset={nnunet: 1}"]])
+def test_a_preset_that_is_no_name_is_refused_in_one_message(words: list[str]) -> None:
+    with pytest.raises(UserError, match=r"augment.preset \(command line: ") as caught:
+        load_config("demo", words)
+    assert len(caught.value.problems) == 1
+
+
+@pytest.mark.parametrize("preset", [{}, {"preset": "nnunet"}])
+def test_null_switches_flips_off(preset: dict[str, str]) -> None:
+    assert of({**preset, "flip": None}) == of({**preset, "flip": 0.0})
+
+
 def test_the_documentation_has_the_presets() -> None:
     page = (ROOT / "docs/data.md").read_text(encoding="utf-8")
     table = page.split("<!-- presets -->")[1].strip().split("\n\n")[0]

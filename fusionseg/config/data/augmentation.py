@@ -32,7 +32,7 @@ class _ExactConfig(SectionWithOptions):
     values in place of the name. `augment: nnunet` is short for `augment: {preset: nnunet}`. A preset replaces the
     section `augment` of a file that is extended."""
     flip: Probability | FlipConfig = 0.5
-    """Probability of a flip, for each axis separately; or a section, to flip some of the axes only."""
+    """Probability of a flip, for each axis separately; or a section, to flip some of the axes only. Null means 0."""
     mirror_pairs: Annotated[tuple[LabelPair, ...], Field(strict=False)] = ()
     """Pairs of labels that are mirror images of each other, such as [[kidney_left, kidney_right]]. A flip of the
     left-right axis exchanges the two labels of each pair, in training and in `predict --tta`. Regions follow from
@@ -74,9 +74,10 @@ class AugmentConfig(_with_intensities(_ExactConfig)):  # type: ignore[misc]
     axes: MovedAxes = "all"
     """Axes that rotate, rotate90, scale, shear, elastic and low_resolution may change. `in_plane` leaves the
     through-plane axis alone: that of `model.view`, or along which the patch has one voxel, or along which voxels are
-    largest. `auto` is `in_plane` for such a network or patch, and where voxels are more than 3 times larger along one
-    axis than along the others, or the patch more than 3 times shorter (the rule of nnU-Net for 2D augmentation), else
-    `all`. [x, y] states the plane."""
+    largest, or else along which the patch is shortest. `auto` is `in_plane` for such a network or patch, and where
+    voxels are more than 3 times larger along one axis than along the others, or the patch more than 3 times shorter
+    (the rule of nnU-Net for 2D augmentation), else `all`. [x, y] states the plane. `blur` changes all axes, as in
+    nnU-Net."""
     also: Annotated[tuple[AugmentationPart, ...], Field(strict=False)] = ()
     """Further augmentations by dotted path, applied after those above: your own, or random dictionary transforms of
     MONAI."""
@@ -85,6 +86,11 @@ class AugmentConfig(_with_intensities(_ExactConfig)):  # type: ignore[misc]
     @classmethod
     def _expand_preset(cls, raw: Any) -> Any:
         return expanded(name_to_preset(raw))
+
+    @field_validator("flip", mode="before")
+    @classmethod
+    def _null_is_off(cls, flip: Any) -> Any:
+        return 0.0 if flip is None else flip
 
     @field_validator("mirror_pairs")
     @classmethod

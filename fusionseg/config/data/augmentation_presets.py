@@ -22,8 +22,9 @@ class Preset:
 
 
 # Sources of `nnunet`: Isensee et al., "nnU-Net", Nature Methods 2021, supplementary note 2, and the training transforms
-# of nnU-Net v2 (nnUNetTrainer.get_training_transforms). Two differences: nnU-Net draws the inverse of the zoom from
-# [0.7, 1.4], and multiplies the brightness after the noise. In its 2D augmentation it rotates by up to 180 degrees.
+# of nnU-Net v2 (nnUNetTrainer.get_training_transforms). Three differences: nnU-Net draws the inverse of the zoom from
+# [0.7, 1.4], multiplies the brightness after the noise, and sets voxels outside of the nonzero mask to 0 where it
+# normalises by this mask. In its 2D augmentation it rotates by up to 180 degrees.
 PRESETS: Mapping[PresetName, Preset] = {
     "none": Preset("no changes", {"flip": 0.0}),
     "thesis": Preset(
@@ -86,9 +87,10 @@ def expanded(raw: Any) -> Any:
     Args:
         raw: a plain section `augment`. With an unknown name it stays as it is, for the validation to refuse.
     """
-    if not isinstance(raw, Mapping) or raw.get(PRESET) not in PRESETS:
+    name = raw.get(PRESET) if isinstance(raw, Mapping) else None
+    if not isinstance(name, str) or name not in PRESETS:
         return raw
-    values = dict(PRESETS[raw[PRESET]].values)
+    values = dict(PRESETS[name].values)
     for key, given in raw.items():
         under = values.get(key)
         values[key] = {**under, **given} if isinstance(under, Mapping) and isinstance(given, Mapping) else given

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @augmentations.register("blur")
 class BlurConfig(IntensitySection):
-    """Blur by a Gaussian of random width."""
+    """Blur by a Gaussian of random width, along all axes, whatever `augment.axes` is (as in nnU-Net)."""
 
     order: ClassVar[int] = 40
 

@@ -76,8 +76,9 @@ def spatial_rules(
         least = ANISOTROPY if augment.axes == "auto" else 1 + EQUAL
         through_plane = _through_plane(patch, sizes, stack_axis, least)
         if through_plane is None and augment.axes == "in_plane" and len(spacings):
-            raise UserError(f"augment.axes: in_plane, but no axis is the through-plane axis ({shown}); state the plane:"
-                            " [x, y]")  # fmt: skip
+            raise UserError(
+                f"augment.axes: in_plane, but no axis is the through-plane axis ({shown}); state the plane: [x, y]"
+            )
     if augment.rotate90 is None:
         return SpatialRules(through_plane)
     allowed = range(3) if through_plane is None else [through_plane]
