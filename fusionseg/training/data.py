@@ -20,6 +20,7 @@ from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.loading.augmentations import check_augmentations
 from fusionseg.data.loading.device_cache import DeviceCache, cache_bytes, place_cache
 from fusionseg.data.loading.patch_augmenter import PatchAugmenter
+from fusionseg.data.loading.sampling.patch_centres import unannotated_warning
 from fusionseg.data.loading.sampling.weights import SampledCase, named_weights, sampling_weights
 from fusionseg.data.loading.sampling_plan import SamplePlan
 from fusionseg.data.loading.spatial.rules import SpatialRules, spatial_rules
@@ -176,6 +177,8 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
             log.warning("%s", lost)
     with annotate("cache"):
         cache = _load_cache(config, world, cases)
+    if world.is_rank_zero and (unannotated := unannotated_warning(cache.plan_cases[: len(train)])):
+        log.warning("%s", unannotated)
     check_augmentations(config.augment, cache.channels, config.data.patch, world.device)
     rules = rules_of_run(config, [store.cases[name].spacing for store, name in train])
     if world.is_rank_zero:

@@ -88,9 +88,10 @@ def expanded(raw: Any) -> Any:
         raw: a plain section `augment`. With an unknown name it stays as it is, for the validation to refuse.
     """
     name = raw.get(PRESET) if isinstance(raw, Mapping) else None
-    if not isinstance(name, str) or name not in PRESETS:
+    preset = next((preset for known, preset in PRESETS.items() if known == name), None)
+    if preset is None:
         return raw
-    values = dict(PRESETS[name].values)
+    values = dict(preset.values)
     for key, given in raw.items():
         under = values.get(key)
         values[key] = {**under, **given} if isinstance(under, Mapping) and isinstance(given, Mapping) else given

@@ -21,6 +21,7 @@ from fusionseg.data.checks.dataset_check import check_dataset
 from fusionseg.data.formats.dataset import open_dataset
 from fusionseg.data.labels.scheme import IGNORE
 from fusionseg.data.loading.device_cache import DeviceCache
+from fusionseg.data.loading.sampling.patch_centres import unannotated_warning
 from fusionseg.data.preprocessing.store import FOREGROUND_PER_CLASS, Store
 from fusionseg.runs.cases.checks import refuse_changed_cases
 from fusionseg.runs.cases.datasets import open_datasets, open_run_datasets
@@ -136,6 +137,20 @@ def test_ignored_voxels_are_no_foreground_and_annotated_positions_are_kept(
     case = cache.plan_cases[0]
     assert case.annotated is not None and len(case.foreground) == case.class_offsets[-1]
     assert preparing.run(config).reused == ["case_000", "case_001"]
+
+
+def test_cases_without_an_annotated_voxel_are_named(
+    tmp_path: Path, make_dataset: Callable[..., Path], tiny_config: TinyConfig
+) -> None:
+    labels = {"background": 0, "ball1": 1, "ball2": 2, "ignore": 9}
+    root = relabel(make_dataset(tmp_path / "d", cases=3, classes=3), {0: 0, 1: 1, 2: 2}, labels, slice(0, 4))
+    path = root / "labelsTr/case_002.nii.gz"
+    label = nibabel.load(path)
+    nibabel.save(nibabel.Nifti1Image(np.full(label.shape, 9, np.uint8), label.affine), path)
+    store = preparing.run(tiny_config(root, tmp_path)).store
+    cases = DeviceCache([(store, name) for name in store.cases], CacheConfig(), torch.device("cpu")).plan_cases
+    assert "1 training case has the ignore value in every voxel (case_002): nothing" in unannotated_warning(cases)
+    assert unannotated_warning(cases[:2]) == ""
 
 
 def test_check_lists_classes_regions_and_ignored_voxels_by_their_file_values(

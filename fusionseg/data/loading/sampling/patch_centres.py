@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fusionseg.data.loading.counter_random import uniform
 from fusionseg.data.loading.purposes import Purpose
 from fusionseg.data.loading.sampling.weights import SamplingWeights
+from fusionseg.utils.errors import some_of
 
 ANYWHERE = 0
 """In place of a class index: the patch is not centred on a voxel of a class."""
@@ -41,6 +42,21 @@ class PlanCase:
     def class_indices(self) -> tuple[int, ...]:
         """The indices of the classes that occur."""
         return tuple(range(1, len(self.class_offsets))) if self.classes is None else self.classes
+
+
+def unannotated_warning(cases: Sequence[PlanCase]) -> str:
+    """A warning about training cases in which every voxel is ignored; empty if there are none.
+
+    Args:
+        cases: the training cases.
+    """
+    names = [case.name for case in cases if case.annotated is not None and len(case.annotated) == 0]
+    if not names:
+        return ""
+    return (
+        f"{len(names)} training case{'s have' if len(names) > 1 else ' has'} the ignore value in every voxel"
+        f" ({some_of(names)}): nothing is learned from their patches; annotate a part of them, or take them out"
+    )
 
 
 class PatchCentres:
