@@ -125,15 +125,16 @@ def test_other_names_are_refused_with_both_lists(
     assert "has the channels ['CT', 'PET'], and the run was trained on ['MR0', 'MR1']" in err
 
 
-def test_names_of_a_run_do_not_replace_those_of_another_data_set(evaluate: Evaluate, others: Path) -> None:
-    """`data.labels` names labels where a data set has none."""
+def test_names_with_the_command_are_those_of_the_data_set(evaluate: Evaluate, others: Path) -> None:
+    """`data.labels` with the command names the labels of the data set, where it has other names or none."""
     change(others, labels={"0": "background", "1": "ball2", "2": "ball1"})
-    labels = "data.labels=[background,ball1,ball2]"
-    _, swapped = evaluate(others, labels)
+    _, swapped = evaluate(others)
     assert max(dice(swapped).values()) < 0.4
-    change(others, labels=None)
-    _, named = evaluate(others, labels)
-    assert min(dice(named).values()) > 0.5
+    labels = "data.labels=[background,ball1,ball2]"
+    for names in ({"0": "background", "1": "ball2", "2": "ball1"}, None):
+        change(others, labels=names)
+        _, named = evaluate(others, labels)
+        assert min(dice(named).values()) > 0.5
 
 
 def test_names_of_the_runs_own_data_that_changed_are_refused(
