@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -104,9 +105,12 @@ class TrainingData:
         samples = self.plan.samples(step, indices)
         rows = [self.annotated_by(int(case_index)) for case_index in samples.case_index]
         for i in np.flatnonzero(samples.flip[:, LEFT_RIGHT]):
-            images = mirror_images(self.plan.augment.mirror_pairs, self.scheme)
-            rows[i] = np.array([image is not None and rows[i][image] for image in images]) | rows[i].all()
+            rows[i] = np.array([image is not None and rows[i][image] for image in self._mirror_images]) | rows[i].all()
         return np.stack(rows)
+
+    @cached_property
+    def _mirror_images(self) -> list[int | None]:
+        return mirror_images(self.plan.augment.mirror_pairs, self.scheme)
 
     def annotated_by(self, case_index: int) -> NDArray[np.bool_]:
         """Tell for each output whether a case of the cache annotates it, (R,)."""
