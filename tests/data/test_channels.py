@@ -127,6 +127,19 @@ def test_a_missing_channel_is_zero_where_the_setting_allows_it(
     assert opened(config).cases["case_001"].missing_channels is None
 
 
+def test_a_file_that_moves_to_another_channel_is_prepared_again(pairs: Path, tmp_path: Path, tiny_config) -> None:
+    source = tmp_path / "list.json"
+    config = tiny_config(source, tmp_path / "out", data={"missing_channels": "zero", "folds": 1})
+    image, label = f"{pairs}/imagesTr/case_001_0000.nii.gz", f"{pairs}/labelsTr/case_001.nii.gz"
+    for images, missing in (([image, None], (1,)), ([None, image], (0,))):
+        entry = {"image": images, "label": label}
+        labels = {"0": "background", "1": "liver", "2": "lesion"}
+        source.write_text(json.dumps({"modality": {"0": "A", "1": "B"}, "labels": labels, "training": [entry]}))
+        assert len(run(config).prepared) == 1
+        (record,) = opened(config).cases.values()
+        assert record.missing_channels == missing
+
+
 def test_null_in_a_datalist_is_a_missing_channel(pairs: Path, tmp_path: Path) -> None:
     entries = [
         {"image": [f"{pairs}/imagesTr/case_00{number}_000{channel}.nii.gz" for channel in range(2)]}

@@ -169,3 +169,15 @@ def test_images_beside_labels(tmp_path: Path) -> None:
         open_dataset(tmp_path, labels=LABELS)
     with pytest.raises(UserError, match=r"labels/d.nii.gz: no image of images has this name \(d\)"):
         open_dataset(tmp_path, labels=LABELS)
+
+
+def test_a_series_or_a_folder_of_images_is_no_data_set_yet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_series(tmp_path / "p1/CT", np.zeros(SHAPE, np.int16))
+    touch(tmp_path, "flat/a.nii.gz", "flat/a_seg.nii.gz")
+    for folder, said in (
+        ("p1/CT", "is one DICOM series, not a data set"),
+        ("flat", "holds images (a.nii.gz, a_seg.nii.gz) and no list"),
+    ):
+        assert main(["check", str(tmp_path / folder)]) == 2
+        output = capsys.readouterr()
+        assert said in output.out + output.err

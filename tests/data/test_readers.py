@@ -22,6 +22,7 @@ from fusionseg.data.formats.dataset import open_dataset
 from fusionseg.data.formats.problems import CaseError
 from fusionseg.data.formats.readers import Readers
 from fusionseg.data.inputs.inputs import find_inputs
+from fusionseg.data.preprocessing.record import SourceFile
 from fusionseg.data.preprocessing.store import settings_key
 from fusionseg.utils.errors import UserError
 
@@ -40,6 +41,9 @@ class NumpyReader:
     def read(self, path):
         affine = json.loads(path.with_suffix(".json").read_text())
         return np.load(path) * self.scale, np.array(affine)
+
+    def files(self, path):
+        return [path, path.with_suffix(".json")]
 
 
 def wrong(returned):
@@ -126,6 +130,16 @@ def test_the_reader_and_its_arguments_belong_to_the_settings_of_the_store(
     keys.append(settings_key(tiny_config(None, tmp_path, data={"reader": "my_reader:NumpyReader"}).data))
     assert len(set(keys)) == 4
     assert keys[0] == settings_key(tiny_config(None, tmp_path).data)
+
+
+def test_a_change_of_a_file_that_only_the_own_reader_knows_is_noticed(numpy_data: Path) -> None:
+    readers = Readers(named_reader("my_reader:NumpyReader", "data.reader"))
+    path = numpy_data / "imagesTr/case_000.arr"
+    source = SourceFile.read(path, readers)
+    assert source.unchanged(path, readers)
+    affine = path.with_suffix(".json")
+    affine.write_text(affine.read_text().replace("1.0", "2.0"))
+    assert not source.unchanged(path, readers)
 
 
 def test_check_reads_with_the_named_reader(numpy_data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from fusionseg.data.formats.ignored_entries import LISTS, hidden_entries
 from fusionseg.data.formats.layouts.folders import is_folder_layout
 from fusionseg.data.formats.missing_files import MAX_LISTED
 from fusionseg.data.formats.readers import Readers
-from fusionseg.utils.errors import UserError
+from fusionseg.utils.errors import UserError, some_of
 from fusionseg.utils.files import user_path
 
 Layout = Literal["msd", "nnunet", "datalist", "folders"]
@@ -76,6 +76,17 @@ def find_json(root: Path, layout: str, readers: Readers) -> Path:
         )
     if layout == "auto" and is_folder_layout(root, readers):
         return dataset_json
+    if readers.reads_folder(root):
+        raise UserError(
+            f"data.root={root}: is one DICOM series, not a data set (expected {wanted}); name the folder above it that"
+            " has a folder for each case, or a datalist"
+        )
+    if files := readers.image_files(root):
+        named = some_of([file.name for file in files])
+        raise UserError(
+            f"data.root={root}: holds images ({named}) and no list (expected {wanted}); put the images of a case into"
+            " a folder of its own, or images and labels into the folders images and labels, or write a datalist"
+        )
     raise UserError(f"data.root={root}: holds no .json file; expected {wanted}")
 
 

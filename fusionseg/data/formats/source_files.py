@@ -7,16 +7,17 @@ from pathlib import Path
 from fusionseg.data.formats.readers import Readers
 
 
-def files_of(path: Path) -> list[Path]:
+def files_of(path: Path, readers: Readers | None = None) -> list[Path]:
     """List the files of an image: the file; header and data of a pair; the slices of a folder.
 
     Args:
         path: that a case names.
+        readers: of the data set; None for the built-in ones.
 
     Returns:
         Existing files; the path itself if it is no format that fusionseg reads itself.
     """
-    found = Readers().files(path)
+    found = (readers or Readers()).files(path)
     if found == [path] and path.is_dir():  # of a reader of the user's own
         return sorted(file for file in path.rglob("*") if file.is_file()) or [path]
     return found

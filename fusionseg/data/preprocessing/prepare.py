@@ -19,7 +19,8 @@ import numpy as np
 
 from fusionseg.config import DataConfig
 from fusionseg.config.data.preprocessing import channel_key
-from fusionseg.data.formats.dataset import Case, Dataset, open_dataset
+from fusionseg.data.formats.case import Case, missing_channels
+from fusionseg.data.formats.dataset import Dataset, open_dataset
 from fusionseg.data.formats.problems import CaseError
 from fusionseg.data.formats.readers import Readers
 from fusionseg.data.labels.scheme import LabelScheme
@@ -194,28 +195,30 @@ def open_store(data: DataConfig, output: str, dataset: Dataset) -> Store:
     """
     root = store_folder(data, output, dataset)
     _check_header(root, data)
-    found = {case.name: _current(root, case, dataset.scheme) for case in dataset.training}
+    found = {case.name: _current(root, case, dataset.scheme, dataset.readers) for case in dataset.training}
     cases = {name: record for name, record in found.items() if record is not None}
     return Store(root, dataset.name, dataset.channels, dataset.scheme, cases)
 
 
-def _current(root: Path, case: Case, scheme: LabelScheme) -> PreparedCase | None:
-    """The record of a case, if it was made from the files and with the map of label values as they are now, and has no
-    class that the data set lacks."""
+def _current(root: Path, case: Case, scheme: LabelScheme, readers: Readers) -> PreparedCase | None:
+    """The record of a case, if it was made from the files and with the map of label values as they are now, lacks the
+    same channels, and has no class that the data set lacks."""
     files = _files(case)
     for record in read_cases(root, case.name):
         if len(record.sources) != len(files) or max(record.classes, default=0) >= scheme.num_classes:
             continue
         if case.label is not None and record.mapping != scheme.mapping:
             continue
-        if all(source.unchanged(path) for source, path in zip(record.sources, files, strict=True)):
-            return _with_annotation(_with_new_times(root, record, files), case, scheme)
+        if (record.missing_channels or ()) != missing_channels(case.images):
+            continue
+        if all(source.unchanged(path, readers) for source, path in zip(record.sources, files, strict=True)):
+            return _with_annotation(_with_new_times(root, record, files, readers), case, scheme)
     return None
 
 
-def _with_new_times(root: Path, record: PreparedCase, files: list[Path]) -> PreparedCase:
+def _with_new_times(root: Path, record: PreparedCase, files: list[Path], readers: Readers) -> PreparedCase:
     """Record new time stamps of unchanged files that were copied or touched, so that they are not read every time."""
-    times = [size_and_time(path)[1] for path in files]
+    times = [size_and_time(path, readers)[1] for path in files]
     if times != [source.mtime_ns for source in record.sources]:
         sources = tuple(
             replace(source, mtime_ns=mtime_ns) for source, mtime_ns in zip(record.sources, times, strict=True)
@@ -240,11 +243,12 @@ def _files(case: Case) -> list[Path]:
 def _prepare_case(
     root: Path, config: DataConfig, scheme: LabelScheme, channels: tuple[str, ...], memory: MemoryLimit, case: Case
 ) -> PreparedCase:
-    if (record := _current(root, case, scheme)) is not None:  # another run prepared it meanwhile
+    readers = Readers.of(config)
+    if (record := _current(root, case, scheme, readers)) is not None:  # another run prepared it meanwhile
         return record
-    sources = [SourceFile.read(path) for path in _files(case)]
+    sources = [SourceFile.read(path, readers) for path in _files(case)]
     volume = load_volume(case.images, case.label, config, scheme, len(channels), channels, memory)
-    if (record := _current(root, case, scheme)) is not None:
+    if (record := _current(root, case, scheme, readers)) is not None:
         return record
     record = write_case(root, case.name, volume, sources, config.dtype, scheme if case.label is not None else None)
     return _with_annotation(record, case, scheme)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusionseg.data.formats.readers import Readers
 from fusionseg.data.formats.source_files import files_of
 from fusionseg.utils.files import write_json
 
@@ -39,32 +40,43 @@ class SourceFile:
     sha256: str
 
     @staticmethod
-    def read(path: Path) -> SourceFile:
-        """Read the size, the time stamp and the hash of a source."""
-        files = files_of(path)
+    def read(path: Path, readers: Readers | None = None) -> SourceFile:
+        """Read the size, the time stamp and the hash of a source.
+
+        Args:
+            path: that the case names.
+            readers: of the data set; None for the built-in ones.
+        """
+        files = files_of(path, readers)
         digests = [_sha256(file) for file in files]
         several = files != [path]
         content = hashlib.sha256("".join(sorted(digests)).encode()).hexdigest() if several else digests[0]
-        return SourceFile(str(path), *size_and_time(path), content)
+        return SourceFile(str(path), *size_and_time(path, readers), content)
 
-    def unchanged(self, path: Path) -> bool:
-        """Test that a source has the recorded content. With the recorded size and time stamp, it is not read."""
+    def unchanged(self, path: Path, readers: Readers | None = None) -> bool:
+        """Test that a source has the recorded content. With the recorded size and time stamp, it is not read.
+
+        Args:
+            path: that the case names now.
+            readers: of the data set; None for the built-in ones.
+        """
         try:
-            size, mtime_ns = size_and_time(path)
+            size, mtime_ns = size_and_time(path, readers)
         except FileNotFoundError:
             return False
         if size != self.size:
             return False
-        return mtime_ns == self.mtime_ns or SourceFile.read(path).sha256 == self.sha256
+        return mtime_ns == self.mtime_ns or SourceFile.read(path, readers).sha256 == self.sha256
 
 
-def size_and_time(path: Path) -> tuple[int, int]:
+def size_and_time(path: Path, readers: Readers | None = None) -> tuple[int, int]:
     """The size and the time stamp of a source, see `SourceFile`.
 
     Args:
         path: that the case names.
+        readers: of the data set; None for the built-in ones.
     """
-    files = files_of(path)
+    files = files_of(path, readers)
     if files == [path]:
         status = path.stat()
         return status.st_size, status.st_mtime_ns
@@ -130,10 +142,12 @@ class PreparedCase:
 
     @property
     def content(self) -> str:
-        """A hash of the content of the source files, and of the map of label values if there is one."""
+        """A hash of the content of the source files, of the map of label values, and of the channels that are missing."""
         content = "".join(source.sha256 for source in self.sources)
         if self.mapping is not None:
             content += json.dumps(self.mapping, sort_keys=True)
+        if self.missing_channels:
+            content += f"without {self.missing_channels}"
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     @staticmethod

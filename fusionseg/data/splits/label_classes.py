@@ -41,7 +41,7 @@ def occurring_classes(dataset: Dataset, cases: Sequence[Case], kept: Path | None
     """
     known = _read_kept(kept)
     labels = {case.name: case.label for case in cases if case.label is not None}
-    states = {name: _state(path) for name, path in labels.items()}
+    states = {name: _state(path, dataset.readers) for name, path in labels.items()}
     missing = [
         name for name, path in labels.items() if str(path) not in known or known[str(path)].get("state") != states[name]
     ]
@@ -75,10 +75,10 @@ def _read_kept(path: Path | None) -> dict[str, dict[str, Any]]:
     return {key: entry for key, entry in entries if isinstance(entry, dict) and isinstance(entry.get("values"), list)}
 
 
-def _state(path: Path) -> list[list[int]] | None:
+def _state(path: Path, readers: Readers) -> list[list[int]] | None:
     """Size and time stamp of each file of a label; None if one is missing."""
     try:
-        states = [file.stat() for file in files_of(path)]
+        states = [file.stat() for file in files_of(path, readers)]
     except OSError:
         return None
     return [[state.st_size, state.st_mtime_ns] for state in states]

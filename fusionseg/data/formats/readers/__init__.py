@@ -127,9 +127,15 @@ class Readers:
         Returns:
             Existing files; the path itself where no reader knows better.
         """
-        own = getattr(self._reader_of(path), "files", None)
-        found = [file for file in own(path) if file.exists()] if own is not None else []
-        return found or [path]
+        reader = self._reader_of(path)
+        own = getattr(reader, "files", None)
+        if own is None:
+            return [path]
+        try:
+            listed = own(path) if reader in self._built_in else _call(own, path)
+        except VolumeError:  # `read` reports it
+            return [path]
+        return [file for file in map(Path, listed) if file.exists()] or [path]
 
     def suffix(self, path: Path) -> str:
         """The suffix of a file as it is written, such as ".nii.gz"; of an unknown kind, the part from the last dot."""
