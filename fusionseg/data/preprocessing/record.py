@@ -142,7 +142,7 @@ class PreparedCase:
 
     @property
     def content(self) -> str:
-        """A hash of the content of the source files, of the map of label values, and of the channels that are missing."""
+        """A hash of the content of the source files, of the map of label values, and of the missing channels."""
         content = "".join(source.sha256 for source in self.sources)
         if self.mapping is not None:
             content += json.dumps(self.mapping, sort_keys=True)
