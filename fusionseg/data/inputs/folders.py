@@ -8,14 +8,11 @@ from pathlib import Path
 
 from fusionseg.data.formats.case import CHANNEL, Case
 from fusionseg.data.formats.dicom.folder import kind_without_volume
-from fusionseg.data.formats.layouts.folders import LABEL_WORDS, is_folder_layout, is_label
+from fusionseg.data.formats.layouts.folders import LABEL_WORDS, MAX_DEPTH, case_folders, is_folder_layout, is_label
 from fusionseg.data.formats.readers import Readers
 from fusionseg.data.inputs.channel_files import cases_of_files, channel_of, files_of_case, named_channels
 from fusionseg.data.inputs.found import Found
 from fusionseg.utils.errors import some_of
-
-MAX_DEPTH = 6
-"""Largest number of folders between the input and an image: hospitals export PATIENT/STUDY/SERIES."""
 
 
 def cases_in_folder(
@@ -97,12 +94,7 @@ def folders_with_images(folder: Path, readers: Readers) -> list[Path]:
         folder: the folder.
         readers: of the image files.
     """
-    return [child for child in subfolders(folder) if readers.image_files(child) or readers.reads_folder(child)]
-
-
-def subfolders(folder: Path) -> list[Path]:
-    """List the subfolders of a folder, sorted, without hidden ones."""
-    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_dir())
+    return [child for child in case_folders(folder) if readers.image_files(child) or readers.reads_folder(child)]
 
 
 def _search(
@@ -121,7 +113,7 @@ def _search(
         parts: names of the folders from the input to this folder.
         seen: the folders on the way, so that a link to one of them does not lead in a circle.
     """
-    for child in subfolders(folder):
+    for child in case_folders(folder):
         if (place := child.resolve()) in seen:
             continue
         name = "_".join((*parts, child.name))
@@ -129,7 +121,7 @@ def _search(
         of_labels = child.name.casefold() in LABEL_WORDS or (bool(parts) and is_label(child, folder, readers))
         labels = [file for file in readers.image_files(child) if of_labels or is_label(file, child, readers)]
         files = [file for file in readers.image_files(child) if file not in labels]
-        inner = subfolders(child)
+        inner = case_folders(child)
         lone = not (of_labels or files or readers.reads_folder(child) or is_folder_layout(child, readers))
         if labels and lone:
             files, labels = labels, []  # images with such names, since nothing else is there

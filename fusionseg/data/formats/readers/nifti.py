@@ -102,7 +102,7 @@ def read_header(path: Path) -> RawHeader:
         VolumeError: as `read_volume`, for damage that the header shows.
     """
     _check_name(path)
-    return parse_header(path, read_start(path, HEADER_BYTES, gzip=_is_gzip(path)))
+    return parse_header(path, read_start(path, HEADER_BYTES, gzip=is_gzip(path)))
 
 
 def read_volume(path: Path) -> RawVolume:
@@ -117,7 +117,7 @@ def read_volume(path: Path) -> RawVolume:
         VolumeError: its code is missing, unreadable, truncated, corrupt, trailing-data or header.
     """
     _check_name(path)
-    content = read_all(path, gzip=_is_gzip(path))
+    content = read_all(path, gzip=is_gzip(path))
     return scaled_volume(parse_header(path, content), content)
 
 
@@ -176,7 +176,12 @@ def _check_name(path: Path) -> None:
         raise VolumeError("header", "it is not named as NIfTI", f"convert it to {' or '.join(SUFFIXES)}")
 
 
-def _is_gzip(path: Path) -> bool:
+def is_gzip(path: Path) -> bool:
+    """Test that the name of a file says that it is compressed by gzip.
+
+    Args:
+        path: the file.
+    """
     return path.name.lower().endswith(".gz")
 
 
@@ -193,7 +198,7 @@ def parse_header(path: Path, content: bytes, *, pair: bool = False) -> RawHeader
     """
     if not content:
         raise VolumeError("truncated", "it is empty", FETCH)
-    if not _is_gzip(path) and content[:2] == b"\x1f\x8b":
+    if not is_gzip(path) and content[:2] == b"\x1f\x8b":
         raise VolumeError("header", f"it is gzip-compressed but named {path.suffix}", f"rename it to {path.suffix}.gz")
     sizes = {int.from_bytes(content[:4], "little"), int.from_bytes(content[:4], "big")}
     kind: Any = nibabel.Nifti1Header if 348 in sizes else nibabel.Nifti2Header if 540 in sizes else None

@@ -7,7 +7,7 @@ from pathlib import Path
 from fusionseg.config.registry import readers
 from fusionseg.data.formats.image_file import FileGeometry, ImageFile, VolumeError
 from fusionseg.data.formats.readers.byte_streams import read_all
-from fusionseg.data.formats.readers.nifti import parse_header, scaled_volume, to_geometry, to_image_file
+from fusionseg.data.formats.readers.nifti import is_gzip, parse_header, scaled_volume, to_geometry, to_image_file
 
 _DATA = {".hdr": ".img", ".hdr.gz": ".img.gz"}
 _HEADERS = {data: header for header, data in _DATA.items()}
@@ -30,9 +30,9 @@ class NiftiPairReader:
             VolumeError: one of the files is missing or damaged, or the pair is Analyze.
         """
         header, data = self.files(path)
-        raw = parse_header(header, read_all(header, gzip=_is_gzip(header)), pair=True)
+        raw = parse_header(header, read_all(header, gzip=is_gzip(header)), pair=True)
         try:
-            content = read_all(data, gzip=_is_gzip(data))
+            content = read_all(data, gzip=is_gzip(data))
         except VolumeError as error:
             raise VolumeError(error.code, f"{data.name} beside it: {error.message}", error.remedy) from error
         return to_image_file(scaled_volume(raw, content))
@@ -47,7 +47,7 @@ class NiftiPairReader:
             VolumeError: as `read`, for faults of the header.
         """
         header, _ = self.files(path)
-        return to_geometry(parse_header(header, read_all(header, gzip=_is_gzip(header)), pair=True))
+        return to_geometry(parse_header(header, read_all(header, gzip=is_gzip(header)), pair=True))
 
     def files(self, path: Path) -> list[Path]:
         """The header file and the data file of a pair. Some systems write the suffixes in capitals.
@@ -60,7 +60,3 @@ class NiftiPairReader:
         other = _DATA.get(suffix) or _HEADERS[suffix]
         partner = path.with_name(stem + (other.upper() if written.isupper() else other))
         return [path, partner] if suffix in _DATA else [partner, path]
-
-
-def _is_gzip(path: Path) -> bool:
-    return path.name.lower().endswith(".gz")
