@@ -22,6 +22,7 @@ SMALL = (
     "data.patch=[64, 64, 32]",
     "data.workers=1",
 )
+LONG_S = 600
 CT = "data.intensity={clip: [-1000, 600]}"
 LIST = "data.classes={lung: [10, 11, 12, 13, 14], liver: 5, aorta: 52, spine: [26, 30, 31, 32, 33]}"
 
@@ -45,12 +46,12 @@ def test_overlapping_regions_of_two_channels(program: Program, real_data: Path, 
     options = (f"data.root={data}", f"output={tmp_path}", "name=brain", "data.intensity.mode=none", "data.folds=2")
     said = program.warm(COMMANDS, "check", data).wait().expect(0)
     assert "whole_tumour" in said.out
-    program.warm(COMMANDS, "prepare", "--config", "base", *options, *SMALL).wait().expect(0)
-    program.warm(TRAIN, "--config", "base", *options, *SMALL, "augment=nnunet").wait().expect(0)
+    program.warm(COMMANDS, "prepare", "--config", "base", *options, *SMALL).wait(LONG_S).expect(0)
+    program.warm(TRAIN, "--config", "base", *options, *SMALL, "augment=nnunet").wait(LONG_S).expect(0)
     (validation,) = records(run, "val")
     assert list(validation["dice_per_class"]) == ["whole_tumour", "tumour_core", "enhancing"]
 
-    program.warm(COMMANDS, "evaluate", run, "--overlap", 0).wait().expect(0)
+    program.warm(COMMANDS, "evaluate", run, "--overlap", 0).wait(LONG_S).expect(0)
     members = {"whole_tumour": [1, 2, 3, 4], "tumour_core": [1, 3, 4], "enhancing": [4]}
     rows = scores(run)
     assert len(rows) == 6
@@ -62,7 +63,7 @@ def test_overlapping_regions_of_two_channels(program: Program, real_data: Path, 
     for channel in sorted((data / "imagesTr").glob("case_0003_*")):
         (tmp_path / "new" / channel.name).symlink_to(channel)
     command = ("predict", run, "-i", tmp_path / "new", "-o", tmp_path / "masks", "--overlap", 0)
-    program.warm(COMMANDS, *command).wait().expect(0)
+    program.warm(COMMANDS, *command).wait(LONG_S).expect(0)
     mask = same_grid(tmp_path / "masks/case_0003.nii.gz", data / "imagesTr/case_0003_0000.nii.gz")
     assert set(np.unique(mask)) <= {0, 1, 2, 4}
 
@@ -75,8 +76,8 @@ def test_labels_with_gaps_and_a_series_of_slices(program: Program, real_data: Pa
     options = (f"data.root={data}", f"output={tmp_path}", "name=many", "data.fold=all", LIST, CT)
     assert "117" in program.warm(COMMANDS, "check", data).wait().expect(2).err
     program.warm(COMMANDS, "check", data, LIST).wait().expect(0)
-    program.warm(COMMANDS, "prepare", "--config", "base", *options, *SMALL).wait().expect(0)
-    program.warm(TRAIN, "--config", "base", *options, *SMALL).wait().expect(0)
+    program.warm(COMMANDS, "prepare", "--config", "base", *options, *SMALL).wait(LONG_S).expect(0)
+    program.warm(TRAIN, "--config", "base", *options, *SMALL).wait(LONG_S).expect(0)
     assert not records(run, "val")
     assert "no validation" in program.warm(COMMANDS, "evaluate", run).wait().expect(2).err
     own = ("evaluate", run, "--dataset", data, "--include-trained", "--overlap", 0)
@@ -111,9 +112,9 @@ def test_two_files_of_an_export(program: Program, real_data: Path, tmp_path: Pat
     source.write_text(json.dumps({"labels": ["background", "aorta"], "training": cases}))
     place = (f"data.root={source}", f"data.base_dir={data}", f"output={tmp_path}", "name=aorta", "data.folds=1", CT)
     program.warm(COMMANDS, "check", source, "--base-dir", data).wait().expect(0)
-    program.warm(TRAIN, "--config", "base", *place, *SMALL).wait().expect(0)
+    program.warm(TRAIN, "--config", "base", *place, *SMALL).wait(LONG_S).expect(0)
     assert records(run, "val")[-1]["trained_on"] == 1
     command = ("predict", run, "-i", source, "--base-dir", data, "-o", tmp_path / "masks", "--overlap", 0)
-    program.warm(COMMANDS, *command).wait().expect(0)
+    program.warm(COMMANDS, *command).wait(LONG_S).expect(0)
     (mask,) = (tmp_path / "masks").iterdir()
     same_grid(mask, data / "image.nii.gz")
