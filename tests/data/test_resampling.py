@@ -51,7 +51,7 @@ def by_monai(
 def test_equal_to_monai(kind: str) -> None:
     rng = np.random.default_rng(sum(kind.encode()))
     resampled = aligned = 0
-    for number in range(60):
+    for number in range(24):
         affine = placed(rng, kind)
         x, y, z = (int(size) for size in rng.integers(1 if number % 7 == 0 else 6, 26, 3))
         shape = (x, y, z)
@@ -72,5 +72,5 @@ def test_equal_to_monai(kind: str) -> None:
         np.testing.assert_array_equal(affine, wanted[2])
         np.testing.assert_array_equal(image, wanted[0])
         np.testing.assert_array_equal(label, wanted[1])
-    assert resampled > 50
+    assert resampled > 18
     assert aligned == (resampled if kind in ("aligned", "rounded") else 0)
