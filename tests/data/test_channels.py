@@ -55,6 +55,18 @@ def test_each_channel_has_its_own_normalisation(pairs: Path, tmp_path: Path, tin
     assert turned.background == record.background[::-1]
 
 
+def test_exchanged_names_of_channels_prepare_again(pairs: Path, tmp_path: Path, tiny_config) -> None:
+    config = tiny_config(pairs, tmp_path / "out", data={"intensity": OWN, "prepared": str(tmp_path / "prepared")})
+    run(config)
+    before = opened(config).image("case_000").copy()
+    assert run(config).prepared == []
+    content = json.loads((pairs / "dataset.json").read_text())
+    content["channel_names"] = {"0": "MR1", "1": "MR0"}
+    (pairs / "dataset.json").write_text(json.dumps(content))
+    assert run(config).prepared == ["case_000", "case_001"]
+    assert not np.allclose(opened(config).image("case_000"), before)
+
+
 def test_one_setting_with_an_exception(pairs: Path) -> None:
     config = DataConfig.model_validate({"intensity": {"mode": "rescale", "channels": {"MR1": {"clip": [0, 10]}}}})
     assert [setting.mode for setting in config.intensity.of_channels(["MR0", "MR1"])] == ["rescale", "window"]

@@ -176,6 +176,12 @@ class DataConfig(SectionWithOptions):
     """Classes and cases that are drawn more often; null draws all evenly."""
 
     @property
+    def names_channels(self) -> bool:
+        """True if the preparation has settings of single channels, by their names."""
+        crop = self.crop_foreground
+        return self.intensity.channels is not None or (crop is not None and crop.channel is not None)
+
+    @property
     def label_settings(self) -> LabelSettings:
         """The keys about the label files."""
         return LabelSettings(

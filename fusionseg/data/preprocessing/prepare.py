@@ -195,21 +195,24 @@ def open_store(data: DataConfig, output: str, dataset: Dataset) -> Store:
     """
     root = store_folder(data, output, dataset)
     _check_header(root, data)
-    found = {case.name: _current(root, case, dataset.scheme, dataset.readers) for case in dataset.training}
+    names = dataset.channels if data.names_channels else None
+    found = {case.name: _current(root, case, dataset.scheme, dataset.readers, names) for case in dataset.training}
     cases = {name: record for name, record in found.items() if record is not None}
     return Store(root, dataset.name, dataset.channels, dataset.scheme, cases)
 
 
-def _current(root: Path, case: Case, scheme: LabelScheme, readers: Readers) -> PreparedCase | None:
+def _current(
+    root: Path, case: Case, scheme: LabelScheme, readers: Readers, names: tuple[str, ...] | None
+) -> PreparedCase | None:
     """The record of a case, if it was made from the files and with the map of label values as they are now, lacks the
-    same channels, and has no class that the data set lacks."""
+    same channels, has the channel names that the settings refer to, and has no class that the data set lacks."""
     files = _files(case)
     for record in read_cases(root, case.name):
         if len(record.sources) != len(files) or max(record.classes, default=0) >= scheme.num_classes:
             continue
         if case.label is not None and record.mapping != scheme.mapping:
             continue
-        if (record.missing_channels or ()) != missing_channels(case.images):
+        if (record.missing_channels or ()) != missing_channels(case.images) or record.channel_names != names:
             continue
         if all(source.unchanged(path, readers) for source, path in zip(record.sources, files, strict=True)):
             return _with_annotation(_with_new_times(root, record, files, readers), case, scheme)
@@ -244,13 +247,16 @@ def _prepare_case(
     root: Path, config: DataConfig, scheme: LabelScheme, channels: tuple[str, ...], memory: MemoryLimit, case: Case
 ) -> PreparedCase:
     readers = Readers.of(config)
-    if (record := _current(root, case, scheme, readers)) is not None:  # another run prepared it meanwhile
+    names = channels if config.names_channels else None
+    if (record := _current(root, case, scheme, readers, names)) is not None:  # another run prepared it meanwhile
         return record
     sources = [SourceFile.read(path, readers) for path in _files(case)]
     volume = load_volume(case.images, case.label, config, scheme, len(channels), channels, memory)
-    if (record := _current(root, case, scheme, readers)) is not None:
+    if (record := _current(root, case, scheme, readers, names)) is not None:
         return record
-    record = write_case(root, case.name, volume, sources, config.dtype, scheme if case.label is not None else None)
+    record = write_case(
+        root, case.name, volume, sources, config.dtype, scheme if case.label is not None else None, names
+    )
     return _with_annotation(record, case, scheme)
 
 

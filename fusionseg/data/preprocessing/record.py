@@ -18,7 +18,7 @@ from fusionseg.data.formats.source_files import files_of
 from fusionseg.utils.files import write_json
 
 FILE = "case.json"
-_OPTIONAL = ("mapping", "annotated_voxels", "annotated_classes", "missing_channels")
+_OPTIONAL = ("mapping", "annotated_voxels", "annotated_classes", "missing_channels", "channel_names")
 """Fields that a record has only where they are set."""
 _NOT_STORED = ("folder", "annotated_classes")
 
@@ -133,6 +133,8 @@ class PreparedCase:
     not in the file."""
     missing_channels: tuple[int, ...] | None = None
     """Positions of the channels that the case lacks. They are 0 in every voxel. None if it has all."""
+    channel_names: tuple[str, ...] | None = None
+    """Names of the channels, if the settings of the preparation name channels; see `DataConfig.names_channels`."""
 
     @property
     def centre_classes(self) -> tuple[int, ...]:
@@ -142,12 +144,15 @@ class PreparedCase:
 
     @property
     def content(self) -> str:
-        """A hash of the content of the source files, of the map of label values, and of the missing channels."""
+        """A hash of the source files' content and of what else the arrays depend on beside the settings: the map of
+        label values, the missing channels, the names of the channels."""
         content = "".join(source.sha256 for source in self.sources)
         if self.mapping is not None:
             content += json.dumps(self.mapping, sort_keys=True)
         if self.missing_channels:
             content += f"without {self.missing_channels}"
+        if self.channel_names is not None:
+            content += json.dumps(self.channel_names)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     @staticmethod

@@ -195,6 +195,7 @@ def write_case(
     sources: Sequence[SourceFile],
     dtype: str,
     scheme: LabelScheme | None = None,
+    channel_names: tuple[str, ...] | None = None,
 ) -> PreparedCase:
     """Store one case. Its folder gets its final name when all files are on disk.
 
@@ -205,6 +206,7 @@ def write_case(
         sources: its files.
         dtype: of the stored image, float16 or float32.
         scheme: that the label was read with; None for one that changes no value.
+        channel_names: names of the channels; None if no setting names a channel.
 
     Raises:
         WriteError: the disk is full, or cannot be written.
@@ -234,6 +236,7 @@ def write_case(
         digest=volume.digest,
         label_digest=volume.label_digest,
         missing_channels=volume.missing or None,
+        channel_names=channel_names,
         checksums=(checksum(image), 0 if label is None else checksum(label), checksum(indices)),
         folder=str(temporary.relative_to(root)),
         mapping=None if scheme is None else scheme.mapping,
