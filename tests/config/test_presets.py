@@ -115,7 +115,7 @@ def test_null_switches_flips_off(preset: dict[str, str]) -> None:
 
 
 def test_the_documentation_has_the_presets() -> None:
-    page = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/augmentation.md").read_text(encoding="utf-8")
     table = page.split("<!-- presets -->")[1].strip().split("\n\n")[0]
     rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", table, re.MULTILINE)
     documented = {key: [cell.strip() for cell in re.split(r"\|", cells)] for key, cells in rows}
@@ -132,7 +132,7 @@ def shown(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6).split("\n")[0].strip("{}")
 
 
-if __name__ == "__main__":  # writes the table of docs/data.md
+if __name__ == "__main__":  # writes the table of docs/augmentation.md
     keys = list(dict.fromkeys(key for name in ("nnunet", "thesis") for key in PRESETS[name].values))
     print("| key |", " | ".join(PRESETS), "|\n|---|" + "---|" * len(PRESETS))
     for key in keys:

@@ -254,9 +254,8 @@ def _prepare_case(
     volume = load_volume(case.images, case.label, config, scheme, len(channels), channels, memory)
     if (record := _current(root, case, scheme, readers, names)) is not None:
         return record
-    record = write_case(
-        root, case.name, volume, sources, config.dtype, scheme if case.label is not None else None, names
-    )
+    mapped = scheme if case.label is not None else None
+    record = write_case(root, case.name, volume, sources, config.dtype, mapped, names)
     return _with_annotation(record, case, scheme)
 
 
