@@ -10,12 +10,15 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import pickle
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -102,7 +105,8 @@ def _until_one_dies(
         while futures or (waiting and not lost):
             try:
                 while waiting and not lost and len(futures) < in_flight:
-                    futures[pool.submit(_call, function, waiting[0])] = waiting[0]
+                    with _main_module_hidden(function):  # `submit` starts the workers
+                        futures[pool.submit(_call, function, waiting[0])] = waiting[0]
                     waiting.popleft()
             except BrokenProcessPool:  # the item was not accepted and stays in `waiting`
                 if not futures:
@@ -117,6 +121,27 @@ def _until_one_dies(
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     return lost
+
+
+@contextmanager
+def _main_module_hidden(function: Callable[..., object]) -> Iterator[None]:
+    """Keep new workers from importing the program's main module again, unless the function is defined in it.
+
+    The import would take time, and would run a script that has no `if __name__ == "__main__"` once more in each worker.
+    """
+    while isinstance(function, partial):
+        function = function.func
+    if getattr(function, "__module__", None) == "__main__":
+        yield
+        return
+    main = sys.modules["__main__"]
+    kept: dict[str, Any] = {name: vars(main)[name] for name in ("__spec__", "__file__") if name in vars(main)}
+    vars(main).pop("__file__", None)
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        vars(main).update(kept)
 
 
 def _start_worker(initializer: Callable[[], None] | None) -> None:

@@ -150,3 +150,16 @@ def wait_until(true: Callable[[], bool], limit_s: float = 30.0) -> None:
     while not true():
         assert time.monotonic() < end, "the condition did not become true in time"
         time.sleep(0.05)
+
+
+def test_workers_do_not_run_the_script_again(tmp_path: Path) -> None:
+    """A script that has no `if __name__ == "__main__"` is run once."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from fusionseg.utils.parallel import map_cases\n"
+        "print('started', flush=True)\n"
+        "print(dict(map_cases(str.upper, ['a', 'b', 'c'], workers=2)), __file__)\n"
+    )
+    said = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=True).stdout
+    assert said.count("started") == 1
+    assert "'A'" in said and "'B'" in said and "'C'" in said and str(script) in said
