@@ -47,7 +47,7 @@ class Run:
         self._predictors: dict[PredictOptions, Predictor] = {}
 
     def __repr__(self) -> str:
-        from fusionseg.runs.cases.split import NO_VALIDATION, validates_none
+        from fusionseg.runs.cases.split_file import NO_VALIDATION, validates_none
 
         score = "" if self.best is None else f", {self._score} {self.best[self._score]:.4f}"
         score += f", {NO_VALIDATION}" if validates_none(self.folder) else ""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionseg.cluster.slurm import call, is_active, job_states
-from fusionseg.runs.cases.split import NO_VALIDATION, validates_none
+from fusionseg.runs.cases.split_file import NO_VALIDATION, validates_none
 from fusionseg.runs.job_events import Event, JobEvent, last_job, read_events, write_event
 from fusionseg.runs.json_files import read_regular
 from fusionseg.runs.paths import run_folders

@@ -16,7 +16,8 @@ from fusionseg.config.parts.task import TaskInfo
 from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.distributed.launch import Launch
 from fusionseg.distributed.world import choose_device
-from fusionseg.runs.cases.split import NO_VALIDATION, Split, validates_none
+from fusionseg.runs.cases.split import Split
+from fusionseg.runs.cases.split_file import NO_VALIDATION, validates_none
 from fusionseg.runs.checkpoints import find_weights, read_checkpoint
 from fusionseg.runs.paths import BEST, LAST
 from fusionseg.training.network import place_network

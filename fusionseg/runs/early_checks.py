@@ -9,7 +9,7 @@ from typing import Any
 
 from fusionseg.config import RunConfig
 from fusionseg.config.data.splits import ALL
-from fusionseg.runs.cases.split import NO_VALIDATION
+from fusionseg.runs.cases.split_file import NO_VALIDATION
 from fusionseg.runs.folder import run_folder_of
 from fusionseg.runs.paths import RunPaths, last_step
 from fusionseg.runs.records import has_finished, last_end

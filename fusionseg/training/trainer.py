@@ -14,7 +14,7 @@ from torch import nn
 from fusionseg.config import RunConfig
 from fusionseg.distributed.world import World
 from fusionseg.observability.ranges import annotate, phase_timer
-from fusionseg.runs.cases.split import NO_VALIDATION
+from fusionseg.runs.cases.split_file import NO_VALIDATION
 from fusionseg.runs.records import RunStatus
 from fusionseg.training.data import TrainingData
 from fusionseg.training.micro_batches import MicroBatches

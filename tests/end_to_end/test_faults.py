@@ -59,7 +59,7 @@ WRONG = [
             "train.stpes (command line: train.stpes=3)",
             "optim.lr (command line: optim.lr=-1): expected a value above 0, got -1",
             "there is no network 'unett'; did you mean unet?",
-            "data.fold (command line: data.fold=two): expected an integer",
+            "data.fold (command line: data.fold=two): 'two' is the name of a group, and there are no groups",
         ),
     ),
     Wrong(
@@ -469,9 +469,10 @@ def test_predict_without_a_run(program: Program, tmp_path: Path, balls: Path) ->
     assert not (tmp_path / "masks").exists()
 
 
-def test_predict_without_images(program: Program, tmp_path: Path, trained: Path, balls: Path) -> None:
+def test_predict_without_images(program: Program, tmp_path: Path, trained: Path) -> None:
     command = ("predict", trained, "--output", tmp_path / "masks")
-    refused(program.warm(COMMANDS, *command, "--input", balls).wait(), f"did you mean {balls}/imagesTr?")
+    (tmp_path / "empty").mkdir()
+    refused(program.warm(COMMANDS, *command, "--input", tmp_path / "empty").wait(), "empty", "image")
     refused(program.warm(COMMANDS, *command, "--input", tmp_path / "nothing").wait(), "no such file or folder")
     assert not (tmp_path / "masks").exists()
 

@@ -15,7 +15,7 @@ from fusionseg.config.data.splits import ALL
 from fusionseg.config.outside import PartError
 from fusionseg.config.parts.task import TaskInfo, task_info
 from fusionseg.inference.comparison.matching_evaluation import matching_evaluation
-from fusionseg.runs.cases.split import NO_VALIDATION, plain_split
+from fusionseg.runs.cases.split_file import NO_VALIDATION, plain_split
 from fusionseg.runs.environment import read_environment
 from fusionseg.runs.json_files import is_number
 from fusionseg.runs.paths import METRICS, SPLIT

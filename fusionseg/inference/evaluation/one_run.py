@@ -18,7 +18,7 @@ from fusionseg.inference.evaluation.results import Evaluation, pretraining_table
 from fusionseg.inference.evaluation.segmentation import evaluate_segmentation
 from fusionseg.inference.evaluation.validation import evaluate_by_validation
 from fusionseg.inference.predictor import PredictOptions, Predictor
-from fusionseg.runs.cases.split import NO_VALIDATION
+from fusionseg.runs.cases.split_file import NO_VALIDATION
 from fusionseg.runs.checkpoints import find_weights
 from fusionseg.runs.evaluations import (
     CASES,

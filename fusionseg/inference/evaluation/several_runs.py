@@ -20,7 +20,7 @@ from fusionseg.inference.evaluation.one_run import (
     Outcome,
     evaluate_run,
 )
-from fusionseg.runs.cases.split import NO_VALIDATION, validates_none
+from fusionseg.runs.cases.split_file import NO_VALIDATION, validates_none
 from fusionseg.runs.paths import has_weights, holds_runs, is_run_folder, run_folders
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.tables import markdown_table

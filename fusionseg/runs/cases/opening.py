@@ -16,7 +16,8 @@ from fusionseg.data.preprocessing.store import Store
 from fusionseg.models.weights.loading import read_file
 from fusionseg.runs.cases.checks import refuse_changed_cases, refuse_common_images, refuse_seen
 from fusionseg.runs.cases.datasets import RunDataset, open_begun_datasets, open_run_datasets
-from fusionseg.runs.cases.split import NO_VALIDATION, Ancestor, Split, SplitCase, dataset_names, read_split
+from fusionseg.runs.cases.split import Ancestor, Split, SplitCase, dataset_names, read_split
+from fusionseg.runs.cases.split_file import NO_VALIDATION
 from fusionseg.runs.checkpoints import find_weights, newest_intact, read_training_state
 from fusionseg.runs.folder import RunFolder
 from fusionseg.utils.errors import UserError, some_of

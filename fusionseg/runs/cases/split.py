@@ -19,13 +19,10 @@ from fusionseg.config.data.splits import ALL
 from fusionseg.data.formats.image_digest import DIGEST_PATTERN, ImageSet
 from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.splits.method import SplitMethod
-from fusionseg.runs.json_files import JsonObject, read_object
+from fusionseg.runs.json_files import JsonObject
 from fusionseg.runs.paths import RunPaths, checkpoints_of
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import write_json
-
-NO_VALIDATION = "trained on all cases; no validation"
-"""The words of tables and messages for a run with `data.fold: all`."""
 
 Digest = Annotated[str, Field(pattern=DIGEST_PATTERN)]
 
@@ -225,20 +222,6 @@ def read_split(run: Path) -> Split:
         raise UserError(f"{path}: cannot be read ({error}); {advice}") from None
     except UserError as error:
         raise UserError(f"{error}; {advice}") from None
-
-
-def plain_split(run: Path) -> JsonObject:
-    """Read split.json of a run folder as plain values, unchecked; empty if it is missing or damaged."""
-    return read_object(RunPaths(run).split)
-
-
-def validates_none(run: Path) -> bool:
-    """Tell whether a run trains on all cases and validates none (`data.fold: all`), by its split.json.
-
-    Args:
-        run: the run folder.
-    """
-    return plain_split(run).get("fold") == ALL
 
 
 def dataset_names(names: Iterable[str]) -> tuple[str, ...]:
