@@ -79,6 +79,7 @@ def test_step_benchmark(program: Program, balls: Path, config_file: Path, tmp_pa
     assert "| engine " in ended.out
 
 
+@pytest.mark.long
 def test_benchmark_against_other_recipes(program: Program, balls: Path, config_file: Path, tmp_path: Path) -> None:
     """All cases of one network, against the recipes that need no further packages."""
     script = REPOSITORY / "profiling" / "benchmark.py"

@@ -101,7 +101,7 @@ def test_compiles_as_one_graph() -> None:
     assert_same(run(ours, x), expected)
 
 
-@pytest.mark.parametrize("stages", [(1,), (2, 4), (1, 2, 3, 4)])
+@pytest.mark.parametrize("stages", [(2, 4), (1, 2, 3, 4)])
 def test_checkpointed_stages_have_equal_gradients(stages: tuple[int, ...]) -> None:
     again = SwinEncoder(1, 12, window_size=4, checkpoint_stages=stages, drop_path_rate=0.5)
     plain = SwinEncoder(1, 12, window_size=4, drop_path_rate=0.5)

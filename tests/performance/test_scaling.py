@@ -259,6 +259,7 @@ def test_the_check_finds_what_was_put_in() -> None:
     assert found.error == pytest.approx((5.5 + 1 / 16) / 6.5 - 1, rel=1e-2)
 
 
+@pytest.mark.long
 def test_the_check_runs_with_two_processes(tmp_path: Path) -> None:
     out = tmp_path / "check.json"
     command = [sys.executable, str(SCRIPT), "--measure", "--processes", "2", "--turns", "3", "--json", str(out)]
