@@ -92,4 +92,9 @@ def one_hot(label: Tensor, logits: Tensor) -> Tensor:
 
 def _focused(cross_entropy: Tensor, gamma: float) -> Tensor:
     """Weight the cross-entropy of each voxel by (1 - probability of the truth) ** gamma."""
-    return (1 - (-cross_entropy).exp()) ** gamma * cross_entropy if gamma else cross_entropy
+    if not gamma:
+        return cross_entropy
+    wrong = 1 - (-cross_entropy).exp()
+    if gamma < 1:  # the slope of the power is infinite at 0, where a voxel is certain
+        wrong = wrong.clamp(min=torch.finfo(wrong.dtype).eps)
+    return wrong**gamma * cross_entropy

@@ -172,3 +172,12 @@ def test_a_loss_from_outside_gets_membership_and_mask(user_folder: Any) -> None:
     assert logits.grad is not None
     torch.testing.assert_close(logits.grad[:, :, :2], 2 * logits[:, :, :2].detach() / logits[:, :, :2].numel())
     assert not logits.grad[:, :, 2:].any()
+
+
+@every_output
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_certain_voxels_have_finite_gradients(scheme: LabelScheme, gamma: float) -> None:
+    """A probability of exactly 1 in float32."""
+    logits, label = random_batch(scheme)
+    _, (gradient,) = loss_and_gradient(scheme, {"name": "dice_focal", "gamma": gamma}, 100 * logits, label)
+    assert gradient.isfinite().all()
