@@ -49,7 +49,7 @@ def prepare_cases(
     if large:
         usable = USABLE * available_memory_bytes()
         largest = max((needed for needed, _ in large if needed <= usable), default=usable)
-        workers = max(1, int(usable // largest))
+        workers = max(1, min(workers, int(usable // largest)))
         yield from map_cases(
             partial(work, MemoryLimit(usable / workers)),
             [case for _, case in large],
