@@ -22,7 +22,6 @@ from fusionseg.data.formats.dataset_json import (
     Layout,
     base_folder,
     find_json,
-    listed_cases,
     read_json,
     recognise_layout,
     unique_names,
@@ -36,6 +35,7 @@ from fusionseg.data.formats.ignored_entries import (
 )
 from fusionseg.data.formats.image_file import VolumeError
 from fusionseg.data.formats.layouts.folders import folder_cases
+from fusionseg.data.formats.layouts.listed import listed_cases
 from fusionseg.data.formats.layouts.nnunet import nnunet_cases
 from fusionseg.data.formats.missing_files import (
     accept_missing,

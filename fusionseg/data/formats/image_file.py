@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Severity = Literal["error", "warning"]
+FETCH = "fetch or export the file again"
+"""The remedy for a damaged file."""
 
 
 class FileProblem(NamedTuple):

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fusionseg.data.formats.case import CHANNEL, Case, ChannelFiles
+from fusionseg.data.formats.layouts.folders import WORD
 from fusionseg.data.formats.readers import Readers
 from fusionseg.data.inputs.found import Found
 from fusionseg.utils.errors import some_of
-
-_WORD = re.compile(r"[^\W_]+")
 
 
 def numbered_files(files: Sequence[Path], readers: Readers, *, from_zero: bool = True) -> dict[str, dict[int, Path]]:
@@ -49,10 +47,10 @@ def channel_of(stem: str, channels: Sequence[str]) -> tuple[str, int] | None:
     Returns:
         The name without the channel, and the channel's position; None if the name states no channel.
     """
-    words = list(_WORD.finditer(stem.casefold()))
+    words = list(WORD.finditer(stem.casefold()))
     best: tuple[int, int] | None = None
     for position, channel in enumerate(channels):
-        wanted = _WORD.findall(channel.casefold())
+        wanted = WORD.findall(channel.casefold())
         if wanted and [word.group() for word in words[-len(wanted) :]] == wanted:
             best = max(best or (0, 0), (len(wanted), position))
     if best is None:
@@ -220,4 +218,4 @@ def _incomplete(folder: Path, name: str, named: Mapping[int, Sequence[Path]], ch
 
 
 def _examples(channels: Sequence[str], file: Path, readers: Readers) -> str:
-    return ", ".join("_".join(_WORD.findall(channel.casefold())) + readers.suffix(file) for channel in channels[:3])
+    return ", ".join("_".join(WORD.findall(channel.casefold())) + readers.suffix(file) for channel in channels[:3])

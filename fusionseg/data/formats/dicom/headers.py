@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusionseg.data.formats.dicom.candidates import is_dicom
-from fusionseg.data.formats.image_file import VolumeError
+from fusionseg.data.formats.image_file import FETCH, VolumeError
 from fusionseg.data.formats.readers.packages import optional_package
 
-FETCH = "fetch or export the file again"
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionseg.data.formats.dicom.headers import FETCH, Slice, read_dataset
-from fusionseg.data.formats.image_file import VolumeError
+from fusionseg.data.formats.dicom.headers import Slice, read_dataset
+from fusionseg.data.formats.image_file import FETCH, VolumeError
 from fusionseg.data.formats.readers.packages import INSTALL, optional_package
 
 Array = NDArray[Any]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from fusionseg.data.formats.dicom.headers import FETCH, DicomFile, read_dataset
+from fusionseg.data.formats.dicom.headers import DicomFile, read_dataset
 from fusionseg.data.formats.geometry import LPS_TO_RAS
-from fusionseg.data.formats.image_file import ImageFile, VolumeError
+from fusionseg.data.formats.image_file import FETCH, ImageFile, VolumeError
 from fusionseg.data.formats.readers.affines import checked_geometry
 from fusionseg.data.formats.readers.packages import optional_package
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from fusionseg.data.formats.dicom.folder import files_of_folder, is_wanted
 from fusionseg.data.formats.dicom.headers import (
-    FETCH,
     SEGMENTATION,
     STRUCTURE_SET,
     VARYING,
@@ -17,7 +16,7 @@ from fusionseg.data.formats.dicom.headers import (
     Slice,
     read_header,
 )
-from fusionseg.data.formats.image_file import FileProblem, VolumeError
+from fusionseg.data.formats.image_file import FETCH, FileProblem, VolumeError
 
 MAX_NAMED = 5
 _ONE_FOLDER = "give each a folder of its own, or choose one by data.series of the run (description, or end of the UID)"

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionseg.data.formats.dicom.headers import FETCH, Slice
+from fusionseg.data.formats.dicom.headers import Slice
 from fusionseg.data.formats.dicom.series import Series, find_series, refuse_repeated, refuse_unreadable
 from fusionseg.data.formats.geometry import CLOSE_GRID_VOXELS, LPS_TO_RAS
-from fusionseg.data.formats.image_file import VolumeError
+from fusionseg.data.formats.image_file import FETCH, VolumeError
 
 SAME_POSITION_MM = 1e-3
 SAME_DIRECTION = 1e-3

@@ -23,7 +23,8 @@ LABEL_WORDS = {
 }
 MAX_DEPTH = 6
 """Largest number of folders between a case and its image: hospitals export PATIENT/STUDY/SERIES."""
-_WORD = re.compile(r"[^\W_]+")
+WORD = re.compile(r"[^\W_]+")
+"""A word of a file name or of the name of a channel."""
 
 
 def case_folders(root: Path) -> list[Path]:
@@ -139,7 +140,7 @@ def paired_cases(images: Path, labels: Path, problems: list[str], readers: Reade
     found: dict[str, Path] = {}
     for path in _items(labels, readers):
         stem = readers.stem(path)
-        words = list(_WORD.finditer(stem))
+        words = list(WORD.finditer(stem))
         if stem not in channels and len(words) > 1 and words[-1].group().casefold() in LABEL_WORDS:
             stem = stem[: words[-2].end()]
         if stem not in channels or stem in found:
@@ -273,4 +274,4 @@ def _below(path: Path, folder: Path) -> str:
 
 
 def _words(text: str) -> list[str]:
-    return _WORD.findall(text.casefold())
+    return WORD.findall(text.casefold())

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from fusionseg.data.formats.image_file import VolumeError
+from fusionseg.data.formats.image_file import FETCH, VolumeError
 
 CHUNK_BYTES = 1 << 20
-FETCH = "fetch or export the file again"
 
 
 @contextmanager

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from fusionseg.config.registry import readers
 from fusionseg.data.formats.geometry import LPS_TO_RAS
-from fusionseg.data.formats.image_file import FileGeometry, FileProblem, ImageFile, VolumeError
+from fusionseg.data.formats.image_file import FETCH, FileGeometry, FileProblem, ImageFile, VolumeError
 from fusionseg.data.formats.readers.affines import checked_geometry
-from fusionseg.data.formats.readers.byte_streams import FETCH, read_all, read_start, refuse_wrong_length
+from fusionseg.data.formats.readers.byte_streams import read_all, read_start, refuse_wrong_length
 
 HEADER_BYTES = 1 << 20
 _TYPES = {

@@ -16,9 +16,9 @@ import numpy as np
 from nibabel.volumeutils import apply_read_scaling
 
 from fusionseg.config.registry import readers
-from fusionseg.data.formats.image_file import FileGeometry, ImageFile, VolumeError
+from fusionseg.data.formats.image_file import FETCH, FileGeometry, ImageFile, VolumeError
 from fusionseg.data.formats.readers.affines import UNKNOWN_AFFINE
-from fusionseg.data.formats.readers.byte_streams import FETCH, read_all, read_start, refuse_wrong_length
+from fusionseg.data.formats.readers.byte_streams import read_all, read_start, refuse_wrong_length
 from fusionseg.data.formats.readers.nifti_geometry import affine_of
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from fusionseg.config.registry import readers
 from fusionseg.data.formats.geometry import LPS_TO_RAS, voxel_sizes
-from fusionseg.data.formats.image_file import FileGeometry, FileProblem, ImageFile, VolumeError
+from fusionseg.data.formats.image_file import FETCH, FileGeometry, FileProblem, ImageFile, VolumeError
 from fusionseg.data.formats.readers.affines import UNKNOWN_AFFINE, checked_geometry, numbers
-from fusionseg.data.formats.readers.byte_streams import FETCH, file_errors, gunzip, refuse_wrong_length
+from fusionseg.data.formats.readers.byte_streams import file_errors, gunzip, refuse_wrong_length
 from fusionseg.data.formats.readers.packages import optional_package
 
 _TO_RAS = {

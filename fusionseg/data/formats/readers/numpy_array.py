@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusionseg.config.registry import readers
-from fusionseg.data.formats.image_file import FileGeometry, ImageFile, VolumeError
+from fusionseg.data.formats.image_file import FETCH, FileGeometry, ImageFile, VolumeError
 from fusionseg.data.formats.readers.affines import checked_geometry
-from fusionseg.data.formats.readers.byte_streams import FETCH, file_errors, refuse_wrong_length
+from fusionseg.data.formats.readers.byte_streams import file_errors, refuse_wrong_length
 
 KEYS = ("spacing", "affine")
 _OTHER_KEYS = ("labels", "origin")
