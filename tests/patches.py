@@ -16,7 +16,7 @@ from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.loading.augmentation_protocol import Draws
 from fusionseg.data.loading.device_cache import DeviceCache
 from fusionseg.data.loading.patch_augmenter import PatchAugmenter
-from fusionseg.data.loading.sampling_plan import Samples
+from fusionseg.data.loading.sampling_plan import SamplePlan, Samples
 from fusionseg.data.loading.spatial.rules import ALL_AXES, SpatialRules
 from fusionseg.data.preprocessing.store import Store, write_case
 from fusionseg.data.preprocessing.volume import Volume
@@ -85,6 +85,24 @@ def sampler(
     cache: DeviceCache, patch: tuple[int, int, int], rules: SpatialRules = ALL_AXES, **augment: Any
 ) -> PatchAugmenter:
     return PatchAugmenter(cache, AugmentConfig.model_validate(augment), patch, CPU, rules)
+
+
+def plan_and_augmenter(
+    cache: DeviceCache, augment: dict[str, Any], patch: tuple[int, int, int], *, seed: int
+) -> tuple[SamplePlan, PatchAugmenter]:
+    """The plan of global batches of 8 samples of a cache, and what makes its patches."""
+    settings = AugmentConfig.model_validate(augment)
+    plan = SamplePlan(
+        cache.plan_cases,
+        settings,
+        seed=seed,
+        patch=patch,
+        global_batch=8,
+        samples_per_volume=2,
+        foreground=0.5,
+        channels=cache.channels,
+    )
+    return plan, PatchAugmenter(cache, settings, patch, CPU)
 
 
 def forced(name: str, made: PatchAugmenter, plan: Samples) -> tuple[Tensor, Tensor]:

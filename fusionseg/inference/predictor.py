@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from math import prod
 from pathlib import Path
 
@@ -15,15 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusionseg.config import ValidateConfig
-from fusionseg.config.data.spatial import AXES
 from fusionseg.data.formats.case_reader import ARRAY, Image
 from fusionseg.data.formats.channel_names import channel_order, label_order
 from fusionseg.data.formats.problems import Findings
 from fusionseg.data.formats.readers import Readers
-from fusionseg.data.labels.mirroring import LEFT_RIGHT, mirrored_outputs
 from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.preprocessing.store import settings_key
 from fusionseg.data.preprocessing.volume import Volume, load_volume
+from fusionseg.inference.flips import UNFLIPPED, Flip, flips_of_members
 from fusionseg.inference.original_grid import (
     Box,
     BoxLogits,
@@ -38,8 +35,6 @@ from fusionseg.inference.trained_network import TrainedNetwork, inference_device
 from fusionseg.training.tasks.sliding_window import predict_logits
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_memory_bytes
-
-log = logging.getLogger("fusionseg")
 
 _FLOAT_BYTES = 4
 
@@ -98,8 +93,7 @@ class Predictor:
         # For each member the two results of `_member_orders`: the order of the channels, and that of the outputs.
         self._orders = [_member_orders(member, first) for member in self.members]
         self._last_digest = ""
-        if options.flips:
-            _settle_flips(self.members)
+        self._flips = flips_of_members(self.members) if options.flips else [[UNFLIPPED]] * len(self.members)
 
     @property
     def labels(self) -> dict[int, str]:
@@ -192,8 +186,8 @@ class Predictor:
         def chunks() -> Iterator[tuple[Box, Tensor]]:
             for slab in slabs(shape, self._needed_bytes(shape, list(prepared.values())), self._budget_bytes()):
                 parts = [
-                    self._logits(member, volume, None if slab == whole(shape) else slab, outputs)
-                    for member, volume, (_, outputs) in zip(self.members, volumes, self._orders, strict=True)
+                    self._logits(index, volume, None if slab == whole(shape) else slab)
+                    for index, volume in enumerate(volumes)
                 ]
                 yield from summed_probabilities(parts, slab, sigmoid=self.scheme.sigmoid)
 
@@ -226,13 +220,18 @@ class Predictor:
         copies = 3 if self.options.flips else 2
         return voxels * _FLOAT_BYTES * copies * (self.scheme.num_outputs + 1) * len(self.members)
 
-    def _logits(self, member: TrainedNetwork, volume: Volume, slab: Box | None, outputs: Sequence[int]) -> BoxLogits:
-        """Predict the part of a prepared volume that covers a slab of the original grid.
+    def _logits(self, index: int, volume: Volume, slab: Box | None) -> BoxLogits:
+        """Predict the part of a prepared volume that covers a slab of the original grid, by one member.
 
         Args:
+            index: of the member.
+            volume: prepared for this member.
             slab: a box of the original grid; None means all of it.
-            outputs: the positions of the first member's outputs among those of this member.
+
+        Returns:
+            Logits with the outputs in the order of the first member.
         """
+        member, outputs = self.members[index], self._orders[index][1]
         patch, settings = member.config.data.patch, self._settings(member)
         x, y, z = (slice(0, size) for size in volume.image.shape[1:])
         if slab is not None:
@@ -241,7 +240,7 @@ class Predictor:
         offset = np.array([x.start, y.start, z.start])
         mapping = original_to_prepared(volume)
         mapping[:3, 3] -= offset
-        logits = self._predict(member, image, volume.background, settings)
+        logits = self._predict(member, image, volume.background, settings, self._flips[index])
         if list(outputs) != list(range(len(outputs))):
             logits = logits[list(outputs)]
         return BoxLogits(logits, mapping, volume.image.shape[1:], offset)
@@ -254,10 +253,14 @@ class Predictor:
         return settings
 
     def _predict(
-        self, member: TrainedNetwork, image: Tensor, background: Sequence[float], settings: ValidateConfig
+        self,
+        member: TrainedNetwork,
+        image: Tensor,
+        background: Sequence[float],
+        settings: ValidateConfig,
+        flips: Sequence[Flip],
     ) -> Tensor:
-        """Logits (C, X, Y, Z) of a prepared image (C, X, Y, Z), averaged over flips if the options ask for it."""
-        flips = _test_time_flips(member) if self.options.flips else [Flip((), None)]
+        """Logits (C, X, Y, Z) of a prepared image (C, X, Y, Z), averaged over flips."""
         total: Tensor | None = None
         for flip in flips:
             axes = [axis + 1 for axis in flip.axes]
@@ -276,65 +279,6 @@ class Predictor:
             total = logits if total is None else total.add_(logits)
         assert total is not None
         return total / len(flips)
-
-
-@dataclass(frozen=True)
-class Flip:
-    """A flip of test-time augmentation."""
-
-    axes: tuple[int, ...]
-    """The axes of a prepared volume that are flipped."""
-    outputs: tuple[int, ...] | None
-    """For each output, the output of the flipped image that means the same; None if no output changes."""
-
-
-def _settle_flips(members: Sequence[TrainedNetwork]) -> None:
-    """Log the axes of test-time augmentation that are not flipped.
-
-    Raises:
-        UserError: no axis is flipped for any member.
-    """
-    reasons = {str(member.path): reason for member in members if (reason := _flipped_axes(member)[1])}
-    if not any(_flipped_axes(member)[0] for member in members):
-        shown = "; ".join(f"{path}: {reason}" for path, reason in reasons.items())
-        raise UserError(f"--tta (flips=True): there is no flip to average over ({shown}); predict without it")
-    for path, reason in reasons.items():
-        log.info("%s: %s", path, reason)
-
-
-def _test_time_flips(member: TrainedNetwork) -> list[Flip]:
-    """The flips over which a prediction is averaged; the first one changes nothing.
-
-    Labels of the left and the right side are exchanged as `augment.mirror_pairs` says.
-    """
-    axes, _ = _flipped_axes(member)
-    pairs = member.config.augment.mirror_pairs
-    outputs = mirrored_outputs(pairs, member.scheme) if pairs else None
-    flips = []
-    for chosen in product((False, True), repeat=len(axes)):
-        flipped = tuple(axis for axis, used in zip(axes, chosen, strict=True) if used)
-        flips.append(Flip(flipped, outputs if LEFT_RIGHT in flipped else None))
-    return flips
-
-
-def _flipped_axes(member: TrainedNetwork) -> tuple[list[int], str]:
-    """The axes that test-time augmentation flips for a network, and the reason why others are not; empty if none.
-
-    They are the axes that its training flips. If an output has no mirror image, left and right are not flipped.
-    """
-    augment = member.config.augment
-    if augment.flips.prob == 0:
-        return [], "augment.flip is 0 in its training, so the network has not seen flipped images"
-    axes = [axis for axis, name in enumerate(AXES) if name in augment.flips.axes]
-    if LEFT_RIGHT not in axes:
-        return axes, "left and right are not flipped: augment.flip.axes of its training has no x"
-    if augment.mirror_pairs and mirrored_outputs(augment.mirror_pairs, member.scheme) is None:
-        axes.remove(LEFT_RIGHT)
-        return axes, (
-            "left and right are not flipped: a region holds one label of a pair of augment.mirror_pairs, and no region"
-            " is its mirror image"
-        )
-    return axes, ""
 
 
 def _member_orders(member: TrainedNetwork, first: TrainedNetwork) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -82,9 +82,7 @@ class OutputMembership:
     """
 
     def __init__(self, scheme: LabelScheme) -> None:
-        table = torch.zeros(scheme.num_outputs, IGNORE + 1)  # the column of IGNORE stays 0
-        table[:, : scheme.num_classes] = torch.from_numpy(scheme.membership).float()
-        self._table = table
+        self._table = torch.from_numpy(scheme.membership_of_indices).float()
 
     def __call__(self, label: Tensor) -> Tensor:
         """Return the membership (B, R, X, Y, Z), float32, 0 or 1, of class indices (B, 1, X, Y, Z)."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fusionseg.data.labels.scheme import IGNORE, LabelScheme
 from fusionseg.metrics.configured import Metric
-from fusionseg.metrics.segmentation import confusion_matrix, hd95
+from fusionseg.metrics.segmentation import confusion_matrix, dice_of_counts, hd95
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,7 @@ class OutputComparison:
             missed: for each output, true voxels that are not in the label; they count as not predicted.
         """
         counts = self.counts
-        missed = [0] * len(counts.true) if missed is None else missed
-        totals = [sum(sizes) for sizes in zip(counts.predicted, counts.true, missed, strict=True)]
-        values = [2 * both / total if total else nan for both, total in zip(counts.both, totals, strict=True)]
-        return self._known(values)
+        return self._known(dice_of_counts(counts.both, counts.predicted, counts.true, missed))
 
     def hd95_mm(self, spacing_mm: Sequence[float]) -> list[float]:
         """Compute the 95 % Hausdorff distance of each output, in mm; see `hd95_per_class`."""
@@ -138,8 +135,7 @@ def masks_of(indices: Tensor, scheme: LabelScheme) -> Iterator[Tensor]:
         indices: class indices (X, Y, Z); voxels of `IGNORE` belong to no output.
         scheme: the outputs.
     """
-    table = torch.zeros(len(scheme.output_names), IGNORE + 1, dtype=torch.bool)
-    table[:, : scheme.num_classes] = torch.from_numpy(scheme.membership)
+    table = torch.from_numpy(scheme.membership_of_indices)
     indices = indices.long()
     for row in table.to(indices.device):
         yield row[indices]

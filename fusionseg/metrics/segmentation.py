@@ -52,11 +52,24 @@ def dice_per_class(counts: Tensor, missed: Sequence[int] | None = None) -> list[
         K - 1 values from 0 to 1, or nan.
     """
     counts = counts.cpu()
-    both = counts.diagonal()
-    total = counts.sum(dim=0) + counts.sum(dim=1)
-    if missed is not None:
-        total[1:] += torch.tensor(missed, dtype=total.dtype)
-    return [nan if total[k] == 0 else 2 * int(both[k]) / int(total[k]) for k in range(1, len(counts))]
+    both, predicted, true = (each[1:].tolist() for each in (counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)))
+    return dice_of_counts(both, predicted, true, missed)
+
+
+def dice_of_counts(
+    both: Sequence[int], predicted: Sequence[int], true: Sequence[int], missed: Sequence[int] | None = None
+) -> list[float]:
+    """Compute the Dice coefficient of each class or region from its voxel counts; see `dice_per_class`.
+
+    Args:
+        both: voxels that are predicted and true.
+        predicted: predicted voxels.
+        true: true voxels.
+        missed: further true voxels, which count as not predicted; None for none.
+    """
+    missed = [0] * len(true) if missed is None else missed
+    totals = [sum(sizes) for sizes in zip(predicted, true, missed, strict=True)]
+    return [2 * overlap / total if total else nan for overlap, total in zip(both, totals, strict=True)]
 
 
 def hd95_per_class(prediction: Tensor, label: Tensor, num_classes: int, spacing_mm: Sequence[float]) -> list[float]:

@@ -205,9 +205,10 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
     augmenter = PatchAugmenter(cache, config.augment, config.data.patch, world.device, rules, mirrored)
     validation_cases = [cases.index(case) for case in validation]
     annotated = {case.name: case.annotated for case in run.datasets[0].cases if case.annotated is not None}
-    scheme = split.scheme
-    counted = scheme.names if config.task_info.needs_labels else ()
-    return TrainingData(split.channels, scheme, split, validation_cases, cache, plan, augmenter, annotated, counted)
+    counted = split.scheme.names if config.task_info.needs_labels else ()
+    return TrainingData(
+        split.channels, split.scheme, split, validation_cases, cache, plan, augmenter, annotated, counted
+    )
 
 
 def sampled_cases(datasets: Sequence[RunDataset], stores: Sequence[Store]) -> list[SampledCase]:

@@ -11,6 +11,7 @@ import numpy as np
 import preparing
 import pytest
 import torch
+from patches import plan_and_augmenter
 
 from fusionseg import train
 from fusionseg.config import AugmentConfig, RunConfig, dump_config
@@ -98,18 +99,7 @@ def cache(balls: Path, tmp_path: Path, tiny_config: Callable[..., RunConfig]) ->
 
 
 def made(cache: DeviceCache, *also: object, **own: Any) -> tuple[SamplePlan, PatchAugmenter]:
-    augment = AugmentConfig.model_validate({**OWN, **own, "also": list(also)})
-    plan = SamplePlan(
-        cache.plan_cases,
-        augment,
-        seed=3,
-        patch=PATCH,
-        global_batch=8,
-        samples_per_volume=2,
-        foreground=0.5,
-        channels=cache.channels,
-    )
-    return plan, PatchAugmenter(cache, augment, PATCH, CPU)
+    return plan_and_augmenter(cache, {**OWN, **own, "also": list(also)}, PATCH, seed=3)
 
 
 MONAI = {"name": "monai.transforms:RandAdjustContrastd", "args": {"prob": 0.8, "gamma": [0.5, 2]}}

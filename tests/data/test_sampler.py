@@ -8,11 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from patches import CPU, Arrays, forced, hold, noise_case, planned, ramps, sampler, smooth_case
+from patches import (
+    CPU,
+    Arrays,
+    forced,
+    hold,
+    noise_case,
+    plan_and_augmenter,
+    planned,
+    ramps,
+    sampler,
+    smooth_case,
+)
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from fusionseg.config import AugmentConfig
 from fusionseg.data.loading.counter_random import counter_normal
 from fusionseg.data.loading.device_cache import DeviceCache
 from fusionseg.data.loading.patch_augmenter import PatchAugmenter
@@ -241,18 +251,7 @@ EVERYTHING: dict[str, Any] = {
 
 
 def everything(cache: DeviceCache, patch: tuple[int, int, int]) -> tuple[SamplePlan, PatchAugmenter]:
-    augment = AugmentConfig.model_validate(EVERYTHING)
-    plan = SamplePlan(
-        cache.plan_cases,
-        augment,
-        seed=1,
-        patch=patch,
-        global_batch=8,
-        samples_per_volume=2,
-        foreground=0.5,
-        channels=cache.channels,
-    )
-    return plan, PatchAugmenter(cache, augment, patch, CPU)
+    return plan_and_augmenter(cache, EVERYTHING, patch, seed=1)
 
 
 def test_a_sample_does_not_depend_on_its_batch(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fusionseg.config import AugmentConfig
 from fusionseg.data.labels.scheme import Region
+from fusionseg.inference.flips import flips_of
 from fusionseg.inference.predictor import PredictOptions, Predictor
 from fusionseg.utils.errors import UserError
 
@@ -30,7 +31,7 @@ def predict(tiny_run: Callable[..., Path]) -> Callable[..., Callable[[Tensor], T
         regions = tuple(Region(str(classes), classes, 1 + i) for i, classes in enumerate(sigmoid))
         scheme = replace(predictor.members[0].scheme, regions=regions)
         member = replace(predictor.members[0], config=config, scheme=scheme)
-        return lambda image: predictor._predict(member, image, (0.0,), config.validation)
+        return lambda image: predictor._predict(member, image, (0.0,), config.validation, flips_of(member))
 
     return of
 

@@ -137,6 +137,13 @@ class LabelScheme:
             row[list(region.classes)] = True
         return table
 
+    @property
+    def membership_of_indices(self) -> NDArray[np.bool_]:
+        """(R, 256): `membership` of every index that a label may hold; False for `IGNORE`."""
+        table = np.zeros((len(self.output_names), IGNORE + 1), bool)
+        table[:, : self.num_classes] = self.membership
+        return table
+
     def annotated_outputs(self, annotated: Sequence[str] | None) -> NDArray[np.bool_]:
         """Tell for each of `output_names` whether a case annotates it, (R,).
 

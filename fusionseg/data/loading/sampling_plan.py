@@ -87,6 +87,7 @@ class SamplePlan:
         self._spatial = SpatialPlan(augment, rules, seed)
         self._augmentations = open_augmentations(augment, ImageLayout(channels, rules.through_plane))
         self._planned = lru_cache(maxsize=1)(self._plan)  # a batch and what else the loss needs ask for the same
+        self._counted = lru_cache(maxsize=1)(self._count)  # the log and the record of a validation ask for the same
         self._order = CaseOrder(seed, len(cases), weights.cases)
         self._centres = PatchCentres(cases, patch, foreground, weights, seed)
 
@@ -131,6 +132,9 @@ class SamplePlan:
         Args:
             steps: of the optimizer.
         """
+        return self._counted(steps)
+
+    def _count(self, steps: range) -> DrawnCounts:
         counts = DrawnCounts(steps, Counter(), Counter())
         for step in steps:
             for k in range(self.global_batch):
