@@ -1,0 +1,1 @@
+"""The fingerprint of a data set: the measurements of its cases, outliers among them, and the files that show them."""
