@@ -21,13 +21,20 @@ def add_synth(commands: Commands) -> None:
     parser = add_command(
         commands,
         "synth",
-        "write a synthetic data set: chest CT with a pulmonary-artery tree, MSD layout",
-        "fusionseg synth data/synth --cases 24 --size 96 --seed 0",
+        "write a synthetic data set in MSD layout: vessels in chest CT, organs in abdominal CT, or nested regions of"
+        " tumours in brain MRI",
+        "fusionseg synth data/synth --cases 24 --size 96 --seed 0\n  fusionseg synth data/organs --form organs",
         _synth,
     )
     parser.add_argument("out", type=Path, help="folder of the data set")
+    parser.add_argument("--form", default="vessels", help="vessels, organs or regions (default vessels)")
     parser.add_argument("--cases", type=int, default=24, help="number of cases (default 24)")
-    parser.add_argument("--size", type=int, default=96, help="voxels per axis, at least 48 (default 96)")
+    parser.add_argument(
+        "--size",
+        type=int,
+        default=96,
+        help="voxels in a row, at least 48 for vessels and 24 for the others (default 96)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="the same seed writes the same bytes (default 0)")
     parser.add_argument("--workers", type=int, help="processes (default: the CPUs of this job)")
 
@@ -39,13 +46,14 @@ def _synth(arguments: argparse.Namespace) -> int:
     with counting_progress("writing") as progress:
         path = write_dataset(
             arguments.out,
+            form=arguments.form,
             cases=arguments.cases,
             size=arguments.size,
             seed=arguments.seed,
             workers=arguments.workers,
             progress=progress,
         )
-    print(f"{path.parent}: {arguments.cases} cases of {arguments.size}^3 voxels")
+    print(f"{path.parent}: {arguments.cases} cases of {arguments.form}, {arguments.size} voxels in a row")
     return DONE
 
 

@@ -15,13 +15,15 @@ import pytest
 from scipy import ndimage
 
 from fusionseg import cli
-from fusionseg.data.synthetic import anatomy as synth_anatomy
 from fusionseg.data.synthetic import chest as synth_case
 from fusionseg.data.synthetic import dataset as synth
+from fusionseg.data.synthetic.forms import FORMS
+from fusionseg.data.synthetic.shapes import Segment, draw_tubes
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import whole_file
 
 SIZE = 48  # the smallest; seconds matter here
+LABEL_SUM, IMAGE_MEAN = 508, -579.2921
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -30,6 +32,10 @@ def digests(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def enumerate_text(names: tuple[str, ...]) -> list[tuple[str, str]]:
+    return [(str(value), name) for value, name in enumerate(names)]
 
 
 def leave_half(path: Path) -> None:
@@ -106,7 +112,7 @@ def test_array_axes_follow_the_affine() -> None:
 @pytest.mark.parametrize("tree", ["arteries", "veins", "airways"])
 def test_murrays_law_holds_at_every_bifurcation(parts: synth_case._Parts, tree: str) -> None:
     segments = getattr(parts, tree)
-    children: dict[int, list[synth_anatomy.Segment]] = {}
+    children: dict[int, list[Segment]] = {}
     for segment in segments:
         if segment.parent >= 0:
             children.setdefault(segment.parent, []).append(segment)
@@ -144,7 +150,7 @@ def test_arteries_are_brighter_than_veins() -> None:
     seeds = np.random.SeedSequence([0, 0]).spawn(2)
     parts = synth_case._draw_parts(96, np.random.default_rng(seeds[0]))
     image = synth_case._render(parts, np.random.default_rng(seeds[1]))
-    veins = synth_case._draw_tubes(parts.veins, parts.axes, parts.voxel)
+    veins = draw_tubes(parts.veins, parts.axes, parts.voxel)
     in_artery, in_vein = parts.artery_coverage == 1, (veins == 1) & (parts.artery_coverage == 0)
     assert in_vein.sum() > 300
     assert image[in_artery].mean() > image[in_vein].mean() + 80
@@ -215,6 +221,70 @@ def test_impossible_requests_are_all_named(tmp_path: Path) -> None:
     for text in ("size is 32; give at least 48", "cases is 0", "seed is -1", "workers is 0"):
         assert text in message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", ["organs", "regions"])
+def test_every_class_is_in_every_case_of_the_smallest_size(form: str) -> None:
+    drawn = FORMS[form]
+    for index in range(12):
+        case = drawn.make_case(drawn.least_size, 0, index)
+        assert set(np.unique(case.label)) == set(range(len(drawn.labels)))
+
+
+def test_organs_have_thick_slices_and_lie_on_their_side() -> None:
+    drawn, thickness = FORMS["organs"], []
+    for index in range(3):
+        case = drawn.make_case(32, 1, index)
+        edges = np.linalg.norm(case.affine[:3, :3], axis=0)
+        thickness.append(edges[2] / edges[0])
+        position = {
+            name: (case.affine @ [*np.argwhere(case.label == value).mean(axis=0), 1])[:3]
+            for value, name in enumerate(drawn.labels)
+        }
+        assert position["liver"][0] > position["pancreas"][0] > position["spleen"][0]  # x points to the right
+        assert position["right_kidney"][0] > position["left_kidney"][0]
+        inside = case.image[case.label == drawn.labels.index("spleen")]
+        assert 60 < np.median(inside) < 160 and case.image.min() < -950
+    assert len({round(ratio, 3) for ratio in thickness}) == 3 and min(thickness) > 1.3
+
+
+def test_regions_are_nested_and_each_shows_in_its_sequence() -> None:
+    drawn = FORMS["regions"]
+    for index in range(3):
+        case = drawn.make_case(40, 2, index)
+        image = dict(zip(drawn.channels, np.moveaxis(case.image.astype(float), -1, 0), strict=True))
+        edema, dead, enhancing = (case.label == value for value in (1, 2, 3))
+        # The tumour core touches nothing but the oedema, and the dead part nothing but the enhancing rim.
+        surface = ndimage.binary_dilation(dead) & ~dead
+        assert (enhancing[surface].mean()) > 0.9
+        surface = ndimage.binary_dilation(dead | enhancing) & ~(dead | enhancing)
+        assert edema[surface].mean() > 0.9
+        healthy = (image["T1w"] > 0) & (case.label == 0)
+        assert image["FLAIR"][edema].mean() > 1.3 * image["FLAIR"][healthy].mean()
+        assert image["t1gd"][enhancing].mean() > 1.5 * image["t1gd"][dead | edema].mean()
+        assert (case.image.reshape(-1, 4).max(axis=1) == 0).mean() > 0.3  # the air around the brain
+
+
+def test_a_form_is_written_with_its_channels_and_classes(tmp_path: Path) -> None:
+    command = ["synth", str(tmp_path / "d"), "--form", "regions", "--cases", "1", "--size", "24", "--workers", "1"]
+    assert cli.main(command) == 0
+    described = json.loads((tmp_path / "d/dataset.json").read_text())
+    assert list(described["modality"].values()) == ["FLAIR", "T1w", "t1gd", "T2w"]
+    assert described["labels"] == dict(enumerate_text(FORMS["regions"].labels))
+    image, label = (nib.load(tmp_path / f"d/{part}Tr/synth_000.nii.gz") for part in ("images", "labels"))
+    assert (*label.shape, 4) == image.shape and np.array_equal(image.affine, label.affine)
+    before = digests(tmp_path)
+    with pytest.raises(UserError, match=r"form regions \(asked for: organs\)"):
+        synth.write_dataset(tmp_path / "d", form="organs", cases=1, size=24, workers=1)
+    with pytest.raises(UserError, match="there is no form 'organ'; did you mean organs"):
+        synth.write_dataset(tmp_path / "e", form="organ", cases=1, size=24, workers=1)
+    assert digests(tmp_path) == before
+
+
+def test_vessels_are_those_of_earlier_versions() -> None:
+    case = synth_case.make_case(SIZE, 7, 2)
+    assert case.label.sum() == LABEL_SUM
+    assert case.image.mean(dtype=float) == pytest.approx(IMAGE_MEAN, abs=1e-3)
 
 
 def test_other_content_is_never_mixed_with(dataset: Path, tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def test_dry_run_of_the_thesis_at_full_size(program: Program, tmp_path: Path, ba
 def test_synth_check_prepare_train(program: Program, tmp_path: Path) -> None:
     data, output = tmp_path / "chests", tmp_path / "runs"
     ended = program.warm(COMMANDS, "synth", data, "--cases", 3, "--size", 48, "--workers", 1).wait().expect(0)
-    assert ended.out == f"{data}: 3 cases of 48^3 voxels\n"
+    assert ended.out == f"{data}: 3 cases of vessels, 48 voxels in a row\n"
     again = tmp_path / "again"
     program.warm(COMMANDS, "synth", again, "--cases", 3, "--size", 48, "--workers", 1).wait().expect(0)
     assert snapshot(again) == snapshot(data)

@@ -20,37 +20,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from fusionseg.data.synthetic.shapes import Array, Segment, ellipsoid, polyline, superellipse
+
 Blocked = Callable[[Array], Array]  # (..., 3) positions in mm -> (...) bool, True for an occupied position
 
 TAPER = 0.98  # end radius over start radius of a segment that branches again
 SHARE = (0.36, 0.64)  # of the parent's flow, for the first child: asymmetric, as real trees are
 LENGTH_PER_RADIUS = (4.0, 6.5)  # a branch is about three times as long as it is thick
-
-
-@dataclass(slots=True)
-class Segment:
-    """A straight tapered tube with round ends.
-
-    Args:
-        start: (3,) mm.
-        end: (3,) mm.
-        start_radius: mm.
-        end_radius: mm; at a bifurcation its cube is the sum of the cubes of the children's `start_radius`.
-        parent: index into the tree's list; -1 for a root.
-    """
-
-    start: Array
-    end: Array
-    start_radius: float
-    end_radius: float
-    parent: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,19 +89,6 @@ class Chest:
         return np.minimum(self.passage(x, y, z), -self.mediastinum(x, y, z))
 
 
-def superellipse(x: Array, y: Array, a: float, b: float, power: float) -> Array:
-    """Relative radius: 0 at the centre, 1 on the outline with half-axes a and b."""
-    return ((np.abs(x) / a) ** power + (np.abs(y) / b) ** power) ** (1 / power)
-
-
-def ellipsoid(
-    x: Array, y: Array, z: Array, centre: tuple[float, float, float], half_axes: tuple[float, float, float]
-) -> Array:
-    """Positive inside; close to mm near the surface along the shortest axis."""
-    parts = [((p - c) / h) ** 2 for p, c, h in zip((x, y, z), centre, half_axes, strict=True)]
-    return (1 - np.sqrt(parts[0] + parts[1] + parts[2])) * min(half_axes)
-
-
 def pulmonary_arteries(chest: Chest, min_radius: float, rng: np.random.Generator) -> list[Segment]:
     """Trunk, left and right pulmonary artery, then both lungs down to `min_radius` (mm): one tree."""
     fork = _near(rng, -11, 0, 17)
@@ -168,12 +134,12 @@ def aorta(rng: np.random.Generator) -> list[Segment]:
     """Ascending aorta, arch and descending aorta."""
     ascending, arch = [(6, 24, -24), (11, 25, 15)], [(6, 16, 48), (-8, -12, 60), (-20, -42, 46)]
     descending = [(-22, -50, 20), (-20, -50, -260)]
-    return _polyline(np.array(ascending + arch + descending) + rng.normal(0, 1, 3), rng.uniform(10.5, 12.5))
+    return polyline(np.array(ascending + arch + descending) + rng.normal(0, 1, 3), rng.uniform(10.5, 12.5))
 
 
 def superior_vena_cava(rng: np.random.Generator) -> list[Segment]:
     """The superior vena cava."""
-    return _polyline(np.array([(24, 20, -20), (27, 19, 40), (22, 14, 75)]) + rng.normal(0, 1, 3), 7.5)
+    return polyline(np.array([(24, 20, -20), (27, 19, 40), (22, 14, 75)]) + rng.normal(0, 1, 3), 7.5)
 
 
 def ribs_and_sternum(chest: Chest) -> list[Segment]:
@@ -187,10 +153,10 @@ def ribs_and_sternum(chest: Chest) -> list[Segment]:
         x = (wide * chest.half_width + 5) * np.sin(angle) ** (2 / 2.4)
         y = -(wide * chest.half_depth + 5) * np.sign(np.cos(angle)) * np.abs(np.cos(angle)) ** (2 / 2.4)
         for side in (+1, -1):
-            segments += _polyline(np.stack([side * x, y, z], axis=1), 4.2)
+            segments += polyline(np.stack([side * x, y, z], axis=1), 4.2)
     front = chest.half_depth + 6
     for x_sternum in (-10.0, 0.0, 10.0):
-        segments += _polyline(np.array([(x_sternum, front, -50), (x_sternum, front, 40)]), 6.0)
+        segments += polyline(np.array([(x_sternum, front, -50), (x_sternum, front, 40)]), 6.0)
     return segments
 
 
@@ -205,10 +171,6 @@ def _tube(start: Array, end: Array, radius: float, parent: int = -1) -> Segment:
 def _tube_onto(tree: list[Segment], parent: int, end: Array, share: float) -> None:
     """Add a child that carries `share` of the parent's flow. Flow is proportional to the cube of the radius."""
     tree.append(_tube(tree[parent].end, end, tree[parent].end_radius * share ** (1 / 3), parent))
-
-
-def _polyline(points: Array, radius: float) -> list[Segment]:
-    return [Segment(a, b, radius, radius) for a, b in pairwise(points)]
 
 
 def _supply(chest: Chest, side: int, rng: np.random.Generator, num_points: int = 6000) -> Array:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from fusionseg.data.synthetic import anatomy
-from fusionseg.data.synthetic.anatomy import Segment
-
-Array = NDArray[Any]
+from fusionseg.data.synthetic.canvas import Canvas, to_int16
+from fusionseg.data.synthetic.case import SynthCase, place_case
+from fusionseg.data.synthetic.shapes import Array, Axes, Segment, draw_tubes, ellipsoid
 
 FIELD_OF_VIEW_MM = 340.0
 ARTERY_LABEL = 1
@@ -23,24 +20,6 @@ ARTERY_LABEL = 1
 MIN_ARTERY_RADIUS = 0.72
 MIN_VEIN_RADIUS = 0.9
 MIN_AIRWAY_RADIUS = 0.9
-# Orientations of the arrays, taken in turn. Even a small data set mixes them, so a program that ignores the affine
-# fails on it.
-ORIENTATIONS = ("RAS", "LPS", "LAS")
-
-
-@dataclass(frozen=True, slots=True)
-class SynthCase:
-    """One volume.
-
-    Args:
-        image: int16 XYZ, HU.
-        label: uint8 XYZ, 1 in pulmonary arteries.
-        affine: (4, 4), voxel index to RAS+ mm.
-    """
-
-    image: NDArray[np.int16]
-    label: NDArray[np.uint8]
-    affine: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +34,7 @@ class _Parts:
     """
 
     chest: anatomy.Chest
-    axes: tuple[Array, Array, Array]
+    axes: Axes
     voxel: float
     spacing: float
     arteries: list[Segment]
@@ -77,14 +56,7 @@ def make_case(size: int, seed: int, index: int) -> SynthCase:
     parts = _draw_parts(size, anatomy_rng)
     image = _render(parts, image_rng)
     label = (parts.artery_coverage >= 0.5).astype(np.uint8) * np.uint8(ARTERY_LABEL)
-
-    affine = np.diag([parts.spacing] * 3 + [1.0])
-    affine[:3, 3] = anatomy_rng.uniform(-40, 40, 3) - parts.spacing * (size - 1) / 2
-    orientations: Any = nib.orientations
-    orientation = orientations.axcodes2ornt(ORIENTATIONS[index % len(ORIENTATIONS)])
-    affine = affine @ orientations.inv_ornt_aff(orientation, image.shape)
-    image, label = (orientations.apply_orientation(array, orientation) for array in (image, label))
-    return SynthCase(np.ascontiguousarray(image), np.ascontiguousarray(label), affine)
+    return place_case(image, label, (parts.spacing,) * 3, index, anatomy_rng)
 
 
 def _draw_parts(size: int, rng: np.random.Generator) -> _Parts:
@@ -94,7 +66,7 @@ def _draw_parts(size: int, rng: np.random.Generator) -> _Parts:
     x, y, z = (axis + shift for shift in rng.uniform(-5, 5, 3))
     chest = anatomy.Chest.draw(rng)
     arteries = anatomy.pulmonary_arteries(chest, MIN_ARTERY_RADIUS * voxel, rng)
-    coverage = _draw_tubes(arteries, (x, y, z), voxel)
+    coverage = draw_tubes(arteries, (x, y, z), voxel)
     occupied = ndimage.binary_dilation(coverage > 0, iterations=2)
     corner = np.array([x[0], y[0], z[0]])
 
@@ -108,61 +80,14 @@ def _draw_parts(size: int, rng: np.random.Generator) -> _Parts:
     return _Parts(chest, (x, y, z), voxel, spacing, arteries, veins, airways, coverage)
 
 
-def _draw_tubes(segments: Iterable[Segment], axes: tuple[Array, Array, Array], voxel: float, wall: float = 0) -> Array:
-    """Share of each voxel that tubes cover: float32 XYZ in [0, 1], half on the surface, linear over a voxel.
-
-    Args:
-        axes: positions of the voxel centres along x, y, z, mm.
-        voxel: mm.
-        wall: added to every radius, mm.
-    """
-    coverage = np.zeros([len(axis) for axis in axes], np.float32)
-    for segment in segments:
-        first, last = segment.start, segment.end
-        reach = max(segment.start_radius, segment.end_radius) + wall + voxel
-        box = tuple(
-            slice(*np.searchsorted(axis, (min(a, b) - reach, max(a, b) + reach)))
-            for axis, a, b in zip(axes, first, last, strict=True)
-        )
-        offsets = [
-            (axis[part] - a).reshape([-1 if n == dim else 1 for n in range(3)])
-            for dim, (axis, part, a) in enumerate(zip(axes, box, first, strict=True))
-        ]
-        if any(offset.size == 0 for offset in offsets):
-            continue  # outside the field of view
-        along = (last - first).astype(np.float32)
-        t = sum(o * v for o, v in zip(offsets, along, strict=True)) / max(float(along @ along), 1e-6)
-        t = np.clip(t, 0, 1)
-        squared = sum((o - t * v) ** 2 for o, v in zip(offsets, along, strict=True))
-        radius = segment.start_radius + wall + (segment.end_radius - segment.start_radius) * t
-        np.maximum(coverage[box], np.clip(0.5 + (radius - np.sqrt(squared)) / voxel, 0, 1), out=coverage[box])
-    return coverage
-
-
 def _render(parts: _Parts, rng: np.random.Generator) -> NDArray[np.int16]:
-    """Tissue in HU from outside to inside, each with a soft edge one voxel wide; then blur and noise."""
+    """Tissue in HU from outside to inside; then blur and noise."""
     chest, voxel = parts.chest, parts.voxel
     x, y, z = np.ix_(*parts.axes)
-    shape = tuple(len(axis) for axis in parts.axes)
-    image = np.full(shape, -1000, np.float32)
+    canvas = Canvas(parts.axes, voxel, -1000, rng)
+    fill, tubes = canvas.fill, canvas.tubes
 
-    def texture(sigma: float) -> Array:
-        """Unit-variance noise with a grain of `sigma` voxels."""
-        field: Array = ndimage.gaussian_filter(rng.standard_normal(shape, np.float32), sigma, truncate=3)
-        field /= field.std()
-        return field
-
-    def paint(coverage: Array, value: float | Array) -> None:
-        nonlocal image
-        image += coverage * (value - image)
-
-    def fill(distance: Array, value: float | Array) -> None:
-        paint(np.clip(0.5 + distance / voxel, 0, 1), value)
-
-    def tubes(segments: Iterable[Segment], value: float | Array, wall: float = 0) -> None:
-        paint(_draw_tubes(segments, parts.axes, voxel, wall), value)
-
-    grain = texture(1.2)
+    grain = canvas.texture(1.2)
     body = chest.body(x, y, z)
     fill(body, -100 + 8 * grain)  # fat under the skin
     fill(body - 13, 40 + 10 * grain)
@@ -173,9 +98,9 @@ def _render(parts: _Parts, rng: np.random.Generator) -> NDArray[np.int16]:
     heart = np.minimum(chest.heart(x, y, z), body - 20)
     fill(heart, 45 + 10 * grain)
     venous = rng.uniform(150, 205)
-    fill(anatomy.ellipsoid(x, y, z, (-38, 16, -54), (19, 17, 25)), venous - 10)  # left ventricle
-    fill(anatomy.ellipsoid(x, y, z, (-14, 38, -46), (25, 16, 25)), rng.uniform(220, 260))  # right ventricle
-    fill(anatomy.ellipsoid(x, y, z, (-3, -22, -18), (28, 17, 17)), venous)  # left atrium
+    fill(ellipsoid(x, y, z, (-38, 16, -54), (19, 17, 25)), venous - 10)  # left ventricle
+    fill(ellipsoid(x, y, z, (-14, 38, -46), (25, 16, 25)), rng.uniform(220, 260))  # right ventricle
+    fill(ellipsoid(x, y, z, (-3, -22, -18), (28, 17, 17)), venous)  # left atrium
     tubes(anatomy.aorta(rng), venous + 10)
     tubes(anatomy.superior_vena_cava(rng), rng.uniform(480, 600))  # carries the contrast medium
 
@@ -189,9 +114,6 @@ def _render(parts: _Parts, rng: np.random.Generator) -> NDArray[np.int16]:
     tubes(parts.veins, venous)
     tubes(parts.airways, 20, wall=max(1.5, 0.6 * voxel))
     tubes(parts.airways, -1000)
-    paint(parts.artery_coverage, rng.uniform(330, 400))
+    canvas.paint(parts.artery_coverage, rng.uniform(330, 400))
 
-    image = ndimage.gaussian_filter(image, 0.4, truncate=3)
-    image += rng.uniform(12, 22) * texture(0.5)
-    hounsfield: NDArray[np.int16] = np.clip(np.rint(image), -1024, 3071).astype(np.int16)
-    return hounsfield
+    return to_int16(canvas.finished(rng.uniform(12, 22)), -1024, 3071)

@@ -1,8 +1,8 @@
-"""CT-like chests with a labelled pulmonary-artery tree, for demonstrations and tests without patient data.
+"""Data sets without patient data, for demonstrations and tests: the vessels of a chest, organs, or nested regions.
 
-The label is the artery tree, which is bright. Veins (fainter), airways, heart, aorta, vena cava (brighter than the
-arteries) and bone are drawn and not labelled, so a threshold alone does not solve the task. A volume is a function of
-(seed, case, size): the same command writes the same bytes, and case 3 of 24 is case 3 of 100.
+Structures that look like the labelled ones are drawn and not labelled, so a threshold alone does not solve the task. A
+volume is a function of (form, seed, case, size): the same command writes the same bytes, and case 3 of 24 is case 3 of
+100.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from typing import Any
 
 import nibabel as nib
 
-from fusionseg.data.synthetic.chest import ARTERY_LABEL, make_case
+from fusionseg.data.synthetic.forms import DEFAULT_FORM, FORMS, Form, form_problem
 from fusionseg.utils.errors import UserError, WriteError
 from fusionseg.utils.files import PARTIAL, whole_file, writable_folder, write_text
 from fusionseg.utils.machine import available_cpus
 from fusionseg.utils.parallel import WorkerDied, map_cases
 
-MIN_SIZE = 48
 # Rises when the same parameters give other volumes, so that a data set never mixes two versions.
 GENERATOR_VERSION = 1
 # Written first and removed last: it marks an interrupted data set, which the next call completes.
@@ -32,6 +31,7 @@ _MARKER = ".fusionseg_synth.json"
 def write_dataset(
     out: Path,
     *,
+    form: str = DEFAULT_FORM,
     cases: int = 24,
     size: int = 96,
     seed: int = 0,
@@ -44,8 +44,9 @@ def write_dataset(
 
     Args:
         out: folder of the data set.
+        form: name of the form, a key of `FORMS`.
         cases: number of cases.
-        size: voxels per axis.
+        size: voxels in a row.
         seed: of the data set.
         workers: number of processes; None is one for each CPU that this process may use.
         progress: called in this process with (cases done, cases).
@@ -58,18 +59,23 @@ def write_dataset(
         WriteError: writing failed on the way; finished volumes stay.
     """
     out = Path(out)
+    if problem := form_problem(form):
+        raise UserError([problem])
+    drawn = FORMS[form]
     workers = available_cpus() if workers is None else workers
     problems = [
         f"synth: {name} is {value}; give at least {least}"
         for name, value, least in (
-            ("size", size, MIN_SIZE),
+            ("size", size, drawn.least_size),
             ("cases", cases, 1),
             ("seed", seed, 0),
             ("workers", workers, 1),
         )
         if value < least
     ]
-    parameters = {"version": GENERATOR_VERSION, "seed": seed, "size": size, "cases": cases}
+    parameters: dict[str, int | str] = {"version": GENERATOR_VERSION, "seed": seed, "size": size, "cases": cases}
+    if form != DEFAULT_FORM:  # the first form has no name in the files, which older versions wrote too
+        parameters["form"] = form
     problems += _conflict(out, parameters)
     if problems:
         raise UserError(problems)
@@ -84,7 +90,7 @@ def write_dataset(
     if progress:
         progress(cases - len(todo), cases)
     died: WorkerDied | None = None
-    write = partial(_write_case, out, size, seed)
+    write = partial(_write_case, out, form, size, seed)
     done = cases - len(todo)
     for _, outcome in map_cases(write, todo, workers=workers):
         if isinstance(outcome, WorkerDied):
@@ -108,12 +114,12 @@ def write_dataset(
 
     _remove_partial_files(out)
     if not dataset_json.exists():
-        write_text(dataset_json, json.dumps(_description(parameters), indent=2) + "\n")
+        write_text(dataset_json, json.dumps(_description(drawn, cases, parameters), indent=2) + "\n")
     (out / _MARKER).unlink(missing_ok=True)
     return dataset_json
 
 
-def _conflict(out: Path, parameters: dict[str, int]) -> list[str]:
+def _conflict(out: Path, parameters: dict[str, int | str]) -> list[str]:
     """The reason not to write to `out`; none if the folder is new, is empty, or holds this data set."""
     advice = "choose another folder or delete it"
     if not out.exists():
@@ -135,14 +141,15 @@ def _conflict(out: Path, parameters: dict[str, int]) -> list[str]:
         return []
     if not isinstance(found, dict):
         return [f"synth: {out} holds files that synth did not write: {advice}"]
+    asked, there = ({"form": DEFAULT_FORM, **named} for named in (parameters, found))
     different = ", ".join(
-        f"{key} {found.get(key)} (asked for: {value})" for key, value in parameters.items() if found.get(key) != value
+        f"{key} {there.get(key)} (asked for: {value})" for key, value in asked.items() if there.get(key) != value
     )
     return [f"synth: {out} holds a synthetic data set with {different}: {advice}"]
 
 
-def _write_case(out: Path, size: int, seed: int, index: int) -> None:
-    case = make_case(size, seed, index)
+def _write_case(out: Path, form: str, size: int, seed: int, index: int) -> None:
+    case = FORMS[form].make_case(size, seed, index)
     image_path, label_path = _case_paths(out, index)
     for path, array in ((label_path, case.label), (image_path, case.image)):
         volume: Any = nib.Nifti1Image(array, case.affine)
@@ -165,17 +172,17 @@ def _case_paths(out: Path, index: int) -> tuple[Path, Path]:
     return out / "imagesTr" / name, out / "labelsTr" / name
 
 
-def _description(parameters: dict[str, int]) -> dict[str, object]:
-    names = [_case_paths(Path(), index)[0].name for index in range(parameters["cases"])]
+def _description(form: Form, cases: int, parameters: dict[str, int | str]) -> dict[str, object]:
+    names = [_case_paths(Path(), index)[0].name for index in range(cases)]
     return {
-        "name": "SynthPulmonaryArtery",
-        "description": "Synthetic chest CT with pulmonary arteries, drawn by fusionseg synth: no patients",
+        "name": form.title,
+        "description": form.description,
         "reference": "fusionseg",
         "licence": "CC0",
         "release": "1.0",
-        "tensorImageSize": "3D",
-        "modality": {"0": "CT"},
-        "labels": {"0": "background", str(ARTERY_LABEL): "pulmonary_artery"},
+        "tensorImageSize": "3D" if len(form.channels) == 1 else "4D",
+        "modality": {str(index): name for index, name in enumerate(form.channels)},
+        "labels": {str(value): name for value, name in enumerate(form.labels)},
         "numTraining": len(names),
         "numTest": 0,
         "training": [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names],
