@@ -18,7 +18,7 @@ from fusionseg.config.shipped.lookup import is_name
 from fusionseg.distributed.batch_arithmetic import accumulation_steps
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")])
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")])
 
 
 def blocks(page: Path, language: str = "") -> list[str]:
