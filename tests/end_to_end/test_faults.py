@@ -339,7 +339,7 @@ def test_run_continues_after_a_killed_preparation(
     )
     process = program.warm(TRAIN, *arguments(config_file, run, *options, "data.workers=2"))
     limit = time.monotonic() + 60
-    while not list(tmp_path.glob("prepared/cases/*/case.json")) and time.monotonic() < limit:
+    while not list(tmp_path.glob("prepared/cases/[!.]*/case.json")) and time.monotonic() < limit:
         time.sleep(0.01)
     workers = psutil.Process(process.pid).children(recursive=True)
     process.send(signal.SIGKILL)
