@@ -6,13 +6,16 @@ notes the problems and measures the case. It runs in the worker processes of `fu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fusionseg.data.fingerprint.case import CaseFingerprint
+from fusionseg.data.fingerprint.measuring import measure_case
+from fusionseg.data.fingerprint.preview import Preview, make_preview
 from fusionseg.data.formats.case import Case, missing_channels
 from fusionseg.data.formats.case_reader import Image, Label, examine_image, examine_label
 from fusionseg.data.formats.geometry import voxel_sizes
@@ -45,10 +48,19 @@ class CaseReport(Findings):
     """For each channel: lowest value, highest value, a sample of the values."""
     digest: str = ""
     """Digest of the image's voxels; empty if these could not be read or are all the same."""
+    fingerprint: CaseFingerprint | None = None
+    """Measurements of a case without errors, if they are asked for."""
+    preview: Preview | None = None
+    """Picture of the case, if it has a fingerprint."""
 
 
 def check_case(
-    case: Case, scheme: LabelScheme, channels: int, readers: Readers, patch: Sequence[int] | None = None
+    case: Case,
+    scheme: LabelScheme,
+    channels: int,
+    readers: Readers,
+    patch: Sequence[int] | None = None,
+    measured: Collection[str] = (),
 ) -> CaseReport:
     """Check the images and the label of a case. Problems are noted, none is raised.
 
@@ -58,6 +70,7 @@ def check_case(
         channels: the required number of channels.
         readers: of the data set.
         patch: size of the training patch in voxels; a smaller volume gets a warning.
+        measured: names of the cases whose fingerprint is wanted.
     """
     report = CaseReport(case.name)
     try:
@@ -66,8 +79,13 @@ def check_case(
             _measure_image(report, image, missing_channels(case.images))
             _check_patch(report, case, image.grid.shape, patch)
         grid = None if image is None else image.grid
-        del image  # frees the memory before the label is read
+        if case.name not in measured:
+            image = None  # frees the memory before the label is read
         label = None if case.label is None else examine_label(case.label, grid, scheme, report, readers)
+        if image is not None and not report.errors:
+            values = None if label is None else label.values
+            report.fingerprint = measure_case(case, image, values, scheme)
+            report.preview = make_preview(image, values, scheme)
     except MemoryError:
         report.add(
             "error", case.images[0], "memory", "does not fit into memory", "check its size, or use fewer workers"

@@ -22,6 +22,7 @@ import numpy as np
 
 from fusionseg.data.checks.case_check import CaseReport, check_case
 from fusionseg.data.checks.label_summary import label_lines, summarise_labels
+from fusionseg.data.fingerprint.fingerprint import DamagedCase, Fingerprint
 from fusionseg.data.formats.dataset import Case, Dataset
 from fusionseg.data.formats.ignored_entries import unlabelled_cases
 from fusionseg.data.formats.problems import Problem
@@ -45,12 +46,14 @@ class CheckReport:
         cases: the number of cases.
         problems: errors first.
         summary: measurements in JSON's types: cases, shape, spacing_mm, orientations, dtypes, labels, intensity.
+        fingerprint: of the training cases, if it was asked for.
     """
 
     dataset: str
     cases: int
     problems: tuple[Problem, ...]
     summary: dict[str, Any]
+    fingerprint: Fingerprint | None = None
 
     @property
     def errors(self) -> tuple[Problem, ...]:
@@ -94,6 +97,7 @@ def check_dataset(
     dataset: Dataset,
     *,
     patch: Sequence[int] | None = None,
+    fingerprint: bool = False,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
@@ -102,6 +106,7 @@ def check_dataset(
     Args:
         dataset: opened with `require_files=False`, so that the report has missing files too.
         patch: size of the training patch in voxels; smaller volumes get a warning.
+        fingerprint: measure the training cases in the same reading.
         workers: number of processes; None is one for each CPU that this job may use. 1 uses this process.
         progress: called with (cases done, all cases).
 
@@ -118,6 +123,7 @@ def check_dataset(
         channels=len(dataset.channels),
         readers=dataset.readers,
         patch=patch,
+        measured=frozenset(case.name for case in dataset.training) if fingerprint else (),
     )
     reports = _check_cases(cases, check, workers, progress)
     root = str(dataset.root)
@@ -126,7 +132,34 @@ def check_dataset(
     problems += [problem for case in reports for problem in case.problems]
     problems += _problems_between(dataset, cases, reports)
     problems.sort(key=lambda problem: problem.severity)  # errors first, each kind in the order of the cases
-    return CheckReport(dataset.name, len(cases), tuple(problems), _summarise(dataset, reports))
+    return CheckReport(
+        dataset.name,
+        len(cases),
+        tuple(problems),
+        _summarise(dataset, reports),
+        _fingerprint(dataset, reports[: len(dataset.training)]) if fingerprint else None,
+    )
+
+
+def _fingerprint(dataset: Dataset, reports: Sequence[CaseReport]) -> Fingerprint:
+    """The fingerprint of the data set.
+
+    Args:
+        dataset: the data set.
+        reports: of its training cases.
+    """
+    labelled = any(case.label is not None for case in dataset.training)
+    return Fingerprint(
+        dataset=dataset.name,
+        channels=dataset.channels,
+        outputs=dataset.scheme.output_names if labelled else (),
+        is_regions=dataset.scheme.is_regions,
+        cases=tuple(report.fingerprint for report in reports if report.fingerprint is not None),
+        damaged=tuple(
+            DamagedCase(report.name, tuple(map(str, report.errors))) for report in reports if report.fingerprint is None
+        ),
+        previews={report.name: report.preview for report in reports if report.preview is not None},
+    )
 
 
 def _check_cases(
@@ -145,7 +178,7 @@ def _check_cases(
     done: dict[int, CaseReport] = {}
     # A case is known by its index, because names are not unique in a data set that has this fault.
     items = list(enumerate(cases))
-    for (index, case), outcome in map_cases(partial(_check_indexed, check), items, workers=workers):
+    for (index, case), outcome in map_cases(partial(_check_indexed, check), items, workers=workers, modules=[__name__]):
         if isinstance(outcome, Exception):
             report = CaseReport(case.name)
             report.add(

@@ -124,8 +124,8 @@ class CaseFingerprint:
         body_box: around the voxels above -500 in the first channel, for volumes with values below -500: the patient
             and the table of a CT; None for other volumes.
         foreground_box: around all voxels that belong to an output; None without any.
-        whole: intensities of all voxels of each channel (of the voxels that are not 0, if more than half of them are
-            0); None for a channel that the case lacks.
+        whole: intensities of all voxels of each channel, without the value that more than half of them have; None for
+            a channel that the case lacks.
         foreground: intensities of the voxels that belong to an output, for each channel; None for a channel that the
             case lacks, and for all channels without such voxels.
         outputs: name of the output -> measurement, in the order of the data set's outputs. Empty without a label;

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from fusionseg.data.fingerprint.case import LEVELS, CaseFingerprint, Intensities
+from fusionseg.data.fingerprint.preview import Preview
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import write_json
 
@@ -47,6 +48,7 @@ class Fingerprint:
         is_regions: True if the outputs are regions, which may overlap.
         cases: those that could be read, sorted by name.
         damaged: the others.
+        previews: pictures by name of the case, for the page; the JSON does not keep them.
     """
 
     dataset: str
@@ -55,6 +57,7 @@ class Fingerprint:
     is_regions: bool
     cases: tuple[CaseFingerprint, ...]
     damaged: tuple[DamagedCase, ...] = ()
+    previews: dict[str, Preview] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def labelled(self) -> tuple[CaseFingerprint, ...]:
@@ -105,7 +108,9 @@ class Fingerprint:
 
     def to_json(self) -> dict[str, Any]:
         """The fingerprint in JSON's types."""
-        return {"format": FORMAT, **asdict(self)}
+        content = asdict(replace(self, previews={}))
+        del content["previews"]
+        return {"format": FORMAT, **content}
 
     def write(self, path: Path) -> None:
         """Write the fingerprint as JSON.

@@ -64,11 +64,16 @@ class Findings:
         """Note a problem; for the arguments see `Problem`."""
         self.problems.append(Problem(severity, self.name, str(file), code, message, remedy))
 
+    @property
+    def errors(self) -> tuple[Problem, ...]:
+        """Problems that keep the case from being used."""
+        return tuple(problem for problem in self.problems if problem.severity == "error")
+
     def refuse(self) -> None:
         """Raise the errors, if there are any.
 
         Raises:
             CaseError: with all of them.
         """
-        if errors := [problem for problem in self.problems if problem.severity == "error"]:
-            raise CaseError(errors)
+        if self.errors:
+            raise CaseError(self.errors)
