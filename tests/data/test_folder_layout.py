@@ -112,8 +112,8 @@ def test_channels_are_told_apart_by_the_names_of_their_files(tmp_path: Path) -> 
 
 
 def test_folders_that_are_not_clear_are_named(tmp_path: Path) -> None:
-    touch(tmp_path, "a/ct.nii.gz", "a/segmentations/liver.nii.gz", "a/segmentations/spleen.nii.gz", "b/ct.nii.gz")
-    with pytest.raises(UserError, match=r"/a: holds 2 labels \(segmentations/liver.nii.gz, segmentations/spleen"):
+    touch(tmp_path, "a/ct.nii.gz", "a/liver_mask.nii.gz", "a/spleen_mask.nii.gz", "b/ct.nii.gz")
+    with pytest.raises(UserError, match=r"/a: holds 2 labels \(liver_mask.nii.gz, spleen_mask"):
         open_dataset(tmp_path, labels=LABELS)
     shutil.rmtree(tmp_path / "a")
     touch(tmp_path, "a/ct.nii.gz", "a/label.nii.gz", "seg_3/seg_3_ct.nii.gz", "seg_3/seg_3_gt.nii.gz")

@@ -46,7 +46,7 @@ from fusionseg.data.formats.missing_files import (
     wrong_base,
 )
 from fusionseg.data.formats.readers import Readers
-from fusionseg.data.labels.opening import fitting_settings, open_labels
+from fusionseg.data.labels.opening import fitting_settings, named_by_masks, open_labels
 from fusionseg.data.labels.scheme import UNLABELLED, LabelScheme
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import user_path
@@ -170,6 +170,7 @@ def open_dataset(
     elif chosen == "folders":
         training, channels = folder_cases(source.parent, channels, problems, notes, readers)
         testing = []
+        content = named_by_masks(content, labels, source, training, problems)
     else:
         unread_lists(source, content, faults, notes)
         unread_files(source, content, readers, faults, notes)

@@ -11,11 +11,12 @@ from typing import Any
 from fusionseg.config.data.labels import LabelSettings
 from fusionseg.data.formats.case import Case
 from fusionseg.data.formats.image_file import VolumeError
+from fusionseg.data.formats.mask_folder import MaskFolder
 from fusionseg.data.formats.readers import Readers
 from fusionseg.data.formats.voxel_checks import count_values
 from fusionseg.data.labels.annotation import by_pattern, outputs_of_cases, with_outputs
 from fusionseg.data.labels.reading import read_labels
-from fusionseg.data.labels.scheme import LabelScheme, ranges
+from fusionseg.data.labels.scheme import BACKGROUND, LabelScheme, ranges
 
 
 def open_labels(
@@ -53,6 +54,31 @@ def open_labels(
         cases = outputs_of_cases(cases, labels, source, keyed, problems)
     training, testing = cases[: len(training)], cases[len(training) :]
     return with_outputs(labels.scheme, training, settings.outputs, problems), training, testing
+
+
+def named_by_masks(
+    content: dict[str, Any], settings: LabelSettings | None, source: Path, cases: Sequence[Case], problems: list[str]
+) -> dict[str, Any]:
+    """The content of the JSON file with the names of the masks as its labels, where the labels are folders of masks.
+
+    Args:
+        content: of the JSON file.
+        settings: the keys of the configuration; None if there are none.
+        source: the JSON file.
+        cases: of the data set.
+        problems: gets names of labels that are stated beside those of the masks.
+    """
+    masks = next((case.label for case in cases if isinstance(case.label, MaskFolder)), None)
+    if masks is None:
+        return content
+    stated = "data.labels" if settings is not None and settings.labels is not None else ""
+    stated = stated or (f"{source}: labels" if content.get("labels") else "")
+    if stated:
+        problems.append(
+            f"{stated}: the masks in {masks} name the classes by their files; remove it, and choose or merge classes by"
+            " data.classes"
+        )
+    return {**content, "labels": {BACKGROUND: 0, **masks.values}}
 
 
 def fitting_settings(content: Mapping[str, Any], settings: LabelSettings, source: Path) -> LabelSettings:

@@ -2,18 +2,19 @@
 
 ROOT/<case>/ holds the image (a file, or the slices of a DICOM series, in the folder or in folders within it), one for
 each channel, and the label. A label is recognised by its name, or as DICOM-SEG; channels by what the names of their
-files have more than the name of the case.
+files have more than the name of the case. A label may be a folder with a mask for each class.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fusionseg.data.formats.case import CHANNEL, Case
+from fusionseg.data.formats.mask_folder import MASK_SUFFIXES, MaskFolder, mask_name
 from fusionseg.data.formats.readers import Readers
 from fusionseg.utils.errors import some_of
 
@@ -70,15 +71,22 @@ def folder_cases(
     found: dict[Path, _Channels] = {}
     labels: dict[Path, Path | None] = {}
     empty = []
-    for folder in case_folders(root):
-        images = list(_images_in(folder, readers))
-        marked = [path for path in images if is_label(path, folder, readers)]
-        if len(marked) > 1:
+    images_of = {folder: list(_images_in(folder, readers)) for folder in case_folders(root)}
+    labels_of = {
+        folder: [path for path in images if is_label(path, folder, readers)] for folder, images in images_of.items()
+    }
+    masks = _mask_folders(labels_of)
+    for folder, images in images_of.items():
+        marked = labels_of[folder]
+        if folder in masks:
+            labels[folder] = masks[folder]
+        elif len(marked) > 1:
             problems.append(
                 f"{folder}: holds {len(marked)} labels ({some_of([_below(path, folder) for path in marked])}); keep one"
-                " label in the folder of a case (one file with a value for each class), or list the cases in a datalist"
+                " label in the folder of a case (one file with a value for each class, or a folder segmentations/ with"
+                " a mask for each class), or list the cases in a datalist"
             )
-        labels[folder] = marked[0] if marked else None
+        labels.setdefault(folder, marked[0] if marked else None)
         others = [path for path in images if path not in marked]
         if not others:
             empty.append(folder.name)
@@ -102,6 +110,28 @@ def folder_cases(
         files = tuple(keyed.get(key, folder / key) for key in order) if listed else tuple(keyed.values())
         cases.append(Case(folder.name, files, labels[folder]))
     return cases, tuple(channels) or (tuple(order) if len(order) > 1 else ())
+
+
+def _mask_folders(labels: Mapping[Path, Sequence[Path]]) -> dict[Path, MaskFolder]:
+    """The folders of masks of the cases; none where a label is one file.
+
+    In a folder of several masks each is a class. If one case has such a folder, the same folder of a case with one file
+    holds a mask too.
+
+    Args:
+        labels: of each folder of a case.
+    """
+    found: dict[Path, Path] = {}
+    for folder, paths in labels.items():
+        parents = {path.parent for path in paths}
+        named = len(parents) == 1 and not LABEL_WORDS.isdisjoint(_words(next(iter(parents)).name))
+        if named and folder not in parents and all(path.name.lower().endswith(MASK_SUFFIXES) for path in paths):
+            found[folder] = next(iter(parents))
+    if all(len(labels[folder]) == 1 for folder in found):
+        return {}
+    names = sorted({mask_name(path) for folder in found for path in labels[folder]})
+    values = {name: value for value, name in enumerate(names, 1)}
+    return {folder: MaskFolder.of(path, values) for folder, path in found.items()}
 
 
 def image_and_label_folder(root: Path) -> tuple[Path, Path] | None:
