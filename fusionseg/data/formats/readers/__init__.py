@@ -189,9 +189,9 @@ class Readers:
             of_folders = [reader for reader in self._all if hasattr(reader, "reads_folder")]
             if found := next((reader for reader in of_folders if reader.reads_folder(path)), None):
                 return found
-            # A folder that is named like a file is in the place of that file. The last reader of folders is the
-            # built-in one, which looks into the folders within the folder too.
-            return self._reader_of_name(path) or of_folders[-1]
+            # A folder that is named like a file is in the place of that file. The last reader of folders of images is
+            # the built-in one, which looks into the folders within the folder too.
+            return self._reader_of_name(path) or [reader for reader in of_folders if reader.suffixes][-1]
         return self._reader_of_name(path)
 
     def _reader_of_name(self, path: Path) -> Reader | None:

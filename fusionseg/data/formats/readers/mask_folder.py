@@ -31,8 +31,12 @@ class MaskFolderReader:
         return isinstance(folder, MaskFolder)
 
     def is_label(self, path: Path) -> bool:
-        """True: a folder of masks is no image."""
-        return True
+        """Test that a path is a label: a folder of masks is no image.
+
+        Args:
+            path: any path.
+        """
+        return isinstance(path, MaskFolder)
 
     def files(self, path: Path) -> list[Path]:
         """The masks of a folder, sorted by name.
