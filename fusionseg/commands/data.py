@@ -82,19 +82,29 @@ def add_check(commands: Commands) -> None:
     )
     parser.add_argument("--patch", nargs=3, type=int, metavar=("X", "Y", "Z"), help="warn of volumes smaller than this")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON too")
+    parser.add_argument(
+        "--fingerprint",
+        type=Path,
+        metavar="FOLDER",
+        help="measure the training cases in the same reading; write fingerprint.html, .png and .json into the folder",
+    )
     parser.add_argument("--workers", type=int, help="processes (default: the CPUs of this job)")
 
 
 def _check(arguments: argparse.Namespace) -> int:
     from fusionseg.config.data.parts import named_reader
     from fusionseg.data.checks.dataset_check import check_dataset
+    from fusionseg.data.fingerprint.outliers import find_outliers
+    from fusionseg.data.fingerprint.report import write_report
     from fusionseg.data.formats.dataset import open_dataset
     from fusionseg.data.formats.readers import Readers
     from fusionseg.observability.progress import counting_progress
-    from fusionseg.utils.files import writable_file, write_json
+    from fusionseg.utils.files import writable_file, writable_folder, write_json
 
     if arguments.json is not None:
         writable_file(arguments.json, "--json")
+    if arguments.fingerprint is not None:
+        writable_folder(arguments.fingerprint, "--fingerprint")
     data = _data_section(arguments.overrides)
     layout, labels = arguments.layout or data.layout, data.label_settings
     if arguments.labels:
@@ -112,10 +122,21 @@ def _check(arguments: argparse.Namespace) -> int:
         missing_channels=data.missing_channels,
     )
     with counting_progress("checking") as progress:
-        report = check_dataset(dataset, patch=patch, workers=arguments.workers, progress=progress)
+        report = check_dataset(
+            dataset,
+            patch=patch,
+            fingerprint=arguments.fingerprint is not None,
+            workers=arguments.workers,
+            progress=progress,
+        )
     print(report.to_text())
     if arguments.json is not None:
         write_json(arguments.json, report.to_json())
+    if report.fingerprint is not None and report.fingerprint.cases:
+        *_, page = write_report(arguments.fingerprint, report.fingerprint)
+        print(f"\n{find_outliers(report.fingerprint).to_text()}\nfingerprint: {page}")
+    elif arguments.fingerprint is not None:
+        print("fingerprint: none, because no training case can be used")
     return FAILED if report.errors else DONE
 
 
