@@ -10,18 +10,20 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fusionseg.models import build_model
+from fusionseg.models.fusion.context_bridge import ContextBridge
+from fusionseg.models.fusion.fused_skips import FusedSkips
+from fusionseg.models.fusion.settings import BridgeConfig
 from fusionseg.models.networks.swin import SwinConfig
-from fusionseg.models.swin.context_bridge import ContextBridge
-from fusionseg.models.swin.fused_skips import FusedSkips
-from fusionseg.models.swin.fusion_config import BridgeConfig, FusionConfig
+from fusionseg.models.swin.fusion_config import FusionConfig
 
+HALVINGS = [(2, 2, 2)] * 5
 CHANNELS = (4, 4, 6, 8, 10, 12)
 SMALL: dict[str, Any] = {"width": 12, "heads": 2, "depth": 2, "mlp_ratio": 2}
 
 
 def bridge(**settings: Any) -> ContextBridge:
     torch.manual_seed(0)
-    return ContextBridge(BridgeConfig.model_validate({**SMALL, **settings}), CHANNELS)
+    return ContextBridge(BridgeConfig.model_validate({**SMALL, **settings}), CHANNELS, HALVINGS)
 
 
 def activated(module: ContextBridge) -> ContextBridge:
@@ -121,7 +123,7 @@ def test_new_network_with_a_bridge_has_the_output_of_the_one_without() -> None:
 def test_autocast_and_compilation_together_with_fused_stages() -> None:
     # With fused stages and recomputed activations: the most complex graph for torch.compile.
     settings = {"above": 1, "below": 1, "stages": [4], "bridge": {**SMALL, "stages": [4, 6]}}
-    module = FusedSkips(FusionConfig.model_validate(settings), CHANNELS, CHANNELS, use_checkpoint=True)
+    module = FusedSkips(FusionConfig.model_validate(settings), CHANNELS, CHANNELS, HALVINGS, use_checkpoint=True)
     assert isinstance(module.bridge, ContextBridge)
     activated(module.bridge)
     maps = skips()

@@ -13,19 +13,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusionseg.models import build_model
+from fusionseg.models.fusion.fused_skips import FusedSkips
 from fusionseg.models.networks.swin import SwinConfig
-from fusionseg.models.swin.fused_skips import FusedSkips
 from fusionseg.models.swin.fusion_config import FusionConfig
 
 ENCODER = (1, 48, 96, 192, 384, 768)  # feature size 48, one input channel
 SKIPS = (48, 48, 96, 192, 384, 768)
+HALVINGS = [(2, 2, 2)] * 5
 SMALL_ENCODER, SMALL_SKIPS = (1, 2, 3, 4, 5, 6), (2, 2, 3, 4, 5, 6)
 
 
 def small(*, use_checkpoint: bool = False, **settings: object) -> FusedSkips:
     torch.manual_seed(0)
     config = FusionConfig.model_validate(settings)
-    return FusedSkips(config, SMALL_ENCODER, SMALL_SKIPS, use_checkpoint=use_checkpoint)
+    return FusedSkips(config, SMALL_ENCODER, SMALL_SKIPS, HALVINGS, use_checkpoint=use_checkpoint)
 
 
 def small_maps(channels: tuple[int, ...]) -> list[Tensor]:
@@ -34,7 +35,7 @@ def small_maps(channels: tuple[int, ...]) -> list[Tensor]:
 
 def fused_skips(**settings: object) -> FusedSkips:
     with torch.device("meta"):
-        return FusedSkips(FusionConfig.model_validate(settings), ENCODER, SKIPS)
+        return FusedSkips(FusionConfig.model_validate(settings), ENCODER, SKIPS, HALVINGS)
 
 
 def first_convolutions(blocks: nn.ModuleDict) -> dict[str, tuple[int, int, int]]:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from fusionseg.config.parts.sections import NetworkSection
 from fusionseg.config.registry import networks
 from fusionseg.config.section import Ints, Probability, Triple
 from fusionseg.models.patch_sizes import axes_problem
+from fusionseg.models.per_level import PerLevel, kernels_problem, per_axis, strides_problem
 
 if TYPE_CHECKING:
     from torch import nn
-
-PerLevel = Annotated[tuple[int | Triple, ...], Field(strict=False)]
-"""One entry for each level: a number for all three axes, or one number for each axis."""
 
 
 @networks.register()
@@ -58,27 +56,23 @@ class NNUNetConfig(NetworkSection):
                 f"filters: expected multiples of 8 (the groups of group norm), got {list(self.filters)}; change"
                 " them, or norm"
             )
-        if len(self.level_kernels) != levels or any(size < 1 or size % 2 == 0 for size in sum(self.level_kernels, ())):
-            raise ValueError(
-                f"kernels: expected {levels} odd numbers or triples of them, one for each of the filters, got"
-                f" {_listed(self.level_kernels)}"
-            )
-        if len(self.level_strides) != levels - 1 or any(step not in (1, 2) for step in sum(self.level_strides, ())):
-            raise ValueError(
-                f"strides: expected {levels - 1} entries, one fewer than filters, each 1 or 2 or a triple of them, got"
-                f" {_listed(self.level_strides)}"
-            )
+        for problem in (
+            kernels_problem(self.level_kernels, levels, "filters"),
+            strides_problem(self.level_strides, levels, "filters"),
+        ):
+            if problem is not None:
+                raise ValueError(problem)
         return self
 
     @property
     def level_kernels(self) -> tuple[Triple, ...]:
         """Kernel of each level along each axis."""
-        return _per_axis(self.kernels or (3,) * len(self.filters))
+        return per_axis(self.kernels or (3,) * len(self.filters))
 
     @property
     def level_strides(self) -> tuple[Triple, ...]:
         """Downsampling factors between the levels along each axis."""
-        return _per_axis(self.strides or (2,) * (len(self.filters) - 1))
+        return per_axis(self.strides or (2,) * (len(self.filters) - 1))
 
     def build(
         self, *, in_channels: int, out_channels: int, patch: Triple | None, checkpoint_activations: bool
@@ -102,11 +96,3 @@ class NNUNetConfig(NetworkSection):
         """Return the problem of training on patches of this size, with a remedy; None if there is none."""
         x, y, z = (prod(steps) for steps in zip(*self.level_strides, strict=True))
         return axes_problem(self.name, patch, (x, y, z), least=2)
-
-
-def _per_axis(levels: tuple[int | Triple, ...]) -> tuple[Triple, ...]:
-    return tuple((entry, entry, entry) if isinstance(entry, int) else entry for entry in levels)
-
-
-def _listed(levels: tuple[Triple, ...]) -> list[int | list[int]]:
-    return [triple[0] if len(set(triple)) == 1 else list(triple) for triple in levels]

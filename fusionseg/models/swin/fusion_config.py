@@ -1,47 +1,18 @@
-"""Configuration of the fused skip connections and of the context bridge: keys under `model.fusion`."""
+"""Configuration of the fused skip connections of Swin UNETR: keys under `model.fusion`."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from fusionseg.config.section import Ints, Positive, Section
+from fusionseg.models.fusion.settings import VARIANTS, FusionSettings
 
-
-class BridgeConfig(Section):
-    """A context bridge after MISSFormer (Huang et al., 2021, arXiv:2109.07162): attention over several stages at once.
-
-    The skips of the stages, fused or plain, are reduced to a small grid and form one sequence of tokens. `depth`
-    transformer blocks process the sequence, and the result is added to the skips. The differences to the paper are
-    listed in `fusionseg.models.swin.context_bridge`.
-    """
-
-    stages: Ints = (3, 4, 5, 6)
-    """Stages, from 2 to 6, whose skips are bridged; the default is the four resolutions of MISSFormer."""
-    grid: Literal[4, 5, 6] = 5
-    """Stage to whose resolution the maps of higher stages are reduced; lower stages keep their resolution. On a patch
-    of 96 each map has 12**3 tokens with 4, 6**3 with 5, and 3**3 with 6."""
-    width: Positive = 192
-    """Channels of the tokens."""
-    depth: Positive = 4
-    """Transformer blocks; MISSFormer has four too."""
-    heads: Positive = 6
-    """Attention heads; they divide `width`."""
-    mlp_ratio: Positive = 4
-    """Hidden channels of the blocks' FFN, as a multiple of `width`."""
-
-    @model_validator(mode="after")
-    def _parts_fit(self) -> BridgeConfig:
-        stages = list(self.stages)
-        if not stages or stages != sorted(set(stages)) or not 2 <= stages[0] <= stages[-1] <= 6:
-            raise ValueError(f"stages: expected some of the stages 2 to 6 in rising order, got {stages}")
-        if self.width % self.heads:
-            raise ValueError(f"heads: {self.heads} does not divide width: {self.width}; choose a divisor")
-        return self
+NUM_STAGES = 6
+"""The input, and the five hidden states of the encoder."""
 
 
-class FusionConfig(Section):
+class FusionConfig(FusionSettings):
     """Fused skip connections (A. Dhar, "Swin Fusion UNETR", 2023, section 4.3).
 
     Stage 1 is the input; stages 2 to 6 are the hidden states of the Swin encoder at 1/2 to 1/32 of the resolution. The
@@ -55,100 +26,21 @@ class FusionConfig(Section):
     below: Annotated[int, Field(ge=0, le=5)] | Literal["all"] = 0
     """Number of stages directly below that are fused; the bottleneck is the last one for any `last_stage`. Their maps
     are up-sampled (trilinear). Stage 1 is then fused too, which takes much memory at full resolution."""
-    stages: Ints | None = None
-    """Stages that are fused, in rising order; the others keep plain skips. null is all stages from 1 to `last_stage`
-    that have a fusion source."""
-    source: Literal["skip", "encoder"] = "encoder"
-    """Maps that are pooled or up-sampled. `skip` (v1 of the thesis): the skip of the source stage, which its decoder
-    uses too. `encoder` (v2): the encoder's map of the source stage, after a residual block of its own."""
-    pooling: Literal["max", "avg", "maxavg"] = "max"
-    """Pooling to the lower resolution; `maxavg` concatenates both."""
-    kernel: Literal[1, 3] = 1
-    """Kernel of the final residual blocks of stages 1 to 5."""
     last_stage: Literal[5, 6] = 5
     """Lowest stage that is fused: 5, or 6 for the bottleneck too ("overdrive" in the thesis)."""
     bottleneck_kernel: Literal[1, 3] = 1
     """Kernel of the residual block of the bottleneck if `last_stage` is 6; it replaces that of the plain network."""
-    widths: int | Ints | None = None
-    """Channels of the pooled and up-sampled maps: one number for all of them (64 in UNet 3+), or a list with one number
-    for each of the stages 1 to `last_stage` - 1 (with `below`: 1 to 6). null is the number of the encoder's map. Only
-    with `source: encoder`."""
-    bridge: BridgeConfig | None = None
-    """A context bridge over the skips after the fusion; `{}` has the default settings."""
 
     @property
     def fusion_sources(self) -> dict[int, tuple[int, ...]]:
         """Fused stage -> its fusion sources, highest resolution first."""
-        chosen = range(1, self.last_stage + 1) if self.stages is None else self.stages
-        return {stage: sources for stage in chosen if (sources := self._sources(stage))}
-
-    def _sources(self, stage: int) -> tuple[int, ...]:
-        first = 1 if self.above == "all" else max(1, stage - self.above)
-        last = 6 if self.below == "all" else min(6, stage + self.below)
-        return tuple(source for source in range(first, last + 1) if source != stage)
+        return self.sources_of(NUM_STAGES)
 
     @model_validator(mode="after")
     def _stages_fit(self) -> FusionConfig:
-        if self.stages is None:
-            if not self.fusion_sources and self.bridge is None:
-                raise ValueError("above: 0 with below: 0 fuses nothing; raise one of them, or add a bridge")
-            return self
-        stages = list(self.stages)
-        if not stages or stages != sorted(set(stages)) or stages[0] < 1:
-            raise ValueError(f"stages: expected stages in rising order, got {stages}; remove the key for all stages")
-        if stages[-1] > self.last_stage:
-            hint = "set last_stage: 6, or " if stages[-1] == 6 else ""
-            raise ValueError(f"stages: {stages[-1]} is below last_stage: {self.last_stage}; {hint}remove it")
-        for stage in stages:
-            if not self._sources(stage):
-                raise ValueError(
-                    f"stages: {stage} has no fusion source with above: {self.above} and below: {self.below}; raise one"
-                    " of them, or remove the stage"
-                )
-        return self
-
-    @field_validator("widths", mode="before")
-    @classmethod
-    def _widths_are_numbers(cls, raw: Any) -> Any:
-        numbers = raw if isinstance(raw, list | tuple) else [raw]
-        if raw is not None and not all(type(number) is int for number in numbers):
-            raise ValueError(f"expected an integer for all stages or a list with one for each, got {raw!r}")
-        return raw
-
-    @model_validator(mode="after")
-    def _widths_fit(self) -> FusionConfig:
-        if self.widths is None:
-            return self
-        if self.source == "skip":
-            raise ValueError(
-                "widths: only for source: encoder (a skip keeps the width that its decoder needs); remove the key"
-            )
-        needed = 6 if self.below else self.last_stage - 1
-        given = [self.widths] * needed if isinstance(self.widths, int) else list(self.widths)
-        if len(given) != needed or min(given) < 1:
-            raise ValueError(
-                f"widths: expected {needed} positive integers, one for each of the stages 1 to {needed}, or one for"
-                f" all, got {self.widths if isinstance(self.widths, int) else given}"
-            )
+        if problem := self.stages_problem(NUM_STAGES):
+            raise ValueError(problem)
         return self
 
 
-# First the variants of the thesis (section 4.4 and Table 2; MaxAvg in section 5.4), then others. `width_factors` are
-# multiples of the feature size.
-_OD: dict[str, Any] = {"above": "all", "source": "encoder", "last_stage": 6}
-FUSION_PRESETS: dict[str, dict[str, Any]] = {
-    "swin_fusion_1_v1": {"above": 1, "source": "skip"},
-    "swin_fusion_2_v1": {"above": 2, "source": "skip"},
-    "swin_fusion_2_v2": {"above": 2, "source": "encoder"},
-    "swin_fusion_2_v2_k3": {"above": 2, "source": "encoder", "kernel": 3},
-    "swin_fusion_2_v2_maxavg": {"above": 2, "source": "encoder", "pooling": "maxavg"},
-    "swin_fusion_od": _OD,
-    "swin_fusion_od_k3": {**_OD, "bottleneck_kernel": 3},
-    "swin_fusion_od_large": {**_OD, "width_factors": (2, 2, 4, 4, 8)},
-    # Future work of the thesis (section 6): maps from below and equal widths. As in UNet 3+ the bottleneck is only a
-    # source.
-    "swin_fusion_full": {"above": "all", "below": "all", "widths": 64},
-    # A bridge over plain skips. A new network has the output of the plain one, and shows the effect of the bridge
-    # alone.
-    "swin_fusion_bridge": {"above": 0, "bridge": BridgeConfig()},
-}
+FUSION_PRESETS: dict[str, dict[str, Any]] = {f"swin_fusion_{name}": settings for name, settings in VARIANTS.items()}

@@ -11,10 +11,10 @@ from collections.abc import Collection, Sequence
 from monai.networks.blocks.dynunet_block import UnetOutBlock
 from torch import Tensor, nn
 
+from fusionseg.models.fusion.fused_skips import FusedSkips
 from fusionseg.models.memory_efficient.convolution_blocks import ResidualBlock, UpBlock, pointwise
 from fusionseg.models.swin import PATCH_MULTIPLE
 from fusionseg.models.swin.encoder import SwinEncoder
-from fusionseg.models.swin.fused_skips import FusedSkips
 from fusionseg.models.swin.fusion_config import FusionConfig
 
 
@@ -80,6 +80,7 @@ class SwinFusionUNETR(nn.Module):
                 fusion,
                 encoder_channels=[in_channels, *hidden],
                 skip_channels=[size, *hidden],
+                strides=[(2, 2, 2)] * 5,
                 use_checkpoint=checkpoint_fusion,
             )
         self.decoder5 = UpBlock(16 * size, 8 * size)

@@ -14,8 +14,9 @@ from monai.networks.blocks.selfattention import SABlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionseg.models.swin.fusion_config import BridgeConfig
-from fusionseg.models.swin.upsampling import upsample
+from fusionseg.config.section import Triple
+from fusionseg.models.fusion.settings import BridgeConfig
+from fusionseg.models.fusion.upsampling import total_stride, upsample
 
 Grid = tuple[int, ...]
 """Voxels of a map along each axis."""
@@ -46,17 +47,19 @@ class ContextBridge(nn.Module):
     Args:
         config: the `bridge` section.
         skip_channels: channels of the skips of stages 1, 2, ...
+        strides: down-sampling factors from stages 1, 2, ... to the next one along each axis.
     """
 
-    def __init__(self, config: BridgeConfig, skip_channels: Sequence[int]) -> None:
+    def __init__(self, config: BridgeConfig, skip_channels: Sequence[int], strides: Sequence[Triple]) -> None:
         super().__init__()
-        self.halvings = {stage: max(0, config.grid - stage) for stage in config.stages}
+        # Stage -> strides from it to the stage of the grid; a stage below the grid has none.
+        self.strides = {stage: tuple(strides[stage - 1 : config.grid - 1]) for stage in config.stages}
         self.reduce = nn.ModuleDict()
         self.expand = nn.ModuleDict()
-        for stage, halvings in self.halvings.items():
+        for stage, steps in self.strides.items():
             channels = skip_channels[stage - 1]
             # The bias of the reduction serves as the embedding of the stage: it is the same for all tokens of a stage.
-            self.reduce[f"stage{stage}"] = _reduction(channels, config.width, halvings)
+            self.reduce[f"stage{stage}"] = _reduction(channels, config.width, steps)
             self.expand[f"stage{stage}"] = _zero_initialised(nn.Conv3d(config.width, channels, 1))
         self.norm_in = nn.LayerNorm(config.width)
         self.blocks = nn.ModuleList(
@@ -69,17 +72,17 @@ class ContextBridge(nn.Module):
         """Return the skips, with the bridge's output added to those of its stages; the others are the same tensors.
 
         Args:
-            skips: skips of stages s = 1, 2, ..., (B, C_s, X / 2**(s - 1), Y / 2**(s - 1), Z / 2**(s - 1)); X, Y and Z
-                can be halved exactly down to the stage `grid`.
+            skips: skips of stages s = 1, 2, ..., (B, C_s, X_s, Y_s, Z_s); the sizes can be divided exactly by the
+                strides down to the stage `grid`.
         """
-        maps = [self.reduce[f"stage{stage}"](skips[stage - 1]) for stage in self.halvings]
+        maps = [self.reduce[f"stage{stage}"](skips[stage - 1]) for stage in self.strides]
         grids = [tuple(x.shape[2:]) for x in maps]
         tokens_BNW = self.norm_in(_to_tokens(maps))
         for block in self.blocks:
             tokens_BNW = block(tokens_BNW, grids)
         out = list(skips)
-        for (stage, halvings), x in zip(self.halvings.items(), _to_maps(self.norm_out(tokens_BNW), grids), strict=True):
-            out[stage - 1] = skips[stage - 1] + upsample(self.expand[f"stage{stage}"](x), 2**halvings)
+        for (stage, steps), x in zip(self.strides.items(), _to_maps(self.norm_out(tokens_BNW), grids), strict=True):
+            out[stage - 1] = skips[stage - 1] + upsample(self.expand[f"stage{stage}"](x), total_stride(steps))
         return out
 
 
@@ -105,15 +108,15 @@ class _BridgeBlock(nn.Module):
         return tokens_BNW + update
 
 
-def _reduction(in_channels: int, width: int, halvings: int) -> nn.Module:
-    """Build a module that maps (B, in_channels, X, Y, Z) to `width` channels and 1 / 2**halvings of the size.
+def _reduction(in_channels: int, width: int, strides: Sequence[Triple]) -> nn.Module:
+    """Build a module that maps (B, in_channels, X, Y, Z) to `width` channels and divides the size by all strides.
 
-    Several convolutions of stride 2 have fewer weights than a single one of kernel 2**halvings.
+    Several convolutions of stride 2 have fewer weights than a single one with the product of the strides.
     """
-    if not halvings:
+    if not strides:
         return nn.Conv3d(in_channels, width, 1)
-    steps = [in_channels, *[width] * halvings]
-    return nn.Sequential(*(nn.Conv3d(n, width, 2, stride=2) for n in steps[:-1]))
+    channels = [in_channels, *[width] * len(strides)]
+    return nn.Sequential(*(nn.Conv3d(n, width, step, stride=step) for n, step in zip(channels, strides, strict=False)))
 
 
 def _zero_initialised(layer: nn.Conv3d) -> nn.Conv3d:

@@ -1,7 +1,7 @@
 """Fused skip connections: the skip of a stage combines its own map with maps of the stages above and below it.
 
-Stage 1 is the input at full resolution. Stage s has 1 / 2**(s - 1) of that resolution along each axis. "Above" is
-towards stage 1, "below" is towards the bottleneck.
+Stage 1 has the full resolution. The strides between the stages are those of the encoder. "Above" is towards stage 1,
+"below" is towards the bottleneck.
 
 Sources: A. Dhar, "Swin Fusion UNETR" (2023, sections 4.3, 4.4 and 5.4); H. Huang et al., "UNet 3+" (2020, section 2.1,
 arXiv:2004.08790) for maps of the stages below and for equal widths.
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from fusionseg.config.section import Triple
+from fusionseg.models.fusion.context_bridge import ContextBridge
+from fusionseg.models.fusion.settings import FusionSettings
+from fusionseg.models.fusion.upsampling import total_stride, upsample
 from fusionseg.models.memory_efficient.convolution_blocks import ResidualBlock
-from fusionseg.models.swin.context_bridge import ContextBridge
-from fusionseg.models.swin.fusion_config import FusionConfig
-from fusionseg.models.swin.upsampling import upsample
 
 Maps = tuple[Tensor, ...]
 """Maps of one fusion source at one resolution, (B, C, X, Y, Z), one for each kind of pooling."""
@@ -31,11 +32,11 @@ class SourceMaps(NamedTuple):
 
     full: Tensor
     """The map at the resolution of the source, for the stages above."""
-    halved: Maps
-    """The maps at half of that resolution, for the stages below; empty if no stage below uses them."""
+    pooled: Maps
+    """The maps at the resolution of the next stage, for the stages below; empty if no stage below uses them."""
 
 
-_POOLS: dict[str, tuple[Callable[[Tensor, int], Tensor], ...]] = {
+_POOLS: dict[str, tuple[Callable[[Tensor, Triple], Tensor], ...]] = {
     "max": (F.max_pool3d,),
     "avg": (F.avg_pool3d,),
     "maxavg": (F.max_pool3d, F.avg_pool3d),
@@ -43,11 +44,11 @@ _POOLS: dict[str, tuple[Callable[[Tensor, int], Tensor], ...]] = {
 
 
 class FusedSkips(nn.Module):
-    """Skip connections of a decoder, made from the maps of an encoder as a `FusionConfig` describes.
+    """Skip connections of a decoder, made from the maps of an encoder as `FusionSettings` describe.
 
-    `FusionConfig.fusion_sources` lists the fusion sources of each fused stage. With `source: encoder` each source has
+    `FusionSettings.sources_of` lists the fusion sources of each fused stage. With `source: encoder` each source has
     one residual block (kernel 3), shared by all stages that use the source. A context bridge, if configured, follows
-    the fusion. The named variants are in `fusionseg.models.swin.fusion_config.FUSION_PRESETS`.
+    the fusion. The named variants are in `fusionseg.models.fusion.settings.VARIANTS`.
 
     With `below` the skips are full-scale skips as in UNet 3+, with these differences:
 
@@ -68,20 +69,24 @@ class FusedSkips(nn.Module):
         config: stages, sources, pooling, widths and bridge of the fusion.
         encoder_channels: channels of the encoder's maps of stages 1, 2, ...
         skip_channels: channels of the plain network's skips of stages 1, 2, ...; a fused skip has the same number.
+        strides: down-sampling factors from stages 1, 2, ... to the next one along each axis.
         use_checkpoint: compute the residual blocks of the sources again in the backward pass, and the up-sampled maps
             together with the final blocks that use them.
     """
 
     def __init__(
         self,
-        config: FusionConfig,
+        config: FusionSettings,
         encoder_channels: Sequence[int],
         skip_channels: Sequence[int],
+        strides: Sequence[Triple],
         *,
         use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        self.fusion_sources = config.fusion_sources
+        num_stages = len(skip_channels)
+        self.fusion_sources = config.sources_of(num_stages)
+        self.strides = tuple(strides)
         self.pools = _POOLS[config.pooling]
         self.uses_skips = config.source == "skip"
         self.use_checkpoint = use_checkpoint
@@ -102,16 +107,15 @@ class FusedSkips(nn.Module):
         for stage, sources in self.fusion_sources.items():
             own = skip_channels[stage - 1]
             fused = sum(widths[source] * (len(self.pools) if source < stage else 1) for source in sources)
-            kernel = config.kernel if stage <= 5 else config.bottleneck_kernel
+            kernel = config.kernel if stage < num_stages else config.bottleneck_kernel
             self.fuse[f"stage{stage}"] = ResidualBlock(own + fused, own, kernel)
-        self.bridge = None if config.bridge is None else ContextBridge(config.bridge, skip_channels)
+        self.bridge = None if config.bridge is None else ContextBridge(config.bridge, skip_channels, strides)
 
     def forward(self, encoder_maps: Sequence[Tensor], skips: Sequence[Tensor]) -> list[Tensor]:
         """Return the skips of all stages; those that are not fused are the same tensors.
 
         Args:
-            encoder_maps: maps of the encoder of stages s = 1, 2, ...,
-                (B, C_s, X / 2**(s - 1), Y / 2**(s - 1), Z / 2**(s - 1)).
+            encoder_maps: maps of the encoder of stages s = 1, 2, ..., (B, C_s, X_s, Y_s, Z_s).
             skips: skips of the plain network, of the same stages and sizes. A fused stage uses its own skip as its own
                 map.
         """
@@ -119,14 +123,14 @@ class FusedSkips(nn.Module):
         fused = list(skips)
         # A stage that uses a source below it comes before that source in the loop. These sources are computed first.
         computed = {source: self._source_maps(source, inputs[source - 1]) for source in self.sources_below}
-        # Pooling by 2**n is n times pooling by 2, for the maximum and for the mean. So the loop halves each source once
-        # for each stage, for any number of stages that use it.
+        # Pooling by a product is pooling by one factor after the other, for the maximum and for the mean. So the loop
+        # pools each source once for each stage, for any number of stages that use it.
         pooled: dict[int, Maps] = {}
         for stage in range(1, max(self.fusion_sources, default=0) + 1):
-            pooled = {s: self._halve(maps) for s, maps in pooled.items() if self.last_use[s] >= stage}
+            pooled = {s: self._pool(stage - 1, maps) for s, maps in pooled.items() if self.last_use[s] >= stage}
             if stage - 1 in self.last_use:
                 source = computed.pop(stage - 1, None) or self._source_maps(stage - 1, inputs[stage - 2])
-                pooled[stage - 1] = source.halved
+                pooled[stage - 1] = source.pooled
             if stage in self.fusion_sources:
                 higher = [x for source in self.fusion_sources[stage] if source < stage for x in pooled[source]]
                 lower = {source: computed[source].full for source in self.fusion_sources[stage] if source > stage}
@@ -147,7 +151,7 @@ class FusedSkips(nn.Module):
     def _compute_source_maps(self, source: int, x: Tensor) -> SourceMaps:
         if not self.uses_skips:
             x = self.sources[f"stage{source}"](x)
-        return SourceMaps(x, self._halve((x,) * len(self.pools)) if source in self.last_use else ())
+        return SourceMaps(x, self._pool(source, (x,) * len(self.pools)) if source in self.last_use else ())
 
     def _fuse(self, stage: int, maps: Sequence[Tensor], lower: Mapping[int, Tensor]) -> Tensor:
         """Compute the fused skip of a stage.
@@ -165,9 +169,10 @@ class FusedSkips(nn.Module):
         return self._compute_fused(stage, maps, lower)
 
     def _compute_fused(self, stage: int, maps: Sequence[Tensor], lower: Mapping[int, Tensor]) -> Tensor:
-        upsampled = [upsample(x, 2 ** (source - stage)) for source, x in lower.items()]
+        upsampled = [upsample(x, total_stride(self.strides[stage - 1 : source - 1])) for source, x in lower.items()]
         out: Tensor = self.fuse[f"stage{stage}"](torch.cat([*maps, *upsampled], dim=1))
         return out
 
-    def _halve(self, maps: Maps) -> Maps:
-        return tuple(pool(x, 2) for pool, x in zip(self.pools, maps, strict=True))
+    def _pool(self, stage: int, maps: Maps) -> Maps:
+        """Pool maps at the resolution of a stage to that of the next one."""
+        return tuple(pool(x, self.strides[stage - 1]) for pool, x in zip(self.pools, maps, strict=True))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from math import prod
+
 import torch
 from torch import Tensor
 
 
-def upsample(x_BCXYZ: Tensor, factor: int) -> Tensor:
+def upsample(x_BCXYZ: Tensor, factors: Sequence[int]) -> Tensor:
     """Up-sample maps along each axis, as `F.interpolate(mode="trilinear", align_corners=False)` does.
 
     The up-sampling is one matrix product for each axis. On a GPU torch's own kernel sums the gradient with atomic
@@ -17,16 +20,25 @@ def upsample(x_BCXYZ: Tensor, factor: int) -> Tensor:
 
     Args:
         x_BCXYZ: maps (B, C, X, Y, Z), of any floating type.
-        factor: the same for the three axes.
+        factors: one for each axis.
 
     Returns:
-        (B, C, factor * X, factor * Y, factor * Z).
+        (B, C, X, Y, Z) with each axis multiplied by its factor.
     """
-    if factor == 1:
-        return x_BCXYZ
-    x = x_BCXYZ @ _weights(x_BCXYZ, 4, factor).mT
-    x = _weights(x_BCXYZ, 3, factor) @ x
-    return (_weights(x_BCXYZ, 2, factor) @ x.flatten(3)).unflatten(3, x.shape[3:])
+    x, (along_x, along_y, along_z) = x_BCXYZ, factors
+    if along_z > 1:
+        x = x @ _weights(x, 4, along_z).mT
+    if along_y > 1:
+        x = _weights(x, 3, along_y) @ x
+    if along_x > 1:
+        x = (_weights(x, 2, along_x) @ x.flatten(3)).unflatten(3, x.shape[3:])
+    return x
+
+
+def total_stride(strides: Iterable[Sequence[int]]) -> tuple[int, int, int]:
+    """Return the product of strides along each axis; (1, 1, 1) without a stride."""
+    x, y, z = (prod(steps) for steps in zip((1, 1, 1), *strides, strict=True))
+    return x, y, z
 
 
 def _weights(x: Tensor, axis: int, factor: int) -> Tensor:

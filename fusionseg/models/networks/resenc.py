@@ -1,0 +1,130 @@
+"""Section and builder of nnU-Net's residual-encoder U-Net, with plain or fused skips."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import model_validator
+
+from fusionseg.config.parts.sections import NetworkSection
+from fusionseg.config.registry import networks
+from fusionseg.config.section import Ints, Positive, Triple
+from fusionseg.models.fusion.settings import FusionSettings
+from fusionseg.models.patch_sizes import axes_problem
+from fusionseg.models.per_level import PerLevel, kernels_problem, per_axis, strides_problem
+from fusionseg.models.resenc.fusion_config import FUSION_PRESETS, preset
+from fusionseg.models.resenc.topology import default_blocks, default_channels
+
+if TYPE_CHECKING:
+    from fusionseg.models.resenc.network import ResEncUNet
+
+
+@networks.register()
+class ResEncConfig(NetworkSection):
+    """nnU-Net's residual-encoder U-Net (Isensee et al., 2024, arXiv:2404.09556) and variants with fused skips.
+
+    nnU-Net's presets M, L and XL are this network with patches for 8, 24 and 40 GB of memory.
+    """
+
+    can_checkpoint: ClassVar[bool] = True
+    set_by_name: ClassVar[tuple[str, ...]] = ("fusion",)
+
+    name: Literal["resenc_unet", "resenc_fusion_2_v2", "resenc_fusion_od"]
+    """Plain skips (resenc_unet), or those of Swin Fusion UNETR: two stages above, or all stages above and the
+    bottleneck."""
+    channels: Ints = default_channels(6)
+    """Channels of each level, highest resolution first; at least three levels."""
+    blocks: Ints | None = None
+    """Residual blocks of each level of the encoder; null is nnU-Net's 1, 3, 4, 6, 6, ..."""
+    kernels: PerLevel | None = None
+    """Kernel of each level, odd; null is 3 for all. Example for thick slices: [[3, 3, 1], 3, 3]."""
+    strides: PerLevel | None = None
+    """Downsampling factors between the levels, 1 or 2, one entry fewer than channels; null is 2 for all. Example for
+    thick slices: [[2, 2, 1], 2]."""
+    decoder_convs: Positive = 1
+    """Convolutions of each level of the decoder."""
+    deep_supervision: bool = True
+    """Heads at lower resolutions too, except the two lowest as in nnU-Net; only the loss uses them."""
+    fusion: FusionSettings | None = None
+    """Fused skips. The name sets them; a key given here replaces that of the named variant. Stage 1 is the first level,
+    the last stage is the bottleneck."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_fusion(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or raw.get("name") not in FUSION_PRESETS:
+            return raw
+        given, channels = raw.get("fusion") or {}, raw.get("channels", cls.model_fields["channels"].default)
+        if not isinstance(given, dict) or not isinstance(channels, list | tuple):
+            return raw
+        return {**raw, "fusion": {**preset(raw["name"], len(channels)), **given}}
+
+    @model_validator(mode="after")
+    def _levels_fit(self) -> ResEncConfig:
+        levels = len(self.channels)
+        if levels < 3 or min(self.channels) < 1:
+            raise ValueError(
+                f"channels: expected at least three levels of at least one channel, got {list(self.channels)}"
+            )
+        if len(self.level_blocks) != levels or min(self.level_blocks) < 1:
+            raise ValueError(
+                f"blocks: expected {levels} integers from 1, one for each of the channels, got"
+                f" {list(self.level_blocks)}"
+            )
+        for problem in (
+            kernels_problem(self.level_kernels, levels, "channels"),
+            strides_problem(self.level_strides, levels, "channels"),
+        ):
+            if problem is not None:
+                raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _fusion_fits(self) -> ResEncConfig:
+        if self.fusion is None:
+            return self
+        if self.name not in FUSION_PRESETS:
+            raise ValueError(f"fusion: {self.name} has plain skips; remove the key, or choose a resenc_fusion_* name")
+        if problem := self.fusion.stages_problem(len(self.channels)):
+            raise ValueError(f"fusion.{problem}")
+        return self
+
+    @property
+    def level_blocks(self) -> tuple[int, ...]:
+        """Residual blocks of each level of the encoder."""
+        return default_blocks(len(self.channels)) if self.blocks is None else self.blocks
+
+    @property
+    def level_kernels(self) -> tuple[Triple, ...]:
+        """Kernel of each level along each axis."""
+        return per_axis(self.kernels or (3,) * len(self.channels))
+
+    @property
+    def level_strides(self) -> tuple[Triple, ...]:
+        """Downsampling factors between the levels along each axis."""
+        return per_axis(self.strides or (2,) * (len(self.channels) - 1))
+
+    def build(
+        self, *, in_channels: int, out_channels: int, patch: Triple | None, checkpoint_activations: bool
+    ) -> ResEncUNet:
+        """Build the network with new weights; see `fusionseg.models.build_model`."""
+        from fusionseg.models.resenc.network import ResEncUNet
+
+        return ResEncUNet(
+            in_channels,
+            out_channels,
+            channels=self.channels,
+            blocks=self.level_blocks,
+            kernels=self.level_kernels,
+            strides=self.level_strides,
+            decoder_convs=self.decoder_convs,
+            deep_supervision=self.deep_supervision,
+            fusion=self.fusion,
+            use_checkpoint=checkpoint_activations,
+        )
+
+    def patch_problem(self, patch: Triple) -> str | None:
+        """Return the problem of training on patches of this size, with a remedy; None if there is none."""
+        x, y, z = (prod(steps) for steps in zip(*self.level_strides, strict=True))
+        return axes_problem(self.name, patch, (x, y, z), least=2)
