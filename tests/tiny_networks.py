@@ -16,7 +16,7 @@ TINY: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
     "SegResNetDSConfig": ({"init_filters": 4, "blocks_down": [1, 1, 1]}, (16, 16, 16)),
     "UNETRConfig": ({"feature_size": 2, "hidden_size": 12, "mlp_dim": 12, "num_heads": 2}, (32, 16, 16)),
     "NNUNetConfig": ({"filters": [4, 8, 8, 8]}, (16, 16, 16)),
-    "ResEncConfig": ({"channels": [4, 8, 8, 8], "blocks": [1, 2, 1, 1]}, (16, 16, 16)),
+    "ResEncConfig": ({"channels": [4, 8, 8, 8], "blocks": [1, 1, 1, 1]}, (16, 16, 16)),
     "MedNeXtConfig": ({}, (32, 16, 16)),
 }
 # Settings that replace large ones which a name sets.

@@ -20,8 +20,9 @@ from fusionseg.training.tasks.sliding_window import predict_logits
 
 CHANNELS, CLASSES = 2, 3
 SWINS = [name for name, section in NETWORKS.items() if section is SwinConfig]
-# Tracing a Swin encoder takes seconds, and the encoder is the same in all of these networks.
-TRACED = [pytest.param(name, marks=[pytest.mark.long] if name in SWINS[1:-1] else []) for name in NETWORKS]
+# Tracing a Swin or residual encoder takes seconds, and the encoder is the same in all of these networks.
+RARELY = [*SWINS[1:-1], "resenc_fusion_2_v2", "resenc_fusion_od"]
+TRACED = [pytest.param(name, marks=[pytest.mark.long] if name in RARELY else []) for name in NETWORKS]
 
 
 def build(name: str) -> tuple[nn.Module, tuple[int, int, int]]:

@@ -24,7 +24,8 @@ class NNUNetConfig(NetworkSection):
     The plain one is nnU-Net's network without the biases of the convolutions, which have no effect before a norm. The
     residual one is smaller than nnU-Net's ResEnc networks: each level of the encoder has one residual block (ResEnc: 1,
     3, 4, 6, 6, 6), each level of the decoder has two plain convolutions (ResEnc: one), and the shortcuts are strided
-    convolutions (ResEnc: average pooling). Weights of nnU-Net cannot be loaded.
+    convolutions (ResEnc: average pooling). `resenc_unet` is nnU-Net's ResEnc network. Weights of nnU-Net cannot be
+    loaded.
     """
 
     name: Literal["nnunet_plain", "nnunet_residual"]
