@@ -27,7 +27,7 @@ def open_dataset(
     Args:
         path: a folder in the layout of the Medical Segmentation Decathlon or of nnU-Net's raw data, a folder with a
             folder for each case, or a MONAI datalist JSON.
-        layout: "msd", "nnunet", "datalist" or "folders"; "auto" looks at the folder.
+        layout: "msd", "nnunet", "datalist" or "folders"; "auto" looks at the folder. Or a dotted path of your own.
         labels: names of the values in the label files, for a data set that does not have them: a list for the values
             0, 1, ..., or each name with its value.
         classes: the classes to use, by names or values of the labels: a list selects, a mapping merges too.
@@ -52,7 +52,7 @@ def open_dataset(
         (3, ('CT',), {0: 'background', 1: 'pulmonary_artery'})
     """
     from fusionseg.config import DataConfig
-    from fusionseg.config.data.parts import named_reader
+    from fusionseg.config.data.parts import named_layout, named_reader
     from fusionseg.config.loading import validate_section
     from fusionseg.data.formats.dataset import open_dataset as open_any
     from fusionseg.data.formats.readers import Readers
@@ -67,4 +67,5 @@ def open_dataset(
         "ignore": ignore,
     }
     section = validate_section(DataConfig, {key: value for key, value in keys.items() if value is not None})
-    return open_any(str(path), layout, section.label_settings, readers=readers, base_dir=base)
+    chosen = named_layout(layout, "layout") or "auto"
+    return open_any(str(path), chosen, section.label_settings, readers=readers, base_dir=base)

@@ -72,7 +72,9 @@ def add_check(commands: Commands) -> None:
         metavar="data.KEY=value",
         help="keys of a configuration that say how the data set is read, such as data.labels=[background,tumour]",
     )
-    parser.add_argument("--layout", help="auto, msd, nnunet, datalist or folders (default auto)")
+    parser.add_argument(
+        "--layout", help="auto, msd, nnunet, datalist, folders, or one of your own, MODULE:FUNCTION (default auto)"
+    )
     parser.add_argument(
         "--base-dir", metavar="FOLDER", help="folder at which the relative paths of a datalist start (default: its own)"
     )
@@ -92,7 +94,7 @@ def add_check(commands: Commands) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from fusionseg.config.data.parts import named_reader
+    from fusionseg.config.data.parts import named_layout, named_reader
     from fusionseg.data.checks.dataset_check import check_dataset
     from fusionseg.data.fingerprint.outliers import find_outliers
     from fusionseg.data.fingerprint.report import write_report
@@ -106,7 +108,7 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.fingerprint is not None:
         writable_folder(arguments.fingerprint, "--fingerprint")
     data = _data_section(arguments.overrides)
-    layout, labels = arguments.layout or data.layout, data.label_settings
+    layout, labels = named_layout(arguments.layout, "--layout") or data.layout, data.label_settings
     if arguments.labels:
         labels = replace(labels, labels=tuple(arguments.labels))
     patch = arguments.patch or (data.patch if "patch" in data.model_fields_set else None)

@@ -15,13 +15,12 @@ from fusionseg.config.data.labels import (
     LabelSettings,
     Outputs,
 )
-from fusionseg.config.data.parts import ReaderPart, TransformPart
+from fusionseg.config.data.parts import LayoutPart, ReaderPart, TransformPart
 from fusionseg.config.data.preprocessing import CropForegroundConfig, IntensityConfig
 from fusionseg.config.data.sampling import SamplingConfig
 from fusionseg.config.data.splits import SPLIT_KEYS, Fold, Group, Text, split_problems
 from fusionseg.config.section import FloatTriple, Positive, Probability, SectionWithOptions, Triple
 
-Layout = Literal["auto", "msd", "nnunet", "datalist", "folders"]
 Orientation = Annotated[str, Field(pattern="^[RL][AP][SI]$|^$")]
 
 
@@ -37,8 +36,9 @@ class SourceConfig(SectionWithOptions):
     """Folder of the data set (MSD or nnU-Net raw layout, or a folder for each case), or a MONAI datalist JSON."""
     base_dir: str | None = None
     """Folder at which the relative paths of a datalist start; null is the folder of the list."""
-    layout: Layout = "auto"
-    """Layout of the folder; `auto` looks at its files."""
+    layout: LayoutPart = "auto"
+    """Layout of the folder: auto, msd, nnunet, datalist or folders; `auto` looks at its files. Or a layout of your own,
+    by its dotted path (my_layout:cases), or {name: ..., args: {...}}."""
     reader: ReaderPart | None = None
     """A reader of your own for image files; null is that of `data`."""
     series: str | None = None
@@ -79,8 +79,9 @@ class DataConfig(SectionWithOptions):
     base_dir: str | None = None
     """Folder at which the relative paths of a datalist start; null is `base_dir` of the list, or else the folder of the
     list."""
-    layout: Layout = "auto"
-    """Layout of the folder; `auto` looks at its files."""
+    layout: LayoutPart = "auto"
+    """Layout of the folder: auto, msd, nnunet, datalist or folders; `auto` looks at its files. Or a layout of your own,
+    by its dotted path (my_layout:cases), or {name: ..., args: {...}}."""
     reader: ReaderPart | None = None
     """A reader of your own for image files: a dotted path (my_reader:NpzReader), or {name: ..., args: {...}}. Files
     with other suffixes are read as usual."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import cast
 
 from fusionseg.config.data.labels import LabelSettings
+from fusionseg.config.outside_part import OutsidePart
 from fusionseg.data.formats.case import Case, missing_channels
 from fusionseg.data.formats.channel_names import channel_names
 from fusionseg.data.formats.dataset_json import (
@@ -37,6 +38,7 @@ from fusionseg.data.formats.image_file import VolumeError
 from fusionseg.data.formats.layouts.folders import folder_cases
 from fusionseg.data.formats.layouts.listed import listed_cases
 from fusionseg.data.formats.layouts.nnunet import nnunet_cases
+from fusionseg.data.formats.layouts.own import own_datalist
 from fusionseg.data.formats.missing_files import (
     accept_missing,
     capped,
@@ -60,7 +62,7 @@ class Dataset:
 
     Args:
         root: the folder of the JSON file, or of the folders of the cases.
-        layout: of the files.
+        layout: of the files: the name of a built-in one, or the dotted path of the user's own.
         name: as the JSON states it, otherwise that of the folder or the list.
         channels: channel names, at least one.
         scheme: the meaning of the values in the label files.
@@ -75,7 +77,7 @@ class Dataset:
     """
 
     root: Path
-    layout: Layout
+    layout: str
     name: str
     channels: tuple[str, ...]
     scheme: LabelScheme
@@ -124,7 +126,7 @@ class Dataset:
 
 def open_dataset(
     root: str | Path,
-    layout: str = "auto",
+    layout: str | OutsidePart = "auto",
     labels: LabelSettings | None = None,
     *,
     default_labels: LabelSettings | None = None,
@@ -138,7 +140,8 @@ def open_dataset(
 
     Args:
         root: the folder of the data set, or the JSON file of a datalist.
-        layout: msd, nnunet, datalist or folders; "auto" decides by the JSON and the file names.
+        layout: msd, nnunet, datalist or folders; "auto" decides by the JSON and the file names. Or the section of the
+            user's own.
         labels: the keys about labels; they take precedence over the names in the file.
         default_labels: those of a run, which are used as far as they fit this data set.
         images_only: the names of labels have no meaning for the caller, and are not read.
@@ -151,19 +154,29 @@ def open_dataset(
     Raises:
         UserError: with every problem found.
     """
-    if layout not in LAYOUTS:
+    if isinstance(layout, str) and layout not in LAYOUTS:
         near = difflib.get_close_matches(layout, LAYOUTS, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise UserError(f"data.layout={layout}: no such layout, there are {', '.join(LAYOUTS)}{hint}")
     readers = readers or Readers()
-    source = find_json(user_path(str(root)).absolute(), layout, readers)
-    content = read_json(source)
-    chosen = cast(Layout, layout) if layout != "auto" else recognise_layout(source, content, readers)
+    place = user_path(str(root)).absolute()
+    own = layout if isinstance(layout, OutsidePart) else None
+    if own is not None:
+        source, content = own_datalist(place, own)
+        chosen: Layout = "datalist"
+    else:
+        assert isinstance(layout, str)
+        source = find_json(place, layout, readers)
+        content = read_json(source)
+        chosen = cast(Layout, layout) if layout != "auto" else recognise_layout(source, content, readers)
+
+    shown = chosen if own is None else own.name
 
     base = base_folder(source, content, chosen, base_dir)
     problems: list[str] = []
     channels = channel_names(content.get("channel_names", content.get("modality")), source, problems)
-    faults = misspelt_keys(source, content, chosen)  # `check` reports these and goes on to the cases
+    # `check` reports these and goes on to the cases. Keys of the user's own layout are not typed by hand.
+    faults = [] if own is not None else misspelt_keys(source, content, chosen)
     notes: list[str] = []
     if chosen == "nnunet":
         training, testing = nnunet_cases(source, content, len(channels), problems, readers)
@@ -173,7 +186,8 @@ def open_dataset(
         content = named_by_masks(content, labels, source, training, problems)
     else:
         unread_lists(source, content, faults, notes)
-        unread_files(source, content, readers, faults, notes)
+        if own is None:
+            unread_files(source, content, readers, faults, notes)
         training, testing = listed_cases(
             source, content, problems, notes, readers, base, accept_missing=missing_channels == "zero"
         )
@@ -181,7 +195,7 @@ def open_dataset(
     faults += wrong_numbers(source, content, training, testing if copied else None)
     notes += unlisted_files(source, base, training + testing, readers, compare=chosen == "msd" or "dataset" in content)
     if not training and not testing and not problems:
-        problems.append(f"{source}: no case is listed or found; check the path and data.layout ({chosen})")
+        problems.append(f"{source}: no case is listed or found; check the path and data.layout ({shown})")
     training, testing = unique_names(source, base, training, testing, faults)
     problems += _name_problems(training + testing)
     problems += missing_packages(training + testing, readers)
@@ -204,10 +218,11 @@ def open_dataset(
         problems += [] if lost else file_problems(source, training + testing, len(channels), readers)
     if problems:
         raise UserError(capped(problems, source))
+    in_list = chosen == "datalist" and not (own is not None and source != place)  # otherwise the folder has the name
     return Dataset(
         root=source.parent,
-        layout=chosen,
-        name=str(content.get("name") or (source.stem if chosen == "datalist" else source.parent.name)),
+        layout=shown,
+        name=str(content.get("name") or (source.stem if in_list else source.parent.name)),
         channels=channels,
         scheme=scheme,
         training=tuple(sorted(training, key=lambda case: case.name)),
