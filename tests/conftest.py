@@ -164,6 +164,16 @@ def balls(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _make_dataset(tmp_path_factory.mktemp("data") / "Task90_balls", cases=5, classes=3)
 
 
+@pytest.fixture(scope="session")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen synthetic tiles of two classes and two slides. Shared: do not change them."""
+    from fusionseg.pathology.synthetic import write_tiles
+
+    root = tmp_path_factory.mktemp("tiles") / "tiles"
+    write_tiles(root, slides=2, tiles=4, size=24)
+    return root
+
+
 @pytest.fixture
 def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The working directory of a user, for modules of their own. The test's end forgets these modules."""

@@ -73,6 +73,13 @@ def test_a_room_imports_what_its_docstring_allows(room: str) -> None:
     assert allowed == {room_of(other) for _, other in imported}, "the docstring allows a room that is not imported"
 
 
+def test_the_core_does_not_know_the_tiles_of_pathology() -> None:
+    """The third task is built by the ways of docs/extending.md: a configuration names its parts by dotted paths."""
+    for module, path in MODULES.items():
+        if room_of(module) != "pathology":
+            assert "pathology" not in path.read_text(encoding="utf-8"), module
+
+
 def test_rooms_form_no_circle() -> None:
     TopologicalSorter({room: may_import(room) for room in ROOMS}).prepare()  # raises CycleError, which names the circle
 

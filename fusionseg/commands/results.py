@@ -92,7 +92,7 @@ def add_predict(commands: Commands) -> None:
     parser = add_command(
         commands,
         "predict",
-        "write masks in each input's own geometry; several runs are an ensemble",
+        "write masks in each input's own geometry; several runs are an ensemble; a table for a task that gives values",
         """fusionseg predict runs/unet -i scan.nii.gz -o masks              # one image
   fusionseg predict runs/unet -i /data/new_scans -o masks           # each image in a folder
   fusionseg predict runs/unet -i /data/patients -o masks            # a folder for each case
@@ -110,7 +110,7 @@ def add_predict(commands: Commands) -> None:
         help="an image file; a folder of images; a folder for each case, with one image, the files of its channels or"
         " DICOM series; a DICOM series; a datalist JSON, or the folder of a data set",
     )
-    parser.add_argument("-o", "--output", required=True, type=Path, help="folder for the masks")
+    parser.add_argument("-o", "--output", required=True, type=Path, help="folder for the masks, or for predictions.csv")
     parser.add_argument(
         "--format",
         default="nifti",
@@ -138,11 +138,43 @@ def _predict(arguments: argparse.Namespace) -> int:
     with loading():
         from fusionseg.data.inputs.inputs import InputOptions
         from fusionseg.inference.predict import FileOptions, predict
+        from fusionseg.inference.predicted_values import predict_values
+        from fusionseg.inference.trained_network import gives_values
 
     inputs = InputOptions(arguments.cases, arguments.base_dir)
+    valued = [run for run in arguments.runs if gives_values(run, arguments.checkpoint)]
+    if valued:
+        _refuse_options_of_masks(arguments, valued[0])
+        values = predict_values(
+            valued[0],
+            arguments.input,
+            arguments.output,
+            device=arguments.device,
+            checkpoint=arguments.checkpoint,
+            options=inputs,
+        )
+        return FAILED if values.failed else DONE
     files = FileOptions(arguments.format, arguments.skip_existing, inputs)
     predicted = predict(arguments.runs, arguments.input, arguments.output, _options(arguments), files)
     return FAILED if predicted.failed else DONE
+
+
+def _refuse_options_of_masks(arguments: argparse.Namespace, run: Path) -> None:
+    """Refuse the options of a prediction of masks for a run that gives values.
+
+    Raises:
+        UserError: with all of them.
+    """
+    given = {
+        "several runs": len(arguments.runs) > 1,
+        "--format": arguments.format != "nifti",
+        "--skip-existing": arguments.skip_existing,
+        "--overlap": arguments.overlap is not None,
+        "--tta": arguments.tta,
+        "--memory": arguments.memory is not None,
+    }
+    if problems := [name for name, is_given in given.items() if is_given]:
+        raise UserError(f"{', '.join(problems)}: {run} predicts a table of values, and no masks; remove it")
 
 
 def add_compare(commands: Commands) -> None:

@@ -20,6 +20,8 @@ class OutsidePart(Section):
     """Keys whose values belong to the name. A change of the name does not keep them."""
     supplied: ClassVar[tuple[str, ...]] = ()
     """Arguments that fusionseg supplies by name, if the part takes them."""
+    defaults: ClassVar[tuple[str, ...]] = ()
+    """Arguments that fusionseg supplies by name if the part takes them and `args` does not have them."""
 
     name: Annotated[str, Field(json_schema_extra={"pattern": "^[^:]+:[^:]+$"})]
     """Dotted path of a class or a function: package.module:Attribute, or folder/file.py:Attribute."""
@@ -48,7 +50,8 @@ class OutsidePart(Section):
 
     @model_validator(mode="after")
     def _arguments_fit(self) -> OutsidePart:
-        if problems := argument_problems(self.part, self.args, self.supplied, positional=self.positional_arguments()):
+        supplied = (*self.supplied, *(key for key in self.defaults if key not in self.args))
+        if problems := argument_problems(self.part, self.args, supplied, positional=self.positional_arguments()):
             raise ValueError("\n".join(f"args{problem}" for problem in problems))
         return self
 

@@ -60,7 +60,7 @@ def reference_tables() -> str:
 
 def _sections_of(value: dict[str, Any], definitions: dict[str, Any]) -> list[dict[str, Any]]:
     """Sections that a key or the items of its list may hold; empty for a plain value."""
-    options = [value, *value.get("anyOf", []), value.get("items") or {}]
+    options = [value, *value.get("anyOf", []), *value.get("oneOf", []), value.get("items") or {}]
     found = [definitions[option["$ref"].rpartition("/")[2]] for option in options if "$ref" in option]
     return [definition for definition in found if "properties" in definition]
 
@@ -88,8 +88,8 @@ def _key(path: str, value: dict[str, Any]) -> KeyReference:
 
 def _type(value: dict[str, Any]) -> str:
     """Type of a value in words, with its limits."""
-    if "anyOf" in value:
-        return " or ".join(dict.fromkeys(_type(option) for option in value["anyOf"]))
+    if options := value.get("anyOf") or value.get("oneOf"):
+        return " or ".join(dict.fromkeys(_type(option) for option in options))
     if "$ref" in value:
         return "section"
     if "enum" in value or "const" in value:

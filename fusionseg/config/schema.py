@@ -272,11 +272,19 @@ class RunConfig(SectionWithOptions):
     def _task_problems(self) -> list[str]:
         """List the settings that do not fit the task, with the fixes."""
         model, patch = self.model, self.data.patch
+        if self.task_info.needs_target != (self.data.target is not None):
+            name = self.task_info.name
+            return [
+                f"data.target: is missing, and the task {name} learns it; name the column (or the key of the entries)"
+                " that has it"
+                if self.task_info.needs_target
+                else f"data.target: has no effect, because the task {name} does not learn it; remove it"
+            ]
         if self.task is not None and self.pretrain is not None:
             return [f"pretrain: is for the task {PRETRAINING}, and `task` is {self.task.name}; remove one of them"]
         if self.pretrain is None:
             problems = [problem] if (problem := model.patch_problem(patch)) else []
-            if self.data.also and self.task_info.needs_labels:
+            if self.data.also and (self.task_info.needs_labels or self.task_info.needs_target):
                 problems.append("data.also: further data sets are for pre-training only; remove it, or add `pretrain:`")
             return problems + self.finetune.problems(model.encoder, model.name, self.init_from, self.train.steps)
         problems = [problem] if (problem := model.encoder_patch_problem(patch)) else []

@@ -12,13 +12,13 @@ from torch import nn
 
 from fusionseg.config import RunConfig, validate
 from fusionseg.config.outside_part import source_changes
-from fusionseg.config.parts.task import TaskInfo
+from fusionseg.config.parts.task import TaskInfo, task_info
 from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.distributed.launch import Launch
 from fusionseg.distributed.world import choose_device
 from fusionseg.runs.cases.split import Split
 from fusionseg.runs.cases.split_file import NO_VALIDATION, validates_none
-from fusionseg.runs.checkpoints import find_weights, read_checkpoint
+from fusionseg.runs.checkpoints import find_weights, peek_config, read_checkpoint
 from fusionseg.runs.paths import BEST, LAST
 from fusionseg.training.network import place_network
 from fusionseg.training.precision import Precision, choose_precision, has_bf16
@@ -65,6 +65,21 @@ def inference_device(request: str) -> torch.device:
     if device.type == "cpu":
         torch.set_num_threads(available_cpus())
     return device
+
+
+def gives_values(run: Path, which: str = "best") -> bool:
+    """Tell whether the task of a run predicts a table of values (`TaskInfo.gives_values`), without loading its network.
+
+    Args:
+        run: the run folder, or a checkpoint file.
+        which: the checkpoint of a run folder, "best" or "last".
+
+    Raises:
+        UserError: there is no checkpoint.
+        PartError: the class of the task is not found.
+    """
+    plain = peek_config(find_weights(run, which)) or {}
+    return task_info(pretrain=plain.get("pretrain"), task=plain.get("task")).gives_values
 
 
 def load_trained(run: Path, device: torch.device, which: str = "best", *, masks: bool = False) -> TrainedNetwork:
@@ -127,4 +142,5 @@ def _no_masks(path: Path, run: Path, task: TaskInfo) -> str:
         remedy = f"train with init_from={run}, and use that run"
     else:
         remedy = f"fusionseg evaluate {run} repeats its validation"
+        remedy += ", and fusionseg predict writes its values" if task.gives_values else ""
     return f"{path}: is of a {task.name}, which predicts no masks: {remedy}"

@@ -46,6 +46,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
+def peek_config(path: Path) -> dict[str, Any] | None:
+    """Read the configuration in a checkpoint without its tensors, and without verifying the file.
+
+    Returns:
+        The plain configuration; None if the file cannot be read, which `read_checkpoint` reports.
+    """
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # `read_checkpoint` says what is wrong with the file
+        return None
+    config = state.get("config") if isinstance(state, dict) else None
+    return config if isinstance(config, dict) else None
+
+
 def read_training_state(path: Path) -> dict[str, Any]:
     """Load a checkpoint that a training can resume from; see `read_checkpoint`.
 

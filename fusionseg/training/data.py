@@ -57,6 +57,8 @@ class TrainingData:
     augmenter: PatchAugmenter
     annotated: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Names of the annotated outputs, by name of each case that does not annotate all of them."""
+    targets: dict[str, str] = field(default_factory=dict)
+    """The value of each case that the task learns, by its name (`data.target`)."""
     counted_classes: tuple[str, ...] = ()
     """Names of the classes, the background first, that drawn patches are counted by; empty without labels."""
 
@@ -129,6 +131,10 @@ class TrainingData:
             "drawn_classes": counts.by_class(self.counted_classes),
             "drawn_cases": counts.by_case(self._drawn_cases),
         }
+
+    def target(self, case_index: int) -> str:
+        """The value of a case of the cache that the task learns, as the column `data.target` has it."""
+        return self.targets[self.cache.names[case_index]]
 
     @property
     def _drawn_cases(self) -> list[str]:
@@ -205,9 +211,10 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
     augmenter = PatchAugmenter(cache, config.augment, config.data.patch, world.device, rules, mirrored)
     validation_cases = [cases.index(case) for case in validation]
     annotated = {case.name: case.annotated for case in run.datasets[0].cases if case.annotated is not None}
+    targets = {case.name: case.target for case in run.datasets[0].cases if case.target is not None}
     counted = split.scheme.names if config.task_info.needs_labels else ()
     return TrainingData(
-        split.channels, split.scheme, split, validation_cases, cache, plan, augmenter, annotated, counted
+        split.channels, split.scheme, split, validation_cases, cache, plan, augmenter, annotated, targets, counted
     )
 
 

@@ -129,8 +129,8 @@ class DataConfig(SectionWithOptions):
     looked up in the folder of the data set, then in the current one. `auto` uses splits_final.json in the folder of the
     data set if there is one and no key asks for other folds; `none` uses no file."""
     table: Text | None = None
-    """A table of the cases (CSV, TSV): a column `case` with their names, and columns that `group`, `stratify` and
-    `weight` name. A relative path is looked up as that of `splits`."""
+    """A table of the cases (CSV, TSV): a column `case` with their names, and columns that `group`, `stratify`,
+    `weight` and `target` name. A relative path is looked up as that of `splits`."""
     group: Group | None = None
     """Cases of one group (a patient, a site) are never on both sides. A column of `table`, a key of the entries of the
     data set's JSON, or a regular expression on the names of the cases with one group in parentheses, such as
@@ -140,6 +140,9 @@ class DataConfig(SectionWithOptions):
     the classes that occur in the labels."""
     weight: Text | None = None
     """A column of `table`, or a key of the entries, with the weight of each case in the sampling: a number above 0."""
+    target: Text | None = None
+    """A column of `table`, or a key of the entries, with the value of each case that a task of your own learns, such as
+    a class. A segmentation learns from label files instead."""
     spacing: FloatTriple | None = None
     """Voxel size in mm that volumes are resampled to; null keeps each volume's own."""
     orientation: Orientation | None = "RAS"

@@ -1,4 +1,4 @@
-"""Keys of the section `data` about the split: types of their values, and combinations that cannot be meant."""
+"""Keys of the section `data` about the split and the columns: types of their values, and impossible combinations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 ALL: Literal["all"] = "all"
 """The value of `data.fold` that trains on every case and validates none."""
-SPLIT_KEYS = ("splits", "table", "group", "stratify", "weight")
+SPLIT_KEYS = ("splits", "table", "group", "stratify", "weight", "target")
 """Keys of the section that its dump leaves out where they have their defaults."""
 AUTO, NONE = "auto", "none"
 """Values of `data.splits` that name no file."""
@@ -69,6 +69,7 @@ def split_problems(
     group: str | None,
     stratify: str | None,
     weight: str | None,
+    target: str | None,
 ) -> list[str]:
     """List the combinations of keys of the section that ask for two splits at once, with the fixes."""
     problems = []
@@ -92,7 +93,7 @@ def split_problems(
         other = {"data.splits states the folds": from_file, "data.fold names a group": held_out}
         other["data.folds=1 draws no folds"] = folds == 1
         problems += [f"stratify: has no effect, because {why}; remove it" for why, applies in other.items() if applies]
-    columns = [key for key in (stratify, weight) if key not in (None, CLASSES)]
+    columns = [key for key in (stratify, weight, target) if key not in (None, CLASSES)]
     if table is not None and not columns and (group is None or is_pattern(group)):
-        problems.append("table: no key names a column of it; set group, stratify or weight, or remove it")
+        problems.append("table: no key names a column of it; set group, stratify, weight or target, or remove it")
     return problems

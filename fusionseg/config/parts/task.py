@@ -24,6 +24,11 @@ class TaskInfo:
     needs_labels: bool = False
     """Whether every training and validation case must have a label mask. Without this, images without labels are
     trained on too, `data.also` may name further data sets, and labels may change between two starts of a run."""
+    needs_target: bool = False
+    """Whether every case must have a value in the column that `data.target` names, such as its class. The names of the
+    classes are those of the data set (`LabelScheme.names`), and test cases are never trained on."""
+    gives_values: bool = False
+    """Whether `fusionseg predict` writes a table with the task's `predicted_values` of each image."""
     evaluation: Literal["masks", "reconstruction", "validation"] = "validation"
     """The work of `fusionseg evaluate`. "masks": the network gives logits (B, K, X, Y, Z), and the predicted masks are
     compared with the label files; such a run can predict and be exported too. "reconstruction": hidden voxels of the

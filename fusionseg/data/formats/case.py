@@ -56,6 +56,7 @@ class Case:
         columns: further keys of the case's entry in the JSON, and their values.
         group: patient, site or the like, where `data.group` names it.
         weight: in the sampling, above 0, where `data.weight` names it; None counts as 1.
+        target: the value that a task learns, where `data.target` names it.
         stratum: values that the folds balance, where `data.stratify` names them.
     """
 
@@ -67,4 +68,5 @@ class Case:
     columns: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     group: str | None = None
     weight: float | None = None
+    target: str | None = None
     stratum: tuple[str, ...] = ()

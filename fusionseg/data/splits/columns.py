@@ -79,7 +79,7 @@ class Columns:
 
 
 def describe_cases(dataset: Dataset, settings: DataConfig, cases: Sequence[Case]) -> tuple[list[Case], Columns]:
-    """Fill in group, weight and stratum of cases, as the configuration names them.
+    """Fill in group, weight, target and stratum of cases, as the configuration names them.
 
     The stratum is left empty for `data.stratify: classes`, which needs the label files.
 
@@ -100,6 +100,7 @@ def describe_cases(dataset: Dataset, settings: DataConfig, cases: Sequence[Case]
     columns = Columns(dataset, table)
     groups: dict[str, str] = {}
     weights: dict[str, float] = {}
+    targets: dict[str, str] = {}
     strata: dict[str, str] = {}
     problems = Problems()
     if settings.group is not None:
@@ -108,6 +109,9 @@ def describe_cases(dataset: Dataset, settings: DataConfig, cases: Sequence[Case]
     if settings.weight is not None:
         with problems.collect():
             weights = _weights(settings.weight, columns, cases)
+    if settings.target is not None:
+        with problems.collect():
+            targets = columns.values("data.target", settings.target, cases)
     if settings.stratify is not None and settings.stratify != CLASSES:
         with problems.collect():
             strata = _strata(settings.stratify, columns, cases)
@@ -117,6 +121,7 @@ def describe_cases(dataset: Dataset, settings: DataConfig, cases: Sequence[Case]
             case,
             group=groups.get(case.name),
             weight=weights.get(case.name),
+            target=targets.get(case.name),
             stratum=(strata[case.name],) if strata else (),
         )
         for case in cases

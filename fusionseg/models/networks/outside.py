@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 class OutsideNetwork(OutsidePart, NetworkSection):
     """A network of the user's own, or of an installed library, such as monai.networks.nets:DynUNet.
 
-    The arguments in_channels, out_channels, spatial_dims (3) and img_size (data.patch) are supplied if it has them. It
-    must map volumes (B, C, X, Y, Z) to logits (B, K, X, Y, Z); in training mode with deep supervision, to a list of
-    logits, full resolution first.
+    The arguments in_channels, out_channels, img_size (data.patch) and, unless `args` has it, spatial_dims (3) are
+    supplied if it has them. It must map volumes (B, C, X, Y, Z) to logits (B, K, X, Y, Z); in training mode with deep
+    supervision, to a list of logits, full resolution first.
     """
 
-    supplied: ClassVar[tuple[str, ...]] = ("in_channels", "out_channels", "spatial_dims", "img_size")
+    supplied: ClassVar[tuple[str, ...]] = ("in_channels", "out_channels", "img_size")
+    defaults: ClassVar[tuple[str, ...]] = ("spatial_dims",)
 
     def build(
         self, *, in_channels: int, out_channels: int, patch: Triple | None, checkpoint_activations: bool
@@ -40,7 +41,7 @@ class OutsideNetwork(OutsidePart, NetworkSection):
 
         part = self.part
         known = {"in_channels": in_channels, "out_channels": out_channels, "spatial_dims": 3, "img_size": patch}
-        supplied = {key: value for key, value in known.items() if takes(part, key)}
+        supplied = {key: value for key, value in known.items() if takes(part, key) and key not in self.args}
         if "img_size" in supplied and patch is None:
             raise ValueError(f"build_model: {self.name} needs the size of the volumes; give the argument patch")
         network = part(**supplied, **self.args)

@@ -34,6 +34,13 @@ class ConfiguredDataset:
     """The same, with every case that the run may train or validate on in `training`."""
     needs_labels: bool
     """Whether the run trains on labelled cases only."""
+    needs_target: bool
+    """Whether the run learns the value of each case that `data.target` names."""
+
+    @property
+    def names_classes(self) -> bool:
+        """True if the run learns classes, so that their names and their order must not change."""
+        return self.needs_labels or self.needs_target
 
     @cached_property
     def store(self) -> Store:
@@ -86,7 +93,11 @@ def open_datasets(config: RunConfig) -> list[ConfiguredDataset]:
     needs_labels = config.task_info.needs_labels
     if needs_labels:
         listed = open_configured(config.data)
-        return [ConfiguredDataset(config.data, config.output, listed, listed, needs_labels)]
+        return [ConfiguredDataset(config.data, config.output, listed, listed, needs_labels=True, needs_target=False)]
+    if config.task_info.needs_target:
+        # Its cases have a target and no label file, so a test case would look like an image without annotation.
+        listed = replace(open_configured(config.data), testing=())
+        return [ConfiguredDataset(config.data, config.output, listed, listed, needs_labels=False, needs_target=True)]
     opened: list[ConfiguredDataset] = []
     problems: list[str] = []
     for data in _data_sections(config.data):
@@ -95,7 +106,11 @@ def open_datasets(config: RunConfig) -> list[ConfiguredDataset]:
         except UserError as error:
             problems += error.problems
         else:
-            opened.append(ConfiguredDataset(data, config.output, listed, _with_unlabelled_tests(listed), needs_labels))
+            opened.append(
+                ConfiguredDataset(
+                    data, config.output, listed, _with_unlabelled_tests(listed), False, needs_target=False
+                )
+            )
     problems += _channel_problems([one.dataset for one in opened])
     if problems:
         raise UserError(problems)
@@ -160,7 +175,7 @@ def name_differences(opened: ConfiguredDataset, recorded: Split) -> list[str]:
     dataset = opened.dataset
     channels = channel_order(recorded.channels, dataset.channels)
     kinds = [("channel", channels, dict(enumerate(recorded.channels)), dict(enumerate(dataset.channels)))]
-    if opened.needs_labels:
+    if opened.names_classes:
         kinds.append(("class", label_order(recorded.labels, dataset.labels), recorded.labels, dataset.labels))
     problems = []
     for kind, order, before, now in kinds:
@@ -175,7 +190,7 @@ def name_differences(opened: ConfiguredDataset, recorded: Split) -> list[str]:
             f"{dataset.root}: the {kind} names differ from those that the run started with ({', '.join(changes)}):"
             " restore them, or give the run another name"
         )
-    if opened.needs_labels and not problems and (changes := scheme_differences(recorded.scheme, dataset.scheme)):
+    if opened.names_classes and not problems and (changes := scheme_differences(recorded.scheme, dataset.scheme)):
         problems.append(
             f"{dataset.root}: the meaning of the labels differs from that which the run started with"
             f" ({'; '.join(changes)}): restore it, or give the run another name"
@@ -194,7 +209,7 @@ def _data_sections(data: DataConfig) -> list[DataConfig]:
         values |= {key: DataConfig.model_fields[key].default for key in LABEL_KEYS}
         values["labels"] = data.labels if isinstance(data.labels, tuple) else None
         # Columns belong to the table or the JSON of one data set.
-        values |= {"weight": None, "stratify": data.stratify if data.stratify == CLASSES else None}
+        values |= {"weight": None, "target": None, "stratify": data.stratify if data.stratify == CLASSES else None}
         sections.append(data.model_copy(update=values))
     return sections
 
@@ -233,6 +248,7 @@ def _with_cases(opened: ConfiguredDataset, split: DatasetSplit) -> RunDataset:
         opened.listed,
         opened.dataset,
         opened.needs_labels,
+        opened.needs_target,
         split.training,
         split.validation,
         split.method,
@@ -275,5 +291,9 @@ def _find_cases(
         usable: the cases of the data set by name.
     """
     own = [case for case in recorded if case.dataset == dataset]
-    found = [replace(usable[case.name], group=case.group, weight=case.weight) for case in own if case.name in usable]
+    found = [
+        replace(usable[case.name], group=case.group, weight=case.weight, target=case.target)
+        for case in own
+        if case.name in usable
+    ]
     return found, [case.name for case in own if case.name not in usable]

@@ -98,6 +98,7 @@ def settle_split(config: RunConfig, cases: RunCases, stores: Sequence[Store]) ->
                 case.group,
                 case.weight,
                 annotated=case.annotated,
+                target=case.target,
             )
             for one, store, name in zip(cases.datasets, stores, names, strict=True)
             for case in (one.training if side == "training" else one.validation)
@@ -129,7 +130,7 @@ def settle_split(config: RunConfig, cases: RunCases, stores: Sequence[Store]) ->
         validation=validation,
         seen=cases.ancestors,
         methods=() if all(method.is_plain for method in methods) else methods,
-        label_scheme=_recorded_scheme(stores[0].scheme) if first.needs_labels else None,
+        label_scheme=_recorded_scheme(stores[0].scheme) if first.names_classes else None,
     )
 
 

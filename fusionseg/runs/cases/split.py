@@ -44,6 +44,8 @@ class SplitCase:
     """Its weight in the sampling, where `data.weight` is set."""
     annotated: tuple[str, ...] | None = None
     """Names of the outputs that it annotates; None for all."""
+    target: str | None = None
+    """The value that the task learns, where `data.target` is set."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class Split:
         """Plain values, for JSON and for a checkpoint. Fields that are newer are left out where they are not used."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         for entry in (*plain["training"], *plain["validation"]):
-            _leave_out(entry, "group", "weight", "annotated")
+            _leave_out(entry, "group", "weight", "annotated", "target")
         for entry in plain["methods"]:
             _leave_out(entry, "group", "stratify", "splits", "table")
         _leave_out(plain, "label_scheme")

@@ -98,6 +98,17 @@ class Task(ABC):
         It is not called for a run with `data.fold: all`, which validates nothing.
         """
 
+    def predicted_values(self, model: nn.Module, image: Tensor) -> Mapping[str, str | int | float]:
+        """Predict the values of one image, such as its class, by the names of their columns in a table.
+
+        `fusionseg predict` calls it if `info.gives_values` is True. `scheme` has the names of the classes.
+
+        Args:
+            model: the network, in evaluation mode. Autocast and no_grad are on.
+            image: (1, C, X, Y, Z), prepared as for the training, on the device of the network.
+        """
+        raise NotImplementedError
+
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Group the parameters that learn, for the optimizer.
 

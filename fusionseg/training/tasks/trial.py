@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -106,8 +106,23 @@ def _run_task(task: Task, config: RunConfig, device: torch.device, in_channels: 
     loss.backward()  # type: ignore[no-untyped-call]
     with torch.no_grad():
         output = network.eval()(*inputs)
+        if task.info.gives_values:
+            _check_values(name, task.predicted_values(network, inputs[0][:1]))
     if task.info.evaluation == "masks":
         check_outputs(name, [output], (batch, out_channels, *inputs[0].shape[2:]))
+
+
+def _check_values(name: str, values: Any) -> None:
+    """Refuse values that are no columns of a table.
+
+    Raises:
+        PartError: there is another form than a dictionary of numbers and strings.
+    """
+    form = isinstance(values, Mapping) and values and all(isinstance(key, str) for key in values)
+    if not form or not all(isinstance(value, str | int | float) for value in values.values()):
+        raise PartError(
+            f"{name}: predicted_values gives {values!r} (expected a dictionary of numbers and strings); correct it"
+        )
 
 
 def _example(task: Task, name: str, batch: int, in_channels: int) -> tuple[tuple[Tensor, ...], Any]:
