@@ -22,7 +22,7 @@ Kind = Literal["spacing", "shape", "intensity", "volume", "components", "annotat
 
 DEVIATIONS = 3.5
 """Least distance from the median, in robust standard deviations."""
-FACTORS = {"spacing": 1.5, "shape": 2.0, "intensity": 2.0, "volume": 3.0, "components": 2.0}
+FACTORS = {"spacing": 1.5, "shape": 2.0, "intensity": 2.0, "volume": 3.0, "components": 1.5}
 """Least factor between the value of a case and the median, by kind."""
 FEWEST_CASES = 5
 """With fewer values nothing is an outlier."""

@@ -13,7 +13,7 @@ import numpy as np
 from fusionseg.data.fingerprint.case import CaseFingerprint, Intensities
 from fusionseg.data.fingerprint.fingerprint import Fingerprint
 from fusionseg.data.fingerprint.outliers import Outliers
-from fusionseg.data.fingerprint.preview import Preview
+from fusionseg.data.fingerprint.preview import LONGEST_SIDE, Preview
 from fusionseg.observability.pictures import paint
 
 MOST_PICTURES = 24
@@ -34,7 +34,7 @@ th{background:#f2f5f9;position:sticky;top:0}th.sort{cursor:pointer}
 td.text,th.text{text-align:left}td.reason{text-align:left;white-space:normal}
 tr.out td:first-child{border-left:3px solid #d1495b}tr:target td{background:#fff3c4}
 .pictures{display:flex;flex-wrap:wrap;gap:12px}.pictures figure{margin:0;font-size:12px;width:126px}
-.pictures img{image-rendering:pixelated;background:#000;max-width:126px;display:block}
+.pictures img{image-rendering:pixelated;background:#000;display:block}
 .pictures .out{color:#b3263c}svg{width:100%;height:auto}a{color:#2b5d92}
 """
 _SORT = """
@@ -212,17 +212,25 @@ def _pictures(fingerprint: Fingerprint, outliers: Outliers) -> str:
     count = min(len(others), MOST_PICTURES - len(shown))
     shown += [others[index] for index in np.unique(np.linspace(0, len(others) - 1, count).astype(int))] if count else []
     links = case_anchors(fingerprint)
-    figures = "".join(
-        f"<figure><a href='{links[name]}'><img alt='' src='{_data_uri(fingerprint.previews[name])}'></a>"
-        f"<figcaption{' class=out' if name in outlying else ''}>{escape(name)}</figcaption></figure>"
-        for name in shown
-    )
+    figures = []
+    for name in shown:
+        preview = fingerprint.previews[name]
+        picture = f"<img alt='' width={_width(preview)} src='{_data_uri(preview)}'>"
+        kind = " class=out" if name in outlying else ""
+        figures.append(
+            f"<figure><a href='{links[name]}'>{picture}</a><figcaption{kind}>{escape(name)}</figcaption></figure>"
+        )
     planes = ", ".join(sorted({fingerprint.previews[name].plane for name in shown}))
     note = (
         f"<p class='note'>The {planes} slice with the most foreground of {len(shown)} cases, those of the list above"
         " first. The patient's right is on the left.</p>"
     )
-    return f"{note}<div class='pictures'>{figures}</div>"
+    return f"{note}<div class='pictures'>{''.join(figures)}</div>"
+
+
+def _width(preview: Preview) -> int:
+    """Width on the page, in pixels: small volumes are enlarged, all pictures have the same longer side."""
+    return round(LONGEST_SIDE * preview.shape[0] / max(preview.shape))
 
 
 def _data_uri(preview: Preview) -> str:
