@@ -17,3 +17,12 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
+
+
+def plain_number(value: float) -> str:
+    """Format a measurement with three or more digits, without an exponent where people expect none: 0.00123, 84200.
+
+    Args:
+        value: the measurement.
+    """
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"

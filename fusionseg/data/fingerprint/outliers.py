@@ -17,6 +17,7 @@ import numpy as np
 from fusionseg.data.fingerprint.case import AnnotationGap, CaseFingerprint
 from fusionseg.data.fingerprint.fingerprint import Fingerprint
 from fusionseg.utils.errors import some_of
+from fusionseg.utils.tables import plain_number
 
 Kind = Literal["spacing", "shape", "intensity", "volume", "components", "annotation"]
 
@@ -173,9 +174,12 @@ def _annotation(fingerprint: Fingerprint, name: str) -> Iterator[_Group]:
     yield _Group(
         "volume",
         len(present),
-        f"{name} has from {min(volumes, default=0):.3g} to {max(volumes, default=0):.3g} ml, and a volume far from the"
-        f" median ({typical:.3g} ml)",
-        [(present[i].name, f"{name} has {volumes[i]:.3g} ml (median {typical:.3g} ml)") for i in far],
+        f"{name} has from {plain_number(min(volumes, default=0))} to {plain_number(max(volumes, default=0))} ml, and a"
+        f" volume far from the median ({plain_number(typical)} ml)",
+        [
+            (present[i].name, f"{name} has {plain_number(volumes[i])} ml (median {plain_number(typical)} ml)")
+            for i in far
+        ],
     )
     counts = [float(case.outputs[name].components) for case in present]
     far, typical = _far(counts, "components")

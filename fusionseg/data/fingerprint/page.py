@@ -15,6 +15,7 @@ from fusionseg.data.fingerprint.fingerprint import Fingerprint
 from fusionseg.data.fingerprint.outliers import Outliers
 from fusionseg.data.fingerprint.preview import LONGEST_SIDE, Preview
 from fusionseg.observability.pictures import paint
+from fusionseg.utils.tables import plain_number
 
 MOST_PICTURES = 24
 MOST_COLUMNS = 8
@@ -150,7 +151,7 @@ def _intensity_table(fingerprint: Fingerprint) -> str:
             ("volume", fingerprint.whole_intensities(index)),
         ):
             if pooled is not None:
-                rows.append([escape(channel), where, *(f"{value:.5g}" for value in _values(pooled))])
+                rows.append([escape(channel), where, *(plain_number(value) for value in _values(pooled))])
     head = ["channel", "voxels of", "mean", "deviation", "lowest", *(f"{level:g} %" for level in LEVELS), "highest"]
     note = (
         "<p class='note'>All cases have the same weight. The volume is without the value that more than half of its"
@@ -172,7 +173,7 @@ def _output_table(fingerprint: Fingerprint) -> str:
         if present:
             volumes = np.array([one.volume_mm3 for one in present]) / 1000
             counts = [one.components for one in present]
-            cells += [f"{volume:.3g}" for volume in (volumes.min(), np.median(volumes), volumes.max())]
+            cells += [plain_number(volume) for volume in (volumes.min(), np.median(volumes), volumes.max())]
             cells += [f"{np.median(counts):g}", f"{max(counts)}", f"{sum(bool(one.gaps) for one in present)}"]
         rows.append(cells + [""] * (8 - len(cells)))
     kind = "region" if fingerprint.is_regions else "class"
@@ -276,10 +277,10 @@ def _cells(case: CaseFingerprint, channels: int, outputs: Sequence[str]) -> list
     ]
     for channel in range(channels):
         part = case.foreground[channel] or case.whole[channel]
-        cells.append(("" if part is None else f"{part.median:.4g}", ""))
+        cells.append(("" if part is None else plain_number(part.median), ""))
     for name in outputs:
         one = case.outputs.get(name)
-        cells.append(("" if one is None else f"{one.volume_mm3 / 1000:.4g}", ""))
+        cells.append(("" if one is None else plain_number(one.volume_mm3 / 1000), ""))
     if case.labelled:
         measured = case.outputs.values()
         cells += [(str(sum(one.components for one in measured)), ""), (str(sum(len(one.gaps) for one in measured)), "")]

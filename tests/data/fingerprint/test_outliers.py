@@ -71,7 +71,7 @@ def test_cases_that_vary_a_little_are_no_outliers() -> None:
         (replace(case(3), shape=(100, 100, 150)), "shape", "along z, 150 voxels"),
         (replace(case(3), foreground=(intensities(1100, 220),)), "intensity", "the foreground in CT is 1100"),
         (replace(case(3), foreground=(intensities(100, 120),)), "intensity", "deviation relative to the median"),
-        (liver(ml=20), "volume", "liver has 20 ml (median 1.56e+03 ml)"),
+        (liver(ml=20), "volume", "liver has 20 ml (median 1560 ml)"),
         (liver(components=7), "components", "(median 1); all but the largest have 24 of 1000 voxels"),
         (liver(voxels=0, ml=0, components=0), "annotation", "liver is not annotated; 19 of 20 cases have it"),
         (liver(gaps=(AnnotationGap(2, 5, 6), AnnotationGap(0, 7, 9))), "annotation", "z = 5, x = 7 to 8"),
