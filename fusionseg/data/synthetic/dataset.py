@@ -16,8 +16,8 @@ from typing import Any
 
 import nibabel as nib
 
-from fusionseg.data.synthetic.forms import DEFAULT_FORM, FORMS, Form, form_problem
-from fusionseg.utils.errors import UserError, WriteError
+from fusionseg.data.synthetic.forms import DEFAULT_FORM, FORMS, Form
+from fusionseg.utils.errors import UserError, WriteError, suggest
 from fusionseg.utils.files import PARTIAL, whole_file, writable_folder, write_text
 from fusionseg.utils.machine import available_cpus
 from fusionseg.utils.parallel import WorkerDied, map_cases
@@ -59,14 +59,13 @@ def write_dataset(
         WriteError: writing failed on the way; finished volumes stay.
     """
     out = Path(out)
-    if problem := form_problem(form):
-        raise UserError([problem])
-    drawn = FORMS[form]
     workers = available_cpus() if workers is None else workers
-    problems = [
+    problems = [] if form in FORMS else [f"synth: there is no form {form!r}; {suggest(form, FORMS)}"]
+    least_size = FORMS[form].least_size if form in FORMS else 1
+    problems += [
         f"synth: {name} is {value}; give at least {least}"
         for name, value, least in (
-            ("size", size, drawn.least_size),
+            ("size", size, least_size),
             ("cases", cases, 1),
             ("seed", seed, 0),
             ("workers", workers, 1),
@@ -114,7 +113,7 @@ def write_dataset(
 
     _remove_partial_files(out)
     if not dataset_json.exists():
-        write_text(dataset_json, json.dumps(_description(drawn, cases, parameters), indent=2) + "\n")
+        write_text(dataset_json, json.dumps(_description(FORMS[form], cases, parameters), indent=2) + "\n")
     (out / _MARKER).unlink(missing_ok=True)
     return dataset_json
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from fusionseg.data.synthetic import abdomen, brain, chest
 from fusionseg.data.synthetic.case import SynthCase
-from fusionseg.utils.errors import suggest
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,3 @@ FORMS: Mapping[str, Form] = {
         brain.make_case,
     ),
 }
-
-
-def form_problem(name: str) -> str | None:
-    """The problem of a name that is no form, with the nearest one; None if there is none."""
-    return None if name in FORMS else f"synth: there is no form {name!r}; {suggest(name, FORMS)}"
