@@ -23,6 +23,7 @@ import numpy as np
 from fusionseg.data.checks.case_check import CaseReport, check_case
 from fusionseg.data.checks.label_summary import label_lines, summarise_labels
 from fusionseg.data.fingerprint.fingerprint import DamagedCase, Fingerprint
+from fusionseg.data.fingerprint.kept import source_digest
 from fusionseg.data.formats.dataset import Case, Dataset
 from fusionseg.data.formats.ignored_entries import unlabelled_cases
 from fusionseg.data.formats.problems import Problem
@@ -158,6 +159,7 @@ def _fingerprint(dataset: Dataset, reports: Sequence[CaseReport]) -> Fingerprint
         damaged=tuple(
             DamagedCase(report.name, tuple(map(str, report.errors))) for report in reports if report.fingerprint is None
         ),
+        source=source_digest(dataset),
         previews={report.name: report.preview for report in reports if report.preview is not None},
     )
 

@@ -48,6 +48,7 @@ class Fingerprint:
         is_regions: True if the outputs are regions, which may overlap.
         cases: those that could be read, sorted by name.
         damaged: the others.
+        source: digest of the files that were read, see `fusionseg.data.fingerprint.kept`.
         previews: pictures by name of the case, for the page; the JSON does not keep them.
     """
 
@@ -57,6 +58,7 @@ class Fingerprint:
     is_regions: bool
     cases: tuple[CaseFingerprint, ...]
     damaged: tuple[DamagedCase, ...] = ()
+    source: str = ""
     previews: dict[str, Preview] = field(default_factory=dict, compare=False, repr=False)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fusionseg.config.data.labels import LabelSettings
 from fusionseg.data.checks.dataset_check import check_dataset
 from fusionseg.data.fingerprint.fingerprint import Fingerprint, read_json_fingerprint
+from fusionseg.data.fingerprint.kept import kept_fingerprint
 from fusionseg.data.fingerprint.reading import read_fingerprint
 from fusionseg.data.formats.dataset import Dataset, open_dataset
 from fusionseg.utils.errors import UserError
@@ -88,3 +91,21 @@ def test_pictures_are_kept_for_the_page_and_not_in_the_json(dataset: Dataset) ->
     assert one.plane == "axial" and one.image.shape == one.mask.shape and set(np.unique(one.mask)) <= {0, 1, 2}
     assert one.image[one.mask > 0].mean() > one.image[one.mask == 0].mean()
     assert "previews" not in json.dumps(found.to_json())
+
+
+def test_a_kept_fingerprint_is_used_while_the_files_are_the_same(dataset: Dataset, tmp_path: Path) -> None:
+    path = tmp_path / "fingerprint.json"
+    assert kept_fingerprint(path, dataset) is None
+    found = read_fingerprint(dataset, workers=1)
+    found.write(path)
+    assert kept_fingerprint(path, dataset) == found
+    other = open_dataset(dataset.root, labels=LabelSettings(classes={"one": ("ball1",)}), require_files=False)
+    assert kept_fingerprint(path, other) is None  # other classes
+    os.utime(dataset.training[1].images[0], ns=(0, 0))
+    assert kept_fingerprint(path, dataset) is None
+    dataset.training[1].images[0].unlink()
+    read_fingerprint(dataset, workers=1).write(path)
+    kept = kept_fingerprint(path, dataset)
+    assert kept is not None and [case.name for case in kept.damaged] == [dataset.training[1].name]
+    path.write_text("{")
+    assert kept_fingerprint(path, dataset) is None
