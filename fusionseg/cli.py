@@ -12,6 +12,7 @@ from fusionseg.commands.jobs import add_cancel, add_doctor, add_status, add_subm
 from fusionseg.commands.monitor import add_monitor
 from fusionseg.commands.results import add_compare, add_evaluate, add_predict
 from fusionseg.commands.shipped import add_configs
+from fusionseg.commands.tables import add_table
 from fusionseg.commands.training import add_pretrain, add_train
 from fusionseg.utils.errors import suggest
 from fusionseg.utils.streams import protect
@@ -27,6 +28,7 @@ COMMANDS = (
     add_predict,
     add_compare,
     add_submit,
+    add_table,
     add_status,
     add_cancel,
     add_doctor,

@@ -5,85 +5,27 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, model_validator
-
+from fusionseg.cluster.sweep_file import SweepConfig, SweepTable
 from fusionseg.config import RunConfig, validate
 from fusionseg.config.loading import lay_over, read_raw, validate_section
 from fusionseg.config.override import Override, parse_override
 from fusionseg.config.renaming import Dropped
-from fusionseg.config.section import Section
 from fusionseg.config.shipped.lookup import CONFIG, SWEEP, find_file, shown_path
-from fusionseg.config.yaml_location import read_yaml
+from fusionseg.config.yaml_location import Locations, read_yaml
+from fusionseg.runs.records import has_finished, last_end
 from fusionseg.utils.errors import UserError, some_of
 from fusionseg.utils.files import user_path
 
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 JOBS_FOLDER = "jobs"
 """Folder of the logs and of submitit's files, beside the run folders."""
 MAX_NAMED = 2
 """Runs that a message names; it counts the others."""
 _FIELD = re.compile(r"\{([^{}]+)\}")
-
-
-def _one_point() -> list[dict[str, Any]]:
-    return [{}]
-
-
-class SweepConfig(Section):
-    """The file of a sweep. Each point is run with every combination of the grid."""
-
-    name: Annotated[str, Field(pattern=_NAME)]
-    """Name of the folder of the runs, in the `output` of the base configuration."""
-    base: str
-    """Configuration of all runs: a file relative to this one, or the name of a shipped configuration."""
-    fixed: dict[str, Any] = Field(default_factory=dict, alias="set")
-    """`key.path: value` for all runs, over the base."""
-    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
-    """`key.path: [values]`: every combination is a run."""
-    points: list[dict[str, Any]] = Field(default_factory=_one_point, min_length=1)
-    """`key.path: value` for each point; `name`, if given, goes into the run's name."""
-    leave_out: list[dict[str, Any]] = Field(default_factory=list)
-    """Combinations that are not run. An entry leaves out every combination that has all of its values."""
-    run_name: str | None = None
-    """Template of a run's name, such as "{model.name}_seed{seed}"; {name} is the name of the point. Null joins the name
-    of the point and the values of the grid."""
-
-    @model_validator(mode="after")
-    def _keys_are_paths(self) -> SweepConfig:
-        problems = []
-        for where, keys in (("set", self.fixed), ("grid", self.grid)):
-            problems += [
-                f"{where}: {key!r} is no key path (expected keys joined by dots, such as model.name)"
-                for key in keys
-                if not _is_path(key)
-            ]
-            problems += [
-                f"{where}: {key} is set by the sweep itself: remove it" for key in keys if key in ("name", "output")
-            ]
-        for point in self.points:
-            problems += [
-                f"points: {key!r} is no key path (expected keys joined by dots, such as model.name)"
-                for key in point
-                if not _is_path(key)
-            ]
-            problems += [f"points: {key} is in the grid too: keep one of the two" for key in point if key in self.grid]
-            if not isinstance(point.get("name", ""), str):
-                problems.append(f"points: name: expected a string, got {point['name']!r}: put it in quotes")
-        varied = {*self.grid, *(key for point in self.points for key in point)}
-        for pattern in self.leave_out:
-            problems += [
-                f"leave_out: {key} varies neither in the grid nor in the points, so the entry never matches: remove it"
-                for key in pattern
-                if key not in varied
-            ]
-        if problems:
-            raise ValueError("\n".join(problems))
-        return self
 
 
 @dataclass(frozen=True)
@@ -93,6 +35,10 @@ class SweepRun:
     config: RunConfig
     settings: dict[str, Any]
     """The values of the point and of the grid, by key path."""
+    varied: dict[str, Any] = field(default_factory=dict)
+    """The values of the grid alone."""
+    point: str | None = None
+    """The name of the point."""
     dropped: tuple[Dropped, ...] = ()
     """Keys that were dropped because the name of their section changed."""
 
@@ -110,6 +56,73 @@ class Sweep:
     folder: Path
     """The folder that holds the run folders."""
     runs: list[SweepRun]
+    table: SweepTable = field(default_factory=SweepTable)
+    """The table of `fusionseg table`."""
+
+    def ensembles(self) -> list[list[SweepRun]]:
+        """The runs of each ensemble of the table: runs that differ in `table.ensemble_over` alone."""
+        over = self.table.ensemble_over
+        if over is None:
+            return []
+        groups: dict[str, list[SweepRun]] = {}
+        for run in self.runs:
+            same = run.varied if over == "name" else {**run.settings, "name": run.point}
+            key = json.dumps({key: value for key, value in same.items() if key != over}, default=str)
+            groups.setdefault(key, []).append(run)
+        return list(groups.values())
+
+    def unfinished(self) -> list[SweepRun]:
+        """The runs that have not reached their end."""
+        return [run for run in self.runs if (end := last_end(run.folder)) is None or not has_finished(end["status"])]
+
+
+def sweep_order(file: str | Path) -> list[Path]:
+    """List a sweep's file after the files of the sweeps that come before it (`after`), and those that come before them.
+
+    Args:
+        file: a path, or the name of a shipped sweep.
+
+    Raises:
+        UserError: a file does not exist or is not valid, or sweeps come before each other.
+    """
+    ordered: list[Path] = []
+
+    def visit(path: Path, on_the_way: tuple[Path, ...]) -> None:
+        if path in on_the_way:
+            names = " after ".join(one.stem for one in (*on_the_way, path))
+            raise UserError(f"{shown_path(path)}: after: {names}: sweeps cannot come before each other; remove one")
+        for earlier in _read(path)[0].after:
+            visit(find_file(SWEEP, earlier, path.parent), (*on_the_way, path))
+        if path not in ordered:
+            ordered.append(path)
+
+    visit(find_file(SWEEP, file), ())
+    return ordered
+
+
+def _read(path: Path) -> tuple[SweepConfig, Locations]:
+    """Read the file of a sweep, laid over the one that it extends, and the place of each key."""
+    raw, places = _read_raw(path)
+    return validate_section(SweepConfig, raw, places), places
+
+
+def _read_raw(path: Path, below: tuple[Path, ...] = ()) -> tuple[dict[str, Any], Locations]:
+    raw, places = read_yaml(path)
+    extended = raw.pop("extends", None)
+    if extended is None:
+        return raw, places
+    place = f"extends ({places[('extends',)]})"
+    if not isinstance(extended, str):
+        raise UserError(f"{place}: expected a file or the name of a shipped sweep, got {extended!r}")
+    try:
+        file = find_file(SWEEP, extended, path.parent, asking=path)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
+    if file in (path, *below):
+        raise UserError(f"{place}: {shown_path(file)} extends itself; remove the key from one of the files")
+    other, other_places = _read_raw(file, (path, *below))
+    kept = {keys: text for keys, text in other_places.items() if not keys or keys[0] not in raw}
+    return {**other, **raw}, {**kept, **places}
 
 
 def load_sweep(file: str | Path, overrides: Sequence[str] = ()) -> Sweep:
@@ -124,29 +137,28 @@ def load_sweep(file: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     """
     path = find_file(SWEEP, file)
     shown = shown_path(path)
-    raw, places = read_yaml(path)
-    sweep = validate_section(SweepConfig, raw, places)
+    sweep, places = _read(path)
     try:
         base_file = find_file(CONFIG, sweep.base, path.parent)
     except UserError as error:
         raise UserError(f"base ({places[('base',)]}): {error}") from None
-    base, base_places = read_raw(base_file)
     given = [parse_override(text, RunConfig) for text in overrides]
     varied_keys = [("name",), *map(_keys, {*sweep.grid, *(key for point in sweep.points for key in point)})]
     if own := [override.location for override in given if any(_overlap(override.keys, keys) for keys in varied_keys)]:
         raise UserError([f"{place}: varies in {shown}: change it there" for place in own])
-    output = _value(lay_over(base, base_places, given)[0], "output", RunConfig.model_fields["output"].default)
+    base = _Base(*read_raw(base_file), given, shown)
+    output = _value(base.with_settings({})[0], "output", RunConfig.model_fields["output"].default)
     folder = user_path(str(output)).absolute() / sweep.name
     runs: list[SweepRun] = []
     problems: dict[str, list[str]] = {}
     for settings, point in _combinations(sweep):
-        varied = [Override(_keys(key), value, f"{shown}, {key}") for key, value in {**sweep.fixed, **settings}.items()]
-        lost: list[Dropped] = []
-        values, value_places = lay_over(base, base_places, [*varied, *given], lost)
+        fixed = sweep.fixed | _filled_templates(sweep, base, settings, point, folder.parent)
+        values, value_places, lost = base.with_settings(fixed | settings)
         name = _run_name(sweep, values, settings, point)
         values |= {"name": name, "output": str(folder)}  # absolute, because a job may start in another folder
         try:
-            runs.append(SweepRun(validate(values, value_places), settings, tuple(lost)))
+            grid = {key: settings[key] for key in sweep.grid}
+            runs.append(SweepRun(validate(values, value_places), settings, grid, point, tuple(lost)))
         except UserError as error:
             for problem in error.problems:
                 problems.setdefault(problem, []).append(name)
@@ -155,7 +167,42 @@ def load_sweep(file: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     if not runs:
         raise UserError(f"{shown}: leave_out leaves no run: remove an entry from it")
     _refuse_equal_names(shown, runs)
-    return Sweep(path, folder, runs)
+    return Sweep(path, folder, runs, sweep.table)
+
+
+@dataclass(frozen=True)
+class _Base:
+    """The base configuration of a sweep, and the settings of the command line, which win."""
+
+    values: dict[str, Any]
+    places: Locations
+    given: list[Override]
+    shown: str
+    """The sweep's file, for messages."""
+
+    def with_settings(self, settings: Mapping[str, Any]) -> tuple[dict[str, Any], Locations, list[Dropped]]:
+        """Lay settings of the sweep and those of the command line over the base.
+
+        Args:
+            settings: values by key path.
+
+        Returns:
+            The values, their places, and the keys that were dropped because the name of their section changed.
+        """
+        varied = [Override(_keys(key), value, f"{self.shown}, {key}") for key, value in settings.items()]
+        lost: list[Dropped] = []
+        return *lay_over(self.values, self.places, [*varied, *self.given], lost), lost
+
+
+def _filled_templates(
+    sweep: SweepConfig, base: _Base, settings: Mapping[str, Any], point: str | None, output: Path
+) -> dict[str, str]:
+    """The values of the sweep's templates in one run, by key path, except for keys that the run sets itself."""
+    templates = {key: text for key, text in sweep.templates.items() if key not in settings}
+    if not templates:
+        return {}
+    values = base.with_settings({**sweep.fixed, **settings})[0] | {"output": str(output)}
+    return {key: _filled(text, values, point, f"templates: {key}") for key, text in templates.items()}
 
 
 def _combinations(sweep: SweepConfig) -> Iterator[tuple[dict[str, Any], str | None]]:
@@ -176,16 +223,7 @@ def _matches(pattern: Mapping[str, Any], settings: Mapping[str, Any], point: Map
 def _run_name(sweep: SweepConfig, values: dict[str, Any], settings: dict[str, Any], point: str | None) -> str:
     """The name of a run, which is the name of its folder: letters, digits, `.`, `_` and `-` only."""
     if sweep.run_name is not None:
-
-        def fill(match: re.Match[str]) -> str:
-            found = point if match[1] == "name" else _value(values, match[1], None)
-            if found is None:
-                raise UserError(
-                    f"run_name: {{{match[1]}}} has no value in some runs: use keys that the base or the sweep sets"
-                )
-            return _plain(found)
-
-        text = _FIELD.sub(fill, sweep.run_name)
+        text = _filled(sweep.run_name, values, point, "run_name")
     else:
         shown = settings if point is None else {key: settings[key] for key in sweep.grid}
         parts = [_plain(point)] if point is not None else []
@@ -194,6 +232,24 @@ def _run_name(sweep: SweepConfig, values: dict[str, Any], settings: dict[str, An
             parts.append(_plain(value) if isinstance(value, str | dict) else f"{last}{_plain(value)}")
         text = "-".join(parts) or "run"
     return re.sub(r"[^A-Za-z0-9._-]+", "_", text).lstrip("._-") or "run"
+
+
+def _filled(template: str, values: Mapping[str, Any], point: str | None, where: str) -> str:
+    """Replace each {key.path} of a template by its value, and {name} by the name of the point.
+
+    Raises:
+        UserError: a key has no value.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        found = point if match[1] == "name" else _value(values, match[1], None)
+        if found is None:
+            raise UserError(
+                f"{where}: {{{match[1]}}} has no value in some runs: use keys that the base or the sweep sets"
+            )
+        return _plain(found)
+
+    return _FIELD.sub(fill, template)
 
 
 def _plain(value: Any) -> str:
@@ -221,10 +277,6 @@ def _refuse_equal_names(shown: str, runs: list[SweepRun]) -> None:
 def _overlap(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
     """Tell whether one key path is equal to the other, or is its beginning."""
     return all(a == b for a, b in zip(one, other, strict=False))
-
-
-def _is_path(key: str) -> bool:
-    return all(key.split("."))
 
 
 def _keys(path: str) -> tuple[str, ...]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
-import sys
 import time
 from pathlib import Path
 
@@ -37,46 +35,10 @@ def add_submit(commands: Commands) -> None:
 
 def _submit(arguments: argparse.Namespace) -> int:
     with loading():
-        from fusionseg.cluster.local import check_devices, run_locally
-        from fusionseg.cluster.profile import load_cluster
-        from fusionseg.cluster.submission import decide_submissions, submissions_table
-        from fusionseg.cluster.submit import check_submission, only_one, sbatch_text, submit
-        from fusionseg.cluster.sweep import load_sweep
+        from fusionseg.commands.submission import submit_sweep
 
-    prefix = "cluster."
-    own = [text.removeprefix(prefix) for text in arguments.overrides if text.startswith(prefix)]
-    cluster = load_cluster(arguments.cluster, own)
-    sweep = load_sweep(arguments.sweep, [text for text in arguments.overrides if not text.startswith(prefix)])
-    submissions = decide_submissions(sweep, cluster)
-    due = sum(submission.is_due for submission in submissions)
-    print(f"{sweep.folder}: {len(submissions)} runs, {due} to {'do' if arguments.dry_run else 'submit'}\n")
-    print(submissions_table(submissions, cluster))
-    if not due:
-        return DONE
-    local = cluster.cluster == "local"
-    if arguments.dry_run and not local:
-        print(f"\n{sbatch_text(sweep, cluster, due)}")
-    no_slurm = arguments.dry_run and not local and shutil.which("sinfo") is None
-    if local:
-        check_devices(cluster)
-    check_submission(sweep, cluster, due, ask=not local and not no_slurm)
-    if no_slurm:
-        print(
-            "\nSLURM is not installed here (no sinfo), so it was not asked: on the login node it may refuse these jobs"
-        )
-    if arguments.dry_run:
-        return DONE
-    with only_one(sweep):
-        submissions = decide_submissions(sweep, cluster)  # again, since another process may have submitted it meanwhile
-        if local:
-            return FAILED if run_locally(sweep, submissions, cluster) else DONE
-
-        def announce(jobs: list[str]) -> None:
-            print(f"\nsubmitted {len(jobs)} runs as job {jobs[0].split('_')[0]}; see: fusionseg status {sweep.folder}")
-            sys.stdout.flush()
-
-        submit(sweep, submissions, cluster, announce)
-    return DONE
+    submitted = submit_sweep(arguments.sweep, arguments.cluster, arguments.overrides, dry_run=arguments.dry_run)
+    return FAILED if submitted.failed else DONE
 
 
 def add_status(commands: Commands) -> None:

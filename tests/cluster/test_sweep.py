@@ -11,6 +11,10 @@ from fusionseg.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 BASE = "base.yaml"
+NUM_RUNS = {
+    "table1": 15, "table1_pretraining": 12, "table2": 30, "masking": 4, "unets": 12, "cross_validation": 15,
+    "demo_sweep": 4, "vessels_table1": 15, "vessels_table1_pretraining": 12, "vessels_table2": 30,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -138,5 +142,5 @@ def test_a_missing_base_is_named(sweep_file: Path) -> None:
 @pytest.mark.parametrize("file", sorted((ROOT / "configs/sweeps").glob("*.yaml")), ids=lambda file: file.stem)
 def test_shipped_sweeps_resolve(file: Path) -> None:
     runs = load_sweep(file).runs
-    assert len(runs) == {"table2": 24, "masking": 4, "unets": 12, "cross_validation": 15, "demo_sweep": 4}[file.stem]
+    assert len(runs) == NUM_RUNS[file.stem]
     assert {run.folder.parent.name for run in runs} == {file.stem}

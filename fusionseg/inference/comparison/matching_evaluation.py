@@ -22,6 +22,10 @@ class MatchingEvaluation:
     """Whether some of its cases were trained on."""
     remarks: tuple[str, ...]
     """Differences from the training's validation, other than the geometry."""
+    others: tuple[Path, ...] = ()
+    """The other runs of an ensemble."""
+    folder: Path = Path()
+    """The folder of the results."""
 
 
 def matching_evaluation(run: Path, validation: Mapping[str, Any], weights: str) -> MatchingEvaluation | None:
@@ -61,6 +65,28 @@ def matching_evaluation(run: Path, validation: Mapping[str, Any], weights: str) 
     return None
 
 
+def ensemble_evaluations(run: Path, validation: Mapping[str, Any], weights: str) -> list[MatchingEvaluation]:
+    """Find the evaluations of ensembles of a run and others, on the validation cases of the run.
+
+    Args:
+        run: the run folder.
+        validation: the record of the validation that the table shows for the run alone.
+        weights: "last" or "best".
+    """
+    found = []
+    for folder, summary in evaluations_of(run):
+        request = summary.get("request")
+        if not isinstance(request, dict) or not request.get("with") or request.get("dataset") is not None:
+            continue
+        if request.get("checkpoint") == weights and _is_of(summary, validation, weights):
+            remarks = tuple(f"was evaluated with {option}" for option in _changed_options(request))
+            others = tuple(Path(str(other)) for other in request["with"])
+            found.append(
+                MatchingEvaluation(_metrics(summary), bool(summary.get("trained_on")), remarks, others, folder)
+            )
+    return found
+
+
 def _differing_options(folder: Path, summary: Mapping[str, Any]) -> list[str] | None:
     """Options of the prediction that differ from the run's own settings; None if the cases or the networks differ."""
     request = summary.get("request")
@@ -68,6 +94,10 @@ def _differing_options(folder: Path, summary: Mapping[str, Any]) -> list[str] | 
         return [] if folder.name == EVALUATION and summary and "averaged_with" not in summary else None
     if request.get("dataset") is not None or request.get("with"):
         return None
+    return _changed_options(request)
+
+
+def _changed_options(request: Mapping[str, Any]) -> list[str]:
     options = [option for option in ("--tta", "--include-trained") if request.get(option[2:].replace("-", "_"))]
     return options + ([] if request.get("overlap") is None else [f"--overlap {request['overlap']}"])
 

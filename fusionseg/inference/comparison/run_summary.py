@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,11 @@ from typing import Any
 from fusionseg.config.data.splits import ALL
 from fusionseg.config.outside import PartError
 from fusionseg.config.parts.task import TaskInfo, task_info
-from fusionseg.inference.comparison.matching_evaluation import matching_evaluation
+from fusionseg.inference.comparison.matching_evaluation import (
+    MatchingEvaluation,
+    ensemble_evaluations,
+    matching_evaluation,
+)
 from fusionseg.runs.cases.split_file import NO_VALIDATION, plain_split
 from fusionseg.runs.environment import read_environment
 from fusionseg.runs.json_files import is_number
@@ -32,6 +37,10 @@ VALIDATED_ON_TRAINING_CASES = "validated on cases that were trained on"
 UNKNOWN_START = "started from weights that do not say what they were trained on"
 STOPPED_BY_PLATEAU = "stopped by stop.plateau, so that its last step was chosen by the validation too"
 
+
+OF_PRETRAINING = " of init_from"
+"""Added to the names of scores of the pre-training that a run started from."""
+_REPETITION = re.compile(r"(?:^|[-_.])(?:fold_seed|seed|fold)_?\d+(?=$|[-_.])")
 
 _LABEL_GROUPS = tuple(f"data.{key}" for key in ("labels", "classes", "regions", "annotated"))
 _MAX_TEXT = 60
@@ -60,6 +69,8 @@ class RunSummary:
     """Summary of a run."""
 
     path: Path
+    name: str
+    """Name of the run folder; of an ensemble, the names of its runs."""
     task: TaskInfo
     config: dict[str, Any]
     """Plain values by dotted key; only those that the results depend on."""
@@ -76,6 +87,13 @@ class RunSummary:
     """Reasons why the metrics are not those of a run that was validated on unseen cases."""
     remarks: tuple[str, ...] = ()
     """Notes for below the table."""
+    ensembles: tuple[MatchingEvaluation, ...] = ()
+    """Evaluations of ensembles of this run and others."""
+
+
+def name_without_repetition(name: str) -> str:
+    """A name without its seed and fold, in the form that a sweep gives them: `unet-seed0` becomes `unet`."""
+    return _REPETITION.sub("", name).strip("-_.") or name
 
 
 def summarise_run(run: Path, weights: str) -> RunSummary:
@@ -107,6 +125,9 @@ def summarise_run(run: Path, weights: str) -> RunSummary:
         metrics = {**{f"{key}{FILES}": value for key, value in found.metrics.items()}, **metrics}
         trained_on = trained_on or found.trained_on
         remarks += found.remarks
+    ensembles = ensemble_evaluations(run, chosen, weights) if task.evaluation == "masks" and chosen is not None else []
+    if metrics and plain.get("init_from"):
+        metrics |= _pretraining_score(Path(str(plain["init_from"])))
     on_all = plain["data"].get("fold") == ALL
     if metrics or on_all:
         metrics |= _cost(records, read_environment(run))
@@ -120,6 +141,7 @@ def summarise_run(run: Path, weights: str) -> RunSummary:
     config = dict(_dotted(resume_relevant(plain)))
     return RunSummary(
         path=run,
+        name=run.name,
         task=task,
         config=config,
         key=_configuration_key(config),
@@ -129,7 +151,31 @@ def summarise_run(run: Path, weights: str) -> RunSummary:
         metrics=metrics,
         marks=tuple(marks),
         remarks=tuple(remarks),
+        ensembles=tuple(ensembles),
     )
+
+
+def _pretraining_score(start: Path) -> dict[str, float]:
+    """The score of the last validation of the pre-training that a run started from; empty if it was another start.
+
+    Args:
+        start: `init_from` of the run.
+    """
+    run = start.parent.parent if start.suffix == ".pt" else start
+    try:
+        task = _task(run, plain_config(run))
+    except UserError:
+        return {}
+    if task.evaluation != "reconstruction":
+        return {}
+    validations = [record for record in sift_records(run)[0] if record["kind"] == RecordKind.VAL]
+    scores = _validation_metrics(validations[-1]) if validations else {}
+    return {
+        f"{name}{OF_PRETRAINING} ({grid}": value
+        for key, value in scores.items()
+        for name, _, grid in [key.partition(" (")]
+        if name == task.score
+    }
 
 
 def _chosen_validation(validations: Sequence[Record], score: str, weights: str) -> Record | None:

@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import csv
 import io
+from pathlib import Path
 from typing import Any
 
 from fusionseg.inference.comparison.rows import COST, Comparison, Row, Spread, TaskTable, is_score
 from fusionseg.inference.comparison.run_summary import FILES, PATCHES, PREPARED
 from fusionseg.utils.errors import some_of
+from fusionseg.utils.files import write_text
 from fusionseg.utils.tables import markdown_table
 
 _MAX_NAMED = 5
 
 
 def comparison_markdown(comparison: Comparison) -> str:
-    """Format a comparison as Markdown: mean ± standard deviation, the best score of each data set in bold, notes."""
+    """Format a comparison as Markdown: mean ± standard deviation, notes; of each data set the best score in bold, and
+    the second best in italics if there are three or more."""
     marks = list(dict.fromkeys(mark for row in comparison.rows for mark in row.marks))
     blocks = []
     for table in comparison.tables:
         title = f"{table.task}:\n\n" if len(comparison.tables) > 1 else ""
         blocks.append(title + markdown_table(_cells(table, marks)))
     return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in _notes(comparison, marks))])
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> str:
+    """Write compare.md and compare.csv, and return the Markdown."""
+    table = comparison_markdown(comparison)
+    write_text(folder / "compare.md", table + "\n")
+    write_text(folder / "compare.csv", comparison_csv(comparison))
+    return table
 
 
 def comparison_csv(comparison: Comparison) -> str:
@@ -59,17 +70,18 @@ def _cells(table: TaskTable, marks: list[str]) -> list[list[str]]:
     body = [[*cells, _runs_text(row, marks)] for cells, row in zip(body, table.rows, strict=True)]
     for metric in table.metrics:
         header.append(metric)
-        best = _best_means(table, metric, names)
+        ranked = _ranked_means(table, metric, names)
         for cells, row, name in zip(body, table.rows, names, strict=True):
             spread = row.spread(metric)
             text = _spread_text(metric, spread, len(row.runs))
-            is_best = spread is not None and spread.mean == best.get(name) and not row.is_validated_on_training_cases
-            cells.append(f"**{text}**" if is_best else text)
+            means = [] if row.is_validated_on_training_cases or spread is None else ranked.get(name, [])
+            rank = means.index(spread.mean) if means and spread is not None else None
+            cells.append(f"**{text}**" if rank == 0 else f"*{text}*" if rank == 1 and len(means) > 2 else text)
     return [header, *body]
 
 
-def _best_means(table: TaskTable, metric: str, names: list[str]) -> dict[str, float]:
-    """The best mean of a score by data set, where at least two rows can be compared."""
+def _ranked_means(table: TaskTable, metric: str, names: list[str]) -> dict[str, list[float]]:
+    """The means of a score by data set, the best first, where at least two rows can be compared."""
     if not is_score(metric):
         return {}
     means: dict[str, list[float]] = {}
@@ -77,7 +89,7 @@ def _best_means(table: TaskTable, metric: str, names: list[str]) -> dict[str, fl
         spread = row.spread(metric)
         if spread is not None and not row.is_validated_on_training_cases:
             means.setdefault(name, []).append(spread.mean)
-    return {name: max(values) for name, values in means.items() if len(values) > 1}
+    return {name: sorted(set(values), reverse=True) for name, values in means.items() if len(values) > 1}
 
 
 def _notes(comparison: Comparison, marks: list[str]) -> list[str]:
@@ -106,7 +118,7 @@ def _notes(comparison: Comparison, marks: list[str]) -> list[str]:
     remarks: dict[str, list[str]] = {}
     for run in runs:
         for remark in run.remarks:
-            remarks.setdefault(remark, []).append(run.path.name)
+            remarks.setdefault(remark, []).append(run.name)
     notes += [f"{some_of(names, _MAX_NAMED)}: {remark}" for remark, names in remarks.items()]
     return [*notes, *(f"left out: {problem}" for problem in comparison.damaged)]
 

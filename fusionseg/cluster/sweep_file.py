@@ -1,0 +1,99 @@
+"""The file of a sweep: its keys, and the checks that need no configuration."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from fusionseg.config.section import Section
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+def _one_point() -> list[dict[str, Any]]:
+    return [{}]
+
+
+class SweepTable(Section):
+    """The table that `fusionseg table` makes of a sweep."""
+
+    rows: Literal["settings", "name"] = "settings"
+    """What a row shows of its runs: the settings in which the rows differ, or the names of the runs without seed and
+    fold."""
+    metrics: list[str] = Field(default_factory=list)
+    """Columns, such as parameters, dice (files), hd95_mm (files); none listed shows all."""
+    ensemble_over: str | None = None
+    """Also a row for the ensemble of the runs that differ in this key of the grid alone; `name`: in the point alone."""
+
+
+class SweepConfig(Section):
+    """The file of a sweep. Each point is run with every combination of the grid.
+
+    `extends` names another sweep, whose keys this file replaces one by one.
+    """
+
+    name: Annotated[str, Field(pattern=_NAME)]
+    """Name of the folder of the runs, in the `output` of the base configuration."""
+    base: str
+    """Configuration of all runs: a file relative to this one, or the name of a shipped configuration."""
+    fixed: dict[str, Any] = Field(default_factory=dict, alias="set")
+    """`key.path: value` for all runs, over the base."""
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
+    """`key.path: [values]`: every combination is a run."""
+    points: list[dict[str, Any]] = Field(default_factory=_one_point, min_length=1)
+    """`key.path: value` for each point; `name`, if given, goes into the run's name."""
+    leave_out: list[dict[str, Any]] = Field(default_factory=list)
+    """Combinations that are not run. An entry leaves out every combination that has all of its values."""
+    templates: dict[str, str] = Field(default_factory=dict)
+    """`key.path: text` for all runs, filled as `run_name`; {output} is the folder of all sweeps. Points and grid win.
+    So each run can start from a run of another sweep: `init_from: "{output}/pretraining/{name}-seed{seed}"`."""
+    after: list[str] = Field(default_factory=list)
+    """Sweeps that `fusionseg table` runs before this one: files relative to this one, or names of shipped sweeps."""
+    table: SweepTable = Field(default_factory=SweepTable)
+    """The table of `fusionseg table`."""
+    run_name: str | None = None
+    """Template of a run's name, such as "{model.name}_seed{seed}"; {name} is the name of the point. Null joins the name
+    of the point and the values of the grid."""
+
+    @model_validator(mode="after")
+    def _keys_are_paths(self) -> SweepConfig:
+        problems = []
+        for where, keys in (("set", self.fixed), ("templates", self.templates), ("grid", self.grid)):
+            problems += [
+                f"{where}: {key!r} is no key path (expected keys joined by dots, such as model.name)"
+                for key in keys
+                if not _is_path(key)
+            ]
+            problems += [
+                f"{where}: {key} is set by the sweep itself: remove it" for key in keys if key in ("name", "output")
+            ]
+        for point in self.points:
+            problems += [
+                f"points: {key!r} is no key path (expected keys joined by dots, such as model.name)"
+                for key in point
+                if not _is_path(key)
+            ]
+            problems += [f"points: {key} is in the grid too: keep one of the two" for key in point if key in self.grid]
+            if not isinstance(point.get("name", ""), str):
+                problems.append(f"points: name: expected a string, got {point['name']!r}: put it in quotes")
+        over = self.table.ensemble_over
+        if over is not None and over not in self.grid and not (over == "name" and len(self.points) > 1):
+            problems.append(
+                f"table: ensemble_over: {over!r} does not vary (expected name, or a key of the grid:"
+                f" {', '.join(self.grid) or 'it is empty'})"
+            )
+        varied = {*self.grid, *(key for point in self.points for key in point)}
+        for pattern in self.leave_out:
+            problems += [
+                f"leave_out: {key} varies neither in the grid nor in the points, so the entry never matches: remove it"
+                for key in pattern
+                if key not in varied
+            ]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def _is_path(key: str) -> bool:
+    return all(key.split("."))

@@ -1,0 +1,72 @@
+"""The submission of a sweep, as `submit` and `table` make it: decide, print, and train or queue the runs."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fusionseg.cluster.local import check_devices, run_locally
+from fusionseg.cluster.profile import load_cluster
+from fusionseg.cluster.submission import decide_submissions, submissions_table
+from fusionseg.cluster.submit import check_submission, only_one, sbatch_text, submit
+from fusionseg.cluster.sweep import Sweep, load_sweep
+
+_PROFILE = "cluster."
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A sweep whose runs have been submitted, or trained on this machine."""
+
+    sweep: Sweep
+    failed: int = 0
+    """Number of runs that were trained here and failed."""
+
+
+def submit_sweep(file: str | Path, profile: str, overrides: Sequence[str], *, dry_run: bool = False) -> Submitted:
+    """Submit the runs of a sweep that are due, and print them. On this machine, train them and wait for them.
+
+    Args:
+        file: the file or the name of the sweep.
+        profile: the file or the name of the cluster profile.
+        overrides: `key.path=value` settings for all runs; `cluster.KEY=value` is for the profile.
+        dry_run: print every run and the batch script; submit nothing.
+
+    Raises:
+        UserError: the sweep, the profile or the machine does not allow it; with all problems.
+    """
+    cluster = load_cluster(profile, [text.removeprefix(_PROFILE) for text in overrides if text.startswith(_PROFILE)])
+    sweep = load_sweep(file, [text for text in overrides if not text.startswith(_PROFILE)])
+    submissions = decide_submissions(sweep, cluster)
+    due = sum(submission.is_due for submission in submissions)
+    print(f"{sweep.folder}: {len(submissions)} runs, {due} to {'do' if dry_run else 'submit'}\n")
+    print(submissions_table(submissions, cluster))
+    if not due:
+        return Submitted(sweep)
+    local = cluster.cluster == "local"
+    if dry_run and not local:
+        print(f"\n{sbatch_text(sweep, cluster, due)}")
+    no_slurm = dry_run and not local and shutil.which("sinfo") is None
+    if local:
+        check_devices(cluster)
+    check_submission(sweep, cluster, due, ask=not local and not no_slurm)
+    if no_slurm:
+        print(
+            "\nSLURM is not installed here (no sinfo), so it was not asked: on the login node it may refuse these jobs"
+        )
+    if dry_run:
+        return Submitted(sweep)
+    with only_one(sweep):
+        submissions = decide_submissions(sweep, cluster)  # again, since another process may have submitted it meanwhile
+        if local:
+            return Submitted(sweep, run_locally(sweep, submissions, cluster))
+
+        def announce(jobs: list[str]) -> None:
+            print(f"\nsubmitted {len(jobs)} runs as job {jobs[0].split('_')[0]}; see: fusionseg status {sweep.folder}")
+            sys.stdout.flush()
+
+        submit(sweep, submissions, cluster, announce)
+    return Submitted(sweep)

@@ -1,0 +1,99 @@
+"""The command `table`: from a sweep to its table of results."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from fusionseg.commands.base import Commands, add_command, loading
+from fusionseg.utils.exit_status import DONE, FAILED
+
+if TYPE_CHECKING:
+    from fusionseg.cluster.sweep import Sweep
+
+
+def add_table(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "table",
+        "the table of a sweep: train what is missing, evaluate every run, compare; the same command again continues",
+        """fusionseg table table2 data.root=/data/PARSE output=/scratch/runs
+  fusionseg table table1 --cluster t4 data.root=/data/PARSE output=/scratch/runs
+  fusionseg table hippocampus_views cluster.gpus_per_node=0 data.root=/data/Task04_Hippocampus output=runs""",
+        _table,
+    )
+    parser.add_argument("sweep", help="YAML file of the sweep, or the name of a shipped one")
+    parser.add_argument(
+        "--cluster",
+        default="local",
+        metavar="FILE|NAME",
+        help="cluster profile for the trainings (default: local, this machine)",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.path=value", help="for all runs; cluster.KEY=value is for the profile"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print every run and the batch script; train and submit nothing"
+    )
+    parser.add_argument(
+        "--device", default="auto", choices=("auto", "cuda", "cpu"), help="where to evaluate (default auto)"
+    )
+
+
+def _table(arguments: argparse.Namespace) -> int:
+    with loading():
+        from fusionseg.cluster.sweep import sweep_order
+        from fusionseg.commands.submission import submit_sweep
+
+    files = sweep_order(arguments.sweep)
+    for file in files:
+        submitted = submit_sweep(file, arguments.cluster, arguments.overrides, dry_run=arguments.dry_run)
+        sweep, failed = submitted.sweep, submitted.failed
+        unfinished = len(sweep.unfinished())
+        if arguments.dry_run and unfinished:
+            return DONE  # a later sweep starts from these runs, and cannot be checked without them
+        if unfinished > failed or (failed and file != files[-1]):
+            done = len(sweep.runs) - unfinished
+            print(
+                f"\n{sweep.folder}: {done} of {len(sweep.runs)} runs are finished; the same command continues, and"
+                " makes the table when all are"
+            )
+            return FAILED if failed else DONE
+    if arguments.dry_run:
+        return DONE
+    complete = _evaluate(sweep, arguments.device)
+    _write(sweep)
+    return DONE if complete and not failed else FAILED
+
+
+def _evaluate(sweep: Sweep, device: str) -> bool:
+    """Evaluate the runs of a sweep and the ensembles of its table; tell whether all cases could be scored."""
+    from fusionseg.inference.evaluation.one_run import EvaluationOptions, evaluate_run
+    from fusionseg.inference.evaluation.several_runs import evaluate_runs
+    from fusionseg.inference.predictor import PredictOptions
+    from fusionseg.runs.paths import has_weights
+
+    prediction = PredictOptions(device, "last")
+    outcomes = evaluate_runs([run.folder for run in sweep.runs], EvaluationOptions(prediction, skip_existing=True))
+    complete = outcomes.all_complete
+    for first, *others in sweep.ensembles():
+        folders = [run.folder for run in others]
+        if folders and all(map(has_weights, (first.folder, *folders))):
+            options = EvaluationOptions(prediction, others=folders, skip_existing=True)
+            complete &= evaluate_run(first.folder, options).is_complete
+    return complete
+
+
+def _write(sweep: Sweep) -> None:
+    """Print the table, and write it into the folder of the sweep."""
+    from fusionseg.inference.comparison.layout import with_metrics, with_names
+    from fusionseg.inference.comparison.rows import compare
+    from fusionseg.inference.comparison.table import write_comparison
+
+    wanted = sweep.table
+    comparison = compare([run.folder for run in sweep.runs], ensembles=wanted.ensemble_over is not None)
+    if wanted.metrics:
+        comparison = with_metrics(comparison, wanted.metrics)
+    if wanted.rows == "name":
+        comparison = with_names(comparison)
+    print(f"\n{write_comparison(comparison, sweep.folder)}")

@@ -1,0 +1,56 @@
+"""Layout of a table over runs for a paper: rows with the names of the runs, and chosen columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fusionseg.inference.comparison.rows import Comparison, Row
+from fusionseg.inference.comparison.run_summary import name_without_repetition
+from fusionseg.utils.errors import UserError, some_of, suggest
+
+NAME = "name"
+"""The column of the rows' names."""
+_MAX_NAMES = 3
+
+
+def with_names(comparison: Comparison) -> Comparison:
+    """Replace the columns of settings by one column: the names of the row's runs, without seed and fold.
+
+    A sweep names its runs by their settings, such as `swin_unetr-seed0`; this row is called `swin_unetr`.
+    """
+    tables = [
+        replace(table, settings=[NAME], rows=[replace(row, settings={NAME: row_name(row)}) for row in table.rows])
+        for table in comparison.tables
+    ]
+    return replace(comparison, tables=tables)
+
+
+def row_name(row: Row) -> str:
+    """The name that the runs of a row share; several names if they do not share one."""
+    return some_of(list(dict.fromkeys(name_without_repetition(run.name) for run in row.runs)), _MAX_NAMES)
+
+
+def with_metrics(comparison: Comparison, names: Sequence[str]) -> Comparison:
+    """Keep the chosen columns of metrics, in the order of the names.
+
+    Args:
+        comparison: the tables.
+        names: a metric with its grid, such as "dice (files)", or without it, which stands for all grids of the metric.
+
+    Raises:
+        UserError: no table has a metric of a name; all such names are listed.
+    """
+    known = list(dict.fromkeys(metric for table in comparison.tables for metric in table.metrics))
+    unknown = [name for name in names if not any(_matches(metric, name) for metric in known)]
+    if unknown:
+        raise UserError(f"--metrics: these runs have no metric {name!r}; {suggest(name, known)}" for name in unknown)
+    tables = []
+    for table in comparison.tables:
+        chosen = (metric for name in names for metric in table.metrics if _matches(metric, name))
+        tables.append(replace(table, metrics=list(dict.fromkeys(chosen))))
+    return replace(comparison, tables=tables)
+
+
+def _matches(metric: str, name: str) -> bool:
+    return name in (metric, metric.partition(" (")[0])
