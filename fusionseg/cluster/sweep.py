@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -122,7 +123,18 @@ def _read_raw(path: Path, below: tuple[Path, ...] = ()) -> tuple[dict[str, Any],
         raise UserError(f"{place}: {shown_path(file)} extends itself; remove the key from one of the files")
     other, other_places = _read_raw(file, (path, *below))
     kept = {keys: text for keys, text in other_places.items() if not keys or keys[0] not in raw}
-    return {**other, **raw}, {**kept, **places}
+    return {**_with_own_paths(other, file), **raw}, {**kept, **places}
+
+
+def _with_own_paths(raw: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The keys of an extended file. Its files are found from its own folder; what is not found is reported later."""
+    found = dict(raw)
+    with suppress(UserError):
+        if isinstance(raw.get("base"), str):
+            found["base"] = str(find_file(CONFIG, raw["base"], path.parent))
+        if isinstance(raw.get("after"), list):
+            found["after"] = [str(find_file(SWEEP, str(name), path.parent)) for name in raw["after"]]
+    return found
 
 
 def load_sweep(file: str | Path, overrides: Sequence[str] = ()) -> Sweep:

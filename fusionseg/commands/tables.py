@@ -93,7 +93,7 @@ def _write(sweep: Sweep) -> None:
     wanted = sweep.table
     comparison = compare([run.folder for run in sweep.runs], ensembles=wanted.ensemble_over is not None)
     if wanted.metrics:
-        comparison = with_metrics(comparison, wanted.metrics)
+        comparison = with_metrics(comparison, wanted.metrics, must_exist=False)
     if wanted.rows == "name":
         comparison = with_names(comparison)
     print(f"\n{write_comparison(comparison, sweep.folder)}")

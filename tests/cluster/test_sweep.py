@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from fusionseg.cluster.sweep import load_sweep
+from fusionseg.cluster.sweep import load_sweep, sweep_order
 from fusionseg.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 BASE = "base.yaml"
 NUM_RUNS = {
     "table1": 15, "table1_pretraining": 12, "table2": 30, "masking": 4, "unets": 12, "cross_validation": 15,
-    "demo_sweep": 4, "vessels_table1": 15, "vessels_table1_pretraining": 12, "vessels_table2": 30,
+    "demo_sweep": 4, "pancreas_unets": 12, "hippocampus_views": 9, "vessels_table1": 15,
+    "vessels_table1_pretraining": 12, "vessels_table2": 30,
 }  # fmt: skip
 
 
@@ -144,3 +145,60 @@ def test_shipped_sweeps_resolve(file: Path) -> None:
     runs = load_sweep(file).runs
     assert len(runs) == NUM_RUNS[file.stem]
     assert {run.folder.parent.name for run in runs} == {file.stem}
+
+
+def test_templates_are_filled_in_each_run(sweep_file: Path) -> None:
+    text = """
+points: [{name: scratch, init_from: null}, {name: hidden}]
+templates: {init_from: "{output}/pre/{name}-{model.name}-seed{seed}"}
+grid: {model.name: [unet, resunet], seed: [0, 1]}
+"""
+    names(sweep_file, text, "output=/x")
+    starts = {run.config.name: run.config.init_from for run in load_sweep(sweep_file, ["output=/x"]).runs}
+    assert starts["scratch-unet-seed0"] is None
+    assert starts["hidden-unet-seed0"] == "/x/pre/hidden-unet-seed0"
+    assert starts["hidden-resunet-seed1"] == "/x/pre/hidden-resunet-seed1"
+    (problem,) = problems(sweep_file, "templates: {init_from: '{model.nme}'}")
+    assert problem.startswith("templates: init_from: {model.nme} has no value")
+
+
+def test_a_sweep_extends_another(sweep_file: Path) -> None:
+    sweep_file.write_text(f"name: s\nbase: {BASE}\nset: {{train.steps: 700}}\ngrid: {{seed: [0, 1]}}")
+    other = sweep_file.with_name("other.yaml")
+    other.write_text("extends: sweep.yaml\nname: t\ngrid: {seed: [5]}")
+    assert [(run.config.name, run.config.train.steps) for run in load_sweep(other, ["output=/x"]).runs] == [
+        ("seed5", 700)
+    ]
+    assert load_sweep(other, ["output=/x"]).folder == Path("/x/t")
+    other.write_text("extends: sweep.yaml\ngird: {seed: [5]}")
+    with pytest.raises(UserError, match=r"gird \(.*other\.yaml.*did you mean grid"):
+        load_sweep(other)
+    other.write_text("extends: third.yaml")
+    sweep_file.with_name("third.yaml").write_text("extends: other.yaml")
+    with pytest.raises(UserError, match=r"extends \(.*third\.yaml.*extends itself"):
+        load_sweep(other)
+
+
+def test_sweeps_that_come_before(sweep_file: Path) -> None:
+    text = f"base: {BASE}\nafter: "
+    for name, after in (("a", "[]"), ("b", "[a]"), ("c", "[b.yaml, a]")):
+        sweep_file.with_name(f"{name}.yaml").write_text(f"name: {name}\n{text}{after}")
+    assert [file.stem for file in sweep_order(sweep_file.with_name("c.yaml"))] == ["a", "b", "c"]
+    sweep_file.with_name("a.yaml").write_text(f"name: a\n{text}[b]")
+    with pytest.raises(UserError, match="b after a after b: sweeps cannot come before each other"):
+        sweep_order(sweep_file.with_name("b.yaml"))
+
+
+def test_ensembles_are_runs_that_differ_in_one_key(sweep_file: Path) -> None:
+    text = (
+        "points: [{name: a, optim.lr: 1e-3}, {name: b, optim.lr: 1e-2}]\ngrid: {seed: [0, 1], data.fold: [0]}\ntable: "
+    )
+    for over, expected in (
+        ("name", [["a-seed0-fold0", "b-seed0-fold0"], ["a-seed1-fold0", "b-seed1-fold0"]]),
+        ("seed", [["a-seed0-fold0", "a-seed1-fold0"], ["b-seed0-fold0", "b-seed1-fold0"]]),
+    ):
+        names(sweep_file, f"{text}{{ensemble_over: {over}}}")
+        found = load_sweep(sweep_file).ensembles()
+        assert [[run.config.name for run in group] for group in found] == expected
+    (problem,) = problems(sweep_file, "grid: {seed: [0]}\ntable: {ensemble_over: sead}")
+    assert "ensemble_over: 'sead' does not vary (expected name, or a key of the grid: seed)" in problem

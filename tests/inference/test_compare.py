@@ -16,7 +16,9 @@ import pytest
 
 from fusionseg.cli import main
 from fusionseg.config import dump_config, validate
+from fusionseg.inference.comparison.layout import with_names
 from fusionseg.inference.comparison.rows import compare
+from fusionseg.inference.comparison.run_summary import name_without_repetition
 from fusionseg.inference.comparison.table import comparison_csv, comparison_markdown
 from fusionseg.utils.errors import UserError
 
@@ -350,3 +352,76 @@ def test_the_command_prints_and_writes_the_table(tmp_path: Path, capsys: pytest.
     assert (row["weights"], row[DICE], row["data_set"]) == ("last", "0.8", "T")
     assert main(["compare", str(tmp_path / "runs"), "--checkpoint", "best"]) == 0
     assert table(capsys.readouterr().out)[0][DICE] == "0.9000"
+
+
+def test_the_second_best_of_three_is_in_italics(tmp_path: Path) -> None:
+    for number, score in enumerate((0.7, 0.9, 0.8)):
+        write_run(tmp_path / f"r{number}", [score], optim={"lr": 10.0**-number})
+    assert [row[DICE] for row in table(compared(tmp_path))] == ["0.7000", "**0.9000**", "*0.8000*"]
+    write_run(tmp_path / "leak", [0.95], optim={"lr": 1e-5}, val={"trained_on": 1})
+    assert sorted(row[DICE] for row in table(compared(tmp_path))) == ["**0.9000**", "*0.8000*", "0.7000", "0.9500"]
+    assert [row[DICE] for row in table(compared(tmp_path / "r0", tmp_path / "r1"))] == ["0.7000", "**0.9000**"]
+
+
+def test_rows_by_name_and_chosen_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, rate in (("small", 1e-3), ("large", 1e-2)):
+        for seed in range(2):
+            write_run(tmp_path / f"{name}-seed{seed}", [0.5 + seed / 10], seed=seed, optim={"lr": rate})
+    command = ["compare", str(tmp_path), "--rows", "name", "--output", str(tmp_path / "out")]
+    assert main([*command, "--metrics", "parameters", "dice"]) == 0
+    first, second = table(capsys.readouterr().out)
+    assert list(first) == ["name", "runs", "parameters", DICE]
+    assert (first["name"], second["name"]) == ("large", "small")
+    assert "name," in (tmp_path / "out/compare.csv").read_text().splitlines()[0]
+    assert main([*command, "--metrics", "dice_per_class", "dcie"]) == 2
+    assert "these runs have no metric 'dcie'" in capsys.readouterr().err
+    assert main([*command, "--metrics", "dice_per_class"]) == 0
+    assert "dice_per_class.a (prepared grid)" in table(capsys.readouterr().out)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("unet-seed0", "unet"),
+        ("seed3-unet", "unet"),
+        ("a-seed0-fold12", "a"),
+        ("manifold2", "manifold2"),
+        ("fold0", "fold0"),
+    ],
+)
+def test_a_row_is_called_like_its_runs_without_seed_and_fold(name: str, expected: str) -> None:
+    assert name_without_repetition(name) == expected
+
+
+def test_the_score_of_the_pre_training_is_a_column(tmp_path: Path) -> None:
+    for seed, ssim in enumerate((0.6, 0.8)):
+        write_run(tmp_path / f"pre/p{seed}", [0.1, ssim], seed=seed, model={"name": "swin_unetr"}, pretrain={})
+        start = tmp_path / f"pre/p{seed}" / ("checkpoints/last.pt" if seed else "")
+        write_run(tmp_path / f"runs/a{seed}", [0.5], seed=seed, model={"name": "swin_unetr"}, init_from=str(start))
+    write_run(tmp_path / "runs/scratch", [0.4], model={"name": "swin_unetr"})
+    write_run(tmp_path / "runs/tuned", [0.4], model={"name": "swin_unetr"}, init_from=str(tmp_path / "runs/scratch"))
+    column = "ssim of init_from (prepared grid)"
+    shown = {row["init_from"].removeprefix(f"{tmp_path}/"): row[column] for row in table(compared(tmp_path / "runs"))}
+    assert shown == {"pre/p...": f"0.7000 ± {stdev([0.6, 0.8]):.4f}", "-": "-", "runs/scratch": "-"}
+
+
+def test_ensembles_are_rows_on_request(tmp_path: Path) -> None:
+    for seed in range(2):
+        runs = [
+            write_run(tmp_path / f"{name}-seed{seed}", [0.5], seed=seed, model={"name": name})
+            for name in ("unet", "resunet")
+        ]
+        request = {"dataset": None, "with": [str(runs[1])], "checkpoint": "last"}
+        write_evaluation(runs[0], 10, 0.7 + seed / 10, folder="evaluation_ensemble", request=request)
+        write_evaluation(runs[0], 5, 0.1, folder="evaluation_ensemble_old", request=request)
+    assert len(table(compared(tmp_path))) == 2
+    rows = table(comparison_markdown(with_names(compare([tmp_path], ensembles=True))))
+    assert [row["name"] for row in rows] == ["resunet", "unet", "resunet + unet"]
+    assert rows[2]["dice (files)"] == f"0.7500 ± {stdev([0.7, 0.8]):.4f}" and rows[2]["runs"] == "2"
+    assert rows[2]["parameters"] == "3.00 M"
+    (settings,) = (
+        row for row in table(comparison_markdown(compare([tmp_path], ensembles=True))) if row["ensemble"] != "-"
+    )
+    assert (settings["ensemble"], settings["model.name"]) == ("2 runs", "unet + resunet")
+    shutil.rmtree(tmp_path / "resunet-seed1")
+    assert "left out: an ensemble of" in comparison_markdown(compare([tmp_path], ensembles=True))

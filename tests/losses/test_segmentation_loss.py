@@ -69,7 +69,7 @@ def thesis_loss(logits: Tensor, label: Tensor) -> Tensor:
 def test_shipped_thesis_configurations_use_the_loss_of_the_thesis(batch: tuple[Tensor, Tensor]) -> None:
     logits, label = batch[0][:1], batch[1][:1]
     runs = load_sweep(CONFIGS / "sweeps/table2.yaml").runs
-    assert len(runs) == 24
+    assert len(runs) >= 24
     for config in [load_config(CONFIGS / "parse_fusion_od.yaml"), *(run.config for run in runs)]:
         ours = build_loss(config.loss)(logits, label)
         torch.testing.assert_close(

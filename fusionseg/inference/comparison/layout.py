@@ -31,19 +31,21 @@ def row_name(row: Row) -> str:
     return some_of(list(dict.fromkeys(name_without_repetition(run.name) for run in row.runs)), _MAX_NAMES)
 
 
-def with_metrics(comparison: Comparison, names: Sequence[str]) -> Comparison:
+def with_metrics(comparison: Comparison, names: Sequence[str], *, must_exist: bool = True) -> Comparison:
     """Keep the chosen columns of metrics, in the order of the names.
 
     Args:
         comparison: the tables.
         names: a metric with its grid, such as "dice (files)", or without it, which stands for all grids of the metric.
+            `dice_per_class` stands for all classes.
+        must_exist: refuse names of metrics that no run has. Otherwise they are left out.
 
     Raises:
         UserError: no table has a metric of a name; all such names are listed.
     """
     known = list(dict.fromkeys(metric for table in comparison.tables for metric in table.metrics))
     unknown = [name for name in names if not any(_matches(metric, name) for metric in known)]
-    if unknown:
+    if unknown and must_exist:
         raise UserError(f"--metrics: these runs have no metric {name!r}; {suggest(name, known)}" for name in unknown)
     tables = []
     for table in comparison.tables:
@@ -53,4 +55,6 @@ def with_metrics(comparison: Comparison, names: Sequence[str]) -> Comparison:
 
 
 def _matches(metric: str, name: str) -> bool:
-    return name in (metric, metric.partition(" (")[0])
+    wanted, _, wanted_grid = name.partition(" (")
+    base, _, grid = metric.partition(" (")
+    return wanted_grid in ("", grid) and (base == wanted or base.startswith(f"{wanted}."))

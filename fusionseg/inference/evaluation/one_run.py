@@ -15,6 +15,7 @@ from fusionseg.data.formats.readers import Readers
 from fusionseg.inference.evaluation.cases import all_labelled_cases, evaluation_config, validation_cases
 from fusionseg.inference.evaluation.pretraining import evaluate_pretraining
 from fusionseg.inference.evaluation.results import Evaluation, pretraining_table, segmentation_table, validation_table
+from fusionseg.inference.evaluation.scoring import ranked_cases
 from fusionseg.inference.evaluation.segmentation import evaluate_segmentation
 from fusionseg.inference.evaluation.validation import evaluate_by_validation
 from fusionseg.inference.predictor import PredictOptions, Predictor
@@ -116,11 +117,27 @@ def evaluate_run(run: Path, options: EvaluationOptions) -> Outcome:
         print(validation_table(summary), f"{weights}; by its validation", f"{evaluation.folder}: {SUMMARY}", sep="\n")
         return _outcome(evaluation, f"{task.score} {summary['score']:.4f}")
     if task.evaluation == "masks":
-        print(segmentation_table(summary), weights, f"{evaluation.folder}: {CASES}, {SUMMARY}, {PICTURE}", sep="\n")
+        print(
+            segmentation_table(summary),
+            weights,
+            _best_and_worst(evaluation),
+            f"{evaluation.folder}: {CASES}, {SUMMARY}, {PICTURE}",
+            sep="\n",
+        )
         return _outcome(evaluation, f"Dice {summary['dice']:.4f}")
     files = f"{CASES}, {SUMMARY}" + (f", {VOLUMES}/" if options.volumes else "")
     print(pretraining_table(summary), f"{weights}; on the prepared grid", f"{evaluation.folder}: {files}", sep="\n")
     return _outcome(evaluation, f"SSIM {summary['figures']['ssim']['mean']:.4f}")
+
+
+def _best_and_worst(evaluation: Evaluation) -> str:
+    """The cases with the highest and the lowest mean Dice, of those that the means count."""
+    left_out = evaluation.summary.get("left_out", ())
+    ranked = ranked_cases([score for score in evaluation.scores if score.case not in left_out])
+    if not ranked:
+        return "no case has a Dice"
+    (worst, low), (best, high) = ranked[0], ranked[-1]
+    return f"best: {best} (Dice {high:.4f}); worst: {worst} (Dice {low:.4f})"
 
 
 def open_evaluation(run: Path, options: EvaluationOptions) -> OpenedEvaluation:

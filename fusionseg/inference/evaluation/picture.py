@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from fusionseg.data.formats.case_reader import read_image
 from fusionseg.data.formats.dataset import Case
 from fusionseg.data.formats.geometry import voxel_sizes
-from fusionseg.inference.evaluation.scoring import Score, Scorer
-from fusionseg.metrics.segmentation import nanmean
+from fusionseg.inference.evaluation.scoring import Score, Scorer, ranked_cases
 from fusionseg.observability.pictures import COLORS, paint
 from fusionseg.utils.files import whole_file
 
@@ -34,11 +33,11 @@ def draw_best_and_worst(path: Path, scores: Sequence[Score], cases: Sequence[Cas
     from matplotlib import pyplot as plt
 
     by_case = {case.name: case for case in cases}
-    dice = {name: nanmean([s.dice for s in scores if s.case == name]) for name in {s.case for s in scores}}
-    ranked = sorted((name for name in dice if not np.isnan(dice[name])), key=lambda name: dice[name])
+    ranked = ranked_cases(scores)
     if not ranked:
         return
-    chosen = [("best", ranked[-1])] + ([("worst", ranked[0])] if len(ranked) > 1 else [])
+    dice = dict(ranked)
+    chosen = [("best", ranked[-1][0])] + ([("worst", ranked[0][0])] if len(ranked) > 1 else [])
     figure, axes = plt.subplots(len(chosen), 3, figsize=(9, 3.4 * len(chosen)), squeeze=False)
     for row, (rank, name) in zip(axes, chosen, strict=True):
         case = by_case[name]

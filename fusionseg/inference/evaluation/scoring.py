@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from fusionseg.data.labels.scheme import IGNORE
 from fusionseg.inference.predictor import Predictor
 from fusionseg.metrics.configured import build_metrics
 from fusionseg.metrics.outputs import OutputComparison, masks_of
+from fusionseg.metrics.segmentation import nanmean
 from fusionseg.observability.pictures import topmost
 from fusionseg.utils.errors import UserError
 
@@ -186,3 +188,10 @@ class Scorer:
             )
             for k, name in enumerate(scheme.output_names)
         ]
+
+
+def ranked_cases(scores: Sequence[Score]) -> list[tuple[str, float]]:
+    """Sort the cases by their mean Dice over the labels, the worst first; a case without a Dice is left out."""
+    means = {name: nanmean([s.dice for s in scores if s.case == name]) for name in sorted({s.case for s in scores})}
+    known = ((name, dice) for name, dice in means.items() if not isnan(dice))
+    return sorted(known, key=lambda pair: pair[1])
