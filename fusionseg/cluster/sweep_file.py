@@ -19,7 +19,7 @@ class SweepTable(Section):
     """The table that `fusionseg table` makes of a sweep."""
 
     rows: Literal["settings", "name"] = "settings"
-    """What a row shows of its runs: the settings in which the rows differ, or the names of the runs without seed and
+    """Names of the rows: the settings in which the rows differ, or the names of the runs without seed and
     fold."""
     metrics: list[str] = Field(default_factory=list)
     """Columns, such as parameters, dice (files), hd95_mm (files); none listed shows all."""

@@ -19,7 +19,7 @@ def add_table(commands: Commands) -> None:
         "the table of a sweep: train what is missing, evaluate every run, compare; the same command again continues",
         """fusionseg table table2 data.root=/data/PARSE output=/scratch/runs
   fusionseg table table1 --cluster t4 data.root=/data/PARSE output=/scratch/runs
-  fusionseg table hippocampus_views cluster.gpus_per_node=0 data.root=/data/Task04_Hippocampus output=runs""",
+  fusionseg table hippocampus_table cluster.gpus_per_node=0 data.root=/data/Task04_Hippocampus output=runs""",
         _table,
     )
     parser.add_argument("sweep", help="YAML file of the sweep, or the name of a shipped one")

@@ -38,7 +38,7 @@ def sweep(heads: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep,
     """The runs of the three views, trained for two steps; and the words of `fusionseg table`."""
     folder = tmp_path_factory.mktemp("views")
     file = folder / "views.yaml"
-    file.write_text("extends: hippocampus_views\nname: views\ngrid: {seed: [0]}\n")
+    file.write_text("extends: hippocampus_table\nname: views\ngrid: {seed: [0]}\n")
     settings = [f"data.root={heads}", f"output={folder}", f"data.prepared={folder}/prepared", *SMALL]
     sweep = load_sweep(file, settings)
     for run in sweep.runs:

@@ -31,7 +31,7 @@ def test_the_recipe_on_synthetic_organs(synthetic_data: Callable[..., Path], run
 
 
 def test_the_table_has_four_networks_of_equal_width() -> None:
-    runs = load_sweep("pancreas_unets").runs
+    runs = load_sweep("pancreas_table").runs
     assert [run.config.model.name for run in runs[::3]] == ["unet", "resunet", "attention_unet", "attention_resunet"]
     assert {(run.config.model.channels, run.config.train.steps) for run in runs} == {((32, 64, 128, 256), 20000)}  # type: ignore[union-attr]
     assert runs[0].config.data.classes == {"pancreas": ("pancreas", "cancer")} or runs[0].config.data.classes
@@ -41,4 +41,4 @@ def test_the_table_has_four_networks_of_equal_width() -> None:
 def test_the_batch_is_for_one_and_two_gpus(ranks: int) -> None:
     from fusionseg.distributed.batch_arithmetic import accumulation_steps
 
-    assert accumulation_steps(load_sweep("pancreas_unets").runs[0].config, ranks) == 4 // ranks
+    assert accumulation_steps(load_sweep("pancreas_table").runs[0].config, ranks) == 4 // ranks

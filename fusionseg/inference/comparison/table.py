@@ -28,7 +28,12 @@ def comparison_markdown(comparison: Comparison) -> str:
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> str:
-    """Write compare.md and compare.csv, and return the Markdown."""
+    """Write compare.md and compare.csv, and return the Markdown.
+
+    Args:
+        comparison: the tables.
+        folder: for the two files.
+    """
     table = comparison_markdown(comparison)
     write_text(folder / "compare.md", table + "\n")
     write_text(folder / "compare.csv", comparison_csv(comparison))
