@@ -106,6 +106,11 @@ def test_a_long_warm_up_stays_in_the_configuration() -> None:
             "data.intensity.percentiles: expected values from 0 to 100",
         ),
         ({"data": {"intensity": {"mode": "window"}}}, "data.intensity.clip: is missing for mode: window; add"),
+        ({"data": {"intensity": {"mean": 3.0}}}, "data.intensity.deviation: is missing; mean and deviation are given"),
+        (
+            {"data": {"intensity": {"mode": "rescale", "mean": 3.0, "deviation": 2.0}}},
+            "data.intensity.mean: belongs to mode: zscore",
+        ),
         (
             {"data": {"intensity": {"clip": [0, 1], "nonzero": True}}},
             "data.intensity.nonzero: belongs to mode: zscore",

@@ -228,6 +228,12 @@ def test_zscore_with_clip(raw: NDArray[np.float32]) -> None:
     np.testing.assert_allclose(out[0], (values - values.mean()) / values.std(), atol=1e-5)
 
 
+def test_zscore_with_a_fixed_mean_keeps_the_unit_of_the_scanner(raw: NDArray[np.float32]) -> None:
+    """nnU-Net's normalisation of CT: the same raw value becomes the same number in every volume."""
+    out = normalise(raw, [intensity(mode="zscore", clip=[100, 300], mean=150.0, deviation=40.0)] * len(raw))
+    np.testing.assert_allclose(out, (np.clip(raw.astype(float), 100, 300) - 150) / 40, atol=1e-5)
+
+
 @pytest.mark.parametrize("more", [{}, {"percentiles": [2, 98]}, {"clip": [120, 260]}])
 def test_nonzero_leaves_what_is_zero_alone(raw: NDArray[np.float32], more: dict[str, Any]) -> None:
     raw[:, :4] = 0

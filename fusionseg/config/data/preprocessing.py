@@ -9,9 +9,13 @@ from pydantic import Field, model_validator
 
 from fusionseg.config.section import Pair, SectionWithOptions
 
+_FIXED_STATISTICS = ("mean", "deviation")
+
 
 class ChannelIntensityConfig(SectionWithOptions):
     """Normalisation of the raw intensities of a channel."""
+
+    left_out: ClassVar[tuple[str, ...]] = _FIXED_STATISTICS
 
     mode: Literal["window", "zscore", "rescale", "none"] = "zscore"
     """`window`: clip to a fixed range (CT) and scale it to [0, 1]; `zscore`: mean 0, deviation 1 per volume
@@ -24,6 +28,11 @@ class ChannelIntensityConfig(SectionWithOptions):
     computed. For `rescale`: the percentiles that become 0 and 1; null is lowest and highest value."""
     nonzero: bool = False
     """For `zscore`: compute mean and deviation of the non-zero voxels, and normalise only them (skull-stripped MRI)."""
+    mean: float | None = None
+    """For `zscore`: subtract this raw value instead of the mean of the volume. With `clip` and `deviation` it is the
+    normalisation of nnU-Net for CT: the same HU have the same value in every volume."""
+    deviation: Annotated[float, Field(gt=0)] | None = None
+    """For `zscore`: divide by this value instead of the deviation of the volume. It belongs to `mean`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -42,6 +51,12 @@ class ChannelIntensityConfig(SectionWithOptions):
             for key in ("percentiles", "nonzero"):
                 if getattr(self, key):
                     raise ValueError(f"{key}: belongs to mode: zscore; remove it or change the mode")
+        for key in _FIXED_STATISTICS if self.mode != "zscore" else ():
+            if getattr(self, key) is not None:
+                raise ValueError(f"{key}: belongs to mode: zscore; remove it or change the mode")
+        if (self.mean is None) != (self.deviation is None):
+            lacking = "mean" if self.mean is None else "deviation"
+            raise ValueError(f"{lacking}: is missing; mean and deviation are given together, or both are left out")
         if self.mode == "rescale":
             for key in ("clip", "nonzero"):
                 if getattr(self, key):
@@ -63,7 +78,7 @@ class IntensityConfig(ChannelIntensityConfig):
     """Normalisation of the raw intensities, after `data.transforms`: one for all channels, or one for each. A mapping
     from the names of the channels, such as {CT: {clip: [-1000, 600]}, PET: {mode: zscore}}, stands for `channels`."""
 
-    left_out: ClassVar[tuple[str, ...]] = ("channels",)
+    left_out: ClassVar[tuple[str, ...]] = ("channels", *_FIXED_STATISTICS)
 
     channels: dict[str, ChannelIntensityConfig] | None = None
     """Settings of single channels, by their names in the data set. The keys beside it are those of all other channels;

@@ -49,7 +49,10 @@ def _zscore(raw: NDArray[np.float32], setting: ChannelIntensityConfig, out: NDAr
         np.clip(values, low, high, out=values)
         if measured is not values:
             np.clip(measured, low, high, out=measured)
-    mean, deviation = measured.mean(), max(float(measured.std()), 1e-8)
+    if setting.mean is not None and setting.deviation is not None:
+        mean, deviation = setting.mean, setting.deviation
+    else:
+        mean, deviation = measured.mean(), max(float(measured.std()), 1e-8)
     for plane, kept, target in zip(values, inside, out, strict=True):
         result = (plane - mean) / deviation
         target[...] = np.where(kept, result, 0) if setting.nonzero else result
