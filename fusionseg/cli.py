@@ -10,6 +10,7 @@ from fusionseg.commands.configs import add_models, add_schema
 from fusionseg.commands.data import add_check, add_prepare, add_synth
 from fusionseg.commands.jobs import add_cancel, add_doctor, add_status, add_submit
 from fusionseg.commands.monitor import add_monitor
+from fusionseg.commands.plan import add_plan
 from fusionseg.commands.results import add_compare, add_evaluate, add_predict
 from fusionseg.commands.shipped import add_configs
 from fusionseg.commands.tables import add_table
@@ -23,6 +24,7 @@ COMMANDS = (
     add_pretrain,
     add_synth,
     add_check,
+    add_plan,
     add_prepare,
     add_evaluate,
     add_predict,

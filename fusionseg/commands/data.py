@@ -107,7 +107,7 @@ def _check(arguments: argparse.Namespace) -> int:
         writable_file(arguments.json, "--json")
     if arguments.fingerprint is not None:
         writable_folder(arguments.fingerprint, "--fingerprint")
-    data = _data_section(arguments.overrides)
+    data = data_section(arguments.overrides, "check")
     layout, labels = named_layout(arguments.layout, "--layout") or data.layout, data.label_settings
     if arguments.labels:
         labels = replace(labels, labels=tuple(arguments.labels))
@@ -142,8 +142,12 @@ def _check(arguments: argparse.Namespace) -> int:
     return FAILED if report.errors else DONE
 
 
-def _data_section(overrides: Sequence[str]) -> DataConfig:
+def data_section(overrides: Sequence[str], command: str) -> DataConfig:
     """The section `data` of a configuration that has nothing but these overrides.
+
+    Args:
+        overrides: `data.key=value` texts.
+        command: the command that reads them, for messages.
 
     Raises:
         UserError: an override is not of this section, or has a wrong value.
@@ -154,7 +158,7 @@ def _data_section(overrides: Sequence[str]) -> DataConfig:
 
     parsed = [parse_override(text, RunConfig) for text in overrides]
     if wrong := [entry.location for entry in parsed if entry.keys[0] != "data" or len(entry.keys) == 1]:
-        raise UserError([f"{place}: check reads keys under data. only, such as data.layout=msd" for place in wrong])
+        raise UserError([f"{place}: {command} reads keys under data. only, such as data.layout=msd" for place in wrong])
     inner = [Override(entry.keys[1:], entry.value, entry.location) for entry in parsed]
     return validate_section(DataConfig, *lay_over({}, {}, inner))
 

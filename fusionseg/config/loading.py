@@ -124,7 +124,12 @@ def dump_config(config: RunConfig) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], at: str = "") -> list[str]:
-    """List `key: old -> new` for each value that differs between two plain configurations."""
+    """List `key: old -> new` for each value that differs between two plain configurations.
+
+    Args:
+        old, new: the plain values.
+        at: path of the keys, with a dot at its end.
+    """
     lines: list[str] = []
     for key in [*old, *(key for key in new if key not in old)]:
         name = f"{at}{key}"

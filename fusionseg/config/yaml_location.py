@@ -42,6 +42,16 @@ def dump_yaml(value: dict[str, Any]) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110)
 
 
+def dump_value(value: Any) -> str:
+    """Write a plain value on one line, as the value of a key.
+
+    Args:
+        value: numbers, texts, lists and dictionaries of them, None.
+    """
+    text = yaml.dump([value], Dumper=_Dumper, sort_keys=False, default_flow_style=True, width=float("inf"))
+    return text.strip()[1:-1]  # without the list, which keeps a plain text on one line
+
+
 def parse_value(text: str) -> tuple[Any, str]:
     """Parse a value as in the files (`[1, 2]`, `null`, `1e-4`); return it, and the text that follows it (a comment)."""
     if not text:

@@ -98,6 +98,15 @@ def side_hint(pairs: Pairs, scheme: LabelScheme) -> str:
     )
 
 
+def side_pairs(scheme: LabelScheme) -> list[tuple[str, str]]:
+    """List the pairs of classes whose names differ in left and right alone: kidney_left and kidney_right.
+
+    Args:
+        scheme: of the data set.
+    """
+    return _sides(scheme.names[1:])
+
+
 def _sides(names: Sequence[str]) -> list[tuple[str, str]]:
     """List the pairs of names that differ in left and right alone, each name once: kidney_left and kidney_right."""
     found: list[tuple[str, str]] = []

@@ -1,0 +1,118 @@
+"""The command `plan`: a configuration from the fingerprint of a data set."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fusionseg.commands.base import Commands, add_command, loading
+from fusionseg.commands.data import data_section
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.exit_status import DONE
+
+if TYPE_CHECKING:
+    from fusionseg.planning.plan import ExperimentPlan
+
+_LISTED = 12
+"""Differences to an existing file that a message lists."""
+
+
+def add_plan(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "plan",
+        "choose a configuration for a data set, with the reason for each value as a comment",
+        "fusionseg plan /data/Task04_Hippocampus -o hippocampus.yaml\n"
+        "  fusionseg plan /data/Task04_Hippocampus --memory 16GB -o hippocampus_t4.yaml data.classes=[Anterior]\n"
+        "  fusionseg train --config hippocampus.yaml",
+        _plan,
+    )
+    parser.add_argument("dataset", help="folder, or datalist JSON")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="data.KEY=value", help="keys that the plan keeps, such as data.spacing=[1,1,1]"
+    )
+    parser.add_argument("-o", "--output", required=True, type=Path, metavar="CONFIG", help="the YAML file to write")
+    parser.add_argument(
+        "--memory", metavar="GB", help="plan for a GPU elsewhere of this memory, such as 16GB (default: this machine)"
+    )
+    parser.add_argument("--network", metavar="NAME", help="a network of `fusionseg models` (default: by the device)")
+    parser.add_argument(
+        "--budget",
+        choices=["M", "L", "XL"],
+        help="nnU-Net's residual-encoder U-Net for a GPU of 8, 24 or 40 GB (Isensee et al., 2024)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace CONFIG if it exists and differs")
+    parser.add_argument("--workers", type=int, help="processes that read cases (default: the CPUs of this job)")
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    with loading():
+        from fusionseg.data.fingerprint.reading import read_fingerprint
+        from fusionseg.data.formats.dataset import open_dataset
+        from fusionseg.data.formats.readers import Readers
+        from fusionseg.observability.progress import counting_progress
+        from fusionseg.planning.device import planned_device
+        from fusionseg.planning.plan import PlanRequest, plan_experiment, planned_network, run_name
+        from fusionseg.utils.files import user_path, writable_file
+
+    output: Path = arguments.output
+    if output.suffix not in (".yaml", ".yml"):
+        raise UserError(f"--output: expected a file that ends in .yaml, got {output}")
+    writable_file(output, "--output")
+    data = data_section(arguments.overrides, "plan")
+    network = planned_network(arguments.network, arguments.budget)
+    device = planned_device(arguments.memory, arguments.budget)
+    root = str(user_path(arguments.dataset).absolute())
+    dataset = open_dataset(
+        root,
+        data.layout,
+        data.label_settings,
+        require_files=False,
+        readers=Readers.of(data),
+        base_dir=data.base_dir,
+        missing_channels=data.missing_channels,
+    )
+    with counting_progress("reading") as progress:
+        fingerprint = read_fingerprint(dataset, workers=arguments.workers, progress=progress)
+    request = PlanRequest(run_name(output), root, data, device, network, _command(arguments))
+    plan = plan_experiment(dataset, fingerprint, request)
+    print(plan.summary())
+    print(_write(plan, output, overwrite=arguments.overwrite))
+    return DONE
+
+
+def _command(arguments: argparse.Namespace) -> list[str]:
+    """The command line that makes the same plan again."""
+    words = ["fusionseg", "plan", arguments.dataset]
+    for option in ("memory", "network", "budget"):
+        words += [f"--{option}", value] if (value := getattr(arguments, option)) is not None else []
+    return [*words, "-o", str(arguments.output), *arguments.overrides]
+
+
+def _write(plan: ExperimentPlan, output: Path, *, overwrite: bool) -> str:
+    """Write the configuration, and return a line about it.
+
+    Raises:
+        UserError: the file exists and differs, and it may not be replaced.
+    """
+    from fusionseg.config.loading import differences
+    from fusionseg.config.yaml_location import read_yaml
+    from fusionseg.planning.choices import plain_values
+    from fusionseg.utils.files import write_text
+
+    text = plan.to_yaml()
+    start = f"train with: fusionseg train --config {output}"
+    if output.exists() and output.read_bytes() != text.encode():
+        if not overwrite:
+            changes = differences(read_yaml(output)[0], plain_values(plan.choices)) or ["comments only"]
+            more = [f"and {len(changes) - _LISTED} more"] if len(changes) > _LISTED else []
+            listed = "; ".join([*changes[:_LISTED], *more])
+            raise UserError(
+                f"{output}: exists, and the plan differs from it ({listed}); choose another file, or replace it with"
+                " --overwrite"
+            )
+    elif output.exists():
+        return f"{output}: exists already and is the same\n{start}"
+    write_text(output, text)
+    return f"{output}: written\n{start}"

@@ -1,0 +1,109 @@
+"""The largest patch and micro-batch within limits of memory and time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from fusionseg.config.section import Triple
+from fusionseg.planning.network import PlannedNetwork
+
+LARGEST_PATCH = 256**3
+"""Voxels of the patch from which nnU-Net's search starts."""
+_NEAR = 1.15
+"""A patch is measured if the extrapolation says that it needs less than this share of the limit."""
+
+Fit = Callable[[Triple], PlannedNetwork]
+Load = Callable[[PlannedNetwork, int], float]
+"""(network with its patch, micro-batch) -> share of the limit that it needs; above 1 it does not fit."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A network that fits the limits.
+
+    Args:
+        network: with its patch.
+        load: share of the limit that it needs; above 1 if not even the smallest patch fits.
+        micro_batch: samples of a forward pass.
+        is_largest: True if no limit made the patch smaller.
+    """
+
+    network: PlannedNetwork
+    load: float
+    micro_batch: int
+    is_largest: bool
+
+
+def largest_patch(shape: Triple, spacing: Sequence[float], micro_batch: int, fit: Fit, load: Load) -> Fitted:
+    """Find the largest patch by nnU-Net's search (Isensee et al., 2021, supplementary note 2).
+
+    It starts from a cube in mm of 256^3 voxels, at most the median shape. The axis that is largest relative to the
+    median shape is made smaller until the limit holds.
+
+    Args:
+        shape: median shape of the volumes.
+        spacing: their voxel size in mm.
+        micro_batch: samples of a forward pass.
+        fit: gives the network for a patch.
+        load: the share of the limit that a network needs.
+    """
+    first, per_voxel = True, 0.0
+    network = fit(shape)
+    for network in _candidates(shape, spacing, fit):
+        voxels = prod(network.patch)
+        if per_voxel * voxels < _NEAR:  # the load is nearly proportional to the voxels
+            share = load(network, micro_batch)
+            if share <= 1:
+                return Fitted(network, share, micro_batch, first)
+            per_voxel = share / voxels
+        first = False
+    return Fitted(network, load(network, micro_batch), micro_batch, False)
+
+
+def largest_micro_batch(fitted: Fitted, most: int, load: Load) -> Fitted:
+    """Raise the micro-batch as far as the limit allows.
+
+    Args:
+        fitted: a network that fits.
+        most: upper limit.
+        load: as for `largest_patch`.
+    """
+    best = fitted
+    while best.micro_batch < most:
+        spare = best.micro_batch / max(best.load, 1e-9)
+        size = min(most, max(best.micro_batch + 1, int(spare)))
+        share = load(best.network, size)
+        if share > 1:
+            if size == best.micro_batch + 1:
+                break
+            most = size - 1
+            continue
+        best = Fitted(best.network, share, size, best.is_largest)
+    return best
+
+
+def _candidates(shape: Triple, spacing: Sequence[float], fit: Fit) -> Iterator[PlannedNetwork]:
+    """Yield networks with ever smaller patches."""
+    edge_mm = (LARGEST_PATCH * prod(spacing)) ** (1 / 3)
+    network = fit(
+        _triple([max(1, min(count, round(edge_mm / size))) for count, size in zip(shape, spacing, strict=True)])
+    )
+    while True:
+        yield network
+        patch, units = network.patch, network.units
+        reducible = [axis for axis in range(3) if patch[axis] > units[axis]]
+        for axis in sorted(reducible, key=lambda axis: patch[axis] / shape[axis], reverse=True):
+            smaller = list(patch)
+            smaller[axis] -= units[axis]
+            after = fit(_triple(smaller))
+            if prod(after.patch) < prod(patch):
+                network = after
+                break
+        else:
+            return
+
+
+def _triple(values: Sequence[int]) -> Triple:
+    return values[0], values[1], values[2]

@@ -1,0 +1,371 @@
+"""The plan of a segmentation: from the fingerprint of a data set to a complete, commented configuration."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from fusionseg.config import RunConfig, validate
+from fusionseg.config.data.dataset import DataConfig
+from fusionseg.config.data.splits import ALL
+from fusionseg.config.outside import is_outside
+from fusionseg.config.registry import networks
+from fusionseg.config.section import Triple
+from fusionseg.data.fingerprint.fingerprint import Fingerprint
+from fusionseg.data.formats.dataset import Dataset
+from fusionseg.data.splits.split import folds_are_stated
+from fusionseg.planning.choices import Choice, commented_yaml, plain_values
+from fusionseg.planning.cost import CostModel
+from fusionseg.planning.device import GB, PlannedDevice
+from fusionseg.planning.fit import Fitted, largest_micro_batch, largest_patch
+from fusionseg.planning.modality import plan_intensity
+from fusionseg.planning.network import PlannedNetwork, network_for
+from fusionseg.planning.recipe import (
+    MIN_BATCH,
+    TrainingSize,
+    largest_batch,
+    optimizer_for,
+    plan_augmentation,
+    plan_training,
+)
+from fusionseg.planning.volumes import PlannedVolumes, plan_volumes
+from fusionseg.utils.errors import UserError, some_of
+
+GPU_WIDTH, CPU_WIDTH = 32, 16
+"""Channels of the first level."""
+LITTLE_CONTEXT = 0.25
+"""nnU-Net's threshold: a patch with a smaller share of the median volume sees too little of it."""
+CACHE_SHARE = 0.25
+"""Largest share of the memory of a GPU that the prepared cases take."""
+FOLDS = 5
+RESIDUAL_ENCODER = "resenc_unet"
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """A request for a plan.
+
+    Args:
+        name: name of the run.
+        root: the data set as it stands in the configuration.
+        data: keys of the section `data` that are given with the command.
+        device: the device.
+        network: name of the network; None leaves the choice to the plan.
+        command: the command line, for the comment at the top.
+    """
+
+    name: str
+    root: str
+    data: DataConfig
+    device: PlannedDevice
+    network: str | None
+    command: Sequence[str]
+
+
+@dataclass(frozen=True)
+class ExperimentPlan:
+    """A planned configuration.
+
+    Args:
+        header: paragraphs of the comment at the top.
+        choices: the keys with their reasons, in the order of the file.
+        config: the same, validated.
+        warnings: what a person should look at.
+    """
+
+    header: tuple[str, ...]
+    choices: tuple[Choice, ...]
+    config: RunConfig
+    warnings: tuple[str, ...]
+
+    def to_yaml(self) -> str:
+        """The configuration file. The same data and request give the same bytes."""
+        return commented_yaml(self.header, self.choices)
+
+    def summary(self) -> str:
+        """The main choices in some lines, for the screen."""
+        config = self.config
+        lines = [
+            self.header[0],
+            f"network {config.model.name}, patch {_by(config.data.patch)}, batch {config.train.global_batch} ="
+            f" {config.train.micro_batch} x {config.train.global_batch // config.train.micro_batch},"
+            f" {config.train.steps} steps",
+        ]
+        return "\n".join([*lines, *(f"warning: {line}" for line in self.warnings)])
+
+
+def plan_experiment(
+    dataset: Dataset, fingerprint: Fingerprint, request: PlanRequest, remarks: Sequence[str] = ()
+) -> ExperimentPlan:
+    """Choose a configuration for a segmentation of a data set.
+
+    Args:
+        dataset: the data set.
+        fingerprint: its measurements.
+        request: device, network and given keys.
+        remarks: further lines about the data for the comment at the top.
+
+    Raises:
+        UserError: there is no labelled case, the network does not fit, or a given key is wrong.
+    """
+    name = _network_name(request)
+    if not fingerprint.labelled:
+        raise UserError(
+            f"{request.root}: has no labelled training case that can be read ({len(fingerprint.damaged)} are damaged,"
+            f" {len(fingerprint.cases)} have no label), and a plan is for a segmentation; fusionseg check lists the"
+            " faults, and for images without labels start from the shipped configuration mae_swin"
+        )
+    volumes = plan_volumes(fingerprint, request.data)
+    split, size = _split(dataset, volumes, request.data)
+    cost, cache = _cost_model(dataset, fingerprint, volumes, request)
+    fitted = _fit(name, volumes, cost, size.cases, request)
+    batch = max(MIN_BATCH, fitted.micro_batch)
+    size = TrainingSize(size.cases, size.validation_cases, batch)
+    broken = [case.name for case in fingerprint.damaged]
+    choices = [
+        Choice("name", request.name),
+        Choice("output", "runs"),
+        Choice("seed", 0),
+        Choice("data.root", request.root),
+        *split,
+        Choice("data.orientation", "RAS", "Axes from left to right, back to front, feet to head, in every case."),
+        *volumes.choices,
+        *plan_intensity(fingerprint, request.data),
+        Choice("data.patch", list(fitted.network.patch), _patch_reason(fitted, volumes, cost, request)),
+        Choice("data.samples_per_volume", 1, "The samples of a step are of different cases, as in nnU-Net."),
+        Choice("data.foreground", 0.33, "nnU-Net's share of patches that are centred on a class."),
+        *([_broken(broken)] if broken else []),
+        *plan_augmentation(dataset.scheme, is_gpu=request.device.is_gpu),
+        cache,
+        *_model_choices(fitted.network, request),
+        *plan_training(cost, fitted, volumes, size),
+    ]
+    choices = _with_given(choices, request.data)
+    warnings = _warnings(fitted, cost, broken, remarks)
+    header = (*_header(fingerprint, volumes, request), *warnings)
+    return ExperimentPlan(header, tuple(choices), validate(plain_values(choices)), warnings)
+
+
+def planned_network(name: str | None, budget: str | None) -> str | None:
+    """The network of a request; None leaves the choice to the plan.
+
+    Args:
+        name: of the network.
+        budget: a preset of nnU-Net's residual-encoder U-Net.
+
+    Raises:
+        UserError: there is no network of this name, it is not built in, or the preset is for another one.
+    """
+    if name is None:
+        return RESIDUAL_ENCODER if budget is not None else None
+    if is_outside(name):
+        raise UserError(
+            f"--network: {name} is a part from outside, of which a plan knows no sizes; plan another network, and set"
+            " model in the file"
+        )
+    networks.lookup(name, key="--network")
+    if budget is not None and not name.startswith("resenc_"):
+        raise UserError(f"--budget: is for {RESIDUAL_ENCODER}, and --network is {name}; give --memory instead")
+    return name
+
+
+def _network_name(request: PlanRequest) -> str:
+    return request.network or (RESIDUAL_ENCODER if request.device.is_gpu else "unet")
+
+
+def _split(dataset: Dataset, volumes: PlannedVolumes, given: DataConfig) -> tuple[list[Choice], TrainingSize]:
+    """Choose the folds, and count the cases of both sides."""
+    total = len(volumes.cases)
+    if given.fold == ALL:
+        return [], TrainingSize(total, 0, MIN_BATCH)
+    folds = given.folds if "folds" in given.model_fields_set else min(FOLDS, total)
+    validated = max(1, round(total / folds))
+    size = TrainingSize(total if folds == 1 else total - validated, validated, MIN_BATCH)
+    if given.model_fields_set & {"fold", "folds", "splits"} or folds_are_stated(dataset.training):
+        return [
+            Choice("data.fold", 0, "The fold of the validation cases; the data set or the command has the folds.")
+        ], size
+    if folds == FOLDS:
+        reason = f"{FOLDS} folds as in nnU-Net, drawn by names: {size.cases} cases to train, {validated} to validate."
+    elif folds > 1:
+        reason = f"There are {total} labelled cases: each fold validates one of them."
+    else:
+        reason = "There is one labelled case: it is trained and validated on, and scores say nothing about new cases."
+    return [Choice("data.folds", folds, reason), Choice("data.fold", 0)], size
+
+
+def _cost_model(
+    dataset: Dataset, fingerprint: Fingerprint, volumes: PlannedVolumes, request: PlanRequest
+) -> tuple[CostModel, Choice]:
+    """The cost model, and the place of the prepared cases."""
+    device, channels = request.device, len(fingerprint.channels)
+    needed = sum(prod(shape) * (2 * channels + 1) for shape in volumes.shapes)
+    found = f"The {len(volumes.shapes)} prepared cases take {needed / GB:.3g} GB in 16 bits"
+    on_device = device.memory_gb is not None and needed <= CACHE_SHARE * device.memory_gb * GB
+    if not device.is_gpu:
+        choice = Choice("cache.device", "auto", f"{found}.")
+    elif on_device:
+        choice = Choice("cache.device", "auto", f"{found}, which the memory of the GPU has beside the training.")
+    else:
+        reason = f"{found}, too much for the GPU beside the training: they lie in host memory, patches are copied."
+        choice = Choice("cache.device", "host", reason)
+
+    def optimizer(name: str) -> dict[str, object]:
+        return optimizer_for(name, is_gpu=device.is_gpu)
+
+    return CostModel(device, dataset.scheme, channels, optimizer, needed if on_device else 0.0), choice
+
+
+def _fit(name: str, volumes: PlannedVolumes, cost: CostModel, cases: int, request: PlanRequest) -> Fitted:
+    """Choose the patch and the micro-batch.
+
+    Raises:
+        UserError: not even the smallest patch fits into the memory of the GPU, or a given patch is wrong.
+    """
+    width = GPU_WIDTH if request.device.is_gpu else CPU_WIDTH
+    shape, spacing = volumes.median_shape, volumes.spacing
+
+    def network(patch: Triple) -> PlannedNetwork:
+        return network_for(name, spacing, patch, width)
+
+    if "patch" in request.data.model_fields_set:
+        return _fit_given(network(request.data.patch), cost, request)
+    fitted = largest_patch(shape, spacing, MIN_BATCH, network, cost.load)
+    little = prod(fitted.network.patch) < LITTLE_CONTEXT * prod(shape)
+    if request.device.is_gpu and (fitted.load > 1 or little):
+        fitted = largest_patch(shape, spacing, 1, network, cost.load)
+        if fitted.load > 1:
+            needed = cost.memory(fitted.network, 1).total + cost.cache_bytes
+            raise UserError(
+                f"--memory: {name} with its smallest patch {list(fitted.network.patch)} needs {needed / GB:.1f} GB"
+                f" (expected at most {request.device.memory_gb:g} GB); choose another --network, or more memory"
+            )
+    elif request.device.is_gpu and fitted.is_largest:
+        fitted = largest_micro_batch(fitted, largest_batch(volumes, cases, fitted.network.patch), cost.load)
+    return fitted
+
+
+def _fit_given(network: PlannedNetwork, cost: CostModel, request: PlanRequest) -> Fitted:
+    """The micro-batch for a patch that is given with the command."""
+    patch = request.data.patch
+    if network.patch != patch:
+        raise UserError(
+            f"data.patch: {network.values['name']} with these voxels needs multiples of {list(network.units)}, got"
+            f" {list(patch)}; try {list(network.patch)}"
+        )
+    for micro_batch in (MIN_BATCH, 1):
+        load = cost.load(network, micro_batch)
+        if load <= 1 or not request.device.is_gpu:
+            break
+    return Fitted(network, load, micro_batch, False)
+
+
+def _patch_reason(fitted: Fitted, volumes: PlannedVolumes, cost: CostModel, request: PlanRequest) -> str:
+    shape, patch = volumes.median_shape, fitted.network.patch
+    units = fitted.network.units
+    found = f"The median volume has {_by(shape)} voxels"
+    share = prod(min(a, b) for a, b in zip(patch, shape, strict=True)) / prod(shape)
+    divided = f"multiples of {units[0] if len(set(units)) == 1 else list(units)} for the network"
+    limit = _limit_text(fitted, cost)
+    if "patch" in request.data.model_fields_set:
+        return f"Given with the command. {found}; the patch covers {share:.0%} of it. {limit}"
+    if fitted.is_largest:
+        return f"{found}; the patch covers it, in {divided}. {limit}"
+    return (
+        f"{found}; the patch covers {share:.0%} of it: the largest within the limit, with the proportions of the"
+        f" volume, in {divided}. {limit}"
+    )
+
+
+def _limit_text(fitted: Fitted, cost: CostModel) -> str:
+    if not cost.device.is_gpu:
+        seconds = cost.step_s(fitted.network, max(MIN_BATCH, fitted.micro_batch))
+        return f"A step takes roughly {seconds:.2g} s on this CPU."
+    memory = cost.memory(fitted.network, fitted.micro_batch)
+    return (
+        f"Memory for {fitted.micro_batch} of them: {memory.total / GB:.1f} GB (activations"
+        f" {memory.activations / GB:.1f} GB, weights, gradients and optimizer"
+        f" {(memory.weights + memory.gradients + memory.optimizer) / GB:.1f} GB) of {cost.device.memory_gb:g} GB."
+    )
+
+
+def _model_choices(network: PlannedNetwork, request: PlanRequest) -> list[Choice]:
+    if request.network is not None:
+        reason = "The network of the request."
+    elif request.device.is_gpu:
+        reason = "nnU-Net's residual-encoder U-Net (Isensee et al., 2024)."
+    else:
+        reason = (
+            f"A U-Net of {CPU_WIDTH} instead of nnU-Net's {GPU_WIDTH} channels, a quarter of the multiply-adds: on a"
+            " CPU more steps of a small network give a better result in the same time."
+        )
+    parts = [Choice("model.name", network.values["name"], f"{reason} {network.reason}")]
+    for key, value in network.values.items():
+        text = "Heads at lower resolutions guide the training." if key == "deep_supervision" and value else ""
+        parts += [] if key == "name" else [Choice(f"model.{key}", value, text)]
+    return parts
+
+
+def _broken(names: Sequence[str]) -> Choice:
+    reason = f"Without it the training would not start: {some_of(names)} cannot be read (fusionseg check says why)."
+    return Choice("data.skip_broken", True, reason)
+
+
+def _with_given(choices: Sequence[Choice], given: DataConfig) -> list[Choice]:
+    """Put the keys that are given with the command in the place of the plan's, or at the end of the section."""
+    values = given.model_dump(mode="json", include=given.model_fields_set - {"root"})
+    stated = {f"data.{key}": value for key, value in values.items()}
+    own = {choice.key for choice in choices}
+    replaced = [
+        Choice(choice.key, stated[choice.key], choice.reason if "Given" in choice.reason else "Given with the command.")
+        if choice.key in stated
+        else choice
+        for choice in choices
+    ]
+    end = max(index for index, choice in enumerate(replaced) if choice.key.startswith("data."))
+    further = [Choice(key, value, "Given with the command.") for key, value in stated.items() if key not in own]
+    return [*replaced[: end + 1], *further, *replaced[end + 1 :]]
+
+
+def _warnings(fitted: Fitted, cost: CostModel, broken: Sequence[str], remarks: Sequence[str]) -> tuple[str, ...]:
+    lines = []
+    if broken:
+        counted = "1 case cannot be read and is" if len(broken) == 1 else f"{len(broken)} cases cannot be read and are"
+        lines.append(f"{counted} left out: {some_of(broken)}.")
+    if fitted.load > 1 and cost.device.is_gpu:
+        lines.append("The given patch needs more memory than the GPU has: make data.patch smaller.")
+    elif fitted.load > 1:
+        seconds = cost.step_s(fitted.network, max(MIN_BATCH, fitted.micro_batch))
+        lines.append(f"A step takes roughly {seconds:.2g} s on this CPU: plan a smaller --network, or train on a GPU.")
+    return (*lines, *remarks)
+
+
+def _header(fingerprint: Fingerprint, volumes: PlannedVolumes, request: PlanRequest) -> list[str]:
+    outputs = "regions" if fingerprint.is_regions else "classes"
+    return [
+        f"Plan for {fingerprint.dataset}: {_by(volumes.median_shape)} voxels (median) of"
+        f" {_by([f'{size:g}' for size in volumes.spacing])} mm, {len(volumes.cases)} labelled cases, channels"
+        f" {', '.join(fingerprint.channels)}, {outputs} {some_of(fingerprint.outputs)}.",
+        f"Device: {request.device.basis}. The plan was made by",
+        f"  {shlex.join(request.command)}",
+        "The comment above a key has the reason for its value. docs/plan.md explains the rules; nnU-Net's are those of"
+        " Isensee et al., Nature Methods 2021, and Isensee et al., 2024 (arXiv:2404.09556). Change what you know"
+        " better.",
+    ]
+
+
+def _by(values: Sequence[object]) -> str:
+    return " x ".join(map(str, values))
+
+
+def run_name(path: Path) -> str:
+    """The name of the run of a configuration file: that of the file, without letters that a name cannot have.
+
+    Args:
+        path: the file.
+    """
+    return re.sub(r"[^A-Za-z0-9._-]", "_", path.stem).lstrip("._-") or "run"
