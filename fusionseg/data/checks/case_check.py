@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fusionseg.data.fingerprint.case import CaseFingerprint
-from fusionseg.data.fingerprint.measuring import measure_case
+from fusionseg.data.fingerprint.measuring import measure_case, spread_sample
 from fusionseg.data.fingerprint.preview import Preview, make_preview
 from fusionseg.data.formats.case import Case, missing_channels
 from fusionseg.data.formats.case_reader import Image, Label, examine_image, examine_label
@@ -27,7 +27,7 @@ from fusionseg.data.labels.scheme import IGNORE, LabelScheme
 Array = np.ndarray[Any, np.dtype[Any]]
 
 SAMPLES_PER_CHANNEL = 2000
-"""Approximate number of voxels from which the percentiles of a channel are estimated."""
+"""Number of voxels at most from which the percentiles of a channel are estimated."""
 
 
 @dataclass
@@ -141,12 +141,10 @@ def _measure_image(report: CaseReport, image: Image, missing: Sequence[int]) -> 
     for channel, values in enumerate(image.values):
         if channel in missing:
             continue
-        flat = values.reshape(-1)
-        # The step is odd, because an even step could sample a single plane of a volume of even size.
-        sample = flat[:: (flat.size // SAMPLES_PER_CHANNEL) | 1]
+        sample = spread_sample(values, SAMPLES_PER_CHANNEL)
         sample = sample[abs(sample) < float("inf")]
         if sample.size:
-            low, high = float(flat.min()), float(flat.max())
+            low, high = float(values.min()), float(values.max())
             if abs(low) < float("inf") and abs(high) < float("inf"):
                 report.intensity[channel] = low, high, sample.copy()
 
