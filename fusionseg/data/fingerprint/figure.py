@@ -116,7 +116,7 @@ def draw_figure(fingerprint: Fingerprint, outlying: set[str], links: Mapping[str
                 for axis, column in zip("xyz", zip(*values, strict=True), strict=True)
             },
         )
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, 1.08 * max(map(max, values)))
     for index, channel in channels:
         _draw_intensities(next(free), points, fingerprint, index, channel)
     if outputs:

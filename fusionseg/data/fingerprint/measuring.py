@@ -27,6 +27,8 @@ BODY_HU = -500.0
 """Voxels of a CT above this value are the patient and the table, not air."""
 MOST_VOXELS = 100_000
 """Number of voxels of a channel from which quantiles are taken at most."""
+LONGEST_GAP = 10
+"""Number of slices of a gap at most: more is the space between two structures, such as the lungs or the kidneys."""
 DIGITS = 6
 """Significant digits of a measurement."""
 
@@ -106,7 +108,7 @@ def find_gaps(mask: Mask, ignored: Mask | None = None) -> tuple[AnnotationGap, .
         filled = np.flatnonzero(_profile(mask, axis))
         skipped = None if ignored is None else _profile(ignored, axis)
         for before, after in zip(filled[:-1].tolist(), filled[1:].tolist(), strict=True):
-            if after - before == 1 or (skipped is not None and skipped[before + 1 : after].any()):
+            if not 1 < after - before <= LONGEST_GAP + 1 or (skipped is not None and skipped[before + 1 : after].any()):
                 continue
             if (mask.take(before, axis) & mask.take(after, axis)).any():
                 gaps.append(AnnotationGap(axis, before + 1, after))

@@ -29,6 +29,8 @@ FEWEST_CASES = 5
 """With fewer values nothing is an outlier."""
 RARE = 0.1
 """Cases are outliers if they are at most this share of all; a larger group is a property of the data set."""
+FEW = 2
+"""So many cases are always named one by one."""
 MOST_LISTED_GAPS = 3
 AXES = "xyz"
 _MAD_TO_DEVIATION = 1.4826
@@ -90,7 +92,7 @@ def find_outliers(fingerprint: Fingerprint) -> Outliers:
     groups = [*_geometry(fingerprint), *_intensities(fingerprint)]
     groups += [group for name in fingerprint.outputs for group in _annotation(fingerprint, name)]
     for group in groups:
-        if len(group.found) <= max(1, RARE * group.cases):
+        if len(group.found) <= max(FEW, RARE * group.cases):
             single += [Outlier(name, group.kind, reason) for name, reason in group.found]
         else:
             names = some_of([name for name, _ in group.found], 5)

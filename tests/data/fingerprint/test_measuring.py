@@ -143,6 +143,11 @@ def test_gaps_are_empty_slices_between_slices_that_overlap() -> None:
     apart = np.zeros(SHAPE, bool)
     apart[2:5, 2:5, 2:5] = apart[12:15, 12:15, 9:12] = True  # two lesions in different places
     assert find_gaps(apart) == ()
+    pair = np.zeros((24, 8, 8), bool)
+    pair[:6] = pair[17:] = True  # left and right
+    assert find_gaps(pair) == ()
+    pair[:7] = True
+    assert find_gaps(pair) == (AnnotationGap(0, 7, 17),)
 
 
 def test_gaps_have_the_indices_of_the_volume() -> None:
