@@ -223,8 +223,8 @@ def _pictures(fingerprint: Fingerprint, outliers: Outliers) -> str:
         )
     planes = ", ".join(sorted({fingerprint.previews[name].plane for name in shown}))
     note = (
-        f"<p class='note'>The {planes} slice with the most foreground: {len(shown)} of {len(fingerprint.cases)}, cases of"
-        " the list above first. The patient's right is on the left.</p>"
+        f"<p class='note'>The {planes} slice with the most foreground: {len(shown)} of {len(fingerprint.cases)}, those"
+        " of the list above first. The patient's right is on the left.</p>"
     )
     return f"{note}<div class='pictures'>{''.join(figures)}</div>"
 
