@@ -14,10 +14,11 @@ from fusionseg.models.fusion.settings import FusionSettings
 from fusionseg.models.patch_sizes import axes_problem
 from fusionseg.models.per_level import PerLevel, kernels_problem, per_axis, strides_problem
 from fusionseg.models.resenc.fusion_config import FUSION_PRESETS, preset
-from fusionseg.models.resenc.topology import default_blocks, default_channels
 
 if TYPE_CHECKING:
     from fusionseg.models.resenc.network import ResEncUNet
+
+_BLOCKS = (1, 3, 4, 6)  # of the first levels; all further levels have the last number
 
 
 @networks.register()
@@ -33,7 +34,7 @@ class ResEncConfig(NetworkSection):
     name: Literal["resenc_unet", "resenc_fusion_2_v2", "resenc_fusion_od"]
     """Plain skips (resenc_unet), or those of Swin Fusion UNETR: two stages above, or all stages above and the
     bottleneck."""
-    channels: Ints = default_channels(6)
+    channels: Ints = (32, 64, 128, 256, 320, 320)
     """Channels of each level, highest resolution first; at least three levels."""
     blocks: Ints | None = None
     """Residual blocks of each level of the encoder; null is nnU-Net's 1, 3, 4, 6, 6, ..."""
@@ -93,7 +94,9 @@ class ResEncConfig(NetworkSection):
     @property
     def level_blocks(self) -> tuple[int, ...]:
         """Residual blocks of each level of the encoder."""
-        return default_blocks(len(self.channels)) if self.blocks is None else self.blocks
+        if self.blocks is not None:
+            return self.blocks
+        return tuple(_BLOCKS[min(level, len(_BLOCKS) - 1)] for level in range(len(self.channels)))
 
     @property
     def level_kernels(self) -> tuple[Triple, ...]:

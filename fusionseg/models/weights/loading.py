@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fusionseg.models.weights.nnunet import STATE_KEY, is_residual_encoder, residual_encoder_state
 from fusionseg.models.weights.resizing import resize_tensors
 from fusionseg.models.weights.tensor_names import PrefixChange, match_names
 from fusionseg.utils.errors import UserError
 
 Shape = tuple[int, ...]
 
-_STATE_KEYS = ("model", "state_dict", "model_state_dict", "net", "network_weights", "student", "teacher")
+_STATE_KEYS = ("model", "state_dict", "model_state_dict", "net", STATE_KEY, "student", "teacher")
 _NUM_EXAMPLES = 4
 
 # Types that published checkpoints contain beside the weights: NumPy scalars, such as the best Dice (NumPy 1 wrote them
@@ -178,12 +179,16 @@ def load_weights(
 def read_state(path: Path) -> dict[str, Tensor]:
     """Read the state dict of a .pt file to the CPU: the whole content, or its "model", "state_dict" or a similar key.
 
+    Kernels of nnU-Net's residual-encoder U-Net are brought to the axes X, Y, Z.
+
     Only tensors, numbers and plain containers are unpickled: a file from an unknown source cannot run code.
 
     Raises:
         UserError: the file cannot be read or holds no state dict.
     """
     content = read_file(path)
+    if is_residual_encoder(content):
+        return residual_encoder_state(content)
     inner = [content[key] for key in _STATE_KEYS if key in content] if isinstance(content, Mapping) else []
     for candidate in [*inner, content]:
         if isinstance(candidate, Mapping):
