@@ -80,7 +80,7 @@ def _check_cases(runs: Sequence[SweepRun]) -> None:
     problems: dict[str, None] = {}
     for run in runs:
         folder = RunFolder(run.folder)
-        if run.config.init_from is None and not folder.has_checkpoints():
+        if run.config.start_weights is None and not folder.has_checkpoints():
             continue  # the run needs nothing but its data set, which `_share_store` has opened
         try:
             open_cases(run.config, folder, planned=True)

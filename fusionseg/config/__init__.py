@@ -8,11 +8,11 @@ May import: `utils`.
 from fusionseg.config.data.augmentation import AugmentConfig
 from fusionseg.config.data.cache import CacheConfig
 from fusionseg.config.data.dataset import DataConfig
+from fusionseg.config.fine_tuning import FinetuneConfig
 from fusionseg.config.loading import differences, dump_config, load_config, validate
 from fusionseg.config.observation import ProfileConfig
 from fusionseg.config.parts.sections import LossSection, NetworkSection, OptimizerSection, ScheduleSection
 from fusionseg.config.schema import (
-    FinetuneConfig,
     ModelConfig,
     PlateauConfig,
     RunConfig,

@@ -14,6 +14,7 @@ from fusionseg.config.data.augmentation import AugmentConfig
 from fusionseg.config.data.cache import CacheConfig
 from fusionseg.config.data.dataset import DataConfig
 from fusionseg.config.data.splits import ALL
+from fusionseg.config.fine_tuning import FinetuneConfig
 from fusionseg.config.observation import LogConfig, ProfileConfig
 from fusionseg.config.parts.metric import MetricPart, title_problems
 from fusionseg.config.parts.open_section import OpenSection, open_section_of
@@ -93,60 +94,6 @@ class CheckpointConfig(Section):
     """Steps between checkpoints. The first step, the last step and a signal save one too."""
     keep: Positive = 3
     """Number of newest checkpoints that are kept, beside best.pt."""
-
-
-class FinetuneConfig(Section):
-    """Fine-tuning of a trained encoder (`init_from`), for networks that have one (Swin, UNETR)."""
-
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Factor of the learning rate from layer to layer of the encoder (Clark et al., 2020; Bao et al., 2022): layer l of
-    L has lr * layer_decay^(L - l). Layer 0 is the patch embedding, each block is a layer. The rest of the network has
-    lr."""
-    freeze: Literal["none", "encoder"] = "none"
-    """Frozen part of the network: neither gradient nor weight decay changes it."""
-    freeze_steps: Positive | None = None
-    """Number of first steps in which the part is frozen; the learning-rate schedule continues meanwhile. Null freezes
-    it for the whole run, and the backward pass then ends before the encoder."""
-
-    @model_validator(mode="after")
-    def _something_to_freeze(self) -> FinetuneConfig:
-        if self.freeze == "none" and self.freeze_steps is not None:
-            raise ValueError("freeze_steps: nothing is frozen; remove it, or set freeze: encoder")
-        if self.whole_run and self.layer_decay != 1:
-            raise ValueError("layer_decay: the encoder is frozen for the whole run; remove it, or set freeze_steps")
-        return self
-
-    @property
-    def whole_run(self) -> bool:
-        """True if the encoder is never trained."""
-        return self.freeze == "encoder" and self.freeze_steps is None
-
-    def problems(self, encoder: str | None, name: str, init_from: str | None, steps: int) -> list[str]:
-        """List the settings that a network or a run does not allow, with the fixes.
-
-        Args:
-            encoder: the encoder's attribute in the network; None if it has none.
-            name: name of the network.
-            init_from: `init_from` of the run.
-            steps: number of steps of the run.
-        """
-        if encoder is None and (self.layer_decay != 1 or self.freeze != "none"):
-            return [
-                f"finetune: {name} has no encoder of its own; remove it, or choose a swin_* network or"
-                " unetr as model.name"
-            ]
-        problems = []
-        if self.freeze != "none" and init_from is None:
-            problems.append(
-                "finetune.freeze: without init_from the encoder would keep its random weights; set init_from, or"
-                " freeze: none"
-            )
-        if self.freeze_steps is not None and self.freeze_steps >= steps:
-            problems.append(
-                f"finetune.freeze_steps: expected fewer than train.steps {steps}, got {self.freeze_steps}; lower it, or"
-                " set it to null for the whole run"
-            )
-        return problems
 
 
 class RunConfig(SectionWithOptions):
@@ -292,6 +239,11 @@ class RunConfig(SectionWithOptions):
         if self.finetune != FinetuneConfig():
             problems.append("finetune: is for a segmentation, and this run is a pre-training; remove it")
         return problems
+
+    @property
+    def start_weights(self) -> str | None:
+        """The weights that the network starts from: `init_from`, unless `finetune.from_scratch` turns it off."""
+        return None if self.finetune.from_scratch else self.init_from
 
     @property
     def task_info(self) -> TaskInfo:

@@ -6,12 +6,13 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fusionseg.config import RunConfig
+from fusionseg.config import RunConfig, differences
 from fusionseg.config.outside_part import OutsidePart, outside_parts
 from fusionseg.data.formats.channel_names import channel_order
 from fusionseg.distributed.gradient_allreduce import annotate_allreduce
@@ -25,6 +26,8 @@ from fusionseg.training.tasks.choice import build_task
 from fusionseg.training.tasks.task import Task
 
 log = logging.getLogger("fusionseg")
+_PREPROCESSING = ("spacing", "orientation", "intensity")
+"""Keys of `data` that say in which form a network sees images."""
 
 
 def count_parameters(config: RunConfig, *, in_channels: int, out_channels: int) -> int:
@@ -97,7 +100,7 @@ def place_network(model: nn.Module, config: RunConfig, device: torch.device) -> 
 
 
 def start_from(model: nn.Module, config: RunConfig, channels: Sequence[str]) -> None:
-    """Load the weights of `init_from` into a network; do nothing if it is not set.
+    """Load the weights of `init_from` into a network; do nothing if it is not set, or `finetune.from_scratch` is.
 
     Args:
         model: the network.
@@ -107,20 +110,21 @@ def start_from(model: nn.Module, config: RunConfig, channels: Sequence[str]) -> 
     Raises:
         UserError: there are no such weights, or too few of them fit.
     """
-    if config.init_from is None:
+    if config.start_weights is None:
         return
-    path = find_weights(Path(config.init_from))
+    path = find_weights(Path(config.start_weights))
     report = load_weights(
         model, read_state(path), encoder=config.model.encoder, min_share=config.init_min_share, source=str(path)
     )
     log.info("init_from %s: %s", path, report)
-    _compare_channels(path, channels)
-
-
-def _compare_channels(path: Path, channels: Sequence[str]) -> None:
-    """Warn if the weights were trained on the same channels in another order."""
     content = read_file(path)
-    trained = content.get("channels") if isinstance(content, Mapping) else None
+    if isinstance(content, Mapping):
+        _compare_channels(path, content.get("channels"), channels)
+        _compare_preprocessing(path, content.get("config"), config)
+
+
+def _compare_channels(path: Path, trained: Any, channels: Sequence[str]) -> None:
+    """Warn if the weights were trained on the same channels in another order."""
     if not isinstance(trained, list | tuple):
         return
     order = channel_order(channels, list(map(str, trained)))
@@ -132,6 +136,27 @@ def _compare_channels(path: Path, channels: Sequence[str]) -> None:
             ", ".join(map(str, trained)),
             ", ".join(channels),
         )
+
+
+def _compare_preprocessing(path: Path, trained: Any, config: RunConfig) -> None:
+    """Warn if the weights were trained on images of another spacing, orientation or normalisation."""
+    data = trained.get("data") if isinstance(trained, Mapping) else None
+    if not isinstance(data, Mapping):
+        return
+    before, now = ({key: each.get(key) for key in _PREPROCESSING} for each in (data, config.to_dict()["data"]))
+    if changed := differences(_without_unset(before), _without_unset(now), "data."):
+        log.warning(
+            "init_from %s: was trained on images of another preprocessing (%s; that of the weights is first), and its"
+            " features may not fit; use the same keys in both",
+            path,
+            "; ".join(changed),
+        )
+
+
+def _without_unset(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out keys without a value: older configurations do not have them."""
+    plain = {key: _without_unset(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    return {key: value for key, value in plain.items() if value not in (None, False)}
 
 
 def distribute(model: nn.Module, config: RunConfig, world: World, accumulation_steps: int) -> nn.Module:

@@ -76,7 +76,7 @@ def _check(folder: RunFolder, config: RunConfig, world: World, make_data: Callab
             folder.check_writable()
     with problems.collect():
         if of_folder.found:  # the cases are not read from a folder that is refused
-            check_places({"data": {"root": config.data.root}, "init_from": config.init_from, "output": None})
+            check_places({"data": {"root": config.data.root}, "init_from": config.start_weights, "output": None})
         else:
             if make_data is not None and not problems.found:
                 make_data()

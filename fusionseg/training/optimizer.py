@@ -24,11 +24,21 @@ def build_optimizer(
     return config.build([each for each in parameters if isinstance(each, dict) or each.requires_grad])
 
 
-def learning_rate(step: int, steps: int, lr: float, schedule: ScheduleSection) -> float:
-    """The learning rate of step `step` (from 0) of `steps`."""
-    return schedule.learning_rate(step, steps, lr)
+def learning_rate(step: int, steps: int, lr: float, schedule: ScheduleSection, restart: int = 0) -> float:
+    """The learning rate of step `step` (from 0) of `steps`.
+
+    Args:
+        step: the step.
+        steps: number of steps of the run.
+        lr: `optim.lr`.
+        schedule: the `schedule` section.
+        restart: the step at which the schedule begins again (`finetune.restart_schedule`); 0 if it runs once.
+    """
+    if step < restart:
+        return schedule.before_restart(restart).learning_rate(step, restart, lr)
+    return schedule.learning_rate(step - restart, steps - restart, lr)
 
 
 def warmup_warning(config: RunConfig) -> str:
     """A warning for the user if the warm-up of a run is cut; else an empty text."""
-    return config.schedule.warning(config.train.steps)
+    return config.schedule.warning(config.train.steps - config.finetune.restart)

@@ -83,7 +83,8 @@ class Trainer:
         """Train on the next global batch; return the learning rate."""
         step = self.state.step
         with annotate("step", step):
-            lr = learning_rate(step, self.config.train.steps, self.config.optim.lr, self.config.schedule)
+            config = self.config
+            lr = learning_rate(step, config.train.steps, config.optim.lr, config.schedule, config.finetune.restart)
             self.train_step(step, self.micro_batches.of_step(step), lr)
             self.skipped_steps.add(step, self.train_step.micro_finite)
             self.state.step += 1

@@ -16,7 +16,7 @@ from fusionseg.models.swin.fusion_config import FUSION_PRESETS
 from fusionseg.utils.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
-WHOLE = [path for path in CONFIGS if path.stem != "base"]
+WHOLE = [path for path in CONFIGS if path.stem not in ("base", "fine_tuning")]
 UNET = "model: {name: unet}\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from fusionseg.config import RunConfig, validate
 from fusionseg.distributed.world import World
 from fusionseg.training.micro_batches import MicroBatch
-from fusionseg.training.network import build_network
+from fusionseg.training.network import build_network, start_from
 from fusionseg.training.optimizer import build_optimizer
 from fusionseg.training.precision import choose_precision
 from fusionseg.training.step import TrainStep
@@ -56,6 +57,7 @@ def run_config(model: dict[str, Any], finetune: dict[str, Any], **more: Any) -> 
             "finetune.freeze_steps: expected fewer than train.steps 5",
         ),
         ({"model": SWIN, "finetune": {"freeze": "encoder"}, "init_from": None}, "finetune.freeze: without init_from"),
+        ({"model": SWIN, "finetune": {"restart_schedule": True}}, "finetune.restart_schedule: the schedule restarts"),
         ({"model": SWIN, "finetune": {"layer_decay": 0.9}, "pretrain": {}}, "finetune: is for a segmentation"),
     ],
 )
@@ -139,6 +141,46 @@ def test_without_fine_tuning_there_is_one_group_in_the_order_of_the_network() ->
     plain = build_optimizer(config.optim, network.parameters()).param_groups[0]["params"]
     assert [id(x) for x in group["params"]] == [id(x) for x in plain]
     assert (group["lr_scale"], group["frozen_steps"]) == (1.0, 0)
+
+
+def test_from_scratch_treats_the_encoder_as_the_rest() -> None:
+    """`init_from`, which does not exist, is not read. Nothing is frozen, and all layers have one rate."""
+    for treatment in ({"freeze": "encoder"}, {"freeze": "encoder", "freeze_steps": 2, "layer_decay": 0.5}):
+        config = run_config(UNETR, {**treatment, "from_scratch": True})
+        network = build_network(build_task(config), config, torch.device("cpu"), in_channels=1, out_channels=2)
+        initial = {name: x.clone() for name, x in network.state_dict().items()}
+        start_from(network, config, ["image"])
+        assert all(torch.equal(x, initial[name]) for name, x in network.state_dict().items())
+        (group,) = parameter_groups(network, config)
+        assert (group["lr_scale"], group["frozen_steps"]) == (1.0, 0)
+        encoder = {id(x) for name, x in network.named_parameters() if name.startswith("vit.blocks")}
+        assert encoder & {id(x) for x in group["params"]}
+
+
+def test_from_scratch_needs_no_weights_to_name() -> None:
+    assert run_config(UNETR, {"freeze": "encoder", "from_scratch": True}, init_from=None).start_weights is None
+    with pytest.raises(UserError, match="runs/mae"):
+        config = run_config(UNETR, {"freeze": "encoder"})
+        network = build_network(build_task(config), config, torch.device("cpu"), in_channels=1, out_channels=2)
+        start_from(network, config, ["image"])
+
+
+def test_another_preprocessing_of_the_weights_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = run_config(UNETR, {})
+    network = build_network(build_task(config), config, torch.device("cpu"), in_channels=1, out_channels=2)
+    old = config.to_dict()
+    del old["data"]["intensity"]["nonzero"]  # an older configuration without this key
+    torch.save({"model": network.state_dict(), "config": old}, tmp_path / "same.pt")
+    old["data"] |= {"spacing": [2.0, 2.0, 2.0], "intensity": {**old["data"]["intensity"], "clip": [0.0, 600.0]}}
+    torch.save({"model": network.state_dict(), "config": old}, tmp_path / "other.pt")
+    warnings = {}
+    for name in ("same.pt", "other.pt"):
+        caplog.clear()
+        start_from(network, config.model_copy(update={"init_from": str(tmp_path / name)}), ["image"])
+        warnings[name] = [entry.message for entry in caplog.records if entry.levelname == "WARNING"]
+    assert warnings["same.pt"] == []
+    (message,) = warnings["other.pt"]
+    assert "data.spacing: [2.0, 2.0, 2.0] -> None" in message and "data.intensity.clip: [0.0, 600.0] -> None" in message
 
 
 # -- training --------------------------------------------------------------------------------------------------

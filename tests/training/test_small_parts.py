@@ -117,6 +117,16 @@ def test_constant() -> None:
     assert set(rates(name="constant", warmup=0, lr=0.3)) == {0.3}
 
 
+def test_a_schedule_that_restarts_is_nnssls_sawtooth() -> None:
+    """Decoder: a rise over 5 of 10 steps, a fall over the others. Whole network: a rise over 4 steps, then a fall."""
+    config = ScheduleConfig(name="polynomial", warmup=4)
+    values = [learning_rate(step, 50, 1.0, config, restart=10) for step in range(50)]
+    expected = [(step + 1) / 5 for step in range(5)] + [(1 - (step - 5) / 5) ** 0.9 for step in range(5, 10)]
+    expected += [(step - 9) / 4 for step in range(10, 14)] + [(1 - (step - 14) / 36) ** 0.9 for step in range(14, 50)]
+    assert values == pytest.approx(expected)
+    assert values[10:] == rates(steps=40, name="polynomial", warmup=4)
+
+
 def test_cosine_is_torchs() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.7)
     theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100, eta_min=0.1)

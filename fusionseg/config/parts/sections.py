@@ -126,6 +126,14 @@ class ScheduleSection(Section):
         """
         return []
 
+    def before_restart(self, steps: int) -> ScheduleSection:
+        """The schedule of the steps before a restart (`finetune.restart_schedule`): this one, if it has no warm-up.
+
+        Args:
+            steps: number of these steps.
+        """
+        return self
+
     def warning(self, steps: int) -> str:
         """A warning about a schedule that is adapted to the number of steps; else an empty text."""
         return ""

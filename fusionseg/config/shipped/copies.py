@@ -12,8 +12,9 @@ from fusionseg.config.shipped.lookup import KINDS, RESOURCES
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import whole_file, writable_folder
 
-# A shipped file refers to another one by its path, `base.yaml` or `../demo.yaml`; a copy refers to it by its name.
-_REFERENCE = re.compile(r"^(extends|base): (?:\.\./)?([\w-]+)\.yaml$", re.MULTILINE)
+# A shipped file refers to others by their paths, `base.yaml` or `[../demo.yaml]`; a copy refers to them by their names.
+_REFERENCES = re.compile(r"^(?:extends|base|after): .*$", re.MULTILINE)
+_PATH = re.compile(r"(?:\.\./)?([\w-]+)\.yaml")
 
 
 def shipped_scripts() -> dict[str, Path]:
@@ -61,7 +62,9 @@ def copy_shipped(name: str, folder: Path) -> Path:
     writable_folder(folder, "fusionseg configs copy")
     with whole_file(target) as temporary:
         if source.suffix == ".yaml":
-            temporary.write_text(_REFERENCE.sub(r"\1: \2", source.read_text(encoding="utf-8")), encoding="utf-8")
+            text = source.read_text(encoding="utf-8")
+            named = _REFERENCES.sub(lambda line: _PATH.sub(r"\1", line[0]), text)
+            temporary.write_text(named, encoding="utf-8")
         else:
             shutil.copy(source, temporary)  # with its permission to be executed
     return target

@@ -71,7 +71,7 @@ def _split(
         digests = ((case.name, content[case.name]) for case in cases)
         return tuple(SplitCase(name, dataset.name, found.image, found.label) for name, found in digests)
 
-    data, init_from = member.config.data, member.config.init_from
+    data, init_from = member.config.data, member.config.start_weights
     return Split(
         fold=data.fold,
         folds=data.folds,

@@ -50,9 +50,9 @@ def open_cases(config: RunConfig, folder: RunFolder, *, planned: bool = False) -
     """
     recorded = recorded_split(folder)
     datasets = open_begun_datasets(config, recorded) if folder.has_checkpoints() else open_run_datasets(config)
-    ancestors = recorded.seen if recorded is not None else _ancestors(config.init_from, folder, planned=planned)
+    ancestors = recorded.seen if recorded is not None else _ancestors(config.start_weights, folder, planned=planned)
     if config.init_from_seen == "refuse" and recorded is None and any(ancestor.images for ancestor in ancestors):
-        refuse_seen(config.init_from, ancestors, _validation_digests(datasets))
+        refuse_seen(config.start_weights, ancestors, _validation_digests(datasets))
     return RunCases(datasets, recorded, ancestors)
 
 
@@ -116,7 +116,7 @@ def settle_split(config: RunConfig, cases: RunCases, stores: Sequence[Store]) ->
     fitted = {name for one, name in zip(cases.datasets, names, strict=True) if one.trains_on_validation}
     refuse_common_images(training, [case for case in validation if case.dataset not in fitted])
     if config.init_from_seen == "refuse":
-        refuse_seen(config.init_from, cases.ancestors, [(case.name, case.image) for case in validation])
+        refuse_seen(config.start_weights, cases.ancestors, [(case.name, case.image) for case in validation])
     methods = tuple(one.method for one in cases.datasets)
     return Split(
         fold=first.data.fold,

@@ -49,6 +49,10 @@ class ScheduleConfig(ScheduleSection):
         """List what does not fit the run; see `ScheduleSection.problems`."""
         return [f"schedule.min_lr: {self.min_lr} is above optim.lr {lr}; lower it"] if self.min_lr > lr else []
 
+    def before_restart(self, steps: int) -> ScheduleConfig:
+        """The same schedule with a warm-up of half of the steps, see `ScheduleSection.before_restart`."""
+        return self.model_copy(update={"warmup": steps // 2})
+
     def warning(self, steps: int) -> str:
         """A warning if the warm-up is cut; else an empty text."""
         used = self.warmup_steps(steps)

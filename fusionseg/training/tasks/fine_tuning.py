@@ -20,7 +20,7 @@ def freeze_encoder(model: nn.Module, config: RunConfig) -> None:
 
     Call it before the network is wrapped by DDP and before the optimizer is built.
     """
-    if config.finetune.whole_run:
+    if config.finetune.whole_run and not config.finetune.from_scratch:
         for _, parameter in _encoder(model, config):
             parameter.requires_grad_(False)
 
@@ -34,10 +34,11 @@ def parameter_groups(model: nn.Module, config: RunConfig) -> list[dict[str, Any]
     arXiv:2003.10555): layer l of L at lr * layer_decay^(L - l), from the patch embedding (0) to the last block (L - 1).
     """
     finetune = config.finetune
+    treated = finetune.layer_decay != 1 or finetune.freeze_steps is not None
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     encoder = [(name, parameter) for name, parameter in _encoder(model, config) if parameter.requires_grad]
     groups: list[dict[str, Any]] = []
-    if encoder and (finetune.layer_decay != 1 or finetune.freeze_steps is not None):
+    if encoder and treated and not finetune.from_scratch:
         layers = encoder_layers([name for name, _ in encoder])
         depth = max(layers.values()) + 1
         for layer in range(depth):
@@ -86,6 +87,9 @@ def _encoder(model: nn.Module, config: RunConfig) -> list[tuple[str, nn.Paramete
 
 def _log(groups: list[dict[str, Any]], config: RunConfig) -> None:
     finetune = config.finetune
+    if finetune.from_scratch:
+        log.info("finetune: from_scratch, so the network keeps its initial weights, and no part of it is frozen")
+        return
     if finetune.layer_decay != 1:
         *encoder, rest = (config.optim.lr * group["lr_scale"] for group in groups)
         log.info(

@@ -1,0 +1,63 @@
+"""The pre-training mae75 and the fine-tuning from it, on synthetic vessels: form, start weights, rates, the control."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from recipes.conftest import SHORT, RunRecipe, SyntheticData
+
+import fusionseg
+import fusionseg.pretrain
+import fusionseg.train
+from fusionseg.runs.checkpoints import find_weights
+from fusionseg.runs.records import read_records
+
+SMALL = (
+    *("model.feature_size=12", "model.depths=[1,1,1,1]", "model.window_size=2", "data.patch=[64,32,32]"),
+    *("data.spacing=null", "schedule.warmup=1", "validate.every=2"),
+)
+
+
+@pytest.fixture(scope="module")
+def encoder(synthetic_data: SyntheticData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pre-training of two steps."""
+    output = tmp_path_factory.mktemp("pretraining")
+    words = (f"data.root={synthetic_data('vessels', 48)}", f"output={output}", *SHORT, *SMALL, "seed=1")
+    assert fusionseg.pretrain.main(["--config", "mae75", *words]) == 0
+    return output / "mae75"
+
+
+def test_three_quarters_of_blocks_of_16_are_hidden_and_scored_by_the_squared_error(encoder: Path) -> None:
+    config = fusionseg.load_config(encoder / "config.yaml")
+    assert config.pretrain is not None
+    assert (config.pretrain.method, config.pretrain.block) == ("blackout", 16)
+    assert config.pretrain.num_hidden((160, 160, 160)) == 750
+    assert config.pretrain.num_hidden(config.data.patch) == 12
+    loss = config.pretrain.loss
+    assert (loss.ssim, loss.l1, loss.l2, loss.over) == (0.0, 0.0, 1.0, "masked")
+
+
+def test_fine_tuning_starts_from_the_encoder_and_the_control_from_random_weights(
+    encoder: Path, synthetic_data: SyntheticData, run_recipe: RunRecipe
+) -> None:
+    data = synthetic_data("vessels", 48)
+    words = (*SMALL, f"init_from={encoder}", "stop.plateau=null", "validate.overlap=0")
+    sawtooth = "finetune={freeze: encoder, freeze_steps: 1, restart_schedule: true}"
+    tuned = run_recipe("parse_fine_tuning", data, *words, sawtooth)
+    assert set(np.unique(tuned.mask)) <= {0, 1}
+    assert tuned.config.schedule.name == "polynomial" and tuned.config.optim.lr == 3e-5  # a third of parse_fusion_od's
+    control = tuned.folder.with_name("control")
+    again = ["--config", str(tuned.folder / "config.yaml"), "name=control", "finetune.from_scratch=true"]
+    assert fusionseg.train.main(again) == 0
+    for run in (tuned.folder, control):  # one step of the decoder alone, then a warm-up of one step again
+        rates = [record["lr"] for record in read_records(run) if record["kind"] == "train"]
+        assert rates == pytest.approx([3e-5, 3e-5])
+    trained, start, scratch = (
+        torch.load(find_weights(folder), weights_only=True)["model"]["swinViT.patch_embed.proj.weight"]
+        for folder in (tuned.folder, encoder, control)
+    )
+    assert torch.allclose(trained, start, atol=1e-4)  # one step of Adam changes a weight by at most 3e-5
+    assert not torch.allclose(scratch, start, atol=1e-2)
