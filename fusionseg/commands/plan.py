@@ -12,6 +12,8 @@ from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import DONE
 
 if TYPE_CHECKING:
+    from fusionseg.data.fingerprint.fingerprint import Fingerprint
+    from fusionseg.data.formats.dataset import Dataset
     from fusionseg.planning.plan import ExperimentPlan
 
 _LISTED = 12
@@ -42,24 +44,32 @@ def add_plan(commands: Commands) -> None:
         choices=["M", "L", "XL"],
         help="nnU-Net's residual-encoder U-Net for a GPU of 8, 24 or 40 GB (Isensee et al., 2024)",
     )
+    parser.add_argument(
+        "--fingerprint",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the measurements: fingerprint.html, .png, .json; used again while the data set is unchanged"
+        " (default: CONFIG without .yaml, and _fingerprint)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace CONFIG if it exists and differs")
     parser.add_argument("--workers", type=int, help="processes that read cases (default: the CPUs of this job)")
 
 
 def _plan(arguments: argparse.Namespace) -> int:
     with loading():
-        from fusionseg.data.fingerprint.reading import read_fingerprint
+        from fusionseg.data.fingerprint.outliers import find_outliers
         from fusionseg.data.formats.dataset import open_dataset
         from fusionseg.data.formats.readers import Readers
-        from fusionseg.observability.progress import counting_progress
         from fusionseg.planning.device import planned_device
         from fusionseg.planning.plan import PlanRequest, plan_experiment, planned_network, run_name
-        from fusionseg.utils.files import user_path, writable_file
+        from fusionseg.utils.files import user_path, writable_file, writable_folder
 
     output: Path = arguments.output
     if output.suffix not in (".yaml", ".yml"):
         raise UserError(f"--output: expected a file that ends in .yaml, got {output}")
     writable_file(output, "--output")
+    folder = arguments.fingerprint or output.with_name(f"{output.stem}_fingerprint")
+    writable_folder(folder, "--fingerprint")
     data = data_section(arguments.overrides, "plan")
     network = planned_network(arguments.network, arguments.budget)
     device = planned_device(arguments.memory, arguments.budget)
@@ -73,13 +83,36 @@ def _plan(arguments: argparse.Namespace) -> int:
         base_dir=data.base_dir,
         missing_channels=data.missing_channels,
     )
-    with counting_progress("reading") as progress:
-        fingerprint = read_fingerprint(dataset, workers=arguments.workers, progress=progress)
+    fingerprint, page = _fingerprint(dataset, folder, arguments.workers)
     request = PlanRequest(run_name(output), root, data, device, network, _command(arguments))
-    plan = plan_experiment(dataset, fingerprint, request)
+    plan = plan_experiment(dataset, fingerprint, request, find_outliers(fingerprint).sentences(_LISTED))
     print(plan.summary())
+    print(page)
     print(_write(plan, output, overwrite=arguments.overwrite))
     return DONE
+
+
+def _fingerprint(dataset: Dataset, folder: Path, workers: int | None) -> tuple[Fingerprint, str]:
+    """Read the fingerprint of a data set, and write it; or take the one in the folder, if no file has changed since.
+
+    Returns:
+        The fingerprint, and a line about its page.
+    """
+    from fusionseg.data.fingerprint.kept import kept_fingerprint
+    from fusionseg.data.fingerprint.reading import read_fingerprint
+    from fusionseg.data.fingerprint.report import FILE_NAMES, write_report
+    from fusionseg.observability.progress import counting_progress
+
+    content, _, page = (folder / name for name in FILE_NAMES)
+    kept = kept_fingerprint(content, dataset)
+    if kept is not None:
+        return kept, f"{page}: kept, because no file of the data set has changed"
+    with counting_progress("reading") as progress:
+        fingerprint = read_fingerprint(dataset, workers=workers, progress=progress)
+    if not fingerprint.cases:  # the plan refuses it
+        return fingerprint, ""
+    write_report(folder, fingerprint)
+    return fingerprint, f"{page}: written"
 
 
 def _command(arguments: argparse.Namespace) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import nibabel
@@ -20,7 +21,9 @@ SHORT = (
 
 
 def plan(*words: object) -> int:
-    return cli.main(["plan", *map(str, words), "--workers", "1"])
+    """Plan. The fingerprint of a data set is beside it: it is read once for all tests."""
+    fingerprint = [] if "--fingerprint" in words else ["--fingerprint", f"{words[0]}_fingerprint"]
+    return cli.main(["plan", *map(str, words), "--workers", "1", *fingerprint])
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,26 @@ def test_the_same_data_give_the_same_bytes(planned: Path, balls: Path, capsys: p
     assert plan(balls, "-o", planned) == 0
     assert "exists already and is the same" in capsys.readouterr().out
     assert planned.read_bytes() == before and planned.stat().st_mtime_ns == time_ns
+
+
+def test_the_data_are_read_once(make_dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A second plan takes the fingerprint of the first one, and one of other files is not taken."""
+    data = make_dataset(tmp_path / "data", cases=5)
+    first = tmp_path / "one.yaml"
+    assert cli.main(["plan", str(data), "-o", str(first), "--workers", "1"]) == 0
+    folder = tmp_path / "one_fingerprint"
+    assert f"{folder / 'fingerprint.html'}: written" in capsys.readouterr().out
+    image = data / "imagesTr/case_001.nii.gz"
+    state = image.stat()
+    image.write_bytes(bytes(state.st_size))  # unreadable, and not noticed
+    os.utime(image, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert plan(data, "-o", tmp_path / "one.yaml", "--fingerprint", folder) == 0
+    said = capsys.readouterr().out
+    assert "kept, because no file of the data set has changed" in said and "is the same" in said
+    os.utime(image)
+    assert plan(data, "-o", tmp_path / "two.yaml", "--fingerprint", folder) == 0
+    assert "1 case cannot be read and is left out: case_001." in (tmp_path / "two.yaml").read_text()
+    assert "case_001" in (folder / "fingerprint.html").read_text()
 
 
 def test_a_file_that_differs_is_not_replaced(

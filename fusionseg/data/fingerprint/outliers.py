@@ -69,6 +69,17 @@ class Outliers:
         lines += [f"  [{one.kind}] {one.case}: {one.reason}" for one in self.cases]
         return "\n".join([*lines, *(f"  {remark}" for remark in self.remarks)])
 
+    def sentences(self, most: int) -> list[str]:
+        """The remarks and the outliers as sentences.
+
+        Args:
+            most: number of outliers to list; a sentence counts the others.
+        """
+        sentences = [as_sentence(remark) for remark in self.remarks]
+        sentences += [f"{one.case} differs: {one.reason}." for one in self.cases[:most]]
+        more = len(self.cases) - most
+        return [*sentences, *([f"{more} more outliers are in the fingerprint."] if more > 0 else [])]
+
 
 @dataclass(frozen=True)
 class _Group:
@@ -79,6 +90,15 @@ class _Group:
     subject: str
     found: Sequence[tuple[str, str]]
     """Name of the case, and reason."""
+
+
+def as_sentence(text: str) -> str:
+    """Make a sentence of a remark.
+
+    Args:
+        text: without a full stop.
+    """
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def find_outliers(fingerprint: Fingerprint) -> Outliers:

@@ -12,7 +12,7 @@ import numpy as np
 
 from fusionseg.data.fingerprint.case import CaseFingerprint, Intensities
 from fusionseg.data.fingerprint.fingerprint import Fingerprint
-from fusionseg.data.fingerprint.outliers import Outliers
+from fusionseg.data.fingerprint.outliers import Outliers, as_sentence
 from fusionseg.data.fingerprint.preview import LONGEST_SIDE, Preview
 from fusionseg.observability.pictures import paint
 from fusionseg.utils.tables import plain_number
@@ -125,7 +125,7 @@ def _shortened(names: Sequence[str], most: int = 6) -> str:
 
 def _outlier_table(fingerprint: Fingerprint, outliers: Outliers) -> str:
     links = case_anchors(fingerprint)
-    parts = [f"<p>{escape(remark[0].upper() + remark[1:])}.</p>" for remark in outliers.remarks]
+    parts = [f"<p>{escape(as_sentence(remark))}</p>" for remark in outliers.remarks]
     rows = [
         (f"<b>{escape(case.name)}</b>", "damaged", "<br>".join(map(escape, case.reasons)))
         for case in fingerprint.damaged

@@ -91,7 +91,7 @@ def test_many_cases_with_another_scale_are_one_remark() -> None:
     assert found.cases == ()
     [remark] = found.remarks
     assert "from 100 to 1e+06" in remark and "in 4 of 20 cases: c00, c01, c02, c03" in remark
-    assert remark in found.to_text()
+    assert remark in found.to_text() and found.sentences(5) == [f"T{remark[1:]}."]
 
 
 def test_intensities_of_ct_are_compared_in_hu() -> None:
@@ -103,6 +103,13 @@ def test_intensities_of_ct_are_compared_in_hu() -> None:
     assert find_outliers(fingerprint(**cases)).cases == ()
     cases["c07"] = replace(case(7), foreground=(intensities(1024, 20, lowest=900),))
     assert [(one.case, one.kind) for one in find_outliers(fingerprint(**cases)).cases] == [("c07", "intensity")]
+
+
+def test_sentences_count_the_outliers_that_they_do_not_list() -> None:
+    changed = replace(liver(ml=20, components=7), spacing_mm=(5.0, 0.8, 2.0))
+    sentences = find_outliers(fingerprint(c03=changed)).sentences(2)
+    assert sentences[0] == "c03 differs: the voxel size along x is 5 mm (median 0.8 mm)."
+    assert len(sentences) == 3 and sentences[2] == "2 more outliers are in the fingerprint."
 
 
 def test_few_cases_have_no_outliers() -> None:
