@@ -23,6 +23,9 @@ class SweepTable(Section):
     fold."""
     metrics: list[str] = Field(default_factory=list)
     """Columns, such as parameters, dice (files), hd95_mm (files); none listed shows all."""
+    against: str | None = None
+    """A name of runs without seed and fold, such as scratch: also the differences of the other rows from it, seed by
+    seed and fold by fold, with an interval."""
     ensemble_over: str | None = None
     """Also a row for the ensemble of the runs that differ in this key of the grid alone; `name`: in the point alone."""
 

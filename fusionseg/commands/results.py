@@ -184,6 +184,7 @@ def add_compare(commands: Commands) -> None:
         "one table over runs: a row for each configuration, mean and spread over its seeds and folds",
         """fusionseg compare runs/unets
   fusionseg compare runs/table2 --rows name --metrics parameters "dice (files)" "hd95_mm (files)"
+  fusionseg compare runs/few_labels --rows name --metrics "dice (files)" --against scratch
   fusionseg compare runs/views --ensembles""",
         _compare,
     )
@@ -210,6 +211,12 @@ def add_compare(commands: Commands) -> None:
         " its grids (default: all columns)",
     )
     parser.add_argument(
+        "--against",
+        metavar="NAME",
+        help="also the differences from these runs, seed by seed and fold by fold, with an interval; NAME is the name"
+        " of the runs without seed and fold, such as scratch for scratch-seed0",
+    )
+    parser.add_argument(
         "--ensembles", action="store_true", help="add rows of the ensembles that fusionseg evaluate --with has scored"
     )
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="write compare.md and compare.csv there too")
@@ -218,6 +225,7 @@ def add_compare(commands: Commands) -> None:
 def _compare(arguments: argparse.Namespace) -> int:
     with loading():
         from fusionseg.inference.comparison.layout import with_metrics, with_names
+        from fusionseg.inference.comparison.paired import with_baseline
         from fusionseg.inference.comparison.rows import compare
         from fusionseg.inference.comparison.table import comparison_markdown, write_comparison
         from fusionseg.utils.files import writable_folder
@@ -227,6 +235,8 @@ def _compare(arguments: argparse.Namespace) -> int:
     comparison = compare(arguments.runs, arguments.checkpoint, ensembles=arguments.ensembles)
     if arguments.metrics:
         comparison = with_metrics(comparison, arguments.metrics)
+    if arguments.against is not None:
+        comparison = with_baseline(comparison, arguments.against)
     if arguments.rows == "name":
         comparison = with_names(comparison)
     print(comparison_markdown(comparison))

@@ -87,6 +87,7 @@ def _evaluate(sweep: Sweep, device: str) -> bool:
 def _write(sweep: Sweep) -> None:
     """Print the table, and write it into the folder of the sweep."""
     from fusionseg.inference.comparison.layout import with_metrics, with_names
+    from fusionseg.inference.comparison.paired import with_baseline
     from fusionseg.inference.comparison.rows import compare
     from fusionseg.inference.comparison.table import write_comparison
 
@@ -94,6 +95,8 @@ def _write(sweep: Sweep) -> None:
     comparison = compare([run.folder for run in sweep.runs], ensembles=wanted.ensemble_over is not None)
     if wanted.metrics:
         comparison = with_metrics(comparison, wanted.metrics, must_exist=False)
+    if wanted.against is not None:
+        comparison = with_baseline(comparison, wanted.against, must_exist=False)
     if wanted.rows == "name":
         comparison = with_names(comparison)
     print(f"\n{write_comparison(comparison, sweep.folder)}")

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ import pytest
 
 from fusionseg.cli import main
 from fusionseg.config import dump_config, validate
-from fusionseg.inference.comparison.layout import with_names
+from fusionseg.inference.comparison.layout import row_name, with_names
+from fusionseg.inference.comparison.paired import paired_difference, with_baseline
 from fusionseg.inference.comparison.rows import compare
 from fusionseg.inference.comparison.run_summary import name_without_repetition
 from fusionseg.inference.comparison.table import comparison_csv, comparison_markdown
@@ -425,3 +427,42 @@ def test_ensembles_are_rows_on_request(tmp_path: Path) -> None:
     assert (settings["ensemble"], settings["model.name"]) == ("2 runs", "unet + resunet")
     shutil.rmtree(tmp_path / "resunet-seed1")
     assert "left out: an ensemble of" in comparison_markdown(compare([tmp_path], ensembles=True))
+
+
+# -- differences from a baseline -------------------------------------------------------------------------------
+
+
+def pairs(folder: Path) -> Path:
+    """A baseline with three seeds, and two variants: `better` lacks a seed, `single` has one."""
+    for seed, dice in enumerate((0.70, 0.80, 0.60)):
+        write_run(folder / f"scratch-seed{seed}", [dice], seed=seed)
+    for seed, dice in ((0, 0.72), (1, 0.81)):
+        write_run(folder / f"better-seed{seed}", [dice], seed=seed, optim={"lr": 0.01})
+    write_run(folder / "single-seed2", [0.50], seed=2, optim={"lr": 0.02})
+    return folder
+
+
+def test_differences_are_of_runs_of_the_same_seed(tmp_path: Path) -> None:
+    comparison = with_baseline(compare([pairs(tmp_path)]), "scratch")
+    (table,) = comparison.tables
+    rows = {row_name(row): row for row in table.rows}
+    found = paired_difference(rows["better"], rows["scratch"], DICE)
+    assert found is not None and found.pairs == 2 and found.mean == pytest.approx(0.015)
+    # Differences 0.02 and 0.01: standard error 0.005, and 12.706 is Student's t of one degree of freedom at 97.5 %.
+    assert found.half_width == pytest.approx(12.7062 * 0.005, rel=1e-4)
+    markdown = comparison_markdown(with_names(comparison))
+    assert "Difference from `scratch`, run by run, with the 95% interval of the mean:" in markdown
+    differences = re.sub(" +", " ", markdown.split("Difference from")[1])  # without the padding of the columns
+    assert "| better | 2 | +0.0150 [-0.0485, +0.0785] |" in differences
+    assert "| single | 1 | -0.1000 |" in differences and "| scratch |" not in differences
+    assert "parameters" not in differences
+    by_name = {line["name"]: line for line in csv.DictReader(io.StringIO(comparison_csv(with_names(comparison))))}
+    assert float(by_name["better"][f"{DICE}_minus_baseline"]) == pytest.approx(0.015)
+    assert by_name["single"][f"{DICE}_half_width"] == "" and by_name["scratch"][f"{DICE}_pairs"] == "0"
+
+
+def test_a_baseline_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(pairs(tmp_path)), "--against", "scrach"]) == 2
+    assert "--against: no runs are called 'scrach'" in capsys.readouterr().err
+    assert main(["compare", str(tmp_path), "--against", "scratch"]) == 0
+    assert "+0.0150" in capsys.readouterr().out

@@ -12,6 +12,7 @@ from recipes.conftest import SHORT, RunRecipe, SyntheticData
 import fusionseg
 import fusionseg.pretrain
 import fusionseg.train
+from fusionseg.cluster.sweep import load_sweep
 from fusionseg.runs.checkpoints import find_weights
 from fusionseg.runs.records import read_records
 
@@ -61,3 +62,20 @@ def test_fine_tuning_starts_from_the_encoder_and_the_control_from_random_weights
     )
     assert torch.allclose(trained, start, atol=1e-4)  # one step of Adam changes a weight by at most 3e-5
     assert not torch.allclose(scratch, start, atol=1e-2)
+
+
+def test_the_runs_of_the_table_differ_in_their_start_alone() -> None:
+    pretrained = {run.config.name: run for run in load_sweep("few_labels_pretraining").runs}
+    runs = {run.config.name: run.config for run in load_sweep("few_labels").runs}
+    assert len(runs) == 4 * 5
+    for seed in range(5):
+        scratch = runs[f"scratch-fold0-seed{seed}"]
+        assert (scratch.init_from, scratch.seed, scratch.data.train_cases) == (None, seed, 16)
+        for name in ("mae75", "blackout50"):
+            tuned = runs[f"{name}-fold0-seed{seed}"]
+            different = fusionseg.config.differences(scratch.to_dict(), tuned.to_dict())
+            assert [line.split(":")[0] for line in different] == ["name", "init_from"]
+            assert tuned.init_from == str(pretrained[f"{name}-fold0"].folder)
+    mae75, blackout = (pretrained[f"{name}-fold0"].config for name in ("mae75", "blackout50"))
+    assert mae75.pretrain == fusionseg.load_config("hippocampus_mae75").pretrain
+    assert mae75.data.intensity == blackout.data.intensity == runs["scratch-fold0-seed0"].data.intensity

@@ -114,6 +114,8 @@ class Comparison:
     tables: list[TaskTable]
     damaged: list[str]
     """A message for each run that could not be read."""
+    baseline: str | None = None
+    """The name of the row that the others are compared with, pair by pair (`paired.with_baseline`)."""
 
     @property
     def rows(self) -> list[Row]:

@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+from fusionseg.inference.comparison.paired import baseline_of, paired_difference, paired_markdown
 from fusionseg.inference.comparison.rows import COST, Comparison, Row, Spread, TaskTable, is_score
 from fusionseg.inference.comparison.run_summary import FILES, PATCHES, PREPARED
 from fusionseg.utils.errors import some_of
@@ -24,6 +25,7 @@ def comparison_markdown(comparison: Comparison) -> str:
     for table in comparison.tables:
         title = f"{table.task}:\n\n" if len(comparison.tables) > 1 else ""
         blocks.append(title + markdown_table(_cells(table, marks)))
+    blocks += paired_markdown(comparison)
     return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in _notes(comparison, marks))])
 
 
@@ -41,13 +43,16 @@ def write_comparison(comparison: Comparison, folder: Path) -> str:
 
 
 def comparison_csv(comparison: Comparison) -> str:
-    """Format a comparison as CSV in full precision: of each metric the mean, the deviation and the number of runs."""
+    """Format a comparison as CSV in full precision: of each metric the mean, the deviation and the number of runs; with
+    a baseline also the mean difference, half the width of its interval, and the number of pairs."""
     settings = list(dict.fromkeys(key for table in comparison.tables for key in table.settings))
     metrics = list(dict.fromkeys(name for table in comparison.tables for name in table.metrics))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     fixed = ("task", *settings, "data_set", "folds", "weights", "runs", "not_finished", "marks")
-    writer.writerow([*fixed, *(f"{name}{suffix}" for name in metrics for suffix in ("", "_std", "_runs"))])
+    baseline = comparison.baseline
+    suffixes = ("", "_std", "_runs", *(() if baseline is None else ("_minus_baseline", "_half_width", "_pairs")))
+    writer.writerow([*fixed, *(f"{name}{suffix}" for name in metrics for suffix in suffixes)])
     for table in comparison.tables:
         for row, data in zip(table.rows, table.data_names(), strict=True):
             cells: list[Any] = [table.task, *(_setting_text(row.settings.get(key)) for key in settings)]
@@ -56,6 +61,10 @@ def comparison_csv(comparison: Comparison) -> str:
             for metric in metrics:
                 spread = row.spread(metric)
                 cells += ["", "", 0] if spread is None else [spread.mean, _or_empty(spread.deviation), spread.count]
+                if baseline is not None:
+                    other = baseline_of(table, row, baseline)
+                    pair = None if other is None else paired_difference(row, other, metric)
+                    cells += ["", "", 0] if pair is None else [pair.mean, _or_empty(pair.half_width), pair.pairs]
             writer.writerow(cells)
     return out.getvalue()
 
