@@ -53,7 +53,7 @@ class CucimSlide:
         module: Any = importlib.import_module(CUCIM)
         try:
             self.image = module.CuImage(str(path))
-        except RuntimeError as error:  # cuCIM's error for every file that it cannot read
+        except (RuntimeError, ValueError) as error:  # cuCIM's errors for files that it cannot read
             raise UserError(f"{path}: cuCIM cannot read it ({error}); fetch it again, or convert it to TIFF") from None
         levels = self.image.resolutions
         if level >= levels["level_count"]:

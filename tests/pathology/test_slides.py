@@ -35,9 +35,11 @@ def test_tiles_of_tissue_are_written(slide: Path, tmp_path: Path, capsys: pytest
 
 
 class _CuImage:
-    """The part of cuCIM's interface that is used (docs.rapids.ai, CuImage), on an image in memory."""
+    """The part of cuCIM's interface that is used, on an image in memory; as cuCIM 26.10 answers for a pyramid."""
 
     def __init__(self, path: str) -> None:
+        if path.endswith(".svs"):
+            raise ValueError(f"Cannot load {path}!")
         self.pixels = np.asarray(Image.open(path))
         self.resolutions = {
             "level_count": 2,
@@ -58,6 +60,9 @@ def test_cucim_reads_the_levels(slide: Path, tmp_path: Path, monkeypatch: pytest
     assert slides.main([str(slide), "--output", str(tmp_path / "tiles"), "--size", "10", "--level", "1"]) == 0
     assert [path.name for path in (tmp_path / "tiles/slide").iterdir()] == ["slide_10_0.png"]
     assert slides.main([str(slide), "--output", str(tmp_path / "more"), "--level", "2"]) == 2
+    (tmp_path / "text.svs").write_text("no slide")
+    assert slides.main([str(tmp_path / "text.svs"), "--output", str(tmp_path / "more")]) == 2
+    assert not (tmp_path / "more").exists()
 
 
 @pytest.mark.parametrize(
