@@ -26,7 +26,7 @@ SMALL = (
 @pytest.fixture(scope="module")
 def heads(make_dataset: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One MRI channel, two classes, and an empty border as around a head."""
-    root = make_dataset(tmp_path_factory.mktemp("data") / "Task04_heads", cases=2, classes=3)
+    root = make_dataset(tmp_path_factory.mktemp("data") / "Task04_heads", cases=2, shape=(10, 10, 8), classes=3)
     for file in [*root.glob("imagesTr/*.nii.gz"), *root.glob("labelsTr/*.nii.gz")]:
         image = nibabel.load(file)
         nibabel.save(nibabel.Nifti1Image(np.pad(np.asarray(image.dataobj), BORDER), image.affine), file)
