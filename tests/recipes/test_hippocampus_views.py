@@ -17,8 +17,8 @@ from fusionseg.config import RunConfig, dump_config
 
 BORDER = 12
 SMALL = (
-    *("model.channels=[8, 8, 8]", "train.steps=2", "train.threads=1", "train.precision=fp32", "train.global_batch=4"),
-    *("train.micro_batch=4", "data.folds=2", "data.workers=1", "validate.every=2", "checkpoint.every=2", "device=cpu"),
+    *("model.channels=[8, 8]", "train.steps=1", "train.threads=1", "train.precision=fp32", "train.global_batch=2"),
+    *("train.micro_batch=2", "data.folds=2", "data.workers=1", "validate.every=1", "checkpoint.every=1", "device=cpu"),
     *("log={every: 1, tensorboard: false}", "schedule.warmup=0"),
 )
 
@@ -35,7 +35,7 @@ def heads(make_dataset: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="module")
 def sweep(heads: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, list[str]]:
-    """The runs of the three views, trained for two steps; and the words of `fusionseg table`."""
+    """The runs of the three views, trained for one step; and the words of `fusionseg table`."""
     folder = tmp_path_factory.mktemp("views")
     file = folder / "views.yaml"
     file.write_text("extends: hippocampus_table\nname: views\ngrid: {seed: [0]}\n")
