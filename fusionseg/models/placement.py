@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fusionseg.models.device_kind import device_kind
+
 _MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -37,7 +39,7 @@ def guard_cpu_convolutions_(model: nn.Module) -> None:
 class _GuardedConv3d(nn.Conv3d):
     def forward(self, input: Tensor) -> Tensor:
         thin = 1 < input.shape[2] < self.kernel_size[0]
-        if (thin or _is_patch_embedding(self)) and input.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        if (thin or _is_patch_embedding(self)) and device_kind(input) == "cpu" and torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):
                 return super().forward(input.float()).to(torch.get_autocast_dtype("cpu"))
         return super().forward(input)

@@ -23,7 +23,7 @@ from fusionseg.runs.cases.datasets import RunDataset
 from fusionseg.runs.cases.opening import open_cases, settle_split
 from fusionseg.runs.folder import RunFolder, run_folder_of
 from fusionseg.training.data import refuse_unfit_settings, rules_of_run, sampled_cases, sides_warning
-from fusionseg.training.memory import estimate_memory
+from fusionseg.training.memory.estimate import estimate_memory
 from fusionseg.training.optimizer import warmup_warning
 from fusionseg.training.outside_check import check_outside_parts
 from fusionseg.training.precision import choose_precision
@@ -65,13 +65,15 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
         config,
         len(dataset.channels),
         dataset.scheme.num_outputs,
-        half=precision.name in ("bf16", "fp16"),
+        precision=precision,
+        world_size=launch.world_size,
     )
+    # The context of this process is there already: what is free on a GPU has to hold the tensors only.
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_bytes()
     ranks = launch.local_world_size if device.type == "cpu" else 1  # ranks that share the free memory
     fits = (
         ""
-        if (memory.total + needed) * ranks < free
+        if (memory.tensors + needed) * ranks < free
         else ": too much, see train.micro_batch, train.checkpoint_activations, data.patch"
     )
     refuse_unfit_settings(config, dataset.scheme)
@@ -98,8 +100,10 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
         f"cache        {needed / GB:.3f} GB ({basis})",
         f"memory       about {memory.total / GB:.2f} GB on each rank, beside the cache, of {free / GB:.1f} GB free on"
         f" {device}{fits}",
-        f"             weights {memory.weights / GB:.2f}, gradients {memory.gradients / GB:.2f},"
-        f" optimizer {memory.optimizer / GB:.2f}, activations {memory.activations / GB:.2f}",
+        f"             weights {memory.weights / GB:.2f}, optimizer {memory.optimizer / GB:.2f},"
+        f" batch {memory.batch / GB:.2f}, activations {memory.activations / GB:.2f},"
+        f" gradients and backward pass {memory.backward / GB:.2f}"
+        + (f", driver {memory.driver / GB:.2f}" if memory.driver else ""),
     ]
     return "\n".join(lines)
 

@@ -76,7 +76,15 @@ def build_weightless_network(task: Task, config: RunConfig, in_channels: int, ou
 def build_network(
     task: Task, config: RunConfig, device: torch.device, *, in_channels: int, out_channels: int
 ) -> nn.Module:
-    """Build the network of a run with initial weights that depend on the seed alone, not on the device."""
+    """Build the network of a run with initial weights that depend on the seed alone, not on the device.
+
+    Args:
+        task: the task of the run.
+        config: the configuration of the run.
+        device: device of the network.
+        in_channels: channels of the images.
+        out_channels: outputs of the data set, see `LabelScheme.num_outputs`.
+    """
     torch.manual_seed(config.seed)  # the weights are drawn on the CPU, then moved
     model = task.build_network(in_channels, out_channels, checkpoint_activations=config.train.checkpoint_activations)
     count = sum(parameter.numel() for parameter in model.parameters())

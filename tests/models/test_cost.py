@@ -23,7 +23,8 @@ from fusionseg.models.network_list import (
     to_text,
 )
 from fusionseg.models.networks.swin import SwinConfig
-from fusionseg.training.memory import estimate_memory
+from fusionseg.training.memory.estimate import estimate_memory
+from fusionseg.training.precision import Precision
 from fusionseg.training.tasks.choice import build_task
 from fusionseg.utils.errors import UserError
 
@@ -94,7 +95,7 @@ def test_checkpointing_keeps_fewer_activations() -> None:
 def test_estimated_memory_of_a_training(name: str) -> None:
     """Each parameter counts once: MONAI's DynUNet has two names for each, and UNETR has frozen ones."""
     config = validate({**tiny(name), "train": {"micro_batch": 2, "global_batch": 2}})
-    estimate = estimate_memory(build_task(config), config, 1, 2, half=False)
+    estimate = estimate_memory(build_task(config), config, 1, 2, precision=Precision("fp32", "", "cuda"))
     cost = network_cost(config.model, config.data.patch, in_channels=1, out_channels=2)
     model = build_model(config.model, in_channels=1, out_channels=2, patch=config.data.patch)
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -20,9 +20,10 @@ from fusionseg.models import build_model
 from fusionseg.models.cost import network_cost
 from fusionseg.models.network_list import default_configs, list_networks
 from fusionseg.runs.run_config import config_hash, refuse_other_config
-from fusionseg.training.memory import estimate_memory
+from fusionseg.training.memory.estimate import estimate_memory
 from fusionseg.training.optimizer import build_optimizer, learning_rate
 from fusionseg.training.outside_check import check_outside_parts, with_present_sources
+from fusionseg.training.precision import Precision
 from fusionseg.training.tasks.choice import build_task
 from fusionseg.utils.errors import UserError
 
@@ -139,7 +140,7 @@ def test_parameters_that_nothing_depends_on_are_a_warning(caplog: pytest.LogCapt
 def test_a_network_that_reads_values_is_tried_on_the_device_and_estimated_on_the_cpu() -> None:
     chosen = config(model={"name": "own:Net", "args": {"item": True}})
     check_outside_parts(chosen, CPU, in_channels=2, scheme=THREE_CLASSES)
-    estimate = estimate_memory(build_task(chosen), chosen, 2, 3, half=False)
+    estimate = estimate_memory(build_task(chosen), chosen, 2, 3, precision=Precision("fp32", "", "cpu"))
     assert estimate.parameters == 2 * 3 + 3 and estimate.activations > 0
     (listed,) = list_networks(default_configs(["own:Net"]), (16, 16, 16), in_channels=2, out_channels=3)
     assert listed.name == "own:Net" and listed.cost is not None and listed.cost.parameters == 2 * 3 + 3

@@ -8,21 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusionseg.models.device_kind import autocast_kind, device_kind
+
 _CHUNK_ELEMENTS = 2**20  # elements of a chunk of rows: 4 MB in float32, which fit into the CPU's cache
 
 
 def matmul_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype in which a matrix product of `x` is computed: that of autocast if it is on, else that of `x`."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if not x.is_meta and torch.is_autocast_enabled(kind) else x.dtype
+    kind = autocast_kind(x)
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def autocast_disabled(x: Tensor) -> AbstractContextManager[Any]:
     """Return a context in which operations on the device of `x` keep the dtypes of their arguments."""
-    kind = x.device.type
-    if x.is_meta or not torch.is_autocast_enabled(kind):
-        return nullcontext()
-    return torch.autocast(kind, enabled=False)
+    kind = autocast_kind(x)
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def sum_dtype(x: Tensor) -> torch.dtype:
@@ -36,7 +36,7 @@ def uses_chunks(x: Tensor) -> bool:
     This is so on a CPU, where an operation is cheap to start but memory is slow. It is not so under `torch.compile`,
     which fuses operations itself, or while tracing, where every chunk would be recorded.
     """
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    return device_kind(x) == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 
 def row_chunks(rows: Tensor) -> list[slice]:

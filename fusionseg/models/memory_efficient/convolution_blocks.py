@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from fusionseg.models.device_kind import device_kind
 from fusionseg.models.memory_efficient.autograd_helpers import add_matmul_, autocast_disabled, matmul_dtype, sum_dtype
 from fusionseg.models.memory_efficient.decoder_input import join_inputs, join_inputs_grads
 from fusionseg.models.memory_efficient.instance_norm import (
@@ -196,7 +197,7 @@ def _convolution_grads(grad: Tensor, x: Tensor, weight: Tensor, *, needs_x: bool
         return grad_x, total.view_as(weight).to(weight.dtype)
     padding = [weight.shape[2] // 2] * 3
     dtype = x.dtype
-    if x.device.type == "cpu" and min(x.shape[2:]) < weight.shape[2]:  # wrong in bfloat16, see `placement`
+    if device_kind(x) == "cpu" and min(x.shape[2:]) < weight.shape[2]:  # wrong in bfloat16, see `placement`
         grad, x = grad.to(sum_dtype(grad)), x.to(sum_dtype(x))
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
         grad, x, weight.to(x.dtype), None, [1] * 3, padding, [1] * 3, False, [0] * 3, 1, [needs_x, True, False]

@@ -54,7 +54,7 @@ def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
     A chunk is converted to float32 first: CPU kernels with operands of two dtypes are up to ten times slower.
     """
     count = 0
-    mean = torch.zeros(rows.shape[1], dtype=sum_dtype(rows))
+    mean = torch.zeros(rows.shape[1], dtype=sum_dtype(rows), device=rows.device)
     squares = torch.zeros_like(mean)
     for part in row_chunks(rows):
         chunk = rows[part].to(mean.dtype)
@@ -165,7 +165,7 @@ def _norm_grads(
         grad, normed, short = chunk_values(parts[0])
         first = _norm_grad(grad, normed, scale)
         return [first, grad if scale_short is None or short is None else _norm_grad(grad, short, scale_short)]
-    sums = torch.zeros(3, like.shape[1], dtype=sum_dtype(like))
+    sums = torch.zeros(3, like.shape[1], dtype=sum_dtype(like), device=like.device)
     for part in parts:
         grad, normed, short = chunk_values(part)
         sums[0] += grad.sum(0, dtype=sums.dtype)

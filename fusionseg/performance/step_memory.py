@@ -1,0 +1,75 @@
+"""Measurement of the memory of a training step on the CPU, independent of its estimate: torch's allocator is observed.
+
+The profiler of torch records each allocation and each release of the CPU's allocator, those inside kernels and in the
+libraries of torch included. The memory of Python and of the program itself does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from fusionseg.config import RunConfig
+from fusionseg.distributed.batch_arithmetic import accumulation_steps
+from fusionseg.distributed.launch import read_launch
+from fusionseg.distributed.world import World
+from fusionseg.training.micro_batches import MicroBatch
+from fusionseg.training.network import build_network
+from fusionseg.training.optimizer import build_optimizer
+from fusionseg.training.precision import Precision
+from fusionseg.training.step import TrainStep
+from fusionseg.training.tasks.choice import build_task
+
+
+def measured_step_bytes(config: RunConfig, precision: str, *, in_channels: int, out_channels: int) -> int:
+    """Train for two steps on random images on the CPU; return the highest number of bytes allocated at the same time.
+
+    The second step is like all that follow: the optimizer has its states.
+
+    Args:
+        config: the configuration of the run.
+        precision: "fp32" or "bf16".
+        in_channels: channels of the images.
+        out_channels: outputs of the network.
+    """
+    device = torch.device("cpu")
+    task = build_task(config)
+    world = World(read_launch({}), device)
+    micro_steps = min(2, accumulation_steps(config, 1))
+
+    def micro_batches() -> Iterator[MicroBatch]:
+        for _ in range(micro_steps):
+            (image, *others), target = task.example(in_channels)
+            image.normal_()
+            if config.train.channels_last:
+                image = image.contiguous(memory_format=torch.channels_last_3d)
+            yield MicroBatch((image, *others), target, 0)
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        model = build_network(task, config, device, in_channels=in_channels, out_channels=out_channels)
+        step = TrainStep(
+            model.train(),
+            task.build_loss(),
+            build_optimizer(config.optim, task.parameter_groups(model)),
+            Precision(precision, "as measured", device.type),
+            world,
+            accumulation_steps=micro_steps,
+            clip_grad=config.train.clip_grad,
+        )
+        for number in range(2):
+            step(number, micro_batches(), config.optim.lr)
+    return _peak(profiler)
+
+
+def _peak(profiler: profile) -> int:
+    """The highest sum of the bytes allocated and released so far."""
+    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    live = peak = 0
+    for _, change in changes:
+        live += change
+        peak = max(peak, live)
+    return peak

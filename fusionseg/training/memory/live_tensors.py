@@ -1,0 +1,48 @@
+"""Count of the bytes of the tensors that are alive at the same time."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LiveTensors(TorchDispatchMode):
+    """Count the bytes of all tensors that operations make while the mode is active, in the backward pass too.
+
+    A storage counts once, whatever the number of its views, until its last tensor is deleted. Tensors that are older
+    than the mode do not count.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = 0
+        """Bytes that are alive now."""
+        self.peak = 0
+        """Highest number of bytes so far."""
+        self._bytes: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for made in tree_leaves(result):
+            if isinstance(made, Tensor):
+                self._add(made)
+        self.peak = max(self.peak, self.live)
+        return result
+
+    def _add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._bytes:
+            self._bytes[key] = storage.nbytes()
+            self.live += self._bytes[key]
+            weakref.finalize(storage, self._remove, key).atexit = False
+
+    def _remove(self, key: int) -> None:
+        self.live -= self._bytes.pop(key)

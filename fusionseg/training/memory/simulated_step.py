@@ -1,0 +1,107 @@
+"""A training step without data, for the count of its memory: the real one, on tensors of the meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fusionseg.config import RunConfig
+from fusionseg.distributed.launch import read_launch
+from fusionseg.distributed.world import World
+from fusionseg.models.device_kind import meta_stands_for
+from fusionseg.models.placement import channels_last_, guard_cpu_convolutions_
+from fusionseg.training.memory.live_tensors import LiveTensors
+from fusionseg.training.memory.meta_autocast import MetaAutocast
+from fusionseg.training.micro_batches import MicroBatch
+from fusionseg.training.precision import Precision
+from fusionseg.training.step import TrainStep
+from fusionseg.training.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes of the tensors that a step makes; weights and states of the optimizer are older than the step."""
+
+    batch: int
+    """Inputs and target of a micro-batch."""
+    kept: int
+    """All that is alive when the forward pass and the loss of the last micro-batch have ended: the batch, the tensors
+    that the backward pass needs, and the gradients of earlier micro-batches."""
+    peak: int
+    """Highest number of bytes at the same time."""
+
+
+def simulate_step(
+    task: Task, config: RunConfig, model: nn.Module, in_channels: int, precision: Precision, accumulation_steps: int
+) -> StepMemory:
+    """Run a step, and count the bytes of its tensors.
+
+    Args:
+        task: the task of the run.
+        config: the configuration of the run.
+        model: the network, on the meta device or, if it cannot run there, on the CPU, where the step is computed.
+        in_channels: channels of the images.
+        precision: precision of the forward pass, and the type of the device that the memory is counted for.
+        accumulation_steps: micro-batches of a step on each rank. The second needs as much memory as all that follow.
+    """
+    device = next(model.parameters()).device
+    if config.train.channels_last:
+        channels_last_(model)
+    if precision.device_type == "cpu":
+        guard_cpu_convolutions_(model)
+    batch: list[int] = []
+    kept: list[int] = []
+    loss = task.build_loss()
+
+    def counted_loss(output: Any, target: Any) -> Tensor:
+        value = loss(output, target)
+        kept.append(live.live)
+        return value
+
+    def micro_batches() -> Iterator[MicroBatch]:
+        for _ in range(micro_steps):
+            before = live.live
+            with device:
+                (image, *others), target = task.example(in_channels)
+            if config.train.channels_last:
+                image = image.contiguous(memory_format=torch.channels_last_3d)
+            batch.append(live.live - before)
+            yield MicroBatch((image, *others), target, 0)
+
+    micro_steps = min(2, accumulation_steps)
+    in_16_bits = precision.name in ("bf16", "fp16")
+    # fp16 takes the memory of bf16, and the CPU has no kernels for some of its operations.
+    stand_in = Precision("bf16" if in_16_bits else "fp32", precision.reason, "cpu")
+    live = LiveTensors()
+    with ExitStack() as stack:
+        if device.type == "meta":
+            stack.enter_context(meta_stands_for(precision.device_type))
+            stack.enter_context(MetaAutocast(precision.device_type))
+        stack.enter_context(live)
+        step = TrainStep(
+            model.train(),
+            counted_loss,
+            _NoUpdate(task.parameter_groups(model)),
+            stand_in,
+            World(read_launch({}), device),
+            accumulation_steps=micro_steps,
+            clip_grad=config.train.clip_grad,
+        )
+        step(0, micro_batches(), 0.0)
+    return StepMemory(batch[0], kept[-1], live.peak)
+
+
+class _NoUpdate(torch.optim.Optimizer):
+    """An optimizer that updates nothing and takes no memory for it, as fused kernels do."""
+
+    _step_supports_amp_scaling = True
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups, {})
+
+    def step(self, closure: Any = None) -> None: ...
