@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -16,14 +16,18 @@ class LiveTensors(TorchDispatchMode):
 
     A storage counts once, whatever the number of its views, until its last tensor is deleted. Tensors that are older
     than the mode do not count.
+
+    Args:
+        workspace: computes the bytes that an operation takes for itself, from the operation and its arguments.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, workspace: Callable[[Any, Sequence[Any]], int] = lambda func, args: 0) -> None:
         super().__init__()
         self.live = 0
         """Bytes that are alive now."""
         self.peak = 0
-        """Highest number of bytes so far."""
+        """Highest number of bytes so far, those of the operations for themselves included."""
+        self._workspace = workspace
         self._bytes: dict[int, int] = {}
 
     def __torch_dispatch__(
@@ -33,7 +37,7 @@ class LiveTensors(TorchDispatchMode):
         for made in tree_leaves(result):
             if isinstance(made, Tensor):
                 self._add(made)
-        self.peak = max(self.peak, self.live)
+        self.peak = max(self.peak, self.live + self._workspace(func, args))
         return result
 
     def _add(self, tensor: Tensor) -> None:

@@ -66,9 +66,8 @@ class MetaAutocast(TorchFunctionMode):  # type: ignore[misc]
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is Tensor.backward:  # stay active, for activation checkpointing, which computes forward passes again
-            with self:
-                return torch.autograd.backward(args[0])
+        if func is Tensor.backward:
+            return self._backward(args[0])
         if torch.is_autocast_enabled("cpu"):
             name = getattr(func, "__name__", "")
             dtype = torch.get_autocast_dtype("cpu") if name in _IN_16_BITS else None
@@ -81,6 +80,16 @@ class MetaAutocast(TorchFunctionMode):  # type: ignore[misc]
         else:
             self._weights.clear()
         return func(*args, **kwargs)
+
+    def _backward(self, loss: Tensor) -> None:
+        """Run the backward pass with this mode, which activation checkpointing needs to compute a forward pass again.
+
+        `Tensor.backward` and `torch.autograd.backward` would switch the mode off, as functions that it has received.
+        """
+        with self:
+            torch.autograd.Variable._execution_engine.run_backward(  # type: ignore[attr-defined]
+                (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
+            )
 
     def _converted(self, value: Any, dtype: torch.dtype) -> Any:
         if not (isinstance(value, Tensor) and value.is_meta and value.dtype in _FLOATS and value.dtype != dtype):

@@ -17,6 +17,7 @@ from fusionseg.models.device_kind import meta_stands_for
 from fusionseg.models.placement import channels_last_, guard_cpu_convolutions_
 from fusionseg.training.memory.live_tensors import LiveTensors
 from fusionseg.training.memory.meta_autocast import MetaAutocast
+from fusionseg.training.memory.workspace import cpu_workspace
 from fusionseg.training.micro_batches import MicroBatch
 from fusionseg.training.precision import Precision
 from fusionseg.training.step import TrainStep
@@ -77,7 +78,7 @@ def simulate_step(
     in_16_bits = precision.name in ("bf16", "fp16")
     # fp16 takes the memory of bf16, and the CPU has no kernels for some of its operations.
     stand_in = Precision("bf16" if in_16_bits else "fp32", precision.reason, "cpu")
-    live = LiveTensors()
+    live = LiveTensors(cpu_workspace) if precision.device_type == "cpu" else LiveTensors()
     with ExitStack() as stack:
         if device.type == "meta":
             stack.enter_context(meta_stands_for(precision.device_type))
