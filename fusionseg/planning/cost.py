@@ -12,7 +12,7 @@ from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.models.cost import network_cost
 from fusionseg.planning.device import GB, PlannedDevice
 from fusionseg.planning.network import PlannedNetwork
-from fusionseg.training.memory import MemoryEstimate, estimate_memory
+from fusionseg.training.memory.estimate import MemoryEstimate, estimate_memory
 from fusionseg.training.tasks.choice import build_task
 
 USABLE = 0.9
@@ -61,8 +61,8 @@ class CostModel:
         """Memory of one rank in the training."""
         config = self._config(network, micro_batch)
         task = build_task(config, self.scheme)
-        half = self.device.precision.name in ("bf16", "fp16")
-        return estimate_memory(task, config, self.channels, self.scheme.num_outputs, half=half)
+        outputs = self.scheme.num_outputs
+        return estimate_memory(task, config, self.channels, outputs, precision=self.device.precision)
 
     def multiply_adds(self, network: PlannedNetwork) -> int:
         """Multiply-adds of the forward pass of one sample."""

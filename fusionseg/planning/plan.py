@@ -288,8 +288,8 @@ def _limit_text(fitted: Fitted, cost: CostModel) -> str:
     memory = cost.memory(fitted.network, fitted.micro_batch)
     return (
         f"Memory for {fitted.micro_batch} of them: {memory.total / GB:.1f} GB (activations"
-        f" {memory.activations / GB:.1f} GB, weights, gradients and optimizer"
-        f" {(memory.weights + memory.gradients + memory.optimizer) / GB:.1f} GB) of {cost.device.memory_gb:g} GB."
+        f" {memory.activations / GB:.1f} GB, gradients and backward pass {memory.backward / GB:.1f} GB, weights and"
+        f" optimizer {(memory.weights + memory.optimizer) / GB:.1f} GB, driver {memory.driver / GB:.1f} GB) of {cost.device.memory_gb:g} GB."
     )
 
 
