@@ -67,7 +67,11 @@ def _peak(profiler: profile) -> int:
     """The highest sum of the bytes allocated and released so far."""
     assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
     events = profiler.profiler.kineto_results.events()
-    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    changes = sorted(
+        (event.start_ns(), event.nbytes())  # type: ignore[attr-defined]  # torch's stub of the event lacks it
+        for event in events
+        if event.name() == "[memory]"
+    )
     live = peak = 0
     for _, change in changes:
         live += change

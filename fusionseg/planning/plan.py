@@ -289,7 +289,8 @@ def _limit_text(fitted: Fitted, cost: CostModel) -> str:
     return (
         f"Memory for {fitted.micro_batch} of them: {memory.total / GB:.1f} GB (activations"
         f" {memory.activations / GB:.1f} GB, gradients and backward pass {memory.backward / GB:.1f} GB, weights and"
-        f" optimizer {(memory.weights + memory.optimizer) / GB:.1f} GB, driver {memory.driver / GB:.1f} GB) of {cost.device.memory_gb:g} GB."
+        f" optimizer {(memory.weights + memory.optimizer) / GB:.1f} GB, driver {memory.driver / GB:.1f} GB) of"
+        f" {cost.device.memory_gb:g} GB."
     )
 
 

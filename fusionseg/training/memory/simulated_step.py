@@ -105,4 +105,4 @@ class _NoUpdate(torch.optim.Optimizer):
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         super().__init__(groups, {})
 
-    def step(self, closure: Any = None) -> None: ...
+    def step(self, closure: Any = None) -> None: ...  # type: ignore[override]
