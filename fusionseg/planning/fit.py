@@ -95,14 +95,20 @@ def _candidates(shape: Triple, spacing: Sequence[float], fit: Fit) -> Iterator[P
         patch, units = network.patch, network.units
         reducible = [axis for axis in range(3) if patch[axis] > units[axis]]
         for axis in sorted(reducible, key=lambda axis: patch[axis] / shape[axis], reverse=True):
-            smaller = list(patch)
-            smaller[axis] -= units[axis]
-            after = fit(_triple(smaller))
+            # A smaller patch may have fewer levels, and so a smaller unit: nnU-Net subtracts that one.
+            coarse = fit(_less(patch, axis, units[axis]))
+            fine = fit(_less(patch, axis, coarse.units[axis]))
+            after = fine if prod(fine.patch) < prod(patch) else coarse
             if prod(after.patch) < prod(patch):
                 network = after
                 break
         else:
             return
+
+
+def _less(patch: Triple, axis: int, voxels: int) -> Triple:
+    """The patch with fewer voxels along one axis."""
+    return _triple([size - voxels * (index == axis) for index, size in enumerate(patch)])
 
 
 def _triple(values: Sequence[int]) -> Triple:
