@@ -407,6 +407,18 @@ def test_the_score_of_the_pre_training_is_a_column(tmp_path: Path) -> None:
     assert shown == {"pre/p...": f"0.7000 ± {stdev([0.6, 0.8]):.4f}", "-": "-", "runs/scratch": "-"}
 
 
+def test_the_control_from_scratch_has_no_score_of_the_weights_it_did_not_read(tmp_path: Path) -> None:
+    start = write_run(tmp_path / "pre/p", [0.6], pretrain={}, model={"name": "swin_unetr"}, data={"patch": [64] * 3})
+    for name, finetune in (("tuned", {}), ("control", {"from_scratch": True})):
+        shared = {"model": {"name": "swin_unetr"}, "init_from": str(start), "finetune": finetune}
+        write_run(tmp_path / f"runs/{name}", [0.5], **shared)
+    shown = {
+        row["finetune.from_scratch"]: row["ssim of init_from (prepared grid)"]
+        for row in table(compared(tmp_path / "runs"))
+    }
+    assert shown == {"-": "0.6000", "True": "-"}
+
+
 def test_ensembles_are_rows_on_request(tmp_path: Path) -> None:
     for seed in range(2):
         runs = [

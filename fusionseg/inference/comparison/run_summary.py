@@ -126,7 +126,7 @@ def summarise_run(run: Path, weights: str) -> RunSummary:
         trained_on = trained_on or found.trained_on
         remarks += found.remarks
     ensembles = ensemble_evaluations(run, chosen, weights) if task.evaluation == "masks" and chosen is not None else []
-    if metrics and plain.get("init_from"):
+    if metrics and plain.get("init_from") and not plain.get("finetune", {}).get("from_scratch"):
         metrics |= _pretraining_score(Path(str(plain["init_from"])))
     on_all = plain["data"].get("fold") == ALL
     if metrics or on_all:
