@@ -1,6 +1,6 @@
 """Regions with sigmoid outputs against exclusive classes that are merged afterwards, on synthetic nested structures.
 
-    python profiling/benchmark_regions.py /tmp/regions --seeds 0 1 2 --steps 400
+    python profiling/benchmark_regions.py /tmp/regions --seeds 0 1 2 --steps 1200
 
 The volumes look like a brain tumour in two sequences: the whole tumour is bright in the first (FLAIR); in the second
 (contrast T1) live tissue is bright and necrosis is dark, and oedema is not seen. Both have noise and a smooth field.
@@ -179,7 +179,7 @@ def main() -> int:
     parser.add_argument("output", type=Path, help="folder of the data and the runs")
     parser.add_argument("--cases", type=int, default=40)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=1200)
     arguments = parser.parse_args()
     print(compare(arguments.output, arguments.cases, arguments.seeds, arguments.steps))
     return 0
