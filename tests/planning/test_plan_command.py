@@ -130,8 +130,8 @@ def test_wrong_requests(
 def test_a_network_that_does_not_fit_is_refused(
     balls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert plan(balls, "-o", tmp_path / "x.yaml", "--memory", "0.1GB", "--network", "swin_unetr") == 2
-    assert "swin_unetr with its smallest patch" in capsys.readouterr().err
+    assert plan(balls, "-o", tmp_path / "x.yaml", "--memory", "0.1GB", "--network", "monai_unet") == 2
+    assert "monai_unet with its smallest patch" in capsys.readouterr().err
 
 
 def test_a_damaged_case_is_left_out_and_named(make_dataset, tmp_path: Path) -> None:
