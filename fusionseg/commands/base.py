@@ -22,6 +22,17 @@ _PATIENCE_S = 0.7
 """Seconds of loading after which `loading` prints its message."""
 
 
+def positive(text: str) -> int:
+    """Read the value of an option that is a number of at least 1.
+
+    Args:
+        text: from the command line.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser with `--quiet` and `--verbose`. An unknown option is reported with the nearest valid one."""
 

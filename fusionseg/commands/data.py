@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusionseg.commands.base import Commands, add_command, loading
+from fusionseg.commands.base import Commands, add_command, loading, positive
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import DONE, FAILED
 from fusionseg.utils.logs import log
@@ -36,7 +36,7 @@ def add_synth(commands: Commands) -> None:
         help="voxels in a row, at least 48 for vessels and 24 for the others (default 96)",
     )
     parser.add_argument("--seed", type=int, default=0, help="the same seed writes the same bytes (default 0)")
-    parser.add_argument("--workers", type=int, help="processes (default: the CPUs of this job)")
+    parser.add_argument("--workers", type=positive, help="processes (default: the CPUs of this job)")
 
 
 def _synth(arguments: argparse.Namespace) -> int:
@@ -90,7 +90,7 @@ def add_check(commands: Commands) -> None:
         metavar="FOLDER",
         help="measure the training cases in the same reading; write fingerprint.html, .png and .json into the folder",
     )
-    parser.add_argument("--workers", type=int, help="processes (default: the CPUs of this job)")
+    parser.add_argument("--workers", type=positive, help="processes (default: the CPUs of this job)")
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -159,6 +159,12 @@ def data_section(overrides: Sequence[str], command: str) -> DataConfig:
     parsed = [parse_override(text, RunConfig) for text in overrides]
     if wrong := [entry.location for entry in parsed if entry.keys[0] != "data" or len(entry.keys) == 1]:
         raise UserError([f"{place}: {command} reads keys under data. only, such as data.layout=msd" for place in wrong])
+    for name, remedy in (
+        ("root", f"leave it out: the first word after `{command}` is the data set"),
+        ("also", "leave it out, and give each data set to a command of its own"),
+    ):
+        if stated := [entry.location for entry in parsed if entry.keys[1] == name]:
+            raise UserError(f"{stated[0]}: {command} reads one data set; {remedy}")
     inner = [Override(entry.keys[1:], entry.value, entry.location) for entry in parsed]
     return validate_section(DataConfig, *lay_over({}, {}, inner))
 

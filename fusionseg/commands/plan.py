@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusionseg.commands.base import Commands, add_command, loading
+from fusionseg.commands.base import Commands, add_command, loading, positive
 from fusionseg.commands.data import data_section
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import DONE
@@ -52,7 +52,7 @@ def add_plan(commands: Commands) -> None:
         " (default: CONFIG without .yaml, and _fingerprint)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace CONFIG if it exists and differs")
-    parser.add_argument("--workers", type=int, help="processes that read cases (default: the CPUs of this job)")
+    parser.add_argument("--workers", type=positive, help="processes that read cases (default: the CPUs of this job)")
 
 
 def _plan(arguments: argparse.Namespace) -> int:
@@ -83,6 +83,11 @@ def _plan(arguments: argparse.Namespace) -> int:
         base_dir=data.base_dir,
         missing_channels=data.missing_channels,
     )
+    if not any(case.label is not None for case in dataset.training):
+        raise UserError(
+            f"{root}: has no training case with a label, and a plan is for a segmentation; for images without labels"
+            " start from the shipped configuration mae_swin"
+        )
     fingerprint, page = _fingerprint(dataset, folder, arguments.workers)
     request = PlanRequest(run_name(output), root, data, device, network, _command(arguments))
     plan = plan_experiment(dataset, fingerprint, request, find_outliers(fingerprint).sentences(_LISTED))

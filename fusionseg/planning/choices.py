@@ -66,6 +66,11 @@ def commented_yaml(header: Sequence[str], choices: Sequence[Choice]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def counted(count: int, name: str) -> str:
+    """A number with its noun: 1 case, 2 cases."""
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"
+
+
 def _wrapped(text: str, indent: int) -> list[str]:
     """A text as lines of a comment. A text that begins with a space, such as a command, stays on one line."""
     start = " " * indent + "# "

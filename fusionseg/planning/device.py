@@ -28,12 +28,14 @@ class PlannedDevice:
         cores: of the CPU.
         precision: of the forward pass.
         basis: the reason, in words.
+        is_elsewhere: True for a GPU of another machine, whose model is unknown.
     """
 
     memory_gb: float | None
     cores: int
     precision: Precision
     basis: str
+    is_elsewhere: bool = False
 
     @property
     def is_gpu(self) -> bool:
@@ -56,16 +58,16 @@ def planned_device(memory: str | None, budget: str | None) -> PlannedDevice:
         UserError: the memory cannot be read, or both are given and contradict each other.
     """
     stated = _parsed(memory) if memory is not None else None
-    elsewhere = Precision("bf16", "a GPU elsewhere", "cuda")
+    elsewhere = Precision("bf16", "a GPU elsewhere", "cuda")  # fp16 takes the same memory
     if budget is not None:
         target = BUDGETS_GB[budget]
         if stated is not None and stated < target:
             raise UserError(
                 f"--memory: {stated:g} GB is less than the {target:g} GB of --budget {budget}; leave one of them out"
             )
-        return PlannedDevice(target, 1, elsewhere, f"a GPU of {target:g} GB (--budget {budget})")
+        return PlannedDevice(target, 1, elsewhere, f"a GPU of {target:g} GB (--budget {budget})", is_elsewhere=True)
     if stated is not None:
-        return PlannedDevice(stated, 1, elsewhere, f"a GPU of {stated:g} GB (--memory)")
+        return PlannedDevice(stated, 1, elsewhere, f"a GPU of {stated:g} GB (--memory)", is_elsewhere=True)
     if torch.cuda.is_available():
         device = torch.device("cuda")
         properties = torch.cuda.get_device_properties(device)

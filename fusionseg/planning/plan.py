@@ -5,20 +5,20 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
 from fusionseg.config import RunConfig, validate
 from fusionseg.config.data.dataset import DataConfig
-from fusionseg.config.data.splits import ALL
 from fusionseg.config.outside import is_outside
 from fusionseg.config.registry import networks
 from fusionseg.config.section import Triple
 from fusionseg.data.fingerprint.fingerprint import Fingerprint
 from fusionseg.data.formats.dataset import Dataset
-from fusionseg.data.splits.split import folds_are_stated
-from fusionseg.planning.choices import Choice, commented_yaml, plain_values
+from fusionseg.data.splits.split import folds_are_stated, split_dataset
+from fusionseg.data.splits.splits_file import find_listed_folds
+from fusionseg.planning.choices import Choice, commented_yaml, counted, plain_values
 from fusionseg.planning.cost import CostModel
 from fusionseg.planning.device import GB, PlannedDevice
 from fusionseg.planning.fit import Fitted, largest_micro_batch, largest_patch
@@ -91,9 +91,8 @@ class ExperimentPlan:
         config = self.config
         lines = [
             self.header[0],
-            f"network {config.model.name}, patch {_by(config.data.patch)}, batch {config.train.global_batch} ="
-            f" {config.train.micro_batch} x {config.train.global_batch // config.train.micro_batch},"
-            f" {config.train.steps} steps",
+            f"network {config.model.name}, patch {_by(config.data.patch)}, batch {config.train.global_batch}"
+            f" ({config.train.micro_batch} at a time), {config.train.steps} steps",
         ]
         return "\n".join([*lines, *(f"warning: {line}" for line in self.warnings)])
 
@@ -116,16 +115,17 @@ def plan_experiment(
     if not fingerprint.labelled:
         raise UserError(
             f"{request.root}: has no labelled training case that can be read ({len(fingerprint.damaged)} are damaged,"
-            f" {len(fingerprint.cases)} have no label), and a plan is for a segmentation; fusionseg check lists the"
-            " faults, and for images without labels start from the shipped configuration mae_swin"
+            f" {len(fingerprint.cases)} have no label), and a plan is for a segmentation; mend the faults that"
+            " fusionseg check lists"
         )
+    _check_axes(fingerprint, request.data)
     volumes = plan_volumes(fingerprint, request.data)
-    split, size = _split(dataset, volumes, request.data)
+    broken = [case.name for case in fingerprint.damaged]
+    split, size = _split(dataset, broken, request.data)
     cost, cache = _cost_model(dataset, fingerprint, volumes, request)
     fitted = _fit(name, volumes, cost, size.cases, request)
     batch = max(MIN_BATCH, fitted.micro_batch)
     size = TrainingSize(size.cases, size.validation_cases, batch)
-    broken = [case.name for case in fingerprint.damaged]
     choices = [
         Choice("name", request.name),
         Choice("output", "runs"),
@@ -177,20 +177,45 @@ def _network_name(request: PlanRequest) -> str:
     return request.network or (RESIDUAL_ENCODER if request.device.is_gpu else "unet")
 
 
-def _split(dataset: Dataset, volumes: PlannedVolumes, given: DataConfig) -> tuple[list[Choice], TrainingSize]:
-    """Choose the folds, and count the cases of both sides."""
-    total = len(volumes.cases)
-    if given.fold == ALL:
-        return [], TrainingSize(total, 0, MIN_BATCH)
-    folds = given.folds if "folds" in given.model_fields_set else min(FOLDS, total)
-    validated = max(1, round(total / folds))
-    size = TrainingSize(total if folds == 1 else total - validated, validated, MIN_BATCH)
-    if given.model_fields_set & {"fold", "folds", "splits"} or folds_are_stated(dataset.training):
-        return [
-            Choice("data.fold", 0, "The fold of the validation cases; the data set or the command has the folds.")
-        ], size
+def _check_axes(fingerprint: Fingerprint, given: DataConfig) -> None:
+    """Check that the axes of the prepared volumes are those of the fingerprint: left-right, back-front, feet-head.
+
+    Raises:
+        UserError: `data.orientation` keeps the axes of files in which they have another order.
+    """
+    turned = [case for case in fingerprint.labelled if not re.fullmatch("[RL][AP][SI]", case.orientation)]
+    if turned and not given.orientation:
+        raise UserError(
+            "data.orientation: null keeps the axes of the files, and a plan needs the order left-right, back-front,"
+            f" feet-head ({some_of([case.name for case in turned])}: {turned[0].orientation}); leave data.orientation"
+            " out, or set it to RAS"
+        )
+
+
+def _split(dataset: Dataset, broken: Sequence[str], given: DataConfig) -> tuple[list[Choice], TrainingSize]:
+    """Choose the folds, and count the cases of both sides.
+
+    Raises:
+        UserError: the cases cannot be split as the command asks.
+    """
+    usable = replace(dataset, training=tuple(case for case in dataset.training if case.name not in set(broken)))
+    total = sum(case.label is not None for case in usable.training)
+    is_stated = folds_are_stated(usable.training)
+    is_stated |= find_listed_folds(usable, given, stated=is_stated)[0] is not None
+    settings = given
+    if "folds" not in given.model_fields_set and not is_stated:
+        settings = given.model_copy(update={"folds": min(FOLDS, total)})
+    split = split_dataset(usable, settings, needs_labels=True)
+    size = TrainingSize(len(split.training), len(split.validation), MIN_BATCH)
+    sides = f"{counted(size.cases, 'case')} to train, {size.validation_cases} to validate"
+    if isinstance(given.fold, str):  # all, or the group that validates
+        return [], size
+    if is_stated or "folds" in given.model_fields_set:
+        reason = f"The data set or the command has the folds: {sides}."
+        return [Choice("data.fold", 0, reason)], size
+    folds = settings.folds
     if folds == FOLDS:
-        reason = f"{FOLDS} folds as in nnU-Net, drawn by names: {size.cases} cases to train, {validated} to validate."
+        reason = f"{FOLDS} folds as in nnU-Net, drawn by names: {sides}."
     elif folds > 1:
         reason = f"There are {total} labelled cases: each fold validates one of them."
     else:
@@ -349,8 +374,8 @@ def _header(fingerprint: Fingerprint, volumes: PlannedVolumes, request: PlanRequ
     outputs = "regions" if fingerprint.is_regions else "classes"
     return [
         f"Plan for {fingerprint.dataset}: {_by(volumes.median_shape)} voxels (median) of"
-        f" {_by([f'{size:g}' for size in volumes.spacing])} mm, {len(volumes.cases)} labelled cases, channels"
-        f" {', '.join(fingerprint.channels)}, {outputs} {some_of(fingerprint.outputs)}.",
+        f" {_by([f'{size:g}' for size in volumes.spacing])} mm, {counted(len(volumes.cases), 'labelled case')},"
+        f" channels {', '.join(fingerprint.channels)}, {outputs} {some_of(fingerprint.outputs)}.",
         f"Device: {request.device.basis}. The plan was made by",
         f"  {shlex.join(request.command)}",
         "The comment above a key has the reason for its value. docs/plan.md explains the rules; nnU-Net's are those of"

@@ -8,7 +8,7 @@ from typing import Any
 
 from fusionseg.data.labels.mirroring import side_hint, side_pairs
 from fusionseg.data.labels.scheme import LabelScheme
-from fusionseg.planning.choices import Choice
+from fusionseg.planning.choices import Choice, counted
 from fusionseg.planning.cost import BACKWARD, CostModel, windows
 from fusionseg.planning.fit import Fitted
 from fusionseg.planning.volumes import PlannedVolumes
@@ -123,7 +123,7 @@ def plan_training(cost: CostModel, fitted: Fitted, volumes: PlannedVolumes, size
         Choice("train.steps", steps, steps_reason),
         Choice("train.global_batch", size.global_batch, _batch_reason(fitted, volumes, size, is_gpu=is_gpu)),
         Choice("train.micro_batch", fitted.micro_batch, batch_reason),
-        Choice("train.precision", "auto", f"{cost.device.precision.name} on this device."),
+        Choice("train.precision", "auto", _precision_reason(cost)),
         Choice("train.channels_last", True, "Convolutions are faster in this layout."),
         Choice("train.clip_grad", 12.0 if is_gpu and is_convolutional(name) else 1.0),
         Choice("validate.every", every, validation_reason),
@@ -131,6 +131,13 @@ def plan_training(cost: CostModel, fitted: Fitted, volumes: PlannedVolumes, size
         Choice("checkpoint.every", min(every, 1000), "A killed training loses at most this many steps."),
         Choice("log.every", 25 if not is_gpu else 100),
     ]
+
+
+def _precision_reason(cost: CostModel) -> str:
+    precision = cost.device.precision
+    if cost.device.is_elsewhere:
+        return "bf16; fp16 with a loss scaler on a GPU without bf16, such as a T4 or V100. Both take the same memory."
+    return f"{precision.name} on this device."
 
 
 def _steps(cost: CostModel, fitted: Fitted, volumes: PlannedVolumes, size: TrainingSize) -> tuple[int, str]:
@@ -183,9 +190,11 @@ def _validation(fitted: Fitted, volumes: PlannedVolumes, size: TrainingSize, ste
     every = max(cost_steps / VALIDATION_SHARE, steps / 10)
     every = min(max(every, 50), max(1, steps // 2))
     rounded = ceil(every / 50) * 50 if every >= 50 else ceil(every)
+    share = f"{cost_steps / rounded:.1%}" if cost_steps > 0.001 * rounded else "less than 0.1%"
     return rounded, (
-        f"A validation has {count} windows and takes about as long as {max(1, round(cost_steps))} steps: validations"
-        f" take {cost_steps / rounded:.1%} of the time."
+        f"A validation has {counted(count, 'window')} and takes about as long as"
+        f" {counted(max(1, round(cost_steps)), 'step')}: validations take"
+        f" {share} of the time."
     )
 
 

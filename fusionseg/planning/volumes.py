@@ -112,6 +112,10 @@ def _crop(
     )
     if share >= SMALL_BOX:
         return [Choice("data.crop_foreground", None, f"{found}: a crop would save little.")], whole
+    negative = any(part.minimum < 0 for case in cases for part in case.whole if part is not None)
+    if not in_hu and negative:
+        reason = f"{found}, but a crop keeps the voxels above 0, and others are negative: there is no crop."
+        return [Choice("data.crop_foreground", None, reason)], whole
     if not inside:
         reason = f"{found}, but labels reach beyond it: there is no crop, so that no label is lost."
         return [Choice("data.crop_foreground", None, reason)], whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -102,6 +103,7 @@ def test_a_plan_for_a_gpu_elsewhere_keeps_given_keys(balls: Path, tmp_path: Path
     assert config.data.spacing == (2.0, 2.0, 2.0) and set(config.data.classes) == {"ball2"}
     assert (config.optim.name, config.schedule.name, config.train.steps) == ("sgd", "polynomial", 250_000)
     assert "Given with the command." in path.read_text()
+    assert "  # bf16; fp16 with a loss scaler on a GPU without bf16, such as a T4" in path.read_text()
     assert f"#   fusionseg plan {balls} --memory 8GB --network nnunet_plain -o {path} " in path.read_text()
 
 
@@ -114,6 +116,11 @@ def test_a_plan_for_a_gpu_elsewhere_keeps_given_keys(balls: Path, tmp_path: Path
         (("--network", "unet", "--budget", "M"), "--budget: is for resenc_unet, and --network is unet"),
         (("--network", "my:Net"), "--network: my:Net is a part from outside"),
         (("train.steps=3",), "plan reads keys under data. only"),
+        (("data.folds=9",), "data.folds=9: "),  # of five cases
+        (("data.fold=5",), "data.fold=5: with data.folds=5 it goes from 0 to 4"),
+        (("data.group=patient",), "data.group=patient: there are no columns"),
+        (("data.root=/x",), "plan reads one data set; leave it out: the first word after `plan` is the data set"),
+        (("data.also=[{root: /x}]",), "plan reads one data set"),
         (("data.patch=[33,32,32]",), "data.patch: unet with these voxels needs multiples of"),
     ],
 )
@@ -125,6 +132,23 @@ def test_wrong_requests(
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
     assert not path.exists()
+
+
+def test_images_without_labels_are_refused_before_they_are_read(
+    make_dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_dataset(tmp_path / "data", cases=1)
+    listed = json.loads((data / "dataset.json").read_text())
+    (data / "dataset.json").write_text(json.dumps({**listed, "training": [{"image": listed["training"][0]["image"]}]}))
+    assert plan(data, "-o", tmp_path / "x.yaml") == 2
+    assert "has no training case with a label" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def test_a_number_of_workers_is_at_least_1(balls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["plan", str(balls), "-o", str(tmp_path / "x.yaml"), "--workers", "0"])
+    assert "--workers: expected a whole number of at least 1, got '0'" in capsys.readouterr().err
 
 
 def test_a_network_that_does_not_fit_is_refused(

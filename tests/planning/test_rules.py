@@ -93,6 +93,7 @@ def test_a_crop_is_planned_where_it_saves_and_loses_no_label() -> None:
 
     assert crop() == ({"threshold": 0.0, "margin": 4}, (40, 40, 40))
     assert crop(foreground_box=((5, 30), (20, 30), (20, 30))) == (None, (60, 60, 60))
+    assert crop(whole=intensities(-2, 3)) == (None, (60, 60, 60))  # a crop keeps the voxels above 0
     ct = case("a", (60, 60, 60), body_box=inner)
     value = plan_volumes(fingerprint([ct], ["CT"]), DataConfig()).choices[1].value
     assert value == {"threshold": -500.0, "margin": 4}
