@@ -28,11 +28,15 @@ def check_places(plain: Mapping[str, Any]) -> None:
         plain: plain values under the keys of the file. Values that are no paths are ignored.
 
     Raises:
-        UserError: `data.root` or `init_from` does not exist, or `output` cannot be written.
+        UserError: `data.root` or `init_from` does not exist, or `output` cannot be written. With
+            `finetune.from_scratch` the run does not read `init_from`.
     """
     problems = Problems()
     data, output, init_from = plain.get("data"), plain.get("output", "runs"), plain.get("init_from")
     root = data.get("root") if isinstance(data, Mapping) else None
+    finetune = plain.get("finetune")
+    if isinstance(finetune, Mapping) and finetune.get("from_scratch") is True:
+        init_from = None
     for key, text in (("data.root", root), ("init_from", init_from)):
         with problems.collect():
             _check_exists(key, text)

@@ -241,6 +241,10 @@ def test_patches_are_multiples_of_the_strides() -> None:
             {"name": "resenc_fusion_2_v2", "channels": [8] * 4, "fusion": {"bridge": {}}},
             r"fusion.bridge.stages: expected some of the stages 2 to 4 .*got \[3, 4, 5, 6\]",
         ),
+        (
+            {"name": "resenc_fusion_2_v2", "channels": [8] * 3, "fusion": {"bridge": {"stages": [2, 3], "grid": 4}}},
+            "fusion.bridge.grid: a bridge needs a network of at least 4 stages, got 3",
+        ),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:

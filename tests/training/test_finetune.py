@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fusionseg.config import RunConfig, validate
 from fusionseg.distributed.world import World
+from fusionseg.runs.early_checks import check_places
 from fusionseg.training.micro_batches import MicroBatch
 from fusionseg.training.network import build_network, start_from
 from fusionseg.training.optimizer import build_optimizer
@@ -159,6 +160,10 @@ def test_from_scratch_treats_the_encoder_as_the_rest() -> None:
 
 def test_from_scratch_needs_no_weights_to_name() -> None:
     assert run_config(UNETR, {"freeze": "encoder", "from_scratch": True}, init_from=None).start_weights is None
+    missing = {"init_from": "no/such/weights", "output": None}
+    check_places({**missing, "finetune": {"from_scratch": True}})
+    with pytest.raises(UserError, match="init_from"):
+        check_places({**missing, "finetune": {"freeze": "encoder"}})
     with pytest.raises(UserError, match="runs/mae"):
         config = run_config(UNETR, {"freeze": "encoder"})
         network = build_network(build_task(config), config, torch.device("cpu"), in_channels=1, out_channels=2)

@@ -34,6 +34,8 @@ class BridgeConfig(Section):
 
     def stages_problem(self, num_stages: int) -> str | None:
         """Return the problem of the bridge in a network of `num_stages` stages; None if there is none."""
+        if num_stages < 4:
+            return f"grid: a bridge needs a network of at least 4 stages, got {num_stages}; set bridge: null"
         stages = list(self.stages)
         if not stages or stages != sorted(set(stages)) or not 2 <= stages[0] <= stages[-1] <= num_stages:
             return f"stages: expected some of the stages 2 to {num_stages} in rising order, got {stages}"
