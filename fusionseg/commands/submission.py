@@ -24,6 +24,14 @@ class Submitted:
     sweep: Sweep
     failed: int = 0
     """Number of runs that were trained here and failed."""
+    is_queued: bool = False
+    """Whether SLURM trains the runs, now or later."""
+
+
+def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate the settings for the cluster profile, without their prefix, from those for the runs."""
+    own = [text.removeprefix(_PROFILE) for text in overrides if text.startswith(_PROFILE)]
+    return own, [text for text in overrides if not text.startswith(_PROFILE)]
 
 
 def submit_sweep(file: str | Path, profile: str, overrides: Sequence[str], *, dry_run: bool = False) -> Submitted:
@@ -38,15 +46,16 @@ def submit_sweep(file: str | Path, profile: str, overrides: Sequence[str], *, dr
     Raises:
         UserError: the sweep, the profile or the machine does not allow it; with all problems.
     """
-    cluster = load_cluster(profile, [text.removeprefix(_PROFILE) for text in overrides if text.startswith(_PROFILE)])
-    sweep = load_sweep(file, [text for text in overrides if not text.startswith(_PROFILE)])
+    of_profile, of_runs = split_overrides(overrides)
+    cluster = load_cluster(profile, of_profile)
+    sweep = load_sweep(file, of_runs)
+    local = cluster.cluster == "local"
     submissions = decide_submissions(sweep, cluster)
     due = sum(submission.is_due for submission in submissions)
     print(f"{sweep.folder}: {len(submissions)} runs, {due} to {'do' if dry_run else 'submit'}\n")
     print(submissions_table(submissions, cluster))
     if not due:
-        return Submitted(sweep)
-    local = cluster.cluster == "local"
+        return Submitted(sweep, is_queued=not local)
     if dry_run and not local:
         print(f"\n{sbatch_text(sweep, cluster, due)}")
     no_slurm = dry_run and not local and shutil.which("sinfo") is None
@@ -69,4 +78,4 @@ def submit_sweep(file: str | Path, profile: str, overrides: Sequence[str], *, dr
             sys.stdout.flush()
 
         submit(sweep, submissions, cluster, announce)
-    return Submitted(sweep)
+    return Submitted(sweep, is_queued=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fusionseg.commands.base import Commands, add_command, loading
 from fusionseg.utils.exit_status import DONE, FAILED
+from fusionseg.utils.logs import log
 
 if TYPE_CHECKING:
     from fusionseg.cluster.sweep import Sweep
@@ -42,28 +43,51 @@ def add_table(commands: Commands) -> None:
 
 def _table(arguments: argparse.Namespace) -> int:
     with loading():
-        from fusionseg.cluster.sweep import sweep_order
-        from fusionseg.commands.submission import submit_sweep
+        from fusionseg.cluster.sweep import load_sweep, sweep_order
+        from fusionseg.commands.submission import split_overrides, submit_sweep
 
     files = sweep_order(arguments.sweep)
-    for file in files:
+    # A fault in the last sweep is reported before the first one trains for hours.
+    sweeps = [load_sweep(file, split_overrides(arguments.overrides)[1]) for file in files]
+    _check_baseline(sweeps[-1])
+    for number, file in enumerate(files):
         submitted = submit_sweep(file, arguments.cluster, arguments.overrides, dry_run=arguments.dry_run)
         sweep, failed = submitted.sweep, submitted.failed
         unfinished = len(sweep.unfinished())
         if arguments.dry_run and unfinished:
-            return DONE  # a later sweep starts from these runs, and cannot be checked without them
+            # A later sweep may start from these runs. Its cases cannot be checked without them.
+            for later in sweeps[number + 1 :]:
+                print(f"\n{later.folder}: {len(later.runs)} runs, to train after those of {sweep.folder.name}")
+            return DONE
         if unfinished > failed or (failed and file != files[-1]):
             done = len(sweep.runs) - unfinished
             print(
                 f"\n{sweep.folder}: {done} of {len(sweep.runs)} runs are finished; the same command continues, and"
                 " makes the table when all are"
             )
-            return FAILED if failed else DONE
+            return DONE if submitted.is_queued and not failed else FAILED
     if arguments.dry_run:
         return DONE
     complete = _evaluate(sweep, arguments.device)
     _write(sweep)
     return DONE if complete and not failed else FAILED
+
+
+def _check_baseline(sweep: Sweep) -> None:
+    """Make sure that some runs have the name of `table.against`.
+
+    Raises:
+        UserError: no runs have it.
+    """
+    from fusionseg.inference.comparison.run_summary import name_without_repetition
+    from fusionseg.utils.errors import UserError, suggest
+
+    wanted, names = sweep.table.against, [name_without_repetition(run.config.name) for run in sweep.runs]
+    if wanted is not None and wanted not in names:
+        raise UserError(
+            f"{sweep.file}: table.against: no runs are called {wanted!r} without seed and fold;"
+            f" {suggest(wanted, list(dict.fromkeys(names)))}"
+        )
 
 
 def _evaluate(sweep: Sweep, device: str) -> bool:
@@ -86,7 +110,7 @@ def _evaluate(sweep: Sweep, device: str) -> bool:
 
 def _write(sweep: Sweep) -> None:
     """Print the table, and write it into the folder of the sweep."""
-    from fusionseg.inference.comparison.layout import with_metrics, with_names
+    from fusionseg.inference.comparison.layout import unknown_metrics, with_metrics, with_names
     from fusionseg.inference.comparison.paired import with_baseline
     from fusionseg.inference.comparison.rows import compare
     from fusionseg.inference.comparison.table import write_comparison
@@ -94,6 +118,8 @@ def _write(sweep: Sweep) -> None:
     wanted = sweep.table
     comparison = compare([run.folder for run in sweep.runs], ensembles=wanted.ensemble_over is not None)
     if wanted.metrics:
+        for problem in unknown_metrics(comparison, wanted.metrics):
+            log.warning("%s: table.metrics: %s", sweep.file, problem)
         comparison = with_metrics(comparison, wanted.metrics, must_exist=False)
     if wanted.against is not None:
         comparison = with_baseline(comparison, wanted.against, must_exist=False)

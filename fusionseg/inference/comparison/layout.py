@@ -43,15 +43,28 @@ def with_metrics(comparison: Comparison, names: Sequence[str], *, must_exist: bo
     Raises:
         UserError: no table has a metric of a name; all such names are listed.
     """
-    known = list(dict.fromkeys(metric for table in comparison.tables for metric in table.metrics))
-    unknown = [name for name in names if not any(_matches(metric, name) for metric in known)]
-    if unknown and must_exist:
-        raise UserError(f"--metrics: these runs have no metric {name!r}; {suggest(name, known)}" for name in unknown)
+    if must_exist and (unknown := unknown_metrics(comparison, names)):
+        raise UserError(f"--metrics: {problem}" for problem in unknown)
     tables = []
     for table in comparison.tables:
         chosen = (metric for name in names for metric in table.metrics if _matches(metric, name))
         tables.append(replace(table, metrics=list(dict.fromkeys(chosen))))
     return replace(comparison, tables=tables)
+
+
+def unknown_metrics(comparison: Comparison, names: Sequence[str]) -> list[str]:
+    """Tell which names are of metrics that no run has: a message for each.
+
+    Args:
+        comparison: the tables.
+        names: names of columns, as in `with_metrics`.
+    """
+    known = list(dict.fromkeys(metric for table in comparison.tables for metric in table.metrics))
+    return [
+        f"these runs have no metric {name!r}; {suggest(name, known)}"
+        for name in names
+        if not any(_matches(metric, name) for metric in known)
+    ]
 
 
 def _matches(metric: str, name: str) -> bool:
