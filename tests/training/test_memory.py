@@ -22,14 +22,17 @@ def estimated(raw: dict[str, Any], precision: str = "fp32", device: str = "cpu")
 
 
 def test_live_tensors_count_storages_until_they_are_deleted() -> None:
+    older = torch.zeros(50)
     with LiveTensors() as live:
+        part = older[:10].detach()
+        assert live.live == 0
         first = torch.zeros(100)
         view = first.view(10, 10)
         second = first + 1
         assert live.live == 800
         del first
         assert live.live == 800  # the view holds the storage
-        del view, second
+        del view, second, part
         assert live.live == 0
     assert live.peak == 800
 

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -34,15 +34,14 @@ class LiveTensors(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        for made in tree_leaves(result):
-            if isinstance(made, Tensor):
-                self._add(made)
+        given = _storages((args, kwargs))  # a view of an older tensor is no new memory
+        for key, storage in _storages(result).items():
+            if key not in given:
+                self._add(key, storage)
         self.peak = max(self.peak, self.live + self._workspace(func, args))
         return result
 
-    def _add(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
+    def _add(self, key: int, storage: UntypedStorage) -> None:
         if key not in self._bytes:
             self._bytes[key] = storage.nbytes()
             self.live += self._bytes[key]
@@ -50,3 +49,9 @@ class LiveTensors(TorchDispatchMode):
 
     def _remove(self, key: int) -> None:
         self.live -= self._bytes.pop(key)
+
+
+def _storages(values: Any) -> dict[int, UntypedStorage]:
+    """The storages of all tensors among some values, by their address."""
+    storages = [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, Tensor)]
+    return {storage._cdata: storage for storage in storages}
