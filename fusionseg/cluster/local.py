@@ -16,7 +16,7 @@ from fusionseg.cluster.profile import ClusterConfig
 from fusionseg.cluster.submission import Submission
 from fusionseg.cluster.sweep import JOBS_FOLDER, Sweep, SweepRun
 from fusionseg.runs.job_events import JobEvent, write_event
-from fusionseg.runs.records import RunStatus, has_finished, last_end
+from fusionseg.runs.records import Record, RunStatus, has_finished, last_end
 from fusionseg.runs.run_config import write_run_config
 from fusionseg.training.signals import is_ignored
 from fusionseg.utils.errors import UserError
@@ -41,6 +41,13 @@ class _Running:
     process: subprocess.Popen[bytes]
     log: IO[bytes]
     slot: _Slot
+    end_before: Record | None
+    """The end of the start that this one continues. A run that is killed leaves no other one."""
+
+    def new_end(self) -> Record | None:
+        """The end that this start has recorded; its measured seconds distinguish it from an earlier one."""
+        end = last_end(self.run.folder)
+        return None if end == self.end_before else end
 
 
 def check_devices(cluster: ClusterConfig) -> None:
@@ -100,8 +107,10 @@ def run_locally(sweep: Sweep, submissions: list[Submission], cluster: ClusterCon
                 running.remove(ended)
                 free.append(ended.slot)
                 done += 1
-                failed += _record_end(ended)
-                print(f"[{done} of {total}] {ended.run.config.name}: {_outcome(ended.run.folder)}", flush=True)
+                failure = _record_end(ended)
+                failed += bool(failure)
+                outcome = f"failed ({failure})" if failure else _outcome(ended.run.folder)
+                print(f"[{done} of {total}] {ended.run.config.name}: {outcome}", flush=True)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -117,12 +126,13 @@ def _start(run: SweepRun, sweep: Sweep, cluster: ClusterConfig, slot: _Slot) -> 
     environ = {**os.environ, **cluster.environment}
     if slot.gpus:
         environ["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
+    end_before = last_end(run.folder)
     file = (sweep.folder / JOBS_FOLDER / f"{run.config.name}.log").open("ab")
     # In a session of its own the run does not receive a Ctrl-C of the terminal. This process passes it on, once.
     process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environ, start_new_session=True)
     os.sched_setaffinity(process.pid, slot.cpus)  # at once: the run counts its CPUs when torch is imported
     write_event(run.folder, JobEvent.STARTED, job="local", nodes=os.uname().nodename, restarts=0, pid=process.pid)
-    return _Running(run, process, file, slot)
+    return _Running(run, process, file, slot, end_before)
 
 
 def _slots(cluster: ClusterConfig) -> list[_Slot]:
@@ -138,24 +148,29 @@ def _slots(cluster: ClusterConfig) -> list[_Slot]:
     ]
 
 
-def _record_end(ended: _Running) -> bool:
-    """Write the event of a run's end; return whether the run failed."""
+def _record_end(ended: _Running) -> str:
+    """Write the event of a run's end.
+
+    Returns:
+        The reason of a failure; empty if the run has finished or was interrupted.
+    """
     ended.log.close()
-    folder, end = ended.run.folder, last_end(ended.run.folder)
+    folder, end, status = ended.run.folder, ended.new_end(), ended.process.returncode
     if end is not None and has_finished(end["status"]):
         write_event(folder, JobEvent.FINISHED, job="local", step=end["step"])
-        return False
+        return ""
     if end is not None and end["status"] == RunStatus.INTERRUPTED:
         write_event(folder, JobEvent.STOPPED, job="local", reason=end["reason"], step=end["step"])
-        return False
+        return ""
     reason = end["reason"] if end else "ended without a record"
-    write_event(folder, JobEvent.FAILED, job="local", reason=reason, exit_status=ended.process.returncode)
-    return True
+    write_event(folder, JobEvent.FAILED, job="local", reason=reason, exit_status=status)
+    return f"{reason}, exit status {status}: see its log"
 
 
 def _outcome(folder: Path) -> str:
+    """The end of a run that has finished or was interrupted."""
     end = last_end(folder)
-    return f"{end['status']} at step {end['step']} ({end['reason']})" if end else "failed: see its log"
+    return f"{end['status']} at step {end['step']} ({end['reason']})" if end else "ended"
 
 
 def _visible_gpus() -> list[str]:

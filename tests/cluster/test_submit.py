@@ -13,7 +13,7 @@ import yaml
 
 from fusionseg.cli import main
 from fusionseg.config import RunConfig, dump_config
-from fusionseg.runs.job_events import read_events
+from fusionseg.runs.job_events import JobEvent, read_events
 from fusionseg.utils.folder_lock import FolderLock
 
 Submit = Callable[..., tuple[int, str, str]]
@@ -179,3 +179,18 @@ def test_a_dry_run_refuses_devices_that_are_not_there(submit: Submit, tmp_path: 
     said = [submit("", "train.global_batch=64", "train.micro_batch=1", *words) for words in (("--dry-run",), ())]
     assert [status for status, _, _ in said] == [2, 2]
     assert all("a run takes 64 GPUs (gpus_per_node), and this machine has " in err for _, _, err in said)
+
+
+def test_a_run_that_is_killed_has_failed_although_an_earlier_start_was_interrupted(
+    submit: Submit, tmp_path: Path
+) -> None:
+    (tmp_path / "bin/killed").write_text("#!/bin/sh\nkill -9 $$\n")
+    (tmp_path / "bin/killed").chmod(0o755)
+    (tmp_path / "cluster.yaml").write_text(f"{{cluster: local, gpus_per_node: 0, python: {tmp_path}/bin/killed}}")
+    for seed in (0, 1):
+        records = tmp_path / f"runs/two/seed{seed}/metrics.jsonl"
+        records.parent.mkdir(parents=True)
+        records.write_text('{"kind": "end", "step": 8, "status": "interrupted", "reason": "SIGTERM"}\n')
+    status, out, _ = submit("")
+    assert status == 1 and out.count("failed (ended without a record, exit status -9: see its log)") == 2
+    assert events(tmp_path, 0)[-1] == (JobEvent.FAILED, "local")
