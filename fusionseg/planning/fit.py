@@ -8,6 +8,7 @@ from math import prod
 
 from fusionseg.config.section import Triple
 from fusionseg.planning.network import PlannedNetwork
+from fusionseg.utils.errors import UserError
 
 LARGEST_PATCH = 256**3
 """Voxels of the patch from which nnU-Net's search starts."""
@@ -96,8 +97,11 @@ def _candidates(shape: Triple, spacing: Sequence[float], fit: Fit) -> Iterator[P
         reducible = [axis for axis in range(3) if patch[axis] > units[axis]]
         for axis in sorted(reducible, key=lambda axis: patch[axis] / shape[axis], reverse=True):
             # A smaller patch may have fewer levels, and so a smaller unit: nnU-Net subtracts that one.
-            coarse = fit(_less(patch, axis, units[axis]))
-            fine = fit(_less(patch, axis, coarse.units[axis]))
+            try:
+                coarse = fit(_less(patch, axis, units[axis]))
+                fine = fit(_less(patch, axis, coarse.units[axis]))
+            except UserError:  # the network takes no smaller patch
+                continue
             after = fine if prod(fine.patch) < prod(patch) else coarse
             if prod(after.patch) < prod(patch):
                 network = after

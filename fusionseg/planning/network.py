@@ -73,10 +73,10 @@ def _deep_enough(name: str, spacing: Sequence[float], patch: Sequence[int]) -> L
     """The levels, at least three: small volumes keep fewer voxels at the lowest one."""
     for least in (4, 2, 1):
         levels = network_levels(spacing, patch, least)
-        if len(levels.strides) >= 2:
+        if len(levels.strides) >= 2 and max(_lowest(levels)) > 1:  # a normalisation needs more than one voxel
             return levels
     raise UserError(
-        f"--network: {name} needs volumes of at least 8 voxels along an axis, and these have a median of"
+        f"--network: {name} needs larger volumes, such as 8 voxels along each axis, and these have a median of"
         f" {' x '.join(map(str, patch))}; choose a smaller data.spacing"
     )
 

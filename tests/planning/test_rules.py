@@ -16,6 +16,7 @@ from fusionseg.planning.levels import network_levels
 from fusionseg.planning.modality import plan_intensity
 from fusionseg.planning.network import PlannedNetwork, network_for
 from fusionseg.planning.volumes import plan_volumes
+from fusionseg.utils.errors import UserError
 
 Triple = tuple[int, int, int]
 ISOTROPIC = (1.0, 1.0, 1.0)
@@ -57,6 +58,12 @@ def test_every_network_takes_its_planned_patch(name: str, patch: Triple) -> None
         assert network.section.patch_problem(network.patch) is None
         sizes = zip(network.patch, patch, network.units, strict=True)
         assert all(size % unit == 0 and size >= least for size, least, unit in sizes)
+
+
+def test_volumes_of_few_voxels_are_refused() -> None:
+    with pytest.raises(UserError, match="unet needs larger volumes, such as 8 voxels along each axis"):
+        network_for("unet", ISOTROPIC, (5, 5, 5), 16)
+    assert network_for("unet", ISOTROPIC, (8, 8, 8), 16).patch == (8, 8, 8)
 
 
 # -- voxel size and crop ---------------------------------------------------------------------------------------------
