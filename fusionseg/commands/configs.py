@@ -83,15 +83,15 @@ def add_schema(commands: Commands) -> None:
 
 
 def _schema(arguments: argparse.Namespace) -> int:
-    from fusionseg.config import json_schema
     from fusionseg.config.reference import reference_tables
+    from fusionseg.config.short_forms import file_schema
     from fusionseg.utils.files import writable_file, write_json
 
     if arguments.markdown:
         print(reference_tables())
     elif arguments.output is not None:
         writable_file(arguments.output, "--output")
-        write_json(arguments.output, json_schema())
+        write_json(arguments.output, file_schema())
     else:
-        print(json.dumps(json_schema(), indent=1))
+        print(json.dumps(file_schema(), indent=1))
     return DONE

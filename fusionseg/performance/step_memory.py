@@ -7,6 +7,7 @@ libraries of torch included. The memory of Python and of the program itself does
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -26,7 +27,8 @@ from fusionseg.training.tasks.choice import build_task
 def measured_step_bytes(config: RunConfig, precision: str, *, in_channels: int, out_channels: int) -> int:
     """Train for two steps on random images on the CPU; return the highest number of bytes allocated at the same time.
 
-    The second step is like all that follow: the optimizer has its states.
+    The second step is like all that follow: the optimizer has its states. It runs on one thread, because the kernels of
+    a CPU allocate buffers for each thread in 16 bits.
 
     Args:
         config: the configuration of the run.
@@ -47,7 +49,7 @@ def measured_step_bytes(config: RunConfig, precision: str, *, in_channels: int, 
                 image = image.contiguous(memory_format=torch.channels_last_3d)
             yield MicroBatch((image, *others), target, 0)
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+    with _one_thread(), profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         model = build_network(task, config, device, in_channels=in_channels, out_channels=out_channels)
         step = TrainStep(
             model.train(),
@@ -61,6 +63,16 @@ def measured_step_bytes(config: RunConfig, precision: str, *, in_channels: int, 
         for number in range(2):
             step(number, micro_batches(), config.optim.lr)
     return _peak(profiler)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _peak(profiler: profile) -> int:
