@@ -71,6 +71,11 @@ def counted(count: int, name: str) -> str:
     return f"{count} {name}" if count == 1 else f"{count} {name}s"
 
 
+def by(values: Sequence[object]) -> str:
+    """Sizes along the axes, for texts: 40 x 56 x 40."""
+    return " x ".join(map(str, values))
+
+
 def _wrapped(text: str, indent: int) -> list[str]:
     """A text as lines of a comment. A text that begins with a space, such as a command, stays on one line."""
     start = " " * indent + "# "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
@@ -13,21 +13,19 @@ from fusionseg.config import RunConfig, validate
 from fusionseg.config.data.dataset import DataConfig
 from fusionseg.config.outside import is_outside
 from fusionseg.config.registry import networks
-from fusionseg.config.section import Triple
 from fusionseg.data.fingerprint.fingerprint import Fingerprint
 from fusionseg.data.formats.dataset import Dataset
-from fusionseg.data.splits.split import folds_are_stated, split_dataset
-from fusionseg.data.splits.splits_file import find_listed_folds
-from fusionseg.planning.choices import Choice, commented_yaml, counted, plain_values
+from fusionseg.planning.choices import Choice, by, commented_yaml, counted, plain_values
 from fusionseg.planning.cost import CostModel
 from fusionseg.planning.device import GB, PlannedDevice
-from fusionseg.planning.fit import Fitted, largest_micro_batch, largest_patch
+from fusionseg.planning.fit import Fitted
+from fusionseg.planning.folds import plan_split
 from fusionseg.planning.modality import plan_intensity
-from fusionseg.planning.network import PlannedNetwork, network_for
+from fusionseg.planning.network import PlannedNetwork
+from fusionseg.planning.patch import CPU_WIDTH, GPU_WIDTH, patch_reason, plan_patch
 from fusionseg.planning.recipe import (
     MIN_BATCH,
     TrainingSize,
-    largest_batch,
     optimizer_for,
     plan_augmentation,
     plan_training,
@@ -35,13 +33,8 @@ from fusionseg.planning.recipe import (
 from fusionseg.planning.volumes import PlannedVolumes, plan_volumes
 from fusionseg.utils.errors import UserError, some_of
 
-GPU_WIDTH, CPU_WIDTH = 32, 16
-"""Channels of the first level."""
-LITTLE_CONTEXT = 0.25
-"""nnU-Net's threshold: a patch with a smaller share of the median volume sees too little of it."""
 CACHE_SHARE = 0.25
 """Largest share of the memory of a GPU that the prepared cases take."""
-FOLDS = 5
 RESIDUAL_ENCODER = "resenc_unet"
 
 
@@ -91,7 +84,7 @@ class ExperimentPlan:
         config = self.config
         lines = [
             self.header[0],
-            f"network {config.model.name}, patch {_by(config.data.patch)}, batch {config.train.global_batch}"
+            f"network {config.model.name}, patch {by(config.data.patch)}, batch {config.train.global_batch}"
             f" ({config.train.micro_batch} at a time), {config.train.steps} steps",
         ]
         return "\n".join([*lines, *(f"warning: {line}" for line in self.warnings)])
@@ -121,9 +114,9 @@ def plan_experiment(
     _check_axes(fingerprint, request.data)
     volumes = plan_volumes(fingerprint, request.data)
     broken = [case.name for case in fingerprint.damaged]
-    split, size = _split(dataset, broken, request.data)
+    split, size = plan_split(dataset, broken, request.data)
     cost, cache = _cost_model(dataset, fingerprint, volumes, request)
-    fitted = _fit(name, volumes, cost, size.cases, request)
+    fitted = plan_patch(name, volumes, cost, size.cases, request.data)
     batch = max(MIN_BATCH, fitted.micro_batch)
     size = TrainingSize(size.cases, size.validation_cases, batch)
     choices = [
@@ -135,7 +128,7 @@ def plan_experiment(
         Choice("data.orientation", "RAS", "Axes from left to right, back to front, feet to head, in every case."),
         *volumes.choices,
         *plan_intensity(fingerprint, request.data),
-        Choice("data.patch", list(fitted.network.patch), _patch_reason(fitted, volumes, cost, request)),
+        Choice("data.patch", list(fitted.network.patch), patch_reason(fitted, volumes, cost, request.data)),
         Choice("data.samples_per_volume", 1, "The samples of a step are of different cases, as in nnU-Net."),
         Choice("data.foreground", 0.33, "nnU-Net's share of patches that are centred on a class."),
         *([_broken(broken)] if broken else []),
@@ -192,37 +185,6 @@ def _check_axes(fingerprint: Fingerprint, given: DataConfig) -> None:
         )
 
 
-def _split(dataset: Dataset, broken: Sequence[str], given: DataConfig) -> tuple[list[Choice], TrainingSize]:
-    """Choose the folds, and count the cases of both sides.
-
-    Raises:
-        UserError: the cases cannot be split as the command asks.
-    """
-    usable = replace(dataset, training=tuple(case for case in dataset.training if case.name not in set(broken)))
-    total = sum(case.label is not None for case in usable.training)
-    is_stated = folds_are_stated(usable.training)
-    is_stated |= find_listed_folds(usable, given, stated=is_stated)[0] is not None
-    settings = given
-    if "folds" not in given.model_fields_set and not is_stated:
-        settings = given.model_copy(update={"folds": min(FOLDS, total)})
-    split = split_dataset(usable, settings, needs_labels=True)
-    size = TrainingSize(len(split.training), len(split.validation), MIN_BATCH)
-    sides = f"{counted(size.cases, 'case')} to train, {size.validation_cases} to validate"
-    if isinstance(given.fold, str):  # all, or the group that validates
-        return [], size
-    if is_stated or "folds" in given.model_fields_set:
-        reason = f"The data set or the command has the folds: {sides}."
-        return [Choice("data.fold", 0, reason)], size
-    folds = settings.folds
-    if folds == FOLDS:
-        reason = f"{FOLDS} folds as in nnU-Net, drawn by names: {sides}."
-    elif folds > 1:
-        reason = f"There are {total} labelled cases: each fold validates one of them."
-    else:
-        reason = "There is one labelled case: it is trained and validated on, and scores say nothing about new cases."
-    return [Choice("data.folds", folds, reason), Choice("data.fold", 0)], size
-
-
 def _cost_model(
     dataset: Dataset, fingerprint: Fingerprint, volumes: PlannedVolumes, request: PlanRequest
 ) -> tuple[CostModel, Choice]:
@@ -243,80 +205,6 @@ def _cost_model(
         return optimizer_for(name, is_gpu=device.is_gpu)
 
     return CostModel(device, dataset.scheme, channels, optimizer, needed if on_device else 0.0), choice
-
-
-def _fit(name: str, volumes: PlannedVolumes, cost: CostModel, cases: int, request: PlanRequest) -> Fitted:
-    """Choose the patch and the micro-batch.
-
-    Raises:
-        UserError: not even the smallest patch fits into the memory of the GPU, or a given patch is wrong.
-    """
-    width = GPU_WIDTH if request.device.is_gpu else CPU_WIDTH
-    shape, spacing = volumes.median_shape, volumes.spacing
-
-    def network(patch: Triple) -> PlannedNetwork:
-        return network_for(name, spacing, patch, width)
-
-    if "patch" in request.data.model_fields_set:
-        return _fit_given(network(request.data.patch), cost, request)
-    fitted = largest_patch(shape, spacing, MIN_BATCH, network, cost.load)
-    little = prod(fitted.network.patch) < LITTLE_CONTEXT * prod(shape)
-    if request.device.is_gpu and (fitted.load > 1 or little):
-        fitted = largest_patch(shape, spacing, 1, network, cost.load)
-        if fitted.load > 1:
-            needed = cost.memory(fitted.network, 1).total + cost.cache_bytes
-            raise UserError(
-                f"--memory: {name} with its smallest patch {list(fitted.network.patch)} needs {needed / GB:.1f} GB"
-                f" (expected at most {request.device.memory_gb:g} GB); choose another --network, or more memory"
-            )
-    elif request.device.is_gpu and fitted.is_largest:
-        fitted = largest_micro_batch(fitted, largest_batch(volumes, cases, fitted.network.patch), cost.load)
-    return fitted
-
-
-def _fit_given(network: PlannedNetwork, cost: CostModel, request: PlanRequest) -> Fitted:
-    """The micro-batch for a patch that is given with the command."""
-    patch = request.data.patch
-    if network.patch != patch:
-        raise UserError(
-            f"data.patch: {network.values['name']} with these voxels needs multiples of {list(network.units)}, got"
-            f" {list(patch)}; try {list(network.patch)}"
-        )
-    for micro_batch in (MIN_BATCH, 1):
-        load = cost.load(network, micro_batch)
-        if load <= 1 or not request.device.is_gpu:
-            break
-    return Fitted(network, load, micro_batch, False)
-
-
-def _patch_reason(fitted: Fitted, volumes: PlannedVolumes, cost: CostModel, request: PlanRequest) -> str:
-    shape, patch = volumes.median_shape, fitted.network.patch
-    units = fitted.network.units
-    found = f"The median volume has {_by(shape)} voxels"
-    share = prod(min(a, b) for a, b in zip(patch, shape, strict=True)) / prod(shape)
-    divided = f"multiples of {units[0] if len(set(units)) == 1 else list(units)} for the network"
-    limit = _limit_text(fitted, cost)
-    if "patch" in request.data.model_fields_set:
-        return f"Given with the command. {found}; the patch covers {share:.0%} of it. {limit}"
-    if fitted.is_largest:
-        return f"{found}; the patch covers it, in {divided}. {limit}"
-    return (
-        f"{found}; the patch covers {share:.0%} of it: the largest within the limit, with the proportions of the"
-        f" volume, in {divided}. {limit}"
-    )
-
-
-def _limit_text(fitted: Fitted, cost: CostModel) -> str:
-    if not cost.device.is_gpu:
-        seconds = cost.step_s(fitted.network, max(MIN_BATCH, fitted.micro_batch))
-        return f"A step takes roughly {seconds:.2g} s on this CPU."
-    memory = cost.memory(fitted.network, fitted.micro_batch)
-    return (
-        f"Memory for {fitted.micro_batch} of them: {memory.total / GB:.1f} GB (activations"
-        f" {memory.activations / GB:.1f} GB, gradients and backward pass {memory.backward / GB:.1f} GB, weights and"
-        f" optimizer {(memory.weights + memory.optimizer) / GB:.1f} GB, driver {memory.driver / GB:.1f} GB) of"
-        f" {cost.device.memory_gb:g} GB."
-    )
 
 
 def _model_choices(network: PlannedNetwork, request: PlanRequest) -> list[Choice]:
@@ -373,8 +261,8 @@ def _warnings(fitted: Fitted, cost: CostModel, broken: Sequence[str], remarks: S
 def _header(fingerprint: Fingerprint, volumes: PlannedVolumes, request: PlanRequest) -> list[str]:
     outputs = "regions" if fingerprint.is_regions else "classes"
     return [
-        f"Plan for {fingerprint.dataset}: {_by(volumes.median_shape)} voxels (median) of"
-        f" {_by([f'{size:g}' for size in volumes.spacing])} mm, {counted(len(volumes.cases), 'labelled case')},"
+        f"Plan for {fingerprint.dataset}: {by(volumes.median_shape)} voxels (median) of"
+        f" {by([f'{size:g}' for size in volumes.spacing])} mm, {counted(len(volumes.cases), 'labelled case')},"
         f" channels {', '.join(fingerprint.channels)}, {outputs} {some_of(fingerprint.outputs)}.",
         f"Device: {request.device.basis}. The plan was made by",
         f"  {shlex.join(request.command)}",
@@ -382,10 +270,6 @@ def _header(fingerprint: Fingerprint, volumes: PlannedVolumes, request: PlanRequ
         " Isensee et al., Nature Methods 2021, and Isensee et al., 2024 (arXiv:2404.09556). Change what you know"
         " better.",
     ]
-
-
-def _by(values: Sequence[object]) -> str:
-    return " x ".join(map(str, values))
 
 
 def run_name(path: Path) -> str:

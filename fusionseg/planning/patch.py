@@ -1,0 +1,103 @@
+"""The patch and the micro-batch of a plan."""
+
+from __future__ import annotations
+
+from math import prod
+
+from fusionseg.config.data.dataset import DataConfig
+from fusionseg.config.section import Triple
+from fusionseg.planning.choices import by
+from fusionseg.planning.cost import CostModel
+from fusionseg.planning.device import GB
+from fusionseg.planning.fit import Fitted, largest_micro_batch, largest_patch
+from fusionseg.planning.network import PlannedNetwork, network_for
+from fusionseg.planning.recipe import MIN_BATCH, largest_batch
+from fusionseg.planning.volumes import PlannedVolumes
+from fusionseg.utils.errors import UserError
+
+GPU_WIDTH, CPU_WIDTH = 32, 16
+"""Channels of the first level."""
+LITTLE_CONTEXT = 0.25
+"""nnU-Net's threshold: a patch with a smaller share of the median volume sees too little of it."""
+
+
+def plan_patch(name: str, volumes: PlannedVolumes, cost: CostModel, cases: int, given: DataConfig) -> Fitted:
+    """Choose the patch and the micro-batch.
+
+    Args:
+        name: of the network.
+        volumes: the prepared volumes.
+        cost: of networks on the device.
+        cases: number of training cases.
+        given: the section `data` of the request; a patch that it states is kept.
+
+    Raises:
+        UserError: not even the smallest patch fits into the memory of the GPU, or a given patch is wrong.
+    """
+    width = GPU_WIDTH if cost.device.is_gpu else CPU_WIDTH
+    shape, spacing = volumes.median_shape, volumes.spacing
+
+    def network(patch: Triple) -> PlannedNetwork:
+        return network_for(name, spacing, patch, width)
+
+    if "patch" in given.model_fields_set:
+        return _fit_given(network(given.patch), cost, given)
+    fitted = largest_patch(shape, spacing, MIN_BATCH, network, cost.load)
+    little = prod(fitted.network.patch) < LITTLE_CONTEXT * prod(shape)
+    if cost.device.is_gpu and (fitted.load > 1 or little):
+        fitted = largest_patch(shape, spacing, 1, network, cost.load)
+        if fitted.load > 1:
+            needed = cost.memory(fitted.network, 1).total + cost.cache_bytes
+            raise UserError(
+                f"--memory: {name} with its smallest patch {list(fitted.network.patch)} needs {needed / GB:.1f} GB"
+                f" (expected at most {cost.device.memory_gb:g} GB); choose another --network, or more memory"
+            )
+    elif cost.device.is_gpu and fitted.is_largest:
+        fitted = largest_micro_batch(fitted, largest_batch(volumes, cases, fitted.network.patch), cost.load)
+    return fitted
+
+
+def _fit_given(network: PlannedNetwork, cost: CostModel, given: DataConfig) -> Fitted:
+    """The micro-batch for a patch that is given with the command."""
+    patch = given.patch
+    if network.patch != patch:
+        raise UserError(
+            f"data.patch: {network.values['name']} with these voxels needs multiples of {list(network.units)}, got"
+            f" {list(patch)}; try {list(network.patch)}"
+        )
+    for micro_batch in (MIN_BATCH, 1):
+        load = cost.load(network, micro_batch)
+        if load <= 1 or not cost.device.is_gpu:
+            break
+    return Fitted(network, load, micro_batch, False)
+
+
+def patch_reason(fitted: Fitted, volumes: PlannedVolumes, cost: CostModel, given: DataConfig) -> str:
+    """The reason for a patch, for its comment; for the arguments see `plan_patch`."""
+    shape, patch = volumes.median_shape, fitted.network.patch
+    units = fitted.network.units
+    found = f"The median volume has {by(shape)} voxels"
+    share = prod(min(a, b) for a, b in zip(patch, shape, strict=True)) / prod(shape)
+    divided = f"multiples of {units[0] if len(set(units)) == 1 else list(units)} for the network"
+    limit = _limit_text(fitted, cost)
+    if "patch" in given.model_fields_set:
+        return f"Given with the command. {found}; the patch covers {share:.0%} of it. {limit}"
+    if fitted.is_largest:
+        return f"{found}; the patch covers it, in {divided}. {limit}"
+    return (
+        f"{found}; the patch covers {share:.0%} of it: the largest within the limit, with the proportions of the"
+        f" volume, in {divided}. {limit}"
+    )
+
+
+def _limit_text(fitted: Fitted, cost: CostModel) -> str:
+    if not cost.device.is_gpu:
+        seconds = cost.step_s(fitted.network, max(MIN_BATCH, fitted.micro_batch))
+        return f"A step takes roughly {seconds:.2g} s on this CPU."
+    memory = cost.memory(fitted.network, fitted.micro_batch)
+    return (
+        f"Memory for {fitted.micro_batch} of them: {memory.total / GB:.1f} GB (activations"
+        f" {memory.activations / GB:.1f} GB, gradients and backward pass {memory.backward / GB:.1f} GB, weights and"
+        f" optimizer {(memory.weights + memory.optimizer) / GB:.1f} GB, driver {memory.driver / GB:.1f} GB) of"
+        f" {cost.device.memory_gb:g} GB."
+    )
