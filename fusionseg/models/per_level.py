@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -15,6 +16,23 @@ PerLevel = Annotated[tuple[int | Triple, ...], Field(strict=False)]
 def per_axis(levels: tuple[int | Triple, ...]) -> tuple[Triple, ...]:
     """Return the entries with one number for each axis."""
     return tuple((entry, entry, entry) if isinstance(entry, int) else entry for entry in levels)
+
+
+def levels_problem(
+    widths: Sequence[int], kernels: tuple[Triple, ...], strides: tuple[Triple, ...], key: str
+) -> str | None:
+    """Return the first problem of the levels of a network of at least three; None if there is none.
+
+    Args:
+        widths: channels of each level.
+        kernels: kernel of each level along each axis.
+        strides: down-sampling factor from each level to the next one along each axis.
+        key: key of the widths, for the message.
+    """
+    levels = len(widths)
+    if levels < 3 or min(widths) < 1:
+        return f"{key}: expected at least three levels of at least one channel, got {list(widths)}"
+    return kernels_problem(kernels, levels, key) or strides_problem(strides, levels, key)
 
 
 def kernels_problem(kernels: tuple[Triple, ...], levels: int, key: str) -> str | None:

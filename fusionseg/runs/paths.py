@@ -119,6 +119,15 @@ def obstacles(folder: Path) -> list[Path]:
     return [path for path in named if path.exists() and not path.is_file()]
 
 
+def run_of_weights(weights: Path) -> Path:
+    """The run folder that `init_from` names, by itself or by one of its checkpoints.
+
+    Args:
+        weights: the value of `init_from`.
+    """
+    return weights.parent.parent if weights.suffix == ".pt" else weights
+
+
 def has_weights(run: Path) -> bool:
     """Tell whether a run folder holds any checkpoint."""
     return any(RunPaths(run).checkpoints.glob("*.pt"))

@@ -23,7 +23,7 @@ from fusionseg.inference.comparison.matching_evaluation import (
 from fusionseg.runs.cases.split_file import NO_VALIDATION, plain_split
 from fusionseg.runs.environment import read_environment
 from fusionseg.runs.json_files import is_number
-from fusionseg.runs.paths import METRICS, SPLIT
+from fusionseg.runs.paths import METRICS, SPLIT, run_of_weights
 from fusionseg.runs.records import Record, RecordKind, RunStatus, sift_records
 from fusionseg.runs.run_config import plain_config, resume_relevant
 from fusionseg.utils.errors import UserError
@@ -161,7 +161,7 @@ def _pretraining_score(start: Path) -> dict[str, float]:
     Args:
         start: `init_from` of the run.
     """
-    run = start.parent.parent if start.suffix == ".pt" else start
+    run = run_of_weights(start)
     try:
         task = _task(run, plain_config(run))
     except UserError:
@@ -251,7 +251,7 @@ def _configuration_key(config: Mapping[str, Any]) -> str:
         settings["data.fold"] = ALL
     if settings.get("init_from"):
         start = Path(str(settings["init_from"]))
-        run = start.parent.parent if start.suffix == ".pt" else start
+        run = run_of_weights(start)
         try:
             before = dict(_dotted(resume_relevant(plain_config(run))))
         except UserError:

@@ -11,7 +11,7 @@ from fusionseg.config.parts.sections import NetworkSection
 from fusionseg.config.registry import networks
 from fusionseg.config.section import Ints, Probability, Triple
 from fusionseg.models.patch_sizes import axes_problem
-from fusionseg.models.per_level import PerLevel, kernels_problem, per_axis, strides_problem
+from fusionseg.models.per_level import PerLevel, levels_problem, per_axis
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,22 +47,13 @@ class NNUNetConfig(NetworkSection):
 
     @model_validator(mode="after")
     def _levels_fit(self) -> NNUNetConfig:
-        levels = len(self.filters)
-        if levels < 3 or min(self.filters) < 1:
-            raise ValueError(
-                f"filters: expected at least three levels of at least one channel, got {list(self.filters)}"
-            )
+        if problem := levels_problem(self.filters, self.level_kernels, self.level_strides, "filters"):
+            raise ValueError(problem)
         if self.norm == "group" and any(width % 8 for width in self.filters):
             raise ValueError(
                 f"filters: expected multiples of 8 (the groups of group norm), got {list(self.filters)}; change"
                 " them, or norm"
             )
-        for problem in (
-            kernels_problem(self.level_kernels, levels, "filters"),
-            strides_problem(self.level_strides, levels, "filters"),
-        ):
-            if problem is not None:
-                raise ValueError(problem)
         return self
 
     @property

@@ -12,7 +12,7 @@ from fusionseg.config.registry import networks
 from fusionseg.config.section import Ints, Positive, Triple
 from fusionseg.models.fusion.settings import FusionSettings
 from fusionseg.models.patch_sizes import axes_problem
-from fusionseg.models.per_level import PerLevel, kernels_problem, per_axis, strides_problem
+from fusionseg.models.per_level import PerLevel, levels_problem, per_axis
 from fusionseg.models.resenc.fusion_config import FUSION_PRESETS, preset
 
 if TYPE_CHECKING:
@@ -63,22 +63,14 @@ class ResEncConfig(NetworkSection):
 
     @model_validator(mode="after")
     def _levels_fit(self) -> ResEncConfig:
+        if problem := levels_problem(self.channels, self.level_kernels, self.level_strides, "channels"):
+            raise ValueError(problem)
         levels = len(self.channels)
-        if levels < 3 or min(self.channels) < 1:
-            raise ValueError(
-                f"channels: expected at least three levels of at least one channel, got {list(self.channels)}"
-            )
         if len(self.level_blocks) != levels or min(self.level_blocks) < 1:
             raise ValueError(
                 f"blocks: expected {levels} integers from 1, one for each of the channels, got"
                 f" {list(self.level_blocks)}"
             )
-        for problem in (
-            kernels_problem(self.level_kernels, levels, "channels"),
-            strides_problem(self.level_strides, levels, "channels"),
-        ):
-            if problem is not None:
-                raise ValueError(problem)
         return self
 
     @model_validator(mode="after")

@@ -60,7 +60,7 @@ class MaskFolderReader:
         masks = {mask_name(file): file for file in mask_files(path)}
         _check_names(masks, path)
         label = first = None
-        owners = dict.fromkeys([0, *path.values.values()], "")
+        owners: dict[int, str] = {}
         for name, value in path.values.items():
             mask = _read_mask(masks[name])
             if label is None or first is None:
@@ -68,13 +68,13 @@ class MaskFolderReader:
                 label = np.zeros(mask.voxels.shape, np.min_scalar_type(max(path.values.values())))
             _check_grid(mask, first, masks[name])
             inside = mask.voxels != 0
-            if (taken := np.unique(label[inside])).any():
-                other = next(owners[int(each)] for each in taken if each)
-                both = int((label[inside] != 0).sum())
+            taken = label[inside]
+            if taken.any():
+                other = owners[int(taken[taken != 0].min())]
                 raise VolumeError(
                     "label-value",
-                    f"{both} voxels are in {masks[name].name} and in another mask, such as {other} (expected one class"
-                    " for each voxel)",
+                    f"{np.count_nonzero(taken)} voxels are in {masks[name].name} and in another mask, such as {other}"
+                    " (expected one class for each voxel)",
                     "correct the masks; for structures that overlap write one label file for a case, and state"
                     " data.regions",
                 )
