@@ -51,7 +51,7 @@ class Subject:
 
     def __init__(self, model: NetworkSection, pretrain: PretrainConfig, arguments: argparse.Namespace) -> None:
         patch: Triple = tuple(arguments.patch)
-        if problems := pretrain.problems(model.encoder, model.name, patch):
+        if problems := pretrain.problems(model.name, patch, model.pretrain_methods):
             raise UserError("; ".join(problems))
         self.device = torch.device(arguments.device)
         self.half = arguments.precision == "bf16"

@@ -6,18 +6,20 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from fusionseg.config.parts.sections import NetworkSection
 from fusionseg.config.section import Positive, SectionWithOptions
 
 
 class FinetuneConfig(SectionWithOptions):
-    """Fine-tuning of a trained encoder (`init_from`), for networks that have one (Swin, UNETR)."""
+    """Fine-tuning of a trained encoder (`init_from`), for networks whose encoder is one part: Swin UNETR and UNETR, the
+    residual-encoder U-Net, the U-Net family and `segresnet_ds`."""
 
     left_out: ClassVar[tuple[str, ...]] = ("restart_schedule", "from_scratch")
 
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Factor of the learning rate from layer to layer of the encoder (Clark et al., 2020; Bao et al., 2022): layer l of
-    L has lr * layer_decay^(L - l). Layer 0 is the patch embedding, each block is a layer. The rest of the network has
-    lr."""
+    L has lr * layer_decay^(L - l). In a transformer, layer 0 is the patch embedding, and each block is a layer. In a
+    U-Net each level is a layer; a stem before the first level is layer 0. The rest of the network has lr."""
     freeze: Literal["none", "encoder"] = "none"
     """Frozen part of the network: neither gradient nor weight decay changes it."""
     freeze_steps: Positive | None = None
@@ -53,25 +55,30 @@ class FinetuneConfig(SectionWithOptions):
         """The step at which the learning-rate schedule begins again; 0 if it runs once."""
         return self.freeze_steps or 0 if self.restart_schedule else 0
 
-    def problems(self, encoder: str | None, name: str, init_from: str | None, steps: int) -> list[str]:
+    def problems(self, model: NetworkSection, init_from: str | None, steps: int, others: str) -> list[str]:
         """List the settings that a network or a run does not allow, with the fixes.
 
         Args:
-            encoder: the encoder's attribute in the network; None if it has none.
-            name: name of the network.
+            model: section of the network.
             init_from: `init_from` of the run.
             steps: number of steps of the run.
+            others: names of networks with an encoder, for the message.
         """
-        if encoder is None and (self.layer_decay != 1 or self.freeze != "none"):
+        if model.encoder is None and (self.layer_decay != 1 or self.freeze != "none"):
             return [
-                f"finetune: {name} has no encoder of its own; remove it, or choose a swin_* network or"
-                " unetr as model.name"
+                f"finetune: {model.name} has no encoder of its own ({others} have one); remove it, or choose another"
+                " model.name"
             ]
         problems = []
         if self.freeze != "none" and init_from is None and not self.from_scratch:
             problems.append(
                 "finetune.freeze: without init_from the encoder would keep its random weights; set init_from, or"
                 " freeze: none"
+            )
+        if self.freeze != "none" and not self.from_scratch and getattr(model, "norm", None) == "batch":
+            problems.append(
+                "finetune.freeze: batch norm changes its statistics in a frozen encoder too (expected another"
+                " model.norm); set it to instance here and in the run of init_from, or set freeze: none"
             )
         if self.freeze_steps is not None and self.freeze_steps >= steps:
             problems.append(

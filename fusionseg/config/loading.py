@@ -14,7 +14,7 @@ from fusionseg.config.messages import explain
 from fusionseg.config.override import Override, parse_override
 from fusionseg.config.renaming import Dropped, carry_over, dropped, is_renamed
 from fusionseg.config.schema import RunConfig
-from fusionseg.config.section import Section
+from fusionseg.config.section import RECORDED, Section
 from fusionseg.config.shipped.lookup import CONFIG, find_file, shown_path
 from fusionseg.config.yaml_location import KeyPath, Locations, dump_yaml, read_yaml
 from fusionseg.utils.errors import UserError
@@ -88,32 +88,36 @@ def lay_over(
     return _merge_named(raw, locations, given, given_locations, [] if lost is None else lost, whole)
 
 
-def validate(raw: Mapping[str, Any], locations: Locations | None = None) -> RunConfig:
+def validate(raw: Mapping[str, Any], locations: Locations | None = None, *, recorded: bool = False) -> RunConfig:
     """Validate plain values as the configuration of a run.
 
     Args:
         raw: the plain values.
         locations: the file and line of each key, for the messages.
+        recorded: a run has recorded the values, perhaps before a check was added.
 
     Raises:
         UserError: the values are wrong. The message lists all problems.
     """
-    return validate_section(RunConfig, raw, locations)
+    return validate_section(RunConfig, raw, locations, recorded=recorded)
 
 
-def validate_section(kind: type[AnySection], raw: Mapping[str, Any], locations: Locations | None = None) -> AnySection:
+def validate_section(
+    kind: type[AnySection], raw: Mapping[str, Any], locations: Locations | None = None, *, recorded: bool = False
+) -> AnySection:
     """Validate plain values as a section that is a file of its own, such as a sweep.
 
     Args:
         kind: the section.
         raw: the plain values.
         locations: the file and line of each key, for the messages.
+        recorded: see `validate`.
 
     Raises:
         UserError: the values are wrong. The message lists all problems.
     """
     try:
-        return kind.model_validate(dict(raw))
+        return kind.model_validate(dict(raw), context=RECORDED if recorded else None)
     except ValidationError as error:
         raise UserError(explain(error, raw, locations or {}, kind)) from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 from typing import Annotated, Literal
 
@@ -30,7 +31,8 @@ class ReconstructionLossConfig(Section):
 
 
 class DecoderConfig(Section):
-    """The decoder, which is not used after the pre-training."""
+    """The decoder, which is not used after the pre-training. The residual-encoder U-Net reconstructs with its own
+    decoder instead, and then these keys have to be left out."""
 
     width: Annotated[int, Field(ge=8, multiple_of=8)] = 64
     """Channels; a multiple of 8. With a Swin encoder, the decoder has half of them at 1/4 of the resolution and a
@@ -54,7 +56,8 @@ class PretrainConfig(Section):
 
     method: Literal["blackout", "token", "mae"] = "blackout"
     """`blackout`: hidden blocks are set to 0 and everything is encoded (the thesis); `token`: the same with a learned
-    token (SimMIM: Xie et al., 2022); `mae`: only the visible blocks are encoded (He et al., 2022)."""
+    token (SimMIM: Xie et al., 2022); `mae`: only the visible blocks are encoded (He et al., 2022). The
+    residual-encoder U-Net has no tokens: it takes `blackout`."""
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Share of the blocks that are hidden."""
     block: Positive = 16
@@ -78,29 +81,39 @@ class PretrainConfig(Section):
         """Number of hidden blocks of a patch."""
         return round(self.ratio * prod(self.grid(patch)))
 
-    def problems(self, encoder: str | None, name: str, patch: Triple) -> list[str]:
-        """List the settings that do not fit an encoder and a patch, with the fixes.
+    def problems(
+        self, name: str, patch: Triple, methods: Mapping[str, int], *, own_decoder: bool = False, others: str = ""
+    ) -> list[str]:
+        """List the settings that do not fit a network and a patch, with the fixes.
 
         Args:
-            encoder: the encoder's attribute in the network, `swinViT` or `vit`; None if it has none.
             name: name of the network.
             patch: voxels of a patch along each axis.
+            methods: `pretrain_methods` of the network.
+            own_decoder: `pretrains_decoder` of the network.
+            others: names of networks that can be pre-trained, for the message.
         """
-        if encoder is None:
-            return [
-                f"pretrain: {name} has no encoder that can be pre-trained; choose a swin_* network or unetr as"
-                " model.name"
-            ]
+        if not methods:
+            return [f"pretrain: {name} has no encoder that can be pre-trained ({others} have one); set model.name"]
         problems = []
-        unit = {"swinViT": 32, "vit": 16}[encoder] if self.method == "mae" else 2
-        if self.method == "token" and encoder == "vit":
-            unit = 16  # a token of the ViT is hidden whole or not at all
+        if self.method not in methods:
+            problems.append(
+                f"pretrain.method: {self.method} replaces or leaves out tokens, and {name} has none (expected"
+                f" {' or '.join(methods)}, got {self.method}); set it to {next(iter(methods))}"
+            )
+        unit = methods.get(self.method, 1)
         if self.block % unit:
             fixed = unit * max(1, round(self.block / unit))
             problems.append(
                 f"pretrain.block: expected a multiple of {unit} for method {self.method} with {name}, got {self.block};"
                 f" try {fixed}"
             )
+        for key, default in DecoderConfig() if own_decoder else ():
+            if getattr(self.decoder, key) != default:
+                problems.append(
+                    f"pretrain.decoder.{key}: has no effect, because {name} reconstructs with its own decoder; remove"
+                    f" it, or set it to its default {default}"
+                )
         if any(size % self.block for size in patch):
             problems.append(
                 f"pretrain.block: blocks of {self.block} do not tile data.patch {list(patch)}; choose a divisor of all"

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from fusionseg.config.parts.open_section import open_section_of
 from fusionseg.config.schema import RunConfig
-from fusionseg.config.section import Section
+from fusionseg.config.section import RECORDED, Section
 
 OPEN_SECTIONS = {
     key: open_section for key, field in RunConfig.model_fields.items() if (open_section := open_section_of(field))
@@ -96,7 +96,9 @@ def dropped(
 
 def _is_valid(kind: type[Section], values: Mapping[str, Any]) -> bool:
     try:
-        kind.model_validate(dict(values))
+        # As for a recorded configuration: where a default does not suit the keys that are carried over, the validation
+        # that follows reports it. Otherwise these keys would be dropped.
+        kind.model_validate(dict(values), context=RECORDED)
     except ValidationError:
         return False
     return True

@@ -5,6 +5,7 @@ The string under a field is its documentation; `fusionseg schema` prints all of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
@@ -44,7 +45,7 @@ class TrainConfig(Section):
     compile: bool = False
     """Compile the network with torch.compile."""
     checkpoint_activations: bool = False
-    """Recompute activations in the backward pass: less memory, more time (Swin networks)."""
+    """Recompute activations in the backward pass: less memory, more time (Swin networks, residual-encoder U-Nets)."""
     channels_last: bool = False
     """Keep tensors in channels-last layout. Convolutions are often faster in this layout."""
     clip_grad: Annotated[float, Field(gt=0)] | None = 1.0
@@ -123,7 +124,8 @@ class RunConfig(SectionWithOptions):
     """The task: segmentation, pretraining, or one of your own by its dotted path package.module:Task. Null is a
     segmentation or, with a section `pretrain`, a pre-training."""
     pretrain: PretrainConfig | None = None
-    """Pre-train the encoder of the network (python -m fusionseg.pretrain); null trains a segmentation."""
+    """Pre-train the encoder of the network, or all of a residual-encoder U-Net (python -m fusionseg.pretrain); null
+    trains a segmentation."""
     optim: Annotated[OptimizerSection, _OPTIMIZER] = Field(default_factory=_OPTIMIZER.make_default)
     """The optimizer."""
     schedule: Annotated[ScheduleSection, _SCHEDULE] = Field(default_factory=_SCHEDULE.make_default)
@@ -169,9 +171,10 @@ class RunConfig(SectionWithOptions):
         problems += title_problems(self.metrics)
         problems += self.schedule.problems(self.train.steps, self.optim.lr)
         if self.train.checkpoint_activations and not self.model.can_checkpoint:
+            others = _families(lambda section: section.can_checkpoint)
             problems.append(
-                f"train.checkpoint_activations: {self.model.name} does not have it (the Swin networks have); set it to"
-                " false (a smaller data.patch or train.micro_batch saves memory too)"
+                f"train.checkpoint_activations: {self.model.name} does not have it ({others} have it); set it to false"
+                " (a smaller data.patch or train.micro_batch saves memory too)"
             )
         if self.profile.stages and self.train.compile:
             problems.append(
@@ -233,9 +236,16 @@ class RunConfig(SectionWithOptions):
             problems = [problem] if (problem := model.patch_problem(patch)) else []
             if self.data.also and (self.task_info.needs_labels or self.task_info.needs_target):
                 problems.append("data.also: further data sets are for pre-training only; remove it, or add `pretrain:`")
-            return problems + self.finetune.problems(model.encoder, model.name, self.init_from, self.train.steps)
+            others = _families(lambda section: section.encoder is not None)
+            return problems + self.finetune.problems(model, self.init_from, self.train.steps, others)
         problems = [problem] if (problem := model.encoder_patch_problem(patch)) else []
-        problems += self.pretrain.problems(model.encoder, model.name, patch)
+        problems += self.pretrain.problems(
+            model.name,
+            patch,
+            model.pretrain_methods,
+            own_decoder=model.pretrains_decoder,
+            others=_families(lambda section: bool(section.pretrain_methods)),
+        )
         if self.finetune != FinetuneConfig():
             problems.append("finetune: is for a segmentation, and this run is a pre-training; remove it")
         return problems
@@ -253,6 +263,12 @@ class RunConfig(SectionWithOptions):
     def to_dict(self) -> dict[str, Any]:
         """Plain values under the keys of the file. Loading them gives this configuration again."""
         return self.model_dump(mode="json", by_alias=True)
+
+
+def _families(have: Callable[[type[NetworkSection]], bool]) -> str:
+    """The first name of each family of networks that has something, for a message."""
+    first = {section: name for name, section in reversed(networks.built_in().items()) if have(section)}
+    return ", ".join(sorted(first.values()))
 
 
 def json_schema() -> dict[str, Any]:

@@ -4,7 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    model_serializer,
+)
+
+RECORDED = {"recorded": True}
+"""Context of the validation of a configuration that a run has recorded, see `is_recorded`."""
+
+
+def is_recorded(info: ValidationInfo) -> bool:
+    """Tell whether a configuration is validated that a run has recorded, and not one that a user has written.
+
+    A check that is newer than the run must not refuse it.
+    """
+    return info.context == RECORDED
 
 
 class Section(BaseModel):

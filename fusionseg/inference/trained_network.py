@@ -103,7 +103,7 @@ def load_trained(run: Path, device: torch.device, which: str = "best", *, masks:
     kinds: dict[str, Any] = {"model": dict, "config": dict, "labels": dict, "channels": (list, tuple), "step": int}
     if not all(isinstance(state.get(name), kind) for name, kind in kinds.items()):
         raise UserError(f"{path}: is no checkpoint of a fusionseg training")
-    config = validate(state["config"])
+    config = validate(state["config"], recorded=True)
     for warning in source_changes(state["config"], config, ["model", "data", "task"]):
         log.warning("%s: %s", path, warning)
     if masks and config.task_info.evaluation != "masks":

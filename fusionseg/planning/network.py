@@ -60,7 +60,7 @@ def network_for(name: str, spacing: Sequence[float], patch: Sequence[int], width
     values: dict[str, Any] = {"name": name, ("filters" if name in _NNUNETS else "channels"): channels, "strides": steps}
     if name not in _UNETS and any(kernel != (3, 3, 3) for kernel in levels.kernels):
         values["kernels"] = [_short(kernel) for kernel in levels.kernels]
-    values["deep_supervision"] = len(channels) >= (4 if name in _UNETS else 3)
+    values["deep_supervision"] = len(channels) >= networks.section(name).fewest_levels_with_heads
     reason = (
         f"nnU-Net's rule for the levels: an axis is halved while at least 4 voxels remain, and while its voxels are"
         f" less than twice as large as those of the finest axis. {len(channels)} levels,"

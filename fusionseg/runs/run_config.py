@@ -56,7 +56,8 @@ def load_run_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise UserError(
             f"{run}: is no run folder ({RunPaths(run).config.name} is missing): give the folder that a training wrote"
         )
-    return validate(*lay_over(*stored_config(run), [parse_override(text, RunConfig) for text in overrides]))
+    merged = lay_over(*stored_config(run), [parse_override(text, RunConfig) for text in overrides])
+    return validate(*merged, recorded=True)
 
 
 def stored_config(run: Path) -> tuple[dict[str, Any], Locations]:
@@ -113,7 +114,7 @@ def plain_config(run: Path) -> dict[str, Any]:
 def with_defaults(plain: dict[str, Any]) -> dict[str, Any]:
     """Add the defaults of keys that are newer than a plain configuration; one that is not valid is left as it is."""
     try:
-        return validate(plain).to_dict()
+        return validate(plain, recorded=True).to_dict()
     except UserError:
         return plain
 

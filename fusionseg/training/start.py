@@ -71,9 +71,10 @@ def train(config: RunConfig, patience_s: float = 0.0, make_data: Callable[[], No
         log.info("run: %s", folder.path)
         return run(build_trainer(config, world, folder, cases), folder)
     except torch.OutOfMemoryError as error:
+        recompute = config.model.can_checkpoint and not config.train.checkpoint_activations
         raise TrainingStopped(
-            f"out of memory on {world.device}: set train.checkpoint_activations=true (Swin networks) or"
-            " cache.device=host; or start a run under another name with a lower train.micro_batch (the accumulation"
+            f"out of memory on {world.device}: set {'train.checkpoint_activations=true or ' if recompute else ''}"
+            "cache.device=host; or start a run under another name with a lower train.micro_batch (the accumulation"
             " rises, the training stays the same) or a smaller data.patch; in a validation, lower validate.window_batch"
             f" ({str(error).splitlines()[0]})"
         ) from None

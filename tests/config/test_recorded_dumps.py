@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from fusionseg.config import RunConfig, dump_config, load_config, validate
-from fusionseg.runs.run_config import config_hash
+from fusionseg.config.yaml_location import dump_yaml
+from fusionseg.runs.run_config import config_hash, load_run_config, refuse_other_config
+from fusionseg.utils.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = {
@@ -89,3 +91,14 @@ def test_every_network(name: str) -> None:
 @pytest.mark.parametrize(("section", "dump", "short"), SECTIONS)
 def test_losses_optimizers_and_schedules(section: dict[str, Any], dump: str, short: str) -> None:
     assert recorded(validate({"model": {"name": "unet"}, **section})) == (dump, short)
+
+
+def test_a_run_is_loaded_though_a_newer_check_refuses_its_configuration(tmp_path: Path) -> None:
+    """Three levels have no head for deep supervision: the network is the same without it."""
+    plain = validate({"model": {"name": "resenc_unet", "channels": [4, 8, 8], "deep_supervision": False}}).to_dict()
+    plain["model"]["deep_supervision"] = True
+    with pytest.raises(UserError, match=r"model\.deep_supervision: needs at least 4 levels"):
+        validate(plain)
+    (tmp_path / "config.yaml").write_text(dump_yaml(plain))
+    assert load_run_config(tmp_path).to_dict()["model"] == {**plain["model"], "deep_supervision": False}
+    refuse_other_config(tmp_path, plain, load_run_config(tmp_path))  # with the key set to false it is resumed

@@ -9,6 +9,7 @@ import pytest
 
 from fusionseg.config import dump_config, load_config
 from fusionseg.config.renaming import Dropped
+from fusionseg.utils.errors import UserError
 
 
 def load(tmp_path: Path, text: str, *overrides: str) -> tuple[Any, list[str]]:
@@ -48,10 +49,10 @@ def load(tmp_path: Path, text: str, *overrides: str) -> tuple[Any, list[str]]:
             'model.name swin_fusion_od -> swin_unetr: dropped fusion={"kernel": 3}',
         ),
         (
-            "model: {name: segresnet, init_filters: 8, blocks_down: [1, 1], blocks_up: [1]}",
+            "model: {name: segresnet, init_filters: 8, blocks_down: [1, 1, 1], blocks_up: [1, 1]}",
             "model.name=segresnet_ds",
-            {"init_filters": 8, "blocks_down": (1, 1)},
-            "model.name segresnet -> segresnet_ds: dropped blocks_up=[1]",
+            {"init_filters": 8, "blocks_down": (1, 1, 1)},
+            "model.name segresnet -> segresnet_ds: dropped blocks_up=[1, 1]",
         ),
         ("optim: {lr: 0.1}", "optim.name=sgd", {"lr": 0.1}, ""),
         (
@@ -101,3 +102,12 @@ def test_a_whole_section_and_a_file_that_extends_begin_afresh_and_say_so(tmp_pat
     config, lost = load(tmp_path, "extends: base.yaml\nmodel: {name: unet}")
     assert config.model.channels == (32, 64, 128, 256)
     assert lost == ["model.name monai_unet -> unet: dropped channels=[4, 8]"]
+
+
+def test_levels_are_not_dropped_for_a_default_that_does_not_suit_them(tmp_path: Path) -> None:
+    """Deep supervision, the default of the residual-encoder U-Net, has no head in a network of three levels."""
+    text = "model: {name: unet, channels: [4, 8, 8]}\ndata: {patch: [32, 32, 32]}"
+    with pytest.raises(UserError, match=r"model\.deep_supervision .*: needs at least 4 levels .* \[4, 8, 8\]"):
+        load(tmp_path, text, "model.name=resenc_unet")
+    config, _ = load(tmp_path, text, "model.name=resenc_unet", "model.deep_supervision=false")
+    assert config.model.channels == (4, 8, 8)

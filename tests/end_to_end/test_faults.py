@@ -106,7 +106,7 @@ WRONG = [
     Wrong(
         "activation checkpoints",
         ("train.checkpoint_activations=true",),
-        ("train.checkpoint_activations", "(the Swin networks have)"),
+        ("train.checkpoint_activations", "(resenc_unet, swin_unetr have it)"),
     ),
 ]
 

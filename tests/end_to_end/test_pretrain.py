@@ -224,6 +224,14 @@ def test_several_data_sets(
         (TRAIN, (), ("has a `pretrain` section", "python -m fusionseg.pretrain")),
         (PRETRAIN, ("pretrain=null",), ("has no `pretrain` section", "python -m fusionseg.train")),
         (PRETRAIN, ("model={name: unet}",), ("unet has no encoder that can be pre-trained",)),
+        (
+            PRETRAIN,
+            ("model={name: resenc_unet}", "pretrain.method=token", "pretrain.decoder.width=16"),
+            (
+                "resenc_unet has none (expected blackout, got token); set it to blackout",
+                "pretrain.decoder.width: has no",
+            ),
+        ),
         (PRETRAIN, ("pretrain.block=12",), ("blocks of 12 do not tile data.patch [64, 32, 32]",)),
         (PRETRAIN, ("pretrain.method=mae",), ("expected a multiple of 32 for method mae",)),
         (PRETRAIN, ("pretrain.ratio=0.001",), ("expected at least one hidden and one visible block",)),

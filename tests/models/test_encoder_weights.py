@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fusionseg.config.pretraining import DecoderConfig, PretrainConfig
 from fusionseg.models import build_model
 from fusionseg.models.masked import build_masked
+from fusionseg.models.networks.resenc import ResEncConfig
 from fusionseg.models.networks.swin import SwinConfig
 from fusionseg.models.networks.unetr import UNETRConfig
 from fusionseg.models.weights.loading import load_weights, read_state
@@ -104,6 +105,32 @@ def test_encoder_of_our_pretraining_is_loaded(name: Any, method: Any) -> None:
     assert all(torch.equal(own[name], trained[name]) for name in taken)
     left = {name.split(".")[0] for name in report.unexpected}
     assert left == {"decoder", "mask_token"} if method == "token" else {"decoder"}
+
+
+@pytest.mark.parametrize(
+    ("there", "here"),
+    [("resenc_unet", "resenc_unet"), ("resenc_fusion_od", "resenc_fusion_od"), ("resenc_unet", "resenc_fusion_od")],
+)
+def test_a_pretrained_residual_encoder_unet_is_loaded_with_its_decoder(there: str, here: str) -> None:
+    """All but the heads. With as many classes as channels the layer that gives intensities would fit as a head."""
+
+    def config(name: str) -> ResEncConfig:
+        return ResEncConfig.model_validate({"name": name, "channels": [4, 8, 8, 8], "blocks": [1, 1, 1, 1]})
+
+    trained = build_masked(config(there), PretrainConfig(block=8), in_channels=2, patch=(16, 16, 16)).state_dict()
+    model = build_model(config(here), in_channels=2, out_channels=2)
+    before = copied(model)
+    report = load_weights(model, trained, encoder=config(here).encoder, min_share=0.9)
+    assert report.encoder is not None and (report.encoder.share, report.mismatched) == (1.0, ())
+    own = model.state_dict()
+    taken = {name for name in trained if not name.startswith(("reconstruct.", "hidden_token"))}
+    assert all(torch.equal(own[name], trained[name]) for name in taken)
+    assert {name.split(".")[0] for name in taken} >= {"encoder", "decoder"}
+    left = {name for name in own if name not in taken}
+    assert left and all(torch.equal(own[name], before[name]) for name in left)
+    new = "fusion." if there != here else "decoder.seg_layers."
+    assert all(name.startswith(("decoder.seg_layers.", new)) for name in left)
+    assert set(report.unexpected) == {"reconstruct.weight", "reconstruct.bias", "hidden_token"}
 
 
 def test_change_of_the_prefix_is_reported() -> None:

@@ -184,7 +184,7 @@ def test_mednext_has_the_cost_that_its_authors_state(size: Any, kernel: Any, sma
         ({"name": "nnunet_plain", **ANISOTROPIC}, (12, 16, 16), "not [12, 16, 16]: try [16, 16, 16]"),
         ({"name": "mednext"}, (32, 16, 16), None),
         ({"name": "mednext"}, (16, 16, 24), "needs multiples of 16, at least 32 in one axis, not [16, 16, 24]"),
-        ({"name": "segresnet_ds", "blocks_down": [1, 1]}, (4, 2, 2), None),
+        ({"name": "segresnet_ds", "blocks_down": [1, 1], "deep_supervision": False}, (4, 2, 2), None),
         ({"name": "segresnet_ds"}, (20, 16, 16), "needs multiples of 8"),
     ],
 )
@@ -217,6 +217,7 @@ def test_patch_sizes(settings: dict[str, Any], patch: tuple[int, int, int], expe
         ({"name": "nnunet_plain", "strides": "2"}, "model.strides: expected a list such as [..., ...], got '2'"),
         ({"name": "mednext", "size": "XL"}, "model.size: unknown value 'XL'; did you mean L? Valid: S, B, M, L"),
         ({"name": "mednext", "feature_size": 3}, "model.feature_size: unknown key; "),
+        ({"name": "segresnet_ds", "blocks_down": [1, 1]}, "model.deep_supervision: needs at least 3 levels"),
         ({"name": "segresnet_ds", "blocks_down": [2]}, "model.blocks_down: expected at least two levels"),
     ],
 )  # fmt: skip

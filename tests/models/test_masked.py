@@ -25,6 +25,7 @@ from fusionseg.models.masked.masking import (
     visible_block_indices,
 )
 from fusionseg.models.masked.swin import BlockAttention, swin_stages
+from fusionseg.models.networks.resenc import ResEncConfig
 from fusionseg.models.networks.swin import SwinConfig
 from fusionseg.models.networks.unet import UNetConfig
 from fusionseg.models.networks.unetr import UNETRConfig
@@ -33,6 +34,12 @@ from fusionseg.models.swin.attention import WindowAttention
 
 SWIN = SwinConfig(name="swin_unetr", feature_size=12, depths=(1, 2, 1, 1), window_size=4)
 SWIN_V2 = SwinConfig(name="swin_unetr_v2", feature_size=12, depths=(1, 1, 1, 1), window_size=4)
+RESENC, RESENC_OD = (
+    ResEncConfig.model_validate(
+        {"name": name, "channels": [4, 8, 8, 8], "blocks": [1, 2, 1, 1], "strides": [[2, 2, 1], 2, 2]}
+    )
+    for name in ("resenc_unet", "resenc_fusion_od")
+)
 VIT = UNETRConfig(name="unetr", feature_size=4, hidden_size=24, mlp_dim=32, num_heads=2)
 Triple = tuple[int, int, int]
 
@@ -47,7 +54,7 @@ class Case:
 
     @property
     def pretrain(self) -> PretrainConfig:
-        small = {"width": 16, "depth": 1, "heads": 2}
+        small = {} if self.model.pretrains_decoder else {"width": 16, "depth": 1, "heads": 2}
         return PretrainConfig.model_validate(
             {"method": self.method, "block": self.block, "ratio": self.ratio, "decoder": small}
         )
@@ -73,6 +80,8 @@ CASES = {
     "vit-token": Case(VIT, "token", 16, (32, 48, 16)),
     "vit-mae": Case(VIT, "mae", 16, (32, 48, 16), ratio=0.75),
     "swin-v2-mae": Case(SWIN_V2, "mae", 32, (64, 32, 64)),
+    "resenc-blackout": Case(RESENC, "blackout", 8, (16, 16, 8), ratio=0.75),
+    "resenc-od-blackout": Case(RESENC_OD, "blackout", 4, (16, 16, 8)),
     "vit-mae-large-blocks": Case(VIT, "mae", 32, (64, 64, 32)),
 }
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -91,7 +100,10 @@ def test_shape_of_the_output_and_names_of_the_parts(case: Case) -> None:
     with torch.no_grad():
         assert model(image, hidden).shape == image.shape
     parts = {name.split(".")[0] for name in model.state_dict()}
-    assert parts == {case.model.encoder, "decoder"} | ({"mask_token"} if case.method == "token" else set())
+    more = {"mask_token"} if case.method == "token" else set()
+    more |= {"reconstruct", "hidden_token"} if case.model.pretrains_decoder else set()
+    more |= {"fusion"} if case.model is RESENC_OD else set()
+    assert parts == {case.model.encoder, "decoder"} | more
 
 
 @each_case
@@ -116,7 +128,7 @@ def test_output_depends_on_visible_voxels_only(case: Case) -> None:
         assert not torch.equal(model(torch.where(voxels, image, -image), hidden), found)
 
 
-@pytest.mark.parametrize("name", ["swin-blackout", "vit-blackout"])
+@pytest.mark.parametrize("name", ["swin-blackout", "vit-blackout", "resenc-blackout"])
 def test_visible_block_of_zeros_differs_from_a_hidden_block(name: str) -> None:
     """For the encoder they are equal (air is 0 in a clipped CT); the decoder has a token at hidden places."""
     case = CASES[name]
@@ -189,9 +201,9 @@ def test_every_parameter_gets_a_gradient(case: Case) -> None:
     assert {"decoder", case.model.encoder} <= {name.split(".")[0] for name in trained}
 
 
-@pytest.mark.parametrize("method", ["blackout", "mae"])
-def test_checkpointing_has_equal_gradients(method: str) -> None:
-    case = CASES[f"swin-{method}"]
+@pytest.mark.parametrize("name", ["swin-blackout", "swin-mae", "resenc-od-blackout"])
+def test_checkpointing_has_equal_gradients(name: str) -> None:
+    case = CASES[name]
     image, hidden = case.sample(batch=1)
     gradients = []
     for checkpoint in (False, True):
@@ -222,7 +234,7 @@ def test_meta_device_and_bfloat16(case: Case) -> None:
 
 @pytest.mark.parametrize(
     "case",
-    [CASES["swin-token"], CASES["swin-mae"], CASES["vit-mae"]],
+    [CASES["swin-token"], CASES["swin-mae"], CASES["vit-mae"], CASES["resenc-od-blackout"]],
     ids=lambda case: f"{case.model.name}-{case.method}",
 )
 def test_compiles_as_one_graph(case: Case) -> None:
@@ -278,7 +290,11 @@ def test_split_and_join_blocks() -> None:
     assert filled.tolist() == [[8, 9], [1, 2], [8, 9], [3, 4], [8, 9], [8, 9]]
 
 
-@pytest.mark.parametrize("case", [Case(SWIN, "token", 16, (32, 32, 32)), CASES["vit-mae"]], ids=["swin", "vit"])
+@pytest.mark.parametrize(
+    "case",
+    [Case(SWIN, "token", 16, (32, 32, 32)), CASES["vit-mae"], Case(RESENC, "blackout", 4, (16, 16, 8))],
+    ids=["swin", "vit", "resenc"],
+)
 def test_tiny_network_overfits_one_patch(case: Case) -> None:
     axes = torch.meshgrid(*(torch.linspace(0, 6, size) for size in case.patch), indexing="ij")
     image = (axes[0].sin() + axes[1].cos() * axes[2].sin())[None, None]
@@ -296,5 +312,5 @@ def test_tiny_network_overfits_one_patch(case: Case) -> None:
 
 
 def test_a_network_without_an_encoder_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"unet has no encoder .* choose swin_\* or unetr"):
+    with pytest.raises(ValueError, match="unet has no encoder that can be pre-trained"):
         build_masked(UNetConfig(name="unet"), PretrainConfig(), in_channels=1, patch=(64, 64, 64))

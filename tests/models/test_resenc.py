@@ -181,7 +181,7 @@ def test_fused_skips_equal_the_definition_with_direct_resampling(fusion: dict[st
 
 def test_a_variant_fuses_down_to_the_bottleneck_of_any_depth() -> None:
     for levels in (3, 4, 7):
-        settings = config("resenc_fusion_od", channels=[8] * levels).fusion
+        settings = config("resenc_fusion_od", channels=[8] * levels, deep_supervision=levels > 3).fusion
         assert settings is not None
         assert settings.sources_of(levels)[levels] == tuple(range(1, levels))
     settings = config("resenc_fusion_2_v2", channels=[8] * 4, fusion={"source": "skip"}).fusion
@@ -230,6 +230,10 @@ def test_patches_are_multiples_of_the_strides() -> None:
     ("settings", "message"),
     [
         ({"channels": [8, 8]}, r"channels: expected at least three levels .*got \[8, 8\]"),
+        (
+            {"channels": [8] * 3},
+            r"deep_supervision: needs at least 4 levels .*got channels \[8, 8, 8\]; set it to false",
+        ),
         ({"blocks": [1, 3]}, r"blocks: expected 6 integers from 1, .*got \[1, 3\]"),
         ({"kernels": [3, 3, 3, 3, 3, 2]}, "kernels: expected 6 odd numbers"),
         ({"strides": [2, 2]}, "strides: expected 5 entries, one fewer than channels"),
@@ -242,7 +246,12 @@ def test_patches_are_multiples_of_the_strides() -> None:
             r"fusion.bridge.stages: expected some of the stages 2 to 4 .*got \[3, 4, 5, 6\]",
         ),
         (
-            {"name": "resenc_fusion_2_v2", "channels": [8] * 3, "fusion": {"bridge": {"stages": [2, 3], "grid": 4}}},
+            {
+                "name": "resenc_fusion_2_v2",
+                "channels": [8] * 3,
+                "deep_supervision": False,
+                "fusion": {"bridge": {"stages": [2, 3], "grid": 4}},
+            },
             "fusion.bridge.grid: a bridge needs a network of at least 4 stages, got 3",
         ),
     ],

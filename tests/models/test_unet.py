@@ -287,7 +287,7 @@ def test_patch_may_have_any_number_of_slices(view: str, axis: int, thickness: in
         ({"dims": 2}, "view: missing for dims: 2; set it to axial, coronal, sagittal"),
         ({"view": "axial"}, "view: axial needs dims: 2"),
         ({"name": "attention_unet", "channels": [8, 16]}, "channels: attention_unet needs three levels"),
-        ({"deep_supervision": True, "channels": [8, 16, 32]}, "deep_supervision: needs four levels"),
+        ({"deep_supervision": True, "channels": [8, 16, 32]}, "deep_supervision: needs at least 4 levels"),
     ],
 )
 def test_wrong_configuration_is_refused(settings: dict[str, Any], message: str) -> None:

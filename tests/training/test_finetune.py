@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fusionseg.config import RunConfig, validate
 from fusionseg.distributed.world import World
+from fusionseg.models.networks.swin import SwinConfig
 from fusionseg.runs.early_checks import check_places
 from fusionseg.training.micro_batches import MicroBatch
 from fusionseg.training.network import build_network, start_from
@@ -23,6 +24,7 @@ from fusionseg.training.tasks.fine_tuning import encoder_layers, freeze_encoder,
 from fusionseg.utils.errors import UserError
 
 SWIN: dict[str, Any] = {"name": "swin_fusion_od", "feature_size": 12, "depths": [2, 1, 1, 1]}
+RESENC: dict[str, Any] = {"name": "resenc_unet", "channels": [4, 8, 8, 8], "blocks": [1, 2, 1, 1]}
 UNETR: dict[str, Any] = {"name": "unetr", "feature_size": 4, "hidden_size": 12, "mlp_dim": 8, "num_heads": 2}
 
 
@@ -31,7 +33,7 @@ def run_config(model: dict[str, Any], finetune: dict[str, Any], **more: Any) -> 
         "model": model,
         "finetune": finetune,
         "init_from": "runs/mae",
-        "data": {"patch": [32, 16, 16] if model["name"] == "unetr" else [64, 32, 32]},
+        "data": {"patch": [64, 32, 32] if model["name"].startswith("swin") else [32, 16, 16]},
         "train": {"steps": 5},
         "schedule": {"warmup": 0},
         "optim": {"lr": 0.01, "weight_decay": 0.1},
@@ -46,8 +48,12 @@ def run_config(model: dict[str, Any], finetune: dict[str, Any], **more: Any) -> 
 @pytest.mark.parametrize(
     ("raw", "told"),
     [
-        ({"model": {"name": "unet"}, "finetune": {"layer_decay": 0.9}}, "finetune: unet has no encoder"),
+        ({"model": {"name": "mednext"}, "finetune": {"layer_decay": 0.9}}, "finetune: mednext has no encoder"),
         ({"model": {"name": "segresnet"}, "finetune": {"freeze": "encoder"}}, "finetune: segresnet has no encoder"),
+        (
+            {"model": {"name": "segresnet_ds", "norm": "batch"}, "finetune": {"freeze": "encoder"}},
+            "finetune.freeze: batch norm changes its statistics",
+        ),
         ({"model": SWIN, "finetune": {"freeze_steps": 3}}, "finetune.freeze_steps: nothing is frozen"),
         (
             {"model": SWIN, "finetune": {"freeze": "encoder", "layer_decay": 0.9}},
@@ -105,8 +111,35 @@ def scales(config: RunConfig, model: nn.Module) -> dict[str, float]:
                 "vit.norm.weight": 1,
             },
         ),
+        (
+            RESENC,
+            {
+                "encoder.stem.convs.0.conv.weight": 5,
+                "encoder.stages.0.blocks.0.conv1.conv.weight": 4,
+                "encoder.stages.1.blocks.0.skip.1.norm.bias": 3,
+                "encoder.stages.1.blocks.1.conv2.norm.weight": 3,
+                "encoder.stages.3.blocks.0.conv1.norm.bias": 1,
+            },
+        ),
+        (
+            {"name": "attention_resunet", "channels": [4, 8, 8]},  # without a stem
+            {
+                "encoder.0.convs.0.conv.weight": 3,
+                "encoder.1.convs.1.conv.weight": 2,
+                "encoder.2.convs.0.conv.weight": 1,
+            },
+        ),
+        (
+            {"name": "segresnet_ds", "init_filters": 4, "blocks_down": [1, 2, 1]},
+            {
+                "encoder.conv_init.weight": 4,
+                "encoder.layers.0.downsample.weight": 3,
+                "encoder.layers.1.blocks.1.conv1.weight": 2,
+                "encoder.layers.2.blocks.0.norm1.bias": 1,
+            },
+        ),
     ],
-    ids=["swin", "unetr"],
+    ids=["swin", "unetr", "resenc", "unet", "segresnet"],
 )
 def test_deeper_layers_learn_more_slowly(model: dict[str, Any], exponents: dict[str, int]) -> None:
     config = run_config(model, {"layer_decay": 0.5})
@@ -130,7 +163,8 @@ def test_convolutions_before_a_stage_go_with_its_first_block() -> None:
             "layers2.0.blocks.0.norm1.weight",
             "layers1c.0.layer.conv1.conv.weight",
             "layers2c.0.layer.conv1.conv.weight",
-        ]
+        ],
+        SwinConfig.encoder_layer,
     )
     assert list(layers.values()) == [0, 1, 2, 2, 3, 1, 3]
 

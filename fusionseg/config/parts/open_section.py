@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, SerializationInfo
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, SerializationInfo, ValidationInfo
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticKnownError, core_schema
 
@@ -48,7 +48,7 @@ class OpenSection:
         """All section classes. The class for parts from outside is the last one."""
         return list(dict.fromkeys([*self.registry.built_in().values(), self.registry.outside]))
 
-    def _validate(self, raw: Any) -> Section:
+    def _validate(self, raw: Any, info: ValidationInfo) -> Section:
         if isinstance(raw, Section):
             return raw
         if not isinstance(raw, Mapping):
@@ -64,7 +64,8 @@ class OpenSection:
             raise ValueError(f"name: {error}") from error
         if "name" in raw:
             raw = {**raw, "name": self.registry.full_name(name)}
-        made: Section = section.model_validate(raw)  # its ValidationError becomes part of the one that is being made
+        # Its ValidationError becomes part of the one that is being made.
+        made: Section = section.model_validate(raw, context=info.context)
         return made
 
     def _valid(self) -> str:
@@ -78,7 +79,7 @@ class OpenSection:
                 exclude_unset=info.exclude_unset,
             )
 
-        return core_schema.no_info_plain_validator_function(
+        return core_schema.with_info_plain_validator_function(
             self._validate, serialization=core_schema.plain_serializer_function_ser_schema(plain, info_arg=True)
         )
 

@@ -7,11 +7,12 @@ A section describes its part and builds it. Its class is registered under the na
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
 
 from pydantic import Field
 
+from fusionseg.config.pretraining import PretrainConfig
 from fusionseg.config.section import Section, Triple
 
 if TYPE_CHECKING:
@@ -34,7 +35,16 @@ class NetworkSection(Section):
     set_by_name: ClassVar[tuple[str, ...]] = ()
     """Keys whose values belong to the name: another network of the family has other values."""
     encoder: ClassVar[str | None] = None
-    """Attribute of the network that is an encoder for pre-training: `swinViT`, `vit`; None if there is none."""
+    """Attribute of the network that is its encoder, for `init_from` and `finetune`: `swinViT`, `vit`, `encoder`; None
+    if there is none."""
+    encoder_layer: ClassVar[str] = ""
+    """Regular expression of a layer of the encoder, for `finetune.layer_decay`. It matches the beginning of the names
+    of the layer's parameters within the encoder, such as `blocks.0.`."""
+    pretrain_methods: ClassVar[Mapping[str, int]] = {}
+    """Methods (`pretrain.method`) that the network can be pre-trained with, the recommended one first; each with the
+    number of voxels that the edge of a hidden block is a multiple of. Empty if it cannot be pre-trained."""
+    pretrains_decoder: ClassVar[bool] = False
+    """True if the network is pre-trained with its own decoder, and not with that of `pretrain.decoder`."""
     name: str
 
     @abstractmethod
@@ -61,6 +71,15 @@ class NetworkSection(Section):
     def encoder_patch_problem(self, patch: Triple) -> str | None:
         """The problem of pre-training the encoder on patches of this size."""
         return self.patch_problem(patch)
+
+    def build_masked(
+        self, pretrain: PretrainConfig, *, in_channels: int, patch: Triple, checkpoint_activations: bool
+    ) -> nn.Module:
+        """Build the network of masked pre-training; see `fusionseg.models.masked.build_masked`.
+
+        A section with `pretrain_methods` implements it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no build_masked")
 
 
 class LossSection(Section):

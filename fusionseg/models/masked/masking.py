@@ -1,6 +1,6 @@
 """Masking of volumes: grids of cubic blocks, visible and hidden.
 
-A block is the unit of masking: `pretrain.block` voxels along each axis with a Swin encoder, one token with a ViT. In
+A block is the unit of masking: `pretrain.block` voxels along each axis, but one token with a ViT. In
 the functions below, block indices count the blocks of a batch: sample by sample, and within a sample in the memory
 order of the grid. The number of visible blocks is an argument and the same for every sample: counting them would make
 the host wait for the device.
@@ -83,6 +83,20 @@ def hidden_fractions(hidden: Tensor, size: Sequence[int]) -> Tensor:
         size: x, y, z of the map, which covers the same volume.
     """
     return F.interpolate(hidden[:, None].float(), size=tuple(size), mode="area")
+
+
+def add_token(x: Tensor, hidden: Tensor, token: Tensor) -> Tensor:
+    """Add a token to a map (B, C, X, Y, Z), times the hidden fraction of each cell.
+
+    Args:
+        x: the map; it is not changed.
+        hidden: hidden blocks (B, gx, gy, gz), True for hidden.
+        token: (C).
+
+    Returns:
+        (B, C, X, Y, Z), of the dtype of `x`.
+    """
+    return x + hidden_fractions(hidden, x.shape[2:]).to(x.dtype) * token.to(x.dtype).view(-1, 1, 1, 1)
 
 
 def insert_visible(visible: Tensor, indices: Tensor, num_blocks: int, token: Tensor) -> Tensor:

@@ -25,14 +25,13 @@ from fusionseg.config.pretraining import PretrainConfig
 from fusionseg.config.section import Triple
 from fusionseg.models.masked.decoder import PyramidDecoder, linear_prior, zero_initialise_
 from fusionseg.models.masked.masking import (
+    add_token,
     blocks_to_voxels,
-    hidden_fractions,
     insert_visible,
     join_blocks,
     split_blocks,
     visible_block_indices,
 )
-from fusionseg.models.networks.swin import SwinConfig
 from fusionseg.models.swin.attention import WindowAttention
 from fusionseg.models.swin.encoder import SwinBlock, SwinEncoder, SwinStage
 
@@ -41,7 +40,8 @@ class MaskedSwin(nn.Module):
     """Swin encoder, and a decoder that reconstructs the volume from its five maps; see `build_masked`.
 
     Args:
-        encoder: Swin encoder; its maps have feature_size, 2 feature_size, ... channels.
+        encoder: Swin encoder; its maps have feature_size, 2 feature_size, ... channels. With `mae` its windows are
+            reduced to sizes that tile a block, in place.
         pretrain: `pretrain` section.
         feature_size: channels of the first map.
         channels: channels of the volumes.
@@ -56,6 +56,8 @@ class MaskedSwin(nn.Module):
         self.has_prior = pretrain.prior == "linear"
         self.grid = pretrain.grid(patch)
         self.num_visible = prod(self.grid) - pretrain.num_hidden(patch)
+        if self.method == "mae":
+            limit_windows_to_blocks(encoder, pretrain.block)
         self.swinViT = encoder
         self.decoder = PyramidDecoder(
             [feature_size * 2**scale for scale in range(5)],
@@ -106,10 +108,7 @@ class MaskedSwin(nn.Module):
                 for blocks, token in zip(maps, tokens, strict=True)
             ]
         else:  # without the token, the decoder could not distinguish hidden voxels from air
-            maps = [
-                x + hidden_fractions(hidden, x.shape[2:]).to(x.dtype) * token.to(x.dtype).view(-1, 1, 1, 1)
-                for x, token in zip(maps, tokens, strict=True)
-            ]
+            maps = [add_token(x, hidden, token) for x, token in zip(maps, tokens, strict=True)]
         return self.decoder.merge(maps)
 
 
@@ -158,25 +157,3 @@ def limit_windows_to_blocks(encoder: SwinEncoder, block: int) -> None:
 def swin_stages(encoder: SwinEncoder) -> list[SwinStage]:
     """Return the stages of an encoder, highest resolution first."""
     return [module for module in encoder.modules() if isinstance(module, SwinStage)]
-
-
-def build_masked_swin(
-    config: SwinConfig, pretrain: PretrainConfig, in_channels: int, patch: Triple, *, checkpoint_activations: bool
-) -> MaskedSwin:
-    """Build the encoder of a Swin network, with a decoder for pre-training.
-
-    Args:
-        config: `model` section.
-        pretrain: `pretrain` section.
-        in_channels: channels of the volumes.
-        patch: X, Y, Z of the volumes.
-        checkpoint_activations: compute the encoder's activations again in the backward pass.
-    """
-    # The whole network is built and its encoder taken, so that only its section knows how it is built.
-    network = config.build(
-        in_channels=in_channels, out_channels=2, patch=patch, checkpoint_activations=checkpoint_activations
-    )
-    encoder = network.swinViT
-    if pretrain.method == "mae":
-        limit_windows_to_blocks(encoder, pretrain.block)
-    return MaskedSwin(encoder, pretrain, feature_size=config.feature_size, channels=in_channels, patch=patch)

@@ -19,11 +19,10 @@ from fusionseg.models.masked.masking import (
     split_blocks,
     visible_block_indices,
 )
-from fusionseg.models.networks.unetr import TOKEN, UNETRConfig
 
 
 class MaskedViT(nn.Module):
-    """ViT with tokens of 16 x 16 x 16 voxels, and a transformer decoder; see `build_masked`.
+    """ViT with cubic tokens, and a transformer decoder; see `build_masked`.
 
     With `mae` (He et al., 2022, section 3) only visible blocks are embedded. As in UNETR there is no class token.
 
@@ -31,18 +30,22 @@ class MaskedViT(nn.Module):
         encoder: MONAI's ViT for volumes of these channels and this size.
         pretrain: `pretrain` section.
         width: channels of the encoder's tokens.
+        token: edge of a token in voxels.
         channels: channels of the volumes.
         patch: X, Y, Z of the volumes.
     """
 
     vit: ViT
 
-    def __init__(self, encoder: ViT, pretrain: PretrainConfig, *, width: int, channels: int, patch: Triple) -> None:
+    def __init__(
+        self, encoder: ViT, pretrain: PretrainConfig, *, width: int, token: int, channels: int, patch: Triple
+    ) -> None:
         super().__init__()
+        self.token = token
         self.method = pretrain.method
         self.has_prior = pretrain.prior == "linear"
-        self.grid = tuple(size // TOKEN for size in patch)
-        tokens_per_block = (pretrain.block // TOKEN) ** 3
+        self.grid = tuple(size // token for size in patch)
+        tokens_per_block = (pretrain.block // token) ** 3
         self.num_visible = prod(self.grid) - tokens_per_block * pretrain.num_hidden(patch)
         self.channels = channels
         self.vit = encoder
@@ -50,7 +53,7 @@ class MaskedViT(nn.Module):
         self.decoder = TokenDecoder(
             width,
             self.grid,
-            channels * TOKEN**3,
+            channels * token**3,
             width=decoder.width,
             depth=decoder.depth,
             heads=decoder.heads,
@@ -106,25 +109,9 @@ class MaskedViT(nn.Module):
         else:
             fractions = hidden_fractions(hidden, self.grid).flatten(2).mT
             tokens = tokens + (fractions * self.decoder.hidden_token).to(tokens.dtype)
-        blocks = self.decoder.merge(tokens).reshape(-1, self.channels, *[TOKEN] * 3)
+        blocks = self.decoder.merge(tokens).reshape(-1, self.channels, *[self.token] * 3)
         return join_blocks(blocks, self.grid)
 
     def _hidden_tokens(self, hidden: Tensor) -> Tensor:
         """Expand hidden blocks to hidden tokens (B, tx, ty, tz)."""
         return blocks_to_voxels(hidden, self.grid).squeeze(1)
-
-
-def build_masked_vit(config: UNETRConfig, pretrain: PretrainConfig, in_channels: int, patch: Triple) -> MaskedViT:
-    """Build the ViT of UNETR, with a decoder for pre-training.
-
-    Args:
-        config: `model` section.
-        pretrain: `pretrain` section.
-        in_channels: channels of the volumes.
-        patch: X, Y, Z of the volumes.
-    """
-    # The whole network is built and its encoder taken, so that only its section knows how it is built.
-    network = config.build(in_channels=in_channels, out_channels=2, patch=patch, checkpoint_activations=False)
-    encoder = network.vit
-    assert isinstance(encoder, ViT)
-    return MaskedViT(encoder, pretrain, width=config.hidden_size, channels=in_channels, patch=patch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -28,6 +28,8 @@ class NNUNetConfig(NetworkSection):
     loaded.
     """
 
+    fewest_levels_with_heads: ClassVar[int] = 3
+
     name: Literal["nnunet_plain", "nnunet_residual"]
     """Plain convolutions (Isensee et al., 2021, doi:10.1038/s41592-020-01008-z), or a residual block on each level of
     the encoder (after Isensee et al., 2024, arXiv:2404.09556)."""
@@ -43,7 +45,8 @@ class NNUNetConfig(NetworkSection):
     dropout: Probability = 0.0
     """Probability that a value is dropped in training, after each convolution but those of the heads."""
     deep_supervision: bool = True
-    """Heads at lower resolutions too, except the two lowest as in nnU-Net; only the loss uses them."""
+    """Heads at lower resolutions too, except the two lowest as in nnU-Net (of three levels, except the lowest); only
+    the loss uses them."""
 
     @model_validator(mode="after")
     def _levels_fit(self) -> NNUNetConfig:

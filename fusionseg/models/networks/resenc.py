@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import ValidationInfo, model_validator
 
 from fusionseg.config.parts.sections import NetworkSection
+from fusionseg.config.pretraining import PretrainConfig
 from fusionseg.config.registry import networks
 from fusionseg.config.section import Ints, Positive, Triple
 from fusionseg.models.fusion.settings import FusionSettings
 from fusionseg.models.patch_sizes import axes_problem
 from fusionseg.models.per_level import PerLevel, levels_problem, per_axis
 from fusionseg.models.resenc.fusion_config import FUSION_PRESETS, preset
+from fusionseg.models.unet.levels import with_possible_heads
 
 if TYPE_CHECKING:
+    from fusionseg.models.masked.resenc import MaskedResEncUNet
     from fusionseg.models.resenc.network import ResEncUNet
 
 _BLOCKS = (1, 3, 4, 6)  # of the first levels; all further levels have the last number
@@ -30,6 +34,11 @@ class ResEncConfig(NetworkSection):
 
     can_checkpoint: ClassVar[bool] = True
     set_by_name: ClassVar[tuple[str, ...]] = ("fusion",)
+    encoder: ClassVar[str | None] = "encoder"
+    encoder_layer: ClassVar[str] = r"stages\.\d+\."
+    pretrain_methods: ClassVar[Mapping[str, int]] = {"blackout": 1}
+    pretrains_decoder: ClassVar[bool] = True
+    fewest_levels_with_heads: ClassVar[int] = 4
 
     name: Literal["resenc_unet", "resenc_fusion_2_v2", "resenc_fusion_od"]
     """Plain skips (resenc_unet), or those of Swin Fusion UNETR: two stages above, or all stages above and the
@@ -46,7 +55,8 @@ class ResEncConfig(NetworkSection):
     decoder_convs: Positive = 1
     """Convolutions of each level of the decoder."""
     deep_supervision: bool = True
-    """Heads at lower resolutions too, except the two lowest as in nnU-Net; only the loss uses them."""
+    """Heads at lower resolutions too, except the two lowest as in nnU-Net; only the loss uses them. It needs four
+    levels."""
     fusion: FusionSettings | None = None
     """Fused skips. The name sets them; a key given here replaces that of the named variant. Stage 1 is the first level,
     the last stage is the bottleneck."""
@@ -72,6 +82,16 @@ class ResEncConfig(NetworkSection):
                 f" {list(self.level_blocks)}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _heads_fit(self, info: ValidationInfo) -> ResEncConfig:
+        return with_possible_heads(
+            self,
+            info,
+            deep_supervision=self.deep_supervision,
+            levels={"channels": self.channels},
+            fewest=self.fewest_levels_with_heads,
+        )
 
     @model_validator(mode="after")
     def _fusion_fits(self) -> ResEncConfig:
@@ -104,6 +124,20 @@ class ResEncConfig(NetworkSection):
         self, *, in_channels: int, out_channels: int, patch: Triple | None, checkpoint_activations: bool
     ) -> ResEncUNet:
         """Build the network with new weights; see `fusionseg.models.build_model`."""
+        return self._build(in_channels, out_channels, self.deep_supervision, checkpoint_activations)
+
+    def build_masked(
+        self, pretrain: PretrainConfig, *, in_channels: int, patch: Triple, checkpoint_activations: bool
+    ) -> MaskedResEncUNet:
+        """Build the network of masked pre-training with new weights; see `fusionseg.models.masked.build_masked`."""
+        from fusionseg.models.masked.resenc import MaskedResEncUNet
+
+        network = self._build(in_channels, in_channels, False, checkpoint_activations)
+        return MaskedResEncUNet(network, pretrain, self.channels)
+
+    def _build(
+        self, in_channels: int, out_channels: int, deep_supervision: bool, checkpoint_activations: bool
+    ) -> ResEncUNet:
         from fusionseg.models.resenc.network import ResEncUNet
 
         return ResEncUNet(
@@ -114,7 +148,7 @@ class ResEncConfig(NetworkSection):
             kernels=self.level_kernels,
             strides=self.level_strides,
             decoder_convs=self.decoder_convs,
-            deep_supervision=self.deep_supervision,
+            deep_supervision=deep_supervision,
             fusion=self.fusion,
             use_checkpoint=checkpoint_activations,
         )

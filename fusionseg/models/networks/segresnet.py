@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from fusionseg.config.parts.sections import NetworkSection
 from fusionseg.config.registry import networks
 from fusionseg.config.section import Ints, Positive, Probability, Triple
 from fusionseg.models.patch_sizes import multiple_problem
+from fusionseg.models.unet.levels import with_possible_heads
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,6 +65,10 @@ class SegResNetDSConfig(NetworkSection):
     """MONAI's SegResNet with heads at all resolutions of its decoder (Myronenko, 2018, arXiv:1810.11654; the
     form that Auto3DSeg trains). One residual block per level of the decoder; no dropout."""
 
+    encoder: ClassVar[str | None] = "encoder"
+    encoder_layer: ClassVar[str] = r"layers\.\d+\."
+    fewest_levels_with_heads: ClassVar[int] = 3
+
     name: Literal["segresnet_ds"]
     """The SegResNet with deep supervision."""
     init_filters: Positive = 32
@@ -74,7 +79,7 @@ class SegResNetDSConfig(NetworkSection):
     """Normalisation. Batch norm has statistics over the micro-batches of all ranks. So it depends on micro_batch:
     with accumulation, the same global batch is another training."""
     deep_supervision: bool = True
-    """Heads at the lower resolutions of the decoder too; only the loss uses them."""
+    """Heads at the lower resolutions of the decoder too; only the loss uses them. It needs three levels."""
 
     @field_validator("blocks_down")
     @classmethod
@@ -82,6 +87,16 @@ class SegResNetDSConfig(NetworkSection):
         if len(blocks) < 2 or min(blocks) < 1:
             raise ValueError(f"expected at least two levels of at least one block, got {list(blocks)}")
         return blocks
+
+    @model_validator(mode="after")
+    def _heads_fit(self, info: ValidationInfo) -> SegResNetDSConfig:
+        return with_possible_heads(
+            self,
+            info,
+            deep_supervision=self.deep_supervision,
+            levels={"blocks_down": self.blocks_down},
+            fewest=self.fewest_levels_with_heads,
+        )
 
     def build(
         self, *, in_channels: int, out_channels: int, patch: Triple | None, checkpoint_activations: bool

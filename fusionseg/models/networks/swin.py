@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from fusionseg.config.parts.sections import NetworkSection
+from fusionseg.config.pretraining import PretrainConfig
 from fusionseg.config.registry import networks
 from fusionseg.config.section import Ints, Triple
 from fusionseg.models.swin import PATCH_MULTIPLE
 from fusionseg.models.swin.fusion_config import FUSION_PRESETS, FusionConfig
 
 if TYPE_CHECKING:
+    from fusionseg.models.masked.swin import MaskedSwin
     from fusionseg.models.swin.network import SwinFusionUNETR
 
 
@@ -23,6 +26,9 @@ class SwinConfig(NetworkSection):
     can_checkpoint: ClassVar[bool] = True
     set_by_name: ClassVar[tuple[str, ...]] = ("fusion", "residual_stages")
     encoder: ClassVar[str | None] = "swinViT"
+    encoder_layer: ClassVar[str] = r"layers\d\.0\.blocks\.\d+\."
+    # A token of the first stage has 2 voxels along each axis. With mae a block is encoded on its own, down to 1/32.
+    pretrain_methods: ClassVar[Mapping[str, int]] = {"blackout": 2, "token": 2, "mae": PATCH_MULTIPLE}
 
     name: Literal[
         "swin_unetr",
@@ -126,6 +132,18 @@ class SwinConfig(NetworkSection):
             checkpoint_stages=self.checkpoint_stages if checkpoint_activations else (),
             checkpoint_fusion=checkpoint_activations,
         )
+
+    def build_masked(
+        self, pretrain: PretrainConfig, *, in_channels: int, patch: Triple, checkpoint_activations: bool
+    ) -> MaskedSwin:
+        """Build the encoder with new weights, and a decoder; see `fusionseg.models.masked.build_masked`."""
+        from fusionseg.models.masked.swin import MaskedSwin
+
+        # The whole network is built and its encoder taken, so that only `build` knows how it is built.
+        network = self.build(
+            in_channels=in_channels, out_channels=2, patch=patch, checkpoint_activations=checkpoint_activations
+        )
+        return MaskedSwin(network.swinViT, pretrain, feature_size=self.feature_size, channels=in_channels, patch=patch)
 
     def patch_problem(self, patch: Triple) -> str | None:
         """Return the problem of training on patches of this size, with a remedy; None if there is none."""

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from fusionseg.config.parts.sections import NetworkSection
 from fusionseg.config.registry import networks
 from fusionseg.config.section import Ints, Positive, Probability, Triple
-from fusionseg.models.unet.levels import at_least_two_levels
+from fusionseg.models.unet.levels import at_least_two_levels, with_possible_heads
 
 if TYPE_CHECKING:
     from fusionseg.models.unet.network import UNet
@@ -27,6 +34,10 @@ LevelStrides = Annotated[tuple[Positive | Ints, ...], Field(strict=False)]
 class UNetConfig(NetworkSection):
     """U-Nets: an encoder with strided convolutions, a decoder with transposed convolutions, and skip connections
     (Cicek et al., 2016, arXiv:1606.06650; in nnU-Net's form of Isensee et al., 2021)."""
+
+    encoder: ClassVar[str | None] = "encoder"
+    encoder_layer: ClassVar[str] = r"\d+\."
+    fewest_levels_with_heads: ClassVar[int] = 4
 
     name: Literal["unet", "resunet", "attention_unet", "attention_resunet"]
     """`unet`: plain; `res`: a residual connection around the convolutions of each level (Zhang et al., 2018,
@@ -103,12 +114,17 @@ class UNetConfig(NetworkSection):
             raise ValueError(
                 f"channels: {self.name} needs three levels (the first skip has no gate), got {list(self.channels)}"
             )
-        if self.deep_supervision and len(self.channels) < 4:
-            raise ValueError(
-                "deep_supervision: needs four levels (the two lowest have no heads), got channels"
-                f" {list(self.channels)}; set it to false, or add a level"
-            )
         return self
+
+    @model_validator(mode="after")
+    def _heads_fit(self, info: ValidationInfo) -> UNetConfig:
+        return with_possible_heads(
+            self,
+            info,
+            deep_supervision=self.deep_supervision,
+            levels={"channels": self.channels},
+            fewest=self.fewest_levels_with_heads,
+        )
 
     @property
     def groups(self) -> int:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import model_validator
 
 from fusionseg.config.parts.sections import NetworkSection
+from fusionseg.config.pretraining import PretrainConfig
 from fusionseg.config.registry import networks
 from fusionseg.config.section import Positive, Probability, Triple
 from fusionseg.models.patch_sizes import axes_problem
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from fusionseg.models.masked.vit import MaskedViT
 
 TOKEN = 16  # edge of a token in voxels; the decoder up-samples four times by 2
 
@@ -24,6 +28,8 @@ class UNETRConfig(NetworkSection):
     16^3 voxels, and a convolutional decoder. Its position embedding belongs to one size of patch."""
 
     encoder: ClassVar[str | None] = "vit"
+    encoder_layer: ClassVar[str] = r"blocks\.\d+\."
+    pretrain_methods: ClassVar[Mapping[str, int]] = {"blackout": 2, "token": TOKEN, "mae": TOKEN}
 
     name: Literal["unetr"]
     """The UNETR."""
@@ -83,6 +89,20 @@ class UNETRConfig(NetworkSection):
             block.norm_cross_attn.requires_grad_(False)
             block.cross_attn.requires_grad_(False)
         return network  # type: ignore[no-any-return]
+
+    def build_masked(
+        self, pretrain: PretrainConfig, *, in_channels: int, patch: Triple, checkpoint_activations: bool
+    ) -> MaskedViT:
+        """Build the ViT with new weights, and a decoder; see `fusionseg.models.masked.build_masked`."""
+        from monai.networks.nets.vit import ViT
+
+        from fusionseg.models.masked.vit import MaskedViT
+
+        # The whole network is built and its encoder taken, so that only `build` knows how it is built.
+        network = self.build(in_channels=in_channels, out_channels=2, patch=patch, checkpoint_activations=False)
+        encoder = network.vit
+        assert isinstance(encoder, ViT)
+        return MaskedViT(encoder, pretrain, width=self.hidden_size, token=TOKEN, channels=in_channels, patch=patch)
 
     def _sincos(self, patch: Triple) -> nn.Parameter:
         from monai.networks.blocks.pos_embed_utils import build_sincos_position_embedding

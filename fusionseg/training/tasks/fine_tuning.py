@@ -11,7 +11,6 @@ from torch import nn
 from fusionseg.config import RunConfig
 
 log = logging.getLogger("fusionseg")
-_BLOCK = re.compile(r"(?:.*\.)?blocks\.\d+\.")
 _BEFORE_STAGE = re.compile(r"(layers\d)c\.")
 
 
@@ -26,12 +25,13 @@ def freeze_encoder(model: nn.Module, config: RunConfig) -> None:
 
 
 def parameter_groups(model: nn.Module, config: RunConfig) -> list[dict[str, Any]]:
-    """Group the parameters that learn: the layers of the encoder, the patch embedding first, then the rest.
+    """Group the parameters that learn: the layers of the encoder, the first layer first, then the rest.
 
     See `Task.parameter_groups`. Without fine-tuning there is one group, in the order of the model.
 
     The layer-wise decay is that of BEiT (Bao et al., 2022, arXiv:2106.08254) after ELECTRA (Clark et al., 2020,
-    arXiv:2003.10555): layer l of L at lr * layer_decay^(L - l), from the patch embedding (0) to the last block (L - 1).
+    arXiv:2003.10555): layer l of L at lr * layer_decay^(L - l), from the patch embedding or the stem (0) to the last
+    block or level (L - 1).
     """
     finetune = config.finetune
     treated = finetune.layer_decay != 1 or finetune.freeze_steps is not None
@@ -39,7 +39,7 @@ def parameter_groups(model: nn.Module, config: RunConfig) -> list[dict[str, Any]
     encoder = [(name, parameter) for name, parameter in _encoder(model, config) if parameter.requires_grad]
     groups: list[dict[str, Any]] = []
     if encoder and treated and not finetune.from_scratch:
-        layers = encoder_layers([name for name, _ in encoder])
+        layers = encoder_layers([name for name, _ in encoder], config.model.encoder_layer)
         depth = max(layers.values()) + 1
         for layer in range(depth):
             groups.append(
@@ -56,23 +56,27 @@ def parameter_groups(model: nn.Module, config: RunConfig) -> list[dict[str, Any]
     return groups
 
 
-def encoder_layers(names: list[str]) -> dict[str, int]:
-    """Return the layer of each parameter of an encoder; layer 0 is the patch embedding.
+def encoder_layers(names: list[str], pattern: str) -> dict[str, int]:
+    """Return the layer of each parameter of an encoder, from 0.
 
-    Every block is a layer. A module between two blocks (Swin's patch merging) or after the last block (a norm) belongs
-    to the block before it. The convolutions before a stage (Swin UNETR V2) belong to the first block of the stage.
+    Parameters before the first match of the pattern are layer 0 (a patch embedding, a stem). A module between two
+    layers (Swin's patch merging) or after the last one (a norm) belongs to the layer before it. The convolutions before
+    a stage (Swin UNETR V2) belong to the first block of the stage.
 
     Args:
         names: the names of the encoder's parameters, in the order of the module.
+        pattern: regular expression of a layer, see `NetworkSection.encoder_layer`.
     """
-    blocks = list(dict.fromkeys(block[0] for name in names if (block := _BLOCK.match(name))))
+    begins = [re.match(pattern, name) for name in names]
+    found = list(dict.fromkeys(begin[0] for begin in begins if begin))
+    first = 0 if begins and begins[0] else 1  # without a stem, the first match is layer 0
     layers: dict[str, int] = {}
     current = 0
-    for name in names:
-        if block := _BLOCK.match(name):
-            layers[name] = current = blocks.index(block[0]) + 1
+    for name, begin in zip(names, begins, strict=True):
+        if begin:
+            layers[name] = current = found.index(begin[0]) + first
         elif stage := _BEFORE_STAGE.match(name):  # in the module these come after all stages
-            layers[name] = next(n for n, block in enumerate(blocks, 1) if block.startswith(f"{stage[1]}."))
+            layers[name] = next(n for n, block in enumerate(found, first) if block.startswith(f"{stage[1]}."))
         else:
             layers[name] = current
     return layers
@@ -93,7 +97,7 @@ def _log(groups: list[dict[str, Any]], config: RunConfig) -> None:
     if finetune.layer_decay != 1:
         *encoder, rest = (config.optim.lr * group["lr_scale"] for group in groups)
         log.info(
-            "finetune: learning rates of the encoder's %d layers from %.3g (patch embedding) to %.3g, of the rest %.3g",
+            "finetune: learning rates of the encoder's %d layers from %.3g (the first) to %.3g, of the rest %.3g",
             len(encoder),
             encoder[0],
             encoder[-1],
