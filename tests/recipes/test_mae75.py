@@ -64,6 +64,36 @@ def test_fine_tuning_starts_from_the_encoder_and_the_control_from_random_weights
     assert not torch.allclose(scratch, start, atol=1e-2)
 
 
+SMALL_RESENC = (
+    *("model.channels=[4,8,8,8]", "model.blocks=[1,1,1,1]", "data.patch=[32,32,32]"),
+    *("data.spacing=null", "schedule.warmup=1", "validate.every=2"),
+)
+
+
+def test_fine_tuning_starts_from_the_residual_encoder_and_its_decoder(
+    synthetic_data: SyntheticData, tmp_path: Path
+) -> None:
+    """Shares of the patch, optimizers and schedules as shipped; two steps each."""
+    shipped = fusionseg.load_config("mae75_resenc")
+    assert shipped.pretrain == fusionseg.load_config("mae75").pretrain
+    assert shipped.pretrain is not None and shipped.pretrain.num_hidden(shipped.data.patch) == 750
+    words = (f"data.root={synthetic_data('vessels', 48)}", f"output={tmp_path}", *SHORT, *SMALL_RESENC)
+    assert fusionseg.pretrain.main(["--config", "mae75_resenc", *words, "seed=1"]) == 0
+    tune = ("--config", "parse_resenc_fine_tuning", *words, "validate.overlap=0", f"init_from={tmp_path}/mae75_resenc")
+    # The encoder begins to learn in the second step, its lower levels more slowly.
+    decay = ("finetune={freeze: encoder, freeze_steps: 1, layer_decay: 0.5}", "init_min_share=0.9", "optim.lr=1e-6")
+    assert fusionseg.train.main([*tune, *decay]) == 0
+    start, tuned = (
+        torch.load(find_weights(tmp_path / name), weights_only=True)["model"]
+        for name in ("mae75_resenc", "parse_resenc_fine_tuning")
+    )
+    for part in ("encoder.", "decoder."):
+        names = [name for name in tuned if name.startswith(part) and "seg_layers" not in name]
+        assert all(torch.allclose(tuned[name], start[name], atol=1e-4) for name in names)
+        assert any(not torch.equal(tuned[name], start[name]) for name in names)
+    assert {name.split(".")[0] for name in start.keys() - tuned.keys()} == {"reconstruct", "hidden_token"}
+
+
 def test_the_runs_of_the_table_differ_in_their_start_alone() -> None:
     pretrained = {run.config.name: run for run in load_sweep("few_labels_pretraining").runs}
     runs = {run.config.name: run.config for run in load_sweep("few_labels").runs}
