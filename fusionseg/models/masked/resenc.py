@@ -1,9 +1,8 @@
 """Masked pre-training of the residual-encoder U-Net, encoder and decoder together.
 
 As in nnssl (Wald et al., 2025, arXiv:2410.23132) the whole U-Net reconstructs the volume, with its skip connections.
-Encoder, fused skips and decoder keep their names, so that `init_from` loads all of them into the segmentation network:
-in the paper (section on fine-tuning) encoder and decoder are transferred. nnssl's trainer for fine-tuning loads the
-encoder alone.
+Encoder, fused skips and decoder keep their names, so that `init_from` loads all of them into the segmentation network.
+The paper transfers encoder and decoder too; nnssl's trainer for fine-tuning loads the encoder alone.
 
 Differences to nnssl: a learned token marks hidden places in the skips, as without it the decoder could not distinguish
 a hidden block from air. The layer that gives the intensities has a name of its own, so that it is never taken for
