@@ -229,7 +229,8 @@ def test_several_data_sets(
             ("model={name: resenc_unet}", "pretrain.method=token", "pretrain.decoder.width=16"),
             (
                 "resenc_unet has none (expected blackout, got token); set it to blackout",
-                "pretrain.decoder.width: has no",
+                "pretrain.decoder.width (command line",
+                "has no effect, because resenc_unet reconstructs with its own decoder",
             ),
         ),
         (PRETRAIN, ("pretrain.block=12",), ("blocks of 12 do not tile data.patch [64, 32, 32]",)),
