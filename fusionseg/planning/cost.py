@@ -19,6 +19,8 @@ USABLE = 0.9
 """Share of the GPU's memory that a plan uses. The rest is for fragments and for what the model does not know."""
 STEP_S = {True: 1.0, False: 5.0}
 """Longest step on a CPU in seconds: of a network whose width is chosen here, and of another one."""
+MIN_BATCH = 2
+"""nnU-Net's smallest batch, in samples of an optimizer step."""
 BACKWARD = 3
 """Forward and backward pass together take about three times the multiply-adds of the forward pass."""
 OVERLAP = 0.5
@@ -43,6 +45,7 @@ class CostModel:
     optimizer: Callable[[str], dict[str, Any]]
     cache_bytes: float = 0.0
     _multiply_adds: dict[tuple[Any, ...], int] = field(default_factory=dict)
+    _memory: dict[tuple[Any, ...], MemoryEstimate] = field(default_factory=dict)
 
     @property
     def usable_bytes(self) -> float:
@@ -58,11 +61,15 @@ class CostModel:
         return self.step_s(network, micro_batch) / STEP_S[named_width]
 
     def memory(self, network: PlannedNetwork, micro_batch: int) -> MemoryEstimate:
-        """Memory of one rank in the training."""
-        config = self._config(network, micro_batch)
-        task = build_task(config, self.scheme)
-        outputs = self.scheme.num_outputs
-        return estimate_memory(task, config, self.channels, outputs, precision=self.device.precision)
+        """Memory of one rank in the training, accumulated gradients included."""
+        key = (network.patch, repr(network.values), micro_batch)
+        if key not in self._memory:
+            config = self._config(network, micro_batch)
+            task = build_task(config, self.scheme)
+            self._memory[key] = estimate_memory(
+                task, config, self.channels, self.scheme.num_outputs, precision=self.device.precision
+            )
+        return self._memory[key]
 
     def multiply_adds(self, network: PlannedNetwork) -> int:
         """Multiply-adds of the forward pass of one sample."""
@@ -83,9 +90,18 @@ class CostModel:
                 "data": {"patch": list(network.patch)},
                 "model": network.values,
                 "optim": self.optimizer(network.values["name"]),
-                "train": {"global_batch": micro_batch, "micro_batch": micro_batch},
+                "train": {"global_batch": global_batch(micro_batch), "micro_batch": micro_batch},
             }
         )
+
+
+def global_batch(micro_batch: int) -> int:
+    """Samples of an optimizer step; a micro-batch below nnU-Net's smallest batch is accumulated.
+
+    Args:
+        micro_batch: samples of a forward pass.
+    """
+    return max(MIN_BATCH, micro_batch)
 
 
 def windows(shape: Sequence[int], patch: Sequence[int]) -> int:

@@ -37,30 +37,61 @@ class Fitted:
     is_largest: bool
 
 
-def largest_patch(shape: Triple, spacing: Sequence[float], micro_batch: int, fit: Fit, load: Load) -> Fitted:
-    """Find the largest patch by nnU-Net's search (Isensee et al., 2021, supplementary note 2).
+class PatchSearch:
+    """nnU-Net's search of the largest patch (Isensee et al., 2021, supplementary note 2).
 
     It starts from a cube in mm of 256^3 voxels, at most the median shape. The axis that is largest relative to the
-    median shape is made smaller until the limit holds.
+    median shape is made smaller until the limit holds. A load is measured only where it may be within the limit,
+    because the memory of a large network takes seconds to count.
 
     Args:
         shape: median shape of the volumes.
         spacing: their voxel size in mm.
-        micro_batch: samples of a forward pass.
         fit: gives the network for a patch.
         load: the share of the limit that a network needs.
     """
-    first, per_voxel = True, 0.0
-    network = fit(shape)
-    for network in _candidates(shape, spacing, fit):
-        voxels = prod(network.patch)
-        if per_voxel * voxels < _NEAR:  # the load is nearly proportional to the voxels
-            share = load(network, micro_batch)
-            if share <= 1:
-                return Fitted(network, share, micro_batch, first)
-            per_voxel = share / voxels
-        first = False
-    return Fitted(network, load(network, micro_batch), micro_batch, False)
+
+    def __init__(self, shape: Triple, spacing: Sequence[float], fit: Fit, load: Load) -> None:
+        self._candidates = list(_candidates(shape, spacing, fit))
+        self._load = load
+        self._per_voxel = 0.0
+        """Load of a voxel of a sample at the last measurement. The load is nearly proportional to the voxels of all
+        samples; the weights make it larger than that in smaller patches."""
+
+    @property
+    def first(self) -> PlannedNetwork:
+        """The network with the patch from which the search starts."""
+        return self._candidates[0]
+
+    def largest(self, micro_batch: int, fewest_voxels: float = 0) -> Fitted | None:
+        """Find the largest patch within the limit.
+
+        Args:
+            micro_batch: samples of a forward pass.
+            fewest_voxels: smaller patches are not tried.
+
+        Returns:
+            None if no patch fits.
+        """
+        for network in self._candidates:
+            voxels = micro_batch * prod(network.patch)
+            if voxels < micro_batch * fewest_voxels:
+                return None
+            if self._per_voxel * voxels < _NEAR:
+                share = self._load(network, micro_batch)
+                if share <= 1:
+                    return Fitted(network, share, micro_batch, network is self.first)
+                self._per_voxel = share / voxels
+        return None
+
+    def smallest(self, micro_batch: int) -> Fitted:
+        """The smallest patch, also where it does not fit.
+
+        Args:
+            micro_batch: samples of a forward pass.
+        """
+        network = self._candidates[-1]
+        return Fitted(network, self._load(network, micro_batch), micro_batch, False)
 
 
 def largest_micro_batch(fitted: Fitted, most: int, load: Load) -> Fitted:
@@ -69,7 +100,7 @@ def largest_micro_batch(fitted: Fitted, most: int, load: Load) -> Fitted:
     Args:
         fitted: a network that fits.
         most: upper limit.
-        load: as for `largest_patch`.
+        load: as for `PatchSearch`.
     """
     best = fitted
     while best.micro_batch < most:

@@ -10,7 +10,8 @@ from fusionseg.data.formats.dataset import Dataset
 from fusionseg.data.splits.split import folds_are_stated, split_dataset
 from fusionseg.data.splits.splits_file import find_listed_folds
 from fusionseg.planning.choices import Choice, counted
-from fusionseg.planning.recipe import MIN_BATCH, TrainingSize
+from fusionseg.planning.cost import MIN_BATCH
+from fusionseg.planning.recipe import TrainingSize
 
 FOLDS = 5
 

@@ -15,8 +15,8 @@ from fusionseg.planning.choices import Choice
 AIR_HU = -800.0
 _UNNAMED = ("image", "channel", "unknown")
 """Beginnings of channel names that do not say the modality."""
-_SKULL_STRIPPED = 0.75
-"""nnU-Net's threshold of the median share of the volume that the box of the non-zero voxels has."""
+SMALL_BOX = 0.75
+"""nnU-Net's threshold: below this median share of the volume, the box of the non-zero voxels has an effect."""
 _TAIL = 3.0
 """An intensity is an outlier if it is above the 99.5th percentile by more than this many times the range below it."""
 
@@ -94,11 +94,11 @@ def _by_volume(fingerprint: Fingerprint, channel: int) -> tuple[dict[str, Any], 
             " dominate mean and deviation: intensities are clipped to the percentiles first, which nnU-Net does not do."
         )
     share = float(np.median([case.nonzero_share for case in measured])) if measured else 1.0
-    if share < _SKULL_STRIPPED:
+    if share < SMALL_BOX:
         setting["nonzero"] = True
         reason += (
             f" The box of the non-zero voxels has a median of {share:.0%} of the volume (less than"
-            f" {_SKULL_STRIPPED:.0%}): voxels of 0 are outside, and only the others are normalised, as in nnU-Net."
+            f" {SMALL_BOX:.0%}): voxels of 0 are outside, and only the others are normalised, as in nnU-Net."
         )
     return setting, reason
 

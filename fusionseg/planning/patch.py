@@ -7,11 +7,11 @@ from math import prod
 from fusionseg.config.data.dataset import DataConfig
 from fusionseg.config.section import Triple
 from fusionseg.planning.choices import by
-from fusionseg.planning.cost import CostModel
+from fusionseg.planning.cost import MIN_BATCH, CostModel, global_batch
 from fusionseg.planning.device import GB
-from fusionseg.planning.fit import Fitted, largest_micro_batch, largest_patch
+from fusionseg.planning.fit import LARGEST_PATCH, Fitted, PatchSearch, largest_micro_batch
 from fusionseg.planning.network import PlannedNetwork, network_for
-from fusionseg.planning.recipe import MIN_BATCH, largest_batch
+from fusionseg.planning.recipe import largest_batch
 from fusionseg.planning.volumes import PlannedVolumes
 from fusionseg.utils.errors import UserError
 
@@ -42,17 +42,20 @@ def plan_patch(name: str, volumes: PlannedVolumes, cost: CostModel, cases: int, 
 
     if "patch" in given.model_fields_set:
         return _fit_given(network(given.patch), cost, given)
-    fitted = largest_patch(shape, spacing, MIN_BATCH, network, cost.load)
-    little = prod(fitted.network.patch) < LITTLE_CONTEXT * prod(shape)
-    if cost.device.is_gpu and (fitted.load > 1 or little):
-        fitted = largest_patch(shape, spacing, 1, network, cost.load)
-        if fitted.load > 1:
-            needed = cost.memory(fitted.network, 1).total + cost.cache_bytes
-            raise UserError(
-                f"--memory: {name} with its smallest patch {list(fitted.network.patch)} needs {needed / GB:.1f} GB"
-                f" (expected at most {cost.device.memory_gb:g} GB); choose another --network, or more memory"
-            )
-    elif cost.device.is_gpu and fitted.is_largest:
+    search = PatchSearch(shape, spacing, network, cost.load)
+    if not cost.device.is_gpu:
+        return search.largest(MIN_BATCH) or search.smallest(MIN_BATCH)
+    # In volumes from which the search starts with a smaller patch, fewer samples would not make it larger.
+    useful = min(LITTLE_CONTEXT * prod(shape), prod(search.first.patch))
+    fitted = search.largest(MIN_BATCH, useful) or search.largest(1)
+    if fitted is None:
+        smallest = search.smallest(1).network
+        needed = cost.memory(smallest, 1).total + cost.cache_bytes
+        raise UserError(
+            f"--memory: {name} with its smallest patch {list(smallest.patch)} needs {needed / GB:.1f} GB"
+            f" (expected at most {cost.device.memory_gb:g} GB); choose another --network, or more memory"
+        )
+    if fitted.is_largest and fitted.micro_batch >= MIN_BATCH:
         fitted = largest_micro_batch(fitted, largest_batch(volumes, cases, fitted.network.patch), cost.load)
     return fitted
 
@@ -72,6 +75,11 @@ def _fit_given(network: PlannedNetwork, cost: CostModel, given: DataConfig) -> F
     return Fitted(network, load, micro_batch, False)
 
 
+def covers_median(fitted: Fitted, volumes: PlannedVolumes) -> bool:
+    """True if the patch is at least as large as the median volume along each axis."""
+    return all(size >= whole for size, whole in zip(fitted.network.patch, volumes.median_shape, strict=True))
+
+
 def patch_reason(fitted: Fitted, volumes: PlannedVolumes, cost: CostModel, given: DataConfig) -> str:
     """The reason for a patch, for its comment; for the arguments see `plan_patch`."""
     shape, patch = volumes.median_shape, fitted.network.patch
@@ -82,8 +90,13 @@ def patch_reason(fitted: Fitted, volumes: PlannedVolumes, cost: CostModel, given
     limit = _limit_text(fitted, cost)
     if "patch" in given.model_fields_set:
         return f"Given with the command. {found}; the patch covers {share:.0%} of it. {limit}"
-    if fitted.is_largest:
+    if covers_median(fitted, volumes):
         return f"{found}; the patch covers it, in {divided}. {limit}"
+    if fitted.is_largest:
+        return (
+            f"{found}; the patch covers {share:.0%} of it, in {divided}. nnU-Net's largest patch has about"
+            f" {round(LARGEST_PATCH ** (1 / 3))}^3 voxels. {limit}"
+        )
     return (
         f"{found}; the patch covers {share:.0%} of it: the largest within the limit, with the proportions of the"
         f" volume, in {divided}. {limit}"
@@ -92,7 +105,7 @@ def patch_reason(fitted: Fitted, volumes: PlannedVolumes, cost: CostModel, given
 
 def _limit_text(fitted: Fitted, cost: CostModel) -> str:
     if not cost.device.is_gpu:
-        seconds = cost.step_s(fitted.network, max(MIN_BATCH, fitted.micro_batch))
+        seconds = cost.step_s(fitted.network, global_batch(fitted.micro_batch))
         return f"A step takes roughly {seconds:.2g} s on this CPU."
     memory = cost.memory(fitted.network, fitted.micro_batch)
     return (

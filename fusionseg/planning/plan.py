@@ -16,20 +16,14 @@ from fusionseg.config.registry import networks
 from fusionseg.data.fingerprint.fingerprint import Fingerprint
 from fusionseg.data.formats.dataset import Dataset
 from fusionseg.planning.choices import Choice, by, commented_yaml, counted, plain_values
-from fusionseg.planning.cost import CostModel
+from fusionseg.planning.cost import CostModel, global_batch
 from fusionseg.planning.device import GB, PlannedDevice
 from fusionseg.planning.fit import Fitted
 from fusionseg.planning.folds import plan_split
 from fusionseg.planning.modality import plan_intensity
 from fusionseg.planning.network import PlannedNetwork
 from fusionseg.planning.patch import CPU_WIDTH, GPU_WIDTH, patch_reason, plan_patch
-from fusionseg.planning.recipe import (
-    MIN_BATCH,
-    TrainingSize,
-    optimizer_for,
-    plan_augmentation,
-    plan_training,
-)
+from fusionseg.planning.recipe import TrainingSize, optimizer_for, plan_augmentation, plan_training
 from fusionseg.planning.volumes import PlannedVolumes, plan_volumes
 from fusionseg.utils.errors import UserError, some_of
 
@@ -117,8 +111,7 @@ def plan_experiment(
     split, size = plan_split(dataset, broken, request.data)
     cost, cache = _cost_model(dataset, fingerprint, volumes, request)
     fitted = plan_patch(name, volumes, cost, size.cases, request.data)
-    batch = max(MIN_BATCH, fitted.micro_batch)
-    size = TrainingSize(size.cases, size.validation_cases, batch)
+    size = TrainingSize(size.cases, size.validation_cases, global_batch(fitted.micro_batch))
     choices = [
         Choice("name", request.name),
         Choice("output", "runs"),
@@ -253,7 +246,7 @@ def _warnings(fitted: Fitted, cost: CostModel, broken: Sequence[str], remarks: S
     if fitted.load > 1 and cost.device.is_gpu:
         lines.append("The given patch needs more memory than the GPU has: make data.patch smaller.")
     elif fitted.load > 1:
-        seconds = cost.step_s(fitted.network, max(MIN_BATCH, fitted.micro_batch))
+        seconds = cost.step_s(fitted.network, global_batch(fitted.micro_batch))
         lines.append(f"A step takes roughly {seconds:.2g} s on this CPU: plan a smaller --network, or train on a GPU.")
     return (*lines, *remarks)
 

@@ -9,12 +9,10 @@ from typing import Any
 from fusionseg.data.labels.mirroring import side_hint, side_pairs
 from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.planning.choices import Choice, counted
-from fusionseg.planning.cost import BACKWARD, CostModel, windows
+from fusionseg.planning.cost import BACKWARD, MIN_BATCH, CostModel, windows
 from fusionseg.planning.fit import Fitted
 from fusionseg.planning.volumes import PlannedVolumes
 
-MIN_BATCH = 2
-"""nnU-Net's smallest batch."""
 BATCH_SHARE = 0.05
 """nnU-Net's largest batch has this share of the voxels of the training cases."""
 NNUNET_STEPS = 1000 * 250
@@ -23,6 +21,11 @@ CPU_PASSES, CPU_STEPS = 25, (1000, 20_000)
 """Times that a training on a CPU sees each voxel, and its fewest and most steps."""
 VALIDATION_SHARE = 0.05
 """Largest share of the time that validations take."""
+EPOCH = 250
+"""Steps of an epoch of nnU-Net, which validates after each, on patches."""
+VOLUME_STEPS = 1
+"""Steps that a GPU could train in the time that a validation takes for a volume beside its windows: copies, scores.
+Assumed, not measured. On a CPU it is little beside a step."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def plan_training(cost: CostModel, fitted: Fitted, volumes: PlannedVolumes, size
     steps, steps_reason = _steps(cost, fitted, volumes, size)
     optimizer = optimizer_for(name, is_gpu=is_gpu)
     schedule, optimizer_reason = _schedule(name, is_gpu=is_gpu)
-    every, validation_reason = _validation(fitted, volumes, size, steps)
+    every, validation_reason = _validation(fitted, volumes, size, steps, is_gpu=is_gpu)
     accumulation = size.global_batch // fitted.micro_batch
     batch_reason = (
         f"Samples of one forward pass; {accumulation} of them are accumulated for a step, because two do not fit with a"
@@ -128,9 +131,12 @@ def plan_training(cost: CostModel, fitted: Fitted, volumes: PlannedVolumes, size
         Choice("train.clip_grad", 12.0 if is_gpu and is_convolutional(name) else 1.0),
         Choice("validate.every", every, validation_reason),
         Choice("validate.overlap", 0.5, "nnU-Net's overlap of the windows, in validation and prediction."),
-        Choice("checkpoint.every", min(every, 1000), "A killed training loses at most this many steps."),
+        Choice("checkpoint.every", 1000 if is_gpu else min(every, 1000), _CHECKPOINT_REASON),
         Choice("log.every", 25 if not is_gpu else 100),
     ]
+
+
+_CHECKPOINT_REASON = "A killed training loses at most this many steps."
 
 
 def _precision_reason(cost: CostModel) -> str:
@@ -164,7 +170,7 @@ def _batch_reason(fitted: Fitted, volumes: PlannedVolumes, size: TrainingSize, *
     if size.global_batch > MIN_BATCH:
         limit = largest_batch(volumes, size.cases, fitted.network.patch)
         why = "5 % of the voxels of the training cases, nnU-Net's limit" if size.global_batch == limit else "the memory"
-        return f"The patch is as large as the median volume, so spare memory goes into the batch, up to {why}."
+        return f"Memory does not limit the patch, so what is spare goes into the batch, up to {why}."
     if is_gpu:
         return "nnU-Net's smallest batch: memory goes into the patch first."
     return "nnU-Net's smallest batch: on a CPU more steps bring more than larger batches."
@@ -181,20 +187,29 @@ def _schedule(name: str, *, is_gpu: bool) -> tuple[dict[str, Any], str]:
     )
 
 
-def _validation(fitted: Fitted, volumes: PlannedVolumes, size: TrainingSize, steps: int) -> tuple[int, str]:
-    """Steps between validations, and the reason."""
+def _validation(
+    fitted: Fitted, volumes: PlannedVolumes, size: TrainingSize, steps: int, *, is_gpu: bool
+) -> tuple[int, str]:
+    """Steps between validations, and the reason.
+
+    A validation is one of whole volumes. All validations together take at most 5 % of the time. They come at most ten
+    times on a CPU, and at most once in an epoch of nnU-Net on a GPU.
+    """
     if not size.validation_cases:
         return steps, "Nothing is validated."
     count = size.validation_cases * windows(volumes.median_shape, fitted.network.patch)
     cost_steps = count / (BACKWARD * size.global_batch)  # a forward pass of a window against a training step
-    every = max(cost_steps / VALIDATION_SHARE, steps / 10)
-    every = min(max(every, 50), max(1, steps // 2))
-    rounded = ceil(every / 50) * 50 if every >= 50 else ceil(every)
+    cost_steps += VOLUME_STEPS * size.validation_cases if is_gpu else 0
+    unit, least = (EPOCH, EPOCH) if is_gpu else (50, max(50, steps / 10))
+    every = min(max(cost_steps / VALIDATION_SHARE, least), max(1, steps // 2))
+    rounded = ceil(every / unit) * unit if every >= unit else ceil(every)
     share = f"{cost_steps / rounded:.1%}" if cost_steps > 0.001 * rounded else "less than 0.1%"
+    volume_text = f" in {counted(size.validation_cases, 'volume')}" if is_gpu else ""
+    epoch_text = f" The number is a multiple of nnU-Net's epoch of {EPOCH} steps." if is_gpu else ""
     return rounded, (
-        f"A validation has {counted(count, 'window')} and takes about as long as"
+        f"A validation has {counted(count, 'window')}{volume_text} and takes about as long as"
         f" {counted(max(1, round(cost_steps)), 'step')}: validations take"
-        f" {share} of the time."
+        f" {share} of the time.{epoch_text}"
     )
 
 

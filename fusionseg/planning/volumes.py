@@ -10,16 +10,13 @@ import numpy as np
 
 from fusionseg.config.data.dataset import DataConfig
 from fusionseg.config.section import Triple
-from fusionseg.data.fingerprint.case import Box, CaseFingerprint, box_shape, box_voxels
+from fusionseg.data.fingerprint.case import CaseFingerprint, box_shape
 from fusionseg.data.fingerprint.fingerprint import Fingerprint
 from fusionseg.planning.choices import Choice
-from fusionseg.planning.modality import is_ct
+from fusionseg.planning.crop import plan_crop
 
-SMALL_BOX = 0.75
-"""nnU-Net's threshold: below this median share of the volume, the box of the non-zero voxels has an effect."""
 ANISOTROPY = 3.0
 """nnU-Net's threshold: voxels and shapes that differ by more are anisotropic."""
-BODY_HU = -500.0
 AXES = ("x", "y", "z")
 
 
@@ -54,12 +51,14 @@ def plan_volumes(fingerprint: Fingerprint, given: DataConfig) -> PlannedVolumes:
         given: the section `data` of the request; keys that it states are kept.
     """
     cases = fingerprint.labelled
-    crop, boxes = _crop(fingerprint, cases, given)
-    shapes = np.array([box_shape(box) for box in boxes], float)
     spacings = np.array([case.spacing_mm for case in cases], float)
+    # The margin of a crop is in resampled voxels, so that a first voxel size is chosen without the crop.
+    spacing, _ = _spacing(spacings, np.array([case.shape for case in cases], float), given)
+    crop, boxes = plan_crop(fingerprint, cases, given, spacing)
+    shapes = np.array([box_shape(box) for box in boxes], float)
     spacing, choice = _spacing(spacings, shapes, given)
     resampled = np.maximum(1, np.rint(shapes * spacings / np.array(spacing))).astype(int)
-    return PlannedVolumes(cases, spacing, tuple((int(x), int(y), int(z)) for x, y, z in resampled), (choice, *crop))
+    return PlannedVolumes(cases, spacing, tuple((int(x), int(y), int(z)) for x, y, z in resampled), (choice, crop))
 
 
 def _spacing(
@@ -92,42 +91,6 @@ def _spacing(
         target[worst] = tenth
     x, y, z = (float(f"{size:.5g}") for size in target)
     return (x, y, z), Choice("data.spacing", [x, y, z], reason)
-
-
-def _crop(
-    fingerprint: Fingerprint, cases: Sequence[CaseFingerprint], given: DataConfig
-) -> tuple[list[Choice], list[Box]]:
-    """Choose the crop, and the box of each case."""
-    whole: list[Box] = [((0, case.shape[0]), (0, case.shape[1]), (0, case.shape[2])) for case in cases]
-    if "crop_foreground" in given.model_fields_set:
-        return [], whole
-    in_hu = is_ct(fingerprint, 0)
-    what = f"voxels above {BODY_HU:g} HU" if in_hu else "voxels that are not 0"
-    boxes = [(case.body_box if in_hu else case.nonzero_box) or box for case, box in zip(cases, whole, strict=True)]
-    share = float(np.median([box_voxels(box) / case.voxels for case, box in zip(cases, boxes, strict=True)]))
-    found = f"The box of the {what} has a median of {share:.0%} of the volume"
-    inside = all(
-        case.foreground_box is None or _contains(box, case.foreground_box)
-        for case, box in zip(cases, boxes, strict=True)
-    )
-    if share >= SMALL_BOX:
-        return [Choice("data.crop_foreground", None, f"{found}: a crop would save little.")], whole
-    negative = any(part.minimum < 0 for case in cases for part in case.whole if part is not None)
-    if not in_hu and negative:
-        reason = f"{found}, but a crop keeps the voxels above 0, and others are negative: there is no crop."
-        return [Choice("data.crop_foreground", None, reason)], whole
-    if not inside:
-        reason = f"{found}, but labels reach beyond it: there is no crop, so that no label is lost."
-        return [Choice("data.crop_foreground", None, reason)], whole
-    crop: dict[str, Any] = {"threshold": BODY_HU if in_hu else 0.0, "margin": 4}
-    if in_hu and len(fingerprint.channels) > 1:
-        crop["channel"] = fingerprint.channels[0]
-    reason = f"{found} and holds all labels. The crop saves memory and time; predictions have the shape of the file."
-    return [Choice("data.crop_foreground", crop, reason)], boxes
-
-
-def _contains(outer: Box, inner: Box) -> bool:
-    return all(a[0] <= b[0] and b[1] <= a[1] for a, b in zip(outer, inner, strict=True))
 
 
 def _mm(sizes: Sequence[float] | np.ndarray[Any, Any]) -> str:

@@ -11,7 +11,7 @@ from fusionseg.config import DataConfig
 from fusionseg.config.registry import networks
 from fusionseg.planning.choices import Choice, commented_yaml, plain_values
 from fusionseg.planning.cost import windows
-from fusionseg.planning.fit import largest_micro_batch, largest_patch
+from fusionseg.planning.fit import PatchSearch, largest_micro_batch
 from fusionseg.planning.levels import network_levels
 from fusionseg.planning.modality import plan_intensity
 from fusionseg.planning.network import PlannedNetwork, network_for
@@ -98,12 +98,45 @@ def test_a_crop_is_planned_where_it_saves_and_loses_no_label() -> None:
         volumes = plan_volumes(fingerprint([case("a", (60, 60, 60), nonzero_box=inner, **fields)]), DataConfig())
         return volumes.choices[1].value, volumes.median_shape
 
-    assert crop() == ({"threshold": 0.0, "margin": 4}, (40, 40, 40))
+    assert crop() == ({"threshold": 0.0, "margin": 4}, (48, 48, 48))
+    assert crop(foreground_box=((6, 30), (20, 30), (20, 30))) == ({"threshold": 0.0, "margin": 4}, (48, 48, 48))
     assert crop(foreground_box=((5, 30), (20, 30), (20, 30))) == (None, (60, 60, 60))
     assert crop(whole=intensities(-2, 3)) == (None, (60, 60, 60))  # a crop keeps the voxels above 0
     ct = case("a", (60, 60, 60), body_box=inner)
     value = plan_volumes(fingerprint([ct], ["CT"]), DataConfig()).choices[1].value
     assert value == {"threshold": -500.0, "margin": 4}
+
+
+def test_the_margin_of_a_crop_is_in_resampled_voxels() -> None:
+    """Four voxels of 2 mm are eight of the file: the labels are within them, and 56 mm are 28 voxels."""
+    inner, labels = ((10, 50), (10, 50), (10, 50)), ((3, 30), (20, 30), (20, 30))
+    made = fingerprint([case("a", (60, 60, 60), nonzero_box=inner, foreground_box=labels)])
+    volumes = plan_volumes(made, DataConfig(spacing=(2.0, 2.0, 2.0)))
+    assert volumes.choices[1].value is None  # the box with its margin is 81 % of the volume
+    inner = ((10, 40), (10, 40), (10, 40))
+    made = fingerprint([case("a", (60, 60, 60), nonzero_box=inner, foreground_box=labels)])
+    volumes = plan_volumes(made, DataConfig(spacing=(2.0, 2.0, 2.0)))
+    assert volumes.choices[1].value == {"threshold": 0.0, "margin": 4} and volumes.median_shape == (23, 23, 23)
+
+
+@pytest.mark.parametrize(
+    ("given", "shape", "said"),
+    [
+        (None, 60, "Given with the command."),
+        ({"threshold": 40.0, "margin": 0}, 40, "a median of at most 30% remains"),
+        ({"threshold": 0.0, "margin": 4}, 48, "a median of at most 51% remains"),
+        ({"threshold": -700.0, "margin": 0}, 60, "knows no box of this threshold"),
+        ({"threshold": -500.0, "margin": 0}, 20, "Labels of 1 of 1 cases reach beyond it, and are lost."),
+        ({"threshold": -500.0, "margin": 0, "channel": "PET"}, 60, "knows no box of this threshold"),
+    ],
+)
+def test_the_patch_follows_a_given_crop(given: dict[str, object] | None, shape: int, said: str) -> None:
+    inner, body = ((10, 50), (10, 50), (10, 50)), ((30, 50), (30, 50), (30, 50))
+    channels = ["CT", "PET"] if given and "channel" in given else ["CT"]
+    box = body if given and given["threshold"] == -500.0 else None
+    made = fingerprint([case("a", (60, 60, 60), nonzero_box=inner, body_box=box, channels=len(channels))], channels)
+    volumes = plan_volumes(made, DataConfig.model_validate({"crop_foreground": given}))
+    assert volumes.median_shape == (shape, shape, shape) and said in volumes.choices[1].reason
 
 
 # -- intensities -----------------------------------------------------------------------------------------------------
@@ -154,12 +187,13 @@ def test_the_patch_keeps_the_proportions_and_fits() -> None:
     def load(network: PlannedNetwork, micro_batch: int) -> float:
         return micro_batch * prod(network.patch) / (2 * 64**3)
 
-    fitted = largest_patch((256, 128, 128), ISOTROPIC, 2, unet, load)
+    fitted = PatchSearch((256, 128, 128), ISOTROPIC, unet, load).largest(2)
+    assert fitted is not None
     x, y, z = fitted.network.patch
     assert 0.6 < fitted.load <= 1 and not fitted.is_largest
     assert abs(y - z) <= 16 and 1.4 <= x / y <= 2.6  # a step of the search changes one axis
-    whole = largest_patch((30, 30, 30), ISOTROPIC, 2, unet, load)
-    assert whole.is_largest and whole.network.patch == (32, 32, 32)
+    whole = PatchSearch((30, 30, 30), ISOTROPIC, unet, load).largest(2)
+    assert whole is not None and whole.is_largest and whole.network.patch == (32, 32, 32)
     assert largest_micro_batch(whole, 100, load).micro_batch == 16
     assert largest_micro_batch(whole, 5, load).micro_batch == 5
 
@@ -170,12 +204,15 @@ def test_a_patch_shrinks_by_the_unit_of_the_smaller_network() -> None:
     def load(network: PlannedNetwork, micro_batch: int) -> float:
         return prod(network.patch) / (224 * 224 * 160)
 
-    assert largest_patch((240, 240, 155), ISOTROPIC, 2, unet, load).network.patch == (224, 224, 160)
+    fitted = PatchSearch((240, 240, 155), ISOTROPIC, unet, load).largest(2)
+    assert fitted is not None and fitted.network.patch == (224, 224, 160)
 
 
 def test_a_limit_that_nothing_fits_ends_with_the_smallest_patch() -> None:
-    fitted = largest_patch((64, 64, 64), ISOTROPIC, 2, unet, lambda network, micro_batch: 7.0)
-    assert fitted.load == 7 and max(fitted.network.patch) <= 16
+    search = PatchSearch((64, 64, 64), ISOTROPIC, unet, lambda network, micro_batch: 7.0)
+    assert search.largest(2) is None
+    smallest = search.smallest(2)
+    assert smallest.load == 7 and max(smallest.network.patch) <= 16
 
 
 def test_windows_of_a_validation() -> None:
