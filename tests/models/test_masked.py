@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -314,3 +316,14 @@ def test_tiny_network_overfits_one_patch(case: Case) -> None:
 def test_a_network_without_an_encoder_is_refused() -> None:
     with pytest.raises(ValueError, match="unet has no encoder that can be pre-trained"):
         build_masked(UNetConfig(name="unet"), PretrainConfig(), in_channels=1, patch=(64, 64, 64))
+
+
+def test_the_section_of_a_network_builds_its_pretraining() -> None:
+    class OwnConfig(UNetConfig):
+        pretrain_methods: ClassVar[Mapping[str, int]] = {"blackout": 4}
+
+        def build_masked(self, pretrain: PretrainConfig, *, in_channels: int, **more: Any) -> nn.Module:
+            return nn.Conv3d(in_channels, in_channels, pretrain.block)
+
+    built = build_masked(OwnConfig(name="unet"), PretrainConfig(block=8), in_channels=2, patch=(16, 16, 16))
+    assert isinstance(built, nn.Conv3d) and (built.in_channels, built.kernel_size) == (2, (8, 8, 8))

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from fusionseg.config.pretraining import PretrainConfig
-from fusionseg.models.masked.decoder import linear_prior, zero_initialise_
+from fusionseg.models.masked.decoder import zero_initialise_
 from fusionseg.models.masked.masking import add_token, blocks_to_voxels
+from fusionseg.models.masked.network import MaskedNetwork
 from fusionseg.models.resenc.network import ResEncUNet
 
 
-class MaskedResEncUNet(nn.Module):
+class MaskedResEncUNet(MaskedNetwork):
     """A residual-encoder U-Net that reconstructs volumes whose hidden voxels are set to 0; see `build_masked`.
 
     Args:
@@ -33,8 +34,7 @@ class MaskedResEncUNet(nn.Module):
     """
 
     def __init__(self, network: ResEncUNet, pretrain: PretrainConfig, widths: Sequence[int]) -> None:
-        super().__init__()
-        self.has_prior = pretrain.prior == "linear"
+        super().__init__(pretrain)
         self.use_checkpoint = network.use_checkpoint
         self.encoder = network.encoder
         self.fusion = network.fusion
@@ -48,19 +48,6 @@ class MaskedResEncUNet(nn.Module):
         self.widths = list(widths)
         # Tokens of hidden places for all levels, concatenated
         self.hidden_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(sum(widths)), std=0.02))
-
-    def forward(self, image: Tensor, hidden: Tensor) -> Tensor:
-        """Reconstruct all voxels.
-
-        Args:
-            image: (B, C, X, Y, Z).
-            hidden: hidden blocks (B, gx, gy, gz), True for hidden.
-
-        Returns:
-            (B, C, X, Y, Z).
-        """
-        volume = self.decode(self.encode(image, hidden), hidden)
-        return volume + linear_prior(image, hidden) if self.has_prior else volume
 
     def encode(self, image: Tensor, hidden: Tensor) -> list[Tensor]:
         """Return the maps of all levels, full resolution first."""

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from fusionseg.config.pretraining import PretrainConfig
 from fusionseg.config.section import Triple
-from fusionseg.models.masked.decoder import PyramidDecoder, linear_prior, zero_initialise_
+from fusionseg.models.masked.decoder import PyramidDecoder, zero_initialise_
 from fusionseg.models.masked.masking import (
     add_token,
     blocks_to_voxels,
@@ -32,11 +32,12 @@ from fusionseg.models.masked.masking import (
     split_blocks,
     visible_block_indices,
 )
+from fusionseg.models.masked.network import MaskedNetwork
 from fusionseg.models.swin.attention import WindowAttention
 from fusionseg.models.swin.encoder import SwinBlock, SwinEncoder, SwinStage
 
 
-class MaskedSwin(nn.Module):
+class MaskedSwin(MaskedNetwork):
     """Swin encoder, and a decoder that reconstructs the volume from its five maps; see `build_masked`.
 
     Args:
@@ -51,9 +52,7 @@ class MaskedSwin(nn.Module):
     def __init__(
         self, encoder: SwinEncoder, pretrain: PretrainConfig, *, feature_size: int, channels: int, patch: Triple
     ) -> None:
-        super().__init__()
-        self.method = pretrain.method
-        self.has_prior = pretrain.prior == "linear"
+        super().__init__(pretrain)
         self.grid = pretrain.grid(patch)
         self.num_visible = prod(self.grid) - pretrain.num_hidden(patch)
         if self.method == "mae":
@@ -69,19 +68,6 @@ class MaskedSwin(nn.Module):
             zero_initialise_(self.decoder.out)
         if self.method == "token":
             self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(feature_size), std=0.02))
-
-    def forward(self, image: Tensor, hidden: Tensor) -> Tensor:
-        """Reconstruct all voxels.
-
-        Args:
-            image: (B, C, X, Y, Z).
-            hidden: hidden blocks (B, gx, gy, gz), True for hidden.
-
-        Returns:
-            (B, C, X, Y, Z).
-        """
-        volume = self.decode(self.encode(image, hidden), hidden)
-        return volume + linear_prior(image, hidden) if self.has_prior else volume
 
     def encode(self, image: Tensor, hidden: Tensor) -> list[Tensor]:
         """Return the five maps of the encoder; with `mae` those of the visible blocks, in the batch dimension."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fusionseg.config.pretraining import PretrainConfig
 from fusionseg.config.section import Triple
-from fusionseg.models.masked.decoder import TokenDecoder, linear_prior, zero_initialise_
+from fusionseg.models.masked.decoder import TokenDecoder, zero_initialise_
 from fusionseg.models.masked.masking import (
     blocks_to_voxels,
     hidden_fractions,
@@ -19,9 +19,10 @@ from fusionseg.models.masked.masking import (
     split_blocks,
     visible_block_indices,
 )
+from fusionseg.models.masked.network import MaskedNetwork
 
 
-class MaskedViT(nn.Module):
+class MaskedViT(MaskedNetwork):
     """ViT with cubic tokens, and a transformer decoder; see `build_masked`.
 
     With `mae` (He et al., 2022, section 3) only visible blocks are embedded. As in UNETR there is no class token.
@@ -40,10 +41,8 @@ class MaskedViT(nn.Module):
     def __init__(
         self, encoder: ViT, pretrain: PretrainConfig, *, width: int, token: int, channels: int, patch: Triple
     ) -> None:
-        super().__init__()
+        super().__init__(pretrain)
         self.token = token
-        self.method = pretrain.method
-        self.has_prior = pretrain.prior == "linear"
         self.grid = tuple(size // token for size in patch)
         tokens_per_block = (pretrain.block // token) ** 3
         self.num_visible = prod(self.grid) - tokens_per_block * pretrain.num_hidden(patch)
@@ -62,19 +61,6 @@ class MaskedViT(nn.Module):
             zero_initialise_(self.decoder.out)
         if self.method == "token":
             self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02))
-
-    def forward(self, image: Tensor, hidden: Tensor) -> Tensor:
-        """Reconstruct all voxels.
-
-        Args:
-            image: (B, C, X, Y, Z).
-            hidden: hidden blocks (B, gx, gy, gz), True for hidden.
-
-        Returns:
-            (B, C, X, Y, Z).
-        """
-        volume = self.decode(self.encode(image, hidden), hidden)
-        return volume + linear_prior(image, hidden) if self.has_prior else volume
 
     def encode(self, image: Tensor, hidden: Tensor) -> Tensor:
         """Return the last tokens of the encoder (B, T, width); with `mae` only those of the visible blocks."""
