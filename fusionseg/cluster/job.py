@@ -22,7 +22,7 @@ from fusionseg.cluster.slurm import TIME_LIMIT, current_job, why_signalled
 from fusionseg.cluster.worker import main as train_rank
 from fusionseg.distributed.launch import check_port, default_master_port, first_node
 from fusionseg.runs.job_events import JobEvent, count_last_requeues, is_cancelled_after, read_events, write_event
-from fusionseg.runs.records import RunStatus, has_finished, last_end
+from fusionseg.runs.records import Record, RunStatus, has_finished, last_end
 from fusionseg.training.signals import LEAD_VARIABLE
 from fusionseg.utils.exit_status import DONE, FAILED
 
@@ -82,6 +82,7 @@ class Job:
             if main:
                 write_event(Path(self.run), JobEvent.STOPPED, job=current_job(), reason=JobEvent.CANCELLED)
             return
+        before = last_end(Path(self.run))
         if main:
             self._record_start()
         os.environ[LEAD_VARIABLE] = str(self.signal_s)
@@ -96,7 +97,7 @@ class Job:
                     status, signalled = DONE, received[0]
         finally:
             if main:
-                self._record_end(status, signalled)
+                self._record_end(status, signalled, before)
         if status != DONE:
             if not main:
                 # srun kills all tasks when the first one ends with an error. Rank 0 prints its error in this time.
@@ -115,22 +116,23 @@ class Job:
         nodes = os.environ.get("SLURM_JOB_NODELIST")
         write_event(run, JobEvent.STARTED, job=current_job(), nodes=nodes, restarts=restarts)
 
-    def _record_end(self, status: int, signalled: int) -> None:
+    def _record_end(self, status: int, signalled: int, before: Record | None) -> None:
         """Write the event of the job's end, and leave the mark file if the batch script is to requeue the job.
 
         Args:
             status: exit status of the rank, or of torchrun.
             signalled: a signal that arrived while there was no training to handle it; 0 if there was none.
+            before: the end that was recorded before this start. A start that is killed leaves no other one.
         """
         run, job, end = Path(self.run), current_job(), last_end(Path(self.run))
-        if end is not None and has_finished(end["status"]):
+        new = None if end == before else end  # its measured seconds distinguish it from an earlier one
+        if end is not None and has_finished(end["status"]) and (new is not None or status == DONE):
             write_event(run, JobEvent.FINISHED, job=job, step=end["step"])
             return
-        interrupted = end["reason"] if end is not None and end["status"] == RunStatus.INTERRUPTED else ""
+        interrupted = new["reason"] if new is not None and new["status"] == RunStatus.INTERRUPTED else ""
         if not (signalled or (interrupted and status == DONE)):
-            known = end["reason"] if end is not None and end["status"] == RunStatus.FAILED else None
-            refused = next((e["reason"] for e in reversed(read_events(run)) if e["event"] == JobEvent.REFUSED), None)
-            reason = known or refused or "ended without a record: see its log"
+            known = new["reason"] if new is not None and new["status"] == RunStatus.FAILED else None
+            reason = known or _refusal(run) or "ended without a record: see its log"
             write_event(run, JobEvent.FAILED, job=job, reason=reason, exit_status=status)
             return
         wanted, reason = why_signalled(signal.Signals(signalled).name if signalled else interrupted)
@@ -196,6 +198,16 @@ class Job:
                 _signal_children(agent.pid, signals[0])
             time.sleep(_POLL_S)
         return (DONE if agent.returncode == 0 else FAILED), (signals[0] if signals else 0)
+
+
+def _refusal(run: Path) -> str | None:
+    """The reason why the last start of a run was refused; None if it was not."""
+    for event in reversed(read_events(run)):
+        if event["event"] == JobEvent.REFUSED:
+            return str(event["reason"])
+        if event["event"] == JobEvent.STARTED:
+            return None
+    return None
 
 
 @contextmanager

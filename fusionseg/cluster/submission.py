@@ -58,7 +58,7 @@ def decide_submissions(sweep: Sweep, cluster: ClusterConfig) -> list[Submission]
         try:
             accumulation_steps(run.config, cluster.world_size)
             run = replace(run, config=_share_store(run.config, sweep.folder.parent, stores))
-            RunFolder(run.folder).check(run.config)
+            RunFolder(run.folder).check(run.config, "choose another output")
         except UserError as error:
             problems.update(dict.fromkeys(error.problems))
         runs.append(run)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fusionseg.config import RunConfig
 from fusionseg.runs.paths import RunPaths, checkpoints_of, obstacles
-from fusionseg.runs.run_config import refuse_other_config, stored_config
+from fusionseg.runs.run_config import OTHER_NAME, refuse_other_config, stored_config
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import PARTIAL, user_path, writable_folder
 from fusionseg.utils.folder_lock import FolderLock, HeldError
@@ -74,33 +74,34 @@ class RunFolder:
         """Tell whether the folder holds a run that a start would resume."""
         return bool(checkpoints_of(self.path))
 
-    def check(self, config: RunConfig) -> None:
+    def check(self, config: RunConfig, elsewhere: str = OTHER_NAME) -> None:
         """Refuse to start in a folder that holds checkpoints of another configuration.
+
+        Args:
+            config: the configuration of this start.
+            elsewhere: for the messages, the change of the command that chooses another folder.
 
         Raises:
             UserError: with the differences; or checkpoints are there, and `resume` is never; or an entry of the folder
                 has the name of a file of the run, and is no file.
         """
-        if problems := self._obstacles():
+        if problems := self._obstacles(elsewhere):
             raise UserError(problems)
         if not self.has_checkpoints():
             return
         if config.resume == "never":
-            raise UserError(
-                f"{self.path}: holds checkpoints, and resume is never: choose another name, or resume: auto"
-            )
+            raise UserError(f"{self.path}: holds checkpoints, and resume is never: {elsewhere}, or set resume: auto")
         try:
             before, _ = stored_config(self.path)
         except UserError as error:
             raise UserError(
-                f"{error.problems[0]}, and none of the checkpoints beside it holds the configuration: choose another"
-                " name"
+                f"{error.problems[0]}, and none of the checkpoints beside it holds the configuration: {elsewhere}"
             ) from None
-        refuse_other_config(self.path, before, config)
+        refuse_other_config(self.path, before, config, elsewhere)
 
-    def _obstacles(self) -> list[str]:
+    def _obstacles(self, elsewhere: str) -> list[str]:
         """A message for each entry that has the name of a file or a folder of the run, and is something else."""
         found = [(path, "file") for path in self.paths.files if path.exists() and not path.is_file()]
         found += [(path, "folder") for path in self.paths.folders if path.exists() and not path.is_dir()]
         found += [(path, "file") for path in obstacles(self.paths.checkpoints)]
-        return [f"{path}: is no {kind}: move it away, or choose another name" for path, kind in found]
+        return [f"{path}: is no {kind}: move it away, or {elsewhere}" for path, kind in found]

@@ -23,6 +23,9 @@ from fusionseg.utils.files import write_text
 
 log = logging.getLogger("fusionseg")
 
+OTHER_NAME = "choose another name"
+"""The change of a command that chooses another run folder. The names of a sweep's runs follow from the sweep."""
+
 # These keys may differ between two starts of one run. The results do not depend on them.
 RESUME_FREE_KEYS = (
     ("name",), ("output",), ("resume",), ("init_from_seen",), ("device",), ("log",), ("profile",), ("cache", "device"),
@@ -134,13 +137,14 @@ def configured_steps(run: Path) -> int | None:
     return steps if isinstance(steps, int) else None
 
 
-def refuse_other_config(path: Path, before: dict[str, Any], config: RunConfig) -> None:
+def refuse_other_config(path: Path, before: dict[str, Any], config: RunConfig, elsewhere: str = OTHER_NAME) -> None:
     """Refuse to continue a run under a configuration that gives other results.
 
     Args:
         path: the run folder or the checkpoint that holds the run, for the message.
         before: the plain configuration under which the run was trained.
         config: the configuration of this start.
+        elsewhere: for the message, the change of the command that chooses another folder.
 
     Raises:
         UserError: with all differences.
@@ -148,8 +152,8 @@ def refuse_other_config(path: Path, before: dict[str, Any], config: RunConfig) -
     changed = differences(resume_relevant(with_defaults(before)), resume_relevant(config.to_dict()))
     if changed:
         raise UserError(
-            f"{path}: holds a run of a different configuration: choose another name, or restore the values (stored ->"
-            " now):\n  " + "\n  ".join(changed)
+            f"{path}: holds a run of a different configuration: {elsewhere}, or restore the values (stored -> now):\n  "
+            + "\n  ".join(changed)
         )
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from fusionseg.cluster.job import Job
 from fusionseg.runs.job_events import JobEvent, count_last_requeues, read_events, write_event
+from fusionseg.runs.records import last_end
 
 NEARLY_OVER = "JobId=7 JobState=RUNNING TimeLimit=00:10:00 RunTime=00:08:10 PreemptTime=None"
 
@@ -32,7 +33,7 @@ def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         if step is not None:
             record = {"kind": "end", "step": step, "status": "interrupted", "reason": "SIGUSR2"}
             (run / "metrics.jsonl").write_text(json.dumps(record) + "\n")
-        job._record_end(0, signal.SIGUSR2)
+        job._record_end(0, signal.SIGUSR2, None)
         return read_events(run)[-1]
 
     return end
@@ -85,3 +86,24 @@ def test_job_cancelled_before_its_requeued_start_does_not_train(end, tmp_path: P
     for _ in range(2):  # every task of the job
         job()
     assert read_events(run)[-1] | {"time": ""} == {"event": "stopped", "time": "", "job": "7", "reason": "cancelled"}
+
+
+def test_a_start_that_leaves_no_record_does_not_end_for_the_reason_of_an_earlier_one(end, tmp_path: Path) -> None:
+    """`end` sets the environment of a job; this start ends with an error, and has recorded nothing itself."""
+    run = tmp_path / "run"
+    write_event(run, JobEvent.REFUSED, reason="data.root: does not exist")
+    record = {"kind": "end", "step": 4, "status": "failed", "reason": "the loss is not finite", "total_s": 1.0}
+    (run / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    job, before = Job(str(run), "srun", 1, 3, 50, 120), last_end(run)
+
+    def reason_of_a_start(*events: JobEvent) -> str:
+        write_event(run, JobEvent.STARTED, job="7")
+        for event in events:
+            write_event(run, event, reason="model.name: is wrong")
+        job._record_end(1, 0, before)
+        return str(read_events(run)[-1]["reason"])
+
+    assert reason_of_a_start() == "ended without a record: see its log"
+    assert reason_of_a_start(JobEvent.REFUSED) == "model.name: is wrong"
+    (run / "metrics.jsonl").write_text(json.dumps(record | {"total_s": 2.0}) + "\n")
+    assert reason_of_a_start() == "the loss is not finite"

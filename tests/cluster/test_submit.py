@@ -194,3 +194,11 @@ def test_a_run_that_is_killed_has_failed_although_an_earlier_start_was_interrupt
     status, out, _ = submit("")
     assert status == 1 and out.count("failed (ended without a record, exit status -9: see its log)") == 2
     assert events(tmp_path, 0)[-1] == (JobEvent.FAILED, "local")
+
+
+def test_a_taken_folder_needs_another_output(submit: Submit, tmp_path: Path) -> None:
+    """The names of the runs follow from the sweep."""
+    (tmp_path / "runs/two/seed0/metrics.jsonl").mkdir(parents=True)
+    status, _, err = submit("", "--dry-run")
+    assert status == 2
+    assert "seed0/metrics.jsonl: is no file: move it away, or choose another output" in err
