@@ -45,6 +45,7 @@ def _table(arguments: argparse.Namespace) -> int:
     with loading():
         from fusionseg.cluster.sweep import load_sweep, sweep_order
         from fusionseg.commands.submission import split_overrides, submit_sweep
+        from fusionseg.inference.comparison.table import table_path
 
     files = sweep_order(arguments.sweep)
     # A fault in the last sweep is reported before the first one trains for hours.
@@ -65,6 +66,8 @@ def _table(arguments: argparse.Namespace) -> int:
                 f"\n{sweep.folder}: {done} of {len(sweep.runs)} runs are finished; the same command continues, and"
                 " makes the table when all are"
             )
+            if (earlier := table_path(sweeps[-1].folder)).exists():
+                print(f"{earlier}: was made earlier, and does not have the runs since then")
             return DONE if submitted.is_queued and not failed else FAILED
     if arguments.dry_run:
         return DONE

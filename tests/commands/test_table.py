@@ -23,13 +23,15 @@ def table(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> Table:
-    """Call `fusionseg table --dry-run` for two sweeps, the second with further keys; status, output and errors."""
+    """Call `fusionseg table` for two sweeps, the second with further keys; status, output and errors."""
     (tmp_path / "base.yaml").write_text(dump_config(tiny_config(balls, tmp_path / "runs")))
     (tmp_path / "first.yaml").write_text(FIRST)
 
-    def call(keys: str) -> tuple[int, str, str]:
+    def call(keys: str, *words: str) -> tuple[int, str, str]:
         (tmp_path / "second.yaml").write_text(SECOND + keys)
-        status = cli.main(["table", str(tmp_path / "second.yaml"), "--dry-run", "cluster.gpus_per_node=0"])
+        status = cli.main(
+            ["table", str(tmp_path / "second.yaml"), *(words or ["--dry-run"]), "cluster.gpus_per_node=0"]
+        )
         return (status, *capsys.readouterr())
 
     return call
@@ -51,3 +53,14 @@ def test_a_dry_run_names_the_sweeps_that_come_later(table: Table, tmp_path: Path
     status, out, _ = table("table: {against: scratch}")
     assert status == 0 and f"{tmp_path}/runs/first: 1 runs, 1 to do" in out
     assert f"{tmp_path}/runs/second: 2 runs, to train after those of first" in out
+
+
+def test_an_earlier_table_is_named_while_runs_are_missing(table: Table, tmp_path: Path) -> None:
+    (tmp_path / "killed").write_text("#!/bin/sh\nkill -9 $$\n")
+    (tmp_path / "killed").chmod(0o755)
+    earlier = tmp_path / "runs/second/compare.md"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("| name |")
+    status, out, _ = table("", f"cluster.python={tmp_path}/killed")
+    assert status == 1 and "0 of 1 runs are finished" in out
+    assert f"{earlier}: was made earlier, and does not have the runs since then" in out

@@ -37,9 +37,18 @@ def write_comparison(comparison: Comparison, folder: Path) -> str:
         folder: for the two files.
     """
     table = comparison_markdown(comparison)
-    write_text(folder / "compare.md", table + "\n")
+    write_text(table_path(folder), table + "\n")
     write_text(folder / "compare.csv", comparison_csv(comparison))
     return table
+
+
+def table_path(folder: Path) -> Path:
+    """The Markdown file of a table.
+
+    Args:
+        folder: of the sweep, or of `fusionseg compare --output`.
+    """
+    return folder / "compare.md"
 
 
 def comparison_csv(comparison: Comparison) -> str:
