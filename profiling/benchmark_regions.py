@@ -4,9 +4,9 @@
 
 The volumes look like a brain tumour in two sequences: the whole tumour is bright in the first (FLAIR); in the second
 (contrast T1) live tissue is bright and necrosis is dark, and oedema is not seen. Both have noise and a smooth field.
-They are not those of `fusionseg synth --form regions`, which have the form of a data set of whole heads. There a tumour is
-4 % of a volume of 24 voxels, and its necrosis some twenty voxels. Here it is about 12 %, so that a run on 24 x 24 x 24
-voxels takes minutes and the three regions can be compared.
+They are not those of `fusionseg synth --form regions`, which show whole heads. There a tumour is 4 % of a volume of 24
+voxels in a row, and its necrosis some twenty voxels. Here it is about 12 %, so that a run on 24 x 24 x 24 voxels takes
+minutes and the three regions can be compared.
 For each seed the same network is trained twice, on the same cases with the same configuration: with the outputs
 `data.regions` (whole, core, live; sigmoid), and with the classes (softmax). The predictions on the validation cases are
 compared in the three regions: those of the second network are merged. The runs of the two alternate. A run that is
