@@ -50,7 +50,8 @@ def plan_intensity(fingerprint: Fingerprint, given: DataConfig) -> list[Choice]:
         *(_channel(fingerprint, channel) for channel in range(len(fingerprint.channels))), strict=True
     )
     if all(setting == settings[0] for setting in settings):
-        return [Choice("data.intensity", settings[0], reasons[0])]
+        alike = f"All {len(settings)} channels are treated alike. " if len(settings) > 1 else ""
+        return [Choice("data.intensity", settings[0], alike + reasons[0])]
     named = dict(zip(fingerprint.channels, settings, strict=True))
     text = " ".join(f"{name}: {reason}" for name, reason in zip(fingerprint.channels, reasons, strict=True))
     return [Choice("data.intensity", {"channels": named}, text)]

@@ -108,9 +108,12 @@ def _limit_text(fitted: Fitted, cost: CostModel) -> str:
         seconds = cost.step_s(fitted.network, global_batch(fitted.micro_batch))
         return f"A step takes roughly {seconds:.2g} s on this CPU."
     memory = cost.memory(fitted.network, fitted.micro_batch)
-    return (
-        f"Memory for {fitted.micro_batch} of them: {memory.total / GB:.1f} GB (activations"
-        f" {memory.activations / GB:.1f} GB, gradients and backward pass {memory.backward / GB:.1f} GB, weights and"
-        f" optimizer {(memory.weights + memory.optimizer) / GB:.1f} GB, driver {memory.driver / GB:.1f} GB) of"
-        f" {cost.device.memory_gb:g} GB."
-    )
+    parts = {
+        "activations": memory.activations,
+        "gradients and backward pass": memory.backward,
+        "weights and optimizer": memory.weights + memory.optimizer,
+        "driver": memory.driver,
+    }
+    listed = ", ".join(f"{name} {text} GB" for name, size in parts.items() if (text := f"{size / GB:.1f}") != "0.0")
+    counted_as = "one of them" if fitted.micro_batch == 1 else f"{fitted.micro_batch} of them at a time"
+    return f"Memory for {counted_as}: {memory.total / GB:.1f} GB ({listed}) of {cost.device.memory_gb:g} GB."

@@ -184,7 +184,8 @@ def _cost_model(
     """The cost model, and the place of the prepared cases."""
     device, channels = request.device, len(fingerprint.channels)
     needed = sum(prod(shape) * (2 * channels + 1) for shape in volumes.shapes)
-    found = f"The {len(volumes.shapes)} prepared cases take {needed / GB:.3g} GB in 16 bits"
+    size = f"{needed / GB:.3g} GB" if needed >= 0.1 * GB else f"{needed / 1e6:.3g} MB"
+    found = f"The {len(volumes.shapes)} prepared cases take {size} in 16 bits"
     on_device = device.memory_gb is not None and needed <= CACHE_SHARE * device.memory_gb * GB
     if not device.is_gpu:
         choice = Choice("cache.device", "auto", f"{found}.")

@@ -128,7 +128,7 @@ def plan_training(cost: CostModel, fitted: Fitted, volumes: PlannedVolumes, size
         Choice("train.micro_batch", fitted.micro_batch, batch_reason),
         Choice("train.precision", "auto", _precision_reason(cost)),
         Choice("train.channels_last", True, "Convolutions are faster in this layout."),
-        Choice("train.clip_grad", 12.0 if is_gpu and is_convolutional(name) else 1.0),
+        Choice("train.clip_grad", *_clip(name, is_gpu=is_gpu)),
         Choice("validate.every", every, validation_reason),
         Choice("validate.overlap", 0.5, "nnU-Net's overlap of the windows, in validation and prediction."),
         Choice("checkpoint.every", 1000 if is_gpu else min(every, 1000), _CHECKPOINT_REASON),
@@ -171,9 +171,18 @@ def _batch_reason(fitted: Fitted, volumes: PlannedVolumes, size: TrainingSize, *
         limit = largest_batch(volumes, size.cases, fitted.network.patch)
         why = "5 % of the voxels of the training cases, nnU-Net's limit" if size.global_batch == limit else "the memory"
         return f"Memory does not limit the patch, so what is spare goes into the batch, up to {why}."
+    if is_gpu and fitted.is_largest and largest_batch(volumes, size.cases, fitted.network.patch) == MIN_BATCH:
+        return "nnU-Net's smallest batch: 5 % of the voxels of the training cases, its limit, are no more."
     if is_gpu:
         return "nnU-Net's smallest batch: memory goes into the patch first."
     return "nnU-Net's smallest batch: on a CPU more steps bring more than larger batches."
+
+
+def _clip(name: str, *, is_gpu: bool) -> tuple[float, str]:
+    """The largest norm of the gradients, and the reason."""
+    if is_gpu and is_convolutional(name):
+        return 12.0, "nnU-Net's largest norm of the gradients."
+    return 1.0, "Largest norm of the gradients, for a high rate without a long warm-up."
 
 
 def _schedule(name: str, *, is_gpu: bool) -> tuple[dict[str, Any], str]:
@@ -205,7 +214,7 @@ def _validation(
     rounded = ceil(every / unit) * unit if every >= unit else ceil(every)
     share = f"{cost_steps / rounded:.1%}" if cost_steps > 0.001 * rounded else "less than 0.1%"
     volume_text = f" in {counted(size.validation_cases, 'volume')}" if is_gpu else ""
-    epoch_text = f" The number is a multiple of nnU-Net's epoch of {EPOCH} steps." if is_gpu else ""
+    epoch_text = f" The interval is a multiple of nnU-Net's epoch of {EPOCH} steps." if is_gpu else ""
     return rounded, (
         f"A validation has {counted(count, 'window')}{volume_text} and takes about as long as"
         f" {counted(max(1, round(cost_steps)), 'step')}: validations take"

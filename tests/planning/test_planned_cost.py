@@ -84,5 +84,5 @@ def test_validations_on_a_gpu_take_a_twentieth_of_the_time(cases: int, every: in
     choices = plan_training(cost_model(scheme, 8.0), fitted, volumes, TrainingSize(4 * cases, cases, 4))
     (choice,) = (choice for choice in choices if choice.key == "validate.every")
     assert choice.value == every
-    assert "of the time. The number is a multiple of nnU-Net's epoch of 250 steps." in choice.reason
+    assert "of the time. The interval is a multiple of nnU-Net's epoch of 250 steps." in choice.reason
     assert plain_values(choices)["checkpoint"]["every"] == 1000
