@@ -72,6 +72,7 @@ NETWORKS = {
     "swin_unetr": ["model={name: swin_unetr, feature_size: 24}", "data.patch=[64, 64, 64]", "optim.lr=1e-3"],
 }
 OURS = "fusionseg"
+DEFAULT_RECIPES = [name for name in RECIPES if name != "monai_fast_best"]  # compilation takes minutes
 MAX_CALLS, ROUND_S = 6, 1.5  # calls of a loop in a round: at most this many, in about this time
 
 
@@ -314,7 +315,7 @@ def main() -> int:
     step_arguments(parser, config=ROOT / "configs" / "hippocampus_unet.yaml", steps=10, names=("rounds", "turns"))
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=DEFAULT_RECIPES)
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     arguments = parser.parse_intermixed_args()
     warnings.filterwarnings("ignore", module="(monai|lightning|torch|ignite).*")

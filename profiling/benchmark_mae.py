@@ -34,7 +34,7 @@ from fusionseg.losses.reconstruction import ReconstructionLoss
 from fusionseg.models.masked import build_masked
 from fusionseg.models.networks.swin import SwinConfig
 from fusionseg.models.networks.unetr import UNETRConfig
-from fusionseg.performance.benchmarking import publish
+from fusionseg.performance.benchmarking import cudnn_argument, publish
 from fusionseg.performance.device_speed import timed
 from fusionseg.performance.machine import machine_info, machine_line
 from fusionseg.utils.errors import UserError
@@ -198,6 +198,7 @@ def main() -> int:
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    cudnn_argument(parser)
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     arguments = parser.parse_args()
 

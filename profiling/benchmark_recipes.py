@@ -7,6 +7,7 @@
   the thesis describes.
 - *monai_fast*: MONAI's fast-training tutorial: cache and transforms on the device, ThreadDataLoader, no metadata,
   Novograd (AdamW for Swin networks), mixed precision.
+- *monai_fast_best*: the same with what speeds it up on a GPU: channels-last maps and a compiled network.
 - *monai_trainer*: MONAI's SupervisedTrainer.
 - *fabric*: Lightning Fabric with MONAI's cache.
 
@@ -158,6 +159,19 @@ class MonaiFast(PlainRecipe):
         return Novograd(self.model.parameters(), 1e-2)
 
 
+class MonaiFastBest(MonaiFast):
+    """Recipe `monai_fast_best` of the module's docstring."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self.model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.model.compile()
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        image, label = super().batch()
+        return image.contiguous(memory_format=torch.channels_last_3d), label
+
+
 class Fabric(PlainRecipe):
     """Recipe `fabric` of the module's docstring."""
 
@@ -207,6 +221,7 @@ class MonaiTrainer(PlainRecipe):
 RECIPES: dict[str, type[PlainRecipe]] = {
     "thesis": Thesis,
     "monai_fast": MonaiFast,
+    "monai_fast_best": MonaiFastBest,
     "monai_trainer": MonaiTrainer,
     "fabric": Fabric,
 }

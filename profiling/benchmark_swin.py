@@ -33,7 +33,7 @@ from fusionseg.losses.named.dice import LossConfig
 from fusionseg.losses.segmentation import build_loss
 from fusionseg.models import build_model
 from fusionseg.models.networks.swin import SwinConfig
-from fusionseg.performance.benchmarking import publish
+from fusionseg.performance.benchmarking import cudnn_argument, publish
 from fusionseg.performance.machine import machine_info, machine_line
 from fusionseg.utils.exit_status import run
 from fusionseg.utils.machine import resident_bytes
@@ -120,6 +120,7 @@ def peak_memory(request: str) -> float:
     """
     name, settings, precision, compiled = json.loads(request)
     options = argparse.Namespace(**settings)
+    torch.backends.cudnn.benchmark = options.cudnn_benchmark
     step = training_step(name, options, precision, compiled)
     if options.device == "cuda":
         before = float(torch.cuda.memory_allocated())
@@ -203,6 +204,7 @@ def main() -> int:
     parser.add_argument(
         "--clock", choices=["wall", "cpu"], default="wall", help="wall time, or CPU time of this process"
     )
+    cudnn_argument(parser)
     parser.add_argument("--no-memory", action="store_true", help="measure the time only")
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     parser.add_argument("--memory-request", help=argparse.SUPPRESS)

@@ -39,7 +39,22 @@ def step_arguments(
     parser.add_argument("--data", help="folder of the data set (default: synthetic CTs)")
     flags = (f"--{name}" for name in names)
     parser.add_argument(*flags, dest=names[0], type=int, default=steps, help=f"measured {names[0]} (default: {steps})")
+    cudnn_argument(parser)
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
+
+
+def cudnn_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--cudnn-benchmark`, for all loops of the benchmark alike; it takes effect when the arguments are read."""
+    parser.add_argument(
+        "--cudnn-benchmark", action=_SetCudnnBenchmark, nargs=0, default=False,
+        help="cuDNN measures its algorithms and takes the fastest (torch.backends.cudnn.benchmark)",
+    )  # fmt: skip
+
+
+class _SetCudnnBenchmark(argparse.Action):
+    def __call__(self, parser: object, namespace: argparse.Namespace, *_: object) -> None:
+        torch.backends.cudnn.benchmark = True
+        setattr(namespace, self.dest, True)
 
 
 def open_trainer(config_file: str, overrides: list[str], data: str | None, folder: Path) -> Trainer:

@@ -23,6 +23,7 @@ def machine_info(device: torch.device) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(device) if cuda else None,
         "driver": _driver() if cuda else None,
         "cuda": torch.version.cuda if cuda else None,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark if cuda else None,
         "cpus": available_cpus(),
         "threads": torch.get_num_threads(),
         "processor": cpu_name(),
@@ -35,9 +36,10 @@ def machine_info(device: torch.device) -> dict[str, Any]:
 def machine_line(machine: dict[str, Any]) -> str:
     """Format the result of `machine_info` in one line."""
     gpu = f"{machine['gpu']} (driver {machine['driver']}, CUDA {machine['cuda']}), " if machine["gpu"] else ""
+    searched = ", cudnn.benchmark" if machine.get("cudnn_benchmark") else ""
     return (
         f"{machine['date']}, {gpu}{machine['cpus']} CPUs of {machine['processor']} ({machine['capability']}),"
-        f" {machine['threads']} thread{'s' if machine['threads'] > 1 else ''}, torch {machine['torch']}"
+        f" {machine['threads']} thread{'s' if machine['threads'] > 1 else ''}, torch {machine['torch']}{searched}"
     )
 
 
