@@ -191,7 +191,7 @@ def download(requirement: str, folder: Path, python: str) -> Wheel:
 def listed(file: Path) -> dict[str, str]:
     """Versions by package, from the output of `pip list` (columns, or name==version)."""
     pairs = (re.split(r"==|\s+", line.strip())[:2] for line in file.read_text(encoding="utf-8").splitlines())
-    found = {canonicalize_name(pair[0]): pair[1] for pair in pairs if len(pair) == 2 and re.match(r"\d", pair[1])}
+    found = {str(canonicalize_name(pair[0])): pair[1] for pair in pairs if len(pair) == 2 and re.match(r"\d", pair[1])}
     if not found:
         raise UserError(f"--have: {file} has no packages (expected the output of `pip list`)")
     return found
