@@ -19,7 +19,7 @@ from typing import Any
 
 from fusionseg.performance.benchmarking import publish
 from fusionseg.runs.paths import last_step
-from fusionseg.runs.records import last_end, read_records
+from fusionseg.runs.records import RunStatus, last_end, read_records
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import DONE, FAILED, run
 from fusionseg.utils.tables import markdown_table
@@ -82,7 +82,7 @@ def check(arguments: argparse.Namespace) -> dict[str, Any]:
 def passed(result: dict[str, Any]) -> bool:
     """Return whether the resumed training completed and ended like the other one."""
     largest = result["largest_difference"]
-    complete = set(result["status"].values()) == {"completed"} and result["missing_steps"] == 0
+    complete = set(result["status"].values()) == {RunStatus.COMPLETED} and result["missing_steps"] == 0
     return bool(complete and largest is not None and largest <= result["tolerance"])
 
 

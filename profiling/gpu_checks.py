@@ -50,7 +50,7 @@ versions["monai"] = version("monai")
 print(json.dumps({**machine_info(device), "device": device.type, "has_bf16": has_bf16(device), "versions": versions}))
 """
 FINISHED = ("passed", "skipped")
-CONTENTS = ("*.md", "*.txt", "*.json", "*.png")
+CONTENTS = ("*.md", "*.txt", "*.log", "*.json", "*.png")
 LARGEST_BYTES = 2 << 20
 
 
@@ -141,7 +141,7 @@ class Checks:
             if part.data:
                 self.make_data(setting)
             limit = time.monotonic() + min(part.limit_s, seconds - (time.monotonic() - begun))
-            with (folder / "log.txt").open("w", encoding="utf-8") as log:
+            with (folder / "messages.log").open("w", encoding="utf-8") as log:
                 for index, command in enumerate(part.commands(setting)):
                     log.write(f"$ {shlex.join(command)}\n")
                     log.flush()

@@ -73,7 +73,7 @@ def test_parts_are_independent_and_a_second_call_continues(
     out = tmp_path / "out"
     assert checks.main([str(out)]) == 1
     first = capsys.readouterr()
-    log = out / "parts" / "second_try" / "log.txt"
+    log = out / "parts" / "second_try" / "messages.log"
     assert [line.split(",")[0] for line in first.out.splitlines()] == [
         f"second_try: failed (status 1: no luck; see {log})",
         "endless: failed (longer than 0.5 s)",
