@@ -172,7 +172,7 @@ def _batch_reason(fitted: Fitted, volumes: PlannedVolumes, size: TrainingSize, *
         why = "5 % of the voxels of the training cases, nnU-Net's limit" if size.global_batch == limit else "the memory"
         return f"Memory does not limit the patch, so what is spare goes into the batch, up to {why}."
     if is_gpu and fitted.is_largest and largest_batch(volumes, size.cases, fitted.network.patch) == MIN_BATCH:
-        return "nnU-Net's smallest batch: 5 % of the voxels of the training cases, its limit, are no more."
+        return "nnU-Net's smallest batch: its limit of 5 % of the voxels of the training cases allows no more."
     if is_gpu:
         return "nnU-Net's smallest batch: memory goes into the patch first."
     return "nnU-Net's smallest batch: on a CPU more steps bring more than larger batches."
@@ -182,7 +182,7 @@ def _clip(name: str, *, is_gpu: bool) -> tuple[float, str]:
     """The largest norm of the gradients, and the reason."""
     if is_gpu and is_convolutional(name):
         return 12.0, "nnU-Net's largest norm of the gradients."
-    return 1.0, "Largest norm of the gradients, for a high rate without a long warm-up."
+    return 1.0, "Largest norm of the gradients."
 
 
 def _schedule(name: str, *, is_gpu: bool) -> tuple[dict[str, Any], str]:
