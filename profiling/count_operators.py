@@ -1,0 +1,193 @@
+"""Count the device operators of training steps on a pretended GPU, and compare them with their budgets.
+
+    python profiling/count_operators.py [--config NAME ... | --networks [NAME ...]] [--json FILE] [key.path=value ...]
+
+No GPU is needed. The real trainer runs on a pretended GPU (`fusionseg.performance.pretended_gpu`; g++ builds a small
+library once) and every operator that it would launch is counted, by phase of the step. The program also makes sure that
+the steps from the second on launch the same operators, in the same order, and that none of them waits for the GPU. The
+budgets are in `profiling/operator_budgets.yaml`. With key.path=value the settings of the rows change, and there is no
+comparison. With `--networks` the rows are networks with their default settings (without names, all of them), every
+augmentation, and fp16 and bf16 in turn.
+
+The exit status is 1 if a step has more operators than its budget, waits for the GPU, or differs from the step before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fusionseg.config import RunConfig, load_config
+from fusionseg.data.preprocessing.prepare import open_configured, open_store, prepare
+from fusionseg.data.synthetic.dataset import write_dataset
+from fusionseg.models.network_list import default_configs
+from fusionseg.performance.pretended_gpu.library import is_loaded, restart_with_pretended_gpu
+from fusionseg.performance.pretended_gpu.operator_count import Operators
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.exit_status import run
+from fusionseg.utils.files import write_json
+from fusionseg.utils.tables import markdown_table
+
+HERE = Path(__file__).resolve().parent
+PHASES = ("data", "forward", "loss", "backward", "optimizer", "step")
+_DATA_STEPS = 24  # steps whose patches are counted, so that rare augmentations are drawn too
+
+
+def read_rows(file: Path, names: list[str]) -> list[dict[str, Any]]:
+    """Read the rows of the budgets.
+
+    Args:
+        file: of the budgets.
+        names: the configurations; empty for all.
+
+    Raises:
+        UserError: there is no row of one of the names.
+    """
+    rows: list[dict[str, Any]] = yaml.safe_load(file.read_text(encoding="utf-8"))["rows"]
+    known = {row["config"] for row in rows}
+    if unknown := sorted(set(names) - known):
+        raise UserError(f"--config: no budget for {', '.join(unknown)} (expected one of {', '.join(sorted(known))})")
+    return [row for row in rows if not names or row["config"] in names]
+
+
+def network_rows(names: list[str]) -> list[dict[str, Any]]:
+    """Make a row for each network, with every augmentation, fp16 on a T4 and bf16 on an H100 in turn."""
+    rows = []
+    for index, network in enumerate(default_configs(names)):
+        fp16 = index % 2 == 0
+        settings = {
+            "model": {"name": network.name},
+            "augment": "nnunet",
+            "train.precision": "fp16" if fp16 else "bf16",
+            "data.patch": [64, 64, 64],
+        }
+        rows.append({"config": "base", "settings": settings, "capability": "7.5" if fp16 else "9.0"})
+    return rows
+
+
+def configuration(row: dict[str, Any], overrides: list[str], folder: Path) -> RunConfig:
+    """The configuration of a row, for the synthetic data in a folder."""
+    settings = {"device": "cuda", "data.root": str(folder / "data"), "output": str(folder / "runs"), "train.threads": 1}
+    settings |= {"data.workers": 1, "log.tensorboard": False}
+    settings |= row.get("settings", {})
+    # JSON is YAML, and `key.path=value` takes YAML.
+    return load_config(row["config"], [*(f"{key}={json.dumps(value)}" for key, value in settings.items()), *overrides])
+
+
+def prepare_data(configs: list[RunConfig], folder: Path) -> None:
+    """Make a small data set in a folder, and prepare it for the configurations."""
+    write_dataset(folder / "data", cases=6, size=96)
+    for config in configs:
+        dataset = open_configured(config.data)
+        prepare(config.data, dataset, open_store(config.data, config.output, dataset))
+
+
+def count(row: dict[str, Any], config: RunConfig, *, steps: int = 3) -> dict[str, Any]:
+    """Count the operators of some steps: by phase, the most of any step from the second on."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException
+
+    from fusionseg.performance.pretended_gpu.pretended_run import pretended_run
+
+    most: Counter[str] = Counter()
+    operators = Operators()
+    sequences, problems = [], []
+    micro_batches = 1
+    major, minor = row["capability"].split(".")
+    with pretended_run(config, (int(major), int(minor))) as pretended:
+        try:
+            for step in range(steps):
+                operators = pretended.step()
+                if step:  # the first step makes the state of the optimizer
+                    most |= Counter(operators.phases())
+                    sequences.append([key for key in operators.sequence if key[0] not in ("data", "step")])
+            micro_batches = pretended.trainer.micro_batches.accumulation_steps
+            for step in range(steps, steps + _DATA_STEPS):
+                most |= Counter(pretended.data(step).phases())
+        except DataDependentOutputException as error:
+            problems.append(f"reads a value from the GPU: {error}")
+    most["data"] = -(-most["data"] // micro_batches)
+    problems += [f"waits for the GPU:\n{place}" for place in pretended.waits]
+    if any(sequence != sequences[0] for sequence in sequences):
+        problems.append("has other operators in one step than in another")
+    counts = {phase: most[phase] for phase in PHASES}
+    total = sum(counts.values()) + (micro_batches - 1) * counts["data"]
+    return {"operators": counts, "sum": total, "problems": problems, "launched": _by_phase(operators)}
+
+
+def _by_phase(operators: Operators) -> dict[str, dict[str, int]]:
+    """The operators of each phase, the most frequent first."""
+    found: dict[str, dict[str, int]] = {phase: {} for phase in PHASES}
+    for (phase, name), launched in operators.launched.most_common():
+        found.setdefault(phase, {})[name] = launched
+    return found
+
+
+def exceeded(row: dict[str, Any], operators: dict[str, int]) -> list[str]:
+    """Name the phases with more operators than their budget."""
+    budget = row.get("budget", {})
+    return [
+        f"{phase}: {operators[phase]} operators (expected at most {budget[phase]})"
+        for phase in PHASES
+        if phase in budget and operators[phase] > budget[phase]
+    ]
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The table of the counts, with the budgets."""
+    lines = [("configuration", "settings", "GPU", *PHASES, "sum of a step")]
+    for result in results:
+        row, operators = result["row"], result["operators"]
+        budget = row.get("budget", {})
+        cells = [
+            f"{operators[phase]}/{budget[phase]}" if phase in budget else f"{operators[phase]}" for phase in PHASES
+        ]
+        settings = ", ".join(f"{key}={json.dumps(value)}" for key, value in row.get("settings", {}).items())
+        lines.append((row["config"], settings, row["capability"], *cells, str(result["sum"])))
+    return markdown_table(lines)
+
+
+def main() -> int:
+    """Count, print the table, and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", nargs="+", default=[], metavar="NAME", help="configurations (default: all)")
+    parser.add_argument("--networks", nargs="*", metavar="NAME", help="count networks instead (default: all)")
+    parser.add_argument("--json", metavar="FILE", help="write the counts, with the operators of each phase")
+    parser.add_argument("--budgets", type=Path, default=HERE / "operator_budgets.yaml", help="file of the budgets")
+    parser.add_argument("--folder", help=argparse.SUPPRESS)  # of the data, for the second start
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
+    arguments = parser.parse_args()
+    rows = (
+        read_rows(arguments.budgets, arguments.config)
+        if arguments.networks is None
+        else network_rows(arguments.networks)
+    )
+    if arguments.overrides:
+        rows = [{key: value for key, value in row.items() if key != "budget"} for row in rows]
+    if not is_loaded():  # the data are prepared by processes without the pretended GPU
+        with tempfile.TemporaryDirectory() as folder:
+            prepare_data([configuration(row, arguments.overrides, Path(folder)) for row in rows], Path(folder))
+            return restart_with_pretended_gpu(["--folder", folder])
+    results = []
+    for row in rows:
+        config = configuration(row, arguments.overrides, Path(arguments.folder))
+        result = {"row": row, **count(row, config)}
+        result["problems"] += exceeded(row, result["operators"])
+        results.append(result)
+    print(table(results))
+    for result in results:
+        for problem in result["problems"]:
+            print(f"{result['row']['config']} {result['row'].get('settings', '')}: {problem}")
+    if arguments.json:
+        write_json(Path(arguments.json), {"results": results})
+    return int(any(result["problems"] for result in results))
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,72 @@
+"""profiling/count_operators.py: device operators of real training steps on a pretended GPU, against their budgets."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from fusionseg.performance.pretended_gpu.operator_count import launches
+
+REPOSITORY = Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(
+    shutil.which("g++") is None and "g++" not in os.environ.get("FUSIONSEG_REQUIRE", ""),
+    reason="the library of the pretended GPU needs g++",
+)
+
+
+def count(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPOSITORY / "profiling/count_operators.py"), *map(str, arguments)]
+    environ = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, env=environ)
+
+
+@pytest.mark.parametrize(
+    ("name", "counted"),
+    [
+        ("view.default", False),
+        ("empty_like.default", False),
+        ("split.Tensor", False),
+        ("add.Tensor", True),
+        ("add_.Tensor", True),
+        ("copy_.default", True),
+        ("clone.default", True),
+        ("_foreach_norm.Scalar", True),
+    ],
+)
+def test_views_and_allocations_launch_nothing(name: str, counted: bool) -> None:
+    packet, overload = name.split(".")
+    assert launches(getattr(getattr(torch.ops.aten, packet), overload)) is counted
+
+
+def test_steps_keep_their_budgets_and_a_wait_or_an_excess_is_reported(tmp_path: Path) -> None:
+    rows = yaml.safe_load((REPOSITORY / "profiling/operator_budgets.yaml").read_text())["rows"]
+    kept = [row for row in rows if row["config"].startswith("hippocampus")]
+    too_many = {"config": "hippocampus_unet", "capability": "9.0", "budget": {"loss": 20, "optimizer": 1000}}
+    waiting = {"config": "hippocampus_unet", "capability": "9.0", "settings": {"optim.name": "novograd"}}
+    budgets = tmp_path / "budgets.yaml"
+    budgets.write_text(yaml.safe_dump({"rows": [*kept, too_many, waiting]}))
+    done = count("--budgets", budgets, "--json", tmp_path / "counts.json")
+    assert done.returncode == 1, done.stdout + done.stderr
+    results = json.loads((tmp_path / "counts.json").read_text())["results"]
+    problems = [result["problems"] for result in results]
+    assert problems[: len(kept)] == [[]] * len(kept), "a step has more operators than its budget, or waits"
+    assert problems[-2] == ["loss: 27 operators (expected at most 20)"]
+    assert len(problems[-1]) == 1 and problems[-1][0].startswith("reads a value from the GPU")
+    assert "novograd" in done.stdout.splitlines()[-1]
+    for result in results[: len(kept)]:
+        launched = result["launched"]
+        assert set(launched) >= {"data", "forward", "loss", "backward", "optimizer"}
+        assert launched["forward"]["convolution.default"] == launched["backward"]["convolution_backward.default"]
+        assert launched["optimizer"]["_fused_adamw_.default"] == 1
+
+
+@pytest.mark.long
+def test_every_network_in_both_precisions() -> None:
+    done = count("--networks")
+    assert done.returncode == 0, done.stdout + done.stderr
