@@ -1,4 +1,4 @@
-"""What a CPU build of torch cannot say of the pretended GPU: its properties, pinned memory, and waits for it."""
+"""Properties, pinned memory and waits of the pretended GPU, which a CPU build of torch does not know."""
 
 from __future__ import annotations
 
