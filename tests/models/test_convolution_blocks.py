@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusionseg.models.cost import saved_bytes
-from fusionseg.models.memory_efficient import autograd_helpers
+from fusionseg.models.memory_efficient import autograd_helpers, instance_norm
 from fusionseg.models.memory_efficient.convolution_blocks import ResidualBlock, UpBlock, pointwise
 from fusionseg.models.memory_efficient.instance_norm import norm_statistics
 
@@ -35,9 +35,14 @@ def compare(ours: nn.Module, theirs: nn.Module, *inputs: Tensor) -> None:
         torch.testing.assert_close(mine, other)
 
 
-@pytest.fixture(params=[2**20, 64], ids=["whole", "chunks"])
+@pytest.fixture(params=["samples", "chunks", "maps"])
 def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autograd_helpers, "_CHUNK_ELEMENTS", request.param)
+    """Operations on one sample, on a few rows of a sample, or, as on a GPU, on the maps of all samples."""
+    if request.param == "chunks":
+        monkeypatch.setattr(autograd_helpers, "_CHUNK_ELEMENTS", 64)
+    elif request.param == "maps":
+        for module in (autograd_helpers, instance_norm):
+            monkeypatch.setattr(module, "uses_chunks", lambda _: False)
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from monai.networks.nets.swin_unetr import PatchMerging as MonaiPatchMerging
 from monai.networks.nets.swin_unetr import SwinTransformer, compute_mask, window_partition
 from torch import Tensor, nn
 
@@ -11,6 +12,7 @@ from fusionseg.models.cost import saved_bytes
 from fusionseg.models.swin import attention as swin_attention
 from fusionseg.models.swin import encoder as swin_encoder
 from fusionseg.models.swin.encoder import SwinEncoder
+from fusionseg.models.swin.patch_merging import PatchMerging
 from fusionseg.models.swin.window_layout import fitted_window, window_layout
 
 CPU = torch.device("cpu")
@@ -65,6 +67,21 @@ def test_encoder_is_that_of_monai(
     monais.load_state_dict(ours.state_dict(), strict=True)
     x = torch.randn(shape)
     assert_same(run(ours, x), run(monais, x))
+
+
+@pytest.mark.parametrize("size", [(4, 6, 8), (3, 5, 2)])
+def test_patch_merging_is_that_of_monai(size: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    ours, theirs = PatchMerging(6), MonaiPatchMerging(6)
+    ours.load_state_dict(theirs.state_dict())
+    tokens, weight = torch.randn(2, *size, 6), torch.randn(2, *(-(-axis // 2) for axis in size), 12)
+    results = []
+    for merging in (ours, theirs):
+        x = tokens.clone().requires_grad_()
+        out = merging(x)
+        results.append((out, *torch.autograd.grad((out * weight).sum(), [x, *merging.parameters()])))
+    for mine, other in zip(*results, strict=True):
+        assert torch.equal(mine, other)
 
 
 def test_hidden_states_without_normalisation() -> None:

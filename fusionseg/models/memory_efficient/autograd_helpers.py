@@ -45,6 +45,17 @@ def row_chunks(rows: Tensor) -> list[slice]:
     return [slice(first, first + step) for first in range(0, len(rows), step)]
 
 
+def row_blocks(rows_BVC: Tensor) -> list[tuple[slice, slice]]:
+    """Return the samples and rows of blocks that cover (B, V, C), for operations on one block after the other.
+
+    With chunks (`uses_chunks`) a block is a chunk of one sample, else everything is one block: on a GPU each operation
+    costs time for its launch.
+    """
+    if not uses_chunks(rows_BVC):
+        return [(slice(None), slice(None))]
+    return [(slice(b, b + 1), part) for b, rows in enumerate(rows_BVC) for part in row_chunks(rows)]
+
+
 def add_matmul_(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Add left.T @ right to `total`, in place.
 

@@ -31,6 +31,7 @@ from fusionseg.models.memory_efficient.instance_norm import (
     norm_activation_grad,
     norm_statistics,
     scale_and_shift_,
+    unit_moments,
 )
 
 
@@ -135,11 +136,12 @@ def _grads(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x = join_inputs(*inputs)
     needs_x = any(ctx.needs_input_grad[3:])
     shortcut = None if weight3 is None else (weight3, scale3, shift3)
-    grad_main, grad_short = block_output_grads(grad, out, x, shortcut, scale2)
+    moments = unit_moments(scale2)
+    grad_main, grad_short = block_output_grads(grad, out, x, shortcut, scale2, moments)
     grad_inner, grad_weight2 = _convolution_grads(grad_main, inner, weight2, needs_x=True)
     assert grad_inner is not None
     del grad_main
-    grad_main = norm_activation_grad(grad_inner, inner, scale1)
+    grad_main = norm_activation_grad(grad_inner, inner, scale1, moments)
     del grad_inner
     grad_x, grad_weight1 = _convolution_grads(grad_main, x, weight1, needs_x=needs_x)
     del grad_main

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fusionseg.models.memory_efficient.autograd_helpers import row_chunks, sum_dtype, uses_chunks
+from fusionseg.models.memory_efficient.autograd_helpers import row_blocks, row_chunks, sum_dtype, uses_chunks
 
 _SLOPE = 0.01  # negative slope of the leaky ReLU
 _EPS = 1e-5  # added to the variance by the instance norm
@@ -36,7 +36,7 @@ def norm_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
         )
     if x.device.type == "cuda" and not torch.compiler.is_compiling():  # Welford's algorithm for channels-last maps
         moments = [torch.ops.aten.batch_norm_update_stats(sample, None, None, 0.0) for sample in rows]
-        mean, variance = (torch.stack(values) for values in zip(*moments, strict=True))
+        mean, variance = torch.stack([value for pair in zip(*moments, strict=True) for value in pair]).chunk(2)
     elif uses_chunks(x):  # batch_norm_update_stats loses half of the digits on a CPU
         mean, variance = (torch.stack(values) for values in zip(*map(_moments, rows), strict=True))
     else:
@@ -67,11 +67,21 @@ def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
     return mean, squares / count
 
 
+def unit_moments(scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean 0 and variance 1, each (C), for the gradients of norms from their normalised output.
+
+    Args:
+        scale: (B, C), of a norm.
+    """
+    return torch.zeros_like(scale[0]), torch.ones_like(scale[0])
+
+
 def scale_and_shift_(x: Tensor, scale: Tensor, shift: Tensor) -> None:
     """Compute x * scale + shift in place; x (B, C, X, Y, Z), scale and shift (B, C)."""
-    for rows, factor, offset in zip(as_rows(x), scale, shift, strict=True):
-        for part in row_chunks(rows):
-            torch.addcmul(offset, rows[part], factor, out=rows[part])
+    rows = as_rows(x)
+    for samples, part in row_blocks(rows):
+        block = rows[samples, part]
+        torch.addcmul(shift[samples, None], block, scale[samples, None], out=block)
 
 
 def norm_activation_(x: Tensor, scale: Tensor, shift: Tensor, short: Tensor | None) -> None:
@@ -83,17 +93,22 @@ def norm_activation_(x: Tensor, scale: Tensor, shift: Tensor, short: Tensor | No
         shift: (B, C).
         short: the shortcut, of the shape of `x`; None adds nothing.
     """
-    for b, rows in enumerate(as_rows(x)):
-        for part in row_chunks(rows):
-            chunk = rows[part]
-            torch.addcmul(shift[b], chunk, scale[b], out=chunk)
-            if short is not None:
-                chunk += as_rows(short)[b, part]
-            F.leaky_relu_(chunk, _SLOPE)
+    rows = as_rows(x)
+    for samples, part in row_blocks(rows):
+        block = rows[samples, part]
+        torch.addcmul(shift[samples, None], block, scale[samples, None], out=block)
+        if short is not None:
+            block += as_rows(short)[samples, part]
+        F.leaky_relu_(block, _SLOPE)
 
 
 def block_output_grads(
-    grad: Tensor, out: Tensor, x: Tensor, shortcut: tuple[Tensor, Tensor, Tensor] | None, scale2: Tensor
+    grad: Tensor,
+    out: Tensor,
+    x: Tensor,
+    shortcut: tuple[Tensor, Tensor, Tensor] | None,
+    scale2: Tensor,
+    moments: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Compute the gradients of the second convolution's output and of the shortcut's convolution.
 
@@ -104,8 +119,11 @@ def block_output_grads(
         shortcut: weight, scale and shift of the projection; None if the shortcut is the input. Its gradient is then
             that of the input.
         scale2: (B, C), scale of the second norm.
+        moments: `unit_moments`.
     """
     grads = grad.contiguous(memory_format=torch.channels_last_3d)
+    if not uses_chunks(grads):
+        return _whole_block_output_grads(grads, out, x, shortcut, scale2, moments)
     results: list[list[Tensor]] = []
     for b, (g, z, rows) in enumerate(zip(as_rows(grads), as_rows(out), as_rows(x), strict=True)):
         weight = None if shortcut is None else shortcut[0].flatten(1).to(x.dtype)
@@ -119,19 +137,49 @@ def block_output_grads(
             active = torch.ops.aten.leaky_relu_backward(g[part], z[part], _SLOPE, True)
             return active, F.leaky_relu(z[part], 1 / _SLOPE) - short, short
 
-        results.append(_norm_grads(g, chunk_values, scale2[b], None if shortcut is None else shortcut[1][b]))
-    main, short = (_rows_to_map([pair[i] for pair in results], out) for i in range(2))
+        results.append(_norm_grads(g, chunk_values, scale2[b], None if shortcut is None else shortcut[1][b], moments))
+    main, short = (_rows_to_map(_stack([pair[i] for pair in results]), out) for i in range(2))
     return main, short
 
 
-def norm_activation_grad(grad: Tensor, out: Tensor, scale: Tensor) -> Tensor:
+def _whole_block_output_grads(
+    grad: Tensor,
+    out: Tensor,
+    x: Tensor,
+    shortcut: tuple[Tensor, Tensor, Tensor] | None,
+    scale2: Tensor,
+    moments: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Compute `block_output_grads` with operations on whole maps."""
+    active, normed = _activation_grad(grad, out)
+    rows = as_rows(x)
+    if shortcut is None:
+        main = _whole_norm_grad(active, normed - rows, scale2, moments)
+        return _rows_to_map(main, out), _rows_to_map(active, out)
+    weight, scale, shift = shortcut
+    short = torch.addcmul(shift[:, None], rows @ weight.flatten(1).to(x.dtype).mT, scale[:, None]).to(out.dtype)
+    main = _whole_norm_grad(active, normed - short, scale2, moments)
+    return _rows_to_map(main, out), _rows_to_map(_whole_norm_grad(active, short, scale, moments), out)
+
+
+def _activation_grad(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradient of the activation's input, and that input, from its output; both (B, voxels, C)."""
+    rows = as_rows(out)
+    active = torch.ops.aten.leaky_relu_backward(as_rows(grad), rows, _SLOPE, True)
+    return active, F.leaky_relu(rows, 1 / _SLOPE)
+
+
+def norm_activation_grad(grad: Tensor, out: Tensor, scale: Tensor, moments: tuple[Tensor, Tensor]) -> Tensor:
     """Compute the gradient of the input of norm and activation.
 
     Args:
         grad: gradient of the activation's output; it may be overwritten.
         out: the activation's output.
         scale: (B, C), scale of the norm.
+        moments: `unit_moments`.
     """
+    if not uses_chunks(out):
+        return _rows_to_map(_whole_norm_grad(*_activation_grad(grad, out), scale, moments), out)
     results = []
     for g, z, factor in zip(as_rows(grad), as_rows(out), scale, strict=True):
 
@@ -139,8 +187,8 @@ def norm_activation_grad(grad: Tensor, out: Tensor, scale: Tensor) -> Tensor:
             active = torch.ops.aten.leaky_relu_backward(g[part], z[part], _SLOPE, True)
             return active, F.leaky_relu(z[part], 1 / _SLOPE), None
 
-        results.append(_norm_grads(g, chunk_values, factor, None, into=g)[0])
-    return _rows_to_map(results, out)
+        results.append(_norm_grads(g, chunk_values, factor, None, moments, into=g)[0])
+    return _rows_to_map(_stack(results), out)
 
 
 def _norm_grads(
@@ -148,6 +196,7 @@ def _norm_grads(
     chunk_values: Callable[[slice], tuple[Tensor, Tensor, Tensor | None]],
     scale: Tensor,
     scale_short: Tensor | None,
+    moments: tuple[Tensor, Tensor],
     into: Tensor | None = None,
 ) -> list[Tensor]:
     """Compute the gradients of the inputs of two instance norms of one sample whose outputs are added.
@@ -158,13 +207,14 @@ def _norm_grads(
         scale: (C), scale of the first norm.
         scale_short: (C), scale of the second norm; None if there is no norm: the second result is then the gradient of
             the sum.
+        moments: `unit_moments`.
         into: matrix for the first result; the second result is then not computed.
     """
     parts = row_chunks(like)
     if len(parts) == 1:
         grad, normed, short = chunk_values(parts[0])
-        first = _norm_grad(grad, normed, scale)
-        return [first, grad if scale_short is None or short is None else _norm_grad(grad, short, scale_short)]
+        first = _norm_grad(grad, normed, scale, moments)
+        return [first, grad if scale_short is None or short is None else _norm_grad(grad, short, scale_short, moments)]
     sums = torch.zeros(3, like.shape[1], dtype=sum_dtype(like), device=like.device)
     for part in parts:
         grad, normed, short = chunk_values(part)
@@ -187,16 +237,25 @@ def _norm_grads(
     return [main, second]
 
 
-def _norm_grad(grad: Tensor, normed: Tensor, scale: Tensor) -> Tensor:
-    """Compute the gradient of a norm over rows from its output, with torch's batch norm of mean 0 and variance 1."""
-    zero, one = torch.zeros_like(scale), torch.ones_like(scale)
+def _whole_norm_grad(grad: Tensor, normed: Tensor, scale: Tensor, moments: tuple[Tensor, Tensor]) -> Tensor:
+    """Compute the gradient of the norm of each sample from its output; all (B, voxels, C), scale (B, C)."""
+    samples = zip(grad, normed, scale, strict=True)
+    return _stack([_norm_grad(of_sample, values, factor, moments) for of_sample, values, factor in samples])
+
+
+def _norm_grad(grad: Tensor, normed: Tensor, scale: Tensor, moments: tuple[Tensor, Tensor]) -> Tensor:
+    """Compute the gradient of a norm over rows (voxels, C) from its output, with torch's batch norm."""
     result: Tensor = torch.ops.aten.native_batch_norm_backward(
-        grad, normed, scale, None, None, zero, one, True, _EPS, [True, False, False]
+        grad, normed, scale, None, None, *moments, True, _EPS, [True, False, False]
     )[0]
     return result
 
 
-def _rows_to_map(samples: list[Tensor], like: Tensor) -> Tensor:
-    """Stack the matrices (voxels, C) of the samples to a map of the shape of `like`."""
-    rows = samples[0].unsqueeze(0) if len(samples) == 1 else torch.stack(samples)
+def _stack(samples: list[Tensor]) -> Tensor:
+    """Stack the matrices (voxels, C) of the samples."""
+    return samples[0].unsqueeze(0) if len(samples) == 1 else torch.stack(samples)
+
+
+def _rows_to_map(rows: Tensor, like: Tensor) -> Tensor:
+    """View rows (B, voxels, C) as a map of the shape of `like`."""
     return rows.unflatten(1, like.shape[2:]).permute(0, 4, 1, 2, 3)

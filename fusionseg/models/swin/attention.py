@@ -80,9 +80,11 @@ class WindowAttention(nn.Module):
         qkv = self.qkv(windows).view(batch, layout.windows, layout.length, 3, self.num_heads, -1)
         bias = bias.to(qkv.dtype)
         parts = []
-        for first, stop, mask in layout.groups:
-            group = qkv[:, first:stop].reshape(-1, layout.length, 3, self.num_heads, qkv.shape[-1])
-            q, k, v = group.permute(2, 0, 3, 1, 4)
+        # The gradient of a split is one concatenation; each slice would have one of the size of all windows.
+        groups = qkv.split([stop - first for first, stop, _ in layout.groups], dim=1)
+        for group, (_, _, mask) in zip(groups, layout.groups, strict=True):
+            rows = group.reshape(-1, layout.length, 3, self.num_heads, qkv.shape[-1])
+            q, k, v = rows.permute(2, 0, 3, 1, 4).unbind()
             score_bias = bias if mask is None else bias + mask.to(bias.dtype)
             out = _attend(q, k, v, score_bias)
             parts.append(out.transpose(1, 2).reshape(batch, -1, channels))

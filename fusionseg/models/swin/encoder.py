@@ -14,7 +14,6 @@ from collections.abc import Collection, Sequence
 
 from monai.networks.blocks.patchembedding import PatchEmbed
 from monai.networks.layers.drop_path import DropPath
-from monai.networks.nets.swin_unetr import PatchMerging
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -22,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from fusionseg.models.memory_efficient.convolution_blocks import ResidualBlock
 from fusionseg.models.swin.attention import WindowAttention
 from fusionseg.models.swin.mlp import Mlp
+from fusionseg.models.swin.patch_merging import PatchMerging
 from fusionseg.models.swin.window_layout import WindowLayout, window_layout
 
 

@@ -68,7 +68,7 @@ def pretended_gpu(capability: tuple[int, int] = (9, 0), waits: list[str] | None 
         yield
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **_: Any) -> Tensor:
+def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: Any) -> Tensor:
     """Call the memory-efficient kernel, as torch does on a GPU; a build without CUDA cannot choose it.
 
     Like torch, pad the rows of the mask to a multiple of eight elements first.
@@ -77,8 +77,8 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None,
         length = attn_mask.shape[-1]
         if length % 8:
             attn_mask = functional.pad(attn_mask, (0, -length % 8))[..., :length]
-        attn_mask = attn_mask.expand(*q.shape[:-1], length)
-    out: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, attn_mask, True)[0]
+        attn_mask = attn_mask.expand(*query.shape[:-1], length)
+    out: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, attn_mask, True)[0]
     return out
 
 
