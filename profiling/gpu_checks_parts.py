@@ -236,6 +236,10 @@ def _swin(setting: Setting, part: str, precision: str, *, compiled: bool) -> Com
     )  # fmt: skip
 
 
+def _swin_matrix(name: str, precision: str) -> Callable[[Setting], list[Command]]:
+    return lambda setting: [_swin(setting, name, precision, compiled=False)]
+
+
 def _matrix() -> list[Part]:
     """Every precision, with and without compilation, cache on the device and on the host, without what `step` has."""
     parts = []
@@ -250,10 +254,8 @@ def _matrix() -> list[Part]:
                 parts.append(Part(name, about, commands, expected_s=90, precision=precision, on_cpu=False))
     for precision in ("fp32", "fp16"):
         name = f"matrix_{precision}_swin"
-        commands = lambda setting, name=name, precision=precision: [  # noqa: E731
-            _swin(setting, name, precision, compiled=False)
-        ]
-        parts.append(Part(name, f"Swin UNETR beside MONAI's: {precision}", commands, data=False, on_cpu=False))
+        about = f"Swin UNETR beside MONAI's: {precision}"
+        parts.append(Part(name, about, _swin_matrix(name, precision), data=False, on_cpu=False))
     return parts
 
 
