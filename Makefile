@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 STAMP := $(VENV)/.installed
-PYTEST_WORKERS ?= 2
+# One more than the two cores of a small machine: the tests with SLURM mostly wait for it.
+PYTEST_WORKERS ?= 3
 
 .PHONY: help install demo test test-long lint bench clean
 
