@@ -4,8 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 STAMP := $(VENV)/.installed
-# One more than the two cores of a small machine: the tests with SLURM mostly wait for it.
-PYTEST_WORKERS ?= 3
+PYTEST_WORKERS ?= 2
 
 .PHONY: help install demo test test-long lint bench clean
 

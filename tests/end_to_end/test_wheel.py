@@ -103,7 +103,10 @@ def test_the_wheel_has_the_files_of_the_repository(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         packed = {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
     modules = {
-        str(path.relative_to(ROOT)): path.read_bytes() for path in ROOT.glob("fusionseg/**/*.py") if path.is_file()
+        str(path.relative_to(ROOT)): path.read_bytes()
+        for suffix in (".py", ".cpp")
+        for path in ROOT.glob(f"fusionseg/**/*{suffix}")
+        if path.is_file()
     }
     files = shipped_files()
     assert len(files) > 25
