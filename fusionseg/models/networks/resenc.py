@@ -85,13 +85,7 @@ class ResEncConfig(NetworkSection):
 
     @model_validator(mode="after")
     def _heads_fit(self, info: ValidationInfo) -> ResEncConfig:
-        return with_possible_heads(
-            self,
-            info,
-            deep_supervision=self.deep_supervision,
-            levels={"channels": self.channels},
-            fewest=self.fewest_levels_with_heads,
-        )
+        return with_possible_heads(self, info, "channels")
 
     @model_validator(mode="after")
     def _fusion_fits(self) -> ResEncConfig:

@@ -90,13 +90,7 @@ class SegResNetDSConfig(NetworkSection):
 
     @model_validator(mode="after")
     def _heads_fit(self, info: ValidationInfo) -> SegResNetDSConfig:
-        return with_possible_heads(
-            self,
-            info,
-            deep_supervision=self.deep_supervision,
-            levels={"blocks_down": self.blocks_down},
-            fewest=self.fewest_levels_with_heads,
-        )
+        return with_possible_heads(self, info, "blocks_down")
 
     def build(
         self, *, in_channels: int, out_channels: int, patch: Triple | None, checkpoint_activations: bool

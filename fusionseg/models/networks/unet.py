@@ -118,13 +118,7 @@ class UNetConfig(NetworkSection):
 
     @model_validator(mode="after")
     def _heads_fit(self, info: ValidationInfo) -> UNetConfig:
-        return with_possible_heads(
-            self,
-            info,
-            deep_supervision=self.deep_supervision,
-            levels={"channels": self.channels},
-            fewest=self.fewest_levels_with_heads,
-        )
+        return with_possible_heads(self, info, "channels")
 
     @property
     def groups(self) -> int:

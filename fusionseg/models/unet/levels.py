@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from pydantic import ValidationInfo
 
-from fusionseg.config.section import Section, is_recorded
+from fusionseg.config.section import is_recorded
 
-AnySection = TypeVar("AnySection", bound=Section)
+
+class WithHeads(Protocol):
+    """The section of a network that may have heads at lower resolutions."""
+
+    fewest_levels_with_heads: ClassVar[int]
+    """Number of levels from which on there is such a head."""
+
+    @property
+    def deep_supervision(self) -> bool: ...
+
+    def model_copy(self, *, update: Mapping[str, Any]) -> Self: ...
+
+
+AnyWithHeads = TypeVar("AnyWithHeads", bound=WithHeads)
 
 
 def at_least_two_levels(channels: tuple[int, ...]) -> tuple[int, ...]:
@@ -23,14 +36,7 @@ def at_least_two_levels(channels: tuple[int, ...]) -> tuple[int, ...]:
     return channels
 
 
-def with_possible_heads(
-    section: AnySection,
-    info: ValidationInfo,
-    *,
-    deep_supervision: bool,
-    levels: Mapping[str, Sequence[int]],
-    fewest: int,
-) -> AnySection:
+def with_possible_heads(section: AnyWithHeads, info: ValidationInfo, key: str) -> AnyWithHeads:
     """Return the section of a network, if its deep supervision has a head at a lower resolution.
 
     The section of an older run may have none; it is returned without deep supervision, which is the same network.
@@ -38,15 +44,13 @@ def with_possible_heads(
     Args:
         section: the section.
         info: of the validation.
-        deep_supervision: its key of this name.
-        levels: the key with one entry for each level, and its value.
-        fewest: number of levels from which on a network of the family has such a head.
+        key: the key with one entry for each level.
 
     Raises:
         ValueError: it has deep supervision and too few levels.
     """
-    ((key, entries),) = levels.items()
-    if not deep_supervision or len(entries) >= fewest:
+    entries, fewest = getattr(section, key), section.fewest_levels_with_heads
+    if not section.deep_supervision or len(entries) >= fewest:
         return section
     if is_recorded(info):
         return section.model_copy(update={"deep_supervision": False})
