@@ -33,10 +33,12 @@ def guard_cpu_convolutions_(model: nn.Module) -> None:
     """
     for module in model.modules():
         if type(module) is nn.Conv3d and (module.kernel_size[0] > 2 or _is_patch_embedding(module)):
-            module.__class__ = _GuardedConv3d  # the same parameters and settings, with another forward method
+            module.__class__ = GuardedConv3d  # the same parameters and settings, with another forward method
 
 
-class _GuardedConv3d(nn.Conv3d):
+class GuardedConv3d(nn.Conv3d):
+    """A 3D convolution that computes in float32 where bfloat16 gives wrong results on a CPU."""
+
     def forward(self, input: Tensor) -> Tensor:
         thin = 1 < input.shape[2] < self.kernel_size[0]
         if (thin or _is_patch_embedding(self)) and device_kind(input) == "cpu" and torch.is_autocast_enabled("cpu"):

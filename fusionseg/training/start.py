@@ -124,6 +124,7 @@ def build_trainer(config: RunConfig, world: World, folder: RunFolder, cases: Run
         world,
         accumulation_steps=accumulation,
         clip_grad=config.train.clip_grad,
+        cast_weights=not config.train.compile,
     )
     lead = Lead()
     return Trainer(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from fusionseg.distributed.world import World
+from fusionseg.models.weight_casts import WeightCasts
 from fusionseg.observability.ranges import annotate
 from fusionseg.training.micro_batches import MicroBatch
 from fusionseg.training.precision import Precision
@@ -36,6 +39,17 @@ class TrainStep:
 
     Exception: Novograd and most optimizers from outside have no kernel that can skip a step on the device. A step with
     one of them reads a flag from the device.
+
+    Args:
+        model: the network, wrapped by DDP if there are several ranks.
+        loss: of the output and the target of a micro-batch.
+        optimizer: of the parameters that learn.
+        precision: of the forward pass.
+        world: the ranks.
+        accumulation_steps: micro-batches of a step on each rank.
+        clip_grad: highest norm of the gradient; None does not clip.
+        cast_weights: cast the weights to 16 bits once a step, by one operator for many of them, where `precision` is
+            not fp32. Not for a compiled network, where the compiler joins the casts with other operators.
     """
 
     def __init__(
@@ -48,6 +62,7 @@ class TrainStep:
         *,
         accumulation_steps: int,
         clip_grad: float | None,
+        cast_weights: bool = True,
     ) -> None:
         self.model = model
         self.loss = loss
@@ -59,9 +74,15 @@ class TrainStep:
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=precision.scales_loss)
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._skips_on_device = getattr(optimizer, "_step_supports_amp_scaling", False)
+        casts = cast_weights and precision.name != "fp32"
+        self.casts = WeightCasts(model, precision.dtype, adds_gradients=world.size == 1) if casts else None
+        """The copies of the weights in 16 bits; None if there are none."""
         # Sum of losses, finite steps, last gradient norm, skipped steps, skipped steps in a row. In float64 the counts
         # are exact, and so is a resume.
         self._totals = torch.zeros(5, dtype=torch.float64, device=world.device)
+        # What a finite step keeps of the totals, and what a skipped step adds to them.
+        self._kept, self._skip = self._totals.new_tensor([[1, 1, 0, 1, 0], [0, 0, 0, 1, 1]])
+        self._zero, self._one = torch.tensor([0.0, 1.0], device=world.device)
         self.micro_finite = torch.ones(accumulation_steps, dtype=torch.bool, device=world.device)
         """Whether the loss of each micro-batch of the last step was finite on this rank."""
 
@@ -76,21 +97,25 @@ class TrainStep:
         """
         self._set_learning_rate(lr)
         self.optimizer.zero_grad(set_to_none=True)
-        loss_sum = torch.zeros((), device=self.world.device)
-        for micro, batch in zip(range(self.accumulation_steps), micro_batches, strict=True):
-            torch.manual_seed(batch.seed)
-            with self._allreduce(last=micro == self.accumulation_steps - 1):
-                with annotate("forward", micro), self.precision.autocast():
-                    output = self.model(*batch.inputs)
-                with annotate("loss", micro):
-                    loss = self.loss(output, batch.target) / self.accumulation_steps
-                with annotate("backward", micro):
-                    self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            self.micro_finite[micro] = loss.detach().isfinite()
-            loss_sum += loss.detach()
+        losses: list[Tensor] = []
+        with ExitStack() as casts:
+            for micro, batch in zip(range(self.accumulation_steps), micro_batches, strict=True):
+                torch.manual_seed(batch.seed)
+                with self._allreduce(last=micro == self.accumulation_steps - 1):
+                    with annotate("forward", micro), self.precision.autocast():
+                        if self.casts is not None and micro == 0:
+                            casts.enter_context(self.casts.in_place())
+                        output = self.model(*batch.inputs)
+                    with annotate("loss", micro):
+                        loss = self.loss(output, batch.target)
+                        if self.accumulation_steps > 1:
+                            loss = loss / self.accumulation_steps
+                    with annotate("backward", micro), self._adding_gradients():
+                        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                losses.append(loss.detach())
         with annotate("optimizer"):
             self._drop_frozen_gradients(step)
-            loss, norm, finite = self._reduce(loss_sum)
+            loss, norm, finite = self._reduce(losses)
             self._clip_and_update(norm, finite)
             self._count(loss, norm, finite)
 
@@ -133,6 +158,9 @@ class TrainStep:
             return self.model.no_sync()
         return nullcontext()
 
+    def _adding_gradients(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.casts is None else self.casts.adding_gradients()
+
     def _drop_frozen_gradients(self, step: int) -> None:
         """Remove the gradients of the parameter groups that do not learn yet (fusionseg.training.tasks.fine_tuning).
 
@@ -144,16 +172,24 @@ class TrainStep:
                 for parameter in group["params"]:
                     parameter.grad = None
 
-    def _reduce(self, loss_sum: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _reduce(self, losses: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return the loss, the gradient norm, and whether both are finite; all three are the same on every rank.
 
         The sum of the losses is not finite if the loss of one rank is not, and the reduced gradients are the same on
         every rank. So this single all-reduce is enough for all ranks to agree.
+
+        Args:
+            losses: of the micro-batches of this rank; their sum is the loss of the rank.
         """
         self.scaler.unscale_(self.optimizer)
         norm = get_total_norm([parameter.grad for parameter in self.parameters if parameter.grad is not None])
-        loss = self.world.all_reduce_(loss_sum) / self.world.size
-        return loss, norm, loss.isfinite() & norm.isfinite()
+        norm = norm.to(self.world.device)  # without any gradient it is on the CPU
+        stacked = torch.stack(losses).float()
+        torch.lt(stacked.abs(), math.inf, out=self.micro_finite)  # half the operators of `isfinite`
+        loss = self.world.all_reduce_(functools.reduce(torch.add, stacked.unbind()))
+        if self.world.size > 1:
+            loss = loss / self.world.size
+        return loss, norm, torch.maximum(loss.abs(), norm) < math.inf
 
     def _clip_and_update(self, norm: Tensor, finite: Tensor) -> None:
         """Clip the gradients and update the parameters, unless the step is not finite."""
@@ -174,9 +210,6 @@ class TrainStep:
         return None if self.clip_grad is None else ((norm + 1e-6) / self.clip_grad).clamp(min=1.0)
 
     def _count(self, loss: Tensor, norm: Tensor, finite: Tensor) -> None:
-        totals, kept = self._totals, finite.double()
-        totals[0] += torch.where(finite, loss, 0.0)
-        totals[1] += kept
-        totals[2] = torch.where(finite, norm, totals[2])
-        totals[3] += 1 - kept
-        totals[4] = (totals[4] + 1) * (1 - kept)
+        values = torch.stack([loss, self._one, norm, self._zero, self._zero]).double()
+        totals = self._totals
+        torch.where(finite, torch.addcmul(values, totals, self._kept), totals + self._skip, out=totals)

@@ -60,6 +60,57 @@ def train_each(report: str) -> None:
     world.close()
 
 
+class PartlyUsed(torch.nn.Module):
+    """A network from outside; its output depends on one of its layers in every second call only, on one in none."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.first = torch.nn.Conv3d(in_channels, 4, 3, padding=1)
+        self.second = torch.nn.Conv3d(4, 4, 1)
+        self.unused = torch.nn.Linear(4, 4)
+        self.head = torch.nn.Conv3d(4, out_channels, 1)
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        self.calls += 1
+        logits: torch.Tensor = self.head(self.second(x) if self.calls % 2 else x)
+        return logits
+
+
+def train_with_casts(report: str) -> None:
+    """Train in bf16 with the casts of autocast and with one cast a step; rank 0 writes the gradients."""
+    torch.set_num_threads(1)
+    world = World.from_environment("cpu")
+    outside = {"model": {"name": f"{PartlyUsed.__module__}:PartlyUsed"}, "data": {"patch": [8, 8, 8]}}
+    found = []
+    for raw, accumulation in ((tiny("monai_unet"), 1), (tiny("monai_unet"), 2), (outside, 2)):
+        config = validate({**raw, "device": "cpu"})
+        task = build_task(config)
+        for cast_weights in (False, True):
+            model = build_network(task, config, world.device, in_channels=1, out_channels=2)
+            step = TrainStep(
+                distribute(model, config, world, accumulation),
+                task.build_loss(),
+                build_optimizer(config.optim, model.parameters()),
+                Precision("bf16", "as configured", "cpu"),
+                world,
+                accumulation_steps=accumulation,
+                clip_grad=1.0,
+                cast_weights=cast_weights,
+            )
+            draw = torch.Generator().manual_seed(world.rank)
+            for number in range(3):
+                images = [torch.randn(1, 1, *config.data.patch, generator=draw) for _ in range(accumulation)]
+                step(number, [MicroBatch((image,), (image > 0.5).long(), seed=0) for image in images], lr=1e-2)
+            grads = {name: weight.grad for name, weight in model.named_parameters()}
+            sums = {name: None if grad is None else grad.double().square().sum().item() for name, grad in grads.items()}
+            found.append(world.all_gather_object({"grads": sums, "weights": digest(model)}))
+    if world.is_rank_zero:
+        Path(report).write_text(json.dumps(found))
+    world.close()
+
+
 def digest(model: torch.nn.Module) -> list[float]:
     """Return sum and sum of squares of each tensor of the state dict."""
     sums = [(x.double().sum().item(), x.double().square().sum().item()) for x in model.state_dict().values()]
@@ -78,6 +129,19 @@ def test_every_network_trains_on_two_processes(program: Program, tmp_path: Path)
         assert ranks["after"][0] == ranks["after"][1] != ranks["before"][0], name
         assert ranks["grad_norm"][0] == ranks["grad_norm"][1] > 0, name
         assert ranks["skipped"] == 0, name
+
+
+def test_weights_that_are_cast_once_a_step_train_the_same_on_two_processes(program: Program, tmp_path: Path) -> None:
+    """The gradients and weights are those of autocast, also where some weights are not used."""
+    report = tmp_path / "report.json"
+    for rank in [program.function(train_with_casts, (str(report),), env) for env in rank_environments(2)]:
+        rank.wait().expect(0)
+    found = json.loads(report.read_text())
+    for autocast, cast in zip(found[::2], found[1::2], strict=True):
+        assert autocast == cast
+        assert cast[0] == cast[1]
+    assert found[-1][0]["grads"]["unused.weight"] is None
+    assert found[-1][0]["grads"]["second.weight"] > 0
 
 
 # -- fusionseg models ----------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ class MemoryEstimate:
     parameters: int
     """Number of parameters, not bytes."""
     weights: int
-    """Parameters and buffers."""
+    """Parameters, their copies in 16 bits for the step, and buffers."""
     optimizer: int
     """States of the optimizer."""
     batch: int
@@ -84,7 +84,7 @@ def estimate_memory(
         recompute = config.train.checkpoint_activations
         model = task.build_network(in_channels, out_channels, checkpoint_activations=recompute)
         step = simulate_step(task, config, model, in_channels, precision, accumulation)
-    weights = _bytes(model, learning=False) + sum(buffer.nbytes for buffer in model.buffers())
+    weights = _bytes(model, learning=False) + sum(buffer.nbytes for buffer in model.buffers()) + step.casts
     gradients = _bytes(model, learning=True)
     earlier = gradients if accumulation > 1 else 0
     return MemoryEstimate(

@@ -28,6 +28,8 @@ from fusionseg.training.tasks.task import Task
 class StepMemory:
     """Bytes of the tensors that a step makes; weights and states of the optimizer are older than the step."""
 
+    casts: int
+    """Copies of the weights in 16 bits. They are older than the step, and in none of the other numbers."""
     batch: int
     """Inputs and target of a micro-batch."""
     kept: int
@@ -83,7 +85,6 @@ def simulate_step(
         if device.type == "meta":
             stack.enter_context(meta_stands_for(precision.device_type))
             stack.enter_context(MetaAutocast(precision.device_type))
-        stack.enter_context(live)
         step = TrainStep(
             model.train(),
             counted_loss,
@@ -93,8 +94,10 @@ def simulate_step(
             accumulation_steps=micro_steps,
             clip_grad=config.train.clip_grad,
         )
+        stack.enter_context(live)
         step(0, micro_batches(), 0.0)
-    return StepMemory(batch[0], kept[-1], live.peak)
+    casts = 0 if step.casts is None else step.casts.nbytes
+    return StepMemory(casts, batch[0], kept[-1], live.peak)
 
 
 class _NoUpdate(torch.optim.Optimizer):
