@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -169,6 +169,12 @@ def steps(compiled: bool) -> Callable[[Setting], list[Command]]:
     return commands
 
 
+def step_layout(setting: Setting) -> list[Command]:
+    """The step with contiguous maps; in the part `step` the maps of the same network are channels-last."""
+    where = ["train.channels_last=false"]
+    return [_benchmark(setting, "step_layout", ["step"], ["monai_fast"], precision=setting.half, settings=where)]
+
+
 def cases(setting: Setting) -> list[Command]:
     """The other cases of the benchmark."""
     chosen = ["data", "ranges"] if setting.tiny else ["data", "validation", "checkpoint", "start", "ranges"]
@@ -215,14 +221,14 @@ def _tiny_patch(setting: Setting) -> list[str]:
 
 def _benchmark(
     setting: Setting, part: str, chosen: list[str], recipes: list[str], *, precision: str, cache: str = "",
-    compiled: bool = False,
+    compiled: bool = False, settings: Sequence[str] = (),
 ) -> Command:  # fmt: skip
     where = [f"cache.device={cache}"] if cache else []
     return program(
         "benchmark.py", "--data", setting.data, "--networks", "unet", "--cases", *chosen, "--recipes", *recipes,
         "--rounds", setting.rounds, "--json", setting.folder(part) / f"{part}.json", "--cudnn-benchmark",
         *setting.overrides, f"train.precision={precision}", f"train.compile={str(compiled).lower()}", *where,
-        *_tiny_patch(setting),
+        *settings, *_tiny_patch(setting),
     )  # fmt: skip
 
 
@@ -266,6 +272,7 @@ PARTS: tuple[Part, ...] = (
     Part("roofline", "rooflines of a U-Net, Swin Fusion and nnU-Net's network", roofline),
     Part("step", "step and epoch in 16 bits beside MONAI's fast recipe", steps(False)),
     Part("step_compiled", "the same, compiled", steps(True), expected_s=150, on_cpu=False),
+    Part("step_layout", "the step with maps in the contiguous format", step_layout, expected_s=60),
     Part("swin", "Swin networks beside MONAI's in 16 bits", swin(False), data=False),
     Part("swin_compiled", "the same, compiled", swin(True), expected_s=4 * MINUTES, data=False, on_cpu=False),
     Part("pretraining", "the two methods of pre-training", pretraining, data=False),

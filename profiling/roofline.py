@@ -66,7 +66,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if trainer.config.train.compile:
         raise UserError("train.compile: a compiled step has no operators to count; set train.compile=false")
     device, precision = trainer.world.device, trainer.precision
-    channels_last = trainer.config.train.channels_last
+    channels_last = trainer.micro_batches.channels_last
     rates = measure_rates(device, precision.dtype, channels_last=channels_last)
     step_s, phase_s = time_phases(trainer, arguments.steps)
     # Augmentation differs from sample to sample, so steps run different operators. Take the step of the median time.

@@ -46,8 +46,10 @@ class TrainConfig(Section):
     """Compile the network with torch.compile."""
     checkpoint_activations: bool = False
     """Recompute activations in the backward pass: less memory, more time (Swin networks, residual-encoder U-Nets)."""
-    channels_last: bool = False
-    """Keep tensors in channels-last layout. Convolutions are often faster in this layout."""
+    channels_last: bool | Literal["auto"] = False
+    """Keep tensors in channels-last layout. Convolutions are often faster in this layout. `auto`: on a CPU; on a GPU
+    only if the norms of the network keep the layout (batch norm, and the blocks of Swin networks). Instance norm and
+    group norm convert every map there. The choice is logged."""
     clip_grad: Annotated[float, Field(gt=0)] | None = 1.0
     """Highest norm of the gradient; null does not clip."""
     max_skipped: Positive = 10

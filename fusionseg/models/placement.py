@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from fusionseg.models.device_kind import device_kind
 
 _MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+_CONVERTING_NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm)
+
+
+def uses_channels_last(setting: bool | Literal["auto"], model: nn.Module, device_type: str) -> bool:
+    """Tell whether a network and its images are kept in channels-last memory format.
+
+    `auto` is true on a CPU, where convolutions are faster in this format. On a GPU it is true if all norms of the
+    network keep the format. torch's kernels of instance norm and group norm on a GPU do not: they copy every map to the
+    contiguous format, and the next convolution copies it back. That this costs more than the format gains has not been
+    measured on a GPU.
+
+    Args:
+        setting: `train.channels_last`.
+        model: the network, on any device.
+        device_type: "cpu" or "cuda".
+    """
+    if setting == "auto":
+        return device_type == "cpu" or not _has_converting_norm(model)
+    return setting
+
+
+def _has_converting_norm(module: nn.Module) -> bool:
+    """Tell whether there is such a norm outside of the blocks that keep the format (`keeps_channels_last`)."""
+    if getattr(module, "keeps_channels_last", False):
+        return False
+    return isinstance(module, _CONVERTING_NORMS) or any(map(_has_converting_norm, module.children()))
 
 
 def channels_last_(model: nn.Module) -> None:

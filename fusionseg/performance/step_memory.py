@@ -16,6 +16,7 @@ from fusionseg.config import RunConfig
 from fusionseg.distributed.batch_arithmetic import accumulation_steps
 from fusionseg.distributed.launch import read_launch
 from fusionseg.distributed.world import World
+from fusionseg.models.placement import uses_channels_last
 from fusionseg.training.micro_batches import MicroBatch
 from fusionseg.training.network import build_network
 from fusionseg.training.optimizer import build_optimizer
@@ -45,7 +46,7 @@ def measured_step_bytes(config: RunConfig, precision: str, *, in_channels: int, 
         for _ in range(micro_steps):
             (image, *others), target = task.example(in_channels)
             image.normal_()
-            if config.train.channels_last:
+            if uses_channels_last(config.train.channels_last, model, device.type):
                 image = image.contiguous(memory_format=torch.channels_last_3d)
             yield MicroBatch((image, *others), target, 0)
 

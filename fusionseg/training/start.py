@@ -12,6 +12,7 @@ from fusionseg.config import RunConfig
 from fusionseg.distributed.batch_arithmetic import accumulation_steps, batch_arithmetic
 from fusionseg.distributed.rank_info import rank_info, threads_per_rank
 from fusionseg.distributed.world import World
+from fusionseg.models.placement import uses_channels_last
 from fusionseg.observability.ranges import annotate
 from fusionseg.runs.cases.opening import RunCases
 from fusionseg.runs.cases.split import write_split
@@ -104,18 +105,21 @@ def build_trainer(config: RunConfig, world: World, folder: RunFolder, cases: Run
 
     data = open_training_data(config, world, cases)
     task = build_task(config, data.scheme)
+    model = build_network(
+        task, config, world.device, in_channels=len(data.channels), out_channels=data.scheme.num_outputs
+    )
+    channels_last = uses_channels_last(config.train.channels_last, model, world.device.type)
+    if config.train.channels_last == "auto":
+        log.info("memory format: %s", "channels-last" if channels_last else "contiguous, which the norms need on a GPU")
     micro_batches = MicroBatches(
         task.build_batches(data, world),
         data,
         world,
         micro_batch=config.train.micro_batch,
         accumulation_steps=accumulation,
-        channels_last=config.train.channels_last,
+        channels_last=channels_last,
     )
     validation = None if data.split.validates_none else task.build_validation(data, precision, world)
-    model = build_network(
-        task, config, world.device, in_channels=len(data.channels), out_channels=data.scheme.num_outputs
-    )
     train_step = TrainStep(
         distribute(model, config, world, accumulation),
         task.build_loss(),

@@ -204,7 +204,7 @@ VARIANTS = [
     Variant("bf16", ("train.precision=bf16",), "precision bf16 (as configured)"),
     Variant("fp16", ("train.precision=fp16",), "precision fp16 (as configured)"),
     Variant("auto_precision", ("train.precision=auto",), "(auto: "),
-    Variant("channels_last", ("train.channels_last=true",)),
+    Variant("channels_last", ("train.channels_last=auto",), "memory format: channels-last"),
     Variant("no_clipping", ("train.clip_grad=null",)),
     Variant("batch_norm", ("model.norm=batch", "train.micro_batch=2")),
     Variant("segresnet", ("model={name: segresnet, init_filters: 8, blocks_down: [1, 1], blocks_up: [1]}",)),

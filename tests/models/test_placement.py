@@ -1,4 +1,4 @@
-"""Convolutions in bfloat16 on a CPU: guarded ones have the results of float32."""
+"""The memory format of a network; guarded convolutions in bfloat16 on a CPU, with the results of float32."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import copy
 
 import pytest
 import torch
+from tiny_networks import tiny
 from torch import nn
 
-from fusionseg.models.placement import guard_cpu_convolutions_
+from fusionseg.config import validate
+from fusionseg.models.placement import guard_cpu_convolutions_, uses_channels_last
+from fusionseg.training.network import build_weightless_network
+from fusionseg.training.tasks.choice import build_task
 
 
 @pytest.mark.parametrize(("kernel", "depth"), [(3, 2), (5, 2), (5, 4), (3, 3), (3, 1)])
@@ -59,3 +63,23 @@ def test_float32_and_other_kernels_are_unchanged() -> None:
     guard_cpu_convolutions_(network)
     assert torch.equal(network(x), before)
     assert type(network[1]) is nn.Conv3d and type(network[2]) is nn.ConvTranspose3d
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "on_gpu"),
+    [
+        ("unet", {}, False),
+        ("unet", {"norm": "batch"}, True),
+        ("unet", {"norm": "group", "norm_groups": 4}, False),
+        ("monai_unet", {}, False),
+        ("swin_fusion_od", {}, True),  # its blocks have instance norms of their own
+    ],
+)
+def test_memory_format_by_device_and_network(name: str, settings: dict[str, object], on_gpu: bool) -> None:
+    raw = tiny(name)
+    raw["model"].update(settings)
+    config = validate(raw)
+    network = build_weightless_network(build_task(config), config, 1, 2)
+    assert uses_channels_last("auto", network, "cuda") == on_gpu
+    assert uses_channels_last("auto", network, "cpu")
+    assert uses_channels_last(True, network, "cuda") and not uses_channels_last(False, network, "cpu")

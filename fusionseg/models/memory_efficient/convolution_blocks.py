@@ -13,7 +13,7 @@ and norms, 1 x 1 x 1 convolutions and up-sampling are matrix operations.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from monai.networks.blocks.dynunet_block import UnetResBlock, get_conv_layer
@@ -48,6 +48,8 @@ class ResidualBlock(nn.Module):
         kernel_size: edge of both kernels in voxels, odd.
     """
 
+    keeps_channels_last: ClassVar[bool] = True
+
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__()
         self.layer = _res_block(in_channels, out_channels, kernel_size)
@@ -67,6 +69,8 @@ class UpBlock(nn.Module):
         in_channels: channels of the lower map.
         out_channels: channels of the skip and of the output.
     """
+
+    keeps_channels_last: ClassVar[bool] = True
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ from fusionseg.config import RunConfig
 from fusionseg.distributed.launch import read_launch
 from fusionseg.distributed.world import World
 from fusionseg.models.device_kind import meta_stands_for
-from fusionseg.models.placement import channels_last_, guard_cpu_convolutions_
+from fusionseg.models.placement import channels_last_, guard_cpu_convolutions_, uses_channels_last
 from fusionseg.training.memory.live_tensors import LiveTensors
 from fusionseg.training.memory.meta_autocast import MetaAutocast
 from fusionseg.training.memory.workspace import cpu_workspace
@@ -53,7 +53,8 @@ def simulate_step(
         accumulation_steps: micro-batches of a step on each rank. The second needs as much memory as all that follow.
     """
     device = next(model.parameters()).device
-    if config.train.channels_last:
+    channels_last = uses_channels_last(config.train.channels_last, model, precision.device_type)
+    if channels_last:
         channels_last_(model)
     if precision.device_type == "cpu":
         guard_cpu_convolutions_(model)
@@ -71,7 +72,7 @@ def simulate_step(
             before = live.live
             with device:
                 (image, *others), target = task.example(in_channels)
-            if config.train.channels_last:
+            if channels_last:
                 image = image.contiguous(memory_format=torch.channels_last_3d)
             batch.append(live.live - before)
             yield MicroBatch((image, *others), target, 0)
