@@ -10,10 +10,11 @@
 #   MASTER     address of machine 0; its port PORT (default: 29400) must be reachable from all machines
 #   NPROC      processes per machine (default: its number of GPUs)
 #   MODULE     program: fusionseg.train (default) or fusionseg.pretrain
-# On machines with several networks, also set the interface: NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0.
+# On machines with several networks, also set the interface, NCCL_SOCKET_IFNAME=ib0; gloo takes it from there unless GLOO_SOCKET_IFNAME is set.
 #
 # `output` must be on a file system that all machines share; the preprocessed cases are below it. NNODES x NPROC x
 # train.micro_batch must divide train.global_batch.
+# Each process binds itself to the CPUs near its GPU (distributed.bind_cpus=false: it does not).
 set -euo pipefail
 [ $# -ge 1 ] || { sed -n '2,/^[^#]/{/^#/p}' "$0" >&2; exit 2; }
 missing=()

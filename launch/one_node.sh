@@ -6,6 +6,7 @@
 #   MODULE=fusionseg.pretrain bash launch/one_node.sh configs/mae_swin.yaml ...      (pre-training)
 #
 # train.global_batch must be a multiple of train.micro_batch x processes.
+# Each process binds itself to the CPUs near its GPU (distributed.bind_cpus=false: it does not).
 set -euo pipefail
 [ $# -ge 1 ] || { sed -n '2,/^[^#]/{/^#/p}' "$0" >&2; exit 2; }
 config=$1; shift

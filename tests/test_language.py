@@ -27,7 +27,7 @@ RETIRED = {
     "accumulate": "accumulation_steps",
     "as_written": "autocast_disabled",
     "describe_rank": "rank_info",
-    "name_allreduce": "annotate_allreduce",
+    "name_allreduce": "register_allreduce",
     "deal": "assign_to_ranks",
     "mean_of_known": "nanmean",
     "split_units": "split_blocks",

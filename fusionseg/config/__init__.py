@@ -8,7 +8,6 @@ May import: `utils`.
 from fusionseg.config.data.augmentation import AugmentConfig
 from fusionseg.config.data.cache import CacheConfig
 from fusionseg.config.data.dataset import DataConfig
-from fusionseg.config.fine_tuning import FinetuneConfig
 from fusionseg.config.loading import differences, dump_config, load_config, validate
 from fusionseg.config.observation import ProfileConfig
 from fusionseg.config.parts.sections import LossSection, NetworkSection, OptimizerSection, ScheduleSection
@@ -20,6 +19,7 @@ from fusionseg.config.schema import (
     ValidateConfig,
     json_schema,
 )
+from fusionseg.config.training.fine_tuning import FinetuneConfig
 
 __all__ = [
     "AugmentConfig",

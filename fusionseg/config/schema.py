@@ -15,7 +15,6 @@ from fusionseg.config.data.augmentation import AugmentConfig
 from fusionseg.config.data.cache import CacheConfig
 from fusionseg.config.data.dataset import DataConfig
 from fusionseg.config.data.splits import ALL
-from fusionseg.config.fine_tuning import FinetuneConfig
 from fusionseg.config.observation import LogConfig, ProfileConfig
 from fusionseg.config.parts.metric import MetricPart, title_problems
 from fusionseg.config.parts.open_section import OpenSection, open_section_of
@@ -24,6 +23,8 @@ from fusionseg.config.parts.task import PRETRAINING, TaskInfo, TaskPart, task_in
 from fusionseg.config.pretraining import PretrainConfig
 from fusionseg.config.registry import losses, networks, optimizers, schedules
 from fusionseg.config.section import Positive, Section, SectionWithOptions
+from fusionseg.config.training.distribution import DistributedConfig
+from fusionseg.config.training.fine_tuning import FinetuneConfig
 
 ModelConfig = Annotated[NetworkSection, OpenSection(networks, example="swin_fusion_od")]
 _LOSS = OpenSection(losses, "dice_ce")
@@ -103,7 +104,7 @@ class RunConfig(SectionWithOptions):
     """One training run. The same configuration gives the same training on any number of devices."""
 
     model_config = ConfigDict(title="fusionseg run")
-    left_out: ClassVar[tuple[str, ...]] = ("metrics", "task")
+    left_out: ClassVar[tuple[str, ...]] = ("distributed", "metrics", "task")
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
     """Name of the run: the folder under `output`."""
@@ -133,6 +134,7 @@ class RunConfig(SectionWithOptions):
     schedule: Annotated[ScheduleSection, _SCHEDULE] = Field(default_factory=_SCHEDULE.make_default)
     """The learning rate as a function of the step."""
     train: TrainConfig = TrainConfig()
+    distributed: DistributedConfig = DistributedConfig()
     stop: StopConfig = StopConfig()
     # `validate` is a method of pydantic's models; the key of the file keeps the name.
     validation: Annotated[ValidateConfig, Field(alias="validate")] = ValidateConfig()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fusionseg.utils.errors import UserError
@@ -213,3 +213,30 @@ def _integers(environ: Mapping[str, str], names: tuple[str, ...]) -> list[int]:
     except ValueError:
         got = ", ".join(f"{name}={environ[name]}" for name in names)
         raise UserError(f"environment: expected integers, got {got}; let torchrun or srun set them") from None
+
+
+def gloo_interface(environ: Mapping[str, str], interfaces: Sequence[str]) -> str | None:
+    """Choose the network interface of gloo: the one that the user chose for NCCL.
+
+    NCCL_SOCKET_IFNAME holds prefixes (`ib,eth`), full names (`=ib0`), or interfaces to leave out (`^docker`).
+    GLOO_SOCKET_IFNAME holds full names.
+
+    Args:
+        environ: the environment, such as `os.environ`.
+        interfaces: names of the interfaces of this host.
+
+    Returns:
+        The first interface that fits; None if the user chose none for NCCL, or chose gloo's too.
+    """
+    chosen = environ.get("NCCL_SOCKET_IFNAME", "")
+    if not chosen or chosen.startswith("^") or environ.get("GLOO_SOCKET_IFNAME"):
+        return None
+    names = chosen.removeprefix("=").split(",")
+    exact = chosen.startswith("=")
+    fitting = (
+        interface
+        for name in names
+        for interface in interfaces
+        if interface == name or (not exact and interface.startswith(name))
+    )
+    return next(fitting, None)

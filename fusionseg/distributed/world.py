@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -15,12 +16,14 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from fusionseg.distributed.launch import Launch, check_port, read_launch
+from fusionseg.distributed.launch import Launch, check_port, gloo_interface, read_launch
 from fusionseg.observability.ranges import annotate
 from fusionseg.utils.errors import UserError
 
-RANK_ZERO_TIMEOUT = timedelta(days=7)
-"""Time that ranks wait for rank 0 in `rank_zero_first`; preparing a large data set can take many hours."""
+HOST_TIMEOUT = timedelta(days=7)
+"""Time that ranks wait in `rank_zero_first` and `wait_for_all`; preparing a large data set can take many hours."""
+COLLECTIVE_TIMEOUT_S = 1800
+"""Default time limit of a collective operation in seconds; that of the configuration is `distributed.timeout_s`."""
 
 
 def choose_device(request: str, visible_gpus: int, launch: Launch) -> torch.device:
@@ -60,12 +63,13 @@ class World:
     With a single rank, every collective returns its argument at once.
     """
 
-    def __init__(self, launch: Launch, device: torch.device) -> None:
+    def __init__(self, launch: Launch, device: torch.device, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> None:
         """Join the process group if there are several ranks.
 
         Args:
             launch: rank, world size and the address of rank 0.
             device: device of this rank; it becomes the current CUDA device.
+            timeout_s: seconds that a collective operation waits for the other ranks.
 
         Raises:
             UserError: the port of rank 0 is in use, or several ranks are on one GPU.
@@ -77,20 +81,21 @@ class World:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         if launch.world_size > 1:
-            self._init_process_group()
+            self._init_process_group(timedelta(seconds=timeout_s))
 
     @staticmethod
-    def from_environment(device: str) -> World:
+    def from_environment(device: str, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> World:
         """Join the ranks that torchrun or srun started.
 
         Args:
             device: `auto`, `cuda` or `cpu`.
+            timeout_s: seconds that a collective operation waits for the other ranks.
 
         Raises:
             UserError: the environment is incomplete or names no valid launch, or a GPU is missing or shared.
         """
         launch = read_launch(os.environ)
-        return World(launch, choose_device(device, torch.cuda.device_count(), launch))
+        return World(launch, choose_device(device, torch.cuda.device_count(), launch), timeout_s)
 
     @property
     def rank(self) -> int:
@@ -104,9 +109,12 @@ class World:
     def is_rank_zero(self) -> bool:
         return self.launch.rank == 0
 
-    def _init_process_group(self) -> None:
+    def _init_process_group(self, timeout: timedelta) -> None:
         # Objects and flags go over gloo, device tensors over NCCL: messages between hosts must not wait for the GPUs.
-        backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+        on_gpu = self.device.type == "cuda"
+        backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        if interface := gloo_interface(os.environ, [name for _, name in socket.if_nameindex()]):
+            os.environ["GLOO_SOCKET_IFNAME"] = interface
         address = "env://"
         if self.launch.master is not None:
             host, port = self.launch.master
@@ -115,7 +123,9 @@ class World:
                 check_port(self.launch.master)
         store, rank, size = next(iter(rendezvous(address)))
         self._store = PrefixStore("fusionseg", store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+        # With `device_id`, NCCL connects the ranks here and never guesses the device of a rank.
+        device_id = self.device if on_gpu else None
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout, device_id=device_id)
         self._refuse_shared_gpus()
 
     def _refuse_shared_gpus(self) -> None:
@@ -150,9 +160,37 @@ class World:
                 raise
             self._store.set(name, "done")
         else:
-            self._store.wait([name], RANK_ZERO_TIMEOUT)
+            self._store.wait([name], HOST_TIMEOUT)
             if self._store.get(name) != b"done":
                 raise UserError(f"rank 0 could not {name}; see the message of rank 0")
+
+    @contextmanager
+    def wait_for_all(self, name: str) -> Iterator[None]:
+        """Run the body on every rank, and wait until all ranks have done so, up to seven days.
+
+        The ranks wait for a key of the store and for no device: a rank that is much slower than the others does not
+        exceed the time limit of a collective operation. The body itself may hold collective operations.
+
+        Args:
+            name: the work in words, such as "load the cache", for the message; unique in the run.
+
+        Raises:
+            UserError: on the ranks that had no exception themselves, if the body raised one on another rank.
+        """
+        if self._store is None:
+            yield
+            return
+        try:
+            yield
+        except BaseException:
+            self._store.set(name, f"rank {self.rank}")
+            raise
+        if self._store.add(f"{name}: ranks", 1) == self.size:
+            self._store.set(name, "done")
+        self._store.wait([name], HOST_TIMEOUT)
+        if (state := self._store.get(name)) != b"done":
+            failed = state.decode()
+            raise UserError(f"{failed} could not {name}; see the message of {failed}")
 
     def all_gather_object(self, value: Any) -> list[Any]:
         """Return the values of all ranks, in the order of the ranks. All ranks must call this method.

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fusionseg.config.registry import networks
-from fusionseg.distributed.gradient_allreduce import annotate_allreduce
+from fusionseg.distributed.gradient_allreduce import register_allreduce
 from fusionseg.distributed.launch import Launch
 from fusionseg.distributed.world import World
 from fusionseg.models import build_model
@@ -159,7 +159,7 @@ class _Step:
             self.model = ddp = DistributedDataParallel(
                 model, gradient_as_bucket_view=True, static_graph=True, bucket_cap_mb=BUCKET_MB
             )
-            annotate_allreduce(ddp, world.device)  # as in a training
+            register_allreduce(ddp, world.device, bf16=False, ranges=False)  # as in a training
         self.optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
     def times(self) -> Sequence[float]:

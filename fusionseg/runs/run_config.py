@@ -31,7 +31,7 @@ RESUME_FREE_KEYS = (
     ("name",), ("output",), ("resume",), ("init_from_seen",), ("device",), ("log",), ("profile",), ("cache", "device"),
     ("cache", "memory_fraction"), ("checkpoint",), ("data", "root"), ("data", "base_dir"), ("data", "prepared"),
     ("data", "workers"), ("train", "threads"), ("train", "checkpoint_activations"), ("validate", "window_batch"),
-    ("metrics",),
+    ("metrics",), ("distributed", "timeout_s"), ("distributed", "bind_cpus"),
 )  # fmt: skip
 
 
@@ -169,6 +169,8 @@ def resume_relevant(plain: dict[str, Any]) -> dict[str, Any]:
             section = section.get(key) if isinstance(section, dict) else None
         if isinstance(section, dict):  # a file that was edited by hand may hold anything
             section.pop(path[-1], None)
+    if kept.get("distributed") == {}:  # a configuration without the section is the same
+        del kept["distributed"]
     data = kept.get("data")
     for further in (data.get("also") or []) if isinstance(data, dict) else []:
         if isinstance(further, dict):

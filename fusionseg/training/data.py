@@ -185,7 +185,8 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
         records = [store.cases[name] for store, name in cases]
         if lost := lost_foreground_warning(records, stores[0].labels):
             log.warning("%s", lost)
-    with annotate("cache"):
+    # A slow node or disk must not exceed the time limit of the next collective operation on the devices.
+    with annotate("cache"), world.wait_for_all("load the cache"):
         cache = _load_cache(config, world, cases)
     if world.is_rank_zero and (unannotated := unannotated_warning(cache.plan_cases[: len(train)])):
         log.warning("%s", unannotated)

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fusionseg.config import RunConfig, differences
 from fusionseg.config.outside_part import OutsidePart, outside_parts
 from fusionseg.data.formats.channel_names import channel_order
-from fusionseg.distributed.gradient_allreduce import annotate_allreduce
+from fusionseg.distributed.gradient_allreduce import register_allreduce
 from fusionseg.distributed.world import World
 from fusionseg.models.placement import channels_last_, guard_cpu_convolutions_, uses_channels_last
 from fusionseg.models.sync_batch_norm import synchronise_batch_norm
@@ -199,5 +199,10 @@ def distribute(model: nn.Module, config: RunConfig, world: World, accumulation_s
             # The running statistics of batch norm are the same on all ranks, and all other buffers are constant.
             broadcast_buffers=False,
         )
-    annotate_allreduce(distributed, world.device)
+    register_allreduce(
+        distributed,
+        world.device,
+        bf16=config.distributed.gradients == "bf16",
+        ranges=config.profile.steps is not None or config.profile.stages,
+    )
     return distributed

@@ -25,7 +25,7 @@ def join_ranks(config: RunConfig) -> World:
     """
     problems = Problems()
     with problems.collect():
-        return World.from_environment(config.device)
+        return World.from_environment(config.device, config.distributed.timeout_s)
     with problems.collect():
         check_places(config.to_dict())
     raise UserError(problems.found)

@@ -10,6 +10,7 @@ import torch
 
 from fusionseg.config import RunConfig
 from fusionseg.distributed.batch_arithmetic import accumulation_steps, batch_arithmetic
+from fusionseg.distributed.cpu_binding import bind_to_near_cpus
 from fusionseg.distributed.rank_info import rank_info, threads_per_rank
 from fusionseg.distributed.world import World
 from fusionseg.models.placement import uses_channels_last
@@ -97,6 +98,8 @@ def build_trainer(config: RunConfig, world: World, folder: RunFolder, cases: Run
         UserError: a part cannot be built as it is configured.
     """
     accumulation = accumulation_steps(config, world.size)
+    if config.distributed.bind_cpus:
+        bind_to_near_cpus(world.device)
     # Threads matter on a GPU too: the CPU cuts the patches if the cache is in host memory. torchrun sets one thread.
     torch.set_num_threads(config.train.threads or threads_per_rank(world))
     precision = choose_precision(config.train.precision, world.device)

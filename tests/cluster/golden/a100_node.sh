@@ -25,6 +25,7 @@ module load cuda
 source $HOME/venvs/fusionseg/bin/activate
 set +e
 export NCCL_SOCKET_IFNAME=ib0
+export GLOO_SOCKET_IFNAME=ib0
 
 # command
 export SUBMITIT_EXECUTOR=slurm

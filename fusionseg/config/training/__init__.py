@@ -1,0 +1,1 @@
+"""Sections about how a run trains: fine-tuning, and its ranks."""
