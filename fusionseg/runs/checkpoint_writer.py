@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from fusionseg.runs.host_copy import HostBuffers
 from fusionseg.runs.paths import BEST, LAST, numbered_checkpoints, numbered_name
 from fusionseg.utils.errors import TrainingStopped
 from fusionseg.utils.files import whole_file
+
+_Target = TypeVar("_Target")
 
 
 def _ignore(seconds: float) -> None:
@@ -24,8 +26,9 @@ def _ignore(seconds: float) -> None:
 class CheckpointWriter:
     """The writer of a `checkpoints/` folder: step_00000500.pt ..., last.pt, best.pt.
 
-    Saving copies the state to the host's memory and returns. A thread writes the copy while the training goes on, one
-    checkpoint at a time. `finish` waits until it is on disk.
+    Saving queues a copy of the state to the host's memory and returns; on a GPU the host does not wait for the copy. A
+    thread waits for it and writes it while the training goes on, one checkpoint at a time. `finish` waits until it is
+    on disk.
     """
 
     def __init__(self, folder: Path, keep: int, on_written: Callable[[float], None] = _ignore) -> None:
@@ -42,6 +45,7 @@ class CheckpointWriter:
         self._on_written = on_written
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")  # Python waits for it when it ends
         self._writing: Future[float] | None = None
+        self._buffers = HostBuffers()
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Save a numbered checkpoint, link last.pt to it, and delete the numbered ones beyond `keep`.
@@ -96,13 +100,13 @@ class CheckpointWriter:
     def _newest(self) -> str:
         return next((path.name for _, path in numbered_checkpoints(self.folder)), "its beginning")
 
-    def _start(self, write: Callable[..., None], *arguments: Any) -> None:
-        self.finish()  # so that there is one copy of the state in memory at a time
+    def _start(self, write: Callable[[_Target, dict[str, Any]], None], target: _Target, state: dict[str, Any]) -> None:
+        self.finish()  # there is one copy of the state in memory at a time
         start = time.monotonic()
-        copied = on_host(arguments)
+        copied = self._buffers.copy(state)
 
         def work() -> float:
-            write(*copied)
+            write(target, copied.wait())
             return time.monotonic() - start
 
         self._writing = self._thread.submit(work)
@@ -117,19 +121,6 @@ class CheckpointWriter:
                 temporary.write_bytes(path.read_bytes())
         for _, old in numbered_checkpoints(self.folder)[self.keep :]:
             old.unlink()
-
-
-def on_host(state: Any) -> Any:
-    """Copy nested dictionaries, lists and tuples; the tensors in them are copied to the host's memory."""
-    if isinstance(state, torch.Tensor):
-        return state.detach().to("cpu", copy=True)
-    if isinstance(state, dict):
-        copied = copy.copy(state)  # a network's state_dict has the versions of its modules as an attribute
-        copied.update((key, on_host(value)) for key, value in state.items())
-        return copied
-    if isinstance(state, (list, tuple)):
-        return type(state)(on_host(value) for value in state)
-    return state
 
 
 def _write(path: Path, state: dict[str, Any]) -> None:

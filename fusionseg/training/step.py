@@ -139,7 +139,7 @@ class TrainStep:
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "totals": self._totals.cpu(),
+            "totals": self._totals,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

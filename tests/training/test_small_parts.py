@@ -20,6 +20,7 @@ from fusionseg.distributed.launch import Launch
 from fusionseg.distributed.world import choose_device
 from fusionseg.runs.checkpoint_writer import CheckpointWriter
 from fusionseg.runs.checkpoints import newest_intact, read_checkpoint
+from fusionseg.runs.host_copy import HostBuffers
 from fusionseg.runs.paths import numbered_checkpoints
 from fusionseg.training.optimizer import build_optimizer, learning_rate
 from fusionseg.training.optimizers.standard import OptimConfig
@@ -421,6 +422,22 @@ def test_a_checkpoint_holds_what_there_was_when_it_was_saved(tmp_path: Path) -> 
     assert found["model"]["weight"].tolist() == found["pair"][0].tolist() == [1, 1, 1]
     assert found["history"] == [(1, 0.5)]
     assert list(found["model"]) == list(before) and found["model"]._metadata == before._metadata
+
+
+def test_copies_of_a_state_reuse_their_buffers() -> None:
+    """The copy of a later state is in the same memory, with the same layout; another shape gets another buffer."""
+    weight = torch.randn(2, 4, 3, 3, 3).contiguous(memory_format=torch.channels_last_3d)
+    buffers = HostBuffers()
+    first = buffers.copy({"weights": [weight, 3], "step": 1}).wait()
+    assert torch.equal(first["weights"][0], weight) and first["weights"][0].stride() == weight.stride()
+    expected = weight.clone()
+    weight.add_(1)
+    assert torch.equal(first["weights"][0], expected)
+    second = buffers.copy({"weights": [weight, 3], "step": 2}).wait()
+    assert second["weights"][0].data_ptr() == first["weights"][0].data_ptr() and second["step"] == 2
+    assert torch.equal(second["weights"][0], weight)
+    third = buffers.copy({"weights": [weight[:1], 3]}).wait()
+    assert torch.equal(third["weights"][0], weight[:1])
 
 
 def test_a_write_that_failed_is_told_without_waiting_for_the_next(tmp_path: Path) -> None:
