@@ -14,6 +14,7 @@ from torch import nn
 
 from fusionseg.config import RunConfig
 from fusionseg.config.outside_part import source_changes
+from fusionseg.data.loading import noise_lines
 from fusionseg.distributed.world import World
 from fusionseg.observability.ranges import annotate
 from fusionseg.runs.cases.checks import check_checkpoint
@@ -99,6 +100,7 @@ class TrainingCheckpoints:
             "seed": self.config.seed,
             "elapsed_s": spent.total_s,
             "phases_s": spent.phases_s,
+            "noise": noise_lines.VERSION,
         }
         self.writer.save(state.step, content)
 
@@ -145,6 +147,8 @@ class TrainingCheckpoints:
         refuse_other_config(path, content["config"], self.config)
         for warning in source_changes(content["config"], self.config):
             log.warning("%s", warning)
+        if changed := noise_change(content, self.config):
+            log.warning("%s", changed)
         check_checkpoint(self.folder.path, content, self.data.split, self.data.content)
         state = self._load(path, content)
         log.info("resuming from %s (step %d of %d)", path, state.step, self.config.train.steps)
@@ -169,3 +173,19 @@ class TrainingCheckpoints:
             log.warning("%s: %s: %s and the count of stop.plateau start again", path, outdated, BEST)
             return TrainingState(state.step)
         return state
+
+
+def noise_change(content: dict[str, Any], config: RunConfig) -> str | None:
+    """A warning that a run goes on with noise other than that it would have had; None if it does not.
+
+    Args:
+        content: of the checkpoint.
+        config: the configuration.
+    """
+    # Checkpoints of older versions have no `noise`.
+    if config.augment.noise is None or content.get("noise", 1) == noise_lines.VERSION:
+        return None
+    return (
+        f"augment.noise: up to step {content['step']} this run was trained by another version of fusionseg, which makes"
+        " other random numbers for the noise; the run goes on with those of this version, of the same distribution"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from patches import (
 )
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
+from torch import Tensor
 
 from fusionseg.data.loading.counter_random import counter_normal
 from fusionseg.data.loading.device_cache import DeviceCache
+from fusionseg.data.loading.noise_lines import line_places, noise_of_lines, normal_table
 from fusionseg.data.loading.patch_augmenter import PatchAugmenter
 from fusionseg.data.loading.sampling_plan import SamplePlan
 from fusionseg.data.loading.spatial.geometry import patch_to_volume
@@ -218,20 +221,65 @@ def test_noise(tmp_path: Path) -> None:
     assert torch.equal(made(plan)[0], made(plan)[0])
 
 
+def check_normal(rows: Tensor, count: int) -> None:
+    """Rows of standard normal numbers: their moments, neighbours at several distances, and each other."""
+    assert rows.dtype == torch.float32 and rows.isfinite().all()
+    error = 5 / count**0.5
+    for row in rows.double():
+        assert row.mean() == pytest.approx(0, abs=error) and row.std() == pytest.approx(1, abs=error)
+        assert (row**4).mean() == pytest.approx(3, abs=10 * error) and (row**3).mean() == pytest.approx(
+            0, abs=4 * error
+        )
+        for distance in (1, 2, 3, 64, 127):
+            assert abs(float((row[distance:] * row[:-distance]).mean())) < error
+            assert abs(float((row[distance:] ** 2 * row[:-distance] ** 2).mean()) - 1) < 4 * error
+    assert (torch.corrcoef(rows) - torch.eye(len(rows))).abs().max() < error
+
+
 def test_counter_normal_is_normal_and_a_function_of_the_key() -> None:
-    keys = torch.tensor([0, 1, 2**32 - 1, 123456789])
-    values = counter_normal(keys, 50001)
-    assert values.shape == (4, 50001) and values.dtype == torch.float32 and values.isfinite().all()
-    for row in values.double():
-        assert row.mean() == pytest.approx(0, abs=0.02) and row.std() == pytest.approx(1, abs=0.02)
-        assert (row**4).mean() == pytest.approx(3, abs=0.15) and (row**3).mean() == pytest.approx(0, abs=0.1)
-        assert abs(float((row[1:] * row[:-1]).mean())) < 0.02
-    assert (torch.corrcoef(values) - torch.eye(4)).abs().max() < 0.03
-    for i, key in enumerate(keys):
-        assert torch.equal(counter_normal(key[None], 50001)[0], values[i])
-    assert counter_normal(keys[3:], 4)[0].tolist() == pytest.approx(GOLDEN_NORMAL, abs=1e-6)
+    rows = [counter_normal(key, 50001) for key in (0, 1, 2**32 - 1, 123456789)]
+    assert all(row.shape == (50001,) for row in rows)
+    check_normal(torch.from_numpy(np.stack(rows)), 50001)
+    assert np.array_equal(counter_normal(1, 50001), rows[1])
+    assert counter_normal(123456789, 4).tolist() == pytest.approx(GOLDEN_NORMAL, abs=1e-6)
 
 
+def noise_patches(shape: tuple[int, ...], keys: tuple[int, ...]) -> Tensor:
+    places = torch.from_numpy(np.stack([line_places(key, math.prod(shape)) for key in keys]))
+    return noise_of_lines(torch.from_numpy(normal_table()), places, torch.Size((len(keys), *shape)))
+
+
+def test_noise_of_lines_is_normal_and_independent() -> None:
+    """Neighbours along each axis, planes, channels and samples; the largest values are those of so many numbers."""
+    shape, keys = (2, 40, 36, 44), (0, 1, 2**32 - 1, 123456789)
+    noise = noise_patches(shape, keys)
+    assert noise.shape == (4, *shape)
+    check_normal(noise.flatten(0, 1).flatten(1), math.prod(shape[1:]))
+    assert torch.equal(noise_patches(shape, keys[2:3])[0], noise[2])
+    assert torch.equal(noise_patches((2, 40, 36), keys)[:, 0].flatten(1), noise[:, 0].flatten(1)[:, : 40 * 36])
+    assert 4 < noise.abs().max() < 6
+    for axis in (2, 3, 4):
+        first, second = noise.narrow(axis, 0, shape[axis - 1] - 1), noise.narrow(axis, 1, shape[axis - 1] - 1)
+        assert abs(float((first * second).mean())) < 5 / first.numel() ** 0.5
+        others = [other for other in (2, 3, 4) if other != axis]
+        means = noise.mean(others) * (math.prod(shape[1:]) / shape[axis - 1]) ** 0.5
+        assert means.std() == pytest.approx(1, abs=0.15) and means.abs().max() < 4.5  # no plane stands out: no stripes
+        lines = noise.mean(axis) * shape[axis - 1] ** 0.5
+        assert lines.std() == pytest.approx(1, abs=0.05)
+    spectrum = torch.fft.fftn(noise[0, 0]).abs() ** 2 / noise[0, 0].numel()
+    assert spectrum.mean() == pytest.approx(1, abs=0.05) and spectrum.max() < 2 * math.log(noise[0, 0].numel())
+    assert noise[3].flatten()[:4].tolist() == pytest.approx(GOLDEN_NOISE, abs=1e-6)
+
+
+def test_lines_of_noise_begin_anywhere() -> None:
+    places = line_places(7, 1 << 22)
+    assert len(places) == 1 << 16 and places.min() >= 0 and places.max() < 1 << 20
+    counts = np.bincount(places >> 12, minlength=256)
+    assert ((counts - 256) ** 2 / 256).sum() < 350  # chi-squared, 255 degrees of freedom
+    assert abs(np.corrcoef(places[1:], places[:-1])[0, 1]) < 0.02
+
+
+GOLDEN_NOISE = [0.5427253246307373, -0.14453600347042084, 0.351346492767334, -1.1258772611618042]
 GOLDEN_NORMAL = [-0.08423339575529099, -0.6022999882698059, 0.435172438621521, 1.207288146018982]
 EVERYTHING: dict[str, Any] = {
     "flip": 0.5,

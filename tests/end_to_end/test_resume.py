@@ -68,8 +68,9 @@ def test_killed_run_continues_exactly(
     assert KILL_AT <= records(run)[-1]["step"] < STEPS
     assert not records(run, "end")
 
-    train(run, *RUN).expect(0)
+    resumed = train(run, *RUN).expect(0)
 
+    assert "augment.noise" not in resumed.err  # the noise is that of the same version
     assert_same_run(run, uninterrupted)
 
 

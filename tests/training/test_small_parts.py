@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from fusionseg.config import PlateauConfig, ValidateConfig
+from fusionseg.config import PlateauConfig, ValidateConfig, load_config
+from fusionseg.data.loading import noise_lines
 from fusionseg.distributed.launch import Launch
 from fusionseg.distributed.world import choose_device
 from fusionseg.runs.checkpoint_writer import CheckpointWriter
@@ -29,6 +30,7 @@ from fusionseg.training.schedules.standard import ScheduleConfig
 from fusionseg.training.signals import STOPPING, StopSignals, signal_name
 from fusionseg.training.stopping import reached_plateau
 from fusionseg.training.tasks.sliding_window import predict_logits
+from fusionseg.training.training_state import noise_change
 from fusionseg.utils.errors import TrainingStopped, UserError
 
 # -- plateau -------------------------------------------------------------------------------------------------
@@ -524,3 +526,12 @@ def test_no_window_is_larger_than_the_patch_or_the_window_batch() -> None:
         1,
         2,
     }
+
+
+@pytest.mark.parametrize("augment", ["none", "nnunet"])
+def test_noise_of_another_version_is_warned_of(augment: str) -> None:
+    config = load_config("hippocampus_unet", [f"augment={augment}", "data.root=unused"])
+    assert noise_change({"step": 8, "noise": noise_lines.VERSION}, config) is None
+    warning = noise_change({"step": 8}, config)  # checkpoints of the first version do not record it
+    assert (warning is None) == (augment == "none")
+    assert warning is None or warning.startswith("augment.noise: up to step 8 this run was trained by another version")

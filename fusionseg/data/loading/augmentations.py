@@ -19,7 +19,7 @@ from torch import Tensor
 from fusionseg.config.data.augmentation import AugmentConfig
 from fusionseg.config.outside import failure_text
 from fusionseg.data.loading.augmentation_protocol import Augmentation, Drawn, Draws
-from fusionseg.data.loading.counter_random import generator, uniform
+from fusionseg.data.loading.counter_random import generator
 from fusionseg.data.loading.intensity.section import ImageLayout, IntensitySection
 from fusionseg.data.loading.purposes import named_purpose, outside_purpose
 from fusionseg.data.loading.random_transform import as_augmentation
@@ -56,10 +56,9 @@ class PlannedAugmentation:
         hit = np.zeros(len(samples), np.bool_)
         drawn: list[Mapping[str, Any]] = []
         for i, sample in enumerate(samples):
-            if uniform(seed, step, sample, self.purpose, 1)[0] < self.prob:
+            rng = generator(seed, step, sample, self.purpose)
+            if rng.random() < self.prob:
                 hit[i] = True
-                rng = generator(seed, step, sample, self.purpose)  # slow to make, so only where it is needed
-                rng.random()  # the number above
                 drawn.append(self.part.draw(rng))
         names = drawn[0] if drawn else ()
         return Draws(hit, {name: np.stack([np.asarray(one[name]) for one in drawn]) for name in names})
@@ -85,6 +84,11 @@ class PlannedAugmentation:
                 if after is not before:
                     before.copy_(after)
         return image, label
+
+    @property
+    def section(self) -> IntensitySection | None:
+        """The section of a built-in augmentation, which can change all samples by the same operators."""
+        return self.part.section if isinstance(self.part, _OfIntensities) else None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ the unit matrix, so their definitions are those of SciPy and torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
+
+from fusionseg.data.loading.augmentation_protocol import Draws
 
 _BLOCK = 32
 """Rows of a matrix that are multiplied at once on a CPU, by the columns that are not all zero: a narrow band."""
@@ -39,6 +43,7 @@ def gaussian(size: int, sigma: float) -> Matrix | None:
     return blurred
 
 
+@lru_cache(maxsize=256)
 def coarser(size: int, small: int, down: str, up: str) -> Matrix | None:
     """The matrix of an axis that is sampled on fewer points and interpolated back to its own.
 
@@ -49,7 +54,7 @@ def coarser(size: int, small: int, down: str, up: str) -> Matrix | None:
         up: "linear" or "cubic", the interpolation.
 
     Returns:
-        (size, size); None for an axis that stays as it is.
+        (size, size), do not change it; None for an axis that stays as it is.
     """
     if small >= size:
         return None
@@ -81,6 +86,63 @@ def apply_along_axes(volume: Tensor, matrices: Sequence[Matrix | None], send: Ca
         source = target
     if source is not volume:
         volume.copy_(source)
+
+
+def matrices_of_all(
+    draws: Draws, name: str, shape: Sequence[int], matrix: Callable[[int, float], Matrix | None]
+) -> dict[str, NDArray[Any]]:
+    """The matrices of all channels of a batch, for `apply_to_all_axes`.
+
+    Args:
+        draws: of the batch, with numbers (C, 3) of each changed sample.
+        name: of the numbers.
+        shape: (5,), of the images.
+        matrix: from the voxels of an axis and its number to its matrix; None for an axis that stays as it is.
+
+    Returns:
+        For each axis, (B * C, size, size).
+    """
+    channels = shape[1]
+    found = {}
+    for axis, size in enumerate(shape[2:]):
+        of_axis = np.broadcast_to(np.eye(size, dtype=np.float32), (shape[0] * channels, size, size)).copy()
+        for i, numbers in zip(np.flatnonzero(draws.hit), draws.values[name], strict=True):
+            for channel in range(channels):
+                made = matrix(size, numbers[channel, axis])
+                if made is not None:
+                    of_axis[i * channels + channel] = made
+        found[f"matrix_{axis}"] = of_axis
+    return found
+
+
+def apply_to_all_axes(image: Tensor, sent: Mapping[str, Tensor]) -> Tensor:
+    """Multiply the lines of all channels of a batch along each axis by the matrix of channel and axis.
+
+    Each product moves the last axis to the front, so that after three of them the axes have their order again, without
+    a copy. The products have 32 bits: those of TF32 would change a channel that the unit matrix must leave as it is.
+
+    Args:
+        image: (B, C, X, Y, Z), contiguous.
+        sent: `matrices_of_all`.
+    """
+    lines = image
+    with full_precision():
+        for axis in (2, 1, 0):
+            matrices = sent[f"matrix_{axis}"]
+            rows = lines.view(len(matrices), -1, matrices.shape[2])
+            lines = torch.bmm(matrices, rows.transpose(1, 2))
+    return lines.view(image.shape)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Compute matrix products of 32-bit numbers in 32 bits, also where TF32 is allowed."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _multiply(volume: Tensor, axis: int, matrix: Matrix, out: Tensor, send: Callable[[NDArray[Any]], Tensor]) -> None:

@@ -12,9 +12,7 @@ import threading
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fusionseg.data.loading.purposes import Purpose
 
@@ -39,8 +37,11 @@ def uniform(seed: int, step: int, sample: int, purpose: int, count: int) -> NDAr
 
 
 def generator(seed: int, step: int, sample: int, purpose: int) -> np.random.Generator:
-    """Make a generator whose `random()` gives the numbers of `uniform`; for the arguments see `random_bits`."""
-    return np.random.Generator(_philox(seed, step, sample, purpose))
+    """A generator whose `random()` gives the numbers of `uniform`; for the arguments see `random_bits`.
+
+    It is valid until the thread draws other numbers of this module: there is one for each thread.
+    """
+    return _reused.generator_at(seed, step, sample, purpose)
 
 
 class _ReusedPhilox(threading.local):
@@ -48,10 +49,11 @@ class _ReusedPhilox(threading.local):
 
     def __init__(self) -> None:
         self._philox = np.random.Philox(0)
+        self._generator = np.random.Generator(self._philox)
         self._state: Any = self._philox.state  # the buffer is used up, so the next word is the first of the counter
 
     def at(self, seed: int, step: int, sample: int, purpose: int) -> np.random.Philox:
-        """The generator as `_philox` makes it, until the next call."""
+        """The source of the words of a counter, until the next call."""
         self._state["state"] = {
             "counter": np.array((0, purpose, sample, step), np.uint64),
             "key": np.array((seed, 0), np.uint64),
@@ -59,12 +61,13 @@ class _ReusedPhilox(threading.local):
         self._philox.state = self._state
         return self._philox
 
+    def generator_at(self, seed: int, step: int, sample: int, purpose: int) -> np.random.Generator:
+        """A generator of the words of a counter, until the next call."""
+        self.at(seed, step, sample, purpose)
+        return self._generator
+
 
 _reused = _ReusedPhilox()
-
-
-def _philox(seed: int, step: int, sample: int, purpose: int) -> np.random.Philox:
-    return np.random.Philox(key=[seed, 0], counter=[0, purpose, sample, step])
 
 
 def hidden_blocks(
@@ -88,57 +91,29 @@ def hidden_blocks(
     return hidden
 
 
-def counter_normal(keys: Tensor, count: int) -> Tensor:
-    """Standard normal numbers as a function of keys alone, the same on every device.
+def counter_normal(key: int, count: int) -> NDArray[np.float32]:
+    """Standard normal numbers as a function of a key alone.
 
     Two rounds of a 32-bit integer hash (the "lowbias32" constants of C. Wellons' search) over the counter, then
     Box and Muller (1958).
 
     Args:
-        keys: (B,) 32-bit keys in int64.
-        count: numbers for each key.
+        key: of 32 bits.
+        count: of the numbers.
 
     Returns:
-        (B, count) float32.
+        (count,)
     """
-    device, half = keys.device, (count + 1) // 2
-    # On a CPU the numbers are made in pieces whose buffers stay in its cache, which takes a tenth of the time.
-    piece = min(half, 1 << 16 if device.type == "cpu" else 1 << 24)
-    counter = torch.arange(piece, dtype=torch.int32, device=device)
-    integers = torch.empty((2, piece), dtype=torch.int32, device=device)
-    radius, angle, part = torch.empty((3, piece), dtype=torch.float64, device=device)
-    normal = torch.empty((len(keys), 2 * half), device=device)
-    for row, key in zip(normal, keys.to(torch.int32), strict=True):
-        for first in range(0, half, piece):
-            size = min(piece, half - first)
-            r, a, p = radius[:size], angle[:size], part[:size]
-            for start, numbers in ((first, r), (half + first, a)):
-                torch.add(counter[:size], start, out=integers[0, :size])
-                _unsigned_hash(integers[:, :size], key, numbers)
-            r.add_(1).mul_(2.0**-32).log_().mul_(-2).sqrt_()
-            a.mul_(2.0**-31 * math.pi)
-            row[first : first + size] = torch.cos(a, out=p).mul_(r)
-            row[half + first : half + first + size] = a.sin_().mul_(r)
-    return normal[:, :count]
+    half = (count + 1) // 2
+    words = _hash32(_hash32(np.arange(2 * half, dtype=np.uint32) ^ np.uint32(key)) + np.uint32(key)).astype(np.float64)
+    radius = np.sqrt(-2 * np.log((words[:half] + 1) * 2.0**-32))
+    angle = words[half:] * (2.0**-31 * math.pi)
+    normal: NDArray[np.float32] = np.concatenate([np.cos(angle) * radius, np.sin(angle) * radius]).astype(np.float32)
+    return normal[:count]
 
 
-def _unsigned_hash(integers: Tensor, key: Tensor, out: Tensor) -> None:
-    """Write the hashes of a counter, in [0, 2^32), to `out`.
-
-    Args:
-        integers: (2, N) int32, the counter and a buffer; both are overwritten.
-        key: 0-dimensional, int32.
-        out: (N,) float64.
-    """
-    value, buffer = integers
-    value.bitwise_xor_(key)
-    _hash32(value, buffer)
-    _hash32(value.add_(key), buffer)
-    out.copy_(value.bitwise_xor_(-(2**31))).add_(2.0**31)  # torch has no arithmetic on unsigned integers
-
-
-def _hash32(value: Tensor, buffer: Tensor) -> None:
-    """Hash 32-bit integers in place. Products wrap around, and shifts to the right bring in zeros by a mask."""
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32), (16, 1)):
-        torch.bitwise_right_shift(value, shift, out=buffer)
-        value.bitwise_xor_(buffer.bitwise_and_(2 ** (32 - shift) - 1)).mul_(factor)
+def _hash32(words: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Hash 32-bit integers; products wrap around."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
+        words = (words ^ (words >> np.uint32(shift))) * np.uint32(factor)
+    return words

@@ -1,7 +1,8 @@
 """The device cache: all prepared cases as tensors on the training device.
 
-The images of all cases lie in one flat tensor, and the labels in another. So there are two allocations for any number
-of cases, and their size is that of `cache_bytes`.
+The images of all cases lie in one tensor, and the labels in another. So there are two allocations for any number of
+cases, and their size is that of `cache_bytes`. One position of both tensors belongs to the same voxel. The first
+positions hold the background of each case, so that a patch that ends outside of a volume is read like any other.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from fusionseg.data.preprocessing.store import PreparedCase, Store
 from fusionseg.utils.errors import UserError
 
 GB = 1e9
+_ALIGNMENT = 64
+"""The first voxel lies at a multiple of it, for aligned reads."""
 
 
 def cache_bytes(cases: Sequence[PreparedCase], config: CacheConfig) -> int:
@@ -119,30 +122,37 @@ class DeviceCache:
         if len(channels) > 1:
             raise UserError(f"{cases[0][0].root}: the cases differ in their number of channels: {sorted(channels)}")
         self.channels = channels.pop() if channels else 1
-        self.first_voxel = np.cumsum([0, *voxels])
-        self.image = torch.empty(self.channels * sum(voxels), dtype=self.image_dtype, device=device)
-        self.label = torch.zeros(sum(voxels), dtype=torch.uint8, device=device)
+        backgrounds = -(-len(cases) // _ALIGNMENT) * _ALIGNMENT
+        self.first_voxel = backgrounds + np.cumsum([0, *voxels])
+        """Position of the first voxel of each case. Position i is the background of case i."""
+        total = int(self.first_voxel[-1])
+        self.image = torch.empty((self.channels, total), dtype=self.image_dtype, device=device)
+        self.label = torch.zeros(total, dtype=torch.uint8, device=device)
         self.plan_cases: list[PlanCase] = []
+        limit = float(np.finfo(config.dtype).max)  # values of a float32 store may be too large for float16
         for case_index, (store, name) in enumerate(cases):
             record = self.records[case_index]
             first, size = int(self.first_voxel[case_index]), voxels[case_index]
-            limit = float(np.finfo(config.dtype).max)  # values of a float32 store may be too large for float16
             stored, label, foreground = store.load(name)
-            image = np.clip(np.asarray(stored, np.float32), -limit, limit).astype(config.dtype).reshape(-1)
-            self.image[self.channels * first : self.channels * (first + size)].copy_(torch.from_numpy(image))
+            image = np.clip(np.asarray(stored, np.float32), -limit, limit).astype(config.dtype)
+            self.image[:, first : first + size].copy_(torch.from_numpy(image.reshape(self.channels, size)))
             if label is not None:
                 self.label[first : first + size].copy_(torch.from_numpy(np.array(label).reshape(-1)))
             self.plan_cases.append(_plan_case(self.names[case_index], record, np.array(foreground)))
-        backgrounds = torch.tensor([record.background for record in self.records])
-        self._background = backgrounds.view(-1, self.channels, 1, 1, 1).to(device)
+        # In the cache's type, so that the values outside of a volume are those of the background inside of it.
+        background = torch.tensor([record.background for record in self.records]).view(-1, self.channels)
+        background = background.clamp_(-limit, limit).to(self.image_dtype)
+        self.image[:, : len(cases)].copy_(background.T)
+        self._background = background.float().view(-1, self.channels, 1, 1, 1).to(device)
 
     def __len__(self) -> int:
         return len(self.records)
 
     @property
     def nbytes(self) -> int:
-        """Size of the cache in bytes."""
-        return self.image.nbytes + self.label.nbytes
+        """Size of the cases in bytes, without the backgrounds."""
+        first = int(self.first_voxel[0])
+        return self.image[:, first:].nbytes + self.label[first:].nbytes
 
     def volume(self, case_index: int) -> tuple[Tensor, Tensor]:
         """A whole case, as views of the cache.
@@ -154,9 +164,9 @@ class DeviceCache:
             Image (C, X, Y, Z) in the cache's type, label (X, Y, Z) uint8.
         """
         first, size = int(self.first_voxel[case_index]), prod(self.records[case_index].shape)
-        image = self.image[self.channels * first : self.channels * (first + size)]
         shape = self.records[case_index].shape
-        return image.view(self.channels, *shape), self.label[first : first + size].view(shape)
+        image = self.image[:, first : first + size].view(self.channels, *shape)
+        return image, self.label[first : first + size].view(shape)
 
     def background(self, case_index: int) -> Tensor:
         """The values outside the volume of a case: (C, 1, 1, 1).

@@ -1,8 +1,7 @@
-"""Crops and augmentation on the device: from planned samples and the cache to a batch."""
+"""Crops and augmentation on the training device: from planned samples and the cache to a batch."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,25 +13,29 @@ from torch import Tensor
 
 from fusionseg.config.data.augmentation import AugmentConfig
 from fusionseg.data.labels.mirroring import LEFT_RIGHT
-from fusionseg.data.loading.augmentations import open_augmentations
-from fusionseg.data.loading.counter_random import counter_normal
+from fusionseg.data.loading.augmentations import PlannedAugmentation, open_augmentations
+from fusionseg.data.loading.batched_patches import BatchedPatches
 from fusionseg.data.loading.device_cache import DeviceCache
 from fusionseg.data.loading.intensity.section import ImageLayout
 from fusionseg.data.loading.sampling_plan import Samples
+from fusionseg.data.loading.spatial.displacement import LARGEST, coarse_displacement
 from fusionseg.data.loading.spatial.geometry import Matrix, patch_to_volume, turned
 from fusionseg.data.loading.spatial.rules import ALL_AXES, SpatialRules
 from fusionseg.data.loading.spatial.slices import warp_slices
-from fusionseg.data.loading.transfer import send
+from fusionseg.data.loading.transfer import send, send_together
 from fusionseg.observability.ranges import annotate
 
 
 class PatchAugmenter:
     """Cut planned samples out of the cache and augment them.
 
-    A plain patch is a strided copy from the volume, also if it is flipped or turned by 90 degrees. Its position comes
-    from the plan, which lies in host memory, so nothing is indexed on the device. A rotated, zoomed, sheared or
-    deformed patch is interpolated once, from the volume and not from a crop of it, so its corners show the image
+    A plain patch is a copy from the volume, also if it is flipped or turned by 90 degrees. A rotated, zoomed, sheared
+    or deformed patch is interpolated once, from the volume and not from a crop of it, so its corners show the image
     wherever the volume continues. Then the other augmentations change the batch on the training device.
+
+    On a CPU each sample goes through the operators that it needs. On a GPU all samples of a micro-batch go through the
+    same operators, and their numbers are sent by one transfer: there the number of operators limits the speed. The
+    results are equal but for rounding.
 
     Args:
         cache: the prepared cases.
@@ -41,6 +44,8 @@ class PatchAugmenter:
         device: the training device.
         rules: the axes that spatial augmentations may change, as the plan has them.
         mirrored: for each class, the class that it becomes by a left-right flip; empty if none changes.
+        batched: send all samples through the same operators, as on a GPU; None: on a GPU. From a cache on the host,
+            the patches are cut there for a GPU too.
 
     Raises:
         UserError: an augmentation of the user's own cannot be made.
@@ -54,6 +59,7 @@ class PatchAugmenter:
         device: torch.device,
         rules: SpatialRules = ALL_AXES,
         mirrored: Sequence[int] = (),
+        batched: bool | None = None,
     ) -> None:
         self.cache = cache
         self.augment = augment
@@ -62,10 +68,19 @@ class PatchAugmenter:
         self.rules = rules
         self._mirrored = None
         if list(mirrored) != list(range(len(mirrored))):
-            table = torch.arange(256)  # values that are no class, such as the ignored one, stay
-            table[: len(mirrored)] = torch.tensor(mirrored)
-            self._mirrored = table.to(device)
+            table = np.tile(np.arange(256), 2)  # values that are no class, such as the ignored one, stay
+            table[256 : 256 + len(mirrored)] = mirrored  # the second half is that of a flipped patch
+            self._mirrored = send(table, device)
         self._augmentations = open_augmentations(augment, ImageLayout(cache.channels, rules.through_plane))
+        self._patches: BatchedPatches | None = None
+        if cache.device.type != "cpu" if batched is None else batched:
+            self._patches = BatchedPatches(cache, patch, rules, augment.elastic)
+        self._batched = device.type != "cpu" if batched is None else batched
+        self._constants: dict[str, Tensor] = {}
+        if self._batched:
+            for one in self._augmentations:
+                if one.section is not None:
+                    self._constants |= send_together(_named(one, one.section.constants()), device)
 
     @torch.no_grad()
     def __call__(self, plan: Samples) -> tuple[Tensor, Tensor]:
@@ -78,24 +93,49 @@ class PatchAugmenter:
             On the training device: image (B, C, X, Y, Z) float32, label (B, 1, X, Y, Z) int64.
         """
         with annotate("augment"):
-            count, cache = len(plan.case_index), self.cache
-            # From a host cache to a GPU, the batch lies in pinned memory: its transfer is asynchronous.
-            pin = cache.device.type == "cpu" and self.device.type == "cuda"
-            image = torch.empty((count, cache.channels, *self.patch), device=cache.device, pin_memory=pin)
-            label = torch.empty((count, *self.patch), dtype=torch.uint8, device=cache.device, pin_memory=pin)
-            for i, warped in enumerate(plan.warped):
-                make = self._warp if warped else self._cut
-                make(plan, i, image[i], label[i])
-            if cache.device != self.device:
-                image = image.to(self.device, non_blocking=True)
-                label = label.to(self.device, non_blocking=True)
-            label = label.long().unsqueeze(1)
-            if self._mirrored is not None:
+            sent = self._constants | send_together(self._arrays(plan), self.device)
+            image, label = self._each_patch(plan) if self._patches is None else self._patches.make(sent)
+            if self._mirrored is not None and self._batched:
+                label = self._mirrored.take(label.add_(sent["mirrored"]))
+            elif self._mirrored is not None:
                 for i in np.flatnonzero(plan.flip[:, LEFT_RIGHT]).tolist():
-                    label[i] = self._mirrored.take(label[i])
+                    label[i] = self._mirrored[256:].take(label[i])
             for one in self._augmentations:
-                image, label = one.apply(image, label, plan.draws[one.key], self._send_to_training_device)
+                draws = plan.draws[one.key]
+                if self._batched and one.section is not None:
+                    if draws.hit.any():
+                        image = one.section.apply_to_all(image, _those_of(one, sent))
+                else:
+                    image, label = one.apply(image, label, draws, self._send)
             return image, label
+
+    def _arrays(self, plan: Samples) -> dict[str, NDArray[Any]]:
+        """All numbers that the device needs for a micro-batch."""
+        found = {} if self._patches is None else self._patches.arrays(plan)
+        if self._mirrored is not None and self._batched:
+            found["mirrored"] = 256 * plan.flip[:, LEFT_RIGHT].astype(np.int64).reshape(-1, 1, 1, 1, 1)
+        shape = (len(plan.case_index), self.cache.channels, *self.patch)
+        for one in self._augmentations if self._batched else ():
+            draws = plan.draws[one.key]
+            if one.section is not None and draws.hit.any():
+                found |= _named(one, one.section.arrays(draws, shape))
+        return found
+
+    def _each_patch(self, plan: Samples) -> tuple[Tensor, Tensor]:
+        """Make one patch after the other on the host, and send them to the training device."""
+        count = len(plan.case_index)
+        pin = self.device.type == "cuda"  # the transfer of pinned memory is asynchronous
+        image = torch.empty((count, self.cache.channels, *self.patch), pin_memory=pin)
+        label = torch.empty((count, *self.patch), dtype=torch.uint8, pin_memory=pin)
+        self._fill(plan, image, label)
+        image, label = (made.to(self.device, non_blocking=True) for made in (image, label))
+        return image, label.long().unsqueeze(1)
+
+    def _fill(self, plan: Samples, image: Tensor, label: Tensor) -> None:
+        """Write the patches into image (B, C, X, Y, Z) and label (B, X, Y, Z), one after the other, on the host."""
+        for i, warped in enumerate(plan.warped):
+            make = self._warp if warped else self._cut
+            make(plan, i, image[i], label[i])
 
     def _cut(self, plan: Samples, i: int, image: Tensor, label: Tensor) -> None:
         """Copy the part of the volume inside the patch; the rest of the patch is background."""
@@ -139,7 +179,7 @@ class PatchAugmenter:
         )
         centre = plan.origin[i] + (patch - 1) / 2
         # Only the box that the patch can reach is converted and interpolated.
-        reach = np.abs(matrix) @ (patch / 2) + 4 * plan.elastic[i] + 2
+        reach = np.abs(matrix) @ (patch / 2) + LARGEST * plan.elastic[i] + 2
         low = np.clip(np.floor(centre - reach), 0, np.array(mask.shape) - 1).astype(int)
         high = np.clip(np.ceil(centre + reach) + 1, low + 1, mask.shape).astype(int)
         background = self.cache.background(case_index)
@@ -152,10 +192,10 @@ class PatchAugmenter:
         size = high - low
         grid = self._grid(2 / size[:, None] * matrix, (2 * (centre - low) + 1) / size - 1, patch)
         if plan.elastic[i]:
-            grid += self._displacement(plan, i, patch) * self._send((2 / size[::-1]).astype(np.float32))
+            grid += self._displacement(plan, i, patch, 2 / size[::-1])
         image.copy_(_interpolate(part, grid, "bilinear").add_(background))
         part_label = mask[box]
-        if part_label.device.type == "cpu" and not part_label.any():  # on a GPU, the question would wait for it
+        if not part_label.any():
             label.zero_()
             return
         label.copy_(_interpolate(part_label.float()[None], grid, "nearest")[0])
@@ -198,7 +238,7 @@ class PatchAugmenter:
         centre = (plan.origin[i] + (patch - 1) / 2 - low)[plane]
         positions = self._grid(matrix[np.ix_(plane, plane)], centre, patch[plane])
         if plan.elastic[i]:
-            positions += self._displacement(plan, i, patch[plane])
+            positions += self._displacement(plan, i, patch[plane], np.ones(2))
         warped, warped_label = warp_slices(
             volume[(slice(None), *box)].movedim(stack + 1, -1),
             mask[tuple(box)].movedim(stack, -1),
@@ -225,33 +265,44 @@ class PatchAugmenter:
         for axis, size in enumerate(patch):
             offset = np.arange(size) - (size - 1) / 2
             values = offset[:, None] * matrix[::-1, axis] + (centre[::-1] if axis == 0 else 0)
-            term = self._send(values.astype(np.float32))
+            term = torch.from_numpy(values.astype(np.float32))
             total = term if total is None else total.unsqueeze(-2) + term
         assert total is not None
         return total[None]
 
-    def _displacement(self, plan: Samples, i: int, patch: NDArray[np.int64]) -> Tensor:
-        """The displacements in voxels: (1, X, Y, Z, 3), last axis first; without the through-plane axis (1, X, Y, 2).
+    def _displacement(self, plan: Samples, i: int, patch: NDArray[np.int64], voxel: NDArray[np.float64]) -> Tensor:
+        """The displacements: (1, X, Y, Z, 3), last axis first; without the through-plane axis (1, X, Y, 2).
 
         Args:
             plan: the samples.
             i: index of the sample.
             patch: (D,), size in voxels.
+            voxel: (D,), size of a voxel in the unit of the result, last axis first.
         """
         assert self.augment.elastic is not None
-        dimensions = len(patch)
-        coarse = [math.ceil(size / self.augment.elastic.spacing) + 1 for size in patch]
-        count = dimensions * math.prod(coarse)
-        normal = counter_normal(self._send(plan.elastic_key[i : i + 1]), count).view(1, dimensions, *coarse)
-        mode = "trilinear" if dimensions == 3 else "bilinear"
-        smooth = F.interpolate(normal, tuple(int(size) for size in patch), mode=mode, align_corners=True)
-        return smooth.clamp_(-4, 4).mul_(float(plan.elastic[i])).movedim(1, -1)
+        normal = coarse_displacement(int(plan.elastic_key[i]), patch.tolist(), self.augment.elastic.spacing)
+        unit = (plan.elastic[i] * voxel).astype(np.float32).reshape(-1, *[1] * len(patch))
+        mode = "trilinear" if len(patch) == 3 else "bilinear"
+        coarse = torch.from_numpy(normal * unit)[None]
+        smooth = F.interpolate(coarse, tuple(int(size) for size in patch), mode=mode, align_corners=True)
+        if np.abs(normal).max() > LARGEST:  # else no value in between is larger
+            largest = torch.from_numpy(LARGEST * unit)
+            smooth = smooth.clamp_(-largest, largest)
+        return smooth.movedim(1, -1)
 
     def _send(self, values: NDArray[Any]) -> Tensor:
-        return send(values, self.cache.device)
-
-    def _send_to_training_device(self, values: NDArray[Any]) -> Tensor:
         return send(values, self.device)
+
+
+def _named(one: PlannedAugmentation, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The arrays of an augmentation, by names that no other augmentation has."""
+    return {f"{one.key}: {name}": values for name, values in arrays.items()}
+
+
+def _those_of(one: PlannedAugmentation, sent: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of an augmentation by their own names, from those of all augmentations."""
+    prefix = f"{one.key}: "
+    return {name.removeprefix(prefix): tensor for name, tensor in sent.items() if name.startswith(prefix)}
 
 
 def _interpolate(volume: Tensor, grid: Tensor, mode: str) -> Tensor:

@@ -56,6 +56,8 @@ def pretended_gpu(capability: tuple[int, int] = (9, 0), waits: list[str] | None 
         "torch.empty": _without_pinning(torch.empty),
         "torch.arange": _real_on_host(torch.arange),
         "fusionseg.data.loading.axis_matrices.coarser": _real_on_host(coarser),
+        # The patches of a cache on the host are cut there, which launches nothing on the device.
+        "fusionseg.data.loading.patch_augmenter.PatchAugmenter._fill": _nothing,
         "torch.nn.functional.scaled_dot_product_attention": _attention,
         "torch.nn.init.trunc_normal_": _same,  # it reads a value
         # The foreach form of the gradient norm and of the optimizers is chosen by the type of the tensors, and a fake

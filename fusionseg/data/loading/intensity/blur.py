@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fusionseg.config.registry import augmentations
@@ -10,9 +11,10 @@ from fusionseg.data.loading.intensity.section import ImageLayout, IntensitySecti
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
-    from fusionseg.data.loading.augmentation_protocol import Drawn
+    from fusionseg.data.loading.augmentation_protocol import Drawn, Draws
 
 
 @augmentations.register("blur")
@@ -48,3 +50,15 @@ class BlurConfig(IntensitySection):
                     matrices = [gaussian(size, float(s)) for size, s in zip(image.shape[2:], sigma, strict=True)]
                     apply_along_axes(image[i, channel], matrices, drawn.send)
         return image
+
+    def arrays(self, draws: Draws, shape: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """The matrices of each axis; the unit matrix for a channel that is not blurred."""
+        from fusionseg.data.loading.axis_matrices import gaussian, matrices_of_all
+
+        return matrices_of_all(draws, "sigma", shape, lambda size, sigma: gaussian(size, float(sigma)))
+
+    def apply_to_all(self, image: Tensor, sent: Mapping[str, Tensor]) -> Tensor:
+        """Blur each channel (X, Y, Z) by its widths."""
+        from fusionseg.data.loading.axis_matrices import apply_to_all_axes
+
+        return apply_to_all_axes(image, sent)

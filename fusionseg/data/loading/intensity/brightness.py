@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from fusionseg.config.registry import augmentations
 from fusionseg.config.section import Probability
-from fusionseg.data.loading.intensity.section import ImageLayout, IntensitySection, per_channel
+from fusionseg.data.loading.intensity.section import ImageLayout, IntensitySection, of_all, per_channel
 from fusionseg.data.loading.purposes import Purpose
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
-    from fusionseg.data.loading.augmentation_protocol import Drawn
+    from fusionseg.data.loading.augmentation_protocol import Drawn, Draws
 
 
 @augmentations.register("shift_intensity")
@@ -37,6 +39,14 @@ class ShiftIntensityConfig(IntensitySection):
     def apply(self, image: Tensor, drawn: Drawn) -> Tensor:
         """Add to each image (C, X, Y, Z) its value."""
         return image.add_(drawn["offset"].view(-1, 1, 1, 1, 1))
+
+    def arrays(self, draws: Draws, shape: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """The values; 0 for a sample that is not changed."""
+        return {"offset": of_all(draws, "offset", 0.0, shape)}
+
+    def apply_to_all(self, image: Tensor, sent: Mapping[str, Tensor]) -> Tensor:
+        """Add to each image (C, X, Y, Z) its value."""
+        return image.add_(sent["offset"])
 
 
 @augmentations.register("scale_intensity")
@@ -61,3 +71,11 @@ class ScaleIntensityConfig(IntensitySection):
     def apply(self, image: Tensor, drawn: Drawn) -> Tensor:
         """Multiply each image (C, X, Y, Z) by its factor."""
         return image.mul_(per_channel(drawn["factor"]))
+
+    def arrays(self, draws: Draws, shape: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """The factors; 1 for a sample that is not changed."""
+        return {"factor": of_all(draws, "factor", 1.0, shape)}
+
+    def apply_to_all(self, image: Tensor, sent: Mapping[str, Tensor]) -> Tensor:
+        """Multiply each image (C, X, Y, Z) by its factor."""
+        return image.mul_(sent["factor"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fusionseg.config.registry import augmentations
@@ -11,14 +12,16 @@ from fusionseg.data.loading.intensity.section import (
     IntensitySection,
     PositiveRange,
     draw_around_one,
+    of_all,
     per_channel,
 )
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
-    from fusionseg.data.loading.augmentation_protocol import Drawn
+    from fusionseg.data.loading.augmentation_protocol import Drawn, Draws
 
 
 @augmentations.register("contrast")
@@ -54,3 +57,17 @@ class ContrastConfig(IntensitySection):
             torch.maximum(image, lowest, out=image)
             torch.minimum(image, highest, out=image)
         return image
+
+    def arrays(self, draws: Draws, shape: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """The factors; 1 for a sample that is not changed."""
+        return {"factor": of_all(draws, "factor", 1.0, shape)}
+
+    def apply_to_all(self, image: Tensor, sent: Mapping[str, Tensor]) -> Tensor:
+        """Change each channel (X, Y, Z) about its own mean; a factor of 1 changes no bit."""
+        import torch
+
+        mean = image.mean((2, 3, 4), keepdim=True)
+        if not self.preserve_range:
+            return torch.lerp(mean, image, sent["factor"])
+        lowest, highest = (edge.view_as(mean) for edge in torch.aminmax(image.flatten(2), dim=2))
+        return torch.lerp(mean, image, sent["factor"]).clamp_(lowest, highest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fusionseg.config.registry import augmentations
@@ -10,9 +11,10 @@ from fusionseg.data.loading.intensity.section import ImageLayout, IntensitySecti
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
-    from fusionseg.data.loading.augmentation_protocol import Drawn
+    from fusionseg.data.loading.augmentation_protocol import Drawn, Draws
 
 
 @augmentations.register("cutout")
@@ -40,16 +42,45 @@ class CutoutConfig(IntensitySection):
 
     def apply(self, image: Tensor, drawn: Drawn) -> Tensor:
         """Fill the boxes of each image (C, X, Y, Z)."""
-        import numpy as np
-
         from fusionseg.data.loading.channel_statistics import channel_mean, channel_range
 
         fill = channel_mean(image) if self.fill == "mean" else channel_range(image)[0]
-        shape = np.array(image.shape[2:])
         for i, (edges, places) in enumerate(zip(drawn.host["edge"], drawn.host["place"], strict=True)):
-            sizes = np.clip(np.rint(edges * shape), 1, shape).astype(int)
-            first = (places * (shape - sizes + 1)).astype(int)
-            for size, start in zip(sizes[edges.any(axis=1)], first[edges.any(axis=1)], strict=True):
-                x, y, z = (slice(int(a), int(a + n)) for a, n in zip(start, size, strict=True))
+            for start, stop in _boxes(edges, places, image.shape[2:]):
+                x, y, z = (slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
                 image[i, :, x, y, z] = fill[i]
         return image
+
+    def arrays(self, draws: Draws, shape: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """For each axis, the coordinates inside of each box: (B, boxes, X, 1, 1), (B, boxes, 1, Y, 1), ..."""
+        import numpy as np
+
+        found = {}
+        inside = [np.zeros((shape[0], self.boxes, size), np.bool_) for size in shape[2:]]
+        for i, edges, places in zip(
+            np.flatnonzero(draws.hit), draws.values["edge"], draws.values["place"], strict=True
+        ):
+            for box, (start, stop) in enumerate(_boxes(edges, places, shape[2:])):
+                for axis in range(3):
+                    inside[axis][i, box, start[axis] : stop[axis]] = True
+        for axis, of_axis in enumerate(inside):
+            found[f"inside_{axis}"] = np.expand_dims(of_axis, [other + 2 for other in range(3) if other != axis])
+        return found
+
+    def apply_to_all(self, image: Tensor, sent: Mapping[str, Tensor]) -> Tensor:
+        """Fill the boxes of each image (C, X, Y, Z)."""
+        voxels = (2, 3, 4)
+        fill = image.mean(voxels, keepdim=True) if self.fill == "mean" else image.amin(voxels, keepdim=True)
+        inside = (sent["inside_0"] & sent["inside_1"] & sent["inside_2"]).any(dim=1, keepdim=True)
+        return fill.where(inside, image)
+
+
+def _boxes(edges: NDArray[Any], places: NDArray[Any], patch: Sequence[int]) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    """The first voxel of each used box of a sample, and the last one plus one: (3,) each."""
+    import numpy as np
+
+    shape = np.array(patch)
+    sizes = np.clip(np.rint(edges * shape), 1, shape).astype(int)
+    first = (places * (shape - sizes + 1)).astype(int)
+    used = edges.any(axis=1)
+    return list(zip(first[used], first[used] + sizes[used], strict=True))

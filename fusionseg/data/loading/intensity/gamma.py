@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fusionseg.config.registry import augmentations
@@ -11,17 +12,21 @@ from fusionseg.data.loading.intensity.section import (
     IntensitySection,
     PositiveRange,
     draw_around_one,
+    of_all,
     per_channel,
 )
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
-    from fusionseg.data.loading.augmentation_protocol import Drawn
+    from fusionseg.data.loading.augmentation_protocol import Drawn, Draws
 
 _SMALLEST = 1e-30
 """Smallest range and deviation that are divided by: a channel of one value stays as it is, in any unit."""
+_SMALLEST_VARIANCE = 1e-37
+"""Is added to the variance where that is divided by: the smallest numbers of 32 bits are near it."""
 
 
 class _Gamma(IntensitySection):
@@ -55,6 +60,31 @@ class _Gamma(IntensitySection):
         ratio = deviation.div_(changed.clamp_(min=_SMALLEST)).clamp_(max=1 / _SMALLEST)  # finite: 0 times it is 0
         return image.mul_(ratio).add_(mean)
 
+    def arrays(self, draws: Draws, shape: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """The exponents; 1 for a sample that is not changed."""
+        return {"exponent": of_all(draws, "exponent", 1.0, shape)}
+
+    def _power_of_all(self, image: Tensor, exponent: Tensor, sign: int) -> Tensor:
+        """Apply the power to each channel of a batch, from its lowest value up (sign 1) or its highest down (-1)."""
+        import torch
+
+        if not self.retain_stats:
+            lowest, highest = (edge[..., None, None, None] for edge in torch.aminmax(image.flatten(2), dim=2))
+            extent = (highest - lowest).clamp_(min=_SMALLEST)
+            base = (image - lowest if sign > 0 else highest - image).div_(extent).pow_(exponent)
+            return torch.addcmul(lowest if sign > 0 else highest, base, extent, value=sign)
+        deviation, mean = torch.std_mean(image, dim=(2, 3, 4), correction=0, keepdim=True)
+        edge = image.amin((2, 3, 4), keepdim=True) if sign > 0 else image.amax((2, 3, 4), keepdim=True)
+        base = image - edge if sign > 0 else edge - image
+        # A norm of each channel, whose weight and bias are the former deviation and mean, restores them.
+        rows = base.pow_(exponent).view(1, deviation.numel(), -1)
+        count, voxels = rows.shape[1:]
+        weight = deviation.view(-1) if sign > 0 else deviation.view(-1).neg()
+        restored, _, _ = torch.native_group_norm(
+            rows, weight, mean.view(-1), 1, count, voxels, count, _SMALLEST_VARIANCE
+        )
+        return restored.view_as(image)
+
 
 def _power_(image: Tensor, exponent: Tensor) -> Tensor:
     """Raise values of at least 0 to a power, in place. It is faster than torch.pow; 0 stays 0, as exp(log(0))."""
@@ -74,6 +104,10 @@ class GammaConfig(_Gamma):
         """Change each channel (X, Y, Z) by its exponent."""
         return self._power(image, drawn["exponent"])
 
+    def apply_to_all(self, image: Tensor, sent: Mapping[str, Tensor]) -> Tensor:
+        """Change each channel (X, Y, Z) by its exponent."""
+        return self._power_of_all(image, sent["exponent"], 1)
+
 
 @augmentations.register("gamma_inverted")
 class InvertedGammaConfig(_Gamma):
@@ -87,3 +121,7 @@ class InvertedGammaConfig(_Gamma):
     def apply(self, image: Tensor, drawn: Drawn) -> Tensor:
         """Change each channel (X, Y, Z) by its exponent."""
         return self._power(image.neg_(), drawn["exponent"]).neg_()
+
+    def apply_to_all(self, image: Tensor, sent: Mapping[str, Tensor]) -> Tensor:
+        """Change each channel (X, Y, Z) by its exponent."""
+        return self._power_of_all(image, sent["exponent"], -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fusionseg.config.registry import augmentations
@@ -10,9 +11,10 @@ from fusionseg.data.loading.intensity.section import ImageLayout, IntensitySecti
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
-    from fusionseg.data.loading.augmentation_protocol import Drawn
+    from fusionseg.data.loading.augmentation_protocol import Drawn, Draws
 
 
 @augmentations.register("low_resolution")
@@ -55,3 +57,18 @@ class LowResolutionConfig(IntensitySection):
                 ]
                 apply_along_axes(image[i, channel], matrices, drawn.send)
         return image
+
+    def arrays(self, draws: Draws, shape: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """The matrices of each axis; the unit matrix for a channel that is not changed."""
+        from fusionseg.data.loading.axis_matrices import coarser, matrices_of_all
+
+        def matrix(size: int, zoom: float) -> NDArray[Any] | None:
+            return coarser(size, max(1, round(size * float(zoom))), self.down, self.up)
+
+        return matrices_of_all(draws, "zoom", shape, matrix)
+
+    def apply_to_all(self, image: Tensor, sent: Mapping[str, Tensor]) -> Tensor:
+        """Change each channel (X, Y, Z) by its zooms."""
+        from fusionseg.data.loading.axis_matrices import apply_to_all_axes
+
+        return apply_to_all_axes(image, sent)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from fusionseg.data.loading.augmentation_protocol import Drawn
+    from fusionseg.data.loading.augmentation_protocol import Drawn, Draws
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,54 @@ class IntensitySection(SectionWithOptions):
         Returns:
             The images in the same shape.
         """
+
+    def constants(self) -> dict[str, NDArray[Any]]:
+        """Arrays by name that `apply_to_all` needs for every batch; they are sent to the device once."""
+        return {}
+
+    @abstractmethod
+    def arrays(self, draws: Draws, shape: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """Compute on the host what `apply_to_all` needs on the device.
+
+        Args:
+            draws: of all samples of a batch, at least one of which is changed.
+            shape: (5,), of the images.
+
+        Returns:
+            Arrays by name. Those of a sample that is not changed have values with which nothing changes.
+        """
+
+    @abstractmethod
+    def apply_to_all(self, image: Tensor, sent: Mapping[str, Tensor]) -> Tensor:
+        """Change the images of a batch, all of them by the same few operators; nothing waits for the device.
+
+        A GPU takes this way: an operator costs the host more than a small patch costs the device. The results are those
+        of `apply` but for the rounding of sums.
+
+        Args:
+            image: (B, C, X, Y, Z) float32, contiguous; may be changed in place.
+            sent: `constants` and `arrays`, on the same device.
+
+        Returns:
+            The images in the same shape, contiguous.
+        """
+
+
+def of_all(draws: Draws, name: str, unchanged: float, shape: Sequence[int]) -> NDArray[np.float32]:
+    """The numbers of all samples of a batch, in a shape that broadcasts over the images: (B, C or 1, 1, 1, 1).
+
+    Args:
+        draws: of the batch.
+        name: of the numbers, which are one for each sample, or one for each channel.
+        unchanged: the number of a sample that is not changed.
+        shape: (5,), of the images.
+    """
+    import numpy as np
+
+    values = draws.values[name].reshape(len(draws.values[name]), -1)
+    found = np.full((shape[0], values.shape[1], 1, 1, 1), unchanged, np.float32)
+    found[draws.hit] = values[:, :, None, None, None]
+    return found
 
 
 def _positive_range(values: tuple[float, float]) -> tuple[float, float]:
