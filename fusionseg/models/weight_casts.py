@@ -42,7 +42,7 @@ class WeightCasts:
         self._places: list[_Place] = []
         self._adds_gradients = adds_gradients
         found: dict[int, nn.Parameter] = {}
-        for module in model.modules():
+        for module in dict.fromkeys(_uncompiled(model)):
             if type(module) in _WITH_CASTS:
                 weights = {name: module._parameters.get(name) for name in _NAMES}
                 kept = {name: weight for name, weight in weights.items() if _is_cast(weight)}
@@ -152,6 +152,14 @@ class _CastFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         needed = zip(grads, ctx.needs_input_grad[1:], strict=True)
         return None, *ctx.group.weight_grads([grad if needs else None for grad, needs in needed])
+
+
+def _uncompiled(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules outside of compiled ones, in which the compiler joins the casts with other operators."""
+    if module._compiled_call_impl is None and "_orig_mod" not in module._modules:
+        yield module
+        for child in module.children():
+            yield from _uncompiled(child)
 
 
 def _is_cast(weight: nn.Parameter | None) -> bool:

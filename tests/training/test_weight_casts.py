@@ -173,6 +173,18 @@ def test_groups_are_neighbours_of_one_kind_and_of_a_limited_size() -> None:
     assert casts.nbytes == 20 * 2 * 1000**2
 
 
+def test_compiled_modules_and_subclasses_are_left_to_autocast() -> None:
+    class Own(nn.Linear):
+        """A layer that may use its weight in another way."""
+
+    by_method = nn.Sequential(nn.Linear(2, 2))
+    by_method.compile(backend="eager")
+    model = nn.Sequential(torch.compile(nn.Linear(2, 2), backend="eager"), by_method, Own(2, 2), nn.Linear(2, 2))
+    casts = WeightCasts(model, torch.bfloat16, adds_gradients=True)
+    (group,) = casts._groups
+    assert list(map(id, group.weights)) == list(map(id, model[3].parameters()))
+
+
 class Counted(TorchDispatchMode):
     """Counts operators by name."""
 
