@@ -31,6 +31,24 @@ def uses_channels_last(setting: bool | Literal["auto"], model: nn.Module, device
     return setting
 
 
+def set_memory_format_(model: nn.Module, setting: bool | Literal["auto"], device_type: str) -> bool:
+    """Change the memory format of a network's weights in place; return whether its images are channels-last too.
+
+    Blocks that keep the channels-last format (`keeps_channels_last`) compute in it whatever the setting is, so that
+    their weights always have it. Else each convolution would convert its weight, and the gradient of the weight back.
+
+    Args:
+        model: the network.
+        setting: `train.channels_last`.
+        device_type: "cpu" or "cuda".
+    """
+    channels_last = uses_channels_last(setting, model, device_type)
+    for module in [model] if channels_last else model.modules():
+        if channels_last or getattr(module, "keeps_channels_last", False):
+            channels_last_(module)
+    return channels_last
+
+
 def _has_converting_norm(module: nn.Module) -> bool:
     """Tell whether there is such a norm outside of the blocks that keep the format (`keeps_channels_last`)."""
     if getattr(module, "keeps_channels_last", False):

@@ -117,7 +117,7 @@ class _Group:
         Args:
             grads: one for each weight; None for a weight that the loss does not depend on.
         """
-        given = {index: grad for index, grad in enumerate(grads) if grad is not None}
+        given = {i: _laid_out(grad, self.copies[i]) for i, grad in enumerate(grads) if grad is not None}
         results: list[Tensor | None] = [None] * len(grads)
         if not given:
             return results
@@ -152,6 +152,13 @@ class _CastFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         needed = zip(grads, ctx.needs_input_grad[1:], strict=True)
         return None, *ctx.group.weight_grads([grad if needs else None for grad, needs in needed])
+
+
+def _laid_out(grad: Tensor, like: Tensor) -> Tensor:
+    """Return a gradient in the memory layout of a tensor: an operator on a list is one kernel only if layouts agree."""
+    if all(size == 1 or a == b for size, a, b in zip(grad.shape, grad.stride(), like.stride(), strict=True)):
+        return grad
+    return torch.empty_like(like).copy_(grad)
 
 
 def _uncompiled(module: nn.Module) -> Iterator[nn.Module]:

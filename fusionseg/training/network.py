@@ -17,7 +17,7 @@ from fusionseg.config.outside_part import OutsidePart, outside_parts
 from fusionseg.data.formats.channel_names import channel_order
 from fusionseg.distributed.gradient_allreduce import register_allreduce
 from fusionseg.distributed.world import World
-from fusionseg.models.placement import channels_last_, guard_cpu_convolutions_, uses_channels_last
+from fusionseg.models.placement import guard_cpu_convolutions_, set_memory_format_
 from fusionseg.models.sync_batch_norm import synchronise_batch_norm
 from fusionseg.models.weights.loading import load_weights, read_file, read_state
 from fusionseg.observability.ranges import annotate_modules
@@ -100,8 +100,7 @@ def place_network(model: nn.Module, config: RunConfig, device: torch.device) -> 
         config: its `train.channels_last` is read.
         device: device of the network.
     """
-    if uses_channels_last(config.train.channels_last, model, device.type):
-        channels_last_(model)
+    set_memory_format_(model, config.train.channels_last, device.type)
     if device.type == "cpu":
         guard_cpu_convolutions_(model)
     return model.to(device)

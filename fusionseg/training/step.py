@@ -144,9 +144,22 @@ class TrainStep:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
+        self._lay_out_states()
         if state["scaler"]:  # empty if the run has trained in bf16 or fp32 so far, on another device
             self.scaler.load_state_dict(state["scaler"])
         self._totals.copy_(state["totals"])
+
+    def _lay_out_states(self) -> None:
+        """Give the states of the optimizer the memory format of their parameters.
+
+        The fused kernels read both in the order of their memory. A checkpoint may be from a device on which the network
+        has another format (`train.channels_last: auto`), or from an older version.
+        """
+        for parameter, states in self.optimizer.state.items():
+            for name, value in states.items():
+                is_map = isinstance(value, Tensor) and value.shape == parameter.shape
+                if is_map and value.stride() != parameter.stride():
+                    states[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
     def _set_learning_rate(self, lr: float) -> None:
         for group in self.optimizer.param_groups:

@@ -10,7 +10,8 @@ from tiny_networks import tiny
 from torch import nn
 
 from fusionseg.config import validate
-from fusionseg.models.placement import guard_cpu_convolutions_, uses_channels_last
+from fusionseg.models.memory_efficient.convolution_blocks import ResidualBlock
+from fusionseg.models.placement import guard_cpu_convolutions_, set_memory_format_, uses_channels_last
 from fusionseg.training.network import build_weightless_network
 from fusionseg.training.tasks.choice import build_task
 
@@ -83,3 +84,15 @@ def test_memory_format_by_device_and_network(name: str, settings: dict[str, obje
     assert uses_channels_last("auto", network, "cuda") == on_gpu
     assert uses_channels_last("auto", network, "cpu")
     assert uses_channels_last(True, network, "cuda") and not uses_channels_last(False, network, "cpu")
+
+
+def test_blocks_that_compute_channels_last_always_have_such_weights() -> None:
+    def formats() -> list[bool]:
+        return [weight.is_contiguous(memory_format=torch.channels_last_3d) for weight in network.parameters()]
+
+    network = nn.Sequential(ResidualBlock(4, 4, 3), nn.Conv3d(4, 4, 3, bias=False))
+    assert formats() == [False, False, False]
+    assert not set_memory_format_(network, False, "cpu")
+    assert formats() == [True, True, False]
+    assert set_memory_format_(network, True, "cpu")
+    assert formats() == [True, True, True]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -18,9 +19,12 @@ from fusionseg.config import validate
 from fusionseg.distributed.launch import read_launch
 from fusionseg.distributed.world import World
 from fusionseg.models import weight_casts
+from fusionseg.models.placement import channels_last_
 from fusionseg.models.weight_casts import WeightCasts
 from fusionseg.training.micro_batches import MicroBatch
 from fusionseg.training.network import build_network
+from fusionseg.training.optimizer import build_optimizer
+from fusionseg.training.optimizers.standard import OptimConfig
 from fusionseg.training.precision import Precision
 from fusionseg.training.step import TrainStep
 from fusionseg.training.tasks.choice import build_task
@@ -138,7 +142,8 @@ class Odd(nn.Module):
 
 
 def cross_entropy(logits: Any, target: Any) -> Tensor:
-    return F.cross_entropy(logits.float(), target[:, 0])
+    loss: Tensor = F.cross_entropy(logits.float(), target[:, 0])
+    return loss
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -183,6 +188,42 @@ def test_compiled_modules_and_subclasses_are_left_to_autocast() -> None:
     casts = WeightCasts(model, torch.bfloat16, adds_gradients=True)
     (group,) = casts._groups
     assert list(map(id, group.weights)) == list(map(id, model[3].parameters()))
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_checkpoint_of_another_memory_format_continues_the_same(name: Literal["adamw", "sgd"]) -> None:
+    """The fused kernels read weights, gradients and states in the order of their memory."""
+
+    def build(*, channels_last: bool) -> tuple[nn.Module, TrainStep]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv3d(1, 4, 3), nn.Conv3d(4, 2, 3))
+        if channels_last:
+            channels_last_(model)
+        optimizer = build_optimizer(OptimConfig(name=name), model.parameters())
+        world, precision = World(read_launch({}), CPU), Precision("fp32", "as configured", "cpu")
+        step = TrainStep(model, cross_entropy, optimizer, precision, world, accumulation_steps=1, clip_grad=1.0)
+        return model, step
+
+    draw = torch.Generator().manual_seed(0)
+    batches = [torch.randn(1, 1, 6, 6, 6, generator=draw) for _ in range(3)]
+
+    def train(step: TrainStep, number: int) -> None:
+        image = batches[number]
+        step(number, [MicroBatch((image,), (image[:, :, :2, :2, :2] > 0).long(), seed=0)], lr=0.1)
+
+    model, step = build(channels_last=True)
+    train(step, 0)
+    weights = copy.deepcopy(model.state_dict())
+    state = copy.deepcopy(step.state_dict())
+    resumed, other = build(channels_last=False)
+    resumed.load_state_dict(weights)
+    other.load_state_dict(state)
+    for number in (1, 2):
+        train(step, number)
+        train(other, number)
+    for expected, found in zip(model.parameters(), resumed.parameters(), strict=True):
+        assert expected.stride() != found.stride() or expected.dim() == 1 or 1 in expected.shape
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 class Counted(TorchDispatchMode):

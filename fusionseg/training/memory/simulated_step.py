@@ -14,7 +14,7 @@ from fusionseg.config import RunConfig
 from fusionseg.distributed.launch import read_launch
 from fusionseg.distributed.world import World
 from fusionseg.models.device_kind import meta_stands_for
-from fusionseg.models.placement import channels_last_, guard_cpu_convolutions_, uses_channels_last
+from fusionseg.models.placement import guard_cpu_convolutions_, set_memory_format_
 from fusionseg.training.memory.live_tensors import LiveTensors
 from fusionseg.training.memory.meta_autocast import MetaAutocast
 from fusionseg.training.memory.workspace import cpu_workspace
@@ -53,9 +53,7 @@ def simulate_step(
         accumulation_steps: micro-batches of a step on each rank. The second needs as much memory as all that follow.
     """
     device = next(model.parameters()).device
-    channels_last = uses_channels_last(config.train.channels_last, model, precision.device_type)
-    if channels_last:
-        channels_last_(model)
+    channels_last = set_memory_format_(model, config.train.channels_last, precision.device_type)
     if precision.device_type == "cpu":
         guard_cpu_convolutions_(model)
     batch: list[int] = []
