@@ -27,7 +27,10 @@ def bind_to_near_cpus(device: torch.device) -> None:
     if device.type != "cuda":
         return
     properties: Any = torch.cuda.get_device_properties(device)  # torch's types lack the PCI address
-    address = f"{properties.pci_domain_id:04x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"
+    try:
+        address = f"{properties.pci_domain_id:04x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"
+    except AttributeError:  # a version of torch that does not know it
+        return
     allowed = os.sched_getaffinity(0)
     near = allowed & near_cpus(address)
     if near and near != allowed:
