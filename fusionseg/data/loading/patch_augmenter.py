@@ -93,7 +93,7 @@ class PatchAugmenter:
             On the training device: image (B, C, X, Y, Z) float32, label (B, 1, X, Y, Z) int64.
         """
         with annotate("augment"):
-            sent = self._constants | send_together(self._arrays(plan), self.device)
+            sent = self._constants | send_together(self._arrays(plan), self.device) if self._batched else {}
             image, label = self._each_patch(plan) if self._patches is None else self._patches.make(sent)
             if self._mirrored is not None and self._batched:
                 label = self._mirrored.take(label.add_(sent["mirrored"]))
@@ -112,10 +112,10 @@ class PatchAugmenter:
     def _arrays(self, plan: Samples) -> dict[str, NDArray[Any]]:
         """All numbers that the device needs for a micro-batch."""
         found = {} if self._patches is None else self._patches.arrays(plan)
-        if self._mirrored is not None and self._batched:
+        if self._mirrored is not None:
             found["mirrored"] = 256 * plan.flip[:, LEFT_RIGHT].astype(np.int64).reshape(-1, 1, 1, 1, 1)
         shape = (len(plan.case_index), self.cache.channels, *self.patch)
-        for one in self._augmentations if self._batched else ():
+        for one in self._augmentations:
             draws = plan.draws[one.key]
             if one.section is not None and draws.hit.any():
                 found |= _named(one, one.section.arrays(draws, shape))
@@ -128,7 +128,8 @@ class PatchAugmenter:
         image = torch.empty((count, self.cache.channels, *self.patch), pin_memory=pin)
         label = torch.empty((count, *self.patch), dtype=torch.uint8, pin_memory=pin)
         self._fill(plan, image, label)
-        image, label = (made.to(self.device, non_blocking=True) for made in (image, label))
+        if self.device.type != "cpu":
+            image, label = (made.to(self.device, non_blocking=True) for made in (image, label))
         return image, label.long().unsqueeze(1)
 
     def _fill(self, plan: Samples, image: Tensor, label: Tensor) -> None:
