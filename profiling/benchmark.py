@@ -47,9 +47,9 @@ from benchmark_step import bare_loop
 from monai.data import set_track_meta
 
 from fusionseg.data.synthetic.dataset import write_dataset
+from fusionseg.distributed.device_speed import timed
 from fusionseg.observability.ranges import annotate
 from fusionseg.performance.benchmarking import Timings, open_trainer, publish, step_arguments, time_alternately
-from fusionseg.performance.device_speed import timed
 from fusionseg.performance.machine import machine_info, machine_line
 from fusionseg.runs.checkpoint_writer import CheckpointWriter
 from fusionseg.runs.paths import RunPaths

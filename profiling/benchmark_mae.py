@@ -30,12 +30,12 @@ from torch import Tensor, nn
 
 from fusionseg.config.parts.sections import NetworkSection
 from fusionseg.config.pretraining import PretrainConfig, ReconstructionLossConfig
+from fusionseg.distributed.device_speed import timed
 from fusionseg.losses.reconstruction import ReconstructionLoss
 from fusionseg.models.masked import build_masked
 from fusionseg.models.networks.swin import SwinConfig
 from fusionseg.models.networks.unetr import UNETRConfig
 from fusionseg.performance.benchmarking import cudnn_argument, publish
-from fusionseg.performance.device_speed import timed
 from fusionseg.performance.machine import machine_info, machine_line
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import run

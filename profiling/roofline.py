@@ -30,10 +30,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fusionseg.distributed.device_speed import DeviceRates, measure_rates, timed
+from fusionseg.models.operator_costs import Call, Cost, total_cost
 from fusionseg.performance.benchmarking import open_trainer, publish, step_arguments
-from fusionseg.performance.device_speed import DeviceRates, measure_rates, timed
 from fusionseg.performance.machine import machine_info, machine_line
-from fusionseg.performance.operator_costs import Call, Cost, OperatorRecorder, PhaseClock, follow_phases, total_cost
+from fusionseg.performance.operator_costs import OperatorRecorder, PhaseClock, follow_phases
 from fusionseg.training.trainer import Trainer
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import run

@@ -21,8 +21,8 @@ import torch.distributed as dist
 from packaging.requirements import Requirement
 
 from fusionseg.cluster.slurm import call
+from fusionseg.distributed.device_speed import all_reduce_seconds
 from fusionseg.distributed.world import World
-from fusionseg.performance.device_speed import all_reduce_seconds
 from fusionseg.training.precision import choose_precision
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_cpus, available_memory_bytes

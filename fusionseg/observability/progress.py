@@ -100,6 +100,7 @@ class TrainingProgress(LiveLine):
         data_share: float | None,
         memory_gb: float,
         step_s: float,
+        mfu: float | None = None,
     ) -> None:
         """Show the measurements of a step.
 
@@ -110,6 +111,7 @@ class TrainingProgress(LiveLine):
             data_share: share of the step time spent on data, 0 to 1; None if it is not known.
             memory_gb: peak memory in GB.
             step_s: seconds of a step.
+            mfu: model FLOP utilisation, 0 to 1; None if it is not known.
         """
         if not self.shown:
             return
@@ -120,6 +122,7 @@ class TrainingProgress(LiveLine):
             self._score,
             f"{samples_per_s:.2f} samples/s",
             "" if data_share is None else f"data {data_share:.0%}",
+            "" if mfu is None else f"MFU {mfu:.0%}",
             f"{memory_gb:.1f} GB",
         ]
         self._show(done)

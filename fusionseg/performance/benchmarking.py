@@ -14,8 +14,8 @@ import torch
 
 from fusionseg.config import load_config
 from fusionseg.data.synthetic.dataset import write_dataset
+from fusionseg.distributed.device_speed import timed
 from fusionseg.distributed.world import World
-from fusionseg.performance.device_speed import timed
 from fusionseg.runs.cases.opening import open_cases
 from fusionseg.runs.folder import RunFolder, run_folder_of
 from fusionseg.training.start import build_trainer

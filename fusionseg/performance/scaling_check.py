@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fusionseg.config.registry import networks
+from fusionseg.distributed.device_speed import all_reduce_seconds
 from fusionseg.distributed.gradient_allreduce import register_allreduce
 from fusionseg.distributed.launch import Launch
 from fusionseg.distributed.world import World
 from fusionseg.models import build_model
-from fusionseg.performance.device_speed import all_reduce_seconds
 from fusionseg.performance.scaling_model import Link, Network, StepTime, Workload, expected_slowest, fit_link, step_time
 from fusionseg.utils.files import write_json
 

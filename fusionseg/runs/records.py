@@ -17,12 +17,12 @@ from fusionseg.utils.files import write_text
 
 Record = JsonObject
 
-MEASURED = ("time", "gpu")
+MEASURED = ("time", "gpu", "mfu", "roofline")
 MEASURED_SUFFIXES = ("_s", "_per_s", "_gb")
 # Readers compute with these fields of records, so their values are checked: numbers, and tables of numbers by name.
 _NUMBERS = {
     "loss", "lr", "grad_norm", "skipped", "cases", "dice", "ssim", "psnr", "samples_per_s", "memory_gb", "step_s",
-    "data_s", "val_s", "total_s",
+    "data_s", "val_s", "total_s", "mfu", "roofline",
 }  # fmt: skip
 _TABLES = {"dice_per_class", "phases_s"}
 

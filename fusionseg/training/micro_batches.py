@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fusionseg.distributed.world import World
 from fusionseg.observability.ranges import annotate
+from fusionseg.observability.stream_timer import StreamTimer
 from fusionseg.training.data import TrainingData
 from fusionseg.training.tasks.task import BatchFunction
 
@@ -55,12 +56,13 @@ class MicroBatches:
         self.accumulation_steps = accumulation_steps
         self.channels_last = channels_last
         self._taken: list[range] = []
+        self.timer = StreamTimer(enabled=world.device.type == "cuda")
 
     def of_step(self, step: int) -> Iterator[MicroBatch]:
         """Make the micro-batches of a step; each is made when it is asked for."""
         self._taken = []
         for micro in range(self.accumulation_steps):
-            with annotate("data", micro):
+            with annotate("data", micro), self.timer:
                 indices = self.indices(micro)
                 self._taken.append(indices)
                 (image, *others), target = self.batch(step, indices)

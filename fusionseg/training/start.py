@@ -28,6 +28,7 @@ from fusionseg.training.observers.gpu_watch import GpuWatch
 from fusionseg.training.observers.profile_range import ProfileRange
 from fusionseg.training.observers.recorder import Recorder, Spent
 from fusionseg.training.observers.skipped_steps import SkippedSteps
+from fusionseg.training.observers.utilisation import measure_utilisation
 from fusionseg.training.opening import join_ranks, open_run_folder
 from fusionseg.training.optimizer import build_optimizer, warmup_warning
 from fusionseg.training.outside_check import with_present_sources
@@ -173,8 +174,20 @@ def run(trainer: Trainer, folder: RunFolder) -> str:
     if world.is_rank_zero:
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
         write_environment(folder.path, ranks, parameters)
+    utilisation = None
+    if world.is_rank_zero:
+        utilisation = measure_utilisation(
+            trainer.task,
+            config,
+            in_channels=len(data.channels),
+            out_channels=data.scheme.num_outputs,
+            precision=trainer.precision,
+            accumulation_steps=trainer.micro_batches.accumulation_steps,
+            device=world.device,
+        )
     watch = GpuWatch(config, world, folder.path, folder.paths.pictures)
-    recorder = Recorder(config, world, folder, watch, trainer.task.info.score, step=step, spent=spent)
+    score = trainer.task.info.score
+    recorder = Recorder(config, world, folder, watch, score, step=step, spent=spent, utilisation=utilisation)
     # Signals are handled until the end record is written: a scheduler may repeat its signal until the process ends.
     with StopSignals() as signals, closing(recorder):
         try:

@@ -138,7 +138,7 @@ class Trainer:
             now = time.monotonic()
             with annotate("log", step):
                 samples = self.micro_batches.last_samples(step - 1) if self.config.log.samples else None
-                recorder.train(step, lr, statistics, samples, now)
+                recorder.train(step, lr, statistics, samples, now, self.micro_batches.timer.take())
         elif recorder.progress.awaits_first_step:  # so that loss and time left are known from the beginning
             with phase_timer().measure("step"):
                 recorder.first_step(step, self.train_step.peek())

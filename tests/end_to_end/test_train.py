@@ -27,7 +27,7 @@ from end_to_end.runs import (
 )
 
 MEASURED = {
-    "train": {"step_s", "data_s", "samples_per_s", "memory_gb"},
+    "train": {"step_s", "data_s", "samples_per_s", "memory_gb", "mfu", "roofline"},
     "val": {"val_s"},
     "end": {"total_s", "phases_s"},
 }

@@ -53,7 +53,16 @@ def write_run(
     (folder / "environment.json").write_text(json.dumps({"parameters": 1_500_000}))
     lines: list[dict[str, Any]] = []
     for step, dice in enumerate(scores, start=1):
-        lines.append({"kind": "train", "step": 10 * step, "loss": 0.5, "samples_per_s": 2.0 * step, "memory_gb": 1.0})
+        lines.append(
+            {
+                "kind": "train",
+                "step": 10 * step,
+                "loss": 0.5,
+                "samples_per_s": 2.0 * step,
+                "memory_gb": 1.0,
+                "mfu": 0.125 * step,
+            }
+        )
         score = {"dice": dice, "dice_per_class": {"a": dice}, "grid": "prepared"}
         if parsed.pretrain is not None:
             score = {"ssim": dice, "grid": "prepared"}
@@ -114,6 +123,7 @@ def test_seeds_and_folds_are_one_row_and_the_highest_is_bold(tmp_path: Path) -> 
     assert second["parameters"] == "1.50 M"
     assert (first["steps"], second["steps"]) == ("20", "10")
     assert first["samples_per_s"] == "3.00 ± 0.00"
+    assert first["mfu"] == "18.8 ± 0.0 %"
     assert (first["folds"], second["folds"]) == ("0", "0, 1")
     assert "not over the same folds" in text and "last validation" in text
 

@@ -15,9 +15,10 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from fusionseg.config import RunConfig, dump_config
+from fusionseg.distributed.device_speed import DeviceRates
 from fusionseg.models.cost import network_cost
-from fusionseg.performance.device_speed import DeviceRates
-from fusionseg.performance.operator_costs import Call, OperatorRecorder, PhaseClock, follow_phases, total_cost
+from fusionseg.models.operator_costs import Call, total_cost
+from fusionseg.performance.operator_costs import OperatorRecorder, PhaseClock, follow_phases
 from fusionseg.training import step
 
 CPU = torch.device("cpu")

@@ -23,7 +23,7 @@ from fusionseg.runs.paths import run_folders
 from fusionseg.runs.records import has_finished
 from fusionseg.utils.errors import UserError, some_of
 
-COST = ("parameters", "steps", "samples_per_s", "memory_gb", "total_s")
+COST = ("parameters", "steps", "samples_per_s", "mfu", "roofline", "memory_gb", "total_s")
 """Metrics of the cost of a run, which are the last columns of the table."""
 
 

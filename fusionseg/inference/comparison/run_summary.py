@@ -205,7 +205,7 @@ def _cost(records: Sequence[Record], environment: Mapping[str, Any]) -> dict[str
         cost["parameters"] = environment["parameters"]
     if trained:
         cost["steps"] = trained[-1]["step"]
-        for key in ("samples_per_s", "memory_gb"):
+        for key in ("samples_per_s", "mfu", "roofline", "memory_gb"):
             if known := [record[key] for record in trained if is_number(record.get(key))]:
                 cost[key] = fmean(known)
     totals = [record.get("total_s") for record in records if record["kind"] == RecordKind.END]

@@ -173,6 +173,9 @@ def _spread_text(metric: str, spread: Spread | None, runs: int) -> str:
         return f"{spread.mean / 1e6:.2f} M"
     if metric == "steps":
         return f"{spread.low:.0f}" if spread.low == spread.high else f"{spread.low:.0f} to {spread.high:.0f}"
+    if metric in ("mfu", "roofline"):
+        deviation = "" if spread.deviation is None else f" ± {100 * spread.deviation:.1f}"
+        return f"{100 * spread.mean:.1f}{deviation} %{some}"
     digits = 2 if metric in COST or metric.startswith(("psnr", "hd95")) else 4
     text = f"{spread.mean:.{digits}f}"
     return (text if spread.deviation is None else f"{text} ± {spread.deviation:.{digits}f}") + some

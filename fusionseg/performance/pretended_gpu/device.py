@@ -48,6 +48,7 @@ def pretended_gpu(capability: tuple[int, int] = (9, 0), waits: list[str] | None 
         "torch.cuda.memory_allocated": lambda *_: 0,
         "torch.cuda.max_memory_allocated": lambda *_: 0,
         "torch.cuda.synchronize": synchronize,
+        "torch.cuda.Event": _Event,
         "torch.cuda.is_bf16_supported": lambda *_, **__: capability >= (8, 0),
         "torch.cuda.manual_seed_all": _nothing,
         "torch.cuda.amp.common.amp_definitely_not_available": lambda: False,
@@ -82,6 +83,19 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | No
         attn_mask = attn_mask.expand(*query.shape[:-1], length)
     out: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, attn_mask, True)[0]
     return out
+
+
+class _Event:
+    """An event of the stream. The stream of the pretended GPU takes no time."""
+
+    def __init__(self, *, enable_timing: bool = False) -> None: ...
+
+    def record(self) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def elapsed_time(self, end: _Event) -> float:
+        return 0.0
 
 
 def _nothing(*_: Any) -> None:

@@ -1,14 +1,15 @@
-"""A training step without data, for the count of its memory: the real one, on tensors of the meta device."""
+"""A training step without data, for counts of memory and operations: the real one, on tensors of the meta device."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fusionseg.config import RunConfig
 from fusionseg.distributed.launch import read_launch
@@ -52,34 +53,77 @@ def simulate_step(
         precision: precision of the forward pass, and the type of the device that the memory is counted for.
         accumulation_steps: micro-batches of a step on each rank. The second needs as much memory as all that follow.
     """
+    batch: list[int] = []
+    kept: list[int] = []
+    live = LiveTensors(cpu_workspace) if precision.device_type == "cpu" else LiveTensors()
+
+    step = run_weightless_step(
+        task,
+        config,
+        model,
+        in_channels,
+        precision,
+        micro_steps=min(2, accumulation_steps),
+        mode=live,
+        before_batch=lambda: live.live,
+        after_batch=lambda begun: batch.append(live.live - begun),
+        after_loss=lambda: kept.append(live.live),
+    )
+    casts = 0 if step.casts is None else step.casts.nbytes
+    return StepMemory(casts, batch[0], kept[-1], live.peak)
+
+
+def run_weightless_step(
+    task: Task,
+    config: RunConfig,
+    model: nn.Module,
+    in_channels: int,
+    precision: Precision,
+    *,
+    micro_steps: int,
+    mode: TorchDispatchMode,
+    before_batch: Callable[[], int] = lambda: 0,
+    after_batch: Callable[[int], object] = lambda begun: None,
+    after_loss: Callable[[], object] = lambda: None,
+) -> TrainStep:
+    """Run a step on a network on the meta device, and return it.
+
+    Args:
+        task: the task of the run.
+        config: the configuration of the run.
+        model: as for `simulate_step`.
+        in_channels: channels of the images.
+        precision: precision of the forward pass, and the type of the device that the meta device stands for.
+        micro_steps: micro-batches of the step.
+        mode: sees each operator of the step.
+        before_batch: called before a micro-batch is made.
+        after_batch: called after it, with the value of `before_batch`.
+        after_loss: called after the loss of each micro-batch.
+    """
     device = next(model.parameters()).device
     channels_last = set_memory_format_(model, config.train.channels_last, precision.device_type)
     if precision.device_type == "cpu":
         guard_cpu_convolutions_(model)
-    batch: list[int] = []
-    kept: list[int] = []
     loss = task.build_loss()
 
     def counted_loss(output: Any, target: Any) -> Tensor:
         value = loss(output, target)
-        kept.append(live.live)
+        after_loss()
         return value
 
     def micro_batches() -> Iterator[MicroBatch]:
         for _ in range(micro_steps):
-            before = live.live
+            begun = before_batch()
             with device:
                 (image, *others), target = task.example(in_channels)
             if channels_last:
                 image = image.contiguous(memory_format=torch.channels_last_3d)
-            batch.append(live.live - before)
+            after_batch(begun)
             yield MicroBatch((image, *others), target, 0)
 
-    micro_steps = min(2, accumulation_steps)
     in_16_bits = precision.name in ("bf16", "fp16")
     # fp16 takes the memory of bf16, and the CPU has no kernels for some of its operations.
     stand_in = Precision("bf16" if in_16_bits else "fp32", precision.reason, "cpu")
-    live = LiveTensors(cpu_workspace) if precision.device_type == "cpu" else LiveTensors()
     with ExitStack() as stack:
         if device.type == "meta":
             stack.enter_context(meta_stands_for(precision.device_type))
@@ -93,10 +137,9 @@ def simulate_step(
             accumulation_steps=micro_steps,
             clip_grad=config.train.clip_grad,
         )
-        stack.enter_context(live)
+        stack.enter_context(mode)
         step(0, micro_batches(), 0.0)
-    casts = 0 if step.casts is None else step.casts.nbytes
-    return StepMemory(casts, batch[0], kept[-1], live.peak)
+    return step
 
 
 class _NoUpdate(torch.optim.Optimizer):

@@ -20,6 +20,7 @@ from fusionseg.observability.tensorboard import Board
 from fusionseg.runs.folder import RunFolder
 from fusionseg.runs.records import RecordKind, RecordWriter
 from fusionseg.training.observers.gpu_watch import GpuWatch
+from fusionseg.training.observers.utilisation import Utilisation
 from fusionseg.training.step import StepStatistics
 from fusionseg.training.tasks.task import ValidationResult
 from fusionseg.utils.logs import RESULT
@@ -58,6 +59,7 @@ class Recorder:
         *,
         step: int,
         spent: Spent,
+        utilisation: Utilisation | None = None,
     ) -> None:
         """Args:
         config: the configuration of the run.
@@ -67,11 +69,13 @@ class Recorder:
         score: the name of the task's score.
         step: the step at which this start begins.
         spent: the time of the earlier starts, up to this step.
+        utilisation: the work of a step; None if it is not known.
         """
         self.config = config
         self.world = world
         self.watch = watch
         self.score = score
+        self.utilisation = utilisation
         self.progress = TrainingProgress(config.train.steps, step, shown=world.is_rank_zero)
         self._records = RecordWriter(folder.path) if world.is_rank_zero else None
         self._pictures = PictureFolder(folder.paths.pictures if world.is_rank_zero else None)
@@ -100,7 +104,13 @@ class Recorder:
             self._phases[name] += seconds
 
     def train(
-        self, step: int, lr: float, statistics: StepStatistics, samples: list[dict[str, Any]] | None, now: float
+        self,
+        step: int,
+        lr: float,
+        statistics: StepStatistics,
+        samples: list[dict[str, Any]] | None,
+        now: float,
+        stream_data_s: float | None = None,
     ) -> None:
         """Write the train record of a step, about the steps since the last train record.
 
@@ -110,13 +120,15 @@ class Recorder:
             statistics: the totals of these steps.
             samples: the samples of the last step; None if they are not recorded.
             now: `time.monotonic()` before the range `log` began. That range then belongs to the next interval.
+            stream_data_s: seconds of the GPU's stream for the data of these steps; None on a CPU.
         """
         self._add_phases()
         steps, seconds = step - self._interval_step, self._interval.copy()
         self._interval.clear()
         # The wall time of the steps, without the phases between them.
         step_s = (now - self._interval_start - sum(seconds[name] for name in BETWEEN_STEPS)) / steps
-        data_s = (seconds["data"] + seconds["augment"]) / steps
+        # On a GPU the host only queues the work on the data.
+        data_s = (seconds["data"] + seconds["augment"] if stream_data_s is None else stream_data_s) / steps
         speed, memory = self.config.train.global_batch / step_s, peak_memory_gb(self.world.device)
         self._interval_start, self._interval_step = now, step
         fields: dict[str, Any] = {
@@ -127,11 +139,19 @@ class Recorder:
         }
         if samples is not None:
             fields["samples"] = samples
+        used = {} if self.utilisation is None else self.utilisation.fields(step_s)
         self._write(
-            RecordKind.TRAIN, step, **fields, step_s=step_s, data_s=data_s, samples_per_s=speed, memory_gb=memory
+            RecordKind.TRAIN,
+            step,
+            **fields,
+            step_s=step_s,
+            data_s=data_s,
+            samples_per_s=speed,
+            memory_gb=memory,
+            **used,
         )
         self._board.scalars("gpu", self.watch.curves(), step)
-        self.progress.record(step, statistics.loss, speed, data_s / step_s, memory, step_s)
+        self.progress.record(step, statistics.loss, speed, data_s / step_s, memory, step_s, used.get("mfu"))
 
     def first_step(self, step: int, statistics: StepStatistics) -> None:
         """Show the measurements of the first step of this start. They are not recorded.

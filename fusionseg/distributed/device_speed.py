@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch.distributed as dist
 
 from fusionseg.distributed.world import World
 
+_QUICK_SECONDS = 0.03
 _SECONDS = 0.4  # total time of each measurement, without the first call
 
 
@@ -45,6 +47,45 @@ class DeviceRates:
             max(self.copy_bytes_per_s, other.copy_bytes_per_s),
             max(self.triad_bytes_per_s, other.triad_bytes_per_s),
         )
+
+
+@dataclass(frozen=True)
+class QuickRates:
+    """The two rates of a roofline."""
+
+    flops_per_s: float
+    """Operations per second of a matrix product; a multiply-add counts as two."""
+    bytes_per_s: float
+    """Bytes read and written per second by a copy."""
+
+
+@functools.cache
+def quick_rates(device: torch.device, dtype: torch.dtype, threads: int) -> QuickRates:
+    """Measure the two rates of a device in a fraction of a second, once for each process.
+
+    The random numbers of the training and its peak memory are left as they are.
+
+    Args:
+        device: CPU or GPU.
+        dtype: type of the operands of the matrix product.
+        threads: torch's present number of threads, on which the rates of a CPU depend.
+    """
+    cuda = device.type == "cuda"
+    size, count = (4096, 64 << 20) if cuda else (768, 8 << 20)
+    # Convolutions in float32 use TF32 on a GPU unless it is switched off, and so does this matrix product.
+    tf32 = cuda and dtype == torch.float32 and torch.backends.cudnn.allow_tf32
+    precision = torch.get_float32_matmul_precision()
+    generator = torch.Generator(device).manual_seed(0)
+    left = torch.rand(size, size, device=device, dtype=dtype, generator=generator)
+    product, source = torch.empty_like(left), torch.zeros(count, device=device)
+    target = torch.zeros_like(source)
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    try:
+        product_s = best_s(lambda: torch.mm(left, left, out=product), device, _QUICK_SECONDS)
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    copy_s = best_s(lambda: target.copy_(source), device, _QUICK_SECONDS)
+    return QuickRates(2 * size**3 / product_s, 2 * source.nbytes / copy_s)
 
 
 def measure_rates(device: torch.device, dtype: torch.dtype, *, channels_last: bool = False) -> DeviceRates:
@@ -97,16 +138,17 @@ def timed(work: Callable[[], object], device: torch.device, clock: Callable[[], 
     return clock() - start
 
 
-def best_s(work: Callable[[], object], device: torch.device) -> float:
+def best_s(work: Callable[[], object], device: torch.device, total_s: float = _SECONDS) -> float:
     """Seconds of the fastest of at least three calls, after one call that is not counted.
 
     Args:
         work: function to time.
         device: device on which it works.
+        total_s: the calls are repeated until they have taken this time together.
     """
     timed(work, device)
     times = [timed(work, device) for _ in range(3)]
-    while sum(times) < _SECONDS:
+    while sum(times) < total_s:
         times.append(timed(work, device))
     return min(times)
 
