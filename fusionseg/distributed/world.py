@@ -123,16 +123,20 @@ class World:
                 check_port(self.launch.master)
         store, rank, size = next(iter(rendezvous(address)))
         self._store = PrefixStore("fusionseg", store)
+        self._refuse_shared_gpus(self._store, timeout)
         # With `device_id`, NCCL connects the ranks here and never guesses the device of a rank.
         device_id = self.device if on_gpu else None
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout, device_id=device_id)
-        self._refuse_shared_gpus()
 
-    def _refuse_shared_gpus(self) -> None:
+    def _refuse_shared_gpus(self, store: Store, timeout: timedelta) -> None:
+        """Compare the devices of the ranks before NCCL connects them: its own error names no GPU."""
         own = ""
         if self.device.type == "cuda":
             own = f"{socket.gethostname()}/{torch.cuda.get_device_properties(self.device).uuid}"
-        devices = self.all_gather_object(own)
+        store.set(f"device of rank {self.rank}", own)
+        keys = [f"device of rank {rank}" for rank in range(self.size)]
+        store.wait(keys, timeout)
+        devices = [store.get(key).decode() for key in keys]
         shared = sorted({device for device in devices if device and devices.count(device) > 1})
         if shared:
             raise UserError(
