@@ -9,21 +9,29 @@ budgets are in `profiling/operator_budgets.yaml`. With key.path=value the settin
 comparison. With `--networks` the rows are networks with their default settings (without names, all of them), every
 augmentation, and fp16 and bf16 in turn.
 
-The exit status is 1 if a step has more operators than its budget, waits for the GPU, or differs from the step before.
+A row that fails is reported, and the other rows are counted. With `--json` every row is written when it is counted. The
+same command again continues: rows without problems that the file has from the same code are not counted again.
+
+The exit status is 1 if a row fails, or a step has more operators than its budget, waits for the GPU, or differs from
+the step before.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import tempfile
+import traceback
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
+import fusionseg
 from fusionseg.config import RunConfig, load_config
 from fusionseg.data.preprocessing.prepare import open_configured, open_store, prepare
 from fusionseg.data.synthetic.dataset import write_dataset
@@ -121,6 +129,61 @@ def count(row: dict[str, Any], config: RunConfig, *, steps: int = 3) -> dict[str
     return {"operators": counts, "sum": total, "problems": problems, "launched": _by_phase(operators)}
 
 
+def count_rows(
+    rows: list[dict[str, Any]], overrides: list[str], folder: Path, file: Path | None
+) -> list[dict[str, Any]]:
+    """Count the operators of rows.
+
+    Args:
+        rows: as `read_rows` or `network_rows` return them.
+        overrides: settings for all rows.
+        folder: of the data.
+        file: receives each row when it is counted. Its rows without problems, from the same code, are taken from it.
+
+    Returns:
+        The result of each row. A row that raises an exception has it as its problem.
+    """
+    code = code_hash()
+    stored = json.loads(file.read_text(encoding="utf-8")) if file is not None and file.exists() else {}
+    known = stored.get("results", []) if stored.get("code") == code else []
+    keys: list[dict[str, Any]] = [{"row": row, "overrides": overrides} for row in rows]
+    results: list[dict[str, Any]] = []
+    for position, key in enumerate(keys, start=1):
+        result = next((old for old in known if key.items() <= old.items() and not old["problems"]), None)
+        if result is None:
+            result = {**key, **_count_or_report(key["row"], overrides, folder)}
+            result["problems"] += exceeded(key["row"], result["operators"])
+        results.append(result)
+        print(f"{position}/{len(rows)} {_title(key['row'])}: {result['sum']} operators", *result["problems"],
+              sep="\n  ", file=sys.stderr, flush=True)  # fmt: skip
+        if file is not None:
+            others = [old for old in known if not any(key.items() <= old.items() for key in keys[:position])]
+            write_json(file, {"code": code, "results": [*results, *others]})
+    return results
+
+
+def _count_or_report(row: dict[str, Any], overrides: list[str], folder: Path) -> dict[str, Any]:
+    try:
+        return count(row, configuration(row, overrides, folder))
+    except Exception:  # the counts of the other rows are not lost
+        counts = dict.fromkeys(PHASES, 0)
+        problem = f"fails:\n{traceback.format_exc()}"
+        return {"operators": counts, "sum": 0, "problems": [problem], "launched": {}}
+
+
+def code_hash() -> str:
+    """Hash what the counts depend on: fusionseg with its configurations, this program, and the version of torch."""
+    package = Path(fusionseg.__file__).parent
+    sources = [file for kind in ("py", "cpp", "yaml") for file in package.rglob(f"*.{kind}")]
+    files = [Path(__file__), *sorted(sources), *sorted((package / "resources/configs").glob("*.yaml"))]
+    return hashlib.sha256(b"".join([torch.__version__.encode(), *(file.read_bytes() for file in files)])).hexdigest()
+
+
+def _title(row: dict[str, Any]) -> str:
+    network = row.get("settings", {}).get("model")
+    return network["name"] if network else row["config"]
+
+
 def _by_phase(operators: Operators) -> dict[str, dict[str, int]]:
     """The operators of each phase, the most frequent first."""
     found: dict[str, dict[str, int]] = {phase: {} for phase in PHASES}
@@ -158,7 +221,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", nargs="+", default=[], metavar="NAME", help="configurations (default: all)")
     parser.add_argument("--networks", nargs="*", metavar="NAME", help="count networks instead (default: all)")
-    parser.add_argument("--json", metavar="FILE", help="write the counts, with the operators of each phase")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write each row with its operators; its counted rows are kept"
+    )
     parser.add_argument("--budgets", type=Path, default=HERE / "operator_budgets.yaml", help="file of the budgets")
     parser.add_argument("--folder", help=argparse.SUPPRESS)  # of the data, for the second start
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
@@ -174,18 +239,11 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             prepare_data([configuration(row, arguments.overrides, Path(folder)) for row in rows], Path(folder))
             return restart_with_pretended_gpu(["--folder", folder])
-    results = []
-    for row in rows:
-        config = configuration(row, arguments.overrides, Path(arguments.folder))
-        result = {"row": row, **count(row, config)}
-        result["problems"] += exceeded(row, result["operators"])
-        results.append(result)
+    results = count_rows(rows, arguments.overrides, Path(arguments.folder), arguments.json)
     print(table(results))
     for result in results:
         for problem in result["problems"]:
             print(f"{result['row']['config']} {result['row'].get('settings', '')}: {problem}")
-    if arguments.json:
-        write_json(Path(arguments.json), {"results": results})
     return int(any(result["problems"] for result in results))
 
 

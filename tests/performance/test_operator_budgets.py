@@ -1,5 +1,6 @@
 """profiling/count_operators.py: device operators of real training steps on a pretended GPU, against their budgets."""
 
+import importlib
 import json
 import os
 import shutil
@@ -50,10 +51,12 @@ def test_steps_keep_their_budgets_and_a_wait_or_an_excess_is_reported(tmp_path: 
     too_many = {"config": "hippocampus_unet", "capability": "9.0", "budget": {"loss": 20, "optimizer": 1000}}
     waiting = {"config": "hippocampus_unet", "capability": "9.0", "settings": {"optim.name": "novograd"}}
     budgets = tmp_path / "budgets.yaml"
-    budgets.write_text(yaml.safe_dump({"rows": [*kept, too_many, waiting]}))
+    failing = {"config": "hippocampus_unet", "capability": "7.5", "settings": {"train.precision": "bf16"}}
+    budgets.write_text(yaml.safe_dump({"rows": [failing, *kept, too_many, waiting]}))
     done = count("--budgets", budgets, "--json", tmp_path / "counts.json")
     assert done.returncode == 1, done.stdout + done.stderr
     results = json.loads((tmp_path / "counts.json").read_text())["results"]
+    assert "bf16 is not possible on this GPU" in results.pop(0)["problems"][0]
     problems = [result["problems"] for result in results]
     assert problems[: len(kept)] == [[]] * len(kept), "a step has more operators than its budget, or waits"
     assert problems[-2] == ["loss: 26 operators (expected at most 20)"]
@@ -64,6 +67,28 @@ def test_steps_keep_their_budgets_and_a_wait_or_an_excess_is_reported(tmp_path: 
         assert set(launched) >= {"data", "forward", "loss", "backward", "optimizer"}
         assert launched["forward"]["convolution.default"] == launched["backward"]["convolution_backward.default"]
         assert launched["optimizer"]["_fused_adamw_.default"] == 1
+
+
+def test_counted_rows_are_not_counted_again_unless_the_code_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(REPOSITORY / "profiling")
+    program = importlib.import_module("count_operators")
+    rows = [{"config": name, "capability": "9.0"} for name in ("counted", "with_a_problem")]
+    done = {"overrides": [], "operators": dict.fromkeys(program.PHASES, 7), "sum": 42, "launched": {}}
+    results = [{"row": row, **done, "problems": problems} for row, problems in zip(rows, ([], ["waits"]), strict=True)]
+    file = tmp_path / "counts.json"
+    file.write_text(json.dumps({"code": program.code_hash(), "results": results}))
+
+    # Without a pretended GPU and such configurations, a row that is counted again fails.
+    first, second = program.count_rows(rows, [], tmp_path, file)
+    assert first["sum"] == 42 and not first["problems"]
+    assert second["problems"][0].startswith("fails")
+    assert program.count_rows(rows[:1], ["seed=1"], tmp_path, file)[0]["problems"], "other settings are other rows"
+    stored = json.loads(file.read_text())
+    assert [result["sum"] for result in stored["results"] if not result["problems"]] == [42], "finished rows are kept"
+    file.write_text(json.dumps({**stored, "code": "of another version"}))
+    assert program.count_rows(rows[:1], [], tmp_path, file)[0]["problems"][0].startswith("fails")
 
 
 @pytest.mark.long

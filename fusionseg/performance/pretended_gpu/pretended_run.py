@@ -23,6 +23,9 @@ from fusionseg.training.start import build_trainer
 from fusionseg.training.trainer import Trainer
 
 _OF_DATA = ("data", "augment")
+# One mode for all runs of a process: torch refuses fake tensors of two modes in one operator, and modules may cache
+# tensors for the life of the process, as the layout of attention windows does.
+_FAKE_TENSORS = FakeTensorMode(allow_non_fake_inputs=True)
 
 
 @dataclass
@@ -71,7 +74,7 @@ def pretended_run(config: RunConfig, capability: tuple[int, int] = (9, 0)) -> It
             world = World(Launch(), torch.device("cuda", 0))
             folder = RunFolder(run_folder_of(config))
             cases = open_cases(config, folder)
-            with FakeTensorMode(allow_non_fake_inputs=True):
+            with _FAKE_TENSORS:
                 yield PretendedRun(build_trainer(config, world, folder, cases), waits)
     finally:
         logging.getLogger("fusionseg").setLevel(level)
