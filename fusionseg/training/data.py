@@ -19,7 +19,7 @@ from fusionseg.data.formats.ignored_entries import unlabelled_cases
 from fusionseg.data.labels.mirroring import LEFT_RIGHT, mirror_images, mirrored_classes, side_hint
 from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.loading.augmentations import check_augmentations
-from fusionseg.data.loading.device_cache import DeviceCache, cache_bytes, place_cache
+from fusionseg.data.loading.device_cache import DeviceCache, allocated_bytes, cache_bytes, place_cache
 from fusionseg.data.loading.patch_augmenter import PatchAugmenter
 from fusionseg.data.loading.sampling.patch_centres import unannotated_warning
 from fusionseg.data.loading.sampling.weights import SampledCase, named_weights, sampling_weights
@@ -28,6 +28,7 @@ from fusionseg.data.loading.spatial.rules import SpatialRules, spatial_rules
 from fusionseg.data.preprocessing.lost_foreground import lost_foreground_warning
 from fusionseg.data.preprocessing.prepare import prepare
 from fusionseg.data.preprocessing.store import Store
+from fusionseg.distributed.node_memory import share_memory
 from fusionseg.distributed.world import World
 from fusionseg.observability.progress import counting_progress
 from fusionseg.observability.ranges import annotate
@@ -330,12 +331,14 @@ def _prepare_missing(run: RunCases) -> list[Store]:
 
 def _load_cache(config: RunConfig, world: World, cases: list[tuple[Store, str]]) -> DeviceCache:
     """Load the cases, each a store and a name in it, into the memory that has room for them."""
-    needed = cache_bytes([store.cases[name] for store, name in cases], config.cache)
+    records = [store.cases[name] for store, name in cases]
+    needed = cache_bytes(records, config.cache)
     own = torch.cuda.mem_get_info(world.device)[0] if world.device.type == "cuda" else 0
     # All ranks must choose the same place. So they compare with the least memory that is free on any rank, measured
     # before the first rank loads its cache.
     everywhere = world.all_gather_object((own, available_memory_bytes()))
     accelerator_free, host_free = (min(values) for values in zip(*everywhere, strict=True))
+    memory = share_memory(world, allocated_bytes(records, config.cache))
     placement = place_cache(
         needed,
         config.cache,
@@ -343,6 +346,9 @@ def _load_cache(config: RunConfig, world: World, cases: list[tuple[Store, str]])
         accelerator_free=accelerator_free,
         host_free=host_free,
         ranks_on_host=world.launch.local_world_size,
+        shared=memory is not None,
     )
     log.info("cache: %d cases on %s: %s", len(cases), placement.device, placement.reason)
-    return DeviceCache(cases, config.cache, placement.device)
+    if memory is None or placement.device.type != "cpu":
+        return DeviceCache(cases, config.cache, placement.device)
+    return DeviceCache(cases, config.cache, placement.device, memory.bytes, fills=memory.writes)

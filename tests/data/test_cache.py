@@ -13,7 +13,7 @@ import torch
 
 from fusionseg.config import CacheConfig
 from fusionseg.data.labels.scheme import LabelScheme
-from fusionseg.data.loading.device_cache import DeviceCache, Placement, cache_bytes, place_cache
+from fusionseg.data.loading.device_cache import DeviceCache, Placement, allocated_bytes, cache_bytes, place_cache
 from fusionseg.data.preprocessing.store import Store, write_case
 from fusionseg.data.preprocessing.volume import Volume
 from fusionseg.utils.errors import UserError
@@ -126,6 +126,25 @@ def test_it_holds_what_was_prepared(stores: dict[str, Store], stored: str, held:
         assert (index.name, index.shape, index.class_offsets) == (name, record.shape, record.class_offsets)
         np.testing.assert_array_equal(index.foreground, store.foreground(name))
         assert (label.flatten()[torch.from_numpy(index.foreground)] > 0).all()
+
+
+def test_shared_memory_counts_once() -> None:
+    assert "20.00 GB shared by 8 ranks of 64.0 GB" in place(20, "host", ranks_on_host=8, shared=True).reason
+    with pytest.raises(UserError, match=r"33\.00 GB shared by 8 ranks"):
+        place(33, "host", ranks_on_host=8, shared=True)
+
+
+def test_a_rank_reads_what_another_one_filled(stores: dict[str, Store]) -> None:
+    store, config = stores["float32"], CacheConfig()
+    cases = [(store, name) for name in store.cases]
+    own = DeviceCache(cases, config, CPU)
+    memory = torch.zeros(allocated_bytes(list(store.cases.values()), config), dtype=torch.uint8)
+    reader = DeviceCache(cases, config, CPU, memory, fills=False)
+    assert not memory.any()
+    DeviceCache(cases, config, CPU, memory)
+    first = int(own.first_voxel[0])
+    assert torch.equal(reader.image[:, first:], own.image[:, first:]) and torch.equal(reader.label, own.label)
+    assert torch.equal(reader.image[:, : len(own)], own.image[:, : len(own)])
 
 
 def bare(root: Path, name: str, channels: int, label: bool) -> Any:

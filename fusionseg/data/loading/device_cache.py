@@ -39,6 +39,23 @@ def cache_bytes(cases: Sequence[PreparedCase], config: CacheConfig) -> int:
     return sum(prod(case.shape) * (case.channels * image + 1) for case in cases)
 
 
+def allocated_bytes(cases: Sequence[PreparedCase], config: CacheConfig) -> int:
+    """Size of the memory that a cache allocates: `cache_bytes`, and the positions of the backgrounds.
+
+    Args:
+        cases: their records.
+        config: the section `cache`.
+    """
+    image = torch.finfo(getattr(torch, config.dtype)).bits // 8
+    channels = cases[0].channels if cases else 1
+    return cache_bytes(cases, config) + _backgrounds(len(cases)) * (channels * image + 1)
+
+
+def _backgrounds(cases: int) -> int:
+    """Number of positions before the first voxel."""
+    return -(-cases // _ALIGNMENT) * _ALIGNMENT
+
+
 @dataclass(frozen=True)
 class Placement:
     """The device of the cache, and the reason for the choice in words, for a message."""
@@ -55,6 +72,7 @@ def place_cache(
     accelerator_free: int,
     host_free: int,
     ranks_on_host: int = 1,
+    shared: bool = False,
 ) -> Placement:
     """Choose the memory that holds the cache.
 
@@ -64,15 +82,17 @@ def place_cache(
         training_device: of this rank.
         accelerator_free: free bytes of the training device.
         host_free: free bytes of the host.
-        ranks_on_host: number of ranks that share the host's memory, each with its own cache.
+        ranks_on_host: number of ranks that share the host's memory.
+        shared: the ranks of a host share one cache there; otherwise each has its own.
 
     Raises:
         UserError: the cache does not fit in any memory that `cache.device` allows.
     """
     share = f"{config.memory_fraction:.3g} of it (cache.memory_fraction)"
-    host_needed = needed * ranks_on_host
+    host_needed = needed if shared else needed * ranks_on_host
+    ranks = f"{ranks_on_host} rank{'s' if ranks_on_host > 1 else ''}"
     on_host = (
-        f"{host_needed / GB:.2f} GB for {ranks_on_host} rank{'s' if ranks_on_host > 1 else ''} of"
+        f"{host_needed / GB:.2f} GB {'shared by' if shared else 'for'} {ranks} of"
         f" {host_free / GB:.1f} GB host memory free, {share} allowed"
     )
     fits_host = host_needed <= host_free * config.memory_fraction
@@ -102,13 +122,24 @@ def place_cache(
 class DeviceCache:
     """Prepared cases in memory, the only source of data of the training loop."""
 
-    def __init__(self, cases: Sequence[tuple[Store, str]], config: CacheConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        cases: Sequence[tuple[Store, str]],
+        config: CacheConfig,
+        device: torch.device,
+        memory: Tensor | None = None,
+        *,
+        fills: bool = True,
+    ) -> None:
         """Load cases.
 
         Args:
             cases: each by its store and its name there; their order gives the case indices.
             config: the section `cache`.
             device: of the cache.
+            memory: `allocated_bytes` of the device to use, (N,) uint8; None to allocate them.
+            fills: whether to write the cases into the memory; otherwise another rank does so, and this one must wait
+                for it before it reads.
 
         Raises:
             UserError: arrays do not match their record, or the cases differ in their number of channels.
@@ -122,27 +153,32 @@ class DeviceCache:
         if len(channels) > 1:
             raise UserError(f"{cases[0][0].root}: the cases differ in their number of channels: {sorted(channels)}")
         self.channels = channels.pop() if channels else 1
-        backgrounds = -(-len(cases) // _ALIGNMENT) * _ALIGNMENT
-        self.first_voxel = backgrounds + np.cumsum([0, *voxels])
+        self.first_voxel = _backgrounds(len(cases)) + np.cumsum([0, *voxels])
         """Position of the first voxel of each case. Position i is the background of case i."""
         total = int(self.first_voxel[-1])
-        self.image = torch.empty((self.channels, total), dtype=self.image_dtype, device=device)
-        self.label = torch.zeros(total, dtype=torch.uint8, device=device)
+        if memory is None:
+            self.image = torch.empty((self.channels, total), dtype=self.image_dtype, device=device)
+            self.label = torch.zeros(total, dtype=torch.uint8, device=device)
+        else:
+            images, self.label = memory.split([memory.numel() - total, total])
+            self.image = images.view(self.image_dtype).view(self.channels, total)
         self.plan_cases: list[PlanCase] = []
         limit = float(np.finfo(config.dtype).max)  # values of a float32 store may be too large for float16
         for case_index, (store, name) in enumerate(cases):
             record = self.records[case_index]
             first, size = int(self.first_voxel[case_index]), voxels[case_index]
             stored, label, foreground = store.load(name)
-            image = np.clip(np.asarray(stored, np.float32), -limit, limit).astype(config.dtype)
-            self.image[:, first : first + size].copy_(torch.from_numpy(image.reshape(self.channels, size)))
-            if label is not None:
+            if fills:
+                image = np.clip(np.asarray(stored, np.float32), -limit, limit).astype(config.dtype)
+                self.image[:, first : first + size].copy_(torch.from_numpy(image.reshape(self.channels, size)))
+            if fills and label is not None:
                 self.label[first : first + size].copy_(torch.from_numpy(np.array(label).reshape(-1)))
             self.plan_cases.append(_plan_case(self.names[case_index], record, np.array(foreground)))
         # In the cache's type, so that the values outside of a volume are those of the background inside of it.
         background = torch.tensor([record.background for record in self.records]).view(-1, self.channels)
         background = background.clamp_(-limit, limit).to(self.image_dtype)
-        self.image[:, : len(cases)].copy_(background.T)
+        if fills:
+            self.image[:, : len(cases)].copy_(background.T)
         self._background = background.float().view(-1, self.channels, 1, 1, 1).to(device)
 
     def __len__(self) -> int:
