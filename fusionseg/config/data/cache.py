@@ -14,7 +14,8 @@ class CacheConfig(Section):
 
     device: Literal["auto", "accelerator", "host"] = "auto"
     """`accelerator`: the memory of the training device; a run whose volumes do not fit is refused. `host`: the memory
-    of this machine. `auto`: the training device if the volumes fit, else the host, with a message."""
+    of this machine, where the ranks of a node share one copy. `auto`: the training device if the volumes fit, else the
+    host, with a message."""
     placement: Literal["replicated"] = "replicated"
     """Every rank holds every case."""
     dtype: Literal["float16", "float32"] = "float16"
