@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from fusionseg.cluster.profile import ClusterConfig
+from fusionseg.cluster.slots import Slot, slots_for, start_process, visible_gpus
 from fusionseg.cluster.submission import Submission
 from fusionseg.cluster.sweep import JOBS_FOLDER, Sweep, SweepRun
 from fusionseg.runs.job_events import JobEvent, write_event
@@ -20,17 +20,8 @@ from fusionseg.runs.records import Record, RunStatus, has_finished, last_end
 from fusionseg.runs.run_config import write_run_config
 from fusionseg.training.signals import is_ignored
 from fusionseg.utils.errors import UserError
-from fusionseg.utils.machine import available_cpus
 
 _POLL_S = 0.2
-
-
-@dataclass(frozen=True)
-class _Slot:
-    """The GPUs and CPUs of one run at a time. The next run takes the slot of a run that has ended."""
-
-    gpus: list[str]
-    cpus: list[int]
 
 
 @dataclass
@@ -40,7 +31,7 @@ class _Running:
     run: SweepRun
     process: subprocess.Popen[bytes]
     log: IO[bytes]
-    slot: _Slot
+    slot: Slot
     end_before: Record | None
     """The end of the start that this one continues. A run that is killed leaves no other one."""
 
@@ -59,9 +50,9 @@ def check_devices(cluster: ClusterConfig) -> None:
     Raises:
         UserError: the machine has fewer.
     """
-    if cluster.gpus_per_node > len(_visible_gpus()):
+    if cluster.gpus_per_node > len(visible_gpus()):
         raise UserError(
-            f"a run takes {cluster.gpus_per_node} GPUs (gpus_per_node), and this machine has {len(_visible_gpus())}:"
+            f"a run takes {cluster.gpus_per_node} GPUs (gpus_per_node), and this machine has {len(visible_gpus())}:"
             " lower it, or set it to 0 to train on CPUs"
         )
 
@@ -78,7 +69,7 @@ def run_locally(sweep: Sweep, submissions: list[Submission], cluster: ClusterCon
         cluster: the cluster profile.
     """
     waiting = deque(submission.run for submission in submissions if submission.is_due)
-    free = _slots(cluster)
+    free = slots_for(cluster)
     for run in waiting:
         write_run_config(run.folder, run.config)
         log = sweep.folder / JOBS_FOLDER / f"{run.config.name}.log"
@@ -117,35 +108,16 @@ def run_locally(sweep: Sweep, submissions: list[Submission], cluster: ClusterCon
     return failed
 
 
-def _start(run: SweepRun, sweep: Sweep, cluster: ClusterConfig, slot: _Slot) -> _Running:
+def _start(run: SweepRun, sweep: Sweep, cluster: ClusterConfig, slot: Slot) -> _Running:
     worker = ["-m", "fusionseg.cluster.worker", str(run.folder)]
     if cluster.ranks_per_node > 1:
         torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={cluster.ranks_per_node}"]
         worker = ["-m", *torchrun, f"--max-restarts={cluster.max_restarts}", *worker]
-    command = [cluster.python or sys.executable, *worker]
-    environ = {**os.environ, **cluster.environment}
-    if slot.gpus:
-        environ["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
     end_before = last_end(run.folder)
     file = (sweep.folder / JOBS_FOLDER / f"{run.config.name}.log").open("ab")
-    # In a session of its own the run does not receive a Ctrl-C of the terminal. This process passes it on, once.
-    process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environ, start_new_session=True)
-    os.sched_setaffinity(process.pid, slot.cpus)  # at once: the run counts its CPUs when torch is imported
+    process = start_process(worker, slot, cluster, file)  # Ctrl-C: this process passes it on, once
     write_event(run.folder, JobEvent.STARTED, job="local", nodes=os.uname().nodename, restarts=0, pid=process.pid)
     return _Running(run, process, file, slot, end_before)
-
-
-def _slots(cluster: ClusterConfig) -> list[_Slot]:
-    """A slot for each run that can train at the same time: as many as there are devices, at most `parallel`."""
-    gpus, cpus = _visible_gpus(), sorted(os.sched_getaffinity(0))
-    count = min(cluster.parallel, max(1, available_cpus() // (cluster.ranks_per_node * cluster.cpus_per_task)))
-    if cluster.gpus_per_node:
-        count = min(cluster.parallel, len(gpus) // cluster.gpus_per_node)
-    own, each = cluster.gpus_per_node, max(1, len(cpus) // count)
-    return [
-        _Slot(gpus[n * own : (n + 1) * own], cpus[n * each : (n + 1) * each] if n * each < len(cpus) else cpus)
-        for n in range(count)
-    ]
 
 
 def _record_end(ended: _Running) -> str:
@@ -171,12 +143,3 @@ def _outcome(folder: Path) -> str:
     """The end of a run that has finished or was interrupted."""
     end = last_end(folder)
     return f"{end['status']} at step {end['step']} ({end['reason']})" if end else "ended"
-
-
-def _visible_gpus() -> list[str]:
-    """The visible GPUs, by the names that CUDA_VISIBLE_DEVICES uses."""
-    import torch
-
-    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    named = [part for part in given.split(",") if part]
-    return named or [str(number) for number in range(torch.cuda.device_count())]

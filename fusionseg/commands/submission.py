@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusionseg.cluster.local import check_devices, run_locally
-from fusionseg.cluster.profile import load_cluster
+from fusionseg.cluster.profile import ClusterConfig, load_cluster
 from fusionseg.cluster.submission import decide_submissions, submissions_table
 from fusionseg.cluster.submit import check_submission, only_one, sbatch_text, submit
 from fusionseg.cluster.sweep import Sweep, load_sweep
@@ -22,6 +22,7 @@ class Submitted:
     """A sweep whose runs have been submitted, or trained on this machine."""
 
     sweep: Sweep
+    cluster: ClusterConfig
     failed: int = 0
     """Number of runs that were trained here and failed."""
     is_queued: bool = False
@@ -55,7 +56,7 @@ def submit_sweep(file: str | Path, profile: str, overrides: Sequence[str], *, dr
     print(f"{sweep.folder}: {len(submissions)} runs, {due} to {'do' if dry_run else 'submit'}\n")
     print(submissions_table(submissions, cluster))
     if not due:
-        return Submitted(sweep, is_queued=not local)
+        return Submitted(sweep, cluster, is_queued=not local)
     if dry_run and not local:
         print(f"\n{sbatch_text(sweep, cluster, due)}")
     no_slurm = dry_run and not local and shutil.which("sinfo") is None
@@ -67,15 +68,15 @@ def submit_sweep(file: str | Path, profile: str, overrides: Sequence[str], *, dr
             "\nSLURM is not installed here (no sinfo), so it was not asked: on the login node it may refuse these jobs"
         )
     if dry_run:
-        return Submitted(sweep)
+        return Submitted(sweep, cluster)
     with only_one(sweep):
         submissions = decide_submissions(sweep, cluster)  # again, since another process may have submitted it meanwhile
         if local:
-            return Submitted(sweep, run_locally(sweep, submissions, cluster))
+            return Submitted(sweep, cluster, run_locally(sweep, submissions, cluster))
 
         def announce(jobs: list[str]) -> None:
             print(f"\nsubmitted {len(jobs)} runs as job {jobs[0].split('_')[0]}; see: fusionseg status {sweep.folder}")
             sys.stdout.flush()
 
         submit(sweep, submissions, cluster, announce)
-    return Submitted(sweep, is_queued=True)
+    return Submitted(sweep, cluster, is_queued=True)

@@ -10,6 +10,7 @@ from fusionseg.utils.exit_status import DONE, FAILED
 from fusionseg.utils.logs import log
 
 if TYPE_CHECKING:
+    from fusionseg.cluster.profile import ClusterConfig
     from fusionseg.cluster.sweep import Sweep
 
 
@@ -71,7 +72,7 @@ def _table(arguments: argparse.Namespace) -> int:
             return DONE if submitted.is_queued and not failed else FAILED
     if arguments.dry_run:
         return DONE
-    complete = _evaluate(sweep, arguments.device)
+    complete = _evaluate(sweep, submitted.cluster, arguments.device)
     _write(sweep)
     return DONE if complete and not failed else FAILED
 
@@ -93,15 +94,19 @@ def _check_baseline(sweep: Sweep) -> None:
         )
 
 
-def _evaluate(sweep: Sweep, device: str) -> bool:
+def _evaluate(sweep: Sweep, cluster: ClusterConfig, device: str) -> bool:
     """Evaluate the runs of a sweep and the ensembles of its table; tell whether all cases could be scored."""
+    from fusionseg.cluster.local_evaluation import evaluate_locally
     from fusionseg.inference.evaluation.one_run import EvaluationOptions, evaluate_run
-    from fusionseg.inference.evaluation.several_runs import evaluate_runs
+    from fusionseg.inference.evaluation.several_runs import due_runs, evaluate_runs
     from fusionseg.inference.predictor import PredictOptions
     from fusionseg.runs.paths import has_weights
 
     prediction = PredictOptions(device, "last")
-    outcomes = evaluate_runs([run.folder for run in sweep.runs], EvaluationOptions(prediction, skip_existing=True))
+    runs, options = [run.folder for run in sweep.runs], EvaluationOptions(prediction, skip_existing=True)
+    if cluster.cluster == "local":
+        evaluate_locally(sweep, due_runs(runs, options), cluster, device)
+    outcomes = evaluate_runs(runs, options)  # the results are there already, or this run shows why not
     complete = outcomes.all_complete
     for first, *others in sweep.ensembles():
         folders = [run.folder for run in others]

@@ -17,7 +17,7 @@ BATCH_SHARE = 0.05
 """nnU-Net's largest batch has this share of the voxels of the training cases."""
 NNUNET_STEPS = 1000 * 250
 TRANSFORMER_STEPS = 50_000
-CPU_PASSES, CPU_STEPS = 20, (1000, 20_000)
+CPU_PASSES, CPU_STEPS = 18, (1000, 20_000)
 """Times that a training on a CPU sees each voxel, and its fewest and most steps."""
 VALIDATION_SHARE = 0.05
 """Largest share of the time that validations take."""

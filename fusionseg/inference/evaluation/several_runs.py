@@ -19,6 +19,7 @@ from fusionseg.inference.evaluation.one_run import (
     EvaluationOptions,
     Outcome,
     evaluate_run,
+    open_evaluation,
 )
 from fusionseg.runs.cases.split_file import NO_VALIDATION, validates_none
 from fusionseg.runs.paths import has_weights, holds_runs, is_run_folder, run_folders
@@ -68,6 +69,31 @@ def is_one_run(paths: Sequence[Path]) -> bool:
     return len(paths) == 1 and (is_run_folder(paths[0]) or not holds_runs(paths[0]))
 
 
+def due_runs(folders: Sequence[Path], options: EvaluationOptions) -> list[Path]:
+    """Return the runs that `evaluate_runs` with `skip_existing` would compute an evaluation of.
+
+    A run that cannot be evaluated is left out: `evaluate_runs` names the reason.
+
+    Args:
+        folders: the run folders.
+        options: the options of the evaluation.
+    """
+    return [
+        run for run in folders if has_weights(run) and not _is_without_cases(run, options) and _is_due(run, options)
+    ]
+
+
+def _is_due(run: Path, options: EvaluationOptions) -> bool:
+    try:
+        return not open_evaluation(run, options).is_current()
+    except (UserError, OSError):
+        return False
+
+
+def _is_without_cases(run: Path, options: EvaluationOptions) -> bool:
+    return options.dataset_root is None and validates_none(run)
+
+
 def evaluate_runs(paths: Sequence[Path], options: EvaluationOptions) -> Outcomes:
     """Evaluate runs, one after the other.
 
@@ -87,7 +113,7 @@ def evaluate_runs(paths: Sequence[Path], options: EvaluationOptions) -> Outcomes
             log.info("%s has no weights yet: it is skipped", run)
             outcomes.by_run[run] = Outcome(NO_WEIGHTS, "skipped")
             continue
-        if options.dataset_root is None and validates_none(run):
+        if _is_without_cases(run, options):
             log.info("%s was %s: it is skipped (--dataset names other cases)", run, NO_VALIDATION)
             outcomes.by_run[run] = Outcome(NOT_VALIDATED, NO_VALIDATION)
             continue
