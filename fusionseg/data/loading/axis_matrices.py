@@ -23,6 +23,9 @@ from fusionseg.data.loading.augmentation_protocol import Draws
 
 _BLOCK = 32
 """Rows of a matrix that are multiplied at once on a CPU, by the columns that are not all zero: a narrow band."""
+_FEWEST_ROWS = 16
+"""Fewest rows of a product on a CPU. With less than 12, MKL's products have other bits with another number of threads
+(seen on an AMD EPYC, torch 2.13)."""
 
 Matrix = NDArray[np.float32]
 
@@ -148,10 +151,15 @@ def full_precision() -> Iterator[None]:
 def _multiply(volume: Tensor, axis: int, matrix: Matrix, out: Tensor, send: Callable[[NDArray[Any]], Tensor]) -> None:
     """Write a volume into `out`, with the lines along one axis multiplied by a matrix."""
     x, y, z = volume.shape
-    if volume.device.type == "cpu":
-        blocks = [slice(first, first + _BLOCK) for first in range(0, len(matrix), _BLOCK)]
+    size = len(matrix)
+    if volume.device.type != "cpu":
+        blocks = [slice(0, size)]
+    elif size < _FEWEST_ROWS and axis != 2:
+        _multiply_few(volume, axis, matrix, out, send)
+        return
     else:
-        blocks = [slice(0, len(matrix))]
+        starts = range(0, max(1, size - _FEWEST_ROWS + 1), _BLOCK)
+        blocks = [slice(first, last) for first, last in zip(starts, [*starts[1:], size], strict=True)]
     on_device = send(matrix)
     for rows in blocks:
         used = np.flatnonzero(matrix[rows].any(axis=0))
@@ -163,3 +171,16 @@ def _multiply(volume: Tensor, axis: int, matrix: Matrix, out: Tensor, send: Call
             out[:, rows] = torch.bmm(part.expand(x, *part.shape), volume[:, band])
         else:
             torch.mm(volume.view(x * y, z)[:, band], part.T, out=out.view(x * y, z)[:, rows])
+
+
+def _multiply_few(
+    volume: Tensor, axis: int, matrix: Matrix, out: Tensor, send: Callable[[NDArray[Any]], Tensor]
+) -> None:
+    """`_multiply` for the first or second axis with less than `_FEWEST_ROWS` rows: rows of zeros are added."""
+    x, y, z = volume.shape
+    size = len(matrix)
+    padded = send(np.pad(matrix, ((0, _FEWEST_ROWS - size), (0, 0))))
+    if axis == 0:
+        out.copy_(torch.mm(padded, volume.view(x, y * z))[:size].view(x, y, z))
+    else:
+        out.copy_(torch.bmm(padded.expand(x, *padded.shape), volume)[:, :size])
