@@ -17,7 +17,7 @@ _POLL_S = 0.2
 
 
 def evaluate_locally(sweep: Sweep, due: Sequence[Path], cluster: ClusterConfig, device: str) -> None:
-    """Evaluate runs of a sweep, each in a process. With one slot or one run, do nothing: that needs no processes.
+    """Evaluate runs of a sweep, each in a process, as many at a time as there are slots.
 
     The output is appended to the log of the run. A failure is printed with its exit status alone. An interruption ends
     the processes.
@@ -29,8 +29,8 @@ def evaluate_locally(sweep: Sweep, due: Sequence[Path], cluster: ClusterConfig, 
         device: `auto`, `cuda` or `cpu`.
     """
     waiting, free = deque(due), slots_for(cluster)
-    if len(free) == 1 or len(waiting) < 2:
-        return
+    logs = sweep.folder / JOBS_FOLDER
+    logs.mkdir(parents=True, exist_ok=True)  # the runs may have been trained without a sweep
     total, done = len(waiting), 0
     running: list[tuple[Popen[bytes], Path, Slot]] = []
     try:
@@ -38,7 +38,7 @@ def evaluate_locally(sweep: Sweep, due: Sequence[Path], cluster: ClusterConfig, 
             while waiting and free:
                 folder, slot = waiting.popleft(), free.pop(0)
                 arguments = ["-m", "fusionseg", "evaluate", str(folder), "--skip-existing", "--device", device]
-                with (sweep.folder / JOBS_FOLDER / f"{folder.name}.log").open("ab") as output:
+                with (logs / f"{folder.name}.log").open("ab") as output:
                     running.append((start_process(arguments, slot, cluster, output), folder, slot))
             time.sleep(_POLL_S)
             for ended in [one for one in running if one[0].poll() is not None]:

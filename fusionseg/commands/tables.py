@@ -97,6 +97,7 @@ def _check_baseline(sweep: Sweep) -> None:
 def _evaluate(sweep: Sweep, cluster: ClusterConfig, device: str) -> bool:
     """Evaluate the runs of a sweep and the ensembles of its table; tell whether all cases could be scored."""
     from fusionseg.cluster.local_evaluation import evaluate_locally
+    from fusionseg.cluster.slots import slots_for
     from fusionseg.inference.evaluation.one_run import EvaluationOptions, evaluate_run
     from fusionseg.inference.evaluation.several_runs import due_runs, evaluate_runs
     from fusionseg.inference.predictor import PredictOptions
@@ -104,8 +105,9 @@ def _evaluate(sweep: Sweep, cluster: ClusterConfig, device: str) -> bool:
 
     prediction = PredictOptions(device, "last")
     runs, options = [run.folder for run in sweep.runs], EvaluationOptions(prediction, skip_existing=True)
-    if cluster.cluster == "local":
-        evaluate_locally(sweep, due_runs(runs, options), cluster, device)
+    # One evaluation at a time needs no processes.
+    if cluster.cluster == "local" and len(slots_for(cluster)) > 1 and len(due := due_runs(runs, options)) > 1:
+        evaluate_locally(sweep, due, cluster, device)
     outcomes = evaluate_runs(runs, options)  # the results are there already, or this run shows why not
     complete = outcomes.all_complete
     for first, *others in sweep.ensembles():

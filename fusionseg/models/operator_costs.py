@@ -34,8 +34,8 @@ class Call:
     seconds: float
 
     def bound_s(self, flops_per_s: float, bytes_per_s: float) -> float:
-        """Least possible time in seconds on a device with these rates (Williams et al., "Roofline", 2009)."""
-        return max(self.flops / flops_per_s, self.bytes / bytes_per_s)
+        """Least possible time in seconds on a device with these rates, see `least_s`."""
+        return least_s(self.flops, self.bytes, flops_per_s, bytes_per_s)
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,18 @@ class Cost:
     def limited_by(self) -> str:
         """Resource that causes most of the bound: "operations" or "bytes"."""
         return "operations" if self.compute_bound_s > self.bound_s / 2 else "bytes"
+
+
+def least_s(flops: float, moved: float, flops_per_s: float, bytes_per_s: float) -> float:
+    """Return the least time in seconds of an operator on a device (Williams et al., "Roofline", 2009).
+
+    Args:
+        flops: operations of the operator.
+        moved: bytes that it reads and writes.
+        flops_per_s: operations per second of the device.
+        bytes_per_s: memory bandwidth of the device in bytes per second.
+    """
+    return max(flops / flops_per_s, moved / bytes_per_s)
 
 
 def total_cost(calls: Iterable[Call], flops_per_s: float, bytes_per_s: float) -> Cost:

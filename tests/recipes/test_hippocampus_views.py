@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import fusionseg.train
 from fusionseg import cli
 from fusionseg.cluster.sweep import Sweep, load_sweep
 from fusionseg.config import RunConfig, dump_config
+from fusionseg.utils.machine import available_cpus
 
 BORDER = 12
 SMALL = (
@@ -45,7 +47,7 @@ def sweep(heads: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep,
         config = folder / f"{run.config.name}.yaml"
         config.write_text(dump_config(run.config))
         assert fusionseg.train.main(["--config", str(config)]) == 0
-    return sweep, ["table", str(file), "cluster.gpus_per_node=0", *settings]
+    return sweep, ["table", str(file), "cluster.gpus_per_node=0", "cluster.cpus_per_task=1", *settings]
 
 
 def test_one_command_makes_the_ensemble_and_the_table(
@@ -59,6 +61,10 @@ def test_one_command_makes_the_ensemble_and_the_table(
     ]
     table = {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows if len(row) == len(rows[0])}
     assert {"axial", "coronal", "sagittal", "axial + coronal + sagittal"} <= set(table)
+    # With several CPUs, each run is evaluated in a process of its own, and once.
+    assert len(re.findall(r"^\[[123] of 3\] (axial|coronal|sagittal)-seed0: evaluated$", text, re.M)) == (
+        3 if available_cpus() > 1 else 0
+    )
     assert list(table["axial"])[2:] == [
         "parameters", "dice (files)", "dice_per_class.ball1 (files)", "dice_per_class.ball2 (files)", "hd95_mm (files)",
     ]  # fmt: skip

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fusionseg.config import RunConfig
 from fusionseg.distributed.device_speed import QuickRates
-from fusionseg.models.operator_costs import bytes_moved, operations
+from fusionseg.models.operator_costs import bytes_moved, least_s, operations
 from fusionseg.training.memory.simulated_step import run_weightless_step
 from fusionseg.training.network import build_weightless_network
 from fusionseg.training.precision import Precision
@@ -94,6 +94,6 @@ class _Counter(TorchDispatchMode):
         result = func(*args, **kwargs)
         if moved := bytes_moved(func, args, kwargs, result):
             flops = operations(func, args, kwargs, result)
-            bound_s = max(flops / self.rates.flops_per_s, moved / self.rates.bytes_per_s)
+            bound_s = least_s(flops, moved, self.rates.flops_per_s, self.rates.bytes_per_s)
             self.work = StepWork(self.work.flops + flops, self.work.bound_s + bound_s)
         return result
