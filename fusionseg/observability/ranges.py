@@ -103,6 +103,17 @@ def phase_timer() -> PhaseTimer:
     return timer
 
 
+@contextmanager
+def silence() -> Iterator[None]:
+    """Let `annotate` open no range and measure nothing in this thread: for a step that only counts or estimates."""
+    before = getattr(_local, "is_silent", False)
+    _local.is_silent = True
+    try:
+        yield
+    finally:
+        _local.is_silent = before
+
+
 class annotate:
     """Context manager and decorator that opens a named range; the range is closed also when the body raises.
 
@@ -111,13 +122,16 @@ class annotate:
         payload: number shown with the NVTX range, such as the index of the step or of the micro-batch.
     """
 
-    __slots__ = ("_function", "_opened", "_timer", "name", "payload")
+    __slots__ = ("_function", "_is_silent", "_opened", "_timer", "name", "payload")
 
     def __init__(self, name: str, payload: int = 0) -> None:
         self.name = name
         self.payload = payload
 
     def __enter__(self) -> None:
+        self._is_silent = getattr(_local, "is_silent", False)
+        if self._is_silent:
+            return
         name = self.name
         color = PHASES.get(name)
         _domain.push_range(
@@ -138,6 +152,8 @@ class annotate:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._is_silent:
+            return
         if self._timer is not None:
             self._timer.close(self.name, self._opened)
         if self._function is not None:

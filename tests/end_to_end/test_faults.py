@@ -205,9 +205,9 @@ def test_two_starts_in_one_folder(program: Program, config_file: Path, train: Tr
 def test_interrupting_twice_ends_at_once(program: Program, config_file: Path, tmp_path: Path) -> None:
     """Ctrl-C twice: the user does not want to wait for the end of the step."""
     run = tmp_path / "run"
-    # Sixteen micro-batches: the second signal comes before the step ends.
+    # Many micro-batches: the second signal comes before the step ends.
     slow = ("data.patch=[96, 96, 96]", "model.channels=[16, 32]", "train.steps=50", "checkpoint.every=50")
-    batch = ("train.global_batch=16", "train.micro_batch=1")
+    batch = ("train.global_batch=32", "train.micro_batch=1")
     process = program.warm(TRAIN, *arguments(config_file, run, *slow, *batch))
     wait_for_step(run, 1, [process])
     process.send(signal.SIGINT)

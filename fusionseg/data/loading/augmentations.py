@@ -20,7 +20,7 @@ from fusionseg.config.data.augmentation import AugmentConfig
 from fusionseg.config.outside import failure_text
 from fusionseg.data.loading.augmentation_protocol import Augmentation, Drawn, Draws
 from fusionseg.data.loading.counter_random import generator
-from fusionseg.data.loading.intensity.section import ImageLayout, IntensitySection
+from fusionseg.data.loading.intensity.section import BatchedIntensitySection, ImageLayout, IntensitySection
 from fusionseg.data.loading.purposes import named_purpose, outside_purpose
 from fusionseg.data.loading.random_transform import as_augmentation
 from fusionseg.data.outside import make_part
@@ -86,9 +86,10 @@ class PlannedAugmentation:
         return image, label
 
     @property
-    def section(self) -> IntensitySection | None:
-        """The section of a built-in augmentation, which can change all samples by the same operators."""
-        return self.part.section if isinstance(self.part, _OfIntensities) else None
+    def section(self) -> BatchedIntensitySection | None:
+        """The section of an augmentation that can change all samples by the same operators."""
+        section = self.part.section if isinstance(self.part, _OfIntensities) else None
+        return section if isinstance(section, BatchedIntensitySection) else None
 
 
 @dataclass(frozen=True)

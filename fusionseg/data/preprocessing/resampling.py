@@ -155,7 +155,7 @@ def plan_resampling(affine: Affine, shape: Shape, spacing: Sequence[float]) -> R
         return None
     from_unit = np.linalg.inv(_to_unit(target))
     theta = _product(_product(_to_unit(shape), change), from_unit)
-    return Resampling(shape, target, affine @ change, theta[:3])
+    return Resampling(shape, target, _product_by_torch(affine, change), theta[:3])
 
 
 def _zoom(affine: Affine, spacing: NDArray[np.float64]) -> Affine:
@@ -187,6 +187,14 @@ def _fit(affine: Affine, target: Affine, shape: Shape) -> tuple[Shape, NDArray[n
 def _product(one: Affine, other: NDArray[np.floating[Any]]) -> Affine:
     """The product of two matrices, each term rounded by itself, as torch multiplies small batches of matrices."""
     product: Affine = sum((one[:, k, None] * other[k] for k in range(4)), np.zeros((4, 4)))
+    return product
+
+
+def _product_by_torch(one: Affine, other: Affine) -> Affine:
+    """The product of two matrices as MONAI makes it. NumPy's has other last bits on some CPUs (seen on an AMD EPYC)."""
+    import torch
+
+    product: Affine = (torch.from_numpy(one) @ torch.from_numpy(other)).numpy()
     return product
 
 

@@ -16,6 +16,7 @@ from fusionseg.distributed.launch import read_launch
 from fusionseg.distributed.world import World
 from fusionseg.models.device_kind import meta_stands_for
 from fusionseg.models.placement import guard_cpu_convolutions_, set_memory_format_
+from fusionseg.observability.ranges import silence
 from fusionseg.training.memory.live_tensors import LiveTensors
 from fusionseg.training.memory.meta_autocast import MetaAutocast
 from fusionseg.training.memory.workspace import cpu_workspace
@@ -125,6 +126,7 @@ def run_weightless_step(
     # fp16 takes the memory of bf16, and the CPU has no kernels for some of its operations.
     stand_in = Precision("bf16" if in_16_bits else "fp32", precision.reason, "cpu")
     with ExitStack() as stack:
+        stack.enter_context(silence())  # this step is not one of the run
         if device.type == "meta":
             stack.enter_context(meta_stands_for(precision.device_type))
             stack.enter_context(MetaAutocast(precision.device_type))

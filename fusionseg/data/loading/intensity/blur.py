@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fusionseg.config.registry import augmentations
 from fusionseg.config.section import Probability
-from fusionseg.data.loading.intensity.section import ImageLayout, IntensitySection, PositiveRange, draw_uniform
+from fusionseg.data.loading.intensity.section import BatchedIntensitySection, ImageLayout, PositiveRange, draw_uniform
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @augmentations.register("blur")
-class BlurConfig(IntensitySection):
+class BlurConfig(BatchedIntensitySection):
     """Blur by a Gaussian of random width, along all axes, whatever `augment.axes` is (as in nnU-Net)."""
 
     order: ClassVar[int] = 40

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from fusionseg.config.registry import augmentations
 from fusionseg.config.section import Probability
-from fusionseg.data.loading.intensity.section import ImageLayout, IntensitySection, of_all, per_channel
+from fusionseg.data.loading.intensity.section import BatchedIntensitySection, ImageLayout, of_all, per_channel
 from fusionseg.data.loading.purposes import Purpose
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @augmentations.register("shift_intensity")
-class ShiftIntensityConfig(IntensitySection):
+class ShiftIntensityConfig(BatchedIntensitySection):
     """Add one random value to the whole patch."""
 
     order: ClassVar[int] = 20
@@ -50,7 +50,7 @@ class ShiftIntensityConfig(IntensitySection):
 
 
 @augmentations.register("scale_intensity")
-class ScaleIntensityConfig(IntensitySection):
+class ScaleIntensityConfig(BatchedIntensitySection):
     """Multiply the whole patch by one random factor."""
 
     left_out: ClassVar[tuple[str, ...]] = ("per_channel",)

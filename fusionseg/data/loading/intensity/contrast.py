@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from fusionseg.config.registry import augmentations
 from fusionseg.config.section import Probability
 from fusionseg.data.loading.intensity.section import (
+    BatchedIntensitySection,
     ImageLayout,
-    IntensitySection,
     PositiveRange,
     draw_around_one,
     of_all,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @augmentations.register("contrast")
-class ContrastConfig(IntensitySection):
+class ContrastConfig(BatchedIntensitySection):
     """Multiply the distances from the mean of the patch by a random factor."""
 
     order: ClassVar[int] = 50

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fusionseg.config.registry import augmentations
 from fusionseg.config.section import Positive, Probability
-from fusionseg.data.loading.intensity.section import ImageLayout, IntensitySection, ShareRange, draw_uniform
+from fusionseg.data.loading.intensity.section import BatchedIntensitySection, ImageLayout, ShareRange, draw_uniform
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @augmentations.register("cutout")
-class CutoutConfig(IntensitySection):
+class CutoutConfig(BatchedIntensitySection):
     """Replace random boxes of the image by one value (DeVries and Taylor, 2017, arXiv:1708.04552)."""
 
     order: ClassVar[int] = 90

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from fusionseg.config.registry import augmentations
 from fusionseg.config.section import Probability
 from fusionseg.data.loading.intensity.section import (
+    BatchedIntensitySection,
     ImageLayout,
-    IntensitySection,
     PositiveRange,
     draw_around_one,
     of_all,
@@ -29,7 +29,7 @@ _SMALLEST_VARIANCE = 1e-37
 """Is added to the variance where that is divided by: the smallest numbers of 32 bits are near it."""
 
 
-class _Gamma(IntensitySection):
+class _Gamma(BatchedIntensitySection):
     """A random power of the intensities of each channel."""
 
     exponent: PositiveRange = (0.7, 1.5)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fusionseg.config.registry import augmentations
 from fusionseg.config.section import Probability
-from fusionseg.data.loading.intensity.section import ImageLayout, IntensitySection, ShareRange, draw_uniform
+from fusionseg.data.loading.intensity.section import BatchedIntensitySection, ImageLayout, ShareRange, draw_uniform
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @augmentations.register("low_resolution")
-class LowResolutionConfig(IntensitySection):
+class LowResolutionConfig(BatchedIntensitySection):
     """Sample the patch on a random coarser grid, and interpolate it back. The axes are those of `augment.axes`."""
 
     order: ClassVar[int] = 60

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from fusionseg.config.registry import augmentations
 from fusionseg.config.section import Probability
-from fusionseg.data.loading.intensity.section import ImageLayout, IntensitySection, of_all
+from fusionseg.data.loading.intensity.section import BatchedIntensitySection, ImageLayout, of_all
 from fusionseg.data.loading.purposes import Purpose
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @augmentations.register("noise")
-class NoiseConfig(IntensitySection):
+class NoiseConfig(BatchedIntensitySection):
     """Add Gaussian noise."""
 
     order: ClassVar[int] = 30

@@ -66,6 +66,10 @@ class IntensitySection(SectionWithOptions):
             The images in the same shape.
         """
 
+
+class BatchedIntensitySection(IntensitySection):
+    """An augmentation of the image that can also change all samples of a batch by the same few operators."""
+
     def constants(self) -> dict[str, NDArray[Any]]:
         """Arrays by name that `apply_to_all` needs for every batch; they are sent to the device once."""
         return {}
