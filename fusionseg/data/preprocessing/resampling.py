@@ -190,7 +190,7 @@ def _product(one: Affine, other: NDArray[np.floating[Any]]) -> Affine:
     return product
 
 
-def _product_by_torch(one: Affine, other: Affine) -> Affine:
+def _product_by_torch(one: Affine, other: NDArray[np.floating[Any]]) -> Affine:
     """The product of two matrices as MONAI makes it. NumPy's has other last bits on some CPUs (seen on an AMD EPYC)."""
     import torch
 
