@@ -4,39 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fusionseg.config import RunConfig
 from fusionseg.data.formats.ignored_entries import unlabelled_cases
-from fusionseg.data.labels.mirroring import LEFT_RIGHT, mirror_images, mirrored_classes, side_hint
+from fusionseg.data.labels.mirroring import LEFT_RIGHT, mirror_images, mirrored_classes
 from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.loading.augmentations import check_augmentations
-from fusionseg.data.loading.device_cache import DeviceCache, allocated_bytes, cache_bytes, place_cache
+from fusionseg.data.loading.device_cache import DeviceCache
 from fusionseg.data.loading.patch_augmenter import PatchAugmenter
 from fusionseg.data.loading.sampling.patch_centres import unannotated_warning
-from fusionseg.data.loading.sampling.weights import SampledCase, named_weights, sampling_weights
+from fusionseg.data.loading.sampling.weights import sampling_weights
 from fusionseg.data.loading.sampling_plan import SamplePlan
-from fusionseg.data.loading.spatial.rules import SpatialRules, spatial_rules
 from fusionseg.data.preprocessing.lost_foreground import lost_foreground_warning
-from fusionseg.data.preprocessing.prepare import prepare
 from fusionseg.data.preprocessing.store import Store
-from fusionseg.distributed.node_memory import share_memory
 from fusionseg.distributed.world import World
-from fusionseg.observability.progress import counting_progress
 from fusionseg.observability.ranges import annotate
-from fusionseg.runs.cases.datasets import RunDataset
-from fusionseg.runs.cases.opening import RunCases, log_split, settle_split
+from fusionseg.runs.cases.opening import RunCases
 from fusionseg.runs.cases.split import Split
-from fusionseg.utils.errors import UserError
-from fusionseg.utils.machine import available_memory_bytes
+from fusionseg.training.opened_data.cache import open_cache
+from fusionseg.training.opened_data.preparation import prepare_and_split
+from fusionseg.training.opened_data.settings import refuse_unfit_settings, rules_of_run, sampled_cases, sides_warning
 
 log = logging.getLogger("fusionseg")
 
@@ -169,7 +163,7 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
                 log.warning("%s", note)
     opened: list[tuple[list[Store], Split]] = []
     with annotate("prepare"):
-        world.rank_zero_first("prepare the data", lambda: opened.append(_prepare_and_split(config, run)))
+        world.rank_zero_first("prepare the data", lambda: opened.append(prepare_and_split(config, run)))
     # All ranks use the cases that rank 0 found: on a network disk, another rank may still see an old directory.
     stores, split = world.broadcast_object(opened[0] if opened else None)
     train, validation = (
@@ -188,7 +182,7 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
             log.warning("%s", lost)
     # A slow node or disk must not exceed the time limit of the next collective operation on the devices.
     with annotate("cache"), world.wait_for_all("load the cache"):
-        cache = _load_cache(config, world, cases)
+        cache = open_cache(config.cache, world, cases)
     if world.is_rank_zero and (unannotated := unannotated_warning(cache.plan_cases[: len(train)])):
         log.warning("%s", unannotated)
     check_augmentations(config.augment, cache.channels, config.data.patch, world.device)
@@ -218,137 +212,3 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
     return TrainingData(
         split.channels, split.scheme, split, validation_cases, cache, plan, augmenter, annotated, targets, counted
     )
-
-
-def sampled_cases(datasets: Sequence[RunDataset], stores: Sequence[Store]) -> list[SampledCase]:
-    """The training cases of a run, as the weights of the sampling see them.
-
-    Args:
-        datasets: of the run.
-        stores: the prepared cases of each data set.
-    """
-    return [
-        SampledCase.of(store.cases[case.name], case.weight)
-        for dataset, store in zip(datasets, stores, strict=True)
-        for case in dataset.training
-        if case.name in store.cases
-    ]
-
-
-def refuse_unfit_settings(config: RunConfig, scheme: LabelScheme) -> None:
-    """Refuse settings of sampling and augmentation that do not fit the data set. Nothing needs to be prepared for this.
-
-    Args:
-        config: the configuration of the run.
-        scheme: the labels of the data set.
-
-    Raises:
-        UserError: with all problems.
-    """
-    problems: list[str] = []
-    for check in (
-        lambda: rules_of_run(config),
-        lambda: mirrored_classes(config.augment.mirror_pairs, scheme),
-        lambda: named_weights(config.data.sampling, scheme),
-    ):
-        try:
-            check()
-        except UserError as error:
-            problems += error.problems
-    if problems:
-        raise UserError(problems)
-
-
-def sides_warning(config: RunConfig, scheme: LabelScheme) -> str:
-    """A warning about labels of the left and the right side that flips would mix up; empty if there is no reason.
-
-    Args:
-        config: the configuration of the run.
-        scheme: the labels of the data set.
-    """
-    flips = config.augment.flips
-    mixed = (
-        config.task_info.needs_labels and flips.prob > 0 and "x" in flips.axes and config.data.orientation is not None
-    )
-    return side_hint(config.augment.mirror_pairs, scheme) if mixed else ""
-
-
-def rules_of_run(config: RunConfig, spacings: Sequence[Sequence[float]] = ()) -> SpatialRules:
-    """Decide which axes the spatial augmentations of a run may change.
-
-    Args:
-        config: the configuration of the run.
-        spacings: voxel sizes of the training cases; empty before they are prepared.
-
-    Raises:
-        UserError: an augmentation cannot be applied to patches of this size, or to these voxel sizes.
-    """
-    stated = [] if config.data.spacing is None else [config.data.spacing]
-    return spatial_rules(
-        config.augment, config.data.patch, spacings or stated, getattr(config.model, "stack_axis", None)
-    )
-
-
-def _prepare_and_split(config: RunConfig, run: RunCases) -> tuple[list[Store], Split]:
-    """Return the stores of prepared cases, one for each data set, and the split of the run. Rank 0 calls it."""
-    stores = _prepare_missing(run)
-    split = settle_split(config, run, stores)
-    log_split(run, split)
-    return stores, split
-
-
-def _prepare_missing(run: RunCases) -> list[Store]:
-    """Prepare the cases that are not prepared yet; return the store of each data set."""
-    problems: list[str] = []
-    stores: list[Store] = []
-    for part in run.datasets:
-        used = {case.name for case in part.cases}
-        total = len(part.dataset.training)
-        missing = total - len(part.store.cases)
-        if not missing:
-            stores.append(part.store)
-            continue
-        log.info("preparing %d of %d cases of %s", missing, total, part.dataset.name)
-        with counting_progress("preparing") as progress:
-            report = prepare(part.data, part.dataset, part.store, progress)
-        stores.append(report.store)
-        for name, reason in sorted(report.failed.items()):
-            # Cases that were added after the run began do not belong to it.
-            if part.data.skip_broken or (run.recorded is not None and name not in used):
-                log.warning("%s is left out: %s", name, reason)
-            else:
-                problems.append(f"  {name}: {reason}")
-    if problems:
-        raise UserError(
-            [
-                f"{len(problems)} cases cannot be prepared: correct them, or set data.skip_broken=true to train without"
-                " them",
-                *problems,
-            ]
-        )
-    return stores
-
-
-def _load_cache(config: RunConfig, world: World, cases: list[tuple[Store, str]]) -> DeviceCache:
-    """Load the cases, each a store and a name in it, into the memory that has room for them."""
-    records = [store.cases[name] for store, name in cases]
-    needed = cache_bytes(records, config.cache)
-    own = torch.cuda.mem_get_info(world.device)[0] if world.device.type == "cuda" else 0
-    # All ranks must choose the same place. So they compare with the least memory that is free on any rank, measured
-    # before the first rank loads its cache.
-    everywhere = world.all_gather_object((own, available_memory_bytes()))
-    accelerator_free, host_free = (min(values) for values in zip(*everywhere, strict=True))
-    memory = share_memory(world, allocated_bytes(records, config.cache))
-    placement = place_cache(
-        needed,
-        config.cache,
-        world.device,
-        accelerator_free=accelerator_free,
-        host_free=host_free,
-        ranks_on_host=world.launch.local_world_size,
-        shared=memory is not None,
-    )
-    log.info("cache: %d cases on %s: %s", len(cases), placement.device, placement.reason)
-    if memory is None or placement.device.type != "cpu":
-        return DeviceCache(cases, config.cache, placement.device)
-    return DeviceCache(cases, config.cache, placement.device, memory.bytes, fills=memory.writes)

@@ -22,8 +22,8 @@ from fusionseg.distributed.world import choose_device
 from fusionseg.runs.cases.datasets import RunDataset
 from fusionseg.runs.cases.opening import open_cases, settle_split
 from fusionseg.runs.folder import RunFolder, run_folder_of
-from fusionseg.training.data import refuse_unfit_settings, rules_of_run, sampled_cases, sides_warning
 from fusionseg.training.memory.estimate import estimate_memory
+from fusionseg.training.opened_data.settings import refuse_unfit_settings, rules_of_run, sampled_cases, sides_warning
 from fusionseg.training.optimizer import warmup_warning
 from fusionseg.training.outside_check import check_outside_parts
 from fusionseg.training.precision import choose_precision
