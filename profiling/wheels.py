@@ -145,7 +145,9 @@ def make(folder: Path, python: str, have: Path | None, extras: list[str]) -> int
 
     def provide(requirement: Any) -> list[str]:
         name = canonicalize_name(requirement.name)
-        if name in there and requirement.specifier.contains(there[name], prereleases=True) and name not in chosen:
+        fits = name in there and requirement.specifier.contains(there[name], prereleases=True)
+        # With extras the wheel is needed for its metadata: `pip list` does not say what the extras require.
+        if fits and not requirement.extras and name not in chosen:
             left_out[name] = there[name]
             return []
         if name not in chosen:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -152,3 +153,24 @@ def test_only_what_is_missing_is_installed(wheels: ModuleType, tmp_path: Path, m
     with pytest.raises(wheels.UserError) as raised:
         wheels.install(folder, tmp_path / "other")
     assert [problem.split(":")[0] for problem in raised.value.problems] == ["unknown-package", "also-lacking"]
+
+
+def test_a_wheel_with_extras_is_taken_also_if_the_machine_has_the_package(
+    wheels: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`pip list` has versions only: without the wheel, what an extra requires would be missing."""
+    registry, folder, have = tmp_path / "registry", tmp_path / "wheels", tmp_path / "list.txt"
+    registry.mkdir()
+    wheel(registry, "there", "1.0", ["of_there"])
+    wheel(registry, "both", "3.0", ["of_the_extra; extra == 'http'", "of_another; extra == 'ftp'"])
+    wheel(registry, "of_the_extra", "4.0")
+    have.write_text("there 1.0\nboth 3.0\n")
+
+    def download(requirement: str, into: Path, python: str) -> object:
+        (path,) = registry.glob(f"{wheels._name(requirement).replace('-', '_')}-*.whl")
+        return wheels.Wheel(Path(shutil.copy(path, into)))
+
+    monkeypatch.setattr(wheels, "download", download)
+    monkeypatch.setattr(wheels, "required", lambda extras=(): ["there", "both", "both[http]>=2"])
+    assert wheels.make(folder, "3.12", have, []) == 0
+    assert sorted(wheels.wheels_in(folder)) == ["both", "of-the-extra"]
