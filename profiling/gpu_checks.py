@@ -154,7 +154,7 @@ class Checks:
             status, reason = "failed", f"longer than {part.limit_s} s"
             if seconds < part.limit_s:
                 status, reason = "interrupted", "--minutes were over"
-        except RuntimeError as error:
+        except (RuntimeError, OSError, ValueError) as error:  # also a result that is missing or cut off
             status, reason = "failed", str(error)
         self.parts[part.name] = {"status": status, "reason": reason, "seconds": round(time.monotonic() - begun, 1)}
         self.save()

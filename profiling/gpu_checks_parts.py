@@ -101,7 +101,10 @@ def doctor(setting: Setting) -> list[Command]:
 
 def doctor_problem(setting: Setting) -> str:
     """The bad findings of the doctor, but those about SLURM, which these checks do not use."""
-    findings = json.loads((setting.folder("doctor") / "doctor.json").read_text(encoding="utf-8"))
+    result = setting.folder("doctor") / "doctor.json"
+    if not result.exists():  # a traceback has the status of a bad finding
+        return f"it has no result; see {result.parent / 'messages.log'}"
+    findings = json.loads(result.read_text(encoding="utf-8"))
     bad = [one for one in findings if one["verdict"] == "BAD" and one["name"] != "SLURM"]
     return "; ".join(f"{one['name']}: {one['text']}" for one in bad)
 

@@ -4,7 +4,8 @@
     python profiling/wheels.py install WHEELS SITE                                             # needs no network
 
 `make` downloads what fusionseg requires (setup.cfg, versions of constraints.txt), and what that requires, for CPython
-on Linux x86_64. It leaves out torch, NumPy, and all that only torch requires: the machine has its own. `--have` takes
+on Linux x86_64. It leaves out torch, NumPy, and all that only torch requires: the machine has its own. It leaves out
+packages that have become modules of Python, such as argparse. `--have` takes
 the output of `pip list` on the machine, and leaves out what it has in a version that fits.
 
 `install` puts into the folder SITE what this Python lacks, or has in a version that does not fit. It changes no
@@ -39,6 +40,8 @@ except ImportError:  # a bare environment has pip's copy only
 ROOT = Path(__file__).resolve().parent.parent
 OF_THE_MACHINE = frozenset({"torch", "torchvision", "numpy", "triton"})
 """Packages that are neither downloaded nor installed, and whose requirements are theirs."""
+SHADOWS = frozenset(sys.stdlib_module_names)
+"""Packages of the name of a standard module, such as argparse 1.4: on PYTHONPATH they would take its place."""
 GLIBC = range(5, 29)  # manylinux_2_5 to manylinux_2_28: runs on RHEL 8, Debian 11, Ubuntu 20.04 and later
 
 
@@ -115,7 +118,7 @@ def closure(
         seen.add((text, extra))
         requirement = Requirement(text)
         values = {**(environment or {}), "extra": extra}
-        if canonicalize_name(requirement.name) in OF_THE_MACHINE:
+        if canonicalize_name(requirement.name) in OF_THE_MACHINE | SHADOWS:
             continue
         if requirement.marker is not None and not requirement.marker.evaluate(values):
             continue

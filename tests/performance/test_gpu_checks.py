@@ -66,6 +66,7 @@ def test_parts_are_independent_and_a_second_call_continues(
     endless = checks.Part("endless", "about endless", lambda setting: [["sleep", "60"]], limit_s=0.5, data=False)
     parts = (
         part("second_try", second), endless, part("good", "print('a | table')"),
+        part("no_result", problem=lambda setting: (setting.out / "missing.json").read_text()),
         part("of_gpus", on_cpu=False), part("half", precision="bf16"),
     )  # fmt: skip
     for place in (checks, sys.modules["gpu_checks_table"]):
@@ -79,17 +80,25 @@ def test_parts_are_independent_and_a_second_call_continues(
         f"second_try: failed (status 1: no luck; see {log})",
         "endless: failed (longer than 0.5 s)",
         "good: passed",
+        f"no_result: failed ([Errno 2] No such file or directory: '{out / 'missing.json'}')",
         "of_gpus: skipped (needs a GPU)",
         "half: skipped (no bf16 on this CPU)",
     ]
-    assert "call again to continue with: second_try endless" in first.err
+    assert "call again to continue with: second_try endless no_result" in first.err
     state = json.loads((out / "status.json").read_text())
     state["parts"]["good"]["status"] = "interrupted"  # as if the call had been killed in this part
     (out / "status.json").write_text(json.dumps(state))
     assert checks.main([str(out)]) == 1
     names = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
-    assert names == ["good", "of_gpus", "half", "second_try", "endless"]
-    assert (tmp_path / "calls").read_text().split() == ["second_try", "good", "good", "second_try"]
+    assert names == ["good", "of_gpus", "half", "second_try", "endless", "no_result"]
+    assert (tmp_path / "calls").read_text().split() == [
+        "second_try",
+        "good",
+        "no_result",
+        "good",
+        "second_try",
+        "no_result",
+    ]
     assert checks.main([str(out), "--only", "good", "second_try"]) == 0
     assert (out / "table.md").read_text().count("a | table") == 1
     assert checks.main([str(out), "--list"]) == 0
@@ -107,6 +116,7 @@ def test_every_part_has_its_commands(checks: ModuleType, tmp_path: Path) -> None
     assert names[:6] == ["doctor", "resume", "profile", "roofline", "step", "step_compiled"]
     assert len(set(names)) == len(names) and names[-1].startswith("matrix_")
     turing = checks.Setting(tmp_path, tmp_path / "data", True, "cuda", False, False, 20)
+    assert "it has no result" in checks.PARTS[0].problem(turing)  # a doctor that ended with a traceback
     for part in checks.PARTS:
         assert part.expected_s <= part.limit_s <= 480
         words = [word for command in part.commands(turing) for word in command]
@@ -139,7 +149,9 @@ def test_only_what_is_missing_is_installed(wheels: ModuleType, tmp_path: Path, m
     """torch and NumPy are never installed, nor what other platforms need, nor what is there in a version that fits."""
     folder, site = tmp_path / "wheels", tmp_path / "site"
     folder.mkdir()
-    wheel(folder, "lacking", "1.2", ["also_lacking>=2", "numpy>=99", "windows_only; sys_platform == 'win32'"])
+    wheel(
+        folder, "lacking", "1.2", ["also_lacking>=2", "numpy>=99", "argparse", "windows_only; sys_platform == 'win32'"]
+    )
     wheel(folder, "also_lacking", "2.0")
     wheel(folder, "packaging", "999.0")
     monkeypatch.setattr(wheels, "required", lambda extras=(): ["torch>=99", "packaging>=1", "lacking>=1"])
