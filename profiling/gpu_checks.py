@@ -40,6 +40,7 @@ from fusionseg.utils.files import whole_file, write_json, write_text
 PROBE = """
 import json, platform, sys
 from importlib.metadata import version
+from importlib.util import find_spec
 import numpy, torch
 from fusionseg.performance.machine import machine_info
 from fusionseg.training.precision import has_bf16
@@ -47,7 +48,9 @@ asked = sys.argv[1]
 device = torch.device("cuda" if asked == "cuda" or asked == "auto" and torch.cuda.is_available() else "cpu")
 versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
 versions["monai"] = version("monai")
-print(json.dumps({**machine_info(device), "device": device.type, "has_bf16": has_bf16(device), "versions": versions}))
+installed = [name for name in sys.argv[2:] if find_spec(name)]
+print(json.dumps({**machine_info(device), "device": device.type, "has_bf16": has_bf16(device), "versions": versions,
+    "installed": installed}))
 """
 FINISHED = ("passed", "skipped")
 CONTENTS = ("*.md", "*.txt", "*.log", "*.json", "*.png")
@@ -87,7 +90,7 @@ class Checks:
         Raises:
             UserError: fusionseg cannot be imported, or the folder has the results of another machine.
         """
-        command = [sys.executable, "-c", PROBE, device]
+        command = [sys.executable, "-c", PROBE, device, *filter(None, (part.package for part in PARTS))]
         done = subprocess.run(command, env=self.environ, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or ["no message"]
@@ -215,6 +218,8 @@ def not_possible(part: Part, machine: dict[str, Any]) -> str:
         return "needs a GPU"
     if part.precision == "bf16" and not machine["has_bf16"]:
         return f"no bf16 on {machine['gpu'] or 'this CPU'}"
+    if part.package and part.package not in machine["installed"]:
+        return f"{part.package} is not installed; see --extra of profiling/wheels.py"
     return ""
 
 
@@ -305,7 +310,7 @@ def main(words: list[str] | None = None) -> int:
             return DONE
         out.mkdir(parents=True, exist_ok=True)
         if arguments.wheels is not None:
-            installed = install(arguments.wheels, site, ["bench"])
+            installed = install(arguments.wheels, site, ["bench", "nnunet"])
             print(f"installed into {site}: {', '.join(installed) or 'nothing'}", file=sys.stderr)
         return run_parts(arguments, checks)
 

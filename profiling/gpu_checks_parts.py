@@ -67,6 +67,7 @@ class Part:
         precision: precision that the device must have; "" if any will do.
         data: the commands read the data set.
         on_cpu: the part can run without a GPU.
+        package: module that the part needs; without it the part is skipped.
         statuses: exit statuses of success of the commands.
         problem: called after the commands; the reason why the part has failed, or "".
     """
@@ -79,6 +80,7 @@ class Part:
     precision: str = ""
     data: bool = True
     on_cpu: bool = True
+    package: str = ""
     statuses: tuple[int, ...] = (0,)
     problem: Callable[[Setting], str] = lambda setting: ""
 
@@ -178,6 +180,18 @@ def step_layout(setting: Setting) -> list[Command]:
     return [_benchmark(setting, "step_layout", ["step"], ["monai_fast"], precision=setting.half, settings=where)]
 
 
+def nnunet(setting: Setting) -> list[Command]:
+    """The step with its data beside nnU-Net's own trainer."""
+    size = ["--memory", 2, "--batch", 2, "--steps", 1] if setting.tiny else []
+    return [
+        program(
+            "benchmark_nnunet.py", "--data", setting.data, "--device", setting.device, "--rounds", setting.rounds,
+            "--json", setting.folder("nnunet") / "nnunet.json", "--cudnn-benchmark", *size,
+            *([INTENSITY] if setting.synthetic else []),
+        )
+    ]  # fmt: skip
+
+
 def cases(setting: Setting) -> list[Command]:
     """The other cases of the benchmark."""
     chosen = ["data", "ranges"] if setting.tiny else ["data", "validation", "checkpoint", "start", "ranges"]
@@ -274,10 +288,17 @@ PARTS: tuple[Part, ...] = (
     Part("profile", "profiler and report", profile),
     Part("roofline", "rooflines of a U-Net, Swin Fusion and nnU-Net's network", roofline),
     Part("step", "step and epoch in 16 bits beside MONAI's fast recipe", steps(False)),
-    Part("step_compiled", "the same, compiled", steps(True), expected_s=150, on_cpu=False),
+    Part("step_compiled", "step and epoch, compiled", steps(True), expected_s=150, on_cpu=False),
     Part("step_layout", "the step with maps in the contiguous format", step_layout, expected_s=60),
+    Part(
+        "nnunet",
+        "the step with its data beside nnU-Net's own trainer",
+        nnunet,
+        expected_s=5 * MINUTES,
+        package="nnunetv2",
+    ),
     Part("swin", "Swin networks beside MONAI's in 16 bits", swin(False), data=False),
-    Part("swin_compiled", "the same, compiled", swin(True), expected_s=4 * MINUTES, data=False, on_cpu=False),
+    Part("swin_compiled", "the Swin networks, compiled", swin(True), expected_s=4 * MINUTES, data=False, on_cpu=False),
     Part("pretraining", "the two methods of pre-training", pretraining, data=False),
     Part("cases", "data, validation, checkpoint, start, ranges", cases),
     *_matrix(),

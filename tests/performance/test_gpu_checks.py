@@ -17,7 +17,7 @@ import pytest
 PROFILING = Path(__file__).parents[2] / "profiling"
 MACHINE = {
     "device": "cpu", "gpu": None, "driver": None, "cuda": None, "cpus": 2, "processor": "P", "has_bf16": False,
-    "torch": "2.11.0", "date": "2026-11-29", "versions": {"torch": "2.11.0"},
+    "torch": "2.11.0", "date": "2026-11-29", "versions": {"torch": "2.11.0"}, "installed": [],
 }  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def test_parts_are_independent_and_a_second_call_continues(
     parts = (
         part("second_try", second), endless, part("good", "print('a | table')"),
         part("no_result", problem=lambda setting: (setting.out / "missing.json").read_text()),
-        part("of_gpus", on_cpu=False), part("half", precision="bf16"),
+        part("of_gpus", on_cpu=False), part("half", precision="bf16"), part("of_nnunet", package="nnunetv2"),
     )  # fmt: skip
     for place in (checks, sys.modules["gpu_checks_table"]):
         monkeypatch.setattr(place, "PARTS", parts)
@@ -83,6 +83,7 @@ def test_parts_are_independent_and_a_second_call_continues(
         f"no_result: failed ([Errno 2] No such file or directory: '{out / 'missing.json'}')",
         "of_gpus: skipped (needs a GPU)",
         "half: skipped (no bf16 on this CPU)",
+        "of_nnunet: skipped (nnunetv2 is not installed; see --extra of profiling/wheels.py)",
     ]
     assert "call again to continue with: second_try endless no_result" in first.err
     state = json.loads((out / "status.json").read_text())
@@ -90,7 +91,7 @@ def test_parts_are_independent_and_a_second_call_continues(
     (out / "status.json").write_text(json.dumps(state))
     assert checks.main([str(out)]) == 1
     names = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
-    assert names == ["good", "of_gpus", "half", "second_try", "endless", "no_result"]
+    assert names == ["good", "of_gpus", "half", "of_nnunet", "second_try", "endless", "no_result"]
     assert (tmp_path / "calls").read_text().split() == [
         "second_try",
         "good",
