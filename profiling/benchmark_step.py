@@ -46,8 +46,8 @@ def bare_loop(trainer: Trainer, *, clip: bool) -> Callable[[], None]:
     """
     config = trainer.config
     model = copy.deepcopy(trainer.model)
-    if config.train.compile:  # deepcopy does not copy the compiled forward
-        model.compile()
+    if config.train.compile is not False:  # deepcopy does not copy the compiled forward
+        model.compile(mode=config.train.compile, dynamic=False)
     loss_fn = trainer.task.build_loss()
     optimizer = build_optimizer(config.optim, model.parameters())
     micro_batches = list(trainer.micro_batches.of_step(0))

@@ -64,7 +64,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if problems:
         raise UserError(problems)
     trainer = open_trainer(arguments.config, arguments.overrides, arguments.data, folder)
-    if trainer.config.train.compile:
+    if trainer.config.train.compile is not False:
         raise UserError("train.compile: a compiled step has no operators to count; set train.compile=false")
     device, precision = trainer.world.device, trainer.precision
     channels_last = trainer.micro_batches.channels_last

@@ -25,38 +25,12 @@ from fusionseg.config.registry import losses, networks, optimizers, schedules
 from fusionseg.config.section import Positive, Section, SectionWithOptions
 from fusionseg.config.training.distribution import DistributedConfig
 from fusionseg.config.training.fine_tuning import FinetuneConfig
+from fusionseg.config.training.loop import TrainConfig
 
 ModelConfig = Annotated[NetworkSection, OpenSection(networks, example="swin_fusion_od")]
 _LOSS = OpenSection(losses, "dice_ce")
 _OPTIMIZER = OpenSection(optimizers, "adamw")
 _SCHEDULE = OpenSection(schedules, "cosine")
-
-
-class TrainConfig(Section):
-    """The training loop."""
-
-    steps: Positive = 50000
-    """Optimizer steps."""
-    global_batch: Positive = 2
-    """Samples per optimizer step over all ranks. The number of accumulation steps follows from it."""
-    micro_batch: Positive = 1
-    """Samples of one forward pass on each rank."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """`auto`: bf16 where the device computes in it, else fp16 with a loss scaler (GPU) or fp32 (CPU)."""
-    compile: bool = False
-    """Compile the network with torch.compile."""
-    checkpoint_activations: bool = False
-    """Recompute activations in the backward pass: less memory, more time (Swin networks, residual-encoder U-Nets)."""
-    channels_last: bool | Literal["auto"] = False
-    """Keep tensors in channels-last layout. Convolutions are often faster in this layout. `auto`: on a CPU; on a GPU
-    only if the norms of the network keep the layout (batch norm, and the blocks of Swin networks). Instance norm and
-    group norm convert every map there. The choice is logged."""
-    clip_grad: Annotated[float, Field(gt=0)] | None = 1.0
-    """Highest norm of the gradient; null does not clip."""
-    max_skipped: Positive = 10
-    """Number of consecutive steps with a non-finite loss or gradient that ends the run."""
-    threads: Positive | None = None
-    """CPU threads of each process; null divides this job's CPUs among its processes on the node."""
 
 
 class PlateauConfig(Section):
@@ -180,7 +154,7 @@ class RunConfig(SectionWithOptions):
                 f"train.checkpoint_activations: {self.model.name} does not have it ({others} have it); set it to false"
                 " (a smaller data.patch or train.micro_batch saves memory too)"
             )
-        if self.profile.stages and self.train.compile:
+        if self.profile.stages and self.train.compile is not False:
             problems.append(
                 "profile.stages: the parts of a compiled network have no ranges of their own; set train.compile=false,"
                 " or profile.stages=false"

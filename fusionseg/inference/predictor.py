@@ -32,6 +32,7 @@ from fusionseg.inference.original_grid import (
     whole,
 )
 from fusionseg.inference.trained_network import TrainedNetwork, inference_device, load_trained
+from fusionseg.training.precision import set_kernels
 from fusionseg.training.tasks.sliding_window import predict_logits
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_memory_bytes
@@ -261,6 +262,7 @@ class Predictor:
         flips: Sequence[Flip],
     ) -> Tensor:
         """Logits (C, X, Y, Z) of a prepared image (C, X, Y, Z), averaged over flips."""
+        set_kernels(member.config.train, self.device)  # members may differ
         total: Tensor | None = None
         for flip in flips:
             axes = [axis + 1 for axis in flip.axes]

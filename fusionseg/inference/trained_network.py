@@ -21,7 +21,7 @@ from fusionseg.runs.cases.split_file import NO_VALIDATION, validates_none
 from fusionseg.runs.checkpoints import find_weights, peek_config, read_checkpoint
 from fusionseg.runs.paths import BEST, LAST
 from fusionseg.training.network import place_network
-from fusionseg.training.precision import Precision, choose_precision, has_bf16
+from fusionseg.training.precision import Precision, choose_precision, has_bf16, set_kernels
 from fusionseg.training.tasks.choice import build_task
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_cpus
@@ -123,6 +123,7 @@ def load_trained(run: Path, device: torch.device, which: str = "best", *, masks:
     wanted = config.train.precision
     if (wanted == "fp16" and device.type == "cpu") or (wanted == "bf16" and not has_bf16(device)):
         wanted = "auto"
+    set_kernels(config.train, device)
     precision = choose_precision(wanted, device)
     return TrainedNetwork(
         path,

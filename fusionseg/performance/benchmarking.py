@@ -70,7 +70,8 @@ def open_trainer(config_file: str, overrides: list[str], data: str | None, folde
         UserError: the configuration is invalid, or several ranks were started.
     """
     root = data or str(write_dataset(folder / "synth", cases=10, size=96).parent)
-    config = load_config(config_file, [f"data.root={root}", f"output={folder / 'runs'}", *overrides])
+    searched = f"train.cudnn_benchmark={str(torch.backends.cudnn.benchmark).lower()}"  # see `cudnn_argument`
+    config = load_config(config_file, [f"data.root={root}", f"output={folder / 'runs'}", searched, *overrides])
     world = World.from_environment(config.device)
     if world.size > 1:
         world.close()

@@ -30,8 +30,9 @@ OTHER_NAME = "choose another name"
 RESUME_FREE_KEYS = (
     ("name",), ("output",), ("resume",), ("init_from_seen",), ("device",), ("log",), ("profile",), ("cache", "device"),
     ("cache", "memory_fraction"), ("checkpoint",), ("data", "root"), ("data", "base_dir"), ("data", "prepared"),
-    ("data", "workers"), ("train", "threads"), ("train", "checkpoint_activations"), ("validate", "window_batch"),
-    ("metrics",), ("distributed", "timeout_s"), ("distributed", "bind_cpus"),
+    ("data", "workers"), ("train", "threads"), ("train", "checkpoint_activations"),
+    ("train", "cudnn_benchmark"), ("validate", "window_batch"), ("metrics",), ("distributed", "timeout_s"),
+    ("distributed", "bind_cpus"),
 )  # fmt: skip
 
 

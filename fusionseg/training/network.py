@@ -178,8 +178,9 @@ def distribute(model: nn.Module, config: RunConfig, world: World, accumulation_s
     """
     if world.size > 1 and (count := synchronise_batch_norm(model, world.device)):
         log.info("batch norm: %d layers, each over the micro-batches of all %d ranks", count, world.size)
-    if config.train.compile:
-        model.compile()
+    if config.train.compile is not False:
+        # Without dynamic shapes: else the validation's batch, of another size, would be compiled for any size.
+        model.compile(mode=config.train.compile, dynamic=False)
     if config.profile.stages:
         annotate_modules(model)
     if world.size == 1:

@@ -1,4 +1,4 @@
-"""The precision of the forward pass, chosen from the device, and the reason for the choice."""
+"""Precision of the forward pass, chosen from the device, with the reason; torch's settings of the kernels of a GPU."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fusionseg.config import TrainConfig
 from fusionseg.utils.errors import UserError
 
 
@@ -30,6 +31,23 @@ class Precision:
     def autocast(self) -> AbstractContextManager[None]:
         # The default casts each weight once per forward pass; cache_enabled=False would cast it at each use.
         return torch.autocast(self.device_type, self.dtype, enabled=self.name != "fp32")
+
+
+def set_kernels(config: TrainConfig, device: torch.device) -> None:
+    """Set which kernels torch takes on a GPU: TF32, and cuDNN's search. On a CPU nothing changes.
+
+    The settings are those of the process. Matrix products have the older setting alone: torch refuses to read it after
+    one of the newer `fp32_precision` was set, and other parts of the program read it.
+
+    Args:
+        config: the `train` section.
+        device: device of this rank.
+    """
+    if device.type != "cuda":
+        return
+    torch.backends.cudnn.benchmark = config.cudnn_benchmark
+    torch.backends.cudnn.allow_tf32 = config.tf32 != "none"
+    torch.set_float32_matmul_precision("high" if config.tf32 == "all" else "highest")
 
 
 def choose_precision(request: str, device: torch.device) -> Precision:
@@ -75,9 +93,8 @@ def precision_for(
             " 8.0); set it to fp16 or auto"
         )
     if request != "auto":
-        tf32 = request == "fp32" and (capability or (0, 0)) >= (8, 0) and torch.backends.cudnn.allow_tf32
-        reason = "as configured; its convolutions in TF32, torch's default" if tf32 else "as configured"
-        return Precision(request, reason, device_type)
+        has_tf32 = request == "fp32" and (capability or (0, 0)) >= (8, 0)
+        return Precision(request, f"as configured{_tf32_text() if has_tf32 else ''}", device_type)
     if native_bf16:
         reason = f"compute capability {capability}" if device_type == "cuda" else "the CPU has bf16 instructions"
         return Precision("bf16", f"auto: {reason}", device_type)
@@ -86,6 +103,13 @@ def precision_for(
             "fp16", f"auto: compute capability {capability} is before 8.0; with a loss scaler", device_type
         )
     return Precision("fp32", "auto: the CPU has no bf16 instructions", device_type)
+
+
+def _tf32_text() -> str:
+    if not torch.backends.cudnn.allow_tf32:
+        return ""
+    products = " and matrix products" if torch.get_float32_matmul_precision() != "highest" else ""
+    return f"; its convolutions{products} in TF32, see train.tf32"
 
 
 def cpu_has_bf16() -> bool:

@@ -32,7 +32,7 @@ from fusionseg.training.observers.utilisation import measure_utilisation
 from fusionseg.training.opening import join_ranks, open_run_folder
 from fusionseg.training.optimizer import build_optimizer, warmup_warning
 from fusionseg.training.outside_check import with_present_sources
-from fusionseg.training.precision import choose_precision
+from fusionseg.training.precision import choose_precision, set_kernels
 from fusionseg.training.signals import Lead, StopSignals
 from fusionseg.training.step import TrainStep
 from fusionseg.training.tasks.choice import build_task
@@ -103,6 +103,7 @@ def build_trainer(config: RunConfig, world: World, folder: RunFolder, cases: Run
         bind_to_near_cpus(world.device)
     # Threads matter on a GPU too: the CPU cuts the patches if the cache is in host memory. torchrun sets one thread.
     torch.set_num_threads(config.train.threads or threads_per_rank(world))
+    set_kernels(config.train, world.device)
     precision = choose_precision(config.train.precision, world.device)
     log.info("device: %s, precision %s (%s)", world.device, precision.name, precision.reason)
     log.info("batch: %s", batch_arithmetic(config, world.size))
@@ -132,7 +133,7 @@ def build_trainer(config: RunConfig, world: World, folder: RunFolder, cases: Run
         world,
         accumulation_steps=accumulation,
         clip_grad=config.train.clip_grad,
-        cast_weights=not config.train.compile,
+        cast_weights=config.train.compile is False,
     )
     lead = Lead()
     return Trainer(

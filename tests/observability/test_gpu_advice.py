@@ -64,7 +64,7 @@ def test_idle_without_waiting_for_data(used_gb: float | None, compile_only: bool
     changed = {"busy_percent": 70, "memory_used_gb": used_gb}
     [line] = advise(summary(changed, changed), data_share=0.03, cache_on_host=True, micro_batch=1)
     assert line.startswith("GPUs 70 % busy, 3 % of the step waits for data")
-    assert "train.compile=true" in line
+    assert "train.compile=default" in line
     assert ("train.micro_batch (now 1)" not in line) == compile_only
 
 

@@ -141,10 +141,10 @@ def _low_utilisation(
     elif (shares := [_memory_share(gpu) for gpu in gpus if gpu["memory_used_gb"]]) and max(shares) <= ROOMY_SHARE:
         yield (
             f"{found}, {100 * max(shares):.0f} % of the memory is in use:"
-            f" raise train.micro_batch{_current(micro_batch)}, or set train.compile=true"
+            f" raise train.micro_batch{_current(micro_batch)}, or set train.compile=default"
         )
     else:
-        yield f"{found}: set train.compile=true, which fuses small kernels and so removes gaps between them"
+        yield f"{found}: set train.compile=default, which fuses small kernels and so removes gaps between them"
 
 
 def _current(micro_batch: int | None) -> str:

@@ -22,6 +22,7 @@ from fusionseg.metrics.reconstruction import relative_box, ssim_and_psnr
 from fusionseg.models.masked.fills import fill_linear, fill_mean
 from fusionseg.models.masked.masking import blocks_to_voxels, composite
 from fusionseg.training.precision import Precision
+from fusionseg.training.tasks.sliding_window import fill_batch
 
 Box = tuple[slice, slice, slice]
 ReconstructionScores = dict[str, float]
@@ -75,10 +76,19 @@ class Reconstructor:
     blocks that a lower one hides.
     """
 
-    def __init__(self, config: RunConfig, precision: Precision, device: torch.device) -> None:
+    def __init__(
+        self, config: RunConfig, precision: Precision, device: torch.device, *, fills_batches: bool = False
+    ) -> None:
+        """Args:
+        config: the configuration of the run.
+        precision: the precision of the forward pass.
+        device: the device of the network.
+        fills_batches: give the network always `validate.window_batch` patches, see `fill_batch`.
+        """
         pretrain = pretrain_section(config)
         self.patch = config.data.patch
         self.batch = config.validation.window_batch
+        self.fills_batches = fills_batches
         self.precision = precision
         self.device = device
         self.data_range = data_range(config)
@@ -104,9 +114,10 @@ class Reconstructor:
             part = tiles[first : first + self.batch]
             blocks = self._blocks(name, range(first, first + len(part)))
             patches = torch.stack([_cut(image, tile, self.patch, background) for tile in part])
+            size = self.batch if self.fills_batches else len(part)
             with self.precision.autocast():
-                made = model(patches.to(self.device), blocks.to(self.device))
-            made = clamp_straight_through(made.float(), self.limits).cpu()
+                made = model(fill_batch(patches, size).to(self.device), fill_batch(blocks, size).to(self.device))
+            made = clamp_straight_through(made[: len(part)].float(), self.limits).cpu()
             voxels = blocks_to_voxels(blocks, self.patch)
             for k, tile in enumerate(part):
                 inside = (slice(None), *tile.inside(tile.core))

@@ -30,7 +30,9 @@ class ReconstructionValidator:
     def __init__(self, config: RunConfig, data: TrainingData, precision: Precision, world: World) -> None:
         self.data = data
         self.world = world
-        self._reconstruct = Reconstructor(config, precision, world.device)
+        self._reconstruct = Reconstructor(
+            config, precision, world.device, fills_batches=config.train.compile is not False
+        )
         self._fill_scores: dict[str, ReconstructionScores] = {}
         tiles = {
             index: len(cover(data.cache.records[index].shape, config.data.patch)) for index in data.validation_cases

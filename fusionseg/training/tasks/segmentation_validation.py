@@ -67,6 +67,7 @@ class Validator:
         self.case_indices = data.validation_cases
         self.patch = config.data.patch
         self.settings = config.validation
+        self.fills_batches = config.train.compile is not False
         self.scheme = data.scheme
         self.precision = precision
         self.world = world
@@ -115,6 +116,7 @@ class Validator:
             self.precision,
             device=self.world.device,
             stitch_device=self._stitch_device(image),
+            fills_batches=self.fills_batches,
         )
         return logits > 0 if self.scheme.sigmoid else logits.argmax(dim=0)
 

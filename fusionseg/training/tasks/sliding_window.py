@@ -29,6 +29,17 @@ def count_windows(shape: Sequence[int], patch: Sequence[int], overlap: float) ->
     return prod(counts)
 
 
+def fill_batch(samples: Tensor, size: int) -> Tensor:
+    """Lengthen a batch by copies of its last sample, so that a compiled network sees one shape.
+
+    Args:
+        samples: (N, ...), at least one and at most `size` samples.
+        size: samples of the result.
+    """
+    missing = size - len(samples)
+    return torch.cat([samples, samples[-1:].expand(missing, *samples.shape[1:])]) if missing else samples
+
+
 @torch.no_grad()
 def predict_logits(
     model: nn.Module,
@@ -40,6 +51,7 @@ def predict_logits(
     *,
     device: torch.device,
     stitch_device: torch.device | None = None,
+    fills_batches: bool = False,
 ) -> Tensor:
     """Predict the logits (K, X, Y, Z), float32, of a whole image.
 
@@ -53,6 +65,8 @@ def predict_logits(
         device: the device of the network.
         stitch_device: the device that gathers the logits of the whole volume; None is `device`. The CPU limits the
             memory that a large volume takes on a GPU.
+        fills_batches: give the network always `settings.window_batch` windows, see `fill_batch`. Other windows than
+            those of the volume cost time, so this is for a compiled network.
     """
     shape = image.shape[1:]
     missing = [max(0, size - have) for size, have in zip(patch, shape, strict=True)]
@@ -66,9 +80,10 @@ def predict_logits(
         )
 
     def network(windows: Tensor) -> Tensor:
+        count = len(windows)
         with precision.autocast():
-            logits: Tensor = model(windows)
-        return logits.float()
+            logits: Tensor = model(fill_batch(windows, settings.window_batch) if fills_batches else windows)
+        return logits[:count].float()
 
     logits = sliding_window_inference(
         image[None].float(),

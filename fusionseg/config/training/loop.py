@@ -1,0 +1,54 @@
+"""Section about the training loop: `train`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field
+
+from fusionseg.config.section import Positive, SectionWithOptions
+
+CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
+
+
+def _mode_of_true(value: Any) -> Any:
+    """Replace true, which files may have for the default mode."""
+    return "default" if value is True else value
+
+
+class TrainConfig(SectionWithOptions):
+    """The training loop."""
+
+    left_out: ClassVar[tuple[str, ...]] = ("cudnn_benchmark", "tf32")
+
+    steps: Positive = 50000
+    """Optimizer steps."""
+    global_batch: Positive = 2
+    """Samples per optimizer step over all ranks. The number of accumulation steps follows from it."""
+    micro_batch: Positive = 1
+    """Samples of one forward pass on each rank."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """`auto`: bf16 where the device computes in it, else fp16 with a loss scaler (GPU) or fp32 (CPU)."""
+    compile: Annotated[bool | CompileMode, BeforeValidator(_mode_of_true)] = False
+    """Compile the network with torch.compile in one of its modes. `default` joins small operators. `reduce-overhead`
+    also records them as CUDA graphs. `max-autotune` also measures which kernels are fastest, and takes minutes. `true`
+    is `default`. A compiled network rounds differently from one that is not compiled, and so does each mode."""
+    cudnn_benchmark: bool = False
+    """Let cuDNN measure its convolutions on first use and take the fastest. The choice may differ from start to start,
+    and with it the rounding: two runs with the same seed are then no longer equal to the last bit."""
+    tf32: Literal["none", "convolutions", "all"] = "convolutions"
+    """Operations that a GPU from compute capability 8.0 on computes in TF32 where they would be in fp32: 10 bits for
+    the fraction in place of 23. `convolutions` is torch's default; `all` adds matrix products. Each choice gives the
+    same numbers in every start, but not those of the other choices."""
+    checkpoint_activations: bool = False
+    """Recompute activations in the backward pass: less memory, more time (Swin networks, residual-encoder U-Nets)."""
+    channels_last: bool | Literal["auto"] = False
+    """Keep tensors in channels-last layout. Convolutions are often faster in this layout. `auto`: on a CPU; on a GPU
+    only if the norms of the network keep the layout (batch norm, and the blocks of Swin networks). Instance norm and
+    group norm convert every map there. The choice is logged."""
+    clip_grad: Annotated[float, Field(gt=0)] | None = 1.0
+    """Highest norm of the gradient; null does not clip."""
+    max_skipped: Positive = 10
+    """Number of consecutive steps with a non-finite loss or gradient that ends the run."""
+    threads: Positive | None = None
+    """CPU threads of each process; null divides this job's CPUs among its processes on the node."""
