@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -166,16 +167,9 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
         world.rank_zero_first("prepare the data", lambda: opened.append(prepare_and_split(config, run)))
     # All ranks use the cases that rank 0 found: on a network disk, another rank may still see an old directory.
     stores, split = world.broadcast_object(opened[0] if opened else None)
-    train, validation = (
-        [
-            (store, case.name)
-            for dataset, store in zip(run.datasets, stores, strict=True)
-            for case in getattr(dataset, part)
-            if case.name in store.cases
-        ]
-        for part in ("training", "validation")
-    )
-    cases = [*train, *(case for case in validation if case not in train)]
+    train, validation = (_prepared_cases(run, stores, part) for part in ("training", "validation"))
+    case_index = {case: index for index, case in enumerate(dict.fromkeys((*train, *validation)))}
+    cases = [(stores[position], name) for position, name in case_index]
     if world.is_rank_zero and config.task_info.needs_labels:
         records = [store.cases[name] for store, name in cases]
         if lost := lost_foreground_warning(records, stores[0].labels):
@@ -186,7 +180,7 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
     if world.is_rank_zero and (unannotated := unannotated_warning(cache.plan_cases[: len(train)])):
         log.warning("%s", unannotated)
     check_augmentations(config.augment, cache.channels, config.data.patch, world.device)
-    rules = rules_of_run(config, [store.cases[name].spacing for store, name in train])
+    rules = rules_of_run(config, [store.cases[name].spacing for store, name in cases[: len(train)]])
     if world.is_rank_zero:
         for line in rules.describe(config.augment):
             log.info("%s", line)
@@ -205,10 +199,26 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
     )
     mirrored = mirrored_classes(config.augment.mirror_pairs, scheme)
     augmenter = PatchAugmenter(cache, config.augment, config.data.patch, world.device, rules, mirrored)
-    validation_cases = [cases.index(case) for case in validation]
+    validation_cases = [case_index[case] for case in validation]
     annotated = {case.name: case.annotated for case in run.datasets[0].cases if case.annotated is not None}
     targets = {case.name: case.target for case in run.datasets[0].cases if case.target is not None}
     counted = split.scheme.names if config.task_info.needs_labels else ()
     return TrainingData(
         split.channels, split.scheme, split, validation_cases, cache, plan, augmenter, annotated, targets, counted
     )
+
+
+def _prepared_cases(run: RunCases, stores: Sequence[Store], part: str) -> list[tuple[int, str]]:
+    """The prepared cases of a part of the split, each as the position of its data set and its name.
+
+    Args:
+        run: the cases of the run.
+        stores: the prepared cases of each data set.
+        part: training or validation.
+    """
+    return [
+        (position, case.name)
+        for position, (dataset, store) in enumerate(zip(run.datasets, stores, strict=True))
+        for case in getattr(dataset, part)
+        if case.name in store.cases
+    ]

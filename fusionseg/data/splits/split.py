@@ -76,7 +76,8 @@ def split_dataset(
     described, columns = describe_cases(dataset, settings, usable)
     known = {case.name: case for case in described}
     divided = [known[case.name] for case in labelled or list(dataset.training) or unlabelled_tests]
-    others = [case for case in described if case.name not in {case.name for case in divided}]
+    divided_names = {case.name for case in divided}
+    others = [case for case in described if case.name not in divided_names]
     splitting = _Splitting(dataset, settings, columns, kept_labels, may_lack_group)
     split = splitting.split(divided, [] if needs_labels else others)
     return replace(split, training=split.training[: settings.train_cases])
@@ -176,9 +177,9 @@ class _Splitting:
     def _stated(self, fold: int, divided: list[Case], others: list[Case]) -> tuple[list[Case], list[Case]]:
         if others and len({case.fold == fold for case in divided}) == 1:
             # All labelled cases are on one side, so no segmentation has this split; the others fill the other side.
-            inside = [case for case in divided if case.fold == fold]
+            inside = {case.name for case in divided if case.fold == fold}
             stated = [case for case in (*divided, *others) if case.fold is not None]
-            divided = [case for case in stated if case.fold != fold or not inside or case in inside]
+            divided = [case for case in stated if case.fold != fold or not inside or case.name in inside]
         return split_folds(divided, self.settings.folds, fold, self.settings.fold_seed, str(self.dataset.root))
 
     def _draw(self, fold: int, divided: list[Case]) -> tuple[list[Case], list[Case]]:

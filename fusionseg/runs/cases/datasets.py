@@ -67,7 +67,8 @@ class RunDataset(ConfiguredDataset):
     @property
     def cases(self) -> list[Case]:
         """The cases of the run, each once: training, then validation."""
-        return self.training + [case for case in self.validation if case not in self.training]
+        trained_on = {case.name for case in self.training}
+        return self.training + [case for case in self.validation if case.name not in trained_on]
 
     @property
     def unused(self) -> list[Case]:

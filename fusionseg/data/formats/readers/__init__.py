@@ -6,6 +6,7 @@ of them.
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class Readers:
         """
         return Readers(data.reader, data.series)
 
-    @property
+    @cached_property
     def suffixes(self) -> tuple[str, ...]:
         """The suffixes of all readers in lower case, the longest first, so that .nii.gz comes before .gz."""
         every = dict.fromkeys(suffix.lower() for reader in self._all for suffix in reader.suffixes)

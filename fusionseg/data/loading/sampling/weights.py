@@ -75,9 +75,10 @@ class SamplingWeights:
             foreground: `data.foreground`.
         """
         drawn = self.cases or (1.0,) * len(cases)
+        total = sum(drawn)
         found: defaultdict[int, float] = defaultdict(float)
         for case, weight in zip(cases, drawn, strict=True):
-            share = weight / sum(drawn)
+            share = weight / total
             shares = self.class_shares(list(case.voxels))
             found[0] += share if shares is None else share * (1 - foreground)
             for value, part in zip(case.voxels, shares or [0.0] * len(case.voxels), strict=True):
