@@ -29,10 +29,10 @@ OTHER_NAME = "choose another name"
 # These keys may differ between two starts of one run. The results do not depend on them.
 RESUME_FREE_KEYS = (
     ("name",), ("output",), ("resume",), ("init_from_seen",), ("device",), ("log",), ("profile",), ("cache", "device"),
-    ("cache", "memory_fraction"), ("checkpoint",), ("data", "root"), ("data", "base_dir"), ("data", "prepared"),
-    ("data", "workers"), ("train", "threads"), ("train", "checkpoint_activations"),
-    ("train", "cudnn_benchmark"), ("validate", "window_batch"), ("metrics",), ("distributed", "timeout_s"),
-    ("distributed", "bind_cpus"),
+    ("cache", "memory_fraction"), ("cache", "read_threads"), ("checkpoint",), ("data", "root"),
+    ("data", "base_dir"), ("data", "prepared"), ("data", "workers"), ("train", "threads"),
+    ("train", "checkpoint_activations"), ("train", "cudnn_benchmark"), ("validate", "window_batch"), ("metrics",),
+    ("distributed", "timeout_s"), ("distributed", "bind_cpus"),
 )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,9 @@ from fusionseg.data.formats.ignored_entries import unlabelled_cases
 from fusionseg.data.labels.mirroring import LEFT_RIGHT, mirror_images, mirrored_classes
 from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.loading.augmentations import check_augmentations
-from fusionseg.data.loading.device_cache import DeviceCache
+from fusionseg.data.loading.caches.case_cache import CaseCache
+from fusionseg.data.loading.caches.disk_cache import DiskCache
+from fusionseg.data.loading.caches.read_ahead import ReadAhead
 from fusionseg.data.loading.patch_augmenter import PatchAugmenter
 from fusionseg.data.loading.sampling.patch_centres import unannotated_warning
 from fusionseg.data.loading.sampling.weights import sampling_weights
@@ -47,7 +49,7 @@ class TrainingData:
     split: Split
     validation_cases: list[int]
     """Indices of the validation cases in the cache."""
-    cache: DeviceCache
+    cache: CaseCache
     """The training cases, then the validation cases that are not among them."""
     plan: SamplePlan
     augmenter: PatchAugmenter
@@ -57,6 +59,8 @@ class TrainingData:
     """The value of each case that the task learns, by its name (`data.target`)."""
     counted_classes: tuple[str, ...] = ()
     """Names of the classes, the background first, that drawn patches are counted by; empty without labels."""
+    read_ahead: ReadAhead | None = None
+    """Reads what coming micro-batches need; None if the cache holds all cases in memory."""
 
     @property
     def labels(self) -> dict[int, str]:
@@ -76,6 +80,15 @@ class TrainingData:
         )
         return hashlib.sha256(contents.encode()).hexdigest()[:16]
 
+    def expect(self, coming: Iterable[tuple[int, range]]) -> None:
+        """Begin to read what coming micro-batches need, if they are not in memory.
+
+        Args:
+            coming: step and indices of the next micro-batches of this rank, as `batch` will be asked for them.
+        """
+        if self.read_ahead is not None:
+            self.read_ahead.expect(coming)
+
     def batch(self, step: int, indices: range) -> tuple[Tensor, Tensor]:
         """Cut and augment patches, on the training device.
 
@@ -87,6 +100,8 @@ class TrainingData:
             Images (B, C, X, Y, Z), float32, and class indices (B, 1, X, Y, Z), int64; 0 where a case has no label,
             `IGNORE` for voxels without annotation.
         """
+        if self.read_ahead is not None:
+            self.read_ahead.bring(step, indices)
         return self.augmenter(self.plan.samples(step, indices))
 
     def annotated_outputs(self, step: int, indices: range) -> NDArray[np.bool_] | None:
@@ -131,6 +146,11 @@ class TrainingData:
     def target(self, case_index: int) -> str:
         """The value of a case of the cache that the task learns, as the column `data.target` has it."""
         return self.targets[self.cache.names[case_index]]
+
+    def close(self) -> None:
+        """End the threads that read ahead."""
+        if self.read_ahead is not None:
+            self.read_ahead.close()
 
     @property
     def _drawn_cases(self) -> list[str]:
@@ -203,8 +223,19 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
     annotated = {case.name: case.annotated for case in run.datasets[0].cases if case.annotated is not None}
     targets = {case.name: case.target for case in run.datasets[0].cases if case.target is not None}
     counted = split.scheme.names if config.task_info.needs_labels else ()
+    ahead = ReadAhead(cache, plan, rules, config.cache.read_threads) if isinstance(cache, DiskCache) else None
     return TrainingData(
-        split.channels, split.scheme, split, validation_cases, cache, plan, augmenter, annotated, targets, counted
+        split.channels,
+        split.scheme,
+        split,
+        validation_cases,
+        cache,
+        plan,
+        augmenter,
+        annotated,
+        targets,
+        counted,
+        ahead,
     )
 
 

@@ -13,7 +13,8 @@ from fusionseg.data.formats.case_reader import read_grid
 from fusionseg.data.formats.problems import CaseError
 from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.loading.augmentations import check_augmentations
-from fusionseg.data.loading.device_cache import GB, cache_bytes
+from fusionseg.data.loading.caches.placement import GB, place_cache
+from fusionseg.data.loading.device_cache import cache_bytes
 from fusionseg.data.loading.sampling.weights import sampling_weights
 from fusionseg.data.preprocessing.memory import resampled_voxels
 from fusionseg.distributed.batch_arithmetic import batch_arithmetic
@@ -98,6 +99,7 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
         *(f"             {line}" for line in [*rules.describe(config.augment), *([sides] if sides else [])]),
         *_sampling_lines(config, datasets, dataset.scheme),
         f"cache        {needed / GB:.3f} GB ({basis})",
+        *(f"             {line}" for line in _placement_lines(config.cache, needed, device, launch.local_world_size)),
         f"memory       about {memory.total / GB:.2f} GB on each rank, beside the cache, of {free / GB:.1f} GB free on"
         f" {device}{fits}",
         f"             weights {memory.weights / GB:.2f}, optimizer {memory.optimizer / GB:.2f},"
@@ -106,6 +108,23 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
         + (f", driver {memory.driver / GB:.2f}" if memory.driver else ""),
     ]
     return "\n".join(lines)
+
+
+def _placement_lines(cache: CacheConfig, needed: int, device: torch.device, ranks: int) -> list[str]:
+    """The memories that a start would compare, and the chosen one, by what is free now on this machine."""
+    try:
+        placement = place_cache(
+            needed,
+            cache,
+            device,
+            accelerator_free=torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0,
+            host_free=available_memory_bytes(),
+            ranks_on_host=ranks,
+            shared=ranks > 1,
+        )
+    except UserError as error:
+        return error.problems
+    return list(placement.table) or [f"on {placement.memory}: {placement.reason}"]
 
 
 def _known_spacings(datasets: Sequence[RunDataset]) -> list[tuple[float, float, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -64,12 +65,19 @@ class MicroBatches:
         for micro in range(self.accumulation_steps):
             with annotate("data", micro), self.timer:
                 indices = self.indices(micro)
+                self.data.expect(self._from(step, micro))
                 self._taken.append(indices)
                 (image, *others), target = self.batch(step, indices)
                 if self.channels_last:
                     image = image.contiguous(memory_format=torch.channels_last_3d)
                 made = MicroBatch((image, *others), target, self.data.plan.network_seed(step, indices.start))
             yield made
+
+    def _from(self, step: int, micro: int) -> Iterator[tuple[int, range]]:
+        """Yield step and indices of this micro-batch and of all after it."""
+        for later in count(step):
+            for index in range(micro if later == step else 0, self.accumulation_steps):
+                yield later, self.indices(index)
 
     def indices(self, micro: int) -> range:
         """Return the indices k, in the global batch, of this rank's samples in a micro-step.

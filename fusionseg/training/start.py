@@ -190,7 +190,7 @@ def run(trainer: Trainer, folder: RunFolder) -> str:
     score = trainer.task.info.score
     recorder = Recorder(config, world, folder, watch, score, step=step, spent=spent, utilisation=utilisation)
     # Signals are handled until the end record is written: a scheduler may repeat its signal until the process ends.
-    with StopSignals() as signals, closing(recorder):
+    with StopSignals() as signals, closing(data), closing(recorder):
         try:
             if not status:
                 with watch, recorder.progress, trainer.profile:

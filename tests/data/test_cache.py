@@ -11,9 +11,10 @@ import preparing
 import pytest
 import torch
 
-from fusionseg.config import CacheConfig
+from fusionseg.config import CacheConfig, validate
 from fusionseg.data.labels.scheme import LabelScheme
-from fusionseg.data.loading.device_cache import DeviceCache, Placement, allocated_bytes, cache_bytes, place_cache
+from fusionseg.data.loading.caches.placement import Placement, place_cache
+from fusionseg.data.loading.device_cache import DeviceCache, allocated_bytes, cache_bytes
 from fusionseg.data.preprocessing.store import Store, write_case
 from fusionseg.data.preprocessing.volume import Volume
 from fusionseg.utils.errors import UserError
@@ -26,6 +27,7 @@ def place(needed: float, device: str, training: torch.device = GPU, **memory: An
     given = {"accelerator_free": 16 * GB, "host_free": 64 * GB, **memory}
     if training == CPU:
         given["accelerator_free"] = 0
+    given.setdefault("disk", device != "auto")  # without a disk, there is no room for what does not fit
     return place_cache(int(needed * GB), CacheConfig.model_validate({"device": device}), training, **given)
 
 
@@ -55,6 +57,7 @@ def test_where_it_goes(
 ) -> None:
     placement = place(needed, device, training, ranks_on_host=ranks)
     assert placement.device == expected
+    assert placement.memory == ("host" if expected == CPU else "accelerator")
     assert reason in placement.reason
 
 
@@ -82,12 +85,50 @@ def test_where_it_does_not_fit(needed: float, device: str, training: torch.devic
             assert fix in str(caught.value)
 
 
+def test_what_fits_nowhere_stays_on_disk() -> None:
+    placement = place(9, "auto", host_free=17 * GB, ranks_on_host=2, disk=True)
+    assert placement.memory == "disk" and placement.device == CPU
+    assert "9.00 GB of 16.0 GB free on cuda:0" in placement.reason and "18.00 GB for 2 ranks" in placement.reason
+    assert [" ".join(line.split()) for line in placement.table[1:]] == [
+        "cuda:0 9.00 GB 16.00 GB 8.00 GB too little",
+        "host 18.00 GB 17.00 GB 8.50 GB too little",
+        "disk - - - chosen, read ahead",
+    ]
+    with pytest.raises(UserError, match=r"on the host .*set cache\.device: disk"):
+        place(33, "host")
+
+
+def test_the_table_ends_with_the_chosen_memory() -> None:
+    assert len(place(1, "auto").table) == 2 and "chosen" in place(1, "auto").table[1]
+    table = place(9, "auto").table
+    assert "too little" in table[1] and table[2].startswith("host") and table[2].endswith("chosen")
+
+
+def test_the_disk_needs_no_memory() -> None:
+    placement = place(10**6, "disk", host_free=0, accelerator_free=0)
+    assert placement.memory == "disk" and placement.device == CPU
+
+
+@pytest.mark.parametrize("memory", ["auto", "host", "disk"])
+def test_a_memory_as_placement_is_short_for_the_device(memory: str) -> None:
+    config = CacheConfig.model_validate({"placement": memory})
+    assert (config.placement, config.device) == ("replicated", memory)
+    assert CacheConfig.model_validate({"placement": memory, "device": memory}) == config
+
+
+def test_two_memories_are_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"cache\.placement: disk is short for device: disk, but device is 'accelerator'"
+    ):
+        validate({"model": {"name": "unet"}, "cache": {"placement": "disk", "device": "accelerator"}})
+
+
 def test_the_fraction_is_the_configurations() -> None:
     config = CacheConfig.model_validate({"memory_fraction": 0.9})
     memory = {"accelerator_free": 10 * GB, "host_free": 0}
     assert place_cache(9 * GB, config, GPU, **memory).device == GPU
     with pytest.raises(UserError):
-        place_cache(9 * GB + 1, config, GPU, **memory)
+        place_cache(9 * GB + 1, config, GPU, **memory, disk=False)
 
 
 @pytest.fixture(scope="module")

@@ -94,8 +94,8 @@ WRONG = [
     ),
     Wrong(
         "cache too small",
-        ("cache.memory_fraction=1.0e-9",),
-        ("cache: does not fit", "raise cache.memory_fraction"),
+        ("cache.device=host", "cache.memory_fraction=1.0e-9"),
+        ("cache: does not fit", "set cache.device: disk", "raise cache.memory_fraction"),
     ),
     Wrong(
         "init_from missing",

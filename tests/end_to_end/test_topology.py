@@ -80,3 +80,12 @@ def test_larger_micro_batches(train: Train, folder: Path, alone_large: Path) -> 
 
     assert "global 4 = micro-batch 4 x 1 rank x accumulation 1" in ended.err
     assert_same_training(folder / "wide", alone_large)
+
+
+def test_a_cache_on_disk(train: Train, folder: Path, alone_large: Path) -> None:
+    """The cases stay on disk, and threads read ahead: the samples, and so the training, are the same."""
+    ended = train(folder / "disk", *LARGE, "cache.placement=disk").expect(0)
+
+    assert "cases on disk: read ahead" in ended.err
+    assert_same_training(folder / "disk", alone_large)
+    assert "device: disk" in (folder / "disk" / "config.yaml").read_text()

@@ -1,24 +1,46 @@
-"""The section `cache`: the prepared volumes in memory during training."""
+"""The section `cache`: the prepared volumes during training."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from fusionseg.config.section import Section
+from fusionseg.config.section import Positive, SectionWithOptions
+
+_MEMORIES = ("auto", "host", "disk")
+"""Values of `device` that `placement` may have as a short form."""
 
 
-class CacheConfig(Section):
-    """Cache of the prepared volumes during training."""
+class CacheConfig(SectionWithOptions):
+    """Cache of the prepared volumes during training: where they are, and which of them a rank holds."""
 
-    device: Literal["auto", "accelerator", "host"] = "auto"
-    """`accelerator`: the memory of the training device; a run whose volumes do not fit is refused. `host`: the memory
-    of this machine, where the ranks of a node share one copy. `auto`: the training device if the volumes fit, else the
-    host, with a message."""
-    placement: Literal["replicated"] = "replicated"
-    """Every rank holds every case."""
+    left_out: ClassVar[tuple[str, ...]] = ("read_threads",)
+
+    device: Literal["auto", "accelerator", "host", "disk"] = "auto"
+    """The memory of the volumes. `accelerator`: that of the training device; a run whose volumes do not fit is refused.
+    `host`: the memory of this machine, where the ranks of a node share one copy; refused too if it is too small.
+    `disk`: none; threads read the parts of the volumes that the next patches need. `auto`: the first of these three
+    that has room, with the reasons in a table. No value changes the samples."""
+    placement: Literal["replicated", "auto", "host", "disk"] = "replicated"
+    """The cases that a rank draws from. `replicated`: every case. `auto`, `host` and `disk` are short for `replicated`
+    with this `device`."""
     dtype: Literal["float16", "float32"] = "float16"
     """Data type of the cached images; the batch is float32 in any case."""
     memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Largest share of the memory free at the start that the cache may take."""
+    read_threads: Positive = 4
+    """Threads of each rank that read volumes from the disk. They read twice as many micro-batches ahead."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_short_form(cls, value: Any) -> Any:
+        """Replace a memory that is given as the placement."""
+        if not isinstance(value, dict) or value.get("placement") not in _MEMORIES:
+            return value
+        memory, stated = value["placement"], value.get("device", "auto")
+        if stated not in ("auto", memory):
+            raise ValueError(
+                f"placement: {memory} is short for device: {memory}, but device is {stated!r}; leave one of them out"
+            )
+        return {**value, "placement": "replicated", "device": memory}

@@ -15,11 +15,13 @@ from fusionseg.config.data.augmentation import AugmentConfig
 from fusionseg.data.labels.mirroring import LEFT_RIGHT
 from fusionseg.data.loading.augmentations import PlannedAugmentation, open_augmentations
 from fusionseg.data.loading.batched_patches import BatchedPatches
+from fusionseg.data.loading.caches.case_cache import CaseCache
 from fusionseg.data.loading.device_cache import DeviceCache
 from fusionseg.data.loading.intensity.section import ImageLayout
+from fusionseg.data.loading.patch_boxes import PatchBox, patch_box
 from fusionseg.data.loading.sampling_plan import Samples
 from fusionseg.data.loading.spatial.displacement import LARGEST, coarse_displacement
-from fusionseg.data.loading.spatial.geometry import Matrix, patch_to_volume, turned
+from fusionseg.data.loading.spatial.geometry import Matrix, turned
 from fusionseg.data.loading.spatial.rules import ALL_AXES, SpatialRules
 from fusionseg.data.loading.spatial.slices import warp_slices
 from fusionseg.data.loading.transfer import send, send_together
@@ -53,7 +55,7 @@ class PatchAugmenter:
 
     def __init__(
         self,
-        cache: DeviceCache,
+        cache: CaseCache,
         augment: AugmentConfig,
         patch: tuple[int, int, int],
         device: torch.device,
@@ -73,7 +75,7 @@ class PatchAugmenter:
             self._mirrored = send(table, device)
         self._augmentations = open_augmentations(augment, ImageLayout(cache.channels, rules.through_plane))
         self._patches: BatchedPatches | None = None
-        if cache.device.type != "cpu" if batched is None else batched:
+        if isinstance(cache, DeviceCache) and (cache.device.type != "cpu" if batched is None else batched):
             self._patches = BatchedPatches(cache, patch, rules, augment.elastic)
         self._batched = device.type != "cpu" if batched is None else batched
         self._constants: dict[str, Tensor] = {}
@@ -138,12 +140,15 @@ class PatchAugmenter:
             make = self._warp if warped else self._cut
             make(plan, i, image[i], label[i])
 
+    def _box(self, plan: Samples, i: int, *, warped: bool) -> PatchBox:
+        record = self.cache.records[int(plan.case_index[i])]
+        return patch_box(plan, i, record, self.patch, self.rules.through_plane, warped=warped)
+
     def _cut(self, plan: Samples, i: int, image: Tensor, label: Tensor) -> None:
         """Copy the part of the volume inside the patch; the rest of the patch is background."""
-        volume, mask = self.cache.volume(int(plan.case_index[i]))
-        first = plan.origin[i]
-        start = np.maximum(first, 0)
-        stop = np.minimum(first + self.patch, mask.shape)
+        case_index, first = int(plan.case_index[i]), plan.origin[i]
+        box = self._box(plan, i, warped=False)
+        start, stop = box.low, box.high
         flips = [axis for axis in range(3) if plan.flip[i, axis]]
         if plan.quarter_turns[i].any():
             # Write to a view of the patch with the axes of the volume. Only flips are left then.
@@ -151,15 +156,14 @@ class PatchAugmenter:
             axes = [int(axis) for axis in np.abs(order).argmax(axis=1)]
             image, label = image.permute(0, *(axis + 1 for axis in axes)), label.permute(axes)
             flips = [axis for axis in range(3) if order[axis].min() < 0]
-        source = tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
         target = tuple(
             slice(size - int(b), size - int(a)) if axis in flips else slice(int(a), int(b))
             for axis, (a, b, size) in enumerate(zip(start - first, stop - first, self.patch, strict=True))
         )
         if tuple(stop - start) != self.patch:
-            image.copy_(self.cache.background(int(plan.case_index[i])).expand_as(image))
+            image.copy_(self.cache.background(case_index).expand_as(image))
             label.zero_()
-        part, part_label = volume[(slice(None), *source)], mask[source]
+        part, part_label = self.cache.box(case_index, box.slices)
         if flips:  # flipping nothing would still copy
             part, part_label = part.flip([axis + 1 for axis in flips]), part_label.flip(flips)
         image[(slice(None), *target)] = part
@@ -168,49 +172,29 @@ class PatchAugmenter:
     def _warp(self, plan: Samples, i: int, image: Tensor, label: Tensor) -> None:
         """Interpolate the patch: linear for the image, nearest for the label; outside the volume is background."""
         case_index = int(plan.case_index[i])
-        volume, mask = self.cache.volume(case_index)
         patch = np.array(self.patch)
-        matrix = patch_to_volume(
-            plan.angles[i],
-            plan.zoom[i],
-            plan.flip[i],
-            np.array(self.cache.records[case_index].spacing),
-            shear=plan.shear[i],
-            quarter_turns=plan.quarter_turns[i],
-        )
-        centre = plan.origin[i] + (patch - 1) / 2
         # Only the box that the patch can reach is converted and interpolated.
-        reach = np.abs(matrix) @ (patch / 2) + LARGEST * plan.elastic[i] + 2
-        low = np.clip(np.floor(centre - reach), 0, np.array(mask.shape) - 1).astype(int)
-        high = np.clip(np.ceil(centre + reach) + 1, low + 1, mask.shape).astype(int)
-        background = self.cache.background(case_index)
+        box = self._box(plan, i, warped=True)
+        assert box.matrix is not None
         if self.rules.through_plane is not None:
-            self._warp_slices(plan, i, image, label, matrix, low, high)
+            self._warp_slices(plan, i, image, label, box)
             return
-        box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+        volume, mask = self.cache.box(case_index, box.slices)
+        background = self.cache.background(case_index)
+        centre = plan.origin[i] + (patch - 1) / 2
         # grid_sample gives 0 outside the box; with the background subtracted, 0 is the background.
-        part = volume[(slice(None), *box)].to(torch.float32, copy=True).sub_(background)
-        size = high - low
-        grid = self._grid(2 / size[:, None] * matrix, (2 * (centre - low) + 1) / size - 1, patch)
+        part = volume.to(torch.float32, copy=True).sub_(background)
+        size = box.high - box.low
+        grid = self._grid(2 / size[:, None] * box.matrix, (2 * (centre - box.low) + 1) / size - 1, patch)
         if plan.elastic[i]:
             grid += self._displacement(plan, i, patch, 2 / size[::-1])
         image.copy_(_interpolate(part, grid, "bilinear").add_(background))
-        part_label = mask[box]
-        if not part_label.any():
+        if not mask.any():
             label.zero_()
             return
-        label.copy_(_interpolate(part_label.float()[None], grid, "nearest")[0])
+        label.copy_(_interpolate(mask.float()[None], grid, "nearest")[0])
 
-    def _warp_slices(
-        self,
-        plan: Samples,
-        i: int,
-        image: Tensor,
-        label: Tensor,
-        matrix: Matrix,
-        low: NDArray[np.int64],
-        high: NDArray[np.int64],
-    ) -> None:
+    def _warp_slices(self, plan: Samples, i: int, image: Tensor, label: Tensor, box: PatchBox) -> None:
         """Interpolate the patch in the plane of its slices; the through-plane axis is copied.
 
         Args:
@@ -218,33 +202,26 @@ class PatchAugmenter:
             i: index of the sample.
             image: (C, X, Y, Z), written to.
             label: (X, Y, Z), written to.
-            matrix: `patch_to_volume`.
-            low: (3,), first voxel of the box that the patch can reach.
-            high: (3,), last voxel of the box plus one.
+            box: that the patch can reach.
         """
         stack = self.rules.through_plane
-        assert stack is not None
+        assert stack is not None and box.matrix is not None
         case_index = int(plan.case_index[i])
-        volume, mask = self.cache.volume(case_index)
+        volume, mask = self.cache.box(case_index, box.slices)
         background = self.cache.background(case_index)
         plane, patch = [axis for axis in range(3) if axis != stack], np.array(self.patch)
         first, slices = int(plan.origin[i, stack]), self.patch[stack]
-        start, stop = max(first, 0), min(first + slices, mask.shape[stack])
+        start, stop = int(box.low[stack]), int(box.high[stack])
         inside = slice(start - first, stop - first)
         if stop - start < slices:
             image.copy_(background.expand_as(image))
             label.zero_()
-        box = [slice(int(a), int(b)) for a, b in zip(low, high, strict=True)]
-        box[stack] = slice(start, stop)
-        centre = (plan.origin[i] + (patch - 1) / 2 - low)[plane]
-        positions = self._grid(matrix[np.ix_(plane, plane)], centre, patch[plane])
+        centre = (plan.origin[i] + (patch - 1) / 2 - box.low)[plane]
+        positions = self._grid(box.matrix[np.ix_(plane, plane)], centre, patch[plane])
         if plan.elastic[i]:
             positions += self._displacement(plan, i, patch[plane], np.ones(2))
         warped, warped_label = warp_slices(
-            volume[(slice(None), *box)].movedim(stack + 1, -1),
-            mask[tuple(box)].movedim(stack, -1),
-            positions[0],
-            background,
+            volume.movedim(stack + 1, -1), mask.movedim(stack, -1), positions[0], background
         )
         if plan.flip[i, stack]:
             inside = slice(slices - inside.stop, slices - inside.start)

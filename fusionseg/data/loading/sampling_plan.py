@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +87,9 @@ class SamplePlan:
         self.weights = weights
         self._spatial = SpatialPlan(augment, rules, seed)
         self._augmentations = open_augmentations(augment, ImageLayout(channels, rules.through_plane))
-        self._planned = lru_cache(maxsize=1)(self._plan)  # a batch and what else the loss needs ask for the same
+        # A batch, what else the loss needs, and the threads that read ahead ask for the same.
+        self._planned = lru_cache(maxsize=32)(self._plan)
+        self._planning = Lock()
         self._counted = lru_cache(maxsize=1)(self._count)  # the log and the record of a validation ask for the same
         self._order = CaseOrder(seed, len(cases), weights.cases)
         self._centres = PatchCentres(cases, patch, foreground, weights, seed)
@@ -104,6 +107,10 @@ class SamplePlan:
         return self._planned(step, tuple(indices))
 
     def _plan(self, step: int, indices: tuple[int, ...]) -> Samples:
+        with self._planning:  # an augmentation of the user's own need not be made for several threads
+            return self._drawn(step, indices)
+
+    def _drawn(self, step: int, indices: tuple[int, ...]) -> Samples:
         case_index = np.array([self.case_of(step, k) for k in indices], np.int64)
         origin = np.zeros((len(indices), 3), np.int64)
         for i, k in enumerate(indices):

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 import torch
 
 from fusionseg.config import CacheConfig
-from fusionseg.data.loading.device_cache import DeviceCache, allocated_bytes, cache_bytes, place_cache
+from fusionseg.data.loading.caches.case_cache import CaseCache
+from fusionseg.data.loading.caches.disk_cache import DiskCache
+from fusionseg.data.loading.caches.placement import place_cache
+from fusionseg.data.loading.device_cache import DeviceCache, allocated_bytes, cache_bytes
 from fusionseg.data.preprocessing.store import Store
 from fusionseg.distributed.node_memory import share_memory
 from fusionseg.distributed.world import World
@@ -17,18 +20,27 @@ from fusionseg.utils.machine import available_memory_bytes
 log = logging.getLogger("fusionseg")
 
 
-def open_cache(config: CacheConfig, world: World, cases: Sequence[tuple[Store, str]]) -> DeviceCache:
-    """Load the cases, each a store and a name in it, into the memory that has room for them."""
+def open_cache(config: CacheConfig, world: World, cases: Sequence[tuple[Store, str]]) -> CaseCache:
+    """Load the cases into the memory that has room for them, or leave them on disk. All ranks call it.
+
+    Args:
+        config: the section `cache`.
+        world: the ranks.
+        cases: each by its store and its name there; their order gives the case indices.
+
+    Raises:
+        UserError: the cases fit in no memory that the configuration allows, or cannot be loaded.
+    """
     records = [store.cases[name] for store, name in cases]
-    needed = cache_bytes(records, config)
     own = torch.cuda.mem_get_info(world.device)[0] if world.device.type == "cuda" else 0
     # All ranks must choose the same place. So they compare with the least memory that is free on any rank, measured
     # before the first rank loads its cache.
     everywhere = world.all_gather_object((own, available_memory_bytes()))
     accelerator_free, host_free = (min(values) for values in zip(*everywhere, strict=True))
-    memory = share_memory(world, allocated_bytes(records, config))
+    on_disk = config.device == "disk"
+    memory = None if on_disk else share_memory(world, allocated_bytes(records, config))
     placement = place_cache(
-        needed,
+        cache_bytes(records, config),
         config,
         world.device,
         accelerator_free=accelerator_free,
@@ -36,7 +48,13 @@ def open_cache(config: CacheConfig, world: World, cases: Sequence[tuple[Store, s
         ranks_on_host=world.launch.local_world_size,
         shared=memory is not None,
     )
-    log.info("cache: %d cases on %s: %s", len(cases), placement.device, placement.reason)
+    where = "disk" if placement.memory == "disk" else str(placement.device)
+    log.info("cache: %d cases on %s: %s", len(cases), where, placement.reason)
+    if len(placement.table) > 2:  # the first memory was not chosen
+        for line in placement.table:
+            log.info("cache: %s", line)
+    if placement.memory == "disk":
+        return DiskCache(cases, config)
     if memory is None or placement.device.type != "cpu":
         return DeviceCache(cases, config, placement.device)
     return DeviceCache(cases, config, placement.device, memory.bytes, fills=memory.writes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,14 @@ from fusionseg.utils.errors import some_of
 
 ANYWHERE = 0
 """In place of a class index: the patch is not centred on a voxel of a class."""
+
+
+class Positions(Protocol):
+    """Flat voxel indices: an array, or entries of a file."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> np.int64: ...
 
 
 @dataclass(frozen=True)
@@ -33,10 +42,10 @@ class PlanCase:
 
     name: str
     shape: tuple[int, int, int]
-    foreground: NDArray[np.int64]
+    foreground: Positions
     class_offsets: tuple[int, ...]
     classes: tuple[int, ...] | None = None
-    annotated: NDArray[np.int64] | None = None
+    annotated: Positions | None = None
 
     @property
     def class_indices(self) -> tuple[int, ...]:
