@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusionseg.models.cost import saved_bytes
-from fusionseg.models.memory_efficient import autograd_helpers, instance_norm
+from fusionseg.models.memory_efficient import autograd_helpers, convolution_blocks
 from fusionseg.models.memory_efficient.convolution_blocks import ResidualBlock, UpBlock, pointwise
 from fusionseg.models.memory_efficient.instance_norm import norm_statistics
 
@@ -41,13 +41,12 @@ def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     if request.param == "chunks":
         monkeypatch.setattr(autograd_helpers, "_CHUNK_ELEMENTS", 64)
     elif request.param == "maps":
-        for module in (autograd_helpers, instance_norm):
-            monkeypatch.setattr(module, "uses_chunks", lambda _: False)
+        monkeypatch.setattr(convolution_blocks, "uses_chunks", lambda _: False)
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3])
 @pytest.mark.parametrize(("in_channels", "out_channels"), [(1, 4), (4, 4), (6, 4), (1, 1)])
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("batch", [1, 2, 3])
 @pytest.mark.usefixtures("chunks")
 def test_residual_block_is_that_of_monai(in_channels: int, out_channels: int, kernel_size: int, batch: int) -> None:
     torch.manual_seed(0)
@@ -59,7 +58,7 @@ def test_residual_block_is_that_of_monai(in_channels: int, out_channels: int, ke
     )
 
 
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("batch", [1, 2, 3])
 @pytest.mark.usefixtures("chunks")
 def test_up_block_is_that_of_monai(batch: int) -> None:
     torch.manual_seed(0)

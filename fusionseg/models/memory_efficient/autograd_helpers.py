@@ -46,13 +46,7 @@ def row_chunks(rows: Tensor) -> list[slice]:
 
 
 def row_blocks(rows_BVC: Tensor) -> list[tuple[slice, slice]]:
-    """Return the samples and rows of blocks that cover (B, V, C), for operations on one block after the other.
-
-    With chunks (`uses_chunks`) a block is a chunk of one sample, else everything is one block: on a GPU each operation
-    costs time for its launch.
-    """
-    if not uses_chunks(rows_BVC):
-        return [(slice(None), slice(None))]
+    """Return the samples and rows of blocks that cover (B, V, C): each is a chunk (`row_chunks`) of one sample."""
     return [(slice(b, b + 1), part) for b, rows in enumerate(rows_BVC) for part in row_chunks(rows)]
 
 

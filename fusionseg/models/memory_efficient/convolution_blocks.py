@@ -22,7 +22,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fusionseg.models.device_kind import device_kind
-from fusionseg.models.memory_efficient.autograd_helpers import add_matmul_, autocast_disabled, matmul_dtype, sum_dtype
+from fusionseg.models.memory_efficient.autograd_helpers import (
+    autocast_disabled,
+    matmul_dtype,
+    sum_dtype,
+    uses_chunks,
+)
 from fusionseg.models.memory_efficient.decoder_input import join_inputs, join_inputs_grads
 from fusionseg.models.memory_efficient.instance_norm import (
     as_rows,
@@ -30,8 +35,17 @@ from fusionseg.models.memory_efficient.instance_norm import (
     norm_activation_,
     norm_activation_grad,
     norm_statistics,
+    rows_to_map,
     scale_and_shift_,
     unit_moments,
+)
+from fusionseg.models.memory_efficient.whole_maps import (
+    activate,
+    activation_grad,
+    by_sample,
+    norm_grad,
+    normalise,
+    normalise_interleaved,
 )
 
 
@@ -139,21 +153,28 @@ def _grads(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     weight1, weight2, weight3, out, inner, scale1, scale2, scale3, shift3, *inputs = ctx.saved_tensors
     x = join_inputs(*inputs)
     needs_x = any(ctx.needs_input_grad[3:])
-    shortcut = None if weight3 is None else (weight3, scale3, shift3)
-    moments = unit_moments(scale2)
-    grad_main, grad_short = block_output_grads(grad, out, x, shortcut, scale2, moments)
+    in_chunks = uses_chunks(x)
+    grad = grad.contiguous(memory_format=torch.channels_last_3d)
+    if in_chunks:
+        shortcut = None if weight3 is None else (weight3, scale3, shift3)
+        moments = unit_moments(scale2)
+        grad_main, grad_short = block_output_grads(grad, out, x, shortcut, scale2, moments)
+    else:
+        grad_main, grad_short = _whole_output_grads(grad, out, x, weight3, scale2)
     grad_inner, grad_weight2 = _convolution_grads(grad_main, inner, weight2, needs_x=True)
     assert grad_inner is not None
     del grad_main
-    grad_main = norm_activation_grad(grad_inner, inner, scale1, moments)
+    if in_chunks:
+        grad_main = norm_activation_grad(grad_inner, inner, scale1, moments)
+    else:
+        grad_main = norm_grad(*activation_grad(grad_inner, inner), scale1, inner)
     del grad_inner
     grad_x, grad_weight1 = _convolution_grads(grad_main, x, weight1, needs_x=needs_x)
     del grad_main
     grad_weight3 = None
     if weight3 is not None:
-        total = torch.zeros(weight3.shape[:2], dtype=sum_dtype(x), device=x.device)
-        add_matmul_(total, as_rows(grad_short).flatten(0, 1), as_rows(x).flatten(0, 1))
-        grad_weight3 = total.view_as(weight3).to(weight3.dtype)
+        product = as_rows(grad_short).flatten(0, 1).mT @ as_rows(x).flatten(0, 1)
+        grad_weight3 = product.view_as(weight3).to(weight3.dtype)
     if grad_x is not None:
         if weight3 is None:
             grad_x += grad_short
@@ -164,9 +185,27 @@ def _grads(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_weight1, grad_weight2, grad_weight3, *join_inputs_grads(grad_x, *inputs)
 
 
+def _whole_output_grads(
+    grad: Tensor, out: Tensor, x: Tensor, weight3: Tensor | None, scale2: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute the gradients of the second convolution's output and of the shortcut's, as `block_output_grads` does."""
+    active, normed = activation_grad(grad, out)
+    if weight3 is None:
+        by_sample(normed, len(x)).sub_(as_rows(x))
+        return norm_grad(active, normed, scale2, out), rows_to_map(by_sample(active, len(x)), out)
+    short, scale3 = normalise_interleaved(_convolve(x, weight3))
+    normed.sub_(short)
+    return norm_grad(active, normed, scale2, out), norm_grad(active, short, scale3, out)
+
+
 def _forward(weight1: Tensor, weight2: Tensor, weight3: Tensor | None, *inputs: Tensor) -> tuple[Any, ...]:
-    """Return the output, the map between the convolutions, the scales of the norms and the shift of the shortcut."""
+    """Return the output, the map between the convolutions, the scales of the norms and the shift of the shortcut.
+
+    For whole maps the scale and the shift of the shortcut are None: the backward pass computes its norm again.
+    """
     x = join_inputs(*inputs)
+    if not uses_chunks(x):
+        return *_whole_forward(x, weight1, weight2, weight3), None, None
     inner = _convolve(x, weight1)
     scale1, shift1 = norm_statistics(inner)
     norm_activation_(inner, scale1, shift1, None)
@@ -183,6 +222,19 @@ def _forward(weight1: Tensor, weight2: Tensor, weight3: Tensor | None, *inputs: 
     return out, inner, scale1, scale2, scale3, shift3
 
 
+def _whole_forward(
+    x: Tensor, weight1: Tensor, weight2: Tensor, weight3: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the output, the map between the convolutions, and the scales of their norms."""
+    inner = _convolve(x, weight1)
+    normed, scale1 = normalise(inner)
+    inner = activate(normed, inner)
+    out = _convolve(inner, weight2)
+    normed, scale2 = normalise(out)
+    normed.add_(as_rows(x) if weight3 is None else normalise(_convolve(x, weight3))[0])
+    return activate(normed, out), inner, scale1, scale2
+
+
 def _convolve(x: Tensor, weight: Tensor) -> Tensor:
     weight = weight.to(x.dtype)
     if weight.shape[2] == 1:
@@ -196,11 +248,10 @@ def _convolution_grads(grad: Tensor, x: Tensor, weight: Tensor, *, needs_x: bool
     """Return the gradients of the input (channels last; None if not needed) and of the weight."""
     if weight.shape[2] == 1:
         rows = as_rows(grad)
-        total = torch.zeros(weight.shape[:2], dtype=sum_dtype(x), device=x.device)
-        add_matmul_(total, rows.flatten(0, 1), as_rows(x).flatten(0, 1))
+        product = rows.flatten(0, 1).mT @ as_rows(x).flatten(0, 1)
         grad_rows = rows @ weight.flatten(1).to(x.dtype) if needs_x else None
         grad_x = None if grad_rows is None else grad_rows.unflatten(1, x.shape[2:]).permute(0, 4, 1, 2, 3)
-        return grad_x, total.view_as(weight).to(weight.dtype)
+        return grad_x, product.view_as(weight).to(weight.dtype)
     padding = [weight.shape[2] // 2] * 3
     dtype = x.dtype
     if device_kind(x) == "cpu" and min(x.shape[2:]) < weight.shape[2]:  # wrong in bfloat16, see `placement`

@@ -9,8 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fusionseg.models.memory_efficient.autograd_helpers import add_matmul_, sum_dtype
-
 
 def join_inputs(*inputs: Tensor) -> Tensor:
     """Return the input of a block.
@@ -44,9 +42,8 @@ def join_inputs_grads(grad: Tensor | None, *inputs: Tensor) -> tuple[Tensor | No
     grad_skip = grad[:, channels:].contiguous(memory_format=torch.channels_last_3d)
     flat = grad_octants.flatten(0, 3)
     grad_low = (grad_octants @ _octant_weight(weight, low.dtype).mT).permute(0, 4, 1, 2, 3)
-    total = torch.zeros(low.shape[1], flat.shape[1], dtype=sum_dtype(low), device=low.device)
-    add_matmul_(total, low.permute(0, 2, 3, 4, 1).flatten(0, 3), flat)
-    grad_weight = total.view(-1, 2, 2, 2, channels).permute(0, 4, 1, 2, 3).to(weight.dtype)
+    product = low.permute(0, 2, 3, 4, 1).flatten(0, 3).mT @ flat
+    grad_weight = product.view(-1, 2, 2, 2, channels).permute(0, 4, 1, 2, 3).to(weight.dtype)
     return grad_low, grad_skip, grad_weight
 
 

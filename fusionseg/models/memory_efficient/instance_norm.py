@@ -1,5 +1,7 @@
 """Instance norm, sum with a shortcut and leaky ReLU, in place, with gradients computed from their result.
 
+A few rows are computed at a time, for the cache of a CPU; `whole_maps` has the same for whole maps.
+
 Sources: D. Ulyanov et al., "Instance Normalization" (2016, arXiv:1607.08022); for the gradients, S. Rota
 Bulo et al., "In-Place Activated BatchNorm" (2018, section 3, arXiv:1712.02616). Maps are channels-last in memory.
 """
@@ -12,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fusionseg.models.memory_efficient.autograd_helpers import row_blocks, row_chunks, sum_dtype, uses_chunks
+from fusionseg.models.memory_efficient.autograd_helpers import row_blocks, row_chunks, sum_dtype
 
-_SLOPE = 0.01  # negative slope of the leaky ReLU
-_EPS = 1e-5  # added to the variance by the instance norm
+SLOPE = 0.01  # negative slope of the leaky ReLU
+EPS = 1e-5  # added to the variance by the instance norm
 
 
 def as_rows(x_BCXYZ: Tensor) -> Tensor:
@@ -30,19 +32,18 @@ def norm_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: the map has a single voxel, whose variance is 0.
     """
     rows = as_rows(x)
-    if rows.shape[1] == 1:
+    refuse_single_voxel(rows)
+    mean, variance = (torch.stack(values) for values in zip(*map(_moments, rows), strict=True))
+    scale = (variance + EPS).rsqrt()
+    return scale, -mean * scale
+
+
+def refuse_single_voxel(rows_BVC: Tensor) -> None:
+    """Raise ValueError for a map with a single voxel, whose variance is 0."""
+    if rows_BVC.shape[1] == 1:
         raise ValueError(
             "instance norm: a map has a single voxel (expected at least 2 at every stage); use a larger volume"
         )
-    if x.device.type == "cuda" and not torch.compiler.is_compiling():  # Welford's algorithm for channels-last maps
-        moments = [torch.ops.aten.batch_norm_update_stats(sample, None, None, 0.0) for sample in rows]
-        mean, variance = torch.stack([value for pair in zip(*moments, strict=True) for value in pair]).chunk(2)
-    elif uses_chunks(x):  # batch_norm_update_stats loses half of the digits on a CPU
-        mean, variance = (torch.stack(values) for values in zip(*map(_moments, rows), strict=True))
-    else:
-        variance, mean = torch.var_mean(rows.to(sum_dtype(x)), 1, correction=0)
-    scale = (variance + _EPS).rsqrt()
-    return scale, -mean * scale
 
 
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,7 +100,7 @@ def norm_activation_(x: Tensor, scale: Tensor, shift: Tensor, short: Tensor | No
         torch.addcmul(shift[samples, None], block, scale[samples, None], out=block)
         if short is not None:
             block += as_rows(short)[samples, part]
-        F.leaky_relu_(block, _SLOPE)
+        F.leaky_relu_(block, SLOPE)
 
 
 def block_output_grads(
@@ -122,8 +123,6 @@ def block_output_grads(
         moments: `unit_moments`.
     """
     grads = grad.contiguous(memory_format=torch.channels_last_3d)
-    if not uses_chunks(grads):
-        return _whole_block_output_grads(grads, out, x, shortcut, scale2, moments)
     results: list[list[Tensor]] = []
     for b, (g, z, rows) in enumerate(zip(as_rows(grads), as_rows(out), as_rows(x), strict=True)):
         weight = None if shortcut is None else shortcut[0].flatten(1).to(x.dtype)
@@ -134,39 +133,12 @@ def block_output_grads(
             short = rows[part]
             if shortcut is not None and weight is not None:
                 short = torch.addcmul(shortcut[2][b], short @ weight.mT, shortcut[1][b]).to(z.dtype)
-            active = torch.ops.aten.leaky_relu_backward(g[part], z[part], _SLOPE, True)
-            return active, F.leaky_relu(z[part], 1 / _SLOPE) - short, short
+            active = torch.ops.aten.leaky_relu_backward(g[part], z[part], SLOPE, True)
+            return active, F.leaky_relu(z[part], 1 / SLOPE) - short, short
 
         results.append(_norm_grads(g, chunk_values, scale2[b], None if shortcut is None else shortcut[1][b], moments))
-    main, short = (_rows_to_map(_stack([pair[i] for pair in results]), out) for i in range(2))
+    main, short = (rows_to_map(_stack([pair[i] for pair in results]), out) for i in range(2))
     return main, short
-
-
-def _whole_block_output_grads(
-    grad: Tensor,
-    out: Tensor,
-    x: Tensor,
-    shortcut: tuple[Tensor, Tensor, Tensor] | None,
-    scale2: Tensor,
-    moments: tuple[Tensor, Tensor],
-) -> tuple[Tensor, Tensor]:
-    """Compute `block_output_grads` with operations on whole maps."""
-    active, normed = _activation_grad(grad, out)
-    rows = as_rows(x)
-    if shortcut is None:
-        main = _whole_norm_grad(active, normed - rows, scale2, moments)
-        return _rows_to_map(main, out), _rows_to_map(active, out)
-    weight, scale, shift = shortcut
-    short = torch.addcmul(shift[:, None], rows @ weight.flatten(1).to(x.dtype).mT, scale[:, None]).to(out.dtype)
-    main = _whole_norm_grad(active, normed - short, scale2, moments)
-    return _rows_to_map(main, out), _rows_to_map(_whole_norm_grad(active, short, scale, moments), out)
-
-
-def _activation_grad(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradient of the activation's input, and that input, from its output; both (B, voxels, C)."""
-    rows = as_rows(out)
-    active = torch.ops.aten.leaky_relu_backward(as_rows(grad), rows, _SLOPE, True)
-    return active, F.leaky_relu(rows, 1 / _SLOPE)
 
 
 def norm_activation_grad(grad: Tensor, out: Tensor, scale: Tensor, moments: tuple[Tensor, Tensor]) -> Tensor:
@@ -178,17 +150,15 @@ def norm_activation_grad(grad: Tensor, out: Tensor, scale: Tensor, moments: tupl
         scale: (B, C), scale of the norm.
         moments: `unit_moments`.
     """
-    if not uses_chunks(out):
-        return _rows_to_map(_whole_norm_grad(*_activation_grad(grad, out), scale, moments), out)
     results = []
     for g, z, factor in zip(as_rows(grad), as_rows(out), scale, strict=True):
 
         def chunk_values(part: slice, g: Tensor = g, z: Tensor = z) -> tuple[Tensor, Tensor, None]:
-            active = torch.ops.aten.leaky_relu_backward(g[part], z[part], _SLOPE, True)
-            return active, F.leaky_relu(z[part], 1 / _SLOPE), None
+            active = torch.ops.aten.leaky_relu_backward(g[part], z[part], SLOPE, True)
+            return active, F.leaky_relu(z[part], 1 / SLOPE), None
 
         results.append(_norm_grads(g, chunk_values, factor, None, moments, into=g)[0])
-    return _rows_to_map(_stack(results), out)
+    return rows_to_map(_stack(results), out)
 
 
 def _norm_grads(
@@ -237,16 +207,10 @@ def _norm_grads(
     return [main, second]
 
 
-def _whole_norm_grad(grad: Tensor, normed: Tensor, scale: Tensor, moments: tuple[Tensor, Tensor]) -> Tensor:
-    """Compute the gradient of the norm of each sample from its output; all (B, voxels, C), scale (B, C)."""
-    samples = zip(grad, normed, scale, strict=True)
-    return _stack([_norm_grad(of_sample, values, factor, moments) for of_sample, values, factor in samples])
-
-
 def _norm_grad(grad: Tensor, normed: Tensor, scale: Tensor, moments: tuple[Tensor, Tensor]) -> Tensor:
     """Compute the gradient of a norm over rows (voxels, C) from its output, with torch's batch norm."""
     result: Tensor = torch.ops.aten.native_batch_norm_backward(
-        grad, normed, scale, None, None, *moments, True, _EPS, [True, False, False]
+        grad, normed, scale, None, None, *moments, True, EPS, [True, False, False]
     )[0]
     return result
 
@@ -256,6 +220,6 @@ def _stack(samples: list[Tensor]) -> Tensor:
     return samples[0].unsqueeze(0) if len(samples) == 1 else torch.stack(samples)
 
 
-def _rows_to_map(rows: Tensor, like: Tensor) -> Tensor:
+def rows_to_map(rows: Tensor, like: Tensor) -> Tensor:
     """View rows (B, voxels, C) as a map of the shape of `like`."""
     return rows.unflatten(1, like.shape[2:]).permute(0, 4, 1, 2, 3)

@@ -18,7 +18,6 @@ from torch.nn import functional
 from fusionseg.data.loading.axis_matrices import coarser
 
 _TOTAL_BYTES = 80_000_000_000
-_missing = torch.library.Library("aten", "IMPL")
 
 
 @contextmanager
@@ -142,11 +141,3 @@ def _without_pinning(empty: Any) -> Any:
         return result
 
     return allocate
-
-
-def _batch_norm_statistics(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return x.new_empty(x.shape[1], dtype=dtype), x.new_empty(x.shape[1], dtype=dtype)
-
-
-_missing.impl("batch_norm_update_stats", _batch_norm_statistics, "Meta")  # torch 2.13 has no fake form of it
