@@ -95,6 +95,32 @@ def test_compiles_as_one_graph(name: str) -> None:
         torch.testing.assert_close(part, expected)
 
 
+class GivenMaps(nn.Module):
+    """Gives the maps that an encoder made."""
+
+    def __init__(self, maps: list[Tensor]) -> None:
+        super().__init__()
+        self.maps = maps
+
+    def forward(self, image: Tensor, **_: bool) -> list[Tensor]:
+        return self.maps
+
+
+@pytest.mark.parametrize("name", RARELY)
+@torch.no_grad()
+def test_what_a_network_has_of_its_own_compiles_as_one_graph(name: str) -> None:
+    """The encoder and the backward passes of the blocks are those of a network above, and take most of the time."""
+    torch.compiler.reset()
+    model, patch = build(name)
+    image = volume(patch)
+    encoder, settings = ("swinViT", {"normalize": True}) if name in SWINS else ("encoder", {})
+    if name != "swin_unetr_v2":  # its encoder has residual stages of its own
+        setattr(model, encoder, GivenMaps(list(getattr(model, encoder)(image, **settings))))
+    compiled = torch.compile(model.train(), backend="eager", fullgraph=True)
+    for part, expected in zip(_parts(compiled(image)), _parts(model(image)), strict=True):
+        torch.testing.assert_close(part, expected)
+
+
 @pytest.mark.long
 @pytest.mark.skipif(
     shutil.which("g++") is None and "g++" not in os.environ.get("FUSIONSEG_REQUIRE", ""),
