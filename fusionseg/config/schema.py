@@ -147,6 +147,7 @@ class RunConfig(SectionWithOptions):
                 f" {self.train.global_batch}; choose micro_batch from {divisors}"
             )
         problems += title_problems(self.metrics)
+        problems += self.distributed.problems(self.optim.name, compiled=self.train.compile is not False)
         problems += self.schedule.problems(self.train.steps, self.optim.lr)
         if self.train.checkpoint_activations and not self.model.can_checkpoint:
             others = _families(lambda section: section.can_checkpoint)

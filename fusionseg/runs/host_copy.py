@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusionseg.models.sharding.tensors import whole
+
 log = logging.getLogger("fusionseg")
 
 Place = tuple[Any, ...]
@@ -21,6 +23,9 @@ class HostBuffers:
     The buffer of a tensor on a GPU is pinned: the copy is queued on the current stream, and the host does not wait.
     Training steps that are queued afterwards change the tensor after it was copied. Buffers are allocated once, because
     pinning takes longer than the copy.
+
+    A tensor that is divided among the ranks is gathered before it is copied, one after the other, so that the device
+    holds one whole tensor at a time. The other ranks take part by `gather_all`.
     """
 
     def __init__(self) -> None:
@@ -45,6 +50,7 @@ class HostBuffers:
 
     def _copied(self, place: Place, state: Any, devices: set[torch.device]) -> Any:
         if isinstance(state, Tensor):
+            state = whole(state)
             if state.device.type == "cuda":
                 devices.add(state.device)
             return self._buffer(place, state).copy_(state.detach(), non_blocking=True)

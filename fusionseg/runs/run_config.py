@@ -32,7 +32,7 @@ RESUME_FREE_KEYS = (
     ("cache", "memory_fraction"), ("cache", "read_threads"), ("checkpoint",), ("data", "root"),
     ("data", "base_dir"), ("data", "prepared"), ("data", "workers"), ("train", "threads"),
     ("train", "checkpoint_activations"), ("train", "cudnn_benchmark"), ("validate", "window_batch"), ("metrics",),
-    ("distributed", "timeout_s"), ("distributed", "bind_cpus"),
+    ("distributed", "parallel"), ("distributed", "timeout_s"), ("distributed", "bind_cpus"),
 )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from fusionseg.data.formats.channel_names import channel_order
 from fusionseg.distributed.gradient_allreduce import register_allreduce
 from fusionseg.distributed.world import World
 from fusionseg.models.placement import guard_cpu_convolutions_, set_memory_format_
+from fusionseg.models.sharding.network import shard_network_
 from fusionseg.models.sync_batch_norm import synchronise_batch_norm
 from fusionseg.models.weights.loading import load_weights, read_file, read_state
 from fusionseg.observability.ranges import annotate_modules
@@ -166,15 +167,21 @@ def _without_unset(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in plain.items() if value not in (None, False)}
 
 
-def distribute(model: nn.Module, config: RunConfig, world: World, accumulation_steps: int) -> nn.Module:
+def distribute(
+    model: nn.Module, config: RunConfig, world: World, accumulation_steps: int, units: Sequence[str] = ()
+) -> nn.Module:
     """Prepare a network for the training step: synchronise its batch norm, compile it, name its parts for the
-    profiler, wrap it by DDP.
+    profiler, wrap it by DDP, or divide its weights among the ranks.
 
     Args:
         model: the network, on its device.
         config: the configuration of the run.
-        world: the ranks. A single rank needs no DDP.
+        world: the ranks. A single rank has the whole network, without DDP.
         accumulation_steps: micro-steps of an optimizer step.
+        units: modules whose weights are gathered on their own with `distributed.parallel: fsdp`.
+
+    Raises:
+        UserError: the weights cannot be divided.
     """
     if world.size > 1 and (count := synchronise_batch_norm(model, world.device)):
         log.info("batch norm: %d layers, each over the micro-batches of all %d ranks", count, world.size)
@@ -184,6 +191,11 @@ def distribute(model: nn.Module, config: RunConfig, world: World, accumulation_s
     if config.profile.stages:
         annotate_modules(model)
     if world.size == 1:
+        return model
+    bf16 = config.distributed.gradients == "bf16"
+    if config.distributed.parallel == "fsdp":
+        shard_network_(model, units, world.device, bf16_gradients=bf16)
+        log.info("fsdp: the network is divided among %d ranks, in %d units", world.size, 1 + len(units))
         return model
     with warnings.catch_warnings():
         # torch 2.13 recommends `forward_sync_buffers`, which earlier versions do not have.
@@ -202,7 +214,7 @@ def distribute(model: nn.Module, config: RunConfig, world: World, accumulation_s
     register_allreduce(
         distributed,
         world.device,
-        bf16=config.distributed.gradients == "bf16",
+        bf16=bf16,
         ranges=config.profile.steps is not None or config.profile.stages,
     )
     return distributed

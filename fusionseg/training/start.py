@@ -14,6 +14,7 @@ from fusionseg.distributed.cpu_binding import bind_to_near_cpus
 from fusionseg.distributed.rank_info import rank_info, threads_per_rank
 from fusionseg.distributed.world import World
 from fusionseg.models.placement import uses_channels_last
+from fusionseg.models.sharding.parts import LocalParts
 from fusionseg.observability.ranges import annotate
 from fusionseg.runs.cases.opening import RunCases
 from fusionseg.runs.cases.split import write_split
@@ -22,6 +23,7 @@ from fusionseg.runs.environment import write_environment
 from fusionseg.runs.folder import RunFolder, run_folder_of
 from fusionseg.runs.records import RunStatus, has_finished, last_end, rewind_records
 from fusionseg.training.data import open_training_data
+from fusionseg.training.memory.shard_units import find_units
 from fusionseg.training.micro_batches import MicroBatches
 from fusionseg.training.network import build_network, distribute, start_from
 from fusionseg.training.observers.gpu_watch import GpuWatch
@@ -74,9 +76,11 @@ def train(config: RunConfig, patience_s: float = 0.0, make_data: Callable[[], No
         log.info("run: %s", folder.path)
         return run(build_trainer(config, world, folder, cases), folder)
     except torch.OutOfMemoryError as error:
+        divides = world.size > 1 and config.distributed.parallel == "ddp"
         recompute = config.model.can_checkpoint and not config.train.checkpoint_activations
         raise TrainingStopped(
             f"out of memory on {world.device}: set {'train.checkpoint_activations=true or ' if recompute else ''}"
+            f"{'distributed.parallel=fsdp or ' if divides else ''}"
             "cache.device=host; or start a run under another name with a lower train.micro_batch (the accumulation"
             " rises, the training stays the same) or a smaller data.patch; in a validation, lower validate.window_batch"
             f" ({str(error).splitlines()[0]})"
@@ -125,15 +129,28 @@ def build_trainer(config: RunConfig, world: World, folder: RunFolder, cases: Run
         channels_last=channels_last,
     )
     validation = None if data.split.validates_none else task.build_validation(data, precision, world)
+    units: tuple[str, ...] = ()
+    is_sharded = config.distributed.parallel == "fsdp" and world.size > 1
+    if is_sharded:
+        units = find_units(
+            task,
+            config,
+            in_channels=len(data.channels),
+            out_channels=data.scheme.num_outputs,
+            device_type=world.device.type,
+        )
+    distributed = distribute(model, config, world, accumulation, units)
+    parts = LocalParts(task.parameter_groups(model)) if is_sharded else None
     train_step = TrainStep(
-        distribute(model, config, world, accumulation),
+        distributed,
         task.build_loss(),
-        build_optimizer(config.optim, task.parameter_groups(model)),
+        build_optimizer(config.optim, task.parameter_groups(model) if parts is None else parts.groups),
         precision,
         world,
         accumulation_steps=accumulation,
         clip_grad=config.train.clip_grad,
-        cast_weights=config.train.compile is False,
+        cast_weights=config.train.compile is False and not is_sharded,
+        parts=parts,
     )
     lead = Lead()
     return Trainer(

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from fusionseg.distributed.world import World
+from fusionseg.models.sharding.parts import LocalParts
 from fusionseg.models.weight_casts import WeightCasts
 from fusionseg.observability.ranges import annotate
 from fusionseg.training.micro_batches import MicroBatch
@@ -41,15 +42,17 @@ class TrainStep:
     one of them reads a flag from the device.
 
     Args:
-        model: the network, wrapped by DDP if there are several ranks.
+        model: the network; with several ranks, wrapped by DDP or divided among the ranks (fsdp).
         loss: of the output and the target of a micro-batch.
-        optimizer: of the parameters that learn.
+        optimizer: of the parameters that learn, or of their parts on this rank.
         precision: of the forward pass.
         world: the ranks.
         accumulation_steps: micro-batches of a step on each rank.
         clip_grad: highest norm of the gradient; None does not clip.
         cast_weights: cast the weights to 16 bits once a step, by one operator for many of them, where `precision` is
-            not fp32. Not for a compiled network, where the compiler joins the casts with other operators.
+            not fp32. Not for a compiled network, where the compiler joins the casts with other operators, and not for
+            a divided one, which has no whole weights between its forward and backward passes.
+        parts: the parts of a divided network's weights on this rank, which the optimizer has; None for another network.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class TrainStep:
         accumulation_steps: int,
         clip_grad: float | None,
         cast_weights: bool = True,
+        parts: LocalParts | None = None,
     ) -> None:
         self.model = model
         self.loss = loss
@@ -71,7 +75,9 @@ class TrainStep:
         self.world = world
         self.accumulation_steps = accumulation_steps
         self.clip_grad = clip_grad
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=precision.scales_loss)
+        self.parts = parts
+        make_scaler = torch.amp.GradScaler if parts is None else parts.make_scaler
+        self.scaler = make_scaler(world.device.type, enabled=precision.scales_loss)
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._skips_on_device = getattr(optimizer, "_step_supports_amp_scaling", False)
         casts = cast_weights and precision.name != "fp32"
@@ -97,6 +103,8 @@ class TrainStep:
         """
         self._set_learning_rate(lr)
         self.optimizer.zero_grad(set_to_none=True)
+        if self.parts is not None:
+            self.parts.drop_gradients()
         losses: list[Tensor] = []
         with ExitStack() as casts:
             for micro, batch in zip(range(self.accumulation_steps), micro_batches, strict=True):
@@ -114,6 +122,8 @@ class TrainStep:
                         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                 losses.append(loss.detach())
         with annotate("optimizer"):
+            if self.parts is not None:
+                self.parts.take_gradients()
             self._drop_frozen_gradients(step)
             loss, norm, finite = self._reduce(losses)
             self._clip_and_update(norm, finite)
@@ -136,14 +146,16 @@ class TrainStep:
         return int(self._totals[4])
 
     def state_dict(self) -> dict[str, Any]:
+        optimizer = self.optimizer.state_dict()
         return {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer if self.parts is None else self.parts.divided_state(optimizer),
             "scaler": self.scaler.state_dict(),
             "totals": self._totals,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        saved = state["optimizer"]
+        self.optimizer.load_state_dict(saved if self.parts is None else self.parts.own_state(saved))
         self._lay_out_states()
         if state["scaler"]:  # empty if the run has trained in bf16 or fp32 so far, on another device
             self.scaler.load_state_dict(state["scaler"])
@@ -195,14 +207,21 @@ class TrainStep:
             losses: of the micro-batches of this rank; their sum is the loss of the rank.
         """
         self.scaler.unscale_(self.optimizer)
-        norm = get_total_norm([parameter.grad for parameter in self.parameters if parameter.grad is not None])
-        norm = norm.to(self.world.device)  # without any gradient it is on the CPU
+        norm = self._gradient_norm()
         stacked = torch.stack(losses).float()
         torch.lt(stacked.abs(), math.inf, out=self.micro_finite)  # half the operators of `isfinite`
         loss = self.world.all_reduce_(functools.reduce(torch.add, stacked.unbind()))
         if self.world.size > 1:
             loss = loss / self.world.size
         return loss, norm, torch.maximum(loss.abs(), norm) < math.inf
+
+    def _gradient_norm(self) -> Tensor:
+        """Return the norm of the gradient, the same on every rank. Each rank may have a part of the gradient."""
+        norm = get_total_norm([parameter.grad for parameter in self.parameters if parameter.grad is not None])
+        norm = norm.to(self.world.device)  # without any gradient it is on the CPU
+        if self.parts is not None:
+            norm = self.world.all_reduce_(norm.double().square()).sqrt().float()
+        return norm
 
     def _clip_and_update(self, norm: Tensor, finite: Tensor) -> None:
         """Clip the gradients and update the parameters, unless the step is not finite."""

@@ -13,6 +13,7 @@ from torch import nn
 
 from fusionseg.config import RunConfig
 from fusionseg.distributed.world import World
+from fusionseg.models.sharding.network import whole_weights
 from fusionseg.observability.ranges import annotate, phase_timer
 from fusionseg.runs.cases.split_file import NO_VALIDATION
 from fusionseg.runs.records import RunStatus
@@ -43,7 +44,7 @@ class Trainer:
     data: TrainingData
     micro_batches: MicroBatches
     model: nn.Module
-    """The network, not wrapped by DDP."""
+    """The network, not wrapped by DDP. With `distributed.parallel: fsdp` its weights are divided among the ranks."""
     train_step: TrainStep
     validation: ValidationFunction | None
     """None if the run has no validation cases (`data.fold: all`)."""
@@ -103,7 +104,7 @@ class Trainer:
     def validate(self) -> ValidationResult:
         """Validate the network. All ranks call it."""
         assert self.validation is not None, "data.fold=all: there are no validation cases"
-        with evaluation_mode(self.model, self.world):
+        with whole_weights(self.model), evaluation_mode(self.model, self.world):
             return self.validation(self.model)
 
     def _validation_is_due(self) -> bool:
@@ -121,7 +122,7 @@ class Trainer:
             self.lead.took("validation", time.monotonic() - start)
             drawn = self.data.drawn_fields(self._counted_steps()) if self.world.is_rank_zero else {}
             recorder.validation(self.state.step, result, time.monotonic() - start, self.data.split.marks, drawn)
-            if is_best and self.world.is_rank_zero:
+            if is_best and self.checkpoints.takes_part:
                 self.checkpoints.save_best(self.state)
 
     def _log(self, lr: float, recorder: Recorder) -> None:
@@ -156,7 +157,7 @@ class Trainer:
         return range((step - 1) // every * every, step)
 
     def _save(self, recorder: Recorder) -> None:
-        if not self.world.is_rank_zero:
+        if not self.checkpoints.takes_part:
             return
         spent = recorder.spent()
         with annotate("checkpoint", self.state.step):

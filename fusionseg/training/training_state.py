@@ -16,6 +16,8 @@ from fusionseg.config import RunConfig
 from fusionseg.config.outside_part import source_changes
 from fusionseg.data.loading import noise_lines
 from fusionseg.distributed.world import World
+from fusionseg.models.sharding.network import is_sharded_network
+from fusionseg.models.sharding.tensors import gather_all, load_state
 from fusionseg.observability.ranges import annotate
 from fusionseg.runs.cases.checks import check_checkpoint
 from fusionseg.runs.checkpoint_writer import CheckpointWriter
@@ -59,7 +61,11 @@ class TrainingState:
 
 
 class TrainingCheckpoints:
-    """Saves the state of a training, and restores it when the run is started again. Rank 0 saves."""
+    """Saves the state of a training, and restores it when the run is started again.
+
+    Rank 0 writes. A checkpoint has whole tensors: it does not depend on the number of ranks, nor on
+    `distributed.parallel`. If the network is divided among the ranks, all of them take part in saving.
+    """
 
     def __init__(
         self,
@@ -79,7 +85,13 @@ class TrainingCheckpoints:
         self.task = task
         self.model = model
         self.train_step = train_step
+        self._is_sharded = is_sharded_network(model)
         self.writer = CheckpointWriter(folder.paths.checkpoints, config.checkpoint.keep, partial(lead.took, "save"))
+
+    @property
+    def takes_part(self) -> bool:
+        """Whether this rank calls `save` and `save_best`."""
+        return self._is_sharded or self.world.is_rank_zero
 
     def save(self, state: TrainingState, spent: Spent) -> None:
         """Save a numbered checkpoint.
@@ -102,7 +114,10 @@ class TrainingCheckpoints:
             "phases_s": spent.phases_s,
             "noise": noise_lines.VERSION,
         }
-        self.writer.save(state.step, content)
+        if self.world.is_rank_zero:
+            self.writer.save(state.step, content)
+        else:
+            gather_all(content)
 
     def save_best(self, state: TrainingState) -> None:
         """Save best.pt: the network, and what is needed to use it."""
@@ -110,7 +125,10 @@ class TrainingCheckpoints:
         name = self.task.info.score
         with annotate("checkpoint", state.step):
             content = {**self._identity(state), "model": self.model.state_dict(), name: state.best[name]}
-            self.writer.save_best(content)
+            if self.world.is_rank_zero:
+                self.writer.save_best(content)
+            else:
+                gather_all(content)
 
     def _identity(self, state: TrainingState) -> dict[str, Any]:
         """Return the fields that describe a checkpoint; the network can be rebuilt from them and the weights alone."""
@@ -157,7 +175,10 @@ class TrainingCheckpoints:
 
     def _load(self, path: Path, content: dict[str, Any]) -> TrainingState:
         try:
-            self.model.load_state_dict(content["model"])
+            if self._is_sharded:
+                load_state(self.model.state_dict(), content["model"])
+            else:
+                self.model.load_state_dict(content["model"])
             self.train_step.load_state_dict(content["train_step"])
             history = [(int(step), float(score)) for step, score in content["history"]]
             state = TrainingState(content["step"], history, content["best"])

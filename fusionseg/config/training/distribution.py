@@ -10,8 +10,12 @@ from fusionseg.config.section import Positive, SectionWithOptions
 class DistributedConfig(SectionWithOptions):
     """The ranks of a run, and what they exchange. A single rank needs none of it."""
 
-    left_out: ClassVar[tuple[str, ...]] = ("timeout_s", "gradients", "bind_cpus")
+    left_out: ClassVar[tuple[str, ...]] = ("parallel", "timeout_s", "gradients", "bind_cpus")
 
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """`ddp` keeps the whole network and optimizer on each rank. `fsdp` divides weights, gradients and states of the
+    optimizer among the ranks, for a network that does not fit otherwise; the ranks then exchange weights too. The
+    training is the same up to rounding. A run can be continued with the other value, and on any number of ranks."""
     timeout_s: Positive = 1800
     """Seconds that a collective operation of NCCL or gloo waits for the other ranks. Then the run ends with an error.
     The ranks wait for the preparation of the data and for the loading of the cache without this limit."""
@@ -20,3 +24,26 @@ class DistributedConfig(SectionWithOptions):
     over the ranks, to 8 significant bits, so that the training differs slightly from that of one rank."""
     bind_cpus: bool = True
     """Bind each rank to those of its CPUs that are near its GPU (the same NUMA node). Without a GPU nothing changes."""
+
+    def problems(self, optimizer: str, *, compiled: bool) -> list[str]:
+        """List the settings of other sections that do not fit this one, with the fixes.
+
+        Args:
+            optimizer: `optim.name`.
+            compiled: `train.compile`.
+        """
+        problems = []
+        if self.parallel == "fsdp" and optimizer not in _SHARDED_OPTIMIZERS:
+            problems.append(
+                f"distributed.parallel: fsdp is not possible with the optimizer {optimizer}, which may need whole"
+                f" gradients (expected optim.name {', '.join(_SHARDED_OPTIMIZERS)}); choose one of these, or set ddp"
+            )
+        if self.parallel == "fsdp" and compiled:
+            problems.append(
+                "distributed.parallel: fsdp is not possible with a compiled network; set train.compile=false, or ddp"
+            )
+        return problems
+
+
+_SHARDED_OPTIMIZERS = ("adamw", "adam", "sgd")
+"""They treat each value of a weight on its own, and skip a step on the device."""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fusionseg.models.sharding.tensors import copy_
 from fusionseg.models.weights.nnunet import STATE_KEY, is_residual_encoder, residual_encoder_state
 from fusionseg.models.weights.resizing import resize_tensors
 from fusionseg.models.weights.tensor_names import PrefixChange, match_names
@@ -170,9 +171,8 @@ def load_weights(
     )
     if not report.suffices(min_share):
         raise UserError(_refusal(report, min_share, source))
-    with torch.no_grad():
-        for name, x in fitting.items():
-            own[name].copy_(x)
+    for name, x in fitting.items():
+        copy_(own[name], x)
     return report
 
 
