@@ -32,6 +32,7 @@ from fusionseg.observability.ranges import annotate
 from fusionseg.runs.cases.opening import RunCases
 from fusionseg.runs.cases.split import Split
 from fusionseg.training.opened_data.cache import open_cache
+from fusionseg.training.opened_data.draws import open_draws
 from fusionseg.training.opened_data.preparation import prepare_and_split
 from fusionseg.training.opened_data.settings import refuse_unfit_settings, rules_of_run, sampled_cases, sides_warning
 
@@ -100,6 +101,7 @@ class TrainingData:
             Images (B, C, X, Y, Z), float32, and class indices (B, 1, X, Y, Z), int64; 0 where a case has no label,
             `IGNORE` for voxels without annotation.
         """
+        self.cache.advance(step)
         if self.read_ahead is not None:
             self.read_ahead.bring(step, indices)
         return self.augmenter(self.plan.samples(step, indices))
@@ -148,7 +150,8 @@ class TrainingData:
         return self.targets[self.cache.names[case_index]]
 
     def close(self) -> None:
-        """End the threads that read ahead."""
+        """End the threads that read."""
+        self.cache.close()
         if self.read_ahead is not None:
             self.read_ahead.close()
 
@@ -194,17 +197,19 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
         records = [store.cases[name] for store, name in cases]
         if lost := lost_foreground_warning(records, stores[0].labels):
             log.warning("%s", lost)
+    weights = sampling_weights(config.data.sampling, scheme, sampled_cases(run.datasets, stores))
+    training = [store.cases[name] for store, name in cases[: len(train)]]
+    draws = open_draws(config, world.size, training, weights)
     # A slow node or disk must not exceed the time limit of the next collective operation on the devices.
     with annotate("cache"), world.wait_for_all("load the cache"):
-        cache = open_cache(config.cache, world, cases)
+        cache = open_cache(config.cache, world, cases, draws)
     if world.is_rank_zero and (unannotated := unannotated_warning(cache.plan_cases[: len(train)])):
         log.warning("%s", unannotated)
     check_augmentations(config.augment, cache.channels, config.data.patch, world.device)
-    rules = rules_of_run(config, [store.cases[name].spacing for store, name in cases[: len(train)]])
+    rules = rules_of_run(config, [record.spacing for record in training])
     if world.is_rank_zero:
         for line in rules.describe(config.augment):
             log.info("%s", line)
-    weights = sampling_weights(config.data.sampling, scheme, sampled_cases(run.datasets, stores))
     plan = SamplePlan(
         cache.plan_cases[: len(train)],
         config.augment,
@@ -216,6 +221,7 @@ def open_training_data(config: RunConfig, world: World, run: RunCases) -> Traini
         channels=cache.channels,
         rules=rules,
         weights=weights,
+        draws=draws,
     )
     mirrored = mirrored_classes(config.augment.mirror_pairs, scheme)
     augmenter = PatchAugmenter(cache, config.augment, config.data.patch, world.device, rules, mirrored)

@@ -18,7 +18,7 @@ from fusionseg.data.loading.device_cache import cache_bytes
 from fusionseg.data.loading.sampling.weights import sampling_weights
 from fusionseg.data.preprocessing.memory import resampled_voxels
 from fusionseg.distributed.batch_arithmetic import batch_arithmetic
-from fusionseg.distributed.launch import read_launch
+from fusionseg.distributed.launch import Launch, read_launch
 from fusionseg.distributed.world import choose_device
 from fusionseg.runs.cases.datasets import RunDataset
 from fusionseg.runs.cases.opening import open_cases, settle_split
@@ -99,7 +99,7 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
         *(f"             {line}" for line in [*rules.describe(config.augment), *([sides] if sides else [])]),
         *_sampling_lines(config, datasets, dataset.scheme),
         f"cache        {needed / GB:.3f} GB ({basis})",
-        *(f"             {line}" for line in _placement_lines(config.cache, needed, device, launch.local_world_size)),
+        *(f"             {line}" for line in _placement_lines(config.cache, needed, device, launch)),
         f"memory       about {memory.total / GB:.2f} GB on each rank, beside the cache, of {free / GB:.1f} GB free on"
         f" {device}{fits}",
         f"             weights {memory.weights / GB:.2f}, optimizer {memory.optimizer / GB:.2f},"
@@ -110,17 +110,19 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
     return "\n".join(lines)
 
 
-def _placement_lines(cache: CacheConfig, needed: int, device: torch.device, ranks: int) -> list[str]:
+def _placement_lines(cache: CacheConfig, needed: int, device: torch.device, launch: Launch) -> list[str]:
     """The memories that a start would compare, and the chosen one, by what is free now on this machine."""
+    replicated, ranks = cache.placement == "replicated", launch.local_world_size
     try:
         placement = place_cache(
-            needed,
+            needed if replicated else needed // launch.world_size,
             cache,
             device,
             accelerator_free=torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0,
             host_free=available_memory_bytes(),
             ranks_on_host=ranks,
-            shared=ranks > 1,
+            shared=replicated and ranks > 1,
+            disk=replicated,
         )
     except UserError as error:
         return error.problems

@@ -188,6 +188,8 @@ def run(trainer: Trainer, folder: RunFolder) -> str:
         return status
     if world.is_rank_zero:
         rewind_records(folder.path, step, validated=trainer.state.validated)
+    with annotate("cache"), world.wait_for_all("load the cases of the first step"):
+        data.cache.advance(step)
     ranks = world.all_gather_object(rank_info(world))
     if world.is_rank_zero:
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())

@@ -113,6 +113,7 @@ class TrainingCheckpoints:
             "elapsed_s": spent.total_s,
             "phases_s": spent.phases_s,
             "noise": noise_lines.VERSION,
+            "ranks": self.world.size,
         }
         if self.world.is_rank_zero:
             self.writer.save(state.step, content)
@@ -167,6 +168,8 @@ class TrainingCheckpoints:
             log.warning("%s", warning)
         if changed := noise_change(content, self.config):
             log.warning("%s", changed)
+        if self.world.is_rank_zero and (other := shares_change(content, self.config, self.world.size)):
+            log.warning("%s", other)
         check_checkpoint(self.folder.path, content, self.data.split, self.data.content)
         state = self._load(path, content)
         log.info("resuming from %s (step %d of %d)", path, state.step, self.config.train.steps)
@@ -209,4 +212,20 @@ def noise_change(content: dict[str, Any], config: RunConfig) -> str | None:
     return (
         f"augment.noise: up to step {content['step']} this run was trained by another version of fusionseg, which makes"
         " other random numbers for the noise; the run goes on with those of this version, of the same distribution"
+    )
+
+
+def shares_change(content: dict[str, Any], config: RunConfig, ranks: int) -> str:
+    """A warning that the cases are divided over another number of ranks than before; empty if nothing changes.
+
+    Args:
+        content: of the checkpoint.
+        config: the configuration of the run.
+        ranks: their number now.
+    """
+    if config.cache.placement != "sharded" or content["ranks"] == ranks:
+        return ""
+    return (
+        f"cache.placement: sharded divides the cases over {ranks} ranks now, and over {content['ranks']} before: from"
+        f" here on the samples are others than on {content['ranks']} ranks"
     )

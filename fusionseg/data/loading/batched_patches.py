@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusionseg.config.data.spatial import ElasticConfig
-from fusionseg.data.loading.device_cache import DeviceCache
+from fusionseg.data.loading.caches.flat_cache import FlatCache
 from fusionseg.data.loading.sampling_plan import Samples
 from fusionseg.data.loading.spatial.displacement import LARGEST, displacement_of_axes
 from fusionseg.data.loading.spatial.geometry import Matrix, patch_to_volume, turned
@@ -40,7 +40,7 @@ class BatchedPatches:
     """
 
     def __init__(
-        self, cache: DeviceCache, patch: tuple[int, int, int], rules: SpatialRules, elastic: ElasticConfig | None
+        self, cache: FlatCache, patch: tuple[int, int, int], rules: SpatialRules, elastic: ElasticConfig | None
     ) -> None:
         self.cache = cache
         self.patch = patch
@@ -55,7 +55,7 @@ class BatchedPatches:
         """
         boxes = [self._box(plan, i) for i in range(len(plan.case_index))]
         size = np.max([box.size for box in boxes], axis=0)
-        first_voxel = self.cache.first_voxel[plan.case_index]
+        first_voxel = self.cache.first_voxels(plan.case_index)
         found: dict[str, NDArray[Any]] = {"background": plan.case_index.reshape(-1, 1, 1, 1)}
         for axis in range(3):
             terms = np.stack([box.positions(axis, int(size[axis])) for box in boxes])

@@ -15,12 +15,9 @@ import torch
 from torch import Tensor
 
 from fusionseg.config.data.cache import CacheConfig
-from fusionseg.data.loading.caches.case_cache import CaseCache
+from fusionseg.data.loading.caches.flat_cache import FlatCache, backgrounds
 from fusionseg.data.loading.caches.plan_cases import plan_case
 from fusionseg.data.preprocessing.store import PreparedCase, Store
-
-_ALIGNMENT = 64
-"""The first voxel lies at a multiple of it, for aligned reads."""
 
 
 def cache_bytes(cases: Sequence[PreparedCase], config: CacheConfig) -> int:
@@ -30,8 +27,17 @@ def cache_bytes(cases: Sequence[PreparedCase], config: CacheConfig) -> int:
         cases: their records.
         config: the section `cache`.
     """
-    image = torch.finfo(getattr(torch, config.dtype)).bits // 8
-    return sum(prod(case.shape) * (case.channels * image + 1) for case in cases)
+    return sum(prod(case.shape) * voxel_bytes(case, config) for case in cases)
+
+
+def voxel_bytes(case: PreparedCase, config: CacheConfig) -> int:
+    """Bytes of the images and the label of a voxel.
+
+    Args:
+        case: its record.
+        config: the section `cache`.
+    """
+    return case.channels * torch.finfo(getattr(torch, config.dtype)).bits // 8 + 1
 
 
 def allocated_bytes(cases: Sequence[PreparedCase], config: CacheConfig) -> int:
@@ -41,17 +47,10 @@ def allocated_bytes(cases: Sequence[PreparedCase], config: CacheConfig) -> int:
         cases: their records.
         config: the section `cache`.
     """
-    image = torch.finfo(getattr(torch, config.dtype)).bits // 8
-    channels = cases[0].channels if cases else 1
-    return cache_bytes(cases, config) + _backgrounds(len(cases)) * (channels * image + 1)
+    return cache_bytes(cases, config) + (backgrounds(len(cases)) * voxel_bytes(cases[0], config) if cases else 0)
 
 
-def _backgrounds(cases: int) -> int:
-    """Number of positions before the first voxel."""
-    return -(-cases // _ALIGNMENT) * _ALIGNMENT
-
-
-class DeviceCache(CaseCache):
+class DeviceCache(FlatCache):
     """Prepared cases in memory: all of them, on the training device or on the host."""
 
     def __init__(
@@ -78,8 +77,7 @@ class DeviceCache(CaseCache):
         """
         super().__init__(cases, config, device)
         voxels = [prod(record.shape) for record in self.records]
-        self.first_voxel = _backgrounds(len(cases)) + np.cumsum([0, *voxels])
-        """Position of the first voxel of each case. Position i is the background of case i."""
+        self.first_voxel = backgrounds(len(cases)) + np.cumsum([0, *voxels])
         total = int(self.first_voxel[-1])
         if memory is None:
             self.image = torch.empty((self.channels, total), dtype=self.image_dtype, device=device)
@@ -106,17 +104,3 @@ class DeviceCache(CaseCache):
         """Size of the cases in bytes, without the backgrounds."""
         first = int(self.first_voxel[0])
         return self.image[:, first:].nbytes + self.label[first:].nbytes
-
-    def volume(self, case_index: int) -> tuple[Tensor, Tensor]:
-        """A whole case, as views of the cache.
-
-        Args:
-            case_index: of the case.
-
-        Returns:
-            Image (C, X, Y, Z) in the cache's type, label (X, Y, Z) uint8.
-        """
-        first, size = int(self.first_voxel[case_index]), prod(self.records[case_index].shape)
-        shape = self.records[case_index].shape
-        image = self.image[:, first : first + size].view(self.channels, *shape)
-        return image, self.label[first : first + size].view(shape)

@@ -16,7 +16,7 @@ from fusionseg.data.labels.mirroring import LEFT_RIGHT
 from fusionseg.data.loading.augmentations import PlannedAugmentation, open_augmentations
 from fusionseg.data.loading.batched_patches import BatchedPatches
 from fusionseg.data.loading.caches.case_cache import CaseCache
-from fusionseg.data.loading.device_cache import DeviceCache
+from fusionseg.data.loading.caches.flat_cache import FlatCache
 from fusionseg.data.loading.intensity.section import ImageLayout
 from fusionseg.data.loading.patch_boxes import PatchBox, patch_box
 from fusionseg.data.loading.sampling_plan import Samples
@@ -75,7 +75,7 @@ class PatchAugmenter:
             self._mirrored = send(table, device)
         self._augmentations = open_augmentations(augment, ImageLayout(cache.channels, rules.through_plane))
         self._patches: BatchedPatches | None = None
-        if isinstance(cache, DeviceCache) and (cache.device.type != "cpu" if batched is None else batched):
+        if isinstance(cache, FlatCache) and (cache.device.type != "cpu" if batched is None else batched):
             self._patches = BatchedPatches(cache, patch, rules, augment.elastic)
         self._batched = device.type != "cpu" if batched is None else batched
         self._constants: dict[str, Tensor] = {}

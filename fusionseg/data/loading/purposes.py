@@ -24,6 +24,10 @@ class Purpose(IntEnum):
     SHEAR = 12
     ROTATE90 = 13
     EPOCH_START = 14
+    SHARE = 15
+    SHARE_ORDER = 16
+    WINDOW = 17
+    WINDOW_ORDER = 18
 
 
 FIRST_NAMED_PURPOSE = 1 << 61

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import Lock
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,14 @@ class Samples(SpatialChanges):
     """The random numbers of the augmentations that change a patch after it was cut, by key of the configuration."""
 
 
+class CaseDraws(Protocol):
+    """The case of each sample, where a rank does not draw from all cases."""
+
+    def case_of(self, step: int, k: int) -> int:
+        """The index of the case of sample k of a step."""
+        ...
+
+
 class SamplePlan:
     """The assignment of a case, a crop and random changes to sample k of step s.
 
@@ -58,6 +67,7 @@ class SamplePlan:
         channels: channels of the images.
         rules: the axes that spatial augmentations may change.
         weights: of classes and cases.
+        draws: the case of each sample; None for all cases, epoch after epoch.
 
     Raises:
         UserError: an augmentation of the user's own cannot be made.
@@ -76,6 +86,7 @@ class SamplePlan:
         channels: int,
         rules: SpatialRules = ALL_AXES,
         weights: SamplingWeights = EVEN,
+        draws: CaseDraws | None = None,
     ) -> None:
         self.cases = cases
         self.augment = augment
@@ -92,6 +103,7 @@ class SamplePlan:
         self._planning = Lock()
         self._counted = lru_cache(maxsize=1)(self._count)  # the log and the record of a validation ask for the same
         self._order = CaseOrder(seed, len(cases), weights.cases)
+        self._draws = draws
         self._centres = PatchCentres(cases, patch, foreground, weights, seed)
 
     def samples(self, step: int, indices: Sequence[int]) -> Samples:
@@ -125,12 +137,14 @@ class SamplePlan:
         )
 
     def case_of(self, step: int, k: int) -> int:
-        """The index of the case of a sample, see `CaseOrder`.
+        """The index of the case of a sample, see `CaseOrder`, `CaseShares` and `CaseWindow`.
 
         Args:
             step: of the optimizer.
             k: index of the sample within the global batch.
         """
+        if self._draws is not None:
+            return self._draws.case_of(step, k)
         return self._order.case_of((step * self.global_batch + k) // self.samples_per_volume)
 
     def count(self, steps: range) -> DrawnCounts:

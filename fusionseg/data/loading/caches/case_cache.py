@@ -80,6 +80,16 @@ class CaseCache(ABC):
         image, label = self.volume(case_index)
         return image[(slice(None), *box)], label[box]
 
+    def advance(self, step: int) -> None:  # noqa: B027
+        """Bring the cases that the samples of a step need into memory, if the cache holds only some.
+
+        Args:
+            step: of the optimizer; any step, in any order.
+        """
+
+    def close(self) -> None:  # noqa: B027
+        """End what runs in the background."""
+
     def background(self, case_index: int) -> Tensor:
         """The values outside the volume of a case: (C, 1, 1, 1).
 
