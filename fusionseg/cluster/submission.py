@@ -22,7 +22,7 @@ from fusionseg.runs.paths import checkpoints_of
 from fusionseg.runs.records import has_finished, last_end, last_records
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.folder_lock import is_held
-from fusionseg.utils.tables import markdown_table
+from fusionseg.utils.tables import counted, markdown_table
 
 
 @dataclass(frozen=True)
@@ -109,14 +109,14 @@ def submissions_table(submissions: list[Submission], cluster: ClusterConfig) -> 
             [config.name, sets or "-", submission.action, submission.reason, size, str(config.train.steps), batch]
         )
     gpus = cluster.gpus_per_node
-    device = f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else "no GPU"
-    ranks = f"{cluster.ranks_per_node} rank{'s' if cluster.ranks_per_node > 1 else ''}"
+    device = counted(gpus, "GPU") if gpus else "no GPU"
+    ranks = counted(cluster.ranks_per_node, "rank")
     if cluster.cluster == "local":
         where = f"on this machine, with {device} and {ranks}"
     else:
         where = (
-            f"nodes {cluster.nodes}, with {device} and {ranks} each, {cluster.cpus_per_task} CPUs a rank; at most"
-            f" {cluster.parallel} runs at a time"
+            f"nodes {cluster.nodes}, with {device} and {ranks} each, {counted(cluster.cpus_per_task, 'CPU')} a rank;"
+            f" at most {counted(cluster.parallel, 'run')} at a time"
         )
     return "\n".join([markdown_table(rows), "", f"each run: {where}", *size_remarks(runs, sizes)])
 

@@ -13,6 +13,7 @@ from fusionseg.cluster.profile import ClusterConfig, load_cluster
 from fusionseg.cluster.submission import decide_submissions, submissions_table
 from fusionseg.cluster.submit import check_submission, only_one, sbatch_text, submit
 from fusionseg.cluster.sweep import Sweep, load_sweep
+from fusionseg.utils.tables import counted
 
 _PROFILE = "cluster."
 
@@ -53,7 +54,7 @@ def submit_sweep(file: str | Path, profile: str, overrides: Sequence[str], *, dr
     local = cluster.cluster == "local"
     submissions = decide_submissions(sweep, cluster)
     due = sum(submission.is_due for submission in submissions)
-    print(f"{sweep.folder}: {len(submissions)} runs, {due} to {'do' if dry_run else 'submit'}\n")
+    print(f"{sweep.folder}: {counted(len(submissions), 'run')}, {due} to {'do' if dry_run else 'submit'}\n")
     print(submissions_table(submissions, cluster))
     if not due:
         return Submitted(sweep, cluster, is_queued=not local)
@@ -75,7 +76,8 @@ def submit_sweep(file: str | Path, profile: str, overrides: Sequence[str], *, dr
             return Submitted(sweep, cluster, run_locally(sweep, submissions, cluster))
 
         def announce(jobs: list[str]) -> None:
-            print(f"\nsubmitted {len(jobs)} runs as job {jobs[0].split('_')[0]}; see: fusionseg status {sweep.folder}")
+            job = jobs[0].split("_")[0]
+            print(f"\nsubmitted {counted(len(jobs), 'run')} as job {job}; see: fusionseg status {sweep.folder}")
             sys.stdout.flush()
 
         submit(sweep, submissions, cluster, announce)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fusionseg.commands.base import Commands, add_command, loading
 from fusionseg.utils.exit_status import DONE, FAILED
 from fusionseg.utils.logs import log
+from fusionseg.utils.tables import counted
 
 if TYPE_CHECKING:
     from fusionseg.cluster.profile import ClusterConfig
@@ -59,13 +60,14 @@ def _table(arguments: argparse.Namespace) -> int:
         if arguments.dry_run and unfinished:
             # A later sweep may start from these runs. Its cases cannot be checked without them.
             for later in sweeps[number + 1 :]:
-                print(f"\n{later.folder}: {len(later.runs)} runs, to train after those of {sweep.folder.name}")
+                runs = counted(len(later.runs), "run")
+                print(f"\n{later.folder}: {runs}, to train after those of {sweep.folder.name}")
             return DONE
         if unfinished > failed or (failed and file != files[-1]):
-            done = len(sweep.runs) - unfinished
+            done, runs = len(sweep.runs) - unfinished, counted(len(sweep.runs), "run")
             print(
-                f"\n{sweep.folder}: {done} of {len(sweep.runs)} runs are finished; the same command continues, and"
-                " makes the table when all are"
+                f"\n{sweep.folder}: {done} of {runs} finished; the same command continues, and makes the table when all"
+                " are"
             )
             if (earlier := table_path(sweeps[-1].folder)).exists():
                 print(f"{earlier}: was made earlier, and does not have the runs since then")

@@ -66,11 +66,6 @@ def commented_yaml(header: Sequence[str], choices: Sequence[Choice]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def counted(count: int, name: str) -> str:
-    """A number with its noun: 1 case, 2 cases."""
-    return f"{count} {name}" if count == 1 else f"{count} {name}s"
-
-
 def by(values: Sequence[object]) -> str:
     """Sizes along the axes, for texts: 40 x 56 x 40."""
     return " x ".join(map(str, values))

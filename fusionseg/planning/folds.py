@@ -9,9 +9,10 @@ from fusionseg.config.data.dataset import DataConfig
 from fusionseg.data.formats.dataset import Dataset
 from fusionseg.data.splits.split import folds_are_stated, split_dataset
 from fusionseg.data.splits.splits_file import find_listed_folds
-from fusionseg.planning.choices import Choice, counted
+from fusionseg.planning.choices import Choice
 from fusionseg.planning.cost import MIN_BATCH
 from fusionseg.planning.recipe import TrainingSize
+from fusionseg.utils.tables import counted
 
 FOLDS = 5
 

@@ -15,7 +15,7 @@ from fusionseg.config.outside import is_outside
 from fusionseg.config.registry import networks
 from fusionseg.data.fingerprint.fingerprint import Fingerprint
 from fusionseg.data.formats.dataset import Dataset
-from fusionseg.planning.choices import Choice, by, commented_yaml, counted, plain_values
+from fusionseg.planning.choices import Choice, by, commented_yaml, plain_values
 from fusionseg.planning.cost import CostModel, global_batch
 from fusionseg.planning.device import GB, PlannedDevice
 from fusionseg.planning.fit import Fitted
@@ -26,6 +26,7 @@ from fusionseg.planning.patch import CPU_WIDTH, GPU_WIDTH, patch_reason, plan_pa
 from fusionseg.planning.recipe import TrainingSize, optimizer_for, plan_augmentation, plan_training
 from fusionseg.planning.volumes import PlannedVolumes, plan_volumes
 from fusionseg.utils.errors import UserError, some_of
+from fusionseg.utils.tables import counted
 
 CACHE_SHARE = 0.25
 """Largest share of the memory of a GPU that the prepared cases take."""
@@ -243,7 +244,7 @@ def _warnings(fitted: Fitted, cost: CostModel, broken: Sequence[str], remarks: S
     lines = []
     if broken:
         counted = "1 case cannot be read and is" if len(broken) == 1 else f"{len(broken)} cases cannot be read and are"
-        lines.append(f"{counted} left out: {some_of(broken)}.")
+        lines.append(f"{counted} left out: {some_of(broken)}. The page about the data has the errors.")
     if fitted.load > 1 and cost.device.is_gpu:
         lines.append("The given patch needs more memory than the GPU has: make data.patch smaller.")
     elif fitted.load > 1:

@@ -8,10 +8,11 @@ from typing import Any
 
 from fusionseg.data.labels.mirroring import side_hint, side_pairs
 from fusionseg.data.labels.scheme import LabelScheme
-from fusionseg.planning.choices import Choice, counted
+from fusionseg.planning.choices import Choice
 from fusionseg.planning.cost import BACKWARD, MIN_BATCH, CostModel, windows
 from fusionseg.planning.fit import Fitted
 from fusionseg.planning.volumes import PlannedVolumes
+from fusionseg.utils.tables import counted
 
 BATCH_SHARE = 0.05
 """nnU-Net's largest batch has this share of the voxels of the training cases."""

@@ -1,4 +1,4 @@
-"""Tables in Markdown."""
+"""Tables in Markdown, and numbers in texts."""
 
 from __future__ import annotations
 
@@ -25,4 +25,15 @@ def plain_number(value: float) -> str:
     Args:
         value: the measurement.
     """
-    return f"{value:.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
+    # 999.5 has four digits with three digits of precision, for which the format g takes an exponent.
+    return f"{value:.0f}" if 999.5 <= abs(value) < 1e7 else f"{value:.3g}"
+
+
+def counted(count: int, name: str) -> str:
+    """A number with its noun: 1 case, 2 cases.
+
+    Args:
+        count: the number.
+        name: the noun in the singular. Its plural has an s.
+    """
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"

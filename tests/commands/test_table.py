@@ -51,7 +51,7 @@ def test_a_fault_of_the_last_sweep_is_found_before_the_first_one_trains(table: T
 
 def test_a_dry_run_names_the_sweeps_that_come_later(table: Table, tmp_path: Path) -> None:
     status, out, _ = table("table: {against: scratch}")
-    assert status == 0 and f"{tmp_path}/runs/first: 1 runs, 1 to do" in out
+    assert status == 0 and f"{tmp_path}/runs/first: 1 run, 1 to do" in out
     assert f"{tmp_path}/runs/second: 2 runs, to train after those of first" in out
 
 
@@ -62,5 +62,5 @@ def test_an_earlier_table_is_named_while_runs_are_missing(table: Table, tmp_path
     earlier.parent.mkdir(parents=True)
     earlier.write_text("| name |")
     status, out, _ = table("", f"cluster.python={tmp_path}/killed")
-    assert status == 1 and "0 of 1 runs are finished" in out
+    assert status == 1 and "first: 0 of 1 run finished" in out
     assert f"{earlier}: was made earlier, and does not have the runs since then" in out

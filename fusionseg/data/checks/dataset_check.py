@@ -30,6 +30,7 @@ from fusionseg.data.formats.problems import Problem
 from fusionseg.data.labels.scheme import ranges
 from fusionseg.utils.machine import available_cpus
 from fusionseg.utils.parallel import map_cases
+from fusionseg.utils.tables import counted
 
 __all__ = ["CheckReport", "Problem", "check_dataset"]
 
@@ -88,8 +89,8 @@ class CheckReport:
                 lines.append("")
         lines += [*_summary_lines(self.summary), ""]
         lines.append(
-            f"{self.dataset}: {_count(self.cases, 'case')}, {_count(len(self.errors), 'error')}, "
-            f"{_count(len(self.warnings), 'warning')}"
+            f"{self.dataset}: {counted(self.cases, 'case')}, {counted(len(self.errors), 'error')}, "
+            f"{counted(len(self.warnings), 'warning')}"
         )
         return "\n".join(lines)
 
@@ -237,7 +238,7 @@ def _problems_between(dataset: Dataset, cases: Sequence[Case], reports: Sequence
     if len(orientations) > 1:
         groups = sorted(orientations.items(), key=lambda group: -len(group[1]))
         listed = "; ".join(
-            f"{axes}: {_count(len(names), 'case')} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
+            f"{axes}: {counted(len(names), 'case')} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
             for axes, names in groups
         )
         warn(
@@ -327,10 +328,6 @@ def _message_and_remedy(fault: str) -> tuple[str, str]:
     """Split a fault, "the message; the remedy", into the two."""
     message, _, remedy = fault.rpartition("; ")
     return message, remedy
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _mm(spacing: Sequence[float] | np.ndarray[Any, np.dtype[Any]]) -> str:
