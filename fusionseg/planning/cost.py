@@ -54,7 +54,7 @@ class CostModel:
         return USABLE * self.device.memory_gb * GB - self.cache_bytes
 
     def load(self, network: PlannedNetwork, micro_batch: int) -> float:
-        """The share of the limit that a network needs: of the memory of a GPU, or of a second of a CPU."""
+        """The share of the limit that a network needs: of the memory of a GPU, or of `STEP_S` on a CPU."""
         if self.device.is_gpu:
             return self.memory(network, micro_batch).total / self.usable_bytes
         named_width = "channels" in network.values or "filters" in network.values

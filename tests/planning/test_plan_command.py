@@ -77,7 +77,7 @@ def test_the_data_are_read_once(make_dataset, tmp_path: Path, capsys: pytest.Cap
     assert "kept, because no file of the data set has changed" in said and "is the same" in said
     os.utime(image)
     assert plan(data, "-o", tmp_path / "two.yaml", "--fingerprint", folder) == 0
-    assert "1 case cannot be read and is left out: case_001." in (tmp_path / "two.yaml").read_text()
+    assert "is left out: case_001. The page about the data has the errors." in (tmp_path / "two.yaml").read_text()
     assert "case_001" in (folder / "fingerprint.html").read_text()
 
 

@@ -1,39 +1,20 @@
-"""Cases that differ from the other cases of their data set, each with the reason in words.
-
-A value is an outlier if it is further from the median of the data set than 3.5 robust standard deviations (1.4826 times
-the median absolute deviation: Iglewicz and Hoaglin, "How to detect and handle outliers", 1993) and by more than a
-factor that depends on the kind of the value. The factor keeps small differences out where all other cases are equal.
-Values are compared on a logarithmic scale, because volumes and intensities vary by factors.
-"""
+"""Cases that differ from the other cases of their data set, each with the reason in words."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from fusionseg.data.fingerprint.case import AnnotationGap, CaseFingerprint
+from fusionseg.data.fingerprint.distance import FEW, FEWEST_CASES, RARE, Kind, far_values, large_groups
 from fusionseg.data.fingerprint.fingerprint import Fingerprint
 from fusionseg.utils.errors import some_of
-from fusionseg.utils.tables import plain_number
+from fusionseg.utils.tables import counted, plain_number
 
-Kind = Literal["spacing", "shape", "intensity", "volume", "components", "annotation"]
-
-DEVIATIONS = 3.5
-"""Least distance from the median, in robust standard deviations."""
-FACTORS = {"spacing": 1.5, "shape": 2.0, "intensity": 2.0, "volume": 3.0, "components": 1.5}
-"""Least factor between the value of a case and the median, by kind."""
-FEWEST_CASES = 5
-"""With fewer values nothing is an outlier."""
-RARE = 0.1
-"""Cases are outliers if they are at most this share of all; a larger group is a property of the data set."""
-FEW = 2
-"""So many cases are always named one by one."""
 MOST_LISTED_GAPS = 3
 AXES = "xyz"
-_MAD_TO_DEVIATION = 1.4826
 
 
 @dataclass(frozen=True)
@@ -83,13 +64,15 @@ class Outliers:
 
 @dataclass(frozen=True)
 class _Group:
-    """The outliers in one respect: `found`, among `cases`; `subject` describes them in a remark."""
+    """The outliers in one respect: `found`, among `cases`; `subject` describes them in a remark. `parts` is the remark
+    about large groups of cases, if there are such."""
 
     kind: Kind
     cases: int
     subject: str
     found: Sequence[tuple[str, str]]
     """Name of the case, and reason."""
+    parts: str = ""
 
 
 def as_sentence(text: str) -> str:
@@ -114,6 +97,7 @@ def find_outliers(fingerprint: Fingerprint) -> Outliers:
     for group in groups:
         if len(group.found) <= max(FEW, RARE * group.cases):
             single += [Outlier(name, group.kind, reason) for name, reason in group.found]
+            remarks += [group.parts] if group.parts else []
         else:
             names = some_of([name for name, _ in group.found], 5)
             remarks.append(f"{group.subject} in {len(group.found)} of {group.cases} cases: {names}")
@@ -126,7 +110,7 @@ def _geometry(fingerprint: Fingerprint) -> Iterator[_Group]:
     cases = fingerprint.cases
     for axis, name in enumerate(AXES):
         spacings = [case.spacing_mm[axis] for case in cases]
-        far, typical = _far(spacings, "spacing")
+        far, typical = far_values(spacings, "spacing")
         yield _Group(
             "spacing",
             len(cases),
@@ -136,9 +120,10 @@ def _geometry(fingerprint: Fingerprint) -> Iterator[_Group]:
                 (cases[i].name, f"the voxel size along {name} is {spacings[i]:.4g} mm (median {typical:.4g} mm)")
                 for i in far
             ],
+            _parts(f"the voxel size along {name}", cases, spacings, "spacing", unit="mm"),
         )
         extents = [case.size_mm[axis] for case in cases]
-        far, typical = _far(extents, "shape")
+        far, typical = far_values(extents, "shape")
         yield _Group(
             "shape",
             len(cases),
@@ -152,6 +137,7 @@ def _geometry(fingerprint: Fingerprint) -> Iterator[_Group]:
                 )
                 for i in far
             ],
+            _parts(f"the extent along {name}", cases, extents, "shape", unit="mm"),
         )
 
 
@@ -159,27 +145,28 @@ def _intensities(fingerprint: Fingerprint) -> Iterator[_Group]:
     """Cases whose intensities have another scale: of the foreground, or of the volume without any foreground."""
     for channel, channel_name in enumerate(fingerprint.channels):
         where = "the foreground"
-        parts = [(case.name, case.foreground[channel]) for case in fingerprint.cases]
-        if all(part is None for _, part in parts):
+        measured = [(case, case.foreground[channel]) for case in fingerprint.cases]
+        if all(part is None for _, part in measured):
             where = "the volume"
-            parts = [(case.name, case.whole[channel]) for case in fingerprint.cases]
-        known = [(case, part) for case, part in parts if part is not None]
+            measured = [(case, case.whole[channel]) for case in fingerprint.cases]
+        known = [(case, part) for case, part in measured if part is not None]
         medians, deviations = ([getattr(part, name) for _, part in known] for name in ("median", "deviation"))
         # Without a logarithm, the unit of a difference is the spread of the intensities within a case.
-        unit = float(np.median(deviations)) if known else 0.0
+        spread = float(np.median(deviations)) if known else 0.0
         measures = {"median": medians, "deviation": deviations}
         if all(part.minimum >= 0 and part.median > 0 for _, part in known):  # MRI: the unit is another in each case
             relative = [deviation / median for deviation, median in zip(deviations, medians, strict=True)]
             measures = {"median": medians, "deviation relative to the median": relative}
         for measure, values in measures.items():
             what = f"the {measure} of the intensities of {where} in {channel_name}"
-            far, typical = _far(values, "intensity", unit)
+            far, typical = far_values(values, "intensity", spread)
             yield _Group(
                 "intensity",
                 len(known),
                 f"{what} is from {min(values, default=0):.4g} to {max(values, default=0):.4g}, and far from that of the"
                 f" other cases ({typical:.4g})",
-                [(known[i][0], f"{what} is {values[i]:.4g} (median of the cases {typical:.4g})") for i in far],
+                [(known[i][0].name, f"{what} is {values[i]:.4g} (median of the cases {typical:.4g})") for i in far],
+                _parts(what, [case for case, _ in known], values, "intensity", spread),
             )
 
 
@@ -192,7 +179,7 @@ def _annotation(fingerprint: Fingerprint, name: str) -> Iterator[_Group]:
         reason = f"{name} is not annotated; {len(present)} of {len(annotated)} cases have it"
         yield _Group("annotation", len(annotated), "", [(case, reason) for case in absent])
     volumes = [case.outputs[name].volume_mm3 / 1000 for case in present]
-    far, typical = _far(volumes, "volume")
+    far, typical = far_values(volumes, "volume")
     yield _Group(
         "volume",
         len(present),
@@ -204,7 +191,7 @@ def _annotation(fingerprint: Fingerprint, name: str) -> Iterator[_Group]:
         ],
     )
     counts = [float(case.outputs[name].components) for case in present]
-    far, typical = _far(counts, "components")
+    far, typical = far_values(counts, "components")
     yield _Group(
         "components",
         len(present),
@@ -239,27 +226,28 @@ def _gaps(name: str, gaps: Sequence[AnnotationGap]) -> str:
     )
 
 
-def _far(values: Sequence[float], kind: Kind, spread: float = 0.0) -> tuple[list[int], float]:
-    """Find the values that are far from the median of all.
+def _parts(
+    what: str,
+    cases: Sequence[CaseFingerprint],
+    values: Sequence[float],
+    kind: Kind,
+    spread: float = 0.0,
+    unit: str = "",
+) -> str:
+    """A remark about large groups of cases, between whose values there is a gap of the least factor; empty if there are
+    none.
 
     Args:
-        values: one for each case. They are compared by their logarithms if all are positive.
-        kind: with a factor in `FACTORS`.
-        spread: the unit of the factor for values that are not all positive.
-
-    Returns:
-        Indices of the values, and the median.
+        what: the value, in words.
+        cases: with the values.
+        values: one for each case.
+        kind: as for `far_values`.
+        spread: as for `far_values`.
+        unit: of the values.
     """
-    if not values:
-        return [], 0.0
-    table = np.asarray(values, np.float64)
-    typical = float(np.median(table))
-    if len(values) < FEWEST_CASES:
-        return [], typical
-    positive = bool((table > 0).all())
-    scale = np.log(table) if positive else table
-    least = float(np.log(FACTORS[kind])) if positive else FACTORS[kind] * spread
-    distance = np.abs(scale - np.median(scale))
-    # The tolerance keeps a value out that differs by exactly the factor.
-    limit = max(DEVIATIONS * _MAD_TO_DEVIATION * float(np.median(distance)), least) * (1 + 1e-9)
-    return [int(index) for index in np.flatnonzero(distance > limit)], typical
+    listed = [
+        f"{np.median([values[i] for i in group]):.4g}{unit and f' {unit}'} in {counted(len(group), 'case')}"
+        f" ({some_of([cases[i].name for i in group], 3)})"
+        for group in large_groups(values, kind, spread)
+    ]
+    return f"{what} has {len(listed)} groups of values: {', '.join(listed)}" if listed else ""

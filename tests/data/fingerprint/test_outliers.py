@@ -105,6 +105,25 @@ def test_intensities_of_ct_are_compared_in_hu() -> None:
     assert [(one.case, one.kind) for one in find_outliers(fingerprint(**cases)).cases] == [("c07", "intensity")]
 
 
+def test_large_groups_of_cases_are_a_remark_where_no_case_is_far_from_the_median() -> None:
+    """Half of the scans are of another site. No value is far from a median between the two."""
+    thick = {f"c{index:02d}": replace(case(index), spacing_mm=(0.8, 0.8, 5.0)) for index in range(10)}
+    whole = fingerprint(**thick)
+    for one in (whole, replace(whole, cases=whole.cases[::-1])):
+        assert find_outliers(one).cases == ()
+    assert find_outliers(whole).remarks[0] == (
+        "the voxel size along z has 2 groups of values: 2.08 mm in 10 cases (c10, c11, c12 and 7 more), 5 mm in 10"
+        " cases (c00, c01, c02 and 7 more)"
+    )
+    thicker = thick | {"c03": replace(case(3), spacing_mm=(0.8, 0.8, 30.0), shape=(100, 100, 4))}
+    assert "30 mm in 1 case (c03)" in find_outliers(fingerprint(**thicker)).remarks[0]
+
+
+def test_scattered_values_are_no_groups() -> None:
+    values = {f"c{index:02d}": replace(case(index), spacing_mm=(0.8, 0.8, 1.6 ** (index // 2))) for index in range(20)}
+    assert not any("groups" in remark for remark in find_outliers(fingerprint(**values)).remarks)
+
+
 def test_sentences_count_the_outliers_that_they_do_not_list() -> None:
     changed = replace(liver(ml=20, components=7), spacing_mm=(5.0, 0.8, 2.0))
     sentences = find_outliers(fingerprint(c03=changed)).sentences(2)
