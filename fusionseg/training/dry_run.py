@@ -113,9 +113,11 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
 def _placement_lines(cache: CacheConfig, needed: int, device: torch.device, launch: Launch) -> list[str]:
     """The memories that a start would compare, and the chosen one, by what is free now on this machine."""
     replicated, ranks = cache.placement == "replicated", launch.local_world_size
+    rotating = cache.window_fraction * (1 + cache.replace_fraction)
+    held = {"replicated": 1.0, "sharded": 1 / launch.world_size, "rotating": min(1.0, rotating)}
     try:
         placement = place_cache(
-            needed if replicated else needed // launch.world_size,
+            round(needed * held[cache.placement]),
             cache,
             device,
             accelerator_free=torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0,

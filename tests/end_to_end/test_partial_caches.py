@@ -50,3 +50,26 @@ def test_shares_of_two_ranks(program: Program, config_file: Path, tmp_path: Path
     alone = interrupted(whole, tmp_path / "alone", step=9)
     (ended_alone,) = program.ranks(1, *arguments(config_file, alone, *options))
     assert "divides the cases over 1 ranks now, and over 2 before" in ended_alone.wait().expect(0).err
+
+
+def test_a_window_that_moves_on(program: Program, config_file: Path, tmp_path: Path) -> None:
+    """Two of four training cases, one of which is replaced after each step; the same on any number of ranks."""
+    options = (*RUN, "cache.placement=rotating", "cache.window_fraction=0.5", "cache.replace_fraction=0.5")
+    whole = tmp_path / "whole"
+    (alone,) = program.ranks(1, *arguments(config_file, whole, *options))
+    ended = alone.wait().expect(0)
+    assert "2 of 4 training cases at a time, of which 1 are replaced every 1 steps" in ended.err
+    drawn = [[sample["case"] for sample in record["samples"]] for record in records(whole, "train")]
+    assert all(len(set(cases)) == 2 for cases in drawn)
+    assert len({case for cases in drawn[:4] for case in cases}) == 4
+
+    resumed = interrupted(whole, tmp_path / "resumed", step=6)
+    (again,) = program.ranks(1, *arguments(config_file, resumed, *options))
+    again.wait().expect(0)
+    assert_same_run(resumed, whole)
+
+    pair = tmp_path / "pair"
+    for rank in program.ranks(2, *arguments(config_file, pair, *options)):
+        rank.wait().expect(0)
+    for one, other in zip(records(pair, "train"), records(whole, "train"), strict=True):
+        assert one["samples"] == other["samples"]

@@ -12,8 +12,10 @@ from fusionseg.data.loading.caches.case_cache import CaseCache
 from fusionseg.data.loading.caches.disk_cache import DiskCache
 from fusionseg.data.loading.caches.partial_cache import ShareCache
 from fusionseg.data.loading.caches.placement import Placement, place_cache
+from fusionseg.data.loading.caches.window_cache import WindowCache
 from fusionseg.data.loading.device_cache import DeviceCache, allocated_bytes, cache_bytes, voxel_bytes
 from fusionseg.data.loading.sampling.case_shares import CaseShares
+from fusionseg.data.loading.sampling.case_window import CaseWindow
 from fusionseg.data.preprocessing.store import Store
 from fusionseg.distributed.node_memory import share_memory
 from fusionseg.distributed.world import World
@@ -23,7 +25,10 @@ log = logging.getLogger("fusionseg")
 
 
 def open_cache(
-    config: CacheConfig, world: World, cases: Sequence[tuple[Store, str]], draws: CaseShares | None = None
+    config: CacheConfig,
+    world: World,
+    cases: Sequence[tuple[Store, str]],
+    draws: CaseShares | CaseWindow | None = None,
 ) -> CaseCache:
     """Load the cases into the memory that has room for them, or leave them on disk. All ranks call it.
 
@@ -50,6 +55,8 @@ def open_cache(
             log.info("cache: %s", line)
     if placement.memory == "disk":
         return DiskCache(cases, config)
+    if isinstance(draws, CaseWindow):
+        return WindowCache(cases, config, placement.device, draws)
     if draws is not None:
         return ShareCache(cases, config, placement.device, draws, world.rank)
     if memory is None or placement.device.type != "cpu":

@@ -7,6 +7,7 @@ from math import prod
 
 from fusionseg.config import RunConfig
 from fusionseg.data.loading.sampling.case_shares import CaseShares
+from fusionseg.data.loading.sampling.case_window import CaseWindow
 from fusionseg.data.loading.sampling.weights import SamplingWeights
 from fusionseg.data.preprocessing.store import PreparedCase
 from fusionseg.utils.errors import UserError
@@ -14,7 +15,7 @@ from fusionseg.utils.errors import UserError
 
 def open_draws(
     config: RunConfig, ranks: int, training: Sequence[PreparedCase], weights: SamplingWeights
-) -> CaseShares | None:
+) -> CaseShares | CaseWindow | None:
     """The draws of the cases for `cache.placement`; None if every rank draws from all cases.
 
     Args:
@@ -35,6 +36,15 @@ def open_draws(
             " data.sampling.case_weights); remove the weights, or set cache.placement to replicated"
         )
     voxels = [prod(record.shape) for record in training]
+    if placement == "rotating":
+        return CaseWindow(
+            config.seed,
+            voxels,
+            window=config.cache.window_fraction,
+            replaced=config.cache.replace_fraction,
+            global_batch=config.train.global_batch,
+            samples_per_volume=config.data.samples_per_volume,
+        )
     if len(voxels) < ranks:
         raise UserError(
             f"cache.placement: sharded needs a training case for each rank (expected at least {ranks}, got"

@@ -72,7 +72,8 @@ class PartialCache(FlatCache):
     def _write(self, first: int, image: Tensor, label: Tensor | None) -> None:
         """Write a case to a position, without waiting for the device."""
         size = image.shape[1]
-        self.image[:, first : first + size].copy_(image, non_blocking=True)
+        for held, channel in zip(self.image, image, strict=True):  # each is contiguous, so that one copy is enough
+            held[first : first + size].copy_(channel, non_blocking=True)
         if label is None:
             self.label[first : first + size].zero_()
         else:
