@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -131,13 +131,17 @@ class TrainingCheckpoints:
             else:
                 gather_all(content)
 
+    @cached_property
+    def _split(self) -> dict[str, Any]:
+        return self.data.split.to_json()  # a second for 20 000 cases, and it does not change
+
     def _identity(self, state: TrainingState) -> dict[str, Any]:
         """Return the fields that describe a checkpoint; the network can be rebuilt from them and the weights alone."""
         return {
             "step": state.step,
             "config": self.config.to_dict(),
             "config_hash": config_hash(self.config),
-            "split": self.data.split.to_json(),
+            "split": self._split,
             "grid": "prepared",
             "channels": list(self.data.channels),
             "labels": {str(value): name for value, name in self.data.labels.items()},

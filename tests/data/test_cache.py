@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from fusionseg.config import CacheConfig, validate
 from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.loading.caches.placement import Placement, place_cache
-from fusionseg.data.loading.device_cache import DeviceCache, allocated_bytes, cache_bytes
+from fusionseg.data.loading.device_cache import DeviceCache, cache_bytes, shared_bytes
 from fusionseg.data.preprocessing.store import Store, write_case
 from fusionseg.data.preprocessing.volume import Volume
 from fusionseg.utils.errors import UserError
@@ -179,13 +180,19 @@ def test_a_rank_reads_what_another_one_filled(stores: dict[str, Store]) -> None:
     store, config = stores["float32"], CacheConfig()
     cases = [(store, name) for name in store.cases]
     own = DeviceCache(cases, config, CPU)
-    memory = torch.zeros(allocated_bytes(list(store.cases.values()), config), dtype=torch.uint8)
-    reader = DeviceCache(cases, config, CPU, memory, fills=False)
+    memory = torch.zeros(shared_bytes(list(store.cases.values()), config), dtype=torch.uint8)
+    unread = replace(store, root=Path("/nowhere"))  # it opens no file
+    reader = DeviceCache([(unread, name) for name in store.cases], config, CPU, memory, fills=False)
     assert not memory.any()
     DeviceCache(cases, config, CPU, memory)
     first = int(own.first_voxel[0])
     assert torch.equal(reader.image[:, first:], own.image[:, first:]) and torch.equal(reader.label, own.label)
     assert torch.equal(reader.image[:, : len(own)], own.image[:, : len(own)])
+    inside = range(memory.data_ptr(), memory.data_ptr() + memory.numel())
+    for case, read in zip(own.plan_cases, reader.plan_cases, strict=True):
+        assert isinstance(read.foreground, np.ndarray) and read.foreground.ctypes.data in inside
+        np.testing.assert_array_equal(read.foreground, case.foreground)
+        assert (read.name, read.class_offsets, len(read.foreground) > 0) == (case.name, case.class_offsets, True)
 
 
 def bare(root: Path, name: str, channels: int, label: bool) -> Any:

@@ -8,6 +8,9 @@ positions hold the background of each case, so that a patch that ends outside of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise
 from math import prod
 
 import numpy as np
@@ -15,8 +18,8 @@ import torch
 from torch import Tensor
 
 from fusionseg.config.data.cache import CacheConfig
-from fusionseg.data.loading.caches.flat_cache import FlatCache, backgrounds
-from fusionseg.data.loading.caches.plan_cases import plan_case
+from fusionseg.data.loading.caches.flat_cache import ALIGNMENT, FlatCache, backgrounds
+from fusionseg.data.loading.caches.plan_cases import kept_positions, num_positions, plan_case
 from fusionseg.data.preprocessing.store import PreparedCase, Store
 
 
@@ -40,25 +43,39 @@ def voxel_bytes(case: PreparedCase, config: CacheConfig) -> int:
     return case.channels * torch.finfo(getattr(torch, config.dtype)).bits // 8 + 1
 
 
-def allocated_bytes(cases: Sequence[PreparedCase], config: CacheConfig) -> int:
-    """Size of the memory that a cache allocates: `cache_bytes`, and the positions of the backgrounds.
+def positions_bytes(cases: Sequence[PreparedCase]) -> int:
+    """Size of the positions of foreground in bytes, with room for the alignment of what follows.
+
+    Args:
+        cases: their records.
+    """
+    size = np.dtype(np.int64).itemsize * sum(map(num_positions, cases))
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def shared_bytes(cases: Sequence[PreparedCase], config: CacheConfig) -> int:
+    """Size of the memory that the ranks of a node may share: positions, `cache_bytes`, and the backgrounds.
 
     Args:
         cases: their records.
         config: the section `cache`.
     """
-    return cache_bytes(cases, config) + (backgrounds(len(cases)) * voxel_bytes(cases[0], config) if cases else 0)
+    first = backgrounds(len(cases)) * voxel_bytes(cases[0], config) if cases else 0
+    return positions_bytes(cases) + cache_bytes(cases, config) + first
 
 
 class DeviceCache(FlatCache):
-    """Prepared cases in memory: all of them, on the training device or on the host."""
+    """Prepared cases in memory: all of them, on the training device or on the host.
+
+    The positions of the foreground are in host memory. They take up to 160 kB for each class of a case.
+    """
 
     def __init__(
         self,
         cases: Sequence[tuple[Store, str]],
         config: CacheConfig,
         device: torch.device,
-        memory: Tensor | None = None,
+        shared: Tensor | None = None,
         *,
         fills: bool = True,
     ) -> None:
@@ -68,36 +85,48 @@ class DeviceCache(FlatCache):
             cases: each by its store and its name there; their order gives the case indices.
             config: the section `cache`.
             device: of the cache.
-            memory: `allocated_bytes` of the device to use, (N,) uint8; None to allocate them.
-            fills: whether to write the cases into the memory; otherwise another rank does so, and this one must wait
-                for it before it reads.
+            shared: `shared_bytes` of the host to use, (N,) uint8; None to allocate what is needed. A cache on another
+                device has the positions there, and its own images and labels.
+            fills: whether to write into the shared memory; otherwise another rank does so, and this one must wait for
+                it before it reads.
 
         Raises:
             UserError: arrays do not match their record, or the cases differ in their number of channels.
         """
         super().__init__(cases, config, device)
-        voxels = [prod(record.shape) for record in self.records]
-        self.first_voxel = backgrounds(len(cases)) + np.cumsum([0, *voxels])
+        self.first_voxel = backgrounds(len(cases)) + np.cumsum([0, *(prod(record.shape) for record in self.records)])
         total = int(self.first_voxel[-1])
-        if memory is None:
+        size = positions_bytes(self.records)
+        positions = (torch.empty(size, dtype=torch.uint8) if shared is None else shared[:size]).numpy().view(np.int64)
+        bounds = np.cumsum([0, *map(num_positions, self.records)]).tolist()
+        self._positions = [positions[first:last] for first, last in pairwise(bounds)]
+        self.plan_cases = [plan_case(*one) for one in zip(self.names, self.records, self._positions, strict=True)]
+        own_voxels = shared is None or device.type != "cpu"
+        if own_voxels:
             self.image = torch.empty((self.channels, total), dtype=self.image_dtype, device=device)
             self.label = torch.zeros(total, dtype=torch.uint8, device=device)
         else:
-            images, self.label = memory.split([memory.numel() - total, total])
+            assert shared is not None
+            images, self.label = shared[size:].split([shared.numel() - size - total, total])
             self.image = images.view(self.image_dtype).view(self.channels, total)
-        self.plan_cases = []
-        for case_index, (store, name) in enumerate(cases):
-            record = self.records[case_index]
-            first, size = int(self.first_voxel[case_index]), voxels[case_index]
-            stored, label, foreground = store.load(name)
-            if fills:
-                image = self._converted(stored)
-                self.image[:, first : first + size].copy_(torch.from_numpy(image.reshape(self.channels, size)))
-            if fills and label is not None:
-                self.label[first : first + size].copy_(torch.from_numpy(np.array(label).reshape(-1)))
-            self.plan_cases.append(plan_case(self.names[case_index], record, np.array(foreground)))
-        if fills:
+        if fills or own_voxels:
+            load = partial(self._load, cases, fills_positions=fills)
+            with ThreadPoolExecutor(config.read_threads) as threads:  # the files of many small cases are slow to open
+                for _ in threads.map(load, range(len(cases))):
+                    pass
             self.image[:, : len(cases)].copy_(self._background_levels.T)
+
+    def _load(self, cases: Sequence[tuple[Store, str]], case_index: int, *, fills_positions: bool) -> None:
+        """Read a case into the memory. Several threads call it, each for other cases."""
+        store, name = cases[case_index]
+        stored, label, foreground = store.load(name)
+        part = slice(int(self.first_voxel[case_index]), int(self.first_voxel[case_index + 1]))
+        image = self._converted(stored)
+        self.image[:, part].copy_(torch.from_numpy(image.reshape(self.channels, -1)))
+        if label is not None:
+            self.label[part].copy_(torch.from_numpy(np.array(label).reshape(-1)))
+        if fills_positions:
+            self._positions[case_index][:] = kept_positions(self.records[case_index], foreground)
 
     @property
     def nbytes(self) -> int:

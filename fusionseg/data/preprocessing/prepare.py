@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -35,6 +36,8 @@ from fusionseg.utils.files import PARTIAL, file_name, user_path, writable_folder
 
 Progress = Callable[[int, int], None]
 
+RECORD_READERS = 4
+"""Threads that read the records of prepared cases, which lie in a file each."""
 LEFTOVER_S = 3600.0
 """Age in seconds from which a half-written case is taken for a leftover of a killed process."""
 
@@ -196,8 +199,10 @@ def open_store(data: DataConfig, output: str, dataset: Dataset) -> Store:
     root = store_folder(data, output, dataset)
     _check_header(root, data)
     names = dataset.channels if data.names_channels else None
-    found = {case.name: _current(root, case, dataset.scheme, dataset.readers, names) for case in dataset.training}
-    cases = {name: record for name, record in found.items() if record is not None}
+    current = partial(_current, root, scheme=dataset.scheme, readers=dataset.readers, names=names)
+    with ThreadPoolExecutor(RECORD_READERS) as threads:
+        found = threads.map(current, dataset.training)
+        cases = {record.name: record for record in found if record is not None}
     return Store(root, dataset.name, dataset.channels, dataset.scheme, cases)
 
 

@@ -17,6 +17,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from fusionseg.config.data.dataset import DataConfig
 from fusionseg.config.outside_part import OutsidePart
 from fusionseg.data.formats.voxel_checks import histogram
 from fusionseg.data.labels.scheme import IGNORE, LabelScheme
+from fusionseg.data.preprocessing.array_file import read_array
 from fusionseg.data.preprocessing.case_folders import settle, temporary_folder
 from fusionseg.data.preprocessing.record import FILE, PreparedCase, SourceFile, checksum, to_json
 from fusionseg.data.preprocessing.volume import Volume
@@ -41,6 +43,9 @@ FORMAT = 2
 FOREGROUND_PER_CLASS = 20_000
 """Voxels that are kept for each class as centres of patches: more than a training draws from one case."""
 
+
+SMALL_VOXELS = 1 << 20
+"""Largest volume whose arrays are read instead of mapped: a map takes twice the time of a read of few pages."""
 
 STORED_ROWS = 1 << 10
 """Rows of a volume that are converted to the stored type at once."""
@@ -120,7 +125,7 @@ class Store:
         return self._array(name, "foreground.npy")
 
     def load(self, name: str) -> tuple[NDArray[Any], NDArray[np.uint8] | None, NDArray[np.int64]]:
-        """Map image, label and foreground of a case into memory, and verify their checksums.
+        """Read image, label and foreground of a case, and verify their checksums. Large arrays are memory-mapped.
 
         Args:
             name: of the case.
@@ -130,8 +135,9 @@ class Store:
                 the record was read, from files that have changed.
         """
         record = self.cases[name]
-        image, foreground = self.image(name), self.foreground(name)
-        label = self.label(name) if record.labelled else None
+        mapped = prod(record.shape) * record.channels > SMALL_VOXELS
+        image, foreground = self._array(name, "image.npy", mapped), self._array(name, "foreground.npy", mapped)
+        label = self._array(name, "label.npy", mapped) if record.labelled else None
         entries = record.class_offsets[-1] + (record.annotated_voxels or 0)
         shapes = [image.shape == (record.channels, *record.shape), foreground.shape == (entries,)]
         shapes.append(label is None or label.shape == record.shape)
@@ -143,15 +149,14 @@ class Store:
             )
         return image, label, foreground
 
-    def _array(self, name: str, file: str) -> NDArray[Any]:
-        path = self.root / self.cases[name].folder / file
+    def _array(self, name: str, file: str, mapped: bool = True) -> NDArray[Any]:
+        path = f"{self.root}/{self.cases[name].folder}/{file}"
         try:
-            array: NDArray[Any] = np.load(path, mmap_mode="r")
+            return read_array(path, mapped=mapped)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{path}: the prepared array cannot be read ({error}): delete {path.parent} and prepare again"
+                f"{path}: the prepared array cannot be read ({error}): delete {Path(path).parent} and prepare again"
             ) from None
-        return array
 
 
 def write_header(root: Path, config: DataConfig, name: str, channels: Sequence[str], labels: Mapping[int, str]) -> None:

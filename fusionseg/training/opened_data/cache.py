@@ -13,7 +13,7 @@ from fusionseg.data.loading.caches.disk_cache import DiskCache
 from fusionseg.data.loading.caches.partial_cache import ShareCache
 from fusionseg.data.loading.caches.placement import Placement, place_cache
 from fusionseg.data.loading.caches.window_cache import WindowCache
-from fusionseg.data.loading.device_cache import DeviceCache, allocated_bytes, cache_bytes, voxel_bytes
+from fusionseg.data.loading.device_cache import DeviceCache, cache_bytes, shared_bytes, voxel_bytes
 from fusionseg.data.loading.sampling.case_shares import CaseShares
 from fusionseg.data.loading.sampling.case_window import CaseWindow
 from fusionseg.data.preprocessing.store import Store
@@ -44,7 +44,7 @@ def open_cache(
     records = [store.cases[name] for store, name in cases]
     memory = None
     if config.device != "disk" and draws is None:
-        memory = share_memory(world, allocated_bytes(records, config))
+        memory = share_memory(world, shared_bytes(records, config))
     needed = cache_bytes(records, config) if draws is None else draws.capacity * voxel_bytes(records[0], config)
     placement = _place(needed, config, world, shared=memory is not None, disk=draws is None)
     where = "disk" if placement.memory == "disk" else str(placement.device)
@@ -59,7 +59,7 @@ def open_cache(
         return WindowCache(cases, config, placement.device, draws)
     if draws is not None:
         return ShareCache(cases, config, placement.device, draws, world.rank)
-    if memory is None or placement.device.type != "cpu":
+    if memory is None:
         return DeviceCache(cases, config, placement.device)
     return DeviceCache(cases, config, placement.device, memory.bytes, fills=memory.writes)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fusionseg.data.loading.caches.case_cache import CaseCache
 
-_ALIGNMENT = 64
+ALIGNMENT = 64
 """The first voxel lies at a multiple of it, for aligned reads."""
 
 
@@ -52,4 +52,4 @@ def backgrounds(cases: int) -> int:
     Args:
         cases: their number.
     """
-    return -(-cases // _ALIGNMENT) * _ALIGNMENT
+    return -(-cases // ALIGNMENT) * ALIGNMENT

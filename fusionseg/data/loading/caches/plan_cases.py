@@ -18,18 +18,31 @@ def plan_case(name: str, record: PreparedCase, positions: NDArray[np.int64]) -> 
     Args:
         name: of the case.
         record: of the case.
+        positions: (`num_positions`,), as `kept_positions` gives them; they need not be filled yet. They are not copied.
+    """
+    offsets = _offsets(record)
+    annotated = None if record.annotated_voxels is None else positions[offsets[-1] :]
+    return PlanCase(name, record.shape, positions[: offsets[-1]], offsets, record.centre_classes, annotated)
+
+
+def num_positions(record: PreparedCase) -> int:
+    """Number of positions that a training draws from: of the classes, and of annotated voxels.
+
+    Args:
+        record: of the case.
+    """
+    return _offsets(record)[-1] + (record.annotated_voxels or 0)
+
+
+def kept_positions(record: PreparedCase, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The positions that a training draws from, (`num_positions`,).
+
+    Args:
+        record: of the case.
         positions: the content of its foreground.npy.
     """
     kept = [positions[first:last] for first, last in _kept_parts(record)]
-    annotated = None if record.annotated_voxels is None else positions[record.class_offsets[-1] :]
-    return PlanCase(
-        name,
-        record.shape,
-        np.concatenate([positions[:0], *kept]),
-        _offsets(record),
-        record.centre_classes,
-        annotated,
-    )
+    return np.concatenate([positions[:0], *kept, positions[record.class_offsets[-1] :]])
 
 
 def plan_case_on_disk(name: str, record: PreparedCase, read: Callable[[], NDArray[np.int64]]) -> PlanCase:
