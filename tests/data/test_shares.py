@@ -21,6 +21,7 @@ from fusionseg.data.loading.sampling.case_shares import CaseShares
 from fusionseg.data.loading.sampling.weights import EVEN, SamplingWeights
 from fusionseg.data.loading.sampling_plan import SamplePlan
 from fusionseg.data.preprocessing.store import Store
+from fusionseg.inference.evaluation.validation import with_all_cases
 from fusionseg.training.opened_data.draws import open_draws
 from fusionseg.utils.errors import UserError
 
@@ -147,3 +148,11 @@ def test_what_does_not_fit_is_refused(store: Store) -> None:
     assert open_draws(validate({"model": {"name": "unet"}}), 8, records, SamplingWeights(cases=(1.0, 2.0))) is None
     with pytest.raises(UserError, match=r"cache\.device: is disk, but placement: sharded"):
         validate({"model": {"name": "unet"}, "cache": {"placement": "sharded", "device": "disk"}})
+
+
+def test_an_evaluation_on_one_device_holds_no_share() -> None:
+    config = validate({"model": {"name": "unet"}, "cache": {"placement": "sharded", "device": "accelerator"}})
+    cache = with_all_cases(config).cache
+    assert (cache.placement, cache.device) == ("replicated", "auto")
+    other = validate({"model": {"name": "unet"}, "cache": {"device": "host"}})
+    assert with_all_cases(other) is other

@@ -42,7 +42,7 @@ def evaluate_by_validation(
     world = World(Launch(), device)
     recorded = network.split
     cases = RunCases(open_begun_datasets(config, recorded), recorded, recorded.seen if recorded else ())
-    data = open_training_data(config, world, cases)
+    data = open_training_data(with_all_cases(config), world, cases)
     validate = build_task(config).build_validation(data, network.precision, world)
     with torch.no_grad():
         result = validate(network.model)
@@ -59,3 +59,15 @@ def evaluate_by_validation(
     writable_folder(folder, "evaluate")
     write_evaluation(folder, [], summary, {})
     return Evaluation(folder, summary, {})
+
+
+def with_all_cases(config: RunConfig) -> RunConfig:
+    """The configuration with a cache that holds all cases, or none: one device need not hold what all ranks held.
+
+    Args:
+        config: of the run.
+    """
+    if config.cache.placement == "replicated":
+        return config
+    cache = config.cache.model_copy(update={"placement": "replicated", "device": "auto"})
+    return config.model_copy(update={"cache": cache})

@@ -60,6 +60,8 @@ class WindowCache(PartialCache):
             self._replace(self._rotation)
         else:
             wait([one.loaded for one in self._entering])
+            if self._stream is not None:
+                torch.cuda.current_stream(self.device).wait_stream(self._stream)
             self._head = self._fill(self._window.cases(rotation).tolist())
         self._rotation = rotation
         self._load_next(rotation)
