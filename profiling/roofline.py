@@ -66,6 +66,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     trainer = open_trainer(arguments.config, arguments.overrides, arguments.data, folder)
     if trainer.config.train.compile is not False:
         raise UserError("train.compile: a compiled step has no operators to count; set train.compile=false")
+    if trainer.config.train.cuda_graph:
+        raise UserError("train.cuda_graph: a replayed step has no operators to count; set train.cuda_graph=false")
     device, precision = trainer.world.device, trainer.precision
     channels_last = trainer.micro_batches.channels_last
     rates = measure_rates(device, precision.dtype, channels_last=channels_last)

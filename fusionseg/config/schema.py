@@ -160,6 +160,7 @@ class RunConfig(SectionWithOptions):
                 "profile.stages: the parts of a compiled network have no ranges of their own; set train.compile=false,"
                 " or profile.stages=false"
             )
+        problems += self.train.graph_problems(stages=self.profile.stages)
         plateau = self.stop.plateau
         if plateau is not None and self.data.fold == ALL:
             problems.append(

@@ -31,8 +31,9 @@ RESUME_FREE_KEYS = (
     ("name",), ("output",), ("resume",), ("init_from_seen",), ("device",), ("log",), ("profile",), ("cache", "device"),
     ("cache", "memory_fraction"), ("cache", "read_threads"), ("checkpoint",), ("data", "root"),
     ("data", "base_dir"), ("data", "prepared"), ("data", "workers"), ("train", "threads"),
-    ("train", "checkpoint_activations"), ("train", "cudnn_benchmark"), ("validate", "window_batch"), ("metrics",),
-    ("distributed", "parallel"), ("distributed", "timeout_s"), ("distributed", "bind_cpus"),
+    ("train", "checkpoint_activations"), ("train", "cuda_graph"), ("train", "cudnn_benchmark"),
+    ("validate", "window_batch"), ("metrics",), ("distributed", "parallel"), ("distributed", "timeout_s"),
+    ("distributed", "bind_cpus"),
 )  # fmt: skip
 
 

@@ -215,6 +215,6 @@ def distribute(
         distributed,
         world.device,
         bf16=bf16,
-        ranges=config.profile.steps is not None or config.profile.stages,
+        ranges=(config.profile.steps is not None or config.profile.stages) and not config.train.cuda_graph,
     )
     return distributed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 
 import torch
 
@@ -37,6 +37,7 @@ from fusionseg.training.outside_check import with_present_sources
 from fusionseg.training.precision import choose_precision, set_kernels
 from fusionseg.training.signals import Lead, StopSignals
 from fusionseg.training.step import TrainStep
+from fusionseg.training.step_graphs import build_step_graphs, open_recorder
 from fusionseg.training.tasks.choice import build_task
 from fusionseg.training.trainer import Trainer
 from fusionseg.training.training_state import TrainingCheckpoints
@@ -139,18 +140,22 @@ def build_trainer(config: RunConfig, world: World, folder: RunFolder, cases: Run
             out_channels=data.scheme.num_outputs,
             device_type=world.device.type,
         )
-    distributed = distribute(model, config, world, accumulation, units)
+    recorder = open_recorder(config, world)
+    with recorder.stream() if recorder is not None else nullcontext():  # DDP keeps the stream that it is built on
+        distributed = distribute(model, config, world, accumulation, units)
     parts = LocalParts(task.parameter_groups(model)) if is_sharded else None
+    optimizer = build_optimizer(config.optim, task.parameter_groups(model) if parts is None else parts.groups)
     train_step = TrainStep(
         distributed,
         task.build_loss(),
-        build_optimizer(config.optim, task.parameter_groups(model) if parts is None else parts.groups),
+        optimizer,
         precision,
         world,
         accumulation_steps=accumulation,
         clip_grad=config.train.clip_grad,
         cast_weights=config.train.compile is False and not is_sharded,
         parts=parts,
+        graphs=None if recorder is None else build_step_graphs(recorder, config, world, distributed, optimizer),
     )
     lead = Lead()
     return Trainer(

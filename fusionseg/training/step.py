@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from fusionseg.models.weight_casts import WeightCasts
 from fusionseg.observability.ranges import annotate
 from fusionseg.training.micro_batches import MicroBatch
 from fusionseg.training.precision import Precision
+from fusionseg.training.step_graphs import StepGraphs
 from fusionseg.training.tasks.task import Loss
 
 
@@ -53,6 +54,7 @@ class TrainStep:
             not fp32. Not for a compiled network, where the compiler joins the casts with other operators, and not for
             a divided one, which has no whole weights between its forward and backward passes.
         parts: the parts of a divided network's weights on this rank, which the optimizer has; None for another network.
+        graphs: records the micro-steps and replays them; None runs each of them.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class TrainStep:
         clip_grad: float | None,
         cast_weights: bool = True,
         parts: LocalParts | None = None,
+        graphs: StepGraphs | None = None,
     ) -> None:
         self.model = model
         self.loss = loss
@@ -75,10 +78,12 @@ class TrainStep:
         self.world = world
         self.accumulation_steps = accumulation_steps
         self.clip_grad = clip_grad
+        self.graphs = graphs
         self.parts = parts
         make_scaler = torch.amp.GradScaler if parts is None else parts.make_scaler
         self.scaler = make_scaler(world.device.type, enabled=precision.scales_loss)
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._rates: list[float] = []  # of the parameter groups, in the last step
         self._skips_on_device = getattr(optimizer, "_step_supports_amp_scaling", False)
         casts = cast_weights and precision.name != "fp32"
         self.casts = WeightCasts(model, precision.dtype, adds_gradients=world.size == 1) if casts else None
@@ -105,29 +110,53 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         if self.parts is not None:
             self.parts.drop_gradients()
+        frozen = tuple(step < group.get("frozen_steps", 0) for group in self.optimizer.param_groups)
+        if self.graphs is not None:
+            self.graphs.begin(frozen)
         losses: list[Tensor] = []
         with ExitStack() as casts:
             for micro, batch in zip(range(self.accumulation_steps), micro_batches, strict=True):
                 torch.manual_seed(batch.seed)
-                with self._allreduce(last=micro == self.accumulation_steps - 1):
-                    with annotate("forward", micro), self.precision.autocast():
-                        if self.casts is not None and micro == 0:
-                            casts.enter_context(self.casts.in_place())
-                        output = self.model(*batch.inputs)
-                    with annotate("loss", micro):
-                        loss = self.loss(output, batch.target)
-                        if self.accumulation_steps > 1:
-                            loss = loss / self.accumulation_steps
-                    with annotate("backward", micro), self._adding_gradients():
-                        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-                losses.append(loss.detach())
-        with annotate("optimizer"):
-            if self.parts is not None:
-                self.parts.take_gradients()
-            self._drop_frozen_gradients(step)
-            loss, norm, finite = self._reduce(losses)
-            self._clip_and_update(norm, finite)
-            self._count(loss, norm, finite)
+                work = functools.partial(self._run_micro_step, micro, frozen, losses, casts)
+                if self.graphs is None:
+                    work(batch)
+                else:
+                    self.graphs.run(micro, batch, work)
+
+    def _run_micro_step(
+        self, micro: int, frozen: Sequence[bool], losses: list[Tensor], casts: ExitStack, batch: MicroBatch
+    ) -> None:
+        """Run a forward and a backward pass, and the update after the last of the step.
+
+        Args:
+            micro: index of the micro-batch in the step.
+            frozen: for each parameter group, whether it does not learn yet.
+            losses: of the micro-batches before; that of this one is added.
+            casts: holds the casts of the weights until the last backward pass.
+            batch: the micro-batch.
+        """
+        last = micro == self.accumulation_steps - 1
+        with self._allreduce(last=last):
+            with annotate("forward", micro), self.precision.autocast():
+                if self.casts is not None and micro == 0:
+                    casts.enter_context(self.casts.in_place())
+                output = self.model(*batch.inputs)
+            with annotate("loss", micro):
+                loss = self.loss(output, batch.target)
+                if self.accumulation_steps > 1:
+                    loss = loss / self.accumulation_steps
+            with annotate("backward", micro), self._adding_gradients():
+                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.detach())
+        if last:
+            casts.close()
+            with annotate("optimizer"):
+                if self.parts is not None:
+                    self.parts.take_gradients()
+                self._drop_frozen_gradients(frozen)
+                loss, norm, finite = self._reduce(losses)
+                self._clip_and_update(norm, finite)
+                self._count(loss, norm, finite)
 
     def read(self) -> StepStatistics:
         """Wait for the device and take the totals since the last reading."""
@@ -147,6 +176,8 @@ class TrainStep:
 
     def state_dict(self) -> dict[str, Any]:
         optimizer = self.optimizer.state_dict()
+        for group, rate in zip(optimizer["param_groups"], self._rates, strict=False):  # none before the first step
+            group["lr"] = rate  # a number also where the optimizer has a tensor
         return {
             "optimizer": optimizer if self.parts is None else self.parts.divided_state(optimizer),
             "scaler": self.scaler.state_dict(),
@@ -157,6 +188,8 @@ class TrainStep:
         saved = state["optimizer"]
         self.optimizer.load_state_dict(saved if self.parts is None else self.parts.own_state(saved))
         self._lay_out_states()
+        if self.graphs is not None:
+            self.graphs.forget()  # they have the memory of the states before
         if state["scaler"]:  # empty if the run has trained in bf16 or fp32 so far, on another device
             self.scaler.load_state_dict(state["scaler"])
         self._totals.copy_(state["totals"])
@@ -174,8 +207,12 @@ class TrainStep:
                     states[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
     def _set_learning_rate(self, lr: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
+        groups = self.optimizer.param_groups
+        scales = [group.get("lr_scale", 1.0) for group in groups]
+        self._rates = [lr * scale for scale in scales]
+        rates = self._rates if self.graphs is None else self.graphs.rates(lr, scales)
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate
 
     def _allreduce(self, *, last: bool) -> AbstractContextManager[None]:
         """Let DDP average the gradients over the ranks in the backward pass of the last micro-batch only."""
@@ -186,14 +223,14 @@ class TrainStep:
     def _adding_gradients(self) -> AbstractContextManager[None]:
         return nullcontext() if self.casts is None else self.casts.adding_gradients()
 
-    def _drop_frozen_gradients(self, step: int) -> None:
+    def _drop_frozen_gradients(self, frozen: Sequence[bool]) -> None:
         """Remove the gradients of the parameter groups that do not learn yet (fusionseg.training.tasks.fine_tuning).
 
         An optimizer leaves a parameter without gradient as it is: no update, no decay, no state. The gradient norm does
         not count the parameter either.
         """
-        for group in self.optimizer.param_groups:
-            if step < group.get("frozen_steps", 0):
+        for group, is_frozen in zip(self.optimizer.param_groups, frozen, strict=True):
+            if is_frozen:
                 for parameter in group["params"]:
                     parameter.grad = None
 

@@ -19,7 +19,7 @@ def _mode_of_true(value: Any) -> Any:
 class TrainConfig(SectionWithOptions):
     """The training loop."""
 
-    left_out: ClassVar[tuple[str, ...]] = ("cudnn_benchmark", "tf32")
+    left_out: ClassVar[tuple[str, ...]] = ("cuda_graph", "cudnn_benchmark", "tf32")
 
     steps: Positive = 50000
     """Optimizer steps."""
@@ -33,6 +33,10 @@ class TrainConfig(SectionWithOptions):
     """Compile the network with torch.compile in one of its modes. `default` joins small operators. `reduce-overhead`
     also records them as CUDA graphs. `max-autotune` also measures which kernels are fastest, and takes minutes. `true`
     is `default`. A compiled network rounds differently from one that is not compiled, and so does each mode."""
+    cuda_graph: bool = False
+    """Record the forward pass, the backward pass and the update as CUDA graphs, and replay them: for a GPU that waits
+    for the host. The first steps run as they are (3, on several ranks 11). Replayed steps have no ranges `forward`,
+    `loss`, `backward` and `optimizer`. The graphs keep the memory of a step, which a validation cannot use."""
     cudnn_benchmark: bool = False
     """Let cuDNN measure its convolutions on first use and take the fastest. The choice may differ from start to start,
     and with it the rounding: two runs with the same seed are then no longer equal to the last bit."""
@@ -52,3 +56,22 @@ class TrainConfig(SectionWithOptions):
     """Number of consecutive steps with a non-finite loss or gradient that ends the run."""
     threads: Positive | None = None
     """CPU threads of each process; null divides this job's CPUs among its processes on the node."""
+
+    def graph_problems(self, *, stages: bool) -> list[str]:
+        """List the settings that do not fit `cuda_graph`, with the fixes.
+
+        Args:
+            stages: `profile.stages`.
+        """
+        problems = []
+        if self.cuda_graph and self.compile not in (False, "default"):
+            problems.append(
+                f"train.cuda_graph: train.compile {self.compile} makes CUDA graphs itself; set train.compile to"
+                " default, or train.cuda_graph=false"
+            )
+        if self.cuda_graph and stages:
+            problems.append(
+                "profile.stages: the parts of a recorded network have no ranges of their own; set"
+                " train.cuda_graph=false, or profile.stages=false"
+            )
+        return problems
