@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fusionseg.models.device_kind import autocast_kind
+from fusionseg.models.device_kind import autocast_kind, device_kind
+from fusionseg.models.memory_efficient.layer_norm import LayerNorm
 from fusionseg.models.placement import GuardedConv3d
 
 GROUP_BYTES = 25 * 2**20
@@ -45,7 +46,7 @@ class WeightCasts:
         for module in dict.fromkeys(_uncompiled(model)):
             if type(module) in _WITH_CASTS:
                 weights = {name: module._parameters.get(name) for name in _NAMES}
-                kept = {name: weight for name, weight in weights.items() if _is_cast(weight)}
+                kept = {name: weight for name, weight in weights.items() if _is_cast(module, weight)}
                 if kept:
                     found.update((id(weight), weight) for weight in kept.values() if weight is not None)
                     places = {name: id(weight) for name, weight in kept.items()}
@@ -169,8 +170,10 @@ def _uncompiled(module: nn.Module) -> Iterator[nn.Module]:
             yield from _uncompiled(child)
 
 
-def _is_cast(weight: nn.Parameter | None) -> bool:
-    return weight is not None and weight.dtype == torch.float32
+def _is_cast(module: nn.Module, weight: nn.Parameter | None) -> bool:
+    if weight is None or weight.dtype != torch.float32:
+        return False
+    return not isinstance(module, LayerNorm) or device_kind(weight) != "cpu"  # on a CPU its weights are float32
 
 
 def _divide(weights: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
@@ -209,7 +212,7 @@ def _with_casts(kind: type[nn.Module]) -> type[nn.Module]:
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _WITH_CASTS: dict[type[nn.Module], type[nn.Module]] = {
-    kind: _with_casts(kind) for kind in (*_CONVOLUTIONS, GuardedConv3d, nn.Linear, nn.PReLU)
+    kind: _with_casts(kind) for kind in (*_CONVOLUTIONS, GuardedConv3d, nn.Linear, nn.PReLU, LayerNorm)
 }
 """The modules whose weight and bias autocast casts, with their classes while the casts are in place.
 

@@ -19,7 +19,6 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fusionseg.config.pretraining import PretrainConfig
 from fusionseg.config.section import Triple
@@ -106,8 +105,8 @@ class BlockAttention(WindowAttention):
     columns of its index for a smaller window, and these belong to other offsets.
     """
 
-    def position_bias(self, length: int) -> Tensor:
-        """Return the bias (heads, n, n) of the scores of cubic windows of n tokens.
+    def position_rows(self, length: int) -> Tensor:
+        """Return the rows of the bias table (n, n) for the pairs of tokens of cubic windows of n tokens.
 
         Args:
             length: n.
@@ -116,8 +115,7 @@ class BlockAttention(WindowAttention):
         index = self.relative_position_index.view([full] * 6)
         for axis in range(6):
             index = index.narrow(axis, 0, edge)
-        index = index.reshape(length, length)
-        return F.embedding(index, self.relative_position_bias_table).permute(2, 0, 1).contiguous()
+        return index.reshape(length, length)
 
 
 def limit_windows_to_blocks(encoder: SwinEncoder, block: int) -> None:

@@ -19,8 +19,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fusionseg.models.memory_efficient.autograd_helpers import autocast_disabled, matmul_dtype, sum_dtype, uses_chunks
+from fusionseg.models.swin.score_bias import BlockScores, TableIndex, score_biases, table_index
+from fusionseg.models.swin.whole_attention import attend_whole, scaled_dot_product
 from fusionseg.models.swin.window_layout import WindowLayout, relative_position_index
 
+_TABLE_INDICES: dict[tuple[type, int, int, torch.device], TableIndex] = {}
+"""Made once for each class of attention, size of the table's windows, tokens of a window, and device."""
 _CHUNK_SCORES = 9 * 343 * 343  # scores of a chunk of windows: 4 MB in float32, so that they stay in the CPU's cache
 
 
@@ -46,34 +50,58 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
+    def position_rows(self, length: int) -> Tensor:
+        """Return the rows of the bias table (n, n) for the pairs of tokens of windows of n tokens.
+
+        Args:
+            length: n, at most window_size**3.
+        """
+        # For a stage that is smaller than the window these are the first rows and columns of the index, as in MONAI.
+        return self.relative_position_index[:length, :length]
+
     def position_bias(self, length: int) -> Tensor:
         """Return the bias (heads, n, n) of the scores of windows of n tokens.
 
         Args:
             length: n, at most window_size**3.
         """
-        # For a stage that is smaller than the window these are the first rows and columns of the index, as in MONAI.
-        index = self.relative_position_index[:length, :length]
-        return F.embedding(index, self.relative_position_bias_table).permute(2, 0, 1).contiguous()
+        rows = F.embedding(self.position_rows(length), self.relative_position_bias_table)
+        return rows.permute(2, 0, 1).contiguous()
 
-    def forward(self, x_BLC: Tensor, norm: nn.LayerNorm, layout: WindowLayout) -> Tensor:
+    def block_scores(self, layout: WindowLayout) -> BlockScores:
+        """Return what `score_biases` needs for windows of a layout."""
+        key = type(self), len(self.relative_position_index), layout.length, self.relative_position_index.device
+        if key not in _TABLE_INDICES:
+            _TABLE_INDICES[key] = table_index(self.position_rows(layout.length))
+        return BlockScores(self.relative_position_bias_table, _TABLE_INDICES[key], layout)
+
+    def forward(
+        self, x_BLC: Tensor, norm: nn.LayerNorm, layout: WindowLayout, score_bias: Tensor | None = None
+    ) -> Tensor:
         """Return the output of the attention (B, L, C), before the residual addition.
 
         Args:
             x_BLC: tokens (B, L, C).
             norm: layer norm that is applied to the tokens first.
             layout: windows of the tokens.
+            score_bias: that of `score_biases`, where `uses_whole_windows`; None makes it here.
         """
+        if uses_whole_windows(x_BLC):
+            dtype = matmul_dtype(x_BLC)
+            if score_bias is None:
+                (score_bias,) = score_biases([self.block_scores(layout)], len(x_BLC), dtype)
+            return self.proj(attend_whole(norm(x_BLC).to(dtype), self.qkv, score_bias, layout))
         bias = self.position_bias(layout.length)
         if uses_chunks(x_BLC):
             attended: Tensor = _ChunkedAttention.apply(
                 x_BLC, norm.weight, norm.bias, self.qkv.weight, self.qkv.bias, bias, layout, self.num_heads, norm.eps
             )
         else:
-            attended = self._fused(norm(x_BLC), bias, layout)
+            attended = self._recorded(norm(x_BLC), bias, layout)
         return self.proj(attended)
 
-    def _fused(self, x_BLC: Tensor, bias: Tensor, layout: WindowLayout) -> Tensor:
+    def _recorded(self, x_BLC: Tensor, bias: Tensor, layout: WindowLayout) -> Tensor:
+        """Compute the attention with operators that a compiler or an export records, for any number of samples."""
         batch, _, channels = x_BLC.shape
         x_BLC = x_BLC.to(matmul_dtype(x_BLC))
         windows = _to_windows(x_BLC, layout) if torch.jit.is_tracing() else _ToWindows.apply(x_BLC, layout)
@@ -86,7 +114,7 @@ class WindowAttention(nn.Module):
             rows = group.reshape(-1, layout.length, 3, self.num_heads, qkv.shape[-1])
             q, k, v = rows.permute(2, 0, 3, 1, 4).unbind()
             score_bias = bias if mask is None else bias + mask.to(bias.dtype)
-            out = _attend(q, k, v, score_bias)
+            out = scaled_dot_product(q, k, v, score_bias.unsqueeze(0))
             parts.append(out.transpose(1, 2).reshape(batch, -1, channels))
         slots = torch.cat(parts, dim=1)
         if torch.jit.is_tracing():
@@ -95,13 +123,9 @@ class WindowAttention(nn.Module):
         return out_BLC
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, score_bias: Tensor) -> Tensor:
-    if q.is_meta:  # Estimates of the memory assume a GPU's kernel. The meta device's own choice would keep all scores.
-        repeated = score_bias.expand(len(q), *score_bias.shape)
-        out: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, repeated, True)[0]
-        return out
-    # The bias is not repeated for all windows here: torch first pads it to a multiple of eight, then repeats it.
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=score_bias.unsqueeze(0))
+def uses_whole_windows(x: Tensor) -> bool:
+    """Tell whether the attention of `x` is computed with operators on all windows, neither in chunks nor recorded."""
+    return not (uses_chunks(x) or torch.compiler.is_compiling() or torch.jit.is_tracing())
 
 
 def _to_windows(x_BLC: Tensor, layout: WindowLayout, padding: Tensor | None = None) -> Tensor:

@@ -15,13 +15,15 @@ from collections.abc import Collection, Sequence
 from monai.networks.blocks.patchembedding import PatchEmbed
 from monai.networks.layers.drop_path import DropPath
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from fusionseg.models.memory_efficient.autograd_helpers import matmul_dtype
 from fusionseg.models.memory_efficient.convolution_blocks import ResidualBlock
-from fusionseg.models.swin.attention import WindowAttention
+from fusionseg.models.memory_efficient.layer_norm import LayerNorm, layer_norm
+from fusionseg.models.swin.attention import WindowAttention, uses_whole_windows
 from fusionseg.models.swin.mlp import Mlp
 from fusionseg.models.swin.patch_merging import PatchMerging
+from fusionseg.models.swin.score_bias import score_biases
 from fusionseg.models.swin.window_layout import WindowLayout, window_layout
 
 
@@ -39,15 +41,15 @@ class SwinBlock(nn.Module):
     def __init__(self, dim: int, num_heads: int, window_size: int, *, shifted: bool, drop_path: float) -> None:
         super().__init__()
         self.shifted = shifted
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = LayerNorm(dim)
         self.attn = WindowAttention(dim, num_heads, window_size)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
         self.mlp = Mlp(dim)
 
-    def forward(self, x_BLC: Tensor, layout: WindowLayout) -> Tensor:
-        """Map tokens (B, L, C) to tokens of the same shape."""
-        x_BLC = x_BLC + self.drop_path(self.attn(x_BLC, self.norm1, layout))
+    def forward(self, x_BLC: Tensor, layout: WindowLayout, score_bias: Tensor | None = None) -> Tensor:
+        """Map tokens (B, L, C) to tokens of the same shape; for `score_bias` see `WindowAttention`."""
+        x_BLC = x_BLC + self.drop_path(self.attn(x_BLC, self.norm1, layout, score_bias))
         return x_BLC + self.drop_path(self.mlp(x_BLC, self.norm2))
 
 
@@ -77,19 +79,26 @@ class SwinStage(nn.Module):
         )
         self.downsample = PatchMerging(dim)
 
-    def forward(self, x_BXYZC: Tensor) -> Tensor:
-        """Map tokens (B, X, Y, Z, C) to (B, X / 2, Y / 2, Z / 2, 2 C)."""
-        if self.use_checkpoint and self.training:
-            out: Tensor = checkpoint(self._forward, x_BXYZC, use_reentrant=False, preserve_rng_state=self.is_random)
-            return out
-        return self._forward(x_BXYZC)
+    def forward(self, x_BXYZC: Tensor, score_biases: Sequence[Tensor | None]) -> Tensor:
+        """Map tokens (B, X, Y, Z, C) to (B, X / 2, Y / 2, Z / 2, 2 C).
 
-    def _forward(self, x_BXYZC: Tensor) -> Tensor:
+        Args:
+            x_BXYZC: the tokens.
+            score_biases: of each block; None for a block that makes its own.
+        """
+        if self.use_checkpoint and self.training:
+            out: Tensor = checkpoint(
+                self._forward, x_BXYZC, score_biases, use_reentrant=False, preserve_rng_state=self.is_random
+            )
+            return out
+        return self._forward(x_BXYZC, score_biases)
+
+    def _forward(self, x_BXYZC: Tensor, score_biases: Sequence[Tensor | None]) -> Tensor:
         batch, *size, channels = x_BXYZC.shape
         dims = (size[0], size[1], size[2])
         x = x_BXYZC.reshape(batch, -1, channels)
-        for block in self.blocks:
-            x = block(x, window_layout(dims, self.window_size, block.shifted, x.device))
+        for block, score_bias in zip(self.blocks, score_biases, strict=True):
+            x = block(x, window_layout(dims, self.window_size, block.shifted, x.device), score_bias)
         merged: Tensor = self.downsample(x.view(x_BXYZC.shape))
         return merged
 
@@ -162,12 +171,28 @@ class SwinEncoder(nn.Module):
         """
         x = embedded_BCXYZ.permute(0, 2, 3, 4, 1).contiguous()
         hidden = [x]
+        biases = iter(self._score_biases(x))
         for index in range(1, self.num_stages + 1):
             if self.residual_stages:
                 block = getattr(self, f"layers{index}c")[0]
                 x = block(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1).contiguous()
-            x = getattr(self, f"layers{index}")[0](x)
+            stage = getattr(self, f"layers{index}")[0]
+            x = stage(x, [next(biases) for _ in stage.blocks])
             hidden.append(x)
         if normalize:
-            hidden = [F.layer_norm(state, state.shape[-1:]) for state in hidden]
+            hidden = [layer_norm(state, state.shape[-1:]) for state in hidden]
         return [state.permute(0, 4, 1, 2, 3) for state in hidden]
+
+    def _score_biases(self, x_BXYZC: Tensor) -> Sequence[Tensor | None]:
+        """Return the biases of the scores of all blocks, given the embedding; None for blocks that make their own."""
+        stages = [getattr(self, f"layers{index}")[0] for index in range(1, self.num_stages + 1)]
+        if not uses_whole_windows(x_BXYZC):
+            return [None for stage in stages for _ in stage.blocks]
+        batch, x, y, z, _ = x_BXYZC.shape
+        scores = []
+        for stage in stages:
+            for block in stage.blocks:
+                layout = window_layout((x, y, z), stage.window_size, block.shifted, x_BXYZC.device)
+                scores.append(block.attn.block_scores(layout))
+            x, y, z = (-(-size // 2) for size in (x, y, z))
+        return score_biases(scores, batch, matmul_dtype(x_BXYZC))

@@ -18,6 +18,7 @@ from fusionseg.models.memory_efficient.autograd_helpers import (
     matmul_dtype,
     row_chunks,
     sum_dtype,
+    uses_chunks,
 )
 
 
@@ -66,6 +67,9 @@ class _MlpFunction(torch.autograd.Function):
         with autocast_disabled(x):
             gamma, beta = gamma.to(x.dtype), beta.to(x.dtype)
             weight1, bias1, weight2, bias2 = (p.to(ctx.dtype) for p in (weight1, bias1, weight2, bias2))
+            if not uses_chunks(x):
+                normed = F.layer_norm(x, gamma.shape, gamma, beta, eps).to(ctx.dtype)
+                return F.linear(F.gelu(F.linear(normed, weight1, bias1)), weight2, bias2)
             out = x.new_empty(x.shape, dtype=ctx.dtype)
             rows, out_rows = x.flatten(0, 1), out.flatten(0, 1)
             for part in row_chunks(rows):
@@ -78,7 +82,7 @@ class _MlpFunction(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         with autocast_disabled(grad):
-            return _mlp_grads(ctx, grad)
+            return _mlp_grads(ctx, grad) if uses_chunks(grad) else _whole_mlp_grads(ctx, grad)
 
 
 def _mlp_grads(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -105,4 +109,24 @@ def _mlp_grads(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         )
         sums[0] += grad_gamma
         sums[1] += grad_beta
+    return grad_x.view_as(x), *(s.to(p.dtype) for s, p in zip(sums, parameters, strict=True)), None
+
+
+def _whole_mlp_grads(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Compute `_mlp_grads` with operators on all rows. Each sum is one product, which adds in float32."""
+    x, *parameters = ctx.saved_tensors
+    gamma, beta = (p.to(x.dtype) for p in parameters[:2])
+    weight1, bias1, weight2, _ = (p.to(ctx.dtype) for p in parameters[2:])
+    rows, grad_rows = x.flatten(0, 1), grad.to(ctx.dtype).flatten(0, 1)
+    normed_x, mean, rstd = torch.native_layer_norm(rows, gamma.shape, gamma, beta, ctx.eps)
+    normed = normed_x.to(ctx.dtype)
+    before = torch.addmm(bias1, normed, weight1.mT)
+    grad_weight2 = grad_rows.mT @ F.gelu(before)
+    grad_before = torch.ops.aten.gelu_backward(grad_rows @ weight2, before)
+    del before
+    grad_normed = (grad_before @ weight1).to(x.dtype)
+    grad_x, grad_gamma, grad_beta = torch.ops.aten.native_layer_norm_backward(
+        grad_normed, rows, gamma.shape, mean, rstd, gamma, beta, [True, True, True]
+    )
+    sums = (grad_gamma, grad_beta, grad_before.mT @ normed, grad_before.sum(0), grad_weight2, grad_rows.sum(0))
     return grad_x.view_as(x), *(s.to(p.dtype) for s, p in zip(sums, parameters, strict=True)), None

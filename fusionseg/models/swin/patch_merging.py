@@ -12,6 +12,8 @@ from monai.networks.nets.swin_unetr import PatchMerging as MonaiPatchMerging
 from torch import Tensor
 from torch.nn import functional as F
 
+from fusionseg.models.memory_efficient.layer_norm import LayerNorm
+
 _PLACES = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1))
 """Places of the tokens in the order of MONAI's channels."""
 _IN_MEMORY = tuple(sorted(range(len(_PLACES)), key=_PLACES.__getitem__))
@@ -24,6 +26,9 @@ class PatchMerging(MonaiPatchMerging):
     Output and state dict are those of MONAI's `PatchMerging`. Its slices have a gradient each, of the size of the
     input; here all of them have one.
     """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, norm_layer=LayerNorm)  # type: ignore[arg-type]
 
     def forward(self, x_BXYZC: Tensor) -> Tensor:
         """Map tokens (B, X, Y, Z, C) to (B, X / 2, Y / 2, Z / 2, 2 C); odd axes are padded with 0."""

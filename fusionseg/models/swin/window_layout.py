@@ -18,7 +18,7 @@ Size3 = tuple[int, int, int]
 _MASKED = -100.0  # added to the scores of tokens that are not adjacent in the volume, as in the authors' code
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WindowLayout:
     """Assignment of the L tokens of a stage to windows of n slots, and back.
 

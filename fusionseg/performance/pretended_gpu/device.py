@@ -73,11 +73,12 @@ def pretended_gpu(capability: tuple[int, int] = (9, 0), waits: list[str] | None 
 def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: Any) -> Tensor:
     """Call the memory-efficient kernel, as torch does on a GPU; a build without CUDA cannot choose it.
 
-    Like torch, pad the rows of the mask to a multiple of eight elements first.
+    Like torch, pad the rows of the mask first if they do not begin at multiples of eight elements.
     """
     if attn_mask is not None:
         length = attn_mask.shape[-1]
-        if length % 8:
+        *strides, last = attn_mask.stride()
+        if last != 1 or any(stride % 8 for stride in strides):
             attn_mask = functional.pad(attn_mask, (0, -length % 8))[..., :length]
         attn_mask = attn_mask.expand(*query.shape[:-1], length)
     out: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, attn_mask, True)[0]

@@ -1,0 +1,114 @@
+"""Window attention with operators on all windows, for devices on which each operator costs time for its launch."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fusionseg.models.swin.score_bias import is_joined
+from fusionseg.models.swin.window_layout import WindowLayout
+
+
+def attend_whole(normed_BLC: Tensor, qkv: nn.Linear, bias: Tensor, layout: WindowLayout) -> Tensor:
+    """Compute the attention (B, L, C) of normalised tokens, before its output projection.
+
+    Args:
+        normed_BLC: tokens, of the type in which the attention is computed.
+        qkv: projection to queries, keys and values.
+        bias: (N, heads, n, n), see `score_biases`.
+        layout: windows of the tokens.
+    """
+    batch, _, channels = normed_BLC.shape
+    heads = bias.shape[1]
+    slots = _slots(layout, batch)
+    windows: Tensor = _ToSlots.apply(normed_BLC.flatten(0, 1), slots)
+    projected = qkv(windows).view(layout.windows * batch, layout.length, 3, heads, channels // heads)
+    if is_joined(layout, heads, batch, bias.element_size()):
+        attended = _attend(projected, bias)
+    else:
+        # The samples of a window are neighbours, so that the windows of a group are so too, in all samples. The
+        # gradient of a split is one concatenation; each slice would have one of the size of all windows.
+        groups = projected.split([(stop - first) * batch for first, stop, _ in layout.groups])
+        attended = torch.cat([_attend(*pair) for pair in zip(groups, bias.split(1), strict=True)])
+    tokens: Tensor = _FromSlots.apply(attended, slots)
+    return tokens.view_as(normed_BLC)
+
+
+def _attend(projected: Tensor, bias: Tensor) -> Tensor:
+    """Compute the attention (windows * n, C) of queries, keys and values (windows, n, 3, heads, C / heads)."""
+    q, k, v = projected.permute(2, 0, 3, 1, 4).unbind()
+    return scaled_dot_product(q, k, v, bias).transpose(1, 2).reshape(-1, q.shape[1] * q.shape[3])
+
+
+def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Compute the attention of q, k and v (windows, heads, n, C / heads) with a bias (1 or windows, heads, n, n)."""
+    if q.is_meta:  # Estimates of the memory assume a GPU's kernel. The meta device's own choice would keep all scores.
+        repeated = bias.expand(len(q), -1, -1, -1)
+        out: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, repeated, True)[0]
+        return out
+    # The bias is not repeated for all windows here: torch first pads it to a multiple of eight, then repeats it.
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+class _Slots(NamedTuple):
+    """Tokens and slots of a batch. The slots of a window come sample by sample, then those of the next window."""
+
+    token: Tensor
+    """(windows * B * n): token of each slot among the B * L; the value B * L is padding."""
+    slot: Tensor
+    """(B * L): slot of each token."""
+    has_padding: bool
+
+
+@cache
+def _slots(layout: WindowLayout, batch: int) -> _Slots:
+    sample = torch.arange(batch, device=layout.index.device).unsqueeze(1)
+    token = layout.index.view(-1, 1, layout.length)
+    token = torch.where(token < layout.tokens, token + sample * layout.tokens, batch * layout.tokens)
+    window, place = layout.slot // layout.length, layout.slot % layout.length
+    slot = (window * batch + sample) * layout.length + place
+    return _Slots(token.flatten(), slot.flatten(), layout.padded.numel() > 0)
+
+
+@cache
+def _zero_row(channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.zeros(1, channels, dtype=dtype, device=device)
+
+
+def _to_slots(tokens: Tensor, slots: _Slots) -> Tensor:
+    if slots.has_padding:
+        tokens = torch.cat([tokens, _zero_row(tokens.shape[1], tokens.dtype, tokens.device)])
+    return tokens.index_select(0, slots.token)
+
+
+class _ToSlots(torch.autograd.Function):
+    """Copy tokens (B * L, C) to the slots of the windows; padding is 0.
+
+    Every token has one slot, so that the gradient is an `index_select` too instead of a slower scattered addition.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, slots: _Slots) -> Tensor:
+        ctx.slots = slots
+        return _to_slots(tokens, slots)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.index_select(0, ctx.slots.slot), None
+
+
+class _FromSlots(torch.autograd.Function):
+    """Copy the slots of the windows back to tokens (B * L, C)."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, slots: _Slots) -> Tensor:
+        ctx.slots = slots
+        return values.index_select(0, slots.slot)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _to_slots(grad, ctx.slots), None
