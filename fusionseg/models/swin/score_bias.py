@@ -33,7 +33,7 @@ class TableIndex(NamedTuple):
 
 
 class BlockScores(NamedTuple):
-    """What a block's scores need."""
+    """Bias table and windows of a block."""
 
     table: nn.Parameter
     """Bias table (rows, heads)."""
