@@ -15,7 +15,7 @@ from fusionseg.config.override import Override, parse_override
 from fusionseg.config.renaming import Dropped, carry_over, dropped, is_renamed
 from fusionseg.config.schema import RunConfig
 from fusionseg.config.section import RECORDED, Section
-from fusionseg.config.shipped.lookup import CONFIG, find_file, shown_path
+from fusionseg.config.shipped.lookup import CONFIG, RESOURCES, find_file, shown_path
 from fusionseg.config.yaml_location import KeyPath, Locations, dump_yaml, read_yaml
 from fusionseg.utils.errors import UserError
 
@@ -175,7 +175,9 @@ def _read_extended(path: Path, chain: tuple[Path, ...], lost: list[Dropped]) -> 
             raise UserError(f"extends ({location}): {error}") from None
         base_raw, base_locations = _read_extended(file, (*chain, path.resolve()), lost)
         merged, merged_locations = _merge_named(merged, merged_locations, base_raw, base_locations, lost)
-    return _merge_named(merged, merged_locations, raw, locations, lost)
+    # What a shipped file replaces is no news to somebody who uses it.
+    own_lost = [] if path.is_relative_to(RESOURCES) else lost
+    return _merge_named(merged, merged_locations, raw, locations, own_lost)
 
 
 def _merge_named(

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from fusionseg.config import dump_config, load_config
+from fusionseg.config.loading import read_raw
 from fusionseg.config.renaming import Dropped
+from fusionseg.config.shipped.lookup import CONFIG
 from fusionseg.utils.errors import UserError
 
 
@@ -102,6 +104,18 @@ def test_a_whole_section_and_a_file_that_extends_begin_afresh_and_say_so(tmp_pat
     config, lost = load(tmp_path, "extends: base.yaml\nmodel: {name: unet}")
     assert config.model.channels == (32, 64, 128, 256)
     assert lost == ["model.name monai_unet -> unet: dropped channels=[4, 8]"]
+
+
+def test_what_a_shipped_file_replaces_is_not_named(tmp_path: Path) -> None:
+    lost: list[Dropped] = []
+    for name in CONFIG.names():
+        read_raw(name, [], lost)
+    assert lost == []
+    (tmp_path / "mine.yaml").write_text("extends: hippocampus_resenc\nmodel: {name: unet}")
+    read_raw(tmp_path / "mine.yaml", [], lost)
+    assert [str(one) for one in lost] == [
+        "model.name resenc_unet -> unet: dropped channels=[16, 32, 64, 128], blocks=[1, 1, 2, 2]"
+    ]
 
 
 def test_levels_are_not_dropped_for_a_default_that_does_not_suit_them(tmp_path: Path) -> None:
