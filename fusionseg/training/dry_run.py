@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 
@@ -22,6 +23,7 @@ from fusionseg.distributed.launch import Launch, read_launch
 from fusionseg.distributed.world import choose_device
 from fusionseg.runs.cases.datasets import RunDataset
 from fusionseg.runs.cases.opening import open_cases, settle_split
+from fusionseg.runs.checkpoints import find_weights
 from fusionseg.runs.folder import RunFolder, run_folder_of
 from fusionseg.training.memory.estimate import estimate_memory
 from fusionseg.training.opened_data.settings import refuse_unfit_settings, rules_of_run, sampled_cases, sides_warning
@@ -96,6 +98,7 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
         *([f"             {launch.warning}"] if launch.warning else []),
         *([f"             {cut}"] if (cut := warmup_warning(config)) else []),
         f"model        {config.model.name}: {memory.parameters:,} parameters",
+        f"             starts from {_start_text(config)}",
         *(f"             {line}" for line in [*rules.describe(config.augment), *([sides] if sides else [])]),
         *_sampling_lines(config, datasets, dataset.scheme),
         f"cache        {needed / GB:.3f} GB ({basis})",
@@ -108,6 +111,16 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
         + (f", driver {memory.driver / GB:.2f}" if memory.driver else ""),
     ]
     return "\n".join(lines)
+
+
+def _start_text(config: RunConfig) -> str:
+    """The weights that the network starts from. They may be those of a run that has not been trained yet."""
+    if config.start_weights is None:
+        return "random weights (no init_from)" if config.init_from is None else "random weights (finetune.from_scratch)"
+    try:
+        return str(find_weights(Path(config.start_weights)))
+    except UserError as error:
+        return f"init_from, which a training would refuse now: {error}"
 
 
 def _placement_lines(cache: CacheConfig, needed: int, device: torch.device, launch: Launch) -> list[str]:

@@ -145,11 +145,13 @@ def test_dry_run(program: Program, config_file: Path, train: Train, tmp_path: Pa
         "channels MR0; classes ball1, ball2",
         "device       cpu, precision fp32 (as configured)",
         "batch        global 4 = micro-batch 1 x 1 rank x accumulation 4",
-        "model        monai_unet: 2,360 parameters",
+        "model        monai_unet: 2,360 parameters\n             starts from random weights (no init_from)\n",
         "estimated from the images' headers; not prepared yet",
         "memory       ",
     ):
         assert part in before.out
+    missing = program.warm(TRAIN, *command, f"init_from={tmp_path}/none").wait().expect(0)
+    assert f"starts from init_from, which a training would refuse now: {tmp_path}/none" in missing.out
     resolved = yaml.safe_load(before.out.split("\n\nrun folder")[0])
     assert resolved["train"]["global_batch"] == 4
 

@@ -215,8 +215,8 @@ class Recorder:
             phases_s=phases,
             **({} if gpu is None else {"gpu": gpu}),
         )
-        shown = "-" if best is None else f"{best:.4f}"
-        scored = f"; best {self.score} {shown} on the prepared grid" if validates else ""
+        known = "no score yet" if best is None else f"best {self.score} {best:.4f} on the prepared grid"
+        scored = f"; {known}" if validates else ""
         log.log(RESULT, "%s (%s) after %s%s", status, reason, duration(spent.total_s), scored)
         shares = (f"{name} {seconds / spent.total_s:.1%}" for name, seconds in phases.items())
         log.info("where the time went: %s", ", ".join(shares))
