@@ -151,13 +151,17 @@ def measure(name: str, model: NetworkSection, arguments: argparse.Namespace) -> 
                 "network": name,
                 "form": form,
                 "median_ms": {part: 1e3 * statistics.median(times[form, part]) for part in PARTS},
-                "spread_ms": {part: 1e3 * statistics.stdev(times[form, part]) for part in PARTS},
+                "spread_ms": {part: 1e3 * _spread(times[form, part]) for part in PARTS},
                 "share_of_blacked_out": {part: _ratio(times[form, part], times["blacked out", part]) for part in PARTS},
                 "decoder_over_encoder": _ratio(times[form, "decoder forward"], times[form, "encoder forward"]),
                 "peak_gb": peaks,
             }
         )
     return rows
+
+
+def _spread(times: list[float]) -> float:
+    return statistics.stdev(times) if len(times) > 1 else 0.0
 
 
 def _ratio(ours: list[float], theirs: list[float]) -> float:
