@@ -45,15 +45,17 @@ def row_of(network: str, patch: list[int], precision: str, *, recompute: bool) -
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Return the table of the rows, and the largest deviation."""
-    rows = [("network", "patch", "precision", "checkpointing", "predicted GB", "measured GB", "predicted / measured")]
+    """Return the table: a line for each network, precision and checkpointing, and for each patch the measured GB and
+    the ratio of the predicted ones to them."""
+    patches = sorted({tuple(row["patch"]) for row in result["rows"]})
+    lines: dict[tuple[str, str, str], dict[tuple[int, ...], str]] = {}
     for row in result["rows"]:
-        patch = " x ".join(map(str, row["patch"]))
-        recompute = "yes" if row["checkpoint_activations"] else ""
-        sizes = (f"{row['predicted'] / 1e9:.3f}", f"{row['measured'] / 1e9:.3f}")
-        ratio = f"{row['predicted'] / row['measured']:.3f}"
-        rows.append((f"`{row['network']}`", patch, row["precision"], recompute, *sizes, ratio))
-    return f"{machine_line(result['machine'])}\n\n{markdown_table(rows)}"
+        key = (f"`{row['network']}`", row["precision"], "yes" if row["checkpoint_activations"] else "")
+        cell = f"{row['measured'] / 1e9:.3f} ({row['predicted'] / row['measured']:.2f})"
+        lines.setdefault(key, {})[tuple(row["patch"])] = cell
+    head = ("network", "precision", "checkpointing", *(" x ".join(map(str, patch)) for patch in patches))
+    rows = [head, *((*key, *(cells.get(patch, "") for patch in patches)) for key, cells in lines.items())]
+    return f"{machine_line(result['machine'])}\nmeasured GB (predicted / measured)\n\n{markdown_table(rows)}"
 
 
 def main() -> int:

@@ -18,10 +18,11 @@ class LiveTensors(TorchDispatchMode):
     than the mode do not count.
 
     Args:
-        workspace: computes the bytes that an operation takes for itself, from the operation and its arguments.
+        workspace: computes the bytes that an operation takes for itself, from the operation, its arguments and its
+            result.
     """
 
-    def __init__(self, workspace: Callable[[Any, Sequence[Any]], int] = lambda func, args: 0) -> None:
+    def __init__(self, workspace: Callable[[Any, Sequence[Any], Any], int] = lambda func, args, result: 0) -> None:
         super().__init__()
         self.live = 0
         """Bytes that are alive now."""
@@ -38,7 +39,7 @@ class LiveTensors(TorchDispatchMode):
         for key, storage in _storages(result).items():
             if key not in given:
                 self._add(key, storage)
-        self.peak = max(self.peak, self.live + self._workspace(func, args))
+        self.peak = max(self.peak, self.live + self._workspace(func, args, result))
         return result
 
     def _add(self, key: int, storage: UntypedStorage) -> None:
