@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from fusionseg.data.formats.readers.byte_streams import file_errors, refuse_wron
 KEYS = ("spacing", "affine")
 _OTHER_KEYS = ("labels", "origin")
 """Keys that `fusionseg predict` writes beside a mask: names of the values, and the origin of the mask."""
+_PARSING = Lock()
+"""NumPy evaluates the header of a file as Python, which may fail in two threads at once (a fault of Python 3.11)."""
 _FORM = 'write {"spacing": [x, y, z]} in mm, or {"affine": 4x4 matrix from voxel index to mm in RAS+}'
 
 
@@ -43,7 +46,8 @@ class NumpyReader:
         shape, dtype = _array_header(path)
         geometry = checked_geometry(shape, _stated_affine(path))
         try:
-            voxels = np.load(path, allow_pickle=False)
+            with _PARSING:
+                voxels = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise VolumeError("unreadable", f"the array cannot be read ({error})", FETCH) from error
         if dtype.kind == "b":
@@ -81,7 +85,8 @@ def _array_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
         try:
             version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(file)
+            with _PARSING:
+                shape, _, dtype = read(file)
         except (ValueError, EOFError) as error:
             raise VolumeError("header", f"it is no .npy file, or is cut off ({error})", FETCH) from error
         surplus = path.stat().st_size - file.tell() - int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
