@@ -1,13 +1,16 @@
 """Count the device operators of training steps on a pretended GPU, and compare them with their budgets.
 
-    python profiling/count_operators.py [--config NAME ... | --networks [NAME ...]] [--json FILE] [key.path=value ...]
+    python profiling/count_operators.py [--config NAME ... | --networks [NAME ...]] [--ranks N] [--json FILE]
+                                        [key.path=value ...]
 
 No GPU is needed. The real trainer runs on a pretended GPU (`fusionseg.performance.pretended_gpu`; g++ builds a small
 library once) and every operator that it would launch is counted, by phase of the step. The program also makes sure that
 the steps from the second on launch the same operators, in the same order, and that none of them waits for the GPU. The
 budgets are in `profiling/operator_budgets.yaml`. With key.path=value the settings of the rows change, and there is no
 comparison. With `--networks` the rows are networks with their default settings (without names, all of them), every
-augmentation, and fp16 and bf16 in turn.
+augmentation, and fp16 and bf16 in turn. With `--ranks` there are N ranks with a GPU each, of which one runs and the
+others are pretended; the global batch is N times as large. Collective operations are counted with the other operators,
+and named in a column of their own.
 
 A row that fails is reported, and the other rows are counted. With `--json` every row is written when it is counted. The
 same command again continues: rows without problems that the file has from the same code are not counted again.
@@ -44,7 +47,7 @@ from fusionseg.utils.files import write_json
 from fusionseg.utils.tables import markdown_table
 
 HERE = Path(__file__).resolve().parent
-PHASES = ("data", "forward", "loss", "backward", "optimizer", "step")
+PHASES = ("data", "forward", "loss", "backward", "optimizer", "allreduce", "step")
 _DATA_STEPS = 24  # steps whose patches are counted, so that rare augmentations are drawn too
 
 
@@ -86,7 +89,11 @@ def configuration(row: dict[str, Any], overrides: list[str], folder: Path) -> Ru
     settings |= {"data.workers": 1, "log.tensorboard": False}
     settings |= row.get("settings", {})
     # JSON is YAML, and `key.path=value` takes YAML.
-    return load_config(row["config"], [*(f"{key}={json.dumps(value)}" for key, value in settings.items()), *overrides])
+    overrides = [*(f"{key}={json.dumps(value)}" for key, value in settings.items()), *overrides]
+    config = load_config(row["config"], overrides)
+    if (ranks := row.get("ranks", 1)) > 1:  # each has the work of one
+        config = load_config(row["config"], [*overrides, f"train.global_batch={ranks * config.train.global_batch}"])
+    return config
 
 
 def prepare_data(configs: list[RunConfig], folder: Path) -> None:
@@ -108,7 +115,7 @@ def count(row: dict[str, Any], config: RunConfig, *, steps: int = 3) -> dict[str
     sequences, problems = [], []
     micro_batches = 1
     major, minor = row["capability"].split(".")
-    with pretended_run(config, (int(major), int(minor))) as pretended:
+    with pretended_run(config, (int(major), int(minor)), row.get("ranks", 1)) as pretended:
         try:
             for step in range(steps):
                 operators = pretended.step()
@@ -204,7 +211,7 @@ def exceeded(row: dict[str, Any], operators: dict[str, int]) -> list[str]:
 
 def table(results: list[dict[str, Any]]) -> str:
     """The table of the counts, with the budgets."""
-    lines = [("configuration", "settings", "GPU", *PHASES, "sum of a step")]
+    lines = [("configuration", "settings", "GPU", "ranks", *PHASES, "sum of a step", "collective operations")]
     for result in results:
         row, operators = result["row"], result["operators"]
         budget = row.get("budget", {})
@@ -212,8 +219,20 @@ def table(results: list[dict[str, Any]]) -> str:
             f"{operators[phase]}/{budget[phase]}" if phase in budget else f"{operators[phase]}" for phase in PHASES
         ]
         settings = ", ".join(f"{key}={json.dumps(value)}" for key, value in row.get("settings", {}).items())
-        lines.append((row["config"], settings, row["capability"], *cells, str(result["sum"])))
+        ranks = str(row.get("ranks", 1))
+        total = str(result["sum"])
+        lines.append((row["config"], settings, row["capability"], ranks, *cells, total, _collective_text(result)))
     return markdown_table(lines)
+
+
+def _collective_text(result: dict[str, Any]) -> str:
+    """Name the collective operations of a step: "2 all_reduce"."""
+    total: Counter[str] = Counter()
+    for launched in result["launched"].values():
+        for name, count in launched.items():
+            if name.startswith("collective."):
+                total[name.split(".")[1]] += count
+    return ", ".join(f"{count} {name}" for name, count in sorted(total.items()))
 
 
 def main() -> int:
@@ -224,6 +243,7 @@ def main() -> int:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write each row with its operators; its counted rows are kept"
     )
+    parser.add_argument("--ranks", type=int, metavar="N", help="number of ranks of all rows")
     parser.add_argument("--budgets", type=Path, default=HERE / "operator_budgets.yaml", help="file of the budgets")
     parser.add_argument("--folder", help=argparse.SUPPRESS)  # of the data, for the second start
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
@@ -235,6 +255,10 @@ def main() -> int:
     )
     if arguments.overrides:
         rows = [{key: value for key, value in row.items() if key != "budget"} for row in rows]
+    if arguments.ranks is not None:
+        rows = [
+            {**{key: value for key, value in row.items() if key != "budget"}, "ranks": arguments.ranks} for row in rows
+        ]
     if not is_loaded():  # the data are prepared by processes without the pretended GPU
         with tempfile.TemporaryDirectory() as folder:
             prepare_data([configuration(row, arguments.overrides, Path(folder)) for row in rows], Path(folder))

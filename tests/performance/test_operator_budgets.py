@@ -67,6 +67,9 @@ def test_steps_keep_their_budgets_and_a_wait_or_an_excess_is_reported(tmp_path: 
         assert set(launched) >= {"data", "forward", "loss", "backward", "optimizer"}
         assert launched["forward"]["convolution.default"] == launched["backward"]["convolution_backward.default"]
         assert launched["optimizer"]["_fused_adamw_.default"] == 1
+    (pair,) = (result["launched"] for result in results[: len(kept)] if result["row"].get("ranks") == 2)
+    # The gradients fit into one bucket. The loss tells all ranks whether the step is finite.
+    assert pair["backward"]["collective.all_reduce.default"] == pair["allreduce"]["collective.all_reduce.default"] == 1
 
 
 def test_counted_rows_are_not_counted_again_unless_the_code_changes(

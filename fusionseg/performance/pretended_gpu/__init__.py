@@ -6,5 +6,5 @@ a GPU, and every operator that it would launch is seen. Nothing can be said abou
 does.
 
 `library` builds the library and restarts a program with it, `device` completes what torch says of the device,
-`operator_count` counts, `pretended_run` builds a training.
+`ranks` adds further ranks, `operator_count` counts, `pretended_run` builds a training.
 """

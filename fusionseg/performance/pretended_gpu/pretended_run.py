@@ -12,11 +12,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fusionseg.config import RunConfig
-from fusionseg.distributed.launch import Launch
-from fusionseg.distributed.world import World
 from fusionseg.observability.ranges import PHASES, annotate
 from fusionseg.performance.pretended_gpu.device import pretended_gpu
 from fusionseg.performance.pretended_gpu.operator_count import OperatorCount, Operators
+from fusionseg.performance.pretended_gpu.ranks import pretended_ranks
 from fusionseg.runs.cases.opening import open_cases
 from fusionseg.runs.folder import RunFolder, run_folder_of
 from fusionseg.training.start import build_trainer
@@ -59,19 +58,19 @@ class PretendedRun:
 
 
 @contextmanager
-def pretended_run(config: RunConfig, capability: tuple[int, int] = (9, 0)) -> Iterator[PretendedRun]:
+def pretended_run(config: RunConfig, capability: tuple[int, int] = (9, 0), ranks: int = 1) -> Iterator[PretendedRun]:
     """Build a training on the pretended GPU.
 
     Args:
         config: the configuration, with `device: cuda`. Its data set must be prepared: the preparation starts processes.
         capability: compute capability of the GPU.
+        ranks: number of ranks, each with a GPU of its own. One of them runs here.
     """
     waits: list[str] = []
     level = logging.getLogger("fusionseg").level
     logging.getLogger("fusionseg").setLevel(logging.WARNING)
     try:
-        with pretended_gpu(capability, waits):
-            world = World(Launch(), torch.device("cuda", 0))
+        with pretended_gpu(capability, waits), pretended_ranks(ranks, torch.device("cuda", 0)) as world:
             folder = RunFolder(run_folder_of(config))
             cases = open_cases(config, folder)
             with _FAKE_TENSORS:
