@@ -86,7 +86,8 @@ def network_rows(names: list[str]) -> list[dict[str, Any]]:
 def configuration(row: dict[str, Any], overrides: list[str], folder: Path) -> RunConfig:
     """The configuration of a row, for the synthetic data in a folder."""
     settings = {"device": "cuda", "data.root": str(folder / "data"), "output": str(folder / "runs"), "train.threads": 1}
-    settings |= {"data.workers": 1, "log.tensorboard": False}
+    # Threads would enter the mode of the fake tensors at the same time.
+    settings |= {"data.workers": 1, "cache.read_threads": 1, "log.tensorboard": False}
     settings |= row.get("settings", {})
     # JSON is YAML, and `key.path=value` takes YAML.
     overrides = [*(f"{key}={json.dumps(value)}" for key, value in settings.items()), *overrides]

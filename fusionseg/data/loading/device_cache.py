@@ -97,7 +97,8 @@ class DeviceCache(FlatCache):
         self.first_voxel = backgrounds(len(cases)) + np.cumsum([0, *(prod(record.shape) for record in self.records)])
         total = int(self.first_voxel[-1])
         size = positions_bytes(self.records)
-        positions = (torch.empty(size, dtype=torch.uint8) if shared is None else shared[:size]).numpy().view(np.int64)
+        memory = np.empty(size, np.uint8) if shared is None else shared[:size].numpy()
+        positions = memory.view(np.int64)
         bounds = np.cumsum([0, *map(num_positions, self.records)]).tolist()
         self._positions = [positions[first:last] for first, last in pairwise(bounds)]
         self.plan_cases = [plan_case(*one) for one in zip(self.names, self.records, self._positions, strict=True)]

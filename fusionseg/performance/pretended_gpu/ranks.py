@@ -80,6 +80,8 @@ def pretended_ranks(count: int, device: torch.device) -> Iterator[World]:
     replaced: dict[str, Any] = {
         # DDP compares the shapes of the weights on all ranks, which would read values.
         "torch.nn.parallel.distributed._verify_param_shape_across_processes": lambda *_: True,
+        # Each rank is on a node of its own: the ranks of a node would share a file in memory.
+        "fusionseg.training.opened_data.cache.share_memory": lambda *_: None,
         # The first step with a static graph compares addresses in memory. The later steps are the same without it.
         "fusionseg.training.network.DistributedDataParallel": _make_ddp,
     }
@@ -87,7 +89,7 @@ def pretended_ranks(count: int, device: torch.device) -> Iterator[World]:
         for name, value in replaced.items():
             stack.enter_context(patch(name, value))
         try:
-            yield PretendedWorld(Launch(0, count, 0, count), device)
+            yield PretendedWorld(Launch(0, count, 0, 1), device)
         finally:
             dist.destroy_process_group()
 
