@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import wraps
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +18,7 @@ from torch.nn import functional
 from fusionseg.data.loading.axis_matrices import coarser
 
 _TOTAL_BYTES = 80_000_000_000
+_missing = torch.library.Library("aten", "IMPL")
 
 
 @contextmanager
@@ -48,6 +49,12 @@ def pretended_gpu(capability: tuple[int, int] = (9, 0), waits: list[str] | None 
         "torch.cuda.max_memory_allocated": lambda *_: 0,
         "torch.cuda.synchronize": synchronize,
         "torch.cuda.Event": _Event,
+        "torch.cuda.Stream": _Stream,
+        "torch.cuda.current_stream": _Stream,
+        "torch.cuda.stream": nullcontext,
+        "torch.cuda.CUDAGraph": _Graph,
+        "torch.cuda.graph": lambda graph, **_: nullcontext(graph),
+        "torch.cuda.graph_pool_handle": lambda: (0, 0),
         "torch.cuda.is_bf16_supported": lambda *_, **__: capability >= (8, 0),
         "torch.cuda.manual_seed_all": _nothing,
         "torch.cuda.amp.common.amp_definitely_not_available": lambda: False,
@@ -98,6 +105,24 @@ class _Event:
         return 0.0
 
 
+class _Stream:
+    """A stream. The operators of the pretended GPU have no order."""
+
+    def __init__(self, _: Any = None) -> None: ...
+
+    def wait_stream(self, other: _Stream) -> None: ...
+
+
+class _Graph:
+    """A CUDA graph, whose recording calls the operators once. Replaying it calls none of them."""
+
+    def replay(self) -> None: ...
+
+
+def _nothing_at_all(*_: Any, **__: Any) -> None:
+    return None
+
+
 def _nothing(*_: Any) -> None:
     return None
 
@@ -142,3 +167,7 @@ def _without_pinning(empty: Any) -> Any:
         return result
 
     return allocate
+
+
+for _name in ("adamw", "adam", "sgd"):  # torch 2.13 has no fake form of these, which write their arguments alone
+    _missing.impl(f"_fused_{_name}_.tensor_lr", _nothing_at_all, "Meta")
