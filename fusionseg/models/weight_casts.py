@@ -4,8 +4,8 @@ Autocast casts each weight by an operator of its own, and its gradient back by a
 launches 400 operators in a step that do little work. Here a group of weights is cast by one operator, and their
 gradients are cast back by one. The values are those of autocast.
 
-A group has about the size of a bucket of DistributedDataParallel: its gradients are ready together, and DDP sends them
-while the backward pass goes on.
+With DistributedDataParallel a group has about the size of a bucket: its gradients are ready together, and DDP sends
+them while the backward pass goes on.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from fusionseg.models.placement import GuardedConv3d
 
 GROUP_BYTES = 25 * 2**20
 """Most bytes of the float32 weights of a group; the size of a bucket of DistributedDataParallel."""
+GROUPS_ALONE = 16
+"""A group of a process without others is so many times as large: nothing is sent while the backward pass goes on."""
 
 _NAMES = ("weight", "bias")
 _CASTS = "_weight_casts"  # key in the dictionary of a module while casts are in its place
@@ -51,7 +53,8 @@ class WeightCasts:
                     found.update((id(weight), weight) for weight in kept.values() if weight is not None)
                     places = {name: id(weight) for name, weight in kept.items()}
                     self._places.append(_Place(module, type(module), places))
-        self._groups = [_Group(weights, dtype, adds_gradients) for weights in _divide(list(found.values()))]
+        most = GROUP_BYTES * (GROUPS_ALONE if adds_gradients else 1)
+        self._groups = [_Group(weights, dtype, adds_gradients) for weights in _divide(list(found.values()), most)]
         self._others = [weight for weight in model.parameters() if id(weight) not in found]
 
     @property
@@ -176,14 +179,14 @@ def _is_cast(module: nn.Module, weight: nn.Parameter | None) -> bool:
     return not isinstance(module, LayerNorm) or device_kind(weight) != "cpu"  # on a CPU its weights are float32
 
 
-def _divide(weights: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Divide weights into groups of neighbours, the frozen ones apart from those that learn."""
+def _divide(weights: list[nn.Parameter], most: int) -> Iterator[list[nn.Parameter]]:
+    """Divide weights into groups of neighbours of at most `most` bytes, the frozen ones apart from those that learn."""
     for learns in (True, False):
         group: list[nn.Parameter] = []
         size = 0
         for weight in weights:
             if weight.requires_grad == learns:
-                if group and size + weight.nbytes > GROUP_BYTES:
+                if group and size + weight.nbytes > most:
                     yield group
                     group, size = [], 0
                 group.append(weight)

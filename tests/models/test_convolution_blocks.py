@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusionseg.models.cost import saved_bytes
-from fusionseg.models.memory_efficient import autograd_helpers, convolution_blocks
+from fusionseg.models.memory_efficient import autograd_helpers, convolution_blocks, decoder_input
 from fusionseg.models.memory_efficient.convolution_blocks import ResidualBlock, UpBlock, pointwise
 from fusionseg.models.memory_efficient.instance_norm import norm_statistics
 
@@ -41,7 +41,8 @@ def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     if request.param == "chunks":
         monkeypatch.setattr(autograd_helpers, "_CHUNK_ELEMENTS", 64)
     elif request.param == "maps":
-        monkeypatch.setattr(convolution_blocks, "uses_chunks", lambda _: False)
+        for module in (convolution_blocks, decoder_input):
+            monkeypatch.setattr(module, "uses_chunks", lambda _: False)
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3])
@@ -81,6 +82,7 @@ def test_map_of_one_voxel_is_refused() -> None:
         ResidualBlock(2, 2, 3)(torch.randn(1, 2, 1, 1, 1))
 
 
+@pytest.mark.usefixtures("chunks")
 def test_pointwise_is_a_convolution() -> None:
     x = torch.randn(2, 3, 4, 5, 6)
     weight, bias = torch.randn(2, 3, 1, 1, 1), torch.randn(2)

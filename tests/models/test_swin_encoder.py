@@ -12,7 +12,7 @@ from fusionseg.models.cost import saved_bytes
 from fusionseg.models.swin import attention as swin_attention
 from fusionseg.models.swin import encoder as swin_encoder
 from fusionseg.models.swin import mlp as swin_mlp
-from fusionseg.models.swin import score_bias
+from fusionseg.models.swin import patch_merging, score_bias
 from fusionseg.models.swin.encoder import SwinEncoder
 from fusionseg.models.swin.patch_merging import PatchMerging
 from fusionseg.models.swin.window_layout import fitted_window, window_layout
@@ -63,7 +63,7 @@ def test_encoder_is_that_of_monai(
     shape: tuple[int, ...], window: int, v2: bool, fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if fused:  # the implementation for GPUs
-        for module in (swin_attention, swin_mlp):
+        for module in (swin_attention, swin_mlp, patch_merging):
             monkeypatch.setattr(module, "uses_chunks", lambda x: False)
         if shape[0] == 2:  # calls for groups of windows instead of one for all
             monkeypatch.setattr(score_bias, "_JOINED_BYTES", 0)

@@ -46,7 +46,7 @@ class LossConfig(LossSection):
             )
 
         def of_softmax(logits: Tensor, label: Tensor, mask: Tensor | None) -> Tensor:
-            if mask is None:
+            if mask is None and logits.device.type == "cpu":
                 return unmasked(logits, label)
             return self._sum(
                 lambda: dice(logits.softmax(dim=1)[:, first:], one_hot(label, logits)[:, first:], mask),
@@ -55,6 +55,7 @@ class LossConfig(LossSection):
 
         if sigmoid:
             return of_sigmoid
+        # On a GPU each operator costs time for its launch, and MONAI's form of these formulas has twice as many.
         unmasked = self._unmasked_softmax_loss()
         return of_softmax
 

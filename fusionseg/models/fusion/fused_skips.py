@@ -33,7 +33,7 @@ class SourceMaps(NamedTuple):
     full: Tensor
     """The map at the resolution of the source, for the stages above."""
     pooled: Maps
-    """The maps at the resolution of the next stage, for the stages below; empty if no stage below uses them."""
+    """The maps at the resolution of the next stage, for the stages below, if they are not pooled with other sources."""
 
 
 _POOLS: dict[str, tuple[Callable[[Tensor, Triple], Tensor], ...]] = {
@@ -124,15 +124,20 @@ class FusedSkips(nn.Module):
         # A stage that uses a source below it comes before that source in the loop. These sources are computed first.
         computed = {source: self._source_maps(source, inputs[source - 1]) for source in self.sources_below}
         # Pooling by a product is pooling by one factor after the other, for the maximum and for the mean. So the loop
-        # pools each source once for each stage, for any number of stages that use it.
-        pooled: dict[int, Maps] = {}
+        # pools each source once for each stage, for any number of stages that use it, and all sources together.
+        pooled = _Pooled((), ())
         for stage in range(1, max(self.fusion_sources, default=0) + 1):
-            pooled = {s: self._pool(stage - 1, maps) for s, maps in pooled.items() if self.last_use[s] >= stage}
+            pooled = pooled.of([source for source in pooled.sources if self.last_use[source] >= stage])
             if stage - 1 in self.last_use:
                 source = computed.pop(stage - 1, None) or self._source_maps(stage - 1, inputs[stage - 2])
-                pooled[stage - 1] = source.pooled
+                if source.pooled:
+                    pooled = self._pool_joined(stage - 1, pooled).joined(stage - 1, source.pooled)
+                else:
+                    pooled = self._pool_joined(stage - 1, pooled.joined(stage - 1, (source.full,) * len(self.pools)))
+            else:
+                pooled = self._pool_joined(stage - 1, pooled)
             if stage in self.fusion_sources:
-                higher = [x for source in self.fusion_sources[stage] if source < stage for x in pooled[source]]
+                higher = pooled.of([source for source in self.fusion_sources[stage] if source < stage]).in_order()
                 lower = {source: computed[source].full for source in self.fusion_sources[stage] if source > stage}
                 fused[stage - 1] = self._fuse(stage, [skips[stage - 1], *higher], lower)
         return fused if self.bridge is None else self.bridge(fused)
@@ -151,7 +156,8 @@ class FusedSkips(nn.Module):
     def _compute_source_maps(self, source: int, x: Tensor) -> SourceMaps:
         if not self.uses_skips:
             x = self.sources[f"stage{source}"](x)
-        return SourceMaps(x, self._pool(source, (x,) * len(self.pools)) if source in self.last_use else ())
+        pools_here = self.use_checkpoint and not self.uses_skips and source in self.last_use
+        return SourceMaps(x, self._pool(source, (x,) * len(self.pools)) if pools_here else ())
 
     def _fuse(self, stage: int, maps: Sequence[Tensor], lower: Mapping[int, Tensor]) -> Tensor:
         """Compute the fused skip of a stage.
@@ -170,9 +176,53 @@ class FusedSkips(nn.Module):
 
     def _compute_fused(self, stage: int, maps: Sequence[Tensor], lower: Mapping[int, Tensor]) -> Tensor:
         upsampled = [upsample(x, total_stride(self.strides[stage - 1 : source - 1])) for source, x in lower.items()]
-        out: Tensor = self.fuse[f"stage{stage}"](torch.cat([*maps, *upsampled], dim=1))
+        out: Tensor = self.fuse[f"stage{stage}"](_concatenate([*maps, *upsampled]))
         return out
 
     def _pool(self, stage: int, maps: Maps) -> Maps:
         """Pool maps at the resolution of a stage to that of the next one."""
         return tuple(pool(x, self.strides[stage - 1]) for pool, x in zip(self.pools, maps, strict=True))
+
+    def _pool_joined(self, stage: int, pooled: _Pooled) -> _Pooled:
+        return pooled._replace(maps=self._pool(stage, pooled.maps)) if pooled.sources else pooled
+
+
+class _Pooled(NamedTuple):
+    """Maps of several fusion sources at one resolution, with their channels joined."""
+
+    sources: tuple[int, ...]
+    widths: tuple[int, ...]
+    """Channels of each source."""
+    maps: Maps = ()
+
+    def joined(self, source: int, maps: Maps) -> _Pooled:
+        """Return these maps with those of another source after them."""
+        joined = tuple(_concatenate(pair) for pair in zip(self.maps, maps, strict=True)) if self.sources else maps
+        return _Pooled((*self.sources, source), (*self.widths, maps[0].shape[1]), joined)
+
+    def of(self, sources: Sequence[int]) -> _Pooled:
+        """Return the maps of some of the sources, in the same order."""
+        if tuple(sources) == self.sources:
+            return self
+        kept = [index for index, source in enumerate(self.sources) if source in sources]
+        parts = [[x.split(self.widths, dim=1)[index] for index in kept] for x in self.maps]
+        maps = tuple(_concatenate(each) for each in parts) if kept else ()
+        return _Pooled(tuple(self.sources[index] for index in kept), tuple(self.widths[index] for index in kept), maps)
+
+    def in_order(self) -> list[Tensor]:
+        """Return maps whose concatenation has all maps of the first source, then those of the next one."""
+        if len(self.maps) < 2:
+            return list(self.maps)
+        parts = [x.split(self.widths, dim=1) for x in self.maps]
+        return [part[index] for index in range(len(self.sources)) for part in parts]
+
+
+def _concatenate(maps: Sequence[Tensor]) -> Tensor:
+    """Concatenate the channels of maps (B, C, X, Y, Z); the result is channels-last in memory.
+
+    A concatenation along the second axis takes the format of its arguments, which that of a map with one channel is not
+    known to be.
+    """
+    if len(maps) == 1:
+        return maps[0]
+    return torch.cat([x.permute(0, 2, 3, 4, 1) for x in maps], dim=-1).permute(0, 4, 1, 2, 3)

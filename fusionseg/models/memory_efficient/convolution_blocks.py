@@ -111,6 +111,9 @@ def pointwise(x_BCXYZ: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     dtype = matmul_dtype(x_BCXYZ)
     rows_BLC = x_BCXYZ.to(dtype).permute(0, 2, 3, 4, 1).flatten(1, 3)
+    if not (uses_chunks(rows_BLC) or torch.jit.is_tracing()):
+        kernel = weight.to(dtype).flatten(1).expand(len(rows_BLC), -1, -1)
+        return torch.baddbmm(bias.to(dtype)[:, None], kernel, rows_BLC.mT).unflatten(2, x_BCXYZ.shape[2:])
     out_BCL = weight.to(dtype).flatten(1) @ rows_BLC.mT + bias.to(dtype)[:, None]
     return out_BCL.unflatten(2, x_BCXYZ.shape[2:])
 

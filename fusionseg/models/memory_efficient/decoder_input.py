@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fusionseg.models.memory_efficient.autograd_helpers import uses_chunks
+
 
 def join_inputs(*inputs: Tensor) -> Tensor:
     """Return the input of a block.
@@ -24,6 +26,10 @@ def join_inputs(*inputs: Tensor) -> Tensor:
         return inputs[0]
     low, skip, weight = inputs
     channels = weight.shape[1]
+    if not (uses_chunks(skip) or torch.jit.is_tracing()):
+        octants = (low.permute(0, 2, 3, 4, 1) @ _octant_weight(weight, low.dtype)).unflatten(4, (2, 2, 2, channels))
+        pair = [octants.permute(0, 1, 4, 2, 5, 3, 6, 7), _split_axes(skip.permute(0, 2, 3, 4, 1))]
+        return torch.cat(pair, -1).view(len(skip), *skip.shape[2:], -1).permute(0, 4, 1, 2, 3)
     joined = skip.new_empty(len(skip), *skip.shape[2:], channels + skip.shape[1])
     _octants(joined[..., :channels]).copy_(
         (low.permute(0, 2, 3, 4, 1) @ _octant_weight(weight, low.dtype)).unflatten(4, (2, 2, 2, channels))
@@ -49,9 +55,13 @@ def join_inputs_grads(grad: Tensor | None, *inputs: Tensor) -> tuple[Tensor | No
 
 def _octants(x_BXYZC: Tensor) -> Tensor:
     """Return a view (B, X/2, Y/2, Z/2, 2, 2, 2, C) of groups of 2 x 2 x 2 voxels."""
+    return _split_axes(x_BXYZC).permute(0, 1, 3, 5, 2, 4, 6, 7)
+
+
+def _split_axes(x_BXYZC: Tensor) -> Tensor:
+    """Return a view (B, X/2, 2, Y/2, 2, Z/2, 2, C)."""
     _, x, y, z, _ = x_BXYZC.shape
-    split = x_BXYZC.unflatten(3, (z // 2, 2)).unflatten(2, (y // 2, 2)).unflatten(1, (x // 2, 2))
-    return split.permute(0, 1, 3, 5, 2, 4, 6, 7)
+    return x_BXYZC.unflatten(3, (z // 2, 2)).unflatten(2, (y // 2, 2)).unflatten(1, (x // 2, 2))
 
 
 def _octant_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:

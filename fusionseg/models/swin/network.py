@@ -11,7 +11,9 @@ from collections.abc import Collection, Sequence
 from monai.networks.blocks.dynunet_block import UnetOutBlock
 from torch import Tensor, nn
 
+from fusionseg.models.device_kind import device_kind
 from fusionseg.models.fusion.fused_skips import FusedSkips
+from fusionseg.models.memory_efficient.autograd_helpers import matmul_dtype
 from fusionseg.models.memory_efficient.convolution_blocks import ResidualBlock, UpBlock, pointwise
 from fusionseg.models.swin import PATCH_MULTIPLE
 from fusionseg.models.swin.encoder import SwinEncoder
@@ -99,6 +101,8 @@ class SwinFusionUNETR(nn.Module):
         size_XYZ = tuple(x_BCXYZ.shape[2:])
         if any(n % PATCH_MULTIPLE for n in size_XYZ):
             raise ValueError(f"Swin UNETR: wrong volume size (expected multiples of {PATCH_MULTIPLE}, got {size_XYZ})")
+        if device_kind(x_BCXYZ) != "cpu":  # on a CPU the patch embedding may need the image in float32
+            x_BCXYZ = x_BCXYZ.to(matmul_dtype(x_BCXYZ))  # once for all blocks that take the image
         stages = [x_BCXYZ, *self.swinViT(x_BCXYZ, normalize=True)]
         skips = [
             self.encoder1(stages[0]),

@@ -5,6 +5,7 @@ Source: Z. Liu et al., "Swin Transformer" (2021, section 3.1, arXiv:2103.14030).
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from monai.networks.nets.swin_unetr import PatchMerging as MonaiPatchMerging
 from torch import Tensor
 from torch.nn import functional as F
 
+from fusionseg.models.memory_efficient.autograd_helpers import uses_chunks
 from fusionseg.models.memory_efficient.layer_norm import LayerNorm
 
 _PLACES = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1))
@@ -44,6 +46,16 @@ def _merge(x_BXYZC: Tensor) -> Tensor:
     return torch.cat([x_BXYZC[:, i::2, j::2, k::2] for i, j, k in _PLACES], -1)
 
 
+@cache
+def _place_of_token(size: tuple[int, int, int, int], device: torch.device) -> Tensor:
+    """Return for each of the tokens (B, 2 X, 2 Y, 2 Z) its place in (B, X, Y, Z, 8), given the smaller size."""
+    batch, x, y, z = size
+    places = torch.arange(batch * x * y * z * 8, device=device).view(batch, x, y, z, 8)
+    parts = places.unbind(-1)
+    cells = torch.stack([parts[index] for index in _IN_MEMORY], -1).view(batch, x, y, z, 2, 2, 2)
+    return cells.permute(0, 1, 4, 2, 5, 3, 6).flatten()
+
+
 class _Merge(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -52,6 +64,9 @@ class _Merge(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         batch, x, y, z, channels = grad.shape
+        if not (uses_chunks(grad) or torch.compiler.is_compiling()):  # one operator instead of two
+            rows = grad.reshape(-1, channels // 8).index_select(0, _place_of_token((batch, x, y, z), grad.device))
+            return rows.view(batch, 2 * x, 2 * y, 2 * z, -1)
         parts = grad.chunk(8, -1)
         ordered = torch.stack([parts[index] for index in _IN_MEMORY], 4)
         cells = ordered.view(batch, x, y, z, 2, 2, 2, channels // 8)

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from fusionseg.models.swin.window_layout import WindowLayout
 
-_JOINED_BYTES = 2**25  # the biases of all windows of a block, up to which one call of the kernel has all of its windows
+_JOINED_BYTES = 2**26  # most bytes of the biases of windows of several groups that share one call of the kernel
 _ALIGNMENT = 8
 
 
@@ -57,8 +57,7 @@ def score_biases(blocks: Sequence[BlockScores], batch: int, dtype: torch.dtype) 
         dtype: of the attention.
 
     Returns:
-        for each block (N, heads, n, n). N is 1 without masks. With masks it is the number of groups of windows or, if
-        these are small (`is_joined`), windows * B: a bias for every window, the samples of a window together.
+        for each block (N, heads, n, n): the biases of its calls of the kernel (`kernel_calls`), one after the other.
     """
     alike: dict[tuple[int, int], list[int]] = {}
     for position, block in enumerate(blocks):
@@ -73,29 +72,55 @@ def score_biases(blocks: Sequence[BlockScores], batch: int, dtype: torch.dtype) 
     return [biases[position] for position in range(len(blocks))]
 
 
-def is_joined(layout: WindowLayout, heads: int, batch: int, itemsize: int) -> bool:
-    """Tell whether all windows have one call of the kernel, with a bias for every window."""
-    values = layout.windows * batch * heads * layout.length * _aligned(layout.length)
-    return len(layout.groups) == 1 or values * itemsize <= _JOINED_BYTES
+class KernelCall(NamedTuple):
+    """Neighbouring groups of windows that share one call of the attention kernel."""
+
+    windows: int
+    """Windows of the groups."""
+    biases: int
+    """1 for one group, whose windows share a bias; else one for each window of each sample."""
+
+
+def kernel_calls(layout: WindowLayout, heads: int, batch: int, itemsize: int) -> list[KernelCall]:
+    """Divide the groups of windows into calls of the kernel.
+
+    A call has one bias for all of its windows, or one for each. The last groups, the windows at the border, are small
+    and many: as many of them as `_JOINED_BYTES` permit have a bias for each window and share a call.
+
+    Args:
+        layout: windows of the tokens.
+        heads: attention heads.
+        batch: samples of a micro-batch.
+        itemsize: bytes of an element of the biases.
+    """
+    sizes = [stop - first for first, stop, _ in layout.groups]
+    window_bytes = batch * heads * layout.length * _aligned(layout.length) * itemsize
+    apart = len(sizes)
+    while apart and sum(sizes[apart - 1 :]) * window_bytes <= _JOINED_BYTES:
+        apart -= 1
+    apart = len(sizes) if len(sizes) - apart < 2 else apart
+    calls = [KernelCall(size, 1) for size in sizes[:apart]]
+    joined = sum(sizes[apart:])
+    return [*calls, KernelCall(joined, joined * batch)] if joined else calls
 
 
 def _mask(block: BlockScores, batch: int, dtype: torch.dtype) -> Tensor | None:
     """Return the masks (N, 1, n, m) of a block; None if no window has one."""
-    layout, heads = block.layout, block.table.shape[1]
-    if all(mask is None for _, _, mask in layout.groups):
+    if all(mask is None for _, _, mask in block.layout.groups):
         return None
-    return _masks(layout, batch if is_joined(layout, heads, batch, dtype.itemsize) else None, dtype)
+    return _masks(block.layout, block.table.shape[1], batch, dtype)
 
 
 @cache
-def _masks(layout: WindowLayout, batch: int | None, dtype: torch.dtype) -> Tensor:
-    """Make the masks of the groups or, for a batch, those of all windows."""
+def _masks(layout: WindowLayout, heads: int, batch: int, dtype: torch.dtype) -> Tensor:
+    calls = kernel_calls(layout, heads, batch, dtype.itemsize)
+    apart = sum(call.biases == 1 for call in calls)
     rows = []
-    for first, stop, mask in layout.groups:
+    for index, (first, stop, mask) in enumerate(layout.groups):
         padded = layout.index.new_zeros(1, 1, layout.length, _aligned(layout.length), dtype=dtype)
         if mask is not None:
             padded[..., : layout.length] = mask
-        rows.append(padded if batch is None else padded.expand((stop - first) * batch, -1, -1, -1))
+        rows.append(padded if index < apart else padded.expand((stop - first) * batch, -1, -1, -1))
     return torch.cat(rows)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionseg.models.swin.score_bias import is_joined
+from fusionseg.models.swin.score_bias import kernel_calls
 from fusionseg.models.swin.window_layout import WindowLayout
 
 
@@ -27,21 +27,38 @@ def attend_whole(normed_BLC: Tensor, qkv: nn.Linear, bias: Tensor, layout: Windo
     slots = _slots(layout, batch)
     windows: Tensor = _ToSlots.apply(normed_BLC.flatten(0, 1), slots)
     projected = qkv(windows).view(layout.windows * batch, layout.length, 3, heads, channels // heads)
-    if is_joined(layout, heads, batch, bias.element_size()):
+    calls = kernel_calls(layout, heads, batch, bias.element_size())
+    if len(calls) == 1:
         attended = _attend(projected, bias)
     else:
         # The samples of a window are neighbours, so that the windows of a group are so too, in all samples. The
         # gradient of a split is one concatenation; each slice would have one of the size of all windows.
-        groups = projected.split([(stop - first) * batch for first, stop, _ in layout.groups])
-        attended = torch.cat([_attend(*pair) for pair in zip(groups, bias.split(1), strict=True)])
+        groups = projected.split([call.windows * batch for call in calls])
+        biases = bias.split([call.biases for call in calls])
+        attended = torch.cat([_attend(*pair) for pair in zip(groups, biases, strict=True)])
     tokens: Tensor = _FromSlots.apply(attended, slots)
     return tokens.view_as(normed_BLC)
 
 
 def _attend(projected: Tensor, bias: Tensor) -> Tensor:
     """Compute the attention (windows * n, C) of queries, keys and values (windows, n, 3, heads, C / heads)."""
-    q, k, v = projected.permute(2, 0, 3, 1, 4).unbind()
+    q, k, v = _SplitHeads.apply(projected)
     return scaled_dot_product(q, k, v, bias).transpose(1, 2).reshape(-1, q.shape[1] * q.shape[3])
+
+
+class _SplitHeads(torch.autograd.Function):
+    """View queries, keys and values (windows, n, 3, heads, C / heads) as three of (windows, heads, n, C / heads).
+
+    Their gradients are written to the places of the projection at once; autograd would stack and then permute them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, projected: Tensor) -> tuple[Tensor, ...]:
+        return projected.permute(2, 0, 3, 1, 4).unbind()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return torch.stack([grad.transpose(1, 2) for grad in grads], dim=2)
 
 
 def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
