@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 STAMP := $(VENV)/.installed
-PYTEST_WORKERS ?= 2
+# One more than the cores of a small machine: a worker with the tests of SLURM mostly waits.
+PYTEST_WORKERS ?= 3
 
 .PHONY: help install demo test test-long lint bench clean
 

@@ -28,7 +28,7 @@ from many_cases import ManyCases
 
 from fusionseg.performance.benchmarking import publish
 from fusionseg.performance.machine import machine_info, machine_line
-from fusionseg.runs.records import last_end
+from fusionseg.runs.records import RunStatus, last_end
 from fusionseg.utils.exit_status import run
 from fusionseg.utils.logs import start_logging
 from fusionseg.utils.tables import markdown_table
@@ -43,7 +43,7 @@ def start_run(cases: ManyCases, ranks: int) -> dict[str, float]:
     with cases.training(ranks):
         pass
     end = last_end(cases.run)
-    if end is None or end["status"] != "interrupted":
+    if end is None or end["status"] != RunStatus.INTERRUPTED:
         raise RuntimeError(f"{cases.log}: the run did not end in order")
     phases = {phase: end["phases_s"].get(phase, 0.0) for phase in PHASES}
     return {**phases, "processors": processor_seconds() - before}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -11,7 +12,6 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import MakeDataset
 
 from fusionseg.config import load_config
 from fusionseg.models import build_model
@@ -54,7 +54,9 @@ def opened(benchmark: ModuleType, data: Path, *settings: str) -> RunDataset:
     return dataset
 
 
-def test_a_plan_becomes_the_same_training(benchmark: ModuleType, make_dataset: MakeDataset, tmp_path: Path) -> None:
+def test_a_plan_becomes_the_same_training(
+    benchmark: ModuleType, make_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
     """The axes are those of the files, and the network has nnU-Net's kernels and strides."""
     plan = benchmark.read_plan(PLANS)
     assert plan.patch == [16, 32, 48] and plan.spacing == [5.0, 0.75, 0.5]
@@ -72,7 +74,7 @@ def test_a_plan_becomes_the_same_training(benchmark: ModuleType, make_dataset: M
 
 @pytest.mark.parametrize("layout", ["msd", "nnunet"])
 def test_the_data_set_in_the_layout_of_nnunet(
-    benchmark: ModuleType, make_dataset: MakeDataset, tmp_path: Path, layout: str
+    benchmark: ModuleType, make_dataset: Callable[..., Path], tmp_path: Path, layout: str
 ) -> None:
     """A file for each channel, the labels, and names that are the same for both trainings."""
     data = make_dataset(tmp_path / "data", channels=2, layout=layout)
@@ -95,7 +97,7 @@ def test_the_data_set_in_the_layout_of_nnunet(
 
 
 def test_a_data_set_that_nnunet_would_read_in_another_way_is_refused(
-    benchmark: ModuleType, make_dataset: MakeDataset, tmp_path: Path
+    benchmark: ModuleType, make_dataset: Callable[..., Path], tmp_path: Path
 ) -> None:
     """Label values with a gap: nothing is written."""
     data = make_dataset(tmp_path / "data")

@@ -92,9 +92,9 @@ def test_a_start_opens_its_data_set_once_and_checks_each_file_once(
         opened.append(root)
         return open_dataset(root, *arguments, **options)
 
-    def counted_check(root: Path, case: Case, *arguments: Any) -> Any:
+    def counted_check(root: Path, case: Case, *arguments: Any, **options: Any) -> Any:
         checked.append(case.name)
-        return current(root, case, *arguments)
+        return current(root, case, *arguments, **options)
 
     monkeypatch.setattr(prepare, "open_dataset", counted_open)
     monkeypatch.setattr(prepare, "_current", counted_check)

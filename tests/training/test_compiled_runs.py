@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import TinyConfig
 from torch import nn
 
 from fusionseg.config import RunConfig, ValidateConfig, validate
@@ -62,7 +61,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[Compiler]:
 
 @pytest.mark.parametrize("name", SECTIONS)
 def test_a_run_with_validations_compiles_two_graphs(
-    name: str, balls: Path, tmp_path: Path, tiny_config: TinyConfig, compiler: Compiler
+    name: str, balls: Path, tmp_path: Path, tiny_config: Callable[..., RunConfig], compiler: Compiler
 ) -> None:
     """One graph of the training and one of the validation, whatever the number of windows of a case."""
     settings = {"validate": {"every": 1, "window_batch": 5}, **SECTIONS[name]}
@@ -131,7 +130,7 @@ def kernel_settings(config: RunConfig, device: torch.device) -> tuple[bool, bool
 
 
 @pytest.mark.usefixtures("kernels")
-def test_kernels_are_set_on_a_gpu_alone(tiny_config: TinyConfig) -> None:
+def test_kernels_are_set_on_a_gpu_alone(tiny_config: Callable[..., RunConfig]) -> None:
     gpu = torch.device("cuda", 0)
     chosen = {
         tf32: kernel_settings(tiny_config(None, Path(), train={"tf32": tf32, "cudnn_benchmark": True}), gpu)
@@ -144,7 +143,7 @@ def test_kernels_are_set_on_a_gpu_alone(tiny_config: TinyConfig) -> None:
 
 
 @pytest.mark.usefixtures("kernels")
-def test_the_reason_of_fp32_names_what_is_in_tf32(tiny_config: TinyConfig) -> None:
+def test_the_reason_of_fp32_names_what_is_in_tf32(tiny_config: Callable[..., RunConfig]) -> None:
     reasons = {}
     for tf32 in ("none", "convolutions", "all"):
         set_kernels(tiny_config(None, Path(), train={"tf32": tf32}).train, torch.device("cuda", 0))
@@ -154,7 +153,7 @@ def test_the_reason_of_fp32_names_what_is_in_tf32(tiny_config: TinyConfig) -> No
     assert "convolutions and matrix products in TF32" in reasons["all"]
 
 
-def test_a_run_of_an_older_version_continues_compiled(tiny_config: TinyConfig) -> None:
+def test_a_run_of_an_older_version_continues_compiled(tiny_config: Callable[..., RunConfig]) -> None:
     config = tiny_config(None, Path(), train={"compile": "default"})
     older = config.to_dict()
     assert older["train"].keys().isdisjoint({"cudnn_benchmark", "tf32"})

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from conftest import TinyConfig
 from torch import Tensor, nn
 from training.recorded_operators import RecordedOperators
 
-from fusionseg.config import validate
+from fusionseg.config import RunConfig, validate
 from fusionseg.distributed.world import World
 from fusionseg.models import build_model
 from fusionseg.runs.records import read_records
@@ -199,14 +199,16 @@ def test_a_step_that_reads_a_value_is_refused() -> None:
         ({"profile": {"stages": True}}, r"profile\.stages: .*train\.cuda_graph=false"),
     ],
 )
-def test_settings_that_do_not_fit(tiny_config: TinyConfig, settings: dict[str, Any], problem: str) -> None:
+def test_settings_that_do_not_fit(
+    tiny_config: Callable[..., RunConfig], settings: dict[str, Any], problem: str
+) -> None:
     train = {**settings.pop("train", {}), "cuda_graph": True}
     with pytest.raises(UserError, match=problem):
         tiny_config(None, Path(), train=train, **settings)
     assert tiny_config(None, Path(), train={"compile": "default", "cuda_graph": True}).train.cuda_graph
 
 
-def test_parts_that_wait_for_the_device_are_refused(tiny_config: TinyConfig) -> None:
+def test_parts_that_wait_for_the_device_are_refused(tiny_config: Callable[..., RunConfig]) -> None:
     settings = {"cuda_graph": True, "checkpoint_activations": True}
     swin = {"name": "swin_unetr", "feature_size": 12, "depths": [1, 1, 1, 1], "drop_path_rate": 0.1}
     novograd = {"optim": {"name": "novograd"}, "data": {"patch": [32, 64, 32]}}
@@ -224,7 +226,7 @@ def test_parts_that_wait_for_the_device_are_refused(tiny_config: TinyConfig) -> 
     assert build_step_graphs(RecordedOperators(), config, world, plain.model, plain.step.optimizer).warm_up == 3
 
 
-def test_a_run_on_the_cpu_is_refused(balls: Path, tmp_path: Path, tiny_config: TinyConfig) -> None:
+def test_a_run_on_the_cpu_is_refused(balls: Path, tmp_path: Path, tiny_config: Callable[..., RunConfig]) -> None:
     with pytest.raises(UserError, match=r"train\.cuda_graph: needs a GPU"):
         train(tiny_config(balls, tmp_path, train={"cuda_graph": True}))
     assert open_recorder(tiny_config(None, tmp_path), World.from_environment("cpu")) is None
@@ -232,7 +234,7 @@ def test_a_run_on_the_cpu_is_refused(balls: Path, tmp_path: Path, tiny_config: T
 
 @pytest.mark.parametrize(("key", "value"), [("gradients", "bf16"), ("parallel", "fsdp")])
 def test_what_is_not_known_to_be_recorded_on_several_ranks_is_refused(
-    tiny_config: TinyConfig, key: str, value: str
+    tiny_config: Callable[..., RunConfig], key: str, value: str
 ) -> None:
     config = tiny_config(None, Path(), train={"cuda_graph": True}, distributed={key: value})
     ranks: Any = SimpleNamespace(size=2, device=torch.device("cuda", 0))
@@ -244,7 +246,7 @@ def test_what_is_not_known_to_be_recorded_on_several_ranks_is_refused(
 
 
 def test_a_whole_run_has_the_records_of_a_plain_one(
-    balls: Path, tmp_path: Path, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
+    balls: Path, tmp_path: Path, tiny_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With its validations, checkpoints and end. The network has been trained by replayed steps."""
     recorder = RecordedOperators()
