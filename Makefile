@@ -4,8 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 STAMP := $(VENV)/.installed
-# One more than the cores of a small machine: a worker with the tests of SLURM mostly waits.
-PYTEST_WORKERS ?= 3
+PYTEST_WORKERS ?= 2
 
 .PHONY: help install demo test test-long lint bench clean
 

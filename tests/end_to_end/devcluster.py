@@ -16,7 +16,7 @@ from fusionseg.runs.job_events import read_events
 
 SCRIPT = REPOSITORY / "slurm/devcluster"
 PROFILE = REPOSITORY / "slurm/clusters/devcluster.yaml"
-TIMEOUT_S = 300.0  # of a busy machine
+TIMEOUT_S = 600.0  # of a busy machine
 
 
 def is_missing() -> bool:

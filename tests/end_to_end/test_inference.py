@@ -311,6 +311,7 @@ def test_evaluation_after_the_data_set_has_moved(program: Program, train: Train,
     assert (run / "evaluation/cases.csv").exists()
 
 
+@pytest.mark.long
 def test_ensemble_of_slices_of_three_views(
     program: Program, predict: Predict, train: Train, balls: Path, trained: Path, tmp_path: Path
 ) -> None:
