@@ -11,7 +11,9 @@ from fusionseg.commands.data import add_check, add_prepare, add_synth
 from fusionseg.commands.jobs import add_cancel, add_doctor, add_status, add_submit
 from fusionseg.commands.monitor import add_monitor
 from fusionseg.commands.plan import add_plan
-from fusionseg.commands.results import add_compare, add_evaluate, add_predict
+from fusionseg.commands.results.compare import add_compare
+from fusionseg.commands.results.evaluate import add_evaluate
+from fusionseg.commands.results.predict import add_predict
 from fusionseg.commands.shipped import add_configs
 from fusionseg.commands.tables import add_table
 from fusionseg.commands.training import add_pretrain, add_train

@@ -1,0 +1,1 @@
+"""Commands about trained runs, a module for each."""

@@ -1,0 +1,77 @@
+"""The command `compare`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fusionseg.commands.base import Commands, add_command, loading
+from fusionseg.utils.exit_status import DONE
+
+
+def add_compare(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "compare",
+        "one table over runs: a row for each configuration, mean and spread over its seeds and folds",
+        """fusionseg compare runs/unets
+  fusionseg compare runs/table2 --rows name --metrics parameters "dice (files)" "hd95_mm (files)"
+  fusionseg compare runs/few_labels --rows name --metrics "dice (files)" --against scratch
+  fusionseg compare runs/views --ensembles""",
+        _compare,
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN|FOLDER", help="run folder, or a folder of them")
+    parser.add_argument(
+        "--checkpoint",
+        default="last",
+        choices=("last", "best"),
+        help="values of each run's last step, or of its best validation, which was chosen on the same cases"
+        " (default last)",
+    )
+    parser.add_argument(
+        "--rows",
+        default="settings",
+        choices=("settings", "name"),
+        help="what a row shows of its runs: the settings in which the rows differ (default), or the name of the runs"
+        " without seed and fold",
+    )
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        metavar="METRIC",
+        help='columns to show, in this order, such as parameters "dice (files)"; a name without its grid stands for all'
+        " its grids (default: all columns)",
+    )
+    parser.add_argument(
+        "--against",
+        metavar="NAME",
+        help="also the differences from these runs, seed by seed and fold by fold, with an interval; NAME is the name"
+        " of the runs without seed and fold, such as scratch for scratch-seed0",
+    )
+    parser.add_argument(
+        "--ensembles", action="store_true", help="add rows of the ensembles that fusionseg evaluate --with has scored"
+    )
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="write compare.md and compare.csv there too")
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    with loading():
+        from fusionseg.inference.comparison.layout import with_metrics, with_names
+        from fusionseg.inference.comparison.paired import with_baseline
+        from fusionseg.inference.comparison.rows import compare
+        from fusionseg.inference.comparison.table import comparison_markdown, write_comparison
+        from fusionseg.utils.files import writable_folder
+
+    if arguments.output is not None:
+        writable_folder(arguments.output, "--output")
+    comparison = compare(arguments.runs, arguments.checkpoint, ensembles=arguments.ensembles)
+    if arguments.metrics:
+        comparison = with_metrics(comparison, arguments.metrics)
+    if arguments.against is not None:
+        comparison = with_baseline(comparison, arguments.against)
+    if arguments.rows == "name":
+        comparison = with_names(comparison)
+    print(comparison_markdown(comparison))
+    if arguments.output is not None:
+        write_comparison(comparison, arguments.output)
+    return DONE

@@ -1,0 +1,85 @@
+"""The command `evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fusionseg.commands.base import Commands, add_command, loading
+from fusionseg.commands.results.options import inference_arguments, inference_options
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.exit_status import DONE, FAILED
+
+
+def add_evaluate(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "evaluate",
+        "Dice and HD95 of runs per case and class, in the geometry of the label files; CSV, JSON and a picture;"
+        " SSIM and PSNR of a pre-training",
+        "fusionseg evaluate runs/hippocampus_unet\n  fusionseg evaluate runs/unets && fusionseg compare runs/unets",
+        _evaluate,
+    )
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="RUN|FOLDER|key.path=value",
+        help="run folders, folders of runs, and settings such as data.root=/where/it/is/now",
+    )
+    parser.add_argument(
+        "--dataset",
+        help="evaluate on all labelled cases of this data set, test cases too, instead of the validation fold",
+    )
+    parser.add_argument(
+        "--base-dir",
+        metavar="FOLDER",
+        help="folder at which the relative paths of the datalist of --dataset start (default: its own)",
+    )
+    parser.add_argument(
+        "--with", dest="others", nargs="+", type=Path, default=[], metavar="RUN", help="average with these runs"
+    )
+    parser.add_argument(
+        "--include-trained",
+        action="store_true",
+        help="count cases that were trained on in the means too, and mark the results",
+    )
+    parser.add_argument(
+        "--skip-existing",
+        action="store_true",
+        help="keep an evaluation of the same weights, cases and options that is newer than the weights",
+    )
+    parser.add_argument(
+        "--volumes",
+        action="store_true",
+        help="of a pre-training: write the original, masked and reconstructed volumes too, as NIfTI",
+    )
+    parser.set_defaults(overrides=[])  # settings after an option, see `fusionseg.commands.base.execute`
+    inference_arguments(parser, default=None)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    with loading():
+        from fusionseg.inference.evaluation.one_run import EvaluationOptions, evaluate_run
+        from fusionseg.inference.evaluation.several_runs import evaluate_runs, is_one_run, split_words
+
+    paths, overrides = split_words([*arguments.words, *arguments.overrides])
+    others, more = split_words([str(path) for path in arguments.others])  # `--with` takes all words after it
+    if arguments.checkpoint is None:
+        arguments.checkpoint = "last" if arguments.dataset is None else "best"
+    options = EvaluationOptions(
+        inference_options(arguments),
+        overrides + more,
+        dataset_root=arguments.dataset,
+        base_dir=arguments.base_dir,
+        others=others,
+        include_trained=arguments.include_trained,
+        skip_existing=arguments.skip_existing,
+        volumes=arguments.volumes,
+    )
+    if not paths:
+        raise UserError("evaluate: no run is given: put a run folder, or a folder of runs, before the settings")
+    if is_one_run(paths):
+        return DONE if evaluate_run(paths[0], options).is_complete else FAILED
+    outcomes = evaluate_runs(paths, options)
+    print(outcomes.table())
+    return DONE if outcomes.all_complete else FAILED

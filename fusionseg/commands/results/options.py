@@ -1,0 +1,56 @@
+"""Options that `evaluate` and `predict` share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from fusionseg.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from fusionseg.inference.predictor import PredictOptions
+
+
+def inference_arguments(parser: argparse.ArgumentParser, default: str | None = "best") -> None:
+    """Add the options that `evaluate` and `predict` share.
+
+    Args:
+        parser: the parser of the command.
+        default: the default of `--checkpoint`; None if it depends on other options.
+    """
+    parser.add_argument(
+        "--device", default="auto", choices=("auto", "cuda", "cpu"), help="where to compute (default auto)"
+    )
+    shown = default or "last for the validation cases, on which best was chosen; best with --dataset"
+    parser.add_argument(
+        "--checkpoint", default=default, choices=("best", "last"), help=f"which weights (default {shown})"
+    )
+    parser.add_argument(
+        "--overlap", type=float, help="overlap of neighbouring windows, 0 to below 1 (default: the run's)"
+    )
+    parser.add_argument(
+        "--tta",
+        action="store_true",
+        help="average over flips of the axes that the training flips: better, eight times slower for three axes;"
+        " refused for augment.flip: 0",
+    )
+    parser.add_argument(
+        "--memory",
+        type=float,
+        metavar="GB",
+        help="host memory for one volume's logits (default: a quarter of the free)",
+    )
+
+
+def inference_options(arguments: argparse.Namespace) -> PredictOptions:
+    """Convert and check the options that `evaluate` and `predict` share.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+    from fusionseg.inference.predictor import PredictOptions
+
+    options = PredictOptions(arguments.device, arguments.checkpoint, arguments.overlap, arguments.tta, arguments.memory)
+    if problems := options.problems(overlap="--overlap", memory="--memory"):
+        raise UserError(problems)
+    return options

@@ -1,0 +1,100 @@
+"""The command `predict`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fusionseg.commands.base import Commands, add_command, loading
+from fusionseg.commands.results.options import inference_arguments, inference_options
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.exit_status import DONE, FAILED
+
+
+def add_predict(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "predict",
+        "write masks in each input's own geometry; several runs are an ensemble; a table for a task that gives values",
+        """fusionseg predict runs/unet -i scan.nii.gz -o masks              # one image
+  fusionseg predict runs/unet -i /data/new_scans -o masks           # each image in a folder
+  fusionseg predict runs/unet -i /data/patients -o masks            # a folder for each case
+  fusionseg predict runs/unet -i /data/dicom/SERIES -o masks --format dicom-seg
+  fusionseg predict runs/unet -i /data/cases.json --cases all --base-dir /data/scans -o masks
+  fusionseg predict runs/unet_0 runs/unet_1 -i /data/new_scans -o masks --format input""",
+        _predict,
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or a checkpoint file")
+    parser.add_argument(
+        "-i",
+        "--input",
+        required=True,
+        type=Path,
+        help="an image file; a folder of images; a folder for each case, with one image, the files of its channels or"
+        " DICOM series; a DICOM series; a datalist JSON, or the folder of a data set",
+    )
+    parser.add_argument("-o", "--output", required=True, type=Path, help="folder for the masks, or for predictions.csv")
+    parser.add_argument(
+        "--format",
+        default="nifti",
+        metavar="FORMAT",
+        help="of the masks: nifti (default), nrrd (.seg.nrrd, with names of classes for 3D Slicer), mha, npy, dicom-seg"
+        " (of DICOM series), or input: as each image, and dicom-seg of a DICOM series",
+    )
+    parser.add_argument(
+        "--cases",
+        choices=("test", "training", "all"),
+        help="of a data set: the cases to predict (default: its test cases, or all if there are none)",
+    )
+    parser.add_argument(
+        "--base-dir", metavar="FOLDER", help="folder at which the relative paths of a datalist start (default: its own)"
+    )
+    parser.add_argument(
+        "--skip-existing",
+        action="store_true",
+        help="keep masks that are there already, made by the same runs and options",
+    )
+    inference_arguments(parser)
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    with loading():
+        from fusionseg.data.inputs.inputs import InputOptions
+        from fusionseg.inference.predict import FileOptions, predict
+        from fusionseg.inference.predicted_values import predict_values
+        from fusionseg.inference.trained_network import gives_values
+
+    inputs = InputOptions(arguments.cases, arguments.base_dir)
+    valued = [run for run in arguments.runs if gives_values(run, arguments.checkpoint)]
+    if valued:
+        _refuse_options_of_masks(arguments, valued[0])
+        values = predict_values(
+            valued[0],
+            arguments.input,
+            arguments.output,
+            device=arguments.device,
+            checkpoint=arguments.checkpoint,
+            options=inputs,
+        )
+        return FAILED if values.failed else DONE
+    files = FileOptions(arguments.format, arguments.skip_existing, inputs)
+    predicted = predict(arguments.runs, arguments.input, arguments.output, inference_options(arguments), files)
+    return FAILED if predicted.failed else DONE
+
+
+def _refuse_options_of_masks(arguments: argparse.Namespace, run: Path) -> None:
+    """Refuse the options of a prediction of masks for a run that gives values.
+
+    Raises:
+        UserError: with all of them.
+    """
+    given = {
+        "several runs": len(arguments.runs) > 1,
+        "--format": arguments.format != "nifti",
+        "--skip-existing": arguments.skip_existing,
+        "--overlap": arguments.overlap is not None,
+        "--tta": arguments.tta,
+        "--memory": arguments.memory is not None,
+    }
+    if problems := [name for name, is_given in given.items() if is_given]:
+        raise UserError(f"{', '.join(problems)}: {run} predicts a table of values, and no masks; remove it")
