@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import nan
 
 from torch import Tensor
 
 from fusionseg.config.registry import metrics
+from fusionseg.metrics.overlap import VoxelCounts
 from fusionseg.metrics.segmentation import confusion_matrix, dice_per_class, hd95_per_class
 
 
@@ -25,17 +25,37 @@ def hd95_mm(prediction: Tensor, label: Tensor, num_classes: int, spacing_mm: Seq
 
 @metrics.register("iou")
 def iou(prediction: Tensor, label: Tensor, num_classes: int) -> list[float]:
-    """Compute the intersection over union (Jaccard, 1912); nan for a class that is in neither mask."""
-    counts = confusion_matrix(prediction, label, num_classes).cpu()
-    both = counts.diagonal()
-    union = counts.sum(dim=0) + counts.sum(dim=1) - both
-    return [int(both[k]) / int(union[k]) if union[k] else nan for k in range(1, num_classes)]
+    """Compute the intersection over union; nan for a class that is in neither mask."""
+    return [counts.iou for counts in _counts(prediction, label, num_classes)]
+
+
+@metrics.register("sensitivity")
+def sensitivity(prediction: Tensor, label: Tensor, num_classes: int) -> list[float]:
+    """Compute the share of the true voxels that is predicted; nan for a class that is not in the label."""
+    return [counts.sensitivity for counts in _counts(prediction, label, num_classes)]
+
+
+@metrics.register("precision")
+def precision(prediction: Tensor, label: Tensor, num_classes: int) -> list[float]:
+    """Compute the share of the predicted voxels that is true; nan for a class that is not predicted."""
+    return [counts.precision for counts in _counts(prediction, label, num_classes)]
+
+
+@metrics.register("volume_similarity")
+def volume_similarity(prediction: Tensor, label: Tensor, num_classes: int) -> list[float]:
+    """Compute 1 - |P - T| / (P + T) of the two volumes; nan for a class that is in neither mask."""
+    return [counts.volume_similarity for counts in _counts(prediction, label, num_classes)]
 
 
 @metrics.register("volume_ml_error")
 def volume_ml_error(prediction: Tensor, label: Tensor, num_classes: int, spacing_mm: Sequence[float]) -> list[float]:
     """Compute the predicted volume minus the true volume, in ml."""
     voxel_ml = spacing_mm[0] * spacing_mm[1] * spacing_mm[2] / 1000
-    return [
-        (int((prediction == value).sum()) - int((label == value).sum())) * voxel_ml for value in range(1, num_classes)
-    ]
+    return [counts.volume_ml_error(voxel_ml) for counts in _counts(prediction, label, num_classes)]
+
+
+def _counts(prediction: Tensor, label: Tensor, num_classes: int) -> list[VoxelCounts]:
+    """The voxel counts of each foreground class."""
+    table = confusion_matrix(prediction, label, num_classes).cpu()
+    sums = table.diagonal().tolist(), table.sum(dim=1).tolist(), table.sum(dim=0).tolist()
+    return [VoxelCounts(*each) for each in zip(*sums, strict=True)][1:]
