@@ -1,0 +1,1 @@
+"""`fusionseg statistics` and `fusionseg best`: intervals, pooled cross-validation, paired tests, ranks."""
