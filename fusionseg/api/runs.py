@@ -204,6 +204,7 @@ def predict(
     overlap: float | None = None,
     flips: bool = False,
     memory_gb: float | None = None,
+    precision: str | None = None,
 ) -> NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32] | dict[str, Path]:
     """Segment an image: an array, a file or a DICOM series; or all images of a folder or of a datalist.
 
@@ -233,6 +234,8 @@ def predict(
         flips: average over flips of the axes that the training flips: eight times the work for three axes. Refused
             for a training without flips.
         memory_gb: host memory for the logits of one volume, in GB; None for a quarter of what is free.
+        precision: "fp32", "bf16" or "fp16", of the forward pass; None for that of the training, or another one if the
+            device lacks it.
 
     Returns:
         The mask (X, Y, Z) of the values that label files have, uint8, or uint16 if a value is above 255; or with
@@ -252,7 +255,7 @@ def predict(
         >>> fusionseg.predict("runs/first", scan, spacing=(1.0, 1.0, 1.5), probabilities=True).shape
         (2, 40, 48, 36)
     """
-    options = _options(device, checkpoint, overlap, flips, memory_gb)
+    options = _options(device, checkpoint, overlap, flips, memory_gb, precision)
     if output is not None:
         if not isinstance(image, (str, Path)):
             raise UserError("output: is for image files; give the path of a file or a folder, or leave output out")
@@ -287,6 +290,7 @@ def evaluate(
     overlap: float | None = None,
     flips: bool = False,
     memory_gb: float | None = None,
+    precision: str | None = None,
 ) -> Evaluation:
     """Compare the predictions of a run with the labels, as `fusionseg evaluate` does.
 
@@ -301,7 +305,7 @@ def evaluate(
         device: "auto" (a GPU if there is one), "cuda" or "cpu".
         checkpoint: "best" or "last"; None is "last" for the validation cases, on which the best was chosen, and "best"
             for another data set.
-        overlap, flips, memory_gb: as for `predict`.
+        overlap, flips, memory_gb, precision: as for `predict`.
 
     Returns:
         An object with `summary` (means and deviations; `summary["dice"]` is the mean over the classes), `scores` (one
@@ -325,7 +329,7 @@ def evaluate(
 
     (folder,) = _folders(run)
     options = EvaluationOptions(
-        _options(device, checkpoint or ("last" if dataset is None else "best"), overlap, flips, memory_gb),
+        _options(device, checkpoint or ("last" if dataset is None else "best"), overlap, flips, memory_gb, precision),
         override_texts(overrides),
         dataset_root=None if dataset is None else str(dataset),
         base_dir=None if base_dir is None else str(base_dir),
@@ -388,7 +392,12 @@ def _file_options(format_name: str, cases: str | None, base_dir: str | Path | No
 
 
 def _options(
-    device: str, checkpoint: str, overlap: float | None, flips: bool, memory_gb: float | None
+    device: str,
+    checkpoint: str,
+    overlap: float | None,
+    flips: bool,
+    memory_gb: float | None,
+    precision: str | None,
 ) -> PredictOptions:
     from fusionseg.inference.predictor import PredictOptions
 
@@ -397,7 +406,7 @@ def _options(
         problems.append(f"device: expected auto, cuda or cpu, got {device!r}")
     if checkpoint not in ("best", "last"):
         problems.append(f"checkpoint: expected best or last, got {checkpoint!r}")
-    options = PredictOptions(device, checkpoint, overlap, flips, memory_gb)
+    options = PredictOptions(device, checkpoint, overlap, flips, memory_gb, precision)
     if problems := problems + options.problems(overlap="overlap", memory="memory_gb"):
         raise UserError(problems)
     return options

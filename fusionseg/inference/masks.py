@@ -72,7 +72,10 @@ def predictor_hash(predictor: Predictor) -> str:
     for member in predictor.members:
         own, asked = member.config.validation.overlap, predictor.options.overlap
         members.append([SourceFile.read(member.path).sha256, own if asked is None else asked])
-    return short_hash(json.dumps([sorted(members), predictor.options.flips]).encode())
+    options: list[object] = [predictor.options.flips]
+    if predictor.options.precision is not None:  # without it, the hash is that of earlier versions
+        options.append(predictor.options.precision)
+    return short_hash(json.dumps([sorted(members), *options]).encode())
 
 
 def read_origin(path: Path, mask_format: MaskFormat) -> MaskOrigin | None:

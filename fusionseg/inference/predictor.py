@@ -37,6 +37,7 @@ from fusionseg.training.tasks.sliding_window import predict_logits
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_memory_bytes
 
+PRECISIONS = ("fp32", "bf16", "fp16")
 _FLOAT_BYTES = 4
 
 
@@ -54,6 +55,9 @@ class PredictOptions:
     `augment.flip: 0.5` of all three axes, which is eight times the work. Refused if the training flips no axis."""
     memory_gb: float | None = None
     """Host memory in GB for the logits of one volume; None means a quarter of the free memory."""
+    precision: str | None = None
+    """Precision of the forward pass, one of `PRECISIONS`; None means that of the training, or another one if the device
+    lacks it."""
 
     def problems(self, *, overlap: str, memory: str) -> list[str]:
         """List the values out of range.
@@ -67,6 +71,8 @@ class PredictOptions:
             problems.append(f"{overlap}: expected a number from 0 to below 1, such as 0.5, got {self.overlap}")
         if self.memory_gb is not None and self.memory_gb <= 0:
             problems.append(f"{memory}: expected a number of gigabytes above 0, got {self.memory_gb}")
+        if self.precision is not None and self.precision not in PRECISIONS:
+            problems.append(f"precision: expected fp32, bf16 or fp16, got {self.precision!r}")
         return problems
 
 
@@ -86,7 +92,9 @@ class Predictor:
         """
         self.options = options
         self.device = inference_device(options.device)
-        self.members = [load_trained(run, self.device, options.checkpoint, masks=True) for run in runs]
+        self.members = [
+            load_trained(run, self.device, options.checkpoint, masks=True, precision=options.precision) for run in runs
+        ]
         first = self.members[0]
         self.scheme = first.scheme
         self.channels = first.channels

@@ -43,7 +43,7 @@ class TrainedNetwork:
     step: int
     """Completed optimizer steps of the checkpoint."""
     precision: Precision
-    """That of the training, or another one if the device lacks it."""
+    """That of the options; without one, that of the training, or another one if the device lacks it."""
     split: Split | None
     """The cases that it was trained on; None if the checkpoint, of an earlier version, does not record them."""
     data_hash: str | None
@@ -82,7 +82,9 @@ def gives_values(run: Path, which: str = "best") -> bool:
     return task_info(pretrain=plain.get("pretrain"), task=plain.get("task")).gives_values
 
 
-def load_trained(run: Path, device: torch.device, which: str = "best", *, masks: bool = False) -> TrainedNetwork:
+def load_trained(
+    run: Path, device: torch.device, which: str = "best", *, masks: bool = False, precision: str | None = None
+) -> TrainedNetwork:
     """Rebuild the network of a run from its checkpoint.
 
     Args:
@@ -90,10 +92,11 @@ def load_trained(run: Path, device: torch.device, which: str = "best", *, masks:
         device: the device of the network.
         which: the checkpoint of a run folder, "best" or "last".
         masks: refuse a network that gives no logits for each voxel.
+        precision: "fp32", "bf16" or "fp16"; None is that of the training, or another one if the device lacks it.
 
     Raises:
-        UserError: there is no checkpoint; it is damaged, or belongs to another program; or `masks` is True and it
-            predicts no masks.
+        UserError: there is no checkpoint; it is damaged, or belongs to another program; `masks` is True and it
+            predicts no masks; or the device does not compute in `precision`.
     """
     path = find_weights(run, which)
     if which == "best" and run.is_dir() and path.name == LAST:
@@ -119,12 +122,7 @@ def load_trained(run: Path, device: torch.device, which: str = "best", *, masks:
     except RuntimeError as error:
         reason = " ".join(str(error).split("\n\t")[:2])
         raise UserError(f"{path}: its weights do not fit its own configuration ({reason})") from None
-    # The device of the prediction may differ from that of the training, and may lack its precision.
-    wanted = config.train.precision
-    if (wanted == "fp16" and device.type == "cpu") or (wanted == "bf16" and not has_bf16(device)):
-        wanted = "auto"
     set_kernels(config.train, device)
-    precision = choose_precision(wanted, device)
     return TrainedNetwork(
         path,
         config,
@@ -132,10 +130,31 @@ def load_trained(run: Path, device: torch.device, which: str = "best", *, masks:
         tuple(state["channels"]),
         scheme,
         state["step"],
-        precision,
+        _inference_precision(config.train.precision, precision, device),
         split,
         state.get("data"),
     )
+
+
+def _inference_precision(trained: str, asked: str | None, device: torch.device) -> Precision:
+    """Choose the precision of a prediction.
+
+    Args:
+        trained: `train.precision`. The device of the prediction may differ from that of the training, and may lack it.
+        asked: that of the options; None for that of the training.
+        device: the device of the prediction.
+
+    Raises:
+        UserError: the device lacks the precision that is asked for.
+    """
+    if asked is None:
+        lacks = (trained == "fp16" and device.type == "cpu") or (trained == "bf16" and not has_bf16(device))
+        return choose_precision("auto" if lacks else trained, device)
+    if asked == "fp16" and device.type == "cpu":
+        raise UserError("precision: fp16 needs a GPU, and the device is the CPU; choose fp32 or bf16")
+    if asked == "bf16" and device.type == "cuda" and not has_bf16(device):
+        raise UserError("precision: bf16 needs a GPU of compute capability 8.0 or later; choose fp32 or fp16")
+    return choose_precision(asked, device)
 
 
 def _no_masks(path: Path, run: Path, task: TaskInfo) -> str:

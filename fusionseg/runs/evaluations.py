@@ -39,10 +39,12 @@ class EvaluationRequest:
     """Whether the prediction is averaged over flips."""
     include_trained: bool = False
     """Whether the means count cases that were trained on."""
+    precision: str | None = None
+    """Precision of the forward pass; None means that of the training, or another one if the device lacks it."""
 
     def to_json(self) -> JsonObject:
         """Plain values, for the summary."""
-        return {
+        content: JsonObject = {
             "dataset": None if self.dataset is None else str(self.dataset.place),
             "with": sorted(str(run.resolve()) for run in self.others),
             "checkpoint": self.checkpoint,
@@ -50,6 +52,9 @@ class EvaluationRequest:
             "tta": self.flips,
             "include_trained": self.include_trained,
         }
+        if self.precision is not None:  # without it, the request is equal to that of earlier versions
+            content["precision"] = self.precision
+        return content
 
     @property
     def folder_name(self) -> str:
@@ -64,6 +69,7 @@ class EvaluationRequest:
         parts += ["tta"] if self.flips else []
         parts += ["with_trained"] if self.include_trained else []
         parts += [] if self.overlap is None else [f"overlap{self.overlap:g}"]
+        parts += [] if self.precision is None else [self.precision]
         return file_name("_".join(parts))
 
 

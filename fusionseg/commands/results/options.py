@@ -40,6 +40,11 @@ def inference_arguments(parser: argparse.ArgumentParser, default: str | None = "
         metavar="GB",
         help="host memory for one volume's logits (default: a quarter of the free)",
     )
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "fp16"),
+        help="of the forward pass (default: that of the training, or another one if the device lacks it)",
+    )
 
 
 def inference_options(arguments: argparse.Namespace) -> PredictOptions:
@@ -50,7 +55,14 @@ def inference_options(arguments: argparse.Namespace) -> PredictOptions:
     """
     from fusionseg.inference.predictor import PredictOptions
 
-    options = PredictOptions(arguments.device, arguments.checkpoint, arguments.overlap, arguments.tta, arguments.memory)
+    options = PredictOptions(
+        arguments.device,
+        arguments.checkpoint,
+        arguments.overlap,
+        arguments.tta,
+        arguments.memory,
+        arguments.precision,
+    )
     if problems := options.problems(overlap="--overlap", memory="--memory"):
         raise UserError(problems)
     return options

@@ -95,6 +95,7 @@ def _refuse_options_of_masks(arguments: argparse.Namespace, run: Path) -> None:
         "--overlap": arguments.overlap is not None,
         "--tta": arguments.tta,
         "--memory": arguments.memory is not None,
+        "--precision": arguments.precision is not None,
     }
     if problems := [name for name, is_given in given.items() if is_given]:
         raise UserError(f"{', '.join(problems)}: {run} predicts a table of values, and no masks; remove it")

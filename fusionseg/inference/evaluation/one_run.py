@@ -259,6 +259,7 @@ def _request(config: RunConfig, options: EvaluationOptions, dataset: Dataset | N
         overlap=None if prediction.overlap == config.validation.overlap else prediction.overlap,
         flips=prediction.flips,
         include_trained=options.include_trained,
+        precision=prediction.precision,
     )
 
 

@@ -80,7 +80,7 @@ def evaluate_pretraining(
         UserError: the run has no weights, the folder cannot be written, or no case can be scored.
     """
     device = inference_device(options.device)
-    network = load_trained(run, device, options.checkpoint)
+    network = load_trained(run, device, options.checkpoint, precision=options.precision)
     reconstruct = Reconstructor(network.config, network.precision, device)
     cases = _validation_cases(open_begun_datasets(config, network.split), network.split)
     writable_folder(folder, "evaluate")

@@ -38,7 +38,7 @@ def evaluate_by_validation(
         UserError: the run has no weights, its cases are missing or have changed, or the folder cannot be written.
     """
     device = inference_device(options.device)
-    network = load_trained(run, device, options.checkpoint)
+    network = load_trained(run, device, options.checkpoint, precision=options.precision)
     world = World(Launch(), device)
     recorded = network.split
     cases = RunCases(open_begun_datasets(config, recorded), recorded, recorded.seen if recorded else ())
