@@ -14,6 +14,7 @@ from fusionseg.commands.plan import add_plan
 from fusionseg.commands.results.compare import add_compare
 from fusionseg.commands.results.evaluate import add_evaluate
 from fusionseg.commands.results.predict import add_predict
+from fusionseg.commands.results.statistics import add_statistics
 from fusionseg.commands.shipped import add_configs
 from fusionseg.commands.tables import add_table
 from fusionseg.commands.training import add_pretrain, add_train
@@ -31,6 +32,7 @@ COMMANDS = (
     add_evaluate,
     add_predict,
     add_compare,
+    add_statistics,
     add_submit,
     add_table,
     add_status,

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isnan
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
 from fusionseg.data.formats.dataset import Dataset
 from fusionseg.runs.json_files import JsonObject, finite_or_none, read_object
 from fusionseg.runs.paths import EVALUATION
+from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import file_name, whole_file, write_json
 
 CASES, SUMMARY, PICTURE, VOLUMES = "cases.csv", "summary.json", "best_and_worst.png", "volumes"
 _FIRST_COLUMNS = ("case,label,dice,", "case,ssim,")
 """First columns of cases.csv, of a segmentation and of a pre-training."""
+_NOT_METRICS = ("case", "label", "voxels_true", "voxels_predicted", "trained_on", "annotated", "voxels_ignored")
+"""Columns of cases.csv of a segmentation that are no metrics."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,46 @@ def read_summary(folder: Path) -> JsonObject:
         folder: the evaluation's folder.
     """
     return read_object(folder / SUMMARY)
+
+
+@dataclass(frozen=True)
+class RecordedScore:
+    """A row of cases.csv of a segmentation: the scores of one class, or region, in one case."""
+
+    case: str
+    label: str
+    trained_on: str
+    """Whether a network was trained on the image: yes, no or unknown."""
+    metrics: Mapping[str, float]
+    """Values by name of the metric; nan for an empty cell."""
+
+
+def read_scores(folder: Path) -> list[RecordedScore]:
+    """Read cases.csv of the evaluation of a segmentation.
+
+    Args:
+        folder: the evaluation's folder.
+
+    Raises:
+        UserError: there is no such table, or it is damaged.
+    """
+    path = folder / CASES
+    again = "fusionseg evaluate RUN makes it again"
+    try:
+        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+        return [
+            RecordedScore(
+                row["case"],
+                row["label"],
+                row.get("trained_on") or "unknown",
+                {name: nan if text == "" else float(text) for name, text in row.items() if name not in _NOT_METRICS},
+            )
+            for row in rows
+        ]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {again}") from error
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: is no table of scores ({error}); {again}") from error
 
 
 def evaluations_of(run: Path) -> list[tuple[Path, JsonObject]]:

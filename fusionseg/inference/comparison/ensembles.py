@@ -34,6 +34,7 @@ def summarise_ensembles(first: RunSummary, weights: str) -> list[RunSummary]:
     known: dict[Path, RunSummary] = {}
     found = []
     for evaluation in first.ensembles:
+        assert evaluation.folder is not None
         members = [first]
         for path in evaluation.others:
             known[path] = known.get(path) or summarise_run(path, weights)
@@ -56,6 +57,7 @@ def summarise_ensembles(first: RunSummary, weights: str) -> list[RunSummary]:
             metrics=metrics,
             marks=tuple(marks),
             remarks=evaluation.remarks,
+            evaluation=evaluation.folder,
         )
         found.append(summary)
     return found

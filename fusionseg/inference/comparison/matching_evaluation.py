@@ -24,8 +24,8 @@ class MatchingEvaluation:
     """Differences from the training's validation, other than the geometry."""
     others: tuple[Path, ...] = ()
     """The other runs of an ensemble."""
-    folder: Path = Path()
-    """The folder of the results."""
+    folder: Path | None = None
+    """The folder of the results; None if there are none of the weights."""
 
 
 def matching_evaluation(run: Path, validation: Mapping[str, Any], weights: str) -> MatchingEvaluation | None:
@@ -43,21 +43,21 @@ def matching_evaluation(run: Path, validation: Mapping[str, Any], weights: str) 
         run has no evaluation of its own validation cases.
     """
     own = [
-        (options, summary)
+        (options, folder, summary)
         for folder, summary in evaluations_of(run)
         if (options := _differing_options(folder, summary)) is not None
     ]
-    usable = [(options, summary) for options, summary in own if _is_of(summary, validation, weights)]
+    usable = [found for found in own if _is_of(found[2], validation, weights)]
     if usable:
-        options, summary = min(usable, key=lambda pair: len(pair[0]))
+        options, folder, summary = min(usable, key=lambda found: len(found[0]))
         remarks = [f"was evaluated with {option}" for option in options]
         if is_number(validation.get("cases")) and summary.get("cases") != validation["cases"]:
             remarks.append(
                 f"its evaluation is of {summary.get('cases')} cases, its validation of {validation['cases']}"
             )
-        return MatchingEvaluation(_metrics(summary), bool(summary.get("trained_on")), tuple(remarks))
+        return MatchingEvaluation(_metrics(summary), bool(summary.get("trained_on")), tuple(remarks), folder=folder)
     if own:
-        names = " and ".join(sorted({Path(str(summary.get("checkpoint"))).name for _, summary in own}))
+        names = " and ".join(sorted({Path(str(summary.get("checkpoint"))).name for *_, summary in own}))
         expected = WEIGHTS[weights]
         which = f"other weights ({names})" if names != expected else f"an earlier {names}"
         advice = f"fusionseg evaluate RUN --checkpoint {weights} makes the one for this table"

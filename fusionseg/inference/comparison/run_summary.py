@@ -87,6 +87,8 @@ class RunSummary:
     """Reasons why the metrics are not those of a run that was validated on unseen cases."""
     remarks: tuple[str, ...] = ()
     """Notes for below the table."""
+    evaluation: Path | None = None
+    """The folder of the evaluation that the metrics of the files are from."""
     ensembles: tuple[MatchingEvaluation, ...] = ()
     """Evaluations of ensembles of this run and others."""
 
@@ -121,10 +123,12 @@ def summarise_run(run: Path, weights: str) -> RunSummary:
     last = records[-1] if records else {}
     status = str(last.get("status")) if last.get("kind") == RecordKind.END else RunStatus.UNFINISHED
     trained_on = bool((split or {}).get("trained_on") or (chosen or {}).get("trained_on"))
+    evaluation = None
     if task.evaluation == "masks" and chosen is not None and (found := matching_evaluation(run, chosen, weights)):
         metrics = {**{f"{key}{FILES}": value for key, value in found.metrics.items()}, **metrics}
         trained_on = trained_on or found.trained_on
         remarks += found.remarks
+        evaluation = found.folder
     ensembles = ensemble_evaluations(run, chosen, weights) if task.evaluation == "masks" and chosen is not None else []
     if metrics and plain.get("init_from") and not plain.get("finetune", {}).get("from_scratch"):
         metrics |= _pretraining_score(Path(str(plain["init_from"])))
@@ -151,6 +155,7 @@ def summarise_run(run: Path, weights: str) -> RunSummary:
         metrics=metrics,
         marks=tuple(marks),
         remarks=tuple(remarks),
+        evaluation=evaluation,
         ensembles=tuple(ensembles),
     )
 

@@ -1,0 +1,193 @@
+"""Tables of `fusionseg statistics`, in Markdown and LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import isnan, nan
+from statistics import stdev
+
+from fusionseg.inference.statistics.analysis import GroupStatistics, Statistics
+from fusionseg.inference.statistics.intervals import Interval
+from fusionseg.metrics.definitions import definition_of
+from fusionseg.utils.errors import UserError, suggest
+from fusionseg.utils.latex import latex_table
+from fusionseg.utils.tables import markdown_table
+
+_SHOWN = ("dice", "hd95_mm", "nsd")
+_MIN_P = 1e-4
+
+
+def statistics_markdown(found: Statistics, metrics: Sequence[str] | None = None) -> str:
+    """Format the statistics as Markdown: for each metric a table with a line for each row, and notes.
+
+    Args:
+        found: the statistics.
+        metrics: of the tables; None takes Dice, HD95 and NSD.
+
+    Raises:
+        UserError: no row has a metric; all such names are listed.
+    """
+    blocks = [f"{title}\n\n{markdown_table(cells)}" for title, cells in _tables(found, metrics)]
+    return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in _notes(found))])
+
+
+def statistics_latex(found: Statistics, metrics: Sequence[str] | None = None) -> str:
+    """Format the statistics as LaTeX, with the tables and notes of the Markdown; the notes are comments.
+
+    Args:
+        found: the statistics.
+        metrics: see `statistics_markdown`.
+    """
+    blocks = [f"% {title}\n{latex_table(cells)}" for title, cells in _tables(found, metrics)]
+    return "\n\n".join([*blocks, "\n".join(f"% {note}" for note in _notes(found))])
+
+
+def _tables(found: Statistics, metrics: Sequence[str] | None) -> Iterator[tuple[str, list[list[str]]]]:
+    known = list(dict.fromkeys(name for group in found.groups for name in group.metrics))
+    if metrics is not None and (unknown := [name for name in metrics if name not in known]):
+        raise UserError(f"--metrics: these runs have no metric {name!r}; {suggest(name, known)}" for name in unknown)
+    shown = list(dict.fromkeys(metrics)) if metrics is not None else [name for name in _SHOWN if name in known]
+    for group in found.groups:
+        of_data = f", {group.data_set}" if len(found.groups) > 1 else ""
+        for metric in shown or known[:1]:
+            if metric in group.metrics:
+                yield f"{_title(metric)}{of_data}{_direction(metric)}:", _cells(group, metric, found)
+                if any(len(row.pooled.labels) > 1 for row in group.rows):
+                    yield f"{_title(metric)}{of_data} by class:", _class_cells(group, metric, found.level)
+
+
+def _cells(group: GroupStatistics, metric: str, found: Statistics) -> list[list[str]]:
+    """The table of one metric; the best mean is bold."""
+    header = ["name", "cases", "mean", f"{found.level:.0%} interval", "SD cases", "SD seeds", "SD folds"]
+    ranks = group.ranks.get(metric)
+    tested = any(row.metrics[metric].test for row in group.rows if metric in row.metrics)
+    header += ["rank", "first in"] if ranks else []
+    header += ["difference", "pairs", "p", "p (Holm)", "effect size"] if tested else []
+    digits, best = _digits(metric), _best(group, metric)
+    body = []
+    for index, row in enumerate(group.rows):
+        of_row = row.metrics.get(metric)
+        if of_row is None:
+            continue
+        mean = _number(of_row.cases.mean, digits)
+        cells = [row.name, str(of_row.cases.n), f"**{mean}**" if index == best else mean]
+        cells.append(_bounds(of_row.cases.low, of_row.cases.high, digits))
+        cells.append(_number(of_row.deviation, digits))
+        cells += [_spread(of_row.repetitions, digits), _spread(of_row.folds, digits)]
+        if ranks:
+            place = f"{ranks.ranks[index]:g} ({ranks.low[index]:g} to {ranks.high[index]:g})"
+            cells += [place, f"{100 * ranks.first[index]:.0f} %"]
+        test = of_row.test
+        if test is not None:
+            cells.append(_interval(test.difference, digits, signed=True))
+            cells += [str(test.pairs), _p_text(test.p), _p_text(of_row.p_holm)]
+            cells.append(
+                f"{_number(test.effect, 2, signed=True)} {_bounds(test.effect_low, test.effect_high, 2, signed=True)}"
+            )
+        elif tested:
+            cells += ["baseline" if row.name == found.baseline else "-", "-", "-", "-", "-"]
+        body.append(cells)
+    return [header, *body]
+
+
+def _class_cells(group: GroupStatistics, metric: str, level: float) -> list[list[str]]:
+    rows = [row for row in group.rows if metric in row.metrics]
+    labels = list(dict.fromkeys(label for row in rows for label in row.pooled.labels))
+    body = []
+    for row in rows:
+        classes = row.metrics[metric].classes
+        body.append(
+            [row.name, *(_interval(classes[label], _digits(metric)) if label in classes else "-" for label in labels)]
+        )
+    return [["name", *labels], *body]
+
+
+def _best(group: GroupStatistics, metric: str) -> int | None:
+    """The index of the row with the best mean, where rows are over the same number of cases; None without one."""
+    definition = definition_of(metric)
+    means = [row.metrics[metric].cases.mean for row in group.rows if metric in row.metrics]
+    known = [mean for mean in means if not isnan(mean)]
+    if definition is None or definition.higher_is_better is None or len(known) < 2 or len(means) < len(group.rows):
+        return None
+    return means.index(max(known) if definition.higher_is_better else min(known))
+
+
+def _notes(found: Statistics) -> list[str]:
+    checkpoint = "last step" if found.weights == "last" else "best validation, which was chosen on these cases"
+    notes = [
+        "Each case counts once, scored by the runs that did not train on it; classes are averaged within a case, then"
+        f" seeds. Weights: of the {checkpoint}.",
+        "Interval: of the mean over cases (bootstrap-t; Student's t for fewer than 10 cases). SD seeds and SD folds:"
+        " standard deviation of the means of single seeds and folds. Trainings of folds share cases, so their"
+        " spread is not an error of the mean.",
+    ]
+    if any(group.ranks for group in found.groups):
+        notes.append(
+            "rank: by the means over the cases that all rows share, with the interval over resamples of these cases;"
+            " first in: share of the resamples in which the row is the best."
+        )
+        for group in found.groups:
+            notes += [
+                f"{_title(metric)}: Kendall's tau between the ranking and that of a resample is {ranks.tau:.2f} on"
+                f" average ({ranks.cases} cases{f' of {group.data_set}' if len(found.groups) > 1 else ''})."
+                for metric, ranks in group.ranks.items()
+                if metric in _SHOWN
+            ]
+    if found.baseline is not None:
+        notes.append(
+            f"difference: mean of the row minus `{found.baseline}`, case by case; p: Wilcoxon signed-rank test,"
+            " two-sided; Holm: corrected for the rows of the table; effect size: matched-pairs rank-biserial"
+            " correlation, from -1 to 1, above 0 if the row has the higher values."
+        )
+    return [*notes, *found.notes]
+
+
+def _title(metric: str) -> str:
+    definition = definition_of(metric)
+    return metric if definition is None else definition.title
+
+
+def _digits(metric: str) -> int:
+    definition = definition_of(metric)
+    return 4 if definition is None else definition.digits
+
+
+def _direction(metric: str) -> str:
+    definition = definition_of(metric)
+    if definition is None or definition.higher_is_better is None:
+        return ""
+    return f" ({'higher' if definition.higher_is_better else 'lower'} is better)"
+
+
+def _interval(found: Interval, digits: int, *, signed: bool = False) -> str:
+    bounds = _bounds(found.low, found.high, digits, signed=signed)
+    return f"{_number(found.mean, digits, signed=signed)} {bounds}".removesuffix(" -")
+
+
+def _bounds(low: float, high: float, digits: int, *, signed: bool = False) -> str:
+    if isnan(low):
+        return "-"
+    return f"[{_number(low, digits, signed=signed)}, {_number(high, digits, signed=signed)}]"
+
+
+def _number(value: float, digits: int, *, signed: bool = False) -> str:
+    return "-" if isnan(value) else f"{value:{'+' if signed else ''}.{digits}f}"
+
+
+def _p_text(p: float) -> str:
+    return "-" if isnan(p) else f"< {_MIN_P}" if p < _MIN_P else f"{p:.4f}"
+
+
+def deviation_of(means: Mapping[str, float]) -> float:
+    """Standard deviation of the means of seeds or folds; nan with fewer than two.
+
+    Args:
+        means: one mean for each seed or fold; nan where there is none.
+    """
+    known = [value for value in means.values() if not isnan(value)]
+    return stdev(known) if len(known) > 1 else nan
+
+
+def _spread(means: dict[str, float], digits: int) -> str:
+    """The standard deviation of means, and their number."""
+    return f"{_number(deviation_of(means), digits)} ({len(means)})"
