@@ -21,16 +21,16 @@ from fusionseg.data.loading.spatial.displacement import LARGEST, displacement_of
 from fusionseg.data.loading.spatial.geometry import Matrix, patch_to_volume, turned
 from fusionseg.data.loading.spatial.rules import SpatialRules
 
-_OUTSIDE = -(2**58)
-"""Term of a position outside of the volume along an axis: the sum with any other terms is negative."""
-
 
 class BatchedPatches:
     """Cut and warp all patches of a micro-batch.
 
     A box of each volume is read by its positions in the cache. Where no patch is warped, the boxes are the patches,
-    flipped and turned. Otherwise all boxes have the size of the largest one, and are interpolated; a patch that is not
-    warped is then the beginning of its box, to the last bit.
+    flipped and turned. Otherwise all boxes have the size of the largest one, and are interpolated. A patch that is not
+    warped is then interpolated at the centres of its voxels, and keeps its values but for rounding.
+
+    The host computes what depends on one or two axes, so that the device needs one operator for the positions and one
+    for the grid.
 
     Args:
         cache: the prepared cases.
@@ -47,42 +47,80 @@ class BatchedPatches:
         self.rules = rules
         self.elastic = elastic
 
-    def arrays(self, plan: Samples) -> dict[str, NDArray[Any]]:
+    def arrays(
+        self, plan: Samples, factor: NDArray[np.float32] | float = 1, offset: NDArray[np.float32] | float = 0
+    ) -> dict[str, NDArray[Any]]:
         """Compute on the host what `make` needs on the device of the cache.
 
         Args:
             plan: the samples of a micro-batch.
+            factor: multiplies the values of each channel, (B, C or 1).
+            offset: is added to them then, (B, C or 1).
         """
         boxes = [self._box(plan, i) for i in range(len(plan.case_index))]
         size = np.max([box.size for box in boxes], axis=0)
-        first_voxel = self.cache.first_voxels(plan.case_index)
-        found: dict[str, NDArray[Any]] = {"background": plan.case_index.reshape(-1, 1, 1, 1)}
-        for axis in range(3):
-            terms = np.stack([box.positions(axis, int(size[axis])) for box in boxes])
-            found[f"position_{axis}"] = terms + (first_voxel[:, None] if axis == 0 else 0)
-        if not plan.warped.any():
-            return found
-        scale = 2 / size
-        for axis, length in enumerate(self.patch):
-            offset = np.arange(length) - (length - 1) / 2
-            # grid_sample takes the last axis first.
-            terms = np.stack([offset[:, None] * (scale[:, None] * box.matrix)[::-1, axis] for box in boxes])
-            if axis == 0:
-                terms += np.stack([(scale * (box.centre + 0.5) - 1)[::-1] for box in boxes])[:, None]
-            found[f"grid_{axis}"] = terms.astype(np.float32)
-        if not plan.warped.all():
-            found["warped"] = plan.warped.reshape(-1, 1, 1, 1, 1)
+        warped = bool(plan.warped.any())
+        found = self._positions(plan, boxes, size)
+        inside = found.pop("inside")
+        found["inside"] = inside.astype(np.float32 if warped else np.int64)
+        background = self.cache.background_values[plan.case_index]
+        shape = (*background.shape, 1, 1, 1)
+        factors, offsets = (np.broadcast_to(values, background.shape).reshape(shape) for values in (factor, offset))
+        found["factor"] = np.where(inside, factors, 0).astype(np.float32)
+        found["offset"] = np.where(inside, offsets, background.reshape(shape) * factors + offsets).astype(np.float32)
+        if warped:
+            found |= self._grid(boxes, size)
         if plan.elastic.any():
             assert self.elastic is not None
-            moves = [
-                displacement_of_axes(int(key), self.patch, self.elastic.spacing, self.rules.through_plane)
-                for key in plan.elastic_key
-            ]
-            voxels = (plan.elastic[:, None] * scale[::-1]).reshape(-1, 3, 1, 1, 1)  # a voxel, as grid_sample takes it
-            found["displacement"] = (np.stack(moves) * voxels).astype(np.float32)
-            found["largest"] = (LARGEST * voxels).astype(np.float32)
-            found["smallest"] = -found["largest"]
+            moves = np.stack(
+                [
+                    displacement_of_axes(int(key), self.patch, self.elastic.spacing, self.rules.through_plane)
+                    for key in plan.elastic_key
+                ]
+            )
+            # A voxel, as grid_sample takes it.
+            voxels = (plan.elastic[:, None] * (2 / size)[::-1]).reshape(-1, 3, 1, 1, 1)
+            found["displacement"] = (moves * voxels).astype(np.float32)
+            if np.abs(moves[plan.elastic != 0]).max() > LARGEST:  # else no value in between is larger
+                found["largest"] = (LARGEST * voxels).astype(np.float32)
+                found["smallest"] = -found["largest"]
         return found
+
+    def _positions(self, plan: Samples, boxes: list[_Box], size: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """The terms of the positions of voxels in the cache: `row` + `row_inside` * `line`.
+
+        A row outside of the volume has the position of the background, and is not moved along the line. A voxel of the
+        line outside of the volume has the position of another voxel; its values are replaced.
+        """
+        (x, x_inside), (y, y_inside), (line, inside) = (
+            [np.stack(part) for part in zip(*(box.positions(axis, int(size[axis])) for box in boxes), strict=True)]
+            for axis in range(3)
+        )
+        first = self.cache.first_voxels(plan.case_index).reshape(-1, 1, 1)
+        row_inside = x_inside[:, :, None] & y_inside[:, None]
+        row = np.where(row_inside, first + x[:, :, None] + y[:, None], plan.case_index.reshape(-1, 1, 1))
+        return {
+            "row": row[..., None],
+            "row_inside": row_inside[..., None].astype(np.int64),
+            "line": line[:, None, None],
+            "inside": inside[:, None, None, None],
+        }
+
+    def _grid(self, boxes: list[_Box], size: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
+        """The terms of the grid, last axis first: `grid_row` (B, X, Y, 1, 3) + `grid_line` (B, 1, 1, Z, 3)."""
+        scale = 2 / size
+        terms = []
+        for axis, length in enumerate(self.patch):
+            offset = np.arange(length) - (length - 1) / 2
+            term = np.stack([offset[:, None] * (scale[:, None] * box.matrix)[::-1, axis] for box in boxes])
+            # Each coordinate gets its centre from its own axis: without a warp, no other axis adds to it then, and it
+            # is rounded once.
+            own = 2 - axis
+            term[:, :, own] += np.stack([scale[axis] * (box.centre[axis] + 0.5) - 1 for box in boxes])[:, None]
+            terms.append(term)
+        x, y, z = terms
+        row = x[:, :, None] + y[:, None]
+        return {"grid_row": row[:, :, :, None].astype(np.float32), "grid_line": z[:, None, None].astype(np.float32)}
 
     def make(self, sent: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Make the patches.
@@ -93,27 +131,25 @@ class BatchedPatches:
         Returns:
             Image (B, C, X, Y, Z) float32, contiguous; label (B, 1, X, Y, Z) int64.
         """
-        index = _sum_of_axes([sent[f"position_{axis}"] for axis in range(3)])
-        torch.maximum(index, sent["background"], out=index)
+        index = torch.addcmul(sent["row"], sent["row_inside"], sent["line"])
         flat, shape, count = index.view(-1), index.shape[1:], len(index)
-        image = self.cache.image.index_select(1, flat).view(-1, count, *shape).transpose(0, 1)
-        image = image.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
-        label = self.cache.label.index_select(0, flat).view(count, 1, *shape)
-        if "grid_0" not in sent:
-            return image, label.long()
-        grid = _sum_of_axes([sent[f"grid_{axis}"] for axis in range(3)])
+        values = self.cache.image.index_select(1, flat).view(-1, count, *shape).transpose(0, 1)
+        image = torch.empty(values.shape, device=values.device)
+        torch.addcmul(sent["offset"], values, sent["factor"], out=image)
+        label = self.cache.label.index_select(0, flat).view(count, 1, *shape) * sent["inside"]
+        if "grid_row" not in sent:
+            return image, label
+        grid = sent["grid_row"] + sent["grid_line"]
         if "displacement" in sent:
             move = F.interpolate(sent["displacement"], self.patch, mode="trilinear", align_corners=True)
-            torch.clamp(move, sent["smallest"], sent["largest"], out=move)
+            if "largest" in sent:
+                torch.clamp(move, sent["smallest"], sent["largest"], out=move)
             grid += move.movedim(1, -1)
         # The border of a box is background, or lies beyond what the patch can reach.
         warped, warped_label = (
             F.grid_sample(box, grid, mode=mode, padding_mode="border", align_corners=False)
-            for box, mode in ((image, "bilinear"), (label.float(), "nearest"))
+            for box, mode in ((image, "bilinear"), (label, "nearest"))
         )
-        if "warped" in sent:
-            x, y, z = self.patch
-            torch.where(sent["warped"], warped, image[:, :, :x, :y, :z], out=warped)
         return warped, warped_label.long()
 
     def _box(self, plan: Samples, i: int) -> _Box:
@@ -176,14 +212,12 @@ class _Box:
         self.matrix = matrix
         self.centre = centre
 
-    def positions(self, axis: int, count: int) -> NDArray[np.int64]:
-        """The terms (count,) of an axis in the positions of voxels in the cache, from the first voxel of the case."""
+    def positions(self, axis: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """The terms (count,) of an axis in the positions of voxels in the cache, from the first voxel of the case.
+
+        Returns:
+            The terms, 0 outside of the volume, and True for those inside of it.
+        """
         voxel = self.first[axis] + self.signs[axis] * np.arange(count)
         inside = (voxel >= 0) & (voxel < self.shape[axis])
-        return np.where(inside, voxel * self.strides[axis], _OUTSIDE)
-
-
-def _sum_of_axes(terms: list[Tensor]) -> Tensor:
-    """The sum of one term for each axis: (B, X, ...), (B, Y, ...) and (B, Z, ...) give (B, X, Y, Z, ...)."""
-    x, y, z = terms
-    return (x[:, :, None] + y[:, None])[:, :, :, None] + z[:, None, None]
+        return np.where(inside, voxel * self.strides[axis], 0), inside

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fusionseg.config.data.augmentation import AugmentConfig
 from fusionseg.data.labels.mirroring import LEFT_RIGHT
-from fusionseg.data.loading.augmentations import PlannedAugmentation, open_augmentations
+from fusionseg.data.loading.augmentations import open_augmentations
+from fusionseg.data.loading.batched_intensities import BatchedIntensities
 from fusionseg.data.loading.batched_patches import BatchedPatches
 from fusionseg.data.loading.caches.case_cache import CaseCache
 from fusionseg.data.loading.caches.flat_cache import FlatCache
@@ -77,12 +78,9 @@ class PatchAugmenter:
         self._patches: BatchedPatches | None = None
         if isinstance(cache, FlatCache) and (cache.device.type != "cpu" if batched is None else batched):
             self._patches = BatchedPatches(cache, patch, rules, augment.elastic)
-        self._batched = device.type != "cpu" if batched is None else batched
-        self._constants: dict[str, Tensor] = {}
-        if self._batched:
-            for one in self._augmentations:
-                if one.section is not None:
-                    self._constants |= send_together(_named(one, one.section.constants()), device)
+        self._batched: BatchedIntensities | None = None
+        if device.type != "cpu" if batched is None else batched:
+            self._batched = BatchedIntensities(self._augmentations, cache.channels, patch, device)
 
     @torch.no_grad()
     def __call__(self, plan: Samples) -> tuple[Tensor, Tensor]:
@@ -95,33 +93,37 @@ class PatchAugmenter:
             On the training device: image (B, C, X, Y, Z) float32, label (B, 1, X, Y, Z) int64.
         """
         with annotate("augment"):
-            sent = self._constants | send_together(self._arrays(plan), self.device) if self._batched else {}
-            image, label = self._each_patch(plan) if self._patches is None else self._patches.make(sent)
-            if self._mirrored is not None and self._batched:
-                label = self._mirrored.take(label.add_(sent["mirrored"]))
-            elif self._mirrored is not None:
+            if self._batched is not None:
+                return self._all_at_once(plan, self._batched)
+            image, label = self._each_patch(plan)
+            if self._mirrored is not None:
                 for i in np.flatnonzero(plan.flip[:, LEFT_RIGHT]).tolist():
                     label[i] = self._mirrored[256:].take(label[i])
             for one in self._augmentations:
-                draws = plan.draws[one.key]
-                if self._batched and one.section is not None:
-                    if draws.hit.any():
-                        image = one.section.apply_to_all(image, _those_of(one, sent))
-                else:
-                    image, label = one.apply(image, label, draws, self._send)
+                image, label = one.apply(image, label, plan.draws[one.key], self._send)
             return image, label
 
-    def _arrays(self, plan: Samples) -> dict[str, NDArray[Any]]:
-        """All numbers that the device needs for a micro-batch."""
-        found = {} if self._patches is None else self._patches.arrays(plan)
+    def _all_at_once(self, plan: Samples, intensities: BatchedIntensities) -> tuple[Tensor, Tensor]:
+        """Make a micro-batch, with all numbers for the device sent by one transfer."""
+        arrays, linear = intensities.arrays(plan), intensities.linear(plan)
+        if self._patches is not None:
+            arrays |= self._patches.arrays(plan) if linear is None else self._patches.arrays(plan, *linear)
+        elif linear is not None:
+            arrays |= {
+                name: values[:, :, None, None, None] for name, values in zip(("factor", "offset"), linear, strict=True)
+            }
         if self._mirrored is not None:
-            found["mirrored"] = 256 * plan.flip[:, LEFT_RIGHT].astype(np.int64).reshape(-1, 1, 1, 1, 1)
-        shape = (len(plan.case_index), self.cache.channels, *self.patch)
-        for one in self._augmentations:
-            draws = plan.draws[one.key]
-            if one.section is not None and draws.hit.any():
-                found |= _named(one, one.section.arrays(draws, shape))
-        return found
+            arrays["mirrored"] = 256 * plan.flip[:, LEFT_RIGHT].astype(np.int64).reshape(-1, 1, 1, 1, 1)
+        sent = intensities.constants | send_together(arrays, self.device)
+        if self._patches is not None:
+            image, label = self._patches.make(sent)
+        else:
+            image, label = self._each_patch(plan)
+            if linear is not None:
+                torch.addcmul(sent["offset"], image, sent["factor"], out=image)
+        if self._mirrored is not None:
+            label = self._mirrored.take(label.add_(sent["mirrored"]))
+        return intensities.apply(image, label, plan, sent, self._send)
 
     def _each_patch(self, plan: Samples) -> tuple[Tensor, Tensor]:
         """Make one patch after the other on the host, and send them to the training device."""
@@ -270,17 +272,6 @@ class PatchAugmenter:
 
     def _send(self, values: NDArray[Any]) -> Tensor:
         return send(values, self.device)
-
-
-def _named(one: PlannedAugmentation, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The arrays of an augmentation, by names that no other augmentation has."""
-    return {f"{one.key}: {name}": values for name, values in arrays.items()}
-
-
-def _those_of(one: PlannedAugmentation, sent: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of an augmentation by their own names, from those of all augmentations."""
-    prefix = f"{one.key}: "
-    return {name.removeprefix(prefix): tensor for name, tensor in sent.items() if name.startswith(prefix)}
 
 
 def _interpolate(volume: Tensor, grid: Tensor, mode: str) -> Tensor:

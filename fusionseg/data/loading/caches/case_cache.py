@@ -48,9 +48,12 @@ class CaseCache(ABC):
         self.channels = channels.pop() if channels else 1
         self._type = np.dtype(config.dtype)
         # In the cache's type, so that the values outside of a volume are those of the background inside of it.
-        background = torch.tensor([record.background for record in self.records]).view(-1, self.channels)
         limit = _limit(self._type)
-        self._background_levels = background.clamp_(-limit, limit).to(self.image_dtype)
+        values = np.array([record.background for record in self.records], np.float32).reshape(-1, self.channels)
+        levels = np.clip(values, -limit, limit).astype(self._type)
+        self.background_values: NDArray[np.float32] = levels.astype(np.float32)
+        """(cases, C), the values outside the volumes, on the host."""
+        self._background_levels = torch.from_numpy(levels)
         self._background = self._background_levels.float().view(-1, self.channels, 1, 1, 1).to(device)
 
     def __len__(self) -> int:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from fusionseg.config.registry import augmentations
 from fusionseg.config.section import Probability
-from fusionseg.data.loading.intensity.section import BatchedIntensitySection, ImageLayout, of_all, per_channel
+from fusionseg.data.loading.intensity.section import ImageLayout, LinearIntensitySection, of_all, per_channel
 from fusionseg.data.loading.purposes import Purpose
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @augmentations.register("shift_intensity")
-class ShiftIntensityConfig(BatchedIntensitySection):
+class ShiftIntensityConfig(LinearIntensitySection):
     """Add one random value to the whole patch."""
 
     order: ClassVar[int] = 20
@@ -40,17 +40,16 @@ class ShiftIntensityConfig(BatchedIntensitySection):
         """Add to each image (C, X, Y, Z) its value."""
         return image.add_(drawn["offset"].view(-1, 1, 1, 1, 1))
 
-    def arrays(self, draws: Draws, shape: Sequence[int]) -> dict[str, NDArray[Any]]:
-        """The values; 0 for a sample that is not changed."""
-        return {"offset": of_all(draws, "offset", 0.0, shape)}
+    def linear(self, draws: Draws, shape: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The factor 1 and the values; 0 for a sample that is not changed."""
+        import numpy as np
 
-    def apply_to_all(self, image: Tensor, sent: Mapping[str, Tensor]) -> Tensor:
-        """Add to each image (C, X, Y, Z) its value."""
-        return image.add_(sent["offset"])
+        offset = of_all(draws, "offset", 0.0, shape)[:, :, 0, 0, 0]
+        return np.ones_like(offset), offset
 
 
 @augmentations.register("scale_intensity")
-class ScaleIntensityConfig(BatchedIntensitySection):
+class ScaleIntensityConfig(LinearIntensitySection):
     """Multiply the whole patch by one random factor."""
 
     left_out: ClassVar[tuple[str, ...]] = ("per_channel",)
@@ -72,10 +71,9 @@ class ScaleIntensityConfig(BatchedIntensitySection):
         """Multiply each image (C, X, Y, Z) by its factor."""
         return image.mul_(per_channel(drawn["factor"]))
 
-    def arrays(self, draws: Draws, shape: Sequence[int]) -> dict[str, NDArray[Any]]:
-        """The factors; 1 for a sample that is not changed."""
-        return {"factor": of_all(draws, "factor", 1.0, shape)}
+    def linear(self, draws: Draws, shape: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The factors, 1 for a sample that is not changed, and the offset 0."""
+        import numpy as np
 
-    def apply_to_all(self, image: Tensor, sent: Mapping[str, Tensor]) -> Tensor:
-        """Multiply each image (C, X, Y, Z) by its factor."""
-        return image.mul_(sent["factor"])
+        factor = of_all(draws, "factor", 1.0, shape)[:, :, 0, 0, 0]
+        return factor, np.zeros_like(factor)

@@ -23,10 +23,14 @@ if TYPE_CHECKING:
 
     from fusionseg.data.loading.augmentation_protocol import Drawn, Draws
 
+_VOXELS = (2, 3, 4)
 _SMALLEST = 1e-30
 """Smallest range and deviation that are divided by: a channel of one value stays as it is, in any unit."""
-_SMALLEST_VARIANCE = 1e-37
+_SMALLEST_VARIANCE = 1e-44
 """Is added to the variance where that is divided by: the smallest numbers of 32 bits are near it."""
+_LARGEST_POWER = 2.25
+"""Largest product of two exponents for both powers without new statistics between them: it is that of nnU-Net's ranges,
+and the variance of the result is a number of 32 bits then for any range of values from 1e-9 to 1e8."""
 
 
 class _Gamma(BatchedIntensitySection):
@@ -73,17 +77,30 @@ class _Gamma(BatchedIntensitySection):
             extent = (highest - lowest).clamp_(min=_SMALLEST)
             base = (image - lowest if sign > 0 else highest - image).div_(extent).pow_(exponent)
             return torch.addcmul(lowest if sign > 0 else highest, base, extent, value=sign)
-        deviation, mean = torch.std_mean(image, dim=(2, 3, 4), correction=0, keepdim=True)
-        edge = image.amin((2, 3, 4), keepdim=True) if sign > 0 else image.amax((2, 3, 4), keepdim=True)
-        base = image - edge if sign > 0 else edge - image
-        # A norm of each channel, whose weight and bias are the former deviation and mean, restores them.
-        rows = base.pow_(exponent).view(1, deviation.numel(), -1)
-        count, voxels = rows.shape[1:]
-        weight = deviation.view(-1) if sign > 0 else deviation.view(-1).neg()
-        restored, _, _ = torch.native_group_norm(
-            rows, weight, mean.view(-1), 1, count, voxels, count, _SMALLEST_VARIANCE
-        )
-        return restored.view_as(image)
+        deviation, mean = torch.std_mean(image, dim=_VOXELS, correction=0, keepdim=True)
+        edge = image.amax(_VOXELS, keepdim=True) if sign < 0 else image.amin(_VOXELS, keepdim=True)
+        base = (edge - image if sign < 0 else image - edge).pow_(exponent)
+        return _restored(base, deviation if sign > 0 else deviation.neg(), mean)
+
+
+def _restored(image: Tensor, deviation: Tensor, mean: Tensor) -> Tensor:
+    """Give each channel (X, Y, Z) a mean and a standard deviation; a negative one inverts the channel.
+
+    A norm of each channel does it, whose weight and bias are deviation and mean.
+
+    Args:
+        image: (B, C, X, Y, Z).
+        deviation: (B, C, 1, 1, 1).
+        mean: (B, C, 1, 1, 1).
+    """
+    import torch
+
+    rows = image.view(1, deviation.numel(), -1)
+    count, voxels = rows.shape[1:]
+    restored, _, _ = torch.native_group_norm(
+        rows, deviation.view(-1), mean.view(-1), 1, count, voxels, count, _SMALLEST_VARIANCE
+    )
+    return restored.view_as(image)
 
 
 def _power_(image: Tensor, exponent: Tensor) -> Tensor:
@@ -125,3 +142,26 @@ class InvertedGammaConfig(_Gamma):
     def apply_to_all(self, image: Tensor, sent: Mapping[str, Tensor]) -> Tensor:
         """Change each channel (X, Y, Z) by its exponent."""
         return self._power_of_all(image, sent["exponent"], -1)
+
+    def apply_with_next(
+        self,
+        image: Tensor,
+        sent: Mapping[str, Tensor],
+        following: BatchedIntensitySection,
+        sent_next: Mapping[str, Tensor],
+    ) -> Tensor | None:
+        """Apply the powers of this section and of `gamma`, and restore mean and deviation once, at the end.
+
+        The mean and the deviation that `gamma` finds are those of the patch, and it measures its values from the lowest
+        one, which is that of the largest power of the inverted patch.
+        """
+        import torch
+
+        if not isinstance(following, GammaConfig) or not (self.retain_stats and following.retain_stats):
+            return None
+        if self.exponent[1] * following.exponent[1] > _LARGEST_POWER:
+            return None
+        deviation, mean = torch.std_mean(image, dim=_VOXELS, correction=0, keepdim=True)
+        base = (image.amax(_VOXELS, keepdim=True) - image).pow_(sent["exponent"])
+        torch.sub(base.amax(_VOXELS, keepdim=True), base, out=base)
+        return _restored(base.pow_(sent_next["exponent"]), deviation, mean)

@@ -101,6 +101,50 @@ class BatchedIntensitySection(IntensitySection):
             The images in the same shape, contiguous.
         """
 
+    def apply_with_next(
+        self,
+        image: Tensor,
+        sent: Mapping[str, Tensor],
+        following: BatchedIntensitySection,
+        sent_next: Mapping[str, Tensor],
+    ) -> Tensor | None:
+        """Change the images as `apply_to_all` of this section and then of the following one, by fewer operators.
+
+        Args:
+            image: as for `apply_to_all`.
+            sent: of this section.
+            following: the section of the next change of the batch.
+            sent_next: of the following section.
+
+        Returns:
+            The images; None if these two sections have no common way, and nothing was changed.
+        """
+        return None
+
+
+class LinearIntensitySection(BatchedIntensitySection):
+    """An augmentation that multiplies the values by a factor and adds an offset, both known before the image is."""
+
+    @abstractmethod
+    def linear(self, draws: Draws, shape: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The factor and the offset of each channel, (B, C or 1) each; 1 and 0 for a sample that is not changed.
+
+        Args:
+            draws: of all samples of a batch, at least one of which is changed.
+            shape: (5,), of the images.
+        """
+
+    def arrays(self, draws: Draws, shape: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """The factors and the offsets."""
+        factor, offset = self.linear(draws, shape)
+        return {"factor": factor[:, :, None, None, None], "offset": offset[:, :, None, None, None]}
+
+    def apply_to_all(self, image: Tensor, sent: Mapping[str, Tensor]) -> Tensor:
+        """Change each channel (X, Y, Z) by its factor and its offset."""
+        import torch
+
+        return torch.addcmul(sent["offset"], image, sent["factor"], out=image)
+
 
 def of_all(draws: Draws, name: str, unchanged: float, shape: Sequence[int]) -> NDArray[np.float32]:
     """The numbers of all samples of a batch, in a shape that broadcasts over the images: (B, C or 1, 1, 1, 1).
