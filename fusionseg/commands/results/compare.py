@@ -17,7 +17,8 @@ def add_compare(commands: Commands) -> None:
         """fusionseg compare runs/unets
   fusionseg compare runs/table2 --rows name --metrics parameters "dice (files)" "hd95_mm (files)"
   fusionseg compare runs/few_labels --rows name --metrics "dice (files)" --against scratch
-  fusionseg compare runs/views --ensembles""",
+  fusionseg compare runs/views --ensembles
+  fusionseg compare runs/table2 --rows name --latex > table2.tex""",
         _compare,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN|FOLDER", help="run folder, or a folder of them")
@@ -51,7 +52,10 @@ def add_compare(commands: Commands) -> None:
     parser.add_argument(
         "--ensembles", action="store_true", help="add rows of the ensembles that fusionseg evaluate --with has scored"
     )
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="write compare.md and compare.csv there too")
+    parser.add_argument("--latex", action="store_true", help="print LaTeX (package booktabs) instead of Markdown")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="write compare.md, compare.csv and compare.tex there too"
+    )
 
 
 def _compare(arguments: argparse.Namespace) -> int:
@@ -59,7 +63,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         from fusionseg.inference.comparison.layout import with_metrics, with_names
         from fusionseg.inference.comparison.paired import with_baseline
         from fusionseg.inference.comparison.rows import compare
-        from fusionseg.inference.comparison.table import comparison_markdown, write_comparison
+        from fusionseg.inference.comparison.table import comparison_latex, comparison_markdown, write_comparison
         from fusionseg.utils.files import writable_folder
 
     if arguments.output is not None:
@@ -71,7 +75,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         comparison = with_baseline(comparison, arguments.against)
     if arguments.rows == "name":
         comparison = with_names(comparison)
-    print(comparison_markdown(comparison))
+    print(comparison_latex(comparison) if arguments.latex else comparison_markdown(comparison))
     if arguments.output is not None:
         write_comparison(comparison, arguments.output)
     return DONE

@@ -17,7 +17,7 @@ class MatchingEvaluation:
     """Metrics and remarks of an evaluation, as the table of `fusionseg compare` shows them."""
 
     metrics: dict[str, float]
-    """Dice and HD95 in the geometry of the label files."""
+    """Dice, HD95, and the means over the classes of all other metrics, in the geometry of the label files."""
     trained_on: bool
     """Whether some of its cases were trained on."""
     remarks: tuple[str, ...]
@@ -115,4 +115,6 @@ def _metrics(summary: Mapping[str, Any]) -> dict[str, float]:
         dice = metrics.get("dice") if isinstance(metrics, dict) else None
         found[f"dice_per_class.{name}"] = dice.get("mean") if isinstance(dice, dict) else None
     found["hd95_mm"] = summary.get("hd95_mm")
+    further = summary.get("metrics")
+    found |= further if isinstance(further, dict) else {}
     return {key: float(value) for key, value in found.items() if is_number(value)}

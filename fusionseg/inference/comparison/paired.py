@@ -8,7 +8,7 @@ from math import sqrt
 from statistics import fmean, stdev
 
 from fusionseg.inference.comparison.layout import row_name
-from fusionseg.inference.comparison.rows import COST, Comparison, Row, TaskTable
+from fusionseg.inference.comparison.rows import COST, Comparison, Row, TaskTable, digits_of
 from fusionseg.inference.comparison.run_summary import OF_PRETRAINING
 from fusionseg.utils.errors import UserError, suggest
 from fusionseg.utils.tables import markdown_table
@@ -77,6 +77,11 @@ def baseline_of(table: TaskTable, row: Row, name: str) -> Row | None:
 
 def paired_markdown(comparison: Comparison) -> list[str]:
     """Format the differences from the baseline, one Markdown table for each task that has some."""
+    return [f"{title}\n\n{markdown_table(cells)}" for title, cells in paired_cells(comparison)]
+
+
+def paired_cells(comparison: Comparison) -> list[tuple[str, list[list[str]]]]:
+    """The title and the cells, header first, of the differences from the baseline for each task that has some."""
     name, blocks = comparison.baseline, []
     if name is None:
         return []
@@ -90,7 +95,7 @@ def paired_markdown(comparison: Comparison) -> list[str]:
                 body.append([row_name(row), str(pairs), *map(_text, metrics, found, [pairs] * len(metrics))])
         if body and metrics:
             title = f"Difference from `{name}`, run by run, with the {LEVEL:.0%} interval of the mean:"
-            blocks.append(f"{title}\n\n{markdown_table([['name', 'pairs', *metrics], *body])}")
+            blocks.append((title, [["name", "pairs", *metrics], *body]))
     return blocks
 
 
@@ -107,7 +112,7 @@ def _values(row: Row, metric: str) -> Mapping[tuple[object, str], float]:
 def _text(metric: str, found: PairedDifference | None, pairs: int) -> str:
     if found is None:
         return "-"
-    digits = 2 if metric.startswith(("psnr", "hd95")) else 4
+    digits = digits_of(metric)
     some = f" ({found.pairs} of {pairs})" if found.pairs < pairs else ""
     if found.half_width is None:
         return f"{found.mean:+.{digits}f}{some}"

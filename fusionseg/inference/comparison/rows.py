@@ -19,11 +19,12 @@ from fusionseg.inference.comparison.run_summary import (
     RunSummary,
     summarise_run,
 )
+from fusionseg.metrics.definitions import definition_of
 from fusionseg.runs.paths import run_folders
 from fusionseg.runs.records import has_finished
 from fusionseg.utils.errors import UserError, some_of
 
-COST = ("parameters", "steps", "samples_per_s", "mfu", "roofline", "memory_gb", "total_s")
+COST = ("parameters", "steps", "samples_per_s", "mfu", "roofline", "memory_gb", "total_s", "gpu_hours")
 """Metrics of the cost of a run, which are the last columns of the table."""
 
 
@@ -242,7 +243,19 @@ def distinguishing_keys(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def is_score(metric: str) -> bool:
-    """Tell whether a higher value of a metric means a better network."""
-    name = metric.split(" (")[0].split(".")[0]
-    return name in ("dice", "dice_per_class", "ssim", "psnr", "ssim_hidden", "psnr_hidden")
+def higher_is_better(metric: str) -> bool | None:
+    """Tell whether a higher value of a metric means a better network; None if there is no better direction.
+
+    Args:
+        metric: a column of the table.
+    """
+    definition = definition_of(metric)
+    return None if definition is None else definition.higher_is_better
+
+
+def digits_of(metric: str) -> int:
+    """The decimal places of a metric in the table."""
+    if metric in COST:
+        return 2
+    definition = definition_of(metric)
+    return 4 if definition is None else definition.digits

@@ -216,6 +216,12 @@ def _cost(records: Sequence[Record], environment: Mapping[str, Any]) -> dict[str
     totals = [record.get("total_s") for record in records if record["kind"] == RecordKind.END]
     if known_totals := [total for total in totals if total is not None and is_number(total)]:
         cost["total_s"] = known_totals[-1]
+        ranks = environment.get("ranks")
+        devices = (
+            [str(rank.get("device")) for rank in ranks if isinstance(rank, dict)] if isinstance(ranks, list) else []
+        )
+        if gpus := sum(device.startswith("cuda") for device in devices):
+            cost["gpu_hours"] = known_totals[-1] * gpus / 3600
     return cost
 
 

@@ -7,11 +7,12 @@ import io
 from pathlib import Path
 from typing import Any
 
-from fusionseg.inference.comparison.paired import baseline_of, paired_difference, paired_markdown
-from fusionseg.inference.comparison.rows import COST, Comparison, Row, Spread, TaskTable, is_score
+from fusionseg.inference.comparison.paired import baseline_of, paired_cells, paired_difference, paired_markdown
+from fusionseg.inference.comparison.rows import Comparison, Row, Spread, TaskTable, digits_of, higher_is_better
 from fusionseg.inference.comparison.run_summary import FILES, PATCHES, PREPARED
 from fusionseg.utils.errors import some_of
 from fusionseg.utils.files import write_text
+from fusionseg.utils.latex import latex_table
 from fusionseg.utils.tables import markdown_table
 
 _MAX_NAMED = 5
@@ -29,16 +30,29 @@ def comparison_markdown(comparison: Comparison) -> str:
     return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in _notes(comparison, marks))])
 
 
-def write_comparison(comparison: Comparison, folder: Path) -> str:
-    """Write compare.md and compare.csv, and return the Markdown.
+def comparison_latex(comparison: Comparison) -> str:
+    """Format a comparison as LaTeX, with the tables of the Markdown; titles and notes are comments.
 
     Args:
         comparison: the tables.
-        folder: for the two files.
+    """
+    marks = list(dict.fromkeys(mark for row in comparison.rows for mark in row.marks))
+    tables = [(table.task, _cells(table, marks)) for table in comparison.tables] + paired_cells(comparison)
+    blocks = [f"% {title}\n{latex_table(cells)}" for title, cells in tables]
+    return "\n\n".join([*blocks, "\n".join(f"% {note}" for note in _notes(comparison, marks))])
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> str:
+    """Write compare.md, compare.csv and compare.tex, and return the Markdown.
+
+    Args:
+        comparison: the tables.
+        folder: for the files.
     """
     table = comparison_markdown(comparison)
     write_text(table_path(folder), table + "\n")
     write_text(folder / "compare.csv", comparison_csv(comparison))
+    write_text(folder / "compare.tex", comparison_latex(comparison) + "\n")
     return table
 
 
@@ -105,14 +119,15 @@ def _cells(table: TaskTable, marks: list[str]) -> list[list[str]]:
 
 def _ranked_means(table: TaskTable, metric: str, names: list[str]) -> dict[str, list[float]]:
     """The means of a score by data set, the best first, where at least two rows can be compared."""
-    if not is_score(metric):
+    is_higher = higher_is_better(metric)
+    if is_higher is None:
         return {}
     means: dict[str, list[float]] = {}
     for row, name in zip(table.rows, names, strict=True):
         spread = row.spread(metric)
         if spread is not None and not row.is_validated_on_training_cases:
             means.setdefault(name, []).append(spread.mean)
-    return {name: sorted(set(values), reverse=True) for name, values in means.items() if len(values) > 1}
+    return {name: sorted(set(values), reverse=is_higher) for name, values in means.items() if len(values) > 1}
 
 
 def _notes(comparison: Comparison, marks: list[str]) -> list[str]:
@@ -176,6 +191,6 @@ def _spread_text(metric: str, spread: Spread | None, runs: int) -> str:
     if metric in ("mfu", "roofline"):
         deviation = "" if spread.deviation is None else f" ± {100 * spread.deviation:.1f}"
         return f"{100 * spread.mean:.1f}{deviation} %{some}"
-    digits = 2 if metric in COST or metric.startswith(("psnr", "hd95")) else 4
+    digits = digits_of(metric)
     text = f"{spread.mean:.{digits}f}"
     return (text if spread.deviation is None else f"{text} ± {spread.deviation:.{digits}f}") + some
