@@ -11,6 +11,7 @@ from fusionseg.commands.data import add_check, add_prepare, add_synth
 from fusionseg.commands.jobs import add_cancel, add_doctor, add_status, add_submit
 from fusionseg.commands.monitor import add_monitor
 from fusionseg.commands.plan import add_plan
+from fusionseg.commands.results.best import add_best
 from fusionseg.commands.results.compare import add_compare
 from fusionseg.commands.results.evaluate import add_evaluate
 from fusionseg.commands.results.predict import add_predict
@@ -33,6 +34,7 @@ COMMANDS = (
     add_predict,
     add_compare,
     add_statistics,
+    add_best,
     add_submit,
     add_table,
     add_status,

@@ -13,6 +13,7 @@ from fusionseg.utils.tables import counted
 if TYPE_CHECKING:
     from fusionseg.cluster.profile import ClusterConfig
     from fusionseg.cluster.sweep import Sweep
+    from fusionseg.inference.comparison.rows import Comparison
 
 
 def add_table(commands: Commands) -> None:
@@ -129,6 +130,7 @@ def _write(sweep: Sweep) -> None:
 
     wanted = sweep.table
     comparison = compare([run.folder for run in sweep.runs], ensembles=wanted.ensemble_over is not None)
+    whole = comparison
     if wanted.metrics:
         for problem in unknown_metrics(comparison, wanted.metrics):
             log.warning("%s: table.metrics: %s", sweep.file, problem)
@@ -138,3 +140,27 @@ def _write(sweep: Sweep) -> None:
     if wanted.rows == "name":
         comparison = with_names(comparison)
     print(f"\n{write_comparison(comparison, sweep.folder)}")
+    if wanted.statistics:
+        _write_statistics(sweep, whole)
+
+
+def _write_statistics(sweep: Sweep, comparison: Comparison) -> None:
+    """Print the statistics and the best configuration, and write their files into the folder of the sweep."""
+    from fusionseg.inference.statistics.analysis import analyse
+    from fusionseg.inference.statistics.best import best_text, choose
+    from fusionseg.inference.statistics.files import write_best, write_statistics
+    from fusionseg.inference.statistics.pooled import pool
+    from fusionseg.utils.errors import UserError
+
+    against = sweep.table.against
+    try:
+        pooled = pool(comparison)
+        names = [row.name for group in pooled.groups for row in group.rows]
+        found = analyse(pooled, against if against in names else None)
+        print(f"\n{write_statistics(found, pooled, sweep.folder)}")
+        choices = choose(pooled, "dice")
+        write_best(choices, sweep.folder)
+        print(f"\n{best_text(choices)}")
+    except UserError as error:
+        for problem in error.problems:
+            log.warning("%s: table.statistics: %s", sweep.file, problem)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionseg.inference.statistics.analysis import GroupStatistics, RowStatistics, Statistics
+from fusionseg.inference.statistics.best import BEST, Choice
 from fusionseg.inference.statistics.pooled import Pooled, pooled_rows
 from fusionseg.inference.statistics.tables import deviation_of, statistics_latex, statistics_markdown
 from fusionseg.runs.json_files import finite_or_none
@@ -36,6 +37,16 @@ def write_statistics(found: Statistics, pooled: Pooled, folder: Path, metrics: S
     write_text(folder / POOLED, _csv_text(pooled_rows(pooled)))
     write_json(folder / f"{NAME}.json", finite_or_none(found.to_json()))
     return text
+
+
+def write_best(choices: Sequence[Choice], folder: Path) -> None:
+    """Write best.json.
+
+    Args:
+        choices: one for each data set.
+        folder: for the file.
+    """
+    write_json(folder / BEST, finite_or_none([choice.to_json() for choice in choices]))
 
 
 def _long_rows(found: Statistics) -> Iterator[dict[str, Any]]:
