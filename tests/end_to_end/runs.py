@@ -33,19 +33,18 @@ REPOSITORY = Path(__file__).parents[2]
 TRAIN, PRETRAIN, COMMANDS = "fusionseg.train", "fusionseg.pretrain", "fusionseg"
 
 _FORKSERVER = multiprocessing.get_context("forkserver")
-_FORKSERVER.set_forkserver_preload(
-    [
-        "torch",
-        "torch._dynamo",
-        "torch.distributed",
-        "torch.nn.parallel",
-        "torch.utils.tensorboard",
-        "monai.networks.nets",
-        "fusionseg.training.start",
-        "fusionseg.inference.predict",
-        "fusionseg.inference.evaluation.segmentation",
-    ]
-)
+_WARM = [
+    "torch",
+    "torch._dynamo",
+    "torch.distributed",
+    "torch.nn.parallel",
+    "torch.utils.tensorboard",
+    "monai.networks.nets",
+    "fusionseg.training.start",
+    "fusionseg.inference.predict",
+    "fusionseg.inference.evaluation.segmentation",
+]
+"""Modules that the warm interpreter has imported."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +119,8 @@ class Program:
     ) -> Started:
         """Start `work(*arguments)` in a process forked from the warm interpreter."""
         out, err = self._files()
+        # A parallel preparation in this process ends the server, and leaves its own modules for the next server.
+        _FORKSERVER.set_forkserver_preload(_WARM)
         process = _FORKSERVER.Process(  # type: ignore[attr-defined]
             target=_enter,
             args=(work, arguments, dict(env or {}), str(cwd or self.folder), str(out), str(err)),
@@ -174,6 +175,7 @@ def rank_environments(processes: int) -> list[dict[str, str]]:
 def _enter(
     work: Callable[..., None], arguments: tuple[Any, ...], env: dict[str, str], cwd: str, out: str, err: str
 ) -> None:
+    imported = set(sys.modules)
     os.environ.update(env)
     os.chdir(cwd)
     for number, path in ((1, out), (2, err)):
@@ -183,6 +185,7 @@ def _enter(
     faulthandler.enable(2)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup, which ignores it
+    assert imported.issuperset(_WARM), "the server of this process has not imported the modules of _WARM"
     work(*arguments)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from end_to_end.conftest import Train
 from end_to_end.runs import COMMANDS, Program, assert_same_run, records, wait_for_step
 
 LOCAL = "{cluster: local, gpus_per_node: 0}"
@@ -41,11 +42,12 @@ def test_local_sweep_trains_all_runs_once(program: Program, sweep: Path) -> None
     assert "± " in program.warm(COMMANDS, "compare", folder).wait().expect(0).out
 
 
-def test_interrupted_sweep_resumes(program: Program, sweep: Path) -> None:
+def test_interrupted_sweep_resumes(program: Program, sweep: Path, train: Train) -> None:
     """The active run saves and ends; the waiting run does not start."""
     folder = sweep.parent / "runs/two"
-    long = ("train.steps=300", "checkpoint.every=100", "validate.every=100", "cluster.parallel=1")
-    started = program.warm(COMMANDS, *arguments(sweep, *long))
+    long = ("train.steps=200", "checkpoint.every=50", "validate.every=100")
+    command = arguments(sweep, *long, "cluster.parallel=1")
+    started = program.warm(COMMANDS, *command)
     wait_for_step(folder / "seed0", 10, [started])
     started.send(signal.SIGINT)
     started.wait().expect(0)
@@ -53,14 +55,13 @@ def test_interrupted_sweep_resumes(program: Program, sweep: Path) -> None:
     assert not (folder / "seed1/metrics.jsonl").exists()
     assert "1 stopped, 1 waiting" in program.warm(COMMANDS, "status", folder).wait().expect(0).out
 
-    resumed = program.warm(COMMANDS, *arguments(sweep, *long)).wait().expect(0)
+    resumed = program.warm(COMMANDS, *command).wait().expect(0)
     assert "| continue | left at step" in resumed.out
     assert records(folder / "seed0")[-1]["status"] == "completed"
 
-    undisturbed = sweep.with_name("undisturbed.yaml")
-    undisturbed.write_text(sweep.read_text().replace("name: two", "name: other"))
-    program.warm(COMMANDS, *arguments(undisturbed, *long)).wait().expect(0)
-    assert_same_run(folder / "seed0", folder.with_name("other") / "seed0")
+    undisturbed = folder.with_name("undisturbed")
+    train(undisturbed, *long, "seed=0").expect(0)
+    assert_same_run(folder / "seed0", undisturbed)
 
 
 def test_cancel_ends_the_active_run(program: Program, sweep: Path) -> None:
