@@ -8,24 +8,20 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import preparing
 import pytest
 import torch
+from partial_caches import CPU, TRAINING_CASES, batch, cases_of, prepare_seven, voxels_of
 
-from fusionseg.config import AugmentConfig, CacheConfig, RunConfig, validate
-from fusionseg.data.loading.caches.case_cache import CaseCache
+from fusionseg.config import CacheConfig, RunConfig, validate
 from fusionseg.data.loading.caches.partial_cache import ShareCache
 from fusionseg.data.loading.device_cache import DeviceCache
-from fusionseg.data.loading.patch_augmenter import PatchAugmenter
 from fusionseg.data.loading.sampling.case_shares import CaseShares
 from fusionseg.data.loading.sampling.weights import EVEN, SamplingWeights
-from fusionseg.data.loading.sampling_plan import SamplePlan
 from fusionseg.data.preprocessing.store import Store
 from fusionseg.inference.evaluation.validation import with_all_cases
 from fusionseg.training.opened_data.draws import open_draws
 from fusionseg.utils.errors import UserError
 
-CPU = torch.device("cpu")
 SIZES = [50, 10, 20, 80, 30, 30, 90, 10, 60, 40, 70, 20]
 
 
@@ -88,29 +84,16 @@ def test_the_case_of_a_sample_depends_on_nothing_before() -> None:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: Any, make_dataset: Any, tiny_config: Callable[..., RunConfig]) -> Store:
-    folder = tmp_path_factory.mktemp("shares")
-    root = make_dataset(folder / "Task97", cases=7, classes=3)
-    return preparing.run(tiny_config(root, folder)).store
-
-
-AUGMENT = AugmentConfig.model_validate({"flip": 0.5, "rotate": {"prob": 0.5, "degrees": 30}})
-PATCH = (16, 16, 16)
-
-
-def batch(cache: CaseCache, draws: Any, step: int, indices: range, *, batched: bool) -> tuple[Any, Any]:
-    plan = SamplePlan(
-        cache.plan_cases[:6], AUGMENT, seed=3, patch=PATCH, global_batch=4, samples_per_volume=1, foreground=0.5,
-        channels=1, draws=draws,
-    )  # fmt: skip
-    return PatchAugmenter(cache, AUGMENT, PATCH, CPU, batched=batched)(plan.samples(step, indices))
+    return prepare_seven(tmp_path_factory.mktemp("shares"), make_dataset, tiny_config)
 
 
 @pytest.mark.parametrize("batched", [False, True])
 def test_a_rank_makes_its_samples_from_its_share(store: Store, batched: bool) -> None:
     """Those of a cache of all cases, also on the way of a GPU, and after a jump to any step."""
-    cases = [(store, name) for name in sorted(store.cases)]  # the last one is a validation case
-    sizes = [int(np.prod(store.cases[name].shape)) for _, name in cases[:6]]
-    draws = CaseShares(1, sizes, ranks=2, micro_batch=1, global_batch=4, samples_per_volume=1, epochs=2)
+    cases = cases_of(store)
+    draws = CaseShares(
+        1, voxels_of(cases[:TRAINING_CASES]), ranks=2, micro_batch=1, global_batch=4, samples_per_volume=1, epochs=2
+    )
     everything = DeviceCache(cases, CacheConfig(), CPU)
     for rank in range(2):
         cache = ShareCache(cases, CacheConfig(), CPU, draws, rank)
@@ -128,9 +111,8 @@ def test_a_rank_makes_its_samples_from_its_share(store: Store, batched: bool) ->
 
 
 def test_a_sample_of_another_share_is_no_silent_mistake(store: Store) -> None:
-    cases = [(store, name) for name in sorted(store.cases)]
-    sizes = [int(np.prod(store.cases[name].shape)) for _, name in cases]
-    draws = CaseShares(1, sizes, ranks=7, micro_batch=1, global_batch=7, samples_per_volume=1, epochs=1)
+    cases = cases_of(store)
+    draws = CaseShares(1, voxels_of(cases), ranks=7, micro_batch=1, global_batch=7, samples_per_volume=1, epochs=1)
     cache = ShareCache(cases, CacheConfig(), CPU, draws, 0)
     cache.advance(0)
     with pytest.raises(AssertionError, match="not in memory"):

@@ -9,23 +9,18 @@ from math import gcd
 from typing import Any
 
 import numpy as np
-import preparing
 import pytest
 import torch
+from partial_caches import CPU, TRAINING_CASES, batch, cases_of, prepare_seven, voxels_of
 
-from fusionseg.config import AugmentConfig, CacheConfig, RunConfig, validate
-from fusionseg.data.loading.caches.case_cache import CaseCache
+from fusionseg.config import CacheConfig, RunConfig, validate
 from fusionseg.data.loading.caches.window_cache import WindowCache
 from fusionseg.data.loading.device_cache import DeviceCache
-from fusionseg.data.loading.patch_augmenter import PatchAugmenter
 from fusionseg.data.loading.sampling.case_window import CaseWindow
 from fusionseg.data.loading.sampling.weights import EVEN, SamplingWeights
-from fusionseg.data.loading.sampling_plan import SamplePlan
 from fusionseg.data.preprocessing.store import Store
 from fusionseg.training.opened_data.draws import open_draws
 from fusionseg.utils.errors import UserError
-
-CPU = torch.device("cpu")
 
 
 def window_of(count: int, seed: int = 2, **keys: Any) -> CaseWindow:
@@ -71,21 +66,7 @@ def test_each_case_of_the_window_is_drawn_in_a_rotation() -> None:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: Any, make_dataset: Any, tiny_config: Callable[..., RunConfig]) -> Store:
-    folder = tmp_path_factory.mktemp("window")
-    root = make_dataset(folder / "Task98", cases=7, classes=3)
-    return preparing.run(tiny_config(root, folder)).store
-
-
-AUGMENT = AugmentConfig.model_validate({"flip": 0.5, "rotate": {"prob": 0.5, "degrees": 30}})
-PATCH = (16, 16, 16)
-
-
-def batch(cache: CaseCache, window: CaseWindow, step: int, *, batched: bool) -> tuple[Any, Any]:
-    plan = SamplePlan(
-        cache.plan_cases[:6], AUGMENT, seed=3, patch=PATCH, global_batch=2, samples_per_volume=1, foreground=0.5,
-        channels=1, draws=window,
-    )  # fmt: skip
-    return PatchAugmenter(cache, AUGMENT, PATCH, CPU, batched=batched)(plan.samples(step, range(2)))
+    return prepare_seven(tmp_path_factory.mktemp("window"), make_dataset, tiny_config)
 
 
 @pytest.mark.parametrize("batched", [False, True])
@@ -94,16 +75,15 @@ def test_its_samples_are_those_of_a_cache_of_all_cases(
     store: Store, batched: bool, fraction: float, replaced: float
 ) -> None:
     """From step to step for several times around the ring, and after jumps, as when a run is resumed."""
-    cases = [(store, name) for name in sorted(store.cases)]  # the last one is a validation case
-    sizes = [int(np.prod(store.cases[name].shape)) for _, name in cases[:6]]
+    cases = cases_of(store)
+    sizes = voxels_of(cases[:TRAINING_CASES])
     window = CaseWindow(1, sizes, window=fraction, replaced=replaced, global_batch=2, samples_per_volume=1)
     everything, cache = DeviceCache(cases, CacheConfig(), CPU), WindowCache(cases, CacheConfig(), CPU, window)
     for step in (*range(12 * window.steps), 100, 101, 3, 4, 5, 6):
         cache.advance(step)
-        for ours, theirs in zip(
-            batch(cache, window, step, batched=batched), batch(everything, window, step, batched=batched), strict=True
-        ):
-            assert torch.equal(ours, theirs)
+        ours = batch(cache, window, step, range(2), batched=batched)
+        theirs = batch(everything, window, step, range(2), batched=batched)
+        assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1])
         assert (cache.first_voxel >= 0).sum() == window.size
     for index in range(7):
         assert all(map(torch.equal, cache.volume(index), everything.volume(index)))
@@ -139,7 +119,7 @@ def fill(cache: WindowCache, held: list[int]) -> int:
 
 
 def test_an_error_in_the_background_reaches_the_training(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    cases = [(store, name) for name in sorted(store.cases)]
+    cases = cases_of(store)
     window = CaseWindow(1, [10**5] * 7, window=0.5, replaced=0.5, global_batch=2, samples_per_volume=1)
     cache = WindowCache(cases, CacheConfig(), CPU, window)
 

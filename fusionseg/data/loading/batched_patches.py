@@ -16,9 +16,10 @@ from torch import Tensor
 
 from fusionseg.config.data.spatial import ElasticConfig
 from fusionseg.data.loading.caches.flat_cache import FlatCache
+from fusionseg.data.loading.patch_boxes import patch_reach
 from fusionseg.data.loading.sampling_plan import Samples
 from fusionseg.data.loading.spatial.displacement import LARGEST, displacement_of_axes
-from fusionseg.data.loading.spatial.geometry import Matrix, patch_to_volume, turned
+from fusionseg.data.loading.spatial.geometry import Matrix, turned
 from fusionseg.data.loading.spatial.rules import SpatialRules
 
 
@@ -164,21 +165,12 @@ class BatchedPatches:
             signs = order.sum(axis=0).astype(int)
             first = np.where(signs > 0, plan.origin[i][axes], plan.origin[i][axes] + patch - 1)
             return _Box(first, signs, patch, shape[axes], strides[axes], np.eye(3), (patch - 1) / 2)
-        matrix = patch_to_volume(
-            plan.angles[i],
-            plan.zoom[i],
-            plan.flip[i],
-            np.array(record.spacing),
-            shear=plan.shear[i],
-            quarter_turns=plan.quarter_turns[i],
-        )
-        centre = plan.origin[i] + (patch - 1) / 2
-        reach = np.abs(matrix) @ (patch / 2) + LARGEST * plan.elastic[i] + 2
+        reach = patch_reach(plan, i, record, self.patch)
         # One voxel outside of the volume is enough: beyond the box, grid_sample takes the values of its border.
-        low = np.clip(np.floor(centre - reach), -1, shape).astype(int)
-        high = np.clip(np.ceil(centre + reach) + 1, low + 1, shape + 1).astype(int)
+        low = np.clip(reach.low, -1, shape).astype(int)
+        high = np.clip(reach.high, low + 1, shape + 1).astype(int)
         size = np.maximum(high - low, patch)  # as long as a patch, so that the batch may hold plain patches
-        return _Box(low, np.ones(3, int), size, shape, strides, matrix, centre - low)
+        return _Box(low, np.ones(3, int), size, shape, strides, reach.matrix, reach.centre - low)
 
 
 class _Box:

@@ -31,6 +31,43 @@ class PatchBox:
         return x, y, z
 
 
+@dataclass(frozen=True)
+class PatchReach:
+    """The voxels that an interpolated patch can reach. They may lie outside of the volume."""
+
+    low: NDArray[np.float64]
+    """(3,), the first voxel, a whole number."""
+    high: NDArray[np.float64]
+    """(3,), the last voxel plus one, a whole number."""
+    matrix: Matrix
+    """(3, 3) from an offset in the patch to the offset in the volume."""
+    centre: NDArray[np.float64]
+    """(3,) of the patch, in voxels of the volume."""
+
+
+def patch_reach(plan: Samples, i: int, record: PreparedCase, patch: tuple[int, int, int]) -> PatchReach:
+    """The reach of a sample that is rotated, zoomed, sheared, flipped or deformed.
+
+    Args:
+        plan: the samples of a micro-batch.
+        i: index of the sample among them.
+        record: of its case.
+        patch: size in voxels.
+    """
+    matrix = patch_to_volume(
+        plan.angles[i],
+        plan.zoom[i],
+        plan.flip[i],
+        np.array(record.spacing),
+        shear=plan.shear[i],
+        quarter_turns=plan.quarter_turns[i],
+    )
+    size = np.array(patch)
+    centre = plan.origin[i] + (size - 1) / 2
+    reach = np.abs(matrix) @ (size / 2) + LARGEST * plan.elastic[i] + 2
+    return PatchReach(np.floor(centre - reach), np.ceil(centre + reach) + 1, matrix, centre)
+
+
 def patch_box(
     plan: Samples,
     i: int,
@@ -54,19 +91,9 @@ def patch_box(
     start, stop = np.maximum(plan.origin[i], 0), np.minimum(plan.origin[i] + patch, shape)
     if not warped:
         return PatchBox(start, stop, None)
-    matrix = patch_to_volume(
-        plan.angles[i],
-        plan.zoom[i],
-        plan.flip[i],
-        np.array(record.spacing),
-        shear=plan.shear[i],
-        quarter_turns=plan.quarter_turns[i],
-    )
-    size = np.array(patch)
-    centre = plan.origin[i] + (size - 1) / 2
-    reach = np.abs(matrix) @ (size / 2) + LARGEST * plan.elastic[i] + 2
-    low = np.clip(np.floor(centre - reach), 0, shape - 1).astype(int)
-    high = np.clip(np.ceil(centre + reach) + 1, low + 1, shape).astype(int)
+    reach = patch_reach(plan, i, record, patch)
+    low = np.clip(reach.low, 0, shape - 1).astype(int)
+    high = np.clip(reach.high, low + 1, shape).astype(int)
     if through_plane is not None:
         low[through_plane], high[through_plane] = start[through_plane], stop[through_plane]
-    return PatchBox(low, high, matrix)
+    return PatchBox(low, high, reach.matrix)

@@ -94,7 +94,8 @@ class CaseWindow:
         rotation, later = divmod(step, self.steps)
         volume = (later * self.global_batch + k) // self.samples_per_volume
         once, position = divmod(volume, self.size)
-        return int(self.cases(rotation)[self._order(rotation, once)[position]])
+        place = rotation * self.replaced + self._order(rotation, once)[position]
+        return int(self._circle[place % len(self._circle)])
 
     def _draw_order(self, rotation: int, once: int) -> NDArray[np.int64]:
         return np.argsort(random_bits(self.seed, rotation, once, Purpose.WINDOW_ORDER, self.size), kind="stable")
