@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,11 +28,10 @@ from augmentation_recipes import Transform, batchgenerators_recipe, monai_recipe
 from fusionseg.config import AugmentConfig
 from fusionseg.data.loading.patch_augmenter import PatchAugmenter
 from fusionseg.data.loading.sampling_plan import SamplePlan
-from fusionseg.performance.benchmarking import open_trainer, publish, step_arguments, time_alternately
+from fusionseg.performance.benchmarking import measure_and_publish, open_trainer, step_arguments, time_alternately
 from fusionseg.performance.machine import machine_info, machine_line
 from fusionseg.training.data import TrainingData
 from fusionseg.training.trainer import Trainer
-from fusionseg.utils.exit_status import run
 from fusionseg.utils.logs import start_logging
 from fusionseg.utils.tables import markdown_table
 
@@ -200,14 +198,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     arguments = parser.parse_intermixed_args()
     start_logging()
-
-    def work() -> int:
-        with tempfile.TemporaryDirectory() as folder:
-            result = measure(arguments, Path(folder))
-        publish(result, markdown(result), arguments.json)
-        return 0
-
-    return run(work)
+    return measure_and_publish(lambda folder: measure(arguments, folder), markdown, arguments.json)
 
 
 if __name__ == "__main__":

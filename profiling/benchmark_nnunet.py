@@ -21,7 +21,6 @@ import json
 import math
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,11 +34,16 @@ import torch
 from fusionseg.config import load_config
 from fusionseg.data.formats.dataset import Dataset
 from fusionseg.data.synthetic.dataset import write_dataset
-from fusionseg.performance.benchmarking import Timings, cudnn_argument, open_trainer, publish, time_alternately
+from fusionseg.performance.benchmarking import (
+    Timings,
+    cudnn_argument,
+    measure_and_publish,
+    open_trainer,
+    time_alternately,
+)
 from fusionseg.performance.machine import machine_info, machine_line
 from fusionseg.runs.cases.datasets import RunDataset, open_run_datasets
 from fusionseg.utils.errors import UserError
-from fusionseg.utils.exit_status import run
 from fusionseg.utils.logs import start_logging
 from fusionseg.utils.machine import available_cpus
 from fusionseg.utils.tables import markdown_table
@@ -209,8 +213,26 @@ class TheirTraining:
                 loader._finish()
 
 
+def import_nnunet(folder: Path) -> None:
+    """Import nnU-Net, which reads the names of its folders from the environment at that time.
+
+    Args:
+        folder: of its folders.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    for part in ("raw", "preprocessed", "results"):
+        os.environ[f"nnUNet_{part}"] = str(folder / part)
+    try:
+        import nnunetv2  # noqa: F401
+    except ImportError:
+        raise UserError("nnunetv2 is not installed; run pip install -c constraints.txt -e '.[nnunet]'") from None
+
+
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measure both trainings; the result has JSON values."""
+    import_nnunet(folder)
     data = os.path.abspath(arguments.data or write_dataset(folder / "synth", cases=10, size=96).parent)
     device = torch.device(arguments.device)
     (dataset,) = open_run_datasets(load_config(str(BASE), [f"data.root={data}", *SOME, *arguments.overrides]))
@@ -286,23 +308,7 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     warnings.filterwarnings("ignore", module="(monai|torch|nnunetv2|batchgenerators).*")
     start_logging()
-
-    def work() -> int:
-        with tempfile.TemporaryDirectory() as folder:
-            # nnU-Net reads these when it is imported.
-            for part in ("raw", "preprocessed", "results"):
-                os.environ[f"nnUNet_{part}"] = str(Path(folder) / part)
-            try:
-                import nnunetv2  # noqa: F401
-            except ImportError:
-                raise UserError(
-                    "nnunetv2 is not installed; run pip install -c constraints.txt -e '.[nnunet]'"
-                ) from None
-            result = measure(arguments, Path(folder))
-        publish(result, markdown(result), arguments.json)
-        return 0
-
-    return run(work)
+    return measure_and_publish(lambda folder: measure(arguments, folder), markdown, arguments.json)
 
 
 if __name__ == "__main__":

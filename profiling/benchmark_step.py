@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,10 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from fusionseg.distributed.rank_info import peak_memory_gb
-from fusionseg.performance.benchmarking import open_trainer, publish, step_arguments, time_alternately
+from fusionseg.performance.benchmarking import measure_and_publish, open_trainer, step_arguments, time_alternately
 from fusionseg.performance.machine import machine_info, machine_line
 from fusionseg.training.optimizer import build_optimizer
 from fusionseg.training.trainer import Trainer
-from fusionseg.utils.exit_status import run
 from fusionseg.utils.logs import start_logging
 from fusionseg.utils.tables import markdown_table
 
@@ -69,23 +67,23 @@ def bare_loop(trainer: Trainer, *, clip: bool) -> Callable[[], None]:
     return step
 
 
-def measure(config_file: str, overrides: list[str], data: str | None, steps: int, folder: Path) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measure times and ratios; the result has JSON values."""
-    trainer = open_trainer(config_file, overrides, data, folder)
+    trainer = open_trainer(arguments.config, arguments.overrides, arguments.data, folder)
     device = trainer.world.device
     loops: dict[str, Callable[[], object]] = {
         "engine": trainer.train_one_step,
         "bare": bare_loop(trainer, clip=True),
         "bare without clipping": bare_loop(trainer, clip=False),
     }
-    timings = time_alternately(loops, device, steps)
+    timings = time_alternately(loops, device, arguments.steps)
     return {
-        "config": config_file,
-        "overrides": overrides,
+        "config": arguments.config,
+        "overrides": arguments.overrides,
         "machine": machine_info(device),
         "precision": trainer.precision.name,
         "peak_memory_gb": peak_memory_gb(device),
-        "steps": steps,
+        "steps": arguments.steps,
         "median_ms": {name: 1e3 * timings.median(name) for name in loops},
         "spread_ms": {name: 1e3 * timings.spread(name) for name in loops},
         "engine_over": {name: timings.ratio("engine", name) for name in loops if name != "engine"},
@@ -112,14 +110,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     arguments = parser.parse_intermixed_args()
     start_logging()
-
-    def work() -> int:
-        with tempfile.TemporaryDirectory() as folder:
-            result = measure(arguments.config, arguments.overrides, arguments.data, arguments.steps, Path(folder))
-        publish(result, markdown(result), arguments.json)
-        return 0
-
-    return run(work)
+    return measure_and_publish(lambda folder: measure(arguments, folder), markdown, arguments.json)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from fusionseg.runs.folder import RunFolder, run_folder_of
 from fusionseg.training.start import build_trainer
 from fusionseg.training.trainer import Trainer
 from fusionseg.utils.errors import UserError
+from fusionseg.utils.exit_status import run
 from fusionseg.utils.files import write_json
 
 
@@ -79,8 +81,8 @@ def open_trainer(config_file: str, overrides: list[str], data: str | None, folde
             f"world size: this program measures one rank (expected 1, got {world.size}); start it without torchrun or"
             " srun"
         )
-    run = RunFolder(run_folder_of(config))
-    return build_trainer(config, world, run, open_cases(config, run))
+    run_folder = RunFolder(run_folder_of(config))
+    return build_trainer(config, world, run_folder, open_cases(config, run_folder))
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,26 @@ def time_alternately(
             if index >= warmup:
                 times[name].append(seconds)
     return Timings(times)
+
+
+def measure_and_publish(
+    measure: Callable[[Path], dict[str, Any]], markdown: Callable[[dict[str, Any]], str], json_file: Path | None
+) -> int:
+    """Measure, publish the result, and return the exit status.
+
+    Args:
+        measure: takes a temporary folder, which is removed afterwards, and returns JSON values.
+        markdown: formats the result as a table.
+        json_file: see `publish`.
+    """
+
+    def work() -> int:
+        with tempfile.TemporaryDirectory() as folder:
+            result = measure(Path(folder))
+        publish(result, markdown(result), json_file)
+        return 0
+
+    return run(work)
 
 
 def publish(result: dict[str, Any], markdown: str, json_file: Path | None) -> None:
