@@ -31,7 +31,7 @@ from fusionseg.performance.machine import machine_info, machine_line
 from fusionseg.runs.records import RunStatus, last_end
 from fusionseg.utils.exit_status import run
 from fusionseg.utils.logs import start_logging
-from fusionseg.utils.tables import markdown_table
+from fusionseg.utils.tables import counted, markdown_table
 
 PHASES = ("start", "prepare", "cache")
 """The phases before the first step."""
@@ -82,7 +82,7 @@ def markdown(result: dict[str, Any]) -> str:
         processors = statistics.median(one["processors"] for one in times)
         rows.append((cases, *(f"{value:.1f}" for value in (*medians, total, processors))))
     return (
-        f"volumes of {result['size']}^3, {result['ranks']} rank(s), median of {result['rounds']} starts\n"
+        f"volumes of {result['size']}^3, {counted(result['ranks'], 'rank')}, median of {result['rounds']} starts\n"
         f"{machine_line(result['machine'])}\n\n{markdown_table(rows)}"
     )
 

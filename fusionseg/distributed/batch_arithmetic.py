@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fusionseg.config import RunConfig
 from fusionseg.utils.errors import UserError
+from fusionseg.utils.tables import counted
 
 
 def accumulation_steps(config: RunConfig, world_size: int) -> int:
@@ -45,6 +46,6 @@ def batch_arithmetic(config: RunConfig, world_size: int) -> str:
     """
     train, steps = config.train, accumulation_steps(config, world_size)
     return (
-        f"global {train.global_batch} = micro-batch {train.micro_batch} x {world_size} rank"
-        f"{'s' if world_size > 1 else ''} x accumulation {steps}"
+        f"global {train.global_batch} = micro-batch {train.micro_batch} x {counted(world_size, 'rank')}"
+        f" x accumulation {steps}"
     )

@@ -29,6 +29,7 @@ from fusionseg.observability.progress import counting_progress
 from fusionseg.utils.errors import UserError, WriteError, some_of, suggest
 from fusionseg.utils.files import user_path, writable_folder
 from fusionseg.utils.logs import RESULT
+from fusionseg.utils.tables import counted
 
 log = logging.getLogger("fusionseg")
 
@@ -118,7 +119,7 @@ def predict_files(predictor: Predictor, inputs: Path, output: Path, files: FileO
     if due:
         writable_folder(output, "--output")
         refuse_same_file(due, output)
-    log.info("%s: %d %s", found.source, len(cases), "case" if len(cases) == 1 else "cases")
+    log.info("%s: %s", found.source, counted(len(cases), "case"))
     for note in found.notes:
         log.warning("%s", note)
     failed = _predict_cases(predictor, found, due, output, files.format_name, made_by)
@@ -127,9 +128,8 @@ def predict_files(predictor: Predictor, inputs: Path, output: Path, files: FileO
         for case in cases
         if case.name not in failed
     }
-    what = "mask" if len(masks) == 1 else "masks"
     labels = some_of([f"{value} {name}" for value, name in sorted(predictor.value_names.items())])
-    log.log(RESULT, "%s: %d %s (labels: %s)", output, len(masks), what, labels)
+    log.log(RESULT, "%s: %s (labels: %s)", output, counted(len(masks), "mask"), labels)
     if failed:
         log.error("%d of %d inputs have no mask: %s", len(failed), len(cases), some_of(list(failed)))
     return Predicted(masks, failed)

@@ -25,6 +25,7 @@ from fusionseg.training.tasks.choice import build_task
 from fusionseg.utils.errors import UserError, some_of
 from fusionseg.utils.files import user_path, writable_folder, write_text
 from fusionseg.utils.logs import RESULT
+from fusionseg.utils.tables import counted
 
 log = logging.getLogger("fusionseg")
 
@@ -67,13 +68,13 @@ def predict_values(
     network = load_trained(run, inference_device(device), checkpoint)
     found = _find_cases(network, inputs, options)
     writable_folder(output, "--output")
-    log.info("%s: %d %s", found.source, len(found.cases), "case" if len(found.cases) == 1 else "cases")
+    log.info("%s: %s", found.source, counted(len(found.cases), "case"))
     for note in found.notes:
         log.warning("%s", note)
     predicted = PredictedValues(table)
     trained_on = _predict_cases(network, found, predicted)
     write_text(table, _csv(predicted.rows))
-    log.log(RESULT, "%s: %d %s", table, len(predicted.rows), "row" if len(predicted.rows) == 1 else "rows")
+    log.log(RESULT, "%s: %s", table, counted(len(predicted.rows), "row"))
     if trained_on:
         log.warning(
             "%d of %d images were trained on (%s): their values do not show how well new cases are predicted",

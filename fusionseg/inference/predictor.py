@@ -36,6 +36,7 @@ from fusionseg.training.precision import set_kernels
 from fusionseg.training.tasks.sliding_window import predict_logits
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_memory_bytes
+from fusionseg.utils.tables import counted
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 _FLOAT_BYTES = 4
@@ -215,7 +216,7 @@ class Predictor:
         if isinstance(images, Image):
             remedy = "give (C, X, Y, Z), the channels first"
         expected = f"expected {len(self.channels)}, the network reads {', '.join(self.channels)}"
-        message = f"the case has {found} channel{'s' * (found != 1)} ({expected})"
+        message = f"the case has {counted(found, 'channel')} ({expected})"
         findings = Findings()
         findings.add("error", path, "channels", message, remedy)
         findings.refuse()

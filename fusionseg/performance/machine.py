@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fusionseg.utils.machine import available_cpus
+from fusionseg.utils.tables import counted
 
 
 def machine_info(device: torch.device) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def machine_line(machine: dict[str, Any]) -> str:
     searched = ", cudnn.benchmark" if machine.get("cudnn_benchmark") else ""
     return (
         f"{machine['date']}, {gpu}{machine['cpus']} CPUs of {machine['processor']} ({machine['capability']}),"
-        f" {machine['threads']} thread{'s' if machine['threads'] > 1 else ''}, torch {machine['torch']}{searched}"
+        f" {counted(machine['threads'], 'thread')}, torch {machine['torch']}{searched}"
     )
 
 

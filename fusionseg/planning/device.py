@@ -10,6 +10,7 @@ import torch
 from fusionseg.training.precision import Precision, choose_precision
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_cpus
+from fusionseg.utils.tables import counted
 
 GB = 1e9
 BUDGETS_GB = {"M": 8.0, "L": 24.0, "XL": 40.0}
@@ -75,9 +76,10 @@ def planned_device(memory: str | None, budget: str | None) -> PlannedDevice:
         basis = f"the GPU of this machine, {properties.name} with {found:g} GB"
         return PlannedDevice(found, 1, choose_precision("auto", device), basis)
     cores = available_cpus()
-    named = "1 CPU core" if cores == 1 else f"{cores} CPU cores"
     precision = choose_precision("auto", torch.device("cpu"))
-    return PlannedDevice(None, cores, precision, f"the {named} of this machine in {precision.name} (no GPU)")
+    return PlannedDevice(
+        None, cores, precision, f"the {counted(cores, 'CPU core')} of this machine in {precision.name} (no GPU)"
+    )
 
 
 def _parsed(text: str) -> float:

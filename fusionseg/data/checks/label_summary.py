@@ -9,6 +9,7 @@ from typing import Any
 from fusionseg.data.checks.case_check import CaseReport
 from fusionseg.data.formats.dataset import Dataset
 from fusionseg.data.labels.scheme import IGNORE, LabelScheme, ranges
+from fusionseg.utils.tables import counted
 
 
 def summarise_labels(dataset: Dataset, reports: Sequence[CaseReport]) -> dict[str, Any]:
@@ -70,4 +71,4 @@ def _count_voxels(classes: Sequence[int], reports: Sequence[CaseReport]) -> dict
 
 
 def _voxels(counts: dict[str, Any]) -> str:
-    return f"{counts['voxels']} voxels in {counts['cases']} case{'s' * (counts['cases'] != 1)}"
+    return f"{counted(counts['voxels'], 'voxel')} in {counted(counts['cases'], 'case')}"

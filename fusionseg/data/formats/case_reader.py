@@ -21,6 +21,7 @@ from fusionseg.data.formats.problems import Findings
 from fusionseg.data.formats.readers import Readers
 from fusionseg.data.formats.voxel_checks import check_finite, check_label_values, count_values, label_numbers
 from fusionseg.data.labels.scheme import UNLABELLED, LabelScheme
+from fusionseg.utils.tables import counted
 
 ARRAY = Path("array")
 """The name of an image without a file, in messages."""
@@ -298,6 +299,6 @@ def _report_channels(findings: Findings, path: Path, found: int, channels: int) 
         "error",
         path,
         "channels",
-        f"the case has {found} channel{'s' * (found != 1)} (expected {channels}, as the data set states)",
+        f"the case has {counted(found, 'channel')} (expected {channels}, as the data set states)",
         "add the missing channels, or correct the channel names in the data set's JSON",
     )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fusionseg.data.formats.problems import Findings
 from fusionseg.data.labels.scheme import LabelScheme, ranges
+from fusionseg.utils.tables import counted
 
 CHUNK = 1 << 20
 """Number of voxels that are counted at once."""
@@ -152,5 +153,4 @@ def _values(values: Sequence[float]) -> str:
 
 
 def _voxels(counts: dict[float, int], values: Sequence[float]) -> str:
-    total = sum(counts[value] for value in values)
-    return f"{total} voxel{'s' * (total != 1)}"
+    return counted(sum(counts[value] for value in values), "voxel")

@@ -18,6 +18,7 @@ from fusionseg.data.inputs.found import Found, InputOptions, Inputs
 from fusionseg.data.inputs.lists import cases_of_list, list_in_folder
 from fusionseg.utils.errors import UserError, some_of
 from fusionseg.utils.files import user_path
+from fusionseg.utils.tables import counted
 
 _MOST_NAMED = 5
 
@@ -140,6 +141,5 @@ def _notes(path: Path, found: Found) -> tuple[str, ...]:
             parts.append(f"{len(paths)} {one if len(paths) == 1 else several} ({some_of(names, _MOST_NAMED)})")
     if found.without_volume:
         kinds = [f"{os.path.relpath(entry, path)}: {kind}" for entry, kind in found.without_volume.items()]
-        what = "DICOM folder" if len(kinds) == 1 else "DICOM folders"
-        parts.append(f"{len(kinds)} {what} without a volume ({some_of(kinds, _MOST_NAMED)})")
+        parts.append(f"{counted(len(kinds), 'DICOM folder')} without a volume ({some_of(kinds, _MOST_NAMED)})")
     return (f"{path}: left out: {'; '.join(parts)}",) if parts else ()

@@ -17,6 +17,7 @@ from fusionseg.data.formats.dicom.headers import (
     read_header,
 )
 from fusionseg.data.formats.image_file import FETCH, FileProblem, VolumeError
+from fusionseg.utils.tables import counted
 
 MAX_NAMED = 5
 _ONE_FOLDER = "give each a folder of its own, or choose one by data.series of the run (description, or end of the UID)"
@@ -96,7 +97,7 @@ def _read_headers(folder: Path, wanted: str | None) -> list[DicomFile]:
         more = f" and {len(damaged) - MAX_NAMED} more" if len(damaged) > MAX_NAMED else ""
         raise VolumeError(
             damaged[0][1].code,
-            f"{_count(len(damaged), 'file')} cannot be read as DICOM: {names}{more} ({damaged[0][1].message})",
+            f"{counted(len(damaged), 'file')} cannot be read as DICOM: {names}{more} ({damaged[0][1].message})",
             "fetch the files again; move files that do not belong to the series out of the folder",
         )
     if not headers:
@@ -124,7 +125,7 @@ def _segmentation(headers: Sequence[DicomFile]) -> list[DicomFile]:
     kinds = Counter(header.modality or "unknown" for header in headers)
     raise VolumeError(
         "no-pixels",
-        f"no pixels in {_count(len(headers), 'DICOM file')} (modality {', '.join(sorted(kinds))})",
+        f"no pixels in {counted(len(headers), 'DICOM file')} (modality {', '.join(sorted(kinds))})",
         "name the folder of the image series",
     )
 
@@ -167,7 +168,7 @@ def _description(path: Path, files: Sequence[DicomFile]) -> str:
         place = f", in {folders.pop().relative_to(path)}"
     name = files[0].description or files[0].modality or "no description"
     scout = ", scout" if all(file.is_localizer for file in files) else ""
-    return f"{name!r} ({_count(slices, 'slice')}, UID ...{files[0].series[-8:]}{scout}{place})"
+    return f"{name!r} ({counted(slices, 'slice')}, UID ...{files[0].series[-8:]}{scout}{place})"
 
 
 def refuse_repeated(series: Series, positions: int) -> None:
@@ -222,7 +223,3 @@ def refuse_unreadable(series: Series) -> None:
             f"{lacking.name} states no position and orientation in space ({kind})",
             f"convert it to NIfTI with the program that it comes from, or {FETCH}",
         )
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -17,6 +17,7 @@ from fusionseg.data.formats.case import CHANNEL, Case
 from fusionseg.data.formats.mask_folder import MASK_SUFFIXES, MaskFolder, mask_name
 from fusionseg.data.formats.readers import Readers
 from fusionseg.utils.errors import some_of
+from fusionseg.utils.tables import counted
 
 LABEL_WORDS = {
     *("label", "labels", "labelmap", "mask", "masks", "seg", "segm", "segmentation", "segmentations"),
@@ -99,7 +100,7 @@ def folder_cases(
             )
     if empty:
         notes.append(
-            f"{root}: {len(empty)} folder{'s' * (len(empty) != 1)} without an image left out ({some_of(empty)}); add"
+            f"{root}: {counted(len(empty), 'folder')} without an image left out ({some_of(empty)}); add"
             " the image, or remove the folder"
         )
     order = _channel_order(found, channels)

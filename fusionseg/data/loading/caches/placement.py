@@ -10,6 +10,7 @@ import torch
 
 from fusionseg.config.data.cache import CacheConfig
 from fusionseg.utils.errors import UserError
+from fusionseg.utils.tables import counted
 
 GB = 1e9
 SMALLER = (
@@ -103,7 +104,7 @@ def _on_accelerator(needed: int, config: CacheConfig, device: torch.device, free
 def _on_host(needed: int, config: CacheConfig, free: int, ranks: int, shared: bool) -> _Candidate:
     needed = needed if shared else needed * ranks
     text = (
-        f"{needed / GB:.2f} GB {'shared by' if shared else 'for'} {ranks} rank{'s' if ranks > 1 else ''} of"
+        f"{needed / GB:.2f} GB {'shared by' if shared else 'for'} {counted(ranks, 'rank')} of"
         f" {free / GB:.1f} GB host memory free, {_share(config)}"
     )
     return _Candidate("host", "host", needed, free, needed <= free * config.memory_fraction, text)
