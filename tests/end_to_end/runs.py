@@ -11,7 +11,6 @@ import faulthandler
 import json
 import multiprocessing
 import os
-import re
 import runpy
 import signal
 import socket
@@ -280,9 +279,3 @@ def wait_for_step(run: Path, step: int, processes: Sequence[Started]) -> None:
 def snapshot(folder: Path) -> dict[str, bytes]:
     """Return the content of every file in a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def extending_blocks(language: str) -> list[str]:
-    """Return the fenced blocks of docs/extending.md in a language."""
-    text = (REPOSITORY / "docs/extending.md").read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)

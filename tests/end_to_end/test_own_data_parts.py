@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,27 +22,19 @@ import yaml
 
 import fusionseg
 from end_to_end.conftest import arguments
+from end_to_end.own_parts import assert_killed_run_continues, extending_blocks, write_modules
 from end_to_end.runs import (
     COMMANDS,
     TRAIN,
     Program,
-    assert_same_run,
+    Started,
     checkpoint,
-    extending_blocks,
     rank_environments,
     records,
-    wait_for_step,
 )
 from fusionseg.config import RunConfig, dump_config, validate
 
 STEPS, KILL_AT = 16, 6  # the last checkpoint is of step 4
-
-
-def write_modules(folder: Path) -> None:
-    """The page's modules about data, under the names in their first lines."""
-    for name in ("my_transforms.py", "my_augmentations.py", "my_reader.py"):
-        (text,) = (block for block in extending_blocks("python") if block.startswith(f"# {name}\n"))
-        (folder / name).write_text(text)
 
 
 def documented(section: str, key: str) -> Any:
@@ -76,7 +67,7 @@ def test_parts_of_the_data_from_outside_the_package(
 ) -> None:
     own, elsewhere = tmp_path / "own", tmp_path / "elsewhere"
     own.mkdir(), elsewhere.mkdir()
-    write_modules(own)
+    write_modules(own, ("my_transforms.py", "my_augmentations.py", "my_reader.py"))
     data = make_dataset(tmp_path / "Task92_numpy", cases=5, classes=3)
     to_numpy(data)
     monkeypatch.chdir(own)
@@ -95,7 +86,7 @@ def test_parts_of_the_data_from_outside_the_package(
     file = tmp_path / "config.yaml"
     file.write_text(dump_config(config))
 
-    def start(run: Path) -> list[Any]:
+    def start(run: Path) -> list[Started]:
         words = arguments(file, run)
         return [program.warm(TRAIN, *words, env=env, cwd=own) for env in rank_environments(2)]
 
@@ -104,17 +95,7 @@ def test_parts_of_the_data_from_outside_the_package(
 
     # Two ranks; the second run is killed and goes on.
     whole, killed = tmp_path / "runs/whole", tmp_path / "runs/killed"
-    for rank in start(whole):
-        rank.wait().expect(0)
-    ranks = start(killed)
-    wait_for_step(killed, KILL_AT, ranks)
-    for rank in ranks:
-        rank.send(signal.SIGKILL)
-        rank.wait()
-    assert KILL_AT <= records(killed)[-1]["step"] < STEPS
-    for rank in start(killed):
-        rank.wait().expect(0)
-    assert_same_run(killed, whole)
+    assert_killed_run_continues(start, whole, killed, KILL_AT)
 
     # The run says what it was made with.
     recorded = checkpoint(whole)["config"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,28 +17,20 @@ import pytest
 import yaml
 
 from end_to_end.conftest import arguments
+from end_to_end.own_parts import assert_killed_run_continues, extending_blocks, write_modules
 from end_to_end.runs import (
     COMMANDS,
     TRAIN,
     Program,
-    assert_same_run,
+    Started,
     checkpoint,
-    extending_blocks,
     rank_environments,
     records,
-    wait_for_step,
 )
 from fusionseg.config import RunConfig, dump_config, load_config
 
 STEPS, KILL_AT = 16, 6  # the last checkpoint is of step 4
 MODULES = ("my_nets.py", "my_losses.py", "my_optimizers.py", "my_schedules.py", "my_metrics.py")
-
-
-def write_modules(folder: Path) -> None:
-    """The page's modules, under the names in their first lines."""
-    for name in MODULES:
-        (text,) = (block for block in extending_blocks("python") if block.startswith(f"# {name}\n"))
-        (folder / name).write_text(text)
 
 
 def documented() -> dict[str, Any]:
@@ -62,7 +53,7 @@ def test_parts_of_the_model_from_outside_the_package(
 ) -> None:
     own, elsewhere = tmp_path / "own", tmp_path / "elsewhere"
     own.mkdir(), elsewhere.mkdir()
-    write_modules(own)
+    write_modules(own, MODULES)
     nets = own / "my_nets.py"  # with parameters that nothing depends on: no rank waits for their gradients
     nets.write_text(
         nets.read_text().replace("super().__init__()\n", "super().__init__()\n        self.idle = nn.Linear(2, 2)\n")
@@ -79,7 +70,7 @@ def test_parts_of_the_model_from_outside_the_package(
     file = own / "config.yaml"
     file.write_text(yaml.safe_dump({**plain, **documented()}))
 
-    def start(run: Path) -> list[Any]:
+    def start(run: Path) -> list[Started]:
         words = arguments(file, run)
         return [program.warm(TRAIN, *words, env=env, cwd=own) for env in rank_environments(2)]
 
@@ -88,17 +79,7 @@ def test_parts_of_the_model_from_outside_the_package(
 
     # Two ranks; the second run is killed and goes on.
     whole, killed = tmp_path / "runs/whole", tmp_path / "runs/killed"
-    for rank in start(whole):
-        rank.wait().expect(0)
-    ranks = start(killed)
-    wait_for_step(killed, KILL_AT, ranks)
-    for rank in ranks:
-        rank.send(signal.SIGKILL)
-        rank.wait()
-    assert KILL_AT <= records(killed)[-1]["step"] < STEPS
-    for rank in start(killed):
-        rank.wait().expect(0)
-    assert_same_run(killed, whole)
+    assert_killed_run_continues(start, whole, killed, KILL_AT)
 
     # The parts have done their work: the triangle's rates, and the metrics of the configuration.
     rates = [record["lr"] for record in records(whole, "train")]
