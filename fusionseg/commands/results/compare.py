@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from fusionseg.commands.base import Commands, add_command, loading
+from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import DONE
 
 
@@ -18,7 +19,8 @@ def add_compare(commands: Commands) -> None:
   fusionseg compare runs/table2 --rows name --metrics parameters "dice (files)" "hd95_mm (files)"
   fusionseg compare runs/few_labels --rows name --metrics "dice (files)" --against scratch
   fusionseg compare runs/views --ensembles
-  fusionseg compare runs/table2 --rows name --latex > table2.tex""",
+  fusionseg compare runs/table2 --rows name --latex > table2.tex
+  fusionseg compare runs/table2 --output paper --plots""",
         _compare,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN|FOLDER", help="run folder, or a folder of them")
@@ -54,18 +56,26 @@ def add_compare(commands: Commands) -> None:
     )
     parser.add_argument("--latex", action="store_true", help="print LaTeX (package booktabs) instead of Markdown")
     parser.add_argument(
+        "--plots",
+        action="store_true",
+        help="draw learning curves, and the score against the cost, as PNG and SVG in the folder figures of --output",
+    )
+    parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="write compare.md, compare.csv and compare.tex there too"
     )
 
 
 def _compare(arguments: argparse.Namespace) -> int:
     with loading():
+        from fusionseg.inference.comparison.figures import draw_figures
         from fusionseg.inference.comparison.layout import with_metrics, with_names
         from fusionseg.inference.comparison.paired import with_baseline
         from fusionseg.inference.comparison.rows import compare
         from fusionseg.inference.comparison.table import comparison_latex, comparison_markdown, write_comparison
         from fusionseg.utils.files import writable_folder
 
+    if arguments.plots and arguments.output is None:
+        raise UserError("--plots: has no folder for the files; add --output FOLDER")
     if arguments.output is not None:
         writable_folder(arguments.output, "--output")
     comparison = compare(arguments.runs, arguments.checkpoint, ensembles=arguments.ensembles)
@@ -78,4 +88,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     print(comparison_latex(comparison) if arguments.latex else comparison_markdown(comparison))
     if arguments.output is not None:
         write_comparison(comparison, arguments.output)
+    if arguments.plots:
+        for file in draw_figures(comparison, arguments.output):
+            print(file)
     return DONE

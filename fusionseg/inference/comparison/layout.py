@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fusionseg.inference.comparison.rows import Comparison, Row
+from fusionseg.inference.comparison.rows import Comparison, Row, TaskTable
 from fusionseg.inference.comparison.run_summary import name_without_repetition
 from fusionseg.utils.errors import UserError, some_of, suggest
 
@@ -29,6 +29,19 @@ def with_names(comparison: Comparison) -> Comparison:
 def row_name(row: Row) -> str:
     """The name that the runs of a row share; several names if they do not share one."""
     return some_of(list(dict.fromkeys(name_without_repetition(run.name) for run in row.runs)), _MAX_NAMES)
+
+
+def unique_names(table: TaskTable) -> list[str]:
+    """Names of the rows of a table: those of their runs, followed by their settings where rows share a name."""
+    names = [row_name(row) for row in table.rows]
+    found = []
+    for row, name in zip(table.rows, names, strict=True):
+        same = [
+            other.data.key == row.data.key for other, its in zip(table.rows, names, strict=True) if its == name
+        ].count(True)
+        settings = ", ".join(f"{key}={row.settings.get(key)}" for key in table.settings)
+        found.append(name if same == 1 else f"{name} ({settings})")
+    return found
 
 
 def with_metrics(comparison: Comparison, names: Sequence[str], *, must_exist: bool = True) -> Comparison:

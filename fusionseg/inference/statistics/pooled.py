@@ -9,8 +9,8 @@ from math import isnan, nan
 from statistics import fmean
 from typing import Any
 
-from fusionseg.inference.comparison.layout import row_name
-from fusionseg.inference.comparison.rows import Comparison, Row, TaskTable
+from fusionseg.inference.comparison.layout import unique_names
+from fusionseg.inference.comparison.rows import Comparison, Row
 from fusionseg.inference.comparison.run_summary import RunSummary
 from fusionseg.runs.cases.split_file import plain_split
 from fusionseg.runs.evaluations import read_scores
@@ -147,19 +147,6 @@ def pool(comparison: Comparison) -> Pooled:
     for group in groups.values():
         notes += _notes(group)
     return Pooled(comparison.weights, list(groups.values()), notes)
-
-
-def unique_names(table: TaskTable) -> list[str]:
-    """Names of the rows of a table: those of their runs, followed by their settings where rows share a name."""
-    names = [row_name(row) for row in table.rows]
-    found = []
-    for row, name in zip(table.rows, names, strict=True):
-        same = [
-            other.data.key == row.data.key for other, its in zip(table.rows, names, strict=True) if its == name
-        ].count(True)
-        settings = ", ".join(f"{key}={row.settings.get(key)}" for key in table.settings)
-        found.append(name if same == 1 else f"{name} ({settings})")
-    return found
 
 
 def _scores(row: Row, notes: list[str]) -> list[CaseScore]:
