@@ -15,6 +15,7 @@ from fusionseg.commands.results.best import add_best
 from fusionseg.commands.results.compare import add_compare
 from fusionseg.commands.results.evaluate import add_evaluate
 from fusionseg.commands.results.predict import add_predict
+from fusionseg.commands.results.report import add_render, add_report
 from fusionseg.commands.results.statistics import add_statistics
 from fusionseg.commands.shipped import add_configs
 from fusionseg.commands.tables import add_table
@@ -35,6 +36,8 @@ COMMANDS = (
     add_compare,
     add_statistics,
     add_best,
+    add_report,
+    add_render,
     add_submit,
     add_table,
     add_status,

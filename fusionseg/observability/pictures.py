@@ -26,19 +26,6 @@ COLORS = np.array(
 )
 
 
-def overlay(picture: Any) -> NDArray[np.float32]:
-    """Draw a slice twice: with the label mask on the left, with the predicted mask on the right.
-
-    Args:
-        picture: object with the attributes `image`, `label` and `prediction`, each an array or tensor (X, Y).
-
-    Returns:
-        RGB in [0, 1], (3, Y, 2 X).
-    """
-    sides = [paint(np.asarray(picture.image), np.asarray(mask)) for mask in (picture.label, picture.prediction)]
-    return np.concatenate(sides, axis=2)
-
-
 def paint(image: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.float32]:
     """Draw a grey slice with its mask in colour.
 
@@ -54,17 +41,18 @@ def paint(image: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.float32]:
     return _as_picture(np.where((mask > 0)[..., None], 0.5 * grey + 0.5 * color, grey))
 
 
-def topmost(masks: NDArray[np.bool_]) -> NDArray[np.int64]:
+def topmost(masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Draw masks over each other, as a mask for `paint`.
 
     Args:
-        masks: (R, ...); a later one is drawn over an earlier one.
+        masks: (R, ...), at most 255; a later one is drawn over an earlier one.
 
     Returns:
         (...), the number from 1 of the last mask that holds, 0 where none does.
     """
-    numbers = np.arange(1, len(masks) + 1).reshape(-1, *(1,) * (masks.ndim - 1))
-    drawn: NDArray[np.int64] = (masks * numbers).max(axis=0, initial=0)
+    drawn = np.zeros(masks.shape[1:], np.uint8)
+    for number, mask in enumerate(masks, start=1):
+        drawn[mask] = number
     return drawn
 
 

@@ -19,6 +19,10 @@ LOG = "log.txt"
 CHECKPOINTS = "checkpoints"
 PICTURES = "pictures"
 PROFILE = "profile"
+GPU_TABLE = "gpu.csv"
+"""Samples of the GPUs of rank 0's node."""
+REPORT = "report.html"
+"""Page of a run in its folder, and of an evaluation in its folder."""
 EVALUATION = "evaluation"
 """Beginning of the name of every evaluation's folder."""
 
@@ -73,6 +77,10 @@ class RunPaths:
     @property
     def profile(self) -> Path:
         return self.root / PROFILE
+
+    @property
+    def report(self) -> Path:
+        return self.root / REPORT
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -24,9 +24,7 @@ from fusionseg.utils.errors import TrainingStopped, UserError
 
 _WARM_UP = 3
 """Steps before the recording. They make the states of the optimizer and let the libraries take their workspaces."""
-# torch's documentation ("CUDA semantics", usage with DistributedDataParallel) asks for as many. DDP sorts its buckets
-# after the first one and measures the first ten, for which the next forward pass waits.
-_WARM_UP_DDP = 11
+_WARM_UP_DDP = 11  # torch's documentation asks for as many: DDP rebuilds its buckets and measures its first steps
 _Plain = bool | int | float | str | None
 Work = Callable[[MicroBatch], None]
 

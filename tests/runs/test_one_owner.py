@@ -32,9 +32,11 @@ OTHER_MEANINGS = {
     "fusionseg/inference/evaluation/segmentation.py": {"failed"},
     "fusionseg/inference/evaluation/one_run.py": {"failed"},
     "fusionseg/inference/evaluation/validation.py": {"failed"},
+    "fusionseg/inference/reports/evaluation_page.py": {"failed"},
     "fusionseg/observability/profiles/timeline.py": {"finished"},  # a range of a trace
     "fusionseg/performance/nsys_export.py": {"end"},  # a column of Nsight Systems
     "profiling/gpu_checks.py": {"failed", "interrupted"},  # the status of a part
+    "fusionseg/utils/charts.py": {"end"},  # the side of a text in an SVG
     "fusionseg/utils/exit_status.py": {"interrupted"},  # the message of Ctrl-C
     "fusionseg/utils/folder_lock.py": {"started"},  # a key in the owner's file
 }

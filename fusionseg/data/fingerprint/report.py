@@ -8,9 +8,10 @@ from pathlib import Path
 from fusionseg.data.fingerprint.figure import STYLE, draw_figure
 from fusionseg.data.fingerprint.fingerprint import Fingerprint
 from fusionseg.data.fingerprint.outliers import find_outliers
-from fusionseg.data.fingerprint.page import case_anchors, inline_svg, make_page
+from fusionseg.data.fingerprint.page import case_anchors, make_page
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import whole_file, write_text
+from fusionseg.utils.html_page import inline_svg
 
 FILE_NAMES = ("fingerprint.json", "fingerprint.png", "fingerprint.html")
 DPI = 130

@@ -58,7 +58,7 @@ def segmentation_table(summary: Mapping[str, Any]) -> str:
         rows.append([name, str(metrics["dice"]["cases"]), *known])
     known = [_number(summary["dice"], 4), _number(summary["hd95_mm"], 2), *(_number(v, 4) for v in means.values())]
     rows.append(["mean", str(summary["cases"]), *known])
-    return "\n".join([markdown_table(rows), *_notes(summary)])
+    return "\n".join([markdown_table(rows), *evaluation_notes(summary)])
 
 
 def pretraining_table(summary: Mapping[str, Any]) -> str:
@@ -76,7 +76,7 @@ def validation_table(summary: Mapping[str, Any]) -> str:
     rows = [["field", "value"]]
     for name, value in _flat(summary["fields"]):
         rows.append([name, _number(value, 4) if isinstance(value, float) else str(value)])
-    return "\n".join([markdown_table(rows), *_notes({"cases": summary["fields"].get("cases"), **summary})])
+    return "\n".join([markdown_table(rows), *evaluation_notes({"cases": summary["fields"].get("cases"), **summary})])
 
 
 def _flat(fields: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
@@ -88,8 +88,12 @@ def _flat(fields: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{at}{name}", value
 
 
-def _notes(summary: Mapping[str, Any]) -> list[str]:
-    """Lines about the cases that a reader of the table needs."""
+def evaluation_notes(summary: Mapping[str, Any]) -> list[str]:
+    """Lines about the cases that a reader of the scores needs.
+
+    Args:
+        summary: of the evaluation.
+    """
     notes = []
     cases = summary["cases"]
     if trained_on := summary.get("trained_on"):

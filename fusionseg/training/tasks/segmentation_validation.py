@@ -2,42 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fusionseg.config import RunConfig
-from fusionseg.data.labels.scheme import IGNORE, LabelScheme
+from fusionseg.data.formats.geometry import voxel_sizes
+from fusionseg.data.labels.scheme import IGNORE
 from fusionseg.data.preprocessing.lost_foreground import missed_voxels
+from fusionseg.data.preprocessing.resampling import find_reorientation
 from fusionseg.distributed.load_balancing import assign_to_ranks
 from fusionseg.distributed.world import World
 from fusionseg.metrics.configured import build_metrics
 from fusionseg.metrics.outputs import OutputComparison, masks_of
 from fusionseg.metrics.segmentation import nanmean, nanmean_per_class
+from fusionseg.observability.case_pictures import IGNORED, draw_case
 from fusionseg.observability.pictures import topmost
 from fusionseg.observability.progress import with_progress
 from fusionseg.training.data import TrainingData
 from fusionseg.training.precision import Precision
 from fusionseg.training.tasks.sliding_window import count_windows, predict_logits
 
-
-@dataclass(frozen=True)
-class Picture:
-    """A slice of the first validation case: image (X, Y), and masks (X, Y) of prediction and label."""
-
-    image: Tensor
-    prediction: Tensor
-    label: Tensor
+_MOST_DICE = 6
+"""Number of classes whose Dice is in the title of the picture."""
 
 
 @dataclass(frozen=True)
 class SegmentationScores:
-    """The scores, the same on every rank, and the picture, which rank 0 has."""
+    """The scores, the same on every rank, and the picture of the first validation case, which rank 0 has."""
 
     cases: dict[str, list[float]]
     """Dice of each output by case; nan where it is neither in the label nor predicted, or not annotated."""
-    picture: Picture | None
+    picture: NDArray[np.uint8] | None
+    """RGB, (H, W, 3): three planes with label and prediction; see `draw_case`."""
     metrics: dict[str, list[float]]
     """Name of each configured metric but Dice -> the mean over the cases, for each output."""
 
@@ -82,7 +84,7 @@ class Validator:
         """Score a network, which is in evaluation mode and not wrapped by DDP. All ranks call it."""
         own: dict[str, list[float]] = {}
         own_metrics: dict[str, dict[str, list[float]]] = {}
-        picture: Picture | None = None
+        picture: NDArray[np.uint8] | None = None
         for index in with_progress("validating", self._own, shown=self.world.is_rank_zero):
             image, label = self.cache.volume(index)
             record = self.cache.records[index]
@@ -95,7 +97,7 @@ class Validator:
                 name: compared.measure(metric, record.spacing) for name, metric in self.metrics.items()
             }
             if index == self.case_indices[0]:
-                picture = _slice(image, prediction, label, self.scheme)
+                picture = self._draw(index, image, prediction, label, own[name_of_case])
         gathered = self.world.all_gather_object((own, own_metrics))
         cases = {name: dice for part, _ in gathered for name, dice in part.items()}
         measured = {name: values for _, part in gathered for name, values in part.items()}
@@ -131,15 +133,27 @@ class Validator:
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return device if needed < (torch.cuda.mem_get_info(device)[0] + held) / 2 else torch.device("cpu")
 
-
-def _slice(image: Tensor, prediction: Tensor, label: Tensor, scheme: LabelScheme) -> Picture:
-    """Take the axial slice with most foreground. Ignored voxels are drawn as background."""
-    depth = int(((label > 0) & (label != IGNORE)).sum(dim=(0, 1)).argmax())
-    shown, truth = prediction[..., depth].cpu(), label[..., depth].cpu()
-    if scheme.sigmoid:
-        shown, truth = (_topmost(masks) for masks in (shown, torch.stack(list(masks_of(truth, scheme)))))
-    return Picture(image[0, ..., depth].float().cpu(), shown, truth.to(torch.int64) * (truth != IGNORE))
-
-
-def _topmost(masks: Tensor) -> Tensor:
-    return torch.from_numpy(topmost(masks.numpy()))
+    def _draw(
+        self, index: int, image: Tensor, prediction: Tensor, label: Tensor, dice: Sequence[float]
+    ) -> NDArray[np.uint8]:
+        """Draw the first channel of a case with its label and prediction, see `draw_case`."""
+        record = self.cache.records[index]
+        shown, truth = prediction.to(torch.uint8).cpu().numpy(), label.cpu().numpy()
+        if self.scheme.sigmoid:
+            drawn = topmost(np.stack([masks.numpy() for masks in masks_of(label.cpu(), self.scheme)]))
+            shown, truth = topmost(shown.astype(np.bool_)), np.where(truth == IGNORE, IGNORED, drawn)
+        turn, affine = find_reorientation(np.array(record.affine), record.shape, "RAS")
+        known = [
+            f"{name} {value:.3f}"
+            for name, value in zip(self.scheme.output_names, dice, strict=True)
+            if not isnan(value)
+        ]
+        more = f" and {len(known) - _MOST_DICE} more" if len(known) > _MOST_DICE else ""
+        return draw_case(
+            turn(image[0].float().cpu().numpy()),
+            turn(truth),
+            turn(shown),
+            voxel_sizes(affine),
+            self.scheme.output_names,
+            f"{self.cache.names[index]}, Dice on the prepared grid: {', '.join(known[:_MOST_DICE]) or 'none'}{more}",
+        )

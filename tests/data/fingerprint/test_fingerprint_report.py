@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import matplotlib.image
 import pytest
+from html_pages import NEEDS_CHROMIUM, Page, assert_self_contained, open_in_chromium
 
 from fusionseg.cli import main
 from fusionseg.data.fingerprint.fingerprint import DamagedCase, Fingerprint
@@ -22,41 +21,6 @@ from fusionseg.data.formats.dataset import open_dataset
 from fusionseg.utils.errors import UserError
 
 MakeDataset = Callable[..., Path]
-VOID = {"meta", "img", "br"}
-
-
-class Page(HTMLParser):
-    """The elements of a page; elements that are not closed in their order are a fault."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.ids: list[str] = []
-        self.links: list[str] = []
-        self.sources: list[str] = []
-        self.tags: set[str] = set()
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        if tag not in VOID:
-            self.open.append(tag)
-        for name, value in attrs:
-            if name == "id" and value is not None:
-                self.ids.append(value)
-            elif name in ("href", "xlink:href") and value is not None:
-                self.links.append(value)
-            elif name == "src" and value is not None:
-                self.sources.append(value)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        self.handle_endtag(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open.pop() == tag
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +31,8 @@ def found(tmp_path_factory: pytest.TempPathFactory, make_dataset: MakeDataset) -
 
 def test_the_page_is_whole_and_asks_no_other_place(found: Fingerprint, tmp_path: Path) -> None:
     content, picture, page = write_report(tmp_path / "new", found)
-    text = page.read_text()
-    parsed = Page(text)
-    assert len(parsed.ids) == len(set(parsed.ids))
-    assert all(link.startswith("#") and link[1:] in parsed.ids for link in parsed.links)
-    assert parsed.sources and all(source.startswith("data:image/png;base64,") for source in parsed.sources)
-    assert not parsed.tags & {"link", "iframe", "object"} and "@import" not in text
-    assert not re.search(r"url\((?!#)", text)
+    parsed = assert_self_contained(page)
+    assert parsed.sources
     # Every case has a row, and a point in each panel that leads to it.
     for index in range(len(found.cases)):
         assert f"case{index}" in parsed.ids and parsed.links.count(f"#case{index}") >= 6
@@ -82,6 +41,12 @@ def test_the_page_is_whole_and_asks_no_other_place(found: Fingerprint, tmp_path:
     assert pixels.shape[1] > 1000 and pixels.std() > 0.05
     first = [path.read_bytes() for path in (content, picture, page)]
     assert [path.read_bytes() for path in write_report(tmp_path / "new", found)] == first
+
+
+@NEEDS_CHROMIUM
+def test_a_browser_shows_the_page(found: Fingerprint, tmp_path: Path) -> None:
+    page = write_report(tmp_path / "new", found)[2]
+    assert open_in_chromium(page, tmp_path / "browser").std() > 10
 
 
 def test_names_are_text_and_not_part_of_the_page(found: Fingerprint) -> None:

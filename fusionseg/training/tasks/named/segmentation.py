@@ -76,7 +76,6 @@ class Segmentation(Task):
         import numpy as np
 
         from fusionseg.metrics.segmentation import nanmean
-        from fusionseg.observability.pictures import overlay
         from fusionseg.training.tasks.segmentation_validation import Validator
 
         validator = Validator(data, self.config, precision, world)
@@ -95,6 +94,9 @@ class Segmentation(Task):
                 f"{name} {value:.4f}" + (f" in {annotated[name]} of {total} cases" if annotated[name] < total else "")
                 for name, value in per_class.items()
             )
+            picture = None
+            if scores.picture is not None:
+                picture = np.divide(scores.picture, 255, dtype=np.float32).transpose(2, 0, 1)
             return ValidationResult(
                 score=scores.dice,
                 fields={
@@ -106,7 +108,7 @@ class Segmentation(Task):
                     **({"metrics": metrics} if metrics else {}),
                 },
                 summary=f"Dice {scores.dice:.4f} on the prepared grid ({shown})",
-                picture=None if scores.picture is None else overlay(scores.picture),
+                picture=picture,
             )
 
         return validate
