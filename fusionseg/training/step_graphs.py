@@ -24,7 +24,9 @@ from fusionseg.utils.errors import TrainingStopped, UserError
 
 _WARM_UP = 3
 """Steps before the recording. They make the states of the optimizer and let the libraries take their workspaces."""
-_WARM_UP_DDP = 11  # torch's documentation asks for as many: DDP rebuilds its buckets and measures its first steps
+# torch's documentation ("CUDA semantics", usage with DistributedDataParallel) asks for as many. DDP sorts its buckets
+# after the first one and measures the first ten, for which the next forward pass waits.
+_WARM_UP_DDP = 11
 _Plain = bool | int | float | str | None
 Work = Callable[[MicroBatch], None]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._distributed_c10d import Work
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -20,13 +21,18 @@ class RecordedOperators:
 
     Replaying calls the operators alone, and no code of the training. Each reads and writes the tensors that it had when
     it was recorded. Recording changes nothing: what it has written is as before when it ends. Reading a value is an
-    error.
+    error. Collective operations are recorded too: all ranks record and replay together, as with NCCL.
     """
 
     def __init__(self) -> None:
-        self.recordings = 0
+        self.recorded: list[list[str]] = []
+        """The names of the operators of each recording."""
         self.replays = 0
         self.resets = 0
+
+    @property
+    def recordings(self) -> int:
+        return len(self.recorded)
 
     @contextmanager
     def stream(self) -> Iterator[None]:
@@ -36,11 +42,11 @@ class RecordedOperators:
         self.resets += 1
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        self.recordings += 1
         calls = _Calls()
         random_state = torch.get_rng_state()
         with calls:
             work()
+        self.recorded.append([func._schema.name for func, *_ in calls.made])
         torch.set_rng_state(random_state)
         with torch.no_grad():
             for tensor, value in calls.before:
@@ -69,6 +75,8 @@ class _Calls(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func._schema.name.split("::")[1] in HOST_READS:
+            if _is_on_host(args[0]):
+                return func(*args, **kwargs)
             raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
         for argument, value in zip(func._schema.arguments, args, strict=False):
             self._save(argument, value)
@@ -91,6 +99,11 @@ class _Calls(TorchDispatchMode):
                 self.before.append((whole, whole.clone()))
 
 
+def _is_on_host(tensor: Tensor) -> bool:
+    """Tell whether a tensor would be on the host beside a GPU: DDP reads there which weights it has used, as int32."""
+    return tensor.dtype == torch.int32
+
+
 def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
@@ -100,6 +113,11 @@ def _run_again(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], 
     if any(alias is not None and not alias.is_write for alias in aliases):
         return  # a view of memory that is the same
     made = func(*args, **kwargs)
+    if func.namespace == "c10d":  # it runs in the background, and its results are in the memory of its arguments
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, torch.ScriptObject):
+                Work.unbox(leaf).wait()
+        return
     for new, old, *_ in zip(tree_leaves(made), tree_leaves(out), strict=True):
         if isinstance(old, Tensor) and new is not old and _address(new) != _address(old):
             old.copy_(new)
