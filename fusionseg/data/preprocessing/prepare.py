@@ -212,6 +212,7 @@ def _current(
     """The record of a case, if it was made from the files and with the map of label values as they are now, lacks the
     same channels, has the channel names that the settings refer to, and has no class that the data set lacks."""
     files = _files(case)
+    states: list[tuple[int, int]] | None = None
     for record in read_cases(root, case.name):
         if len(record.sources) != len(files) or max(record.classes, default=0) >= scheme.num_classes:
             continue
@@ -219,14 +220,19 @@ def _current(
             continue
         if (record.missing_channels or ()) != missing_channels(case.images) or record.channel_names != names:
             continue
-        if all(source.unchanged(path, readers) for source, path in zip(record.sources, files, strict=True)):
-            return _with_annotation(_with_new_times(root, record, files, readers), case, scheme)
+        if states is None:
+            try:
+                states = [size_and_time(path, readers) for path in files]
+            except FileNotFoundError:
+                return None
+        known = zip(record.sources, files, states, strict=True)
+        if all(source.unchanged(path, readers, state) for source, path, state in known):
+            return _with_annotation(_with_new_times(root, record, [mtime_ns for _, mtime_ns in states]), case, scheme)
     return None
 
 
-def _with_new_times(root: Path, record: PreparedCase, files: list[Path], readers: Readers) -> PreparedCase:
+def _with_new_times(root: Path, record: PreparedCase, times: list[int]) -> PreparedCase:
     """Record new time stamps of unchanged files that were copied or touched, so that they are not read every time."""
-    times = [size_and_time(path, readers)[1] for path in files]
     if times != [source.mtime_ns for source in record.sources]:
         sources = tuple(
             replace(source, mtime_ns=mtime_ns) for source, mtime_ns in zip(record.sources, times, strict=True)

@@ -53,15 +53,16 @@ class SourceFile:
         content = hashlib.sha256("".join(sorted(digests)).encode()).hexdigest() if several else digests[0]
         return SourceFile(str(path), *size_and_time(path, readers), content)
 
-    def unchanged(self, path: Path, readers: Readers | None = None) -> bool:
+    def unchanged(self, path: Path, readers: Readers | None = None, state: tuple[int, int] | None = None) -> bool:
         """Test that a source has the recorded content. With the recorded size and time stamp, it is not read.
 
         Args:
             path: that the case names now.
             readers: of the data set; None for the built-in ones.
+            state: its `size_and_time` where it is known; None to ask the file system.
         """
         try:
-            size, mtime_ns = size_and_time(path, readers)
+            size, mtime_ns = size_and_time(path, readers) if state is None else state
         except FileNotFoundError:
             return False
         if size != self.size:
@@ -160,11 +161,18 @@ class PreparedCase:
         """Make a record from plain values."""
         values = {**dict.fromkeys(_OPTIONAL), **{key: _tuples(value) for key, value in raw.items()}}
         values["sources"] = tuple(SourceFile(**source) for source in raw["sources"])
-        return PreparedCase(**{field.name: values[field.name] for field in fields(PreparedCase)})
+        return PreparedCase(**{name: values[name] for name in _FIELDS})
+
+
+_FIELDS = tuple(field.name for field in fields(PreparedCase))
 
 
 def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+    """The value with tuples in place of lists. The items of a list are of one kind, so the first tells of all: a start
+    with many cases reads very many lists of numbers."""
+    if not isinstance(value, list):
+        return value
+    return tuple(map(_tuples, value)) if value and isinstance(value[0], list) else tuple(value)
 
 
 def checksum(array: NDArray[Any]) -> int:
