@@ -10,7 +10,8 @@ budgets are in `profiling/operator_budgets.yaml`. With key.path=value the settin
 comparison. With `--networks` the rows are networks with their default settings (without names, all of them), every
 augmentation, and fp16 and bf16 in turn. With `--ranks` there are N ranks with a GPU each, of which one runs and the
 others are pretended; the global batch is N times as large. Collective operations are counted with the other operators,
-and named in a column of their own.
+and named in a column of their own: the all-reduces of DDP, or the all-gathers and reduce-scatters of
+`distributed.parallel=fsdp`.
 
 A row that fails is reported, and the other rows are counted. With `--json` every row is written when it is counted. The
 same command again continues: rows without problems that the file has from the same code are not counted again.
@@ -79,7 +80,8 @@ def network_rows(names: list[str]) -> list[dict[str, Any]]:
             "train.precision": "fp16" if fp16 else "bf16",
             "data.patch": [64, 64, 64],
         }
-        rows.append({"config": "base", "settings": settings, "capability": "7.5" if fp16 else "9.0"})
+        # Patches are made in the same way for every network.
+        rows.append({"config": "base", "settings": settings, "capability": "7.5" if fp16 else "9.0", "data_steps": 0})
     return rows
 
 
@@ -108,7 +110,7 @@ def prepare_data(configs: list[RunConfig], folder: Path) -> None:
 def count(row: dict[str, Any], config: RunConfig) -> dict[str, Any]:
     """Count the operators of some steps: by phase, the most of any step from the second on.
 
-    With `train.cuda_graph` there are three steps as they are, one that is recorded, and two that are replayed.
+    With `train.cuda_graph` the steps of the warm-up run as they are; then one is recorded, and two are replayed.
     """
     from torch._subclasses.fake_tensor import DataDependentOutputException
 
@@ -117,28 +119,30 @@ def count(row: dict[str, Any], config: RunConfig) -> dict[str, Any]:
     most: Counter[str] = Counter()
     operators = Operators()
     sequences, problems = [], []
-    steps = 6 if config.train.cuda_graph else 3
     micro_batches = 1
     major, minor = row["capability"].split(".")
     with pretended_run(config, (int(major), int(minor)), row.get("ranks", 1)) as pretended:
+        graphs = pretended.trainer.train_step.graphs
+        launching = 3 if graphs is None else graphs.warm_up + 1  # the later steps are replayed
+        steps = launching if graphs is None else launching + 2
+        micro_batches = pretended.trainer.micro_batches.accumulation_steps
         try:
             for step in range(steps):
                 launched = pretended.step()
-                if step < 4:  # the later ones are replayed
+                if step < launching:
                     operators = launched
                 if step:  # the first step makes the state of the optimizer
                     most |= Counter(launched.phases())
                     sequences.append([key for key in launched.sequence if key[0] not in ("data", "step")])
-            micro_batches = pretended.trainer.micro_batches.accumulation_steps
-            for step in range(steps, steps + _DATA_STEPS):
+            for step in range(steps, steps + row.get("data_steps", _DATA_STEPS)):
                 most |= Counter(pretended.data(step).phases())
         except DataDependentOutputException as error:
             problems.append(f"reads a value from the GPU: {error}")
     most["data"] = -(-most["data"] // micro_batches)
     problems += [f"waits for the GPU:\n{place}" for place in pretended.waits]
-    if any(sequence != sequences[0] for sequence in sequences[:3]):
+    if any(sequence != sequences[0] for sequence in sequences[: launching - 1]):
         problems.append("has other operators in one step than in another")
-    if any(sequences[3:]):
+    if any(sequences[launching - 1 :]):
         problems.append("launches operators of a step beside its graph")
     counts = {phase: most[phase] for phase in PHASES}
     total = sum(counts.values()) + (micro_batches - 1) * counts["data"]

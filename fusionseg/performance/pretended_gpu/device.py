@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn import functional
+from torch.utils._device import _device_constructors
 
 from fusionseg.data.loading.axis_matrices import coarser
 
@@ -30,6 +31,7 @@ def pretended_gpu(capability: tuple[int, int] = (9, 0), waits: list[str] | None 
         waits: receives the place of every call that waits for the whole device.
     """
     found = [] if waits is None else waits
+    _device_constructors()  # torch keeps the list of functions that make tensors, which are replaced below
 
     def synchronize(_: Any = None) -> None:
         found.append("".join(traceback.format_stack(limit=4)[:-1]))
@@ -108,9 +110,14 @@ class _Event:
 class _Stream:
     """A stream. The operators of the pretended GPU have no order."""
 
-    def __init__(self, _: Any = None) -> None: ...
+    def __init__(self, _: Any = None, *, priority: int = 0) -> None: ...
 
     def wait_stream(self, other: _Stream) -> None: ...
+
+    def wait_event(self, event: _Event) -> None: ...
+
+    def record_event(self) -> _Event:
+        return _Event()
 
 
 class _Graph:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from functools import wraps
 from typing import Any
 from unittest.mock import patch
 
@@ -12,13 +13,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import _create_work_from_future  # type: ignore[attr-defined]
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.distributed import device_mesh
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from fusionseg.distributed.launch import Launch
 from fusionseg.distributed.world import World
+from fusionseg.training.memory.shard_units import find_units
 
 _BACKEND = "pretended"
+_init_device_mesh = device_mesh.init_device_mesh
 _operators = torch.library.Library("collective", "DEF")
 for _name in ("all_reduce", "all_gather", "reduce_scatter", "broadcast"):
     _operators.define(f"{_name}(Tensor(a!) tensor) -> ()")
@@ -34,11 +39,17 @@ class PretendedGroup(dist.ProcessGroup):
     def broadcast(self, tensors: Any, *_: Any) -> dist.Work:  # type: ignore[override]
         return _done(torch.ops.collective.broadcast, tensors)
 
-    def _allgather_base(self, output: Tensor, *_: Any) -> dist.Work:
+    def all_gather_single(self, output: Tensor, *_: Any) -> dist.Work:
         return _done(torch.ops.collective.all_gather, [output])
 
-    def _reduce_scatter_base(self, output: Tensor, *_: Any) -> dist.Work:
+    def reduce_scatter_single(self, output: Tensor, *_: Any) -> dist.Work:
         return _done(torch.ops.collective.reduce_scatter, [output])
+
+    def _allgather_base(self, output: Tensor, *_: Any) -> dist.Work:  # its name before torch 2.13
+        return self.all_gather_single(output)
+
+    def _reduce_scatter_base(self, output: Tensor, *_: Any) -> dist.Work:  # its name before torch 2.13
+        return self.reduce_scatter_single(output)
 
     @property
     def group_name(self) -> Any:
@@ -84,6 +95,9 @@ def pretended_ranks(count: int, device: torch.device) -> Iterator[World]:
         "fusionseg.training.opened_data.cache.share_memory": lambda *_: None,
         # The first step with a static graph compares addresses in memory. The later steps are the same without it.
         "fusionseg.training.network.DistributedDataParallel": _make_ddp,
+        # Both read values, of ranks and of the meta device, and launch nothing.
+        "torch.distributed.device_mesh.init_device_mesh": _make_mesh,
+        "fusionseg.training.start.find_units": _really(find_units),
     }
     with ExitStack() as stack:
         for name, value in replaced.items():
@@ -106,6 +120,23 @@ def _make_ddp(model: nn.Module, **settings: Any) -> DistributedDataParallel:
     logger: Any = _Instead(wrapped.logger, set_runtime_stats_and_log=lambda: None)
     wrapped.logger = logger
     return wrapped
+
+
+def _make_mesh(*arguments: Any, **settings: Any) -> device_mesh.DeviceMesh:
+    # The world has set its device. torch would set that of the rank, of which there is one.
+    with unset_fake_temporarily(), patch("torch.cuda.is_initialized", lambda: True):
+        return _init_device_mesh(*arguments, **settings)
+
+
+def _really(function: Any) -> Any:
+    """Call a function without fake tensors."""
+
+    @wraps(function)
+    def called(*arguments: Any, **settings: Any) -> Any:
+        with unset_fake_temporarily():
+            return function(*arguments, **settings)
+
+    return called
 
 
 class _Instead:
