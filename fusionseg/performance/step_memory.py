@@ -17,16 +17,23 @@ from fusionseg.distributed.batch_arithmetic import accumulation_steps
 from fusionseg.distributed.launch import read_launch
 from fusionseg.distributed.world import World
 from fusionseg.models.placement import uses_channels_last
+from fusionseg.models.sharding.parts import LocalParts
+from fusionseg.training.memory.shard_units import find_units
 from fusionseg.training.micro_batches import MicroBatch
-from fusionseg.training.network import build_network
+from fusionseg.training.network import build_network, distribute
 from fusionseg.training.optimizer import build_optimizer
 from fusionseg.training.precision import Precision
 from fusionseg.training.step import TrainStep
 from fusionseg.training.tasks.choice import build_task
 
 
-def measured_step_bytes(config: RunConfig, precision: str, *, in_channels: int, out_channels: int) -> int:
+def measured_step_bytes(
+    config: RunConfig, precision: str, *, in_channels: int, out_channels: int, world: World | None = None
+) -> int:
     """Train for two steps on random images on the CPU; return the highest number of bytes allocated at the same time.
+
+    With several ranks all of them call it, and each returns its own number. Buffers of the collective operations that
+    threads of gloo allocate do not count.
 
     The second step is like all that follow: the optimizer has its states. It runs on one thread, because the kernels of
     a CPU allocate buffers for each thread in 16 bits.
@@ -36,11 +43,16 @@ def measured_step_bytes(config: RunConfig, precision: str, *, in_channels: int, 
         precision: "fp32" or "bf16".
         in_channels: channels of the images.
         out_channels: outputs of the network.
+        world: the ranks; None for one.
     """
     device = torch.device("cpu")
     task = build_task(config)
-    world = World(read_launch({}), device)
-    micro_steps = min(2, accumulation_steps(config, 1))
+    world = World(read_launch({}), device) if world is None else world
+    micro_steps = min(2, accumulation_steps(config, world.size))
+    is_divided = world.size > 1 and config.distributed.parallel == "fsdp"
+    units: tuple[str, ...] = ()
+    if is_divided:
+        units = find_units(task, config, in_channels=in_channels, out_channels=out_channels, device_type="cpu")
 
     def micro_batches() -> Iterator[MicroBatch]:
         for _ in range(micro_steps):
@@ -52,14 +64,18 @@ def measured_step_bytes(config: RunConfig, precision: str, *, in_channels: int, 
 
     with _one_thread(), profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         model = build_network(task, config, device, in_channels=in_channels, out_channels=out_channels)
+        distributed = distribute(model, config, world, micro_steps, units)
+        parts = LocalParts(task.parameter_groups(model)) if is_divided else None
         step = TrainStep(
-            model.train(),
+            distributed.train(),
             task.build_loss(),
-            build_optimizer(config.optim, task.parameter_groups(model)),
+            build_optimizer(config.optim, task.parameter_groups(model) if parts is None else parts.groups),
             Precision(precision, "as measured", device.type),
             world,
             accumulation_steps=micro_steps,
             clip_grad=config.train.clip_grad,
+            cast_weights=not is_divided,
+            parts=parts,
         )
         for number in range(2):
             step(number, micro_batches(), config.optim.lr)

@@ -108,9 +108,23 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
         f"             weights {memory.weights / GB:.2f}, optimizer {memory.optimizer / GB:.2f},"
         f" batch {memory.batch / GB:.2f}, activations {memory.activations / GB:.2f},"
         f" gradients and backward pass {memory.backward / GB:.2f}"
+        + (f", a validation beyond that {memory.validation / GB:.2f}" if memory.validation else "")
         + (f", driver {memory.driver / GB:.2f}" if memory.driver else ""),
+        *_division_lines(config, launch),
     ]
     return "\n".join(lines)
+
+
+def _division_lines(config: RunConfig, launch: Launch) -> list[str]:
+    """Say how the memory is divided among the ranks, or that a single rank divides nothing."""
+    if config.distributed.parallel != "fsdp":
+        return []
+    if launch.world_size == 1:
+        return ["             fsdp divides nothing on one rank: start --dry-run with torchrun for that of several"]
+    return [
+        f"             weights, gradients and optimizer are divided among {launch.world_size} ranks (fsdp); a unit of"
+        " the network is whole while it computes"
+    ]
 
 
 def _start_text(config: RunConfig) -> str:

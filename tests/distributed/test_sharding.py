@@ -17,9 +17,11 @@ from fusionseg.models.sharding.parts import LocalParts
 from fusionseg.models.sharding.tensors import local_part, whole
 from fusionseg.models.sharding.units import UnitTrace
 from fusionseg.models.weights.loading import load_weights
+from fusionseg.training.memory.estimate import estimate_memory
 from fusionseg.training.memory.shard_units import find_units
+from fusionseg.training.memory.simulated_shards import part_bytes
 from fusionseg.training.micro_batches import MicroBatch
-from fusionseg.training.network import build_network, distribute
+from fusionseg.training.network import build_network, build_weightless_network, distribute
 from fusionseg.training.optimizer import build_optimizer
 from fusionseg.training.precision import Precision
 from fusionseg.training.step import TrainStep
@@ -77,6 +79,16 @@ class Run:
             found.append((loss, norm, statistics.skipped))
         return found
 
+    def held_bytes(self) -> tuple[int, int, int]:
+        """Bytes of the parts of weights, gradients and states of the optimizer that this rank holds."""
+        weights = list(self.model.parameters())
+        states = [value for values in self.step.optimizer.state.values() for value in values.values()]
+        return (
+            sum(local_part(weight).untyped_storage().nbytes() for weight in weights),
+            sum(local_part(weight.grad).nbytes for weight in weights if weight.grad is not None),
+            sum(value.nbytes for value in states if isinstance(value, Tensor) and value.dim()),
+        )
+
     def state(self) -> dict[str, Tensor]:
         """The whole tensors of network and optimizer, by their path."""
         state = {"model": self.model.state_dict(), "train_step": self.step.state_dict()}
@@ -96,6 +108,7 @@ def rank(folder: str) -> None:
             "units": len(fsdp.units),
             "values": [sum(local_part(each).numel() for each in run.model.parameters()) for run in (ddp, fsdp)],
             "states": [ddp.state(), fsdp.state()],
+            "bytes": fsdp.held_bytes(),
         }
     # The last run continues that with DDP, and gives a network its weights.
     saved = {"model": ddp.model.state_dict(), "train_step": ddp.step.state_dict()}
@@ -157,6 +170,24 @@ def test_each_rank_holds_half_of_the_network_in_several_units(results: list[dict
     assert half + other == total
     assert max(half, other) < 0.52 * total
     assert results[0][name]["units"] >= 5
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_estimate_of_memory_knows_the_division(results: list[dict[str, Any]], name: str) -> None:
+    config = validate({**CASES[name], "distributed": {"parallel": "fsdp"}})
+    task = build_task(config)
+    precision = Precision("fp32", "", "cpu")
+    whole, divided = (
+        estimate_memory(task, config, 1, 3, precision=precision, world_size=ranks) for ranks in (1, len(results))
+    )
+    first, second = (result[name]["bytes"] for result in results)
+    model = build_weightless_network(task, config, 1, 3)
+    assert first[0] == second[0] == part_bytes(model.parameters(), 2) < 0.52 * part_bytes(model.parameters(), 1)
+    assert first[1:] == (divided.gradients, divided.optimizer), "rank 0 has the largest parts"
+    assert 0.48 * whole.gradients < second[1] <= first[1]
+    assert divided.parameters == whole.parameters
+    assert first[0] < divided.weights < whole.weights, "the network's own unit is whole"
+    assert divided.tensors < whole.tensors and divided.activations < whole.activations + whole.weights
 
 
 def test_a_divided_run_continues_one_with_ddp(results: list[dict[str, Any]]) -> None:

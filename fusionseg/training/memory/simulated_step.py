@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from fusionseg.training.memory.workspace import cpu_workspace
 from fusionseg.training.micro_batches import MicroBatch
 from fusionseg.training.precision import Precision
 from fusionseg.training.step import TrainStep
+from fusionseg.training.tasks.choice import build_task
 from fusionseg.training.tasks.task import Task
 
 
@@ -42,7 +43,14 @@ class StepMemory:
 
 
 def simulate_step(
-    task: Task, config: RunConfig, model: nn.Module, in_channels: int, precision: Precision, accumulation_steps: int
+    task: Task,
+    config: RunConfig,
+    model: nn.Module,
+    in_channels: int,
+    precision: Precision,
+    accumulation_steps: int,
+    *,
+    cast_weights: bool = True,
 ) -> StepMemory:
     """Run a step, and count the bytes of its tensors.
 
@@ -53,6 +61,7 @@ def simulate_step(
         in_channels: channels of the images.
         precision: precision of the forward pass, and the type of the device that the memory is counted for.
         accumulation_steps: micro-batches of a step on each rank. The second needs as much memory as all that follow.
+        cast_weights: as for `TrainStep`.
     """
     batch: list[int] = []
     kept: list[int] = []
@@ -66,6 +75,7 @@ def simulate_step(
         precision,
         micro_steps=min(2, accumulation_steps),
         mode=live,
+        cast_weights=cast_weights,
         before_batch=lambda: live.live,
         after_batch=lambda begun: batch.append(live.live - begun),
         after_loss=lambda: kept.append(live.live),
@@ -83,6 +93,7 @@ def run_weightless_step(
     *,
     micro_steps: int,
     mode: TorchDispatchMode,
+    cast_weights: bool = True,
     before_batch: Callable[[], int] = lambda: 0,
     after_batch: Callable[[int], object] = lambda begun: None,
     after_loss: Callable[[], object] = lambda: None,
@@ -97,6 +108,7 @@ def run_weightless_step(
         precision: precision of the forward pass, and the type of the device that the meta device stands for.
         micro_steps: micro-batches of the step.
         mode: sees each operator of the step.
+        cast_weights: as for `TrainStep`.
         before_batch: called before a micro-batch is made.
         after_batch: called after it, with the value of `before_batch`.
         after_loss: called after the loss of each micro-batch.
@@ -122,26 +134,47 @@ def run_weightless_step(
             after_batch(begun)
             yield MicroBatch((image, *others), target, 0)
 
-    in_16_bits = precision.name in ("bf16", "fp16")
-    # fp16 takes the memory of bf16, and the CPU has no kernels for some of its operations.
-    stand_in = Precision("bf16" if in_16_bits else "fp32", precision.reason, "cpu")
     with ExitStack() as stack:
         stack.enter_context(silence())  # this step is not one of the run
-        if device.type == "meta":
-            stack.enter_context(meta_stands_for(precision.device_type))
-            stack.enter_context(MetaAutocast(precision.device_type))
+        stack.enter_context(_standing_for(precision, device))
         step = TrainStep(
             model.train(),
             counted_loss,
             _NoUpdate(task.parameter_groups(model)),
-            stand_in,
+            _stand_in(precision),
             World(read_launch({}), device),
             accumulation_steps=micro_steps,
             clip_grad=config.train.clip_grad,
+            cast_weights=cast_weights,
         )
         stack.enter_context(mode)
         step(0, micro_batches(), 0.0)
     return step
+
+
+def simulate_validation(task: Task, config: RunConfig, model: nn.Module, in_channels: int, precision: Precision) -> int:
+    """Count the bytes of the tensors of a forward pass of a validation, at its peak.
+
+    The logits of a whole volume do not count. They are gathered on the host where the device has no memory for them.
+
+    Args:
+        task: the task of the run.
+        config: the configuration of the run.
+        model: as for `simulate_step`.
+        in_channels: channels of the images.
+        precision: as for `simulate_step`.
+    """
+    if task.info.evaluation == "masks":
+        train = config.train.model_copy(update={"micro_batch": config.validation.window_batch})
+        task = build_task(config.model_copy(update={"train": train}), task.scheme)
+    device = next(model.parameters()).device
+    live = LiveTensors()
+    with _standing_for(precision, device), torch.no_grad(), live:
+        with device:
+            inputs = task.example(in_channels)[0]
+        with _stand_in(precision).autocast():
+            model.eval()(*inputs)
+    return live.peak
 
 
 class _NoUpdate(torch.optim.Optimizer):
@@ -153,3 +186,18 @@ class _NoUpdate(torch.optim.Optimizer):
         super().__init__(groups, {})
 
     def step(self, closure: Any = None) -> None: ...  # type: ignore[override]
+
+
+def _stand_in(precision: Precision) -> Precision:
+    """The precision that stands for another: fp16 takes the memory of bf16, and CPUs lack some of its kernels."""
+    return Precision("bf16" if precision.name in ("bf16", "fp16") else "fp32", precision.reason, "cpu")
+
+
+@contextmanager
+def _standing_for(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Let the meta device stand for the device of a precision within the context; leave another device as it is."""
+    if device.type != "meta":
+        yield
+        return
+    with meta_stands_for(precision.device_type), MetaAutocast(precision.device_type):
+        yield
