@@ -38,6 +38,9 @@ def add_plan(commands: Commands) -> None:
     parser.add_argument(
         "--memory", metavar="GB", help="plan for a GPU elsewhere of this memory, such as 16GB (default: this machine)"
     )
+    parser.add_argument(
+        "--gpus", type=positive, default=1, metavar="N", help="plan for a training on N such GPUs (default: 1)"
+    )
     parser.add_argument("--network", metavar="NAME", help="a network of `fusionseg models` (default: by the device)")
     parser.add_argument(
         "--budget",
@@ -72,7 +75,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     writable_folder(folder, "--fingerprint")
     data = data_section(arguments.overrides, "plan")
     network = planned_network(arguments.network, arguments.budget)
-    device = planned_device(arguments.memory, arguments.budget)
+    device = planned_device(arguments.memory, arguments.budget, arguments.gpus)
     root = str(user_path(arguments.dataset).absolute())
     dataset = open_dataset(
         root,
@@ -125,6 +128,7 @@ def _command(arguments: argparse.Namespace) -> list[str]:
     words = ["fusionseg", "plan", arguments.dataset]
     for option in ("memory", "network", "budget"):
         words += [f"--{option}", value] if (value := getattr(arguments, option)) is not None else []
+    words += ["--gpus", str(arguments.gpus)] if arguments.gpus > 1 else []
     return [*words, "-o", str(arguments.output), *arguments.overrides]
 
 
@@ -140,7 +144,9 @@ def _write(plan: ExperimentPlan, output: Path, *, overwrite: bool) -> str:
     from fusionseg.utils.files import write_text
 
     text = plan.to_yaml()
-    start = f"train with: fusionseg train --config {output}"
+    ranks = plan.ranks
+    program = "fusionseg train" if ranks == 1 else f"torchrun --nproc_per_node={ranks} -m fusionseg.train"
+    start = f"train with: {program} --config {output}"
     if output.exists() and output.read_bytes() != text.encode():
         if not overwrite:
             changes = differences(read_yaml(output)[0], plain_values(plan.choices)) or ["comments only"]

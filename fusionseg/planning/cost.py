@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil, prod
-from typing import Any
+from typing import Any, Literal
 
 from fusionseg.config import RunConfig, validate
 from fusionseg.data.labels.scheme import LabelScheme
@@ -37,6 +37,7 @@ class CostModel:
         channels: of the images.
         training: builds the sections `optim` and `schedule` for a network name, which memory depends on.
         cache_bytes: of the prepared cases that lie in the memory of the device.
+        parallel: `distributed.parallel`, where the device has several ranks.
     """
 
     device: PlannedDevice
@@ -44,8 +45,13 @@ class CostModel:
     channels: int
     optimizer: Callable[[str], dict[str, Any]]
     cache_bytes: float = 0.0
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     _multiply_adds: dict[tuple[Any, ...], int] = field(default_factory=dict)
     _memory: dict[tuple[Any, ...], MemoryEstimate] = field(default_factory=dict)
+
+    def divided(self) -> CostModel:
+        """The cost with the network divided among the ranks."""
+        return replace(self, parallel="fsdp", _memory={})
 
     @property
     def usable_bytes(self) -> float:
@@ -67,7 +73,12 @@ class CostModel:
             config = self._config(network, micro_batch)
             task = build_task(config, self.scheme)
             self._memory[key] = estimate_memory(
-                task, config, self.channels, self.scheme.num_outputs, precision=self.device.precision
+                task,
+                config,
+                self.channels,
+                self.scheme.num_outputs,
+                precision=self.device.precision,
+                world_size=self.device.ranks,
             )
         return self._memory[key]
 
@@ -90,18 +101,32 @@ class CostModel:
                 "data": {"patch": list(network.patch)},
                 "model": network.values,
                 "optim": self.optimizer(network.values["name"]),
-                "train": {"global_batch": global_batch(micro_batch), "micro_batch": micro_batch},
+                "train": {
+                    "global_batch": global_batch(micro_batch, self.device.ranks),
+                    "micro_batch": micro_batch,
+                },
+                "distributed": {"parallel": self.parallel},
             }
         )
 
 
-def global_batch(micro_batch: int) -> int:
-    """Samples of an optimizer step; a micro-batch below nnU-Net's smallest batch is accumulated.
+def global_batch(micro_batch: int, ranks: int) -> int:
+    """Samples of an optimizer step; a single sample is accumulated to nnU-Net's smallest batch.
 
     Args:
         micro_batch: samples of a forward pass.
+        ranks: number of ranks.
     """
-    return max(MIN_BATCH, micro_batch)
+    return max(MIN_BATCH, micro_batch * ranks)
+
+
+def least_micro_batch(ranks: int) -> int:
+    """Samples of a forward pass with which a step has nnU-Net's smallest batch without accumulation.
+
+    Args:
+        ranks: number of ranks.
+    """
+    return ceil(MIN_BATCH / ranks)
 
 
 def windows(shape: Sequence[int], patch: Sequence[int]) -> int:

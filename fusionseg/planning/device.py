@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -30,6 +30,7 @@ class PlannedDevice:
         precision: of the forward pass.
         basis: the reason, in words.
         is_elsewhere: True for a GPU of another machine, whose model is unknown.
+        ranks: GPUs of the training, each with a rank of its own.
     """
 
     memory_gb: float | None
@@ -37,6 +38,7 @@ class PlannedDevice:
     precision: Precision
     basis: str
     is_elsewhere: bool = False
+    ranks: int = 1
 
     @property
     def is_gpu(self) -> bool:
@@ -48,16 +50,26 @@ class PlannedDevice:
         return self.cores * (_FAST_CORE if self.precision.name == "bf16" else _SLOW_CORE)
 
 
-def planned_device(memory: str | None, budget: str | None) -> PlannedDevice:
+def planned_device(memory: str | None, budget: str | None, gpus: int = 1) -> PlannedDevice:
     """The device of a request.
 
     Args:
         memory: memory of a GPU, such as "16GB"; None for this machine.
         budget: a preset, M, L or XL; None for none.
+        gpus: GPUs of the training, all of this memory.
 
     Raises:
-        UserError: the memory cannot be read, or both are given and contradict each other.
+        UserError: the memory cannot be read, both are given and contradict each other, or there is no GPU for `gpus`.
     """
+    device = _planned_device(memory, budget)
+    if gpus == 1:
+        return device
+    if not device.is_gpu:
+        raise UserError("--gpus: this machine has no GPU; state the memory of a GPU elsewhere, such as --memory 16GB")
+    return replace(device, ranks=gpus, basis=f"{gpus} GPUs, each {device.basis}")
+
+
+def _planned_device(memory: str | None, budget: str | None) -> PlannedDevice:
     stated = _parsed(memory) if memory is not None else None
     elsewhere = Precision("bf16", "a GPU elsewhere", "cuda")  # fp16 takes the same memory
     if budget is not None:

@@ -7,7 +7,7 @@ from math import prod
 from fusionseg.config.data.dataset import DataConfig
 from fusionseg.config.section import Triple
 from fusionseg.planning.choices import by
-from fusionseg.planning.cost import MIN_BATCH, CostModel, global_batch
+from fusionseg.planning.cost import MIN_BATCH, CostModel, global_batch, least_micro_batch
 from fusionseg.planning.device import GB
 from fusionseg.planning.fit import LARGEST_PATCH, Fitted, PatchSearch, largest_micro_batch
 from fusionseg.planning.network import PlannedNetwork, network_for
@@ -47,7 +47,8 @@ def plan_patch(name: str, volumes: PlannedVolumes, cost: CostModel, cases: int, 
         return search.largest(MIN_BATCH) or search.smallest(MIN_BATCH)
     # In volumes from which the search starts with a smaller patch, fewer samples would not make it larger.
     useful = min(LITTLE_CONTEXT * prod(shape), prod(search.first.patch))
-    fitted = search.largest(MIN_BATCH, useful) or search.largest(1)
+    least = least_micro_batch(cost.device.ranks)
+    fitted = search.largest(least, useful) or search.largest(1)
     if fitted is None:
         smallest = search.smallest(1).network
         needed = cost.memory(smallest, 1).total + cost.cache_bytes
@@ -55,9 +56,40 @@ def plan_patch(name: str, volumes: PlannedVolumes, cost: CostModel, cases: int, 
             f"--memory: {name} with its smallest patch {list(smallest.patch)} needs {needed / GB:.1f} GB"
             f" (expected at most {cost.device.memory_gb:g} GB); choose another --network, or more memory"
         )
-    if fitted.is_largest and fitted.micro_batch >= MIN_BATCH:
-        fitted = largest_micro_batch(fitted, largest_batch(volumes, cases, fitted.network.patch), cost.load)
+    if fitted.is_largest and fitted.micro_batch >= least:
+        most = largest_batch(volumes, cases, fitted.network.patch) // cost.device.ranks
+        fitted = largest_micro_batch(fitted, most, cost.load)
     return fitted
+
+
+def plan_division(
+    name: str, volumes: PlannedVolumes, cost: CostModel, cases: int, given: DataConfig
+) -> tuple[CostModel, Fitted]:
+    """Choose the patch and the micro-batch, and divide the network among the GPUs if it does not fit otherwise.
+
+    Args:
+        name: of the network.
+        volumes: the prepared volumes.
+        cost: of networks that each GPU has as a whole.
+        cases: number of training cases.
+        given: as for `plan_patch`.
+
+    Returns:
+        The cost of the network as it is trained, and the network.
+
+    Raises:
+        UserError: as for `plan_patch`.
+    """
+    fitted = None
+    try:
+        fitted = plan_patch(name, volumes, cost, cases, given)
+    except UserError:
+        if cost.device.ranks == 1:
+            raise
+    if fitted is None or (fitted.load > 1 and cost.device.ranks > 1):
+        cost = cost.divided()
+        fitted = plan_patch(name, volumes, cost, cases, given)
+    return cost, fitted
 
 
 def _fit_given(network: PlannedNetwork, cost: CostModel, given: DataConfig) -> Fitted:
@@ -68,7 +100,7 @@ def _fit_given(network: PlannedNetwork, cost: CostModel, given: DataConfig) -> F
             f"data.patch: {network.values['name']} with these voxels needs multiples of {list(network.units)}, got"
             f" {list(patch)}; try {list(network.patch)}"
         )
-    for micro_batch in (MIN_BATCH, 1):
+    for micro_batch in (least_micro_batch(cost.device.ranks), 1):
         load = cost.load(network, micro_batch)
         if load <= 1 or not cost.device.is_gpu:
             break
@@ -105,7 +137,7 @@ def patch_reason(fitted: Fitted, volumes: PlannedVolumes, cost: CostModel, given
 
 def _limit_text(fitted: Fitted, cost: CostModel) -> str:
     if not cost.device.is_gpu:
-        seconds = cost.step_s(fitted.network, global_batch(fitted.micro_batch))
+        seconds = cost.step_s(fitted.network, global_batch(fitted.micro_batch, cost.device.ranks))
         return f"A step takes roughly {seconds:.2g} s on this CPU."
     memory = cost.memory(fitted.network, fitted.micro_batch)
     parts = {

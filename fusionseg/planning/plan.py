@@ -22,7 +22,7 @@ from fusionseg.planning.fit import Fitted
 from fusionseg.planning.folds import plan_split
 from fusionseg.planning.modality import plan_intensity
 from fusionseg.planning.network import PlannedNetwork
-from fusionseg.planning.patch import CPU_WIDTH, GPU_WIDTH, patch_reason, plan_patch
+from fusionseg.planning.patch import CPU_WIDTH, GPU_WIDTH, patch_reason, plan_division
 from fusionseg.planning.recipe import TrainingSize, optimizer_for, plan_augmentation, plan_training
 from fusionseg.planning.volumes import PlannedVolumes, plan_volumes
 from fusionseg.utils.errors import UserError, some_of
@@ -63,12 +63,14 @@ class ExperimentPlan:
         choices: the keys with their reasons, in the order of the file.
         config: the same, validated.
         warnings: what a person should look at.
+        ranks: of the training, each on a GPU of its own.
     """
 
     header: tuple[str, ...]
     choices: tuple[Choice, ...]
     config: RunConfig
     warnings: tuple[str, ...]
+    ranks: int = 1
 
     def to_yaml(self) -> str:
         """The configuration file. The same data and request give the same bytes."""
@@ -80,7 +82,8 @@ class ExperimentPlan:
         lines = [
             self.header[0],
             f"network {config.model.name}, patch {by(config.data.patch)}, batch {config.train.global_batch}"
-            f" ({config.train.micro_batch} at a time), {config.train.steps} steps",
+            f" ({config.train.micro_batch} at a time{f' on each of {self.ranks} GPUs' if self.ranks > 1 else ''}),"
+            f" {config.train.steps} steps",
         ]
         return "\n".join([*lines, *(f"warning: {line}" for line in self.warnings)])
 
@@ -111,8 +114,9 @@ def plan_experiment(
     broken = [case.name for case in fingerprint.damaged]
     split, size = plan_split(dataset, broken, request.data)
     cost, cache = _cost_model(dataset, fingerprint, volumes, request)
-    fitted = plan_patch(name, volumes, cost, size.cases, request.data)
-    size = TrainingSize(size.cases, size.validation_cases, global_batch(fitted.micro_batch))
+    cost, fitted = plan_division(name, volumes, cost, size.cases, request.data)
+    batch = global_batch(fitted.micro_batch, request.device.ranks)
+    size = TrainingSize(size.cases, size.validation_cases, batch)
     choices = [
         Choice("name", request.name),
         Choice("output", "runs"),
@@ -130,11 +134,18 @@ def plan_experiment(
         cache,
         *_model_choices(fitted.network, request),
         *plan_training(cost, fitted, volumes, size),
+        *([Choice("distributed.parallel", "fsdp", _DIVIDED)] if cost.parallel == "fsdp" else []),
     ]
     choices = _with_given(choices, request.data)
     warnings = _warnings(fitted, cost, broken, remarks)
     header = (*_header(fingerprint, volumes, request), *warnings)
-    return ExperimentPlan(header, tuple(choices), validate(plain_values(choices)), warnings)
+    return ExperimentPlan(header, tuple(choices), validate(plain_values(choices)), warnings, request.device.ranks)
+
+
+_DIVIDED = (
+    "The network does not fit on one GPU. Its weights and gradients and the states of the optimizer are divided among"
+    " the GPUs, which exchange weights too."
+)
 
 
 def planned_network(name: str | None, budget: str | None) -> str | None:
@@ -248,7 +259,7 @@ def _warnings(fitted: Fitted, cost: CostModel, broken: Sequence[str], remarks: S
     if fitted.load > 1 and cost.device.is_gpu:
         lines.append("The given patch needs more memory than the GPU has: make data.patch smaller.")
     elif fitted.load > 1:
-        seconds = cost.step_s(fitted.network, global_batch(fitted.micro_batch))
+        seconds = cost.step_s(fitted.network, global_batch(fitted.micro_batch, cost.device.ranks))
         lines.append(f"A step takes roughly {seconds:.2g} s on this CPU: plan a smaller --network, or train on a GPU.")
     return (*lines, *remarks)
 

@@ -9,7 +9,7 @@ from typing import Any
 from fusionseg.data.labels.mirroring import side_hint, side_pairs
 from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.planning.choices import Choice
-from fusionseg.planning.cost import BACKWARD, MIN_BATCH, CostModel, windows
+from fusionseg.planning.cost import BACKWARD, MIN_BATCH, CostModel, least_micro_batch, windows
 from fusionseg.planning.fit import Fitted
 from fusionseg.planning.volumes import PlannedVolumes
 from fusionseg.utils.tables import counted
@@ -113,19 +113,21 @@ def plan_training(cost: CostModel, fitted: Fitted, volumes: PlannedVolumes, size
     optimizer = optimizer_for(name, is_gpu=is_gpu)
     schedule, optimizer_reason = _schedule(name, is_gpu=is_gpu)
     every, validation_reason = _validation(fitted, volumes, size, steps, is_gpu=is_gpu)
-    accumulation = size.global_batch // fitted.micro_batch
+    accumulation = size.global_batch // (fitted.micro_batch * cost.device.ranks)
     batch_reason = (
         f"Samples of one forward pass; {accumulation} of them are accumulated for a step, because two do not fit with a"
         " useful patch."
         if accumulation > 1
         else "All samples of a step in one forward pass."
+        if cost.device.ranks == 1
+        else f"Samples of one forward pass on each of the {cost.device.ranks} GPUs."
     )
     return [
         Choice("loss.name", "dice_ce", "Dice and cross-entropy, as in nnU-Net."),
         *(Choice(f"optim.{key}", value, optimizer_reason if key == "name" else "") for key, value in optimizer.items()),
         *(Choice(f"schedule.{key}", value) for key, value in schedule.items()),
         Choice("train.steps", steps, steps_reason),
-        Choice("train.global_batch", size.global_batch, _batch_reason(fitted, volumes, size, is_gpu=is_gpu)),
+        Choice("train.global_batch", size.global_batch, _batch_reason(cost, fitted, volumes, size)),
         Choice("train.micro_batch", fitted.micro_batch, batch_reason),
         Choice("train.precision", "auto", _precision_reason(cost)),
         Choice("train.channels_last", True, "Convolutions are faster in this layout."),
@@ -167,10 +169,14 @@ def _steps(cost: CostModel, fitted: Fitted, volumes: PlannedVolumes, size: Train
     )
 
 
-def _batch_reason(fitted: Fitted, volumes: PlannedVolumes, size: TrainingSize, *, is_gpu: bool) -> str:
+def _batch_reason(cost: CostModel, fitted: Fitted, volumes: PlannedVolumes, size: TrainingSize) -> str:
+    is_gpu, ranks = cost.device.is_gpu, cost.device.ranks
+    if ranks > 1 and fitted.micro_batch == least_micro_batch(ranks):
+        return f"The fewest samples for {ranks} GPUs: memory goes into the patch first."
     if size.global_batch > MIN_BATCH:
         limit = largest_batch(volumes, size.cases, fitted.network.patch)
-        why = "5 % of the voxels of the training cases, nnU-Net's limit" if size.global_batch == limit else "the memory"
+        at_limit = size.global_batch == limit // ranks * ranks
+        why = "5 % of the voxels of the training cases, nnU-Net's limit" if at_limit else "the memory"
         return f"Memory does not limit the patch, so what is spare goes into the batch, up to {why}."
     if is_gpu and fitted.is_largest and largest_batch(volumes, size.cases, fitted.network.patch) == MIN_BATCH:
         return "nnU-Net's smallest batch: its limit of 5 % of the voxels of the training cases allows no more."

@@ -168,3 +168,15 @@ def test_a_damaged_case_is_left_out_and_named(make_dataset, tmp_path: Path) -> N
     assert config.data.skip_broken and config.data.folds == 4
     assert "1 case cannot be read and is left out: case_003." in path.read_text()
     assert fusionseg.train.main(["--config", str(path), f"output={tmp_path}", *SHORT]) == 0
+
+
+def test_a_plan_for_several_gpus(planned: Path, balls: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = planned.with_name("four.yaml")
+    assert plan(balls, "-o", path, "--memory", "8GB", "--network", "unet", "--gpus", 4) == 0
+    said, config = capsys.readouterr().out, load_config(path)
+    assert f"train with: torchrun --nproc_per_node=4 -m fusionseg.train --config {path}" in said
+    assert "at a time on each of 4 GPUs" in said and "4 GPUs, each a GPU of 8 GB (--memory)" in path.read_text()
+    assert config.train.global_batch == 4 * config.train.micro_batch
+    assert "--gpus 4" in path.read_text()
+    assert plan(balls, "-o", planned.with_name("none.yaml"), "--gpus", 2) == 2
+    assert "--gpus: this machine has no GPU; state the memory" in capsys.readouterr().err

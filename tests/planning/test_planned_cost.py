@@ -10,11 +10,11 @@ from fingerprints import case, fingerprint
 from fusionseg.config import DataConfig, validate
 from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.planning.choices import plain_values
-from fusionseg.planning.cost import CostModel
-from fusionseg.planning.device import PlannedDevice
+from fusionseg.planning.cost import USABLE, CostModel
+from fusionseg.planning.device import GB, PlannedDevice
 from fusionseg.planning.fit import Fitted, PatchSearch
 from fusionseg.planning.network import PlannedNetwork, network_for
-from fusionseg.planning.patch import patch_reason, plan_patch
+from fusionseg.planning.patch import patch_reason, plan_division, plan_patch
 from fusionseg.planning.recipe import TrainingSize, optimizer_for, plan_training
 from fusionseg.planning.volumes import plan_volumes
 from fusionseg.training.memory.estimate import estimate_memory
@@ -29,8 +29,8 @@ def scheme() -> LabelScheme:
     return LabelScheme.of_names(("background", "organ"))
 
 
-def cost_model(scheme: LabelScheme, memory_gb: float) -> CostModel:
-    device = PlannedDevice(memory_gb, 1, Precision("bf16", "", "cuda"), "a GPU", is_elsewhere=True)
+def cost_model(scheme: LabelScheme, memory_gb: float, ranks: int = 1) -> CostModel:
+    device = PlannedDevice(memory_gb, 1, Precision("bf16", "", "cuda"), "a GPU", is_elsewhere=True, ranks=ranks)
     return CostModel(device, scheme, 1, lambda name: optimizer_for(name, is_gpu=True))
 
 
@@ -74,6 +74,23 @@ def test_a_search_that_starts_with_little_of_a_volume_keeps_two_samples(scheme: 
     fitted = plan_patch("unet", volumes, cost, 1, DataConfig())
     assert fitted.is_largest and fitted.micro_batch == 2
     assert "the patch covers 10% of it" in patch_reason(fitted, volumes, cost, DataConfig())
+
+
+def test_a_network_that_does_not_fit_is_divided_among_the_gpus(scheme: LabelScheme) -> None:
+    """The division is the last resort: a GPU that holds the whole network keeps it."""
+    volumes = plan_volumes(fingerprint([case("a", (64, 64, 48))]), DataConfig())
+    given = DataConfig(patch=(32, 32, 32))
+    network = network_for("unet", ISOTROPIC, (32, 32, 32), 32)
+    whole = cost_model(scheme, 8.0, ranks=4)
+    assert whole.divided().memory(network, 1).total < whole.memory(network, 1).total
+    cost, fitted = plan_division("unet", volumes, whole, 100, given)
+    assert cost.parallel == "ddp" and fitted.micro_batch == 1, "four samples are more than nnU-Net's smallest batch"
+
+    between = (whole.divided().memory(network, 1).total + whole.memory(network, 1).total) / 2 / USABLE / GB
+    cost, fitted = plan_division("unet", volumes, cost_model(scheme, between, ranks=4), 100, given)
+    assert cost.parallel == "fsdp" and fitted.load <= 1
+    cost, fitted = plan_division("unet", volumes, cost_model(scheme, between), 100, given)
+    assert cost.parallel == "ddp" and fitted.load > 1, "a single GPU has nothing to divide"
 
 
 @pytest.mark.parametrize(("cases", "every"), [(1, 250), (8, 250), (40, 1000), (2000, 43_500)])
