@@ -20,7 +20,10 @@ def add_best(commands: Commands) -> None:
     )
     runs_arguments(parser)
     parser.add_argument(
-        "--metric", default="dice", metavar="METRIC", help="by its name in cases.csv, such as hd95_mm (default dice)"
+        "--metric",
+        default="dice",
+        metavar="METRIC",
+        help="by its name in evaluations, such as hd95_mm (default dice)",
     )
     parser.add_argument(
         "--output",

@@ -14,6 +14,7 @@ from fusionseg.inference.comparison.rows import Comparison, Row
 from fusionseg.inference.comparison.run_summary import RunSummary
 from fusionseg.runs.cases.split_file import plain_split
 from fusionseg.runs.evaluations import read_scores
+from fusionseg.runs.paths import SPLIT
 from fusionseg.utils.errors import UserError, some_of
 from fusionseg.utils.tables import counted
 
@@ -165,7 +166,7 @@ def _scores(row: Row, notes: list[str]) -> list[CaseScore]:
         if left_out := len({score.case for score in scores}) - len({score.case for score in usable}):
             notes.append(
                 f"{run.name}: {counted(left_out, 'case')} left out, as the run was trained on them, or as its"
-                " split.json does not say that it was not"
+                f" {SPLIT} does not say that it was not"
             )
         found += [
             CaseScore(run.name, repetition_of(run), run.fold, score.case, score.label, score.metrics)
