@@ -176,6 +176,7 @@ def evaluate(
     average_with: Sequence[Run | str | Path] = (),
     overrides: Overrides = (),
     include_trained: bool = False,
+    masks: bool = True,
     device: str = "auto",
     checkpoint: str | None = None,
     overlap: float | None = None,
@@ -193,6 +194,7 @@ def evaluate(
         average_with: further runs; their class probabilities are averaged with this one's.
         overrides: settings that replace those of the run, such as the place of its data: `{"data.root": "/new/place"}`.
         include_trained: count cases that were trained on in the means too, and mark the results.
+        masks: keep the masks in the folder of the evaluation.
         device: "auto" (a GPU if there is one), "cuda" or "cpu".
         checkpoint: "best" or "last"; None is "last" for the validation cases, on which the best was chosen, and "best"
             for another data set.
@@ -200,8 +202,9 @@ def evaluate(
 
     Returns:
         An object with `summary` (means and deviations; `summary["dice"]` is the mean over the classes), `scores` (one
-        for each case and class, with `dice` and `hd95_mm`), `failed` (the cases that were not scored, with the reason)
-        and `folder` (cases.csv, summary.json and a picture). Of a pre-training, `summary["figures"]` has SSIM and PSNR.
+        for each case and class, with `dice`, `hd95_mm` and further `metrics`), `failed` (the cases that were not
+        scored, with the reason) and `folder` (cases.csv, summary.json, masks and a picture). Of a pre-training,
+        `summary["figures"]` has SSIM and PSNR.
         Of a task of your own, `summary["fields"]` has the fields of its validation, and `scores` is empty.
 
     Raises:
@@ -226,6 +229,7 @@ def evaluate(
         base_dir=None if base_dir is None else str(base_dir),
         others=_folders(average_with),
         include_trained=include_trained,
+        masks=masks,
     )
     task = load_run_config(folder).task_info
     given = {"dataset": dataset is not None, "base_dir": base_dir is not None, "average_with": average_with,

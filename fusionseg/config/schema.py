@@ -24,6 +24,7 @@ from fusionseg.config.pretraining import PretrainConfig
 from fusionseg.config.registry import losses, networks, optimizers, schedules
 from fusionseg.config.section import Positive, Section, SectionWithOptions
 from fusionseg.config.training.distribution import DistributedConfig
+from fusionseg.config.training.evaluation import EvaluateConfig
 from fusionseg.config.training.fine_tuning import FinetuneConfig
 from fusionseg.config.training.loop import TrainConfig
 
@@ -78,7 +79,7 @@ class RunConfig(SectionWithOptions):
     """One training run. The same configuration gives the same training on any number of devices."""
 
     model_config = ConfigDict(title="fusionseg run")
-    left_out: ClassVar[tuple[str, ...]] = ("distributed", "metrics", "task")
+    left_out: ClassVar[tuple[str, ...]] = ("distributed", "evaluate", "metrics", "task")
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
     """Name of the run: the folder under `output`."""
@@ -113,8 +114,9 @@ class RunConfig(SectionWithOptions):
     # `validate` is a method of pydantic's models; the key of the file keeps the name.
     validation: Annotated[ValidateConfig, Field(alias="validate")] = ValidateConfig()
     metrics: Annotated[tuple[MetricPart, ...], Field(strict=False)] = ()
-    """Metrics of validations and evaluations in addition to the default ones: names (iou, volume_ml_error, hd95_mm),
-    or dotted paths to your own; {name: ..., args: {...}} for one with arguments."""
+    """Metrics of validations and evaluations in addition to the default ones: names (iou, nsd, hd95_mm), or dotted
+    paths to your own; {name: ..., args: {...}} for one with arguments. An evaluation has all built-in ones anyway."""
+    evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     profile: ProfileConfig = ProfileConfig()

@@ -1,4 +1,4 @@
-"""Metrics of segmentations (Dice, HD95) and of masked reconstructions (SSIM, PSNR).
+"""Metrics of segmentations (overlap, surfaces, volumes) with their definitions, and of reconstructions (SSIM, PSNR).
 
 May import: `config`, `data`.
 """

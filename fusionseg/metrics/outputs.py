@@ -6,15 +6,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import nan
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.ndimage import find_objects
 from torch import Tensor
 
 from fusionseg.data.labels.scheme import IGNORE, LabelScheme
 from fusionseg.metrics.configured import Metric
-from fusionseg.metrics.segmentation import confusion_matrix, dice_of_counts, hd95
+from fusionseg.metrics.overlap import VoxelCounts
+from fusionseg.metrics.segmentation import confusion_matrix, dice_of_counts
+from fusionseg.metrics.surface import SurfaceComparison
+
+Box = tuple[slice, ...]
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,10 @@ class OutputCounts:
     """Predicted and true."""
     predicted: tuple[int, ...]
     true: tuple[int, ...]
+
+    def of_each(self) -> list[VoxelCounts]:
+        """The counts of each output by itself."""
+        return [VoxelCounts(*counts) for counts in zip(self.both, self.predicted, self.true, strict=True)]
 
 
 class OutputComparison:
@@ -73,9 +83,31 @@ class OutputComparison:
     def hd95_mm(self, spacing_mm: Sequence[float]) -> list[float]:
         """Compute the 95 % Hausdorff distance of each output, in mm; see `hd95_per_class`."""
         return [
-            hd95(predicted, true, spacing_mm) if known else nan
-            for (predicted, true), known in zip(self._masks(), self.annotated, strict=True)
+            SurfaceComparison(predicted, true, spacing_mm).hd95_mm if known else nan
+            for (predicted, true), known in zip(self.cut_masks(), self.annotated, strict=True)
         ]
+
+    def cut_masks(self) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+        """Yield the predicted and the true mask of each output, cut to the box that holds both; empty arrays for none.
+
+        Ignored voxels are False. A volume of a hundred classes is looked at once, and not once for each class.
+        """
+        label, prediction = self.label.cpu().numpy(), self.prediction.cpu().numpy()
+        if self._valid is not None:
+            prediction = prediction * self._valid.cpu().numpy()
+        members = self.scheme.membership_of_indices
+        in_label = find_objects(label, max_label=self.scheme.num_classes - 1)
+        in_prediction = [] if self.scheme.sigmoid else find_objects(prediction, max_label=self.scheme.num_classes - 1)
+        for index, row in enumerate(members):
+            boxes = [in_label[value - 1] for value in np.flatnonzero(row) if value]
+            if self.scheme.sigmoid:
+                boxes.append(_box_of(prediction[index]))
+                cut = _union(boxes)
+                yield prediction[index][cut].astype(bool), row[label[cut]]
+            else:
+                boxes.append(in_prediction[index])
+                cut = _union(boxes)
+                yield prediction[cut] == index + 1, label[cut] == index + 1
 
     def measure(self, metric: Metric, spacing_mm: Sequence[float]) -> list[float]:
         """Apply a metric of the configuration.
@@ -126,6 +158,19 @@ class OutputComparison:
 
     def _known(self, values: Sequence[float]) -> list[float]:
         return [value if known else nan for value, known in zip(values, self.annotated, strict=True)]
+
+
+def _box_of(mask: NDArray[Any]) -> Box | None:
+    found = find_objects(mask.astype(np.uint8), max_label=1)
+    return found[0] if found else None
+
+
+def _union(boxes: Sequence[Box | None]) -> Box:
+    """The box that holds all boxes; an empty one without any."""
+    known = [box for box in boxes if box is not None]
+    if not known:
+        return (slice(0, 0),) * 3
+    return tuple(slice(min(s.start for s in sides), max(s.stop for s in sides)) for sides in zip(*known, strict=True))
 
 
 def masks_of(indices: Tensor, scheme: LabelScheme) -> Iterator[Tensor]:

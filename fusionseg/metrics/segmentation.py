@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from math import isnan, nan
 from statistics import fmean
 
-import numpy as np
 import torch
-from monai.metrics.utils import get_edge_surface_distance
 from torch import Tensor
+
+from fusionseg.metrics.surface import SurfaceComparison
 
 
 def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:
@@ -101,16 +100,7 @@ def hd95(predicted: Tensor, true: Tensor, spacing_mm: Sequence[float]) -> float:
     Returns:
         The distance; nan if a mask is empty.
     """
-    if not predicted.any() or not true.any():
-        return nan
-    with warnings.catch_warnings():
-        # MONAI warns of a deprecated argument that MONAI passes itself.
-        warnings.simplefilter("ignore", FutureWarning)
-        _, directed, _ = get_edge_surface_distance(
-            predicted, true, spacing=[float(size) for size in spacing_mm], symmetric=True
-        )
-    # NumPy in float64: torch.quantile interpolates in float32 and accepts at most 16 million values.
-    return max(float(np.percentile(one.cpu().numpy().astype(np.float64), 95)) for one in directed)
+    return SurfaceComparison(predicted.cpu().numpy(), true.cpu().numpy(), spacing_mm).hd95_mm
 
 
 def nanmean_per_class(cases: Mapping[str, Sequence[float]]) -> list[float]:

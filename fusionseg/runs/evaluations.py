@@ -19,7 +19,7 @@ from fusionseg.runs.paths import EVALUATION
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import file_name, whole_file, write_json
 
-CASES, SUMMARY, PICTURE, VOLUMES = "cases.csv", "summary.json", "best_and_worst.png", "volumes"
+CASES, SUMMARY, PICTURE, VOLUMES, MASKS = "cases.csv", "summary.json", "best_and_worst.png", "volumes", "masks"
 _FIRST_COLUMNS = ("case,label,dice,", "case,ssim,")
 """First columns of cases.csv, of a segmentation and of a pre-training."""
 _NOT_METRICS = ("case", "label", "voxels_true", "voxels_predicted", "trained_on", "annotated", "voxels_ignored")
@@ -109,11 +109,20 @@ def write_evaluation(
         summary: the summary without its scores. nan becomes null.
         scores: the scores of the cases, for the summary.
     """
-    for name in (SUMMARY, PICTURE):
-        (folder / name).unlink(missing_ok=True)
+    withdraw_summary(folder)
     if rows:
         _write_table(folder / CASES, rows)
     write_json(folder / SUMMARY, finite_or_none({**summary, "scores": scores}))
+
+
+def withdraw_summary(folder: Path) -> None:
+    """Delete the summary and the picture of an evaluation, before other files of it are written again.
+
+    Args:
+        folder: the evaluation's folder.
+    """
+    for name in (SUMMARY, PICTURE):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -187,17 +196,27 @@ def evaluations_of(run: Path) -> list[tuple[Path, JsonObject]]:
     return [(path.parent, read_object(path)) for path in sorted(run.glob(f"{EVALUATION}*/{SUMMARY}"))]
 
 
-def is_current(folder: Path, request: EvaluationRequest, weights: Sequence[Path], *, volumes: bool = False) -> bool:
+def is_current(
+    folder: Path,
+    request: EvaluationRequest,
+    weights: Sequence[Path],
+    *,
+    folders: Sequence[str] = (),
+    definitions: Mapping[str, JsonObject] | None = None,
+) -> bool:
     """Tell whether a folder holds the complete answer to a request, newer than the weights.
 
     Args:
         folder: the evaluation's folder.
         request: the request.
         weights: the checkpoints of the run and of the runs averaged with it.
-        volumes: the answer includes the reconstructed volumes.
+        folders: those that belong to the answer: `MASKS`, `VOLUMES`.
+        definitions: of the metrics that the answer has, with their parameters; None for those of any version.
     """
     summary = read_summary(folder)
-    if summary.get("request") != request.to_json() or (volumes and not (folder / VOLUMES).is_dir()):
+    if summary.get("request") != request.to_json() or not all((folder / name).is_dir() for name in folders):
+        return False
+    if definitions is not None and summary.get("definitions") != json.loads(json.dumps(definitions)):
         return False
     if Path(str(summary.get("checkpoint"))).name != weights[0].name or summary.get("failed") != {}:
         return False

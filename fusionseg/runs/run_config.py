@@ -32,8 +32,8 @@ RESUME_FREE_KEYS = (
     ("cache", "memory_fraction"), ("cache", "read_threads"), ("checkpoint",), ("data", "root"),
     ("data", "base_dir"), ("data", "prepared"), ("data", "workers"), ("train", "threads"),
     ("train", "checkpoint_activations"), ("train", "cuda_graph"), ("train", "cudnn_benchmark"),
-    ("validate", "window_batch"), ("metrics",), ("distributed", "parallel"), ("distributed", "timeout_s"),
-    ("distributed", "bind_cpus"),
+    ("validate", "window_batch"), ("metrics",), ("evaluate",), ("distributed", "parallel"),
+    ("distributed", "timeout_s"), ("distributed", "bind_cpus"),
 )  # fmt: skip
 
 

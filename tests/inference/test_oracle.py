@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from math import isnan, nan
@@ -189,8 +190,7 @@ def results(
     (table,) = run.glob("evaluation_*/cases.csv")
     with table.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    for file in table.parent.iterdir():  # the next preparation writes its own
-        file.unlink()
+    shutil.rmtree(table.parent)  # the next preparation writes its own
     return request.param, masks, {name: [row for row in rows if row["case"] == name] for name in GEOMETRIES}
 
 

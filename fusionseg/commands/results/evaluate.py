@@ -15,8 +15,8 @@ def add_evaluate(commands: Commands) -> None:
     parser = add_command(
         commands,
         "evaluate",
-        "Dice and HD95 of runs per case and class, in the geometry of the label files; CSV, JSON and a picture;"
-        " SSIM and PSNR of a pre-training",
+        "metrics of runs per case and class, in the geometry of the label files: overlap, surfaces and volumes; CSV,"
+        " JSON, masks and a picture; SSIM and PSNR of a pre-training",
         "fusionseg evaluate runs/hippocampus_unet\n  fusionseg evaluate runs/unets && fusionseg compare runs/unets",
         _evaluate,
     )
@@ -53,6 +53,12 @@ def add_evaluate(commands: Commands) -> None:
         action="store_true",
         help="of a pre-training: write the original, masked and reconstructed volumes too, as NIfTI",
     )
+    parser.add_argument(
+        "--no-masks",
+        dest="masks",
+        action="store_false",
+        help="do not keep the masks of a segmentation in the folder of the evaluation",
+    )
     parser.set_defaults(overrides=[])  # settings after an option, see `fusionseg.commands.base.execute`
     inference_arguments(parser, default=None)
 
@@ -75,6 +81,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         include_trained=arguments.include_trained,
         skip_existing=arguments.skip_existing,
         volumes=arguments.volumes,
+        masks=arguments.masks,
     )
     if not paths:
         raise UserError("evaluate: no run is given: put a run folder, or a folder of runs, before the settings")

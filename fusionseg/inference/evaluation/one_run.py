@@ -13,9 +13,9 @@ from fusionseg.config.data.splits import ALL
 from fusionseg.data.formats.dataset import Dataset, open_dataset
 from fusionseg.data.formats.readers import Readers
 from fusionseg.inference.evaluation.cases import all_labelled_cases, evaluation_config, validation_cases
+from fusionseg.inference.evaluation.measuring import metric_definitions, ranked_cases
 from fusionseg.inference.evaluation.pretraining import evaluate_pretraining
 from fusionseg.inference.evaluation.results import Evaluation, pretraining_table, segmentation_table, validation_table
-from fusionseg.inference.evaluation.scoring import ranked_cases
 from fusionseg.inference.evaluation.segmentation import evaluate_segmentation
 from fusionseg.inference.evaluation.validation import evaluate_by_validation
 from fusionseg.inference.predictor import PredictOptions, Predictor
@@ -23,6 +23,7 @@ from fusionseg.runs.cases.split_file import NO_VALIDATION
 from fusionseg.runs.checkpoints import find_weights
 from fusionseg.runs.evaluations import (
     CASES,
+    MASKS,
     PICTURE,
     SUMMARY,
     VOLUMES,
@@ -58,6 +59,8 @@ class EvaluationOptions:
     """Whether a complete evaluation that is newer than the weights is kept."""
     volumes: bool = False
     """Whether the reconstructed volumes of a pre-training are written."""
+    masks: bool = True
+    """Whether the masks of a segmentation are kept in the folder of the evaluation."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,15 @@ class OpenedEvaluation:
     def is_current(self) -> bool:
         """Tell whether the folder holds the complete results of this evaluation, newer than the weights."""
         weights = [find_weights(one, self.options.prediction.checkpoint) for one in (self.run, *self.options.others)]
-        return is_current(self.folder, self.request, weights, volumes=self.options.volumes)
+        segments = self.config.task_info.evaluation == "masks"
+        folders = {VOLUMES: self.options.volumes, MASKS: segments and self.options.masks}
+        return is_current(
+            self.folder,
+            self.request,
+            weights,
+            folders=[name for name, is_asked in folders.items() if is_asked],
+            definitions=metric_definitions(self.config.evaluate, self.config.metrics) if segments else None,
+        )
 
 
 def evaluate_run(run: Path, options: EvaluationOptions) -> Outcome:
@@ -121,7 +132,7 @@ def evaluate_run(run: Path, options: EvaluationOptions) -> Outcome:
             segmentation_table(summary),
             weights,
             _best_and_worst(evaluation),
-            f"{evaluation.folder}: {CASES}, {SUMMARY}, {PICTURE}",
+            f"{evaluation.folder}: {CASES}, {SUMMARY}, {PICTURE}" + (f", {MASKS}/" if options.masks else ""),
             sep="\n",
         )
         return _outcome(evaluation, f"Dice {summary['dice']:.4f}")
@@ -191,7 +202,7 @@ def compute_evaluation(opened: OpenedEvaluation) -> Evaluation:
         cases = validation_cases(config.data, config.output, members, include_trained=include_trained)
     else:
         cases = all_labelled_cases(opened.dataset, config.data, config.output, members, include_trained=include_trained)
-    return evaluate_segmentation(predictor, cases, config.metrics, request, folder)
+    return evaluate_segmentation(predictor, cases, config, request, folder, masks=options.masks)
 
 
 def _refuse_options_of_other_task(run: Path, config: RunConfig, options: EvaluationOptions) -> None:

@@ -13,19 +13,24 @@ from numpy.typing import NDArray
 from fusionseg.data.formats.case_reader import read_image
 from fusionseg.data.formats.dataset import Case
 from fusionseg.data.formats.geometry import voxel_sizes
-from fusionseg.inference.evaluation.scoring import Score, Scorer, ranked_cases
+from fusionseg.inference.evaluation.kept_masks import KeptMasks
+from fusionseg.inference.evaluation.measuring import Score, ranked_cases
+from fusionseg.inference.evaluation.scoring import Scorer
 from fusionseg.observability.pictures import COLORS, paint
 from fusionseg.utils.files import whole_file
 
 
-def draw_best_and_worst(path: Path, scores: Sequence[Score], cases: Sequence[Case], scorer: Scorer) -> None:
+def draw_best_and_worst(
+    path: Path, scores: Sequence[Score], cases: Sequence[Case], scorer: Scorer, kept: KeptMasks | None = None
+) -> None:
     """Write a PNG of the cases with the highest and the lowest mean Dice, each at the slice with the most foreground.
 
     Args:
         path: the PNG file.
         scores: the scores that the means count.
         cases: the cases of the evaluation.
-        scorer: predicts the two cases again.
+        scorer: reads the labels.
+        kept: the masks of the cases; without them, the two cases are predicted again.
     """
     import matplotlib
 
@@ -43,7 +48,8 @@ def draw_best_and_worst(path: Path, scores: Sequence[Score], cases: Sequence[Cas
         case = by_case[name]
         source = read_image(case.images, readers=scorer.dataset.readers)
         affine = source.grid.affine
-        arrays = source.values[0], *scorer.drawn(case)
+        prediction = scorer.drawn_prediction(case) if kept is None else kept.read(case)
+        arrays = source.values[0], scorer.drawn_label(case), prediction
         image, label, mask = (_radiological(array, affine) for array in arrays)
         size = voxel_sizes(_canonical_affine(affine))
         depth = int(((label > 0) | (mask > 0)).sum(axis=(0, 1)).argmax())

@@ -9,9 +9,12 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from fusionseg.metrics.definitions import DEFINITIONS
 from fusionseg.runs.evaluations import CASES
 from fusionseg.utils.errors import some_of
 from fusionseg.utils.tables import markdown_table
+
+_COLUMNS = 5  # metrics of a table
 
 
 @dataclass(frozen=True)
@@ -50,15 +53,35 @@ def mean_and_deviation(values: Sequence[float]) -> dict[str, float]:
 
 
 def segmentation_table(summary: Mapping[str, Any]) -> str:
-    """Format the summary of a segmentation as Markdown: the metrics per class, their means, and notes."""
-    means = summary.get("metrics", {})
-    rows = [["class", "cases", "Dice", "HD95 mm", *means]]
-    for name, metrics in summary["classes"].items():
-        known = [_cell(metrics["dice"], 4), _cell(metrics["hd95_mm"], 2), *(_cell(metrics[key], 4) for key in means)]
-        rows.append([name, str(metrics["dice"]["cases"]), *known])
-    known = [_number(summary["dice"], 4), _number(summary["hd95_mm"], 2), *(_number(v, 4) for v in means.values())]
-    rows.append(["mean", str(summary["cases"]), *known])
-    return "\n".join([markdown_table(rows), *evaluation_notes(summary)])
+    """Format the summary of a segmentation as Markdown: the metrics per class, their means, and notes.
+
+    There is a table for every few metrics, so that each fits into a terminal.
+    """
+    names = ["dice", "hd95_mm", *summary["metrics"]]
+    tables = []
+    for start in range(0, len(names), _COLUMNS):
+        part = names[start : start + _COLUMNS]
+        rows = [["class", "cases", *(_title(name) for name in part)]]
+        for name, metrics in summary["classes"].items():
+            cells = [_cell(metrics[key], _digits(key)) for key in part]
+            rows.append([name, str(metrics[part[0]]["cases"]), *cells])
+        means = {**summary["metrics"], "dice": summary["dice"], "hd95_mm": summary["hd95_mm"]}
+        rows.append(["mean", str(summary["cases"]), *(_number(means[key], _digits(key)) for key in part)])
+        if set(part) & set(summary["micro"]):
+            micro = [_number(summary["micro"].get(key, nan), _digits(key)) for key in part]
+            rows.append(["all voxels", str(summary["cases"]), *micro])
+        tables.append(markdown_table(rows))
+    return "\n".join(["\n\n".join(tables), *evaluation_notes(summary)])
+
+
+def _title(name: str) -> str:
+    definition = DEFINITIONS.get(name)
+    return name if definition is None else definition.title
+
+
+def _digits(name: str) -> int:
+    definition = DEFINITIONS.get(name)
+    return 4 if definition is None else definition.digits
 
 
 def pretraining_table(summary: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 from fusionseg.config.registry import metrics
 from fusionseg.metrics.overlap import VoxelCounts
 from fusionseg.metrics.segmentation import confusion_matrix, dice_per_class, hd95_per_class
+from fusionseg.metrics.surface import SurfaceComparison
 
 
 @metrics.register("dice")
@@ -21,6 +22,20 @@ def dice(prediction: Tensor, label: Tensor, num_classes: int) -> list[float]:
 def hd95_mm(prediction: Tensor, label: Tensor, num_classes: int, spacing_mm: Sequence[float]) -> list[float]:
     """Compute the 95 % Hausdorff distance in mm; see `hd95_per_class`."""
     return hd95_per_class(prediction, label, num_classes, spacing_mm)
+
+
+@metrics.register("assd_mm")
+def assd_mm(prediction: Tensor, label: Tensor, num_classes: int, spacing_mm: Sequence[float]) -> list[float]:
+    """Compute the average symmetric surface distance in mm; nan for a class that is missing in a mask."""
+    return [surfaces.assd_mm for surfaces in _surfaces(prediction, label, num_classes, spacing_mm)]
+
+
+@metrics.register("nsd")
+def nsd(
+    prediction: Tensor, label: Tensor, num_classes: int, spacing_mm: Sequence[float], tolerance_mm: float = 1.0
+) -> list[float]:
+    """Compute the normalised surface Dice at a tolerance in mm; nan for a class that is in neither mask."""
+    return [surfaces.nsd(tolerance_mm) for surfaces in _surfaces(prediction, label, num_classes, spacing_mm)]
 
 
 @metrics.register("iou")
@@ -59,3 +74,12 @@ def _counts(prediction: Tensor, label: Tensor, num_classes: int) -> list[VoxelCo
     table = confusion_matrix(prediction, label, num_classes).cpu()
     sums = table.diagonal().tolist(), table.sum(dim=1).tolist(), table.sum(dim=0).tolist()
     return [VoxelCounts(*each) for each in zip(*sums, strict=True)][1:]
+
+
+def _surfaces(
+    prediction: Tensor, label: Tensor, num_classes: int, spacing_mm: Sequence[float]
+) -> list[SurfaceComparison]:
+    """The surfaces of each foreground class."""
+    arrays = prediction.cpu().numpy(), label.cpu().numpy()
+    masks = ((arrays[0] == value, arrays[1] == value) for value in range(1, num_classes))
+    return [SurfaceComparison(predicted, true, spacing_mm) for predicted, true in masks]
