@@ -100,8 +100,9 @@ class Predictor:
         self.scheme = first.scheme
         self.channels = first.channels
         self.readers = Readers.of(first.config.data)
-        # For each member the two results of `_member_orders`: the order of the channels, and that of the outputs.
-        self._orders = [_member_orders(member, first) for member in self.members]
+        self.orders = [_member_orders(member, first) for member in self.members]
+        """For each member the positions of its channels among those of the first member, and the positions of the first
+        member's outputs among those of the member."""
         self._last_digest = ""
         self._flips = flips_of_members(self.members) if options.flips else [[UNFLIPPED]] * len(self.members)
 
@@ -182,7 +183,7 @@ class Predictor:
         """The shape of a case, and for each chunk of it the sum of the members' probabilities, (C, X, Y, Z)."""
         prepared: dict[tuple[str, tuple[str, ...]], Volume] = {}
         volumes: list[Volume] = []  # one for each member
-        for member, (order, _) in zip(self.members, self._orders, strict=True):
+        for member, (order, _) in zip(self.members, self.orders, strict=True):
             positions = order if channels is None else [channels[position] for position in order]
             # Names of the channels in the order of the images. The settings of a channel are found by its name.
             names = tuple(member.channels[positions.index(place)] for place in range(len(positions)))
@@ -241,8 +242,8 @@ class Predictor:
         Returns:
             Logits with the outputs in the order of the first member.
         """
-        member, outputs = self.members[index], self._orders[index][1]
-        patch, settings = member.config.data.patch, self._settings(member)
+        member, outputs = self.members[index], self.orders[index][1]
+        patch, settings = member.config.data.patch, self.settings(member)
         x, y, z = (slice(0, size) for size in volume.image.shape[1:])
         if slab is not None:
             x, y, z = prepared_box(volume, slab, patch, settings.overlap)
@@ -255,8 +256,12 @@ class Predictor:
             logits = logits[list(outputs)]
         return BoxLogits(logits, mapping, volume.image.shape[1:], offset)
 
-    def _settings(self, member: TrainedNetwork) -> ValidateConfig:
-        """The settings of the sliding window: those of the member's validation, with the overlap of the options."""
+    def settings(self, member: TrainedNetwork) -> ValidateConfig:
+        """The settings of the sliding window: those of the member's validation, with the overlap of the options.
+
+        Args:
+            member: one of `members`.
+        """
         settings = member.config.validation
         if self.options.overlap is not None:
             settings = settings.model_copy(update={"overlap": self.options.overlap})

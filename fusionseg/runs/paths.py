@@ -25,6 +25,8 @@ REPORT = "report.html"
 """Page of a run in its folder, and of an evaluation in its folder."""
 EVALUATION = "evaluation"
 """Beginning of the name of every evaluation's folder."""
+EXPORT = "export"
+"""Beginning of the name of the folder of an exported model, if no other folder is named."""
 
 LAST, BEST = "last.pt", "best.pt"
 WEIGHTS = {"last": LAST, "best": BEST}

@@ -1,0 +1,67 @@
+"""The command `export`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fusionseg.commands.base import Commands, add_command, loading
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.exit_status import DONE, FAILED
+
+FORMATS = ("onnx", "torchscript", "torch")
+
+
+def add_export(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "export",
+        "write networks as programs of other libraries, with the contract about their inputs and outputs, and compare"
+        " their masks with those of predict",
+        """fusionseg export runs/unet --format onnx -o model
+  python model/run.py -i scan.nii.gz -o mask.nii.gz                # numpy, nibabel and onnxruntime, no torch
+  fusionseg export runs/unet_0 runs/unet_1 --format onnx -o model  # an ensemble
+  fusionseg export runs/unet data.root=/where/it/is/now --format torchscript""",
+        _export,
+    )
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="RUN|key.path=value",
+        help="run folders or checkpoint files, and settings about the cases to compare, such as data.root=FOLDER",
+    )
+    parser.add_argument(
+        "--format",
+        default="onnx",
+        choices=FORMATS,
+        help="onnx (default), with a runner that needs no torch; torchscript; torch, a program of torch.export",
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FOLDER", help="folder for the model (default: export_FORMAT in the run)"
+    )
+    parser.add_argument("--checkpoint", default="best", choices=("best", "last"), help="which weights (default best)")
+    parser.add_argument(
+        "--cases",
+        type=int,
+        default=2,
+        metavar="N",
+        help="validation cases whose masks are compared with those of predict; 0 compares none (default 2)",
+    )
+    parser.add_argument("--licence", metavar="TEXT", help="licence of the weights, for the contract")
+    parser.set_defaults(overrides=[])  # settings after an option, see `fusionseg.commands.base.execute`
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    with loading():
+        from fusionseg.export.export import ExportOptions, export_runs
+        from fusionseg.inference.evaluation.several_runs import split_words
+
+    runs, overrides = split_words([*arguments.words, *arguments.overrides])
+    if not runs:
+        raise UserError("export: no run is given: put a run folder before the settings")
+    if arguments.cases < 0:
+        raise UserError(f"--cases: expected a whole number from 0, got {arguments.cases}")
+    options = ExportOptions(
+        arguments.format, arguments.output, arguments.checkpoint, overrides, arguments.cases, arguments.licence
+    )
+    return DONE if export_runs(runs, options).is_equal else FAILED

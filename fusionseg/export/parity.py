@@ -1,0 +1,134 @@
+"""Comparison of an exported model with `predict`: masks of real cases, voxel by voxel."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusionseg.config import RunConfig
+from fusionseg.data.formats.case import Case
+from fusionseg.data.formats.case_reader import read_image, read_label
+from fusionseg.data.formats.problems import CaseError
+from fusionseg.data.formats.readers import Readers
+from fusionseg.data.labels.scheme import IGNORE, LabelScheme
+from fusionseg.inference.evaluation.cases import evaluation_config, validation_cases
+from fusionseg.inference.predictor import Predictor
+from fusionseg.runs.json_files import JsonObject
+from fusionseg.utils.errors import UserError
+
+log = logging.getLogger("fusionseg")
+
+PARITY = "parity.json"
+LIMIT = 1e-5
+"""Largest share of the voxels in which the masks may differ. The programs sum in another order than torch, so that the
+last bits of their logits differ, and with them a voxel whose two best classes are equally probable."""
+
+MaskOf = Callable[[Case], NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class CompareCases:
+    """The cases of a comparison.
+
+    Args:
+        cases: with an image and a label.
+        scheme: of their labels.
+        readers: of their files.
+        which: "validation" or "training" cases of the run.
+        others: further cases of the run's training, for a calibration.
+    """
+
+    cases: Sequence[Case]
+    scheme: LabelScheme
+    readers: Readers
+    which: str
+    others: Sequence[Case]
+
+
+def cases_to_compare(run: Path, overrides: Sequence[str], predictor: Predictor, count: int) -> CompareCases:
+    """Find the first validation cases of a run; its training cases, if it has no others.
+
+    Args:
+        run: the run folder.
+        overrides: `key.path=value` settings, such as data.root.
+        predictor: of the run.
+        count: number of cases.
+
+    Raises:
+        UserError: the data set is not found, or the cases have changed.
+    """
+    config: RunConfig = evaluation_config(run, overrides)
+    found = validation_cases(config.data, config.output, predictor.members, include_trained=True)
+    names = {case.name for case in found.cases}
+    training = [case for case in found.dataset.training if case.label is not None and case.name not in names]
+    which, cases = ("validation", found.cases) if found.cases else ("training", training)
+    return CompareCases(cases[:count], found.dataset.scheme, Readers.of(config.data), which, training)
+
+
+def compare_masks(found: CompareCases, predict: MaskOf, program: MaskOf) -> JsonObject:
+    """Compare the masks of `predict` and of a program.
+
+    Args:
+        found: the cases.
+        predict: gives the mask of a case by `predict`.
+        program: gives the mask of a case by the program.
+
+    Returns:
+        For each case the voxels that differ, and the Dice of both masks; and the share of all voxels that differ.
+    """
+    rows: list[JsonObject] = []
+    for case in found.cases:
+        try:
+            expected, mask = predict(case), program(case)
+        except CaseError as error:
+            log.warning("%s: is not compared: %s", case.name, error)
+            continue
+        different = int((expected != mask).sum())
+        row: JsonObject = {"case": case.name, "voxels": int(mask.size), "different": different}
+        dice = [_dice(found, case, each) for each in (expected, mask)]
+        rows.append({**row, "dice_predict": dice[0], "dice_program": dice[1]})
+    voxels, different = (sum(row[key] for row in rows) for key in ("voxels", "different"))
+    means = {key: _mean(rows, key) for key in ("dice_predict", "dice_program")}
+    share = different / voxels if voxels else None
+    return {"cases": rows, "which": found.which, "voxels": voxels, "different": different, "share": share, **means}
+
+
+def not_compared(reason: str) -> JsonObject:
+    """The result of a comparison without cases.
+
+    Args:
+        reason: why there are none.
+    """
+    return {"cases": [], "voxels": 0, "different": 0, "share": None, "not_compared": reason}
+
+
+def _dice(found: CompareCases, case: Case, mask: NDArray[Any]) -> dict[str, float | None] | None:
+    """Dice by class or region, in the geometry of the file; None if the label cannot be used."""
+    if case.label is None:
+        return None
+    try:
+        grid = read_image(case.images, readers=found.readers).grid
+        label = read_label(case.label, grid, found.scheme, found.readers)
+        predicted = found.scheme.to_indices(mask)
+    except (CaseError, UserError, ValueError) as error:
+        log.warning("%s: has no Dice: %s", case.name, error)
+        return None
+    known = label != IGNORE
+    scores: dict[str, float | None] = {}
+    for name, members in zip(found.scheme.output_names, found.scheme.membership_of_indices, strict=True):
+        ours, theirs = members[predicted] & known, members[label] & known
+        total = int(ours.sum()) + int(theirs.sum())
+        scores[name] = 2 * int((ours & theirs).sum()) / total if total else None
+    return scores
+
+
+def _mean(rows: Sequence[JsonObject], key: str) -> float | None:
+    """The mean over cases and classes; None without a value."""
+    values = [value for row in rows for value in (row[key] or {}).values() if value is not None]
+    return float(np.mean(values)) if values else None

@@ -1,0 +1,1 @@
+"""Programs that an export copies beside an exported network. They import nothing of fusionseg."""
