@@ -31,7 +31,8 @@ def add_statistics(commands: Commands) -> None:
         "--metrics",
         nargs="+",
         metavar="METRIC",
-        help="metrics of the tables, by their names in evaluations (default: dice, hd95_mm and nsd); JSON and CSV have all",
+        help="metrics of the tables, by their names in evaluations (default: dice, hd95_mm and nsd); JSON and CSV have"
+        " all",
     )
     parser.add_argument(
         "--output",
