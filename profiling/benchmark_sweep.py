@@ -40,7 +40,7 @@ def finish(folder: Path, config: RunConfig, seed: int) -> None:
         seed: number that makes the scores of the runs differ.
     """
     write_run_config(folder, config)
-    write_environment(folder, [], parameters=1_000_000)
+    write_environment(folder, [], parameters=1_000_000, implementation="plain")
     records = RecordWriter(folder)
     for step in range(10, 1001, 10):
         measured = {"step_s": 0.3, "data_s": 0.01, "samples_per_s": 7.0 + seed % 3, "memory_gb": 1.5}

@@ -9,6 +9,9 @@ median over the rounds of the ratio to MONAI's network.
 The peak memory is that of one step in a process of its own, minus the memory before the step (weights and batch). It
 includes the gradients. On a GPU it is the memory of torch's allocator, on a CPU the resident set.
 
+--implementation fused reference measures each network with its hand-written backward passes and with their reference
+(`model.implementation`), in rows of their own: this comparison decides what `auto` takes on a device.
+
 On a CPU that other programs use, give --threads 1 --clock cpu: it counts the CPU time of one thread without waiting.
 `monai` is MONAI's network, `monai_v2` the same with use_v2; all other names are those of `fusionseg models`.
 """
@@ -32,6 +35,7 @@ from torch import nn
 from fusionseg.losses.named.dice import LossConfig
 from fusionseg.losses.segmentation import build_loss
 from fusionseg.models import build_model
+from fusionseg.models.implementation import set_implementation_
 from fusionseg.models.networks.swin import SwinConfig
 from fusionseg.performance.benchmarking import cudnn_argument, publish
 from fusionseg.performance.machine import machine_info, machine_line
@@ -41,24 +45,36 @@ from fusionseg.utils.tables import markdown_table
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BASE = "monai"
+MONAIS = (BASE, "monai_v2")
+
+
+def measured_names(options: argparse.Namespace) -> list[str]:
+    """Names of the rows: MONAI's network first, then each network with each implementation ("swin_unetr reference")."""
+    theirs = [name for name in options.networks if name in MONAIS]
+    ours = [name for name in options.networks if name not in MONAIS]
+    kinds = {"fused": "", "reference": " reference"}
+    return [BASE, *theirs, *(f"{name}{kinds[kind]}" for name in ours for kind in options.implementation)]
 
 
 def build(name: str, feature_size: int, *, checkpoint: bool) -> nn.Module:
     """Build a network for one input channel and two classes.
 
     Args:
-        name: monai, monai_v2, or a Swin network of `fusionseg models`.
+        name: monai, monai_v2, or a Swin network of `fusionseg models`; the latter may be followed by " reference".
         feature_size: channels of the first stage.
         checkpoint: recompute activations in the backward pass.
     """
-    if name in (BASE, "monai_v2"):
+    if name in MONAIS:
         from monai.networks.nets.swin_unetr import SwinUNETR
 
         return SwinUNETR(
             in_channels=1, out_channels=2, feature_size=feature_size, use_checkpoint=checkpoint, use_v2=name != BASE
         )
+    name, _, implementation = name.partition(" ")
     config = SwinConfig.model_validate({"name": name, "feature_size": feature_size})
-    return build_model(config, in_channels=1, out_channels=2, checkpoint_activations=checkpoint)
+    model = build_model(config, in_channels=1, out_channels=2, checkpoint_activations=checkpoint)
+    set_implementation_(model, "reference" if implementation else "fused", torch.get_default_device().type)
+    return model
 
 
 def training_step(name: str, options: argparse.Namespace, precision: str, compiled: bool) -> Callable[[], None]:
@@ -69,7 +85,7 @@ def training_step(name: str, options: argparse.Namespace, precision: str, compil
     torch.manual_seed(0)
     model = build(name, options.feature_size, checkpoint=options.checkpoint).to(device).train()
     if compiled:
-        model.compile(fullgraph=name not in (BASE, "monai_v2"))
+        model.compile(fullgraph=name not in MONAIS)
     image = torch.randn(options.batch, 1, *[options.patch] * 3, device=device)
     label = torch.randint(2, image.shape, device=device)
     loss_fn = build_loss(LossConfig())
@@ -90,7 +106,7 @@ def training_step(name: str, options: argparse.Namespace, precision: str, compil
 
 def measure_time(options: argparse.Namespace, precision: str, compiled: bool) -> dict[str, list[float]]:
     """Measure the steps of all networks: seconds by network, one value for each round."""
-    names = [BASE, *options.networks]
+    names = measured_names(options)
     steps = {name: training_step(name, options, precision, compiled) for name in names}
     clock = time.process_time if options.clock == "cpu" else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -142,9 +158,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for compiled in [word == "on" for word in options.compile]:
             times = measure_time(options, precision, compiled) if options.rounds else {}
             peaks: dict[str, float] = {}
-            for name in [] if options.no_memory else [BASE, *options.networks]:
+            for name in [] if options.no_memory else measured_names(options):
                 peaks[name] = measure_memory(name, options, precision, compiled)
-            for name in [BASE, *options.networks]:
+            for name in measured_names(options):
                 row: dict[str, Any] = {"network": name, "precision": precision, "compile": compiled}
                 if times:
                     ratios = [ours / theirs for ours, theirs in zip(times[name], times[BASE], strict=True)]
@@ -190,6 +206,13 @@ def main() -> int:
     default = ["swin_unetr", "swin_fusion_od", "swin_fusion_2_v2"]
     parser.add_argument("--networks", nargs="+", default=default, metavar="NAME", help=f"default: {' '.join(default)}")
     parser.add_argument("--precision", nargs="+", choices=list(DTYPES), default=["fp32", "bf16"])
+    parser.add_argument(
+        "--implementation",
+        nargs="+",
+        choices=["fused", "reference"],
+        default=["fused"],
+        help="backward passes of the networks (default: fused)",
+    )
     parser.add_argument("--compile", nargs="+", choices=["off", "on"], default=["off"])
     parser.add_argument("--checkpoint", action="store_true", help="activation checkpointing in all networks")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])

@@ -199,7 +199,8 @@ def cases(setting: Setting) -> list[Command]:
 
 
 def swin(compiled: bool) -> Callable[[Setting], list[Command]]:
-    """The Swin networks beside MONAI's, in the 16-bit precision of the device."""
+    """The Swin networks beside MONAI's, in the 16-bit precision of the device; not compiled, also with the reference of
+    their backward passes."""
     name = "swin_compiled" if compiled else "swin"
     return lambda setting: [_swin(setting, name, setting.half, compiled=compiled)]
 
@@ -251,10 +252,11 @@ def _benchmark(
 
 def _swin(setting: Setting, part: str, precision: str, *, compiled: bool) -> Command:
     networks = ["swin_unetr"] if setting.tiny else ["swin_unetr", "swin_fusion_od"]
+    implementations = ["fused"] if compiled else ["fused", "reference"]  # to compile more takes longer than the limit
     size = ["--feature-size", "12", "--patch", "64", "--no-memory"] if setting.tiny else []
     return program(
-        "benchmark_swin.py", "--networks", *networks, "--precision", precision, "--compile",
-        "on" if compiled else "off", "--device", setting.device, "--rounds", setting.rounds,
+        "benchmark_swin.py", "--networks", *networks, "--implementation", *implementations, "--precision", precision,
+        "--compile", "on" if compiled else "off", "--device", setting.device, "--rounds", setting.rounds,
         "--json", setting.folder(part) / f"{part}.json", "--cudnn-benchmark", *size,
     )  # fmt: skip
 
@@ -297,7 +299,13 @@ PARTS: tuple[Part, ...] = (
         expected_s=5 * MINUTES,
         package="nnunetv2",
     ),
-    Part("swin", "Swin networks beside MONAI's in 16 bits", swin(False), data=False),
+    Part(
+        "swin",
+        "Swin networks, with both values of model.implementation, beside MONAI's in 16 bits",
+        swin(False),
+        expected_s=3 * MINUTES,
+        data=False,
+    ),
     Part("swin_compiled", "the Swin networks, compiled", swin(True), expected_s=4 * MINUTES, data=False, on_cpu=False),
     Part("pretraining", "the two methods of pre-training", pretraining, data=False),
     Part("cases", "data, validation, checkpoint, start, ranges", cases),

@@ -36,12 +36,14 @@ def build_network(
         >>> network(torch.zeros(1, 1, 16, 16, 16)).shape
         torch.Size([1, 3, 16, 16, 16])
     """
+    import torch
     from pydantic import create_model
 
     from fusionseg.config import ModelConfig
     from fusionseg.config.loading import validate_section
     from fusionseg.config.section import Section
     from fusionseg.models import build_model
+    from fusionseg.models.implementation import set_implementation_
     from fusionseg.utils.errors import UserError
 
     # A configuration with nothing but the network, so that messages name the keys as in a file: model.KEY.
@@ -57,6 +59,8 @@ def build_network(
         if problem := section.patch_problem(size):
             raise UserError(problem)
     try:
-        return build_model(section, in_channels=in_channels, out_channels=out_channels, patch=size)
+        network = build_model(section, in_channels=in_channels, out_channels=out_channels, patch=size)
     except ValueError as error:
         raise UserError(f"model.name: {name}: {error}") from error
+    set_implementation_(network, section.implementation, torch.get_default_device().type)
+    return network

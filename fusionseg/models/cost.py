@@ -16,6 +16,8 @@ from fusionseg.config.outside_part import OutsidePart
 from fusionseg.config.parts.sections import NetworkSection
 from fusionseg.config.section import Triple
 from fusionseg.models import build_model
+from fusionseg.models.device_kind import device_kind
+from fusionseg.models.implementation import implementation_of, set_implementation_
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class NetworkCost:
     activation_bytes: int
     """Bytes that a forward pass in training mode keeps for the backward pass, in float32, without the loss. If the
     implementation for CPUs differs from that for GPUs, the value is that of GPUs."""
+    implementation: str
+    """Implementation of the backward passes, see `implementation_of`: fused, reference or plain."""
 
 
 def network_cost(
@@ -75,11 +79,15 @@ def _cost_on(
             checkpoint_activations=checkpoint_activations,
         )
         image = torch.empty(1, in_channels, *patch)
+    set_implementation_(model, config.implementation, device_kind(image))
     activations = saved_bytes(model.train(), lambda: model(image))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()(image)
     return NetworkCost(
-        sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2, activations
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        multiply_adds=counter.get_total_flops() // 2,
+        activation_bytes=activations,
+        implementation=implementation_of(model),
     )
 
 

@@ -89,8 +89,9 @@ def about(section: type[NetworkSection]) -> str:
 
 def to_text(listed: Sequence[ListedNetwork]) -> str:
     """Return the list in aligned columns."""
-    rows = [("network", "parameters", "multiply-adds", "activations"), *(_cells(network) for network in listed)]
-    widths = [max(len(row[column]) for row in rows if len(row) == 4) for column in range(4)]
+    header = ("network", "parameters", "multiply-adds", "activations", "implementation")
+    rows = [header, *((*_cells(each), *_implementation(each)) for each in listed)]
+    widths = [max(len(row[column]) for row in rows if len(row) == len(header)) for column in range(len(header))]
     widths[0] = max(len(row[0]) for row in rows)
     lines = []
     for name, *rest in rows:
@@ -137,6 +138,10 @@ def _cells(network: ListedNetwork) -> tuple[str, ...]:
         _scaled(cost.multiply_adds).rstrip(),
         f"{_scaled(cost.activation_bytes)}B",
     )
+
+
+def _implementation(network: ListedNetwork) -> tuple[str, ...]:
+    return () if network.cost is None else (network.cost.implementation,)
 
 
 def _scaled(number: int) -> str:

@@ -16,6 +16,7 @@ from fusionseg.config import RunConfig
 from fusionseg.distributed.batch_arithmetic import accumulation_steps
 from fusionseg.distributed.launch import read_launch
 from fusionseg.distributed.world import World
+from fusionseg.models.implementation import chosen_implementation
 from fusionseg.models.placement import uses_channels_last
 from fusionseg.models.sharding.parts import LocalParts
 from fusionseg.training.memory.shard_units import find_units
@@ -74,7 +75,7 @@ def measured_step_bytes(
             world,
             accumulation_steps=micro_steps,
             clip_grad=config.train.clip_grad,
-            cast_weights=not is_divided,
+            cast_weights=not is_divided and chosen_implementation(config.model.implementation, device.type) == "fused",
             parts=parts,
         )
         for number in range(2):

@@ -18,13 +18,14 @@ from fusionseg.utils.version import __version__
 PACKAGES = ("torch", "monai", "numpy", "nibabel", "pydantic", "nvtx")
 
 
-def write_environment(run: Path, ranks: Sequence[dict[str, Any]], parameters: int) -> None:
+def write_environment(run: Path, ranks: Sequence[dict[str, Any]], parameters: int, implementation: str) -> None:
     """Write the environment of this start.
 
     Args:
         run: the run folder.
         ranks: host and device of each rank.
         parameters: number of parameters of the network.
+        implementation: of the network's backward passes: fused, reference, or plain for a network without own ones.
     """
     import torch  # takes seconds to import, and readers do not need it
 
@@ -38,6 +39,7 @@ def write_environment(run: Path, ranks: Sequence[dict[str, Any]], parameters: in
             "cuda": torch.version.cuda,
             "command": sys.argv,
             "parameters": parameters,
+            "implementation": implementation,
             "world_size": len(ranks),
             "ranks": list(ranks),
         },

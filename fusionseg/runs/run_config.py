@@ -26,11 +26,11 @@ log = logging.getLogger("fusionseg")
 OTHER_NAME = "choose another name"
 """The change of a command that chooses another run folder. The names of a sweep's runs follow from the sweep."""
 
-# These keys may differ between two starts of one run. The results do not depend on them.
+# These keys may differ between two starts of one run. The results do not depend on them but for rounding.
 RESUME_FREE_KEYS = (
     ("name",), ("output",), ("resume",), ("init_from_seen",), ("device",), ("log",), ("profile",), ("cache", "device"),
     ("cache", "memory_fraction"), ("cache", "read_threads"), ("checkpoint",), ("data", "root"),
-    ("data", "base_dir"), ("data", "prepared"), ("data", "workers"), ("train", "threads"),
+    ("data", "base_dir"), ("data", "prepared"), ("data", "workers"), ("model", "implementation"), ("train", "threads"),
     ("train", "checkpoint_activations"), ("train", "cuda_graph"), ("train", "cudnn_benchmark"),
     ("validate", "window_batch"), ("metrics",), ("evaluate",), ("distributed", "parallel"),
     ("distributed", "timeout_s"), ("distributed", "bind_cpus"),

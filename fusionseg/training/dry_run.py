@@ -98,6 +98,7 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
         *([f"             {launch.warning}"] if launch.warning else []),
         *([f"             {cut}"] if (cut := warmup_warning(config)) else []),
         f"model        {config.model.name}: {memory.parameters:,} parameters",
+        *([f"             implementation {memory.implementation}"] if memory.implementation else []),
         f"             starts from {_start_text(config)}",
         *(f"             {line}" for line in [*rules.describe(config.augment), *([sides] if sides else [])]),
         *_sampling_lines(config, datasets, dataset.scheme),

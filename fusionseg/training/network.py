@@ -17,6 +17,7 @@ from fusionseg.config.outside_part import OutsidePart, outside_parts
 from fusionseg.data.formats.channel_names import channel_order
 from fusionseg.distributed.gradient_allreduce import register_allreduce
 from fusionseg.distributed.world import World
+from fusionseg.models.implementation import set_implementation_
 from fusionseg.models.placement import guard_cpu_convolutions_, set_memory_format_
 from fusionseg.models.sharding.network import shard_network_
 from fusionseg.models.sync_batch_norm import synchronise_batch_norm
@@ -94,13 +95,14 @@ def build_network(
 
 
 def place_network(model: nn.Module, config: RunConfig, device: torch.device) -> nn.Module:
-    """Move a network to a device, in the memory format of the configuration, for training or for prediction.
+    """Move a network to a device, as the configuration wants it there, for training or for prediction.
 
     Args:
-        model: the network; its weights may change their memory format in place.
-        config: its `train.channels_last` is read.
+        model: the network; its weights may change their memory format in place, and its blocks their implementation.
+        config: its `model.implementation` and `train.channels_last` are read.
         device: device of the network.
     """
+    set_implementation_(model, config.model.implementation, device.type)
     set_memory_format_(model, config.train.channels_last, device.type)
     if device.type == "cpu":
         guard_cpu_convolutions_(model)

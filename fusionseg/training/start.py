@@ -13,6 +13,7 @@ from fusionseg.distributed.batch_arithmetic import accumulation_steps, batch_ari
 from fusionseg.distributed.cpu_binding import bind_to_near_cpus
 from fusionseg.distributed.rank_info import rank_info, threads_per_rank
 from fusionseg.distributed.world import World
+from fusionseg.models.implementation import chosen_implementation, describe_implementation, implementation_of
 from fusionseg.models.placement import uses_channels_last
 from fusionseg.models.sharding.parts import LocalParts
 from fusionseg.observability.ranges import annotate
@@ -118,6 +119,9 @@ def build_trainer(config: RunConfig, world: World, folder: RunFolder, cases: Run
     model = build_network(
         task, config, world.device, in_channels=len(data.channels), out_channels=data.scheme.num_outputs
     )
+    implementation = config.model.implementation
+    if described := describe_implementation(model, implementation, world.device.type):
+        log.info("implementation: %s", described)
     channels_last = uses_channels_last(config.train.channels_last, model, world.device.type)
     if config.train.channels_last == "auto":
         log.info("memory format: %s", "channels-last" if channels_last else "contiguous, which the norms need on a GPU")
@@ -153,7 +157,11 @@ def build_trainer(config: RunConfig, world: World, folder: RunFolder, cases: Run
         world,
         accumulation_steps=accumulation,
         clip_grad=config.train.clip_grad,
-        cast_weights=config.train.compile is False and not is_sharded,
+        cast_weights=(
+            config.train.compile is False
+            and not is_sharded
+            and chosen_implementation(implementation, world.device.type) == "fused"
+        ),
         parts=parts,
         graphs=None if recorder is None else build_step_graphs(recorder, config, world, distributed, optimizer),
     )
@@ -198,7 +206,7 @@ def run(trainer: Trainer, folder: RunFolder) -> str:
     ranks = world.all_gather_object(rank_info(world))
     if world.is_rank_zero:
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-        write_environment(folder.path, ranks, parameters)
+        write_environment(folder.path, ranks, parameters, implementation_of(trainer.model))
     utilisation = None
     if world.is_rank_zero:
         utilisation = measure_utilisation(

@@ -51,8 +51,9 @@ class TrainStep:
         accumulation_steps: micro-batches of a step on each rank.
         clip_grad: highest norm of the gradient; None does not clip.
         cast_weights: cast the weights to 16 bits once a step, by one operator for many of them, where `precision` is
-            not fp32. Not for a compiled network, where the compiler joins the casts with other operators, and not for
-            a divided one, which has no whole weights between its forward and backward passes.
+            not fp32. Not with `model.implementation: reference`: the casts have a hand-written backward pass. Not for a
+            compiled network, where the compiler joins the casts with other operators, and not for a divided one, which
+            has no whole weights between its forward and backward passes.
         parts: the parts of a divided network's weights on this rank, which the optimizer has; None for another network.
         graphs: records the micro-steps and replays them; None runs each of them.
     """

@@ -12,6 +12,7 @@ from tiny_networks import NETWORKS, tiny
 from end_to_end.runs import COMMANDS, REPOSITORY, Program, rank_environments
 from fusionseg.config import validate
 from fusionseg.distributed.world import World
+from fusionseg.models.implementation import implementation_of
 from fusionseg.training.micro_batches import MicroBatch
 from fusionseg.training.network import build_network, distribute
 from fusionseg.training.optimizer import build_optimizer
@@ -55,6 +56,38 @@ def train_each(report: str) -> None:
             "skipped": statistics.skipped,
             "grad_norm": world.all_gather_object(statistics.grad_norm),
         }
+    if world.is_rank_zero:
+        Path(report).write_text(json.dumps(found))
+    world.close()
+
+
+def train_both_implementations(report: str) -> None:
+    """Train with the hand-written backward passes and with their reference; rank 0 writes the weights."""
+    torch.set_num_threads(1)
+    world = World.from_environment("cpu")
+    found: dict[str, list[object]] = {}
+    for name in ("swin_fusion_2_v2", "resenc_fusion_2_v2"):
+        for chosen in ("fused", "reference"):
+            raw = tiny(name)
+            raw["model"]["implementation"] = chosen
+            config = validate({**raw, "device": "cpu", "optim": {"name": "sgd"}})
+            task = build_task(config)
+            model = build_network(task, config, world.device, in_channels=1, out_channels=2)
+            assert implementation_of(model) == chosen
+            step = TrainStep(
+                distribute(model, config, world, accumulation_steps=1),
+                task.build_loss(),
+                build_optimizer(config.optim, model.parameters()),
+                Precision("fp32", "as configured", "cpu"),
+                world,
+                accumulation_steps=1,
+                clip_grad=1.0,
+            )
+            draw = torch.Generator().manual_seed(world.rank)
+            for number in range(2):
+                image = torch.randn(1, 1, *config.data.patch, generator=draw)
+                step(number, [MicroBatch((image,), (image > 0.5).long(), seed=0)], lr=1e-2)
+            found.setdefault(name, []).append(world.all_gather_object([digest(model), step.read().grad_norm]))
     if world.is_rank_zero:
         Path(report).write_text(json.dumps(found))
     world.close()
@@ -129,6 +162,17 @@ def test_every_network_trains_on_two_processes(program: Program, tmp_path: Path)
         assert ranks["after"][0] == ranks["after"][1] != ranks["before"][0], name
         assert ranks["grad_norm"][0] == ranks["grad_norm"][1] > 0, name
         assert ranks["skipped"] == 0, name
+
+
+def test_the_reference_trains_the_same_on_two_processes(program: Program, tmp_path: Path) -> None:
+    """Through the same code: weights and gradient norm are those of the hand-written backward passes."""
+    report = tmp_path / "report.json"
+    for rank in [program.function(train_both_implementations, (str(report),), env) for env in rank_environments(2)]:
+        rank.wait().expect(0)
+    for name, (fused, reference) in json.loads(report.read_text()).items():
+        assert fused[0] == fused[1] and reference[0] == reference[1], name
+        assert reference[0][0] == pytest.approx(fused[0][0], rel=1e-5, abs=1e-5), name
+        assert reference[0][1] == pytest.approx(fused[0][1], rel=1e-5) and fused[0][1] > 0, name
 
 
 def test_weights_that_are_cast_once_a_step_train_the_same_on_two_processes(program: Program, tmp_path: Path) -> None:

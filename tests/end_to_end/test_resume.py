@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import time
@@ -309,3 +310,22 @@ def test_changed_data_are_refused(train: Train, tmp_path: Path, balls: Path, uni
     assert "not all cases are those that the run started with (case_003: the image has changed)" in ended.err
     assert "Traceback" not in ended.err
     assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_other_implementation_continues_a_run(train: Train, tmp_path: Path) -> None:
+    """The weights are the same, so that a doubt about the hand-written backward passes needs no second training."""
+    run, network = tmp_path / "run", "model={name: resenc_fusion_2_v2, channels: [4, 8, 8, 8], blocks: [1, 1, 1, 1]}"
+    settings = (network, "train.steps=4", "checkpoint.every=1", "validate.every=4", "optim={name: sgd, lr: 0.01}")
+    said = train(run, *settings).expect(0).err
+    assert "implementation: fused (auto on a CPU)" in said
+    losses = [record["loss"] for record in records(run, "train")]
+    for name in ("step_00000004.pt", "step_00000003.pt", "last.pt"):  # as if it had been killed in step 3
+        (run / "checkpoints" / name).unlink()
+    said = train(run, *settings, "model.implementation=reference").expect(0).err
+    assert "implementation: reference (model.implementation)" in said
+    assert json.loads((run / "environment.json").read_text())["implementation"] == "reference"
+    again = [record["loss"] for record in records(run, "train")]
+    assert len(again) == len(losses) == 4
+    assert again == pytest.approx(losses, rel=1e-5)
+    dry = train(run, *settings, "--dry-run").expect(0)
+    assert "\n             implementation fused (auto on a CPU)\n" in dry.out

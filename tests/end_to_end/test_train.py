@@ -121,7 +121,8 @@ def test_content_of_the_checkpoints(trained: Path) -> None:
 def test_environment_and_log(trained: Path) -> None:
     environment = json.loads((trained / "environment.json").read_text())
     assert environment.keys() == {
-        "fusionseg", "commit", "python", "packages", "cuda", "command", "parameters", "world_size", "ranks"
+        "fusionseg", "commit", "python", "packages", "cuda", "command", "parameters", "implementation", "world_size",
+        "ranks",
     }  # fmt: skip
     assert environment["parameters"] == sum(x.numel() for x in checkpoint(trained)["model"].values())
     assert environment["world_size"] == len(environment["ranks"]) == 1

@@ -140,16 +140,18 @@ def test_every_network_has_a_source(name: str) -> None:
 
 def test_text_markdown_and_json() -> None:
     rows = [
-        ListedNetwork("unet", "A U-Net (doi:1)", "", NetworkCost(5_601_154, 318_049_000_000, 889_400_000), None),
-        ListedNetwork("deep", "A | family (doi:2)", "", NetworkCost(2_360, 999_600, 12), None),
-        ListedNetwork("deeper", "A | family (doi:2)", "above 2", NetworkCost(0, 0, 0), None),
+        ListedNetwork(
+            "unet", "A U-Net (doi:1)", "", NetworkCost(5_601_154, 318_049_000_000, 889_400_000, "plain"), None
+        ),
+        ListedNetwork("deep", "A | family (doi:2)", "", NetworkCost(2_360, 999_600, 12, "plain"), None),
+        ListedNetwork("deeper", "A | family (doi:2)", "above 2", NetworkCost(0, 0, 0, "reference"), None),
         ListedNetwork("deepest", "A | family (doi:2)", "", None, "needs multiples of 16"),
     ]
     assert to_text(rows).splitlines() == [
-        "network  parameters  multiply-adds  activations",
-        "unet      5,601,154          318 G       889 MB",
-        "deep          2,360         1.00 M         12 B",
-        "deeper            0              0          0 B",
+        "network  parameters  multiply-adds  activations  implementation",
+        "unet      5,601,154          318 G       889 MB           plain",
+        "deep          2,360         1.00 M         12 B           plain",
+        "deeper            0              0          0 B       reference",
         "deepest  - needs multiples of 16",
     ]
     assert to_markdown(rows).splitlines()[2:] == [
@@ -166,5 +168,6 @@ def test_text_markdown_and_json() -> None:
         "parameters": None,
         "multiply_adds": None,
         "activation_bytes": None,
+        "implementation": None,
         "problem": "needs multiples of 16",
     }

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import Field
 
 from fusionseg.config.pretraining import PretrainConfig
-from fusionseg.config.section import Section, Triple
+from fusionseg.config.section import Section, SectionWithOptions, Triple
 
 if TYPE_CHECKING:
     from torch import Tensor, nn, optim
@@ -23,7 +23,10 @@ SingleResolutionLoss: TypeAlias = "Callable[[Tensor, Tensor, Tensor | None], Ten
 """(logits, target, mask) -> scalar; see `LossSection.build`."""
 
 
-class NetworkSection(Section):
+ImplementationSetting: TypeAlias = Literal["auto", "fused", "reference"]
+
+
+class NetworkSection(SectionWithOptions):
     """A `model` section.
 
     The output of the network is a tensor of logits. With deep supervision it is, in training mode, a list of logits,
@@ -45,7 +48,13 @@ class NetworkSection(Section):
     number of voxels that the edge of a hidden block is a multiple of. Empty if it cannot be pre-trained."""
     pretrains_decoder: ClassVar[bool] = False
     """True if the network is pre-trained with its own decoder, and not with that of `pretrain.decoder`."""
+    left_out: ClassVar[tuple[str, ...]] = ("implementation",)
     name: str
+    implementation: ImplementationSetting = "auto"
+    """Backward passes of the blocks of Swin UNETR and of fused skips: hand-written (fused), or by autograd from MONAI's
+    blocks and torch's attention (reference), with the same weights and equal results up to rounding. auto is fused, on
+    a GPU until it is measured. Other networks have no such passes. In 16 bits, reference casts each weight on its own,
+    for every network."""
 
     @abstractmethod
     def build(

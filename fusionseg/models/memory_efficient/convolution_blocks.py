@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from monai.networks.blocks.dynunet_block import UnetResBlock, get_conv_layer
+from monai.networks.blocks.dynunet_block import UnetOutBlock, UnetResBlock, get_conv_layer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
@@ -62,6 +62,7 @@ class ResidualBlock(nn.Module):
         kernel_size: edge of both kernels in voxels, odd.
     """
 
+    implementation: ClassVar[str] = "fused"
     keeps_channels_last: ClassVar[bool] = True
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
@@ -84,6 +85,7 @@ class UpBlock(nn.Module):
         out_channels: channels of the skip and of the output.
     """
 
+    implementation: ClassVar[str] = "fused"
     keeps_channels_last: ClassVar[bool] = True
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -96,6 +98,15 @@ class UpBlock(nn.Module):
     def forward(self, low_BCXYZ: Tensor, skip_BCXYZ: Tensor) -> Tensor:
         """Map (B, in_channels, X, Y, Z) and a skip (B, out_channels, 2 X, 2 Y, 2 Z) to the shape of the skip."""
         return _apply(self.conv_block, (low_BCXYZ, skip_BCXYZ, self.transp_conv.conv.weight))
+
+
+class OutputBlock(UnetOutBlock):
+    """The 1 x 1 x 1 convolution that gives the logits, with the output and the state dict of MONAI's `UnetOutBlock`."""
+
+    def forward(self, x_BCXYZ: Tensor) -> Tensor:
+        """Map (B, C, X, Y, Z) in channels-last memory format to contiguous logits (B, K, X, Y, Z)."""
+        head = self.conv.conv
+        return pointwise(x_BCXYZ, head.weight, head.bias)
 
 
 def pointwise(x_BCXYZ: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

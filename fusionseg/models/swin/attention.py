@@ -11,7 +11,7 @@ et al., "FlashAttention" (2022, section 3.1, arXiv:2205.14135).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from fusionseg.models.memory_efficient.autograd_helpers import autocast_disabled
 from fusionseg.models.swin.score_bias import BlockScores, TableIndex, score_biases, table_index
 from fusionseg.models.swin.whole_attention import attend_whole, scaled_dot_product
 from fusionseg.models.swin.window_layout import WindowLayout, relative_position_index
+from fusionseg.models.swin.window_slots import FromSlots, ToSlots, from_slots, to_slots
 
 _TABLE_INDICES: dict[tuple[type, int, int, torch.device], TableIndex] = {}
 """Made once for each class of attention, size of the table's windows, tokens of a window, and device."""
@@ -39,6 +40,7 @@ class WindowAttention(nn.Module):
         window_size: tokens of a window along each axis.
     """
 
+    implementation: ClassVar[str] = "fused"
     relative_position_index: Tensor
 
     def __init__(self, dim: int, num_heads: int, window_size: int) -> None:
@@ -91,22 +93,29 @@ class WindowAttention(nn.Module):
             if score_bias is None:
                 (score_bias,) = score_biases([self.block_scores(layout)], len(x_BLC), dtype)
             return self.proj(attend_whole(norm(x_BLC).to(dtype), self.qkv, score_bias, layout))
+        if not uses_chunks(x_BLC):
+            return self.proj(self.attend_groups(norm(x_BLC), layout, plain=torch.jit.is_tracing()))
         bias = self.position_bias(layout.length)
-        if uses_chunks(x_BLC):
-            attended: Tensor = _ChunkedAttention.apply(
-                x_BLC, norm.weight, norm.bias, self.qkv.weight, self.qkv.bias, bias, layout, self.num_heads, norm.eps
-            )
-        else:
-            attended = self._recorded(norm(x_BLC), bias, layout)
+        attended: Tensor = _ChunkedAttention.apply(
+            x_BLC, norm.weight, norm.bias, self.qkv.weight, self.qkv.bias, bias, layout, self.num_heads, norm.eps
+        )
         return self.proj(attended)
 
-    def _recorded(self, x_BLC: Tensor, bias: Tensor, layout: WindowLayout) -> Tensor:
-        """Compute the attention with operators that a compiler or an export records, for any number of samples."""
-        batch, _, channels = x_BLC.shape
-        x_BLC = x_BLC.to(matmul_dtype(x_BLC))
-        windows = _to_windows(x_BLC, layout) if torch.jit.is_tracing() else _ToWindows.apply(x_BLC, layout)
+    def attend_groups(self, normed_BLC: Tensor, layout: WindowLayout, *, plain: bool) -> Tensor:
+        """Return the attention (B, L, C) before its output projection, by operators that a compiler can record.
+
+        Windows with the same mask share a call of `scaled_dot_product_attention`.
+
+        Args:
+            normed_BLC: normalised tokens (B, L, C).
+            layout: windows of the tokens.
+            plain: leave the whole backward pass to autograd.
+        """
+        batch, _, channels = normed_BLC.shape
+        x_BLC = normed_BLC.to(matmul_dtype(normed_BLC))
+        windows: Tensor = to_slots(x_BLC, layout) if plain else ToSlots.apply(x_BLC, layout)
         qkv = self.qkv(windows).view(batch, layout.windows, layout.length, 3, self.num_heads, -1)
-        bias = bias.to(qkv.dtype)
+        bias = self.position_bias(layout.length).to(qkv.dtype)
         parts = []
         # The gradient of a split is one concatenation; each slice would have one of the size of all windows.
         groups = qkv.split([stop - first for first, stop, _ in layout.groups], dim=1)
@@ -117,51 +126,13 @@ class WindowAttention(nn.Module):
             out = scaled_dot_product(q, k, v, score_bias.unsqueeze(0))
             parts.append(out.transpose(1, 2).reshape(batch, -1, channels))
         slots = torch.cat(parts, dim=1)
-        if torch.jit.is_tracing():
-            return slots.index_select(1, layout.slot)
-        out_BLC: Tensor = _FromWindows.apply(slots, layout)
+        out_BLC: Tensor = from_slots(slots, layout) if plain else FromSlots.apply(slots, layout)
         return out_BLC
 
 
 def uses_whole_windows(x: Tensor) -> bool:
     """Tell whether the attention of `x` is computed with operators on all windows, neither in chunks nor recorded."""
     return not (uses_chunks(x) or torch.compiler.is_compiling() or torch.jit.is_tracing())
-
-
-def _to_windows(x_BLC: Tensor, layout: WindowLayout, padding: Tensor | None = None) -> Tensor:
-    row = x_BLC.new_zeros(x_BLC.shape[-1]) if padding is None else padding
-    if layout.padded.numel():
-        x_BLC = torch.cat([x_BLC, row.expand(len(x_BLC), 1, -1)], dim=1)
-    return x_BLC.index_select(1, layout.index)
-
-
-class _ToWindows(torch.autograd.Function):
-    """Copy tokens (B, L, C) to the slots of the windows (B, slots, C); padding is 0.
-
-    Every token has one slot, so that the gradient is an `index_select` too instead of a slower scattered addition.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, layout: WindowLayout) -> Tensor:
-        ctx.layout = layout
-        return _to_windows(x, layout)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.index_select(1, ctx.layout.slot), None
-
-
-class _FromWindows(torch.autograd.Function):
-    """Copy the slots of the windows (B, slots, C) back to tokens (B, L, C)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, layout: WindowLayout) -> Tensor:
-        ctx.layout = layout
-        return x.index_select(1, layout.slot)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _to_windows(grad, ctx.layout), None
 
 
 class _ChunkedAttention(torch.autograd.Function):
@@ -191,7 +162,7 @@ class _ChunkedAttention(torch.autograd.Function):
                 q, k, v = _split_heads(windows[b, first:stop], layout.length, 3, num_heads)
                 attention = _softmax_scores(q, k, score_bias)
                 _write_heads(attended[b, first:stop], layout.length, num_heads, torch.bmm(attention, v))
-            return attended.index_select(1, layout.slot)
+            return from_slots(attended, layout)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -209,7 +180,7 @@ def _attention_grads(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     normed = normed_x.to(ctx.dtype)
     del normed_x
     windows = _qkv_windows(normed, qkv_weight, qkv_bias, layout)
-    grads = _to_windows(grad.to(ctx.dtype), layout)
+    grads = to_slots(grad.to(ctx.dtype), layout)
     grad_bias = torch.zeros_like(bias)
     scale = (x.shape[-1] // heads) ** -0.5
     for b, first, stop, score_bias in _chunks(len(x), bias, layout):
@@ -224,7 +195,7 @@ def _attention_grads(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_k = torch.bmm(grad_scores.mT, q).mul_(scale)
         # The rows of this chunk are not needed again; their gradient overwrites them.
         _write_heads(rows, layout.length, heads, grad_q, grad_k, grad_v)
-    grad_qkv = windows.index_select(1, layout.slot).flatten(0, 1)
+    grad_qkv = from_slots(windows, layout).flatten(0, 1)
     grad_qkv_bias = grad_qkv.sum(0, dtype=sum_dtype(x))
     if layout.padded.numel():  # padding is 0 before the projection and the bias after it
         grad_qkv_bias += windows.index_select(1, layout.padded).sum((0, 1), dtype=sum_dtype(x))
@@ -249,7 +220,7 @@ def _attention_grads(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 def _qkv_windows(normed_BLC: Tensor, weight: Tensor, bias: Tensor, layout: WindowLayout) -> Tensor:
     bias = bias.to(normed_BLC.dtype)
-    return _to_windows(F.linear(normed_BLC, weight.to(normed_BLC.dtype), bias), layout, padding=bias)
+    return to_slots(F.linear(normed_BLC, weight.to(normed_BLC.dtype), bias), layout, padding=bias)
 
 
 def _chunks(batch: int, bias: Tensor, layout: WindowLayout) -> Iterator[tuple[int, slice | int, int, Tensor]]:

@@ -171,7 +171,7 @@ class SwinEncoder(nn.Module):
         """
         x = embedded_BCXYZ.permute(0, 2, 3, 4, 1).contiguous()
         hidden = [x]
-        biases = iter(self._score_biases(x))
+        biases = iter(self.score_biases(x))
         for index in range(1, self.num_stages + 1):
             if self.residual_stages:
                 block = getattr(self, f"layers{index}c")[0]
@@ -180,19 +180,27 @@ class SwinEncoder(nn.Module):
             x = stage(x, [next(biases) for _ in stage.blocks])
             hidden.append(x)
         if normalize:
-            hidden = [layer_norm(state, state.shape[-1:]) for state in hidden]
+            hidden = [self.normalise(state) for state in hidden]
         return [state.permute(0, 4, 1, 2, 3) for state in hidden]
 
-    def _score_biases(self, x_BXYZC: Tensor) -> Sequence[Tensor | None]:
+    def normalise(self, state_BXYZC: Tensor) -> Tensor:
+        """Apply a layer norm without parameters over the channels of a hidden state."""
+        return layer_norm(state_BXYZC, state_BXYZC.shape[-1:])
+
+    def score_biases(self, x_BXYZC: Tensor) -> Sequence[Tensor | None]:
         """Return the biases of the scores of all blocks, given the embedding; None for blocks that make their own."""
-        stages = [getattr(self, f"layers{index}")[0] for index in range(1, self.num_stages + 1)]
         if not uses_whole_windows(x_BXYZC):
-            return [None for stage in stages for _ in stage.blocks]
+            return self.no_score_biases()
         batch, x, y, z, _ = x_BXYZC.shape
         scores = []
-        for stage in stages:
+        for index in range(1, self.num_stages + 1):
+            stage = getattr(self, f"layers{index}")[0]
             for block in stage.blocks:
                 layout = window_layout((x, y, z), stage.window_size, block.shifted, x_BXYZC.device)
                 scores.append(block.attn.block_scores(layout))
             x, y, z = (-(-size // 2) for size in (x, y, z))
         return score_biases(scores, batch, matmul_dtype(x_BXYZC))
+
+    def no_score_biases(self) -> list[None]:
+        """Return None for each block."""
+        return [None for index in range(1, self.num_stages + 1) for _ in getattr(self, f"layers{index}")[0].blocks]

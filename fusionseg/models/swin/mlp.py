@@ -5,7 +5,7 @@ Source: Z. Liu et al., "Swin Transformer" (2021, section 3.1, arXiv:2103.14030).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ class Mlp(nn.Module):
     Args:
         dim: channels C; the hidden layer has 4 C.
     """
+
+    implementation: ClassVar[str] = "fused"
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from monai.networks.blocks.dynunet_block import UnetOutBlock
 from torch import Tensor, nn
 
 from fusionseg.models.device_kind import device_kind
 from fusionseg.models.fusion.fused_skips import FusedSkips
 from fusionseg.models.memory_efficient.autograd_helpers import matmul_dtype
-from fusionseg.models.memory_efficient.convolution_blocks import ResidualBlock, UpBlock, pointwise
+from fusionseg.models.memory_efficient.convolution_blocks import OutputBlock, ResidualBlock, UpBlock
 from fusionseg.models.swin import PATCH_MULTIPLE
 from fusionseg.models.swin.encoder import SwinEncoder
 from fusionseg.models.swin.fusion_config import FusionConfig
@@ -90,7 +89,7 @@ class SwinFusionUNETR(nn.Module):
         self.decoder3 = UpBlock(4 * size, 2 * size)
         self.decoder2 = UpBlock(2 * size, size)
         self.decoder1 = UpBlock(size, size)
-        self.out = UnetOutBlock(spatial_dims=3, in_channels=size, out_channels=out_channels)
+        self.out = OutputBlock(spatial_dims=3, in_channels=size, out_channels=out_channels)
 
     def forward(self, x_BCXYZ: Tensor) -> Tensor:
         """Map volumes (B, in_channels, X, Y, Z) to logits (B, out_channels, X, Y, Z).
@@ -119,5 +118,5 @@ class SwinFusionUNETR(nn.Module):
         x = self.decoder3(x, skips[2])
         x = self.decoder2(x, skips[1])
         x = self.decoder1(x, skips[0])
-        head = self.out.conv.conv
-        return pointwise(x, head.weight, head.bias)
+        logits: Tensor = self.out(x)
+        return logits

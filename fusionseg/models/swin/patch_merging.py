@@ -6,7 +6,7 @@ Source: Z. Liu et al., "Swin Transformer" (2021, section 3.1, arXiv:2103.14030).
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from monai.networks.nets.swin_unetr import PatchMerging as MonaiPatchMerging
@@ -28,6 +28,8 @@ class PatchMerging(MonaiPatchMerging):
     Output and state dict are those of MONAI's `PatchMerging`. Its slices have a gradient each, of the size of the
     input; here all of them have one.
     """
+
+    implementation: ClassVar[str] = "fused"
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim, norm_layer=LayerNorm)  # type: ignore[arg-type]

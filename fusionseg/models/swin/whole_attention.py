@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fusionseg.models.device_kind import device_kind
 from fusionseg.models.swin.score_bias import kernel_calls
 from fusionseg.models.swin.window_layout import WindowLayout
+from fusionseg.models.swin.window_slots import FromSlots, ToSlots
 
 
 def attend_whole(normed_BLC: Tensor, qkv: nn.Linear, bias: Tensor, layout: WindowLayout) -> Tensor:
@@ -24,8 +27,8 @@ def attend_whole(normed_BLC: Tensor, qkv: nn.Linear, bias: Tensor, layout: Windo
     """
     batch, _, channels = normed_BLC.shape
     heads = bias.shape[1]
-    slots = _slots(layout, batch)
-    windows: Tensor = _ToSlots.apply(normed_BLC.flatten(0, 1), slots)
+    slots = _batch_slots(layout, batch)
+    windows: Tensor = ToSlots.apply(normed_BLC.flatten(0, 1), slots)
     projected = qkv(windows).view(layout.windows * batch, layout.length, 3, heads, channels // heads)
     calls = kernel_calls(layout, heads, batch, bias.element_size())
     if len(calls) == 1:
@@ -36,7 +39,7 @@ def attend_whole(normed_BLC: Tensor, qkv: nn.Linear, bias: Tensor, layout: Windo
         groups = projected.split([call.windows * batch for call in calls])
         biases = bias.split([call.biases for call in calls])
         attended = torch.cat([_attend(*pair) for pair in zip(groups, biases, strict=True)])
-    tokens: Tensor = _FromSlots.apply(attended, slots)
+    tokens: Tensor = FromSlots.apply(attended, slots)
     return tokens.view_as(normed_BLC)
 
 
@@ -63,7 +66,8 @@ class _SplitHeads(torch.autograd.Function):
 
 def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """Compute the attention of q, k and v (windows, heads, n, C / heads) with a bias (1 or windows, heads, n, n)."""
-    if q.is_meta:  # Estimates of the memory assume a GPU's kernel. The meta device's own choice would keep all scores.
+    # Estimates for a GPU assume its kernel. The meta device's own choice keeps all scores, as that of a CPU does.
+    if q.is_meta and device_kind(q) == "cuda":
         repeated = bias.expand(len(q), -1, -1, -1)
         out: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, repeated, True)[0]
         return out
@@ -71,61 +75,26 @@ def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
-class _Slots(NamedTuple):
-    """Tokens and slots of a batch. The slots of a window come sample by sample, then those of the next window."""
+@dataclass(frozen=True, eq=False)
+class _BatchSlots:
+    """Tokens and slots of a batch, see `Slots`. A window's slots come sample by sample, then those of the next one."""
 
-    token: Tensor
+    index: Tensor
     """(windows * B * n): token of each slot among the B * L; the value B * L is padding."""
     slot: Tensor
     """(B * L): slot of each token."""
-    has_padding: bool
+    padded: Tensor
+    """Slots of the padding."""
 
 
 @cache
-def _slots(layout: WindowLayout, batch: int) -> _Slots:
+def _batch_slots(layout: WindowLayout, batch: int) -> _BatchSlots:
     sample = torch.arange(batch, device=layout.index.device).unsqueeze(1)
     token = layout.index.view(-1, 1, layout.length)
     token = torch.where(token < layout.tokens, token + sample * layout.tokens, batch * layout.tokens)
-    window, place = layout.slot // layout.length, layout.slot % layout.length
-    slot = (window * batch + sample) * layout.length + place
-    return _Slots(token.flatten(), slot.flatten(), layout.padded.numel() > 0)
 
+    def in_batch(slot: Tensor) -> Tensor:
+        window, place = slot // layout.length, slot % layout.length
+        return ((window * batch + sample) * layout.length + place).flatten()
 
-@cache
-def _zero_row(channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.zeros(1, channels, dtype=dtype, device=device)
-
-
-def _to_slots(tokens: Tensor, slots: _Slots) -> Tensor:
-    if slots.has_padding:
-        tokens = torch.cat([tokens, _zero_row(tokens.shape[1], tokens.dtype, tokens.device)])
-    return tokens.index_select(0, slots.token)
-
-
-class _ToSlots(torch.autograd.Function):
-    """Copy tokens (B * L, C) to the slots of the windows; padding is 0.
-
-    Every token has one slot, so that the gradient is an `index_select` too instead of a slower scattered addition.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, tokens: Tensor, slots: _Slots) -> Tensor:
-        ctx.slots = slots
-        return _to_slots(tokens, slots)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.index_select(0, ctx.slots.slot), None
-
-
-class _FromSlots(torch.autograd.Function):
-    """Copy the slots of the windows back to tokens (B * L, C)."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, slots: _Slots) -> Tensor:
-        ctx.slots = slots
-        return values.index_select(0, slots.slot)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _to_slots(grad, ctx.slots), None
+    return _BatchSlots(token.flatten(), in_batch(layout.slot), in_batch(layout.padded))

@@ -9,6 +9,7 @@ from torch import nn
 from fusionseg.config import RunConfig
 from fusionseg.config.outside_part import outside_parts
 from fusionseg.distributed.batch_arithmetic import accumulation_steps
+from fusionseg.models.implementation import describe_implementation
 from fusionseg.training.memory.shard_units import find_units
 from fusionseg.training.memory.simulated_shards import SimulatedShards, part_bytes
 from fusionseg.training.memory.simulated_step import simulate_step, simulate_validation
@@ -28,6 +29,8 @@ class MemoryEstimate:
     `weights`, `optimizer`, `batch`, `activations`, `backward` and `validation` are the parts of `tensors`.
     """
 
+    implementation: str
+    """Implementation of the network that the step was counted for, in words; see `describe_implementation`."""
     parameters: int
     """Number of parameters, not bytes."""
     weights: int
@@ -122,6 +125,7 @@ def _estimate(
     constant = part_bytes(model.parameters(), parts) + sum(buffer.nbytes for buffer in model.buffers())
     recorded = config.train.cuda_graph and precision.device_type == "cuda"
     estimate = MemoryEstimate(
+        implementation=describe_implementation(model, config.model.implementation, precision.device_type),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         weights=constant + step.casts + (0 if shards is None else shards.root_bytes),
         optimizer=round(config.optim.states_per_parameter() * gradients),

@@ -15,6 +15,7 @@ from fusionseg.config import RunConfig
 from fusionseg.distributed.launch import read_launch
 from fusionseg.distributed.world import World
 from fusionseg.models.device_kind import meta_stands_for
+from fusionseg.models.implementation import chosen_implementation, set_implementation_
 from fusionseg.models.placement import guard_cpu_convolutions_, set_memory_format_
 from fusionseg.observability.ranges import silence
 from fusionseg.training.memory.live_tensors import LiveTensors
@@ -114,6 +115,7 @@ def run_weightless_step(
         after_loss: called after the loss of each micro-batch.
     """
     device = next(model.parameters()).device
+    set_implementation_(model, config.model.implementation, precision.device_type)
     channels_last = set_memory_format_(model, config.train.channels_last, precision.device_type)
     if precision.device_type == "cpu":
         guard_cpu_convolutions_(model)
@@ -145,7 +147,8 @@ def run_weightless_step(
             World(read_launch({}), device),
             accumulation_steps=micro_steps,
             clip_grad=config.train.clip_grad,
-            cast_weights=cast_weights,
+            cast_weights=cast_weights
+            and chosen_implementation(config.model.implementation, precision.device_type) == "fused",
         )
         stack.enter_context(mode)
         step(0, micro_batches(), 0.0)
