@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def assert_self_contained(path: Path, *, neighbours: bool = False) -> Page:
         if link.startswith("#"):
             assert link[1:] in page.ids, link
         else:
-            assert neighbours and (path.parent / link).exists(), link
+            assert neighbours and (path.parent / unquote(link)).exists(), link
     return page
 
 

@@ -9,17 +9,19 @@ import shutil
 from collections.abc import Callable
 from math import isnan, nan
 from pathlib import Path
+from urllib.parse import quote
 
 import nibabel
 import numpy as np
 import pytest
+import torch
 from html_pages import NEEDS_CHROMIUM, assert_self_contained, open_in_chromium
 from PIL import Image
 from scipy.stats import spearmanr
 
 from fusionseg.cli import main
 from fusionseg.config import RunConfig, validate
-from fusionseg.inference.reports.evaluated_cases import LabelledVolume
+from fusionseg.inference.reports.evaluated_cases import EvaluatedCases, LabelledVolume
 from fusionseg.inference.reports.worst_cases import compare_worst, properties_of, spearman
 from fusionseg.observability.case_pictures import IGNORED
 from fusionseg.runs.records import RecordKind, RecordWriter, RunStatus
@@ -34,7 +36,7 @@ CASES = 7
 def run(tiny_run: Callable[..., Path], make_dataset: MakeDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of a run with an evaluation of seven cases that it was not trained on, and the pages of both."""
     folder = tmp_path_factory.mktemp("reports")
-    other = make_dataset(folder / "Task94_<other>", cases=CASES, classes=3, seed=5)
+    other = make_dataset(folder / "Task94_<other> #1", cases=CASES, classes=3, seed=5)
     copy = folder / "tiny"
     shutil.copytree(tiny_run(), copy)
     assert main(["evaluate", str(copy), "--dataset", str(other), "--device", "cpu"]) == 0
@@ -106,10 +108,38 @@ def test_without_its_data_a_page_has_the_scores_and_says_why(
     assert not assert_self_contained(place / "report.html").sources
 
 
+def test_an_option_makes_the_page_of_an_evaluation_again(run: Path, evaluation: Path, tmp_path: Path) -> None:
+    """A page without pictures, as the data had moved, gets them when their place is given."""
+    copy = tmp_path / "tiny"
+    shutil.copytree(run, copy)
+    page = copy / evaluation.name / "report.html"
+    made = page.stat().st_mtime_ns
+    assert main(["report", str(copy)]) == 0
+    assert page.stat().st_mtime_ns == made, "newer than its scores: kept"
+    assert main(["report", str(copy), "--pictures", "0"]) == 0
+    assert not assert_self_contained(page).sources
+
+
+def test_a_page_ends_its_pictures_without_memory(
+    run: Path, evaluation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "tiny"
+    shutil.copytree(run, copy)
+
+    def no_memory(*args: object, **more: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(EvaluatedCases, "predict", no_memory)
+    place = copy / evaluation.name
+    assert main(["report", str(place), "--device", "cpu"]) == 0
+    text = (place / "report.html").read_text()
+    assert "There are no pictures: " in text and "Tried to allocate" in text and "--device cpu" in text
+
+
 def test_the_page_of_a_run_has_data_curves_time_and_evaluations(run: Path, evaluation: Path) -> None:
     page = assert_self_contained(run / "report.html", neighbours=True)
     text = (run / "report.html").read_text()
-    assert f"{evaluation.name}/report.html" in page.links
+    assert f"./{quote(evaluation.name)}/report.html" in page.links
     for part in ("Run tiny", "completed", "monai_unet", "Curves", "Where the time went", "Configuration"):
         assert part in text, part
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -49,7 +49,7 @@ def _report(arguments: argparse.Namespace) -> int:
         raise UserError("report: no folder is given: put a run folder, or an evaluation in it, before the settings")
     if arguments.pictures < 0:
         raise UserError(f"--pictures: expected a whole number of at least 0, got {arguments.pictures}")
-    options = ReportOptions(arguments.pictures, arguments.device, overrides)
+    options = ReportOptions(arguments.pictures, arguments.device, tuple(overrides))
     for page in write_pages(paths, options):
         print(page)
     return DONE

@@ -9,6 +9,8 @@ from html import escape
 from math import isfinite, isnan, nan
 from pathlib import Path
 
+import torch
+
 from fusionseg.data.formats.problems import CaseError
 from fusionseg.inference.reports.evaluated_cases import EvaluatedCases
 from fusionseg.inference.reports.scores import SHOWN_FIRST, CaseScores, metric_texts, metrics_of
@@ -94,6 +96,11 @@ def look_at_cases(
                 seen.pictures[case.name] = picture_uri(rgb, "jpeg")
         except CaseError as error:
             log.warning("%s: is not drawn: %s", case.name, error)
+        except (MemoryError, torch.OutOfMemoryError) as error:  # the scores need no image
+            reason = str(error).splitlines()[0] if str(error) else "no memory is left"
+            seen.problem = f"{case.name}: {reason}; close what uses the memory, or add --device cpu"
+            log.warning("%s: the page has no more pictures: %s", run, seen.problem)
+            break
     return seen
 
 

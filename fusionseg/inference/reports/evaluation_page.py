@@ -75,7 +75,8 @@ def _segmentation(folder: Path, summary: JsonObject, options: ReportOptions) -> 
     parts += common_properties(ranked, worst, seen)
     parts += case_figures("Worst cases", worst, seen) + case_figures("Best cases", best, seen)
     if seen.problem:
-        parts.append(paragraph(f"There are no pictures: {seen.problem}", "warning"))
+        shown = "There are no pictures" if not seen.pictures else "There are no more pictures"
+        parts.append(paragraph(f"{shown}: {seen.problem}", "warning"))
     note = f"A click on a heading sorts the table. {CASES} beside this page has all values. Red: left out of the means."
     parts += [heading("All cases", note), case_table(cases, left_out, seen)]
     return [*parts, *_definitions(summary)]
@@ -172,12 +173,12 @@ def _other_task(summary: JsonObject) -> list[str]:
     if isinstance(scores, Mapping) and scores:
         names = list(dict.fromkeys(key for one in scores.values() for key in one))
         lines = [
-            TableRow([Cell(escape(case)), *(Cell(_number(one.get(key), 4)) for key in names)])
+            TableRow([Cell(escape(case)), *(Cell(escape(_number(one.get(key), 4))) for key in names)])
             for case, one in scores.items()
         ]
         parts += [
             heading("All cases", "A click on a heading sorts the table."),
-            sortable_table(["case", *names], lines),
+            sortable_table(["case", *map(escape, names)], lines),
         ]
     return parts
 

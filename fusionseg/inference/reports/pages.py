@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from fusionseg.runs.paths import CONFIG, REPORT, is_run_folder
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import writable_folder
 
+log = logging.getLogger("fusionseg")
+
 
 def write_pages(paths: Sequence[Path], options: ReportOptions) -> Iterator[Path]:
-    """Write the page of each folder. A run gets the pages of its evaluations too, where they are missing or old.
+    """Write the page of each folder. A run gets the pages of its evaluations too: those that are missing or older than
+    their scores, and all of them if an option has another value than its default.
 
     Args:
         paths: run folders, and folders of evaluations.
@@ -46,8 +50,12 @@ def write_pages(paths: Sequence[Path], options: ReportOptions) -> Iterator[Path]
             yield write_evaluation_page(path, options)
             continue
         for folder, summary in evaluations_of(path):
-            if summary and not _is_current(folder):
-                yield write_evaluation_page(folder, options)
+            if not summary:
+                continue
+            if options == ReportOptions() and _is_current(folder):
+                log.info("%s: is newer than its scores and is kept", folder / REPORT)
+                continue
+            yield write_evaluation_page(folder, options)
         yield write_run_page(path)  # last, so that it has links to the pages of the evaluations
 
 

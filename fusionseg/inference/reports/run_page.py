@@ -8,6 +8,7 @@ from html import escape
 from math import isfinite
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -243,7 +244,7 @@ def _evaluations(run: Path) -> list[str]:
             continue
         name = escape(folder.name)
         if (folder / REPORT).is_file():
-            name = f"<a href='{name}/{REPORT}'>{name}</a>"
+            name = f"<a href='./{quote(folder.name)}/{REPORT}'>{name}</a>"
         means = {"dice": summary.get("dice"), "hd95_mm": summary.get("hd95_mm"), "score": summary.get("score")}
         cells = [_score(one) for one in means.values()]
         rows.append([name, str(summary.get("cases", "")), str(summary.get("step", "")), *cells])
