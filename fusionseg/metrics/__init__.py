@@ -1,4 +1,6 @@
-"""Metrics of segmentations (overlap, surfaces, volumes) with their definitions, and of reconstructions (SSIM, PSNR).
+"""Metrics of segmentations (overlap, surfaces, volumes, lesions, vessels) and of reconstructions (SSIM, PSNR).
 
-May import: `config`, `data`.
+`definitions` has the definition of each.
+
+May import: `config`, `data`, `utils`.
 """

@@ -166,6 +166,52 @@ _VOLUMES = (
         _TAHA,
     ),
 )
+_COMPONENTS = (
+    "A lesion is a connected component of 26 neighbours with at least `min_ml` ml. Lesions of P and T with an IoU above"
+    " `min_iou` are matched one to one, by the matching with the largest sum of IoUs."
+)
+_BRANCH = (
+    "A branch is a piece of the centreline of T between junctions; it is found if at least the share `min_covered` of"
+    " its voxels is in P."
+)
+_CALIBRE = "Its diameter is twice the median distance from its voxels to the nearest voxel outside of T."
+_NO_TRUE_LESION = "no lesion in the label: no value; none in the prediction alone: 0"
+_NO_BRANCH = "no branch of this kind in the label: no value"
+_SHIT = "Shit et al., CVPR 2021, doi:10.1109/CVPR46437.2021.01629"
+_LESIONS = tuple(
+    MetricDefinition(name, title, f"{text}. {_COMPONENTS}", unit, higher, digits, absent, _MAIER_HEIN)
+    for name, title, text, unit, higher, digits, absent in (
+        ("lesion_sensitivity", "lesion sensitivity", "matched lesions of T / lesions of T", "share", True, 4,
+         _NO_TRUE_LESION),
+        ("lesion_false_positives", "false lesions", "number of lesions of P without a match", "count", False, 2,
+         "no lesion in the prediction: 0; it always has a value"),
+        ("lesion_f1", "lesion F1", "2 TP / (2 TP + FP + FN) of lesions", "share", True, 4,
+         "no lesion in both masks: no value; none in one of them: 0"),
+        ("lesion_dice", "lesion Dice", "mean Dice of the lesions of T with their match, 0 for a missed one", "share",
+         True, 4, _NO_TRUE_LESION),
+    )
+)  # fmt: skip
+_VESSELS = (
+    MetricDefinition(
+        "cl_dice",
+        "clDice",
+        "harmonic mean of two shares: of the centreline of P that is in T, and of the centreline of T that is in P."
+        " The centrelines are those of scikit-image's skeletonize (Lee), on the voxel grid.",
+        "share",
+        True,
+        4,
+        f"{_EMPTY_OR_ZERO}; no value also if the thinning leaves nothing of a mask, as of a solid block",
+        _SHIT,
+    ),
+    *(
+        MetricDefinition(name, title, f"found branches / branches{which} {_BRANCH}", "share", True, 4, _NO_BRANCH, "")
+        for name, title, which in (
+            ("branches_found", "branches found", "."),
+            ("thin_branches_found", "thin branches found", f" with a diameter below `calibre_mm`. {_CALIBRE}"),
+            ("thick_branches_found", "thick branches found", f" with a diameter of `calibre_mm` or more. {_CALIBRE}"),
+        )
+    ),
+)
 _RECONSTRUCTIONS = tuple(
     MetricDefinition(f"{name}{suffix}", f"{title}{where}", f"{text}{where}", unit, True, digits, _NEVER, source)
     for suffix, where in (("", ""), ("_hidden", ", hidden voxels"))
@@ -176,11 +222,15 @@ _RECONSTRUCTIONS = tuple(
 )
 
 DEFINITIONS: Mapping[str, MetricDefinition] = {
-    one.name: one for one in (*_OVERLAP, *_SURFACES, *_VOLUMES, *_RECONSTRUCTIONS)
+    one.name: one for one in (*_OVERLAP, *_SURFACES, *_VOLUMES, *_LESIONS, *_VESSELS, *_RECONSTRUCTIONS)
 }
 """The definitions by name."""
 DEFAULT_METRICS = tuple(one.name for one in (*_OVERLAP, *_SURFACES, *_VOLUMES))
 """The metrics that every evaluation of a segmentation has, in the order of its tables."""
+LESION_METRICS = tuple(one.name for one in _LESIONS)
+"""The metrics of the classes that `evaluate.lesions` names."""
+VESSEL_METRICS = tuple(one.name for one in _VESSELS)
+"""The metrics of the classes that `evaluate.vessels` names."""
 
 
 def definition_of(name: str) -> MetricDefinition | None:

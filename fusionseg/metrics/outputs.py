@@ -88,9 +88,14 @@ class OutputComparison:
         ]
 
     def cut_masks(self) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
-        """Yield the predicted and the true mask of each output, cut to the box that holds both; empty arrays for none.
+        """Yield the predicted and the true mask of each output, cut as in `boxed_masks`."""
+        return ((predicted, true) for _, predicted, true in self.boxed_masks())
 
-        Ignored voxels are False. A volume of a hundred classes is looked at once, and not once for each class.
+    def boxed_masks(self) -> Iterator[tuple[Box, NDArray[np.bool_], NDArray[np.bool_]]]:
+        """Yield for each output the box that holds both masks, and the predicted and the true mask, cut to it.
+
+        The arrays are empty without a voxel in either mask. Ignored voxels are False. A volume of a hundred classes is
+        looked at once, and not once for each class.
         """
         label, prediction = self.label.cpu().numpy(), self.prediction.cpu().numpy()
         if self._valid is not None:
@@ -103,11 +108,11 @@ class OutputComparison:
             if self.scheme.sigmoid:
                 boxes.append(_box_of(prediction[index]))
                 cut = _union(boxes)
-                yield prediction[index][cut].astype(bool), row[label[cut]]
+                yield cut, prediction[index][cut].astype(bool), row[label[cut]]
             else:
                 boxes.append(in_prediction[index])
                 cut = _union(boxes)
-                yield prediction[cut] == index + 1, label[cut] == index + 1
+                yield cut, prediction[cut] == index + 1, label[cut] == index + 1
 
     def measure(self, metric: Metric, spacing_mm: Sequence[float]) -> list[float]:
         """Apply a metric of the configuration.

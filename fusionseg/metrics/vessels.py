@@ -52,8 +52,8 @@ class VesselComparison:
     @property
     def cl_dice(self) -> float:
         """The harmonic mean of two shares: of the predicted centreline in the true mask, and of the true centreline in
-        the predicted mask. nan if both masks are empty, 0 if one of them is; nan if the thinning leaves nothing of a mask,
-        as of a solid block."""
+        the predicted mask. nan if both masks are empty, 0 if one of them is; nan if the thinning leaves nothing of a
+        mask, as of a solid block."""
         predicted_line, true_line = self._lines
         if not self._predicted.any() or not self._true.any():
             return 0.0 if self._predicted.any() or self._true.any() else nan

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan, nan
 from pathlib import Path
@@ -20,6 +20,12 @@ from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import file_name, whole_file, write_json
 
 CASES, SUMMARY, PICTURE, VOLUMES, MASKS = "cases.csv", "summary.json", "best_and_worst.png", "volumes", "masks"
+LESIONS, BRANCHES = "lesions.csv", "branches.csv"
+DETAIL_COLUMNS: Mapping[str, tuple[str, ...]] = {
+    LESIONS: ("case", "label", "mask", "lesion", "volume_ml", "x", "y", "z", "matched", "iou", "dice"),
+    BRANCHES: ("case", "label", "branch", "voxels", "diameter_mm", "covered", "found"),
+}
+"""Columns of the tables of lesions and branches, which only some evaluations have, by the name of the file."""
 _FIRST_COLUMNS = ("case,label,dice,", "case,ssim,")
 """First columns of cases.csv, of a segmentation and of a pre-training."""
 _NOT_METRICS = ("case", "label", "voxels_true", "voxels_predicted", "trained_on", "annotated", "voxels_ignored")
@@ -95,9 +101,13 @@ def evaluation_folder(run: Path, request: EvaluationRequest) -> Path:
 
 
 def write_evaluation(
-    folder: Path, rows: Sequence[Mapping[str, Any]], summary: JsonObject, scores: Sequence[JsonObject] | JsonObject
+    folder: Path,
+    rows: Sequence[Mapping[str, Any]],
+    summary: JsonObject,
+    scores: Sequence[JsonObject] | JsonObject,
+    details: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> None:
-    """Write cases.csv and summary.json of an evaluation.
+    """Write cases.csv and summary.json of an evaluation, and its tables of lesions and branches.
 
     The results of an earlier evaluation are deleted first. A process that is killed here then never leaves the summary
     of one evaluation beside the cases of another.
@@ -108,10 +118,17 @@ def write_evaluation(
             there is no cases.csv.
         summary: the summary without its scores. nan becomes null.
         scores: the scores of the cases, for the summary.
+        details: rows by the name of the file, see `DETAIL_COLUMNS`; None for no such table. Such tables of an earlier
+            evaluation are deleted.
     """
     withdraw_summary(folder)
     if rows:
-        _write_table(folder / CASES, rows)
+        _write_table(folder / CASES, rows, list(rows[0]))
+    for name, columns in DETAIL_COLUMNS.items():
+        if details is not None and name in details:
+            _write_table(folder / name, details[name], columns)
+        elif not _is_foreign_detail(folder, name):
+            (folder / name).unlink(missing_ok=True)
     write_json(folder / SUMMARY, finite_or_none({**summary, "scores": scores}))
 
 
@@ -125,9 +142,34 @@ def withdraw_summary(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def check_details(folder: Path, names: Iterable[str]) -> None:
+    """Refuse files in the place of the tables of lesions and branches that no evaluation wrote.
+
+    Args:
+        folder: the evaluation's folder.
+        names: of the tables that will be written.
+
+    Raises:
+        UserError: with all of them.
+    """
+    problems = [
+        f"{folder / name}: is no table of an evaluation (expected the columns {', '.join(DETAIL_COLUMNS[name])}) and is"
+        " not replaced; move it away"
+        for name in names
+        if _is_foreign_detail(folder, name)
+    ]
+    if problems:
+        raise UserError(problems)
+
+
+def _is_foreign_detail(folder: Path, name: str) -> bool:
+    path = folder / name
+    return os.path.lexists(path) and not _starts_with(path, ",".join(DETAIL_COLUMNS[name]))
+
+
+def _write_table(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
+        writer = csv.DictWriter(stream, columns)
         writer.writeheader()
         for row in rows:
             writer.writerow(
@@ -202,6 +244,7 @@ def is_current(
     weights: Sequence[Path],
     *,
     folders: Sequence[str] = (),
+    tables: Sequence[str] = (),
     definitions: Mapping[str, JsonObject] | None = None,
 ) -> bool:
     """Tell whether a folder holds the complete answer to a request, newer than the weights.
@@ -211,10 +254,13 @@ def is_current(
         request: the request.
         weights: the checkpoints of the run and of the runs averaged with it.
         folders: those that belong to the answer: `MASKS`, `VOLUMES`.
+        tables: those that belong to the answer beside cases.csv: `LESIONS`, `BRANCHES`.
         definitions: of the metrics that the answer has, with their parameters; None for those of any version.
     """
     summary = read_summary(folder)
     if summary.get("request") != request.to_json() or not all((folder / name).is_dir() for name in folders):
+        return False
+    if not all((folder / name).is_file() for name in tables):
         return False
     if definitions is not None and summary.get("definitions") != json.loads(json.dumps(definitions)):
         return False
@@ -240,8 +286,13 @@ def _holds_another(folder: Path, request: EvaluationRequest) -> bool:
 
 
 def _is_own_table(path: Path) -> bool:
+    return _starts_with(path, _FIRST_COLUMNS)
+
+
+def _starts_with(path: Path, header: str | tuple[str, ...]) -> bool:
+    """Tell whether the first line of a file starts with a header; False if it cannot be read."""
     try:
         with path.open(encoding="utf-8", errors="replace") as stream:
-            return stream.readline().startswith(_FIRST_COLUMNS)
+            return stream.readline().startswith(header)
     except OSError:
         return False

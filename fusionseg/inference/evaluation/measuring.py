@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import isnan
 from typing import Any
 
@@ -17,10 +17,14 @@ from fusionseg.config.training.evaluation import EvaluateConfig
 from fusionseg.data.formats.problems import CaseError, Problem
 from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.metrics.case_metrics import case_metrics, definitions_in_use
+from fusionseg.metrics.class_names import check_class_names
 from fusionseg.metrics.configured import build_metrics
 from fusionseg.metrics.definitions import DEFAULT_METRICS, DEFINITIONS
+from fusionseg.metrics.lesions import Lesion
 from fusionseg.metrics.outputs import OutputComparison
 from fusionseg.metrics.segmentation import nanmean
+from fusionseg.metrics.structures import measure_structures, structure_definitions
+from fusionseg.metrics.vessels import Branch
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,10 @@ class Score:
     """Voxels of the case that are marked as not annotated."""
     voxels_both: int = 0
     """Voxels of the class in the mask and in the label."""
+    lesions: tuple[Lesion, ...] = ()
+    """The lesions of a class that `evaluate.lesions` names; those of the label first."""
+    branches: tuple[Branch, ...] = ()
+    """The branches of the label of a class that `evaluate.vessels` names."""
 
     @property
     def is_annotated(self) -> bool:
@@ -54,8 +62,10 @@ class Score:
 
     def to_row(self) -> dict[str, Any]:
         """The row of the table of cases: the fields, with each further metric as a field of its own."""
-        row = asdict(self)
-        metrics, ignored, _ = row.pop("metrics"), row.pop("voxels_ignored"), row.pop("voxels_both")
+        row = asdict(replace(self, lesions=(), branches=()))  # they have tables of their own
+        for name in ("voxels_both", "lesions", "branches"):
+            row.pop(name)
+        metrics, ignored = row.pop("metrics"), row.pop("voxels_ignored")
         return {**row, **metrics, "annotated": "yes" if self.is_annotated else "no", "voxels_ignored": ignored}
 
 
@@ -93,7 +103,7 @@ def metric_definitions(settings: EvaluateConfig, metrics: Sequence[MetricConfig]
         settings: the section `evaluate`.
         metrics: the section `metrics`.
     """
-    found = definitions_in_use(settings)
+    found = {**definitions_in_use(settings), **structure_definitions(settings)}
     for metric in further_metrics(metrics):
         built_in = DEFINITIONS.get(metric.name)
         found[metric.shown_as] = (
@@ -112,7 +122,8 @@ def metric_definitions(settings: EvaluateConfig, metrics: Sequence[MetricConfig]
 
 
 class CaseMeasurer:
-    """Computes the scores of predicted cases: the default metrics, and those of the configuration."""
+    """Computes the scores of predicted cases: the default metrics, those of lesions and vessels, and those of the
+    configuration."""
 
     def __init__(
         self, scheme: LabelScheme, settings: EvaluateConfig | None = None, metrics: Sequence[MetricConfig] = ()
@@ -121,9 +132,13 @@ class CaseMeasurer:
         scheme: the outputs of the network.
         settings: the section `evaluate`; None for its defaults.
         metrics: the section `metrics`, see `further_metrics`.
+
+        Raises:
+            UserError: the section `evaluate` names a class that the scheme does not have.
         """
         self.scheme = scheme
         self.settings = settings or EvaluateConfig()
+        check_class_names(self.settings, scheme.output_names)
         self._metrics = build_metrics(further_metrics(metrics))
 
     def __call__(self, case: PredictedCase) -> list[Score]:
@@ -134,7 +149,9 @@ class CaseMeasurer:
         """
         prediction, label = torch.from_numpy(case.prediction), torch.from_numpy(case.label)
         compared = OutputComparison(prediction, label, self.scheme, case.annotated)
+        structures = measure_structures(compared, case.spacing_mm, self.settings)
         values = case_metrics(compared, case.spacing_mm, self.settings)
+        values = [{**of_output, **each.metrics} for of_output, each in zip(values, structures, strict=True)]
         for name in self._metrics:
             measured = self._measure(name, compared, case)
             values = [{**of_output, name: value} for of_output, value in zip(values, measured, strict=True)]
@@ -150,6 +167,8 @@ class CaseMeasurer:
                 metrics=of_output,
                 voxels_ignored=compared.ignored,
                 voxels_both=counts.both[k],
+                lesions=structures[k].lesions,
+                branches=structures[k].branches,
             )
             for k, (name, of_output) in enumerate(zip(self.scheme.output_names, values, strict=True))
         ]

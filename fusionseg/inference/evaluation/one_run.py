@@ -13,6 +13,7 @@ from fusionseg.config.data.splits import ALL
 from fusionseg.data.formats.dataset import Dataset, open_dataset
 from fusionseg.data.formats.readers import Readers
 from fusionseg.inference.evaluation.cases import all_labelled_cases, evaluation_config, validation_cases
+from fusionseg.inference.evaluation.detail_tables import detail_tables
 from fusionseg.inference.evaluation.measuring import metric_definitions, ranked_cases
 from fusionseg.inference.evaluation.pretraining import evaluate_pretraining
 from fusionseg.inference.evaluation.results import Evaluation, pretraining_table, segmentation_table, validation_table
@@ -100,6 +101,7 @@ class OpenedEvaluation:
             self.request,
             weights,
             folders=[name for name, is_asked in folders.items() if is_asked],
+            tables=detail_tables(self.config.evaluate) if segments else (),
             definitions=metric_definitions(self.config.evaluate, self.config.metrics) if segments else None,
         )
 
@@ -128,11 +130,12 @@ def evaluate_run(run: Path, options: EvaluationOptions) -> Outcome:
         print(validation_table(summary), f"{weights}; by its validation", f"{evaluation.folder}: {SUMMARY}", sep="\n")
         return _outcome(evaluation, f"{task.score} {summary['score']:.4f}")
     if task.evaluation == "masks":
+        files = [CASES, *detail_tables(opened.config.evaluate), SUMMARY, PICTURE]
         print(
             segmentation_table(summary),
             weights,
             _best_and_worst(evaluation),
-            f"{evaluation.folder}: {CASES}, {SUMMARY}, {PICTURE}" + (f", {MASKS}/" if options.masks else ""),
+            f"{evaluation.folder}: {', '.join(files)}" + (f", {MASKS}/" if options.masks else ""),
             sep="\n",
         )
         return _outcome(evaluation, f"Dice {summary['dice']:.4f}")

@@ -55,14 +55,14 @@ def mean_and_deviation(values: Sequence[float]) -> dict[str, float]:
 def segmentation_table(summary: Mapping[str, Any]) -> str:
     """Format the summary of a segmentation as Markdown: the metrics per class, their means, and notes.
 
-    There is a table for every few metrics, so that each fits into a terminal.
+    There is a table for every few metrics, so that each fits into a terminal. Metrics of some classes alone, as those
+    of lesions, have a table with these classes.
     """
-    names = ["dice", "hd95_mm", *summary["metrics"]]
     tables = []
-    for start in range(0, len(names), _COLUMNS):
-        part = names[start : start + _COLUMNS]
+    for part, classes in _parts_of_table(summary):
         rows = [["class", "cases", *(_title(name) for name in part)]]
-        for name, metrics in summary["classes"].items():
+        for name in classes:
+            metrics = summary["classes"][name]
             cells = [_cell(metrics[key], _digits(key)) for key in part]
             rows.append([name, str(metrics[part[0]]["cases"]), *cells])
         means = {**summary["metrics"], "dice": summary["dice"], "hd95_mm": summary["hd95_mm"]}
@@ -72,6 +72,22 @@ def segmentation_table(summary: Mapping[str, Any]) -> str:
             rows.append(["all voxels", str(summary["cases"]), *micro])
         tables.append(markdown_table(rows))
     return "\n".join(["\n\n".join(tables), *evaluation_notes(summary)])
+
+
+def _parts_of_table(summary: Mapping[str, Any]) -> Iterator[tuple[list[str], list[str]]]:
+    """Yield the metrics of each table, and its classes."""
+    of_all = ["dice", "hd95_mm"]
+    of_some: dict[tuple[str, ...], list[str]] = {}
+    for name in summary["metrics"]:
+        used, known = summary["definitions"][name], DEFINITIONS.get(name)
+        # `classes` of a metric of the user, which has another text, is an argument of its own.
+        is_of_some = known is not None and used["text"] == known.text and "classes" in used["parameters"]
+        names = of_some.setdefault(tuple(used["parameters"]["classes"]), []) if is_of_some else of_all
+        names.append(name)
+    every = list(summary["classes"])
+    for classes, names in ((every, of_all), *of_some.items()):
+        for start in range(0, len(names), _COLUMNS):
+            yield names[start : start + _COLUMNS], [label for label in every if label in classes]
 
 
 def _title(name: str) -> str:

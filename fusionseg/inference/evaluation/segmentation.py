@@ -12,6 +12,7 @@ from fusionseg.config import RunConfig
 from fusionseg.data.formats.problems import CaseError
 from fusionseg.inference.evaluation.aggregate import summarise
 from fusionseg.inference.evaluation.cases import CasesToScore
+from fusionseg.inference.evaluation.detail_tables import detail_rows, detail_tables
 from fusionseg.inference.evaluation.kept_masks import KeptMasks
 from fusionseg.inference.evaluation.measuring import CaseMeasurer, Score, metric_definitions
 from fusionseg.inference.evaluation.picture import draw_best_and_worst
@@ -19,7 +20,7 @@ from fusionseg.inference.evaluation.results import Evaluation
 from fusionseg.inference.evaluation.scoring import Scorer
 from fusionseg.inference.predictor import Predictor
 from fusionseg.observability.progress import counting_progress
-from fusionseg.runs.evaluations import PICTURE, EvaluationRequest, write_evaluation
+from fusionseg.runs.evaluations import PICTURE, EvaluationRequest, check_details, write_evaluation
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import writable_folder
 
@@ -46,12 +47,14 @@ def evaluate_segmentation(
         masks: keep the masks in this folder.
 
     Raises:
-        UserError: the names of labels or channels do not match, the folder cannot be written, or no case can be scored.
+        UserError: the names of labels or channels do not match, the section `evaluate` names an unknown class, the
+            folder cannot be written, or no case can be scored.
         WriteError: a file cannot be written, for example on a full disk.
     """
     writable_folder(folder, "evaluate")
     measure = CaseMeasurer(predictor.scheme, config.evaluate, config.metrics)
     scorer = Scorer(predictor, chosen.dataset, own=request.dataset is None, measure=measure)
+    check_details(folder, detail_tables(config.evaluate))
     kept = KeptMasks(folder, predictor, chosen.dataset.readers)
     if masks:
         kept.check(chosen.cases)
@@ -79,7 +82,7 @@ def evaluate_segmentation(
     }
     kept.remove_others([case for case in chosen.cases if masks and case.name not in failed])
     plain_scores = _rows(scores)
-    write_evaluation(folder, plain_scores, summary, plain_scores)
+    write_evaluation(folder, plain_scores, summary, plain_scores, detail_rows(scores, config.evaluate))
     draw_best_and_worst(folder / PICTURE, counted, chosen.cases, scorer, kept if masks else None)
     return Evaluation(folder, summary, tuple(scores))
 

@@ -1,4 +1,4 @@
-"""Settings of sampling and augmentation, compared with the data set of a run."""
+"""Settings of sampling, augmentation and evaluation, compared with the data set of a run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.loading.sampling.weights import SampledCase, named_weights
 from fusionseg.data.loading.spatial.rules import SpatialRules, spatial_rules
 from fusionseg.data.preprocessing.store import Store
+from fusionseg.metrics.class_names import check_class_names
 from fusionseg.runs.cases.datasets import RunDataset
 from fusionseg.utils.errors import UserError
 
@@ -30,7 +31,9 @@ def sampled_cases(datasets: Sequence[RunDataset], stores: Sequence[Store]) -> li
 
 
 def refuse_unfit_settings(config: RunConfig, scheme: LabelScheme) -> None:
-    """Refuse settings of sampling and augmentation that do not fit the data set. Nothing needs to be prepared for this.
+    """Refuse settings of sampling, augmentation and evaluation that do not fit the data set.
+
+    Nothing needs to be prepared for this.
 
     Args:
         config: the configuration of the run.
@@ -44,6 +47,7 @@ def refuse_unfit_settings(config: RunConfig, scheme: LabelScheme) -> None:
         lambda: rules_of_run(config),
         lambda: mirrored_classes(config.augment.mirror_pairs, scheme),
         lambda: named_weights(config.data.sampling, scheme),
+        lambda: check_class_names(config.evaluate, scheme.output_names) if config.task_info.needs_labels else None,
     ):
         try:
             check()
