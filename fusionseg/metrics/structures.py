@@ -45,7 +45,7 @@ def structure_definitions(settings: EvaluateConfig) -> dict[str, dict[str, Any]]
     """
     lesions = {"classes": list(settings.lesions), "min_iou": settings.lesion_iou, "min_ml": settings.lesion_min_ml}
     branches: dict[str, Any] = {"classes": list(settings.vessels), "min_covered": MIN_COVERED}
-    parameters = {
+    parameters: dict[str, dict[str, Any]] = {
         **dict.fromkeys(LESION_METRICS, lesions),
         "cl_dice": {"classes": list(settings.vessels)},
         "branches_found": branches,
@@ -74,7 +74,9 @@ def measure_structures(
         return [without] * len(names)
     found = []
     for name, known, (box, predicted, true) in zip(names, compared.annotated, compared.boxed_masks(), strict=True):
-        metrics, lesions, branches = dict(without.metrics), (), ()
+        metrics = dict(without.metrics)
+        lesions: tuple[Lesion, ...] = ()
+        branches: tuple[Branch, ...] = ()
         if known and name in settings.lesions:
             of_lesions, lesions = _lesions(predicted, true, spacing_mm, settings, [side.start for side in box])
             metrics |= of_lesions

@@ -130,12 +130,12 @@ def evaluate_run(run: Path, options: EvaluationOptions) -> Outcome:
         print(validation_table(summary), f"{weights}; by its validation", f"{evaluation.folder}: {SUMMARY}", sep="\n")
         return _outcome(evaluation, f"{task.score} {summary['score']:.4f}")
     if task.evaluation == "masks":
-        files = [CASES, *detail_tables(opened.config.evaluate), SUMMARY, PICTURE]
+        written = [CASES, *detail_tables(opened.config.evaluate), SUMMARY, PICTURE]
         print(
             segmentation_table(summary),
             weights,
             _best_and_worst(evaluation),
-            f"{evaluation.folder}: {', '.join(files)}" + (f", {MASKS}/" if options.masks else ""),
+            f"{evaluation.folder}: {', '.join(written)}" + (f", {MASKS}/" if options.masks else ""),
             sep="\n",
         )
         return _outcome(evaluation, f"Dice {summary['dice']:.4f}")
