@@ -6,6 +6,7 @@ training was. The size of a window is that of the training's patch.
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionseg.utils.errors import UserError
+from fusionseg.utils.files import writing
 
 Run = Callable[[Tensor], Tensor]
 INPUT, OUTPUT = "image", "logits"
@@ -53,19 +55,25 @@ def write_program(kind: str, model: nn.Module, shape: tuple[int, ...], path: Pat
 
     Raises:
         UserError: the network cannot be written in this format, or the program gives other values.
+        WriteError: the file cannot be written, because the disk is full, for example.
     """
     generator = torch.Generator().manual_seed(0)
     example = torch.randn((EXAMPLE_BATCH, *shape), generator=generator)
-    with torch.no_grad():
+    with torch.no_grad(), writing(path):
         try:
-            batch = _write(kind, model, example, path)
+            return _write(kind, model, example, path)
+        except (OSError, MemoryError):  # of the machine, not of the network
+            raise
+        except _OtherValues as error:
+            raise UserError(
+                f"--format {kind}: the program gives other values than its network: {error}; try another format"
+            ) from None
         except Exception as error:  # the exporters of torch raise many kinds
             reason = str(error).strip().split("\n")[0]
             raise UserError(
                 f"--format {kind}: torch {torch.__version__} cannot export this network"
                 f" ({type(error).__name__}: {reason}); try another format"
             ) from error
-    return batch
 
 
 def _write(kind: str, model: nn.Module, example: Tensor, path: Path) -> int | None:
@@ -75,6 +83,8 @@ def _write(kind: str, model: nn.Module, example: Tensor, path: Path) -> int | No
         with _quiet():
             form.write(model, example, path)
         _compare(form.open(path), model, [example, example[:1], torch.cat([example, example])[:3]])
+    except (OSError, MemoryError):
+        raise
     except Exception as error:  # a program may take the number of windows of the example for a constant
         logging.getLogger("fusionseg").debug("a program for any number of windows failed: %s", error)
     else:
@@ -126,7 +136,9 @@ def _write_torchscript(model: nn.Module, example: Tensor, path: Path) -> None:
     traced = torch.jit.trace(model, example, check_trace=False)  # type: ignore[no-untyped-call]
     if "PythonOp" in str(traced.inlined_graph):
         raise RuntimeError("a part of it is a Python function, which TorchScript cannot save")
-    torch.jit.save(traced, path)  # type: ignore[no-untyped-call]
+    content = io.BytesIO()  # torch's own writer of files ends the process where the disk is full
+    torch.jit.save(traced, content)  # type: ignore[no-untyped-call]
+    path.write_bytes(content.getbuffer())
 
 
 def _open_torchscript(path: Path) -> Run:
@@ -143,7 +155,9 @@ def _export(model: nn.Module, example: Tensor) -> Any:
 
 
 def _write_torch(model: nn.Module, example: Tensor, path: Path) -> None:
-    torch.export.save(_export(model, example), path)
+    content = io.BytesIO()  # as for TorchScript
+    torch.export.save(_export(model, example), content)
+    path.write_bytes(content.getbuffer())
 
 
 def _open_torch(path: Path) -> Run:

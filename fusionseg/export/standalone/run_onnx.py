@@ -99,10 +99,24 @@ class Network:
             path = folder / member["program"]
             if not path.is_file():
                 raise RunError(f"{path}: is missing; export the run again")
-            self.sessions.append(onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]))
+            try:
+                session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            except Exception as error:  # the kinds of onnxruntime have no common base
+                raise RunError(f"{path}: cannot be opened ({error}); export the run again") from None
+            self.sessions.append(session)
 
     def segment(self, image: Image) -> Array:
-        """The mask (X, Y, Z) of an image, with the values of label files."""
+        """Segment an image.
+
+        Args:
+            image: with the channels of the contract.
+
+        Returns:
+            The mask (X, Y, Z), with the values of label files.
+
+        Raises:
+            RunError: onnxruntime fails, for want of memory, for example.
+        """
         sigmoid, output = self.contract["output"]["activation"] == "sigmoid", self.contract["output"]
         prepared: dict[str, Prepared] = {}
         logits, mappings = [], []
@@ -344,7 +358,10 @@ def predict_logits(session: Any, volume: Prepared, member: dict[str, Any]) -> Ar
     for first in range(0, len(boxes), window["batch"]):
         some = boxes[first : first + window["batch"]]
         batch = np.stack([image[(slice(None), *box)] for box in some])
-        (logits,) = session.run(None, {session.get_inputs()[0].name: batch})
+        try:
+            (logits,) = session.run(None, {session.get_inputs()[0].name: batch})
+        except Exception as error:  # the kinds of onnxruntime have no common base
+            raise RunError(f"{member['program']}: onnxruntime fails ({error}); free memory, or update it") from None
         if total is None:
             total = np.zeros((logits.shape[1], *image.shape[1:]), np.float32)
         for box, part in zip(some, logits, strict=True):
@@ -471,6 +488,9 @@ def write_mask(mask: Array, image: Image, path: Path) -> None:
         mask: (X, Y, Z).
         image: the image.
         path: of the mask, .nii.gz or .nii.
+
+    Raises:
+        OSError: the file cannot be written. Nothing of it stays behind.
     """
     header = type(image.header)()
     header.set_data_dtype(mask.dtype)
@@ -480,16 +500,22 @@ def write_mask(mask: Array, image: Image, path: Path) -> None:
     kind = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".partial-{path.name}")
-    nibabel.save(kind(mask, header.get_best_affine(), header), temporary)
-    temporary.replace(path)
+    try:
+        nibabel.save(kind(mask, header.get_best_affine(), header), temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def cases_of(inputs: Sequence[Path], output: Path) -> list[tuple[list[Path], Path]]:
-    """The files of each case, and the file of its mask."""
+    """The files of each case, and the file of its mask. Hidden files are no cases: macOS adds `._scan.nii.gz`."""
     if len(inputs) == 1 and inputs[0].is_dir():
-        files = sorted(path for path in inputs[0].iterdir() if path.name.lower().endswith(SUFFIXES))
+        names = sorted(path.name for path in inputs[0].iterdir() if path.name.lower().endswith(SUFFIXES))
+        files = [inputs[0] / name for name in names if not name.startswith(".")]
         if not files:
             raise RunError(f"{inputs[0]}: has no file that ends in {' or '.join(SUFFIXES)}")
+        if output.exists() and not output.is_dir():
+            raise RunError(f"{output}: is a file; name a folder for the masks")
         if output.resolve() == inputs[0].resolve():
             raise RunError(f"{output}: is the folder of the images; choose another one for the masks")
         return [([file], output / file.name) for file in files]
@@ -521,7 +547,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if there := [str(mask) for _, mask in cases if mask.exists() and not arguments.overwrite]:
             raise RunError(f"{', '.join(there[:5])}: is there already; add --overwrite, or choose another output")
         network = Network(arguments.model, arguments.threads)
-    except RunError as error:
+    except (RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     failed = 0
@@ -529,15 +555,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             image = read_image(files, network.contract["channels"])
             mask = network.segment(image)
-        except RunError as error:
-            print(f"error: {error}", file=sys.stderr)
+            write_mask(mask, image, path)
+        except (RunError, OSError, MemoryError) as error:
+            print(f"error: {_problem(error, files[0], path)}", file=sys.stderr)
             failed += 1
             continue
-        write_mask(mask, image, path)
         names = network.contract["output"]["value_names"]
         counts = [f"{name} {int((mask == int(value)).sum())}" for value, name in names.items() if value != "0"]
         print(f"{path}: voxels: {', '.join(counts)}")
     return 2 if failed == len(cases) else 1 if failed else 0
+
+
+def _problem(error: Exception, image: Path, mask: Path) -> str:
+    """The message for a case that failed."""
+    if isinstance(error, MemoryError):
+        return f"{image}: needs more memory than there is ({error}); use a machine with more"
+    if isinstance(error, OSError):
+        return f"{mask}: cannot be written ({error.strerror or error}); choose another output"
+    return f"{image}: {error}" if str(image) not in str(error) else str(error)
 
 
 if __name__ == "__main__":
