@@ -28,7 +28,7 @@ VERSION = 1
 
 
 def contract_of(predictor: Predictor, *, name: str, licence: str | None) -> JsonObject:
-    """Describe the networks of a predictor; the programs are not among it, see `with_program`.
+    """Describe the networks of a predictor, without the programs, which `with_programs` adds.
 
     Args:
         predictor: one network, or an ensemble.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,9 @@ from torch import Tensor, nn
 from fusionseg.data.formats.case import Case
 from fusionseg.data.formats.case_reader import read_image
 from fusionseg.export.contract import CONTRACT, contract_of, refusals, with_programs
+from fusionseg.export.folder import RUNNER, model_folder, replace_folder
 from fusionseg.export.parity import (
+    CASE_LIMIT,
     LIMIT,
     PARITY,
     CompareCases,
@@ -29,16 +30,14 @@ from fusionseg.export.parity import (
     not_compared,
 )
 from fusionseg.export.programs import FORMATS, Run, write_program
+from fusionseg.inference.evaluation.cases import evaluation_config
 from fusionseg.inference.predictor import PredictOptions, Predictor
 from fusionseg.runs.json_files import JsonObject, read_object
-from fusionseg.runs.paths import EXPORT
 from fusionseg.utils.errors import UserError
-from fusionseg.utils.files import partial_path, writable_folder, write_json
+from fusionseg.utils.files import partial_path, write_json
 from fusionseg.utils.logs import RESULT
 
 log = logging.getLogger("fusionseg")
-
-RUNNER = "run.py"
 
 
 @dataclass(frozen=True)
@@ -66,12 +65,13 @@ class Exported:
     folder: Path
     parity: JsonObject
     """The content of parity.json."""
+    is_written: bool = True
+    """False if the masks differ, and the folder still has an earlier export."""
 
     @property
     def is_equal(self) -> bool:
-        """False if cases were compared, and their masks differ by more than `LIMIT`."""
-        share = self.parity["share"]
-        return share is None or share <= LIMIT
+        """False if cases were compared, and more voxels of their masks differ than rounding explains."""
+        return _is_equal(self.parity)
 
 
 def export_runs(runs: Sequence[Path], options: ExportOptions) -> Exported:
@@ -82,25 +82,32 @@ def export_runs(runs: Sequence[Path], options: ExportOptions) -> Exported:
         options: the options of the export.
 
     Raises:
-        UserError: a run cannot be exported in this format, a package is missing, or the folder holds other files.
+        UserError: a run cannot be exported in this format, a setting is wrong, a package is missing, or the folder
+            cannot be written or replaced.
+        WriteError: the disk is full, for example.
     """
     _check_packages(options.format_name)
-    output = _output(runs, options)
+    output = model_folder(runs, options.output, options.format_name)
+    if options.overrides:
+        evaluation_config(runs[0], options.overrides)  # a wrong setting is refused before the export
     predictor = Predictor(runs, PredictOptions("cpu", options.checkpoint, precision="fp32"))
     _refuse_own_parts(predictor, options.format_name)
-    writable_folder(output, "--output")
     folder = partial_path(output)
     try:
         folder.mkdir(parents=True)
         parity = _write(runs, predictor, options, folder)
-        if output.exists():
-            shutil.rmtree(output)
-        os.replace(folder, output)
+        is_written = _is_equal(parity) or not (output / CONTRACT).exists()
+        if is_written:
+            replace_folder(folder, output)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    exported = Exported(output, parity)
+    exported = Exported(output, parity, is_written)
     _report(exported, options)
     return exported
+
+
+def _is_equal(parity: JsonObject) -> bool:
+    return bool(parity["different"] <= parity["allowed"])
 
 
 def _write(runs: Sequence[Path], predictor: Predictor, options: ExportOptions, folder: Path) -> JsonObject:
@@ -125,30 +132,44 @@ def _compare(runs: Sequence[Path], predictor: Predictor, options: ExportOptions,
     base = {"format": options.format_name, "precision": "fp32", "limit": LIMIT}
     if options.cases == 0:
         return {**base, **not_compared("--cases 0")}
-    try:
-        found = cases_to_compare(runs[0], options.overrides, predictor, options.cases)
+    is_onnx = options.format_name == "onnx"
+    try:  # the runner refuses a case that lacks a channel
+        found = cases_to_compare(runs[0], options.overrides, predictor, options.cases, complete=is_onnx)
     except UserError as error:
-        log.warning("masks are not compared: %s", error)
         return {**base, **not_compared(str(error))}
     log.info("comparing the masks of %d %s cases with those of predict", len(found.cases), found.which)
-    program = _masks_by_runner(folder, found) if options.format_name == "onnx" else _masks_by_torch(folder, predictor)
-    return {**base, **compare_masks(found, lambda case: predictor(case.images), program)}
+    reader: dict[str, str] = {}
+    program = _masks_by_runner(folder, found, reader) if is_onnx else _masks_by_torch(folder, predictor)
+    compared = compare_masks(found, lambda case: predictor(case.images), program)
+    return {**base, **compared, **({"reader_not_compared": reader} if is_onnx else {})}
 
 
-def _masks_by_runner(folder: Path, found: CompareCases) -> MaskOf:
-    """The masks that the runner makes, in this process."""
+def _masks_by_runner(folder: Path, found: CompareCases, reader: dict[str, str]) -> MaskOf:
+    """The masks that the runner makes, in this process.
+
+    Args:
+        folder: of the model.
+        found: the cases.
+        reader: receives the names of the cases whose files fusionseg read instead of the runner, and the reason. The
+            other steps of the runner are compared all the same.
+    """
     from fusionseg.export.standalone import run_onnx
 
     network = run_onnx.Network(folder)
     channels = network.contract["channels"]
 
     def mask_of(case: Case) -> NDArray[Any]:
-        if all(path.name.lower().endswith(run_onnx.SUFFIXES) for path in case.images):
+        try:
             image = run_onnx.read_image(case.images, channels)
-        else:  # the runner reads NIfTI alone; its other steps are compared
+        except run_onnx.RunError as error:
             source = read_image(case.images, len(channels), found.readers)
             image = run_onnx.Image(source.values, source.grid.affine, None)
-        return np.asarray(network.segment(image))
+            reader[case.name] = str(error)
+            log.warning("%s: the reader of %s is not compared: %s", case.name, RUNNER, error)
+        try:
+            return np.asarray(network.segment(image))
+        except run_onnx.RunError as error:
+            raise UserError(f"--format onnx: {case.name}: {error}") from None
 
     return mask_of
 
@@ -182,24 +203,6 @@ def _check_packages(format_name: str) -> None:
         raise UserError(f"--format {format_name}: needs {', '.join(missing)}; pip install 'fusionseg[export]'")
 
 
-def _output(runs: Sequence[Path], options: ExportOptions) -> Path:
-    """The folder of the model.
-
-    Raises:
-        UserError: there is none for several runs, or it holds files that an export did not write.
-    """
-    output = options.output
-    if output is None:
-        if len(runs) > 1 or not runs[0].is_dir():
-            raise UserError("--output: is missing; name the folder for the model, such as -o model")
-        output = runs[0] / f"{EXPORT}_{options.format_name}"
-    if os.path.lexists(output) and not output.is_dir():
-        raise UserError(f"--output: {output}: is a file; name a folder for the model")
-    if output.is_dir() and any(output.iterdir()) and "contract" not in read_object(output / CONTRACT):
-        raise UserError(f"--output: {output}: holds files that an export did not write; choose another folder")
-    return output
-
-
 def _refuse_own_parts(predictor: Predictor, format_name: str) -> None:
     """Refuse an ONNX model whose images only fusionseg can prepare.
 
@@ -221,11 +224,18 @@ def _refuse_own_parts(predictor: Predictor, format_name: str) -> None:
 
 def _report(exported: Exported, options: ExportOptions) -> None:
     parity, folder = exported.parity, exported.folder
-    if parity["share"] is not None:
+    if parity["share"] is None:
+        level = logging.WARNING if options.cases else logging.INFO
+        log.log(level, "%s: masks were not compared: %s", folder / PARITY, parity["not_compared"])
+    else:
         text = f"{parity['different']} of {parity['voxels']} voxels of {len(parity['cases'])} cases differ from predict"
         if exported.is_equal:
             log.info("%s: %s", folder / PARITY, text)
         else:
-            log.error("%s: %s, more than %g of them: do not use this model", folder / PARITY, text, LIMIT)
+            limit = f"{text}, more than {parity['allowed']} (1 in {1 / LIMIT:,.0f}, or {CASE_LIMIT} for each case)"
+            if not exported.is_written:
+                log.error("%s: %s: the new model is not used, the earlier export is kept", folder, limit)
+                return
+            log.error("%s: %s: do not use this model", folder / PARITY, limit)
     how = f"; python {folder / RUNNER} -i IMAGE -o MASK" if options.format_name == "onnx" else ""
     log.log(RESULT, "%s: %s, %s, %s%s", folder, options.format_name, CONTRACT, PARITY, how)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusionseg.config import RunConfig
-from fusionseg.data.formats.case import Case
+from fusionseg.data.formats.case import Case, missing_channels
 from fusionseg.data.formats.case_reader import read_image, read_label
 from fusionseg.data.formats.problems import CaseError
 from fusionseg.data.formats.readers import Readers
@@ -28,6 +28,8 @@ PARITY = "parity.json"
 LIMIT = 1e-5
 """Largest share of the voxels in which the masks may differ. The programs sum in another order than torch, so that the
 last bits of their logits differ, and with them a voxel whose two best classes are equally probable."""
+CASE_LIMIT = 3
+"""Voxels for each case that may differ in any case: in a small volume, few such voxels are a larger share."""
 
 MaskOf = Callable[[Case], NDArray[Any]]
 
@@ -41,17 +43,17 @@ class CompareCases:
         scheme: of their labels.
         readers: of their files.
         which: "validation" or "training" cases of the run.
-        others: further cases of the run's training, for a calibration.
     """
 
     cases: Sequence[Case]
     scheme: LabelScheme
     readers: Readers
     which: str
-    others: Sequence[Case]
 
 
-def cases_to_compare(run: Path, overrides: Sequence[str], predictor: Predictor, count: int) -> CompareCases:
+def cases_to_compare(
+    run: Path, overrides: Sequence[str], predictor: Predictor, count: int, *, complete: bool
+) -> CompareCases:
     """Find the first validation cases of a run; its training cases, if it has no others.
 
     Args:
@@ -59,6 +61,7 @@ def cases_to_compare(run: Path, overrides: Sequence[str], predictor: Predictor, 
         overrides: `key.path=value` settings, such as data.root.
         predictor: of the run.
         count: number of cases.
+        complete: leave out the cases that lack a channel.
 
     Raises:
         UserError: the data set is not found, or the cases have changed.
@@ -67,8 +70,16 @@ def cases_to_compare(run: Path, overrides: Sequence[str], predictor: Predictor, 
     found = validation_cases(config.data, config.output, predictor.members, include_trained=True)
     names = {case.name for case in found.cases}
     training = [case for case in found.dataset.training if case.label is not None and case.name not in names]
-    which, cases = ("validation", found.cases) if found.cases else ("training", training)
-    return CompareCases(cases[:count], found.dataset.scheme, Readers.of(config.data), which, training)
+    which, cases = _choose(found.cases, training, complete)
+    return CompareCases(cases[:count], found.dataset.scheme, Readers.of(config.data), which)
+
+
+def _choose(validation: Sequence[Case], training: Sequence[Case], complete: bool) -> tuple[str, Sequence[Case]]:
+    """The validation cases; the training cases if there are no others. `complete` is that of `cases_to_compare`."""
+    usable, others = (
+        [case for case in cases if not (complete and missing_channels(case.images))] for cases in (validation, training)
+    )
+    return ("validation", usable) if usable else ("training", others)
 
 
 def compare_masks(found: CompareCases, predict: MaskOf, program: MaskOf) -> JsonObject:
@@ -80,7 +91,8 @@ def compare_masks(found: CompareCases, predict: MaskOf, program: MaskOf) -> Json
         program: gives the mask of a case by the program.
 
     Returns:
-        For each case the voxels that differ, and the Dice of both masks; and the share of all voxels that differ.
+        For each case the voxels that differ, and the Dice of both masks; the share of all voxels that differ; and
+        `allowed`, the number of voxels that may differ.
     """
     rows: list[JsonObject] = []
     for case in found.cases:
@@ -93,10 +105,13 @@ def compare_masks(found: CompareCases, predict: MaskOf, program: MaskOf) -> Json
         row: JsonObject = {"case": case.name, "voxels": int(mask.size), "different": different}
         dice = [_dice(found, case, each) for each in (expected, mask)]
         rows.append({**row, "dice_predict": dice[0], "dice_program": dice[1]})
+    if not rows:
+        return {**not_compared("no case could be predicted"), "which": found.which}
     voxels, different = (sum(row[key] for row in rows) for key in ("voxels", "different"))
     means = {key: _mean(rows, key) for key in ("dice_predict", "dice_program")}
-    share = different / voxels if voxels else None
-    return {"cases": rows, "which": found.which, "voxels": voxels, "different": different, "share": share, **means}
+    counts = {"voxels": voxels, "different": different, "share": different / voxels}
+    allowed = max(int(LIMIT * voxels), CASE_LIMIT * len(rows))
+    return {"cases": rows, "which": found.which, **counts, "allowed": allowed, **means}
 
 
 def not_compared(reason: str) -> JsonObject:
@@ -105,7 +120,7 @@ def not_compared(reason: str) -> JsonObject:
     Args:
         reason: why there are none.
     """
-    return {"cases": [], "voxels": 0, "different": 0, "share": None, "not_compared": reason}
+    return {"cases": [], "voxels": 0, "different": 0, "share": None, "allowed": 0, "not_compared": reason}
 
 
 def _dice(found: CompareCases, case: Case, mask: NDArray[Any]) -> dict[str, float | None] | None:

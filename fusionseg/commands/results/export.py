@@ -45,7 +45,8 @@ def add_export(commands: Commands) -> None:
         type=int,
         default=2,
         metavar="N",
-        help="validation cases whose masks are compared with those of predict; 0 compares none (default 2)",
+        help="validation cases whose masks are compared with those of predict, status 1 if they differ; training cases"
+        " where there are no others; none of a checkpoint file; 0 compares none (default 2)",
     )
     parser.add_argument("--licence", metavar="TEXT", help="licence of the weights, for the contract")
     parser.set_defaults(overrides=[])  # settings after an option, see `fusionseg.commands.base.execute`
