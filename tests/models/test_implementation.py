@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,6 +40,15 @@ from fusionseg.training.tasks.choice import build_task
 from fusionseg.utils.errors import UserError
 
 OWN = [name for name in NETWORKS if name.startswith(("swin_", "resenc_fusion_"))]
+QUICK = ("swin_unetr_v2", "swin_fusion_2_v2", "resenc_fusion_2_v2", "monai_unet")
+"""All blocks with hand-written passes are in these. The tests of the other networks take minutes."""
+
+
+def networks(names: Sequence[str], quick: Sequence[str] = QUICK) -> list[Any]:
+    """The names as parameters of a test, which is a long one for all but a few."""
+    return [pytest.param(name, marks=[] if name in quick else [pytest.mark.long]) for name in names]
+
+
 CPU = torch.device("cpu")
 
 
@@ -113,19 +123,14 @@ def device_form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     return str(request.param)
 
 
-# In float64 convolutions are slow. The other networks have the same blocks.
-QUICK = ("swin_unetr_v2", "resenc_fusion_2_v2", "resenc_fusion_od")
-IN_FLOAT64 = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.long]) for name in OWN]
-
-
-@pytest.mark.parametrize("name", IN_FLOAT64)
+@pytest.mark.parametrize("name", networks(OWN, ("swin_unetr_v2", "resenc_fusion_2_v2")))
 def test_gradients_are_those_of_the_reference(name: str, device_form: str) -> None:
     """In float64, where only errors are left."""
     expected = gradients(name, "reference", torch.float64)
     assert_equal(gradients(name, "fused", torch.float64), expected, 1e-11)
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", networks(OWN))
 def test_loss_and_gradients_in_float32(name: str) -> None:
     """The gradients differ less than rounding changes them in either form.
 
@@ -139,7 +144,7 @@ def test_loss_and_gradients_in_float32(name: str) -> None:
     assert (whole[0] - whole[1]).norm() < 1e-2 * whole[1].norm()
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", networks(NETWORKS))
 def test_the_reference_has_no_hand_written_pass(name: str) -> None:
     found = {}
     for chosen in ("fused", "reference"):
@@ -194,7 +199,10 @@ def test_pretraining_equals_its_reference(method: str) -> None:
     assert_equal(*results, 1e-11)
 
 
-@pytest.mark.parametrize("name", ["swin_unetr", "swin_unetr_v2", "swin_fusion_full", "resenc_fusion_2_v2"])
+@pytest.mark.parametrize(
+    "name",
+    networks(["swin_unetr", "swin_unetr_v2", "swin_fusion_full", "resenc_fusion_2_v2"], ["swin_unetr_v2"]),
+)
 def test_the_reference_with_checkpointing(name: str) -> None:
     """Activation checkpointing changes no gradient, and what it runs again has no hand-written pass."""
     raw = tiny(name)
@@ -213,14 +221,7 @@ def test_the_reference_with_checkpointing(name: str) -> None:
         torch.testing.assert_close(one.grad, other.grad, msg=key)
 
 
-# Tracing takes seconds; the encoder of the Swin networks is the same.
-COMPILED = [
-    pytest.param(name, marks=[] if name in ("swin_fusion_2_v2", "resenc_fusion_2_v2") else [pytest.mark.long])
-    for name in OWN
-]
-
-
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("name", networks(OWN, ["swin_fusion_2_v2"]))
 def test_the_reference_compiles_as_one_graph(name: str) -> None:
     torch.compiler.reset()
     model, patch = build(name, "reference")
@@ -237,7 +238,7 @@ def test_the_reference_compiles_as_one_graph(name: str) -> None:
         assert (weight.grad - grad).norm() <= 1e-4 * grad.norm()
 
 
-@pytest.mark.parametrize("name", ["swin_unetr_v2", "resenc_fusion_od"])
+@pytest.mark.parametrize("name", networks(["swin_unetr_v2", "resenc_fusion_od"], ["swin_unetr_v2"]))
 def test_bfloat16_errors_of_both_are_alike(name: str) -> None:
     """The gradients under autocast are as far from those in float32 with the hand-written passes as without.
 
