@@ -150,17 +150,27 @@ def _write_statistics(sweep: Sweep, comparison: Comparison) -> None:
     from fusionseg.inference.statistics.best import best_text, choose
     from fusionseg.inference.statistics.files import write_best, write_statistics
     from fusionseg.inference.statistics.pooled import pool
-    from fusionseg.utils.errors import UserError
+    from fusionseg.utils.errors import UserError, suggest
 
     against = sweep.table.against
     try:
         pooled = pool(comparison)
         names = [row.name for group in pooled.groups for row in group.rows]
-        found = analyse(pooled, against if against in names else None)
+        if against is not None and against not in names:
+            log.warning(
+                "%s: table.statistics: no row is called %r, so there are no paired tests; %s",
+                sweep.file,
+                against,
+                suggest(against, names),
+            )
+            against = None
+        found = analyse(pooled, against)
         print(f"\n{write_statistics(found, pooled, sweep.folder)}")
-        choices = choose(pooled, "dice")
+        choices, problems = choose(pooled, "dice")
         write_best(choices, sweep.folder)
         print(f"\n{best_text(choices)}")
+        for problem in problems:
+            log.warning("%s: table.statistics: %s", sweep.file, problem)
     except UserError as error:
         for problem in error.problems:
             log.warning("%s: table.statistics: %s", sweep.file, problem)

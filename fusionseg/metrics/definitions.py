@@ -49,16 +49,24 @@ class MetricDefinition:
             "parameters": dict(parameters or {}),
         }
 
+    @property
+    def is_penalised(self) -> bool:
+        """Whether a class that a network misses has the worst value; otherwise it has none, or that is not known."""
+        return self.absent not in (_EMPTY, _EMPTY_PREDICTION, OWN_RULE, "")
+
 
 _EMPTY_OR_ZERO = "empty in both masks: no value; empty in one of them: 0"
 _EMPTY = "empty in one mask or in both: no value"
+_EMPTY_PREDICTION = "empty in the prediction: no value; empty in the label alone: 0"
 _NEVER = "always has a value"
+OWN_RULE = "as the metric says"
+"""`absent` of a metric that is not built in."""
 _MAIER_HEIN = "Maier-Hein, Reinke et al., Nature Methods 21, 2024, doi:10.1038/s41592-023-02151-z"
 _TAHA = "Taha and Hanbury, BMC Medical Imaging 15:29, 2015, doi:10.1186/s12880-015-0068-x"
 _WANG = "Wang et al., IEEE Transactions on Image Processing 13(4), 2004, doi:10.1109/TIP.2003.819861"
 _SURFACE = (
-    "The surface of a mask are its voxels with a face neighbour outside of the mask; everything beyond the border of"
-    " the volume is outside. Distances are between centres of voxels, in mm."
+    "The surface of a mask consists of its voxels with a face neighbour outside of the mask; everything beyond the"
+    " border of the volume is outside. Distances are between centres of voxels, in mm."
 )
 
 _OVERLAP = (
@@ -99,7 +107,7 @@ _OVERLAP = (
         "share",
         True,
         4,
-        "empty in the prediction: no value; empty in the label alone: 0",
+        _EMPTY_PREDICTION,
         _TAHA,
     ),
 )
@@ -245,3 +253,17 @@ def definition_of(name: str) -> MetricDefinition | None:
     """
     plain = name.split(" (")[0].removeprefix("metrics.").split(".")[0].removesuffix("_per_class")
     return DEFINITIONS.get(plain)
+
+
+def recorded_definition(name: str, content: Mapping[str, Any]) -> MetricDefinition:
+    """The definition of a metric that an evaluation recorded, for metrics with a title of the user's.
+
+    Args:
+        name: the title, which is also the column of cases.csv.
+        content: the entry of `definitions` in the summary of the evaluation.
+    """
+    higher = content.get("higher_is_better")
+    texts = {key: str(content.get(key) or "") for key in ("text", "unit", "absent", "source")}
+    return MetricDefinition(
+        name, name, **texts, higher_is_better=higher if isinstance(higher, bool) else None, digits=4
+    )

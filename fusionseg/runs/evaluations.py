@@ -222,7 +222,7 @@ def read_scores(folder: Path) -> list[RecordedScore]:
         ]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {again}") from error
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
         raise UserError(f"{path}: is no table of scores ({error}); {again}") from error
 
 

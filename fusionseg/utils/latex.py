@@ -36,20 +36,19 @@ def latex_text(text: str) -> str:
     return "".join(_SPECIAL.get(letter, letter) for letter in text)
 
 
-def latex_table(rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> str:
+def latex_table(rows: Sequence[Sequence[str]]) -> str:
     r"""Format rows of cells as a LaTeX tabular with the rules of the package booktabs.
 
     Columns of numbers are right-aligned.
 
     Args:
         rows: equally long; the first row is the header. `**text**` is bold and `*text*` italic, as in Markdown.
-        notes: lines for comments below the table.
     """
     columns = list(zip(*rows[1:], strict=True)) if len(rows) > 1 else [()] * len(rows[0])
     alignment = "".join("r" if column and all(map(_is_number, column)) else "l" for column in columns)
     header, *body = (" & ".join(map(_cell, row)) + r" \\" for row in rows)
     lines = [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", header, r"\midrule", *body, r"\bottomrule"]
-    return "\n".join([*lines, r"\end{tabular}", *(f"% {line}" for note in notes for line in note.splitlines())])
+    return "\n".join([*lines, r"\end{tabular}"])
 
 
 def _is_number(cell: str) -> bool:

@@ -48,6 +48,15 @@ def test_a_learning_curve_is_the_mean_at_the_steps_that_all_runs_have(tmp_path: 
     assert tradeoff_score(comparison.tables[0]) == "dice (files)"
 
 
+def test_rows_of_one_name_have_their_settings_in_the_legend(tmp_path: Path) -> None:
+    for folder, rate in (("one", 1e-2), ("two", 1e-3)):
+        write_run(tmp_path / folder / "a-seed0", [0.5, 0.6], optim={"lr": rate})
+    runs = [str(tmp_path / folder) for folder in ("one", "two")]
+    assert main(["compare", *runs, "--rows", "name", "--plots", "--output", str(tmp_path)]) == 0
+    drawn = (tmp_path / "figures" / "learning_curves.svg").read_text()
+    assert "a (optim.lr=0.01)" in drawn and "a (optim.lr=0.001)" in drawn
+
+
 def test_plots_without_a_folder_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(write_rows(tmp_path)), "--plots"]) == 2
     assert "--plots: has no folder" in capsys.readouterr().err

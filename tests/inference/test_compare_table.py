@@ -68,7 +68,7 @@ def test_latex_has_the_cells_of_the_markdown(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_special_characters_of_latex() -> None:
-    text = latex_table([["a_b & c", "mean ± SD %"], ["x~{1}^2 \\ $#", "**0.5 ± 0.1**"], ["<|>", "-"]], ["50 %\nnext"])
+    text = latex_table([["a_b & c", "mean ± SD %"], ["x~{1}^2 \\ $#", "**0.5 ± 0.1**"], ["<|>", "-"]])
     assert r"a\_b \& c & mean $\pm$ SD \% \\" in text
     assert r"x\textasciitilde{}\{1\}\textasciicircum{}2 \textbackslash{} \$\# & \textbf{0.5 $\pm$ 0.1} \\" in text
-    assert r"\begin{tabular}{lr}" in text and text.endswith("% 50 %\n% next")
+    assert r"\begin{tabular}{lr}" in text

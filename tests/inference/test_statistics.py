@@ -162,7 +162,7 @@ def test_cases_that_were_trained_on_and_missing_evaluations_are_left_out_and_nam
     # A case of another fold, which the run was trained on.
     foreign = [
         *(row_of("unet", case, label, 0) for case in NAMES[2::5] for label in "ab"),
-        row_of("unet", "c03", "a", 0),
+        row_of("unet", "c03", "a", 0, trained_on="yes"),
     ]
     write_cases(folder / "unet-seed0-fold2", foreign)
     pooled = pooled_of(folder)
@@ -179,7 +179,7 @@ def test_a_case_that_two_runs_scored_is_refused(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path, ("unet",), seeds=(0,))
     run = write_run(folder / "unet-again", [0.5], cases=NAMES, labels=("background", "a", "b"), optim={"lr": 1e-3})
     write_cases(run, [row_of("unet", case, label, 0) for case in NAMES[0::5] for label in "ab"])
-    with pytest.raises(UserError, match=r"unet-again and unet-seed0-fold0: scored the same cases.*c00"):
+    with pytest.raises(UserError, match=r"unet-again and \S+/unet-seed0-fold0: scored the same cases.*c00"):
         pooled_of(folder)
 
 

@@ -45,9 +45,9 @@ def _best(arguments: argparse.Namespace) -> int:
     if folder is not None:
         writable_folder(folder, "--output")
     pooled = pool(compare(arguments.runs, arguments.checkpoint, ensembles=arguments.ensembles))
-    choices = choose(pooled, arguments.metric)
+    choices, problems = choose(pooled, arguments.metric)
     print(best_text(choices))
-    for note in pooled.notes:
+    for note in (*pooled.notes, *problems):
         print(f"- {note}")
     if folder is not None:
         write_best(choices, folder)

@@ -83,12 +83,15 @@ def _compare(arguments: argparse.Namespace) -> int:
         comparison = with_metrics(comparison, arguments.metrics)
     if arguments.against is not None:
         comparison = with_baseline(comparison, arguments.against)
+    by_settings = (
+        comparison  # figures find names of their own, which tell rows with equal names apart by their settings
+    )
     if arguments.rows == "name":
         comparison = with_names(comparison)
     print(comparison_latex(comparison) if arguments.latex else comparison_markdown(comparison))
     if arguments.output is not None:
         write_comparison(comparison, arguments.output)
     if arguments.plots:
-        for file in draw_figures(comparison, arguments.output):
+        for file in draw_figures(by_settings, arguments.output):
             print(file)
     return DONE

@@ -42,9 +42,13 @@ def title_problems(chosen: Sequence[MetricConfig]) -> list[str]:
     """List the metrics whose name in records and tables is taken."""
     titles = [metric.shown_as for metric in chosen]
     twice = sorted({title for title in titles if titles.count(title) > 1})
-    columns = {"case", "label", "dice", "hd95_mm", "voxels_true", "voxels_predicted", "trained_on"}
+    columns = {"case", "label", "dice", "hd95_mm", "voxels_true", "voxels_predicted", "voxels_ignored", "trained_on"}
+    columns |= {"annotated", "micro"}  # entries of summary.json, beside the metrics
     taken = [metric.shown_as for metric in chosen if metric.shown_as in columns and metric.name != metric.shown_as]
     return [
         *(f"metrics: several are called {title}; give each a title of its own" for title in twice),
-        *(f"metrics: {title} is a column of every evaluation; remove it, or give it another title" for title in taken),
+        *(
+            f"metrics: {title} is a column or an entry of every evaluation; remove it, or give it another title"
+            for title in taken
+        ),
     ]

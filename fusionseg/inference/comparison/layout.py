@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fusionseg.inference.comparison.rows import Comparison, Row, TaskTable
-from fusionseg.inference.comparison.run_summary import name_without_repetition
+from fusionseg.inference.comparison.run_summary import RunSummary, name_without_repetition
 from fusionseg.utils.errors import UserError, some_of, suggest
 
 NAME = "name"
 """The column of the rows' names."""
 _MAX_NAMES = 3
+_MAX_RUNS = 5
 
 
 def with_names(comparison: Comparison) -> Comparison:
@@ -84,3 +85,17 @@ def _matches(metric: str, name: str) -> bool:
     wanted, _, wanted_grid = name.partition(" (")
     base, _, grid = metric.partition(" (")
     return wanted_grid in ("", grid) and (base == wanted or base.startswith(f"{wanted}."))
+
+
+def remark_notes(runs: Sequence[RunSummary], *, marks: bool = False) -> list[str]:
+    """Notes for below a table: each remark about runs, with the names of the runs.
+
+    Args:
+        runs: of all rows.
+        marks: also the marks of the runs, for a table without numbers for them.
+    """
+    remarks: dict[str, list[str]] = {}
+    for run in runs:
+        for remark in (*(run.marks if marks else ()), *run.remarks):
+            remarks.setdefault(remark, []).append(run.name)
+    return [f"{some_of(names, _MAX_RUNS)}: {remark}" for remark, names in remarks.items()]

@@ -98,8 +98,17 @@ def _differing_options(folder: Path, summary: Mapping[str, Any]) -> list[str] | 
 
 
 def _changed_options(request: Mapping[str, Any]) -> list[str]:
-    options = [option for option in ("--tta", "--include-trained") if request.get(option[2:].replace("-", "_"))]
-    return options + ([] if request.get("overlap") is None else [f"--overlap {request['overlap']}"])
+    return [*prediction_options(request), *(["--include-trained"] if request.get("include_trained") else [])]
+
+
+def prediction_options(request: Mapping[str, Any]) -> list[str]:
+    """The options of the prediction that an evaluation was asked for, as `fusionseg predict` takes them.
+
+    Args:
+        request: `request` of the summary of the evaluation.
+    """
+    given = [f"--{key} {request[key]}" for key in ("overlap", "precision") if request.get(key) is not None]
+    return [*(["--tta"] if request.get("tta") else []), *given]
 
 
 def _is_of(summary: Mapping[str, Any], validation: Mapping[str, Any], weights: str) -> bool:

@@ -7,15 +7,13 @@ import io
 from pathlib import Path
 from typing import Any
 
+from fusionseg.inference.comparison.layout import remark_notes
 from fusionseg.inference.comparison.paired import baseline_of, paired_cells, paired_difference, paired_markdown
 from fusionseg.inference.comparison.rows import Comparison, Row, Spread, TaskTable, digits_of, higher_is_better
 from fusionseg.inference.comparison.run_summary import FILES, PATCHES, PREPARED
-from fusionseg.utils.errors import some_of
 from fusionseg.utils.files import write_text
 from fusionseg.utils.latex import latex_table
 from fusionseg.utils.tables import markdown_table
-
-_MAX_NAMED = 5
 
 
 def comparison_markdown(comparison: Comparison) -> str:
@@ -131,7 +129,6 @@ def _ranked_means(table: TaskTable, metric: str, names: list[str]) -> dict[str, 
 
 
 def _notes(comparison: Comparison, marks: list[str]) -> list[str]:
-    runs = [run for row in comparison.rows for run in row.runs]
     metrics = {name for table in comparison.tables for name in table.metrics}
     notes = [
         "Weights: each run's at its last validation; `--checkpoint best` takes those of the best validation."
@@ -153,11 +150,7 @@ def _notes(comparison: Comparison, marks: list[str]) -> list[str]:
     if any(table.data_differ for table in comparison.tables):
         notes.append("The rows are of different data sets: bold is the best of each.")
     notes += [f"[{number}] {mark}" for number, mark in enumerate(marks, start=1)]
-    remarks: dict[str, list[str]] = {}
-    for run in runs:
-        for remark in run.remarks:
-            remarks.setdefault(remark, []).append(run.name)
-    notes += [f"{some_of(names, _MAX_NAMED)}: {remark}" for remark, names in remarks.items()]
+    notes += remark_notes([run for row in comparison.rows for run in row.runs])
     return [*notes, *(f"left out: {problem}" for problem in comparison.damaged)]
 
 

@@ -19,7 +19,7 @@ from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.metrics.case_metrics import case_metrics, definitions_in_use
 from fusionseg.metrics.class_names import check_class_names
 from fusionseg.metrics.configured import build_metrics
-from fusionseg.metrics.definitions import DEFAULT_METRICS, DEFINITIONS
+from fusionseg.metrics.definitions import DEFAULT_METRICS, DEFINITIONS, OWN_RULE
 from fusionseg.metrics.lesions import Lesion
 from fusionseg.metrics.outputs import OutputComparison
 from fusionseg.metrics.segmentation import nanmean
@@ -113,7 +113,7 @@ def metric_definitions(settings: EvaluateConfig, metrics: Sequence[MetricConfig]
                 "text": f"the metric {metric.name} of the configuration",
                 "unit": "",
                 "higher_is_better": None,
-                "absent": "as the metric says",
+                "absent": OWN_RULE,
                 "source": metric.version or "",
                 "parameters": metric.args,
             }

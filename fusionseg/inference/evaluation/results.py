@@ -63,8 +63,9 @@ def segmentation_table(summary: Mapping[str, Any]) -> str:
         rows = [["class", "cases", *(_title(name) for name in part)]]
         for name in classes:
             metrics = summary["classes"][name]
-            cells = [_cell(metrics[key], _digits(key)) for key in part]
-            rows.append([name, str(metrics[part[0]]["cases"]), *cells])
+            cases = metrics[part[0]]["cases"]
+            cells = [_cell(metrics[key], _digits(key), cases) for key in part]
+            rows.append([name, str(cases), *cells])
         means = {**summary["metrics"], "dice": summary["dice"], "hd95_mm": summary["hd95_mm"]}
         rows.append(["mean", str(summary["cases"]), *(_number(means[key], _digits(key)) for key in part)])
         if set(part) & set(summary["micro"]):
@@ -153,10 +154,12 @@ def evaluation_notes(summary: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _cell(metric: Mapping[str, float], digits: int) -> str:
+def _cell(metric: Mapping[str, float], digits: int, cases: int | None = None) -> str:
+    """Mean and deviation; their number of cases too, if it is not that of the line."""
     if isnan(metric["mean"]):
         return "-"
-    return f"{_number(metric['mean'], digits)} ± {_number(metric['std'], digits)}"
+    others = "" if cases in (None, metric["cases"]) else f" ({metric['cases']:.0f})"
+    return f"{_number(metric['mean'], digits)} ± {_number(metric['std'], digits)}{others}"
 
 
 def _number(value: float, digits: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import isnan, nan
 from typing import Any
@@ -11,10 +10,12 @@ import numpy as np
 
 from fusionseg.inference.statistics.intervals import LEVEL, METHODS, Interval, mean_interval
 from fusionseg.inference.statistics.paired_tests import PairedTest, holm, paired_test
-from fusionseg.inference.statistics.pooled import Pooled, PooledGroup, PooledRow
+from fusionseg.inference.statistics.pooled import Pooled
 from fusionseg.inference.statistics.ranks import RankStability, rank_stability
 from fusionseg.inference.statistics.resampling import RESAMPLES
-from fusionseg.metrics.definitions import definition_of
+from fusionseg.inference.statistics.scores import PooledGroup, PooledRow, has_same_cells, paired_values
+from fusionseg.metrics.definitions import MetricDefinition
+from fusionseg.runs.json_files import JsonObject
 from fusionseg.utils.errors import UserError, suggest
 
 
@@ -61,6 +62,17 @@ class GroupStatistics:
     rows: list[RowStatistics]
     ranks: dict[str, RankStability]
     """By metric; only for metrics with a direction, and for two rows or more with shared cases."""
+    pooled: PooledGroup
+    comparable: frozenset[str]
+    """The metrics whose means of all rows are over the same cases."""
+
+    def definition(self, metric: str) -> MetricDefinition | None:
+        """The definition of a metric: the built-in one, or else the one that the evaluations recorded.
+
+        Args:
+            metric: its name.
+        """
+        return self.pooled.definition(metric)
 
     @property
     def metrics(self) -> list[str]:
@@ -81,8 +93,6 @@ class Statistics:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for statistics.json; nan stays nan."""
-        metrics = dict.fromkeys(name for group in self.groups for name in group.metrics)
-        definitions = {name: found.to_json() for name in metrics if (found := definition_of(name)) is not None}
         return {
             "weights": self.weights,
             "level": self.level,
@@ -90,7 +100,6 @@ class Statistics:
             "resamples": RESAMPLES,
             "against": self.baseline,
             "methods": METHODS,
-            "definitions": definitions,
             "groups": [_group_json(group) for group in self.groups],
             "notes": self.notes,
         }
@@ -115,19 +124,19 @@ def analyse(pooled: Pooled, against: str | None = None, level: float = LEVEL, se
     return Statistics(pooled.weights, level, seed, against, groups, list(pooled.notes))
 
 
-def shared_values(rows: Sequence[PooledRow], metric: str) -> tuple[list[str], np.ndarray[Any, np.dtype[np.float64]]]:
-    """The values of the cases that have one in all rows.
+def shared_values(group: PooledGroup, metric: str) -> tuple[list[str], np.ndarray[Any, np.dtype[np.float64]]]:
+    """The values of the cases that have one in all rows; see `paired_values`.
 
     Args:
-        rows: k rows of one group.
+        group: k rows.
         metric: name of the metric.
 
     Returns:
         The names of n cases, and the values (n, k).
     """
-    columns = [row.by_case(metric) for row in rows]
+    columns = paired_values(group.rows, metric, group.definition(metric))
     cases = [case for case in columns[0] if not any(isnan(column.get(case, nan)) for column in columns)]
-    return cases, np.array([[column[case] for column in columns] for case in cases]).reshape(len(cases), len(rows))
+    return cases, np.array([[column[case] for column in columns] for case in cases]).reshape(len(cases), len(columns))
 
 
 def _group_statistics(group: PooledGroup, against: str | None, level: float, seed: int) -> GroupStatistics:
@@ -136,8 +145,8 @@ def _group_statistics(group: PooledGroup, against: str | None, level: float, see
     if baseline is not None:
         others = [row for row in group.rows if row is not baseline]
         for metric in baseline.metrics:
-            theirs = baseline.by_case(metric)
-            found = [paired_test(row.by_case(metric), theirs, level, seed) for row in others]
+            pairs = [paired_values([row, baseline], metric, group.definition(metric)) for row in others]
+            found = [paired_test(ours, theirs, level, seed) for ours, theirs in pairs]
             adjusted = holm([test.p for test in found])
             tests |= {
                 (row.name, metric): pair for row, pair in zip(others, zip(found, adjusted, strict=True), strict=True)
@@ -154,11 +163,12 @@ def _group_statistics(group: PooledGroup, against: str | None, level: float, see
     ]
     ranks = {}
     for metric in group.metrics if len(rows) > 1 else ():
-        definition = definition_of(metric)
-        _, values = shared_values(group.rows, metric)
+        definition = group.definition(metric)
+        _, values = shared_values(group, metric)
         if definition is not None and definition.higher_is_better is not None and len(values) > 1:
             ranks[metric] = rank_stability(values, higher_is_better=definition.higher_is_better, level=level, seed=seed)
-    return GroupStatistics(group.task, group.data_set, rows, ranks)
+    comparable = (name for name in group.metrics if has_same_cells(group.rows, name, group.definition(name)))
+    return GroupStatistics(group.task, group.data_set, rows, ranks, group, frozenset(comparable))
 
 
 def _metric_statistics(
@@ -187,6 +197,7 @@ def _group_json(group: GroupStatistics) -> dict[str, Any]:
     return {
         "task": group.task,
         "data_set": group.data_set,
+        "definitions": _definitions_json(group.pooled),
         "rows": [
             {
                 "name": row.name,
@@ -199,6 +210,15 @@ def _group_json(group: GroupStatistics) -> dict[str, Any]:
             for row in group.rows
         ],
         "ranks": {metric: {"names": names, **asdict(found)} for metric, found in group.ranks.items()},
+    }
+
+
+def _definitions_json(group: PooledGroup) -> dict[str, JsonObject]:
+    """The definition of each metric, with the parameters that the evaluations recorded."""
+    return {
+        metric: definition.to_json(group.recorded.get(metric, {}).get("parameters"))
+        for metric in group.metrics
+        if (definition := group.definition(metric)) is not None
     }
 
 

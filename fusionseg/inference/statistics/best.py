@@ -12,13 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusionseg.inference.comparison.matching_evaluation import prediction_options
+from fusionseg.inference.comparison.run_summary import RunSummary
 from fusionseg.inference.statistics.analysis import shared_values
 from fusionseg.inference.statistics.intervals import LEVEL, Interval, mean_interval
-from fusionseg.inference.statistics.pooled import Pooled, PooledGroup, PooledRow
+from fusionseg.inference.statistics.pooled import Pooled
 from fusionseg.inference.statistics.ranks import rank_stability
 from fusionseg.inference.statistics.resampling import resample_counts
-from fusionseg.metrics.definitions import MetricDefinition, definition_of
+from fusionseg.inference.statistics.scores import PooledGroup, PooledRow
+from fusionseg.metrics.definitions import DEFINITIONS, MetricDefinition
 from fusionseg.runs.evaluations import read_summary
+from fusionseg.runs.json_files import JsonObject
 from fusionseg.utils.errors import UserError, some_of, suggest
 from fusionseg.utils.tables import counted, markdown_table
 
@@ -35,6 +39,10 @@ class Candidate:
     """The run folders whose predictions are averaged to use the configuration."""
     is_ensemble: bool
     """The scores are those of ensembles that `fusionseg evaluate --with` scored."""
+    is_scorable: bool
+    """Some case was unseen by all of the runs, as with several seeds of one fold."""
+    options: tuple[str, ...] | None
+    """Options of the predictions that were scored, such as --tta; None if those of the runs differ."""
     score: Interval
     difference: Interval
     """Mean of this row minus the chosen one, case by case."""
@@ -50,7 +58,8 @@ class Choice:
 
     task: str
     data_set: str
-    metric: str
+    definition: MetricDefinition
+    """Of the metric."""
     weights: str
     cases: int
     """Number of cases, which all candidates scored."""
@@ -58,6 +67,10 @@ class Choice:
     """The chosen one first, then by score."""
     corrected: float
     """Score of the choice on cases that did not take part in it; nan for one candidate. See `out_of_bag_score`."""
+
+    @property
+    def metric(self) -> str:
+        return self.definition.name
 
     @property
     def chosen(self) -> Candidate:
@@ -72,7 +85,8 @@ class Choice:
     def command(self) -> str:
         """The command that predicts with the chosen configuration."""
         runs = " ".join(shlex.quote(str(run)) for run in self.chosen.runs)
-        return f"fusionseg predict {runs} --checkpoint {self.weights} -i INPUT -o OUTPUT"
+        options = " ".join(("--checkpoint", self.weights, *(self.chosen.options or ())))
+        return f"fusionseg predict {runs} {options} -i INPUT -o OUTPUT"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for best.json; nan stays nan."""
@@ -104,7 +118,7 @@ class Choice:
         }
 
 
-def choose(pooled: Pooled, metric: str, level: float = LEVEL, seed: int = 0) -> list[Choice]:
+def choose(pooled: Pooled, metric: str, level: float = LEVEL, seed: int = 0) -> tuple[list[Choice], list[str]]:
     """Choose the row with the best mean over the cases that all rows scored, for each data set.
 
     Args:
@@ -113,26 +127,41 @@ def choose(pooled: Pooled, metric: str, level: float = LEVEL, seed: int = 0) -> 
         level: the confidence of the intervals.
         seed: key of the resamples.
 
+    Returns:
+        The choices, and a message for each data set without one.
+
     Raises:
-        UserError: the metric is not known or has no better direction, or the rows share no case.
+        UserError: there is no choice on any data set: the metric is not known or has no better direction, or the rows
+            share no case.
     """
     known = list(dict.fromkeys(name for group in pooled.groups for name in group.metrics))
     if metric not in known:
         raise UserError(f"--metric: these runs have no metric {metric!r}; {suggest(metric, known)}")
-    definition = definition_of(metric)
-    if definition is None or definition.higher_is_better is None:
-        raise UserError(f"--metric: {metric} has no better direction; choose another one, such as dice")
-    return [_choice(group, definition, pooled.weights, level, seed) for group in pooled.groups]
+    choices, problems = [], []
+    for group in pooled.groups:
+        try:
+            choices.append(_choice(group, metric, pooled.weights, level, seed))
+        except UserError as error:
+            problems += error.problems
+    if not choices:
+        raise UserError(dict.fromkeys(problems))
+    return choices, problems
 
 
-def _choice(group: PooledGroup, definition: MetricDefinition, weights: str, level: float, seed: int) -> Choice:
-    metric, is_higher = definition.name, bool(definition.higher_is_better)
-    cases, values = shared_values(group.rows, metric)
+def _choice(group: PooledGroup, metric: str, weights: str, level: float, seed: int) -> Choice:
+    cases, values = shared_values(group, metric)
     if not cases:
         names = some_of([row.name for row in group.rows], _MAX_NAMED)
         raise UserError(
             f"{names}: no case of {group.data_set} has a value of {metric} in all rows; evaluate the same folds"
         )
+    definition = group.definition(metric)
+    if definition is None or definition.higher_is_better is None:
+        reason = (
+            f"{metric} has no better direction" if metric in DEFINITIONS else f"the direction of {metric} is not known"
+        )
+        raise UserError(f"--metric: {reason}; choose another one, such as dice")
+    is_higher = definition.higher_is_better
     merits = values if is_higher else -values
     order = sorted(range(len(group.rows)), key=lambda index: -merits[:, index].mean())
     first = rank_stability(values, higher_is_better=is_higher, level=level, seed=seed).first
@@ -141,6 +170,8 @@ def _choice(group: PooledGroup, definition: MetricDefinition, weights: str, leve
             name=group.rows[index].name,
             runs=members_of(group.rows[index]),
             is_ensemble=_is_ensemble(group.rows[index]),
+            is_scorable=_is_scorable(group.rows[index]),
+            options=_options(group.rows[index]),
             score=mean_interval(values[:, index], level, seed),
             difference=mean_interval(values[:, index] - values[:, order[0]], level, seed),
             first=first[index],
@@ -149,7 +180,9 @@ def _choice(group: PooledGroup, definition: MetricDefinition, weights: str, leve
         for index in order
     ]
     score = out_of_bag_score(merits, seed)
-    return Choice(group.task, group.data_set, metric, weights, len(cases), candidates, score if is_higher else -score)
+    return Choice(
+        group.task, group.data_set, definition, weights, len(cases), candidates, score if is_higher else -score
+    )
 
 
 def out_of_bag_score(merits: NDArray[np.float64], seed: int = 0) -> float:
@@ -188,18 +221,40 @@ def members_of(row: PooledRow) -> list[Path]:
         row: the row.
     """
     found: list[Path] = []
-    for run in row.row.runs:
-        if run.evaluation is not None and run.evaluation == run.path:
-            request = read_summary(run.path).get("request")
-            others = request.get("with") if isinstance(request, dict) else None
-            found += [run.path.parent, *map(Path, others or ())]
-        elif run.evaluation is not None:
+    for run in _scored_runs(row):
+        if run.evaluation == run.path:
+            found += [run.path.parent, *map(Path, _request(run).get("with") or ())]
+        else:
             found.append(run.path)
     return list(dict.fromkeys(found))
 
 
+def _scored_runs(row: PooledRow) -> list[RunSummary]:
+    """The runs of a row that some of its scores are of."""
+    scored = {score.path for score in row.scores}
+    return [run for run in row.row.runs if str(run.path.resolve()) in scored]
+
+
+def _request(run: RunSummary) -> JsonObject:
+    """The request of the evaluation of a run; empty if the evaluation is of an older version."""
+    request = {} if run.evaluation is None else read_summary(run.evaluation).get("request")
+    return request if isinstance(request, dict) else {}
+
+
 def _is_ensemble(row: PooledRow) -> bool:
     return any(run.evaluation is not None and run.evaluation == run.path for run in row.row.runs)
+
+
+def _is_scorable(row: PooledRow) -> bool:
+    cases: dict[str, set[str]] = {}
+    for score in row.scores:
+        cases.setdefault(score.path, set()).add(score.case)
+    return bool(set.intersection(*cases.values()))
+
+
+def _options(row: PooledRow) -> tuple[str, ...] | None:
+    found = {tuple(prediction_options(_request(run))) for run in _scored_runs(row)}
+    return found.pop() if len(found) == 1 else None
 
 
 def _parameters(row: PooledRow) -> float:
@@ -217,8 +272,7 @@ def best_text(choices: Sequence[Choice]) -> str:
 
 
 def _text(choice: Choice, *, named: bool) -> str:
-    definition = definition_of(choice.metric)
-    assert definition is not None
+    definition = choice.definition
     digits, best = definition.digits, choice.chosen
     direction = "highest" if definition.higher_is_better else "lowest"
     rows = [["name", "runs", f"{definition.title}", "difference", "first in", "parameters"]]
@@ -246,15 +300,14 @@ def remarks_of(choice: Choice) -> list[str]:
     Args:
         choice: the choice.
     """
-    definition = definition_of(choice.metric)
-    digits = 4 if definition is None else definition.digits
-    best, remarks = choice.chosen, []
+    digits, best = choice.definition.digits, choice.chosen
+    remarks = []
     if close := choice.close:
         names = some_of([one.name for one in close], _MAX_NAMED)
         remarks.append(f"not clearly worse (the interval of the difference has zero in it): {names}")
         smallest = min(close, key=lambda one: one.parameters if not isnan(one.parameters) else np.inf)
         if smallest.parameters < best.parameters:
-            remarks.append(f"{smallest.name} has fewer parameters, and may do")
+            remarks.append(f"{smallest.name} has fewer parameters and may be the better choice")
     elif len(choice.candidates) > 1:
         remarks.append("every other row is worse: no interval of a difference has zero in it")
     if not isnan(choice.corrected):
@@ -263,10 +316,16 @@ def remarks_of(choice: Choice) -> list[str]:
             f" {choice.corrected:.{digits}f}"
         )
     if len(best.runs) > 1 and not best.is_ensemble:
-        remarks.append(
-            f"the command averages the {len(best.runs)} runs of the row; the score is that of single runs, as no case"
-            " was unseen by all of them"
+        reason = (
+            "; fusionseg evaluate RUN --with RUN ... scores the average of runs of one fold"
+            if best.is_scorable
+            else ", as no case was unseen by all of them"
         )
+        remarks.append(
+            f"the command averages the {len(best.runs)} runs of the row; the score is that of single runs{reason}"
+        )
+    if best.options is None:
+        remarks.append("the runs of the row were evaluated with different options; the command has none of them")
     if best.is_ensemble and len(best.runs) > 1:
         remarks.append(f"the command averages all {len(best.runs)} runs of the ensembles")
     return remarks

@@ -2,112 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from math import isnan, nan
-from statistics import fmean
+from math import nan
 from typing import Any
 
-from fusionseg.inference.comparison.layout import unique_names
+from fusionseg.inference.comparison.layout import remark_notes, unique_names
 from fusionseg.inference.comparison.rows import Comparison, Row
 from fusionseg.inference.comparison.run_summary import RunSummary
-from fusionseg.runs.cases.split_file import plain_split
-from fusionseg.runs.evaluations import read_scores
+from fusionseg.inference.statistics.scores import CaseScore, PooledGroup, PooledRow, missing_cells
+from fusionseg.runs.cases.split_file import NO_VALIDATION, plain_split
+from fusionseg.runs.evaluations import read_scores, read_summary
+from fusionseg.runs.json_files import JsonObject
 from fusionseg.runs.paths import SPLIT
 from fusionseg.utils.errors import UserError, some_of
 from fusionseg.utils.tables import counted
 
 _MAX_NAMED = 3
-
-
-@dataclass(frozen=True)
-class CaseScore:
-    """The scores of one class, or region, in one case, by a run that did not train on the case."""
-
-    run: str
-    repetition: str
-    """The seed of the run, and the seed that drew the folds unless it is 0."""
-    fold: str
-    case: str
-    label: str
-    metrics: Mapping[str, float]
-    """nan where a metric is not defined."""
-
-
-@dataclass(frozen=True)
-class PooledRow:
-    """The scores of one configuration on one data set, over all of its folds and seeds."""
-
-    name: str
-    row: Row
-    scores: tuple[CaseScore, ...]
-
-    @cached_property
-    def cases(self) -> list[str]:
-        """The names of the cases, sorted."""
-        return sorted({score.case for score in self.scores})
-
-    @cached_property
-    def labels(self) -> list[str]:
-        """The names of the classes or regions, in their order."""
-        return list(dict.fromkeys(score.label for score in self.scores))
-
-    @cached_property
-    def metrics(self) -> list[str]:
-        """The names of the metrics, in the order of cases.csv."""
-        return list(dict.fromkeys(name for score in self.scores for name in score.metrics))
-
-    @cached_property
-    def repetitions(self) -> list[str]:
-        return sorted({score.repetition for score in self.scores})
-
-    @cached_property
-    def fold_of(self) -> dict[str, str]:
-        """The fold of each case; the fold of its first repetition, if it is in several."""
-        return {score.case: score.fold for score in reversed(self.scores)}
-
-    def by_case(self, metric: str, *, label: str | None = None, repetition: str | None = None) -> dict[str, float]:
-        """The value of a metric for each case, sorted by case; nan where no class of the case has one.
-
-        The mean over the classes is taken first, then the mean over the repetitions. So each case has one value,
-        however many seeds were trained.
-
-        Args:
-            metric: name of the metric.
-            label: one class alone; None takes the mean over the classes that have a value.
-            repetition: one repetition alone; None takes the mean over those that have a value.
-        """
-        values: dict[str, dict[str, list[float]]] = {}
-        for score in self.scores:
-            if label in (None, score.label) and repetition in (None, score.repetition):
-                of_case = values.setdefault(score.case, {})
-                of_case.setdefault(score.repetition, []).append(score.metrics.get(metric, nan))
-        return {case: _mean(map(_mean, values[case].values())) for case in sorted(values)}
-
-    def by_repetition(self, metric: str) -> dict[str, float]:
-        """The mean over the cases for each repetition."""
-        return {name: _mean(self.by_case(metric, repetition=name).values()) for name in self.repetitions}
-
-    def by_fold(self, metric: str) -> dict[str, float]:
-        """The mean over the cases of each fold, of values that are already averaged over the repetitions."""
-        groups: dict[str, list[float]] = {}
-        for case, value in self.by_case(metric).items():
-            groups.setdefault(self.fold_of[case], []).append(value)
-        return {fold: _mean(groups[fold]) for fold in sorted(groups)}
-
-
-@dataclass(frozen=True)
-class PooledGroup:
-    """The rows of one task on one data set. Only rows of one group are compared with each other."""
-
-    task: str
-    data_set: str
-    rows: list[PooledRow]
-
-    @property
-    def metrics(self) -> list[str]:
-        return list(dict.fromkeys(metric for row in self.rows for metric in row.metrics))
 
 
 @dataclass(frozen=True)
@@ -118,7 +31,7 @@ class Pooled:
     """ "last" or "best"."""
     groups: list[PooledGroup]
     notes: list[str]
-    """Sentences about runs and cases that are not in the statistics."""
+    """Sentences about runs and cases that are not in the statistics, and about how the runs were evaluated."""
 
 
 def pool(comparison: Comparison) -> Pooled:
@@ -128,56 +41,99 @@ def pool(comparison: Comparison) -> Pooled:
         comparison: the runs, grouped into rows.
 
     Raises:
-        UserError: no run has a usable evaluation, or two runs of one row and seed scored the same case.
+        UserError: no run has a usable evaluation, two runs of one row and seed scored the same case, or runs on one
+            data set were evaluated with different parameters of a metric.
     """
     notes = [f"left out: {problem}" for problem in comparison.damaged]
     problems: list[str] = []
     groups: dict[tuple[str, str], PooledGroup] = {}
+    missing: list[RunSummary] = []
     for table in comparison.tables:
         names = unique_names(table)
         for row, name, data_set in zip(table.rows, names, table.data_names(), strict=True):
-            scores = _scores(row, notes)
-            problems += _repeated(row, scores)
+            runs = [run for run in row.runs if run.task.evaluation == "masks"]
+            missing += [run for run in runs if run.evaluation is None and NO_VALIDATION not in run.marks]
+            scores = [score for run in runs for score in _scores(run, notes)]
+            notes += remark_notes(runs, marks=True)
+            problems += _repeated(scores)
             if scores:
                 group = groups.setdefault((table.task, row.data.key), PooledGroup(table.task, data_set, []))
                 group.rows.append(PooledRow(name, row, tuple(scores)))
+    notes += _missing_notes(missing, comparison.weights)
     if not groups:
         raise UserError(["none of the runs has scores of cases that it did not see", *notes])
+    found = []
+    for group in groups.values():
+        recorded, differing = _recorded_definitions([row.row for row in group.rows])
+        problems += differing
+        found.append(PooledGroup(group.task, group.data_set, group.rows, recorded))
     if problems:
         raise UserError(problems)
-    for group in groups.values():
+    for group in found:
         notes += _notes(group)
-    return Pooled(comparison.weights, list(groups.values()), notes)
+    return Pooled(comparison.weights, found, list(dict.fromkeys(notes)))
 
 
-def _scores(row: Row, notes: list[str]) -> list[CaseScore]:
-    """The scores of a row. Notes are added about runs and cases without usable scores."""
-    found: list[CaseScore] = []
-    missing: list[str] = []
-    for run in row.runs:
-        if run.task.evaluation != "masks":
-            continue
-        if run.evaluation is None:
-            missing.append(run.name)
-            continue
-        validation = {str(case.get("name")) for case in plain_split(run.evaluation.parent).get("validation") or ()}
-        scores = read_scores(run.evaluation)
-        usable = [score for score in scores if score.case in validation and score.trained_on == "no"]
-        if left_out := len({score.case for score in scores}) - len({score.case for score in usable}):
-            notes.append(
-                f"{run.name}: {counted(left_out, 'case')} left out, as the run was trained on them, or as its"
-                f" {SPLIT} does not say that it was not"
-            )
-        found += [
-            CaseScore(run.name, repetition_of(run), run.fold, score.case, score.label, score.metrics)
-            for score in usable
-        ]
-    if missing:
+def _scores(run: RunSummary, notes: list[str]) -> list[CaseScore]:
+    """The scores of a run. Notes are added about cases without usable scores."""
+    if run.evaluation is None:
+        return []
+    scores = read_scores(run.evaluation)
+    own = {score.case for score in scores}
+    unseen = {score.case for score in scores if score.trained_on == "no"}
+    if left_out := len(own - unseen):
         notes.append(
-            f"{some_of(missing, _MAX_NAMED)}: left out, without an evaluation of these weights; fusionseg evaluate"
-            f" {row.runs[0].path.parent} makes it"
+            f"{run.name}: {counted(left_out, 'case')} left out, as the run was trained on them, or as it is not known"
+            " whether it was"
         )
-    return found
+    # An evaluation that records its request found the validation cases by their content; they may be renamed by now.
+    if not isinstance(read_summary(run.evaluation).get("request"), dict):
+        validation = {str(case.get("name")) for case in plain_split(run.evaluation.parent).get("validation") or ()}
+        if others := len(unseen - validation):
+            notes.append(
+                f"{run.name}: {counted(others, 'case')} left out, as its {SPLIT} does not name them as validation cases"
+            )
+        unseen &= validation
+    repetition, path = repetition_of(run), str(run.path.resolve())
+    return [
+        CaseScore(run.name, path, repetition, run.fold, score.case, score.label, score.metrics)
+        for score in scores
+        if score.case in unseen
+    ]
+
+
+def _missing_notes(missing: Sequence[RunSummary], weights: str) -> list[str]:
+    """A note about runs without an evaluation, with the command that makes them."""
+    if not missing:
+        return []
+    folders = " ".join(dict.fromkeys(shlex.quote(str(run.path.parent)) for run in missing))
+    option = " --checkpoint best" if weights == "best" else ""
+    return [
+        f"{some_of([run.name for run in missing], _MAX_NAMED)}: left out, without an evaluation of these weights;"
+        f" fusionseg evaluate {folders}{option} makes it"
+    ]
+
+
+def _recorded_definitions(rows: Sequence[Row]) -> tuple[dict[str, JsonObject], list[str]]:
+    """The definitions of the metrics that the evaluations recorded, and messages about those that differ."""
+    found: dict[str, JsonObject] = {}
+    runs: dict[str, dict[str, list[str]]] = {}
+    for run in (run for row in rows for run in row.runs if run.evaluation is not None):
+        assert run.evaluation is not None
+        definitions = read_summary(run.evaluation).get("definitions")
+        for metric, definition in definitions.items() if isinstance(definitions, dict) else ():
+            if isinstance(definition, dict):
+                found.setdefault(metric, definition)
+                parameters = json.dumps(definition.get("parameters") or {}, sort_keys=True)
+                runs.setdefault(metric, {}).setdefault(parameters, []).append(run.name)
+    problems = [
+        f"{metric}: was evaluated with different parameters, "
+        + " and ".join(f"{values} ({some_of(names, _MAX_NAMED)})" for values, names in by_value.items())
+        + "; evaluate these runs with the same settings, or name only runs with the same ones"
+        for metric, by_value in runs.items()
+        if len(by_value) > 1
+    ]
+    return found, problems
 
 
 def repetition_of(run: RunSummary) -> str:
@@ -190,19 +146,19 @@ def repetition_of(run: RunSummary) -> str:
     return f"seed {run.config.get('seed')}" + (f", {drawn}" if drawn else "")
 
 
-def _repeated(row: Row, scores: list[CaseScore]) -> list[str]:
+def _repeated(scores: list[CaseScore]) -> list[str]:
     """Messages about cases that two runs of one repetition scored."""
     runs: dict[tuple[str, str], dict[str, None]] = {}
     for score in scores:
-        runs.setdefault((score.repetition, score.case), {})[score.run] = None
+        runs.setdefault((score.repetition, score.case), {})[score.path] = None
     twice: dict[tuple[str, ...], list[str]] = {}
-    for (_, case), names in runs.items():
-        if len(names) > 1:
-            twice.setdefault(tuple(names), []).append(case)
+    for (_, case), paths in runs.items():
+        if len(paths) > 1:
+            twice.setdefault(tuple(paths), []).append(case)
     return [
-        f"{' and '.join(names)}: scored the same cases with the same configuration and seed"
+        f"{' and '.join(paths)}: scored the same cases with the same configuration and seed"
         f" ({some_of(cases, _MAX_NAMED)}), and each case counts once; name only one of these runs"
-        for names, cases in twice.items()
+        for paths, cases in twice.items()
     ]
 
 
@@ -224,12 +180,25 @@ def _notes(group: PooledGroup) -> list[str]:
             f"the rows on {group.data_set} are not of the same cases: paired tests and ranks are over the cases that"
             " rows share"
         )
-    return notes
+    return [*notes, *_missing_values(group)]
 
 
-def _mean(values: Iterable[float]) -> float:
-    known = [value for value in values if not isnan(value)]
-    return fmean(known) if known else nan
+def _missing_values(group: PooledGroup) -> list[str]:
+    """Notes about metrics without a penalty that some rows have no value of: classes that their networks missed."""
+    metrics: dict[tuple[tuple[int, ...], int], list[str]] = {}
+    for metric in group.metrics if len(group.rows) > 1 else ():
+        definition = group.definition(metric)
+        if definition is None or not definition.is_penalised:
+            missing, total = missing_cells(group.rows, metric)
+            if any(missing):
+                metrics.setdefault((tuple(missing), total), []).append(metric)
+    return [
+        f"{', '.join(names)}: "
+        + ", ".join(f"{row.name} has no value of {count}" for row, count in zip(group.rows, missing, strict=True))
+        + f" of the {total} classes of cases of {group.data_set}, where another row has one; paired tests, ranks and"
+        " the choice of the best row leave such a class of a case out in all compared rows"
+        for (missing, total), names in metrics.items()
+    ]
 
 
 def pooled_rows(pooled: Pooled) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from statistics import stdev
 
 from fusionseg.inference.statistics.analysis import GroupStatistics, Statistics
 from fusionseg.inference.statistics.intervals import Interval
-from fusionseg.metrics.definitions import definition_of
+from fusionseg.metrics.definitions import MetricDefinition
 from fusionseg.utils.errors import UserError, suggest
 from fusionseg.utils.latex import latex_table
 from fusionseg.utils.tables import markdown_table
@@ -28,7 +28,7 @@ def statistics_markdown(found: Statistics, metrics: Sequence[str] | None = None)
         UserError: no row has a metric; all such names are listed.
     """
     blocks = [f"{title}\n\n{markdown_table(cells)}" for title, cells in _tables(found, metrics)]
-    return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in _notes(found))])
+    return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in _notes(found, metrics))])
 
 
 def statistics_latex(found: Statistics, metrics: Sequence[str] | None = None) -> str:
@@ -39,21 +39,29 @@ def statistics_latex(found: Statistics, metrics: Sequence[str] | None = None) ->
         metrics: see `statistics_markdown`.
     """
     blocks = [f"% {title}\n{latex_table(cells)}" for title, cells in _tables(found, metrics)]
-    return "\n\n".join([*blocks, "\n".join(f"% {note}" for note in _notes(found))])
+    return "\n\n".join([*blocks, "\n".join(f"% {note}" for note in _notes(found, metrics))])
 
 
 def _tables(found: Statistics, metrics: Sequence[str] | None) -> Iterator[tuple[str, list[list[str]]]]:
     known = list(dict.fromkeys(name for group in found.groups for name in group.metrics))
     if metrics is not None and (unknown := [name for name in metrics if name not in known]):
         raise UserError(f"--metrics: these runs have no metric {name!r}; {suggest(name, known)}" for name in unknown)
-    shown = list(dict.fromkeys(metrics)) if metrics is not None else [name for name in _SHOWN if name in known]
     for group in found.groups:
         of_data = f", {group.data_set}" if len(found.groups) > 1 else ""
-        for metric in shown or known[:1]:
+        for metric in _shown(found, metrics):
             if metric in group.metrics:
-                yield f"{_title(metric)}{of_data}{_direction(metric)}:", _cells(group, metric, found)
+                title, direction = _title(group, metric), _direction(group.definition(metric))
+                yield f"{title}{of_data}{direction}:", _cells(group, metric, found)
                 if any(len(row.pooled.labels) > 1 for row in group.rows):
-                    yield f"{_title(metric)}{of_data} by class:", _class_cells(group, metric, found.level)
+                    yield f"{title}{of_data} by class:", _class_cells(group, metric, found.level)
+
+
+def _shown(found: Statistics, metrics: Sequence[str] | None) -> list[str]:
+    """The metrics of the tables."""
+    if metrics is not None:
+        return list(dict.fromkeys(metrics))
+    known = list(dict.fromkeys(name for group in found.groups for name in group.metrics))
+    return [name for name in _SHOWN if name in known] or known[:1]
 
 
 def _cells(group: GroupStatistics, metric: str, found: Statistics) -> list[list[str]]:
@@ -63,7 +71,7 @@ def _cells(group: GroupStatistics, metric: str, found: Statistics) -> list[list[
     tested = any(row.metrics[metric].test for row in group.rows if metric in row.metrics)
     header += ["rank", "first in"] if ranks else []
     header += ["difference", "pairs", "p", "p (Holm)", "effect size"] if tested else []
-    digits, best = _digits(metric), _best(group, metric)
+    digits, best = _digits(group, metric), _best(group, metric)
     body = []
     for index, row in enumerate(group.rows):
         of_row = row.metrics.get(metric)
@@ -93,26 +101,26 @@ def _cells(group: GroupStatistics, metric: str, found: Statistics) -> list[list[
 def _class_cells(group: GroupStatistics, metric: str, level: float) -> list[list[str]]:
     rows = [row for row in group.rows if metric in row.metrics]
     labels = list(dict.fromkeys(label for row in rows for label in row.pooled.labels))
-    body = []
+    body, digits = [], _digits(group, metric)
     for row in rows:
         classes = row.metrics[metric].classes
-        body.append(
-            [row.name, *(_interval(classes[label], _digits(metric)) if label in classes else "-" for label in labels)]
-        )
+        body.append([row.name, *(_interval(classes[label], digits) if label in classes else "-" for label in labels)])
     return [["name", *labels], *body]
 
 
 def _best(group: GroupStatistics, metric: str) -> int | None:
-    """The index of the row with the best mean, where rows are over the same number of cases; None without one."""
-    definition = definition_of(metric)
+    """The index of the row with the best mean, where all rows are over the same cases; None without one."""
+    definition = group.definition(metric)
     means = [row.metrics[metric].cases.mean for row in group.rows if metric in row.metrics]
     known = [mean for mean in means if not isnan(mean)]
-    if definition is None or definition.higher_is_better is None or len(known) < 2 or len(means) < len(group.rows):
+    if definition is None or definition.higher_is_better is None or metric not in group.comparable:
+        return None
+    if len(known) < 2 or len(means) < len(group.rows):
         return None
     return means.index(max(known) if definition.higher_is_better else min(known))
 
 
-def _notes(found: Statistics) -> list[str]:
+def _notes(found: Statistics, metrics: Sequence[str] | None) -> list[str]:
     checkpoint = "last step" if found.weights == "last" else "best validation, which was chosen on these cases"
     notes = [
         "Each case counts once, scored by the runs that did not train on it; classes are averaged within a case, then"
@@ -128,10 +136,10 @@ def _notes(found: Statistics) -> list[str]:
         )
         for group in found.groups:
             notes += [
-                f"{_title(metric)}: Kendall's tau between the ranking and that of a resample is {ranks.tau:.2f} on"
-                f" average ({ranks.cases} cases{f' of {group.data_set}' if len(found.groups) > 1 else ''})."
+                f"{_title(group, metric)}: Kendall's tau between the ranking and that of a resample is {ranks.tau:.2f}"
+                f" on average ({ranks.cases} cases{f' of {group.data_set}' if len(found.groups) > 1 else ''})."
                 for metric, ranks in group.ranks.items()
-                if metric in _SHOWN
+                if metric in _shown(found, metrics)
             ]
     if found.baseline is not None:
         notes.append(
@@ -142,18 +150,17 @@ def _notes(found: Statistics) -> list[str]:
     return [*notes, *found.notes]
 
 
-def _title(metric: str) -> str:
-    definition = definition_of(metric)
+def _title(group: GroupStatistics, metric: str) -> str:
+    definition = group.definition(metric)
     return metric if definition is None else definition.title
 
 
-def _digits(metric: str) -> int:
-    definition = definition_of(metric)
+def _digits(group: GroupStatistics, metric: str) -> int:
+    definition = group.definition(metric)
     return 4 if definition is None else definition.digits
 
 
-def _direction(metric: str) -> str:
-    definition = definition_of(metric)
+def _direction(definition: MetricDefinition | None) -> str:
     if definition is None or definition.higher_is_better is None:
         return ""
     return f" ({'higher' if definition.higher_is_better else 'lower'} is better)"
