@@ -12,17 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionseg.inference.comparison.matching_evaluation import prediction_options
-from fusionseg.inference.comparison.run_summary import RunSummary
 from fusionseg.inference.statistics.analysis import shared_values
 from fusionseg.inference.statistics.intervals import LEVEL, Interval, mean_interval
+from fusionseg.inference.statistics.members import is_ensemble, is_scorable, members_of, options_of
 from fusionseg.inference.statistics.pooled import Pooled
 from fusionseg.inference.statistics.ranks import rank_stability
 from fusionseg.inference.statistics.resampling import resample_counts
 from fusionseg.inference.statistics.scores import PooledGroup, PooledRow
 from fusionseg.metrics.definitions import DEFINITIONS, MetricDefinition
-from fusionseg.runs.evaluations import read_summary
-from fusionseg.runs.json_files import JsonObject
 from fusionseg.utils.errors import UserError, some_of, suggest
 from fusionseg.utils.tables import counted, markdown_table
 
@@ -169,9 +166,9 @@ def _choice(group: PooledGroup, metric: str, weights: str, level: float, seed: i
         Candidate(
             name=group.rows[index].name,
             runs=members_of(group.rows[index]),
-            is_ensemble=_is_ensemble(group.rows[index]),
-            is_scorable=_is_scorable(group.rows[index]),
-            options=_options(group.rows[index]),
+            is_ensemble=is_ensemble(group.rows[index]),
+            is_scorable=is_scorable(group.rows[index]),
+            options=options_of(group.rows[index]),
             score=mean_interval(values[:, index], level, seed),
             difference=mean_interval(values[:, index] - values[:, order[0]], level, seed),
             first=first[index],
@@ -212,49 +209,6 @@ def out_of_bag_score(merits: NDArray[np.float64], seed: int = 0) -> float:
         sums = (outside @ merits)[np.arange(len(chosen)), chosen]
         scores.append(sums[number > 0] / number[number > 0])
     return float(np.concatenate(scores).mean())
-
-
-def members_of(row: PooledRow) -> list[Path]:
-    """The run folders of a row; of a row of ensembles, the runs of all of them.
-
-    Args:
-        row: the row.
-    """
-    found: list[Path] = []
-    for run in _scored_runs(row):
-        if run.evaluation == run.path:
-            found += [run.path.parent, *map(Path, _request(run).get("with") or ())]
-        else:
-            found.append(run.path)
-    return list(dict.fromkeys(found))
-
-
-def _scored_runs(row: PooledRow) -> list[RunSummary]:
-    """The runs of a row that some of its scores are of."""
-    scored = {score.path for score in row.scores}
-    return [run for run in row.row.runs if str(run.path.resolve()) in scored]
-
-
-def _request(run: RunSummary) -> JsonObject:
-    """The request of the evaluation of a run; empty if the evaluation is of an older version."""
-    request = {} if run.evaluation is None else read_summary(run.evaluation).get("request")
-    return request if isinstance(request, dict) else {}
-
-
-def _is_ensemble(row: PooledRow) -> bool:
-    return any(run.evaluation is not None and run.evaluation == run.path for run in row.row.runs)
-
-
-def _is_scorable(row: PooledRow) -> bool:
-    cases: dict[str, set[str]] = {}
-    for score in row.scores:
-        cases.setdefault(score.path, set()).add(score.case)
-    return bool(set.intersection(*cases.values()))
-
-
-def _options(row: PooledRow) -> tuple[str, ...] | None:
-    found = {tuple(prediction_options(_request(run))) for run in _scored_runs(row)}
-    return found.pop() if len(found) == 1 else None
 
 
 def _parameters(row: PooledRow) -> float:
