@@ -16,7 +16,7 @@ NUM_RUNS = {
     "few_labels_pretraining": 2,
     "table1": 15, "table1_pretraining": 12, "table2": 36, "masking": 4, "masking_ct": 4, "unets": 12,
     "cross_validation": 15,
-    "demo_sweep": 4, "pancreas_table": 12, "hippocampus_table": 9, "vessels_table1": 15,
+    "demo_sweep": 4, "pancreas_table": 12, "hippocampus_table": 9, "hippocampus_folds": 10, "vessels_table1": 15,
     "vessels_table1_pretraining": 12, "vessels_table2": 36,
 }  # fmt: skip
 

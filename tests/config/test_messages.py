@@ -40,7 +40,7 @@ def refusal(**raw: Any) -> list[str]:
             {"model": {**UNET, "chanels": []}},
             "model.chanels: unknown key; did you mean channels? Valid: name, ",
         ),
-        ({"model": {**UNET, "fusion": {}}}, "model.fusion: unknown key; valid: name, channels, "),
+        ({"model": {**UNET, "fusion": {}}}, "model.fusion: unknown key; valid: name, implementation, channels, "),
         (
             {"model": {**FUSION, "fusion": {"abov": 1}}},
             "model.fusion.abov: unknown key; did you mean above? ",

@@ -212,10 +212,10 @@ def test_members_with_other_orders_are_brought_to_the_firsts(learnt: Path, tmp_p
     # As a member beside the first run, it sees the channels as it names them, and its classes go by name.
     member = Predictor([learnt, other], CPU)
     assert member.labels == {0: "background", 1: "ball1", 2: "ball2"}
-    assert member._orders[1] == ((1, 0), (0, 2, 1))
+    assert member.orders[1] == ((1, 0), (0, 2, 1))
     turned = Predictor([other], CPU)([tmp_path / "turned.nii.gz"])
     alone = Predictor([learnt, other], CPU)
-    alone.members, alone._orders = alone.members[1:], alone._orders[1:]
+    alone.members, alone.orders = alone.members[1:], alone.orders[1:]
     np.testing.assert_array_equal(alone([image]), exchanged[turned])
 
 
