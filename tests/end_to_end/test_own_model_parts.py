@@ -95,10 +95,10 @@ def test_parts_of_the_model_from_outside_the_package(
 
     # Evaluation and prediction in another working directory.
     table = command("evaluate", whole).expect(0).out
-    assert all(f"| {title} " in table for title in titles)
+    assert all(f"| {title} " in table for title in [*titles[:-1], "IoU"])
     (summary,) = whole.glob("evaluation*/**/summary.json")
     found = json.loads(summary.read_text())
-    assert list(found["metrics"]) == titles
+    assert set(titles) <= set(found["metrics"])
     rows = list(csv.DictReader((summary.parent / "cases.csv").open()))
     for row in rows:
         error = int(row["voxels_predicted"]) - int(row["voxels_true"])
