@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -61,9 +61,7 @@ def learning_curve(row: Row) -> dict[int, float]:
     Args:
         row: the row.
     """
-    curves = _curves(row)
-    shared = set.intersection(*map(set, curves)) if curves else set()
-    return {step: fmean(curve[step] for curve in curves) for step in sorted(shared)}
+    return _mean_curve(_curves(row))
 
 
 def tradeoff_score(table: TaskTable) -> str | None:
@@ -87,12 +85,17 @@ def _curves(row: Row) -> list[dict[int, float]]:
     return [curve for curve in curves if curve]
 
 
+def _mean_curve(curves: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    shared = set.intersection(*map(set, curves)) if curves else set()
+    return {step: fmean(curve[step] for curve in curves) for step in sorted(shared)}
+
+
 def _learning_curves(table: TaskTable) -> Figure | None:
     figure, axes = _figure(1)
     drawn = False
     for index, (row, name) in enumerate(zip(table.rows, unique_names(table), strict=True)):
-        mean = learning_curve(row)
         curves = _curves(row)
+        mean = _mean_curve(curves)
         drawn = drawn or bool(curves)
         color, marker = f"C{index % 10}", _MARKERS[index // 10 % len(_MARKERS)]
         for curve in curves if len(curves) > 1 else ():

@@ -22,7 +22,8 @@ from fusionseg.inference.comparison.matching_evaluation import (
 )
 from fusionseg.runs.cases.split_file import NO_VALIDATION, plain_split
 from fusionseg.runs.environment import read_environment
-from fusionseg.runs.json_files import is_number
+from fusionseg.runs.evaluations import read_summary
+from fusionseg.runs.json_files import JsonObject, is_number
 from fusionseg.runs.paths import METRICS, SPLIT, run_of_weights
 from fusionseg.runs.records import Record, RecordKind, RunStatus, sift_records
 from fusionseg.runs.run_config import plain_config, resume_relevant
@@ -91,6 +92,22 @@ class RunSummary:
     """The folder of the evaluation that the metrics of the files are from."""
     ensembles: tuple[MatchingEvaluation, ...] = ()
     """Evaluations of ensembles of this run and others."""
+
+    @cached_property
+    def evaluation_request(self) -> JsonObject | None:
+        """The request that the evaluation recorded; None without an evaluation, or if an older version wrote it."""
+        return self._evaluation_facts[0]
+
+    @cached_property
+    def evaluation_definitions(self) -> JsonObject:
+        """The definitions of the metrics that the evaluation recorded; empty if there are none."""
+        return self._evaluation_facts[1]
+
+    @cached_property
+    def _evaluation_facts(self) -> tuple[JsonObject | None, JsonObject]:
+        summary = {} if self.evaluation is None else read_summary(self.evaluation)
+        request, definitions = summary.get("request"), summary.get("definitions")
+        return request if isinstance(request, dict) else None, definitions if isinstance(definitions, dict) else {}
 
 
 def name_without_repetition(name: str) -> str:

@@ -7,8 +7,6 @@ from pathlib import Path
 from fusionseg.inference.comparison.matching_evaluation import prediction_options
 from fusionseg.inference.comparison.run_summary import RunSummary
 from fusionseg.inference.statistics.scores import PooledRow
-from fusionseg.runs.evaluations import read_summary
-from fusionseg.runs.json_files import JsonObject
 
 
 def members_of(row: PooledRow) -> list[Path]:
@@ -20,7 +18,7 @@ def members_of(row: PooledRow) -> list[Path]:
     found: list[Path] = []
     for run in _scored_runs(row):
         if run.evaluation == run.path:
-            found += [run.path.parent, *map(Path, _request(run).get("with") or ())]
+            found += [run.path.parent, *map(Path, (run.evaluation_request or {}).get("with") or ())]
         else:
             found.append(run.path)
     return list(dict.fromkeys(found))
@@ -30,12 +28,6 @@ def _scored_runs(row: PooledRow) -> list[RunSummary]:
     """The runs of a row that some of its scores are of."""
     scored = {score.path for score in row.scores}
     return [run for run in row.row.runs if str(run.path.resolve()) in scored]
-
-
-def _request(run: RunSummary) -> JsonObject:
-    """The request of the evaluation of a run; empty if the evaluation is of an older version."""
-    request = {} if run.evaluation is None else read_summary(run.evaluation).get("request")
-    return request if isinstance(request, dict) else {}
 
 
 def is_ensemble(row: PooledRow) -> bool:
@@ -65,5 +57,5 @@ def options_of(row: PooledRow) -> tuple[str, ...] | None:
     Args:
         row: the row.
     """
-    found = {tuple(prediction_options(_request(run))) for run in _scored_runs(row)}
+    found = {tuple(prediction_options(run.evaluation_request or {})) for run in _scored_runs(row)}
     return found.pop() if len(found) == 1 else None

@@ -14,7 +14,7 @@ from fusionseg.inference.comparison.rows import Comparison, Row
 from fusionseg.inference.comparison.run_summary import RunSummary
 from fusionseg.inference.statistics.scores import CaseScore, PooledGroup, PooledRow, missing_cells
 from fusionseg.runs.cases.split_file import NO_VALIDATION, plain_split
-from fusionseg.runs.evaluations import read_scores, read_summary
+from fusionseg.runs.evaluations import read_scores
 from fusionseg.runs.json_files import JsonObject
 from fusionseg.runs.paths import SPLIT
 from fusionseg.utils.errors import UserError, some_of
@@ -87,7 +87,7 @@ def _scores(run: RunSummary, notes: list[str]) -> list[CaseScore]:
             " whether it was"
         )
     # An evaluation that records its request found the validation cases by their content; they may be renamed by now.
-    if not isinstance(read_summary(run.evaluation).get("request"), dict):
+    if run.evaluation_request is None:
         validation = {str(case.get("name")) for case in plain_split(run.evaluation.parent).get("validation") or ()}
         if others := len(unseen - validation):
             notes.append(
@@ -118,10 +118,8 @@ def _recorded_definitions(rows: Sequence[Row]) -> tuple[dict[str, JsonObject], l
     """The definitions of the metrics that the evaluations recorded, and messages about those that differ."""
     found: dict[str, JsonObject] = {}
     runs: dict[str, dict[str, list[str]]] = {}
-    for run in (run for row in rows for run in row.runs if run.evaluation is not None):
-        assert run.evaluation is not None
-        definitions = read_summary(run.evaluation).get("definitions")
-        for metric, definition in definitions.items() if isinstance(definitions, dict) else ():
+    for run in (run for row in rows for run in row.runs):
+        for metric, definition in run.evaluation_definitions.items():
             if isinstance(definition, dict):
                 found.setdefault(metric, definition)
                 parameters = json.dumps(definition.get("parameters") or {}, sort_keys=True)

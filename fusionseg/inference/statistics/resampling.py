@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,21 @@ def resample_counts(cases: int, seed: int = 0, resamples: int = RESAMPLES) -> It
     Yields:
         Counts, (block, n); each row sums to n.
     """
+    if resamples * cases <= _BLOCK:
+        yield _kept_counts(cases, seed, resamples)
+    else:
+        yield from _drawn_counts(cases, seed, resamples)
+
+
+@lru_cache(maxsize=2)
+def _kept_counts(cases: int, seed: int, resamples: int) -> NDArray[np.float64]:
+    """The counts of all resamples, (resamples, n): every class, metric and row over these cases needs them again."""
+    (counts,) = _drawn_counts(cases, seed, resamples)
+    counts.flags.writeable = False
+    return counts
+
+
+def _drawn_counts(cases: int, seed: int, resamples: int) -> Iterator[NDArray[np.float64]]:
     generator = np.random.Generator(np.random.Philox(key=seed))
     rows = max(1, _BLOCK // max(1, cases))
     for start in range(0, resamples, rows):
