@@ -10,7 +10,7 @@ import torch
 from tiny_networks import NETWORKS, tiny
 
 from end_to_end.runs import COMMANDS, REPOSITORY, Program, rank_environments
-from fusionseg.config import validate
+from fusionseg.config import RunConfig, validate
 from fusionseg.distributed.world import World
 from fusionseg.models.implementation import implementation_of
 from fusionseg.training.micro_batches import MicroBatch
@@ -19,6 +19,19 @@ from fusionseg.training.optimizer import build_optimizer
 from fusionseg.training.precision import Precision
 from fusionseg.training.step import TrainStep
 from fusionseg.training.tasks.choice import build_task
+from fusionseg.training.tasks.task import Task
+
+
+def training_step(config: RunConfig, world: World, task: Task, model: torch.nn.Module) -> TrainStep:
+    return TrainStep(
+        distribute(model, config, world, accumulation_steps=1),
+        task.build_loss(),
+        build_optimizer(config.optim, model.parameters()),
+        Precision("fp32", "as configured", "cpu"),
+        world,
+        accumulation_steps=1,
+        clip_grad=1.0,
+    )
 
 
 def train_each(report: str) -> None:
@@ -32,15 +45,7 @@ def train_each(report: str) -> None:
         task = build_task(config)
         model = build_network(task, config, world.device, in_channels=1, out_channels=2)
         before = digest(model)
-        step = TrainStep(
-            distribute(model, config, world, accumulation_steps=1),
-            task.build_loss(),
-            build_optimizer(config.optim, model.parameters()),
-            Precision("fp32", "as configured", "cpu"),
-            world,
-            accumulation_steps=1,
-            clip_grad=1.0,
-        )
+        step = training_step(config, world, task, model)
         draw = torch.Generator().manual_seed(world.rank)
         # DDP records the used parameters in the first step and relies on them in the second. Two steps are trained only
         # for the first network of a section.
@@ -74,15 +79,7 @@ def train_both_implementations(report: str) -> None:
             task = build_task(config)
             model = build_network(task, config, world.device, in_channels=1, out_channels=2)
             assert implementation_of(model) == chosen
-            step = TrainStep(
-                distribute(model, config, world, accumulation_steps=1),
-                task.build_loss(),
-                build_optimizer(config.optim, model.parameters()),
-                Precision("fp32", "as configured", "cpu"),
-                world,
-                accumulation_steps=1,
-                clip_grad=1.0,
-            )
+            step = training_step(config, world, task, model)
             draw = torch.Generator().manual_seed(world.rank)
             for number in range(2):
                 image = torch.randn(1, 1, *config.data.patch, generator=draw)

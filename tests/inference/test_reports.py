@@ -38,8 +38,7 @@ def run(tiny_run: Callable[..., Path], make_dataset: MakeDataset, tmp_path_facto
     folder = tmp_path_factory.mktemp("reports")
     other = make_dataset(folder / "Task94_<other> #1", cases=CASES, classes=3, seed=5)
     copy = folder / "tiny"
-    # Other tests evaluate the shared run.
-    shutil.copytree(tiny_run(), copy, ignore=shutil.ignore_patterns("evaluation*", "report.html"))
+    shutil.copytree(tiny_run(), copy)
     assert main(["evaluate", str(copy), "--dataset", str(other), "--device", "cpu"]) == 0
     assert main(["report", str(copy), "--device", "cpu"]) == 0
     return copy
