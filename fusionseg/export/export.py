@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import logging
 import shutil
@@ -177,8 +178,7 @@ def _masks_by_runner(folder: Path, found: CompareCases, reader: dict[str, str]) 
 def _masks_by_torch(folder: Path, predictor: Predictor) -> MaskOf:
     """The masks of `predict` with the programs in place of the networks."""
     contract = read_object(folder / CONTRACT)
-    with_them = Predictor.__new__(Predictor)
-    with_them.__dict__.update(predictor.__dict__)
+    with_them = copy.copy(predictor)
     with_them.members = [
         replace(member, model=_Program(FORMATS[contract["format"]].open(folder / entry["program"]), entry["window"]))
         for member, entry in zip(predictor.members, contract["members"], strict=True)

@@ -255,6 +255,16 @@ def definition_of(name: str) -> MetricDefinition | None:
     return DEFINITIONS.get(plain)
 
 
+def title_and_digits(name: str, definition: MetricDefinition | None) -> tuple[str, int]:
+    """The title of a metric in tables, and its decimal places.
+
+    Args:
+        name: in files, which is the title of a metric without a definition.
+        definition: of the metric.
+    """
+    return (name, 4) if definition is None else (definition.title, definition.digits)
+
+
 def recorded_definition(name: str, content: Mapping[str, Any]) -> MetricDefinition:
     """The definition of a metric that an evaluation recorded, for metrics with a title of the user's.
 

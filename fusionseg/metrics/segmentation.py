@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isnan, nan
-from statistics import fmean
+from math import nan
 
 import torch
 from torch import Tensor
 
 from fusionseg.metrics.surface import SurfaceComparison
+from fusionseg.utils.means import nanmean
 
 
 def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:
@@ -112,9 +112,3 @@ def nanmean_per_class(cases: Mapping[str, Sequence[float]]) -> list[float]:
     """
     columns = zip(*(cases[name] for name in sorted(cases)), strict=True)
     return [nanmean(column) for column in columns]
-
-
-def nanmean(values: Sequence[float]) -> float:
-    """Return the mean of the values that are not nan; nan if there is none."""
-    known = [value for value in values if not isnan(value)]
-    return fmean(known) if known else nan

@@ -28,7 +28,7 @@ DETAIL_COLUMNS: Mapping[str, tuple[str, ...]] = {
 """Columns of the tables of lesions and branches, which only some evaluations have, by the name of the file."""
 _FIRST_COLUMNS = ("case,label,dice,", "case,ssim,")
 """First columns of cases.csv, of a segmentation and of a pre-training."""
-_NOT_METRICS = ("case", "label", "voxels_true", "voxels_predicted", "trained_on", "annotated", "voxels_ignored")
+NOT_METRICS = ("case", "label", "voxels_true", "voxels_predicted", "trained_on", "annotated", "voxels_ignored")
 """Columns of cases.csv of a segmentation that are no metrics."""
 
 
@@ -216,7 +216,7 @@ def read_scores(folder: Path) -> list[RecordedScore]:
                 row["case"],
                 row["label"],
                 row.get("trained_on") or "unknown",
-                {name: nan if text == "" else float(text) for name, text in row.items() if name not in _NOT_METRICS},
+                {name: nan if text == "" else float(text) for name, text in row.items() if name not in NOT_METRICS},
             )
             for row in rows
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isnan
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
@@ -27,6 +28,17 @@ def plain_number(value: float) -> str:
     """
     # 999.5 has four digits with three digits of precision, for which the format g takes an exponent.
     return f"{value:.0f}" if 999.5 <= abs(value) < 1e7 else f"{value:.3g}"
+
+
+def fixed_number(value: float, digits: int, *, signed: bool = False) -> str:
+    """Format a value of a table with a fixed number of decimal places; "-" for nan.
+
+    Args:
+        value: the value.
+        digits: decimal places.
+        signed: with a plus sign.
+    """
+    return "-" if isnan(value) else f"{value:{'+' if signed else ''}.{digits}f}"
 
 
 def counted(count: int, name: str) -> str:

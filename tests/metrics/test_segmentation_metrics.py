@@ -10,7 +10,8 @@ from monai.metrics import compute_dice
 from monai.networks import one_hot
 from torch import Tensor
 
-from fusionseg.metrics.segmentation import confusion_matrix, dice_per_class, hd95_per_class, nanmean, nanmean_per_class
+from fusionseg.metrics.segmentation import confusion_matrix, dice_per_class, hd95_per_class, nanmean_per_class
+from fusionseg.utils.means import nanmean
 
 
 def masks(seed: int, classes: int = 4) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from fusionseg.commands.base import Commands, add_command, loading
-from fusionseg.commands.results.statistics import output_folder, runs_arguments
+from fusionseg.commands.results.options import output_folder, runs_arguments
 from fusionseg.utils.exit_status import DONE
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from fusionseg.commands.base import Commands, add_command, loading
+from fusionseg.commands.results.options import runs_arguments
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import DONE
 
@@ -23,14 +24,7 @@ def add_compare(commands: Commands) -> None:
   fusionseg compare runs/table2 --output paper --plots""",
         _compare,
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN|FOLDER", help="run folder, or a folder of them")
-    parser.add_argument(
-        "--checkpoint",
-        default="last",
-        choices=("last", "best"),
-        help="values of each run's last step, or of its best validation, which was chosen on the same cases"
-        " (default last)",
-    )
+    runs_arguments(parser, "values")
     parser.add_argument(
         "--rows",
         default="settings",
@@ -50,9 +44,6 @@ def add_compare(commands: Commands) -> None:
         metavar="NAME",
         help="also the differences from these runs, seed by seed and fold by fold, with an interval; NAME is the name"
         " of the runs without seed and fold, such as scratch for scratch-seed0",
-    )
-    parser.add_argument(
-        "--ensembles", action="store_true", help="add rows of the ensembles that fusionseg evaluate --with has scored"
     )
     parser.add_argument("--latex", action="store_true", help="print LaTeX (package booktabs) instead of Markdown")
     parser.add_argument(
@@ -83,9 +74,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         comparison = with_metrics(comparison, arguments.metrics)
     if arguments.against is not None:
         comparison = with_baseline(comparison, arguments.against)
-    by_settings = (
-        comparison  # figures find names of their own, which tell rows with equal names apart by their settings
-    )
+    by_settings = comparison  # the figures tell rows with equal names apart by their settings
     if arguments.rows == "name":
         comparison = with_names(comparison)
     print(comparison_latex(comparison) if arguments.latex else comparison_markdown(comparison))

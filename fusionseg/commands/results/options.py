@@ -1,8 +1,9 @@
-"""Options that `evaluate` and `predict` share."""
+"""Arguments that several commands about results share."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusionseg.utils.errors import UserError
@@ -66,3 +67,35 @@ def inference_options(arguments: argparse.Namespace) -> PredictOptions:
     if problems := options.problems(overlap="--overlap", memory="--memory"):
         raise UserError(problems)
     return options
+
+
+def runs_arguments(parser: argparse.ArgumentParser, counted: str = "evaluations") -> None:
+    """Add the arguments that `compare`, `statistics` and `best` share: the runs, and which of their results count.
+
+    Args:
+        parser: the parser of the command.
+        counted: what the command takes from the runs.
+    """
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN|FOLDER", help="run folder, or a folder of them")
+    parser.add_argument(
+        "--checkpoint",
+        default="last",
+        choices=("last", "best"),
+        help=f"{counted} of each run's last step, or of its best validation, which was chosen on the same cases"
+        " (default last)",
+    )
+    parser.add_argument(
+        "--ensembles", action="store_true", help="add rows of the ensembles that fusionseg evaluate --with has scored"
+    )
+
+
+def output_folder(runs: list[Path], output: Path | None) -> Path | None:
+    """The folder for the files of a command about runs: the given one, else the only folder of runs; None without both.
+
+    Args:
+        runs: the arguments of the command.
+        output: the value of `--output`.
+    """
+    from fusionseg.runs.paths import is_run_folder
+
+    return output if output is not None or len(runs) > 1 or is_run_folder(runs[0]) else runs[0]

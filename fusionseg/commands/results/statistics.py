@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from fusionseg.commands.base import Commands, add_command, loading
+from fusionseg.commands.results.options import output_folder, runs_arguments
 from fusionseg.utils.exit_status import DONE
 
 
@@ -42,25 +43,6 @@ def add_statistics(commands: Commands) -> None:
     )
 
 
-def runs_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that `statistics` and `best` share: the runs, and which of their evaluations count.
-
-    Args:
-        parser: the parser of the command.
-    """
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN|FOLDER", help="run folder, or a folder of them")
-    parser.add_argument(
-        "--checkpoint",
-        default="last",
-        choices=("last", "best"),
-        help="evaluations of each run's last step, or of its best validation, which was chosen on the same cases"
-        " (default last)",
-    )
-    parser.add_argument(
-        "--ensembles", action="store_true", help="add rows of the ensembles that fusionseg evaluate --with has scored"
-    )
-
-
 def _statistics(arguments: argparse.Namespace) -> int:
     with loading("libraries"):
         from fusionseg.inference.comparison.rows import compare
@@ -80,15 +62,3 @@ def _statistics(arguments: argparse.Namespace) -> int:
         write_statistics(found, pooled, folder, arguments.metrics)
         print(f"\n{folder}: statistics.json, .md, .csv and .tex, and pooled.csv with the score of each case")
     return DONE
-
-
-def output_folder(runs: list[Path], output: Path | None) -> Path | None:
-    """The folder for the files of a command about runs: the given one, else the only folder of runs; None without both.
-
-    Args:
-        runs: the arguments of the command.
-        output: the value of `--output`.
-    """
-    from fusionseg.runs.paths import is_run_folder
-
-    return output if output is not None or len(runs) > 1 or is_run_folder(runs[0]) else runs[0]

@@ -19,7 +19,7 @@ from fusionseg.inference.comparison.run_summary import (
     RunSummary,
     summarise_run,
 )
-from fusionseg.metrics.definitions import definition_of
+from fusionseg.metrics.definitions import definition_of, title_and_digits
 from fusionseg.runs.paths import run_folders
 from fusionseg.runs.records import has_finished
 from fusionseg.utils.errors import UserError, some_of
@@ -257,5 +257,4 @@ def digits_of(metric: str) -> int:
     """The decimal places of a metric in the table."""
     if metric in COST:
         return 2
-    definition = definition_of(metric)
-    return 4 if definition is None else definition.digits
+    return title_and_digits(metric, definition_of(metric))[1]

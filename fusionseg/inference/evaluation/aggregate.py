@@ -8,7 +8,7 @@ from typing import Any
 from fusionseg.inference.evaluation.measuring import Score
 from fusionseg.inference.evaluation.results import mean_and_deviation
 from fusionseg.metrics.overlap import VoxelCounts
-from fusionseg.metrics.segmentation import nanmean
+from fusionseg.utils.means import nanmean
 
 _FIRST = ("dice", "hd95_mm")
 

@@ -22,9 +22,9 @@ from fusionseg.metrics.configured import build_metrics
 from fusionseg.metrics.definitions import DEFAULT_METRICS, DEFINITIONS, OWN_RULE
 from fusionseg.metrics.lesions import Lesion
 from fusionseg.metrics.outputs import OutputComparison
-from fusionseg.metrics.segmentation import nanmean
 from fusionseg.metrics.structures import measure_structures, structure_definitions
 from fusionseg.metrics.vessels import Branch
+from fusionseg.utils.means import nanmean
 
 
 @dataclass(frozen=True)

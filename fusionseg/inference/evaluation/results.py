@@ -9,10 +9,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from fusionseg.metrics.definitions import DEFINITIONS
+from fusionseg.metrics.definitions import DEFINITIONS, title_and_digits
 from fusionseg.runs.evaluations import CASES
 from fusionseg.utils.errors import some_of
-from fusionseg.utils.tables import markdown_table
+from fusionseg.utils.tables import fixed_number, markdown_table
 
 _COLUMNS = 5  # metrics of a table
 
@@ -67,9 +67,9 @@ def segmentation_table(summary: Mapping[str, Any]) -> str:
             cells = [_cell(metrics[key], _digits(key), cases) for key in part]
             rows.append([name, str(cases), *cells])
         means = {**summary["metrics"], "dice": summary["dice"], "hd95_mm": summary["hd95_mm"]}
-        rows.append(["mean", str(summary["cases"]), *(_number(means[key], _digits(key)) for key in part)])
+        rows.append(["mean", str(summary["cases"]), *(fixed_number(means[key], _digits(key)) for key in part)])
         if set(part) & set(summary["micro"]):
-            micro = [_number(summary["micro"].get(key, nan), _digits(key)) for key in part]
+            micro = [fixed_number(summary["micro"].get(key, nan), _digits(key)) for key in part]
             rows.append(["all voxels", str(summary["cases"]), *micro])
         tables.append(markdown_table(rows))
     return "\n".join(["\n\n".join(tables), *evaluation_notes(summary)])
@@ -92,13 +92,11 @@ def _parts_of_table(summary: Mapping[str, Any]) -> Iterator[tuple[list[str], lis
 
 
 def _title(name: str) -> str:
-    definition = DEFINITIONS.get(name)
-    return name if definition is None else definition.title
+    return title_and_digits(name, DEFINITIONS.get(name))[0]
 
 
 def _digits(name: str) -> int:
-    definition = DEFINITIONS.get(name)
-    return 4 if definition is None else definition.digits
+    return title_and_digits(name, DEFINITIONS.get(name))[1]
 
 
 def pretraining_table(summary: Mapping[str, Any]) -> str:
@@ -115,7 +113,7 @@ def validation_table(summary: Mapping[str, Any]) -> str:
     """Format the summary of another task as Markdown: the fields of its validation, and notes."""
     rows = [["field", "value"]]
     for name, value in _flat(summary["fields"]):
-        rows.append([name, _number(value, 4) if isinstance(value, float) else str(value)])
+        rows.append([name, fixed_number(value, 4) if isinstance(value, float) else str(value)])
     return "\n".join([markdown_table(rows), *evaluation_notes({"cases": summary["fields"].get("cases"), **summary})])
 
 
@@ -159,8 +157,4 @@ def _cell(metric: Mapping[str, float], digits: int, cases: int | None = None) ->
     if isnan(metric["mean"]):
         return "-"
     others = "" if cases in (None, metric["cases"]) else f" ({metric['cases']:.0f})"
-    return f"{_number(metric['mean'], digits)} ± {_number(metric['std'], digits)}{others}"
-
-
-def _number(value: float, digits: int) -> str:
-    return "-" if isnan(value) else f"{value:.{digits}f}"
+    return f"{fixed_number(metric['mean'], digits)} ± {fixed_number(metric['std'], digits)}{others}"

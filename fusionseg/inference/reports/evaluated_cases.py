@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionseg.data.formats.case_reader import read_image
+from fusionseg.data.formats.case_reader import read_grid, read_image
 from fusionseg.data.formats.dataset import Case
 from fusionseg.data.formats.geometry import voxel_sizes
 from fusionseg.data.labels.scheme import IGNORE, LabelScheme
@@ -120,8 +120,6 @@ class EvaluatedCases:
         return self._turned(case, drawn)
 
     def _turned(self, case: Case, volume: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        from fusionseg.data.formats.case_reader import read_grid
-
         grid = read_grid(case.images, self._scorer.dataset.readers)
         turned: NDArray[np.uint8] = find_reorientation(grid.affine, grid.shape, "RAS")[0](volume)
         return turned

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from math import nan
 from typing import Any
 
-from fusionseg.metrics.definitions import definition_of
-from fusionseg.metrics.segmentation import nanmean
+from fusionseg.metrics.definitions import definition_of, title_and_digits
+from fusionseg.runs.evaluations import NOT_METRICS
 from fusionseg.runs.json_files import is_number
+from fusionseg.utils.means import nanmean
 
 SHOWN_FIRST = ("dice", "hd95_mm")
 """Metrics with a chart, and with columns in the table of cases."""
-_NO_METRICS = ("case", "label", "voxels_true", "voxels_predicted", "trained_on", "annotated", "voxels_ignored")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def metrics_of(cases: Sequence[CaseScores]) -> list[str]:
         cases: all cases.
     """
     columns = dict.fromkeys(key for case in cases for row in case.rows for key in row)
-    return [key for key in columns if key not in _NO_METRICS]
+    return [key for key in columns if key not in NOT_METRICS]
 
 
 def metric_texts(metric: str) -> tuple[str, int]:
@@ -68,8 +68,7 @@ def metric_texts(metric: str) -> tuple[str, int]:
     Args:
         metric: its name in files.
     """
-    known = definition_of(metric)
-    return (metric, 4) if known is None else (known.title, known.digits)
+    return title_and_digits(metric, definition_of(metric))
 
 
 def _value(value: Any) -> float:

@@ -19,6 +19,7 @@ from fusionseg.inference.statistics.pooled import Pooled
 from fusionseg.inference.statistics.ranks import rank_stability
 from fusionseg.inference.statistics.resampling import resample_counts
 from fusionseg.inference.statistics.scores import PooledGroup, PooledRow
+from fusionseg.inference.statistics.tables import interval_text
 from fusionseg.metrics.definitions import DEFINITIONS, MetricDefinition
 from fusionseg.utils.errors import UserError, some_of, suggest
 from fusionseg.utils.tables import counted, markdown_table
@@ -231,10 +232,10 @@ def _text(choice: Choice, *, named: bool) -> str:
     direction = "highest" if definition.higher_is_better else "lowest"
     rows = [["name", "runs", f"{definition.title}", "difference", "first in", "parameters"]]
     for one in choice.candidates:
-        difference = "-" if one is best else _interval(one.difference, digits, signed=True)
+        difference = "-" if one is best else interval_text(one.difference, digits, signed=True)
         parameters = "-" if isnan(one.parameters) else f"{one.parameters / 1e6:.2f} M"
         first = f"{100 * one.first:.0f} %"
-        rows.append([one.name, str(len(one.runs)), _interval(one.score, digits), difference, first, parameters])
+        rows.append([one.name, str(len(one.runs)), interval_text(one.score, digits), difference, first, parameters])
     lines = [
         f"best{f' on {choice.data_set}' if named else ''}: {best.name}, with the {direction} mean {definition.title} "
         f"over {counted(choice.cases, 'case')} that its runs were not trained on",
@@ -283,10 +284,3 @@ def remarks_of(choice: Choice) -> list[str]:
     if best.is_ensemble and len(best.runs) > 1:
         remarks.append(f"the command averages all {len(best.runs)} runs of the ensembles")
     return remarks
-
-
-def _interval(found: Interval, digits: int, *, signed: bool = False) -> str:
-    sign = "+" if signed else ""
-    if isnan(found.low):
-        return f"{found.mean:{sign}.{digits}f}"
-    return f"{found.mean:{sign}.{digits}f} [{found.low:{sign}.{digits}f}, {found.high:{sign}.{digits}f}]"

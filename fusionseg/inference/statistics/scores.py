@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import isnan, nan
-from statistics import fmean
 
 from fusionseg.inference.comparison.rows import Row
 from fusionseg.metrics.definitions import MetricDefinition, definition_of, recorded_definition
 from fusionseg.runs.json_files import JsonObject
+from fusionseg.utils.means import nanmean
 
 
 @dataclass(frozen=True)
@@ -86,18 +86,18 @@ class PooledRow:
             if chosen and (keep is None or keep(score)):
                 of_case = values.setdefault(score.case, {})
                 of_case.setdefault(score.repetition, []).append(score.metrics.get(metric, nan))
-        return {case: _mean(map(_mean, values[case].values())) for case in sorted(values)}
+        return {case: nanmean(map(nanmean, values[case].values())) for case in sorted(values)}
 
     def by_repetition(self, metric: str) -> dict[str, float]:
         """The mean over the cases for each repetition."""
-        return {name: _mean(self.by_case(metric, repetition=name).values()) for name in self.repetitions}
+        return {name: nanmean(self.by_case(metric, repetition=name).values()) for name in self.repetitions}
 
     def by_fold(self, metric: str) -> dict[str, float]:
         """The mean over the cases of each fold, of values that are already averaged over the repetitions."""
         groups: dict[str, list[float]] = {}
         for case, value in self.by_case(metric).items():
             groups.setdefault(self.fold_of[case], []).append(value)
-        return {fold: _mean(groups[fold]) for fold in sorted(groups)}
+        return {fold: nanmean(groups[fold]) for fold in sorted(groups)}
 
 
 @dataclass(frozen=True)
@@ -196,8 +196,3 @@ def _known_cells(row: PooledRow, metric: str, key: Callable[[CaseScore], Cell]) 
     """The keys of the scores that all have a value."""
     unknown = {key(score) for score in row.scores if isnan(score.metrics.get(metric, nan))}
     return frozenset({key(score) for score in row.scores} - unknown)
-
-
-def _mean(values: Iterable[float]) -> float:
-    known = [value for value in values if not isnan(value)]
-    return fmean(known) if known else nan

@@ -8,10 +8,10 @@ from statistics import stdev
 
 from fusionseg.inference.statistics.analysis import GroupStatistics, Statistics
 from fusionseg.inference.statistics.intervals import Interval
-from fusionseg.metrics.definitions import MetricDefinition
+from fusionseg.metrics.definitions import MetricDefinition, title_and_digits
 from fusionseg.utils.errors import UserError, suggest
 from fusionseg.utils.latex import latex_table
-from fusionseg.utils.tables import markdown_table
+from fusionseg.utils.tables import fixed_number, markdown_table
 
 _SHOWN = ("dice", "hd95_mm", "nsd")
 _MIN_P = 1e-4
@@ -77,21 +77,20 @@ def _cells(group: GroupStatistics, metric: str, found: Statistics) -> list[list[
         of_row = row.metrics.get(metric)
         if of_row is None:
             continue
-        mean = _number(of_row.cases.mean, digits)
+        mean = fixed_number(of_row.cases.mean, digits)
         cells = [row.name, str(of_row.cases.n), f"**{mean}**" if index == best else mean]
         cells.append(_bounds(of_row.cases.low, of_row.cases.high, digits))
-        cells.append(_number(of_row.deviation, digits))
+        cells.append(fixed_number(of_row.deviation, digits))
         cells += [_spread(of_row.repetitions, digits), _spread(of_row.folds, digits)]
         if ranks:
             place = f"{ranks.ranks[index]:g} ({ranks.low[index]:g} to {ranks.high[index]:g})"
             cells += [place, f"{100 * ranks.first[index]:.0f} %"]
         test = of_row.test
         if test is not None:
-            cells.append(_interval(test.difference, digits, signed=True))
+            cells.append(interval_text(test.difference, digits, signed=True))
             cells += [str(test.pairs), _p_text(test.p), _p_text(of_row.p_holm)]
-            cells.append(
-                f"{_number(test.effect, 2, signed=True)} {_bounds(test.effect_low, test.effect_high, 2, signed=True)}"
-            )
+            effect = _bounds(test.effect_low, test.effect_high, 2, signed=True)
+            cells.append(f"{fixed_number(test.effect, 2, signed=True)} {effect}")
         elif tested:
             cells += ["baseline" if row.name == found.baseline else "-", "-", "-", "-", "-"]
         body.append(cells)
@@ -104,7 +103,9 @@ def _class_cells(group: GroupStatistics, metric: str, level: float) -> list[list
     body, digits = [], _digits(group, metric)
     for row in rows:
         classes = row.metrics[metric].classes
-        body.append([row.name, *(_interval(classes[label], digits) if label in classes else "-" for label in labels)])
+        body.append(
+            [row.name, *(interval_text(classes[label], digits) if label in classes else "-" for label in labels)]
+        )
     return [["name", *labels], *body]
 
 
@@ -151,13 +152,11 @@ def _notes(found: Statistics, metrics: Sequence[str] | None) -> list[str]:
 
 
 def _title(group: GroupStatistics, metric: str) -> str:
-    definition = group.definition(metric)
-    return metric if definition is None else definition.title
+    return title_and_digits(metric, group.definition(metric))[0]
 
 
 def _digits(group: GroupStatistics, metric: str) -> int:
-    definition = group.definition(metric)
-    return 4 if definition is None else definition.digits
+    return title_and_digits(metric, group.definition(metric))[1]
 
 
 def _direction(definition: MetricDefinition | None) -> str:
@@ -166,19 +165,22 @@ def _direction(definition: MetricDefinition | None) -> str:
     return f" ({'higher' if definition.higher_is_better else 'lower'} is better)"
 
 
-def _interval(found: Interval, digits: int, *, signed: bool = False) -> str:
+def interval_text(found: Interval, digits: int, *, signed: bool = False) -> str:
+    """Format a mean with its interval: 0.861 [0.852, 0.870]; without bounds, the mean alone.
+
+    Args:
+        found: the interval.
+        digits: decimal places.
+        signed: with plus signs.
+    """
     bounds = _bounds(found.low, found.high, digits, signed=signed)
-    return f"{_number(found.mean, digits, signed=signed)} {bounds}".removesuffix(" -")
+    return f"{fixed_number(found.mean, digits, signed=signed)} {bounds}".removesuffix(" -")
 
 
 def _bounds(low: float, high: float, digits: int, *, signed: bool = False) -> str:
     if isnan(low):
         return "-"
-    return f"[{_number(low, digits, signed=signed)}, {_number(high, digits, signed=signed)}]"
-
-
-def _number(value: float, digits: int, *, signed: bool = False) -> str:
-    return "-" if isnan(value) else f"{value:{'+' if signed else ''}.{digits}f}"
+    return f"[{fixed_number(low, digits, signed=signed)}, {fixed_number(high, digits, signed=signed)}]"
 
 
 def _p_text(p: float) -> str:
@@ -197,4 +199,4 @@ def deviation_of(means: Mapping[str, float]) -> float:
 
 def _spread(means: dict[str, float], digits: int) -> str:
     """The standard deviation of means, and their number."""
-    return f"{_number(deviation_of(means), digits)} ({len(means)})"
+    return f"{fixed_number(deviation_of(means), digits)} ({len(means)})"

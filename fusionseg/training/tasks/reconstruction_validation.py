@@ -11,13 +11,13 @@ from torch import nn
 from fusionseg.config import RunConfig
 from fusionseg.distributed.load_balancing import assign_to_ranks
 from fusionseg.distributed.world import World
-from fusionseg.metrics.segmentation import nanmean
 from fusionseg.observability.pictures import reconstruction_strip
 from fusionseg.observability.progress import with_progress
 from fusionseg.training.data import TrainingData
 from fusionseg.training.precision import Precision
 from fusionseg.training.tasks.reconstruction import Reconstruction, ReconstructionScores, Reconstructor, cover
 from fusionseg.training.tasks.task import ValidationResult
+from fusionseg.utils.means import nanmean
 
 
 class ReconstructionValidator:

@@ -20,13 +20,14 @@ from fusionseg.distributed.load_balancing import assign_to_ranks
 from fusionseg.distributed.world import World
 from fusionseg.metrics.configured import build_metrics
 from fusionseg.metrics.outputs import OutputComparison, masks_of
-from fusionseg.metrics.segmentation import nanmean, nanmean_per_class
+from fusionseg.metrics.segmentation import nanmean_per_class
 from fusionseg.observability.case_pictures import IGNORED, draw_case
 from fusionseg.observability.pictures import topmost
 from fusionseg.observability.progress import with_progress
 from fusionseg.training.data import TrainingData
 from fusionseg.training.precision import Precision
 from fusionseg.training.tasks.sliding_window import count_windows, predict_logits
+from fusionseg.utils.means import nanmean
 
 _MOST_DICE = 6
 """Number of classes whose Dice is in the title of the picture."""

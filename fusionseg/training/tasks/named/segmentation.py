@@ -75,8 +75,8 @@ class Segmentation(Task):
         """
         import numpy as np
 
-        from fusionseg.metrics.segmentation import nanmean
         from fusionseg.training.tasks.segmentation_validation import Validator
+        from fusionseg.utils.means import nanmean
 
         validator = Validator(data, self.config, precision, world)
         total = len(data.validation_cases)
