@@ -154,7 +154,7 @@ def _predict_cases(
         for done, case in enumerate(due, start=count - len(due)):
             progress(done, count)
             try:
-                _predict_case(predictor, case, found.channels, output, format_name, made_by)
+                is_known = _predict_case(predictor, case, found.channels, output, format_name, made_by)
             except (CaseError, VolumeError) as error:
                 text = str(error) if isinstance(error, CaseError) else f"{case.images[0]}: {error}"
                 failed[case.name] = text
@@ -163,7 +163,7 @@ def _predict_cases(
             except WriteError as error:
                 written = f"{done - len(failed)} of {count} masks are there, and --skip-existing keeps them"
                 raise WriteError(error.errno, f"{error.strerror}; {written}", str(output)) from None
-            if predictor.was_trained_on_last():
+            if is_known:
                 trained_on.append(case.name)
         progress(count, count)
     if trained_on:
@@ -178,18 +178,20 @@ def _predict_cases(
 
 def _predict_case(
     predictor: Predictor, case: Case, channels: Sequence[int] | None, output: Path, format_name: str, made_by: str
-) -> None:
-    """Predict a case and write its mask.
+) -> bool:
+    """Predict a case, write its mask, and tell whether its image was trained on.
 
     Raises:
         CaseError: the image cannot be read or predicted.
         VolumeError: the mask cannot be written in this format.
         WriteError: the file cannot be written.
     """
-    values = predictor(case.images, channels)
+    loaded = predictor.load(case.images, channels)
+    values = predictor.scheme.to_mask(predictor.outputs_of(loaded))
     mask_format = choose_format(format_name, case.images[0])
     mask = Mask(values, predictor.value_names, case.images[0], predictor.readers)
     mask_format.write(mask, mask_path(output, case, mask_format), lambda digest: str(origin_of(case, made_by, digest)))
+    return predictor.was_trained_on(loaded)
 
 
 def _check_format(cases: Sequence[Case], format_name: str, readers: Readers) -> None:

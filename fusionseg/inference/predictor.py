@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusionseg.config import ValidateConfig
-from fusionseg.data.formats.case_reader import ARRAY, Image
+from fusionseg.data.formats.case_reader import Image
 from fusionseg.data.formats.channel_names import channel_order, label_order
-from fusionseg.data.formats.problems import Findings
 from fusionseg.data.formats.readers import Readers
 from fusionseg.data.labels.scheme import LabelScheme
-from fusionseg.data.preprocessing.store import settings_key
-from fusionseg.data.preprocessing.volume import Volume, load_volume
+from fusionseg.data.preprocessing.memory import MemoryLimit
+from fusionseg.data.preprocessing.volume import Volume
 from fusionseg.inference.flips import UNFLIPPED, Flip, flips_of_members
+from fusionseg.inference.loaded_case import LoadedCase, load_case
 from fusionseg.inference.original_grid import (
     Box,
     BoxLogits,
@@ -36,7 +37,6 @@ from fusionseg.training.precision import set_kernels
 from fusionseg.training.tasks.sliding_window import predict_logits
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_memory_bytes
-from fusionseg.utils.tables import counted
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 _FLOAT_BYTES = 4
@@ -103,7 +103,6 @@ class Predictor:
         self.orders = [_member_orders(member, first) for member in self.members]
         """For each member the positions of its channels among those of the first member, and the positions of the first
         member's outputs among those of the member."""
-        self._last_digest = ""
         self._flips = flips_of_members(self.members) if options.flips else [[UNFLIPPED]] * len(self.members)
 
     @property
@@ -137,22 +136,8 @@ class Predictor:
     def predict_outputs(
         self, images: Sequence[Path] | Image, channels: Sequence[int] | None = None
     ) -> NDArray[np.uint8] | NDArray[np.bool_]:
-        """Predict a case as `__call__` does, without the values of label files.
-
-        Returns:
-            Class indices, uint8 (X, Y, Z); with sigmoid outputs the mask of each, bool (R, X, Y, Z), which is True for
-            a probability above 0.5.
-        """
-        shape, chunks = self._predict_case(images, channels)
-        if self.scheme.sigmoid:
-            masks = np.zeros((self.scheme.num_outputs, *shape), np.bool_)
-            for chunk, total in chunks:
-                masks[(slice(None), *chunk)] = (total > 0.5 * len(self.members)).numpy()
-            return masks
-        indices = np.zeros(shape, np.uint8)
-        for chunk, total in chunks:
-            indices[chunk] = total.argmax(dim=0).to(torch.uint8).numpy()
-        return indices
+        """Predict a case as `__call__` does, without the values of label files; see `outputs_of`."""
+        return self.outputs_of(self.load(images, channels))
 
     def probabilities(
         self, images: Sequence[Path] | Image, channels: Sequence[int] | None = None
@@ -161,66 +146,77 @@ class Predictor:
 
         The outputs are the classes, the background first; with sigmoid outputs they are `scheme.output_names`.
         """
-        shape, chunks = self._predict_case(images, channels)
-        probabilities = np.zeros((self.scheme.num_outputs, *shape), np.float32)
-        for chunk, total in chunks:
-            probabilities[(slice(None), *chunk)] = (total / len(self.members)).numpy()
+        case = self.load(images, channels)
+        probabilities = self.empty_probabilities(case)
+        self.outputs_of(case, probabilities)
         return probabilities
+
+    def load(
+        self,
+        images: Sequence[Path] | Image,
+        channels: Sequence[int] | None = None,
+        memory: MemoryLimit | None = None,
+    ) -> LoadedCase:
+        """Read and prepare a case. Another thread may do this while this one predicts.
+
+        Args:
+            images, channels: those of `__call__`.
+            memory: that the preparation may take; None is the free memory.
+
+        Raises:
+            CaseError: the case cannot be read or prepared; `MemoryNeeded` if it is too large.
+        """
+        return load_case(self.members, [order for order, _ in self.orders], images, channels, memory)
+
+    def empty_probabilities(self, case: LoadedCase) -> NDArray[np.float32]:
+        """An array for the probabilities of a case, (C, X, Y, Z), which `outputs_of` fills."""
+        return np.zeros((self.scheme.num_outputs, *case.shape), np.float32)
+
+    def outputs_of(
+        self, case: LoadedCase, probabilities: NDArray[np.float32] | None = None
+    ) -> NDArray[np.uint8] | NDArray[np.bool_]:
+        """Predict a case that was loaded.
+
+        Args:
+            case: the result of `load`.
+            probabilities: an array of `empty_probabilities`, which receives the probability of each output; None to
+                compute the outputs alone.
+
+        Returns:
+            Class indices, uint8 (X, Y, Z); with sigmoid outputs the mask of each, bool (R, X, Y, Z), which is True for
+            a probability above 0.5.
+        """
+        sigmoid, members = self.scheme.sigmoid, len(self.members)
+        outputs: NDArray[Any] = (
+            np.zeros((self.scheme.num_outputs, *case.shape), np.bool_) if sigmoid else np.zeros(case.shape, np.uint8)
+        )
+        for chunk, total in self._chunks(case):
+            if sigmoid:
+                outputs[(slice(None), *chunk)] = (total > 0.5 * members).numpy()
+            else:
+                outputs[chunk] = total.argmax(dim=0).to(torch.uint8).numpy()
+            if probabilities is not None:
+                probabilities[(slice(None), *chunk)] = (total / members).numpy()
+        return outputs
 
     @property
     def missing_channels(self) -> str:
         """ "zero" if all networks accept cases that lack a channel, as `data.missing_channels` of their runs says."""
         return "zero" if all(m.config.data.missing_channels == "zero" for m in self.members) else "refuse"
 
-    def was_trained_on_last(self) -> bool:
-        """Tell whether a network is known to have been trained on the last predicted image, by its content."""
+    def was_trained_on(self, case: LoadedCase) -> bool:
+        """Tell whether a network is known to have been trained on a case, by the content of its image."""
         splits = [member.split for member in self.members if member.split is not None]
-        return any(split.was_trained_on(self._last_digest) for split in splits)
+        return any(split.was_trained_on(case.digest) for split in splits)
 
-    def _predict_case(
-        self, images: Sequence[Path] | Image, channels: Sequence[int] | None
-    ) -> tuple[Shape, Iterator[tuple[Box, Tensor]]]:
-        """The shape of a case, and for each chunk of it the sum of the members' probabilities, (C, X, Y, Z)."""
-        prepared: dict[tuple[str, tuple[str, ...]], Volume] = {}
-        volumes: list[Volume] = []  # one for each member
-        for member, (order, _) in zip(self.members, self.orders, strict=True):
-            positions = order if channels is None else [channels[position] for position in order]
-            # Names of the channels in the order of the images. The settings of a channel are found by its name.
-            names = tuple(member.channels[positions.index(place)] for place in range(len(positions)))
-            key = settings_key(member.config.data), names
-            if key not in prepared:
-                prepared[key] = load_volume(images, None, member.config.data, None, channel_names=names)
-                self._check_channels(images, len(prepared[key].image))
-            volumes.append(_with_channels(prepared[key], positions))
-        shape, self._last_digest = volumes[0].original_shape, volumes[0].digest
-
-        def chunks() -> Iterator[tuple[Box, Tensor]]:
-            for slab in slabs(shape, self._needed_bytes(shape, list(prepared.values())), self._budget_bytes()):
-                parts = [
-                    self._logits(index, volume, None if slab == whole(shape) else slab)
-                    for index, volume in enumerate(volumes)
-                ]
-                yield from summed_probabilities(parts, slab, sigmoid=self.scheme.sigmoid)
-
-        return shape, chunks()
-
-    def _check_channels(self, images: Sequence[Path] | Image, found: int) -> None:
-        """Refuse a case with another number of channels.
-
-        Raises:
-            CaseError: the number differs.
-        """
-        if found == len(self.channels):
-            return
-        path = ARRAY if isinstance(images, Image) else images[0]
-        remedy = "give one file for each channel (NAME_0000, NAME_0001, ...), or one 4D file"
-        if isinstance(images, Image):
-            remedy = "give (C, X, Y, Z), the channels first"
-        expected = f"expected {len(self.channels)}, the network reads {', '.join(self.channels)}"
-        message = f"the case has {counted(found, 'channel')} ({expected})"
-        findings = Findings()
-        findings.add("error", path, "channels", message, remedy)
-        findings.refuse()
+    def _chunks(self, case: LoadedCase) -> Iterator[tuple[Box, Tensor]]:
+        """For each chunk of a case, the sum of the members' probabilities, (C, X, Y, Z)."""
+        for slab in slabs(case.shape, self._needed_bytes(case.shape, case.prepared), self._budget_bytes()):
+            parts = [
+                self._logits(index, volume, None if slab == whole(case.shape) else slab)
+                for index, volume in enumerate(case.volumes)
+            ]
+            yield from summed_probabilities(parts, slab, sigmoid=self.scheme.sigmoid)
 
     def _budget_bytes(self) -> float:
         return available_memory_bytes() / 4 if self.options.memory_gb is None else self.options.memory_gb * 1e9
@@ -345,15 +341,3 @@ def _outputs_text(scheme: LabelScheme) -> str:
     if not scheme.sigmoid:
         return f"the labels {list(scheme.names)}"
     return f"the {'regions' if scheme.is_regions else 'sigmoid outputs'} {list(scheme.output_names)}"
-
-
-def _with_channels(volume: Volume, positions: Sequence[int]) -> Volume:
-    """Select channels of a volume, in this order. Channels are normalised one by one, so the values do not change."""
-    if list(positions) == list(range(len(volume.image))):
-        return volume
-    return replace(
-        volume,
-        image=volume.image[list(positions)],
-        zero_is_outside=tuple(volume.zero_is_outside[position] for position in positions),
-        missing=tuple(place for place, position in enumerate(positions) if position in volume.missing),
-    )
