@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from fusionseg.commands.base import Parser, execute
+from fusionseg.commands.base import Parser, execute, subparsers
 from fusionseg.commands.configs import add_models, add_schema
 from fusionseg.commands.data import add_check, add_prepare, add_synth
 from fusionseg.commands.jobs import add_cancel, add_doctor, add_status, add_submit
@@ -52,14 +52,8 @@ COMMANDS = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status.
-
-    Args:
-        argv: the words after `fusionseg`; None takes those of this process.
-    """
-    protect()
-    words = list(sys.argv[1:] if argv is None else argv)
+def build_parser() -> Parser:
+    """Build the parser of the program, with all commands."""
     parser = Parser(
         prog="fusionseg",
         description="Training of 3D medical image segmentation, on one device or on many.",
@@ -69,12 +63,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in COMMANDS:
         add(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status.
+
+    Args:
+        argv: the words after `fusionseg`; None takes those of this process.
+    """
+    protect()
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
     if words and words[0] == "help":
         words = [*words[1:2], "--help"]
     command = next((word for word in words if not word.startswith("-")), None)
-    if command is not None and command not in commands.choices:
-        hint = suggest(command, ["help", *commands.choices], listed=False)
-        parser.error(f"there is no command {command!r}: {hint} Commands: {', '.join(commands.choices)}")
+    names = list(subparsers(parser))
+    if command is not None and command not in names:
+        hint = suggest(command, ["help", *names], listed=False)
+        parser.error(f"there is no command {command!r}: {hint} Commands: {', '.join(names)}")
     return execute(parser, words)
 
 

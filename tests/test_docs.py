@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
-from fusionseg.cluster.profile import load_cluster
+from fusionseg.cli import build_parser
+from fusionseg.cluster.profile import ClusterConfig, load_cluster
 from fusionseg.cluster.sweep import load_sweep
+from fusionseg.cluster.sweep_file import SweepConfig
+from fusionseg.commands.base import parse
 from fusionseg.config import load_config
+from fusionseg.config.loading import validate_section
 from fusionseg.config.reference import key_reference
 from fusionseg.config.shipped.lookup import is_name
+from fusionseg.config.short_forms import file_schema
 from fusionseg.distributed.batch_arithmetic import accumulation_steps
 
 ROOT = Path(__file__).parents[1]
@@ -22,9 +30,9 @@ PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/RE
 
 
 def blocks(page: Path, language: str = "") -> list[str]:
-    """Return the fenced blocks of a page in a language."""
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    return [text for found, text in fenced if found == language]
+    """Return the fenced blocks of a page in a language, also those in lists."""
+    fenced = re.findall(r"^( *)```(\w*)\n(.*?)^\1```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [textwrap.dedent(text) for _, found, text in fenced if found == language]
 
 
 def examples() -> list[tuple[str, list[str]]]:
@@ -103,6 +111,65 @@ def test_links_and_files_exist(page: Path) -> None:
     named = re.findall(r"\b(?:configs|launch|slurm|profiling|docs|tests)/[\w./-]+\.(?:yaml|sh|py|md|sbatch)\b", text)
     missing += [name for name in named if not (ROOT / name).exists() and name != "configs/my_run.yaml"]
     assert not missing
+
+
+# -- blocks of code --------------------------------------------------------------------------------------------------
+
+
+def program_words(words: list[str]) -> list[str] | None:
+    """The words after `fusionseg` of a command line, without pipes and redirections; None for another program."""
+    end = next((n for n, word in enumerate(words) if word in ("|", "&&", ";", "&") or word[0] in "<>"), len(words))
+    words = words[:end]
+    if "-m" in words:
+        module, *rest = words[words.index("-m") + 1 :]
+        if module in ("fusionseg.train", "fusionseg.pretrain"):
+            return [module.partition(".")[2], *rest]
+        return rest if module == "fusionseg" else None
+    return words[words.index("fusionseg") + 1 :] if "fusionseg" in words and words[0] != "git" else None
+
+
+def test_documented_commands_have_valid_words(capsys: pytest.CaptureFixture[str]) -> None:
+    parser, refused = build_parser(), []
+    for page, words in examples():
+        if (rest := program_words(words)) is not None and "…" not in rest:
+            try:
+                parse(parser, rest)
+            except SystemExit as end:
+                if end.code:
+                    refused.append(f"{page}: {shlex.join(words)}\n{capsys.readouterr().err}")
+    assert not refused, "\n".join(refused)
+
+
+def test_most_documented_commands_are_tested() -> None:
+    assert sum(program_words(words) is not None for _, words in examples()) > 130
+    assert program_words(["srun", "fusionseg", "doctor", "|", "tee", "log"]) == ["doctor"]
+    assert program_words(["torchrun", "-m", "fusionseg.train", "--config", "x"]) == ["train", "--config", "x"]
+    assert program_words(["make", "docs"]) is None
+
+
+YAML_BLOCKS = [(page.name, text) for page in PAGES for text in blocks(page, "yaml")]
+
+
+@pytest.mark.parametrize(("page", "text"), YAML_BLOCKS, ids=[f"{page}-{n}" for n, (page, _) in enumerate(YAML_BLOCKS)])
+def test_yaml_of_the_documentation_is_valid(page: str, text: str) -> None:
+    """A block is a part of a configuration, of a sweep or of a cluster profile."""
+    raw = yaml.safe_load(text)
+    if "cluster" in raw:
+        validate_section(ClusterConfig, raw, {})
+    elif raw.keys() & {"grid", "points", "after"}:
+        raw = {"name": "x", "base": "base", "points": [{"name": "x"}, {"name": "scratch"}], **raw}
+        validate_section(SweepConfig, {key: raw[key] for key in raw.keys() - {"extends"}}, {})
+    else:
+        problems = jsonschema.Draft202012Validator(file_schema()).iter_errors(raw)
+        assert not [f"{'.'.join(map(str, problem.path))}: {problem.message}" for problem in problems]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_of_the_documentation_compiles(page: Path) -> None:
+    """The signatures in api.md are no statements; test_api.py runs its examples."""
+    for text in blocks(page, "python"):
+        if page.name != "api.md":
+            ast.parse(text)
 
 
 # -- the reference of the configuration ------------------------------------------------------------------------------

@@ -116,6 +116,33 @@ def loading(what: str = "torch") -> Iterator[None]:
         timer.cancel()
 
 
+def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parsers of the commands of a parser, by name; none for a command without further commands.
+
+    Args:
+        parser: that of the program, or of a command.
+    """
+    # argparse has no public access to the parsers that were added.
+    groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return {name: each for group in groups for name, each in group.choices.items()}
+
+
+def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line. A wrong one ends the program with a message and status 2.
+
+    Args:
+        parser: that of a program.
+        argv: the words after the program's name; None takes those of this process.
+    """
+    arguments, rest = parser.parse_known_args(argv)
+    # After an option, argparse accepts no further key.path=value words: `rest` holds them.
+    if rest and (any(text.startswith("-") for text in rest) or not hasattr(arguments, "overrides")):
+        getattr(arguments, "parser", parser).refuse_unknown(rest)
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
+
+
 def execute(parser: Parser, argv: Sequence[str] | None) -> int:
     """Parse a command line, run its command, and return the exit status.
 
@@ -124,12 +151,7 @@ def execute(parser: Parser, argv: Sequence[str] | None) -> int:
         argv: the words after the program's name; None takes those of this process.
     """
     protect()
-    arguments, rest = parser.parse_known_args(argv)
-    # After an option, argparse accepts no further key.path=value words: `rest` holds them.
-    if rest and (any(text.startswith("-") for text in rest) or not hasattr(arguments, "overrides")):
-        getattr(arguments, "parser", parser).refuse_unknown(rest)
-    if rest:
-        arguments.overrides = [*arguments.overrides, *rest]
+    arguments = parse(parser, argv)
     _apply_verbosity(parser, arguments)
     try:
         status = run(lambda: int(arguments.work(arguments)))

@@ -10,16 +10,19 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from fusionseg.config.data.augmentation_presets import PresetName
+from fusionseg.config.data.dataset import INHERITED
 from fusionseg.config.schema import json_schema
 
 _NAME: dict[str, Any] = {"type": "string"}
 _NAMES: dict[str, Any] = {"type": "array", "items": _NAME}
 _NULL: dict[str, Any] = {"type": "null"}
+_LABELS: dict[str, Any] = {"type": "object", "additionalProperties": {"type": ["integer", "string", "array"]}}
 
 
 def file_schema() -> dict[str, Any]:
     """The JSON schema of a configuration file as it is written, for editors."""
     schema = json_schema()
+    _add(schema["$defs"]["MetricConfig"]["properties"], "name", _NAME)  # a built-in one
     parts = {f"#/$defs/{name}": _name_of(section) for name, section in schema["$defs"].items() if _is_part(section)}
     _add_names(schema, parts)
     _add(schema["properties"], "augment", {"enum": list(get_args(PresetName))})
@@ -28,7 +31,11 @@ def file_schema() -> dict[str, Any]:
         _add(data, key, _NAMES)
         groups = next(form for form in data[key]["anyOf"] if "additionalProperties" in form)
         _add(groups, "additionalProperties", {"type": ["integer", "string"]})  # one member without brackets
+    _add(data, "labels", _LABELS)
+    _add(data, "intensity", {"type": "object", "additionalProperties": {"$ref": "#/$defs/IntensityConfig"}})
     _add(augment, "flip", _NULL)
+    further = schema["$defs"]["SourceConfig"]
+    further["required"] = [key for key in further["required"] if key not in INHERITED]
     return schema
 
 

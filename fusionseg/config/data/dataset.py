@@ -63,7 +63,8 @@ class SourceConfig(SectionWithOptions):
     """The groups of this data set, as `data.group`."""
 
 
-_INHERITED = ("spacing", "orientation", "intensity", "crop_foreground")
+INHERITED = ("spacing", "orientation", "intensity", "crop_foreground")
+"""Keys of a further data set that are those of `data` where it does not give them."""
 
 
 class DataConfig(SectionWithOptions):
@@ -204,7 +205,7 @@ class DataConfig(SectionWithOptions):
         """Write out the values that further data sets inherit, so that the resolved configuration states them."""
         if not isinstance(raw, dict) or not isinstance(raw.get("also"), list | tuple):
             return raw
-        own = {key: raw.get(key, cls.model_fields[key].default) for key in _INHERITED}
+        own = {key: raw.get(key, cls.model_fields[key].default) for key in INHERITED}
         return {**raw, "also": [{**own, **part} if isinstance(part, dict) else part for part in raw["also"]]}
 
     @model_validator(mode="after")
