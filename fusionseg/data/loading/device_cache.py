@@ -8,7 +8,6 @@ positions hold the background of each case, so that a patch that ends outside of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
 from math import prod
@@ -21,6 +20,7 @@ from fusionseg.config.data.cache import CacheConfig
 from fusionseg.data.loading.caches.flat_cache import ALIGNMENT, FlatCache, backgrounds
 from fusionseg.data.loading.caches.plan_cases import kept_positions, num_positions, plan_case
 from fusionseg.data.preprocessing.store import PreparedCase, Store
+from fusionseg.utils.read_threads import map_reads
 
 
 def cache_bytes(cases: Sequence[PreparedCase], config: CacheConfig) -> int:
@@ -112,9 +112,8 @@ class DeviceCache(FlatCache):
             self.image = images.view(self.image_dtype).view(self.channels, total)
         if fills or own_voxels:
             load = partial(self._load, cases, fills_positions=fills)
-            with ThreadPoolExecutor(config.read_threads) as threads:  # the files of many small cases are slow to open
-                for _ in threads.map(load, range(len(cases))):
-                    pass
+            for _ in map_reads(load, range(len(cases)), config.read_threads):
+                pass
             self.image[:, : len(cases)].copy_(self._background_levels.T)
 
     def _load(self, cases: Sequence[tuple[Store, str]], case_index: int, *, fills_positions: bool) -> None:

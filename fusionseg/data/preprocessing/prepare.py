@@ -10,7 +10,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -33,6 +32,7 @@ from fusionseg.data.preprocessing.volume import check_transforms, load_volume
 from fusionseg.data.preprocessing.workers import prepare_cases
 from fusionseg.utils.errors import UserError, WriteError
 from fusionseg.utils.files import PARTIAL, file_name, user_path, writable_folder
+from fusionseg.utils.read_threads import map_reads
 
 Progress = Callable[[int, int], None]
 
@@ -200,9 +200,8 @@ def open_store(data: DataConfig, output: str, dataset: Dataset) -> Store:
     _check_header(root, data)
     names = dataset.channels if data.names_channels else None
     current = partial(_current, root, scheme=dataset.scheme, readers=dataset.readers, names=names)
-    with ThreadPoolExecutor(RECORD_READERS) as threads:
-        found = threads.map(current, dataset.training)
-        cases = {record.name: record for record in found if record is not None}
+    found = map_reads(current, dataset.training, RECORD_READERS)
+    cases = {record.name: record for record in found if record is not None}
     return Store(root, dataset.name, dataset.channels, dataset.scheme, cases)
 
 
