@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from fusionseg.config.section import Positive, Section
+from fusionseg.config.outside_part import OutsidePart, name_to_section
+from fusionseg.config.section import Positive, Section, SectionWithOptions
+
+SinkPart = Annotated[OutsidePart, BeforeValidator(name_to_section)]
 
 
-class LogConfig(Section):
+class LogConfig(SectionWithOptions):
     """Records of the run."""
+
+    left_out: ClassVar[tuple[str, ...]] = ("sinks",)
 
     every: Positive = 50
     """Steps between train records."""
     samples: bool = False
     """Write the case and the origin of every patch into the train records."""
     tensorboard: bool = True
-    """Write TensorBoard scalars and a validation picture."""
+    """Write TensorBoard curves, validation pictures, and the configuration with the final scores."""
     gpu_every_s: Annotated[float, Field(ge=0.1)] | None = 1.0
     """Seconds between samples of the GPUs (gpu.csv, through NVML); null takes none."""
+    sinks: Annotated[tuple[SinkPart, ...], Field(strict=False)] = ()
+    """Further receivers of the records, each a dotted path to a class of your own (docs/extending.md)."""
 
 
 class ProfileConfig(Section):

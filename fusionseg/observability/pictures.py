@@ -96,11 +96,32 @@ class PictureFolder:
         from matplotlib.image import imsave  # slow to import, and only needed for pictures
 
         try:
-            with whole_file(self._folder / f"{tag}_{step:08d}.png") as temporary:
+            with whole_file(self._path(self._folder, tag, step)) as temporary:
                 imsave(temporary, np.clip(image.transpose(1, 2, 0), 0, 1))
         except WriteError as error:
             log.warning("%s; the run continues without pictures", error)
             self._folder = None
+
+    def read(self, tag: str, step: int) -> NDArray[np.float32] | None:
+        """Read a picture that an earlier start wrote; None if there is none, or if it is damaged.
+
+        Args:
+            tag, step: see `write`.
+
+        Returns:
+            RGB in [0, 1], (3, H, W).
+        """
+        from matplotlib.image import imread
+
+        try:
+            rgba = imread(self._path(self._folder, tag, step)) if self._folder is not None else None
+        except (OSError, SyntaxError):  # a PNG that is cut off raises SyntaxError
+            return None
+        return None if rgba is None else np.ascontiguousarray(rgba[..., :3].transpose(2, 0, 1), np.float32)
+
+    @staticmethod
+    def _path(folder: Path, tag: str, step: int) -> Path:
+        return folder / f"{tag}_{step:08d}.png"
 
 
 def _grey(image: NDArray[Any], reference: NDArray[Any]) -> NDArray[Any]:

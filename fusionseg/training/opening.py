@@ -12,6 +12,7 @@ from fusionseg.runs.early_checks import check_places
 from fusionseg.runs.folder import RunFolder
 from fusionseg.runs.run_config import write_run_config
 from fusionseg.training.observers.profile_range import check_profile
+from fusionseg.training.observers.sinks import check_sinks
 from fusionseg.training.outside_check import check_outside_parts
 from fusionseg.utils.errors import Problems, UserError
 from fusionseg.utils.logs import log_to_file
@@ -69,6 +70,8 @@ def _check(folder: RunFolder, config: RunConfig, world: World, make_data: Callab
         accumulation_steps(config, world.size)
     with problems.collect():
         check_profile(config.profile, world.device)
+    with problems.collect():
+        check_sinks(config.log)
     with of_folder.collect():
         folder.check(config)
     with problems.collect():

@@ -17,7 +17,8 @@ import torch
 from fusionseg import train
 from fusionseg.config import dump_config
 from fusionseg.observability.pictures import PictureFolder
-from fusionseg.observability.tensorboard import Board
+from fusionseg.observability.sinks.sink import RunEnd, RunStart, Sinks
+from fusionseg.observability.sinks.tensorboard import TensorBoardSink
 from fusionseg.runs.checkpoint_writer import CheckpointWriter
 from fusionseg.runs.records import Record, RecordKind, RecordWriter
 from fusionseg.utils.errors import TrainingStopped
@@ -34,6 +35,13 @@ def fill(disk: Path) -> None:
                 pass
         except OSError:
             pass
+
+
+def started_board(folder: Path) -> Sinks:
+    """The TensorBoard file of a run in a folder, as a run has it."""
+    sinks = Sinks([("log.tensorboard", lambda: TensorBoardSink(folder))])
+    sinks.start(RunStart(folder, "run", 0, {}, "", {}, "dice"), [], lambda step: None)
+    return sinks
 
 
 @pytest.fixture
@@ -67,31 +75,32 @@ def test_pictures_and_tensorboard_are_given_up_with_one_warning(
 ) -> None:
     disk = small_disk("64k")
     hook = threading.excepthook
-    pictures, board = PictureFolder(disk / "pictures"), Board(disk, purge_step=1)
+    pictures, board = PictureFolder(disk / "pictures"), started_board(disk)
     pictures.write("validation", PICTURE, 1)
     board.image("validation", PICTURE, 1)
     fill(disk)
     for step in range(2, 40):
         pictures.write("validation", PICTURE, step)
         board.image("validation", PICTURE, step)
-        board.scalars("gpu", {"busy": 1.0}, step)
-    board.close()
+        board.record({"kind": "gpu", "step": step, "busy": 1.0})
+    board.finish(RunEnd({"step": 40, "best_dice": 0.5}, is_final=True))
     said = [record.getMessage() for record in log.records]
     assert len(said) == 2
     assert any(f"{disk}/pictures/validation_" in text and "without pictures" in text for text in said)
-    assert any(text.startswith(f"{disk}: ") and "TensorBoard" in text and "No space left" in text for text in said)
+    assert any(text.startswith("log.tensorboard: ") and "No space left" in text for text in said)
     assert "Traceback" not in capfd.readouterr().err and threading.excepthook is hook
     assert len(os.listdir(disk / "pictures")) == 1
 
 
 def test_a_board_that_cannot_be_made(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
+    hook = threading.excepthook
     (tmp_path / "file").touch()
-    board = Board(tmp_path / "file" / "run", purge_step=1)
-    board.scalar("a", 1.0, 1)
+    board = started_board(tmp_path / "file" / "run")
+    board.record({"kind": "train", "step": 1, "loss": 1.0})
     board.image("b", PICTURE, 1)
-    board.text("c", "d", 1)
-    board.close()
-    assert len(log.records) == 1 and "TensorBoard file" in log.text
+    board.finish(RunEnd({"step": 40, "best_dice": 0.5}, is_final=True))
+    assert len(log.records) == 1 and "log.tensorboard: NotADirectoryError" in log.text
+    assert threading.excepthook is hook
 
 
 def test_log_txt_on_a_full_disk(small_disk: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:

@@ -60,7 +60,7 @@ def test_the_gpu_of_a_run_is_watched_and_advice_is_given(train: Callable[..., tu
     assert "GPU 63 % busy, " in said and " % of the step waits for data" in said
     assert (run / "pictures/gpu.png").stat().st_size > 5000
     events = next(run.glob("events.out.tfevents.*")).read_bytes()
-    assert b"gpu/busy_percent/1" in events and b"gpu/power_w/1" in events
+    assert b"z_gpu/busy_percent/1" in events and b"z_gpu/power_w/1" in events
 
 
 def test_a_driver_that_goes_away_does_not_touch_the_run(train: Callable[..., tuple[Path, str]]) -> None:

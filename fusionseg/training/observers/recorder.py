@@ -1,4 +1,4 @@
-"""The records of a run while it trains: metrics.jsonl, TensorBoard, progress, pictures, log."""
+"""The records of a run while it trains: metrics.jsonl, sinks such as TensorBoard, progress, pictures, log."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fusionseg.config import RunConfig
+from fusionseg.config import RunConfig, dump_config
 from fusionseg.config.data.splits import ALL
 from fusionseg.distributed.rank_info import peak_memory_gb
 from fusionseg.distributed.world import World
 from fusionseg.observability.pictures import PictureFolder
 from fusionseg.observability.progress import TrainingProgress, duration
 from fusionseg.observability.ranges import PHASES, phase_timer
-from fusionseg.observability.tensorboard import Board
+from fusionseg.observability.sinks.sink import RunEnd, RunStart, Sinks
+from fusionseg.runs.environment import read_environment
 from fusionseg.runs.folder import RunFolder
-from fusionseg.runs.records import RecordKind, RecordWriter
+from fusionseg.runs.records import Record, RecordKind, RecordWriter, RunStatus, has_finished, read_records
 from fusionseg.training.observers.gpu_watch import GpuWatch
+from fusionseg.training.observers.sinks import sink_makers
 from fusionseg.training.observers.utilisation import Utilisation
 from fusionseg.training.step import StepStatistics
 from fusionseg.training.tasks.task import ValidationResult
@@ -78,10 +80,11 @@ class Recorder:
         self.utilisation = utilisation
         self.progress = TrainingProgress(config.train.steps, step, shown=world.is_rank_zero)
         self._records = RecordWriter(folder.path) if world.is_rank_zero else None
+        self._end: Record = {}
         self._pictures = PictureFolder(folder.paths.pictures if world.is_rank_zero else None)
-        self._board = Board(folder.path if world.is_rank_zero and config.log.tensorboard else None, purge_step=step + 1)
-        if config.data.fold != ALL:
-            self._board.text("val/grid", GRID, step)
+        self._sinks = Sinks(sink_makers(config, folder) if world.is_rank_zero else [])
+        if world.is_rank_zero:
+            self._start_sinks(folder, step)
         age = process_age_s()
         self._begun = time.monotonic() - age - spent.total_s
         self._phases = defaultdict(float, spent.phases_s)
@@ -91,6 +94,19 @@ class Recorder:
         self._phases["start"] += age - sum(self._interval.values())
         self._interval.clear()
         self._interval_start, self._interval_step = time.monotonic(), step
+
+    def _start_sinks(self, folder: RunFolder, step: int) -> None:
+        start = RunStart(
+            folder.path,
+            self.config.name,
+            step,
+            self.config.to_dict(),
+            dump_config(self.config),
+            read_environment(folder.path),
+            self.score,
+            note="" if self.config.data.fold == ALL else GRID,
+        )
+        self._sinks.start(start, read_records(folder.path), lambda step: self._pictures.read("validation", step))
 
     def spent(self) -> Spent:
         """Return the time of the run up to now, over all its starts."""
@@ -150,7 +166,8 @@ class Recorder:
             memory_gb=memory,
             **used,
         )
-        self._board.scalars("gpu", self.watch.curves(), step)
+        if counters := self.watch.curves():
+            self._sinks.record({"kind": "gpu", "step": step, **counters})
         self.progress.record(step, statistics.loss, speed, data_s / step_s, memory, step_s, used.get("mfu"))
 
     def first_step(self, step: int, statistics: StepStatistics) -> None:
@@ -183,7 +200,7 @@ class Recorder:
         self.progress.score(self.score, result.score)
         if result.picture is not None:
             self._pictures.write("validation", result.picture, step)
-            self._board.image("validation", result.picture, step)
+            self._sinks.image("validation", result.picture, step)
 
     def end(
         self, step: int, status: str, reason: str, best: float | None, *, validates: bool, cache_on_host: bool
@@ -227,12 +244,18 @@ class Recorder:
             self._records.sync()
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files and the sinks."""
         if self._records is not None:
             self._records.close()
-        self._board.close()
+        status = self._end.get("status", RunStatus.FAILED)
+        self._sinks.finish(RunEnd(self._end, has_finished(status), status == RunStatus.FAILED))
 
     def _write(self, kind: RecordKind, step: int, **fields: Any) -> None:
-        """Write a record, and its values as curves. Ranks other than rank 0 write nothing."""
-        if self._records is not None:
-            self._board.record(self._records.write(kind, step, **fields))
+        """Write a record, and hand it to the sinks. Ranks other than rank 0 write nothing."""
+        if self._records is None:
+            return
+        record = self._records.write(kind, step, **fields)
+        if kind == RecordKind.END:
+            self._end = record
+        else:
+            self._sinks.record(record)

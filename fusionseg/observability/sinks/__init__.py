@@ -1,0 +1,1 @@
+"""Sinks: TensorBoard, trackers and a user's own, which receive the records of a run while it trains."""
