@@ -91,14 +91,18 @@ class RunContents:
     @cached_property
     def _names(self) -> tuple[tuple[str, ...], LabelScheme]:
         from fusionseg.data.labels.scheme import LabelScheme
-        from fusionseg.runs.cases.split import read_split
+        from fusionseg.runs.cases.split import Split, read_split
         from fusionseg.runs.checkpoints import find_weights, read_checkpoint
         from fusionseg.runs.paths import RunPaths
 
         if RunPaths(self.folder).split.exists():
             split = read_split(self.folder)
             return split.channels, split.scheme
-        state = read_checkpoint(find_weights(self.folder))  # the run is of a version without split.json
+        state = read_checkpoint(path := find_weights(self.folder))
+        if "split" in state:  # an archive
+            split = Split.from_json(state["split"], str(path))
+            return split.channels, split.scheme
+        # The run is of a version without split.json.
         return tuple(state["channels"]), LabelScheme.of_names(list(state["labels"].values()))
 
     @property

@@ -56,7 +56,8 @@ def load_run(path: str | Path) -> Run:
     """Open a run folder: its configuration, its records, its trained network.
 
     Args:
-        path: the folder that a training has written, `output`/`name` of its configuration.
+        path: the folder that a training has written, `output`/`name` of its configuration; or an archive (.fseg) that
+            `fusionseg export` has written, which has no records.
 
     Returns:
         The run.
@@ -103,7 +104,7 @@ def predict(
     `load_run(path).predict(...)` loads the network once.
 
     Args:
-        run: a run folder, a checkpoint file or a `Run`; several of them are an ensemble.
+        run: a run folder, a checkpoint file, an archive (.fseg) or a `Run`; several of them are an ensemble.
         image: an array (X, Y, Z), or (C, X, Y, Z) with the channels first, of raw intensities; or the path of an image
             file, or of the folder of a DICOM series; or several paths, one for each channel of one case. With `output`,
             also the path of a folder of images, of a folder with a folder for each case, of a datalist JSON, or of the
@@ -187,7 +188,7 @@ def evaluate(
     """Compare the predictions of a run with the labels, as `fusionseg evaluate` does.
 
     Args:
-        run: a run folder, or a `Run`.
+        run: a run folder, an archive (.fseg) or a `Run`.
         dataset: a data set, all labelled cases of which are scored; None for the validation cases of the run.
         base_dir: the folder at which the relative paths of a datalist `dataset` start; None is that which the list
             states, or else its own.

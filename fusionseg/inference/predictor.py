@@ -32,7 +32,7 @@ from fusionseg.inference.original_grid import (
     summed_probabilities,
     whole,
 )
-from fusionseg.inference.trained_network import TrainedNetwork, inference_device, load_trained
+from fusionseg.inference.trained_network import TrainedNetwork, inference_device, load_all_trained
 from fusionseg.training.precision import set_kernels
 from fusionseg.training.tasks.sliding_window import predict_logits
 from fusionseg.utils.errors import UserError
@@ -84,7 +84,7 @@ class Predictor:
         """Load the networks.
 
         Args:
-            runs: run folders or checkpoint files, at least one.
+            runs: run folders, checkpoint files or archives, at least one.
             options: the options of the prediction.
 
         Raises:
@@ -94,7 +94,11 @@ class Predictor:
         self.options = options
         self.device = inference_device(options.device)
         self.members = [
-            load_trained(run, self.device, options.checkpoint, masks=True, precision=options.precision) for run in runs
+            member
+            for run in runs
+            for member in load_all_trained(
+                run, self.device, options.checkpoint, masks=True, precision=options.precision
+            )
         ]
         first = self.members[0]
         self.scheme = first.scheme

@@ -18,7 +18,7 @@ from fusionseg.distributed.launch import Launch
 from fusionseg.distributed.world import choose_device
 from fusionseg.runs.cases.split import Split
 from fusionseg.runs.cases.split_file import NO_VALIDATION, validates_none
-from fusionseg.runs.checkpoints import find_weights, peek_config, read_checkpoint
+from fusionseg.runs.checkpoints import find_weights, networks_in, peek_config, read_checkpoint
 from fusionseg.runs.paths import BEST, LAST
 from fusionseg.training.network import place_network
 from fusionseg.training.precision import Precision, choose_precision, has_bf16, set_kernels
@@ -71,7 +71,7 @@ def gives_values(run: Path, which: str = "best") -> bool:
     """Tell whether the task of a run predicts a table of values (`TaskInfo.gives_values`), without loading its network.
 
     Args:
-        run: the run folder, or a checkpoint file.
+        run: the run folder, a checkpoint file or an archive.
         which: the checkpoint of a run folder, "best" or "last".
 
     Raises:
@@ -82,17 +82,34 @@ def gives_values(run: Path, which: str = "best") -> bool:
     return task_info(pretrain=plain.get("pretrain"), task=plain.get("task")).gives_values
 
 
-def load_trained(
+def load_all_trained(
     run: Path, device: torch.device, which: str = "best", *, masks: bool = False, precision: str | None = None
+) -> list[TrainedNetwork]:
+    """Rebuild the network of a run, or all networks of an archive. See `load_trained`."""
+    return [
+        load_trained(run, device, which, masks=masks, precision=precision, network=network)
+        for network in networks_in(find_weights(run, which))
+    ]
+
+
+def load_trained(
+    run: Path,
+    device: torch.device,
+    which: str = "best",
+    *,
+    masks: bool = False,
+    precision: str | None = None,
+    network: int | None = None,
 ) -> TrainedNetwork:
     """Rebuild the network of a run from its checkpoint.
 
     Args:
-        run: the run folder, or a checkpoint file.
+        run: the run folder, a checkpoint file or an archive.
         device: the device of the network.
         which: the checkpoint of a run folder, "best" or "last".
         masks: refuse a network that gives no logits for each voxel.
         precision: "fp32", "bf16" or "fp16"; None is that of the training, or another one if the device lacks it.
+        network: of an archive with several; None for the only one.
 
     Raises:
         UserError: there is no checkpoint; it is damaged, or belongs to another program; `masks` is True and it
@@ -102,7 +119,7 @@ def load_trained(
     if which == "best" and run.is_dir() and path.name == LAST:
         why = NO_VALIDATION if validates_none(run) else "no validation yet"
         log.info("%s: has no %s (%s): %s is used", run, BEST, why, LAST)
-    state = read_checkpoint(path)
+    state = read_checkpoint(path, network)
     kinds: dict[str, Any] = {"model": dict, "config": dict, "labels": dict, "channels": (list, tuple), "step": int}
     if not all(isinstance(state.get(name), kind) for name, kind in kinds.items()):
         raise UserError(f"{path}: is no checkpoint of a fusionseg training")

@@ -1,4 +1,4 @@
-"""Readers of checkpoints. Every byte of a file is verified before its content is used."""
+"""Readers of checkpoints and archives. Every byte of a file is verified before its content is used."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fusionseg.runs.archive.layout import is_archive
+from fusionseg.runs.archive.reader import count_networks, read_config, read_network
 from fusionseg.runs.paths import BEST, CHECKPOINTS, LAST, RunPaths, numbered_checkpoints
 from fusionseg.utils.errors import UserError
 
@@ -22,12 +24,18 @@ _TRAINING_STATE: dict[str, type | tuple[type, ...]] = {
 }  # fmt: skip
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, network: int | None = None) -> dict[str, Any]:
     """Load a checkpoint on the CPU and verify its checksums. It may come from anywhere: no code in it is run.
 
+    Args:
+        path: the checkpoint, or an archive.
+        network: of an archive with several; None for the only one.
+
     Raises:
-        UserError: the file is missing or damaged, or holds no dictionary.
+        UserError: the file is missing or damaged, or holds no dictionary; or the archive cannot be used.
     """
+    if is_archive(path):
+        return read_network(path, network)
     import torch  # takes seconds to import, and most readers of a run folder need no checkpoint
 
     try:
@@ -52,6 +60,11 @@ def peek_config(path: Path) -> dict[str, Any] | None:
     Returns:
         The plain configuration; None if the file cannot be read, which `read_checkpoint` reports.
     """
+    if is_archive(path):
+        try:
+            return read_config(path)
+        except UserError:
+            return None
     import torch
 
     try:
@@ -60,6 +73,26 @@ def peek_config(path: Path) -> dict[str, Any] | None:
         return None
     config = state.get("config") if isinstance(state, dict) else None
     return config if isinstance(config, dict) else None
+
+
+def networks_in(path: Path) -> list[int | None]:
+    """The networks of a file that `find_weights` has found, as arguments for `read_checkpoint`.
+
+    Raises:
+        UserError: it is an archive that cannot be used.
+    """
+    return list(range(count_networks(path))) if is_archive(path) else [None]
+
+
+def read_start(path: Path) -> Any:
+    """Read the weights that a training starts from: a checkpoint of any program, or an archive.
+
+    Raises:
+        UserError: the file cannot be read, or the archive cannot be used.
+    """
+    from fusionseg.models.weights.loading import read_file
+
+    return read_checkpoint(path) if is_archive(path) else read_file(path)
 
 
 def read_training_state(path: Path) -> dict[str, Any]:
@@ -111,7 +144,7 @@ def find_weights(run: Path, which: str = "best") -> Path:
     """Find the checkpoint that a run folder stands for.
 
     Args:
-        run: the run folder; or a checkpoint file, which is returned as it is.
+        run: the run folder; or a checkpoint file or an archive, which is returned as it is.
         which: "last" takes last.pt; "best" takes best.pt, or last.pt where there is none.
 
     Raises:
@@ -126,5 +159,5 @@ def find_weights(run: Path, which: str = "best") -> Path:
             return path
     raise UserError(
         f"{run}: holds no {' or '.join(f'{CHECKPOINTS}/{name}' for name in names)}: give the folder of a run that has"
-        " trained, or a checkpoint file"
+        " trained, a checkpoint file or an archive"
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionseg.data.formats.dataset import Dataset
+from fusionseg.runs.archive.layout import is_archive
 from fusionseg.runs.json_files import JsonObject, finite_or_none, read_object
 from fusionseg.runs.paths import EVALUATION
 from fusionseg.utils.errors import UserError
@@ -83,8 +84,17 @@ class EvaluationRequest:
         return file_name("_".join(parts))
 
 
+def results_folder(run: Path) -> Path:
+    """The folder for the evaluations of a run: the run folder; of an archive model.fseg, model_results beside it.
+
+    Args:
+        run: the run folder, or an archive.
+    """
+    return run.with_name(f"{run.stem}_results") if is_archive(run) else run
+
+
 def evaluation_folder(run: Path, request: EvaluationRequest) -> Path:
-    """The folder for the results of a request, in the run folder.
+    """The folder for the results of a request, in `results_folder`.
 
     The name is `EvaluationRequest.folder_name`. A short hash is appended if that folder holds results of another
     request, for example of another data set with the same name.
@@ -93,11 +103,12 @@ def evaluation_folder(run: Path, request: EvaluationRequest) -> Path:
         run: the run folder.
         request: the request.
     """
-    plain = run / request.folder_name
+    parent = results_folder(run)
+    plain = parent / request.folder_name
     if not _holds_another(plain, request):
         return plain
     key = hashlib.sha256(json.dumps(request.to_json(), sort_keys=True).encode()).hexdigest()[:6]
-    return run / file_name(f"{request.folder_name}_{key}")
+    return parent / file_name(f"{request.folder_name}_{key}")
 
 
 def write_evaluation(

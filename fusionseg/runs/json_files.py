@@ -31,7 +31,7 @@ def read_object(path: Path) -> JsonObject:
     """
     try:
         value = _parse(read_regular(path).decode("utf-8", errors="replace"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # an archive takes the place of a run folder
         return {}
     except OSError as error:
         log.warning("%s: cannot be read (%s): ignored", path, error.strerror)
@@ -54,7 +54,7 @@ def read_lines(path: Path, is_valid: Callable[[JsonObject], bool], *, tail: bool
     """
     try:
         content = read_regular(path, tail=tail)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         log.warning("%s: cannot be read (%s): ignored", path, error.strerror)

@@ -16,6 +16,8 @@ from fusionseg.config.loading import lay_over
 from fusionseg.config.outside_part import without_sources
 from fusionseg.config.override import parse_override
 from fusionseg.config.yaml_location import Locations, read_yaml
+from fusionseg.runs.archive.layout import is_archive
+from fusionseg.runs.archive.reader import read_config
 from fusionseg.runs.json_files import read_regular
 from fusionseg.runs.paths import BEST, LAST, RunPaths, checkpoints_of
 from fusionseg.utils.errors import UserError
@@ -51,13 +53,13 @@ def load_run_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Load the resolved configuration of a run.
 
     Args:
-        run: the run folder.
+        run: the run folder, or an archive.
         overrides: `key.path=value` settings that are laid over it.
 
     Raises:
         UserError: the path is no run folder, the configuration is damaged, or the result is not valid.
     """
-    if not RunPaths(run).config.exists():
+    if not is_archive(run) and not RunPaths(run).config.exists():
         raise UserError(
             f"{run}: is no run folder ({RunPaths(run).config.name} is missing): give the folder that a training wrote"
         )
@@ -69,7 +71,7 @@ def stored_config(run: Path) -> tuple[dict[str, Any], Locations]:
     """Read the configuration of a run folder, or that of its newest checkpoint where the file is damaged.
 
     Args:
-        run: the run folder.
+        run: the run folder, or an archive.
 
     Returns:
         The plain configuration, and the line of each key; no lines where it comes from a checkpoint.
@@ -77,6 +79,8 @@ def stored_config(run: Path) -> tuple[dict[str, Any], Locations]:
     Raises:
         UserError: the file cannot be read, and no checkpoint beside it holds the configuration.
     """
+    if is_archive(run):
+        return read_config(run), {}
     path = RunPaths(run).config
     try:
         if path.exists() and not path.is_file():  # reading a pipe would wait

@@ -21,9 +21,9 @@ from fusionseg.models.implementation import set_implementation_
 from fusionseg.models.placement import guard_cpu_convolutions_, set_memory_format_
 from fusionseg.models.sharding.network import shard_network_
 from fusionseg.models.sync_batch_norm import synchronise_batch_norm
-from fusionseg.models.weights.loading import load_weights, read_file, read_state
+from fusionseg.models.weights.loading import load_weights, state_of
 from fusionseg.observability.ranges import annotate_modules
-from fusionseg.runs.checkpoints import find_weights
+from fusionseg.runs.checkpoints import find_weights, read_start
 from fusionseg.training.tasks.choice import build_task
 from fusionseg.training.tasks.task import Task
 
@@ -123,11 +123,11 @@ def start_from(model: nn.Module, config: RunConfig, channels: Sequence[str]) -> 
     if config.start_weights is None:
         return
     path = find_weights(Path(config.start_weights))
+    content = read_start(path)
     report = load_weights(
-        model, read_state(path), encoder=config.model.encoder, min_share=config.init_min_share, source=str(path)
+        model, state_of(content, path), encoder=config.model.encoder, min_share=config.init_min_share, source=str(path)
     )
     log.info("init_from %s: %s", path, report)
-    content = read_file(path)
     if isinstance(content, Mapping):
         _compare_channels(path, content.get("channels"), channels)
         _compare_preprocessing(path, content.get("config"), config)

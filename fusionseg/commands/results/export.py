@@ -9,18 +9,19 @@ from fusionseg.commands.base import Commands, add_command, loading
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import DONE, FAILED
 
-FORMATS = ("onnx", "torchscript", "torch")
+FORMATS = ("onnx", "torchscript", "torch", "fseg")
 
 
 def add_export(commands: Commands) -> None:
     parser = add_command(
         commands,
         "export",
-        "write networks as programs of other libraries, with the contract about their inputs and outputs, and compare"
-        " their masks with those of predict",
+        "write networks as programs of other libraries or as one archive for another fusionseg, with the contract about"
+        " their inputs and outputs, and compare their masks with those of predict",
         """fusionseg export runs/unet --format onnx -o model
   python model/run.py -i scan.nii.gz -o mask.nii.gz                # numpy, nibabel and onnxruntime, no torch
   fusionseg export runs/unet_0 runs/unet_1 --format onnx -o model  # an ensemble
+  fusionseg export runs/unet --format fseg -o unet.fseg            # fusionseg predict unet.fseg -i scans -o masks
   fusionseg export runs/unet data.root=/where/it/is/now --format torchscript""",
         _export,
     )
@@ -28,16 +29,21 @@ def add_export(commands: Commands) -> None:
         "words",
         nargs="+",
         metavar="RUN|key.path=value",
-        help="run folders or checkpoint files, and settings about the cases to compare, such as data.root=FOLDER",
+        help="run folders, checkpoint files or archives, and settings about the cases to compare, such as data.root=FOLDER",
     )
     parser.add_argument(
         "--format",
         default="onnx",
         choices=FORMATS,
-        help="onnx (default), with a runner that needs no torch; torchscript; torch, a program of torch.export",
+        help="onnx (default), with a runner that needs no torch; torchscript; torch, a program of torch.export; fseg,"
+        " one file that fusionseg predicts with, without the run",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="FOLDER", help="folder for the model (default: export_FORMAT in the run)"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FOLDER|FILE.fseg",
+        help="folder for the model (default: export_FORMAT in the run), or the archive (default: NAME.fseg in the run)",
     )
     parser.add_argument("--checkpoint", default="best", choices=("best", "last"), help="which weights (default best)")
     parser.add_argument(
@@ -54,6 +60,7 @@ def add_export(commands: Commands) -> None:
 
 def _export(arguments: argparse.Namespace) -> int:
     with loading():
+        from fusionseg.export.archive import FORMAT, export_archive
         from fusionseg.export.export import ExportOptions, export_runs
         from fusionseg.inference.evaluation.several_runs import split_words
 
@@ -65,4 +72,6 @@ def _export(arguments: argparse.Namespace) -> int:
     options = ExportOptions(
         arguments.format, arguments.output, arguments.checkpoint, overrides, arguments.cases, arguments.licence
     )
+    if arguments.format == FORMAT:
+        return DONE if export_archive(runs, options).is_equal else FAILED
     return DONE if export_runs(runs, options).is_equal else FAILED

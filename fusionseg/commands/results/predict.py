@@ -24,7 +24,7 @@ def add_predict(commands: Commands) -> None:
   fusionseg predict runs/unet_0 runs/unet_1 -i /data/new_scans -o masks --format input""",
         _predict,
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or a checkpoint file")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, checkpoint file or archive")
     parser.add_argument(
         "-i",
         "--input",

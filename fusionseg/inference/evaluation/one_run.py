@@ -20,6 +20,7 @@ from fusionseg.inference.evaluation.results import Evaluation, pretraining_table
 from fusionseg.inference.evaluation.segmentation import evaluate_segmentation
 from fusionseg.inference.evaluation.validation import evaluate_by_validation
 from fusionseg.inference.predictor import PredictOptions, Predictor
+from fusionseg.runs.archive.layout import is_archive
 from fusionseg.runs.cases.split_file import NO_VALIDATION
 from fusionseg.runs.checkpoints import find_weights
 from fusionseg.runs.evaluations import (
@@ -31,6 +32,7 @@ from fusionseg.runs.evaluations import (
     EvaluationRequest,
     evaluation_folder,
     is_current,
+    results_folder,
 )
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import writable_folder
@@ -167,6 +169,10 @@ def open_evaluation(run: Path, options: EvaluationOptions) -> OpenedEvaluation:
     config = evaluation_config(run, options.overrides)
     _refuse_options_of_other_task(run, config, options)
     dataset = _other_dataset(config, options)
+    if dataset is None and is_archive(run):
+        raise UserError(
+            f"{run}: an archive does not name its validation cases; name labelled cases by --dataset FOLDER"
+        )
     if dataset is None and config.data.fold == ALL:
         raise UserError(no_validation_text(run, config))
     request = _request(config, options, dataset)
@@ -193,7 +199,7 @@ def compute_evaluation(opened: OpenedEvaluation) -> Evaluation:
     Raises:
         UserError: the folder cannot be written, the run has no weights, or its cases are not those of its training.
     """
-    writable_folder(opened.run, "evaluate")
+    writable_folder(results_folder(opened.run), "evaluate")
     config, options, request, folder = opened.config, opened.options, opened.request, opened.folder
     if config.task_info.evaluation == "reconstruction":
         return evaluate_pretraining(opened.run, config, options.prediction, request, folder, volumes=options.volumes)

@@ -177,16 +177,26 @@ def load_weights(
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Read the state dict of a .pt file to the CPU: the whole content, or its "model", "state_dict" or a similar key.
-
-    Kernels of nnU-Net's residual-encoder U-Net are brought to the axes X, Y, Z.
-
-    Only tensors, numbers and plain containers are unpickled: a file from an unknown source cannot run code.
+    """Read the state dict of a .pt file to the CPU; see `read_file` and `state_of`.
 
     Raises:
         UserError: the file cannot be read or holds no state dict.
     """
-    content = read_file(path)
+    return state_of(read_file(path), path)
+
+
+def state_of(content: Any, path: Path) -> dict[str, Tensor]:
+    """Find the state dict in the content of a file: the whole content, or its "model", "state_dict" or a similar key.
+
+    Kernels of nnU-Net's residual-encoder U-Net are brought to the axes X, Y, Z.
+
+    Args:
+        content: of the file.
+        path: of the file, for the message.
+
+    Raises:
+        UserError: there is no state dict.
+    """
     if is_residual_encoder(content):
         return residual_encoder_state(content)
     inner = [content[key] for key in _STATE_KEYS if key in content] if isinstance(content, Mapping) else []
@@ -206,6 +216,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 def read_file(path: Path) -> Any:
     """Read a .pt file to the CPU. Tensors are memory-mapped if the format of the file allows it.
+
+    Only tensors, numbers and plain containers are unpickled: a file from an unknown source cannot run code.
 
     Raises:
         UserError: the file cannot be read.

@@ -13,12 +13,11 @@ from fusionseg.config.data.splits import ALL
 from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.preprocessing.case_digests import digests_of
 from fusionseg.data.preprocessing.store import Store
-from fusionseg.models.weights.loading import read_file
 from fusionseg.runs.cases.checks import refuse_changed_cases, refuse_common_images, refuse_seen
 from fusionseg.runs.cases.datasets import RunDataset, open_begun_datasets, open_run_datasets
 from fusionseg.runs.cases.split import Ancestor, Split, SplitCase, dataset_names, read_split
 from fusionseg.runs.cases.split_file import NO_VALIDATION
-from fusionseg.runs.checkpoints import find_weights, newest_intact, read_training_state
+from fusionseg.runs.checkpoints import find_weights, newest_intact, read_start, read_training_state
 from fusionseg.runs.folder import RunFolder
 from fusionseg.utils.errors import UserError, some_of
 
@@ -214,7 +213,7 @@ def _read_ancestors(path: Path) -> tuple[Ancestor, ...]:
     Raises:
         UserError: the file cannot be read.
     """
-    content = read_file(path)
+    content = read_start(path)
     if not isinstance(content, Mapping) or "split" not in content:
         return (Ancestor(str(path), None),)
     split = Split.from_json(content["split"], str(path))

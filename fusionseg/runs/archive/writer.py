@@ -1,0 +1,119 @@
+"""The writer of archives. The same networks give the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusionseg.config.outside_part import without_sources
+from fusionseg.runs.archive.layout import CONFIG, MANIFEST, NETWORK, VERSION, WEIGHTS, network_file
+from fusionseg.runs.cases.split import Split, SplitCase
+from fusionseg.runs.json_files import JsonObject
+from fusionseg.utils.errors import UserError
+from fusionseg.utils.files import json_text, whole_file
+from fusionseg.utils.version import __version__
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_PACKAGES = ("torch", "monai", "safetensors")
+_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip file can have
+
+
+@dataclass(frozen=True)
+class ArchivedNetwork:
+    """A trained network as an archive holds it."""
+
+    weights: Mapping[str, Tensor]
+    config: Mapping[str, Any]
+    """The plain configuration of the run."""
+    channels: Sequence[str]
+    labels: Mapping[int, str]
+    step: int
+    split: Split | None
+    """The cases that it was trained on. The archive has their digests, and not their names."""
+
+
+def write_archive(
+    path: Path, networks: Sequence[ArchivedNetwork], documents: Mapping[str, str], facts: JsonObject
+) -> None:
+    """Write an archive, whole or not at all.
+
+    Args:
+        path: of the archive.
+        networks: one, or an ensemble.
+        documents: texts by the name of their file, see `layout.DOCUMENTS`.
+        facts: name and licence, for the manifest.
+
+    Raises:
+        UserError: a network has an entry that is no tensor.
+        WriteError: the file cannot be written.
+    """
+    files = {name: text.encode("utf-8") for name, text in documents.items()}
+    for index, network in enumerate(networks):
+        files |= {network_file(index, name): content for name, content in _files_of(network).items()}
+    manifest = {
+        "fseg": VERSION,
+        **facts,
+        "versions": {"fusionseg": __version__, **{name: version(name) for name in _PACKAGES}},
+        "networks": len(networks),
+        "files": {
+            name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            for name, content in sorted(files.items())
+        },
+    }
+    with whole_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in ((MANIFEST, json_text(manifest).encode("utf-8")), *sorted(files.items())):
+            entry = zipfile.ZipInfo(name, _DATE)
+            entry.create_system, entry.external_attr = 3, 0o644 << 16  # as on Linux, on every system
+            archive.writestr(entry, content)
+
+
+def _files_of(network: ArchivedNetwork) -> dict[str, bytes]:
+    from safetensors.torch import save
+
+    if others := [name for name, value in network.weights.items() if not hasattr(value, "untyped_storage")]:
+        raise UserError(f"{others[0]}: an entry of the network is no tensor, which an archive cannot hold")
+    # Copies: safetensors refuses tensors that share memory, and those of another memory format.
+    weights = {name: value.detach().cpu().clone().contiguous() for name, value in network.weights.items()}
+    facts = {
+        "step": network.step,
+        "channels": list(network.channels),
+        "labels": {str(index): name for index, name in network.labels.items()},
+        "split": None if network.split is None else _without_places(_without_names(network.split).to_json()),
+    }
+    config = _without_places(without_sources(dict(network.config), ("found_in",)))
+    return {
+        CONFIG: json_text(config).encode("utf-8"),
+        NETWORK: json_text(facts).encode("utf-8"),
+        WEIGHTS: save(weights),
+    }
+
+
+def _without_names(split: Split) -> Split:
+    """The split with numbers in place of the names of cases and groups, which may be those of patients."""
+
+    def unnamed(kind: str, cases: Sequence[SplitCase]) -> tuple[SplitCase, ...]:
+        return tuple(
+            replace(case, name=f"{kind}_{number:04d}", group=None, target=None)
+            for number, case in enumerate(cases, start=1)
+        )
+
+    training, validation = unnamed("training", split.training), unnamed("validation", split.validation)
+    return replace(split, training=training, validation=validation)
+
+
+def _without_places(plain: Any) -> Any:
+    """Plain values with the last name of each absolute path: folders of the machine say nothing elsewhere."""
+    if isinstance(plain, Mapping):
+        return {key: _without_places(value) for key, value in plain.items()}
+    if isinstance(plain, list | tuple):
+        return [_without_places(value) for value in plain]
+    if isinstance(plain, str) and plain.startswith(("/", "~")):
+        return Path(plain).name or plain
+    return plain
