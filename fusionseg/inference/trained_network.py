@@ -85,7 +85,14 @@ def gives_values(run: Path, which: str = "best") -> bool:
 def load_all_trained(
     run: Path, device: torch.device, which: str = "best", *, masks: bool = False, precision: str | None = None
 ) -> list[TrainedNetwork]:
-    """Rebuild the network of a run, or all networks of an archive. See `load_trained`."""
+    """Rebuild the network of a run, or all networks of an archive.
+
+    Args:
+        run, device, which, masks, precision: see `load_trained`.
+
+    Raises:
+        UserError: see `load_trained`.
+    """
     return [
         load_trained(run, device, which, masks=masks, precision=precision, network=network)
         for network in networks_in(find_weights(run, which))
