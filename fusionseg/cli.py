@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from fusionseg.commands.base import Parser, execute, subparsers
+from fusionseg.commands.completion import add_completion
 from fusionseg.commands.configs import add_models, add_schema
 from fusionseg.commands.data import add_check, add_prepare, add_synth
 from fusionseg.commands.jobs import add_cancel, add_doctor, add_status, add_submit
@@ -63,6 +64,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in COMMANDS:
         add(commands)
+    add_completion(commands, parser)
     return parser
 
 
