@@ -6,12 +6,12 @@ import ast
 import importlib
 import re
 import shlex
-import textwrap
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
+from documented_commands import PAGES, ROOT, blocks, examples, program_words
 
 from fusionseg.cli import build_parser
 from fusionseg.cluster.profile import ClusterConfig, load_cluster
@@ -24,27 +24,6 @@ from fusionseg.config.reference import key_reference
 from fusionseg.config.shipped.lookup import is_name
 from fusionseg.config.short_forms import file_schema
 from fusionseg.distributed.batch_arithmetic import accumulation_steps
-
-ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")])
-
-
-def blocks(page: Path, language: str = "") -> list[str]:
-    """Return the fenced blocks of a page in a language, also those in lists."""
-    fenced = re.findall(r"^( *)```(\w*)\n(.*?)^\1```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    return [textwrap.dedent(text) for _, found, text in fenced if found == language]
-
-
-def examples() -> list[tuple[str, list[str]]]:
-    """Return (page, words) of every command in a block without a language, without comments."""
-    found = []
-    for page in PAGES:
-        for block in blocks(page):
-            for line in block.replace("\\\n", " ").splitlines():
-                words = shlex.split(line, comments=True)
-                if words and "..." not in words:
-                    found.append((page.name, words))
-    return found
 
 
 def settings(words: list[str]) -> list[str]:
@@ -116,18 +95,6 @@ def test_links_and_files_exist(page: Path) -> None:
 # -- blocks of code --------------------------------------------------------------------------------------------------
 
 
-def program_words(words: list[str]) -> list[str] | None:
-    """The words after `fusionseg` of a command line, without pipes and redirections; None for another program."""
-    end = next((n for n, word in enumerate(words) if word in ("|", "&&", ";", "&") or word[0] in "<>"), len(words))
-    words = words[:end]
-    if "-m" in words:
-        module, *rest = words[words.index("-m") + 1 :]
-        if module in ("fusionseg.train", "fusionseg.pretrain"):
-            return [module.partition(".")[2], *rest]
-        return rest if module == "fusionseg" else None
-    return words[words.index("fusionseg") + 1 :] if "fusionseg" in words and words[0] != "git" else None
-
-
 def test_documented_commands_have_valid_words(capsys: pytest.CaptureFixture[str]) -> None:
     parser, refused = build_parser(), []
     for page, words in examples():
@@ -170,6 +137,15 @@ def test_python_of_the_documentation_compiles(page: Path) -> None:
     for text in blocks(page, "python"):
         if page.name != "api.md":
             ast.parse(text)
+
+
+def test_values_of_the_comparison_are_those_of_the_benchmarks() -> None:
+    """Ratios and times; the versions of the programs stand before the first heading."""
+    text = (ROOT / "docs/comparison.md").read_text(encoding="utf-8").partition("\n## ")[2]
+    measured = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
+    values = re.findall(r"\b\d+\.\d+\b", text)
+    assert len(values) > 15
+    assert not [value for value in values if not re.search(rf"(?<![\d.]){re.escape(value)}(?!\d)", measured)]
 
 
 # -- the reference of the configuration ------------------------------------------------------------------------------

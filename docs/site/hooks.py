@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 OUTSIDE = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
     "profiling/README.md": "profiling_programs.md",
     "slurm/README.md": "slurm_files.md",
     "docs/first_hour.ipynb": "first_hour.md",
