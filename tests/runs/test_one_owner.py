@@ -23,6 +23,7 @@ SOURCES = [
 SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), *sorted((ROOT / "profiling").glob("*.s*"))]
 
 OTHER_MEANINGS = {
+    "fusionseg/commands/completion.py": {"end"},  # a word of the shell fish
     "fusionseg/config/shipped/lookup.py": {"config.yaml"},  # the room of the configuration may not import that of runs
     "fusionseg/cluster/slurm.py": {"cancelled"},  # the reason of an event
     "fusionseg/cluster/status.py": {"cancelled"},
