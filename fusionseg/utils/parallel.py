@@ -13,12 +13,13 @@ import pickle
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from itertools import islice
+from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -29,6 +30,27 @@ _METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods(
 
 class WorkerDied(Exception):
     """A worker process that was killed, in most cases by the kernel for lack of memory."""
+
+
+class _Waiting(Generic[Item]):
+    """Items that no worker has got yet. They are taken from their source one at a time, as workers become free."""
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        self._source = iter(items)
+        self._next: deque[Item] = deque()
+
+    def __bool__(self) -> bool:
+        if not self._next:
+            self._next.extend(islice(self._source, 1))
+        return bool(self._next)
+
+    def first(self) -> Item:
+        """The next item, which stays. `bool` tells whether there is one."""
+        return self._next[0]
+
+    def remove_first(self) -> None:
+        """Take the item that `first` returned away."""
+        self._next.popleft()
 
 
 def start_server(modules: Sequence[str]) -> None:
@@ -50,7 +72,7 @@ def stop_server() -> None:
 
 def map_cases(
     function: Callable[[Item], Result],
-    items: Sequence[Item],
+    items: Iterable[Item],
     *,
     workers: int,
     initializer: Callable[[], None] | None = None,
@@ -63,22 +85,24 @@ def map_cases(
 
     Args:
         function: takes an item. With several workers, function, items and results must be picklable.
-        items: the arguments of the calls.
-        workers: number of processes. With 1 worker or 1 item, the function is called in this process.
+        items: the arguments of the calls. Those of a generator are made one at a time, in this process, while the
+            workers work: at most two for each worker exist at once.
+        workers: number of processes. With 1 worker or a sequence of 1 item, the function is called in this process.
         initializer: called once in each worker process, and not at all in this process.
         modules: imported once for all workers; see `start_server`.
     """
-    if workers <= 1 or len(items) <= 1:
+    if isinstance(items, Sequence):
+        workers = min(workers, len(items))
+    if workers <= 1:
         for item in items:
             yield item, _call(function, item)
         return
-    waiting = deque(items)
-    workers = min(workers, len(items))
+    waiting = _Waiting(items)
     start_server(modules)
     try:
         while waiting:
             # Two items for each worker, so that no worker waits for its next item.
-            again = deque((yield from _until_one_dies(function, waiting, workers, 2 * workers, initializer)))
+            again = _Waiting((yield from _until_one_dies(function, waiting, workers, 2 * workers, initializer)))
             while again:
                 for item in (yield from _until_one_dies(function, again, 1, 1, initializer)):
                     yield (
@@ -91,7 +115,7 @@ def map_cases(
 
 def _until_one_dies(
     function: Callable[[Item], Result],
-    waiting: deque[Item],
+    waiting: _Waiting[Item],
     workers: int,
     in_flight: int,
     initializer: Callable[[], None] | None,
@@ -104,10 +128,11 @@ def _until_one_dies(
     try:
         while futures or (waiting and not lost):
             try:
-                while waiting and not lost and len(futures) < in_flight:
+                while not lost and len(futures) < in_flight and waiting:
+                    item = waiting.first()
                     with _main_module_hidden(function):  # `submit` starts the workers
-                        futures[pool.submit(_call, function, waiting[0])] = waiting[0]
-                    waiting.popleft()
+                        futures[pool.submit(_call, function, item)] = item
+                    waiting.remove_first()
             except BrokenProcessPool:  # the item was not accepted and stays in `waiting`
                 if not futures:
                     break

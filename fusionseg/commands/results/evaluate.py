@@ -59,6 +59,13 @@ def add_evaluate(commands: Commands) -> None:
         action="store_false",
         help="do not keep the masks of a segmentation in the folder of the evaluation",
     )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that compute the metrics of a segmentation while further cases are predicted (default: by the"
+        " CPUs and the free memory, if the metrics take long; 1 starts none)",
+    )
     parser.set_defaults(overrides=[])  # settings after an option, see `fusionseg.commands.base.execute`
     inference_arguments(parser, default=None)
 
@@ -82,7 +89,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         skip_existing=arguments.skip_existing,
         volumes=arguments.volumes,
         masks=arguments.masks,
+        workers=arguments.workers,
     )
+    if options.workers is not None and options.workers < 1:
+        raise UserError(f"--workers: expected a number from 1, got {options.workers}")
     if not paths:
         raise UserError("evaluate: no run is given: put a run folder, or a folder of runs, before the settings")
     if is_one_run(paths):

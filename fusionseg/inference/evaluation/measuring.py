@@ -139,7 +139,11 @@ class CaseMeasurer:
         self.scheme = scheme
         self.settings = settings or EvaluateConfig()
         check_class_names(self.settings, scheme.output_names)
+        self._configured = tuple(metrics)
         self._metrics = build_metrics(further_metrics(metrics))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # the built metrics may be anything; a worker builds its own
+        return CaseMeasurer, (self.scheme, self.settings, self._configured)
 
     def __call__(self, case: PredictedCase) -> list[Score]:
         """Score a case: one score for each foreground class, or region.

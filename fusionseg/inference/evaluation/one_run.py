@@ -64,6 +64,8 @@ class EvaluationOptions:
     """Whether the reconstructed volumes of a pre-training are written."""
     masks: bool = True
     """Whether the masks of a segmentation are kept in the folder of the evaluation."""
+    workers: int | None = None
+    """Processes that compute the metrics of a segmentation; None chooses their number, and 1 starts none."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,9 @@ def compute_evaluation(opened: OpenedEvaluation) -> Evaluation:
         cases = validation_cases(config.data, config.output, members, include_trained=include_trained)
     else:
         cases = all_labelled_cases(opened.dataset, config.data, config.output, members, include_trained=include_trained)
-    return evaluate_segmentation(predictor, cases, config, request, folder, masks=options.masks)
+    return evaluate_segmentation(
+        predictor, cases, config, request, folder, masks=options.masks, workers=options.workers
+    )
 
 
 def _refuse_options_of_other_task(run: Path, config: RunConfig, options: EvaluationOptions) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from fusionseg.inference.evaluation.aggregate import summarise
 from fusionseg.inference.evaluation.cases import CasesToScore
 from fusionseg.inference.evaluation.detail_tables import detail_rows, detail_tables
 from fusionseg.inference.evaluation.kept_masks import KeptMasks
-from fusionseg.inference.evaluation.measuring import CaseMeasurer, Score, metric_definitions
+from fusionseg.inference.evaluation.measuring import CaseMeasurer, PredictedCase, Score, metric_definitions
+from fusionseg.inference.evaluation.parallel_measuring import measured_cases
 from fusionseg.inference.evaluation.picture import draw_best_and_worst
 from fusionseg.inference.evaluation.results import Evaluation
 from fusionseg.inference.evaluation.scoring import Scorer
@@ -23,6 +24,7 @@ from fusionseg.observability.progress import counting_progress
 from fusionseg.runs.evaluations import PICTURE, EvaluationRequest, check_details, write_evaluation
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import writable_folder
+from fusionseg.utils.parallel import WorkerDied
 
 log = logging.getLogger("fusionseg")
 
@@ -35,6 +37,7 @@ def evaluate_segmentation(
     folder: Path,
     *,
     masks: bool = True,
+    workers: int | None = None,
 ) -> Evaluation:
     """Predict labelled cases, compare the masks with the labels voxel by voxel, and write the results.
 
@@ -45,6 +48,7 @@ def evaluate_segmentation(
         request: the options of the evaluation, which summary.json records.
         folder: the folder for the results.
         masks: keep the masks in this folder.
+        workers: processes that compute metrics while further cases are predicted; None chooses their number.
 
     Raises:
         UserError: the names of labels or channels do not match, the section `evaluate` names an unknown class, the
@@ -58,7 +62,7 @@ def evaluate_segmentation(
     kept = KeptMasks(folder, predictor, chosen.dataset.readers)
     if masks:
         kept.check(chosen.cases)
-    scores, failed = _score_cases(scorer, chosen, kept if masks else None)
+    scores, failed = _score_cases(scorer, chosen, kept if masks else None, workers)
     counted = [score for score in scores if score.case not in chosen.left_out]
     if not counted:
         raise UserError(
@@ -87,25 +91,40 @@ def evaluate_segmentation(
     return Evaluation(folder, summary, tuple(scores))
 
 
-def _score_cases(scorer: Scorer, chosen: CasesToScore, kept: KeptMasks | None) -> tuple[list[Score], dict[str, str]]:
+def _score_cases(
+    scorer: Scorer, chosen: CasesToScore, kept: KeptMasks | None, workers: int | None
+) -> tuple[list[Score], dict[str, str]]:
     """The scores of the cases, and the problem of each case that cannot be scored, by its name."""
-    scores: list[Score] = []
+    scores: dict[str, list[Score]] = {}
     failed: dict[str, str] = {}
-    with counting_progress("evaluating") as progress:
-        for done, case in enumerate(chosen.cases):
-            progress(done, len(chosen.cases))
+    count = len(chosen.cases)
+
+    def fail(name: str, error: Exception) -> None:
+        failed[name] = str(error)
+        log.error("%s is not scored: %s", name, error)
+
+    def predicted() -> Iterator[PredictedCase]:
+        for case in chosen.cases:
             try:
-                predicted = scorer.predicted(case)
-                found = scorer.measure(predicted)
+                made = scorer.predicted(case)
                 if kept is not None:
-                    kept.write(case, predicted.prediction)
+                    kept.write(case, made.prediction)
             except CaseError as error:
-                failed[case.name] = str(error)
-                log.error("%s is not scored: %s", case.name, error)
+                fail(case.name, error)
                 continue
-            scores += [replace(score, trained_on=chosen.trained_on[case.name]) for score in found]
-        progress(len(chosen.cases), len(chosen.cases))
-    return scores, failed
+            yield made
+
+    with counting_progress("evaluating") as progress:
+        progress(0, count)
+        for case, outcome in measured_cases(predicted(), scorer.measure, count, workers):
+            if isinstance(outcome, CaseError | WorkerDied):
+                fail(case.name, outcome)
+            elif isinstance(outcome, Exception):
+                raise outcome
+            else:
+                scores[case.name] = [replace(score, trained_on=chosen.trained_on[case.name]) for score in outcome]
+            progress(len(scores) + len(failed), count)
+    return [score for case in chosen.cases for score in scores.get(case.name, ())], failed
 
 
 def _rows(scores: Sequence[Score]) -> list[dict[str, Any]]:
