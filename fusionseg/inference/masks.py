@@ -66,12 +66,22 @@ def origin_of(case: Case, predictor: str, voxels: str) -> MaskOrigin:
     return MaskOrigin(predictor, _hash_of_paths(case), _hash_of_content(case), voxels)
 
 
-def predictor_hash(predictor: Predictor) -> str:
-    """A hash of everything that the masks depend on: the weights of the networks, in any order, and the options."""
+def weight_digests(predictor: Predictor) -> list[str]:
+    """The SHA-256 of the checkpoint of each network."""
+    return [SourceFile.read(member.path).sha256 for member in predictor.members]
+
+
+def predictor_hash(predictor: Predictor, digests: Sequence[str] | None = None) -> str:
+    """A hash of everything that the masks depend on: the weights of the networks, in any order, and the options.
+
+    Args:
+        predictor: the network, or an ensemble.
+        digests: the result of `weight_digests`, if it is known.
+    """
     members = []
-    for member in predictor.members:
+    for member, digest in zip(predictor.members, digests or weight_digests(predictor), strict=True):
         own, asked = member.config.validation.overlap, predictor.options.overlap
-        members.append([SourceFile.read(member.path).sha256, own if asked is None else asked])
+        members.append([digest, own if asked is None else asked])
     options: list[object] = [predictor.options.flips]
     if predictor.options.precision is not None:  # without it, the hash is that of earlier versions
         options.append(predictor.options.precision)

@@ -5,28 +5,33 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+
 from fusionseg.data.formats.case import Case
 from fusionseg.data.formats.image_file import VolumeError
-from fusionseg.data.formats.problems import CaseError
 from fusionseg.data.formats.readers import Readers
 from fusionseg.data.inputs.inputs import InputOptions, Inputs, find_inputs
+from fusionseg.inference.calls.call import PredictionCall
+from fusionseg.inference.calls.share import Share
+from fusionseg.inference.calls.stages import PredictionStages
 from fusionseg.inference.dataset_folders import refuse_dataset_folder
 from fusionseg.inference.mask_formats.choice import CHOICES, choose_format
-from fusionseg.inference.mask_formats.mask import Mask
 from fusionseg.inference.masks import (
     MAX_LISTED,
     cases_without_mask,
     mask_path,
-    origin_of,
     predictor_hash,
     refuse_same_file,
+    weight_digests,
 )
 from fusionseg.inference.predictor import PredictOptions, Predictor
-from fusionseg.observability.progress import counting_progress
-from fusionseg.utils.errors import UserError, WriteError, some_of, suggest
+from fusionseg.runs.json_files import JsonObject
+from fusionseg.runs.predictions import PredictionRecord, record_path, refuse_other_file
+from fusionseg.utils.errors import UserError, some_of, suggest
 from fusionseg.utils.files import user_path, writable_folder
 from fusionseg.utils.logs import RESULT
 from fusionseg.utils.tables import counted
@@ -43,6 +48,8 @@ class FileOptions:
     skip_existing: bool = False
     """Keep masks that the same runs and options made; see `cases_without_mask`."""
     inputs: InputOptions = field(default_factory=InputOptions)
+    share: Share = field(default_factory=Share)
+    """The part of the cases that this process predicts."""
 
 
 @dataclass(frozen=True)
@@ -111,23 +118,38 @@ def predict_files(predictor: Predictor, inputs: Path, output: Path, files: FileO
     files, inputs = files or FileOptions(), user_path(str(inputs))
     options = replace(files.inputs, missing_channels=predictor.missing_channels)
     found = find_inputs(inputs, predictor.channels, predictor.readers, options)
-    cases = found.cases
     _refuse_input_folder(found, inputs, output, files.format_name)
-    _check_format(cases, files.format_name, predictor.readers)
-    made_by = predictor_hash(predictor)
+    _check_format(found.cases, files.format_name, predictor.readers)
+    _refuse_names_of_record(found.cases, output, files)
+    cases = files.share.of(found.cases, predictor.readers)
+    digests = weight_digests(predictor)
+    made_by = predictor_hash(predictor, digests)
     due = cases_without_mask(cases, output, made_by, format_name=files.format_name, skip_existing=files.skip_existing)
     if due:
-        writable_folder(output, "--output")
-        refuse_same_file(due, output)
-    log.info("%s: %s", found.source, counted(len(cases), "case"))
+        _prepare_output(cases, due, output, files.share)
+    log.info("%s: %s", found.source, counted(len(found.cases), "case"))
     for note in found.notes:
         log.warning("%s", note)
-    failed = _predict_cases(predictor, found, due, output, files.format_name, made_by)
-    masks = {
-        case.name: mask_path(output, case, choose_format(files.format_name, case.images[0]))
-        for case in cases
-        if case.name not in failed
-    }
+    if files.share.count > 1:
+        log.log(RESULT, "part %s: %d of %s", files.share, len(cases), counted(len(found.cases), "case"))
+    masks = {case.name: mask_path(output, case, choose_format(files.format_name, case.images[0])) for case in cases}
+    failed: dict[str, str] = {}
+    if due:
+        call = PredictionCall(
+            cases,
+            due,
+            {name: {"mask": path} for name, path in masks.items()},
+            PredictionStages(predictor, found.channels, output, files.format_name, made_by),
+            PredictionRecord(
+                record_path(output, files.share.index, files.share.count),
+                _description(predictor, inputs, files, digests),
+            ),
+            output,
+        )
+        call.run(shown=files.share.index == 0)
+        failed = call.failed
+        _warn_of_trained(call.trained_on, len(cases))
+    masks = {name: path for name, path in masks.items() if name not in failed}
     labels = some_of([f"{value} {name}" for value, name in sorted(predictor.value_names.items())])
     log.log(RESULT, "%s: %s (labels: %s)", output, counted(len(masks), "mask"), labels)
     if failed:
@@ -135,63 +157,71 @@ def predict_files(predictor: Predictor, inputs: Path, output: Path, files: FileO
     return Predicted(masks, failed)
 
 
-def _predict_cases(
-    predictor: Predictor, found: Inputs, due: Sequence[Case], output: Path, format_name: str, made_by: str
-) -> dict[str, str]:
-    """Predict cases and write their masks.
-
-    Args:
-        due: the cases of `found` that need a mask.
-        made_by: the result of `predictor_hash`.
-
-    Returns:
-        The problem of each case that failed, by its name.
-    """
-    failed: dict[str, str] = {}
-    trained_on: list[str] = []
-    count = len(found.cases)
-    with counting_progress("predicting") as progress:
-        for done, case in enumerate(due, start=count - len(due)):
-            progress(done, count)
-            try:
-                is_known = _predict_case(predictor, case, found.channels, output, format_name, made_by)
-            except (CaseError, VolumeError) as error:
-                text = str(error) if isinstance(error, CaseError) else f"{case.images[0]}: {error}"
-                failed[case.name] = text
-                log.error("%s", text)
-                continue
-            except WriteError as error:
-                written = f"{done - len(failed)} of {count} masks are there, and --skip-existing keeps them"
-                raise WriteError(error.errno, f"{error.strerror}; {written}", str(output)) from None
-            if is_known:
-                trained_on.append(case.name)
-        progress(count, count)
-    if trained_on:
+def _warn_of_trained(names: Sequence[str], count: int) -> None:
+    if names:
         log.warning(
             "%d of %d images were trained on (%s): their masks do not show how well new cases are segmented",
-            len(trained_on),
+            len(names),
             count,
-            some_of(trained_on),
+            some_of(names),
         )
-    return failed
 
 
-def _predict_case(
-    predictor: Predictor, case: Case, channels: Sequence[int] | None, output: Path, format_name: str, made_by: str
-) -> bool:
-    """Predict a case, write its mask, and tell whether its image was trained on.
+def _prepare_output(cases: Sequence[Case], due: Sequence[Case], output: Path, share: Share) -> None:
+    """Make sure that the masks and the record can be written, before anything is predicted.
 
     Raises:
-        CaseError: the image cannot be read or predicted.
-        VolumeError: the mask cannot be written in this format.
-        WriteError: the file cannot be written.
+        UserError: the folder cannot be used.
     """
-    loaded = predictor.load(case.images, channels)
-    values = predictor.scheme.to_mask(predictor.outputs_of(loaded))
-    mask_format = choose_format(format_name, case.images[0])
-    mask = Mask(values, predictor.value_names, case.images[0], predictor.readers)
-    mask_format.write(mask, mask_path(output, case, mask_format), lambda digest: str(origin_of(case, made_by, digest)))
-    return predictor.was_trained_on(loaded)
+    refuse_other_file(record_path(output, share.index, share.count))
+    if share.count > 1:  # a process must not remove the folder after its check while another one writes there
+        with suppress(OSError):  # the check reports it
+            output.mkdir(parents=True, exist_ok=True)
+    writable_folder(output, "--output")
+    refuse_same_file(due, output)
+
+
+def _refuse_names_of_record(cases: Sequence[Case], output: Path, files: FileOptions) -> None:
+    """Refuse a case whose mask has a file of the name of the record.
+
+    Raises:
+        UserError: there is such a case.
+    """
+    record = record_path(output, files.share.index, files.share.count)
+    for case in cases:
+        mask_format = choose_format(files.format_name, case.images[0])
+        if record in mask_format.files(mask_path(output, case, mask_format)):
+            raise UserError(
+                f"{case.images[0]}: {record.name} would be a file of its mask, and is the record of the prediction:"
+                " rename the image, or choose another --format"
+            )
+
+
+def _description(predictor: Predictor, inputs: Path, files: FileOptions, digests: Sequence[str]) -> JsonObject:
+    """The entry of a call in the record: what it predicts with, and its options."""
+    options = predictor.options
+    return {
+        "input": str(inputs.absolute()),
+        "device": _device_text(predictor.device),
+        "precision": sorted({member.precision.name for member in predictor.members}),
+        "weights": [
+            {"file": str(member.path.absolute()), "step": member.step, "sha256": digest}
+            for member, digest in zip(predictor.members, digests, strict=True)
+        ],
+        "overlap": [predictor.settings(member).overlap for member in predictor.members],
+        "tta": options.flips,
+        "memory_gb": options.memory_gb,
+        "format": files.format_name,
+        "cases": files.inputs.cases,
+        "base_dir": files.inputs.base_dir,
+        "skip_existing": files.skip_existing,
+        "part": str(files.share) if files.share.count > 1 else None,
+        "labels": {str(value): name for value, name in sorted(predictor.value_names.items())},
+    }
+
+
+def _device_text(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
 def _check_format(cases: Sequence[Case], format_name: str, readers: Readers) -> None:

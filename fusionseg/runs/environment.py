@@ -27,16 +27,10 @@ def write_environment(run: Path, ranks: Sequence[dict[str, Any]], parameters: in
         parameters: number of parameters of the network.
         implementation: of the network's backward passes: fused, reference, or plain for a network without own ones.
     """
-    import torch  # takes seconds to import, and readers do not need it
-
     write_json(
         RunPaths(run).environment,
         {
-            "fusionseg": __version__,
-            "commit": _commit(),
-            "python": platform.python_version(),
-            "packages": {name: _version(name) for name in PACKAGES},
-            "cuda": torch.version.cuda,
+            **versions(),
             "command": sys.argv,
             "parameters": parameters,
             "implementation": implementation,
@@ -44,6 +38,19 @@ def write_environment(run: Path, ranks: Sequence[dict[str, Any]], parameters: in
             "ranks": list(ranks),
         },
     )
+
+
+def versions() -> JsonObject:
+    """The versions of this program, of Python, of the packages that compute, and of CUDA."""
+    import torch  # takes seconds to import, and readers do not need it
+
+    return {
+        "fusionseg": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "cuda": torch.version.cuda,
+    }
 
 
 def read_environment(run: Path) -> JsonObject:

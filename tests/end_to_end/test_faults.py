@@ -495,7 +495,7 @@ def test_predict_continues_after_a_broken_input(program: Program, tmp_path: Path
     assert f"error: {broken}/imagesTr/case_001.nii.gz: cannot be read" in ended.err
     assert "Traceback" not in ended.err
     written = sorted(path.name for path in masks.iterdir())
-    assert written == [f"case_{number:03d}.nii.gz" for number in (0, 2, 3, 4)]
+    assert written == [*(f"case_{number:03d}.nii.gz" for number in (0, 2, 3, 4)), "prediction.json"]
     assert "4 masks" in ended.err
 
 

@@ -92,7 +92,9 @@ def masks_resampled(predict: Predict, trained_resampled: Path, scans: Path) -> P
 def test_masks_have_the_geometry_of_their_images(scans: Path, made: str, request: pytest.FixtureRequest) -> None:
     found = request.getfixturevalue(made)
     inputs = sorted(scans.iterdir())
-    assert sorted(path.name for path in found.iterdir()) == sorted(f"{_case(path)}.nii.gz" for path in inputs)
+    assert sorted(path.name for path in found.iterdir()) == sorted(
+        ["prediction.json", *(f"{_case(path)}.nii.gz" for path in inputs)]
+    )
     for path in inputs:
         image, mask = nibabel.load(path), nibabel.load(found / f"{_case(path)}.nii.gz")
         assert mask.shape == image.shape, path
@@ -144,7 +146,7 @@ def test_single_file_and_existing_masks(
     output = tmp_path / "out"
     command = ("predict", trained, "--output", output)
     program.warm(COMMANDS, *command, "--input", scans / "thin.nii.gz").wait().expect(0)
-    assert [path.name for path in output.iterdir()] == ["thin.nii.gz"]
+    assert sorted(path.name for path in output.iterdir()) == ["prediction.json", "thin.nii.gz"]
     assert (_values(output / "thin.nii.gz") == _values(masks / "thin.nii.gz")).all()
 
     marked = Image(np.full((2, 2, 2), 7, np.uint8), np.eye(4))
@@ -153,7 +155,7 @@ def test_single_file_and_existing_masks(
     program.warm(COMMANDS, *command, "--input", scans, "--skip-existing").wait().expect(0)
     after = snapshot(output)
     assert after["thin.nii.gz"] == before["thin.nii.gz"]
-    assert len(after) == len(list(scans.iterdir()))
+    assert len(after) == len(list(scans.iterdir())) + 1
 
     # predict replaces only masks that it has written itself.
     ended = program.warm(COMMANDS, *command, "--input", scans / "thin.nii.gz").wait().expect(2)
@@ -202,7 +204,7 @@ def test_ensemble_has_the_classes_on_which_its_members_agree(
 ) -> None:
     both, swapped = (predict(runs, scans) for runs in ([trained, trained_resampled], [trained_resampled, trained]))
     differs = 0
-    for path in sorted(both.iterdir()):
+    for path in sorted(both.glob("*.nii.gz")):
         ours, one, other = (_values(folder / path.name) for folder in (both, masks, masks_resampled))
         agreed = one == other
         assert (ours[agreed] == one[agreed]).all()

@@ -116,5 +116,5 @@ def test_two_files_of_an_export(program: Program, real_data: Path, tmp_path: Pat
     assert records(run, "val")[-1]["trained_on"] == 1
     command = ("predict", run, "-i", source, "--base-dir", data, "-o", tmp_path / "masks", "--overlap", 0)
     program.warm(COMMANDS, *command).wait(LONG_S).expect(0)
-    (mask,) = (tmp_path / "masks").iterdir()
+    (mask,) = (tmp_path / "masks").glob("*.nii.gz")
     same_grid(mask, data / "image.nii.gz")

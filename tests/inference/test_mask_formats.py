@@ -315,7 +315,7 @@ def test_a_folder_of_dicom_cases(tiny_run: Any, tmp_path: Path, capsys: pytest.C
     assert predict(run, cases, output, "--format", "input") == 1
     said = capsys.readouterr()
     assert f"{cases}, a folder for each case: 3 cases" in said.err and "1 of 3 inputs have no mask: p3" in said.err
-    assert sorted(path.name for path in output.iterdir()) == ["p1_study_s1.dcm", "p2.dcm"]
+    assert sorted(path.name for path in output.iterdir()) == ["p1_study_s1.dcm", "p2.dcm", "prediction.json"]
     assert predict(run, cases / "p2", output) == 0
     mask = nibabel.load(output / "p2.nii.gz")
     for path in (cases / "p2").iterdir():  # each slice lies on a plane of the mask
