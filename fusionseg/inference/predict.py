@@ -80,7 +80,7 @@ def predict(
     """
     files = files or FileOptions()
     check_output(output, files)
-    return predict_files(Predictor(runs, options), inputs, output, files)
+    return predict_files(Predictor(runs, options, files.share.launch), inputs, output, files)
 
 
 def check_output(output: Path, files: FileOptions) -> None:

@@ -20,6 +20,7 @@ from fusionseg.data.formats.readers import Readers
 from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.preprocessing.memory import MemoryLimit
 from fusionseg.data.preprocessing.volume import Volume
+from fusionseg.distributed.launch import Launch
 from fusionseg.inference.flips import UNFLIPPED, Flip, flips_of_members
 from fusionseg.inference.loaded_case import LoadedCase, load_case
 from fusionseg.inference.original_grid import (
@@ -80,19 +81,20 @@ class PredictOptions:
 class Predictor:
     """Predicts images by one network, or by an ensemble: the mean of the members' probabilities."""
 
-    def __init__(self, runs: Sequence[Path], options: PredictOptions) -> None:
+    def __init__(self, runs: Sequence[Path], options: PredictOptions, launch: Launch | None = None) -> None:
         """Load the networks.
 
         Args:
             runs: run folders, checkpoint files or archives, at least one.
             options: the options of the prediction.
+            launch: of this process among others that predict other cases; None for a single process.
 
         Raises:
             UserError: a network cannot be loaded, the networks differ in their classes, regions or channels, or the
                 options ask for flips and no network can be flipped.
         """
         self.options = options
-        self.device = inference_device(options.device)
+        self.device = inference_device(options.device, launch)
         self.members = [
             member
             for run in runs

@@ -55,15 +55,17 @@ class TrainedNetwork:
         return self.scheme.labels
 
 
-def inference_device(request: str) -> torch.device:
-    """Choose the device of a prediction. On the CPU, torch may use all CPUs of this job.
+def inference_device(request: str, launch: Launch | None = None) -> torch.device:
+    """Choose the device of a prediction. On the CPU, torch may use all CPUs of this job, divided by its processes.
 
     Args:
         request: "auto", "cuda" or "cpu".
+        launch: of this process among others that predict other cases; None for a single process.
     """
-    device = choose_device(request, torch.cuda.device_count(), Launch())
+    launch = launch or Launch()
+    device = choose_device(request, torch.cuda.device_count(), launch)
     if device.type == "cpu":
-        torch.set_num_threads(available_cpus())
+        torch.set_num_threads(max(1, available_cpus() // launch.local_world_size))
     return device
 
 

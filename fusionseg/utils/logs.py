@@ -73,15 +73,17 @@ def is_quiet() -> bool:
     return _verbosity is Verbosity.QUIET
 
 
-def start_logging(rank: int = 0) -> None:
+def start_logging(rank: int = 0, *, results: bool = False) -> None:
     """Send the messages of rank 0, and the warnings of all ranks, to standard error.
 
     Args:
         rank: rank of this process.
+        results: send the results of all ranks too.
     """
     log.handlers.clear()
     log.propagate = False
-    log.setLevel(min(_verbosity.value, logging.INFO) if rank == 0 else logging.WARNING)
+    least = RESULT if results else logging.WARNING
+    log.setLevel(min(_verbosity.value, logging.INFO) if rank == 0 else least)
     handler = _Screen()
     handler.setLevel(_verbosity.value)
     handler.setFormatter(_Plain(rank))

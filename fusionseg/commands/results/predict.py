@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from fusionseg.commands.base import Commands, add_command, loading
 from fusionseg.commands.results.options import inference_arguments, inference_options
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import DONE, FAILED
+from fusionseg.utils.logs import log, process_rank, start_logging
 
 
 def add_predict(commands: Commands) -> None:
@@ -21,7 +23,8 @@ def add_predict(commands: Commands) -> None:
   fusionseg predict runs/unet -i /data/patients -o masks            # a folder for each case
   fusionseg predict runs/unet -i /data/dicom/SERIES -o masks --format dicom-seg
   fusionseg predict runs/unet -i /data/cases.json --cases all --base-dir /data/scans -o masks
-  fusionseg predict runs/unet_0 runs/unet_1 -i /data/new_scans -o masks --format input""",
+  fusionseg predict runs/unet_0 runs/unet_1 -i /data/new_scans -o masks --format input
+  torchrun --nproc_per_node=2 -m fusionseg predict runs/unet -i /data/new_scans -o masks   # cases over two GPUs""",
         _predict,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, checkpoint file or archive")
@@ -54,12 +57,20 @@ def add_predict(commands: Commands) -> None:
         action="store_true",
         help="keep masks that are there already, made by the same runs and options",
     )
+    parser.add_argument(
+        "--part",
+        metavar="PART",
+        help="predict a part of the cases, such as 2/8, or array: that of this task of a SLURM array (ranks of torchrun"
+        " and srun divide the cases among them without this option)",
+    )
     inference_arguments(parser)
 
 
 def _predict(arguments: argparse.Namespace) -> int:
     with loading():
         from fusionseg.data.inputs.inputs import InputOptions
+        from fusionseg.distributed.torchrun_end import end_of_rank
+        from fusionseg.inference.calls.share import read_share
         from fusionseg.inference.predict import FileOptions, predict
         from fusionseg.inference.predicted_values import predict_values
         from fusionseg.inference.trained_network import gives_values
@@ -77,8 +88,15 @@ def _predict(arguments: argparse.Namespace) -> int:
             options=inputs,
         )
         return FAILED if values.failed else DONE
-    files = FileOptions(arguments.format, arguments.skip_existing, inputs)
-    predicted = predict(arguments.runs, arguments.input, arguments.output, inference_options(arguments), files)
+    options = inference_options(arguments)
+    share = read_share(arguments.part, os.environ)
+    if arguments.part is None and os.environ.get("SLURM_ARRAY_TASK_COUNT", "1") != "1":
+        log.info("this task of a SLURM array predicts all cases; --part array divides them among the tasks")
+    if share.count > 1:
+        start_logging(process_rank(), results=True)
+    files = FileOptions(arguments.format, arguments.skip_existing, inputs, share)
+    predicted = predict(arguments.runs, arguments.input, arguments.output, options, files)
+    end_of_rank(share.launch, failed=bool(predicted.failed))
     return FAILED if predicted.failed else DONE
 
 
@@ -92,6 +110,7 @@ def _refuse_options_of_masks(arguments: argparse.Namespace, run: Path) -> None:
         "several runs": len(arguments.runs) > 1,
         "--format": arguments.format != "nifti",
         "--skip-existing": arguments.skip_existing,
+        "--part": arguments.part is not None,
         "--overlap": arguments.overlap is not None,
         "--tta": arguments.tta,
         "--memory": arguments.memory is not None,

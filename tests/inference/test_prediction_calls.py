@@ -1,0 +1,240 @@
+"""Calls of `fusionseg predict` with many cases: overlapped stages, the record, shares of several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from fusionseg import cli
+from fusionseg.data.formats.case import Case
+from fusionseg.data.formats.problems import Problem
+from fusionseg.data.formats.readers import Readers
+from fusionseg.data.preprocessing.memory import MemoryLimit, MemoryNeeded
+from fusionseg.inference.calls.overlap import AHEAD, Stages, overlapped
+from fusionseg.inference.calls.share import Share, read_share
+from fusionseg.inference.predictor import PredictOptions, Predictor
+from fusionseg.runs.predictions import read_predictions
+from fusionseg.utils.errors import UserError
+
+TinyRun = Callable[..., Path]
+
+
+@pytest.fixture
+def images(balls: Path, tmp_path: Path) -> Path:
+    """Five images: two sizes, one that is broken."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, source in zip("abde", (0, 1, 0, 1), strict=True):
+        shutil.copy(balls / f"imagesTr/case_00{source}.nii.gz", folder / f"{name}.nii.gz")
+    (folder / "c.nii.gz").write_bytes((folder / "a.nii.gz").read_bytes()[:-30])
+    return folder
+
+
+def predict(run: Path, given: Path, output: Path, *options: str) -> int:
+    return cli.main(["predict", str(run), "-i", str(given), "-o", str(output), "--device", "cpu", *options])
+
+
+# -- overlap -------------------------------------------------------------------------------------------------------
+
+
+def test_stages_overlap_and_cases_keep_their_order() -> None:
+    """Each stage waits for the others in a way that only overlapped stages can satisfy."""
+    began: dict[tuple[str, int], threading.Event] = {
+        (stage, item): threading.Event() for stage in ("read", "predict", "write") for item in range(5)
+    }
+
+    def wait_for(stage: str, item: int) -> None:
+        assert item >= 5 or began[stage, item].wait(10), (stage, item)
+
+    def read(item: int, memory: MemoryLimit | None) -> int:
+        began["read", item].set()
+        return item
+
+    def compute(item: int, loaded: int) -> int:
+        began["predict", item].set()
+        wait_for("read", item + AHEAD)
+        if item == 1:
+            raise ValueError("one")
+        return 10 * loaded
+
+    def write(item: int, result: int) -> None:
+        assert result == 10 * item
+        began["write", item].set()
+        wait_for("predict", item + 1)
+
+    finished = list(overlapped(range(5), Stages(read, compute, write)))
+    assert [one.item for one in finished] == list(range(5))
+    assert [str(one.error or "") for one in finished] == ["", "one", "", "", ""]
+    assert finished[0].read_s >= 0 and finished[0].write_s > 0
+
+
+def test_a_large_case_is_read_alone() -> None:
+    """It is read once more when no other case is in memory, and the cases after it are read again."""
+    reads: list[tuple[int, bool]] = []
+    in_use = threading.Semaphore(1)
+
+    def read(item: int, memory: MemoryLimit | None) -> int:
+        reads.append((item, memory is None))
+        if item == 1 and memory is not None:
+            raise MemoryNeeded([Problem("error", "", "x", "memory", "large", "")])
+        return item
+
+    def compute(item: int, loaded: int) -> int:
+        assert in_use.acquire(blocking=False)  # a large result was written before
+        return item
+
+    def write(item: int, result: int) -> None:
+        time.sleep(0.02)
+        in_use.release()
+
+    stages = Stages(read, compute, write, is_large=lambda result: True)
+    finished = list(overlapped(range(4), stages))
+    assert [one.error for one in finished] == [None] * 4
+    assert (1, True) in reads and (0, True) not in reads
+
+
+def test_a_closed_pipeline_leaves_no_thread() -> None:
+    """The write in progress ends, and no further case is read."""
+    written: list[int] = []
+    stages = Stages(lambda item, memory: item, lambda item, loaded: item, lambda item, result: written.append(item))
+    before = threading.active_count()
+    running = overlapped(range(100), stages)
+    next(running)
+    running.close()
+    assert threading.active_count() == before and 1 <= len(written) <= 4
+
+
+# -- the record ----------------------------------------------------------------------------------------------------
+
+
+def test_masks_are_those_of_the_predictor_and_the_record_says_how(
+    tiny_run: TinyRun, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, output = tiny_run(), tmp_path / "masks"
+    assert predict(run, images, output, "--overlap", "0.25") == 1
+    predictor = Predictor([run], PredictOptions("cpu", overlap=0.25))
+    for name in "abde":
+        found = np.asarray(nibabel.load(output / f"{name}.nii.gz").dataobj)
+        assert np.array_equal(found, predictor([images / f"{name}.nii.gz"]))
+    recorded = read_predictions(output)
+    (call,) = recorded.calls
+    assert call["status"] == "cases failed" and call["device"] == "cpu" and call["precision"] == ["fp32"]
+    assert call["overlap"] == [0.25] and len(call["weights"][0]["sha256"]) == 64 and call["packages"]["torch"]
+    entry = recorded.cases["a"]
+    image = nibabel.load(images / "a.nii.gz")
+    assert entry["images"] == [str(images / "a.nii.gz")] and entry["mask"] == "a.nii.gz"
+    assert tuple(entry["shape"]) == image.shape and entry["predict_s"] > 0 and entry["write_s"] > 0
+    assert np.allclose(entry["spacing_mm"], image.header.get_zooms())
+    assert recorded.cases["c"]["status"] == "failed" and "c.nii.gz: cannot be read" in recorded.cases["c"]["problem"]
+    # Another start adds to it, and keeps what was done.
+    (images / "f.nii.gz").write_bytes((images / "a.nii.gz").read_bytes())
+    (images / "c.nii.gz").unlink()
+    assert predict(run, images, output, "--overlap", "0.25", "--skip-existing") == 0
+    again = read_predictions(output)
+    assert [one["status"] for one in again.calls] == ["cases failed", "completed"]
+    assert again.cases["a"] == entry and again.cases["f"]["call"] == again.calls[1]["started"]
+
+
+def test_other_files_in_the_place_of_the_record(
+    tiny_run: TinyRun, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks/prediction.json").write_text('{"mine": 1}')
+    assert predict(tiny_run(), images, tmp_path / "masks") == 2
+    assert "prediction.json: is another file, and is not replaced" in capsys.readouterr().err
+    (images / "a.nii.gz").rename(images / "prediction.nii.gz")
+    assert predict(tiny_run(), images, tmp_path / "new", "--format", "npy") == 2
+    assert "is the record of the prediction: rename the image" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+# -- shares --------------------------------------------------------------------------------------------------------
+
+
+def test_shares_are_disjoint_and_of_about_the_same_size(tmp_path: Path) -> None:
+    cases = []
+    for index, size in enumerate((900, 10, 500, 400, 10, 0)):
+        path = tmp_path / f"{index}.nii.gz"
+        path.write_bytes(bytes(size))
+        cases.append(Case(str(index), (path,), None))
+    cases.append(Case("gone", (tmp_path / "gone.nii.gz",), None))
+    shares = [Share(index, 2).of(cases, Readers()) for index in range(2)]
+    assert sorted(case.name for share in shares for case in share) == sorted(case.name for case in cases)
+    sizes = [sum(case.images[0].stat().st_size for case in share if case.name != "gone") for share in shares]
+    assert abs(sizes[0] - sizes[1]) <= 20
+    assert sum(len(Share(index, 9).of(cases, Readers())) for index in range(9)) == len(cases)
+
+
+ARRAY = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "3"}
+RANKS = {
+    "RANK": "1",
+    "WORLD_SIZE": "2",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "h",
+    "MASTER_PORT": "1",
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "environ", "expected"),
+    [
+        (None, {}, "1/1"),
+        (None, ARRAY, "1/1"),
+        ("2/8", {}, "2/8"),
+        (None, RANKS, "2/2"),
+        ("array", {**ARRAY, "SLURM_ARRAY_TASK_MAX": "6"}, "3/4"),
+        ("array", {**ARRAY, **RANKS, "SLURM_ARRAY_TASK_MAX": "6"}, "6/8"),
+    ],
+)
+def test_the_share_of_a_process(part: str | None, environ: dict[str, str], expected: str) -> None:
+    assert str(read_share(part, environ)) == expected
+
+
+@pytest.mark.parametrize(
+    ("part", "environ", "message"),
+    [
+        ("0/8", {}, "--part: expected a part and the number of parts, such as 2/8, or array, got '0/8'"),
+        ("9/8", {}, "got '9/8'"),
+        ("array", {}, "this is no task of a SLURM array"),
+        ("array", {**ARRAY, "SLURM_ARRAY_TASK_MAX": "9"}, "4 tasks with IDs from 3 to 9; to repeat single tasks"),
+    ],
+)
+def test_wrong_parts(part: str, environ: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read_share(part, environ)
+    assert message in str(caught.value)
+
+
+def test_two_ranks_of_torchrun_divide_the_cases(tiny_run: TinyRun, images: Path, tmp_path: Path) -> None:
+    """The rank with the broken case waits for the other one, which torchrun would end otherwise."""
+    output = tmp_path / "masks"
+    words = ["--standalone", "--nproc_per_node=2", "-m", "fusionseg", "predict", tiny_run(), "-i", images, "-o", output]
+    command = [sys.executable, "-m", "torch.distributed.run", *map(str, words), "--device", "cpu"]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert ended.returncode == 1
+    names = [f"prediction_{part}_of_2.json" for part in (1, 2)]
+    assert sorted(path.name for path in output.iterdir()) == sorted([*(f"{name}.nii.gz" for name in "abde"), *names])
+    recorded = read_predictions(output)
+    assert {name: entry["status"] for name, entry in recorded.cases.items()} == {
+        **dict.fromkeys("abde", "written"),
+        "c": "failed",
+    }
+    assert sorted(call["part"] for call in recorded.calls) == ["1/2", "2/2"]
+    assert sorted(call["status"] for call in recorded.calls) == ["cases failed", "completed"]
+    parts = [set(json.loads((output / name).read_text())["cases"]) for name in names]
+    assert not parts[0] & parts[1] and all(parts)
+    assert "part 1/2: " in ended.stderr and "rank 1: part 2/2: " in ended.stderr
