@@ -177,14 +177,8 @@ def test_shares_are_disjoint_and_of_about_the_same_size(tmp_path: Path) -> None:
 
 
 ARRAY = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "3"}
-RANKS = {
-    "RANK": "1",
-    "WORLD_SIZE": "2",
-    "LOCAL_RANK": "1",
-    "LOCAL_WORLD_SIZE": "2",
-    "MASTER_ADDR": "h",
-    "MASTER_PORT": "1",
-}
+RANKS = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+RANKS |= {"MASTER_ADDR": "h", "MASTER_PORT": "1"}
 
 
 @pytest.mark.parametrize(
