@@ -85,7 +85,7 @@ def predict(
     *,
     spacing: Sequence[float] | None = None,
     affine: ArrayLike | None = None,
-    probabilities: bool = False,
+    probabilities: bool | str = False,
     output: str | Path | None = None,
     format: str = "nifti",
     cases: str | None = None,
@@ -112,7 +112,8 @@ def predict(
         spacing: for an array: voxel sizes in mm along X, Y, Z. The axes are taken to point to the right, to the front
             and upwards (RAS).
         affine: for an array, instead of `spacing`: 4x4, from voxel to mm in RAS, as nibabel gives it.
-        probabilities: return the probability of each class, or region, instead of the mask.
+        probabilities: True returns the probability of each class, or region, instead of the mask. With `output`, "nifti"
+            or "npz" writes them beside the masks.
         output: write masks as files into this folder instead, as the command does; masks that the command has not
             written itself are not replaced.
         format: of these files: "nifti", "nrrd", "mha", "npy", "dicom-seg", or "input" for the format of each image.
@@ -151,11 +152,15 @@ def predict(
     if output is not None:
         if not isinstance(image, (str, Path)):
             raise UserError("output: is for image files; give the path of a file or a folder, or leave output out")
-        if probabilities or spacing is not None or affine is not None:
-            raise UserError("output: cannot be combined with spacing, affine or probabilities; remove them")
-        files = _file_options(format, cases, base_dir, skip_existing)
+        if spacing is not None or affine is not None:
+            raise UserError("output: cannot be combined with spacing or affine; remove them")
+        if probabilities is True:
+            raise UserError('probabilities: expected "nifti" or "npz" with output, got True')
+        files = _file_options(format, cases, base_dir, skip_existing, probabilities or None)
         return _predict_to_files(run, Path(str(image)), Path(output), options, files)
     given = {"format": format != "nifti", "cases": cases, "base_dir": base_dir, "skip_existing": skip_existing}
+    if isinstance(probabilities, str):
+        raise UserError(f"probabilities: {probabilities!r} needs output, the folder for the files; set output")
     if unused := [name for name, value in given.items() if value]:
         raise UserError(f"{', '.join(unused)}: needs output, the folder for the masks; set output, or remove it")
 
@@ -276,7 +281,9 @@ def _predict_to_files(
     return predicted.masks
 
 
-def _file_options(format_name: str, cases: str | None, base_dir: str | Path | None, skip_existing: bool) -> FileOptions:
+def _file_options(
+    format_name: str, cases: str | None, base_dir: str | Path | None, skip_existing: bool, probabilities: str | None
+) -> FileOptions:
     from fusionseg.data.inputs.inputs import InputOptions
     from fusionseg.data.inputs.lists import CHOICES
     from fusionseg.inference.predict import FileOptions
@@ -284,7 +291,7 @@ def _file_options(format_name: str, cases: str | None, base_dir: str | Path | No
     if cases is not None and cases not in CHOICES:
         raise UserError(f"cases: expected {', '.join(CHOICES)} or None, got {cases!r}")
     inputs = InputOptions(cases, None if base_dir is None else str(base_dir))
-    return FileOptions(format_name, skip_existing, inputs)
+    return FileOptions(format_name, skip_existing, inputs, probabilities)
 
 
 def _options(

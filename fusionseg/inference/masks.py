@@ -13,7 +13,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,15 +102,24 @@ def read_origin(path: Path, mask_format: MaskFormat) -> MaskOrigin | None:
         VolumeError: the file cannot be read.
     """
     stored = mask_format.read(path)
-    found = _TEXT.fullmatch(stored.origin)
-    if found is None:
-        return None
-    origin = MaskOrigin(*found.groups())
-    return origin if origin.voxels == stored.digest else None
+    origin = parse_origin(stored.origin)
+    return origin if origin is not None and origin.voxels == stored.digest else None
+
+
+def parse_origin(text: str) -> MaskOrigin | None:
+    """Read the text about an origin; None if it is another text."""
+    found = _TEXT.fullmatch(text)
+    return None if found is None else MaskOrigin(*found.groups())
 
 
 def cases_without_mask(
-    cases: Sequence[Case], output: Path, predictor: str, *, format_name: str, skip_existing: bool
+    cases: Sequence[Case],
+    output: Path,
+    predictor: str,
+    *,
+    format_name: str,
+    skip_existing: bool,
+    lacks_files: Callable[[Case], bool] = lambda case: False,
 ) -> list[Case]:
     """List the cases that are to be predicted.
 
@@ -121,6 +130,7 @@ def cases_without_mask(
         format_name: of the masks, see `choose_format`.
         skip_existing: keep masks that the same runs and options made of the same image. Files that the command did not
             write are kept too, with a warning.
+        lacks_files: tells that a case with such a mask lacks another file, and is predicted again.
 
     Raises:
         UserError: with every file that would be replaced and is not a mask of the same image that this command wrote.
@@ -147,7 +157,7 @@ def cases_without_mask(
             due.append(case)  # the prediction reports the image, and writes nothing
         elif not origin.is_of(case):
             problems.append(f"  {target}: is the mask of another image with the same name")
-        elif not skip_existing or origin.predictor != predictor or not os.path.exists(target):
+        elif not skip_existing or origin.predictor != predictor or not os.path.exists(target) or lacks_files(case):
             due.append(case)
     if problems:
         more = [f"  ... and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []

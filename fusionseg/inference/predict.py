@@ -5,34 +5,37 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from fusionseg.data.formats.case import Case
-from fusionseg.data.formats.image_file import VolumeError
-from fusionseg.data.formats.readers import Readers
-from fusionseg.data.inputs.inputs import InputOptions, Inputs, find_inputs
+from fusionseg.data.inputs.inputs import InputOptions, find_inputs
 from fusionseg.inference.calls.call import PredictionCall
+from fusionseg.inference.calls.output_checks import (
+    check_format,
+    prepare_output,
+    refuse_input_folder,
+    refuse_names_of_record,
+)
+from fusionseg.inference.calls.probability_files import ProbabilityFiles
 from fusionseg.inference.calls.share import Share
 from fusionseg.inference.calls.stages import PredictionStages
 from fusionseg.inference.dataset_folders import refuse_dataset_folder
 from fusionseg.inference.mask_formats.choice import CHOICES, choose_format
+from fusionseg.inference.mask_formats.probabilities import PROBABILITY_FORMATS
 from fusionseg.inference.masks import (
-    MAX_LISTED,
     cases_without_mask,
     mask_path,
     predictor_hash,
-    refuse_same_file,
     weight_digests,
 )
 from fusionseg.inference.predictor import PredictOptions, Predictor
 from fusionseg.runs.json_files import JsonObject
-from fusionseg.runs.predictions import PredictionRecord, record_path, refuse_other_file
+from fusionseg.runs.predictions import PredictionRecord, record_path
 from fusionseg.utils.errors import UserError, some_of, suggest
-from fusionseg.utils.files import user_path, writable_folder
+from fusionseg.utils.files import user_path
 from fusionseg.utils.logs import RESULT
 from fusionseg.utils.tables import counted
 
@@ -48,6 +51,8 @@ class FileOptions:
     skip_existing: bool = False
     """Keep masks that the same runs and options made; see `cases_without_mask`."""
     inputs: InputOptions = field(default_factory=InputOptions)
+    probabilities: str | None = None
+    """The file format of the probabilities beside the masks, one of `PROBABILITY_FORMATS`; None for masks alone."""
     share: Share = field(default_factory=Share)
     """The part of the cases that this process predicts."""
 
@@ -95,6 +100,9 @@ def check_output(output: Path, files: FileOptions) -> None:
     """
     if files.format_name not in CHOICES:
         raise UserError(f"--format: {files.format_name}: no such format ({suggest(files.format_name, CHOICES)})")
+    if files.probabilities is not None and files.probabilities not in PROBABILITY_FORMATS:
+        valid = suggest(files.probabilities, PROBABILITY_FORMATS)
+        raise UserError(f"--probabilities: {files.probabilities}: no such format ({valid})")
     if os.path.exists(output) and not os.path.isdir(output):
         raise UserError(f"{output}: is a file; --output names the folder that receives the masks")
     refuse_dataset_folder(output, "--output")
@@ -118,15 +126,26 @@ def predict_files(predictor: Predictor, inputs: Path, output: Path, files: FileO
     files, inputs = files or FileOptions(), user_path(str(inputs))
     options = replace(files.inputs, missing_channels=predictor.missing_channels)
     found = find_inputs(inputs, predictor.channels, predictor.readers, options)
-    _refuse_input_folder(found, inputs, output, files.format_name)
-    _check_format(found.cases, files.format_name, predictor.readers)
-    _refuse_names_of_record(found.cases, output, files)
+    refuse_input_folder(found, inputs, output, files.format_name)
+    check_format(found.cases, files.format_name, predictor.readers)
+    record = record_path(output, files.share.index, files.share.count)
+    refuse_names_of_record(found.cases, output, files.format_name, record)
     cases = files.share.of(found.cases, predictor.readers)
     digests = weight_digests(predictor)
     made_by = predictor_hash(predictor, digests)
-    due = cases_without_mask(cases, output, made_by, format_name=files.format_name, skip_existing=files.skip_existing)
+    probabilities = None if files.probabilities is None else ProbabilityFiles(output, files.probabilities)
+    if probabilities is not None:
+        probabilities.check(found.cases, files.format_name)
+    due = cases_without_mask(
+        cases,
+        output,
+        made_by,
+        format_name=files.format_name,
+        skip_existing=files.skip_existing,
+        lacks_files=lambda case: probabilities is not None and not probabilities.is_made_by(case, made_by),
+    )
     if due:
-        _prepare_output(cases, due, output, files.share)
+        prepare_output(due, output, record, is_shared=files.share.count > 1)
     log.info("%s: %s", found.source, counted(len(found.cases), "case"))
     for note in found.notes:
         log.warning("%s", note)
@@ -138,12 +157,9 @@ def predict_files(predictor: Predictor, inputs: Path, output: Path, files: FileO
         call = PredictionCall(
             cases,
             due,
-            {name: {"mask": path} for name, path in masks.items()},
-            PredictionStages(predictor, found.channels, output, files.format_name, made_by),
-            PredictionRecord(
-                record_path(output, files.share.index, files.share.count),
-                _description(predictor, inputs, files, digests),
-            ),
+            {case.name: _written_files(case, masks[case.name], probabilities) for case in cases},
+            PredictionStages(predictor, found.channels, output, files.format_name, made_by, probabilities),
+            PredictionRecord(record, _description(predictor, inputs, files, digests)),
             output,
         )
         call.run(shown=files.share.index == 0)
@@ -157,6 +173,10 @@ def predict_files(predictor: Predictor, inputs: Path, output: Path, files: FileO
     return Predicted(masks, failed)
 
 
+def _written_files(case: Case, mask: Path, probabilities: ProbabilityFiles | None) -> dict[str, Path]:
+    return {"mask": mask, **({} if probabilities is None else {"probabilities": probabilities.path(case)})}
+
+
 def _warn_of_trained(names: Sequence[str], count: int) -> None:
     if names:
         log.warning(
@@ -165,36 +185,6 @@ def _warn_of_trained(names: Sequence[str], count: int) -> None:
             count,
             some_of(names),
         )
-
-
-def _prepare_output(cases: Sequence[Case], due: Sequence[Case], output: Path, share: Share) -> None:
-    """Make sure that the masks and the record can be written, before anything is predicted.
-
-    Raises:
-        UserError: the folder cannot be used.
-    """
-    refuse_other_file(record_path(output, share.index, share.count))
-    if share.count > 1:  # a process must not remove the folder after its check while another one writes there
-        with suppress(OSError):  # the check reports it
-            output.mkdir(parents=True, exist_ok=True)
-    writable_folder(output, "--output")
-    refuse_same_file(due, output)
-
-
-def _refuse_names_of_record(cases: Sequence[Case], output: Path, files: FileOptions) -> None:
-    """Refuse a case whose mask has a file of the name of the record.
-
-    Raises:
-        UserError: there is such a case.
-    """
-    record = record_path(output, files.share.index, files.share.count)
-    for case in cases:
-        mask_format = choose_format(files.format_name, case.images[0])
-        if record in mask_format.files(mask_path(output, case, mask_format)):
-            raise UserError(
-                f"{case.images[0]}: {record.name} would be a file of its mask, and is the record of the prediction:"
-                " rename the image, or choose another --format"
-            )
 
 
 def _description(predictor: Predictor, inputs: Path, files: FileOptions, digests: Sequence[str]) -> JsonObject:
@@ -212,6 +202,7 @@ def _description(predictor: Predictor, inputs: Path, files: FileOptions, digests
         "tta": options.flips,
         "memory_gb": options.memory_gb,
         "format": files.format_name,
+        "probabilities": files.probabilities,
         "cases": files.inputs.cases,
         "base_dir": files.inputs.base_dir,
         "skip_existing": files.skip_existing,
@@ -222,46 +213,3 @@ def _description(predictor: Predictor, inputs: Path, files: FileOptions, digests
 
 def _device_text(device: torch.device) -> str:
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
-
-
-def _check_format(cases: Sequence[Case], format_name: str, readers: Readers) -> None:
-    """Refuse a format of masks that does not suit the images, or whose packages are not installed.
-
-    Images that cannot be read are no fault of the format, and are reported when they are predicted.
-
-    Raises:
-        UserError: with all such images.
-    """
-    problems = []
-    for case in cases:
-        try:
-            choose_format(format_name, case.images[0]).check(case.images[0], readers)
-        except VolumeError as error:
-            if error.code == "package":
-                raise UserError(f"--format {format_name}: {error}") from error
-            if error.code == "format":
-                problems.append(f"  {case.images[0]}: {error}")
-    if problems:
-        more = [f"  ... and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
-        raise UserError([f"--format {format_name}: does not suit these inputs:", *problems[:MAX_LISTED], *more])
-
-
-def _refuse_input_folder(found: Inputs, inputs: Path, output: Path, format_name: str) -> None:
-    """Refuse an output folder in which masks would replace the images, or would be read as images the next time.
-
-    Raises:
-        UserError: the folder cannot be used.
-    """
-    folder = output.resolve()
-    for case in found.cases:
-        target = mask_path(output, case, choose_format(format_name, case.images[0])).resolve()
-        if any(path.resolve() == target for path in case.images):
-            raise UserError(f"{output}: the masks would replace the input images: choose another --output")
-    again = "and the next prediction would read them as images: choose another --output"
-    series = {path.resolve() for case in found.cases for path in case.images if path.is_dir()}
-    parents = {path.resolve().parent for case in found.cases for path in case.images if path not in (inputs, *series)}
-    if folder in parents or (inputs.is_dir() and folder == inputs.resolve()):
-        raise UserError(f"{output}: the masks would lie among the images, {again}")
-    below = [*series, *([found.searched.resolve()] if found.searched is not None else [])]
-    if inside := next((place for place in below if folder.is_relative_to(place)), None):
-        raise UserError(f"{output}: is in the folder of the inputs, {inside}, {again}")

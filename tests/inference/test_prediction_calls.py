@@ -16,6 +16,7 @@ import nibabel
 import numpy as np
 import pytest
 
+import fusionseg
 from fusionseg import cli
 from fusionseg.data.formats.case import Case
 from fusionseg.data.formats.problems import Problem
@@ -232,3 +233,42 @@ def test_two_ranks_of_torchrun_divide_the_cases(tiny_run: TinyRun, images: Path,
     parts = [set(json.loads((output / name).read_text())["cases"]) for name in names]
     assert not parts[0] & parts[1] and all(parts)
     assert "part 1/2: " in ended.stderr and "rank 1: part 2/2: " in ended.stderr
+
+
+# -- probabilities -------------------------------------------------------------------------------------------------
+
+
+def test_probabilities_beside_the_masks(
+    tiny_run: TinyRun, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both formats hold the array of the Python interface, on the grid of the file, with the names of the classes."""
+    run, image = tiny_run(), images / "b.nii.gz"
+    expected = fusionseg.predict(run, image, probabilities=True, device="cpu")
+    assert isinstance(expected, np.ndarray)
+    assert predict(run, image, tmp_path / "n", "--probabilities", "nifti") == 0
+    assert predict(run, image, tmp_path / "z", "--probabilities", "npz", "--format", "npy") == 0
+    volumes, source = nibabel.load(tmp_path / "n/b_probabilities.nii.gz"), nibabel.load(image)
+    assert volumes.get_data_dtype() == np.float32 and (volumes.affine == source.affine).all()
+    assert np.array_equal(np.moveaxis(np.asarray(volumes.dataobj), -1, 0), expected)
+    names = json.loads(volumes.header.extensions[0].get_content())["labels"]
+    with np.load(tmp_path / "z/b.npz", allow_pickle=False) as content:
+        assert np.array_equal(content["probabilities"].transpose(0, 3, 2, 1), expected)
+        assert content["labels"].tolist() == names == ["background", "ball1", "ball2"]
+        assert np.allclose(content["affine"], source.affine) and str(content["axes"]) == "CZYX"
+    assert np.array_equal(expected.argmax(axis=0), np.load(tmp_path / "z/b.npy"))
+    assert read_predictions(tmp_path / "n").cases["b"]["probabilities"] == "b_probabilities.nii.gz"
+    # A mask alone is not enough for --skip-existing; files of others are not replaced.
+    before = (tmp_path / "z/b.npz").stat().st_mtime_ns
+    for is_made in (False, True):
+        options = ("--probabilities", "npz", "--format", "npy", "--skip-existing")
+        assert predict(run, image, tmp_path / "z", *options) == 0
+        assert ((tmp_path / "z/b.npz").stat().st_mtime_ns != before) is is_made
+        (tmp_path / "z/b.npz").unlink()
+    (tmp_path / "z/b.npz").write_bytes(b"mine")
+    assert predict(run, image, tmp_path / "z", "--probabilities", "npz", "--format", "npy") == 2
+    assert "b.npz: was not written by fusionseg predict for this image" in capsys.readouterr().err
+    shutil.copy(image, images / "b_probabilities.nii.gz")
+    assert predict(run, images, tmp_path / "new", "--probabilities", "nifti") == 2
+    assert "would be the mask of the case b_probabilities too" in capsys.readouterr().err
+    assert predict(run, images, tmp_path / "new", "--probabilities", "nfti") == 2
+    assert "--probabilities: nfti: no such format (did you mean nifti?" in capsys.readouterr().err

@@ -45,6 +45,12 @@ def add_predict(commands: Commands) -> None:
         " (of DICOM series), or input: as each image, and dicom-seg of a DICOM series",
     )
     parser.add_argument(
+        "--probabilities",
+        metavar="FORMAT",
+        help="write the probability of each class or region too: nifti (CASE_probabilities.nii.gz, 4D) or npz (as"
+        " nnU-Net does); takes host memory for all classes of a volume at once",
+    )
+    parser.add_argument(
         "--cases",
         choices=("test", "training", "all"),
         help="of a data set: the cases to predict (default: its test cases, or all if there are none)",
@@ -94,7 +100,9 @@ def _predict(arguments: argparse.Namespace) -> int:
         log.info("this task of a SLURM array predicts all cases; --part array divides them among the tasks")
     if share.count > 1:
         start_logging(process_rank(), results=True)
-    files = FileOptions(arguments.format, arguments.skip_existing, inputs, share)
+    files = FileOptions(
+        arguments.format, arguments.skip_existing, inputs, probabilities=arguments.probabilities, share=share
+    )
     predicted = predict(arguments.runs, arguments.input, arguments.output, options, files)
     end_of_rank(share.launch, failed=bool(predicted.failed))
     return FAILED if predicted.failed else DONE
@@ -110,6 +118,7 @@ def _refuse_options_of_masks(arguments: argparse.Namespace, run: Path) -> None:
         "several runs": len(arguments.runs) > 1,
         "--format": arguments.format != "nifti",
         "--skip-existing": arguments.skip_existing,
+        "--probabilities": arguments.probabilities is not None,
         "--part": arguments.part is not None,
         "--overlap": arguments.overlap is not None,
         "--tta": arguments.tta,

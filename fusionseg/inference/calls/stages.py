@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fusionseg.data.formats.case import Case
 from fusionseg.data.formats.geometry import voxel_sizes
 from fusionseg.data.preprocessing.memory import MemoryLimit
 from fusionseg.inference.calls.overlap import Stages
+from fusionseg.inference.calls.probability_files import ProbabilityFiles, check_memory, is_large
 from fusionseg.inference.loaded_case import LoadedCase
 from fusionseg.inference.mask_formats.choice import choose_format
-from fusionseg.inference.mask_formats.mask import Mask
+from fusionseg.inference.mask_formats.mask import Mask, voxel_digest
+from fusionseg.inference.mask_formats.probabilities import Probabilities
 from fusionseg.inference.masks import mask_path, origin_of
 from fusionseg.inference.original_grid import Shape
 from fusionseg.inference.predictor import Predictor
@@ -30,11 +33,30 @@ class CaseFacts:
     is_trained_on: bool
 
 
+@dataclass(frozen=True)
+class PredictedOutputs:
+    """The prediction of a case, before it is written."""
+
+    outputs: NDArray[Any]
+    """See `Predictor.outputs_of`."""
+    probabilities: NDArray[np.float32] | None
+
+    def is_large(self) -> bool:
+        """Tell whether this must be written before the next case is predicted."""
+        return self.probabilities is not None and is_large(self.probabilities.nbytes)
+
+
 class PredictionStages:
     """The stages of the cases of one call."""
 
     def __init__(
-        self, predictor: Predictor, channels: Sequence[int] | None, output: Path, format_name: str, made_by: str
+        self,
+        predictor: Predictor,
+        channels: Sequence[int] | None,
+        output: Path,
+        format_name: str,
+        made_by: str,
+        probabilities: ProbabilityFiles | None = None,
     ) -> None:
         """Args:
         predictor: the network, or an ensemble.
@@ -42,6 +64,7 @@ class PredictionStages:
         output: the folder for the masks.
         format_name: of the masks, see `choose_format`.
         made_by: the result of `predictor_hash`.
+        probabilities: the files of the probabilities; None for masks alone.
         """
         self.facts: dict[str, CaseFacts] = {}
         """Of the cases that were predicted, by name."""
@@ -50,23 +73,28 @@ class PredictionStages:
         self._output = output
         self._format_name = format_name
         self._made_by = made_by
+        self._probabilities = probabilities
 
-    def stages(self) -> Stages[Case, LoadedCase, NDArray[Any]]:
+    def stages(self) -> Stages[Case, LoadedCase, PredictedOutputs]:
         """The three stages, for `overlapped`."""
-        return Stages(self._read, self._predict, self._write)
+        return Stages(self._read, self._predict, self._write, PredictedOutputs.is_large)
 
     def _read(self, case: Case, memory: MemoryLimit | None) -> LoadedCase:
         return self._predictor.load(case.images, self._channels, memory)
 
-    def _predict(self, case: Case, loaded: LoadedCase) -> NDArray[Any]:
-        outputs = self._predictor.outputs_of(loaded)
+    def _predict(self, case: Case, loaded: LoadedCase) -> PredictedOutputs:
+        probabilities = None
+        if self._probabilities is not None:
+            check_memory(case, loaded, self._predictor.scheme.num_outputs)
+            probabilities = self._predictor.empty_probabilities(loaded)
+        outputs = self._predictor.outputs_of(loaded, probabilities)
         self.facts[case.name] = CaseFacts(
             loaded.shape, voxel_sizes(loaded.volumes[0].original_affine), self._predictor.was_trained_on(loaded)
         )
-        return outputs
+        return PredictedOutputs(outputs, probabilities)
 
-    def _write(self, case: Case, outputs: NDArray[Any]) -> None:
-        """Write the mask of a case.
+    def _write(self, case: Case, predicted: PredictedOutputs) -> None:
+        """Write the mask of a case, and its probabilities.
 
         Raises:
             VolumeError: the mask cannot be written in this format.
@@ -74,6 +102,11 @@ class PredictionStages:
         """
         scheme, image = self._predictor.scheme, case.images[0]
         mask_format = choose_format(self._format_name, image)
-        mask = Mask(scheme.to_mask(outputs), scheme.value_names, image, self._predictor.readers)
+        mask = Mask(scheme.to_mask(predicted.outputs), scheme.value_names, image, self._predictor.readers)
         target = mask_path(self._output, case, mask_format)
         mask_format.write(mask, target, lambda digest: str(origin_of(case, self._made_by, digest)))
+        if self._probabilities is not None and predicted.probabilities is not None:
+            names = scheme.output_names if scheme.sigmoid else scheme.names
+            origin = str(origin_of(case, self._made_by, voxel_digest(mask.values)))
+            content = Probabilities(predicted.probabilities, names, image, self._predictor.readers, origin)
+            self._probabilities.format.write(content, self._probabilities.path(case))
