@@ -112,8 +112,8 @@ def predict(
         spacing: for an array: voxel sizes in mm along X, Y, Z. The axes are taken to point to the right, to the front
             and upwards (RAS).
         affine: for an array, instead of `spacing`: 4x4, from voxel to mm in RAS, as nibabel gives it.
-        probabilities: True returns the probability of each class, or region, instead of the mask. With `output`, "nifti"
-            or "npz" writes them beside the masks.
+        probabilities: True returns the probability of each class, or region, instead of the mask. With `output`,
+            "nifti" or "npz" writes them beside the masks.
         output: write masks as files into this folder instead, as the command does; masks that the command has not
             written itself are not replaced.
         format: of these files: "nifti", "nrrd", "mha", "npy", "dicom-seg", or "input" for the format of each image.
