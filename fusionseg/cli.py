@@ -16,6 +16,7 @@ from fusionseg.commands.results.best import add_best
 from fusionseg.commands.results.compare import add_compare
 from fusionseg.commands.results.evaluate import add_evaluate
 from fusionseg.commands.results.export import add_export
+from fusionseg.commands.results.postprocess import add_postprocess
 from fusionseg.commands.results.predict import add_predict
 from fusionseg.commands.results.report import add_render, add_report
 from fusionseg.commands.results.statistics import add_statistics
@@ -34,6 +35,7 @@ COMMANDS = (
     add_plan,
     add_prepare,
     add_evaluate,
+    add_postprocess,
     add_predict,
     add_compare,
     add_statistics,

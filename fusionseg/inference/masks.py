@@ -24,6 +24,7 @@ from fusionseg.data.preprocessing.record import SourceFile
 from fusionseg.inference.mask_formats.choice import choose_format
 from fusionseg.inference.mask_formats.mask import HASH_DIGITS, MaskFormat, short_hash
 from fusionseg.inference.predictor import Predictor
+from fusionseg.runs.json_files import JsonObject
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import file_name, partial_path
 
@@ -71,12 +72,15 @@ def weight_digests(predictor: Predictor) -> list[str]:
     return [SourceFile.read(member.path).sha256 for member in predictor.members]
 
 
-def predictor_hash(predictor: Predictor, digests: Sequence[str] | None = None) -> str:
+def predictor_hash(
+    predictor: Predictor, digests: Sequence[str] | None = None, postprocessing: JsonObject | None = None
+) -> str:
     """A hash of everything that the masks depend on: the weights of the networks, in any order, and the options.
 
     Args:
         predictor: the network, or an ensemble.
         digests: the result of `weight_digests`, if it is known.
+        postprocessing: of the masks, as plain values; None without one.
     """
     members = []
     for member, digest in zip(predictor.members, digests or weight_digests(predictor), strict=True):
@@ -85,6 +89,8 @@ def predictor_hash(predictor: Predictor, digests: Sequence[str] | None = None) -
     options: list[object] = [predictor.options.flips]
     if predictor.options.precision is not None:  # without it, the hash is that of earlier versions
         options.append(predictor.options.precision)
+    if postprocessing is not None:
+        options.append(postprocessing)
     return short_hash(json.dumps([sorted(members), *options]).encode())
 
 

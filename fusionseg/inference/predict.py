@@ -31,6 +31,12 @@ from fusionseg.inference.masks import (
     predictor_hash,
     weight_digests,
 )
+from fusionseg.inference.postprocessing.files import (
+    NONE,
+    StoredPostProcessing,
+    asked_postprocessing,
+    find_postprocessing,
+)
 from fusionseg.inference.predictor import PredictOptions, Predictor
 from fusionseg.runs.json_files import JsonObject
 from fusionseg.runs.predictions import PredictionRecord, record_path
@@ -53,6 +59,8 @@ class FileOptions:
     inputs: InputOptions = field(default_factory=InputOptions)
     probabilities: str | None = None
     """The file format of the probabilities beside the masks, one of `PROBABILITY_FORMATS`; None for masks alone."""
+    postprocess: str = NONE
+    """The post-processing of the masks: `AUTO` for that of the runs, `NONE`, or the path of a file."""
     share: Share = field(default_factory=Share)
     """The part of the cases that this process predicts."""
 
@@ -132,7 +140,9 @@ def predict_files(predictor: Predictor, inputs: Path, output: Path, files: FileO
     refuse_names_of_record(found.cases, output, files.format_name, record)
     cases = files.share.of(found.cases, predictor.readers)
     digests = weight_digests(predictor)
-    made_by = predictor_hash(predictor, digests)
+    stored = _postprocessing(predictor, files.postprocess)
+    steps = None if stored is None else stored.steps
+    made_by = predictor_hash(predictor, digests, steps.to_json() if steps else None)
     probabilities = None if files.probabilities is None else ProbabilityFiles(output, files.probabilities)
     if probabilities is not None:
         probabilities.check(found.cases, files.format_name)
@@ -158,8 +168,8 @@ def predict_files(predictor: Predictor, inputs: Path, output: Path, files: FileO
             cases,
             due,
             {case.name: _written_files(case, masks[case.name], probabilities) for case in cases},
-            PredictionStages(predictor, found.channels, output, files.format_name, made_by, probabilities),
-            PredictionRecord(record, _description(predictor, inputs, files, digests)),
+            PredictionStages(predictor, found.channels, output, files.format_name, made_by, probabilities, steps),
+            PredictionRecord(record, _description(predictor, inputs, files, digests, stored)),
             output,
         )
         call.run(shown=files.share.index == 0)
@@ -171,6 +181,21 @@ def predict_files(predictor: Predictor, inputs: Path, output: Path, files: FileO
     if failed:
         log.error("%d of %d inputs have no mask: %s", len(failed), len(cases), some_of(list(failed)))
     return Predicted(masks, failed)
+
+
+def _postprocessing(predictor: Predictor, asked: str) -> StoredPostProcessing | None:
+    """The post-processing that the options ask for, with a message about it, or about one that is not applied.
+
+    Raises:
+        UserError: see `asked_postprocessing`.
+    """
+    runs = [member.path for member in predictor.members]
+    stored = asked_postprocessing(asked, runs, predictor.scheme)
+    if stored is not None:
+        log.info("post-processing of %s: %s", stored.path, stored)
+    elif found := [one for one in find_postprocessing(runs) if one.steps]:
+        log.info("%s is not applied: %s; --postprocess auto applies it", found[0].path, found[0])
+    return stored
 
 
 def _written_files(case: Case, mask: Path, probabilities: ProbabilityFiles | None) -> dict[str, Path]:
@@ -187,7 +212,13 @@ def _warn_of_trained(names: Sequence[str], count: int) -> None:
         )
 
 
-def _description(predictor: Predictor, inputs: Path, files: FileOptions, digests: Sequence[str]) -> JsonObject:
+def _description(
+    predictor: Predictor,
+    inputs: Path,
+    files: FileOptions,
+    digests: Sequence[str],
+    postprocessing: StoredPostProcessing | None,
+) -> JsonObject:
     """The entry of a call in the record: what it predicts with, and its options."""
     options = predictor.options
     return {
@@ -203,6 +234,7 @@ def _description(predictor: Predictor, inputs: Path, files: FileOptions, digests
         "memory_gb": options.memory_gb,
         "format": files.format_name,
         "probabilities": files.probabilities,
+        "postprocessing": None if postprocessing is None else postprocessing.steps.to_json(),
         "cases": files.inputs.cases,
         "base_dir": files.inputs.base_dir,
         "skip_existing": files.skip_existing,

@@ -23,6 +23,8 @@ GPU_TABLE = "gpu.csv"
 """Samples of the GPUs of rank 0's node."""
 REPORT = "report.html"
 """Page of a run in its folder, and of an evaluation in its folder."""
+POSTPROCESSING = "postprocessing.json"
+"""Post-processing of masks, chosen on the validation cases of a run."""
 EVALUATION = "evaluation"
 """Beginning of the name of every evaluation's folder."""
 EXPORT = "export"
@@ -83,6 +85,10 @@ class RunPaths:
     @property
     def report(self) -> Path:
         return self.root / REPORT
+
+    @property
+    def postprocessing(self) -> Path:
+        return self.root / POSTPROCESSING
 
     @property
     def files(self) -> tuple[Path, ...]:

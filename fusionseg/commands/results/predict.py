@@ -64,6 +64,13 @@ def add_predict(commands: Commands) -> None:
         help="keep masks that are there already, made by the same runs and options",
     )
     parser.add_argument(
+        "--postprocess",
+        default="none",
+        metavar="auto|none|FILE",
+        help="auto: the post-processing that fusionseg postprocess has stored with the runs; or a postprocessing.json"
+        " (default none)",
+    )
+    parser.add_argument(
         "--part",
         metavar="PART",
         help="predict a part of the cases, such as 2/8, or array: that of this task of a SLURM array (ranks of torchrun"
@@ -101,7 +108,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     if share.count > 1:
         start_logging(process_rank(), results=True)
     files = FileOptions(
-        arguments.format, arguments.skip_existing, inputs, probabilities=arguments.probabilities, share=share
+        arguments.format, arguments.skip_existing, inputs, arguments.probabilities, arguments.postprocess, share
     )
     predicted = predict(arguments.runs, arguments.input, arguments.output, options, files)
     end_of_rank(share.launch, failed=bool(predicted.failed))
@@ -119,6 +126,7 @@ def _refuse_options_of_masks(arguments: argparse.Namespace, run: Path) -> None:
         "--format": arguments.format != "nifti",
         "--skip-existing": arguments.skip_existing,
         "--probabilities": arguments.probabilities is not None,
+        "--postprocess": arguments.postprocess != "none",
         "--part": arguments.part is not None,
         "--overlap": arguments.overlap is not None,
         "--tta": arguments.tta,

@@ -21,6 +21,7 @@ from fusionseg.inference.mask_formats.mask import Mask, voxel_digest
 from fusionseg.inference.mask_formats.probabilities import Probabilities
 from fusionseg.inference.masks import mask_path, origin_of
 from fusionseg.inference.original_grid import Shape
+from fusionseg.inference.postprocessing.steps import PostProcessing
 from fusionseg.inference.predictor import Predictor
 
 
@@ -39,6 +40,8 @@ class PredictedOutputs:
 
     outputs: NDArray[Any]
     """See `Predictor.outputs_of`."""
+    spacing_mm: tuple[float, float, float]
+    """Of the file."""
     probabilities: NDArray[np.float32] | None
 
     def is_large(self) -> bool:
@@ -57,6 +60,7 @@ class PredictionStages:
         format_name: str,
         made_by: str,
         probabilities: ProbabilityFiles | None = None,
+        postprocessing: PostProcessing | None = None,
     ) -> None:
         """Args:
         predictor: the network, or an ensemble.
@@ -65,6 +69,7 @@ class PredictionStages:
         format_name: of the masks, see `choose_format`.
         made_by: the result of `predictor_hash`.
         probabilities: the files of the probabilities; None for masks alone.
+        postprocessing: of the masks.
         """
         self.facts: dict[str, CaseFacts] = {}
         """Of the cases that were predicted, by name."""
@@ -74,6 +79,7 @@ class PredictionStages:
         self._format_name = format_name
         self._made_by = made_by
         self._probabilities = probabilities
+        self._postprocessing = postprocessing or PostProcessing()
 
     def stages(self) -> Stages[Case, LoadedCase, PredictedOutputs]:
         """The three stages, for `overlapped`."""
@@ -88,10 +94,9 @@ class PredictionStages:
             check_memory(case, loaded, self._predictor.scheme.num_outputs)
             probabilities = self._predictor.empty_probabilities(loaded)
         outputs = self._predictor.outputs_of(loaded, probabilities)
-        self.facts[case.name] = CaseFacts(
-            loaded.shape, voxel_sizes(loaded.volumes[0].original_affine), self._predictor.was_trained_on(loaded)
-        )
-        return PredictedOutputs(outputs, probabilities)
+        spacing_mm = voxel_sizes(loaded.volumes[0].original_affine)
+        self.facts[case.name] = CaseFacts(loaded.shape, spacing_mm, self._predictor.was_trained_on(loaded))
+        return PredictedOutputs(outputs, spacing_mm, probabilities)
 
     def _write(self, case: Case, predicted: PredictedOutputs) -> None:
         """Write the mask of a case, and its probabilities.
@@ -102,7 +107,10 @@ class PredictionStages:
         """
         scheme, image = self._predictor.scheme, case.images[0]
         mask_format = choose_format(self._format_name, image)
-        mask = Mask(scheme.to_mask(predicted.outputs), scheme.value_names, image, self._predictor.readers)
+        outputs = predicted.outputs
+        if self._postprocessing:
+            outputs = self._postprocessing.apply(outputs, scheme, predicted.spacing_mm)
+        mask = Mask(scheme.to_mask(outputs), scheme.value_names, image, self._predictor.readers)
         target = mask_path(self._output, case, mask_format)
         mask_format.write(mask, target, lambda digest: str(origin_of(case, self._made_by, digest)))
         if self._probabilities is not None and predicted.probabilities is not None:

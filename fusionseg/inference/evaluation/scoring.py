@@ -14,7 +14,7 @@ from fusionseg.data.formats.channel_names import channel_order
 from fusionseg.data.formats.dataset import Case, Dataset
 from fusionseg.data.formats.geometry import voxel_sizes
 from fusionseg.data.labels.matching import match_classes
-from fusionseg.data.labels.scheme import IGNORE
+from fusionseg.data.labels.scheme import IGNORE, LabelScheme
 from fusionseg.inference.evaluation.measuring import CaseMeasurer, PredictedCase, Score
 from fusionseg.inference.predictor import Predictor
 from fusionseg.metrics.outputs import masks_of
@@ -121,15 +121,8 @@ class Scorer:
         return topmost(prediction.astype(np.bool_)) if self.predictor.scheme.sigmoid else prediction
 
     def annotated(self, case: Case) -> NDArray[np.bool_]:
-        """Tell for each output of the run whether a case annotates it, (R,): by its name, or by all of its classes."""
-        scheme = self.predictor.scheme
-        if case.annotated is None:
-            return scheme.annotated_outputs(None)
-        names = {name.casefold() for name in case.annotated}
-        known = np.array([name.casefold() in names for name in scheme.names])
-        by_name = np.array([name.casefold() in names for name in scheme.output_names])
-        answer: NDArray[np.bool_] = by_name | ~(scheme.membership & ~known).any(axis=1)
-        return answer
+        """Tell for each output of the run whether a case annotates it, see `annotated_outputs`."""
+        return annotated_outputs(case, self.predictor.scheme)
 
     def __call__(self, case: Case) -> list[Score]:
         """Score a case: one score for each foreground class, or region, of the run.
@@ -149,3 +142,19 @@ class Scorer:
         spacing_mm = tuple(float(s) for s in voxel_sizes(read_grid(case.images, self.dataset.readers).affine))
         prediction = self.prediction(case)
         return PredictedCase(case.name, str(case.label), prediction, label, self.annotated(case), spacing_mm)
+
+
+def annotated_outputs(case: Case, scheme: LabelScheme) -> NDArray[np.bool_]:
+    """Tell for each output whether a case annotates it, (R,): by its name, or by all of its classes.
+
+    Args:
+        case: the case.
+        scheme: of the run.
+    """
+    if case.annotated is None:
+        return scheme.annotated_outputs(None)
+    names = {name.casefold() for name in case.annotated}
+    known = np.array([name.casefold() in names for name in scheme.names])
+    by_name = np.array([name.casefold() in names for name in scheme.output_names])
+    answer: NDArray[np.bool_] = by_name | ~(scheme.membership & ~known).any(axis=1)
+    return answer

@@ -1,0 +1,121 @@
+"""The post-processing of a run, stored in its folder: `postprocessing.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fusionseg.data.labels.scheme import LabelScheme
+from fusionseg.inference.postprocessing.steps import PostProcessing
+from fusionseg.runs.json_files import JsonObject
+from fusionseg.runs.paths import RunPaths, run_of_weights
+from fusionseg.utils.errors import UserError, suggest
+from fusionseg.utils.files import write_json
+
+AUTO, NONE = "auto", "none"
+"""Values of `--postprocess` beside the path of a file: that of the runs, and nothing."""
+_FORMAT = "fusionseg post-processing"
+
+
+@dataclass(frozen=True)
+class StoredPostProcessing:
+    """A post-processing from a file."""
+
+    path: Path
+    steps: PostProcessing
+    chosen: JsonObject
+    """The cases that it was chosen on, and its effect on them; empty in a file that was written by hand."""
+
+    def __str__(self) -> str:
+        cases, dice = self.chosen.get("cases"), self.chosen.get("dice")
+        if not isinstance(cases, int) or not isinstance(dice, dict):
+            return str(self.steps)
+        before, after = (dice.get(when, {}).get("mean") for when in ("before", "after"))
+        effect = f", mean Dice {before:.4f} to {after:.4f}" if before is not None and after is not None else ""
+        return f"{self.steps} (chosen on {cases} validation cases{effect})"
+
+
+def write_postprocessing(run: Path, steps: PostProcessing, chosen: JsonObject) -> Path:
+    """Write the post-processing of a run into its folder, and return the file.
+
+    Args:
+        run: the run folder.
+        steps: the post-processing.
+        chosen: the cases that it was chosen on, and its effect on them.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    path = RunPaths(run).postprocessing
+    write_json(path, {"format": _FORMAT, **steps.to_json(), "chosen": chosen})
+    return path
+
+
+def read_postprocessing(path: Path) -> StoredPostProcessing:
+    """Read a post-processing from its file.
+
+    Args:
+        path: `postprocessing.json` of a run, or a copy of it.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            raise ValueError(f'expected "format": "{_FORMAT}"')
+        chosen = content.get("chosen")
+        steps = PostProcessing.from_json(content)
+        return StoredPostProcessing(path, steps, chosen if isinstance(chosen, dict) else {})
+    except OSError as error:
+        raise UserError(f"--postprocess: {path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"--postprocess: {path}: is no post-processing ({error})") from error
+
+
+def find_postprocessing(runs: Sequence[Path]) -> list[StoredPostProcessing]:
+    """Read the post-processing of each run that has one.
+
+    Args:
+        runs: run folders or checkpoint files.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    paths = [RunPaths(run_of_weights(run)).postprocessing for run in runs]
+    return [read_postprocessing(path) for path in paths if path.is_file()]
+
+
+def asked_postprocessing(asked: str, runs: Sequence[Path], scheme: LabelScheme) -> StoredPostProcessing | None:
+    """The post-processing that `--postprocess` asks for; None for nothing.
+
+    Args:
+        asked: `AUTO`, `NONE`, or the path of a file.
+        runs: run folders or checkpoint files.
+        scheme: of the outputs of the networks.
+
+    Raises:
+        UserError: there is no such post-processing, the runs have different ones, or it names other classes.
+    """
+    if asked == NONE:
+        return None
+    if asked == AUTO:
+        found = find_postprocessing(runs)
+        if len(found) < len(runs):
+            names = " ".join(str(run_of_weights(run)) for run in runs)
+            raise UserError(f"--postprocess auto: a run has none; fusionseg postprocess {names} chooses it")
+        if any(one.steps != found[0].steps for one in found):
+            raise UserError(
+                "--postprocess auto: the runs have different post-processings; give the file of one,"
+                f" --postprocess {found[0].path}, or choose one for all by fusionseg postprocess RUN RUN ..."
+            )
+        stored = found[0]
+    else:
+        stored = read_postprocessing(Path(asked).expanduser())
+    unknown = [name for name in stored.steps.steps if name not in scheme.output_names]
+    if unknown:
+        names = ", ".join(repr(name) for name in unknown)
+        raise UserError(f"{stored.path}: steps of {names}: {suggest(unknown[0], scheme.output_names)}")
+    return stored
