@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -193,9 +194,11 @@ def _postprocessing(predictor: Predictor, asked: str) -> StoredPostProcessing | 
     stored = asked_postprocessing(asked, runs, predictor.scheme)
     if stored is not None:
         log.info("post-processing of %s: %s", stored.path, stored)
-    elif found := [one for one in find_postprocessing(runs) if one.steps]:
-        log.info("%s is not applied: %s; --postprocess auto applies it", found[0].path, found[0])
-    return stored
+        return stored
+    with suppress(UserError):  # a damaged file does not matter where none is asked for
+        if found := [one for one in find_postprocessing(runs) if one.steps]:
+            log.info("%s is not applied: %s; --postprocess auto applies it", found[0].path, found[0])
+    return None
 
 
 def _written_files(case: Case, mask: Path, probabilities: ProbabilityFiles | None) -> dict[str, Path]:

@@ -80,7 +80,12 @@ def choose_for_runs(runs: Sequence[Path], checkpoint: str, overrides: Sequence[s
 
 
 def choice_table(choice: Choice, runs: Sequence[Path]) -> str:
-    """Format a choice as Markdown: the Dice of each class before and after, and the number of cases that changed."""
+    """Format a choice as Markdown: the Dice of each class before and after, and the number of cases that changed.
+
+    Args:
+        choice: the choice.
+        runs: whose masks it was made on.
+    """
     rows = [["class", "post-processing", "Dice", "after", "cases", "better", "worse"]]
     for index, name in enumerate(choice.names):
         before, after = choice.before[:, index], choice.after[:, index]
