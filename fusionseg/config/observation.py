@@ -12,10 +12,34 @@ from fusionseg.config.section import Positive, Section, SectionWithOptions
 SinkPart = Annotated[OutsidePart, BeforeValidator(name_to_section)]
 
 
+class WandbConfig(Section):
+    """Weights & Biases, of the extra `wandb`."""
+
+    project: str = "fusionseg"
+    """The project."""
+    entity: str | None = None
+    """Team or user; null is the default of the account."""
+    tags: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Tags of the run."""
+    mode: Literal["online", "offline"] | None = None
+    """`offline` writes into wandb/ of the run folder, for `wandb sync`, and needs no network; null is the value of
+    WANDB_MODE, or online."""
+
+
+class MlflowConfig(Section):
+    """MLflow, of the extra `mlflow`."""
+
+    uri: str | None = None
+    """Tracking URI: a server, a database such as sqlite:////scratch/mlflow.db, or a folder; null is that of
+    MLFLOW_TRACKING_URI, or MLflow's default."""
+    experiment: str = "fusionseg"
+    """The experiment, which is made if there is none."""
+
+
 class LogConfig(SectionWithOptions):
     """Records of the run."""
 
-    left_out: ClassVar[tuple[str, ...]] = ("sinks",)
+    left_out: ClassVar[tuple[str, ...]] = ("wandb", "mlflow", "sinks")
 
     every: Positive = 50
     """Steps between train records."""
@@ -25,6 +49,10 @@ class LogConfig(SectionWithOptions):
     """Write TensorBoard curves, validation pictures, and the configuration with the final scores."""
     gpu_every_s: Annotated[float, Field(ge=0.1)] | None = 1.0
     """Seconds between samples of the GPUs (gpu.csv, through NVML); null takes none."""
+    wandb: WandbConfig | None = None
+    """Send the records to Weights & Biases; null does not, `{}` takes the defaults."""
+    mlflow: MlflowConfig | None = None
+    """Send the records to MLflow; null does not, `{}` takes the defaults."""
     sinks: Annotated[tuple[SinkPart, ...], Field(strict=False)] = ()
     """Further receivers of the records, each a dotted path to a class of your own (docs/extending.md)."""
 

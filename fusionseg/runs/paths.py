@@ -15,6 +15,7 @@ ENVIRONMENT = "environment.json"
 SPLIT = "split.json"
 METRICS = "metrics.jsonl"
 JOBS = "jobs.jsonl"
+TRACKERS = "trackers.json"
 LOG = "log.txt"
 CHECKPOINTS = "checkpoints"
 PICTURES = "pictures"
@@ -67,6 +68,10 @@ class RunPaths:
         return self.root / JOBS
 
     @property
+    def trackers(self) -> Path:
+        return self.root / TRACKERS
+
+    @property
     def log(self) -> Path:
         return self.root / LOG
 
@@ -93,7 +98,7 @@ class RunPaths:
     @property
     def files(self) -> tuple[Path, ...]:
         """Every entry of the run folder that is a file. Evaluations and checkpoints are not among them."""
-        names = (CONFIG, ENVIRONMENT, SPLIT, METRICS, JOBS, LOG, LOCK)
+        names = (CONFIG, ENVIRONMENT, SPLIT, METRICS, JOBS, TRACKERS, LOG, LOCK)
         return tuple(self.root / name for name in names)
 
     @property

@@ -1,0 +1,120 @@
+"""Weights & Biases."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Mapping, MutableMapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fusionseg.observability.sinks.sink import Picture, RunEnd, RunStart, Sink
+from fusionseg.observability.sinks.values import best_scores, numbers_of
+
+NAME = "wandb"
+"""The package, its key in the configuration, and the extra that installs it."""
+_KINDS = ("train", "val", "gpu")
+
+
+def login_problem(mode: str | None) -> str:
+    """Say why a run cannot be sent; empty if it can, or if it is not sent (offline). Nothing is asked or sent.
+
+    Args:
+        mode: "online" or "offline"; None for that of WANDB_MODE.
+    """
+    if _mode(mode) != "online":
+        return ""
+    import wandb
+
+    if wandb.login(prompt=False, verify=False):
+        return ""
+    return "there is no API key; run `wandb login`, set WANDB_API_KEY, or set log.wandb.mode=offline"
+
+
+class WandbSink(Sink):
+    """A run at Weights & Biases, or a folder `wandb/` in the run folder for `wandb sync` (offline).
+
+    Records are rows with an axis for each kind, `train/step` and `val/step`. A row of one kind may come after one of
+    another kind and the same step, for which the step of W&B itself is too coarse: it only rises.
+    """
+
+    def __init__(
+        self,
+        ids: MutableMapping[str, str],
+        *,
+        project: str,
+        entity: str | None = None,
+        tags: Sequence[str] = (),
+        mode: str | None = None,
+    ) -> None:
+        """Args:
+        ids: the ids of the run, in which that of W&B is kept.
+        project: of W&B.
+        entity: team or user; None for the default of the account.
+        tags: of the run.
+        mode: "online" or "offline"; None for that of WANDB_MODE.
+        """
+        self._ids = ids
+        self._place = {"project": project, "entity": entity, "tags": list(tags) or None}
+        self._mode = _mode(mode)
+        self._run: Any = None
+
+    def start(self, run: RunStart) -> Mapping[str, int]:
+        """Begin or continue the run.
+
+        What a run has online is asked. Offline nobody can be asked, and a part of a run cannot be added to another one:
+        each start writes the whole run, and the folders of earlier starts are deleted.
+        """
+        import wandb
+
+        if NAME not in self._ids:
+            self._ids[NAME] = uuid.uuid4().hex[:8]
+        before = sorted((run.folder / "wandb").glob(f"offline-run-*-{self._ids[NAME]}"))
+        self._run = wandb.init(
+            **self._place,
+            id=self._ids[NAME],
+            name=run.name,
+            dir=str(run.folder),
+            mode=self._mode,  # type: ignore[arg-type]
+            resume="allow" if self._mode == "online" else None,
+            config={**run.config, "environment": dict(run.environment)},
+            allow_val_change=True,
+            settings=wandb.Settings(console="off", quiet=True),
+        )
+        for kind in _KINDS:
+            self._run.define_metric(f"{kind}/*", step_metric=f"{kind}/step")
+        if self._mode == "online":
+            steps = {kind: self._run.summary.get(f"{kind}/step") for kind in _KINDS}
+            return {kind: int(step) for kind, step in steps.items() if step is not None}
+        for folder in before:
+            if folder != Path(self._run.dir).parent:
+                shutil.rmtree(folder)
+        return {}
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """Add a row with the numbers of a record."""
+        self._run.log({f"{record['kind']}/step": record["step"], **numbers_of(record)})
+
+    def image(self, name: str, image: Picture, step: int) -> None:
+        """Add a picture."""
+        import wandb
+
+        pixels = (np.clip(image.transpose(1, 2, 0), 0, 1) * 255).round().astype(np.uint8)
+        self._run.log({"val/step": step, f"val/{name}": wandb.Image(pixels)})
+
+    def finish(self, end: RunEnd) -> None:
+        """Add the end record to the summary, and wait until all is sent. An interrupted run is "preempted" there."""
+        if self._run is None:
+            return
+        run, self._run = self._run, None
+        run.summary.update({**best_scores(end.record), "result": dict(end.record)})
+        if not end.is_final and not end.has_failed:
+            run.mark_preempting()
+        run.finish(exit_code=0 if end.is_final else 1)
+
+
+def _mode(mode: str | None) -> str:
+    return mode or os.environ.get("WANDB_MODE") or "online"

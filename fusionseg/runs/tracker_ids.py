@@ -1,0 +1,39 @@
+"""The ids of a run in trackers, in `trackers.json`: a run that is resumed stays one run there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+
+from fusionseg.runs.json_files import read_object
+from fusionseg.runs.paths import RunPaths
+from fusionseg.utils.files import write_json
+
+
+class TrackerIds(MutableMapping[str, str]):
+    """The id of a run by the name of the tracker. Each change is written to the run folder at once.
+
+    Args:
+        run: the run folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._path = RunPaths(run).trackers
+        self._ids = {name: value for name, value in read_object(self._path).items() if isinstance(value, str)}
+
+    def __getitem__(self, name: str) -> str:
+        return self._ids[name]
+
+    def __setitem__(self, name: str, value: str) -> None:
+        self._ids[name] = value
+        write_json(self._path, self._ids)
+
+    def __delitem__(self, name: str) -> None:
+        del self._ids[name]
+        write_json(self._path, self._ids)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ids)
+
+    def __len__(self) -> int:
+        return len(self._ids)
