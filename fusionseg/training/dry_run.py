@@ -26,6 +26,7 @@ from fusionseg.runs.cases.opening import open_cases, settle_split
 from fusionseg.runs.checkpoints import find_weights
 from fusionseg.runs.folder import RunFolder, run_folder_of
 from fusionseg.training.memory.estimate import estimate_memory
+from fusionseg.training.observers.sinks import check_sinks
 from fusionseg.training.opened_data.settings import refuse_unfit_settings, rules_of_run, sampled_cases, sides_warning
 from fusionseg.training.optimizer import warmup_warning
 from fusionseg.training.outside_check import check_outside_parts
@@ -48,6 +49,7 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
     launch = read_launch(environ)
     device = choose_device(config.device, torch.cuda.device_count(), launch)
     precision = choose_precision(config.train.precision, device)
+    check_sinks(config.log)
     folder = RunFolder(run_folder_of(config))
     folder.check(config)
     run = open_cases(config, folder, planned=True)

@@ -30,11 +30,13 @@ class Curve:
         name: for the legend.
         x: positions, in ascending order.
         y: values; None and values that are not finite interrupt the line.
+        color: of the line; empty for the next one of `PALETTE`.
     """
 
     name: str
     x: Sequence[float]
     y: Sequence[float | None]
+    color: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,14 @@ class Point:
         title: the text that a browser shows at the point.
         link: the address that a click leads to; empty for none.
         is_marked: whether it has the colour of what to look at.
+        color: another colour; empty for the common one.
     """
 
     value: float
     title: str
     link: str = ""
     is_marked: bool = False
+    color: str = ""
 
 
 def curve_chart(curves: Sequence[Curve], x_label: str, y_label: str, *, height: int = 240, log_y: bool = False) -> str:
@@ -67,8 +71,8 @@ def curve_chart(curves: Sequence[Curve], x_label: str, y_label: str, *, height: 
     Returns:
         The SVG element; empty if no curve has a finite value.
     """
-    parts = [(curve.name, _averaged(_segments(curve))) for curve in curves]
-    parts = [(name, segments) for name, segments in parts if segments]
+    parts = [(curve, _averaged(_segments(curve))) for curve in curves]
+    parts = [(curve, segments) for curve, segments in parts if segments]
     points = [point for _, segments in parts for segment in segments for point in segment]
     if not points:
         return ""
@@ -76,14 +80,15 @@ def curve_chart(curves: Sequence[Curve], x_label: str, y_label: str, *, height: 
     x_axis = _Axis.over([x for x, _ in points], _LEFT, WIDTH - _RIGHT)
     y_axis = _Axis.over([y for _, y in points], height - _BOTTOM, _TOP, logarithmic=log_y)
     content = [_grid(x_axis, y_axis, height, x_label, y_label)]
-    for index, (_, segments) in enumerate(parts):
-        color = PALETTE[index % len(PALETTE)]
+    colors = [curve.color or PALETTE[index % len(PALETTE)] for index, (curve, _) in enumerate(parts)]
+    for color, (_, segments) in zip(colors, parts, strict=True):
         for segment in segments:
             path = " ".join(f"{x_axis.at(x):.1f},{y_axis.at(y):.1f}" for x, y in segment)
             content.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.6"/>')
             if len(segment) <= 40:
                 content += [_dot(x_axis.at(x), y_axis.at(y), color, f"{x:g}: {plain_number(y)}") for x, y in segment]
-    return _svg(height, content) + (_legend([name for name, _ in parts]) if len(parts) > 1 else "")
+    names = [curve.name for curve, _ in parts]
+    return _svg(height, content) + (legend(names, colors) if len(parts) > 1 else "")
 
 
 def row_chart(rows: Mapping[str, Sequence[Point]], x_label: str) -> str:
@@ -171,7 +176,7 @@ def share_chart(parts: Mapping[str, float], unit: str) -> str:
         )
         left += width
         names.append(text)
-    return _svg(30, content) + _legend(names)
+    return _svg(30, content) + legend(names)
 
 
 @dataclass(frozen=True)
@@ -267,15 +272,15 @@ def _text(x: float, y: float, text: str, *, anchor: str) -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="11" fill="{_TEXT}">{escape(text)}</text>'
 
 
-def _dot(x: float, y: float, color: str, title: str) -> str:
-    return (
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}" fill-opacity="0.75"><title>{escape(title)}</title>'
-        "</circle>"
-    )
+def _dot(x: float, y: float, color: str, title: str, radius: int = 3) -> str:
+    place = f'cx="{x:.1f}" cy="{y:.1f}" r="{radius}"'
+    return f'<circle {place} fill="{color}" fill-opacity="0.75"><title>{escape(title)}</title></circle>'
 
 
 def _linked_dot(x: float, y: float, point: Point) -> str:
-    dot = _dot(x, y, MARKED if point.is_marked else PALETTE[0], point.title)
+    # A point with a colour of its own is one of a few.
+    radius = 5 if point.color else 3
+    dot = _dot(x, y, MARKED if point.is_marked else point.color or PALETTE[0], point.title, radius)
     return f'<a href="{escape(point.link)}">{dot}</a>' if point.link else dot
 
 
@@ -283,11 +288,20 @@ def _svg(height: float, content: Sequence[str]) -> str:
     return f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" font-family="sans-serif">{"".join(content)}</svg>'
 
 
-def _legend(names: Sequence[str]) -> str:
+def legend(names: Sequence[str], colors: Sequence[str] = ()) -> str:
+    """Name the colours of a chart, below it.
+
+    Args:
+        names: at most ten of them are shown.
+        colors: as many; empty for those of `PALETTE`.
+
+    Returns:
+        HTML.
+    """
+    chosen = colors or [PALETTE[index % len(PALETTE)] for index in range(len(names))]
     entries = [
-        f"<span style='white-space:nowrap'><span style='color:{PALETTE[index % len(PALETTE)]}'>&#9632;</span>"
-        f" {escape(name)}</span>"
-        for index, name in enumerate(names[:_MOST_LEGEND])
+        f"<span style='white-space:nowrap'><span style='color:{color}'>&#9632;</span> {escape(name)}</span>"
+        for color, name in zip(chosen[:_MOST_LEGEND], names[:_MOST_LEGEND], strict=True)
     ]
     more = [f"and {len(names) - _MOST_LEGEND} more"] if len(names) > _MOST_LEGEND else []
     return f"<p class='note'>{' &ensp; '.join([*entries, *more])}</p>"

@@ -133,6 +133,24 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, texts: int = 1)
     return f"<div class='wide'><table>{line('th', head)}{body}</table></div>"
 
 
+def cell_table(cells: Sequence[Sequence[str]]) -> str:
+    """Make a table of plain cells; a cell may be `**bold**` or `*italic*`, as in Markdown.
+
+    Args:
+        cells: the first row is the header.
+    """
+    head, *body = ([_cell_html(text) for text in row] for row in cells)
+    return table(head, body)
+
+
+def _cell_html(text: str) -> str:
+    for mark, tag in (("**", "b"), ("*", "i")):
+        inner = text.removeprefix(mark).removesuffix(mark)
+        if len(inner) == len(text) - 2 * len(mark):
+            return f"<{tag}>{escape(inner)}</{tag}>"
+    return escape(text)
+
+
 def fact_table(facts: Iterable[tuple[str, str]]) -> str:
     """Make a table of two columns without a header. Long values take several lines.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from end_to_end.runs import (
 )
 from fusionseg import cli
 from fusionseg.config import RunConfig, dump_config, validate
+from fusionseg.inference.reports.evaluated_cases import EvaluatedCases
 from fusionseg.training.dry_run import describe
 from fusionseg.training.start import train
 from fusionseg.utils.errors import UserError
@@ -160,6 +162,19 @@ def test_masks_are_painted_in_the_order_of_the_regions(nested: Path, trained: Pa
     assert run.predict(image, flips=True).shape == SHAPE
 
 
+def test_a_kept_mask_is_drawn_like_a_new_prediction(trained: Path, tmp_path: Path) -> None:
+    """A mask has the values of a label file, painted over each other; a picture has the numbers of the regions."""
+    evaluation = fusionseg.evaluate(shutil.copytree(trained, tmp_path / "run"))
+    cases = EvaluatedCases(evaluation.folder, evaluation.summary, device="cpu")
+    masks = list((evaluation.folder / "masks").iterdir())
+    assert masks
+    for mask in masks:
+        kept = cases.predict(name := mask.name.removesuffix(".nii.gz"))
+        mask.unlink()
+        np.testing.assert_array_equal(kept, cases.predict(name))
+        assert np.unique(kept).tolist() == [0, 1, 2, 3]
+
+
 def test_sigmoid_and_softmax_networks_are_not_averaged(nested: Path, trained: Path, tiny_config: Maker) -> None:
     config = tiny_config(
         nested,
@@ -235,7 +250,7 @@ def test_a_class_that_a_case_does_not_annotate_has_no_effect(user_folder: Path, 
     assert_same_tensors(one, other)
     assert one["2.weight"].shape[0] == 3  # sigmoid outputs without the background
     vals = [records(run, "val")[-1] for run in runs]
-    assert vals[0]["dice_per_class"] == vals[1]["dice_per_class"]
+    assert vals[0]["dice_per_class"] == vals[1]["dice_per_class"] and vals[0]["loss"] == vals[1]["loss"] > 0
     assert vals[0]["annotated_per_class"] == {"oedema": 2, "necrosis": 2, "live": 1}
     evaluation = fusionseg.evaluate(runs[0])
     split = json.loads((runs[0] / "split.json").read_text())

@@ -33,7 +33,7 @@ MEASURED = {
 }
 FIELDS = {
     "train": {"loss", "lr", "grad_norm", "skipped", "samples"},
-    "val": {"dice", "dice_per_class", "cases", "grid"},
+    "val": {"dice", "dice_per_class", "loss", "cases", "grid"},
     "end": {"status", "reason", "best_dice", "grid"},
 }
 

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from math import isnan, nan
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import nibabel
@@ -21,6 +22,7 @@ from scipy.stats import spearmanr
 
 from fusionseg.cli import main
 from fusionseg.config import RunConfig, validate
+from fusionseg.inference.predictor import Predictor
 from fusionseg.inference.reports.evaluated_cases import EvaluatedCases, LabelledVolume
 from fusionseg.inference.reports.worst_cases import compare_worst, properties_of, spearman
 from fusionseg.observability.case_pictures import IGNORED
@@ -83,6 +85,36 @@ def test_the_same_evaluation_gives_the_same_page(evaluation: Path) -> None:
     before = (evaluation / "report.html").read_bytes()
     assert main(["report", str(evaluation), "--device", "cpu"]) == 0
     assert (evaluation / "report.html").read_bytes() == before
+
+
+def test_pictures_are_of_the_kept_masks_and_the_same_without_them(
+    run: Path, evaluation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mask that was changed by hand is not what was scored: that case is predicted again."""
+    copy = tmp_path / "tiny"
+    shutil.copytree(run, copy)
+    place, calls = copy / evaluation.name, []
+    predict = Predictor.predict_outputs
+
+    def counted(self: Predictor, *arguments: Any) -> Any:
+        calls.append(arguments)
+        return predict(self, *arguments)
+
+    monkeypatch.setattr(Predictor, "predict_outputs", counted)
+    pictures = [assert_self_contained(evaluation / "report.html").sources]
+    for change in (None, "changed", "removed"):
+        masks = sorted((place / "masks").glob("*.nii.gz"))
+        if change == "changed":
+            for mask in masks:
+                image = nibabel.load(mask)
+                nibabel.save(nibabel.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine), mask)
+        elif change == "removed":
+            shutil.rmtree(place / "masks")
+        assert main(["report", str(place), "--device", "cpu"]) == 0
+        assert len(calls) == (0 if change is None else 6)
+        calls.clear()
+        pictures.append(assert_self_contained(place / "report.html").sources)
+    assert len(pictures[0]) == 6 and all(one == pictures[0] for one in pictures)
 
 
 @NEEDS_CHROMIUM

@@ -14,16 +14,18 @@ def add_report(commands: Commands) -> None:
     parser = add_command(
         commands,
         "report",
-        "a page for people about a run or an evaluation: curves, distributions, the worst and the best cases with"
-        " pictures; one HTML file that needs no network",
-        "fusionseg report runs/hippocampus_unet\n  fusionseg report runs/hippocampus_unet/evaluation --pictures 5",
+        "a page for people about a run, an evaluation, or a folder of runs: tables, curves, distributions, the worst"
+        " and the best cases with pictures; one HTML file that needs no network",
+        "fusionseg report runs/hippocampus_unet\n  fusionseg report runs/hippocampus_unet/evaluation --pictures 5\n"
+        "  fusionseg report runs/hippocampus_folds",
         _report,
     )
     parser.add_argument(
         "words",
         nargs="+",
-        metavar="RUN|EVALUATION|key.path=value",
-        help="run folders, folders of evaluations in them, and settings such as data.root=/where/it/is/now",
+        metavar="FOLDER|key.path=value",
+        help="run folders, folders of evaluations in them, folders of runs, and settings such as"
+        " data.root=/where/it/is/now",
     )
     parser.add_argument(
         "--pictures",

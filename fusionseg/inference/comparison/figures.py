@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 FIGURES = "figures"
 _KINDS = ("png", "svg")
-_COST_TITLES = {
+COST_TITLES = {
     "parameters": "parameters, millions",
     "total_s": "time of a run, hours",
     "gpu_hours": "GPU hours of a run",
     "memory_gb": "memory, GB",
 }
-_COST_SCALES = {"parameters": 1e-6, "total_s": 1 / 3600}
+COST_SCALES = {"parameters": 1e-6, "total_s": 1 / 3600}
 _MARKERS = "osD^vP*Xph"
 # matplotlib writes the date and random names into an SVG. Equal tables must give equal files.
 _SETTINGS = {"svg.hashsalt": "fusionseg", "axes.spines.top": False, "axes.spines.right": False, "font.size": 9.0}
@@ -53,15 +53,17 @@ def draw_figures(comparison: Comparison, folder: Path) -> list[Path]:
     return files
 
 
-def learning_curve(row: Row) -> dict[int, float]:
-    """The mean score of the validations of a row by step, over its runs.
+def learning_curve(row: Row, kind: RecordKind = RecordKind.VAL, field: str | None = None) -> dict[int, float]:
+    """The mean of a field of the records of a row by step, over its runs.
 
-    A step at which one of the runs has no score is left out: the mean of the others is no mean of the row.
+    A step at which one of the runs has no value is left out: the mean of the others is no mean of the row.
 
     Args:
         row: the row.
+        kind: of the records.
+        field: of the records; None for the score of the task.
     """
-    return _mean_curve(_curves(row))
+    return _mean_curve(_curves(row, kind, field))
 
 
 def tradeoff_score(table: TaskTable) -> str | None:
@@ -69,17 +71,16 @@ def tradeoff_score(table: TaskTable) -> str | None:
     return next((name for name in table.metrics if name not in COST and higher_is_better(name) is not None), None)
 
 
-def _curves(row: Row) -> list[dict[int, float]]:
-    """The score of each validation by step, for each run that has one."""
+def _curves(row: Row, kind: RecordKind = RecordKind.VAL, field: str | None = None) -> list[dict[int, float]]:
+    """The value of each record by step, for each run that has one; see `learning_curve`."""
     curves = []
     for run in row.runs:
-        records = sift_records(run.path)[0]
-        validations = [record for record in records if record["kind"] == RecordKind.VAL]
+        name = field or run.task.score
         curves.append(
             {
-                int(record["step"]): float(record[run.task.score])
-                for record in validations
-                if is_number(record.get(run.task.score))
+                int(record["step"]): float(record[name])
+                for record in sift_records(run.path)[0]
+                if record["kind"] == kind and is_number(record.get(name))
             }
         )
     return [curve for curve in curves if curve]
@@ -115,14 +116,14 @@ def _learning_curves(table: TaskTable) -> Figure | None:
 def _tradeoff(table: TaskTable) -> Figure | None:
     """One panel for each kind of cost: a point for each row, with the standard deviation over its runs."""
     score = tradeoff_score(table)
-    costs = [cost for cost in _COST_TITLES if any(row.spread(cost) for row in table.rows)]
+    costs = [cost for cost in COST_TITLES if any(row.spread(cost) for row in table.rows)]
     if score is None or not costs:
         return None
     figure, axes = _figure(len(costs))
     for index, (row, name) in enumerate(zip(table.rows, unique_names(table), strict=True)):
         values = row.spread(score)
         for panel, cost in zip(axes, costs, strict=True):
-            spread, scale = row.spread(cost), _COST_SCALES.get(cost, 1.0)
+            spread, scale = row.spread(cost), COST_SCALES.get(cost, 1.0)
             if values is not None and spread is not None:
                 panel.errorbar(
                     spread.mean * scale,
@@ -136,7 +137,7 @@ def _tradeoff(table: TaskTable) -> Figure | None:
                     label=name,
                 )
     for panel, cost in zip(axes, costs, strict=True):
-        panel.set_xlabel(_COST_TITLES[cost])
+        panel.set_xlabel(COST_TITLES[cost])
         panel.locator_params(axis="x", nbins=4)
         panel.grid(alpha=0.3)
     axes[0].set_ylabel(score + (" (lower is better)" if higher_is_better(score) is False else ""))

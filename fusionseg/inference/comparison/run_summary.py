@@ -211,11 +211,11 @@ def _chosen_validation(validations: Sequence[Record], score: str, weights: str) 
 def _validation_metrics(record: Record) -> dict[str, float]:
     # Pre-trainings of versions that did not record the grid scored patches. Dice was always on the prepared grid.
     grid = PATCHES if "ssim" in record and "grid" not in record else PREPARED
-    # Integers are counts of cases, not metrics.
+    # Integers are counts of cases, not metrics. Losses of different runs may be different functions.
     return {
         f"{key}{grid}": value
         for key, value in _dotted(record)
-        if isinstance(value, float) and is_number(value) and not key.endswith("_s")
+        if isinstance(value, float) and is_number(value) and not key.endswith("_s") and key != "loss"
     }
 
 

@@ -19,13 +19,13 @@ from fusionseg.utils.tables import markdown_table
 def comparison_markdown(comparison: Comparison) -> str:
     """Format a comparison as Markdown: mean ± standard deviation, notes; of each data set the best score in bold, and
     the second best in italics if there are three or more."""
-    marks = list(dict.fromkeys(mark for row in comparison.rows for mark in row.marks))
+    marks = _marks(comparison)
     blocks = []
     for table in comparison.tables:
         title = f"{table.task}:\n\n" if len(comparison.tables) > 1 else ""
         blocks.append(title + markdown_table(_cells(table, marks)))
     blocks += paired_markdown(comparison)
-    return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in _notes(comparison, marks))])
+    return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in comparison_notes(comparison))])
 
 
 def comparison_latex(comparison: Comparison) -> str:
@@ -34,10 +34,18 @@ def comparison_latex(comparison: Comparison) -> str:
     Args:
         comparison: the tables.
     """
-    marks = list(dict.fromkeys(mark for row in comparison.rows for mark in row.marks))
-    tables = [(table.task, _cells(table, marks)) for table in comparison.tables] + paired_cells(comparison)
-    blocks = [f"% {title}\n{latex_table(cells)}" for title, cells in tables]
-    return "\n\n".join([*blocks, "\n".join(f"% {note}" for note in _notes(comparison, marks))])
+    blocks = [f"% {title}\n{latex_table(cells)}" for title, cells in comparison_cells(comparison)]
+    return "\n\n".join([*blocks, "\n".join(f"% {note}" for note in comparison_notes(comparison))])
+
+
+def comparison_cells(comparison: Comparison) -> list[tuple[str, list[list[str]]]]:
+    """The title and the cells of each table, with `**bold**` and `*italic*` as in Markdown; the first row is the head.
+
+    Args:
+        comparison: the tables.
+    """
+    marks = _marks(comparison)
+    return [(table.task, _cells(table, marks)) for table in comparison.tables] + paired_cells(comparison)
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> str:
@@ -128,7 +136,17 @@ def _ranked_means(table: TaskTable, metric: str, names: list[str]) -> dict[str, 
     return {name: sorted(set(values), reverse=is_higher) for name, values in means.items() if len(values) > 1}
 
 
-def _notes(comparison: Comparison, marks: list[str]) -> list[str]:
+def _marks(comparison: Comparison) -> list[str]:
+    """The marks of all rows; the cells name them by their positions, from 1."""
+    return list(dict.fromkeys(mark for row in comparison.rows for mark in row.marks))
+
+
+def comparison_notes(comparison: Comparison) -> list[str]:
+    """Sentences about the tables, for below them.
+
+    Args:
+        comparison: the tables.
+    """
     metrics = {name for table in comparison.tables for name in table.metrics}
     notes = [
         "Weights: each run's at its last validation; `--checkpoint best` takes those of the best validation."
@@ -149,7 +167,7 @@ def _notes(comparison: Comparison, marks: list[str]) -> list[str]:
         notes.append("The rows are not over the same folds: their means are not of the same cases.")
     if any(table.data_differ for table in comparison.tables):
         notes.append("The rows are of different data sets: bold is the best of each.")
-    notes += [f"[{number}] {mark}" for number, mark in enumerate(marks, start=1)]
+    notes += [f"[{number}] {mark}" for number, mark in enumerate(_marks(comparison), start=1)]
     notes += remark_notes([run for row in comparison.rows for run in row.runs])
     return [*notes, *(f"left out: {problem}" for problem in comparison.damaged)]
 

@@ -81,6 +81,19 @@ class KeptMasks:
             text, file = f"no mask can be written ({error})", str(case.images[0])
             raise CaseError([Problem("error", case.name, file, "mask", text, "leave it out by --no-masks")]) from error
 
+    def find(self, case: Case) -> NDArray[np.uint8] | None:
+        """Read the mask of a case as `read` does, if this predictor made it of this image and nobody changed it.
+
+        Returns:
+            The mask; None without such a mask.
+        """
+        try:
+            origin = read_origin(self.path(case), _FORMAT)
+        except (VolumeError, OSError):
+            return None
+        made_here = origin is not None and origin.predictor == self._made_by and origin.is_of(case)
+        return self.read(case) if made_here else None
+
     def read(self, case: Case) -> NDArray[np.uint8]:
         """Read the mask of a case: the number of the output at each voxel, from 1; 0 is background.
 

@@ -54,12 +54,12 @@ class SeenCases:
 
 
 def look_at_cases(
-    run: Path, summary: JsonObject, ranked: Sequence[CaseScores], drawn: Sequence[CaseScores], options: ReportOptions
+    folder: Path, summary: JsonObject, ranked: Sequence[CaseScores], drawn: Sequence[CaseScores], options: ReportOptions
 ) -> SeenCases:
     """Read the cases of an evaluation, and draw some of them. Cases that cannot be read are named and left out.
 
     Args:
-        run: the run folder.
+        folder: of the evaluation.
         summary: of the evaluation.
         ranked: the cases whose properties are measured.
         drawn: the cases with a picture.
@@ -70,10 +70,10 @@ def look_at_cases(
         seen.problem = "the page was made without them"
         return seen
     try:
-        opened = EvaluatedCases(run, summary, device=options.device, overrides=options.overrides)
+        opened = EvaluatedCases(folder, summary, device=options.device, overrides=options.overrides)
     except UserError as error:
         seen.problem = str(error)
-        log.warning("%s: the page has no pictures: %s", run, error)
+        log.warning("%s: the page has no pictures: %s", folder, error)
         return seen
     chosen = {case.name for case in drawn}
     for case in with_progress("drawing", list(ranked)):
@@ -99,7 +99,7 @@ def look_at_cases(
         except (MemoryError, torch.OutOfMemoryError) as error:  # the scores need no image
             reason = str(error).splitlines()[0] if str(error) else "no memory is left"
             seen.problem = f"{case.name}: {reason}; close what uses the memory, or add --device cpu"
-            log.warning("%s: the page has no more pictures: %s", run, seen.problem)
+            log.warning("%s: the page has no more pictures: %s", folder, seen.problem)
             break
     return seen
 

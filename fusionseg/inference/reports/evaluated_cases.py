@@ -16,11 +16,11 @@ from fusionseg.data.formats.geometry import voxel_sizes
 from fusionseg.data.labels.scheme import IGNORE, LabelScheme
 from fusionseg.data.preprocessing.prepare import open_configured
 from fusionseg.data.preprocessing.resampling import find_reorientation
+from fusionseg.inference.evaluation.kept_masks import KeptMasks
 from fusionseg.inference.evaluation.one_run import EvaluationOptions, open_evaluation
 from fusionseg.inference.evaluation.scoring import Scorer
 from fusionseg.inference.predictor import PredictOptions, Predictor
 from fusionseg.observability.case_pictures import IGNORED
-from fusionseg.observability.pictures import topmost
 from fusionseg.observability.planes import Spacing
 from fusionseg.utils.errors import UserError
 
@@ -41,12 +41,12 @@ class EvaluatedCases:
     """The cases of an evaluation, found again by their names, and the network that predicted them."""
 
     def __init__(
-        self, run: Path, summary: Mapping[str, Any], *, device: str = "auto", overrides: Sequence[str] = ()
+        self, folder: Path, summary: Mapping[str, Any], *, device: str = "auto", overrides: Sequence[str] = ()
     ) -> None:
         """Open the data set and load the network.
 
         Args:
-            run: the run folder.
+            folder: of the evaluation, in the run folder.
             summary: of the evaluation, of a segmentation.
             device: "auto", "cuda" or "cpu".
             overrides: `key.path=value` settings, such as data.root.
@@ -71,6 +71,7 @@ class EvaluatedCases:
             others=[Path(other) for other in request.get("with", ())],
             include_trained=bool(request.get("include_trained")),
         )
+        run = folder.resolve().parent
         opened = open_evaluation(run, options)
         if opened.request.to_json() != dict(request) and not overrides:
             raise UserError("the options of the evaluation cannot be repeated; evaluate again")
@@ -84,6 +85,7 @@ class EvaluatedCases:
         dataset = open_configured(opened.config.data) if opened.dataset is None else opened.dataset
         self.scheme: LabelScheme = predictor.scheme
         self._scorer = Scorer(predictor, dataset, own=opened.dataset is None)
+        self._kept = KeptMasks(folder, predictor, dataset.readers)
         self._cases = {case.name: case for case in (*dataset.training, *dataset.testing) if case.label is not None}
 
     def __contains__(self, name: str) -> bool:
@@ -106,7 +108,9 @@ class EvaluatedCases:
         return LabelledVolume(turn(image.values[channel]), turn(numbers), voxel_sizes(affine))
 
     def predict(self, name: str) -> NDArray[np.uint8]:
-        """Predict a case as the evaluation did: the number of the output at each voxel, as `LabelledVolume.label`.
+        """The prediction of a case: the number of the output at each voxel, as `LabelledVolume.label`.
+
+        The mask that the evaluation kept is read. Without one the case is predicted again.
 
         Args:
             name: of the case.
@@ -115,9 +119,8 @@ class EvaluatedCases:
             CaseError: the image cannot be used.
         """
         case = self._cases[name]
-        outputs = self._scorer.prediction(case)
-        drawn = topmost(outputs.astype(np.bool_)) if self.scheme.sigmoid else outputs.astype(np.uint8)
-        return self._turned(case, drawn)
+        drawn = self._kept.find(case)
+        return self._turned(case, self._scorer.drawn_prediction(case).astype(np.uint8) if drawn is None else drawn)
 
     def _turned(self, case: Case, volume: NDArray[np.uint8]) -> NDArray[np.uint8]:
         grid = read_grid(case.images, self._scorer.dataset.readers)

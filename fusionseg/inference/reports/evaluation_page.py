@@ -63,7 +63,7 @@ def _segmentation(folder: Path, summary: JsonObject, options: ReportOptions) -> 
     count = min(options.pictures or 10, len(ranked) // 2) or len(ranked)
     worst = ranked[:count]
     best = ranked[count:][-count:][::-1]
-    seen = look_at_cases(folder.resolve().parent, summary, ranked, [*worst, *best], options)
+    seen = look_at_cases(folder, summary, ranked, [*worst, *best], options)
     parts = [_tiles(summary), *(paragraph(_sentence(note), "warning") for note in evaluation_notes(summary))]
     if summary.get("failed"):
         parts += [heading("Cases that could not be scored")]

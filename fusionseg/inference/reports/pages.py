@@ -8,9 +8,10 @@ from pathlib import Path
 
 from fusionseg.inference.reports.case_sections import ReportOptions
 from fusionseg.inference.reports.evaluation_page import write_evaluation_page
+from fusionseg.inference.reports.folder_page import write_folder_page
 from fusionseg.inference.reports.run_page import write_run_page
 from fusionseg.runs.evaluations import SUMMARY, evaluations_of
-from fusionseg.runs.paths import CONFIG, REPORT, is_run_folder
+from fusionseg.runs.paths import CONFIG, REPORT, holds_runs, is_run_folder, run_folders
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import writable_folder
 
@@ -19,24 +20,26 @@ log = logging.getLogger("fusionseg")
 
 def write_pages(paths: Sequence[Path], options: ReportOptions) -> Iterator[Path]:
     """Write the page of each folder. A run gets the pages of its evaluations too: those that are missing or older than
-    their scores, and all of them if an option has another value than its default.
+    their scores, and all of them if an option has another value than its default. A folder of runs gets those of its
+    runs, without their evaluations.
 
     Args:
-        paths: run folders, and folders of evaluations.
+        paths: run folders, folders of evaluations, and folders of run folders.
         options: of the pages.
 
     Yields:
         The path of each page, when it is written.
 
     Raises:
-        UserError: a path is neither a run folder nor an evaluation, or cannot be written. All such paths are listed,
-            before any page is written.
+        UserError: a path is nothing of these, or cannot be written. All such paths are listed, before any page is
+            written.
     """
     problems = []
     for path in paths:
-        if not is_run_folder(path) and not (path / SUMMARY).is_file():
+        if not holds_runs(path) and not (path / SUMMARY).is_file():
             problems.append(
-                f"{path}: is neither a run folder (it has no {CONFIG}) nor an evaluation (it has no {SUMMARY})"
+                f"{path}: is neither a run folder (it has no {CONFIG}), a folder of runs, nor an evaluation (it has no"
+                f" {SUMMARY})"
             )
             continue
         try:
@@ -46,17 +49,32 @@ def write_pages(paths: Sequence[Path], options: ReportOptions) -> Iterator[Path]
     if problems:
         raise UserError(problems)
     for path in paths:
-        if not is_run_folder(path):
+        if (path / SUMMARY).is_file():
             yield write_evaluation_page(path, options)
+        elif is_run_folder(path):
+            yield from _pages_of_run(path, options)
+        else:
+            yield from _pages_of_folder(path)
+
+
+def _pages_of_run(run: Path, options: ReportOptions) -> Iterator[Path]:
+    for folder, summary in evaluations_of(run):
+        if not summary:
             continue
-        for folder, summary in evaluations_of(path):
-            if not summary:
-                continue
-            if options == ReportOptions() and _is_current(folder):
-                log.info("%s: is newer than its scores and is kept", folder / REPORT)
-                continue
-            yield write_evaluation_page(folder, options)
-        yield write_run_page(path)  # last, so that it has links to the pages of the evaluations
+        if options == ReportOptions() and _is_current(folder):
+            log.info("%s: is newer than its scores and is kept", folder / REPORT)
+            continue
+        yield write_evaluation_page(folder, options)
+    yield write_run_page(run)  # last, so that it has links to the pages of the evaluations
+
+
+def _pages_of_folder(folder: Path) -> Iterator[Path]:
+    for run in run_folders([folder]):
+        try:
+            yield write_run_page(run)
+        except UserError as error:  # a damaged run costs its own page only
+            log.warning("%s", error)
+    yield write_folder_page(folder)  # last, so that it has links to the pages of the runs
 
 
 def _is_current(folder: Path) -> bool:

@@ -27,8 +27,8 @@ def statistics_markdown(found: Statistics, metrics: Sequence[str] | None = None)
     Raises:
         UserError: no row has a metric; all such names are listed.
     """
-    blocks = [f"{title}\n\n{markdown_table(cells)}" for title, cells in _tables(found, metrics)]
-    return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in _notes(found, metrics))])
+    blocks = [f"{title}\n\n{markdown_table(cells)}" for title, cells in statistics_cells(found, metrics)]
+    return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in statistics_notes(found, metrics))])
 
 
 def statistics_latex(found: Statistics, metrics: Sequence[str] | None = None) -> str:
@@ -38,11 +38,17 @@ def statistics_latex(found: Statistics, metrics: Sequence[str] | None = None) ->
         found: the statistics.
         metrics: see `statistics_markdown`.
     """
-    blocks = [f"% {title}\n{latex_table(cells)}" for title, cells in _tables(found, metrics)]
-    return "\n\n".join([*blocks, "\n".join(f"% {note}" for note in _notes(found, metrics))])
+    blocks = [f"% {title}\n{latex_table(cells)}" for title, cells in statistics_cells(found, metrics)]
+    return "\n\n".join([*blocks, "\n".join(f"% {note}" for note in statistics_notes(found, metrics))])
 
 
-def _tables(found: Statistics, metrics: Sequence[str] | None) -> Iterator[tuple[str, list[list[str]]]]:
+def statistics_cells(found: Statistics, metrics: Sequence[str] | None = None) -> Iterator[tuple[str, list[list[str]]]]:
+    """Yield the title and the cells of each table, with `**bold**` as in Markdown; the first row is the head.
+
+    Args:
+        found: the statistics.
+        metrics: see `statistics_markdown`.
+    """
     known = list(dict.fromkeys(name for group in found.groups for name in group.metrics))
     if metrics is not None and (unknown := [name for name in metrics if name not in known]):
         raise UserError(f"--metrics: these runs have no metric {name!r}; {suggest(name, known)}" for name in unknown)
@@ -121,7 +127,13 @@ def _best(group: GroupStatistics, metric: str) -> int | None:
     return means.index(max(known) if definition.higher_is_better else min(known))
 
 
-def _notes(found: Statistics, metrics: Sequence[str] | None) -> list[str]:
+def statistics_notes(found: Statistics, metrics: Sequence[str] | None = None) -> list[str]:
+    """Sentences about the tables, for below them.
+
+    Args:
+        found: the statistics.
+        metrics: see `statistics_markdown`.
+    """
     checkpoint = "last step" if found.weights == "last" else "best validation, which was chosen on these cases"
     notes = [
         "Each case counts once, scored by the runs that did not train on it; classes are averaged within a case, then"

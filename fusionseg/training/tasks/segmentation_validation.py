@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isnan
+from itertools import pairwise, product
+from math import ceil, isnan
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from fusionseg.data.preprocessing.lost_foreground import missed_voxels
 from fusionseg.data.preprocessing.resampling import find_reorientation
 from fusionseg.distributed.load_balancing import assign_to_ranks
 from fusionseg.distributed.world import World
+from fusionseg.losses.segmentation import PartialLabel, Target, build_loss
 from fusionseg.metrics.configured import build_metrics
 from fusionseg.metrics.outputs import OutputComparison, masks_of
 from fusionseg.metrics.segmentation import nanmean_per_class
@@ -43,6 +46,8 @@ class SegmentationScores:
     """RGB, (H, W, 3): three planes with label and prediction; see `draw_case`."""
     metrics: dict[str, list[float]]
     """Name of each configured metric but Dice -> the mean over the cases, for each output."""
+    loss: float
+    """The mean over the cases of the loss, see `Validator.loss_of_volume`."""
 
     @property
     def per_class(self) -> list[float]:
@@ -79,18 +84,23 @@ class Validator:
             for index in data.validation_cases
         }
         self._own = assign_to_ranks(windows, world.size)[world.rank]
+        self.loss = build_loss(config.loss, data.scheme)
         self.metrics = build_metrics([metric for metric in config.metrics if metric.name != "dice"])
 
     def __call__(self, model: nn.Module) -> SegmentationScores:
         """Score a network, which is in evaluation mode and not wrapped by DDP. All ranks call it."""
         own: dict[str, list[float]] = {}
+        own_losses: dict[str, float] = {}
         own_metrics: dict[str, dict[str, list[float]]] = {}
         picture: NDArray[np.uint8] | None = None
         for index in with_progress("validating", self._own, shown=self.world.is_rank_zero):
             image, label = self.cache.volume(index)
             record = self.cache.records[index]
-            prediction = self._predict(model, image, record.background)
+            logits = self._predict_logits(model, image, record.background)
             annotated = self.data.annotated_by(index)
+            own_losses[self.cache.names[index]] = self.loss_of_volume(logits, label, annotated)
+            prediction = logits > 0 if self.scheme.sigmoid else logits.argmax(dim=0)
+            del logits
             compared = OutputComparison(prediction, label.to(prediction.device), self.scheme, annotated)
             name_of_case = self.cache.names[index]
             own[name_of_case] = compared.dice(missed_voxels(record, self.scheme.membership))
@@ -99,18 +109,41 @@ class Validator:
             }
             if index == self.case_indices[0]:
                 picture = self._draw(index, image, prediction, label, own[name_of_case])
-        gathered = self.world.all_gather_object((own, own_metrics))
-        cases = {name: dice for part, _ in gathered for name, dice in part.items()}
-        measured = {name: values for _, part in gathered for name, values in part.items()}
+        gathered = self.world.all_gather_object((own, own_metrics, own_losses))
+        cases = {name: dice for part, _, _ in gathered for name, dice in part.items()}
+        measured = {name: values for _, part, _ in gathered for name, values in part.items()}
+        losses = {name: loss for _, _, part in gathered for name, loss in part.items()}
         metrics = {
             metric: nanmean_per_class({name: values[metric] for name, values in measured.items()})
             for metric in self.metrics
         }
-        return SegmentationScores(cases, picture, metrics)
+        # In the order of the data set: the sum must not depend on the number of ranks.
+        names = [self.cache.names[index] for index in self.case_indices]
+        return SegmentationScores(cases, picture, metrics, fmean(losses[name] for name in names))
 
-    def _predict(self, model: nn.Module, image: Tensor, background: tuple[float, ...]) -> Tensor:
-        """Predict class indices (X, Y, Z), or with sigmoid outputs the mask of each, (R, X, Y, Z)."""
-        logits = predict_logits(
+    def loss_of_volume(self, logits: Tensor, label: Tensor, annotated: NDArray[np.bool_]) -> float:
+        """Compute the training's loss over a volume: the mean over parts of at most the patch's size, by their voxels.
+
+        A part at a time keeps the memory of the loss at that of a training sample.
+
+        Args:
+            logits: (K, X, Y, Z).
+            label: class indices (X, Y, Z).
+            annotated: whether the case annotates each output.
+        """
+        device = self.world.device
+        total = torch.zeros((), device=device)
+        for part in product(*(_parts(size, edge) for size, edge in zip(label.shape, self.patch, strict=True))):
+            labels = label[part].to(device).long()[None, None]
+            target: Target = labels
+            if not annotated.all():
+                target = PartialLabel(labels, torch.from_numpy(annotated[None]).to(device))
+            total += self.loss(logits[:, *part][None].to(device), target) * labels.numel()
+        return float(total) / label.numel()
+
+    def _predict_logits(self, model: nn.Module, image: Tensor, background: tuple[float, ...]) -> Tensor:
+        """Predict the logits (K, X, Y, Z)."""
+        return predict_logits(
             model,
             image,
             background,
@@ -121,7 +154,6 @@ class Validator:
             stitch_device=self._stitch_device(image),
             fills_batches=self.fills_batches,
         )
-        return logits > 0 if self.scheme.sigmoid else logits.argmax(dim=0)
 
     def _stitch_device(self, image: Tensor) -> torch.device:
         """Choose the device for the logits of a volume: the GPU, if 3 copies take under half of its free memory."""
@@ -158,3 +190,10 @@ class Validator:
             self.scheme.output_names,
             f"{self.cache.names[index]}, Dice on the prepared grid: {', '.join(known[:_MOST_DICE]) or 'none'}{more}",
         )
+
+
+def _parts(size: int, edge: int) -> list[slice]:
+    """Divide an axis into parts of nearly equal size, none larger than an edge of the patch."""
+    count = ceil(size / edge)
+    borders = [size * index // count for index in range(count + 1)]
+    return [slice(low, high) for low, high in pairwise(borders)]

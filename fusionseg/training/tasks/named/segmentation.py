@@ -102,6 +102,7 @@ class Segmentation(Task):
                 fields={
                     "dice": scores.dice,
                     "dice_per_class": per_class,
+                    "loss": scores.loss,
                     "cases": len(scores.cases),
                     **({"annotated_per_class": annotated} if min(counts) < total else {}),
                     "grid": "prepared",
