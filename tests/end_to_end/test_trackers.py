@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -158,9 +159,9 @@ def test_a_missing_package_is_refused_before_the_training(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    find = importlib.util.find_spec
+    (tmp_path / package).mkdir()  # as W&B leaves it in the working directory
     monkeypatch.setattr(
-        "fusionseg.training.observers.sinks.find_spec", lambda name: None if name == package else find(name)
+        sys, "path", [str(tmp_path), *(path for path in sys.path if not (Path(path) / package).is_dir())]
     )
     (tmp_path / "c.yaml").write_text(dump_config(tiny_config(balls, tmp_path, log={package: {}})))
     assert train.main(["--config", str(tmp_path / "c.yaml")]) == 2

@@ -33,7 +33,7 @@ def check_sinks(config: LogConfig) -> None:
         if not (isinstance(sink.part, type) and issubclass(sink.part, Sink))
     ]
     trackers = {wandb_sink.NAME: config.wandb, mlflow_sink.NAME: config.mlflow}
-    missing = [name for name, settings in trackers.items() if settings is not None and find_spec(name) is None]
+    missing = [name for name, settings in trackers.items() if settings is not None and not _is_installed(name)]
     problems += [
         f"log.{name}: the package {name} is missing; pip install 'fusionseg[{name}]', or set log.{name}=null"
         for name in missing
@@ -62,6 +62,12 @@ def sink_makers(config: RunConfig, folder: RunFolder) -> list[SinkMaker]:
         makers.append(("log.mlflow", lambda: MlflowSink(ids, **mlflow.model_dump())))
     makers += [(f"log.sinks.{index} ({sink.name})", _maker_of(sink)) for index, sink in enumerate(config.log.sinks)]
     return makers
+
+
+def _is_installed(package: str) -> bool:
+    """Tell whether a package is there. A folder `wandb/` in the working directory is none, but has a spec."""
+    spec = find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def _maker_of(sink: OutsidePart) -> Callable[[], Sink]:
