@@ -8,10 +8,8 @@ import time
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
-import numpy as np
-
 from fusionseg.observability.sinks.sink import Picture, RunEnd, RunStart, Sink
-from fusionseg.observability.sinks.values import best_scores, numbers_of, settings_of
+from fusionseg.observability.sinks.values import best_scores, numbers_of, pixels_of, settings_of
 
 NAME = "mlflow"
 """The package, its key in the configuration, and the extra that installs it."""
@@ -72,8 +70,7 @@ class MlflowSink(Sink):
 
     def image(self, name: str, image: Picture, step: int) -> None:
         """Add a picture."""
-        pixels = (np.clip(image.transpose(1, 2, 0), 0, 1) * 255).round().astype(np.uint8)
-        self._client.log_image(self._run, pixels, key=name, step=step)
+        self._client.log_image(self._run, pixels_of(image), key=name, step=step)
 
     def finish(self, end: RunEnd) -> None:
         """Add the best scores and the reason of the end, and set the status of the run."""

@@ -1,9 +1,12 @@
-"""The numbers of a record and the settings of a configuration, as flat names."""
+"""Records, configurations and pictures in the forms that trackers take."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 def numbers_of(record: Mapping[str, Any]) -> dict[str, float]:
@@ -39,6 +42,16 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, str | int | float | bool
         config: plain values.
     """
     return dict(_flat(config, ""))
+
+
+def pixels_of(image: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """A picture as bytes, (H, W, 3).
+
+    Args:
+        image: RGB in [0, 1], (3, H, W).
+    """
+    pixels: NDArray[np.uint8] = (np.clip(image.transpose(1, 2, 0), 0, 1) * 255).round().astype(np.uint8)
+    return pixels
 
 
 def _flat(plain: Any, at: str) -> Iterator[tuple[str, str | int | float | bool]]:

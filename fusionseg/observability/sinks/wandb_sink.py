@@ -9,10 +9,8 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fusionseg.observability.sinks.sink import Picture, RunEnd, RunStart, Sink
-from fusionseg.observability.sinks.values import best_scores, numbers_of
+from fusionseg.observability.sinks.values import best_scores, numbers_of, pixels_of
 
 NAME = "wandb"
 """The package, its key in the configuration, and the extra that installs it."""
@@ -102,8 +100,7 @@ class WandbSink(Sink):
         """Add a picture."""
         import wandb
 
-        pixels = (np.clip(image.transpose(1, 2, 0), 0, 1) * 255).round().astype(np.uint8)
-        self._run.log({"val/step": step, f"val/{name}": wandb.Image(pixels)})
+        self._run.log({"val/step": step, f"val/{name}": wandb.Image(pixels_of(image))})
 
     def finish(self, end: RunEnd) -> None:
         """Add the end record to the summary, and wait until all is sent. An interrupted run is "preempted" there."""
