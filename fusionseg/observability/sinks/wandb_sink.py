@@ -87,7 +87,7 @@ class WandbSink(Sink):
         if self._mode == "online":
             steps = {kind: self._run.summary.get(f"{kind}/step") for kind in _KINDS}
             return {kind: int(step) for kind, step in steps.items() if step is not None}
-        for folder in before:
+        for folder in before if self._mode == "offline" else ():
             if folder != Path(self._run.dir).parent:
                 shutil.rmtree(folder)
         return {}
