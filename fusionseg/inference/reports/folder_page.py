@@ -66,7 +66,7 @@ def _tiles(comparison: Comparison) -> str:
     seconds = sum(run.metrics.get("total_s", 0.0) for run in runs)
     values = [
         (str(len(runs)), "runs"),
-        (str(sum(has_finished(run.status) for run in runs)), "finished"),
+        (str(sum(has_finished(run.status) for run in runs)), "finished runs"),
         (str(len(comparison.rows)), "configurations"),
         (str(len({row.data.key for row in comparison.rows})), "data sets"),
     ]
