@@ -160,6 +160,7 @@ def test_a_missing_package_is_refused_before_the_training(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / package).mkdir()  # as W&B leaves it in the working directory
+    monkeypatch.delitem(sys.modules, package, raising=False)  # of another test
     monkeypatch.setattr(
         sys, "path", [str(tmp_path), *(path for path in sys.path if not (Path(path) / package).is_dir())]
     )
