@@ -19,8 +19,8 @@ from fusionseg.config.shipped.lookup import CLUSTER, CONFIG, KINDS, SWEEP
 from fusionseg.utils.exit_status import DONE
 
 SHELLS = ("bash", "zsh", "fish")
-_FOLDERS = {"FOLDER", "RUN", "out", "folder"}
-_FILES = {"FILE", "CONFIG", "PNG", "LABEL", "dataset", "image", "mask", "input", "sweep", "cluster"}
+_FOLDERS = {"FOLDER", "out", "folder"}
+_FILES = {"RUN", "FILE", "CONFIG", "PNG", "LABEL", "dataset", "image", "mask", "input", "sweep", "cluster"}
 # shtab's function returns before the shell knows that no space follows "train.steps=".
 _BASH_END = """
 _fusionseg_complete() {
@@ -134,7 +134,8 @@ def _candidates(action: argparse.Action) -> Candidates:
     shown = action.metavar if isinstance(action.metavar, str) else action.dest
     kinds = {action.dest, *shown.split("|")}
     words = _words(action.dest, shown)
-    if kinds & _FOLDERS:
+    # A run may be an archive or a checkpoint. Beside keys bash quotes no names of files: folders alone are offered.
+    if kinds & _FOLDERS or ("RUN" in kinds and words):
         return Candidates(words, "folders")
     return Candidates(words, "files" if kinds & _FILES or action.type is Path else "")
 
@@ -147,7 +148,7 @@ def _words(name: str, shown: str) -> tuple[str, ...]:
         return tuple(CONFIG.names())
     if (name, shown) == ("name", "NAME"):  # fusionseg configs copy
         return tuple(sorted({*(each for kind in KINDS for each in kind.names()), *shipped_scripts()}))
-    if (name, shown) == ("what", "NAME"):  # fusionseg models
+    if (name, shown) in (("what", "NAME"), ("network", "NAME")):  # fusionseg models, fusionseg plan --network
         return _network_names()
     if "key.path=value" in shown:
         return _keys()

@@ -26,6 +26,9 @@ WORDS = [
     ("fusionseg submit hippocampus_f", "hippocampus_folds"),
     ("fusionseg table table2 --cluster t", "t4"),
     ("fusionseg predict runs/f", "runs/first"),
+    ("fusionseg predict mo", "model.fseg"),
+    ("fusionseg plan data --network swin_fusion_f", "swin_fusion_full"),
+    ("fusionseg evaluate runs/f", "runs/first"),
     ("fusionseg predict runs/first -i sca", "scan.nii.gz"),
     ("fusionseg export runs/first --format on", "onnx"),
     ("fusionseg configs copy hippocampus_re", "hippocampus_resenc"),
@@ -42,10 +45,10 @@ def scripts() -> dict[str, str]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripts: dict[str, str]) -> Path:
-    """A working directory with a configuration, a scan, a run, and the script of each shell."""
+    """A working directory with a configuration, a scan, a run, an archive, and the script of each shell."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs/first").mkdir(parents=True)
-    for name in ("my.yaml", "scan.nii.gz"):
+    for name in ("my.yaml", "scan.nii.gz", "model.fseg"):
         (tmp_path / name).touch()
     for shell, text in scripts.items():
         (tmp_path / f"script.{shell}").write_text(text)
@@ -64,7 +67,8 @@ def test_bash_completes_every_kind_of_word(folder: Path) -> None:
         words = shlex.split(line)
         lines += [f"COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; COMPREPLY=(); _fusionseg_complete"]
         lines += ['echo "${COMPREPLY[*]}"']
-    assert output_of("bash", "--norc", "-c", "\n".join(lines)) == [word for _, word in WORDS]
+    found = output_of("bash", "--norc", "-c", "\n".join(lines))
+    assert [word.rstrip("/") for word in found] == [word for _, word in WORDS]
 
 
 def test_bash_completes_as_one_types(folder: Path) -> None:

@@ -29,7 +29,7 @@ def add_export(commands: Commands) -> None:
         "words",
         nargs="+",
         metavar="RUN|key.path=value",
-        help="run folders, checkpoint files or archives, and settings about the cases to compare, such as data.root=FOLDER",
+        help="run folders, checkpoint files or archives; settings about the cases to compare, such as data.root=FOLDER",
     )
     parser.add_argument(
         "--format",
