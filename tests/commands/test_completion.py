@@ -38,6 +38,12 @@ WORDS = [
 """Command lines, and the only word that can follow."""
 
 
+def needs(shell: str) -> pytest.MarkDecorator:
+    """Skip a test without a shell, unless CI requires it."""
+    missing = shutil.which(shell) is None and shell not in os.environ.get("FUSIONSEG_REQUIRE", "").split()
+    return pytest.mark.skipif(missing, reason=f"needs {shell}")
+
+
 @pytest.fixture(scope="module")
 def scripts() -> dict[str, str]:
     return {shell: completion_script(build_parser(), shell) for shell in ("bash", "zsh", "fish")}
@@ -102,7 +108,7 @@ def test_bash_completes_as_one_types(folder: Path) -> None:
         os.close(other)
 
 
-@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
+@needs("fish")
 def test_fish_completes_every_kind_of_word(folder: Path) -> None:
     lines = ["source script.fish"]
     for line, _ in WORDS:
@@ -111,7 +117,7 @@ def test_fish_completes_every_kind_of_word(folder: Path) -> None:
     assert found.split("\n.")[:-1] == [f"{'' if n == 0 else chr(10)}{word}" for n, (_, word) in enumerate(WORDS)]
 
 
-@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
+@needs("zsh")
 def test_the_script_of_zsh_has_no_error(folder: Path) -> None:
     assert output_of("zsh", "-n", "script.zsh") == []
 
