@@ -6,8 +6,9 @@ import errno
 import hashlib
 import json
 import os
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ MAX_NAME_BYTES = 255
 """Length of the longest file name of common file systems."""
 _PARTIAL_BYTES = len(f"{PARTIAL}{'0' * 12}-")
 _PROBE_BYTES = 4096
+_LEFT_OVER_S = 60.0
 # Names of devices. Windows, and disks that it shares, refuse them as file names.
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 
@@ -165,6 +167,25 @@ def user_path(text: str) -> Path:
 def partial_path(path: Path) -> Path:
     """A temporary name beside `path` that is unique among all processes and machines."""
     return path.with_name(f"{PARTIAL}{uuid.uuid4().hex[:12]}-{path.name}")
+
+
+def remove_left_over(paths: Iterable[Path]) -> None:
+    """Delete temporary files that a process left beside `paths` when it was killed while it wrote them.
+
+    A file that was changed in the last minute stays: another process may be writing it.
+
+    Args:
+        paths: the files for which they stood.
+    """
+    names: dict[Path, set[str]] = {}
+    for path in paths:
+        names.setdefault(path.parent, set()).add(path.name)
+    for folder, wanted in names.items():
+        for found in folder.glob(f"{PARTIAL}*"):
+            with suppress(OSError):
+                is_old = time.time() - found.stat().st_mtime > _LEFT_OVER_S
+                if is_old and found.name[_PARTIAL_BYTES:] in wanted:
+                    found.unlink()
 
 
 def file_name(name: str, suffix: str = "") -> str:

@@ -141,9 +141,14 @@ def test_masks_are_those_of_the_predictor_and_the_record_says_how(
     # Another start adds to it, and keeps what was done.
     (images / "f.nii.gz").write_bytes((images / "a.nii.gz").read_bytes())
     (images / "c.nii.gz").unlink()
+    left_over = [output / f".partial-0123456789ab-{name}.nii.gz" for name in "fax"]
+    for path in left_over:
+        path.touch()
+        os.utime(path, (0, 0))
     assert predict(run, images, output, "--overlap", "0.25", "--skip-existing") == 0
     again = read_predictions(output)
     assert [one["status"] for one in again.calls] == ["cases failed", "completed"]
+    assert [path.exists() for path in left_over] == [False, True, True]  # those of masks that are written now are gone
     assert again.cases["a"] == entry and again.cases["f"]["call"] == again.calls[1]["started"]
 
 

@@ -17,7 +17,7 @@ from fusionseg.observability.progress import counting_progress
 from fusionseg.runs.json_files import JsonObject
 from fusionseg.runs.predictions import COMPLETE, INCOMPLETE, KEPT, NO_MASK, STOPPED, WRITTEN, PredictionRecord
 from fusionseg.utils.errors import WriteError
-from fusionseg.utils.files import user_path
+from fusionseg.utils.files import remove_left_over, user_path
 
 log = logging.getLogger("fusionseg")
 
@@ -54,6 +54,7 @@ class PredictionCall:
             WriteError: a mask or the record cannot be written. The masks that were written stay.
         """
         kept = len(self.cases) - len(self.due)
+        remove_left_over(path for case in self.due for path in self.files[case.name].values())
         with self._recorded(), counting_progress("predicting", shown=shown) as progress:
             due = {case.name for case in self.due}
             for case in self.cases:
