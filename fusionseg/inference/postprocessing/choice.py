@@ -28,7 +28,7 @@ from fusionseg.metrics.overlap import VoxelCounts
 from fusionseg.utils.means import nanmean
 
 SIZES_ML = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-"""Smallest sizes that are tried, as far as they are below the smallest structure of the labels."""
+"""Smallest sizes that are tried, as far as they are below the smallest volume of the class in a label."""
 MIN_GAIN = 1e-4
 """Least gain in mean Dice: a smaller one is not seen in a table of four digits."""
 
@@ -151,7 +151,7 @@ def _of_class(means: NDArray[np.float64], smallest_ml: float) -> Steps:
 
     Args:
         means: mean Dice of each candidate.
-        smallest_ml: volume of its smallest structure. Larger components are never removed by their size.
+        smallest_ml: its smallest volume in a label. Components that are as large are never removed by their size.
     """
     current = Steps()
     for _ in range(2):
