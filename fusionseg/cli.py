@@ -15,7 +15,7 @@ from fusionseg.commands.plan import add_plan
 from fusionseg.commands.results.best import add_best
 from fusionseg.commands.results.compare import add_compare
 from fusionseg.commands.results.evaluate import add_evaluate
-from fusionseg.commands.results.export import add_export
+from fusionseg.commands.results.export import add_card, add_export
 from fusionseg.commands.results.postprocess import add_postprocess
 from fusionseg.commands.results.predict import add_predict
 from fusionseg.commands.results.report import add_render, add_report
@@ -43,6 +43,7 @@ COMMANDS = (
     add_report,
     add_render,
     add_export,
+    add_card,
     add_submit,
     add_table,
     add_status,

@@ -1,4 +1,4 @@
-"""Export of trained networks: programs for other libraries, their contract, and a runner without torch.
+"""Export of trained networks: programs for other libraries, their contract, and a runner; archives; model cards.
 
-May import: `utils`, `config`, `data`, `runs`, `inference`.
+May import: `utils`, `config`, `data`, `observability`, `runs`, `inference`.
 """

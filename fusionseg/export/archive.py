@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from fusionseg.config.parts.task import task_info
+from fusionseg.export.card.files import card_documents
 from fusionseg.export.contract import contract_of, weights_hash
 from fusionseg.export.export import ExportOptions
 from fusionseg.export.parity import LIMIT, cases_to_compare, compare_masks, not_compared
@@ -64,7 +65,7 @@ def export_archive(runs: Sequence[Path], options: ExportOptions) -> Archived:
         evaluation_config(runs[0], options.overrides)  # a wrong setting is refused before the export
     predictor, members = _load(runs, options.checkpoint)
     name = members[0].config.name
-    documents = {}
+    documents = card_documents(runs, options.licence) if predictor is not None else {}
     if predictor is not None:
         documents[CONTRACT] = json_text(
             {**contract_of(predictor, name=name, licence=options.licence), "format": FORMAT}

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from fusionseg.data.formats.case import Case
 from fusionseg.data.formats.case_reader import read_image
+from fusionseg.export.bundle import BUNDLE, bundle_evaluator, write_bundle_files, write_bundle_program
+from fusionseg.export.card.files import card_documents
 from fusionseg.export.contract import CONTRACT, contract_of, refusals, with_programs
 from fusionseg.export.folder import RUNNER, model_folder, replace_folder
 from fusionseg.export.parity import (
@@ -31,6 +33,7 @@ from fusionseg.export.parity import (
     not_compared,
 )
 from fusionseg.export.programs import FORMATS, Run, write_program
+from fusionseg.export.standalone import run_onnx
 from fusionseg.inference.evaluation.cases import evaluation_config
 from fusionseg.inference.predictor import PredictOptions, Predictor
 from fusionseg.runs.json_files import JsonObject, read_object
@@ -40,13 +43,16 @@ from fusionseg.utils.logs import RESULT
 
 log = logging.getLogger("fusionseg")
 
+PREPARING = ("onnx", BUNDLE)
+"""Formats with a program that prepares images by itself."""
+
 
 @dataclass(frozen=True)
 class ExportOptions:
     """The options of an export."""
 
     format_name: str = "onnx"
-    """One of `FORMATS`."""
+    """One of `FORMATS`, or `BUNDLE`."""
     output: Path | None = None
     """The folder of the model; None is a folder in the run folder, `export_onnx` for example."""
     checkpoint: str = "best"
@@ -113,15 +119,23 @@ def _is_equal(parity: JsonObject) -> bool:
 
 def _write(runs: Sequence[Path], predictor: Predictor, options: ExportOptions, folder: Path) -> JsonObject:
     """Write all files of a model into a folder, and return the comparison."""
+    is_bundle = options.format_name == BUNDLE
     programs = []
     for index, member in enumerate(predictor.members):
-        name = f"network{'' if len(predictor.members) == 1 else f'_{index}'}{FORMATS[options.format_name].suffix}"
         shape = (len(member.channels), *member.config.data.patch)
+        if is_bundle:
+            log.info("%s: writing the bundle", member.path)
+            programs.append(write_bundle_program(member.model, shape, folder))
+            continue
+        name = f"network{'' if len(predictor.members) == 1 else f'_{index}'}{FORMATS[options.format_name].suffix}"
         log.info("%s: writing %s", member.path, name)
         batch = write_program(options.format_name, member.model, shape, folder / name)
         programs.append({"program": name, "batch": batch})
     contract = contract_of(predictor, name=predictor.members[0].config.name, licence=options.licence)
-    write_json(folder / CONTRACT, with_programs({**contract, "format": options.format_name}, programs))
+    contract = with_programs({**contract, "format": options.format_name}, programs)
+    write_json(folder / CONTRACT, contract)
+    if is_bundle:
+        write_bundle_files(folder, contract, card_documents(runs, options.licence))
     if options.format_name == "onnx":
         shutil.copyfile(Path(__file__).parent / "standalone" / "run_onnx.py", folder / RUNNER)
     parity = _compare(runs, predictor, options, folder)
@@ -133,20 +147,20 @@ def _compare(runs: Sequence[Path], predictor: Predictor, options: ExportOptions,
     base = {"format": options.format_name, "precision": "fp32", "limit": LIMIT}
     if options.cases == 0:
         return {**base, **not_compared("--cases 0")}
-    is_onnx = options.format_name == "onnx"
+    prepares = options.format_name in PREPARING
     try:  # the runner refuses a case that lacks a channel
-        found = cases_to_compare(runs[0], options.overrides, predictor, options.cases, complete=is_onnx)
+        found = cases_to_compare(runs[0], options.overrides, predictor, options.cases, complete=prepares)
     except UserError as error:
         return {**base, **not_compared(str(error))}
     log.info("comparing the masks of %d %s cases with those of predict", len(found.cases), found.which)
     reader: dict[str, str] = {}
-    program = _masks_by_runner(folder, found, reader) if is_onnx else _masks_by_torch(folder, predictor)
+    program = _masks_by_runner(folder, found, reader) if prepares else _masks_by_torch(folder, predictor)
     compared = compare_masks(found, lambda case: predictor(case.images), program)
-    return {**base, **compared, **({"reader_not_compared": reader} if is_onnx else {})}
+    return {**base, **compared, **({"reader_not_compared": reader} if prepares else {})}
 
 
 def _masks_by_runner(folder: Path, found: CompareCases, reader: dict[str, str]) -> MaskOf:
-    """The masks that the runner makes, in this process.
+    """The masks that the runner of an ONNX model or a bundle makes, in this process.
 
     Args:
         folder: of the model.
@@ -154,10 +168,10 @@ def _masks_by_runner(folder: Path, found: CompareCases, reader: dict[str, str]) 
         reader: receives the names of the cases whose files fusionseg read instead of the runner, and the reason. The
             other steps of the runner are compared all the same.
     """
-    from fusionseg.export.standalone import run_onnx
-
-    network = run_onnx.Network(folder)
-    channels = network.contract["channels"]
+    contract = read_object(folder / CONTRACT)
+    is_bundle = contract["format"] == BUNDLE
+    segment = bundle_evaluator(folder, contract).segment if is_bundle else run_onnx.Network(folder).segment
+    channels = contract["channels"]
 
     def mask_of(case: Case) -> NDArray[Any]:
         try:
@@ -166,11 +180,11 @@ def _masks_by_runner(folder: Path, found: CompareCases, reader: dict[str, str]) 
             source = read_image(case.images, len(channels), found.readers)
             image = run_onnx.Image(source.values, source.grid.affine, None)
             reader[case.name] = str(error)
-            log.warning("%s: the reader of %s is not compared: %s", case.name, RUNNER, error)
+            log.warning("%s: the reader of the runner is not compared: %s", case.name, error)
         try:
-            return np.asarray(network.segment(image))
+            return np.asarray(segment(image))
         except run_onnx.RunError as error:
-            raise UserError(f"--format onnx: {case.name}: {error}") from None
+            raise UserError(f"--format {contract['format']}: {case.name}: {error}") from None
 
     return mask_of
 
@@ -198,24 +212,29 @@ class _Program(nn.Module):
 
 
 def _check_packages(format_name: str) -> None:
-    missing = [name for name in FORMATS[format_name].needs if importlib.util.find_spec(name) is None]
+    needs = ("fire",) if format_name == BUNDLE else FORMATS[format_name].needs
+    missing = [name for name in needs if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"--format {format_name}: needs {', '.join(missing)}; pip install 'fusionseg[export]'")
 
 
 def _refuse_own_parts(predictor: Predictor, format_name: str) -> None:
-    """Refuse an ONNX model whose images only fusionseg can prepare.
+    """Refuse a model whose images only fusionseg can prepare, and an ensemble as a bundle.
 
     Raises:
         UserError: with all such parts.
     """
-    if format_name != "onnx":
+    if format_name not in PREPARING:
         return
+    if format_name == BUNDLE and len(predictor.members) > 1:
+        raise UserError(
+            f"--format {BUNDLE}: has one network; export each run, or the ensemble by --format onnx or fseg"
+        )
     problems = [f"{member.path}: {', '.join(parts)}" for member in predictor.members if (parts := refusals(member))]
     if problems:
         raise UserError(
             [
-                "--format onnx: the runner cannot prepare images as these runs do, since parts of your own do it:",
+                f"--format {format_name}: its program cannot prepare images as these runs do, by parts of your own:",
                 *(f"  {problem}" for problem in problems),
                 "export the network alone by --format torchscript or torch",
             ]

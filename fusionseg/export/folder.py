@@ -13,7 +13,7 @@ from pathlib import Path
 from fusionseg.export.contract import CONTRACT
 from fusionseg.export.parity import PARITY
 from fusionseg.runs.json_files import read_object
-from fusionseg.runs.paths import EXPORT
+from fusionseg.runs.paths import CARD, CLAIM, EXPORT
 from fusionseg.utils.errors import UserError, some_of
 from fusionseg.utils.files import partial_path, writable_folder
 
@@ -22,7 +22,10 @@ log = logging.getLogger("fusionseg")
 RUNNER = "run.py"
 _OWN_FILES = re.compile(
     rf"{re.escape(CONTRACT)}|{re.escape(PARITY)}|{re.escape(RUNNER)}|network(_\d+)?\.(onnx|onnx\.data|ts|pt2)"
+    rf"|configs/(inference|metadata)\.json|docs/(README\.md|license\.txt|{re.escape(CARD)}|{re.escape(CLAIM)})"
+    r"|models/model\.(ts|pt2|safetensors)|scripts/(__init__|volumes|segmentation)\.py|scripts/__pycache__/[^/]+"
 )
+"""Paths in the folder of a model, or of a bundle."""
 
 
 def model_folder(runs: Sequence[Path], output: Path | None, format_name: str) -> Path:
@@ -60,7 +63,8 @@ def model_folder(runs: Sequence[Path], output: Path | None, format_name: str) ->
 
 def _other_files(folder: Path) -> list[str]:
     """Names of the files that an export did not write, in alphabetic order; without a contract, all files."""
-    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    files = (Path(at, name) for at, _, names in os.walk(folder) for name in names)
+    names = sorted(str(file.relative_to(folder)) for file in files)
     if names and "contract" not in read_object(folder / CONTRACT):
         return names
     return [name for name in names if not _OWN_FILES.fullmatch(name)]

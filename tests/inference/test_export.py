@@ -27,6 +27,8 @@ from fusionseg.data.formats.problems import CaseError
 from fusionseg.data.formats.readers import Readers
 from fusionseg.data.labels.scheme import LabelScheme, Region
 from fusionseg.export import export as exports
+from fusionseg.export.archive import FORMAT
+from fusionseg.export.bundle import BUNDLE
 from fusionseg.export.contract import refusals, weights_hash
 from fusionseg.export.export import Exported, ExportOptions, export_runs
 from fusionseg.export.folder import model_folder, replace_folder
@@ -131,7 +133,7 @@ def test_programs_of_torch(kind: str, tiny_run: Callable[..., Path], tmp_path: P
 
 
 def test_the_command_offers_all_formats() -> None:
-    assert set(command.FORMATS) == set(FORMATS)
+    assert set(command.FORMATS) == {*FORMATS, BUNDLE, FORMAT}
 
 
 def test_other_files_are_not_replaced(

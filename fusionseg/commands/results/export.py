@@ -1,4 +1,4 @@
-"""The command `export`."""
+"""The commands `export` and `card`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fusionseg.commands.base import Commands, add_command, loading
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import DONE, FAILED
 
-FORMATS = ("onnx", "torchscript", "torch", "fseg")
+FORMATS = ("onnx", "torchscript", "torch", "bundle", "fseg")
 
 
 def add_export(commands: Commands) -> None:
@@ -21,6 +21,7 @@ def add_export(commands: Commands) -> None:
         """fusionseg export runs/unet --format onnx -o model
   python model/run.py -i scan.nii.gz -o mask.nii.gz                # numpy, nibabel and onnxruntime, no torch
   fusionseg export runs/unet_0 runs/unet_1 --format onnx -o model  # an ensemble
+  fusionseg export runs/unet --format bundle -o bundle             # python -m monai.bundle run ...
   fusionseg export runs/unet --format fseg -o unet.fseg            # fusionseg predict unet.fseg -i scans -o masks
   fusionseg export runs/unet data.root=/where/it/is/now --format torchscript""",
         _export,
@@ -35,7 +36,8 @@ def add_export(commands: Commands) -> None:
         "--format",
         default="onnx",
         choices=FORMATS,
-        help="onnx (default), with a runner that needs no torch; torchscript; torch, a program of torch.export; fseg,"
+        help="onnx (default), with a runner that needs no torch; torchscript; torch, a program of torch.export;"
+        " bundle, a MONAI bundle; fseg,"
         " one file that fusionseg predicts with, without the run",
     )
     parser.add_argument(
@@ -75,3 +77,28 @@ def _export(arguments: argparse.Namespace) -> int:
     if arguments.format == FORMAT:
         return DONE if export_archive(runs, options).is_equal else FAILED
     return DONE if export_runs(runs, options).is_equal else FAILED
+
+
+def add_card(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "card",
+        "write the model card of a run, and the checklist CLAIM with the items that the run answers",
+        "fusionseg card runs/unet\n  fusionseg card runs/unet -o paper --licence CC-BY-4.0",
+        _card,
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of a segmentation")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FOLDER", help="for card.md and claim.md (default: the run)"
+    )
+    parser.add_argument("--licence", metavar="TEXT", help="licence of the weights")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+
+
+def _card(arguments: argparse.Namespace) -> int:
+    with loading("libraries"):
+        from fusionseg.export.card.files import write_card
+
+    for path in write_card(arguments.run, arguments.output, arguments.licence, overwrite=arguments.overwrite):
+        print(path)
+    return DONE

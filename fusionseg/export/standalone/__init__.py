@@ -1,1 +1,1 @@
-"""Programs that an export copies beside an exported network. They import nothing of fusionseg."""
+"""Programs that an export copies beside an exported network. They import nothing else of fusionseg."""

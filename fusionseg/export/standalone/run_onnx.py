@@ -25,7 +25,6 @@ from typing import Any
 
 import nibabel
 import numpy as np
-import onnxruntime
 from nibabel.openers import ImageOpener
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
@@ -88,6 +87,8 @@ class Network:
             self.contract = json.loads((folder / CONTRACT).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RunError(f"{folder / CONTRACT}: cannot be read ({error}); export the run again") from None
+        import onnxruntime  # here, because a MONAI bundle uses the functions of this file without it
+
         if self.contract.get("contract") != 1:
             raise RunError(f"{folder / CONTRACT}: is of another version; use the run.py that was exported with it")
         options = onnxruntime.SessionOptions()
@@ -117,7 +118,6 @@ class Network:
         Raises:
             RunError: onnxruntime fails, for want of memory, for example.
         """
-        sigmoid, output = self.contract["output"]["activation"] == "sigmoid", self.contract["output"]
         prepared: dict[str, Prepared] = {}
         logits, mappings = [], []
         for member, session in zip(self.members, self.sessions, strict=True):
@@ -128,20 +128,7 @@ class Network:
             found = predict_logits(session, volume, member)
             logits.append(found[member["outputs"]])
             mappings.append(np.linalg.inv(volume.affine) @ image.affine)
-        shape = image.values.shape[1:]
-        mask = np.zeros(shape, output["dtype"])
-        values = np.array(output["values"], output["dtype"])
-        for box in chunks(shape, len(values)):
-            total: Array = 0
-            for volume, mapping in zip(logits, mappings, strict=True):
-                total = total + probabilities(volume, mapping, box, sigmoid)
-            if sigmoid:
-                painted = mask[box]
-                for inside, value in zip(total > 0.5 * len(logits), values, strict=True):
-                    painted[inside] = value
-            else:
-                mask[box] = values[total.argmax(axis=0)]
-        return mask
+        return mask_of(logits, mappings, image.values.shape[1:], self.contract["output"])
 
 
 def read_image(paths: Sequence[Path], channels: Sequence[str]) -> Image:
@@ -341,15 +328,9 @@ def _normalise(raw: Array, rule: dict[str, Any]) -> Array:
 
 def predict_logits(session: Any, volume: Prepared, member: dict[str, Any]) -> Array:
     """Logits (K, X, Y, Z) of a prepared image by sliding windows, as MONAI's `sliding_window_inference` blends them."""
-    window, image = member["window"], volume.values
+    window = member["window"]
     patch = window["patch"]
-    shape = image.shape[1:]
-    missing = [max(0, size - have) for size, have in zip(patch, shape, strict=True)]
-    before = [gap // 2 for gap in missing]
-    pads = [(front, gap - front) for front, gap in zip(before, missing, strict=True)]
-    image = np.stack(
-        [np.pad(part, pads, constant_values=level) for part, level in zip(image, volume.background, strict=True)]
-    )
+    image, inner = padded(volume, patch)
     weights = window_weights(patch, window["blend"])
     corners = list(itertools.product(*map(window_starts, image.shape[1:], patch, [window["overlap"]] * 3)))
     boxes = [tuple(slice(start, start + size) for start, size in zip(corner, patch, strict=True)) for corner in corners]
@@ -368,8 +349,19 @@ def predict_logits(session: Any, volume: Prepared, member: dict[str, Any]) -> Ar
             total[(slice(None), *box)] += part * weights
             count[box] += weights
     total /= count
-    x, y, z = before
-    return total[:, x : x + shape[0], y : y + shape[1], z : z + shape[2]]
+    return total[(slice(None), *inner)]
+
+
+def padded(volume: Prepared, patch: Sequence[int]) -> tuple[Array, Box]:
+    """Pad a prepared image to at least the size of a window; return it, and the box of the image in it."""
+    image, shape = volume.values, volume.values.shape[1:]
+    missing = [max(0, size - have) for size, have in zip(patch, shape, strict=True)]
+    pads = [(gap // 2, gap - gap // 2) for gap in missing]
+    image = np.stack(
+        [np.pad(part, pads, constant_values=level) for part, level in zip(image, volume.background, strict=True)]
+    )
+    x, y, z = (slice(front, front + size) for (front, _), size in zip(pads, shape, strict=True))
+    return image, (x, y, z)
 
 
 def window_starts(size: int, patch: int, overlap: float) -> list[int]:
@@ -389,6 +381,33 @@ def window_weights(patch: Sequence[int], blend: str) -> Array:
             line = np.exp(x**2 / np.float32(-2 * (0.125 * size) ** 2))
             weights = weights * line.reshape([-1 if other == axis else 1 for other in range(3)])
     return np.maximum(weights, max(float(weights.min()), 1e-3)).astype(np.float32)
+
+
+def mask_of(
+    logits: Sequence[Array], mappings: Sequence[Array], shape: tuple[int, ...], output: dict[str, Any]
+) -> Array:
+    """The mask (X, Y, Z) of an image, with the values of label files.
+
+    Args:
+        logits: of each network, (K, X, Y, Z), in the order of the outputs of the contract.
+        mappings: for each network 4x4, from a voxel of the image to a voxel of the logits.
+        shape: of the image.
+        output: of the contract.
+    """
+    sigmoid = output["activation"] == "sigmoid"
+    mask = np.zeros(shape, output["dtype"])
+    values = np.array(output["values"], output["dtype"])
+    for box in chunks(shape, len(values)):
+        total: Array = 0
+        for volume, mapping in zip(logits, mappings, strict=True):
+            total = total + probabilities(volume, mapping, box, sigmoid)
+        if sigmoid:
+            painted = mask[box]
+            for inside, value in zip(total > 0.5 * len(logits), values, strict=True):
+                painted[inside] = value
+        else:
+            mask[box] = values[total.argmax(axis=0)]
+    return mask
 
 
 def chunks(shape: Sequence[int], outputs: int) -> Iterator[Box]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from fusionseg.runs.paths import CARD, CLAIM
+
 SUFFIX = ".fseg"
 VERSION = 1
 """Version of the layout. An archive of another version is refused."""
 MANIFEST = "manifest.json"
 """Version, name, licence, and the size and the hash of every other file."""
 CONTRACT = "contract.json"
-DOCUMENTS = (CONTRACT, "card.md", "claim.md")
+DOCUMENTS = (CONTRACT, CARD, CLAIM)
 """Files for people and for other programs. Prediction does not read them."""
 CONFIG, NETWORK, WEIGHTS = "config.json", "network.json", "weights.safetensors"
 """Files of each network."""

@@ -1,0 +1,215 @@
+"""The model card as Markdown. What is not known is said, and what only the author knows is marked."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from fusionseg.export.card.facts import SHOWN, CardFacts, Measured, entry
+from fusionseg.inference.statistics.tables import interval_text
+from fusionseg.utils.tables import markdown_table, plain_number
+
+AUTHOR = "**To be written by the author.**"
+UNKNOWN = "unknown"
+_TITLES = {"dice": ("Dice", 4), "nsd": ("surface Dice", 4), "hd95_mm": ("HD95 (mm)", 2)}
+
+
+def card_text(facts: CardFacts, licence: str | None = None) -> str:
+    """Write the model card of a run.
+
+    Args:
+        facts: of the run.
+        licence: of the weights; None if it is not stated.
+    """
+    parts = [
+        ("Model", _model(facts)),
+        ("Intended use", [f"{AUTHOR} Task, patients, scanners, users; misuse. It is no medical device."]),
+        ("Data", _data(facts)),
+        ("Preparation of the images", _preparation(facts)),
+        ("Training", _training(facts)),
+        ("Results", list(_results(facts))),
+        ("Compute and energy", _compute(facts)),
+        ("Limits", _limits(facts)),
+        ("Licence", [licence or f"{AUTHOR} The licence of the weights is not stated."]),
+    ]
+    head = [f"# Model card: {facts.config.get('name')}", "", "Made by fusionseg from the files of the run."]
+    return "\n".join([*head, *(line for title, lines in parts for line in ("", f"## {title}", "", *lines)), ""])
+
+
+def _table(rows: Sequence[tuple[str, Any]]) -> list[str]:
+    shown = [("", ""), *((name, UNKNOWN if value in (None, "") else str(value)) for name, value in rows)]
+    return markdown_table(shown).splitlines()
+
+
+def _model(facts: CardFacts) -> list[str]:
+    parameters = facts.environment.get("parameters")
+    split = facts.split
+    return _table(
+        [
+            ("network", entry(facts.config, "model", "name")),
+            ("parameters", None if parameters is None else f"{parameters:,}"),
+            ("input", None if split is None else f"3D, channels {', '.join(split.channels)}"),
+            ("outputs", None if split is None else ", ".join(split.scheme.output_names)),
+            ("window", _times(entry(facts.config, "data", "patch"), "voxels")),
+            ("fusionseg", _version(facts)),
+            *((name, version) for name, version in (facts.environment.get("packages") or {}).items()),
+        ]
+    )
+
+
+def _data(facts: CardFacts) -> list[str]:
+    split = facts.split
+    if split is None:
+        return ["The run has no record of its cases."]
+    annotated = sum(case.annotated is not None for case in (*split.training, *split.validation))
+    rows = [
+        ("data sets", ", ".join(split.datasets)),
+        ("training cases", len(split.training)),
+        ("validation cases", len(split.validation)),
+        ("split", ", ".join(dict.fromkeys(method.name for method in split.method_of_each))),
+        ("fold", f"{split.fold} of {split.folds}" if isinstance(split.fold, int) else split.fold),
+        ("digest of the training images", _digest([case.image for case in split.training])),
+        ("digest of the validation images", _digest([case.image for case in split.validation])),
+        ("cases with partial annotation", annotated),
+        ("first weights", _start(facts)),
+        ("validation cases that were trained on", len(split.trained_on)),
+    ]
+    return [*_table(rows), "", f"{AUTHOR} Source of the images, dates, scanners, patients, annotators, consent."]
+
+
+def _preparation(facts: CardFacts) -> list[str]:
+    data = facts.config["data"]
+    return _table(
+        [
+            ("orientation", data.get("orientation") or "of the file"),
+            ("voxel size", _times(data.get("spacing"), "mm") or "of the file"),
+            ("intensity", _intensity(data.get("intensity"))),
+            ("crop", _settings(data.get("crop_foreground")) or "none"),
+        ]
+    )
+
+
+def _training(facts: CardFacts) -> list[str]:
+    config = facts.config
+    augment = {key: value for key, value in (config.get("augment") or {}).items() if value}
+    return _table(
+        [
+            ("optimizer steps", entry(config, "train", "steps")),
+            ("patches a step", entry(config, "train", "global_batch")),
+            ("loss", entry(config, "loss", "name")),
+            ("optimizer", _settings(config.get("optim"))),
+            ("schedule", _settings(config.get("schedule"))),
+            ("precision", entry(config, "train", "precision")),
+            ("augmentation", ", ".join(augment) or "none"),
+            ("seed", config.get("seed")),
+            ("status", None if facts.end is None else facts.end.get("status")),
+        ]
+    )
+
+
+def _results(facts: CardFacts) -> Iterator[str]:
+    if facts.best is not None:
+        best = facts.best
+        yield (
+            f"Best validation during the training: Dice {best['dice']:.4f} at step {best['step']},"
+            f" {best.get('cases', UNKNOWN)} cases, on the {best.get('grid', UNKNOWN)} grid. It chose the best weights."
+        )
+    if not facts.evaluations:
+        yield ""
+        yield "There is no evaluation in the geometry of the files: `fusionseg evaluate RUN` makes one."
+        return
+    for measured in facts.evaluations:
+        yield from ("", f"### {measured.name}", "", _heading(measured), "")
+        yield from _measured_table(measured)
+    yield ""
+    yield "Mean over the cases and its 95 % confidence interval over cases; it has no spread over seeds and trainings."
+
+
+def _heading(measured: Measured) -> str:
+    summary = measured.summary
+    step = summary.get("step", UNKNOWN)
+    text = f"{summary.get('cases', UNKNOWN)} cases of {measured.dataset}, weights of step {step}"
+    if trained := summary.get("trained_on"):
+        text += f"; {trained} of them were trained on, so the values do not hold for new cases"
+    return f"{text}."
+
+
+def _measured_table(measured: Measured) -> list[str]:
+    metrics = [metric for metric in SHOWN if any(name == metric for _, name in measured.intervals)]
+    rows = [["class", *(_TITLES[metric][0] for metric in metrics)]]
+    for label in dict.fromkeys(label for label, _ in measured.intervals):
+        cells = [
+            interval_text(measured.intervals[label, metric], _TITLES[metric][1])
+            if (label, metric) in measured.intervals
+            else ""
+            for metric in metrics
+        ]
+        rows.append([label, *cells])
+    return markdown_table(rows).splitlines()
+
+
+def _compute(facts: CardFacts) -> list[str]:
+    ranks = [rank for rank in facts.environment.get("ranks") or () if isinstance(rank, dict)]
+    devices = dict.fromkeys(f"{rank.get('device')} {rank.get('name') or ''}".strip() for rank in ranks)
+    total = entry(facts.end, "total_s")
+    hours = None if total is None else total / 3600
+    energy = facts.energy_kwh
+    rows = [
+        ("devices", ", ".join(devices) or None),
+        ("ranks", facts.environment.get("world_size")),
+        ("hours", None if hours is None else plain_number(hours)),
+        ("energy of the GPUs (kWh)", None if energy is None else plain_number(energy)),
+    ]
+    note = "The energy is that of the GPUs of the first node, by NVML; processors, memory and cooling are not in it."
+    if energy is None:
+        note = "The energy was not measured: there was no GPU, or its driver gave no power."
+    return [*_table(rows), "", f"The hours are those of the whole run, pauses between its starts left out. {note}"]
+
+
+def _limits(facts: CardFacts) -> list[str]:
+    found = ["The values are of one training; another seed gives other values."]
+    split = facts.split
+    if split is not None and split.trained_on:
+        found.append("Validation cases were trained on: the values do not hold for new cases.")
+    if split is not None and split.unknown:
+        found.append("It started from weights that do not say what they were trained on.")
+    if not any(measured.dataset != "the validation cases" for measured in facts.evaluations):
+        found.append("It was not evaluated on data of another source: `fusionseg evaluate RUN --dataset FOLDER`.")
+    if facts.best is not None:
+        found.append("The best weights were chosen on the validation cases, so that their values are optimistic.")
+    return [*(f"- {text}" for text in found), "", f"{AUTHOR} Known failures, groups of patients that are missing."]
+
+
+def _version(facts: CardFacts) -> str | None:
+    version, commit = facts.environment.get("fusionseg"), facts.environment.get("commit")
+    return f"{version}, commit {commit}" if version and commit else version
+
+
+def _start(facts: CardFacts) -> str:
+    if not facts.config.get("init_from"):
+        return "random"
+    seen = facts.split.seen if facts.split is not None else ()
+    images = {image for ancestor in seen for image in ancestor.images or ()}
+    return f"those of another training, which saw {len(images)} images that are known"
+
+
+def _intensity(setting: Any) -> str | None:
+    if isinstance(setting, dict) and "mode" not in setting:  # by channel
+        return "; ".join(f"{name}: {_settings(each)}" for name, each in setting.items())
+    return _settings(setting)
+
+
+def _settings(section: Any) -> str | None:
+    if not isinstance(section, dict):
+        return None if section is None else str(section)
+    return ", ".join(f"{key} {value}" for key, value in section.items() if value is not None)
+
+
+def _digest(images: Sequence[str]) -> str | None:
+    """A digest of a set of images, of the digests of their voxels in alphabetic order."""
+    return hashlib.sha256("\n".join(sorted(images)).encode()).hexdigest() if images else None
+
+
+def _times(values: Any, unit: str) -> str | None:
+    return " x ".join(map(str, values)) + f" {unit}" if isinstance(values, list | tuple) else None
