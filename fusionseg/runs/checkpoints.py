@@ -150,7 +150,7 @@ def find_weights(run: Path, which: str = "best") -> Path:
     Raises:
         UserError: the folder holds no such checkpoint.
     """
-    if run.is_file():
+    if run.is_file() or is_archive(run):  # `read_checkpoint` names an archive that is missing
         return run
     names = (BEST, LAST) if which == "best" else (LAST,)
     for name in names:
