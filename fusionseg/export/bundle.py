@@ -8,15 +8,15 @@ from pathlib import Path
 
 import torch
 from monai.inferers import SlidingWindowInferer
-from safetensors.torch import save_file
 from torch import nn
 
 from fusionseg.export.contract import CONTRACT
 from fusionseg.export.programs import write_program
 from fusionseg.export.standalone.bundle import Evaluator, Postprocess, Preprocess, load_program
+from fusionseg.runs.archive.writer import safetensors_bytes
 from fusionseg.runs.json_files import JsonObject
 from fusionseg.utils.errors import UserError
-from fusionseg.utils.files import write_json, write_text
+from fusionseg.utils.files import write_json, write_text, writing
 from fusionseg.utils.version import __version__
 
 BUNDLE = "bundle"
@@ -42,10 +42,11 @@ def write_bundle_program(model: nn.Module, shape: tuple[int, ...], folder: Path)
 
     Raises:
         UserError: torch cannot export the network.
+        WriteError: a file cannot be written.
     """
     (folder / WEIGHTS).parent.mkdir(parents=True)
-    state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
-    save_file(state, folder / WEIGHTS)
+    with writing(folder / WEIGHTS):
+        (folder / WEIGHTS).write_bytes(safetensors_bytes(model.state_dict()))
     problems = []
     for kind, name in _PROGRAMS.items():
         try:

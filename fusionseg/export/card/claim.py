@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fusionseg.export.card.facts import CardFacts, entry
+from fusionseg.export.card.facts import VALIDATION, CardFacts, entry
 from fusionseg.export.card.text import AUTHOR, UNKNOWN
 from fusionseg.runs.evaluations import SUMMARY
 from fusionseg.runs.paths import BEST, CONFIG, SPLIT
@@ -157,8 +157,8 @@ def _evaluation(facts: CardFacts) -> dict[int, str]:
     if not facts.evaluations:
         return {}
     metrics = sorted({metric for measured in facts.evaluations for _, metric in measured.intervals})
-    internal = [measured.name for measured in facts.evaluations if measured.dataset == "the validation cases"]
-    external = [measured.dataset for measured in facts.evaluations if measured.dataset != "the validation cases"]
+    internal = [measured.name for measured in facts.evaluations if measured.dataset == VALIDATION]
+    external = [measured.dataset for measured in facts.evaluations if measured.dataset != VALIDATION]
     found = {
         28: f"{', '.join(metrics)} in the geometry of the files; {SUMMARY} defines them",
         29: "95 % confidence intervals over cases; card, Results",

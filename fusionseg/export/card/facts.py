@@ -18,6 +18,7 @@ from fusionseg.runs.records import Record, RecordKind, last_end, sift_records
 from fusionseg.runs.run_config import plain_config
 from fusionseg.utils.errors import UserError
 
+VALIDATION = "the validation cases"
 SHOWN = ("dice", "nsd", "hd95_mm")
 """Metrics of the card's tables, where an evaluation has them."""
 _LONGEST_GAP_S = 60.0  # a longer gap between two samples is a pause of the run
@@ -38,7 +39,7 @@ class Measured:
     def dataset(self) -> str:
         """The data that was scored, by its name."""
         place = (self.summary.get("request") or {}).get("dataset")
-        return "the validation cases" if place is None else Path(str(place)).name
+        return VALIDATION if place is None else Path(str(place)).name
 
 
 @dataclass(frozen=True)

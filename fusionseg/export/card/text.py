@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fusionseg.export.card.facts import SHOWN, CardFacts, Measured, entry
+from fusionseg.export.card.facts import SHOWN, VALIDATION, CardFacts, Measured, entry
 from fusionseg.inference.statistics.tables import interval_text
 from fusionseg.utils.tables import markdown_table, plain_number
 
@@ -174,7 +174,7 @@ def _limits(facts: CardFacts) -> list[str]:
         found.append("Validation cases were trained on: the values do not hold for new cases.")
     if split is not None and split.unknown:
         found.append("It started from weights that do not say what they were trained on.")
-    if not any(measured.dataset != "the validation cases" for measured in facts.evaluations):
+    if not any(measured.dataset != VALIDATION for measured in facts.evaluations):
         found.append("It was not evaluated on data of another source: `fusionseg evaluate RUN --dataset FOLDER`.")
     if facts.best is not None:
         found.append("The best weights were chosen on the validation cases, so that their values are optimistic.")

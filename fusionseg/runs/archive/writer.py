@@ -74,13 +74,21 @@ def write_archive(
             archive.writestr(entry, content)
 
 
-def _files_of(network: ArchivedNetwork) -> dict[str, bytes]:
+def safetensors_bytes(weights: Mapping[str, Tensor]) -> bytes:
+    """The content of a safetensors file.
+
+    Args:
+        weights: tensors by name, on any device.
+    """
     from safetensors.torch import save
 
+    # Copies: safetensors refuses tensors that share memory, and those of another memory format.
+    return save({name: value.detach().cpu().clone().contiguous() for name, value in weights.items()})
+
+
+def _files_of(network: ArchivedNetwork) -> dict[str, bytes]:
     if others := [name for name, value in network.weights.items() if not hasattr(value, "untyped_storage")]:
         raise UserError(f"{others[0]}: an entry of the network is no tensor, which an archive cannot hold")
-    # Copies: safetensors refuses tensors that share memory, and those of another memory format.
-    weights = {name: value.detach().cpu().clone().contiguous() for name, value in network.weights.items()}
     facts = {
         "step": network.step,
         "channels": list(network.channels),
@@ -91,7 +99,7 @@ def _files_of(network: ArchivedNetwork) -> dict[str, bytes]:
     return {
         CONFIG: json_text(config).encode("utf-8"),
         NETWORK: json_text(facts).encode("utf-8"),
-        WEIGHTS: save(weights),
+        WEIGHTS: safetensors_bytes(network.weights),
     }
 
 
