@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fusionseg.runs.archive.layout import CONFIG, MANIFEST, NETWORK, VERSION, WEIGHTS, is_known, network_file
+from fusionseg.runs.archive.layout import CONFIG, DOCUMENTS, MANIFEST, NETWORK, VERSION, WEIGHTS, is_known, network_file
 from fusionseg.runs.archive.trust import trusted_config
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.version import __version__
@@ -99,6 +99,9 @@ class _Archive:
                 " use the fusionseg that wrote it, or a newer one"
             )
         self.networks = self._check_manifest(manifest)
+        for name in DOCUMENTS:  # small, and read by people without a comparison
+            if name in self._files:
+                self.read(name)
 
     def read(self, name: str) -> bytes:
         """Read a file and compare its hash.
