@@ -20,7 +20,7 @@ from pathlib import Path
 
 from fusionseg.data.formats.case import Case
 from fusionseg.data.formats.image_file import VolumeError
-from fusionseg.data.preprocessing.record import SourceFile
+from fusionseg.data.preprocessing.record import SourceFile, files_of
 from fusionseg.inference.mask_formats.choice import choose_format
 from fusionseg.inference.mask_formats.mask import HASH_DIGITS, MaskFormat, short_hash
 from fusionseg.inference.predictor import Predictor
@@ -125,7 +125,7 @@ def cases_without_mask(
     *,
     format_name: str,
     skip_existing: bool,
-    lacks_files: Callable[[Case], bool] = lambda case: False,
+    lacks_files: Callable[[Case, MaskOrigin], bool] = lambda case, origin: False,
 ) -> list[Case]:
     """List the cases that are to be predicted.
 
@@ -135,8 +135,8 @@ def cases_without_mask(
         predictor: the result of `predictor_hash`.
         format_name: of the masks, see `choose_format`.
         skip_existing: keep masks that the same runs and options made of the same image. Files that the command did not
-            write are kept too, with a warning.
-        lacks_files: tells that a case with such a mask lacks another file, and is predicted again.
+            write are kept too, with a warning. The content of an image is compared if it is newer than its mask.
+        lacks_files: tells that a case with a mask of this origin lacks another file, and is predicted again.
 
     Raises:
         UserError: with every file that would be replaced and is not a mask of the same image that this command wrote.
@@ -163,7 +163,12 @@ def cases_without_mask(
             due.append(case)  # the prediction reports the image, and writes nothing
         elif not origin.is_of(case):
             problems.append(f"  {target}: is the mask of another image with the same name")
-        elif not skip_existing or origin.predictor != predictor or not os.path.exists(target) or lacks_files(case):
+        elif not (
+            skip_existing
+            and origin.predictor == predictor
+            and _is_current(case, target, origin)
+            and not lacks_files(case, origin)
+        ):
             due.append(case)
     if problems:
         more = [f"  ... and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
@@ -214,6 +219,14 @@ def refuse_same_file(cases: Sequence[Case], output: Path) -> None:
 
 def _is_readable(case: Case) -> bool:
     return all(os.access(path, os.R_OK) for path in case.images)
+
+
+def _is_current(case: Case, mask: Path, origin: MaskOrigin) -> bool:
+    """Tell whether a mask is there, and its image has not changed since. The content of a newer image is compared."""
+    if not mask.exists():
+        return False
+    newest = max(file.stat().st_mtime_ns for path in case.images for file in files_of(path))
+    return newest <= mask.stat().st_mtime_ns or origin.content == _hash_of_content(case)
 
 
 def _hash_of_paths(case: Case) -> str:

@@ -147,14 +147,17 @@ def predict_files(predictor: Predictor, inputs: Path, output: Path, files: FileO
     probabilities = None if files.probabilities is None else ProbabilityFiles(output, files.probabilities)
     if probabilities is not None:
         probabilities.check(found.cases, files.format_name)
+    # The files of all cases are looked at, so that every part of a call is refused for the same reason.
+    own = {case.name for case in cases}
     due = cases_without_mask(
-        cases,
+        found.cases,
         output,
         made_by,
         format_name=files.format_name,
         skip_existing=files.skip_existing,
-        lacks_files=lambda case: probabilities is not None and not probabilities.is_made_by(case, made_by),
+        lacks_files=lambda case, mask: probabilities is not None and not probabilities.is_made_with(case, mask),
     )
+    due = [case for case in due if case.name in own]
     if due:
         prepare_output(due, output, record, is_shared=files.share.count > 1)
     log.info("%s: %s", found.source, counted(len(found.cases), "case"))
@@ -173,7 +176,7 @@ def predict_files(predictor: Predictor, inputs: Path, output: Path, files: FileO
             PredictionRecord(record, _description(predictor, inputs, files, digests, stored)),
             output,
         )
-        call.run(shown=files.share.index == 0)
+        call.run(shown=files.share.launch.rank == 0)
         failed = call.failed
         _warn_of_trained(call.trained_on, len(cases))
     masks = {name: path for name, path in masks.items() if name not in failed}

@@ -35,6 +35,7 @@ def map_reads(function: Callable[[Item], Result], items: Sequence[Item], threads
         for start in range(0, len(items), _BLOCK):
             block = items[start : start + _BLOCK]
             began = time.perf_counter()
-            yield from [function(item) for item in block[:_FIRST]]
+            first = [function(item) for item in block[:_FIRST]]
             slow = time.perf_counter() - began > SLOW_SECONDS * min(_FIRST, len(block))
+            yield from first
             yield from (pool.map if slow and threads > 1 else map)(function, block[_FIRST:])

@@ -217,6 +217,7 @@ def test_bad_archives_are_one_message(archive: Path, tmp_path: Path) -> None:
     assert "version 2" in newer and "newer" in newer
     assert "no version" in refusal(with_object(files, MANIFEST, fseg="x"))
     assert "missing" in refusal(with_object(files, MANIFEST, networks=2))
+    assert "the number of networks" in refusal(with_object(files, MANIFEST, networks=10**9))
     assert "expected an object" in refusal({**files, facts: b"[]"})
     assert "damaged" in refusal({**files, facts: b"[" * 100_000})
     assert "damaged" in refusal({**files, weights: b"\xff" * 100})

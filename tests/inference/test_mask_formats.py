@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -266,6 +267,22 @@ def test_own_masks_are_recognised_in_each_format(series: Path, image: Path, tmp_
         target.write_bytes(content)
         with pytest.raises(UserError, match="these files are not replaced"):
             due()
+
+
+def test_the_mask_of_an_image_that_has_changed_since_is_made_again(image: Path, tmp_path: Path) -> None:
+    """The content counts: a new time stamp alone does not, and a file that is older than its mask is not read."""
+    case = Case("case", (image,), None)
+    target = write("npy", image, tmp_path / "masks", values())
+
+    def due() -> list[Case]:
+        return cases_without_mask([case], target.parent, "m" * 14, format_name="npy", skip_existing=True)
+
+    later = target.stat().st_mtime + 10
+    os.utime(image, (later, later))
+    assert due() == []
+    image.write_bytes(image.read_bytes() + b"0")
+    os.utime(image, (later, later))
+    assert due() == [case]
 
 
 def test_an_array_that_was_not_written_to_the_end(image: Path, tmp_path: Path) -> None:

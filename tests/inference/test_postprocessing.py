@@ -79,7 +79,8 @@ def test_the_dice_of_a_candidate_is_that_of_the_processed_mask(scheme: LabelSche
     true[:, :, 11] = IGNORE
     outputs = scheme.membership_of_indices[:, indices] if scheme.sigmoid else indices
     trial = try_candidates(outputs, true, np.array([True, True]), scheme, SPACING)
-    assert np.allclose(trial.true_ml, [np.count_nonzero(scheme.membership_of_indices[k][true]) * 0.01 for k in (0, 1)])
+    parts = [label(scheme.membership_of_indices[k][true], np.ones((3, 3, 3)))[0] for k in (0, 1)]
+    assert np.allclose(trial.smallest_ml, [np.bincount(numbers.ravel())[1:].min() * 0.01 for numbers in parts])
     for foreground in (False, True):
         for place, steps in enumerate(CANDIDATES):
             chosen = PostProcessing(foreground, dict.fromkeys(scheme.output_names, steps))
@@ -122,6 +123,8 @@ def test_what_helps_is_chosen_and_nothing_else() -> None:
     small[4, 4, 4] = 2
     found = choose(trials((stray, true), (small, small)), SCHEME.output_names)
     assert "b" not in found.chosen.steps
+    true[4, 9, 9] = 2  # a small true structure beside large ones counts too
+    assert "b" not in choose(trials((stray, true)), SCHEME.output_names).chosen.steps
 
 
 def test_the_foreground_must_not_cost_any_class() -> None:

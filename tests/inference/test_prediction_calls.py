@@ -182,7 +182,8 @@ def test_shares_are_disjoint_and_of_about_the_same_size(tmp_path: Path) -> None:
     assert sum(len(Share(index, 9).of(cases, Readers())) for index in range(9)) == len(cases)
 
 
-ARRAY = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "3"}
+ARRAY = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "1"}
+ONE_TASK = {f"SLURM_ARRAY_TASK_{name}": value for name, value in {"COUNT": "1", "MIN": "5", "MAX": "5"}.items()}
 RANKS = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 RANKS |= {"MASTER_ADDR": "h", "MASTER_PORT": "1"}
 
@@ -194,8 +195,8 @@ RANKS |= {"MASTER_ADDR": "h", "MASTER_PORT": "1"}
         (None, ARRAY, "1/1"),
         ("2/8", {}, "2/8"),
         (None, RANKS, "2/2"),
-        ("array", {**ARRAY, "SLURM_ARRAY_TASK_MAX": "6"}, "3/4"),
-        ("array", {**ARRAY, **RANKS, "SLURM_ARRAY_TASK_MAX": "6"}, "6/8"),
+        ("array", {**ARRAY, "SLURM_ARRAY_TASK_MAX": "4"}, "3/4"),
+        ("array", {**ARRAY, **RANKS, "SLURM_ARRAY_TASK_MAX": "4"}, "6/8"),
     ],
 )
 def test_the_share_of_a_process(part: str | None, environ: dict[str, str], expected: str) -> None:
@@ -208,7 +209,8 @@ def test_the_share_of_a_process(part: str | None, environ: dict[str, str], expec
         ("0/8", {}, "--part: expected a part and the number of parts, such as 2/8, or array, got '0/8'"),
         ("9/8", {}, "got '9/8'"),
         ("array", {}, "this is no task of a SLURM array"),
-        ("array", {**ARRAY, "SLURM_ARRAY_TASK_MAX": "9"}, "4 tasks with IDs from 3 to 9; to repeat single tasks"),
+        ("array", {**ARRAY, "SLURM_ARRAY_TASK_MAX": "9"}, "4 tasks with IDs from 1 to 9, and not all from 0 or 1 on"),
+        ("array", {**ARRAY, **ONE_TASK}, "1 tasks with IDs from 5 to 5, and not all from 0 or 1 on; to repeat single"),
     ],
 )
 def test_wrong_parts(part: str, environ: dict[str, str], message: str) -> None:
@@ -269,9 +271,11 @@ def test_probabilities_beside_the_masks(
         assert predict(run, image, tmp_path / "z", *options) == 0
         assert ((tmp_path / "z/b.npz").stat().st_mtime_ns != before) is is_made
         (tmp_path / "z/b.npz").unlink()
-    (tmp_path / "z/b.npz").write_bytes(b"mine")
-    assert predict(run, image, tmp_path / "z", "--probabilities", "npz", "--format", "npy") == 2
-    assert "b.npz: was not written by fusionseg predict for this image" in capsys.readouterr().err
+    for kind, name in (("npz", "b.npz"), ("nifti", "b_probabilities.nii.gz")):
+        for content in (b"mine", b"", b"PK\x03\x04 and no more", image.read_bytes()[:300]):
+            (tmp_path / "z" / name).write_bytes(content)
+            assert predict(run, image, tmp_path / "z", "--probabilities", kind, "--format", "npy") == 2
+            assert f"{name}: was not written by fusionseg predict for this image" in capsys.readouterr().err
     shutil.copy(image, images / "b_probabilities.nii.gz")
     assert predict(run, images, tmp_path / "new", "--probabilities", "nifti") == 2
     assert "would be the mask of the case b_probabilities too" in capsys.readouterr().err

@@ -89,9 +89,10 @@ def _predict(arguments: argparse.Namespace) -> int:
         from fusionseg.inference.trained_network import gives_values
 
     inputs = InputOptions(arguments.cases, arguments.base_dir)
+    share = read_share(arguments.part, os.environ)
     valued = [run for run in arguments.runs if gives_values(run, arguments.checkpoint)]
     if valued:
-        _refuse_options_of_masks(arguments, valued[0])
+        _refuse_options_of_masks(arguments, valued[0], share.launch.world_size)
         values = predict_values(
             valued[0],
             arguments.input,
@@ -102,7 +103,6 @@ def _predict(arguments: argparse.Namespace) -> int:
         )
         return FAILED if values.failed else DONE
     options = inference_options(arguments)
-    share = read_share(arguments.part, os.environ)
     if arguments.part is None and os.environ.get("SLURM_ARRAY_TASK_COUNT", "1") != "1":
         log.info("this task of a SLURM array predicts all cases; --part array divides them among the tasks")
     if share.count > 1:
@@ -110,12 +110,15 @@ def _predict(arguments: argparse.Namespace) -> int:
     files = FileOptions(
         arguments.format, arguments.skip_existing, inputs, arguments.probabilities, arguments.postprocess, share
     )
-    predicted = predict(arguments.runs, arguments.input, arguments.output, options, files)
-    end_of_rank(share.launch, failed=bool(predicted.failed))
-    return FAILED if predicted.failed else DONE
+    failed = True
+    try:
+        failed = bool(predict(arguments.runs, arguments.input, arguments.output, options, files).failed)
+    finally:
+        end_of_rank(share.launch, failed=failed)
+    return FAILED if failed else DONE
 
 
-def _refuse_options_of_masks(arguments: argparse.Namespace, run: Path) -> None:
+def _refuse_options_of_masks(arguments: argparse.Namespace, run: Path, processes: int) -> None:
     """Refuse the options of a prediction of masks for a run that gives values.
 
     Raises:
@@ -128,6 +131,7 @@ def _refuse_options_of_masks(arguments: argparse.Namespace, run: Path) -> None:
         "--probabilities": arguments.probabilities is not None,
         "--postprocess": arguments.postprocess != "none",
         "--part": arguments.part is not None,
+        "several processes": processes > 1,
         "--overlap": arguments.overlap is not None,
         "--tta": arguments.tta,
         "--memory": arguments.memory is not None,

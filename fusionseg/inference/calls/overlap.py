@@ -131,6 +131,7 @@ class _Reader(Generic[Item, Loaded]):
         item = self._items[self._taken]
         self._taken += 1
         if isinstance(loaded, MemoryNeeded):  # too large beside other cases: it is read alone
+            del loaded
             for future in self._ahead:
                 future.cancel() or future.result()
             self._ahead.clear()
@@ -156,7 +157,8 @@ def _timed(function: Callable[P, Value], *arguments: P.args, **options: P.kwargs
     """Call a function; return its value or its exception, and the seconds."""
     start = time.monotonic()
     try:
-        value: Value | Exception = function(*arguments, **options)
+        return function(*arguments, **options), time.monotonic() - start
+    except MemoryNeeded as error:
+        return error.with_traceback(None), time.monotonic() - start  # the frames of the traceback hold the arrays
     except Exception as error:
-        value = error
-    return value, time.monotonic() - start
+        return error, time.monotonic() - start

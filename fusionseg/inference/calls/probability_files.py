@@ -11,7 +11,7 @@ from fusionseg.data.formats.problems import CaseError, Problem
 from fusionseg.inference.loaded_case import LoadedCase
 from fusionseg.inference.mask_formats.choice import choose_format
 from fusionseg.inference.mask_formats.probabilities import PROBABILITY_FORMATS, ProbabilityFormat
-from fusionseg.inference.masks import MAX_LISTED, mask_path, parse_origin
+from fusionseg.inference.masks import MAX_LISTED, MaskOrigin, mask_path, parse_origin
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import file_name
 from fusionseg.utils.machine import available_memory_bytes
@@ -35,16 +35,15 @@ class ProbabilityFiles:
         """The file of a case."""
         return self._output / file_name(case.name, self.format.suffix)
 
-    def is_made_by(self, case: Case, predictor: str) -> bool:
-        """Tell whether the file of a case is there, made by the same runs and options.
+    def is_made_with(self, case: Case, mask: MaskOrigin) -> bool:
+        """Tell whether the file of a case is there, made together with its mask.
 
         Args:
             case: the case.
-            predictor: the result of `predictor_hash`.
+            mask: the origin of the mask that is there.
         """
         target = self.path(case)
-        origin = parse_origin(self.format.read_origin(target)) if os.path.exists(target) else None
-        return origin is not None and origin.predictor == predictor
+        return os.path.exists(target) and parse_origin(self.format.read_origin(target)) == mask
 
     def check(self, cases: Sequence[Case], mask_format: str) -> None:
         """Refuse files that another program wrote, or that belong to another image or are masks.

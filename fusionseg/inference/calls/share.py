@@ -22,7 +22,7 @@ _ARRAY_VARIABLES = tuple(f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "COUNT", 
 
 @dataclass(frozen=True)
 class Share:
-    """The share of one process. Every process computes the same division."""
+    """The share of one process. Every process computes the same division, as long as the inputs stay the same."""
 
     index: int = 0
     count: int = 1
@@ -71,16 +71,16 @@ def _array_task(environ: Mapping[str, str]) -> tuple[int, int]:
     """The position of this task in its SLURM array, from 0, and the number of tasks.
 
     Raises:
-        UserError: this is no task of an array, or the IDs of its tasks have gaps.
+        UserError: this is no task of an array, or its IDs are not 0, 1, ... or 1, 2, ...
     """
     texts = [environ.get(name, "") for name in _ARRAY_VARIABLES]
     if not all(text.isdecimal() for text in texts):
         raise UserError(f"--part {ARRAY}: this is no task of a SLURM array (sbatch --array=0-7); give --part 2/8")
     task, count, first, last = map(int, texts)
-    if last - first + 1 != count:
+    if last - first + 1 != count or first > 1:  # a part of an array that is repeated would be another division
         raise UserError(
-            f"--part {ARRAY}: the array has {count} tasks with IDs from {first} to {last}; to repeat single tasks, give"
-            " each the part that it had, such as --part 4/8"
+            f"--part {ARRAY}: the array has {count} tasks with IDs from {first} to {last}, and not all from 0 or 1 on;"
+            " to repeat single tasks, give each the part that it had, such as --part 4/8"
         )
     return task - first, count
 

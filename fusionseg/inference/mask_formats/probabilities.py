@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from zipfile import BadZipFile
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from fusionseg.data.formats.image_file import VolumeError
 from fusionseg.data.formats.readers import Readers
 from fusionseg.data.formats.readers.nifti import read_header
 from fusionseg.inference.mask_formats.nifti import mask_header
@@ -77,7 +79,7 @@ class NiftiProbabilities:
     def read_origin(self, target: Path) -> str:
         try:
             header = read_header(target).header
-        except ValueError:
+        except (VolumeError, ValueError):  # damaged, or of another program
             return ""
         return bytes(header["descrip"].item()).rstrip(b"\0").decode("latin-1")
 
@@ -105,7 +107,7 @@ class NpzProbabilities:
         try:
             with np.load(target, allow_pickle=False) as content:
                 return str(content["origin"])
-        except (OSError, ValueError, KeyError, EOFError, AttributeError):  # no archive, or one of another program
+        except (OSError, ValueError, TypeError, KeyError, EOFError, AttributeError, BadZipFile):  # of another program
             return ""
 
 

@@ -39,12 +39,12 @@ CANDIDATES = tuple(replace(steps, fill_holes=fill) for fill in (False, True) for
 
 @dataclass(frozen=True)
 class CaseTrial:
-    """The Dice of one case by each candidate, and the volumes of its label."""
+    """The Dice of one case by each candidate, and the sizes of the structures in its label."""
 
     dice: NDArray[np.float64]
     """(2, number of candidates, R): without and with the largest component of the foreground; nan without a value."""
-    true_ml: tuple[float, ...]
-    """(R,), volume of each class or region in the label; nan if the case does not annotate it."""
+    smallest_ml: tuple[float, ...]
+    """(R,), volume of the smallest component of each class or region in the label; 0 if it has none."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,9 @@ def try_candidates(
     valid = true != IGNORE
     members = scheme.membership_of_indices
     dice = np.full((2, len(CANDIDATES), len(members)), np.nan)
-    true_ml = np.full(len(members), np.nan)
+    smallest_ml = [
+        _smallest_component(member[true] & known) * voxel_ml for member, known in zip(members, annotated, strict=True)
+    ]
     for with_foreground in (0, 1):
         if with_foreground:
             outputs = outputs.copy()
@@ -87,9 +89,8 @@ def try_candidates(
             predicted = outputs[index].astype(bool) if scheme.sigmoid else outputs == index + 1
             free = ~predicted if scheme.sigmoid else outputs == 0
             truth = members[index][true]
-            true_ml[index] = np.count_nonzero(truth) * voxel_ml
             dice[with_foreground, :, index] = _dice_of_candidates(predicted, free, truth, valid, voxel_ml)
-    return CaseTrial(dice, tuple(true_ml))
+    return CaseTrial(dice, tuple(smallest_ml))
 
 
 def _dice_of_candidates(
@@ -128,7 +129,7 @@ def choose(trials: Sequence[CaseTrial], names: Sequence[str]) -> Choice:
         names: of the outputs.
     """
     dice = np.stack([trial.dice for trial in trials])  # (cases, 2, candidates, R)
-    smallest_ml = [_smallest([trial.true_ml[index] for trial in trials]) for index in range(len(names))]
+    smallest_ml = [_smallest([trial.smallest_ml[index] for trial in trials]) for index in range(len(names))]
     means = np.array(
         [[[nanmean(list(dice[:, k, c, r])) for r in range(len(names))] for c in range(len(CANDIDATES))] for k in (0, 1)]
     )
@@ -169,6 +170,11 @@ def _extends(steps: Steps, current: Steps) -> bool:
         return replace(steps, fill_holes=False) == current
     removes, removed = replace(steps, fill_holes=False), replace(current, fill_holes=False)
     return steps.fill_holes == current.fill_holes and removed == Steps() and removes != Steps()
+
+
+def _smallest_component(truth: NDArray[np.bool_]) -> int:
+    """The voxels of the smallest component; 0 without any."""
+    return int(min(components(truth)[1][1:], default=0))
 
 
 def _smallest(volumes: Sequence[float]) -> float:

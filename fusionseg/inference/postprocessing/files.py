@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.inference.postprocessing.steps import PostProcessing
+from fusionseg.runs.archive.layout import is_archive
 from fusionseg.runs.json_files import JsonObject
 from fusionseg.runs.paths import RunPaths, run_of_weights
 from fusionseg.utils.errors import UserError, suggest
@@ -104,7 +105,9 @@ def asked_postprocessing(asked: str, runs: Sequence[Path], scheme: LabelScheme) 
     if asked == AUTO:
         found = find_postprocessing(runs)
         if len(found) < len(runs):
-            names = " ".join(str(run_of_weights(run)) for run in runs)
+            if archives := [run for run in runs if is_archive(run)]:
+                raise UserError(f"--postprocess auto: {archives[0]}: an archive has none; give the file of a run")
+            names = " ".join(dict.fromkeys(str(run_of_weights(run)) for run in runs))
             raise UserError(f"--postprocess auto: a run has none; fusionseg postprocess {names} chooses it")
         if any(one.steps != found[0].steps for one in found):
             raise UserError(

@@ -142,7 +142,7 @@ class _Archive:
     def _check_manifest(self, manifest: dict[str, Any]) -> int:
         """Compare the list of files, keep their hashes, and return the number of networks."""
         files, count = manifest.get("files"), manifest.get("networks")
-        if not isinstance(files, dict) or not isinstance(count, int) or count < 1:
+        if not isinstance(files, dict) or not isinstance(count, int) or not 1 <= count <= len(self._file.namelist()):
             raise self.damaged(f"{MANIFEST}: expected files and the number of networks")
         found = {name for name in self._file.namelist() if name != MANIFEST}
         needed = {network_file(index, name) for index in range(count) for name in (CONFIG, NETWORK, WEIGHTS)}
