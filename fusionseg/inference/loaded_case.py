@@ -11,7 +11,7 @@ from fusionseg.data.formats.problems import Findings
 from fusionseg.data.preprocessing.memory import MemoryLimit
 from fusionseg.data.preprocessing.store import settings_key
 from fusionseg.data.preprocessing.volume import Volume, load_volume
-from fusionseg.inference.original_grid import Shape
+from fusionseg.inference.streaming.window_layout import Shape
 from fusionseg.inference.trained_network import TrainedNetwork
 from fusionseg.utils.tables import counted
 

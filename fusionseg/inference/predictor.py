@@ -4,43 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fusionseg.config import ValidateConfig
 from fusionseg.data.formats.case_reader import Image
-from fusionseg.data.formats.channel_names import channel_order, label_order
 from fusionseg.data.formats.readers import Readers
-from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.preprocessing.memory import MemoryLimit
 from fusionseg.data.preprocessing.volume import Volume
 from fusionseg.distributed.launch import Launch
-from fusionseg.inference.flips import UNFLIPPED, Flip, flips_of_members
+from fusionseg.inference.ensemble import member_orders
+from fusionseg.inference.flips import UNFLIPPED, flips_of_members
 from fusionseg.inference.loaded_case import LoadedCase, load_case
-from fusionseg.inference.original_grid import (
-    Box,
-    BoxLogits,
-    Shape,
-    original_to_prepared,
-    prepared_box,
-    slabs,
-    summed_probabilities,
-    whole,
-)
+from fusionseg.inference.streaming.chunks import decisions, decisions_of, sampled_chunks, summed_probabilities
+from fusionseg.inference.streaming.grid_map import Sampled
+from fusionseg.inference.streaming.logits import StreamSettings
+from fusionseg.inference.streaming.member_volume import MemberVolume
+from fusionseg.inference.streaming.memory import StreamMemory, batch_of_windows, slabs, stream_memory
+from fusionseg.inference.streaming.window_layout import Box
 from fusionseg.inference.trained_network import TrainedNetwork, inference_device, load_all_trained
-from fusionseg.training.precision import set_kernels
-from fusionseg.training.tasks.sliding_window import predict_logits
-from fusionseg.utils.errors import UserError
+from fusionseg.inference.window_network import WindowNetwork
 from fusionseg.utils.machine import available_memory_bytes
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-_FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -56,10 +47,13 @@ class PredictOptions:
     """Whether the prediction is averaged over the flips that the training makes (test-time augmentation): with
     `augment.flip: 0.5` of all three axes, which is eight times the work. Refused if the training flips no axis."""
     memory_gb: float | None = None
-    """Host memory in GB for the logits of one volume; None means a quarter of the free memory."""
+    """Host memory in GB for the logits of one volume; None means half of the free memory."""
     precision: str | None = None
     """Precision of the forward pass, one of `PRECISIONS`; None means that of the training, or another one if the device
     lacks it."""
+    skip_air: bool = False
+    """Whether windows of nothing but background, such as the air around a patient, are left out. Voxels that lie in no
+    other window are background."""
 
     def problems(self, *, overlap: str, memory: str) -> list[str]:
         """List the values out of range.
@@ -106,7 +100,7 @@ class Predictor:
         self.scheme = first.scheme
         self.channels = first.channels
         self.readers = Readers.of(first.config.data)
-        self.orders = [_member_orders(member, first) for member in self.members]
+        self.orders = [member_orders(member, first) for member in self.members]
         """For each member the positions of its channels among those of the first member, and the positions of the first
         member's outputs among those of the member."""
         self._flips = flips_of_members(self.members) if options.flips else [[UNFLIPPED]] * len(self.members)
@@ -196,13 +190,14 @@ class Predictor:
         outputs: NDArray[Any] = (
             np.zeros((self.scheme.num_outputs, *case.shape), np.bool_) if sigmoid else np.zeros(case.shape, np.uint8)
         )
-        for chunk, total in self._chunks(case):
-            if sigmoid:
-                outputs[(slice(None), *chunk)] = (total > 0.5 * members).numpy()
-            else:
-                outputs[chunk] = total.argmax(dim=0).to(torch.uint8).numpy()
-            if probabilities is not None:
-                probabilities[(slice(None), *chunk)] = (total / members).numpy()
+        for chunk, sampled in self._chunks(case):
+            place = (..., *chunk)
+            if probabilities is None:
+                outputs[place] = decisions(sampled, chunk, self.scheme.num_outputs, sigmoid=sigmoid).numpy()
+                continue
+            total = summed_probabilities(sampled, chunk, self.scheme.num_outputs, sigmoid=sigmoid)
+            outputs[place] = decisions_of(total, members, sigmoid=sigmoid).numpy()
+            probabilities[place] = (total / members).numpy()
         return outputs
 
     @property
@@ -215,48 +210,47 @@ class Predictor:
         splits = [member.split for member in self.members if member.split is not None]
         return any(split.was_trained_on(case.digest) for split in splits)
 
-    def _chunks(self, case: LoadedCase) -> Iterator[tuple[Box, Tensor]]:
-        """For each chunk of a case, the sum of the members' probabilities, (C, X, Y, Z)."""
-        for slab in slabs(case.shape, self._needed_bytes(case.shape, case.prepared), self._budget_bytes()):
-            parts = [
-                self._logits(index, volume, None if slab == whole(case.shape) else slab)
-                for index, volume in enumerate(case.volumes)
+    def _chunks(self, case: LoadedCase) -> Iterator[tuple[Box, list[Sampled | None]]]:
+        """For each chunk of a case, the logits of each member."""
+        outputs, budget = self.scheme.num_outputs, self._budget_bytes()
+        members = [self._member_volume(index, volume, budget) for index, volume in enumerate(case.volumes)]
+        axis = members[0].longest_axis()
+        needed = stream_memory(members, axis, outputs)
+        stitch = self._stitch_device(needed)
+        parts = list(slabs(case.shape, axis, needed, budget if stitch.type == "cpu" else inf))
+        for part in parts:
+            rows = [
+                volume.rows(part if len(parts) > 1 else None, axis, self._stream_settings(member, stitch))
+                for member, volume in zip(self.members, members, strict=True)
             ]
-            yield from summed_probabilities(parts, slab, sigmoid=self.scheme.sigmoid)
+            yield from sampled_chunks(rows, part, axis, outputs)
 
     def _budget_bytes(self) -> float:
-        return available_memory_bytes() / 4 if self.options.memory_gb is None else self.options.memory_gb * 1e9
+        return available_memory_bytes() / 2 if self.options.memory_gb is None else self.options.memory_gb * 1e9
 
-    def _needed_bytes(self, shape: Shape, volumes: Sequence[Volume]) -> float:
-        """Host memory for a whole volume: the logits and the sum of window weights of each member, and copies."""
-        voxels = max(prod(shape), *(prod(volume.image.shape[1:]) for volume in volumes))
-        copies = 3 if self.options.flips else 2
-        return voxels * _FLOAT_BYTES * copies * (self.scheme.num_outputs + 1) * len(self.members)
+    def _stitch_device(self, needed: StreamMemory) -> torch.device:
+        """The device of the open rows: a GPU that has the memory for them, otherwise the CPU."""
+        if self.device.type != "cuda" or self.options.memory_gb is not None:
+            return torch.device("cpu")
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return self.device if needed.total < free / 4 else torch.device("cpu")
 
-    def _logits(self, index: int, volume: Volume, slab: Box | None) -> BoxLogits:
-        """Predict the part of a prepared volume that covers a slab of the original grid, by one member.
+    def _stream_settings(self, member: TrainedNetwork, stitch: torch.device) -> StreamSettings:
+        return StreamSettings(
+            self.settings(member).blend,
+            self.device,
+            stitch,
+            self.scheme.num_outputs,
+            self.scheme.sigmoid,
+            self.options.skip_air,
+        )
 
-        Args:
-            index: of the member.
-            volume: prepared for this member.
-            slab: a box of the original grid; None means all of it.
-
-        Returns:
-            Logits with the outputs in the order of the first member.
-        """
-        member, outputs = self.members[index], self.orders[index][1]
-        patch, settings = member.config.data.patch, self.settings(member)
-        x, y, z = (slice(0, size) for size in volume.image.shape[1:])
-        if slab is not None:
-            x, y, z = prepared_box(volume, slab, patch, settings.overlap)
-        image = torch.from_numpy(np.ascontiguousarray(volume.image[:, x, y, z]))
-        offset = np.array([x.start, y.start, z.start])
-        mapping = original_to_prepared(volume)
-        mapping[:3, 3] -= offset
-        logits = self._predict(member, image, volume.background, settings, self._flips[index])
-        if list(outputs) != list(range(len(outputs))):
-            logits = logits[list(outputs)]
-        return BoxLogits(logits, mapping, volume.image.shape[1:], offset)
+    def _member_volume(self, index: int, volume: Volume, budget_bytes: float) -> MemberVolume:
+        member = self.members[index]
+        settings, patch = self.settings(member), member.config.data.patch
+        batch = batch_of_windows(settings.window_batch, patch, self.scheme.num_outputs, budget_bytes)
+        network = WindowNetwork(member, self.device, self._flips[index], self.orders[index][1])
+        return MemberVolume(volume, network, patch, settings.overlap, batch)
 
     def settings(self, member: TrainedNetwork) -> ValidateConfig:
         """The settings of the sliding window: those of the member's validation, with the overlap of the options.
@@ -268,82 +262,3 @@ class Predictor:
         if self.options.overlap is not None:
             settings = settings.model_copy(update={"overlap": self.options.overlap})
         return settings
-
-    def _predict(
-        self,
-        member: TrainedNetwork,
-        image: Tensor,
-        background: Sequence[float],
-        settings: ValidateConfig,
-        flips: Sequence[Flip],
-    ) -> Tensor:
-        """Logits (C, X, Y, Z) of a prepared image (C, X, Y, Z), averaged over flips."""
-        set_kernels(member.config.train, self.device)  # members may differ
-        total: Tensor | None = None
-        for flip in flips:
-            axes = [axis + 1 for axis in flip.axes]
-            logits = predict_logits(
-                member.model,
-                image.flip(axes),
-                background,
-                member.config.data.patch,
-                settings,
-                member.precision,
-                device=self.device,
-                stitch_device=torch.device("cpu"),  # a GPU holds the windows only, however large the volume is
-            ).flip(axes)
-            if flip.outputs is not None:
-                logits = logits[list(flip.outputs)]
-            total = logits if total is None else total.add_(logits)
-        assert total is not None
-        return total / len(flips)
-
-
-def _member_orders(member: TrainedNetwork, first: TrainedNetwork) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Match the channels and the outputs of an ensemble member with those of the first member by name.
-
-    Returns:
-        The positions of the member's channels among those of the first member, and the positions of the first member's
-        outputs among those of the member.
-
-    Raises:
-        UserError: the names are not the same.
-    """
-    channels = channel_order(member.channels, first.channels)
-    outputs = _output_order(first.scheme, member.scheme)
-    if channels is None or outputs is None:
-        raise UserError(
-            f"{member.path}: was trained on the channels {list(member.channels)} and {_outputs_text(member.scheme)},"
-            f" and {first.path} on {list(first.channels)} and {_outputs_text(first.scheme)}: an ensemble needs the same"
-            " channels and labels, in any order, and the same kind of outputs"
-        )
-    return channels, outputs
-
-
-def _output_order(wanted: LabelScheme, given: LabelScheme) -> tuple[int, ...] | None:
-    """Find the positions of the outputs of one network among those of another; None if the outputs differ.
-
-    Regions are the same if their names and the names of their classes are.
-    """
-    if wanted.sigmoid != given.sigmoid:
-        return None
-    if not wanted.sigmoid:
-        return label_order(wanted.labels, given.labels)
-    own, other = (_contents(scheme) for scheme in (wanted, given))
-    return tuple(list(other).index(name) for name in own) if own == other else None
-
-
-def _contents(scheme: LabelScheme) -> dict[str, set[str]]:
-    """The names of the classes in each output, by its name; without upper case."""
-    names = [name.casefold() for name in scheme.names]
-    return {
-        output.casefold(): {name for name, inside in zip(names, row, strict=True) if inside}
-        for output, row in zip(scheme.output_names, scheme.membership, strict=True)
-    }
-
-
-def _outputs_text(scheme: LabelScheme) -> str:
-    """Name the outputs in a message: "the labels [...]", "the regions [...]"."""
-    if not scheme.sigmoid:
-        return f"the labels {list(scheme.names)}"
-    return f"the {'regions' if scheme.is_regions else 'sigmoid outputs'} {list(scheme.output_names)}"

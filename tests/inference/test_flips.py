@@ -9,36 +9,42 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusionseg.config import AugmentConfig
 from fusionseg.data.labels.scheme import Region
 from fusionseg.inference.flips import flips_of
 from fusionseg.inference.predictor import PredictOptions, Predictor
+from fusionseg.inference.trained_network import TrainedNetwork
+from fusionseg.inference.window_network import WindowNetwork
 from fusionseg.utils.errors import UserError
 
 ALL = [(), (0,), (0, 1), (0, 1, 2), (0, 2), (1,), (1, 2), (2,)]
 
 
+def with_augmentation(member: TrainedNetwork, sigmoid: Any = (), **augment: Any) -> TrainedNetwork:
+    """A network that was trained with an augmentation. With `sigmoid`, the outputs are regions of these classes."""
+    config = member.config.model_copy(update={"augment": AugmentConfig.model_validate(augment)})
+    regions = tuple(Region(str(classes), classes, 1 + i) for i, classes in enumerate(sigmoid))
+    return replace(member, config=config, scheme=replace(member.scheme, regions=regions))
+
+
 @pytest.fixture
 def predict(tiny_run: Callable[..., Path]) -> Callable[..., Callable[[Tensor], Tensor]]:
-    """`predict(**augment)` -> the averaged logits (K, X, Y, Z) of an image (C, X, Y, Z)."""
+    """`predict(**augment)` -> the averaged logits (K, X, Y, Z) of a window (C, X, Y, Z)."""
     predictor = Predictor([tiny_run()], PredictOptions(device="cpu", flips=True))
 
-    def of(sigmoid: Any = (), **augment: Any) -> Callable[[Tensor], Tensor]:
-        """With `sigmoid`, the outputs are regions of these classes."""
-        config = predictor.members[0].config.model_copy(update={"augment": AugmentConfig.model_validate(augment)})
-        regions = tuple(Region(str(classes), classes, 1 + i) for i, classes in enumerate(sigmoid))
-        scheme = replace(predictor.members[0].scheme, regions=regions)
-        member = replace(predictor.members[0], config=config, scheme=scheme)
-        return lambda image: predictor._predict(member, image, (0.0,), config.validation, flips_of(member))
+    def of(**augment: Any) -> Callable[[Tensor], Tensor]:
+        member = with_augmentation(predictor.members[0], **augment)
+        network = WindowNetwork(member, predictor.device, flips_of(member), range(3))
+        return lambda image: network(image[None])[0]
 
     return of
 
 
 def test_the_mirrored_image_has_the_mirrored_prediction(predict: Callable[..., Callable[[Tensor], Tensor]]) -> None:
     """With the left-right flip among those of the average, this holds for any network."""
-    image = torch.randn((1, 16, 18, 16), generator=torch.Generator().manual_seed(0))
+    image = torch.randn((1, 16, 16, 16), generator=torch.Generator().manual_seed(0))
     swapped = [0, 2, 1]
     both = predict(flip={"prob": 0.5, "axes": ["x"]}, mirror_pairs=[["ball1", "ball2"]])
     logits, mirrored = both(image), both(image.flip(1))
@@ -61,19 +67,19 @@ def test_the_mirrored_image_has_the_mirrored_prediction(predict: Callable[..., C
         ({"mirror_pairs": [["ball1", "ball2"]], "sigmoid": [(1,), (1, 2)]}, [(), (1,), (1, 2), (2,)]),
     ],
 )
-def test_the_axes_are_those_of_the_training(
-    predict: Callable[..., Callable[[Tensor], Tensor]], augment: Any, expected: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_axes_are_those_of_the_training(tiny_run: Callable[..., Path], augment: Any, expected: Any) -> None:
     seen: list[Tensor] = []
 
-    def record(model: Any, image: Tensor, *args: Any, **options: Any) -> Tensor:
-        seen.append(image)
-        return torch.zeros(3, *image.shape[1:])
+    class Recorder(nn.Module):
+        def forward(self, windows: Tensor) -> Tensor:
+            seen.append(windows[0])
+            return torch.zeros(1, 3, *windows.shape[2:])
 
-    monkeypatch.setattr("fusionseg.inference.predictor.predict_logits", record)
-    image = torch.randn((1, 4, 4, 4), generator=torch.Generator().manual_seed(0))
-    predict(**augment)(image)
-    flips = [axes for axes in ALL if any(torch.equal(one, image.flip([axis + 1 for axis in axes])) for one in seen)]
+    predictor = Predictor([tiny_run()], PredictOptions(device="cpu"))
+    member = with_augmentation(predictor.members[0], **augment)
+    window = torch.randn((1, 4, 4, 4), generator=torch.Generator().manual_seed(0))
+    WindowNetwork(replace(member, model=Recorder()), predictor.device, flips_of(member), range(3))(window[None])
+    flips = [axes for axes in ALL if any(torch.equal(one, window.flip([axis + 1 for axis in axes])) for one in seen)]
     assert flips == sorted(expected) and len(seen) == len(expected)
 
 

@@ -15,7 +15,9 @@ from fusionseg.config import DataConfig
 from fusionseg.data.preprocessing.volume import Volume, load_volume
 from fusionseg.export.contract import input_settings
 from fusionseg.export.standalone import run_onnx
-from fusionseg.inference.original_grid import BoxLogits, original_to_prepared, summed_probabilities, whole
+from fusionseg.inference.streaming.chunks import summed_probabilities
+from fusionseg.inference.streaming.grid_map import grid_map
+from fusionseg.inference.streaming.member_volume import original_to_prepared
 
 SHAPE = (17, 14, 12)
 
@@ -98,10 +100,13 @@ def test_preparation_and_the_way_back(tmp_path: Path, geometry: str, preparation
 
     logits = torch.randn((3, *theirs.image.shape[1:]), generator=torch.Generator().manual_seed(0)) * 5
     mapping = original_to_prepared(theirs)
-    part = BoxLogits(logits, mapping, theirs.image.shape[1:], np.zeros(3, np.int64))
-    box = whole(SHAPE)
+    box = slice(0, SHAPE[0]), slice(0, SHAPE[1]), slice(0, SHAPE[2])
+    grid = grid_map(mapping, theirs.image.shape[1:], SHAPE)
+    needed = grid.needed(box)
+    assert needed is not None
+    sampled = grid.sample(box, logits[(slice(None), *needed)], [side.start for side in needed])
     for sigmoid in (False, True):
-        ((_, expected),) = summed_probabilities([part], box, sigmoid=sigmoid)
+        expected = summed_probabilities([sampled], box, 3, sigmoid=sigmoid)
         found = run_onnx.probabilities(logits.numpy(), mapping, box, sigmoid)
         # A coordinate that float32 rounds another way moves a value of these random logits by about 1e-4.
         np.testing.assert_allclose(found, expected.numpy(), atol=2e-4)

@@ -32,6 +32,7 @@ CONTRACT = "contract.json"
 CHUNK_VALUES = 8_000_000
 """Largest number of probabilities that are computed at once, except that a chunk has at least one row of voxels."""
 ALIGNED = 1e-9
+SAME_VOXELS = 1e-4
 """Two axes are parallel if the other entries of the mapping, in voxels, are not larger than this."""
 SAME_MM = 1e-3
 """A voxel size that differs by less is kept."""
@@ -442,7 +443,7 @@ def sample(volume: Array, mapping: Array, box: Box, dtype: Any) -> tuple[Array, 
         dtype: of the computation. With float32, positions are rounded as torch's `grid_sample` rounds them.
 
     Returns:
-        float32 (C, ...) of the shape of the box, and True where a voxel is more than one voxel outside the volume.
+        float32 (C, ...) of the shape of the box, and True where a voxel is a voxel or more outside the volume.
     """
     sides = [np.arange(side.start, side.stop, dtype=np.float64) for side in box]
     near = np.abs(mapping[:3, :3]) > ALIGNED
@@ -455,7 +456,9 @@ def sample(volume: Array, mapping: Array, box: Box, dtype: Any) -> tuple[Array, 
     for axis, target in enumerate(targets):
         points = sides[target] * mapping[axis, target] + mapping[axis, 3]
         size = volume.shape[axis + 1]
-        beyond = ((points < -1) | (points > size)).reshape([-1 if other == target else 1 for other in range(3)])
+        beyond = ((points <= -1 + SAME_VOXELS) | (points >= size - SAME_VOXELS)).reshape(
+            [-1 if other == target else 1 for other in range(3)]
+        )
         outside = outside | beyond
         volume = _interpolate_axis(volume, axis, _positions(points, size, dtype))
     return volume.transpose(0, *(1 + targets.index(axis) for axis in range(3))).astype(np.float32), outside
@@ -468,7 +471,10 @@ def _sample_oblique(volume: Array, mapping: Array, sides: Sequence[Array], dtype
     for rows, _, _ in chunks(shape, len(volume) + 8):
         grid = np.stack(np.meshgrid(sides[0][rows], *sides[1:], indexing="ij"))
         points = np.tensordot(mapping[:3, :3], grid, 1) + mapping[:3, 3].reshape(3, 1, 1, 1)
-        outside[rows] = np.any([(at < -1) | (at > size) for at, size in zip(points, sizes, strict=True)], axis=0)
+        outside[rows] = np.any(
+            [(at <= -1 + SAME_VOXELS) | (at >= size - SAME_VOXELS) for at, size in zip(points, sizes, strict=True)],
+            axis=0,
+        )
         axes = [_neighbours(_positions(at, size, dtype), size) for at, size in zip(points, sizes, strict=True)]
         total = np.zeros((len(volume), *grid.shape[1:]), dtype)
         for corner in itertools.product((0, 1), repeat=3):
