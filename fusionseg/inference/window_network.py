@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fusionseg.inference.flips import Flip
 from fusionseg.inference.trained_network import TrainedNetwork
+from fusionseg.models.placement import direct_cpu_convolutions_
 from fusionseg.training.precision import set_kernels
 
 
@@ -26,6 +27,8 @@ class WindowNetwork:
             flips: each window is flipped by each of them, and its logits are flipped back.
             outputs: the positions of the wanted outputs among those of the network.
         """
+        if device.type == "cpu":
+            direct_cpu_convolutions_(member.model)
         self._member = member
         self._device = device
         self._flips = flips

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,14 @@ from torch import nn
 
 from fusionseg.config import validate
 from fusionseg.models.memory_efficient.convolution_blocks import ResidualBlock
-from fusionseg.models.placement import guard_cpu_convolutions_, set_memory_format_, uses_channels_last
+from fusionseg.models.placement import (
+    DirectConv3d,
+    GuardedConv3d,
+    direct_cpu_convolutions_,
+    guard_cpu_convolutions_,
+    set_memory_format_,
+    uses_channels_last,
+)
 from fusionseg.training.network import build_weightless_network
 from fusionseg.training.tasks.choice import build_task
 
@@ -96,3 +104,22 @@ def test_blocks_that_compute_channels_last_always_have_such_weights() -> None:
     assert formats() == [True, True, False]
     assert set_memory_format_(network, True, "cpu")
     assert formats() == [True, True, True]
+
+
+@pytest.mark.parametrize(("stride", "groups", "bias"), [(1, 1, True), (2, 1, False), ((1, 2, 1), 2, True)])
+def test_direct_convolutions_of_a_prediction_are_those_of_torch(stride: Any, groups: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    options = {"stride": stride, "padding": 1, "groups": groups, "bias": bias}
+    network = nn.Sequential(nn.Conv3d(4, 6, 3, **options), nn.Conv3d(6, 2, 1), nn.Conv3d(2, 2, 3, padding="same"))
+    guard_cpu_convolutions_(network)
+    window = torch.randn(1, 4, 9, 8, 7)
+    with torch.no_grad():
+        expected = network(window)
+        direct_cpu_convolutions_(network)
+        assert [type(layer) for layer in network] == [DirectConv3d, DirectConv3d, GuardedConv3d]
+        torch.testing.assert_close(network(window), expected, atol=1e-5, rtol=1e-5)
+        traced = torch.jit.trace(network, window)
+        assert "mkldnn_convolution" not in str(traced.inlined_graph)  # a program runs on machines without oneDNN too
+    torch.testing.assert_close(network(window), expected, atol=1e-5, rtol=1e-5)
+    network(window).sum().backward()  # with gradients, as torch computes it
+    assert network[0].weight.grad is not None

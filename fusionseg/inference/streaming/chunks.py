@@ -128,7 +128,7 @@ def decisions(sampled: Sequence[Sampled | None], chunk: Box, outputs: int, *, si
     (one,) = sampled
     if one is None:
         return torch.zeros([outputs, *shape], dtype=torch.bool) if sigmoid else torch.zeros(shape, dtype=torch.uint8)
-    decided = one.logits > 0 if sigmoid else one.logits.argmax(dim=0).to(torch.uint8)
+    decided = one.logits > 0 if sigmoid else _most_probable(one.logits)
     if one.outside is not None:
         decided.masked_fill_(one.outside, 0)
     if one.box == chunk:
@@ -146,7 +146,12 @@ def decisions_of(total: Tensor, members: int, *, sigmoid: bool) -> Tensor:
         members: the number of networks in the sum.
         sigmoid: each output is a decision of its own.
     """
-    return total > 0.5 * members if sigmoid else total.argmax(dim=0).to(torch.uint8)
+    return total > 0.5 * members if sigmoid else _most_probable(total)
+
+
+def _most_probable(values: Tensor) -> Tensor:
+    """The class of the largest value, uint8. On a CPU, `max` takes half to a tenth of the time of `argmax`."""
+    return values.max(dim=0).indices.to(torch.uint8)
 
 
 def _within(box: Box, chunk: Box) -> Box:
