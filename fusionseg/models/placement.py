@@ -120,9 +120,10 @@ def direct_cpu_convolutions_(model: nn.Module) -> None:
     if not torch.backends.mkldnn.is_available():
         return
     for module in model.modules():
-        if type(module) in (nn.Conv3d, GuardedConv3d) and module.padding_mode == "zeros":
-            if not isinstance(module.padding, str):
-                module.__class__ = DirectConv3d
+        if type(module) not in (nn.Conv3d, GuardedConv3d):
+            continue
+        if module.padding_mode == "zeros" and not isinstance(module.padding, str):
+            module.__class__ = DirectConv3d
 
 
 def _is_patch_embedding(module: nn.Conv3d) -> bool:

@@ -27,7 +27,7 @@ from torch import nn
 
 from fusionseg import cli
 from fusionseg.config import DataConfig
-from fusionseg.inference import predictor
+from fusionseg.inference import trained_network
 from fusionseg.inference.trained_network import TrainedNetwork
 
 SHAPE = (16, 14, 12)
@@ -174,7 +174,7 @@ def results(
     run, masks = tiny_run(channels=2), tmp_path_factory.mktemp("masks") / "masks"
     preparation = {"intensity": {"clip": [0, 1000]}, **PREPARATIONS[request.param]}
     network = oracle(0.7, 2.9) if request.param == "nonzero" else oracle(0.3, 0.7)
-    load = predictor.load_trained
+    load = trained_network.load_trained
 
     def load_oracle(*arguments: Any, **options: Any) -> TrainedNetwork:
         trained = load(*arguments, **options)
@@ -182,7 +182,7 @@ def results(
         return replace(trained, model=network, config=trained.config.model_copy(update={"data": data}))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(predictor, "load_trained", load_oracle)
+        patch.setattr(trained_network, "load_trained", load_oracle)
         options = ("--device", "cpu", "--overlap", "0.25")
         inputs = ("--input", str(root / "images"), "--output", str(masks))
         assert cli.main(["predict", str(run), *inputs, *options]) == 0
