@@ -97,6 +97,7 @@ def predict(
     flips: bool = False,
     memory_gb: float | None = None,
     precision: str | None = None,
+    skip_air: bool = False,
 ) -> NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32] | dict[str, Path]:
     """Segment an image: an array, a file or a DICOM series; or all images of a folder or of a datalist.
 
@@ -126,9 +127,11 @@ def predict(
         overlap: overlap of neighbouring windows, 0 to below 1; None for that of the run.
         flips: average over flips of the axes that the training flips: eight times the work for three axes. Refused
             for a training without flips.
-        memory_gb: host memory for the logits of one volume, in GB; None for a quarter of what is free.
+        memory_gb: host memory for the logits of one volume, in GB; None for half of what is free.
         precision: "fp32", "bf16" or "fp16", of the forward pass; None for that of the training, or another one if the
             device lacks it.
+        skip_air: leave out windows that hold nothing but background, such as air that `data.intensity` clips to one
+            value. Voxels in no other window are background.
 
     Returns:
         The mask (X, Y, Z) of the values that label files have, uint8, or uint16 if a value is above 255; or with
@@ -148,7 +151,7 @@ def predict(
         >>> fusionseg.predict("runs/first", scan, spacing=(1.0, 1.0, 1.5), probabilities=True).shape
         (2, 40, 48, 36)
     """
-    options = _options(device, checkpoint, overlap, flips, memory_gb, precision)
+    options = _options(device, checkpoint, overlap, flips, memory_gb, precision, skip_air=skip_air)
     if output is not None:
         if not isinstance(image, (str, Path)):
             raise UserError("output: is for image files; give the path of a file or a folder, or leave output out")
@@ -301,6 +304,8 @@ def _options(
     flips: bool,
     memory_gb: float | None,
     precision: str | None,
+    *,
+    skip_air: bool = False,
 ) -> PredictOptions:
     from fusionseg.inference.predictor import PredictOptions
 
@@ -309,7 +314,7 @@ def _options(
         problems.append(f"device: expected auto, cuda or cpu, got {device!r}")
     if checkpoint not in ("best", "last"):
         problems.append(f"checkpoint: expected best or last, got {checkpoint!r}")
-    options = PredictOptions(device, checkpoint, overlap, flips, memory_gb, precision)
+    options = PredictOptions(device, checkpoint, overlap, flips, memory_gb, precision, skip_air)
     if problems := problems + options.problems(overlap="overlap", memory="memory_gb"):
         raise UserError(problems)
     return options

@@ -87,6 +87,8 @@ def predictor_hash(
         own, asked = member.config.validation.overlap, predictor.options.overlap
         members.append([digest, own if asked is None else asked])
     options: list[object] = [predictor.options.flips]
+    if predictor.options.skip_air:
+        options.append("skip_air")
     if predictor.options.precision is not None:  # without it, the hash is that of earlier versions
         options.append(predictor.options.precision)
     if postprocessing is not None:

@@ -39,7 +39,7 @@ def inference_arguments(parser: argparse.ArgumentParser, default: str | None = "
         "--memory",
         type=float,
         metavar="GB",
-        help="host memory for one volume's logits (default: a quarter of the free)",
+        help="host memory for one volume's logits (default: half of the free)",
     )
     parser.add_argument(
         "--precision",
@@ -63,6 +63,7 @@ def inference_options(arguments: argparse.Namespace) -> PredictOptions:
         arguments.tta,
         arguments.memory,
         arguments.precision,
+        skip_air=getattr(arguments, "skip_air", False),  # of `predict` alone
     )
     if problems := options.problems(overlap="--overlap", memory="--memory"):
         raise UserError(problems)

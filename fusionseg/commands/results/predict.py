@@ -51,6 +51,12 @@ def add_predict(commands: Commands) -> None:
         " nnU-Net does); takes host memory for all classes of a volume at once",
     )
     parser.add_argument(
+        "--skip-air",
+        action="store_true",
+        help="leave out windows that hold nothing but background, such as air that data.intensity clips to one value;"
+        " voxels in no other window are background",
+    )
+    parser.add_argument(
         "--cases",
         choices=("test", "training", "all"),
         help="of a data set: the cases to predict (default: its test cases, or all if there are none)",
@@ -135,6 +141,7 @@ def _refuse_options_of_masks(arguments: argparse.Namespace, run: Path, processes
         "--overlap": arguments.overlap is not None,
         "--tta": arguments.tta,
         "--memory": arguments.memory is not None,
+        "--skip-air": arguments.skip_air,
         "--precision": arguments.precision is not None,
     }
     if problems := [name for name, is_given in given.items() if is_given]:
