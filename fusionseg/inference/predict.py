@@ -238,6 +238,7 @@ def _description(
         "overlap": [predictor.settings(member).overlap for member in predictor.members],
         "tta": options.flips,
         "memory_gb": options.memory_gb,
+        "skip_air": options.skip_air,
         "format": files.format_name,
         "probabilities": files.probabilities,
         "postprocessing": None if postprocessing is None else postprocessing.steps.to_json(),

@@ -20,9 +20,9 @@ from fusionseg.inference.mask_formats.choice import choose_format
 from fusionseg.inference.mask_formats.mask import Mask, voxel_digest
 from fusionseg.inference.mask_formats.probabilities import Probabilities
 from fusionseg.inference.masks import mask_path, origin_of
-from fusionseg.inference.original_grid import Shape
 from fusionseg.inference.postprocessing.steps import PostProcessing
 from fusionseg.inference.predictor import Predictor
+from fusionseg.inference.streaming.window_layout import Shape
 
 
 @dataclass(frozen=True)
