@@ -12,8 +12,8 @@ normalise each image by its own mean and deviation:
     nnU-Net            `nnUNetPredictor.predict_from_files_sequential`: all in this process
 
 nnU-Net's mirroring is off. The recipes are timed alternately, so that other load on the machine affects all of them
-alike. A ratio is the median over the rounds; above 1 fusionseg is faster. The CPU time is that of this process, and depends
-less on other load; it lacks the other processes of nnU-Net.
+alike. A ratio is the median over the rounds; above 1 fusionseg is faster. The CPU time is that of this process, and
+depends less on other load; it lacks the other processes of nnU-Net.
 """
 
 from __future__ import annotations
