@@ -1,4 +1,4 @@
 """Trained networks in use: prediction, evaluation, comparison.
 
-May import: `utils`, `config`, `observability`, `data`, `metrics`, `distributed`, `runs`, `training`.
+May import: `utils`, `config`, `observability`, `data`, `metrics`, `models`, `distributed`, `runs`, `training`.
 """
