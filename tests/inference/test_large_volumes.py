@@ -21,7 +21,7 @@ TURNED = np.array([[0, 0, -2.0, 10], [-1.0, 0, 0, 5], [0, 1.0, 0, 3], [0, 0, 0, 
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A volume larger than the windows along two axes and smaller along one, whose axes lie in another order."""
-    values = np.random.default_rng(0).normal(0, 100, (24, 50, 9)).astype(np.float32)
+    values = np.random.default_rng(0).normal(0, 100, (8, 24, 9)).astype(np.float32)
     path = tmp_path_factory.mktemp("scan") / "scan.nii.gz"
     nibabel.save(nibabel.Nifti1Image(values, TURNED), path)
     return path
@@ -32,17 +32,19 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_any_memory_gives_the_same_prediction(
     tiny_run: Callable[..., Path], scan: Path, changes: dict[str, Any], members: int
 ) -> None:
-    """Also with flips of each window; the second network of an ensemble reads other voxels."""
+    """The second network of an ensemble reads other voxels than the first one."""
     results = []
-    for memory_gb in (None, 1e-3, 1e-9):
-        predictor = Predictor([tiny_run()] * members, PredictOptions("cpu", flips=True, memory_gb=memory_gb))
+    for memory_gb in (None, 1e-9):
+        predictor = Predictor([tiny_run()] * members, PredictOptions("cpu", memory_gb=memory_gb))
         first = predictor.members[0]
         data = first.config.data.model_copy(update={"orientation": "RAS", **changes})
         changed = replace(first, config=first.config.model_copy(update={"data": data}))
         predictor.members = [changed, *predictor.members[1:]]
-        results.append((predictor((scan,)), predictor.probabilities((scan,))))
+        case = predictor.load((scan,))
+        probabilities = predictor.empty_probabilities(case)
+        results.append((predictor.outputs_of(case, probabilities), probabilities))
     (mask, probabilities), *others = results
-    assert mask.shape == (24, 50, 9) and len(np.unique(mask)) > 1
+    assert mask.shape == (8, 24, 9) and len(np.unique(mask)) > 1
     for other_mask, other in others:
         np.testing.assert_allclose(other, probabilities, atol=1e-5)
         assert (other_mask == mask).mean() > 0.999
