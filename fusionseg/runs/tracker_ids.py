@@ -13,12 +13,18 @@ from fusionseg.utils.files import write_json
 class TrackerIds(MutableMapping[str, str]):
     """The id of a run by the name of the tracker. Each change is written to the run folder at once.
 
+    A start from step 0 forgets all ids: it resumes nothing of the earlier starts, whose configuration may have been
+    another one. Their records in the trackers are no part of the new run.
+
     Args:
         run: the run folder.
+        step: the step at which this start begins.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, step: int) -> None:
         self._path = RunPaths(run).trackers
+        if step == 0:
+            self._path.unlink(missing_ok=True)
         self._ids = {name: value for name, value in read_object(self._path).items() if isinstance(value, str)}
 
     def __getitem__(self, name: str) -> str:

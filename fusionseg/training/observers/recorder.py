@@ -82,7 +82,7 @@ class Recorder:
         self._records = RecordWriter(folder.path) if world.is_rank_zero else None
         self._end: Record = {}
         self._pictures = PictureFolder(folder.paths.pictures if world.is_rank_zero else None)
-        self._sinks = Sinks(sink_makers(config, folder) if world.is_rank_zero else [])
+        self._sinks = Sinks(sink_makers(config, folder, step) if world.is_rank_zero else [])
         if world.is_rank_zero:
             self._start_sinks(folder, step)
         age = process_age_s()

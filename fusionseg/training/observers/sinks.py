@@ -45,17 +45,18 @@ def check_sinks(config: LogConfig) -> None:
         raise UserError(problems)
 
 
-def sink_makers(config: RunConfig, folder: RunFolder) -> list[SinkMaker]:
+def sink_makers(config: RunConfig, folder: RunFolder, step: int) -> list[SinkMaker]:
     """The sinks of a run, for rank 0.
 
     Args:
         config: the configuration of the run.
         folder: the run folder.
+        step: the step at which this start begins.
     """
     makers: list[SinkMaker] = []
     if config.log.tensorboard:
         makers.append(("log.tensorboard", lambda: TensorBoardSink(folder.path)))
-    ids = TrackerIds(folder.path)
+    ids = TrackerIds(folder.path, step)
     if (wandb := config.log.wandb) is not None:
         makers.append(("log.wandb", lambda: WandbSink(ids, **wandb.model_dump())))
     if (mlflow := config.log.mlflow) is not None:
