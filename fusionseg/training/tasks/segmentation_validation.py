@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
-from math import ceil, isnan
-from statistics import fmean
+from math import ceil, isnan, nan
 
 import numpy as np
 import torch
@@ -47,7 +46,7 @@ class SegmentationScores:
     metrics: dict[str, list[float]]
     """Name of each configured metric but Dice -> the mean over the cases, for each output."""
     loss: float
-    """The mean over the cases of the loss, see `Validator.loss_of_volume`."""
+    """The mean over the cases of the loss, see `Validator.loss_of_volume`; nan if no case has one."""
 
     @property
     def per_class(self) -> list[float]:
@@ -119,27 +118,40 @@ class Validator:
         }
         # In the order of the data set: the sum must not depend on the number of ranks.
         names = [self.cache.names[index] for index in self.case_indices]
-        return SegmentationScores(cases, picture, metrics, fmean(losses[name] for name in names))
+        return SegmentationScores(cases, picture, metrics, nanmean(losses[name] for name in names))
 
     def loss_of_volume(self, logits: Tensor, label: Tensor, annotated: NDArray[np.bool_]) -> float:
-        """Compute the training's loss over a volume: the mean over parts of at most the patch's size, by their voxels.
+        """Compute the training's loss over a volume: the mean over parts of at most the patch's size.
 
-        A part at a time keeps the memory of the loss at that of a training sample.
+        Each part counts by its annotated voxels. A part at a time keeps the memory of the loss at that of a training
+        sample. Parts without foreground are left out: the Dice loss of a class that is not in a part is about 1 for a
+        perfect prediction too.
 
         Args:
             logits: (K, X, Y, Z).
             label: class indices (X, Y, Z).
             annotated: whether the case annotates each output.
+
+        Returns:
+            The loss; nan if no part has annotated foreground.
         """
+        if not annotated.any():
+            return nan
         device = self.world.device
         total = torch.zeros((), device=device)
+        weight = 0
         for part in product(*(_parts(size, edge) for size, edge in zip(label.shape, self.patch, strict=True))):
+            known = label[part] != IGNORE
+            if not (known & (label[part] > 0)).any():
+                continue
+            voxels = int(known.sum())
             labels = label[part].to(device).long()[None, None]
             target: Target = labels
             if not annotated.all():
                 target = PartialLabel(labels, torch.from_numpy(annotated[None]).to(device))
-            total += self.loss(logits[:, *part][None].to(device), target) * labels.numel()
-        return float(total) / label.numel()
+            total += self.loss(logits[:, *part][None].to(device), target) * voxels
+            weight += voxels
+        return float(total) / weight if weight else nan
 
     def _predict_logits(self, model: nn.Module, image: Tensor, background: tuple[float, ...]) -> Tensor:
         """Predict the logits (K, X, Y, Z)."""
