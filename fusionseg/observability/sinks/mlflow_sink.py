@@ -50,9 +50,7 @@ class MlflowSink(Sink):
         client = MlflowClient(tracking_uri=self._uri)
         known = self._find(client)
         if known is None:
-            experiment = client.get_experiment_by_name(self._experiment)
-            made = experiment.experiment_id if experiment else client.create_experiment(self._experiment)
-            known = client.create_run(made, run_name=run.name)
+            known = client.create_run(self._experiment_id(client), run_name=run.name)
             self._ids[NAME] = known.info.run_id
         self._client, self._run = client, known.info.run_id
         client.update_run(self._run, status="RUNNING")
@@ -73,10 +71,13 @@ class MlflowSink(Sink):
         self._client.log_image(self._run, pixels_of(image), key=name, step=step)
 
     def finish(self, end: RunEnd) -> None:
-        """Add the best scores and the reason of the end, and set the status of the run."""
-        if self._client is None:
-            return
+        """Add the best scores and the reason of the end, and set the status of the run.
+
+        A run that goes on without its sink stays RUNNING there: its end is not known, and the server may not answer.
+        """
         client, self._client = self._client, None
+        if client is None or end.is_abandoned:
+            return
         if end.is_final:
             self._add(best_scores(end.record), end.record["step"], client)
         if end.record:
@@ -95,6 +96,20 @@ class MlflowSink(Sink):
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return None
+
+    def _experiment_id(self, client: Any) -> str:
+        """The id of the experiment, which is made if there is none."""
+        from mlflow.exceptions import MlflowException
+
+        experiment = client.get_experiment_by_name(self._experiment)
+        if experiment is None:
+            try:
+                return str(client.create_experiment(self._experiment))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            experiment = client.get_experiment_by_name(self._experiment)  # another run has made it since
+        return str(experiment.experiment_id)
 
     def _describe(self, run: RunStart, present: Mapping[str, str]) -> None:
         """Add configuration and environment. A parameter of MLflow never changes: those that it has are left out."""

@@ -50,6 +50,8 @@ class RunEnd:
     """Nothing is left to train."""
     has_failed: bool = True
     """An error ended this start. Without it, and not final: a signal interrupted the run, which can be resumed."""
+    is_abandoned: bool = False
+    """The sink has failed, and the run goes on without it: close what is open here. How the run ends is not known."""
 
 
 class Sink:
@@ -88,7 +90,7 @@ class Sink:
         """
 
     def finish(self, end: RunEnd) -> None:
-        """Close the sink at the end of this start."""
+        """Close the sink at the end of this start, or after an error of the sink (`RunEnd.is_abandoned`)."""
 
 
 @dataclass(eq=False)
@@ -170,7 +172,7 @@ class Sinks:
                 _warn(each.key, error)
                 self._open.remove(each)
                 with suppress(Exception):  # it has failed already, and the warning is said
-                    each.sink.finish(RunEnd())
+                    each.sink.finish(RunEnd(has_failed=False, is_abandoned=True))
 
 
 def _warn(key: str, error: Exception) -> None:

@@ -25,10 +25,15 @@ def login_problem(mode: str | None) -> str:
     """
     if _mode(mode) != "online":
         return ""
+    if (environment := _mode(None)) != "online":
+        return f"mode is online, but WANDB_MODE is {environment}; unset WANDB_MODE, or set log.wandb.mode=offline"
     import wandb
 
-    if wandb.login(prompt=False, verify=False):
-        return ""
+    try:
+        if wandb.login(prompt=False, verify=False):
+            return ""
+    except wandb.errors.Error as error:
+        return f"{error}".partition("\n")[0]
     return "there is no API key; run `wandb login`, set WANDB_API_KEY, or set log.wandb.mode=offline"
 
 
@@ -59,12 +64,15 @@ class WandbSink(Sink):
         self._place = {"project": project, "entity": entity, "tags": list(tags) or None}
         self._mode = _mode(mode)
         self._run: Any = None
+        self._step = 0
+        self._replaced: list[Path] = []
+        """The offline folders of earlier starts, which this start writes again."""
 
     def start(self, run: RunStart) -> Mapping[str, int]:
         """Begin or continue the run.
 
         What a run has online is asked. Offline nobody can be asked, and a part of a run cannot be added to another one:
-        each start writes the whole run, and the folders of earlier starts are deleted.
+        each start writes the whole run. The folders of earlier starts are deleted when it has gone on.
         """
         import wandb
 
@@ -87,14 +95,16 @@ class WandbSink(Sink):
         if self._mode == "online":
             steps = {kind: self._run.summary.get(f"{kind}/step") for kind in _KINDS}
             return {kind: int(step) for kind, step in steps.items() if step is not None}
-        for folder in before if self._mode == "offline" else ():
-            if folder != Path(self._run.dir).parent:
-                shutil.rmtree(folder)
+        if self._mode == "offline":
+            self._step = run.step
+            self._replaced = [folder for folder in before if folder != Path(self._run.dir).parent]
         return {}
 
     def record(self, record: Mapping[str, Any]) -> None:
         """Add a row with the numbers of a record."""
         self._run.log({f"{record['kind']}/step": record["step"], **numbers_of(record)})
+        if record["step"] > self._step:  # the records of the earlier starts are written again
+            self._delete_replaced()
 
     def image(self, name: str, image: Picture, step: int) -> None:
         """Add a picture."""
@@ -103,14 +113,22 @@ class WandbSink(Sink):
         self._run.log({"val/step": step, f"val/{name}": wandb.Image(pixels_of(image))})
 
     def finish(self, end: RunEnd) -> None:
-        """Add the end record to the summary, and wait until all is sent. An interrupted run is "preempted" there."""
-        if self._run is None:
-            return
+        """Add the end record to the summary, and wait until all is sent. An interrupted run is "preempted" there.
+
+        A run that goes on without its sink stays open: W&B closes it at the end of the process, with its exit status.
+        """
         run, self._run = self._run, None
+        if run is None or end.is_abandoned:
+            return
         run.summary.update({**best_scores(end.record), "result": dict(end.record)})
         if not end.is_final and not end.has_failed:
             run.mark_preempting()
         run.finish(exit_code=0 if end.is_final else 1)
+        self._delete_replaced()
+
+    def _delete_replaced(self) -> None:
+        while self._replaced:
+            shutil.rmtree(self._replaced.pop())
 
 
 def _mode(mode: str | None) -> str:
