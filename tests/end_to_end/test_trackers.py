@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import signal
 import socket
 import struct
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tracker_packages import needs
 
 from end_to_end.conftest import arguments
 from end_to_end.runs import TRAIN, Program, Started, rank_environments, records, wait_for_step
@@ -22,14 +21,6 @@ from fusionseg.config import RunConfig, dump_config
 
 STEPS, KILL_AT = 8, 5  # the last checkpoint is of step 4
 OFFLINE = {"wandb": {"project": "tests", "mode": "offline", "tags": ["tiny"]}}
-
-
-def needs(package: str) -> pytest.MarkDecorator:
-    missing = importlib.util.find_spec(package) is None
-    return pytest.mark.skipif(
-        missing and package not in os.environ.get("FUSIONSEG_REQUIRE", ""),
-        reason=f"needs {package}: pip install -c constraints.txt -e '.[{package}]'",
-    )
 
 
 def payloads(path: Path) -> Iterator[bytes]:
