@@ -16,7 +16,7 @@ from typing import Any
 from fusionseg.data.formats.dataset import Dataset
 from fusionseg.runs.archive.layout import is_archive
 from fusionseg.runs.json_files import JsonObject, finite_or_none, read_object
-from fusionseg.runs.paths import EVALUATION
+from fusionseg.runs.paths import EVALUATION, is_run_folder
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import file_name, whole_file, write_json
 
@@ -31,6 +31,7 @@ _FIRST_COLUMNS = ("case,label,dice,", "case,ssim,")
 """First columns of cases.csv, of a segmentation and of a pre-training."""
 NOT_METRICS = ("case", "label", "voxels_true", "voxels_predicted", "trained_on", "annotated", "voxels_ignored")
 """Columns of cases.csv of a segmentation that are no metrics."""
+_RESULTS = "_results"
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,20 @@ def results_folder(run: Path) -> Path:
     Args:
         run: the run folder, or an archive.
     """
-    return run.with_name(f"{run.stem}_results") if is_archive(run) else run
+    return run.with_name(f"{run.stem}{_RESULTS}") if is_archive(run) else run
+
+
+def evaluated_run(folder: Path) -> Path:
+    """The run or the archive that an evaluation is of: the inverse of `results_folder`.
+
+    Args:
+        folder: of the evaluation.
+    """
+    parent = folder.resolve().parent
+    if is_run_folder(parent) or not parent.name.endswith(_RESULTS):
+        return parent
+    stem = parent.name.removesuffix(_RESULTS)
+    return next((path for path in sorted(parent.parent.iterdir()) if path.stem == stem and is_archive(path)), parent)
 
 
 def evaluation_folder(run: Path, request: EvaluationRequest) -> Path:

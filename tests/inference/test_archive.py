@@ -22,6 +22,7 @@ import fusionseg
 from fusionseg import cli
 from fusionseg.export.archive import archive_path, export_archive
 from fusionseg.export.export import ExportOptions
+from fusionseg.inference.reports.evaluated_cases import EvaluatedCases
 from fusionseg.runs.archive import writer
 from fusionseg.runs.archive.layout import CONFIG, MANIFEST, NETWORK, WEIGHTS, network_file
 from fusionseg.runs.archive.trust import TRUST, trusted_config
@@ -122,6 +123,8 @@ def test_evaluate_knows_the_cases_of_the_training(archive: Path, tiny_run: Calla
     assert evaluation.folder.parent == tmp_path / "model_results"
     trained = {case.name for case in read_split(tiny_run()).training}
     assert set(evaluation.summary["left_out"]) == trained  # known by their digests, not by their names
+    cases = EvaluatedCases(evaluation.folder, evaluation.summary, device="cpu")  # the pictures of its page
+    assert next(iter(trained)) in cases
 
 
 def test_a_training_starts_from_an_archive(

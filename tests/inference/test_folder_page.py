@@ -11,10 +11,11 @@ from urllib.parse import unquote
 
 import pytest
 from html_pages import NEEDS_CHROMIUM, assert_self_contained, open_in_chromium
-from written_runs import write_run
+from written_runs import write_evaluation, write_run
 from written_sweep import write_sweep
 
 from fusionseg.cli import main
+from fusionseg.inference.reports.folder_page import write_folder_page
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +52,30 @@ def test_the_page_has_every_number_of_the_commands(sweep: Path, capsys: pytest.C
 def test_rows_have_one_colour_in_all_charts(sweep: Path) -> None:
     text = (sweep / "report.html").read_text()
     curves, costs = text.split("<h2>Curves")[1].split("<h2>Score and cost")
-    lines = re.findall(r'<polyline[^>]*stroke="(#\w+)"', curves)
-    dots = set(re.findall(r'fill="(#\w+)"[^>]*><title>[^<]*(?:resunet|unet|open)', costs))
-    assert len(set(lines)) == 3 or set(re.findall(r'<circle[^>]*fill="(#\w+)"', curves)) >= dots
-    legend = re.findall(r"color:(#\w+)'>&#9632;</span> ([^<]*)<", costs)
-    assert len(dict(legend)) == len(legend) == 3
+    pairs = r"color:(#\w+)'>&#9632;</span> ([^<]*)<"
+    colors = {name: color for color, name in re.findall(pairs, costs)}
+    assert len(set(colors.values())) == len(colors) == 3
+    dots = re.findall(r'fill="(#\w+)"[^>]*><title>([^<]*): [\d.]+<', costs)
+    assert dots and {(name, color) for color, name in dots} <= colors.items()
+    legend = {name: color for color, name in re.findall(pairs, curves)}
+    assert legend and legend.items() <= colors.items()
+    assert set(re.findall(r'<polyline[^>]*stroke="(#\w+)"', curves)) <= set(colors.values())
+
+
+def test_ensembles_are_no_runs_and_each_task_has_its_score(tmp_path: Path) -> None:
+    folder = tmp_path / "some"
+    runs = [
+        write_run(folder / name, [0.5], data={"root": "/data", "fold": 0}, seed=seed) for seed, name in enumerate("ab")
+    ]
+    request = {"dataset": None, "with": [str(runs[1])], "checkpoint": "last"}
+    write_evaluation(runs[0], 10, 0.75, folder="evaluation_ensemble", request=request)
+    write_run(folder / "pre", [0.25], model={"name": "resenc_unet"}, pretrain={})
+    write_folder_page(folder)
+    text = (folder / "report.html").read_text()
+    assert "2 runs" in text.split("<h2>Statistics")[0], "the comparison has the ensemble"
+    table = text.split("<h2>Runs")[1]
+    assert table.count("<tr") == 1 + 3 and re.search(r">3</\w+>\s*<\w+[^>]*>runs<", text)
+    assert "dice (prepared grid) 0.5" in table and "ssim" in table
 
 
 def test_a_folder_that_cannot_be_compared_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ from fusionseg.inference.evaluation.scoring import Scorer
 from fusionseg.inference.predictor import PredictOptions, Predictor
 from fusionseg.observability.case_pictures import IGNORED
 from fusionseg.observability.planes import Spacing
+from fusionseg.runs.evaluations import evaluated_run
 from fusionseg.utils.errors import UserError
 
 
@@ -46,7 +47,7 @@ class EvaluatedCases:
         """Open the data set and load the network.
 
         Args:
-            folder: of the evaluation, in the run folder.
+            folder: of the evaluation.
             summary: of the evaluation, of a segmentation.
             device: "auto", "cuda" or "cpu".
             overrides: `key.path=value` settings, such as data.root.
@@ -71,7 +72,7 @@ class EvaluatedCases:
             others=[Path(other) for other in request.get("with", ())],
             include_trained=bool(request.get("include_trained")),
         )
-        run = folder.resolve().parent
+        run = evaluated_run(folder)
         opened = open_evaluation(run, options)
         if opened.request.to_json() != dict(request) and not overrides:
             raise UserError("the options of the evaluation cannot be repeated; evaluate again")

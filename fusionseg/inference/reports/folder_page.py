@@ -9,13 +9,14 @@ from urllib.parse import quote
 
 from fusionseg.inference.comparison.figures import COST_SCALES, COST_TITLES, learning_curve, tradeoff_score
 from fusionseg.inference.comparison.layout import unique_names
-from fusionseg.inference.comparison.rows import Comparison, TaskTable, compare, digits_of, higher_is_better
+from fusionseg.inference.comparison.rows import Comparison, Row, TaskTable, compare, digits_of, higher_is_better
+from fusionseg.inference.comparison.run_summary import RunSummary
 from fusionseg.inference.comparison.table import comparison_cells, comparison_notes
 from fusionseg.inference.statistics.analysis import analyse
 from fusionseg.inference.statistics.pooled import pool
 from fusionseg.inference.statistics.tables import statistics_cells, statistics_notes
 from fusionseg.observability.progress import duration
-from fusionseg.runs.paths import REPORT
+from fusionseg.runs.paths import REPORT, is_run_folder
 from fusionseg.runs.records import RecordKind, has_finished
 from fusionseg.utils.charts import PALETTE, Curve, Point, curve_chart, legend, scatter_chart
 from fusionseg.utils.errors import UserError
@@ -62,7 +63,7 @@ def write_folder_page(folder: Path) -> Path:
 
 
 def _tiles(comparison: Comparison) -> str:
-    runs = [run for row in comparison.rows for run in row.runs]
+    runs = [run for row in comparison.rows for run in _single_runs(row)]
     seconds = sum(run.metrics.get("total_s", 0.0) for run in runs)
     values = [
         (str(len(runs)), "runs"),
@@ -131,12 +132,13 @@ def _costs(table: TaskTable, of_task: str) -> list[str]:
 
 
 def _runs(folder: Path, comparison: Comparison) -> list[str]:
-    """A table of all runs, which sorts, with links to their pages."""
-    score = next((name for table in comparison.tables if (name := tradeoff_score(table)) is not None), None)
+    """A table of all runs, which sorts, with links to their pages. Ensembles are no runs."""
     rows = []
-    for table in comparison.tables:
+    scores = [tradeoff_score(table) for table in comparison.tables]
+    named = {score for score in scores if score is not None}
+    for table, score in zip(comparison.tables, scores, strict=True):
         for row, name in zip(table.rows, unique_names(table), strict=True):
-            for run in row.runs:
+            for run in _single_runs(row):
                 title = escape(run.name)
                 if run.path.parent.resolve() == folder.resolve() and (run.path / REPORT).is_file():
                     title = f"<a href='./{quote(run.path.name)}/{REPORT}'>{title}</a>"
@@ -146,13 +148,23 @@ def _runs(folder: Path, comparison: Comparison) -> list[str]:
                     Cell(escape(name)),
                     Cell(escape(run.fold)),
                     Cell(escape(run.status)),
-                    Cell("" if value is None or score is None else f"{value:.{digits_of(score)}f}"),
+                    Cell("") if value is None or score is None else _score_cell(value, score, len(named) > 1),
                     Cell("" if seconds is None else duration(seconds), "" if seconds is None else f"{seconds:.0f}"),
                 ]
                 rows.append(TableRow(cells, is_marked=not has_finished(run.status)))
-    head = ["run", "row", "fold", "status", escape(score or "score"), "time"]
+    head = ["run", "row", "fold", "status", escape(named.pop() if len(named) == 1 else "score"), "time"]
     note = "A red line: not finished. A click on a heading sorts."
     return [heading("Runs", note), sortable_table(head, rows)]
+
+
+def _single_runs(row: Row) -> list[RunSummary]:
+    """The runs of a row that are no ensembles."""
+    return [run for run in row.runs if is_run_folder(run.path)]
+
+
+def _score_cell(value: float, score: str, is_named: bool) -> Cell:
+    number = f"{value:.{digits_of(score)}f}"
+    return Cell(f"{escape(score)} {number}" if is_named else number, number)
 
 
 def _colors(table: TaskTable) -> Sequence[str]:
