@@ -80,8 +80,11 @@ def test_ensembles_are_no_runs_and_each_task_has_its_score(tmp_path: Path) -> No
 
 def test_a_folder_that_cannot_be_compared_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "runs/new", [], status="")
-    assert main(["report", str(tmp_path / "runs")]) == 2
-    assert "none of the 1 runs has a validation" in capsys.readouterr().err
+    write_run(tmp_path / "others/run", [0.5])
+    assert main(["report", str(tmp_path / "runs"), str(tmp_path / "others"), "--pictures", "5"]) == 2
+    said = capsys.readouterr()
+    assert "none of the 1 runs has a validation" in said.err and "others: is a folder of runs, whose page" in said.err
+    assert str(tmp_path / "others/report.html") in said.out
     assert not (tmp_path / "runs/report.html").exists() and (tmp_path / "runs/new/report.html").exists()
 
 

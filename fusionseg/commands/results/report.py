@@ -48,7 +48,9 @@ def _report(arguments: argparse.Namespace) -> int:
 
     paths, overrides = split_words([*arguments.words, *arguments.overrides])
     if not paths:
-        raise UserError("report: no folder is given: put a run folder, or an evaluation in it, before the settings")
+        raise UserError(
+            "report: no folder is given: put a run folder, an evaluation in it or a folder of runs before the settings"
+        )
     if arguments.pictures < 0:
         raise UserError(f"--pictures: expected a whole number of at least 0, got {arguments.pictures}")
     options = ReportOptions(arguments.pictures, arguments.device, tuple(overrides))

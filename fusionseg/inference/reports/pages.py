@@ -32,9 +32,9 @@ def write_pages(paths: Sequence[Path], options: ReportOptions) -> Iterator[Path]
 
     Raises:
         UserError: a path is nothing of these, or cannot be written. All such paths are listed, before any page is
-            written.
+            written. Or no run of a folder has a validation: such folders are listed when all other pages are written.
     """
-    problems = []
+    problems: list[str] = []
     for path in paths:
         if not holds_runs(path) and not (path / SUMMARY).is_file():
             problems.append(
@@ -54,7 +54,13 @@ def write_pages(paths: Sequence[Path], options: ReportOptions) -> Iterator[Path]
         elif is_run_folder(path):
             yield from _pages_of_run(path, options)
         else:
-            yield from _pages_of_folder(path)
+            if options != ReportOptions():
+                log.warning(
+                    "%s: is a folder of runs, whose page has no pictures: the options change nothing there", path
+                )
+            yield from _pages_of_folder(path, problems)
+    if problems:
+        raise UserError(problems)
 
 
 def _pages_of_run(run: Path, options: ReportOptions) -> Iterator[Path]:
@@ -68,13 +74,16 @@ def _pages_of_run(run: Path, options: ReportOptions) -> Iterator[Path]:
     yield write_run_page(run)  # last, so that it has links to the pages of the evaluations
 
 
-def _pages_of_folder(folder: Path) -> Iterator[Path]:
+def _pages_of_folder(folder: Path, problems: list[str]) -> Iterator[Path]:
     for run in run_folders([folder]):
         try:
             yield write_run_page(run)
         except UserError as error:  # a damaged run costs its own page only
             log.warning("%s", error)
-    yield write_folder_page(folder)  # last, so that it has links to the pages of the runs
+    try:
+        yield write_folder_page(folder)  # last, so that it has links to the pages of the runs
+    except UserError as error:  # the other folders have their pages all the same
+        problems += error.problems
 
 
 def _is_current(folder: Path) -> bool:
