@@ -84,7 +84,7 @@ class WandbSink(Sink):
             id=self._ids[NAME],
             name=run.name,
             dir=str(run.folder),
-            mode=self._mode,  # type: ignore[arg-type]
+            mode=self._mode,
             resume="allow" if self._mode == "online" else None,
             config={**run.config, "environment": dict(run.environment)},
             allow_val_change=True,
