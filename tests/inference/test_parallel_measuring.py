@@ -56,37 +56,34 @@ def scores(measure: CaseMeasurer, corners: list[int], workers: int | None) -> di
 
 
 def test_workers_give_the_scores_of_this_process(measure: CaseMeasurer) -> None:
-    alone = scores(measure, [0, 1, 0, 1], workers=1)
-    assert len(alone) == 4 and all(isinstance(outcome, list) for outcome in alone.values())
-    assert scores(measure, [0, 1, 0, 1], workers=2) == alone
+    """The cases are made as workers become free: at most two for each of them wait."""
+    corners = [0, 1] * 5
+    alone = scores(measure, corners, workers=1)
+    assert len(alone) == 10 and all(isinstance(outcome, list) for outcome in alone.values())
+    made: list[str] = []
+    found = {}
+    for case, outcome in measured_cases(cases(corners, made), measure, len(corners), 2):
+        found[case.name] = outcome
+        assert len(made) <= len(found) + 2 * 2
+    assert found == alone
 
 
-def test_a_case_that_fails_and_one_that_kills_its_worker(measure: CaseMeasurer) -> None:
-    found = scores(measure, [0, 3, 2, 1, 1], workers=2)
+def test_a_case_that_fails_and_one_that_kills_its_worker(
+    measure: CaseMeasurer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers are started without a given number, as the measurement takes long."""
+    monkeypatch.setattr(parallel_measuring, "WORTH_SECONDS", 0.0)
+    monkeypatch.setattr(parallel_measuring, "available_cpus", lambda: 2)
+    found = scores(measure, [0, 3, 2, 1, 1], workers=None)
     assert isinstance(found["case1"], CaseError) and "raised ValueError: odd" in str(found["case1"])
-    assert isinstance(found["case2"], WorkerDied)
+    assert isinstance(found["case2"], WorkerDied)  # only a worker dies
     good = {name: found[name] for name in ("case0", "case3", "case4")}
     assert good == {name: outcome for name, outcome in scores(measure, [0, 0, 0, 1, 1], 1).items() if name in good}
-
-
-def test_cases_are_made_as_workers_become_free(measure: CaseMeasurer) -> None:
-    made: list[str] = []
-    found = measured_cases(cases([0] * 12, made), measure, 12, 2)
-    for done in range(1, 13):
-        next(found)
-        assert len(made) <= done + 2 * 2
-    assert next(found, None) is None
 
 
 def test_quick_measurements_start_no_workers(measure: CaseMeasurer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel_measuring, "map_cases", None)
     assert len(scores(measure, [0, 1, 1], workers=None)) == 3
-
-
-def test_long_measurements_start_workers(measure: CaseMeasurer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel_measuring, "WORTH_SECONDS", 0.0)
-    monkeypatch.setattr(parallel_measuring, "available_cpus", lambda: 2)
-    assert isinstance(scores(measure, [0, 1, 2, 1], workers=None)["case2"], WorkerDied)  # only a worker dies
 
 
 def test_the_number_of_workers_follows_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
