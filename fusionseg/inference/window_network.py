@@ -46,6 +46,7 @@ class WindowNetwork:
                 if flip.outputs is not None:
                     logits = logits[:, list(flip.outputs)]
                 total = logits if total is None else total.add_(logits)
+                del logits  # before the next forward pass takes memory
             assert total is not None
             mean = total if len(self._flips) == 1 else total.div_(len(self._flips))
         return mean if self._outputs is None else mean[:, self._outputs]

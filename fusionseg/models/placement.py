@@ -109,7 +109,8 @@ class DirectConv3d(GuardedConv3d):
         )
 
     def _is_direct(self, input: Tensor) -> bool:
-        plain = type(input) is Tensor and input.dtype == self.weight.dtype == torch.float32 and len(input) == 1
+        single = input.dim() == 5 and len(input) == 1  # four axes are a window without a batch
+        plain = type(input) is Tensor and input.dtype == self.weight.dtype == torch.float32 and single
         traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
         changed = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or traced
         return plain and not changed and input.device.type == "cpu"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from itertools import product
 from typing import Any
 
@@ -108,6 +109,21 @@ def test_fewer_windows_at_a_time_where_the_memory_ends() -> None:
     whole = list(stream_logits(model, image(24, 16, 16), (0,), layout, 8, settings()))
     assert sizes[:3] == [8, 4, 2] and set(sizes[3:]) == {1}
     torch.testing.assert_close(joined(rows, 0), joined(whole, 0), atol=1e-5, rtol=1e-5)
+
+
+def test_one_batch_of_logits_is_held_at_a_time() -> None:
+    alive: list[weakref.ref[Any]] = []
+    model = network()
+
+    def watched(windows: Tensor) -> Tensor:
+        assert [one for one in alive if one() is not None] == []
+        array = model(windows).numpy()
+        alive.append(weakref.ref(array))
+        return torch.from_numpy(array)  # holds the array as long as a view of the logits lives
+
+    layout = WindowLayout.of((24, 16, 16), (8, 8, 8), 0.5)
+    assert len(list(stream_logits(watched, image(24, 16, 16), (0,), layout, 4, settings()))) == 6
+    assert len(alive) == 15
 
 
 @pytest.mark.parametrize("sigmoid", [False, True])

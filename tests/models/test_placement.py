@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_networks import tiny
-from torch import nn
+from torch import Tensor, nn
 
 from fusionseg.config import validate
 from fusionseg.models.memory_efficient.convolution_blocks import ResidualBlock
@@ -123,3 +123,27 @@ def test_direct_convolutions_of_a_prediction_are_those_of_torch(stride: Any, gro
     torch.testing.assert_close(network(window), expected, atol=1e-5, rtol=1e-5)
     network(window).sum().backward()  # with gradients, as torch computes it
     assert network[0].weight.grad is not None
+
+
+def test_only_predictions_of_single_windows_are_direct(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[torch.Size] = []
+    convolve = torch.mkldnn_convolution
+
+    def counted(window: Tensor, *rest: Any) -> Tensor:
+        calls.append(window.shape)
+        return convolve(window, *rest)
+
+    monkeypatch.setattr(torch, "mkldnn_convolution", counted)
+    network = nn.Sequential(nn.Conv3d(1, 3, 3, padding=1), nn.Conv3d(3, 2, 1))
+    direct_cpu_convolutions_(network)
+    window = torch.randn(1, 1, 5, 6, 7)
+    network(window)  # with gradients
+    with torch.no_grad():
+        network(window.expand(2, -1, -1, -1, -1))
+        with torch.autocast("cpu", torch.bfloat16):
+            network(window)
+        unbatched = network(window[0])  # (C, X, Y, Z) with one channel
+        assert calls == []
+        batched = network(window)
+    assert calls == [(1, 1, 5, 6, 7), (1, 3, 5, 6, 7)]
+    torch.testing.assert_close(unbatched, batched[0], atol=1e-5, rtol=1e-5)

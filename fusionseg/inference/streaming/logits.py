@@ -138,6 +138,7 @@ class _OpenRows:
         """Add the logits (K, X, Y, Z) of windows. They are weighted in place."""
         for box, logits in windows:
             self._add(box, logits)
+            del logits  # it is a view of the whole batch, which would stay in memory during the next forward pass
 
     def _add(self, box: Box, logits: Tensor) -> None:
         axis = self._layout.axis
