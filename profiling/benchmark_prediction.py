@@ -25,6 +25,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import sys
 import time
 import warnings
@@ -111,6 +112,7 @@ def monai_recipe(predictor: Predictor, images: list[Path]) -> Recipe:
     if data.spacing:
         steps.append(transforms.Spacingd("image", pixdim=data.spacing, mode="bilinear"))
     before = transforms.Compose([*steps, transforms.NormalizeIntensityd("image")])
+    network = copy.deepcopy(member.model).eval()  # fusionseg's prediction exchanges convolutions of its own
 
     def predict(output: Path) -> None:
         after = transforms.Compose(
@@ -125,7 +127,7 @@ def monai_recipe(predictor: Predictor, images: list[Path]) -> Recipe:
             case = before({"image": str(path)})
             with torch.no_grad(), member.precision.autocast():
                 case["pred"] = sliding_window_inference(
-                    case["image"][None].to(predictor.device), data.patch, settings.window_batch, member.model,
+                    case["image"][None].to(predictor.device), data.patch, settings.window_batch, network,
                     overlap=settings.overlap, mode=settings.blend,
                 )[0]  # fmt: skip
             after(case)
@@ -232,9 +234,10 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def _measured(recipe: Recipe, output: Path, cpu: list[float]) -> Callable[[], object]:
-    """A recipe that writes into a folder, and notes its CPU time."""
+    """A recipe that writes into an empty folder, and notes its CPU time."""
 
     def run() -> None:
+        shutil.rmtree(output, ignore_errors=True)  # masks that are there would be read
         begun = time.process_time()
         recipe(output)
         cpu.append(time.process_time() - begun)
