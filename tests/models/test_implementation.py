@@ -221,7 +221,8 @@ def test_the_reference_with_checkpointing(name: str) -> None:
         torch.testing.assert_close(one.grad, other.grad, msg=key)
 
 
-@pytest.mark.parametrize("name", networks(OWN, ["swin_fusion_2_v2"]))
+@pytest.mark.long
+@pytest.mark.parametrize("name", OWN)
 def test_the_reference_compiles_as_one_graph(name: str) -> None:
     torch.compiler.reset()
     model, patch = build(name, "reference")
@@ -238,7 +239,8 @@ def test_the_reference_compiles_as_one_graph(name: str) -> None:
         assert (weight.grad - grad).norm() <= 1e-4 * grad.norm()
 
 
-@pytest.mark.parametrize("name", networks(["swin_unetr_v2", "resenc_fusion_od"], ["swin_unetr_v2"]))
+@pytest.mark.long  # a minute each on a CPU without instructions for bf16
+@pytest.mark.parametrize("name", ["swin_unetr_v2", "resenc_fusion_od"])
 def test_bfloat16_errors_of_both_are_alike(name: str) -> None:
     """The gradients under autocast are as far from those in float32 with the hand-written passes as without.
 
