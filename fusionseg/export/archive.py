@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from fusionseg.config import validate
+from fusionseg.config.outside_part import outside_parts
 from fusionseg.config.parts.task import task_info
 from fusionseg.export.card.files import card_documents
 from fusionseg.export.contract import contract_of, weights_hash
@@ -20,6 +22,7 @@ from fusionseg.export.parity import LIMIT, cases_to_compare, compare_masks, not_
 from fusionseg.inference.evaluation.cases import evaluation_config
 from fusionseg.inference.predictor import PredictOptions, Predictor
 from fusionseg.inference.trained_network import TrainedNetwork, load_all_trained
+from fusionseg.runs.archive.anonymous import anonymous_config
 from fusionseg.runs.archive.layout import CONTRACT, SUFFIX
 from fusionseg.runs.archive.reader import count_networks
 from fusionseg.runs.archive.trust import trusted_config
@@ -140,7 +143,7 @@ def _compare(
     """
     try:
         for member in members:
-            trusted_config(member.config.to_dict(), options.output or Path(member.config.name))
+            _import_parts(member, options.output or Path(member.config.name))
     except UserError as error:
         log.warning("who predicts with it has to allow code from outside: %s", error)
         return not_compared(str(error))
@@ -158,6 +161,21 @@ def _compare(
     log.info("comparing the masks of %d %s cases with those of predict", len(cases.cases), cases.which)
     archived = Predictor([archive], PredictOptions("cpu", precision="fp32"))
     return {"limit": LIMIT, **compare_masks(cases, lambda case: predictor(case.images), lambda c: archived(c.images))}
+
+
+def _import_parts(member: TrainedNetwork, archive: Path) -> None:
+    """Import the parts from outside of a network as a prediction with the archive would.
+
+    Args:
+        member: the network.
+        archive: for the message.
+
+    Raises:
+        UserError: the configuration in the archive names code that is not trusted, or is not found.
+    """
+    plain = trusted_config(anonymous_config(member.config.to_dict()), archive)
+    if any(outside_parts(member.config)):
+        validate(plain, recorded=True)
 
 
 def _report(archived: Archived, members: Sequence[TrainedNetwork]) -> None:

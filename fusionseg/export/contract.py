@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fusionseg.config import DataConfig
+from fusionseg.config.data.splits import anonymous_fold
 from fusionseg.config.outside_part import outside_parts
 from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.preprocessing.volume import channel_settings, crop_channels
@@ -115,7 +116,7 @@ def _member(predictor: Predictor, index: int) -> JsonObject:
             "step": member.step,
             "precision": config.train.precision,
             "seed": config.seed,
-            "fold": config.data.fold,
+            "fold": anonymous_fold(config.data.fold),
         },
     }
 

@@ -147,6 +147,24 @@ def test_an_archive_has_no_names_and_no_folders(archive: Path, tiny_run: Callabl
     assert {MANIFEST, "contract.json", *(network_file(0, name) for name in (CONFIG, NETWORK, WEIGHTS))} <= files.keys()
 
 
+def test_names_of_accounts_cases_and_groups_stay_at_home(tiny_run: Callable[..., Path], tmp_path: Path) -> None:
+    state = torch.load(tiny_run() / "checkpoints/best.pt", weights_only=True)
+    config, split = state["config"], state["split"]
+    config["log"] |= {"mlflow": {"uri": "https://me:secret@host.org"}, "wandb": {"tags": ["organ:liver"]}}
+    config["data"] |= {"fold": "Muster", "group": "who", "annotated": {"Muster_1": ["ball1"]}, "series": "Thorax:B31f"}
+    split |= {"fold": "Muster", "methods": [{"name": "held_out", "group": "who"}]}
+    shutil.copytree(tiny_run(), run := tmp_path / "run")
+    for name in ("best.pt", "last.pt"):
+        torch.save(state, run / "checkpoints" / name)
+    (run / "split.json").write_text(json.dumps(split))
+    path = export_archive([run], ExportOptions("fseg", tmp_path / "it.fseg", cases=0)).path
+    text = b"".join(content for name, content in files_of(path).items() if not name.endswith(WEIGHTS)).decode()
+    assert not [word for word in ("secret", "Muster", "organ:liver") if word in text]
+    found = read_checkpoint(path)
+    assert found["config"]["data"]["fold"] == found["split"]["fold"] == "held_out"
+    assert fusionseg.load_run(path).config.data.series == "Thorax:B31f"  # a name, and no code
+
+
 def test_the_same_run_gives_the_same_bytes(archive: Path, tiny_run: Callable[..., Path], tmp_path: Path) -> None:
     words = ["export", str(tiny_run()), "--format", "fseg", "--cases", "0", "--licence", "CC-BY-4.0"]
     assert cli.main([*words, "-o", str(tmp_path / "again.fseg")]) == 0
@@ -274,6 +292,7 @@ def test_code_is_imported_only_by_an_explicit_word(
 
 def test_a_text_that_names_no_code_is_no_code() -> None:
     plain = {"a": ["run:1", "x: y", ":Net", "time 10:30", "http://x.org/a"], "b": {"name": "unet"}}
+    plain["data"] = {"series": "Thorax:B31f", "labels": {"tumour:core": 1}, "also": [{"series": "Abdomen:B"}]}
     assert trusted_config(plain, Path("it.fseg")) == plain
 
 
@@ -290,6 +309,22 @@ def test_parts_from_outside_are_exported_with_a_word_about_them(
     monkeypatch.setenv(TRUST, "monai.transforms:Identityd")
     mask = fusionseg.predict(exported.path, scan, device="cpu")
     np.testing.assert_array_equal(mask, fusionseg.predict(tiny_run(), scan, device="cpu"))
+
+
+def test_a_part_by_its_path_is_named_as_the_archive_has_it(
+    tiny_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    (elsewhere / "mine.py").write_text("def same(item):\n    return item\n")
+    state = torch.load(tiny_run() / "checkpoints/best.pt", weights_only=True)
+    state["config"]["data"]["transforms"] = [{"name": f"{elsewhere}/mine.py:same", "args": {}}]
+    torch.save(state, tmp_path / "with_part.pt")
+    runs, options = [tmp_path / "with_part.pt"], ExportOptions("fseg", tmp_path / "it.fseg", cases=0)
+    assert f"{TRUST}=mine.py:same;" in export_archive(runs, options).parity["not_compared"]
+    monkeypatch.setenv(TRUST, "mine.py:same")
+    assert "mine" in export_archive(runs, options).parity["not_compared"]  # is not in the working directory
+    monkeypatch.chdir(elsewhere)
+    assert export_archive(runs, options).parity["not_compared"] == "--cases 0"
 
 
 def test_the_file_of_an_archive(archive: Path, tiny_run: Callable[..., Path], tmp_path: Path) -> None:

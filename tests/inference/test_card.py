@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from statistics import fmean
@@ -14,9 +15,10 @@ import pytest
 
 import fusionseg
 from fusionseg import cli
+from fusionseg.data.splits.method import SplitMethod
 from fusionseg.export.archive import export_archive
 from fusionseg.export.card.claim import COUNT, ITEMS, claim_answers
-from fusionseg.export.card.facts import card_facts, energy_kwh
+from fusionseg.export.card.facts import card_facts, energy_kwh, fold_text
 from fusionseg.export.card.files import card_documents, write_card
 from fusionseg.export.card.text import AUTHOR
 from fusionseg.export.export import ExportOptions
@@ -112,6 +114,14 @@ def test_the_checklist_has_all_items(run: Path) -> None:
     answers = claim_answers(facts)
     assert documents["claim.md"].count(AUTHOR) == 44 - len(answers)
     assert {32, 37} <= answers.keys() and 33 not in answers  # it was evaluated on its own validation cases alone
+
+
+def test_the_fold_has_no_setting_without_effect(run: Path) -> None:
+    split = read_split(run)
+    assert fold_text(split) == f"{split.fold} of {split.folds}, counted from 0, seed {split.fold_seed}"
+    assert fold_text(replace(split, fold=1, methods=(SplitMethod("file"),))) == "1, counted from 0"
+    assert fold_text(replace(split, fold="Muster", methods=(SplitMethod("held_out"),))) == "one group validates"
+    assert fold_text(replace(split, fold="all", methods=(SplitMethod("all"),))).startswith("none")
 
 
 def test_an_edited_card_stays_and_is_exported(run: Path, tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ SPLIT_KEYS = ("splits", "table", "group", "stratify", "weight", "target")
 """Keys of the section that its dump leaves out where they have their defaults."""
 AUTO, NONE = "auto", "none"
 """Values of `data.splits` that name no file."""
+HELD_OUT = "held_out"
+"""The value that stands for the name of a group in files that are published."""
 CLASSES = "classes"
 """The value of `data.stratify` that balances the classes of the labels."""
 
@@ -20,6 +22,15 @@ CLASSES = "classes"
 def is_pattern(group: str) -> bool:
     """Tell whether `data.group` is a regular expression on the names of the cases. Otherwise it is a column."""
     return "(" in group
+
+
+def anonymous_fold(fold: int | str) -> int | str:
+    """The value of `data.fold` with "held_out" in place of the name of a group, which may be that of a patient.
+
+    Args:
+        fold: a number, "all", or the name of a group.
+    """
+    return HELD_OUT if isinstance(fold, str) and fold != ALL else fold
 
 
 def _known_fold(value: Any) -> Any:

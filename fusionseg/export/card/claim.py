@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fusionseg.export.card.facts import VALIDATION, CardFacts, entry
+from fusionseg.export.card.facts import VALIDATION, CardFacts, entry, fold_text
 from fusionseg.export.card.text import AUTHOR, UNKNOWN
 from fusionseg.runs.evaluations import SUMMARY
 from fusionseg.runs.paths import BEST, CONFIG, SPLIT
@@ -141,7 +141,7 @@ def _partitions(facts: CardFacts) -> dict[int, str]:
     groups = any(case.group is not None for case in (*split.training, *split.validation))
     level = "groups (data.group)" if groups else "cases; the author says whether a patient has several"
     return {
-        19: f"{methods}, fold {split.fold} of {split.folds}, seed {split.fold_seed}; {SPLIT} has each case",
+        19: f"{methods}; fold: {fold_text(split)}; {SPLIT} has each case",
         20: level,
         35: f"{len(split.training)} training and {len(split.validation)} validation cases; the author adds others",
     }

@@ -138,6 +138,21 @@ def entry(plain: Mapping[str, Any] | None, *keys: str) -> Any:
     return value
 
 
+def fold_text(split: Split) -> str:
+    """The fold of a split in words, without settings that had no effect and without the name of a group.
+
+    Args:
+        split: the cases of the run.
+    """
+    if split.validates_none:
+        return "none: all cases are training cases"
+    if not isinstance(split.fold, int):
+        return "one group validates"
+    if all(method.states_folds for method in split.method_of_each):
+        return f"{split.fold}, counted from 0"
+    return f"{split.fold} of {split.folds}, counted from 0, seed {split.fold_seed}"
+
+
 def refuse_other_tasks(facts: CardFacts, run: Path) -> None:
     """Refuse a run that is no segmentation.
 

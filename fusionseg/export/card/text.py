@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fusionseg.export.card.facts import SHOWN, VALIDATION, CardFacts, Measured, entry
+from fusionseg.export.card.facts import SHOWN, VALIDATION, CardFacts, Measured, entry, fold_text
 from fusionseg.inference.statistics.tables import interval_text
 from fusionseg.utils.tables import markdown_table, plain_number
 
@@ -68,9 +68,9 @@ def _data(facts: CardFacts) -> list[str]:
         ("training cases", len(split.training)),
         ("validation cases", len(split.validation)),
         ("split", ", ".join(dict.fromkeys(method.name for method in split.method_of_each))),
-        ("fold", f"{split.fold} of {split.folds}" if isinstance(split.fold, int) else split.fold),
+        ("fold", fold_text(split)),
         ("digest of the training images", _digest([case.image for case in split.training])),
-        ("digest of the validation images", _digest([case.image for case in split.validation])),
+        ("digest of the validation images", _digest([case.image for case in split.validation]) or "none"),
         ("cases with partial annotation", annotated),
         ("first weights", _start(facts)),
         ("validation cases that were trained on", len(split.trained_on)),

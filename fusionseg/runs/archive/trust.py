@@ -12,6 +12,14 @@ from fusionseg.utils.errors import UserError
 
 TRUST = "FUSIONSEG_TRUST"
 """Environment variable with the dotted paths, separated by commas, that archives may name."""
+_NAMES = {
+    *(("data", key) for key in ("series", "labels", "classes", "regions", "ignore", "annotated", "sampling")),
+    *(("data", key) for key in ("fold", "group", "stratify", "weight", "target")),
+    *(("data", "also", key) for key in ("series", "group")),
+    ("augment", "mirror_pairs"),
+    *(("evaluate", key) for key in ("lesions", "vessels")),
+}
+"""Keys of names that are never imported, such as those of classes. A colon in them, as in "tumour:core", is allowed."""
 
 
 def trusted_config(plain: dict[str, Any], archive: Path) -> dict[str, Any]:
@@ -28,7 +36,7 @@ def trusted_config(plain: dict[str, Any], archive: Path) -> dict[str, Any]:
         UserError: it names code that `FUSIONSEG_TRUST` does not list.
     """
     trusted = {name.strip() for name in os.environ.get(TRUST, "").split(",")}
-    refused = {text: key for key, text in _texts(plain) if _names_code(text) and text not in trusted}
+    refused = {text: ".".join(key) for key, text in _texts(plain) if _names_code(text) and text not in trusted}
     if refused:
         listed = ",".join(sorted(refused))
         where = "; ".join(f"{key}: {text}" for text, key in sorted(refused.items()))
@@ -47,14 +55,15 @@ def _names_code(text: str) -> bool:
     return bool(module) and all(part.isidentifier() for part in attribute.split("."))
 
 
-def _texts(plain: Any, at: str = "") -> Iterator[tuple[str, str]]:
+def _texts(plain: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield each text in plain values with its key. A key is a text too: some sections are named by their keys."""
     if isinstance(plain, str):
         yield at, plain
     elif isinstance(plain, Mapping):
         for key, value in plain.items():
             yield at, str(key)
-            yield from _texts(value, f"{at}.{key}" if at else str(key))
+            if (*(name for name in at if not name.isdecimal()), str(key)) not in _NAMES:
+                yield from _texts(value, (*at, str(key)))
     elif isinstance(plain, list | tuple):
         for index, value in enumerate(plain):
-            yield from _texts(value, f"{at}.{index}")
+            yield from _texts(value, (*at, str(index)))

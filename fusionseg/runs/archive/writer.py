@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusionseg.config.outside_part import without_sources
+from fusionseg.runs.archive.anonymous import anonymous_config, anonymous_split
 from fusionseg.runs.archive.layout import CONFIG, MANIFEST, NETWORK, VERSION, WEIGHTS, network_file
-from fusionseg.runs.cases.split import Split, SplitCase
+from fusionseg.runs.cases.split import Split
 from fusionseg.runs.json_files import JsonObject
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import json_text, whole_file
@@ -93,35 +93,10 @@ def _files_of(network: ArchivedNetwork) -> dict[str, bytes]:
         "step": network.step,
         "channels": list(network.channels),
         "labels": {str(index): name for index, name in network.labels.items()},
-        "split": None if network.split is None else _without_places(_without_names(network.split).to_json()),
+        "split": None if network.split is None else anonymous_split(network.split),
     }
-    config = _without_places(without_sources(dict(network.config), ("found_in",)))
     return {
-        CONFIG: json_text(config).encode("utf-8"),
+        CONFIG: json_text(anonymous_config(network.config)).encode("utf-8"),
         NETWORK: json_text(facts).encode("utf-8"),
         WEIGHTS: safetensors_bytes(network.weights),
     }
-
-
-def _without_names(split: Split) -> Split:
-    """The split with numbers in place of the names of cases and groups, which may be those of patients."""
-
-    def unnamed(kind: str, cases: Sequence[SplitCase]) -> tuple[SplitCase, ...]:
-        return tuple(
-            replace(case, name=f"{kind}_{number:04d}", group=None, target=None)
-            for number, case in enumerate(cases, start=1)
-        )
-
-    training, validation = unnamed("training", split.training), unnamed("validation", split.validation)
-    return replace(split, training=training, validation=validation)
-
-
-def _without_places(plain: Any) -> Any:
-    """Plain values with the last name of each absolute path: folders of the machine say nothing elsewhere."""
-    if isinstance(plain, Mapping):
-        return {key: _without_places(value) for key, value in plain.items()}
-    if isinstance(plain, list | tuple):
-        return [_without_places(value) for value in plain]
-    if isinstance(plain, str) and plain.startswith(("/", "~")):
-        return Path(plain).name or plain
-    return plain
