@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fusionseg.data.preprocessing.volume import Volume
 from fusionseg.inference.streaming.chunks import CHUNK_VALUES, sampled_chunks, summed_probabilities
-from fusionseg.inference.streaming.logits import Rows, StreamSettings, stream_logits
+from fusionseg.inference.streaming.logits import Rows, StreamSettings, _OpenRows, stream_logits
 from fusionseg.inference.streaming.member_volume import MemberVolume
 from fusionseg.inference.streaming.memory import slabs, stream_memory
 from fusionseg.inference.streaming.window_layout import WindowLayout
@@ -207,6 +207,36 @@ GRIDS: dict[str, tuple[NDArray[np.float64], tuple[int, int, int]]] = {
 def volume_of(name: str) -> Volume:
     affine, shape = GRIDS[name]
     return Volume(image(*shape).numpy(), None, affine, (14, 22, 18), BASE)
+
+
+def test_rows_are_freed_before_the_next_windows_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A view of them in the loop of the caller would keep them: the memory of a large volume would be nearly twice the
+    bound."""
+    closed: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+    model = network()
+
+    class Counting(nn.Module):
+        def forward(self, windows: Tensor) -> Tensor:
+            alive.append(sum(one() is not None for one in closed))
+            return model(windows)  # type: ignore[no-any-return]
+
+    original = _OpenRows.close
+
+    def close(rows: _OpenRows, segment: Any) -> Tensor:
+        logits = original(rows, segment)
+        closed.append(weakref.ref(logits))
+        return logits
+
+    monkeypatch.setattr(_OpenRows, "close", close)
+    monkeypatch.setattr("fusionseg.inference.streaming.chunks.CHUNK_VALUES", OUTPUTS * 22 * 18)  # a plane at a time
+    volume = volume_of("same")
+    member = MemberVolume(volume, Counting(), (4, 22, 18), 0.5, 1)
+    whole = (slice(0, 14), slice(0, 22), slice(0, 18))
+    for chunk, sampled in sampled_chunks([member.rows(None, 0, settings())], whole, 0, OUTPUTS):
+        assert sampled[0] is not None and sampled[0].box == chunk
+    assert len(closed) > 5 and len(alive) > 5
+    assert max(alive) == 0
 
 
 @pytest.mark.parametrize("name", GRIDS)

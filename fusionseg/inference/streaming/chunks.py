@@ -59,14 +59,16 @@ def sampled_chunks(
         outputs: number of outputs of the networks.
 
     Yields:
-        A box of the original grid, and the logits of each member at it.
+        A box of the original grid, and the logits of each member at it. The list is emptied before the next one.
     """
     for part in _divided(slab, axis, CHUNK_VALUES // outputs):
         for member in members:
             member.advance(part)
         across = max((other for other in range(3) if other != axis), key=lambda one: slab[one].stop - slab[one].start)
         for chunk in _divided(part, across, CHUNK_VALUES // outputs):
-            yield chunk, [member.sample(chunk) for member in members]
+            sampled = [member.sample(chunk) for member in members]
+            yield chunk, sampled
+            sampled.clear()  # views of rows: the caller's variable would keep them while the next windows are computed
 
 
 def _divided(box: Box, axis: int, voxels: int) -> Iterator[Box]:
