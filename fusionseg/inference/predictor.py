@@ -215,9 +215,9 @@ class Predictor:
         outputs, budget = self.scheme.num_outputs, self._budget_bytes()
         members = [self._member_volume(index, volume, budget) for index, volume in enumerate(case.volumes)]
         axis = members[0].longest_axis()
-        needed = stream_memory(members, axis, outputs)
-        stitch = self._stitch_device(needed)
-        parts = list(slabs(case.shape, axis, needed, budget if stitch.type == "cpu" else inf))
+        stitch = self._stitch_device(stream_memory(members, axis, outputs))
+        limit = budget if stitch.type == "cpu" else inf
+        parts = slabs(members, axis, outputs, limit, elsewhere=self.device.type != stitch.type)
         for part in parts:
             rows = [
                 volume.rows(part if len(parts) > 1 else None, axis, self._stream_settings(member, stitch))
@@ -248,9 +248,11 @@ class Predictor:
     def _member_volume(self, index: int, volume: Volume, budget_bytes: float) -> MemberVolume:
         member = self.members[index]
         settings, patch = self.settings(member), member.config.data.patch
-        batch = batch_of_windows(settings.window_batch, patch, self.scheme.num_outputs, budget_bytes)
         network = WindowNetwork(member, self.device, self._flips[index], self.orders[index][1])
-        return MemberVolume(volume, network, patch, settings.overlap, batch)
+        batch = settings.window_batch
+        if self.device.type == "cpu":  # the host's memory does not limit the windows of a GPU
+            batch = batch_of_windows(batch, patch, self.scheme.num_outputs, network.copies, budget_bytes)
+        return MemberVolume(volume, network, patch, settings.overlap, batch, network.copies)
 
     def settings(self, member: TrainedNetwork) -> ValidateConfig:
         """The settings of the sliding window: those of the member's validation, with the overlap of the options.

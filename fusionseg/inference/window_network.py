@@ -34,6 +34,12 @@ class WindowNetwork:
         self._flips = flips
         self._outputs = None if list(outputs) == list(range(len(outputs))) else list(outputs)
 
+    @property
+    def copies(self) -> int:
+        """Arrays of the size of the logits at the same time: those of the network before and after a change of their
+        order, and the sum over the flips."""
+        return 1 + (self._outputs is not None) if len(self._flips) == 1 else 3
+
     def __call__(self, windows: Tensor) -> Tensor:
         """The logits (N, K, X, Y, Z), float32, of windows (N, C, X, Y, Z); the mean over the flips."""
         set_kernels(self._member.config.train, self._device)  # the members of an ensemble may differ

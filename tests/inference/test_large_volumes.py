@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from fusionseg import cli
+from fusionseg.inference import predictor as predictor_module
 from fusionseg.inference.predictor import PredictOptions, Predictor
 
 TURNED = np.array([[0, 0, -2.0, 10], [-1.0, 0, 0, 5], [0, 1.0, 0, 3], [0, 0, 0, 1]])
@@ -21,7 +23,7 @@ TURNED = np.array([[0, 0, -2.0, 10], [-1.0, 0, 0, 5], [0, 1.0, 0, 3], [0, 0, 0, 
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A volume larger than the windows along two axes and smaller along one, whose axes lie in another order."""
-    values = np.random.default_rng(0).normal(0, 100, (8, 24, 9)).astype(np.float32)
+    values = np.random.default_rng(0).normal(0, 100, (60, 70, 9)).astype(np.float32)
     path = tmp_path_factory.mktemp("scan") / "scan.nii.gz"
     nibabel.save(nibabel.Nifti1Image(values, TURNED), path)
     return path
@@ -30,10 +32,22 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("changes", [{}, {"spacing": [1.3, 1.5, 0.9]}], ids=["same_voxels", "resampled"])
 @pytest.mark.parametrize("members", [1, 2])
 def test_any_memory_gives_the_same_prediction(
-    tiny_run: Callable[..., Path], scan: Path, changes: dict[str, Any], members: int
+    tiny_run: Callable[..., Path],
+    scan: Path,
+    changes: dict[str, Any],
+    members: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The second network of an ensemble reads other voxels than the first one."""
-    results = []
+    results, divisions = [], []
+    divide = predictor_module.slabs
+
+    def recorded(*given: Any, **options: Any) -> Any:
+        divisions.append(len(divide(*given, **options)))
+        return divide(*given, **options)
+
+    monkeypatch.setattr(predictor_module, "slabs", recorded)
     for memory_gb in (None, 1e-9):
         predictor = Predictor([tiny_run()] * members, PredictOptions("cpu", memory_gb=memory_gb))
         first = predictor.members[0]
@@ -44,7 +58,10 @@ def test_any_memory_gives_the_same_prediction(
         probabilities = predictor.empty_probabilities(case)
         results.append((predictor.outputs_of(case, probabilities), probabilities))
     (mask, probabilities), *others = results
-    assert mask.shape == (8, 24, 9) and len(np.unique(mask)) > 1
+    told = capsys.readouterr().err
+    assert divisions[0] == 1 < divisions[1]
+    assert re.search(r"memory: the logits of this volume take about 0\.00\d+ GB, of which 1e-09 GB", told)
+    assert mask.shape == (60, 70, 9) and len(np.unique(mask)) > 1
     for other_mask, other in others:
         np.testing.assert_allclose(other, probabilities, atol=1e-5)
         assert (other_mask == mask).mean() > 0.999

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from itertools import product
+from collections.abc import Callable
+from itertools import accumulate, pairwise, product
 from typing import Any
 
 import numpy as np
@@ -248,19 +249,69 @@ def test_the_way_to_the_file_is_that_of_positions(name: str, monkeypatch: pytest
         torch.from_numpy(volume.image)[None], member.patch, 4, model, overlap=0.25, mode="gaussian"
     )
     assert isinstance(logits, Tensor)
-    for axis, values, budget, sigmoid in (
-        (member.longest_axis(), CHUNK_VALUES, 1e12, False),
-        (0, OUTPUTS * 30, 1e12, True),
-        (1, OUTPUTS * 700, 3e5, False),
-        (2, 1, 1.0, False),
+    for axis, values, edges, sigmoid in (
+        (member.longest_axis(), CHUNK_VALUES, (0, 14), False),
+        (0, OUTPUTS * 30, (0, 14), True),
+        (1, OUTPUTS * 700, (0, 4, 14), False),
+        (2, 1, (0, 1, 5, 9, 14), False),
     ):
         monkeypatch.setattr("fusionseg.inference.streaming.chunks.CHUNK_VALUES", values)
         found = torch.full((OUTPUTS, 14, 22, 18), torch.nan)
-        needed = stream_memory([member, member], axis, OUTPUTS)
-        parts = list(slabs((14, 22, 18), axis, needed, budget))
-        for part in parts:
-            rows = [member.rows(part if len(parts) > 1 else None, axis, settings(sigmoid=sigmoid)) for _ in range(2)]
+        for start, stop in pairwise(edges):
+            part = (slice(start, stop), slice(0, 22), slice(0, 18))
+            slab = part if len(edges) > 2 else None
+            rows = [member.rows(slab, axis, settings(sigmoid=sigmoid)) for _ in range(2)]
             for chunk, sampled in sampled_chunks(rows, part, axis, OUTPUTS):
                 found[(slice(None), *chunk)] = summed_probabilities(sampled, chunk, OUTPUTS, sigmoid=sigmoid) / 2
         expected = expected_probabilities(logits[0], volume, sigmoid=sigmoid)
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+
+
+# -- memory --------------------------------------------------------------------------------------------------
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """The peak of all tensors that a call allocates."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
+    events = [one for one in profiler.profiler.kineto_results.events() if one.name() == "[memory]"]
+    return max(accumulate(one.nbytes() for one in sorted(events, key=lambda one: one.start_ns())))
+
+
+def repeated(windows: Tensor) -> Tensor:
+    """Logits without other memory than their own."""
+    return windows.expand(-1, OUTPUTS, -1, -1, -1).contiguous()
+
+
+LARGE: dict[str, tuple[NDArray[np.float64], tuple[int, int, int]]] = {
+    "same": (np.eye(4), (40, 64, 72)),
+    "thick_slices": (np.diag([2.0, 2.0, 5.0, 1.0]), (20, 32, 14)),
+    "turned": (moved(np.eye(4), (0, 63, 71), np.array([[1.0, 0, 0], [0, 0, -1], [0, -1, 0]])), (40, 72, 64)),
+    "oblique": (oblique(15, 1, 1, 1), (32, 48, 48)),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_the_memory_is_that_of_the_estimate(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peak of all tensors, for the whole volume and in as many slabs as three quarters of its memory need."""
+    monkeypatch.setattr("fusionseg.inference.streaming.chunks.CHUNK_VALUES", 30_000)
+    affine, shape = LARGE[name]
+    volume = Volume(image(40, 64, 72).numpy(), None, np.eye(4), shape, affine)
+    member = MemberVolume(volume, repeated, (12, 12, 12), 0.5, 4)
+    axis = member.longest_axis()
+    whole = stream_memory([member], axis, OUTPUTS)
+    for budget in (whole.total, 0.75 * whole.total):
+        parts = slabs([member], axis, OUTPUTS, budget)
+        assert (len(parts) == 1) == (budget == whole.total) and len(parts) < 6
+        for part in parts[:2]:
+            slab = part if len(parts) > 1 else None
+
+            def predict(slab: Any = slab, part: Any = part) -> None:
+                rows = [member.rows(slab, axis, settings())]
+                for chunk, sampled in sampled_chunks(rows, part, axis, OUTPUTS):
+                    summed_probabilities(sampled, chunk, OUTPUTS, sigmoid=False)
+
+            needed = stream_memory([member], axis, OUTPUTS, slab).total
+            peak = peak_bytes(predict)
+            assert needed <= budget and 0.5 * needed < peak < needed + 2 * volume.image.nbytes

@@ -14,8 +14,8 @@ from fusionseg.inference.streaming.row_buffer import RowBuffer
 from fusionseg.inference.streaming.window_layout import Box, Shape
 
 CHUNK_VALUES = 2_000_000
-"""Largest number of values (voxels times outputs) that are interpolated at once. A chunk has at least one line of
-voxels."""
+"""Largest number of values (voxels times outputs) that are interpolated at once, on the original grid and on that of
+the prepared volume. A chunk has at least one line of voxels."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class MemberRows:
     """Of the rows."""
     offset: Shape
     """The voxel of the prepared volume at which the rows begin."""
+    scale: float
+    """Voxels of the prepared volume for one of the original grid."""
 
     def advance(self, part: Box) -> None:
         """Read the rows that a part of the original grid needs."""
@@ -61,14 +63,38 @@ def sampled_chunks(
     Yields:
         A box of the original grid, and the logits of each member at it. The list is emptied before the next one.
     """
-    for part in _divided(slab, axis, CHUNK_VALUES // outputs):
+    voxels = _voxels_at_once(outputs, [member.scale for member in members])
+    for part in _divided(slab, axis, voxels):
         for member in members:
             member.advance(part)
-        across = max((other for other in range(3) if other != axis), key=lambda one: slab[one].stop - slab[one].start)
-        for chunk in _divided(part, across, CHUNK_VALUES // outputs):
+        for chunk in _divided(part, _across(slab, axis), voxels):
             sampled = [member.sample(chunk) for member in members]
             yield chunk, sampled
             sampled.clear()  # views of rows: the caller's variable would keep them while the next windows are computed
+
+
+def largest_chunk(slab: Box, axis: int, outputs: int, scales: Sequence[float]) -> tuple[Box, Box]:
+    """A part in the middle of a slab whose rows are read at once, and a chunk of it; see `sampled_chunks`.
+
+    Args:
+        slab, axis, outputs: those of `sampled_chunks`.
+        scales: of the members, see `MemberRows`.
+    """
+    voxels = _voxels_at_once(outputs, scales)
+    parts = list(_divided(slab, axis, voxels))
+    part = parts[(len(parts) - 1) // 2]
+    chunks = list(_divided(part, _across(slab, axis), voxels))
+    return part, chunks[(len(chunks) - 1) // 2]
+
+
+def _voxels_at_once(outputs: int, scales: Sequence[float]) -> int:
+    """The number of voxels of the original grid that are interpolated at once."""
+    return int(CHUNK_VALUES / outputs / max(1.0, *scales))
+
+
+def _across(slab: Box, axis: int) -> int:
+    """The longest other axis of a slab."""
+    return max((other for other in range(3) if other != axis), key=lambda one: slab[one].stop - slab[one].start)
 
 
 def _divided(box: Box, axis: int, voxels: int) -> Iterator[Box]:

@@ -43,6 +43,9 @@ class GridMap(ABC):
     border. Voxels that are a voxel or more outside were removed by the foreground crop, and are background.
     """
 
+    position_bytes = 0
+    """Memory of the positions of a voxel, beside its logits."""
+
     @abstractmethod
     def needed(self, chunk: Box) -> Box | None:
         """The part of the prepared volume that is needed at a chunk of the original grid; None if all of it is outside.
@@ -176,6 +179,9 @@ class _ParallelMap(GridMap):
 
 class _PositionMap(GridMap):
     """Grids whose axes are not parallel: a position for each voxel."""
+
+    position_bytes = 120
+    """Four arrays of three float64 at the same time, one of float32, and masks."""
 
     def __init__(self, mapping: NDArray[np.float64], prepared: Sequence[int]) -> None:
         self._mapping = mapping

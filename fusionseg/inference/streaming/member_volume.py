@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -35,6 +34,8 @@ class MemberVolume:
     """Of neighbouring windows, as a share of the window."""
     batch: int
     """Windows in one forward pass."""
+    copies: int = 1
+    """Arrays of the size of the logits of a forward pass that `network` holds at the same time."""
 
     @property
     def shape(self) -> Shape:
@@ -57,11 +58,22 @@ class MemberVolume:
         shares = [edge / max(size, edge) for size, edge in zip(self.shape, self.patch, strict=True)]
         return int(np.abs(self.mapping[int(np.argmin(shares)), :3]).argmax())
 
-    def layout(self, axis: int) -> WindowLayout:
-        """The windows in order along an axis of the original grid."""
+    @property
+    def scale(self) -> float:
+        """Voxels of the prepared volume for one of the original grid."""
+        return float(abs(np.linalg.det(self.mapping[:3, :3])))
+
+    def layout(self, axis: int, box: Box | None = None) -> WindowLayout:
+        """The windows in order along an axis of the original grid.
+
+        Args:
+            axis: of the original grid.
+            box: a part of the prepared volume; None means all of it.
+        """
         along = self.mapping[:3, axis]
         prepared = int(np.abs(along).argmax())
-        return WindowLayout.of(self.shape, self.patch, self.overlap, prepared, descending=bool(along[prepared] < 0))
+        x, y, z = self.shape if box is None else (side.stop - side.start for side in box)
+        return WindowLayout.of((x, y, z), self.patch, self.overlap, prepared, descending=bool(along[prepared] < 0))
 
     def rows(self, slab: Box | None, axis: int, settings: StreamSettings) -> MemberRows:
         """Begin the stream of the rows that cover a slab of the original grid.
@@ -71,25 +83,25 @@ class MemberVolume:
             axis: the axis of the original grid along which the rows are in order.
             settings: the settings of the stream.
         """
-        box: Sequence[slice] = [slice(0, size) for size in self.shape]
-        if slab is not None:
-            box = self.box_of_windows(slab)
+        box = self.box_of_windows(slab)
         x, y, z = box
         image = torch.from_numpy(np.ascontiguousarray(self.volume.image[:, x, y, z]))
-        along = self.layout(axis)
-        _, *shape = image.shape
-        layout = WindowLayout.of(
-            (shape[0], shape[1], shape[2]), self.patch, self.overlap, along.axis, descending=along.descending
-        )
+        layout = self.layout(axis, box)
         stream = stream_logits(self.network, image, self.volume.background, layout, self.batch, settings)
         buffer = RowBuffer(stream, layout.axis, descending=layout.descending)
-        return MemberRows(buffer, self.grid, layout.axis, (x.start, y.start, z.start))
+        return MemberRows(buffer, self.grid, layout.axis, (x.start, y.start, z.start), self.scale)
 
-    def box_of_windows(self, slab: Box) -> Box:
+    def box_of_windows(self, slab: Box | None) -> Box:
         """The part of the prepared volume that the windows over a slab of the original grid cover.
 
         Sliding windows over this part have the same positions as those of the whole volume.
+
+        Args:
+            slab: a box of the original grid; None means the whole prepared volume.
         """
+        if slab is None:
+            x, y, z = (slice(0, size) for size in self.shape)
+            return x, y, z
         needed = self.grid.needed(slab) or tuple(slice(0, 1) for _ in range(3))
         x, y, z = (
             slice(*window_span(size, edge, self.overlap, side.start, side.stop - 1))
