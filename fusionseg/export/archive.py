@@ -68,7 +68,8 @@ def export_archive(runs: Sequence[Path], options: ExportOptions) -> Archived:
         evaluation_config(runs[0], options.overrides)  # a wrong setting is refused before the export
     predictor, members = _load(runs, options.checkpoint)
     name = members[0].config.name
-    documents = card_documents(runs, options.licence) if predictor is not None else {}
+    steps = {member.path: member.step for member in members}
+    documents = card_documents(runs, options.licence, steps) if predictor is not None else {}
     if predictor is not None:
         documents[CONTRACT] = json_text(
             {**contract_of(predictor, name=name, licence=options.licence), "format": FORMAT}

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from monai.inferers import SlidingWindowInferer
 from torch import nn
 
 from fusionseg.export.contract import CONTRACT
-from fusionseg.export.programs import write_program
+from fusionseg.export.programs import has_fixed_device, write_program
 from fusionseg.export.standalone.bundle import Evaluator, Postprocess, Preprocess, load_program
 from fusionseg.runs.archive.writer import safetensors_bytes
 from fusionseg.runs.json_files import JsonObject
@@ -50,10 +49,14 @@ def write_bundle_program(model: nn.Module, shape: tuple[int, ...], folder: Path)
     problems = []
     for kind, name in _PROGRAMS.items():
         try:
-            return {"program": name, "batch": write_program(kind, model, shape, folder / name)}
+            batch = write_program(kind, model, shape, folder / name)
         except UserError as error:
             problems += error.problems
-            (folder / name).unlink(missing_ok=True)
+        else:
+            if kind != "torchscript" or not has_fixed_device(folder / name):
+                return {"program": name, "batch": batch}
+            problems.append(f"--format {kind}: the program of this network runs on the CPU alone")
+        (folder / name).unlink(missing_ok=True)
     raise UserError(problems)
 
 
@@ -101,6 +104,7 @@ def inference_config(contract: JsonObject) -> JsonObject:
         "network_def": {
             "_target_": f"{scripts}.load_program",
             "path": f"$@bundle_root + '/{member['program']}'",
+            "device": "@device",
         },
         "network": "$@network_def.to(@device)",
         "preprocessing": {"_target_": f"{scripts}.Preprocess", "contract": "@contract"},
@@ -115,6 +119,8 @@ def inference_config(contract: JsonObject) -> JsonObject:
             "sw_batch_size": window["batch"],
             "overlap": window["overlap"],
             "mode": window["blend"],
+            "sw_device": "@device",
+            "device": "cpu",
         },
         "postprocessing": {
             "_target_": f"{scripts}.Postprocess",
@@ -128,7 +134,6 @@ def inference_config(contract: JsonObject) -> JsonObject:
             "network": "@network",
             "inferer": "@inferer",
             "postprocessing": "@postprocessing",
-            "device": "@device",
             "overwrite": "@overwrite",
         },
         "run": ["$@evaluator.run()"],
@@ -144,6 +149,7 @@ def metadata(contract: JsonObject) -> JsonObject:
     (member,) = contract["members"]
     channels, output = contract["channels"], contract["output"]
     names = ", ".join(output["names"])
+    structures = ", ".join(name for name, value in zip(output["names"], output["values"], strict=True) if value != 0)
     patch = member["window"]["patch"]
     tensor = {"type": "image", "spatial_shape": patch, "dtype": "float32", "value_range": [], "is_patch_data": True}
     return {
@@ -155,7 +161,7 @@ def metadata(contract: JsonObject) -> JsonObject:
         "numpy_version": version("numpy"),
         "required_packages_version": {name: version(name) for name in ("nibabel", "fire")},
         "name": contract["name"],
-        "task": f"segmentation of {names} in 3D images",
+        "task": f"segmentation of {structures} in 3D images",
         "description": f"{member['network']['name']}, trained and exported by fusionseg; docs/README.md describes it",
         "authors": NOT_STATED,
         "copyright": contract["licence"] or NOT_STATED,
@@ -200,19 +206,22 @@ def _intensity_text(settings: JsonObject) -> str:
 def _readme(contract: JsonObject) -> str:
     (member,) = contract["members"]
     packages = " ".join(f"{name}=={version(name).partition('+')[0]}" for name in ("torch", "monai", "nibabel", "fire"))
-    rows = [f"| {value} | {name} |" for value, name in contract["output"]["value_names"].items()]
+    names = contract["output"]["value_names"]
+    rows = [f"| {value} | {name} |" for value, name in names.items()]
+    structures = ", ".join(name for value, name in names.items() if value != "0")
     return "\n".join(
         [
             f"# {contract['name']}",
             "",
-            f"A {member['network']['name']} that segments {', '.join(contract['output']['value_names'].values())}.",
+            f"A {member['network']['name']} that segments {structures}.",
             "",
             "```",
             f"pip install {packages}",
             "python -m monai.bundle run --config_file configs/inference.json --dataset_dir IMAGES --output_dir MASKS",
             "```",
             "",
-            "Call it in this folder, or add `--bundle_root` with its path. `IMAGES` is a folder of NIfTI files, one for"
+            "Call it in this folder; from another one, it is `--config_file BUNDLE/configs/inference.json --bundle_root"
+            " BUNDLE`. `IMAGES` is a folder of NIfTI files, one for"
             f" each case{_channel_files(contract['channels'])}. The masks have the geometry of the images."
             " `--overwrite True` replaces masks.",
             "",
@@ -223,7 +232,8 @@ def _readme(contract: JsonObject) -> str:
             *rows,
             "",
             "`models/model.safetensors` has the weights alone, for fine-tuning. `parity.json` has the comparison of the"
-            " masks with those of `fusionseg predict`, and `contract.json` every setting that your own program needs.",
+            " masks with those of `fusionseg predict`, with the names of the compared cases."
+            " `contract.json` has every setting that your own program needs.",
             "",
             f"Licence of the weights: {contract['licence'] or NOT_STATED}.",
             "",
@@ -248,5 +258,5 @@ def bundle_evaluator(folder: Path, contract: JsonObject) -> Evaluator:
     settings = {key: value for key, value in inference_config(contract)["inferer"].items() if key != "_target_"}
     network = load_program(str(folder / member["program"]))
     postprocess = Postprocess(contract, str(folder))
-    inferer = SlidingWindowInferer(**settings)
-    return Evaluator([], Preprocess(contract), network, inferer, postprocess, torch.device("cpu"))
+    inferer = SlidingWindowInferer(**{**settings, "sw_device": "cpu"})
+    return Evaluator([], Preprocess(contract), network, inferer, postprocess)

@@ -32,7 +32,7 @@ from fusionseg.export.parity import (
     compare_masks,
     not_compared,
 )
-from fusionseg.export.programs import FORMATS, Run, write_program
+from fusionseg.export.programs import FORMATS, Run, has_fixed_device, write_program
 from fusionseg.export.standalone import run_onnx
 from fusionseg.inference.evaluation.cases import evaluation_config
 from fusionseg.inference.predictor import PredictOptions, Predictor
@@ -130,12 +130,15 @@ def _write(runs: Sequence[Path], predictor: Predictor, options: ExportOptions, f
         name = f"network{'' if len(predictor.members) == 1 else f'_{index}'}{FORMATS[options.format_name].suffix}"
         log.info("%s: writing %s", member.path, name)
         batch = write_program(options.format_name, member.model, shape, folder / name)
+        if options.format_name == "torchscript" and has_fixed_device(folder / name):
+            log.warning("%s: runs on the CPU alone, because of this network; --format torch for a GPU", name)
         programs.append({"program": name, "batch": batch})
     contract = contract_of(predictor, name=predictor.members[0].config.name, licence=options.licence)
     contract = with_programs({**contract, "format": options.format_name}, programs)
     write_json(folder / CONTRACT, contract)
     if is_bundle:
-        write_bundle_files(folder, contract, card_documents(runs, options.licence))
+        steps = {member.path: member.step for member in predictor.members}
+        write_bundle_files(folder, contract, card_documents(runs, options.licence, steps))
     if options.format_name == "onnx":
         shutil.copyfile(Path(__file__).parent / "standalone" / "run_onnx.py", folder / RUNNER)
     parity = _compare(runs, predictor, options, folder)

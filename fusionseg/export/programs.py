@@ -141,6 +141,16 @@ def _write_torchscript(model: nn.Module, example: Tensor, path: Path) -> None:
     path.write_bytes(content.getbuffer())
 
 
+def has_fixed_device(path: Path) -> bool:
+    """Tell whether a TorchScript program makes tensors on the device of its writing, so that it runs on no other.
+
+    Args:
+        path: the program.
+    """
+    program = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
+    return "Device = prim::Constant" in str(program.inlined_graph)
+
+
 def _open_torchscript(path: Path) -> Run:
     program = torch.jit.load(path, map_location="cpu").eval()  # type: ignore[no-untyped-call]
     return lambda windows: program(windows)

@@ -18,10 +18,11 @@ from safetensors.torch import load_file
 
 import fusionseg
 from fusionseg import cli
-from fusionseg.export.bundle import BUNDLE, inference_config, metadata
+from fusionseg.export.bundle import BUNDLE, bundle_evaluator, inference_config, metadata, write_bundle_program
 from fusionseg.export.export import Exported, ExportOptions, export_runs
 from fusionseg.export.folder import model_folder
-from fusionseg.export.standalone.bundle import cases
+from fusionseg.export.programs import has_fixed_device
+from fusionseg.export.standalone.bundle import Item, cases, load_program
 from fusionseg.export.standalone.run_onnx import RunError
 from fusionseg.utils.errors import UserError
 
@@ -70,7 +71,8 @@ def test_the_comparison_and_the_files(bundle: Exported, tiny_run: Callable[..., 
     expected = fusionseg.load_run(tiny_run()).network().state_dict()
     assert weights.keys() == expected.keys() and all(torch.equal(weights[name], x) for name, x in expected.items())
     assert (bundle.folder / "docs/license.txt").read_text() == "CC-BY-4.0\n"
-    assert "python -m monai.bundle run" in (bundle.folder / "docs/README.md").read_text()
+    readme = (bundle.folder / "docs/README.md").read_text()
+    assert "python -m monai.bundle run" in readme and "segments ball1, ball2." in readme
     assert "import fusionseg" not in "".join(path.read_text() for path in bundle.folder.glob("scripts/*.py"))
     assert "from fusionseg" not in "".join(path.read_text() for path in bundle.folder.glob("scripts/*.py"))
 
@@ -106,6 +108,36 @@ def test_what_a_bundle_cannot_have(tiny_run: Callable[..., Path], bundle: Export
         (bundle.folder / "docs/notes.txt").unlink()
     assert model_folder([tiny_run()], bundle.folder, BUNDLE) == bundle.folder.resolve()
     assert cli.main(["export", str(tiny_run()), str(tiny_run()), "--format", BUNDLE, "-o", str(tmp_path / "x")]) == 2
+
+
+class _MakesATensor(torch.nn.Module):
+    """A network that makes a tensor on the device of its input, as Swin networks do."""
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        return windows * torch.arange(1.0, 1 + windows.shape[-1], device=windows.device) + torch.ones(4).to(windows)
+
+
+def test_no_program_is_bound_to_the_device_of_its_export(bundle: Exported, tmp_path: Path) -> None:
+    """A move to the device "meta", which has no values, stands for a GPU."""
+    found = write_bundle_program(_MakesATensor().eval(), (1, 4, 4, 4), tmp_path)
+    assert found["program"] == "models/model.pt2" and not (tmp_path / "models/model.ts").exists()
+    assert load_program(str(tmp_path / found["program"]), "meta")(torch.zeros((1, 1, 4, 4, 4), device="meta")).is_meta
+    assert (bundle.folder / "models/model.ts").is_file() and not has_fixed_device(bundle.folder / "models/model.ts")
+
+
+def test_a_case_that_fails_does_not_end_the_others(
+    bundle: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluator = bundle_evaluator(bundle.folder, json.loads((bundle.folder / "contract.json").read_text()))
+    evaluator.data, evaluator.postprocessing.folder = [{"name": "a"}, {"name": "b"}], tmp_path
+
+    def full(item: Item) -> Item:
+        raise torch.OutOfMemoryError(f"no memory for {item['name']}")
+
+    evaluator.preprocessing = full  # type: ignore[assignment]
+    with pytest.raises(SystemExit, match="2 of 2 cases"):
+        evaluator.run()
+    assert "error: b: no memory for b" in capsys.readouterr().out
 
 
 def test_the_cases_of_a_folder(tmp_path: Path) -> None:

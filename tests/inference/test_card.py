@@ -20,7 +20,7 @@ from fusionseg.export.archive import export_archive
 from fusionseg.export.card.claim import COUNT, ITEMS, claim_answers
 from fusionseg.export.card.facts import card_facts, energy_kwh, fold_text
 from fusionseg.export.card.files import card_documents, write_card
-from fusionseg.export.card.text import AUTHOR
+from fusionseg.export.card.text import AUTHOR, card_text
 from fusionseg.export.export import ExportOptions
 from fusionseg.runs.cases.split import read_split
 from fusionseg.runs.evaluations import read_scores
@@ -71,7 +71,7 @@ def test_every_number_is_in_a_file_of_the_run(run: Path, tmp_path: Path, capsys:
         "patches a step": str(config.train.global_batch),
         "seed": str(config.seed),
         "window": "16 x 16 x 16 voxels",
-        "ranks": "1",
+        "ranks of the last start": "1",
     }
     assert {name: cell(text, name) for name in known} == known
     assert float(cell(text, "hours")) == pytest.approx(records[-1]["total_s"] / 3600, rel=0.01)
@@ -91,8 +91,9 @@ def test_what_is_unknown_is_said(tiny_run: Callable[..., Path], tmp_path: Path) 
         (tmp_path / "run" / name).unlink()
     write_card(tmp_path / "run")
     text = (tmp_path / "run/card.md").read_text()
-    for name in ("parameters", "devices", "hours", "energy of the GPUs (kWh)", "status"):
+    for name in ("parameters", "devices of the last start", "hours", "energy of the GPUs (kWh)", "status"):
         assert cell(text, name) == "unknown"
+    assert cell(text, "optimizer steps") == "unknown of 1"
     assert "no record of its cases" in text and "`fusionseg evaluate RUN`" in text and "not measured" in text
     assert text.count(AUTHOR) >= 3 and "The licence of the weights is not stated" in text
     assert "nan" not in text.lower().split()
@@ -101,6 +102,7 @@ def test_what_is_unknown_is_said(tiny_run: Callable[..., Path], tmp_path: Path) 
 def test_the_energy_has_no_pauses(tmp_path: Path) -> None:
     assert energy_kwh(write_power(tmp_path, [100.0, 200.0])) == pytest.approx(1500 / 3.6e6)
     assert energy_kwh(write_power(tmp_path, [100.0, 200.0], step_s=3600)) is None  # the run was off between both
+    assert energy_kwh(write_power(tmp_path, [100.0, 200.0], step_s=120), 120) == pytest.approx(18000 / 3.6e6)
     assert energy_kwh(write_power(tmp_path, [None, None])) is None
     assert energy_kwh(write_power(tmp_path, [100.0, None, 100.0])) is None
 
@@ -108,12 +110,34 @@ def test_the_energy_has_no_pauses(tmp_path: Path) -> None:
 def test_the_checklist_has_all_items(run: Path) -> None:
     assert COUNT == 44 and len({subject for _, subjects in ITEMS for subject in subjects}) == 44
     facts = card_facts(run)
-    documents = card_documents([run], None)
+    documents = card_documents([run], None, {})
     numbers = [int(number) for number in re.findall(r"^\| (\d+) ", documents["claim.md"], re.MULTILINE)]
     assert numbers == list(range(1, 45))
     answers = claim_answers(facts)
     assert documents["claim.md"].count(AUTHOR) == 44 - len(answers)
     assert {32, 37} <= answers.keys() and 33 not in answers  # it was evaluated on its own validation cases alone
+
+
+def test_what_a_table_leaves_out_is_said(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    evaluation = tmp_path / "run/evaluation"
+    shutil.copytree(evaluation, ensemble := tmp_path / "run/evaluation_ensemble")
+    summary = json.loads((evaluation / "summary.json").read_text())
+    (ensemble / "summary.json").write_text(json.dumps({**summary, "averaged_with": ["/runs/other"]}))
+    changes = {"failed": {"case_9": "no such file"}, "request": {**summary["request"], "tta": True}}
+    (evaluation / "summary.json").write_text(json.dumps({**summary, **changes}))
+    rows = (evaluation / "cases.csv").read_text().splitlines()
+    place, cells = rows[0].split(",").index("hd95_mm"), rows[1].split(",")
+    cells[place] = ""
+    (evaluation / "cases.csv").write_text("\n".join([rows[0], ",".join(cells), *rows[2:], ""]))
+    (written, _) = write_card(tmp_path / "run")
+    text = written.read_text()
+    assert "### evaluation\n" in text and "ensemble" not in text  # whose scores are not those of these weights
+    assert "averaged over flips" in text and "no part in the values: 1." in text and "case_9" not in text
+    assert "HD95 (mm) of ball1: 0 of 1 cases have a value." in text and "missed structures" in text
+    facts = replace(card_facts(run), steps_done=0, energy_kwh=None, has_gpu_table=False)
+    assert cell(card_text(facts), "optimizer steps") == "0 of 1"  # of a run that ended before
+    assert "the run has no gpu.csv" in card_text(facts)
 
 
 def test_the_fold_has_no_setting_without_effect(run: Path) -> None:
@@ -124,14 +148,19 @@ def test_the_fold_has_no_setting_without_effect(run: Path) -> None:
     assert fold_text(replace(split, fold="all", methods=(SplitMethod("all"),))).startswith("none")
 
 
-def test_an_edited_card_stays_and_is_exported(run: Path, tmp_path: Path) -> None:
+def test_an_edited_card_stays_and_is_exported(run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run/card.md").write_text("my own card")
     with pytest.raises(UserError, match="--overwrite"):
         write_card(tmp_path / "run")
-    exported = export_archive([tmp_path / "run"], ExportOptions("fseg", tmp_path / "it.fseg", cases=0))
-    assert b"my own card" in exported.path.read_bytes() and b"# CLAIM checklist" in exported.path.read_bytes()
+    exported = export_archive([tmp_path / "run"], ExportOptions("fseg", tmp_path / "it.fseg", cases=0, licence="CC0"))
+    assert "does not state the licence CC0" in caplog.text
+    content = exported.path.read_bytes()
+    assert b"Exported weights: best.pt, step 1.\n\nmy own card" in content and b"# CLAIM checklist" in content
     write_card(tmp_path / "run", overwrite=True, licence="CC0")
     assert "CC0" in (tmp_path / "run/card.md").read_text()
+    (tmp_path / "run/card.md").write_bytes(b"caf\xe9")
+    with pytest.raises(UserError, match="as UTF-8"):
+        card_documents([tmp_path / "run"], None, {})
     with pytest.raises(UserError, match="is no run folder"):
         write_card(tmp_path)

@@ -28,6 +28,7 @@ OTHER_MEANINGS = {
     "fusionseg/cluster/slurm.py": {"cancelled"},  # the reason of an event
     "fusionseg/cluster/status.py": {"cancelled"},
     "fusionseg/distributed/world.py": {"failed"},  # a message between ranks
+    "fusionseg/export/card/text.py": {"failed"},  # cases, in the summary of an evaluation
     "fusionseg/inference/evaluation/results.py": {"failed"},
     "fusionseg/inference/evaluation/pretraining.py": {"failed"},  # cases, in the summary of an evaluation
     "fusionseg/inference/evaluation/segmentation.py": {"failed"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,8 @@ from fusionseg.utils.errors import UserError
 VALIDATION = "the validation cases"
 SHOWN = ("dice", "nsd", "hd95_mm")
 """Metrics of the card's tables, where an evaluation has them."""
-_LONGEST_GAP_S = 60.0  # a longer gap between two samples is a pause of the run
+_LONGEST_GAP_S = 60.0  # a longer gap between two samples is a pause of the run, if they are not further apart
+_LONGEST_GAP_INTERVALS = 3
 _JOULES_PER_KWH = 3.6e6
 
 
@@ -34,6 +36,8 @@ class Measured:
     summary: JsonObject
     intervals: Mapping[tuple[str, str], Interval]
     """Mean over the cases and its interval, by class and metric."""
+    rows: Mapping[str, int]
+    """Number of scored cases, by class."""
 
     @property
     def dataset(self) -> str:
@@ -57,6 +61,10 @@ class CardFacts:
     evaluations: Sequence[Measured] = ()
     energy_kwh: float | None = None
     """Energy of the GPUs of rank 0's node."""
+    has_gpu_table: bool = False
+    """Whether the GPUs of a start were sampled."""
+    steps_done: int | None = None
+    """Optimizer steps at the last record."""
 
 
 def card_facts(run: Path) -> CardFacts:
@@ -69,22 +77,26 @@ def card_facts(run: Path) -> CardFacts:
         UserError: it has no configuration, or a table in it is damaged.
     """
     records, _ = sift_records(run)
+    config, table = plain_config(run), run / GPU_TABLE
     return CardFacts(
-        plain_config(run),
+        config,
         read_environment(run),
         read_split(run) if RunPaths(run).split.is_file() else None,
         last_end(run),
         _best(records),
         tuple(_measured(run)),
-        energy_kwh(run / GPU_TABLE) if (run / GPU_TABLE).is_file() else None,
+        energy_kwh(table, entry(config, "log", "gpu_every_s")) if table.is_file() else None,
+        has_gpu_table=table.is_file(),
+        steps_done=records[-1]["step"] if records else None,
     )
 
 
-def energy_kwh(table: Path) -> float | None:
+def energy_kwh(table: Path, interval_s: float | None = None) -> float | None:
     """The energy of all GPUs in a gpu.csv: power by time, without pauses of the run.
 
     Args:
         table: the file.
+        interval_s: between two samples (`log.gpu_every_s`).
 
     Returns:
         kWh; None if the driver gave no power.
@@ -92,6 +104,7 @@ def energy_kwh(table: Path) -> float | None:
     Raises:
         UserError: the file is damaged.
     """
+    longest = max(_LONGEST_GAP_S, _LONGEST_GAP_INTERVALS * (interval_s or 0))
     joules, is_known = 0.0, False
     last: dict[str, dict[str, Any]] = {}
     for row in read_gpu_csv(table):
@@ -100,7 +113,7 @@ def energy_kwh(table: Path) -> float | None:
         if before is None or row["power_w"] is None or before["power_w"] is None:
             continue
         seconds = (row["time"] - before["time"]).total_seconds()
-        if 0 <= seconds <= _LONGEST_GAP_S:
+        if 0 <= seconds <= longest:
             joules += seconds * (row["power_w"] + before["power_w"]) / 2
             is_known = True
     return joules / _JOULES_PER_KWH if is_known else None
@@ -113,11 +126,11 @@ def _best(records: Sequence[Record]) -> Record | None:
 
 def _measured(run: Path) -> Iterator[Measured]:
     for folder, summary in evaluations_of(run):
-        if "classes" not in summary:  # of another task
+        if "classes" not in summary or summary.get("averaged_with"):  # of another task, or of an ensemble
             continue
         left_out = summary.get("left_out") or ()
         scores = [score for score in read_scores(folder) if score.case not in left_out]
-        yield Measured(folder.name, summary, _intervals(scores))
+        yield Measured(folder.name, summary, _intervals(scores), Counter(score.label for score in scores))
 
 
 def _intervals(scores: Sequence[RecordedScore]) -> dict[tuple[str, str], Interval]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fusionseg.export.card.claim import claim_text
@@ -11,6 +12,8 @@ from fusionseg.export.card.text import card_text
 from fusionseg.runs.paths import CARD, CLAIM, is_run_folder
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import writable_folder, write_text
+
+log = logging.getLogger("fusionseg")
 
 
 def write_card(
@@ -44,15 +47,16 @@ def write_card(
     return [folder / name for name in texts]
 
 
-def card_documents(runs: Sequence[Path], licence: str | None) -> dict[str, str]:
+def card_documents(runs: Sequence[Path], licence: str | None, steps: Mapping[Path, int]) -> dict[str, str]:
     """The card and the checklist for an export, by the name of the file.
 
     The files in the run folder are taken, which the author may have edited; otherwise they are made. A checkpoint file
-    has none. Several runs have one file with all cards.
+    has none. Several runs have one file with all cards. Each card begins with the exported weights.
 
     Args:
         runs: that are exported.
         licence: of the weights; None if it is not stated.
+        steps: of the exported weights, by the path of the checkpoint.
 
     Raises:
         UserError: a file of a run is damaged.
@@ -62,8 +66,25 @@ def card_documents(runs: Sequence[Path], licence: str | None) -> dict[str, str]:
         if not is_run_folder(run):
             continue
         facts = card_facts(run)
-        made = {CARD: lambda: card_text(facts, licence), CLAIM: lambda: claim_text(facts)}  # noqa: B023
-        for name, make in made.items():
-            path = run / name
-            parts[name].append(path.read_text(encoding="utf-8") if path.is_file() else make())
+        card = _edited(run / CARD)
+        if card is not None and licence is not None and licence not in card:
+            log.warning("%s: does not state the licence %s of this export; add it there", run / CARD, licence)
+        exported = "; ".join(f"{path.name}, step {step}" for path, step in steps.items() if path.is_relative_to(run))
+        parts[CARD].append(f"Exported weights: {exported}.\n\n{card_text(facts, licence) if card is None else card}")
+        claim = _edited(run / CLAIM)
+        parts[CLAIM].append(claim_text(facts) if claim is None else claim)
     return {name: "\n".join(texts) for name, texts in parts.items() if texts}
+
+
+def _edited(path: Path) -> str | None:
+    """The text of a file in the run folder; None if there is none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); write it again as UTF-8, or move it") from None

@@ -8,10 +8,12 @@ from typing import Any
 
 from fusionseg.export.card.facts import SHOWN, VALIDATION, CardFacts, Measured, entry, fold_text
 from fusionseg.inference.statistics.tables import interval_text
+from fusionseg.runs.paths import GPU_TABLE
 from fusionseg.utils.tables import markdown_table, plain_number
 
 AUTHOR = "**To be written by the author.**"
 UNKNOWN = "unknown"
+_WITHOUT = {"hd95_mm": " It has none where label or prediction is empty: missed structures are not in the mean."}
 _TITLES = {"dice": ("Dice", 4), "nsd": ("surface Dice", 4), "hd95_mm": ("HD95 (mm)", 2)}
 
 
@@ -95,7 +97,7 @@ def _training(facts: CardFacts) -> list[str]:
     augment = {key: value for key, value in (config.get("augment") or {}).items() if value}
     return _table(
         [
-            ("optimizer steps", entry(config, "train", "steps")),
+            ("optimizer steps", _steps(facts)),
             ("patches a step", entry(config, "train", "global_batch")),
             ("loss", entry(config, "loss", "name")),
             ("optimizer", _settings(config.get("optim"))),
@@ -106,6 +108,14 @@ def _training(facts: CardFacts) -> list[str]:
             ("status", None if facts.end is None else facts.end.get("status")),
         ]
     )
+
+
+def _steps(facts: CardFacts) -> str | None:
+    """The steps that were done, and those of the configuration where they differ."""
+    planned, done = entry(facts.config, "train", "steps"), facts.steps_done
+    if done is None:
+        return None if planned is None else f"{UNKNOWN} of {planned}"
+    return str(done) if done == planned else f"{done} of {planned}"
 
 
 def _results(facts: CardFacts) -> Iterator[str]:
@@ -122,6 +132,8 @@ def _results(facts: CardFacts) -> Iterator[str]:
     for measured in facts.evaluations:
         yield from ("", f"### {measured.name}", "", _heading(measured), "")
         yield from _measured_table(measured)
+        if notes := list(_notes(measured)):
+            yield from ("", *notes)
     yield ""
     yield "Mean over the cases and its 95 % confidence interval over cases; it has no spread over seeds and trainings."
 
@@ -132,7 +144,26 @@ def _heading(measured: Measured) -> str:
     text = f"{summary.get('cases', UNKNOWN)} cases of {measured.dataset}, weights of step {step}"
     if trained := summary.get("trained_on"):
         text += f"; {trained} of them were trained on, so the values do not hold for new cases"
+    if entry(summary, "request", "tta"):
+        text += "; averaged over flips"
     return f"{text}."
+
+
+def _notes(measured: Measured) -> Iterator[str]:
+    """Sentences about the cases that a reader of a table needs."""
+    summary = measured.summary
+    if failed := summary.get("failed"):
+        yield f"- Cases that failed, and have no part in the values: {len(failed)}."
+    if unknown := summary.get("trained_on_unknown"):
+        yield f"- Whether {unknown} of the cases were trained on is unknown."
+    if left_out := summary.get("left_out"):
+        yield f"- Cases that were trained on, and have no part in the values: {len(left_out)}."
+    if ignored := summary.get("ignored"):
+        yield f"- {ignored['voxels']} voxels of {ignored['cases']} cases are marked as ignored, and were not scored."
+    for (label, metric), interval in measured.intervals.items():
+        if interval.n < (cases := measured.rows[label]):
+            why = _WITHOUT.get(metric, "")
+            yield f"- {_TITLES[metric][0]} of {label}: {interval.n} of {cases} cases have a value.{why}"
 
 
 def _measured_table(measured: Measured) -> list[str]:
@@ -156,14 +187,15 @@ def _compute(facts: CardFacts) -> list[str]:
     hours = None if total is None else total / 3600
     energy = facts.energy_kwh
     rows = [
-        ("devices", ", ".join(devices) or None),
-        ("ranks", facts.environment.get("world_size")),
+        ("devices of the last start", ", ".join(devices) or None),
+        ("ranks of the last start", facts.environment.get("world_size")),
         ("hours", None if hours is None else plain_number(hours)),
         ("energy of the GPUs (kWh)", None if energy is None else plain_number(energy)),
     ]
     note = "The energy is that of the GPUs of the first node, by NVML; processors, memory and cooling are not in it."
     if energy is None:
-        note = "The energy was not measured: there was no GPU, or its driver gave no power."
+        why = "its driver gave no power" if facts.has_gpu_table else f"the run has no {GPU_TABLE}"
+        note = f"The energy was not measured: {why}."
     return [*_table(rows), "", f"The hours are those of the whole run, pauses between its starts left out. {note}"]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.export.passes import move_to_device_pass
 
 from fusionseg.export.standalone.run_onnx import (
     SUFFIXES,
@@ -37,12 +38,13 @@ def read_contract(path: str) -> dict[str, Any]:
     return contract
 
 
-def load_program(path: str) -> nn.Module:
-    """Load the network: a TorchScript program (.ts), or a program of torch.export (.pt2)."""
+def load_program(path: str, device: torch.device | str = "cpu") -> nn.Module:
+    """Load the network onto a device: a TorchScript program (.ts), or a program of torch.export (.pt2)."""
     if path.endswith(".ts"):
-        script: nn.Module = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
+        script: nn.Module = torch.jit.load(path, map_location=device)  # type: ignore[no-untyped-call]
         return script.eval()
-    return torch.export.load(path).module()
+    # The tensors that the network makes for itself are moved too, which `.to` of the module would not do.
+    return move_to_device_pass(torch.export.load(path), device).module()
 
 
 def cases(folder: str, contract: dict[str, Any]) -> list[Item]:
@@ -111,10 +113,9 @@ class Evaluator:
         network: nn.Module,
         inferer: Callable[[Tensor, nn.Module], Tensor],
         postprocessing: Postprocess,
-        device: torch.device,
         overwrite: bool = False,
     ) -> None:
-        self.data, self.network, self.inferer, self.device = data, network, inferer, device
+        self.data, self.network, self.inferer = data, network, inferer
         self.preprocessing, self.postprocessing, self.overwrite = preprocessing, postprocessing, overwrite
 
     def run(self) -> None:
@@ -132,7 +133,7 @@ class Evaluator:
                     raise RunError(f"{path}: is there already; add --overwrite True, or choose another --output_dir")
                 self.postprocessing(self.predict(self.preprocessing(item)))
                 print(f"{path}: written")
-            except (RunError, OSError, MemoryError) as error:
+            except (RunError, OSError, MemoryError, RuntimeError) as error:  # RuntimeError: a full GPU, for example
                 print(f"error: {item['name']}: {error}")
                 failed += 1
         if failed:
@@ -141,7 +142,7 @@ class Evaluator:
     def predict(self, item: Item) -> Item:
         """Add `pred`, the logits of the padded image as an array (K, X, Y, Z)."""
         with torch.no_grad():
-            logits = self.inferer(item["image"][None].to(self.device), self.network)
+            logits = self.inferer(item["image"][None], self.network)  # which moves the windows to the device
         return {**item, "pred": logits[0].float().cpu().numpy()}
 
     def segment(self, image: Image) -> Any:
