@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from fusionseg.inference.trained_network import TrainedNetwork, inference_device
 from fusionseg.inference.window_network import WindowNetwork
 from fusionseg.utils.machine import available_memory_bytes
 
+log = logging.getLogger("fusionseg")
+
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
@@ -47,7 +49,8 @@ class PredictOptions:
     """Whether the prediction is averaged over the flips that the training makes (test-time augmentation): with
     `augment.flip: 0.5` of all three axes, which is eight times the work. Refused if the training flips no axis."""
     memory_gb: float | None = None
-    """Host memory in GB for the logits of one volume; None means half of the free memory."""
+    """Host memory in GB for the logits of one volume; None means half of the free memory, which the processes of a host
+    share."""
     precision: str | None = None
     """Precision of the forward pass, one of `PRECISIONS`; None means that of the training, or another one if the device
     lacks it."""
@@ -89,6 +92,8 @@ class Predictor:
         """
         self.options = options
         self.device = inference_device(options.device, launch)
+        self.processes_on_host = 1 if launch is None else launch.local_world_size
+        """Processes that share the memory of this host and predict other cases, this one included."""
         self.members = [
             member
             for run in runs
@@ -211,28 +216,44 @@ class Predictor:
         return any(split.was_trained_on(case.digest) for split in splits)
 
     def _chunks(self, case: LoadedCase) -> Iterator[tuple[Box, list[Sampled | None]]]:
-        """For each chunk of a case, the logits of each member."""
+        """For each chunk of a case, the logits of each member. Chunks come twice if a GPU runs out of memory."""
         outputs, budget = self.scheme.num_outputs, self._budget_bytes()
         members = [self._member_volume(index, volume, budget) for index, volume in enumerate(case.volumes)]
         axis = members[0].longest_axis()
         stitch = self._stitch_device(stream_memory(members, axis, outputs))
-        limit = budget if stitch.type == "cpu" else inf
-        parts = slabs(members, axis, outputs, limit, elsewhere=self.device.type != stitch.type)
+        if stitch.type != "cpu":
+            try:
+                yield from self._streamed(members, [_whole(case)], axis, stitch)
+                return
+            except torch.OutOfMemoryError:
+                log.info("the memory of %s is too small for the open rows and a window: the CPU holds the rows", stitch)
+            # The volume begins again after the clause, because the error holds the rows.
+        parts = slabs(members, axis, outputs, budget, elsewhere=self.device.type != "cpu")
+        yield from self._streamed(members, parts, axis, torch.device("cpu"))
+
+    def _streamed(
+        self, members: Sequence[MemberVolume], parts: Sequence[Box], axis: int, stitch: torch.device
+    ) -> Iterator[tuple[Box, list[Sampled | None]]]:
+        """The result of `_chunks`, slab by slab, with the open rows on a device."""
         for part in parts:
             rows = [
                 volume.rows(part if len(parts) > 1 else None, axis, self._stream_settings(member, stitch))
                 for member, volume in zip(self.members, members, strict=True)
             ]
-            yield from sampled_chunks(rows, part, axis, outputs)
+            yield from sampled_chunks(rows, part, axis, self.scheme.num_outputs)
 
     def _budget_bytes(self) -> float:
-        return available_memory_bytes() / 2 if self.options.memory_gb is None else self.options.memory_gb * 1e9
+        if self.options.memory_gb is not None:
+            return self.options.memory_gb * 1e9
+        return available_memory_bytes() / 2 / self.processes_on_host
 
     def _stitch_device(self, needed: StreamMemory) -> torch.device:
         """The device of the open rows: a GPU that has the memory for them, otherwise the CPU."""
         if self.device.type != "cuda" or self.options.memory_gb is not None:
             return torch.device("cpu")
-        free, _ = torch.cuda.mem_get_info(self.device)
+        # Memory that torch's allocator holds and does not use is free too.
+        held = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        free = torch.cuda.mem_get_info(self.device)[0] + held
         return self.device if needed.total < free / 4 else torch.device("cpu")
 
     def _stream_settings(self, member: TrainedNetwork, stitch: torch.device) -> StreamSettings:
@@ -264,3 +285,8 @@ class Predictor:
         if self.options.overlap is not None:
             settings = settings.model_copy(update={"overlap": self.options.overlap})
         return settings
+
+
+def _whole(case: LoadedCase) -> Box:
+    x, y, z = (slice(0, size) for size in case.shape)
+    return x, y, z

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -22,6 +23,9 @@ from fusionseg.data.formats.case import Case
 from fusionseg.data.formats.problems import Problem
 from fusionseg.data.formats.readers import Readers
 from fusionseg.data.preprocessing.memory import MemoryLimit, MemoryNeeded
+from fusionseg.distributed.launch import Launch
+from fusionseg.inference import predictor as predictor_module
+from fusionseg.inference.calls import overlap
 from fusionseg.inference.calls.overlap import AHEAD, Stages, overlapped
 from fusionseg.inference.calls.share import Share, read_share
 from fusionseg.inference.predictor import PredictOptions, Predictor
@@ -103,6 +107,20 @@ def test_a_large_case_is_read_alone() -> None:
     finished = list(overlapped(range(4), stages))
     assert [one.error for one in finished] == [None] * 4
     assert (1, True) in reads and (0, True) not in reads
+
+
+def test_processes_of_a_host_share_its_memory(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (overlap, predictor_module):
+        monkeypatch.setattr(module, "available_memory_bytes", lambda: 8_000)
+    limits: list[MemoryLimit | None] = []
+    stages = Stages(lambda item, memory: limits.append(memory), lambda item, loaded: 0, lambda item, result: None)
+    assert len(list(overlapped(range(2), stages))) == len(list(overlapped(range(2), replace(stages, processes=4)))) == 2
+    assert limits == [MemoryLimit(2_000)] * 2 + [MemoryLimit(500)] * 2
+    options = PredictOptions("cpu")
+    budgets = [
+        Predictor([tiny_run()], options, launch)._budget_bytes() for launch in (None, Launch(1, 8, local_world_size=4))
+    ]
+    assert budgets == [4_000, 1_000]
 
 
 def test_a_closed_pipeline_leaves_no_thread() -> None:

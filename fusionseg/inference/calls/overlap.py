@@ -35,6 +35,8 @@ class Stages(Generic[Item, Loaded, Result]):
     write: Callable[[Item, Result], None]
     is_large: Callable[[Result], bool] = lambda result: False
     """Tells that a result must be written before the next case is predicted."""
+    processes: int = 1
+    """Processes that share the memory of this host and take other cases, this one included."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def overlapped(items: Sequence[Item], stages: Stages[Item, Loaded, Result]) -> G
         items: the cases.
         stages: the work on each. An error of a stage is yielded with its case, and the others go on.
     """
-    reader, writer = _Reader(items, stages.read), ThreadPoolExecutor(1, "writer")
+    reader, writer = _Reader(items, stages.read, _SHARE_OF_MEMORY / stages.processes), ThreadPoolExecutor(1, "writer")
     unfinished: deque[_Unfinished[Item]] = deque()
     try:
         for item in items:
@@ -117,9 +119,12 @@ class _Unfinished(Generic[Item]):
 class _Reader(Generic[Item, Loaded]):
     """Reads cases in their order, some of them ahead."""
 
-    def __init__(self, items: Sequence[Item], read: Callable[[Item, MemoryLimit | None], Loaded]) -> None:
+    def __init__(
+        self, items: Sequence[Item], read: Callable[[Item, MemoryLimit | None], Loaded], share_of_memory: float
+    ) -> None:
         self._items = items
         self._read = read
+        self._share_of_memory = share_of_memory
         self._pool = ThreadPoolExecutor(1, "reader")
         self._taken = 0
         self._ahead: deque[Future[tuple[Loaded | Exception, float]]] = deque()
@@ -145,7 +150,7 @@ class _Reader(Generic[Item, Loaded]):
             self._ahead.append(self._pool.submit(self._read_beside_others, item))
 
     def _read_beside_others(self, item: Item) -> tuple[Loaded | Exception, float]:
-        return _timed(self._read, item, MemoryLimit(available_memory_bytes() * _SHARE_OF_MEMORY))
+        return _timed(self._read, item, MemoryLimit(available_memory_bytes() * self._share_of_memory))
 
     def close(self) -> None:
         """Drop what was read."""

@@ -83,7 +83,9 @@ class PredictionStages:
 
     def stages(self) -> Stages[Case, LoadedCase, PredictedOutputs]:
         """The three stages, for `overlapped`."""
-        return Stages(self._read, self._predict, self._write, PredictedOutputs.is_large)
+        return Stages(
+            self._read, self._predict, self._write, PredictedOutputs.is_large, self._predictor.processes_on_host
+        )
 
     def _read(self, case: Case, memory: MemoryLimit | None) -> LoadedCase:
         return self._predictor.load(case.images, self._channels, memory)
