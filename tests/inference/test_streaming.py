@@ -253,7 +253,7 @@ def test_the_way_to_the_file_is_that_of_positions(name: str, monkeypatch: pytest
         (member.longest_axis(), CHUNK_VALUES, (0, 14), False),
         (0, OUTPUTS * 30, (0, 14), True),
         (1, OUTPUTS * 700, (0, 4, 14), False),
-        (2, 1, (0, 1, 5, 9, 14), False),
+        (2, 1, (0, 1, 14), False),
     ):
         monkeypatch.setattr("fusionseg.inference.streaming.chunks.CHUNK_VALUES", values)
         found = torch.full((OUTPUTS, 14, 22, 18), torch.nan)
