@@ -254,6 +254,7 @@ def test_a_run_is_what_its_folder_says() -> None:
     lines = [json.loads(line) for line in Path("runs/first/metrics.jsonl").read_text().splitlines()]
     assert run.records == lines
     assert run.curve("loss") == ([2], [next(line["loss"] for line in lines if line["kind"] == "train")])
+    assert run.curve("loss", "val") == ([2], [next(line["loss"] for line in lines if line["kind"] == "val")])
     assert run.best == next(line for line in lines if line["kind"] == "val")
     assert run.channels == ("CT",)
     assert repr(run) == f"Run('runs/first': completed at step 2, dice {run.best['dice']:.4f})"

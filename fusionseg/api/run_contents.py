@@ -49,7 +49,8 @@ class RunContents:
 
         Args:
             field: a field with numbers: "loss", "lr", "grad_norm", "dice", ...; docs/results.md lists them.
-            kind: only records of this kind, "train" or "val"; None for both.
+            kind: only records of this kind, "train" or "val". None takes those of the training if they have the field,
+                as the loss of both kinds is called "loss".
 
         Returns:
             The steps, and the value of the field at each of them. Records without a value are left out.
@@ -59,11 +60,13 @@ class RunContents:
         """
         kinds = ("train", "val") if kind is None else (kind,)
         records = [record for record in self.records if record["kind"] in kinds]
-        found = [(record["step"], record[field]) for record in records if _is_number(record.get(field))]
+        found = [record for record in records if _is_number(record.get(field))]
         if not found:
             known = sorted({name for record in records for name, value in record.items() if _is_number(value)})
             raise UserError(f"{field}: no record of {self.folder} has this field (expected one of {', '.join(known)})")
-        return [step for step, _ in found], [float(value) for _, value in found]
+        first = min((record["kind"] for record in found), key=kinds.index)
+        found = [record for record in found if record["kind"] == first]
+        return [record["step"] for record in found], [float(record[field]) for record in found]
 
     @property
     def status(self) -> str:
