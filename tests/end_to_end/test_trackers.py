@@ -171,6 +171,9 @@ def test_wandb_without_a_key_is_refused_before_the_training(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    import wandb
+
+    wandb.teardown()  # W&B keeps the key of another test in this process
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
