@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from fusionseg.config.outside_part import OutsidePart
 from fusionseg.data.formats.case import Case
 from fusionseg.data.formats.dataset import open_dataset
 from fusionseg.data.formats.problems import CaseError
@@ -120,7 +119,7 @@ def _find_cases(network: TrainedNetwork, path: Path, options: InputOptions) -> I
     data, path = network.config.data, user_path(str(path))
     readers = Readers.of(data)
     one_image = path.is_file() and readers.is_image_file(path)
-    if not isinstance(data.layout, OutsidePart) or one_image:
+    if isinstance(data.layout, str) or one_image:  # a name is a built-in layout
         return find_inputs(path, network.channels, readers, options)
     dataset = open_dataset(
         path, data.layout, images_only=True, readers=readers, base_dir=options.base_dir, missing_channels="refuse"
