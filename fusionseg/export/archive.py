@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Sequence
@@ -14,20 +13,19 @@ import torch
 
 from fusionseg.config import validate
 from fusionseg.config.outside_part import outside_parts
-from fusionseg.config.parts.task import task_info
+from fusionseg.data.preprocessing.record import SourceFile
 from fusionseg.export.card.files import card_documents
 from fusionseg.export.contract import contract_of, weights_hash
 from fusionseg.export.export import ExportOptions
 from fusionseg.export.parity import LIMIT, cases_to_compare, compare_masks, not_compared
 from fusionseg.inference.evaluation.cases import evaluation_config
 from fusionseg.inference.predictor import PredictOptions, Predictor
-from fusionseg.inference.trained_network import TrainedNetwork, load_all_trained
+from fusionseg.inference.trained_network import TrainedNetwork, load_all_trained, task_of
 from fusionseg.runs.archive.anonymous import anonymous_config
 from fusionseg.runs.archive.layout import CONTRACT, SUFFIX
 from fusionseg.runs.archive.reader import count_networks
 from fusionseg.runs.archive.trust import trusted_config
 from fusionseg.runs.archive.writer import ArchivedNetwork, write_archive
-from fusionseg.runs.checkpoints import find_weights, peek_config
 from fusionseg.runs.json_files import JsonObject
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import json_text, partial_path, writable_file
@@ -117,9 +115,7 @@ def archive_path(runs: Sequence[Path], output: Path | None) -> Path:
 
 def _load(runs: Sequence[Path], checkpoint: str) -> tuple[Predictor | None, Sequence[TrainedNetwork]]:
     """Load the networks. A single network need not predict masks, and has no predictor then."""
-    plain = peek_config(find_weights(runs[0], checkpoint)) or {}
-    task = task_info(pretrain=plain.get("pretrain"), task=plain.get("task"))
-    if len(runs) == 1 and task.evaluation != "masks":
+    if len(runs) == 1 and task_of(runs[0], checkpoint).evaluation != "masks":
         return None, load_all_trained(runs[0], torch.device("cpu"), checkpoint, precision="fp32")
     predictor = Predictor(runs, PredictOptions("cpu", checkpoint, precision="fp32"))
     return predictor, predictor.members
@@ -199,6 +195,6 @@ def _report(archived: Archived, members: Sequence[TrainedNetwork]) -> None:
             parity["which"],
         )
     size = archived.path.stat().st_size
-    digest = hashlib.sha256(archived.path.read_bytes()).hexdigest()
+    digest = SourceFile.read(archived.path).sha256
     count = "one network" if len(members) == 1 else f"{len(members)} networks"
     log.log(RESULT, "%s: %s, %s bytes, sha256 %s", archived.path, count, f"{size:,}", digest)

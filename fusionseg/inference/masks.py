@@ -25,12 +25,11 @@ from fusionseg.inference.mask_formats.choice import choose_format
 from fusionseg.inference.mask_formats.mask import HASH_DIGITS, MaskFormat, short_hash
 from fusionseg.inference.predictor import Predictor
 from fusionseg.runs.json_files import JsonObject
-from fusionseg.utils.errors import UserError
+from fusionseg.utils.errors import UserError, first_of
 from fusionseg.utils.files import file_name, partial_path
 
 log = logging.getLogger("fusionseg")
 
-MAX_LISTED = 20
 _TEXT = re.compile("fusionseg " + " ".join(rf"{key}=(\w{{{HASH_DIGITS}}})" for key in "mpiv"))
 
 
@@ -173,10 +172,9 @@ def cases_without_mask(
         ):
             due.append(case)
     if problems:
-        more = [f"  ... and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
         keep = "" if skip_existing else ", or keep the masks that are there by --skip-existing"
         first = f"--output: {output}: these files are not replaced: choose another folder, or move them away{keep}"
-        raise UserError([first, *problems[:MAX_LISTED], *more])
+        raise UserError([first, *first_of(problems)])
     if kept:
         log.warning("%s: these files are kept, although this command did not write them: %s", output, ", ".join(kept))
     return due

@@ -26,7 +26,7 @@ from fusionseg.inference.streaming.grid_map import Sampled
 from fusionseg.inference.streaming.logits import StreamSettings
 from fusionseg.inference.streaming.member_volume import MemberVolume
 from fusionseg.inference.streaming.memory import StreamMemory, batch_of_windows, slabs, stream_memory
-from fusionseg.inference.streaming.window_layout import Box
+from fusionseg.inference.streaming.window_layout import Box, whole_box
 from fusionseg.inference.trained_network import TrainedNetwork, inference_device, load_all_trained
 from fusionseg.inference.window_network import WindowNetwork
 from fusionseg.utils.machine import available_memory_bytes
@@ -223,7 +223,7 @@ class Predictor:
         stitch = self._stitch_device(stream_memory(members, axis, outputs))
         if stitch.type != "cpu":
             try:
-                yield from self._streamed(members, [_whole(case)], axis, stitch)
+                yield from self._streamed(members, [whole_box(case.shape)], axis, stitch)
                 return
             except torch.OutOfMemoryError:
                 log.info("the memory of %s is too small for the open rows and a window: the CPU holds the rows", stitch)
@@ -285,8 +285,3 @@ class Predictor:
         if self.options.overlap is not None:
             settings = settings.model_copy(update={"overlap": self.options.overlap})
         return settings
-
-
-def _whole(case: LoadedCase) -> Box:
-    x, y, z = (slice(0, size) for size in case.shape)
-    return x, y, z

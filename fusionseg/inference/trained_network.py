@@ -69,8 +69,8 @@ def inference_device(request: str, launch: Launch | None = None) -> torch.device
     return device
 
 
-def gives_values(run: Path, which: str = "best") -> bool:
-    """Tell whether the task of a run predicts a table of values (`TaskInfo.gives_values`), without loading its network.
+def task_of(run: Path, which: str = "best") -> TaskInfo:
+    """The task of a run, without loading its network.
 
     Args:
         run: the run folder, a checkpoint file or an archive.
@@ -81,7 +81,7 @@ def gives_values(run: Path, which: str = "best") -> bool:
         PartError: the class of the task is not found.
     """
     plain = peek_config(find_weights(run, which)) or {}
-    return task_info(pretrain=plain.get("pretrain"), task=plain.get("task")).gives_values
+    return task_info(pretrain=plain.get("pretrain"), task=plain.get("task"))
 
 
 def load_all_trained(

@@ -86,6 +86,17 @@ def some_of(names: Sequence[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def first_of(problems: Sequence[str], most: int = 20) -> list[str]:
+    """The first problems of a list, and a line that counts the others.
+
+    Args:
+        problems: all problems, a line each.
+        most: number of problems to list.
+    """
+    more = [f"  ... and {len(problems) - most} more"] if len(problems) > most else []
+    return [*problems[:most], *more]
+
+
 def suggest(wrong: str, valid: Iterable[str], *, listed: bool = True) -> str:
     """Name the nearest valid name, and list all of them, for a message.
 

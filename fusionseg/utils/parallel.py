@@ -70,6 +70,13 @@ def stop_server() -> None:
         multiprocessing.forkserver._forkserver._stop()  # type: ignore[attr-defined]  # there is no public way
 
 
+def use_one_thread() -> None:
+    """Keep the numerical libraries of a worker process to one thread, because the parallelism is over the cases."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by torch when it is imported
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
 def map_cases(
     function: Callable[[Item], Result],
     items: Iterable[Item],

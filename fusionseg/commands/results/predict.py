@@ -92,11 +92,11 @@ def _predict(arguments: argparse.Namespace) -> int:
         from fusionseg.inference.calls.share import read_share
         from fusionseg.inference.predict import FileOptions, predict
         from fusionseg.inference.predicted_values import predict_values
-        from fusionseg.inference.trained_network import gives_values
+        from fusionseg.inference.trained_network import task_of
 
     inputs = InputOptions(arguments.cases, arguments.base_dir)
     share = read_share(arguments.part, os.environ)
-    valued = [run for run in arguments.runs if gives_values(run, arguments.checkpoint)]
+    valued = [run for run in arguments.runs if task_of(run, arguments.checkpoint).gives_values]
     if valued:
         _refuse_options_of_masks(arguments, valued[0], share.launch.world_size)
         values = predict_values(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -12,7 +10,7 @@ from fusionseg.data.formats.case import Case
 from fusionseg.data.preprocessing.memory import MemoryLimit, MemoryNeeded, note_own_bytes
 from fusionseg.data.preprocessing.record import PreparedCase
 from fusionseg.utils.machine import available_cpus, available_memory_bytes
-from fusionseg.utils.parallel import map_cases
+from fusionseg.utils.parallel import map_cases, use_one_thread
 
 USABLE = 0.9
 """Share of the free memory that all workers together may take."""
@@ -73,8 +71,6 @@ def worker_modules(data: DataConfig) -> list[str]:
 
 
 def _start() -> None:
-    """Keep numerical libraries to one thread, because the parallelism is over the cases; note the own memory."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # read by torch when it is imported
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
+    """Use one thread, and note the own memory."""
+    use_one_thread()
     note_own_bytes()

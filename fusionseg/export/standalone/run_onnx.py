@@ -32,8 +32,9 @@ CONTRACT = "contract.json"
 CHUNK_VALUES = 8_000_000
 """Largest number of probabilities that are computed at once, except that a chunk has at least one row of voxels."""
 ALIGNED = 1e-9
-SAME_VOXELS = 1e-4
 """Two axes are parallel if the other entries of the mapping, in voxels, are not larger than this."""
+SAME_VOXELS = 1e-4
+"""Distance in voxels that does not count: a position this near to the first voxel outside is that voxel."""
 SAME_MM = 1e-3
 """A voxel size that differs by less is kept."""
 CLOSE_GRID_VOXELS = 0.1

@@ -11,9 +11,9 @@ from fusionseg.data.formats.image_file import VolumeError
 from fusionseg.data.formats.readers import Readers
 from fusionseg.data.inputs.inputs import Inputs
 from fusionseg.inference.mask_formats.choice import choose_format
-from fusionseg.inference.masks import MAX_LISTED, mask_path, refuse_same_file
+from fusionseg.inference.masks import mask_path, refuse_same_file
 from fusionseg.runs.predictions import refuse_other_file
-from fusionseg.utils.errors import UserError
+from fusionseg.utils.errors import UserError, first_of
 from fusionseg.utils.files import writable_folder
 
 
@@ -81,8 +81,7 @@ def check_format(cases: Sequence[Case], format_name: str, readers: Readers) -> N
             if error.code == "format":
                 problems.append(f"  {case.images[0]}: {error}")
     if problems:
-        more = [f"  ... and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
-        raise UserError([f"--format {format_name}: does not suit these inputs:", *problems[:MAX_LISTED], *more])
+        raise UserError([f"--format {format_name}: does not suit these inputs:", *first_of(problems)])
 
 
 def refuse_input_folder(found: Inputs, inputs: Path, output: Path, format_name: str) -> None:

@@ -11,8 +11,8 @@ from fusionseg.data.formats.problems import CaseError, Problem
 from fusionseg.inference.loaded_case import LoadedCase
 from fusionseg.inference.mask_formats.choice import choose_format
 from fusionseg.inference.mask_formats.probabilities import PROBABILITY_FORMATS, ProbabilityFormat
-from fusionseg.inference.masks import MAX_LISTED, MaskOrigin, mask_path, parse_origin
-from fusionseg.utils.errors import UserError
+from fusionseg.inference.masks import MaskOrigin, mask_path, parse_origin
+from fusionseg.utils.errors import UserError, first_of
 from fusionseg.utils.files import file_name
 from fusionseg.utils.machine import available_memory_bytes
 
@@ -64,9 +64,8 @@ class ProbabilityFiles:
             elif os.path.lexists(target) and not self._is_own(case):
                 problems.append(f"  {target}: was not written by fusionseg predict for this image")
         if problems:
-            more = [f"  ... and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
             first = f"--probabilities: {self._output}: these files are not replaced: choose another folder"
-            raise UserError([first, *problems[:MAX_LISTED], *more])
+            raise UserError([first, *first_of(problems)])
 
     def _is_own(self, case: Case) -> bool:
         origin = parse_origin(self.format.read_origin(self.path(case)))

@@ -17,10 +17,10 @@ from fusionseg.data.formats.problems import CaseError, Problem
 from fusionseg.data.formats.readers import Readers
 from fusionseg.inference.mask_formats.choice import FORMATS
 from fusionseg.inference.mask_formats.mask import Mask
-from fusionseg.inference.masks import MAX_LISTED, mask_path, origin_of, predictor_hash, read_origin
+from fusionseg.inference.masks import mask_path, origin_of, predictor_hash, read_origin
 from fusionseg.inference.predictor import Predictor
 from fusionseg.runs.evaluations import MASKS, withdraw_summary
-from fusionseg.utils.errors import UserError
+from fusionseg.utils.errors import UserError, first_of
 
 _FORMAT = FORMATS["nifti"]
 
@@ -54,9 +54,8 @@ class KeptMasks:
             if os.path.lexists(path) and not _is_own(path):
                 problems.append(f"  {path}: was not written by fusionseg, or was changed since")
         if problems:
-            more = [f"  ... and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
             first = f"{self.folder}: these files are not replaced: move them away, or keep no masks by --no-masks"
-            raise UserError([first, *problems[:MAX_LISTED], *more])
+            raise UserError([first, *first_of(problems)])
 
     def path(self, case: Case) -> Path:
         """The file of the mask of a case."""

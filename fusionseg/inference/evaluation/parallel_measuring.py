@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Iterator
 
-import torch
-
 from fusionseg.inference.evaluation.measuring import CaseMeasurer, PredictedCase, Score
 from fusionseg.utils.machine import available_cpus, available_memory_bytes
-from fusionseg.utils.parallel import map_cases
+from fusionseg.utils.parallel import map_cases, use_one_thread
 
 WORTH_SECONDS = 20.0
 """Work that is left, in seconds, from which on workers are started. Their start takes some seconds of all CPUs."""
@@ -45,7 +41,7 @@ def measured_cases(
         takes_long = seconds / done * (count - done) > WORTH_SECONDS
         if number > 1 and (takes_long or workers is not None):
             modules = [CaseMeasurer.__module__]
-            yield from map_cases(measure, cases, workers=number, initializer=_start, modules=modules)
+            yield from map_cases(measure, cases, workers=number, initializer=use_one_thread, modules=modules)
             return
 
 
@@ -67,10 +63,3 @@ def _measured(measure: CaseMeasurer, case: PredictedCase) -> list[Score] | Excep
         return measure(case)
     except Exception as error:
         return error
-
-
-def _start() -> None:
-    """Keep numerical libraries to one thread, because the parallelism is over the cases."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    if "torch" in sys.modules:
-        torch.set_num_threads(1)

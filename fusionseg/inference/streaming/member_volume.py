@@ -14,7 +14,7 @@ from fusionseg.inference.streaming.chunks import MemberRows
 from fusionseg.inference.streaming.grid_map import GridMap, grid_map
 from fusionseg.inference.streaming.logits import Network, StreamSettings, stream_logits
 from fusionseg.inference.streaming.row_buffer import RowBuffer
-from fusionseg.inference.streaming.window_layout import Box, Shape, WindowLayout, window_starts
+from fusionseg.inference.streaming.window_layout import Box, Shape, WindowLayout, whole_box, window_starts
 
 
 def original_to_prepared(volume: Volume) -> NDArray[np.float64]:
@@ -100,8 +100,7 @@ class MemberVolume:
             slab: a box of the original grid; None means the whole prepared volume.
         """
         if slab is None:
-            x, y, z = (slice(0, size) for size in self.shape)
-            return x, y, z
+            return whole_box(self.shape)
         needed = self.grid.needed(slab) or tuple(slice(0, 1) for _ in range(3))
         x, y, z = (
             slice(*window_span(size, edge, self.overlap, side.start, side.stop - 1))

@@ -11,7 +11,7 @@ from math import ceil, floor, prod
 from fusionseg.inference.streaming.chunks import largest_chunk
 from fusionseg.inference.streaming.grid_map import SAME_VOXELS
 from fusionseg.inference.streaming.member_volume import MemberVolume
-from fusionseg.inference.streaming.window_layout import Box, Shape
+from fusionseg.inference.streaming.window_layout import Box, Shape, whole_box
 
 log = logging.getLogger("fusionseg")
 
@@ -52,7 +52,8 @@ def stream_memory(
         slab: a box of the original grid; None means all of it.
         elsewhere: the networks are on another device than the rows, which receives one window at a time.
     """
-    part, chunk = largest_chunk(slab or _whole(members), axis, outputs, [member.scale for member in members])
+    whole = whole_box(members[0].volume.original_shape)
+    part, chunk = largest_chunk(slab or whole, axis, outputs, [member.scale for member in members])
     rows = sum(_rows(member, axis, slab, part) for member in members)
     windows = max(prod(member.patch) * (1 if elsewhere else _windows(member, axis, slab)) for member in members)
     values = outputs * max(_voxels(chunk), *(_voxels(member.grid.needed(chunk)) for member in members))
@@ -85,11 +86,6 @@ def _voxels(box: Box | None) -> int:
     return 0 if box is None else prod(side.stop - side.start for side in box)
 
 
-def _whole(members: Sequence[MemberVolume]) -> Box:
-    x, y, z = (slice(0, size) for size in members[0].volume.original_shape)
-    return x, y, z
-
-
 def slabs(
     members: Sequence[MemberVolume], axis: int, outputs: int, budget_bytes: float, *, elsewhere: bool = False
 ) -> list[Box]:
@@ -103,7 +99,8 @@ def slabs(
         members, axis, outputs, elsewhere: those of `stream_memory`.
         budget_bytes: memory that may be used.
     """
-    chosen, least = [_whole(members)], stream_memory(members, axis, outputs, elsewhere=elsewhere).total
+    chosen = [whole_box(members[0].volume.original_shape)]
+    least = stream_memory(members, axis, outputs, elsewhere=elsewhere).total
     if least <= budget_bytes:
         return chosen
     for division in _divisions(members[0], axis):
@@ -135,7 +132,7 @@ def _divisions(member: MemberVolume, axis: int) -> list[list[Box]]:
     borders = {other: _borders(member, other) for other in range(3) if other != axis}
     across = max(borders, key=lambda other: (len(borders[other]), shape[other]))
     edges = [0, *borders[across], shape[across]]
-    whole, divisions = _whole([member]), []
+    whole, divisions = whole_box(member.volume.original_shape), []
     for count in range(2, min(len(edges) - 1, _MOST_SLABS) + 1):
         some = [edges[round(n * (len(edges) - 1) / count)] for n in range(count + 1)]
         divisions.append([_replaced(whole, across, slice(start, stop)) for start, stop in pairwise(some)])

@@ -16,6 +16,16 @@ Segment = tuple[int, int]
 """The first row of a segment, and the row after its last one; see `WindowLayout`."""
 
 
+def whole_box(shape: Shape) -> Box:
+    """The box of all voxels of a volume.
+
+    Args:
+        shape: of the volume.
+    """
+    x, y, z = (slice(0, size) for size in shape)
+    return x, y, z
+
+
 def window_starts(size: int, patch: int, overlap: float) -> list[int]:
     """The first voxels of the windows along an axis, as MONAI lays them; the last window ends with the axis.
 
