@@ -98,6 +98,7 @@ def predict(
     memory_gb: float | None = None,
     precision: str | None = None,
     skip_air: bool = False,
+    postprocess: str | Path = "none",
 ) -> NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32] | dict[str, Path]:
     """Segment an image: an array, a file or a DICOM series; or all images of a folder or of a datalist.
 
@@ -132,6 +133,8 @@ def predict(
             device lacks it.
         skip_air: leave out windows that hold nothing but background, such as air that `data.intensity` clips to one
             value. Voxels in no other window are background.
+        postprocess: of the mask: "auto" for the post-processing that `fusionseg postprocess` has stored with the run,
+            "none", or the path of a postprocessing.json.
 
     Returns:
         The mask (X, Y, Z) of the values that label files have, uint8, or uint16 if a value is above 255; or with
@@ -159,20 +162,25 @@ def predict(
             raise UserError("output: cannot be combined with spacing or affine; remove them")
         if probabilities is True:
             raise UserError('probabilities: expected "nifti" or "npz" with output, got True')
-        files = _file_options(format, cases, base_dir, skip_existing, probabilities or None)
+        files = _file_options(format, cases, base_dir, skip_existing, probabilities or None, str(postprocess))
         return _predict_to_files(run, Path(str(image)), Path(output), options, files)
     given = {"format": format != "nifti", "cases": cases, "base_dir": base_dir, "skip_existing": skip_existing}
     if isinstance(probabilities, str):
         raise UserError(f"probabilities: {probabilities!r} needs output, the folder for the files; set output")
     if unused := [name for name, value in given.items() if value]:
         raise UserError(f"{', '.join(unused)}: needs output, the folder for the masks; set output, or remove it")
+    if probabilities and str(postprocess) != "none":
+        raise UserError("postprocess: changes masks, and probabilities are asked for; remove one of them")
 
     from fusionseg.data.formats.problems import CaseError
+    from fusionseg.inference.postprocessing.applied import predict_processed
 
     try:
         predictor = cache(lambda: _predictor(run, options))  # wrong arguments are refused before it is loaded
         found = image_of(image, spacing, affine, predictor)
-        return predictor().probabilities(found) if probabilities else predictor()(found)
+        if probabilities:
+            return predictor().probabilities(found)
+        return predict_processed(predictor(), found, str(postprocess))
     except CaseError as error:
         raise UserError([str(problem) for problem in error.problems]) from error
 
@@ -192,6 +200,7 @@ def evaluate(
     flips: bool = False,
     memory_gb: float | None = None,
     precision: str | None = None,
+    postprocess: str | Path = "none",
 ) -> Evaluation:
     """Compare the predictions of a run with the labels, as `fusionseg evaluate` does.
 
@@ -207,7 +216,8 @@ def evaluate(
         device: "auto" (a GPU if there is one), "cuda" or "cpu".
         checkpoint: "best" or "last"; None is "last" for the validation cases, on which the best was chosen, and "best"
             for another data set.
-        overlap, flips, memory_gb, precision: as for `predict`.
+        overlap, flips, memory_gb, precision, postprocess: as for `predict`. The validation cases of the run are
+            processed as chosen on the cases of other runs, if `fusionseg postprocess` had other runs.
 
     Returns:
         An object with `summary` (means and deviations; `summary["dice"]` is the mean over the classes), `scores` (one
@@ -239,11 +249,12 @@ def evaluate(
         others=_folders(average_with),
         include_trained=include_trained,
         masks=masks,
+        postprocess=str(postprocess),
     )
     task = load_run_config(folder).task_info
     given = {"dataset": dataset is not None, "base_dir": base_dir is not None, "average_with": average_with,
              "include_trained": include_trained, "overlap": overlap is not None, "flips": flips,
-             "memory_gb": memory_gb is not None}  # fmt: skip
+             "memory_gb": memory_gb is not None, "postprocess": str(postprocess) != "none"}  # fmt: skip
     names = [name for name, is_given in given.items() if is_given]
     if names and task.evaluation != "masks":
         raise UserError(
@@ -285,7 +296,12 @@ def _predict_to_files(
 
 
 def _file_options(
-    format_name: str, cases: str | None, base_dir: str | Path | None, skip_existing: bool, probabilities: str | None
+    format_name: str,
+    cases: str | None,
+    base_dir: str | Path | None,
+    skip_existing: bool,
+    probabilities: str | None,
+    postprocess: str,
 ) -> FileOptions:
     from fusionseg.data.inputs.inputs import InputOptions
     from fusionseg.data.inputs.lists import CHOICES
@@ -294,7 +310,7 @@ def _file_options(
     if cases is not None and cases not in CHOICES:
         raise UserError(f"cases: expected {', '.join(CHOICES)} or None, got {cases!r}")
     inputs = InputOptions(cases, None if base_dir is None else str(base_dir))
-    return FileOptions(format_name, skip_existing, inputs, probabilities)
+    return FileOptions(format_name, skip_existing, inputs, probabilities, postprocess)
 
 
 def _options(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fusionseg.data.formats.case_reader import ARRAY, Image
+from fusionseg.data.formats.geometry import voxel_sizes
 from fusionseg.data.formats.problems import Findings
 from fusionseg.data.preprocessing.memory import MemoryLimit
 from fusionseg.data.preprocessing.store import settings_key
@@ -29,6 +30,11 @@ class LoadedCase:
     def shape(self) -> Shape:
         """Of the file or array, (X, Y, Z)."""
         return self.volumes[0].original_shape
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Size of a voxel of the file or array along each axis."""
+        return voxel_sizes(self.volumes[0].original_affine)
 
     @property
     def digest(self) -> str:

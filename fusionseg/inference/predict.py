@@ -37,6 +37,7 @@ from fusionseg.inference.postprocessing.files import (
     StoredPostProcessing,
     asked_postprocessing,
     find_postprocessing,
+    refuse_other_classes,
 )
 from fusionseg.inference.predictor import PredictOptions, Predictor
 from fusionseg.runs.json_files import JsonObject
@@ -194,8 +195,9 @@ def _postprocessing(predictor: Predictor, asked: str) -> StoredPostProcessing | 
         UserError: see `asked_postprocessing`.
     """
     runs = [member.path for member in predictor.members]
-    stored = asked_postprocessing(asked, runs, predictor.scheme)
+    stored = asked_postprocessing(asked, runs)
     if stored is not None:
+        refuse_other_classes(stored.path, stored.steps, predictor.scheme)
         log.info("post-processing of %s: %s", stored.path, stored)
         return stored
     with suppress(UserError):  # a damaged file does not matter where none is asked for

@@ -53,6 +53,8 @@ class EvaluationRequest:
     """Whether the means count cases that were trained on."""
     precision: str | None = None
     """Precision of the forward pass; None means that of the training, or another one if the device lacks it."""
+    postprocess: str | None = None
+    """The post-processing of the masks: "auto" for that of the runs, or the path of its file; None for none."""
 
     def to_json(self) -> JsonObject:
         """Plain values, for the summary."""
@@ -66,6 +68,8 @@ class EvaluationRequest:
         }
         if self.precision is not None:  # without it, the request is equal to that of earlier versions
             content["precision"] = self.precision
+        if self.postprocess is not None:
+            content["postprocess"] = self.postprocess
         return content
 
     @property
@@ -82,6 +86,7 @@ class EvaluationRequest:
         parts += ["with_trained"] if self.include_trained else []
         parts += [] if self.overlap is None else [f"overlap{self.overlap:g}"]
         parts += [] if self.precision is None else [self.precision]
+        parts += [] if self.postprocess is None else ["postprocessed"]
         return file_name("_".join(parts))
 
 

@@ -18,7 +18,7 @@ def add_best(commands: Commands) -> None:
         "fusionseg best runs/hippocampus_folds\n  fusionseg best runs/hippocampus_folds --metric hd95_mm",
         _best,
     )
-    runs_arguments(parser)
+    runs_arguments(parser, postprocessed=False)
     parser.add_argument(
         "--metric",
         default="dice",
@@ -44,7 +44,8 @@ def _best(arguments: argparse.Namespace) -> int:
     folder = output_folder(arguments.runs, arguments.output)
     if folder is not None:
         writable_folder(folder, "--output")
-    pooled = pool(compare(arguments.runs, arguments.checkpoint, ensembles=arguments.ensembles))
+    comparison = compare(arguments.runs, arguments.checkpoint, ensembles=arguments.ensembles, postprocessed=True)
+    pooled = pool(comparison)
     choices, problems = choose(pooled, arguments.metric)
     print(best_text(choices))
     for note in (*pooled.notes, *problems):

@@ -69,7 +69,12 @@ def _compare(arguments: argparse.Namespace) -> int:
         raise UserError("--plots: has no folder for the files; add --output FOLDER")
     if arguments.output is not None:
         writable_folder(arguments.output, "--output")
-    comparison = compare(arguments.runs, arguments.checkpoint, ensembles=arguments.ensembles)
+    comparison = compare(
+        arguments.runs,
+        arguments.checkpoint,
+        ensembles=arguments.ensembles,
+        postprocessed=arguments.postprocessed,
+    )
     if arguments.metrics:
         comparison = with_metrics(comparison, arguments.metrics)
     if arguments.against is not None:

@@ -60,6 +60,14 @@ def add_evaluate(commands: Commands) -> None:
         help="do not keep the masks of a segmentation in the folder of the evaluation",
     )
     parser.add_argument(
+        "--postprocess",
+        default="none",
+        metavar="auto|none|FILE",
+        help="score the masks after a post-processing, into a folder of their own; auto: that which fusionseg"
+        " postprocess has stored with the runs, for their validation cases as chosen on the cases of other runs; or a"
+        " postprocessing.json (default none)",
+    )
+    parser.add_argument(
         "--workers",
         type=int,
         metavar="N",
@@ -90,6 +98,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         volumes=arguments.volumes,
         masks=arguments.masks,
         workers=arguments.workers,
+        postprocess=arguments.postprocess,
     )
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers: expected a number from 1, got {options.workers}")

@@ -70,12 +70,15 @@ def inference_options(arguments: argparse.Namespace) -> PredictOptions:
     return options
 
 
-def runs_arguments(parser: argparse.ArgumentParser, counted: str = "evaluations") -> None:
+def runs_arguments(
+    parser: argparse.ArgumentParser, counted: str = "evaluations", *, postprocessed: bool = True
+) -> None:
     """Add the arguments that `compare`, `statistics` and `best` share: the runs, and which of their results count.
 
     Args:
         parser: the parser of the command.
         counted: what the command takes from the runs.
+        postprocessed: add the option `--postprocessed`.
     """
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN|FOLDER", help="run folder, or a folder of them")
     parser.add_argument(
@@ -88,6 +91,12 @@ def runs_arguments(parser: argparse.ArgumentParser, counted: str = "evaluations"
     parser.add_argument(
         "--ensembles", action="store_true", help="add rows of the ensembles that fusionseg evaluate --with has scored"
     )
+    if postprocessed:
+        parser.add_argument(
+            "--postprocessed",
+            action="store_true",
+            help="add rows of the masks with post-processing that fusionseg evaluate --postprocess has scored",
+        )
 
 
 def output_folder(runs: list[Path], output: Path | None) -> Path | None:

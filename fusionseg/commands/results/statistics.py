@@ -55,7 +55,13 @@ def _statistics(arguments: argparse.Namespace) -> int:
     folder = output_folder(arguments.runs, arguments.output)
     if folder is not None:
         writable_folder(folder, "--output")
-    pooled = pool(compare(arguments.runs, arguments.checkpoint, ensembles=arguments.ensembles))
+    comparison = compare(
+        arguments.runs,
+        arguments.checkpoint,
+        ensembles=arguments.ensembles,
+        postprocessed=arguments.postprocessed,
+    )
+    pooled = pool(comparison)
     found = analyse(pooled, arguments.against)
     print(statistics_markdown(found, arguments.metrics))
     if folder is not None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fusionseg.export.card.facts import SHOWN, VALIDATION, CardFacts, Measured, entry, fold_text
+from fusionseg.inference.postprocessing.evaluated import postprocessing_notes
 from fusionseg.inference.statistics.tables import interval_text
 from fusionseg.runs.paths import GPU_TABLE
 from fusionseg.utils.tables import markdown_table, plain_number
@@ -160,6 +161,9 @@ def _notes(measured: Measured) -> Iterator[str]:
         yield f"- Cases that were trained on, and have no part in the values: {len(left_out)}."
     if ignored := summary.get("ignored"):
         yield f"- {ignored['voxels']} voxels of {ignored['cases']} cases are marked as ignored, and were not scored."
+    if isinstance(postprocessing := summary.get("postprocessing"), dict):
+        for note in postprocessing_notes(postprocessing, summary.get("cases", UNKNOWN)):
+            yield f"- {note[:1].upper()}{note[1:]}."
     for (label, metric), interval in measured.intervals.items():
         if interval.n < (cases := measured.rows[label]):
             why = _WITHOUT.get(metric, "")

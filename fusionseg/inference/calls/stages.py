@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusionseg.data.formats.case import Case
-from fusionseg.data.formats.geometry import voxel_sizes
 from fusionseg.data.preprocessing.memory import MemoryLimit
 from fusionseg.inference.calls.overlap import Stages
 from fusionseg.inference.calls.probability_files import ProbabilityFiles, check_memory, is_large
@@ -96,9 +95,8 @@ class PredictionStages:
             check_memory(case, loaded, self._predictor.scheme.num_outputs)
             probabilities = self._predictor.empty_probabilities(loaded)
         outputs = self._predictor.outputs_of(loaded, probabilities)
-        spacing_mm = voxel_sizes(loaded.volumes[0].original_affine)
-        self.facts[case.name] = CaseFacts(loaded.shape, spacing_mm, self._predictor.was_trained_on(loaded))
-        return PredictedOutputs(outputs, spacing_mm, probabilities)
+        self.facts[case.name] = CaseFacts(loaded.shape, loaded.spacing_mm, self._predictor.was_trained_on(loaded))
+        return PredictedOutputs(outputs, loaded.spacing_mm, probabilities)
 
     def _write(self, case: Case, predicted: PredictedOutputs) -> None:
         """Write the mask of a case, and its probabilities.

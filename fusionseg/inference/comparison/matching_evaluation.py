@@ -1,7 +1,8 @@
-"""Search for the evaluation of a run that has the same weights and cases as one of its validations."""
+"""Search for the evaluations of a run that have the same weights and cases as one of its validations."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ class MatchingEvaluation:
     """The other runs of an ensemble."""
     folder: Path | None = None
     """The folder of the results; None if there are none of the weights."""
+    postprocess: str | None = None
+    """The post-processing that was asked for: "auto" or the path of a file; None for masks without one."""
 
 
 def matching_evaluation(run: Path, validation: Mapping[str, Any], weights: str) -> MatchingEvaluation | None:
@@ -65,8 +68,10 @@ def matching_evaluation(run: Path, validation: Mapping[str, Any], weights: str) 
     return None
 
 
-def ensemble_evaluations(run: Path, validation: Mapping[str, Any], weights: str) -> list[MatchingEvaluation]:
-    """Find the evaluations of ensembles of a run and others, on the validation cases of the run.
+def further_evaluations(run: Path, validation: Mapping[str, Any], weights: str) -> list[MatchingEvaluation]:
+    """Find the evaluations of ensembles of a run and others, and those of masks with post-processing.
+
+    They are on the validation cases of the run.
 
     Args:
         run: the run folder.
@@ -76,14 +81,15 @@ def ensemble_evaluations(run: Path, validation: Mapping[str, Any], weights: str)
     found = []
     for folder, summary in evaluations_of(run):
         request = summary.get("request")
-        if not isinstance(request, dict) or not request.get("with") or request.get("dataset") is not None:
+        if not isinstance(request, dict) or request.get("dataset") is not None:
+            continue
+        if not request.get("with") and not request.get("postprocess"):
             continue
         if request.get("checkpoint") == weights and _is_of(summary, validation, weights):
             remarks = tuple(f"was evaluated with {option}" for option in _changed_options(request))
-            others = tuple(Path(str(other)) for other in request["with"])
-            found.append(
-                MatchingEvaluation(_metrics(summary), bool(summary.get("trained_on")), remarks, others, folder)
-            )
+            others = tuple(Path(str(other)) for other in request.get("with") or ())
+            asked, trained_on = request.get("postprocess"), bool(summary.get("trained_on"))
+            found.append(MatchingEvaluation(_metrics(summary), trained_on, remarks, others, folder, asked))
     return found
 
 
@@ -92,13 +98,14 @@ def _differing_options(folder: Path, summary: Mapping[str, Any]) -> list[str] | 
     request = summary.get("request")
     if not isinstance(request, dict):  # an evaluation by an older version, which did not record the request
         return [] if folder.name == EVALUATION and summary and "averaged_with" not in summary else None
-    if request.get("dataset") is not None or request.get("with"):
+    if request.get("dataset") is not None or request.get("with") or request.get("postprocess"):
         return None
     return _changed_options(request)
 
 
 def _changed_options(request: Mapping[str, Any]) -> list[str]:
-    return [*prediction_options(request), *(["--include-trained"] if request.get("include_trained") else [])]
+    changed = prediction_options({**request, "postprocess": None})  # a row with post-processing has its name
+    return [*changed, *(["--include-trained"] if request.get("include_trained") else [])]
 
 
 def prediction_options(request: Mapping[str, Any]) -> list[str]:
@@ -108,6 +115,8 @@ def prediction_options(request: Mapping[str, Any]) -> list[str]:
         request: `request` of the summary of the evaluation.
     """
     given = [f"--{key} {request[key]}" for key in ("overlap", "precision") if request.get(key) is not None]
+    if asked := request.get("postprocess"):
+        given.append(f"--postprocess {shlex.quote(str(asked))}")
     return [*(["--tta"] if request.get("tta") else []), *given]
 
 

@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from fusionseg.config.parts.task import built_in_tasks
-from fusionseg.inference.comparison.ensembles import summarise_ensembles
+from fusionseg.inference.comparison.ensembles import summarise_further
 from fusionseg.inference.comparison.run_summary import (
     REPEATED,
     VALIDATED_ON_TRAINING_CASES,
@@ -123,13 +123,16 @@ class Comparison:
         return [row for table in self.tables for row in table.rows]
 
 
-def compare(paths: Sequence[Path], weights: str = "last", *, ensembles: bool = False) -> Comparison:
+def compare(
+    paths: Sequence[Path], weights: str = "last", *, ensembles: bool = False, postprocessed: bool = False
+) -> Comparison:
     """Compare runs.
 
     Args:
         paths: run folders, and folders of run folders.
         weights: "last" takes the metrics of each run's last validation, "best" those of its best one.
         ensembles: add rows of the evaluations that averaged several runs.
+        postprocessed: add rows of the evaluations of masks with post-processing.
 
     Raises:
         UserError: a path holds no run, or no run has a validation.
@@ -141,12 +144,11 @@ def compare(paths: Sequence[Path], weights: str = "last", *, ensembles: bool = F
             runs.append(summarise_run(folder, weights))
         except UserError as error:
             damaged += error.problems
-    if ensembles:
-        for run in list(runs):
-            try:
-                runs += summarise_ensembles(run, weights)
-            except UserError as error:
-                damaged += [f"an ensemble of {run.path}: {problem}" for problem in error.problems]
+    for run in list(runs):
+        try:
+            runs += summarise_further(run, weights, ensembles=ensembles, postprocessed=postprocessed)
+        except UserError as error:
+            damaged += [f"an ensemble of {run.path}: {problem}" for problem in error.problems]
     if not any(run.metrics for run in runs):
         none = f"{', '.join(map(str, paths))}: none of the {len(runs) + len(damaged)} runs has a validation to compare"
         raise UserError([none, *damaged])

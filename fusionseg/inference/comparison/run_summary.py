@@ -17,7 +17,7 @@ from fusionseg.config.outside import PartError
 from fusionseg.config.parts.task import TaskInfo, task_info
 from fusionseg.inference.comparison.matching_evaluation import (
     MatchingEvaluation,
-    ensemble_evaluations,
+    further_evaluations,
     matching_evaluation,
 )
 from fusionseg.runs.cases.split_file import NO_VALIDATION, plain_split
@@ -90,8 +90,8 @@ class RunSummary:
     """Notes for below the table."""
     evaluation: Path | None = None
     """The folder of the evaluation that the metrics of the files are from."""
-    ensembles: tuple[MatchingEvaluation, ...] = ()
-    """Evaluations of ensembles of this run and others."""
+    further: tuple[MatchingEvaluation, ...] = ()
+    """Evaluations of ensembles of this run and others, and of masks with post-processing."""
 
     @cached_property
     def evaluation_request(self) -> JsonObject | None:
@@ -104,10 +104,16 @@ class RunSummary:
         return self._evaluation_facts[1]
 
     @cached_property
-    def _evaluation_facts(self) -> tuple[JsonObject | None, JsonObject]:
+    def evaluation_postprocessing(self) -> JsonObject | None:
+        """The post-processing of the evaluated masks; None without one."""
+        return self._evaluation_facts[2]
+
+    @cached_property
+    def _evaluation_facts(self) -> tuple[JsonObject | None, JsonObject, JsonObject | None]:
         summary = {} if self.evaluation is None else read_summary(self.evaluation)
-        request, definitions = summary.get("request"), summary.get("definitions")
-        return request if isinstance(request, dict) else None, definitions if isinstance(definitions, dict) else {}
+        found = [summary.get(name) for name in ("request", "definitions", "postprocessing")]
+        request, definitions, postprocessing = (one if isinstance(one, dict) else None for one in found)
+        return request, definitions or {}, postprocessing
 
 
 def name_without_repetition(name: str) -> str:
@@ -146,7 +152,7 @@ def summarise_run(run: Path, weights: str) -> RunSummary:
         trained_on = trained_on or found.trained_on
         remarks += found.remarks
         evaluation = found.folder
-    ensembles = ensemble_evaluations(run, chosen, weights) if task.evaluation == "masks" and chosen is not None else []
+    further = further_evaluations(run, chosen, weights) if task.evaluation == "masks" and chosen is not None else []
     if metrics and plain.get("init_from") and not plain.get("finetune", {}).get("from_scratch"):
         metrics |= _pretraining_score(Path(str(plain["init_from"])))
     on_all = plain["data"].get("fold") == ALL
@@ -173,7 +179,7 @@ def summarise_run(run: Path, weights: str) -> RunSummary:
         marks=tuple(marks),
         remarks=tuple(remarks),
         evaluation=evaluation,
-        ensembles=tuple(ensembles),
+        further=tuple(further),
     )
 
 

@@ -38,6 +38,8 @@ class CasesToScore:
     """Whether the networks were trained on a case, by its name: yes, no or unknown."""
     left_out: list[str] = field(default_factory=list)
     """Names of cases that are scored, but not counted by the means, because they were trained on."""
+    images: Mapping[str, str] = field(default_factory=dict)
+    """Digests of the images by name of the case; without those that cannot be read."""
 
     def marks(self, counted: Collection[str]) -> dict[str, Any]:
         """The entries of the summary about cases that were trained on.
@@ -139,7 +141,8 @@ def all_labelled_cases(
     content = _digests(dataset, cases, _prepared_cases(data, output, dataset))
     if len(known) < len(splits):
         trained = _trained_on(content, known)
-        return CasesToScore(dataset, cases, {case.name: YES if case.name in trained else UNKNOWN for case in cases})
+        marks = {case.name: YES if case.name in trained else UNKNOWN for case in cases}
+        return CasesToScore(dataset, cases, marks, images=_images(content))
     return _leave_out_trained(dataset, cases, content, known, set(), include_trained=include_trained)
 
 
@@ -179,7 +182,12 @@ def _leave_out_trained(
             len(cases),
             some_of(left_out),
         )
-    return CasesToScore(dataset, cases, {case.name: YES if case.name in trained else NO for case in cases}, left_out)
+    marks = {case.name: YES if case.name in trained else NO for case in cases}
+    return CasesToScore(dataset, cases, marks, left_out, _images(content))
+
+
+def _images(content: Mapping[str, CaseDigests]) -> dict[str, str]:
+    return {name: digests.image for name, digests in content.items()}
 
 
 def _trained_on(content: Mapping[str, CaseDigests], splits: Sequence[Split]) -> set[str]:

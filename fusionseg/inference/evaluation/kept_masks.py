@@ -18,6 +18,7 @@ from fusionseg.data.formats.readers import Readers
 from fusionseg.inference.mask_formats.choice import FORMATS
 from fusionseg.inference.mask_formats.mask import Mask
 from fusionseg.inference.masks import mask_path, origin_of, predictor_hash, read_origin
+from fusionseg.inference.postprocessing.steps import PostProcessing
 from fusionseg.inference.predictor import Predictor
 from fusionseg.runs.evaluations import MASKS, withdraw_summary
 from fusionseg.utils.errors import UserError, first_of
@@ -28,17 +29,20 @@ _FORMAT = FORMATS["nifti"]
 class KeptMasks:
     """The folder of the masks of an evaluation. A file that an evaluation did not write is never replaced."""
 
-    def __init__(self, folder: Path, predictor: Predictor, readers: Readers) -> None:
+    def __init__(
+        self, folder: Path, predictor: Predictor, readers: Readers, postprocessing: PostProcessing | None = None
+    ) -> None:
         """Args:
         folder: of the evaluation.
         predictor: that makes the masks.
         readers: of the images.
+        postprocessing: of the masks.
         """
         self.evaluation = folder
         self.folder = folder / MASKS
         self.scheme = predictor.scheme
         self.readers = readers
-        self._made_by = predictor_hash(predictor)
+        self._made_by = predictor_hash(predictor, postprocessing=postprocessing.to_json() if postprocessing else None)
 
     def check(self, cases: Sequence[Case]) -> None:
         """Refuse files in the place of the masks that no evaluation wrote.

@@ -14,11 +14,19 @@ from fusionseg.data.formats.dataset import Dataset, open_dataset
 from fusionseg.data.formats.readers import Readers
 from fusionseg.inference.evaluation.cases import all_labelled_cases, evaluation_config, validation_cases
 from fusionseg.inference.evaluation.detail_tables import detail_tables
-from fusionseg.inference.evaluation.measuring import metric_definitions, ranked_cases
+from fusionseg.inference.evaluation.measuring import metric_definitions
 from fusionseg.inference.evaluation.pretraining import evaluate_pretraining
-from fusionseg.inference.evaluation.results import Evaluation, pretraining_table, segmentation_table, validation_table
+from fusionseg.inference.evaluation.results import (
+    Evaluation,
+    best_and_worst,
+    pretraining_table,
+    segmentation_table,
+    validation_table,
+)
 from fusionseg.inference.evaluation.segmentation import evaluate_segmentation
 from fusionseg.inference.evaluation.validation import evaluate_by_validation
+from fusionseg.inference.postprocessing.evaluated import EvaluatedPostProcessing, evaluated_postprocessing, requested
+from fusionseg.inference.postprocessing.files import NONE
 from fusionseg.inference.predictor import PredictOptions, Predictor
 from fusionseg.runs.archive.layout import is_archive
 from fusionseg.runs.cases.split_file import NO_VALIDATION
@@ -32,6 +40,7 @@ from fusionseg.runs.evaluations import (
     EvaluationRequest,
     evaluation_folder,
     is_current,
+    read_summary,
     results_folder,
 )
 from fusionseg.utils.errors import UserError
@@ -66,6 +75,8 @@ class EvaluationOptions:
     """Whether the masks of a segmentation are kept in the folder of the evaluation."""
     workers: int | None = None
     """Processes that compute the metrics of a segmentation; None chooses their number, and 1 starts none."""
+    postprocess: str = NONE
+    """The post-processing of the masks: `AUTO` for that of the runs, `NONE`, or the path of a file."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +105,12 @@ class OpenedEvaluation:
     request: EvaluationRequest
     folder: Path
     """The folder for the results."""
+    postprocessing: EvaluatedPostProcessing | None = None
 
     def is_current(self) -> bool:
         """Tell whether the folder holds the complete results of this evaluation, newer than the weights."""
+        if self.postprocessing is not None and not self.postprocessing.is_recorded_in(read_summary(self.folder)):
+            return False
         weights = [find_weights(one, self.options.prediction.checkpoint) for one in (self.run, *self.options.others)]
         segments = self.config.task_info.evaluation == "masks"
         folders = {VOLUMES: self.options.volumes, MASKS: segments and self.options.masks}
@@ -138,7 +152,7 @@ def evaluate_run(run: Path, options: EvaluationOptions) -> Outcome:
         print(
             segmentation_table(summary),
             weights,
-            _best_and_worst(evaluation),
+            best_and_worst(evaluation),
             f"{evaluation.folder}: {', '.join(written)}" + (f", {MASKS}/" if options.masks else ""),
             sep="\n",
         )
@@ -146,16 +160,6 @@ def evaluate_run(run: Path, options: EvaluationOptions) -> Outcome:
     files = f"{CASES}, {SUMMARY}" + (f", {VOLUMES}/" if options.volumes else "")
     print(pretraining_table(summary), f"{weights}; on the prepared grid", f"{evaluation.folder}: {files}", sep="\n")
     return _outcome(evaluation, f"SSIM {summary['figures']['ssim']['mean']:.4f}")
-
-
-def _best_and_worst(evaluation: Evaluation) -> str:
-    """The cases with the highest and the lowest mean Dice, of those that the means count."""
-    left_out = evaluation.summary.get("left_out", ())
-    ranked = ranked_cases([score for score in evaluation.scores if score.case not in left_out])
-    if not ranked:
-        return "no case has a Dice"
-    (worst, low), (best, high) = ranked[0], ranked[-1]
-    return f"best: {best} (Dice {high:.4f}); worst: {worst} (Dice {low:.4f})"
 
 
 def open_evaluation(run: Path, options: EvaluationOptions) -> OpenedEvaluation:
@@ -178,7 +182,9 @@ def open_evaluation(run: Path, options: EvaluationOptions) -> OpenedEvaluation:
     if dataset is None and config.data.fold == ALL:
         raise UserError(no_validation_text(run, config))
     request = _request(config, options, dataset)
-    return OpenedEvaluation(run, config, options, dataset, request, evaluation_folder(run, request))
+    postprocessing = evaluated_postprocessing(options.postprocess, [run, *options.others], of_own_cases=dataset is None)
+    folder = evaluation_folder(run, request)
+    return OpenedEvaluation(run, config, options, dataset, request, folder, postprocessing)
 
 
 def no_validation_text(run: Path, config: RunConfig) -> str:
@@ -214,7 +220,14 @@ def compute_evaluation(opened: OpenedEvaluation) -> Evaluation:
     else:
         cases = all_labelled_cases(opened.dataset, config.data, config.output, members, include_trained=include_trained)
     return evaluate_segmentation(
-        predictor, cases, config, request, folder, masks=options.masks, workers=options.workers
+        predictor,
+        cases,
+        config,
+        request,
+        folder,
+        masks=options.masks,
+        workers=options.workers,
+        postprocessing=opened.postprocessing,
     )
 
 
@@ -238,6 +251,7 @@ def _refuse_options_of_other_task(run: Path, config: RunConfig, options: Evaluat
         "--overlap": prediction.overlap is not None,
         "--memory": prediction.memory_gb is not None,
         "--volumes": options.volumes and by_validation,
+        "--postprocess": options.postprocess != NONE,
     }
     if problems := [name for name, is_given in given.items() if is_given]:
         how = (
@@ -284,6 +298,7 @@ def _request(config: RunConfig, options: EvaluationOptions, dataset: Dataset | N
         flips=prediction.flips,
         include_trained=options.include_trained,
         precision=prediction.precision,
+        postprocess=requested(options.postprocess),
     )
 
 

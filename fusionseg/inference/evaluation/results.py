@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from fusionseg.inference.evaluation.measuring import ranked_cases
+from fusionseg.inference.postprocessing.evaluated import postprocessing_notes
 from fusionseg.metrics.definitions import DEFINITIONS, title_and_digits
 from fusionseg.runs.evaluations import CASES
 from fusionseg.utils.errors import some_of
@@ -99,6 +101,20 @@ def _digits(name: str) -> int:
     return title_and_digits(name, DEFINITIONS.get(name))[1]
 
 
+def best_and_worst(evaluation: Evaluation) -> str:
+    """A line about the cases with the highest and the lowest mean Dice, of those that the means count.
+
+    Args:
+        evaluation: of a segmentation.
+    """
+    left_out = evaluation.summary.get("left_out", ())
+    ranked = ranked_cases([score for score in evaluation.scores if score.case not in left_out])
+    if not ranked:
+        return "no case has a Dice"
+    (worst, low), (best, high) = ranked[0], ranked[-1]
+    return f"best: {best} (Dice {high:.4f}); worst: {worst} (Dice {low:.4f})"
+
+
 def pretraining_table(summary: Mapping[str, Any]) -> str:
     """Format the summary of a pre-training as Markdown: SSIM and PSNR of the network and of the trivial fill-ins."""
     metrics = summary["figures"]
@@ -134,6 +150,8 @@ def evaluation_notes(summary: Mapping[str, Any]) -> list[str]:
     """
     notes = []
     cases = summary["cases"]
+    if postprocessing := summary.get("postprocessing"):
+        notes += postprocessing_notes(postprocessing, cases)
     if trained_on := summary.get("trained_on"):
         notes.append(f"not scores of new cases: {trained_on} of the {cases} cases were trained on")
     if unknown := summary.get("trained_on_unknown"):

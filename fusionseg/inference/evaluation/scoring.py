@@ -16,6 +16,7 @@ from fusionseg.data.formats.geometry import voxel_sizes
 from fusionseg.data.labels.matching import match_classes
 from fusionseg.data.labels.scheme import IGNORE, LabelScheme
 from fusionseg.inference.evaluation.measuring import CaseMeasurer, PredictedCase, Score
+from fusionseg.inference.postprocessing.steps import PostProcessing
 from fusionseg.inference.predictor import Predictor
 from fusionseg.metrics.outputs import masks_of
 from fusionseg.observability.pictures import topmost
@@ -34,7 +35,13 @@ class Scorer:
     """Predicts and scores the cases of a data set. Channels and labels are matched with those of the run by name."""
 
     def __init__(
-        self, predictor: Predictor, dataset: Dataset, *, own: bool, measure: CaseMeasurer | None = None
+        self,
+        predictor: Predictor,
+        dataset: Dataset,
+        *,
+        own: bool,
+        measure: CaseMeasurer | None = None,
+        postprocessing: PostProcessing | None = None,
     ) -> None:
         """Match the names.
 
@@ -44,6 +51,7 @@ class Scorer:
             own: the data set is that of the run. Another order of the names is refused then, because the files may
                 still have the old order.
             measure: computes the metrics; None for the default ones.
+            postprocessing: of the masks.
 
         Raises:
             UserError: the data set has other names than the run.
@@ -51,6 +59,7 @@ class Scorer:
         self.predictor = predictor
         self.dataset = dataset
         self.measure = measure or CaseMeasurer(predictor.scheme)
+        self._postprocessing = postprocessing or PostProcessing()
         problems = []
         labels = match_classes(predictor.scheme, dataset.scheme)
         channels = channel_order(predictor.channels, dataset.channels)
@@ -91,12 +100,19 @@ class Scorer:
         return indices
 
     def prediction(self, case: Case) -> NDArray[np.uint8] | NDArray[np.bool_]:
-        """Predict a case; see `Predictor.predict_outputs`.
+        """Predict a case; see `Predictor.predict_outputs`. The post-processing is applied.
 
         Raises:
             CaseError: the image cannot be used.
         """
-        return self.predictor.predict_outputs(case.images, self._channels)
+        outputs = self.predictor.predict_outputs(case.images, self._channels)
+        if not self._postprocessing:
+            return outputs
+        return self._postprocessing.apply(outputs, self.predictor.scheme, self._spacing_mm(case))
+
+    def _spacing_mm(self, case: Case) -> tuple[float, ...]:
+        affine = read_grid(case.images, self.dataset.readers).affine
+        return tuple(float(size) for size in voxel_sizes(affine))
 
     def drawn_label(self, case: Case) -> NDArray[Any]:
         """Make the label of a case for a picture: the number of the output at each voxel, from 1.
@@ -139,8 +155,8 @@ class Scorer:
             CaseError: the image or the label cannot be used.
         """
         label = self.label(case)  # read first: a wrong label costs no prediction
-        spacing_mm = tuple(float(s) for s in voxel_sizes(read_grid(case.images, self.dataset.readers).affine))
         prediction = self.prediction(case)
+        spacing_mm = self._spacing_mm(case)
         return PredictedCase(case.name, str(case.label), prediction, label, self.annotated(case), spacing_mm)
 
 

@@ -19,6 +19,8 @@ from fusionseg.inference.evaluation.parallel_measuring import measured_cases
 from fusionseg.inference.evaluation.picture import draw_best_and_worst
 from fusionseg.inference.evaluation.results import Evaluation
 from fusionseg.inference.evaluation.scoring import Scorer
+from fusionseg.inference.postprocessing.evaluated import EvaluatedPostProcessing
+from fusionseg.inference.postprocessing.files import refuse_other_classes
 from fusionseg.inference.predictor import Predictor
 from fusionseg.observability.progress import counting_progress
 from fusionseg.runs.evaluations import PICTURE, EvaluationRequest, check_details, write_evaluation
@@ -38,6 +40,7 @@ def evaluate_segmentation(
     *,
     masks: bool = True,
     workers: int | None = None,
+    postprocessing: EvaluatedPostProcessing | None = None,
 ) -> Evaluation:
     """Predict labelled cases, compare the masks with the labels voxel by voxel, and write the results.
 
@@ -49,17 +52,23 @@ def evaluate_segmentation(
         folder: the folder for the results.
         masks: keep the masks in this folder.
         workers: processes that compute metrics while further cases are predicted; None chooses their number.
+        postprocessing: of the masks.
 
     Raises:
-        UserError: the names of labels or channels do not match, the section `evaluate` names an unknown class, the
-            folder cannot be written, or no case can be scored.
+        UserError: the names of labels or channels do not match, the section `evaluate` or the post-processing names
+            an unknown class, the folder cannot be written, or no case can be scored.
         WriteError: a file cannot be written, for example on a full disk.
     """
     writable_folder(folder, "evaluate")
     measure = CaseMeasurer(predictor.scheme, config.evaluate, config.metrics)
-    scorer = Scorer(predictor, chosen.dataset, own=request.dataset is None, measure=measure)
+    steps = None
+    if postprocessing is not None:
+        steps = postprocessing.steps
+        refuse_other_classes(postprocessing.path, steps, predictor.scheme)
+    own = request.dataset is None
+    scorer = Scorer(predictor, chosen.dataset, own=own, measure=measure, postprocessing=steps)
     check_details(folder, detail_tables(config.evaluate))
-    kept = KeptMasks(folder, predictor, chosen.dataset.readers)
+    kept = KeptMasks(folder, predictor, chosen.dataset.readers, steps)
     if masks:
         kept.check(chosen.cases)
     scores, failed = _score_cases(scorer, chosen, kept if masks else None, workers)
@@ -72,16 +81,18 @@ def evaluate_segmentation(
                 *(f"  {name}: {reason}" for name, reason in failed.items()),
             ]
         )
+    names = list(dict.fromkeys(score.case for score in counted))
     first, *others = predictor.members
     summary = {
         "checkpoint": str(first.path),
         **({"averaged_with": [str(other.path) for other in others]} if others else {}),
         "step": first.step,
         **summarise(counted),
-        **chosen.marks({score.case for score in counted}),
+        **chosen.marks(names),
         "failed": failed,
         "dataset": str(chosen.dataset.place),
         "request": request.to_json(),
+        **({"postprocessing": postprocessing.to_json(map(chosen.images.get, names))} if postprocessing else {}),
         "definitions": metric_definitions(config.evaluate, config.metrics),
     }
     kept.remove_others([case for case in chosen.cases if masks and case.name not in failed])

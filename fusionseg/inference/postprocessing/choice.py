@@ -56,6 +56,9 @@ class Choice:
     before: NDArray[np.float64]
     """(cases, R), the Dice without post-processing."""
     after: NDArray[np.float64]
+    held_out: NDArray[np.float64] | None = None
+    """(cases, R), the Dice of each case with the steps that were chosen on the cases of the other runs; None if there
+    are no other runs."""
 
 
 def try_candidates(
@@ -141,10 +144,22 @@ def choose(trials: Sequence[CaseTrial], names: Sequence[str]) -> Choice:
         and not (with_foreground < before).any()
     )
     taken = [_of_class(means[int(foreground), :, index], smallest_ml[index]) for index in range(len(names))]
-    places = [CANDIDATES.index(steps) for steps in taken]
-    after = np.stack([dice[:, int(foreground), place, index] for index, place in enumerate(places)], axis=1)
     steps = {name: one for name, one in zip(names, taken, strict=True) if one != Steps()}
-    return Choice(PostProcessing(bool(foreground), steps), tuple(names), dice[:, 0, plain], after)
+    chosen = PostProcessing(bool(foreground), steps)
+    return Choice(chosen, tuple(names), dice[:, 0, plain], dice_with(trials, names, chosen))
+
+
+def dice_with(trials: Sequence[CaseTrial], names: Sequence[str], postprocessing: PostProcessing) -> NDArray[np.float64]:
+    """The Dice of cases with a post-processing, (cases, R).
+
+    Args:
+        trials: of the cases.
+        names: of the outputs.
+        postprocessing: a result of `choose`: its steps are among `CANDIDATES`.
+    """
+    places = [CANDIDATES.index(postprocessing.steps.get(name, Steps())) for name in names]
+    foreground = int(postprocessing.largest_foreground)
+    return np.stack([trial.dice[foreground, places, np.arange(len(names))] for trial in trials])
 
 
 def _of_class(means: NDArray[np.float64], smallest_ml: float) -> Steps:

@@ -18,6 +18,7 @@ from fusionseg.utils.files import write_json
 AUTO, NONE = "auto", "none"
 """Values of `--postprocess` beside the path of a file: that of the runs, and nothing."""
 _FORMAT = "fusionseg post-processing"
+_WITHOUT_OWN = "without_own_cases"
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,14 @@ class StoredPostProcessing:
     steps: PostProcessing
     chosen: JsonObject
     """The cases that it was chosen on, and its effect on them; empty in a file that was written by hand."""
+    without_own: PostProcessing | None = None
+    """The steps that were chosen without the validation cases of this run; None if there were no other runs."""
+
+    @property
+    def images(self) -> tuple[str, ...] | None:
+        """Digests of the images that it was chosen on; None if the file does not state them."""
+        found = self.chosen.get("images")
+        return tuple(map(str, found)) if isinstance(found, list) else None
 
     def __str__(self) -> str:
         cases, dice = self.chosen.get("cases"), self.chosen.get("dice")
@@ -38,20 +47,35 @@ class StoredPostProcessing:
         return f"{self.steps} (chosen on {cases} validation cases{effect})"
 
 
-def write_postprocessing(run: Path, steps: PostProcessing, chosen: JsonObject) -> Path:
+def write_postprocessing(
+    run: Path, steps: PostProcessing, chosen: JsonObject, without_own: PostProcessing | None = None
+) -> Path:
     """Write the post-processing of a run into its folder, and return the file.
 
     Args:
         run: the run folder.
         steps: the post-processing.
         chosen: the cases that it was chosen on, and its effect on them.
+        without_own: see `StoredPostProcessing`.
 
     Raises:
         WriteError: the file cannot be written.
     """
     path = RunPaths(run).postprocessing
-    write_json(path, {"format": _FORMAT, **steps.to_json(), "chosen": chosen})
+    write_json(path, postprocessing_content(steps, chosen, without_own))
     return path
+
+
+def postprocessing_content(
+    steps: PostProcessing, chosen: JsonObject, without_own: PostProcessing | None = None
+) -> JsonObject:
+    """The content of a file of a post-processing.
+
+    Args:
+        steps, chosen, without_own: see `write_postprocessing`.
+    """
+    own = {} if without_own is None else {_WITHOUT_OWN: without_own.to_json()}
+    return {"format": _FORMAT, **steps.to_json(), **own, "chosen": chosen}
 
 
 def read_postprocessing(path: Path) -> StoredPostProcessing:
@@ -64,16 +88,29 @@ def read_postprocessing(path: Path) -> StoredPostProcessing:
         UserError: there is no such file, or it is damaged.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise ValueError(f'expected "format": "{_FORMAT}"')
-        chosen = content.get("chosen")
-        steps = PostProcessing.from_json(content)
-        return StoredPostProcessing(path, steps, chosen if isinstance(chosen, dict) else {})
+        return _parsed(path, path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--postprocess: {path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise UserError(f"--postprocess: {path}: is no post-processing ({error})") from error
+
+
+def _parsed(path: Path, text: str) -> StoredPostProcessing:
+    """Parse the content of a file.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    content = json.loads(text)
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise ValueError(f'expected "format": "{_FORMAT}"')
+    chosen, without_own = content.get("chosen"), content.get(_WITHOUT_OWN)
+    return StoredPostProcessing(
+        path,
+        PostProcessing.from_json(content),
+        chosen if isinstance(chosen, dict) else {},
+        PostProcessing.from_json(without_own) if isinstance(without_own, dict) else None,
+    )
 
 
 def find_postprocessing(runs: Sequence[Path]) -> list[StoredPostProcessing]:
@@ -89,16 +126,18 @@ def find_postprocessing(runs: Sequence[Path]) -> list[StoredPostProcessing]:
     return [read_postprocessing(path) for path in paths if path.is_file()]
 
 
-def asked_postprocessing(asked: str, runs: Sequence[Path], scheme: LabelScheme) -> StoredPostProcessing | None:
+def asked_postprocessing(
+    asked: str, runs: Sequence[Path], *, of_own_cases: bool = False
+) -> StoredPostProcessing | None:
     """The post-processing that `--postprocess` asks for; None for nothing.
 
     Args:
         asked: `AUTO`, `NONE`, or the path of a file.
-        runs: run folders or checkpoint files.
-        scheme: of the outputs of the networks.
+        runs: run folders, checkpoint files or archives.
+        of_own_cases: `without_own` of the runs must be the same too.
 
     Raises:
-        UserError: there is no such post-processing, the runs have different ones, or it names other classes.
+        UserError: there is no such post-processing, or the runs have different ones.
     """
     if asked == NONE:
         return None
@@ -109,16 +148,28 @@ def asked_postprocessing(asked: str, runs: Sequence[Path], scheme: LabelScheme) 
                 raise UserError(f"--postprocess auto: {archives[0]}: an archive has none; give the file of a run")
             names = " ".join(dict.fromkeys(str(run_of_weights(run)) for run in runs))
             raise UserError(f"--postprocess auto: a run has none; fusionseg postprocess {names} chooses it")
-        if any(one.steps != found[0].steps for one in found):
+        used = [(one.steps, one.without_own if of_own_cases else None) for one in found]
+        if any(one != used[0] for one in used):
             raise UserError(
                 "--postprocess auto: the runs have different post-processings; give the file of one,"
                 f" --postprocess {found[0].path}, or choose one for all by fusionseg postprocess RUN RUN ..."
             )
-        stored = found[0]
-    else:
-        stored = read_postprocessing(Path(asked).expanduser())
-    unknown = [name for name in stored.steps.steps if name not in scheme.output_names]
+        return found[0]
+    return read_postprocessing(Path(asked).expanduser())
+
+
+def refuse_other_classes(path: Path, steps: PostProcessing, scheme: LabelScheme) -> None:
+    """Refuse steps of classes that the networks do not have.
+
+    Args:
+        path: the file of the steps.
+        steps: the post-processing.
+        scheme: of the outputs of the networks.
+
+    Raises:
+        UserError: with all such classes.
+    """
+    unknown = [name for name in steps.steps if name not in scheme.output_names]
     if unknown:
         names = ", ".join(repr(name) for name in unknown)
-        raise UserError(f"{stored.path}: steps of {names}: {suggest(unknown[0], scheme.output_names)}")
-    return stored
+        raise UserError(f"{path}: steps of {names}: {suggest(unknown[0], scheme.output_names)}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,19 @@ from fusionseg.data.formats.case import Case
 from fusionseg.data.formats.case_reader import read_grid, read_label
 from fusionseg.data.formats.dataset import Dataset
 from fusionseg.data.formats.geometry import voxel_sizes
+from fusionseg.data.formats.image_digest import ImageSet
 from fusionseg.data.formats.image_file import VolumeError
 from fusionseg.data.formats.problems import CaseError
 from fusionseg.data.labels.scheme import LabelScheme
+from fusionseg.data.preprocessing.case_digests import digests_of
 from fusionseg.data.preprocessing.prepare import open_configured
 from fusionseg.inference.evaluation.one_run import EvaluationOptions, OpenedEvaluation, open_evaluation
 from fusionseg.inference.evaluation.scoring import annotated_outputs
 from fusionseg.inference.mask_formats.choice import FORMATS
 from fusionseg.inference.masks import mask_path, read_origin
-from fusionseg.inference.postprocessing.choice import CaseTrial, Choice, choose, try_candidates
+from fusionseg.inference.postprocessing.choice import CaseTrial, Choice, choose, dice_with, try_candidates
 from fusionseg.inference.postprocessing.files import write_postprocessing
+from fusionseg.inference.postprocessing.steps import PostProcessing
 from fusionseg.inference.predictor import PredictOptions
 from fusionseg.observability.progress import counting_progress
 from fusionseg.runs.cases.split import read_split
@@ -47,10 +51,15 @@ class _EvaluatedRun:
     scheme: LabelScheme
     cases: tuple[Case, ...]
     """Those that the run was not trained on."""
+    images: tuple[str, ...]
+    """The digest of the image of each case."""
 
 
 def choose_for_runs(runs: Sequence[Path], checkpoint: str, overrides: Sequence[str] = ()) -> Choice:
     """Choose one post-processing for runs of one configuration, and write it into each run folder.
+
+    With runs of several folds, the steps are also chosen for each run without its own validation cases, so that
+    `fusionseg evaluate --postprocess auto` can score these cases by a choice that they had no part in.
 
     Args:
         runs: run folders, such as the folds of a cross-validation.
@@ -72,11 +81,38 @@ def choose_for_runs(runs: Sequence[Path], checkpoint: str, overrides: Sequence[s
             progress(done, len(pairs))
             trials.append(_trial(one, case))
         progress(len(pairs), len(pairs))
-    choice = choose(trials, names)
+    without_own = _choose_without_own(evaluated, trials)
+    choice = replace(choose(trials, names), held_out=_held_out(evaluated, trials, without_own))
     about = _about(choice, evaluated, checkpoint)
-    for one in evaluated:
-        write_postprocessing(one.opened.run, choice.chosen, about)
+    for one, steps in zip(evaluated, without_own, strict=True):
+        write_postprocessing(one.opened.run, choice.chosen, about, steps)
     return choice
+
+
+def _choose_without_own(runs: Sequence[_EvaluatedRun], trials: Sequence[CaseTrial]) -> list[PostProcessing | None]:
+    """Choose the steps for each run on the images that are not its own; None for a run without such images."""
+    images = [image for run in runs for image in run.images]
+    found: list[PostProcessing | None] = []
+    for run in runs:
+        own = ImageSet.of(run.images)
+        others = [trial for trial, image in zip(trials, images, strict=True) if image not in own]
+        found.append(choose(others, run.scheme.output_names).chosen if run.images and others else None)
+    return found
+
+
+def _held_out(
+    runs: Sequence[_EvaluatedRun], trials: Sequence[CaseTrial], without_own: Sequence[PostProcessing | None]
+) -> NDArray[np.float64] | None:
+    """The Dice of each case with the steps that were chosen without it; None if a run has no such steps."""
+    remaining = iter(trials)
+    parts = []
+    for run, steps in zip(runs, without_own, strict=True):
+        own = list(islice(remaining, len(run.cases)))
+        if own and steps is None:
+            return None
+        if own and steps is not None:
+            parts.append(dice_with(own, run.scheme.output_names, steps))
+    return np.concatenate(parts)
 
 
 def choice_table(choice: Choice, runs: Sequence[Path]) -> str:
@@ -86,17 +122,24 @@ def choice_table(choice: Choice, runs: Sequence[Path]) -> str:
         choice: the choice.
         runs: whose masks it was made on.
     """
-    rows = [["class", "post-processing", "Dice", "after", "cases", "better", "worse"]]
+    shown = [choice.before, choice.after, *([] if choice.held_out is None else [choice.held_out])]
+    heads = ["Dice", "after", "held out"][: len(shown)]
+    rows = [["class", "post-processing", *heads, "cases", "better", "worse"]]
     for index, name in enumerate(choice.names):
         before, after = choice.before[:, index], choice.after[:, index]
         counts = [int(np.count_nonzero(~np.isnan(before))), *_changes(before, after)]
-        means = [fixed_number(nanmean(list(values)), 4) for values in (before, after)]
+        means = [fixed_number(nanmean(list(values[:, index])), 4) for values in shown]
         rows.append([name, str(choice.chosen.steps.get(name, "-")), *means, *map(str, counts)])
-    means = [fixed_number(_mean(values), 4) for values in (choice.before, choice.after)]
+    means = [fixed_number(_mean(values), 4) for values in shown]
     foreground = "largest component of the foreground" if choice.chosen.largest_foreground else "-"
     rows.append(["mean", foreground, *means, str(len(choice.before)), "", ""])
     where = f"{counted(len(choice.before), 'validation case')} of {counted(len(runs), 'run')}"
-    return f"{markdown_table(rows)}\nchosen on {where}"
+    notes = [f"chosen on {where}; the Dice after it is optimistic, as the same cases chose it"]
+    if choice.held_out is None:
+        notes.append("with the runs of other folds too, each fold is also scored by a choice on the others")
+    else:
+        notes.append("held out: the cases of each run, by the steps that were chosen on the cases of the others")
+    return "\n".join([markdown_table(rows), *notes])
 
 
 def _open(runs: Sequence[Path], checkpoint: str, overrides: Sequence[str]) -> list[_EvaluatedRun]:
@@ -148,7 +191,22 @@ def _evaluated(opened: OpenedEvaluation) -> _EvaluatedRun:
     names = dict.fromkeys(score.case for score in read_scores(opened.folder) if score.trained_on == "no")
     if missing := [name for name in names if name not in labelled]:
         raise UserError(f"{dataset.root}: has no case {missing[0]}, which {opened.folder} has scored; evaluate again")
-    return _EvaluatedRun(opened, dataset, scheme, tuple(labelled[name] for name in names))
+    cases = tuple(labelled[name] for name in names)
+    return _EvaluatedRun(opened, dataset, scheme, cases, _images_of(opened, dataset, cases))
+
+
+def _images_of(opened: OpenedEvaluation, dataset: Dataset, cases: Sequence[Case]) -> tuple[str, ...]:
+    """The digest of the image of each case, as the run recorded it. A case that was renamed is read.
+
+    Raises:
+        UserError: such a case cannot be read.
+    """
+    recorded = {case.name: case.image for case in read_split(opened.run).validation}
+    renamed = digests_of([case for case in cases if case.name not in recorded], dataset)
+    known = {**recorded, **{name: digests.image for name, digests in renamed.items()}}
+    if missing := [case for case in cases if case.name not in known]:
+        raise UserError(f"{missing[0].images[0]}: cannot be read; fusionseg check {dataset.root} names the problem")
+    return tuple(known[case.name] for case in cases)
 
 
 def _model(run: _EvaluatedRun) -> Any:
@@ -192,7 +250,9 @@ def _outputs(values: NDArray[Any], scheme: LabelScheme) -> NDArray[Any]:
 def _about(choice: Choice, runs: Sequence[_EvaluatedRun], checkpoint: str) -> JsonObject:
     """The cases of a choice and its effect on them, for the file."""
     dice: JsonObject = {}
-    for when, values in (("before", choice.before), ("after", choice.after)):
+    for when, values in (("before", choice.before), ("after", choice.after), ("held_out", choice.held_out)):
+        if values is None:
+            continue
         classes = {name: nanmean(list(values[:, index])) for index, name in enumerate(choice.names)}
         dice[when] = {"mean": _mean(values), "classes": classes}
     changed = {
@@ -203,7 +263,14 @@ def _about(choice: Choice, runs: Sequence[_EvaluatedRun], checkpoint: str) -> Js
         {"run": str(run.opened.run.resolve()), "evaluation": run.opened.folder.name, "cases": len(run.cases)}
         for run in runs
     ]
-    content = {"cases": len(choice.before), "checkpoint": checkpoint, "dice": dice, "changed": changed, "runs": members}
+    content = {
+        "cases": len(choice.before),
+        "checkpoint": checkpoint,
+        "dice": dice,
+        "changed": changed,
+        "runs": members,
+        "images": sorted({image for run in runs for image in run.images}),
+    }
     plain: JsonObject = finite_or_none(content)
     return plain
 

@@ -19,6 +19,7 @@ from fusionseg.data.preprocessing.resampling import find_reorientation
 from fusionseg.inference.evaluation.kept_masks import KeptMasks
 from fusionseg.inference.evaluation.one_run import EvaluationOptions, open_evaluation
 from fusionseg.inference.evaluation.scoring import Scorer
+from fusionseg.inference.postprocessing.files import NONE
 from fusionseg.inference.predictor import PredictOptions, Predictor
 from fusionseg.observability.case_pictures import IGNORED
 from fusionseg.observability.planes import Spacing
@@ -71,11 +72,16 @@ class EvaluatedCases:
             dataset_root=request.get("dataset"),
             others=[Path(other) for other in request.get("with", ())],
             include_trained=bool(request.get("include_trained")),
+            postprocess=str(request.get("postprocess") or NONE),
         )
         run = evaluated_run(folder)
         opened = open_evaluation(run, options)
         if opened.request.to_json() != dict(request) and not overrides:
             raise UserError("the options of the evaluation cannot be repeated; evaluate again")
+        postprocessing = opened.postprocessing
+        if postprocessing is not None and not postprocessing.is_recorded_in(summary):
+            raise UserError(f"{postprocessing.path}: has other steps than those of the evaluation; evaluate again")
+        steps = None if postprocessing is None else postprocessing.steps
         predictor = Predictor([run, *options.others], options.prediction)
         step = predictor.members[0].step
         if step != summary.get("step"):
@@ -85,8 +91,8 @@ class EvaluatedCases:
             )
         dataset = open_configured(opened.config.data) if opened.dataset is None else opened.dataset
         self.scheme: LabelScheme = predictor.scheme
-        self._scorer = Scorer(predictor, dataset, own=opened.dataset is None)
-        self._kept = KeptMasks(folder, predictor, dataset.readers)
+        self._scorer = Scorer(predictor, dataset, own=opened.dataset is None, postprocessing=steps)
+        self._kept = KeptMasks(folder, predictor, dataset.readers, steps)
         self._cases = {case.name: case for case in (*dataset.training, *dataset.testing) if case.label is not None}
 
     def __contains__(self, name: str) -> bool:

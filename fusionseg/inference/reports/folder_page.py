@@ -46,7 +46,7 @@ def write_folder_page(folder: Path) -> Path:
     Raises:
         UserError: no run has a validation, or none can be read.
     """
-    comparison = compare([folder], ensembles=True)
+    comparison = compare([folder], ensembles=True, postprocessed=True)
     parts = [paragraph(str(folder.resolve()), "note"), _tiles(comparison), heading("Comparison")]
     for title, cells in comparison_cells(comparison):
         parts += [_subheading(title)] if len(comparison.tables) > 1 else []
@@ -158,7 +158,7 @@ def _runs(folder: Path, comparison: Comparison) -> list[str]:
 
 
 def _single_runs(row: Row) -> list[RunSummary]:
-    """The runs of a row that are no ensembles."""
+    """The runs of a row that are run folders, and no further evaluations of them."""
     return [run for run in row.runs if is_run_folder(run.path)]
 
 

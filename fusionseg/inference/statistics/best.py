@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isnan, nan
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 
 from fusionseg.inference.statistics.analysis import shared_values
 from fusionseg.inference.statistics.intervals import LEVEL, Interval, mean_interval
-from fusionseg.inference.statistics.members import is_ensemble, is_scorable, members_of, options_of
+from fusionseg.inference.statistics.members import (
+    is_ensemble,
+    is_scorable,
+    members_of,
+    options_of,
+    postprocessing_remarks,
+    without_partial,
+)
 from fusionseg.inference.statistics.pooled import Pooled
 from fusionseg.inference.statistics.ranks import rank_stability
 from fusionseg.inference.statistics.resampling import resample_counts
@@ -48,6 +55,8 @@ class Candidate:
     """Share of the resamples of the cases in which the row is the best."""
     parameters: float
     """Parameters of the network, of all networks of an ensemble; nan if they are not known."""
+    remarks: tuple[str, ...] = ()
+    """Sentences about its post-processing."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,8 @@ class Choice:
                     "difference": one.difference.to_json(),
                     "first": one.first,
                     "parameters": one.parameters,
+                    "options": None if one.options is None else list(one.options),
+                    "notes": list(one.remarks),
                 }
                 for one in self.candidates
             ],
@@ -126,7 +137,7 @@ def choose(pooled: Pooled, metric: str, level: float = LEVEL, seed: int = 0) -> 
         seed: key of the resamples.
 
     Returns:
-        The choices, and a message for each data set without one.
+        The choices, and a message for each row that was left out and for each data set without a choice.
 
     Raises:
         UserError: there is no choice on any data set: the metric is not known or has no better direction, or the rows
@@ -136,7 +147,10 @@ def choose(pooled: Pooled, metric: str, level: float = LEVEL, seed: int = 0) -> 
     if metric not in known:
         raise UserError(f"--metric: these runs have no metric {metric!r}; {suggest(metric, known)}")
     choices, problems = [], []
-    for group in pooled.groups:
+    for whole in pooled.groups:
+        rows, notes = without_partial(whole.rows)
+        group = replace(whole, rows=rows)
+        problems += notes
         try:
             choices.append(_choice(group, metric, pooled.weights, level, seed))
         except UserError as error:
@@ -174,6 +188,7 @@ def _choice(group: PooledGroup, metric: str, weights: str, level: float, seed: i
             difference=mean_interval(values[:, index] - values[:, order[0]], level, seed),
             first=first[index],
             parameters=_parameters(group.rows[index]),
+            remarks=tuple(postprocessing_remarks(group.rows[index])),
         )
         for index in order
     ]
@@ -283,4 +298,5 @@ def remarks_of(choice: Choice) -> list[str]:
         remarks.append("the runs of the row were evaluated with different options; the command has none of them")
     if best.is_ensemble and len(best.runs) > 1:
         remarks.append(f"the command averages all {len(best.runs)} runs of the ensembles")
+    remarks += best.remarks
     return remarks
