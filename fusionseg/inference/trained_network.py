@@ -18,7 +18,7 @@ from fusionseg.distributed.launch import Launch
 from fusionseg.distributed.world import choose_device
 from fusionseg.runs.cases.split import Split
 from fusionseg.runs.cases.split_file import NO_VALIDATION, validates_none
-from fusionseg.runs.checkpoints import find_weights, networks_in, peek_config, read_checkpoint
+from fusionseg.runs.checkpoints import find_weights, networks_in, peek_config, read_checkpoint, used_weights
 from fusionseg.runs.paths import BEST, LAST
 from fusionseg.training.network import place_network
 from fusionseg.training.precision import Precision, choose_precision, has_bf16, set_kernels
@@ -144,7 +144,7 @@ def load_trained(
         scheme = split.scheme
     model = build_task(config, scheme).build_network(len(state["channels"]), scheme.num_outputs)
     try:
-        model.load_state_dict(state["model"])
+        model.load_state_dict(used_weights(state))
     except RuntimeError as error:
         reason = " ".join(str(error).split("\n\t")[:2])
         raise UserError(f"{path}: its weights do not fit its own configuration ({reason})") from None

@@ -22,6 +22,7 @@ from fusionseg.models.sharding.parts import LocalParts
 from fusionseg.training.memory.shard_units import find_units
 from fusionseg.training.micro_batches import MicroBatch
 from fusionseg.training.network import build_network, distribute
+from fusionseg.training.numerics.weight_averages import open_averages
 from fusionseg.training.optimizer import build_optimizer
 from fusionseg.training.precision import Precision
 from fusionseg.training.step import TrainStep
@@ -77,6 +78,7 @@ def measured_step_bytes(
             clip_grad=config.train.clip_grad,
             cast_weights=not is_divided and chosen_implementation(config.model.implementation, device.type) == "fused",
             parts=parts,
+            averages=open_averages(config.train, model),
         )
         for number in range(2):
             step(number, micro_batches(), config.optim.lr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from fusionseg.utils.errors import UserError
 log = logging.getLogger("fusionseg")
 
 _MISSING = object()
+AVERAGED = "averaged"
+"""The key of a checkpoint's averaged weights (`train.ema`), by name; the state dict under "model" has those of the
+training. best.pt has no such key: its "model" is averaged already."""
 
 # A training needs these entries of a checkpoint to resume. Newer entries, such as `phases_s`, may be missing.
 _TRAINING_STATE: dict[str, type | tuple[type, ...]] = {
@@ -92,7 +95,20 @@ def read_start(path: Path) -> Any:
     """
     from fusionseg.models.weights.loading import read_file
 
-    return read_checkpoint(path) if is_archive(path) else read_file(path)
+    content = read_checkpoint(path) if is_archive(path) else read_file(path)
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        return {**content, "model": used_weights(content)}
+    return content
+
+
+def used_weights(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The state dict of a checkpoint's network, with the averaged weights where the checkpoint has them.
+
+    Args:
+        content: of the checkpoint.
+    """
+    averaged = content.get(AVERAGED)
+    return {**content["model"], **(averaged if isinstance(averaged, dict) else {})}
 
 
 def read_training_state(path: Path) -> dict[str, Any]:

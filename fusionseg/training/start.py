@@ -27,6 +27,7 @@ from fusionseg.training.data import open_training_data
 from fusionseg.training.memory.shard_units import find_units
 from fusionseg.training.micro_batches import MicroBatches
 from fusionseg.training.network import build_network, distribute, start_from
+from fusionseg.training.numerics.weight_averages import open_averages
 from fusionseg.training.observers.gpu_watch import GpuWatch
 from fusionseg.training.observers.profile_range import ProfileRange
 from fusionseg.training.observers.recorder import Recorder, Spent
@@ -164,6 +165,7 @@ def build_trainer(config: RunConfig, world: World, folder: RunFolder, cases: Run
         ),
         parts=parts,
         graphs=None if recorder is None else build_step_graphs(recorder, config, world, distributed, optimizer),
+        averages=open_averages(config.train, model),
     )
     lead = Lead()
     return Trainer(
@@ -189,6 +191,8 @@ def run(trainer: Trainer, folder: RunFolder) -> str:
     restored = trainer.checkpoints.restore()
     if restored is None:
         start_from(trainer.model, config, data.channels)
+        if trainer.train_step.averages is not None:
+            trainer.train_step.averages.restart()
         spent = Spent()
     else:
         trainer.state, spent = restored

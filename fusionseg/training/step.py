@@ -19,6 +19,7 @@ from fusionseg.models.sharding.parts import LocalParts
 from fusionseg.models.weight_casts import WeightCasts
 from fusionseg.observability.ranges import annotate
 from fusionseg.training.micro_batches import MicroBatch
+from fusionseg.training.numerics.weight_averages import WeightAverages
 from fusionseg.training.precision import Precision
 from fusionseg.training.step_graphs import StepGraphs
 from fusionseg.training.tasks.task import Loss
@@ -56,6 +57,7 @@ class TrainStep:
             has no whole weights between its forward and backward passes.
         parts: the parts of a divided network's weights on this rank, which the optimizer has; None for another network.
         graphs: records the micro-steps and replays them; None runs each of them.
+        averages: of the weights, which each step moves; None if there are none.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class TrainStep:
         cast_weights: bool = True,
         parts: LocalParts | None = None,
         graphs: StepGraphs | None = None,
+        averages: WeightAverages | None = None,
     ) -> None:
         self.model = model
         self.loss = loss
@@ -81,6 +84,7 @@ class TrainStep:
         self.clip_grad = clip_grad
         self.graphs = graphs
         self.parts = parts
+        self.averages = averages
         make_scaler = torch.amp.GradScaler if parts is None else parts.make_scaler
         self.scaler = make_scaler(world.device.type, enabled=precision.scales_loss)
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -114,6 +118,8 @@ class TrainStep:
         frozen = tuple(step < group.get("frozen_steps", 0) for group in self.optimizer.param_groups)
         if self.graphs is not None:
             self.graphs.begin(frozen)
+        if self.averages is not None:
+            self.averages.begin(step)
         losses: list[Tensor] = []
         with ExitStack() as casts:
             for micro, batch in zip(range(self.accumulation_steps), micro_batches, strict=True):
@@ -157,6 +163,8 @@ class TrainStep:
                 self._drop_frozen_gradients(frozen)
                 loss, norm, finite = self._reduce(losses)
                 self._clip_and_update(norm, finite)
+                if self.averages is not None:
+                    self.averages.update(finite)
                 self._count(loss, norm, finite)
 
     def read(self) -> StepStatistics:

@@ -115,7 +115,7 @@ class Trainer:
         return due and self.state.validated != step
 
     def _validate_and_record(self, recorder: Recorder) -> None:
-        with annotate("validate", self.state.step):
+        with annotate("validate", self.state.step), self.checkpoints.in_use():
             start = time.monotonic()
             result = self.validate()
             is_best = self.state.add_score(self.task.info.score, result.score)

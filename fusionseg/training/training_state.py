@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from math import isnan
@@ -21,7 +23,7 @@ from fusionseg.models.sharding.tensors import gather_all, load_state
 from fusionseg.observability.ranges import annotate
 from fusionseg.runs.cases.checks import check_checkpoint
 from fusionseg.runs.checkpoint_writer import CheckpointWriter
-from fusionseg.runs.checkpoints import newest_intact, read_training_state
+from fusionseg.runs.checkpoints import AVERAGED, newest_intact, read_training_state
 from fusionseg.runs.folder import RunFolder
 from fusionseg.runs.paths import BEST
 from fusionseg.runs.run_config import config_hash, refuse_other_config
@@ -85,6 +87,7 @@ class TrainingCheckpoints:
         self.task = task
         self.model = model
         self.train_step = train_step
+        self._averages = train_step.averages
         self._is_sharded = is_sharded_network(model)
         self.writer = CheckpointWriter(folder.paths.checkpoints, config.checkpoint.keep, partial(lead.took, "save"))
 
@@ -106,6 +109,7 @@ class TrainingCheckpoints:
         content = {
             **self._identity(state),
             "model": self.model.state_dict(),
+            **({} if self._averages is None else {AVERAGED: self._averages.state_dict()}),
             "train_step": self.train_step.state_dict(),
             "best": state.best,
             "history": state.history,
@@ -121,7 +125,8 @@ class TrainingCheckpoints:
             gather_all(content)
 
     def save_best(self, state: TrainingState) -> None:
-        """Save best.pt: the network, and what is needed to use it."""
+        """Save best.pt: the network as it was validated, with averaged weights if there are any (`in_use`), and what is
+        needed to use it."""
         assert state.best is not None
         name = self.task.info.score
         with annotate("checkpoint", state.step):
@@ -130,6 +135,13 @@ class TrainingCheckpoints:
                 self.writer.save_best(content)
             else:
                 gather_all(content)
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Give the network the weights that are used after the training within the context: the averaged ones, where
+        `train.ema` has them. All ranks enter it."""
+        with nullcontext() if self._averages is None else self._averages.in_network():
+            yield
 
     @cached_property
     def _split(self) -> dict[str, Any]:
@@ -186,6 +198,8 @@ class TrainingCheckpoints:
                 load_state(self.model.state_dict(), content["model"])
             else:
                 self.model.load_state_dict(content["model"])
+            if self._averages is not None:
+                self._averages.load_state_dict(content[AVERAGED])
             self.train_step.load_state_dict(content["train_step"])
             history = [(int(step), float(score)) for step, score in content["history"]]
             state = TrainingState(content["step"], history, content["best"])

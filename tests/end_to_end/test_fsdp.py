@@ -5,11 +5,13 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import torch
+
 from end_to_end.conftest import Train, arguments
 from end_to_end.runs import Program, assert_same_training, checkpoint, tensors, wait_for_step
 
 RUN = (
-    "train={steps: 20, global_batch: 4, micro_batch: 1, precision: fp32, clip_grad: 1.0}",
+    "train={steps: 20, global_batch: 4, micro_batch: 1, precision: fp32, clip_grad: 1.0, ema: 0.9}",
     "validate.every=10",
     "checkpoint.every=3",
     "log.samples=true",
@@ -39,3 +41,8 @@ def test_the_training_of_one_rank_and_its_checkpoints(
     assert {name: (value.shape, value.dtype) for name, value in ended.items()} == {
         name: (value.shape, value.dtype) for name, value in expected.items()
     }
+    averages = [name for name in ended if name.startswith("/averaged/")]
+    assert len(averages) == len([name for name in ended if name.startswith("/model/")])
+    for name in averages:
+        assert torch.allclose(ended[name], expected[name], rtol=1e-3, atol=1e-4), name
+        assert not torch.allclose(ended[name], ended[name.replace("/averaged/", "/model/")], rtol=1e-3, atol=1e-4)

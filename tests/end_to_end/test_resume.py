@@ -29,6 +29,7 @@ RUN = (
     f"train.steps={STEPS}",
     "train.global_batch=4",
     "train.micro_batch=1",
+    "train.ema=0.9",
     "validate.every=8",
     "checkpoint.every=4",
     "log.samples=true",

@@ -12,6 +12,7 @@ from fusionseg.config import validate
 from fusionseg.distributed.world import World
 from fusionseg.training.micro_batches import MicroBatch
 from fusionseg.training.network import distribute
+from fusionseg.training.numerics.weight_averages import WeightAverages
 from fusionseg.training.optimizer import build_optimizer
 from fusionseg.training.precision import Precision
 from fusionseg.training.step import TrainStep
@@ -54,6 +55,7 @@ class Training:
         frozen: first steps in which the first layer does not learn.
         world: the ranks; None for one. With several the network has instance norm, is wrapped by DDP, and is recorded
             after as many steps as on GPUs.
+        ema: decay of the averaged weights; None for no averages.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Training:
         micro_steps: int = 1,
         frozen: int = 0,
         world: World | None = None,
+        ema: float | None = None,
     ) -> None:
         torch.manual_seed(0)
         world = self.world = World.from_environment("cpu") if world is None else world
@@ -98,6 +101,7 @@ class Training:
             accumulation_steps=micro_steps,
             clip_grad=0.5,
             graphs=graphs,
+            averages=None if ema is None else WeightAverages(self.model, ema, warmup=True),
         )
 
     def train(self, first: int, end: int) -> list[list[float]]:
@@ -110,7 +114,8 @@ class Training:
         return totals
 
     def state(self) -> dict[str, Any]:
-        return {"model": self.model.state_dict(), "step": self.step.state_dict()}
+        averages = {} if self.step.averages is None else self.step.averages.state_dict()
+        return {"model": self.model.state_dict(), "step": self.step.state_dict(), "averages": averages}
 
 
 def assert_same(one: Training, other: Training) -> None:

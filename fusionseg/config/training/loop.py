@@ -19,7 +19,7 @@ def _mode_of_true(value: Any) -> Any:
 class TrainConfig(SectionWithOptions):
     """The training loop."""
 
-    left_out: ClassVar[tuple[str, ...]] = ("cuda_graph", "cudnn_benchmark", "tf32")
+    left_out: ClassVar[tuple[str, ...]] = ("cuda_graph", "cudnn_benchmark", "tf32", "ema", "ema_warmup")
 
     steps: Positive = 50000
     """Optimizer steps."""
@@ -52,6 +52,13 @@ class TrainConfig(SectionWithOptions):
     group norm convert every map there. The choice is logged."""
     clip_grad: Annotated[float, Field(gt=0)] | None = 1.0
     """Highest norm of the gradient; null does not clip."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of an exponential moving average of the weights, such as 0.999; null keeps none. Validations are those of
+    the averaged weights. best.pt has them, and predictions, evaluations and exports use them. They take the memory of
+    the weights once more. Running statistics of batch norm are averaged too; other buffers are those of the network."""
+    ema_warmup: bool = True
+    """Begin the average with a lower decay: that of step s, from 0, is at most (1 + s) / (10 + s). Without it the
+    average is close to the initial weights for the first 1 / (1 - ema) steps."""
     max_skipped: Positive = 10
     """Number of consecutive steps with a non-finite loss or gradient that ends the run."""
     threads: Positive | None = None

@@ -14,6 +14,7 @@ from fusionseg.training.memory.shard_units import find_units
 from fusionseg.training.memory.simulated_shards import SimulatedShards, part_bytes
 from fusionseg.training.memory.simulated_step import simulate_step, simulate_validation
 from fusionseg.training.network import build_weightless_network
+from fusionseg.training.numerics.weight_averages import averaged_tensors, open_averages
 from fusionseg.training.precision import Precision
 from fusionseg.training.tasks.task import Task
 
@@ -34,8 +35,9 @@ class MemoryEstimate:
     parameters: int
     """Number of parameters, not bytes."""
     weights: int
-    """Parameters, their copies in 16 bits for the step, and buffers. With fsdp this rank's parts of the parameters, and
-    the whole ones of the network's own unit, which stay from the forward pass to the backward pass."""
+    """Parameters, their averages (`train.ema`), their copies in 16 bits for the step, and buffers. With fsdp this
+    rank's parts of parameters and averages, and the whole parameters of the network's own unit, which stay from the
+    forward pass to the backward pass."""
     optimizer: int
     """States of the optimizer; with fsdp those of this rank."""
     batch: int
@@ -118,11 +120,22 @@ def _estimate(
         buckets = sum(parameter.nbytes for parameter in learning)
         if accumulation == 1:
             _drop_gradients(learning)
-    step = simulate_step(task, config, model, in_channels, precision, accumulation, cast_weights=not is_divided)
+    step = simulate_step(
+        task,
+        config,
+        model,
+        in_channels,
+        precision,
+        accumulation,
+        cast_weights=not is_divided,
+        # On several ranks the differences of a divided network are smaller than what a unit gathers.
+        averages=None if is_divided else open_averages(config.train, model),
+    )
     parts = world_size if is_divided else 1
     gradients = part_bytes(learning, parts)
     earlier = gradients if accumulation > 1 else 0
-    constant = part_bytes(model.parameters(), parts) + sum(buffer.nbytes for buffer in model.buffers())
+    averages = 0 if config.train.ema is None else part_bytes(averaged_tensors(model).values(), parts)
+    constant = part_bytes(model.parameters(), parts) + averages + sum(buffer.nbytes for buffer in model.buffers())
     recorded = config.train.cuda_graph and precision.device_type == "cuda"
     estimate = MemoryEstimate(
         implementation=describe_implementation(model, config.model.implementation, precision.device_type),

@@ -22,6 +22,7 @@ from fusionseg.training.memory.live_tensors import LiveTensors
 from fusionseg.training.memory.meta_autocast import MetaAutocast
 from fusionseg.training.memory.workspace import cpu_workspace
 from fusionseg.training.micro_batches import MicroBatch
+from fusionseg.training.numerics.weight_averages import WeightAverages
 from fusionseg.training.precision import Precision
 from fusionseg.training.step import TrainStep
 from fusionseg.training.tasks.choice import build_task
@@ -52,6 +53,7 @@ def simulate_step(
     accumulation_steps: int,
     *,
     cast_weights: bool = True,
+    averages: WeightAverages | None = None,
 ) -> StepMemory:
     """Run a step, and count the bytes of its tensors.
 
@@ -63,6 +65,7 @@ def simulate_step(
         precision: precision of the forward pass, and the type of the device that the memory is counted for.
         accumulation_steps: micro-batches of a step on each rank. The second needs as much memory as all that follow.
         cast_weights: as for `TrainStep`.
+        averages: as for `TrainStep`, of the same network.
     """
     batch: list[int] = []
     kept: list[int] = []
@@ -77,6 +80,7 @@ def simulate_step(
         micro_steps=min(2, accumulation_steps),
         mode=live,
         cast_weights=cast_weights,
+        averages=averages,
         before_batch=lambda: live.live,
         after_batch=lambda begun: batch.append(live.live - begun),
         after_loss=lambda: kept.append(live.live),
@@ -95,6 +99,7 @@ def run_weightless_step(
     micro_steps: int,
     mode: TorchDispatchMode,
     cast_weights: bool = True,
+    averages: WeightAverages | None = None,
     before_batch: Callable[[], int] = lambda: 0,
     after_batch: Callable[[int], object] = lambda begun: None,
     after_loss: Callable[[], object] = lambda: None,
@@ -110,6 +115,7 @@ def run_weightless_step(
         micro_steps: micro-batches of the step.
         mode: sees each operator of the step.
         cast_weights: as for `TrainStep`.
+        averages: as for `TrainStep`, of the same network.
         before_batch: called before a micro-batch is made.
         after_batch: called after it, with the value of `before_batch`.
         after_loss: called after the loss of each micro-batch.
@@ -149,6 +155,7 @@ def run_weightless_step(
             clip_grad=config.train.clip_grad,
             cast_weights=cast_weights
             and chosen_implementation(config.model.implementation, precision.device_type) == "fused",
+            averages=averages,
         )
         stack.enter_context(mode)
         step(0, micro_batches(), 0.0)
