@@ -96,6 +96,7 @@ def _preparation(facts: CardFacts) -> list[str]:
 def _training(facts: CardFacts) -> list[str]:
     config = facts.config
     augment = {key: value for key, value in (config.get("augment") or {}).items() if value}
+    ema = entry(config, "train", "ema")
     return _table(
         [
             ("optimizer steps", _steps(facts)),
@@ -104,6 +105,7 @@ def _training(facts: CardFacts) -> list[str]:
             ("optimizer", _settings(config.get("optim"))),
             ("schedule", _settings(config.get("schedule"))),
             ("precision", entry(config, "train", "precision")),
+            *([("averaged weights", f"exponential moving average, decay {ema}")] if ema is not None else []),
             ("augmentation", ", ".join(augment) or "none"),
             ("seed", config.get("seed")),
             ("status", None if facts.end is None else facts.end.get("status")),
