@@ -167,6 +167,8 @@ def build_trainer(config: RunConfig, world: World, folder: RunFolder, cases: Run
         graphs=None if recorder is None else build_step_graphs(recorder, config, world, distributed, optimizer),
         averages=open_averages(config.train, model),
     )
+    if train_step.averages is not None:
+        log.info("averaged weights: %s; they are validated, and best.pt has them", train_step.averages)
     lead = Lead()
     return Trainer(
         config=config,

@@ -38,6 +38,9 @@ class WeightAverages:
         self._share = torch.zeros((), device=self._weights[0].device)
         self._filled = 0.0  # the value of `_share`
 
+    def __str__(self) -> str:
+        return f"decay {self.decay:g}{' after a warm-up' if self.warmup else ''}"
+
     def decay_of(self, step: int) -> float:
         """The decay of a step: with `warmup` at most (1 + step) / (10 + step), so that an average of few steps forgets
         the initial weights (the rule of TensorFlow's ExponentialMovingAverage).
