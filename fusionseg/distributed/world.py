@@ -17,6 +17,7 @@ from torch.distributed import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from fusionseg.distributed.launch import Launch, check_port, gloo_interface, read_launch
+from fusionseg.distributed.torchrun_start import store_of_this_start
 from fusionseg.observability.ranges import annotate
 from fusionseg.utils.errors import UserError
 
@@ -122,6 +123,7 @@ class World:
             if self.is_rank_zero:
                 check_port(self.launch.master)
         store, rank, size = next(iter(rendezvous(address)))
+        store = store_of_this_start(store, rank, size, timeout)
         self._store = PrefixStore("fusionseg", store)
         self._refuse_shared_gpus(self._store, timeout)
         # With `device_id`, NCCL connects the ranks here and never guesses the device of a rank.

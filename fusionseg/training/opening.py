@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from fusionseg.config import RunConfig
 from fusionseg.distributed.batch_arithmetic import accumulation_steps
+from fusionseg.distributed.torchrun_watch import end_with_torchrun
 from fusionseg.distributed.world import World
 from fusionseg.runs.cases.opening import RunCases, open_cases
 from fusionseg.runs.early_checks import check_places
@@ -24,6 +25,7 @@ def join_ranks(config: RunConfig) -> World:
     Raises:
         UserError: the device or the environment is wrong; the message has the wrong paths too.
     """
+    end_with_torchrun(config.distributed.timeout_s)
     problems = Problems()
     with problems.collect():
         return World.from_environment(config.device, config.distributed.timeout_s)

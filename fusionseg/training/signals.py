@@ -8,10 +8,15 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
+from fusionseg.distributed.torchrun_watch import torchrun_has_ended
+
 log = logging.getLogger("fusionseg")
 
 LEAD_VARIABLE = "FUSIONSEG_LEAD_S"
 """Environment variable: seconds between the signal to a job and the end of the job. A job without signal has none."""
+
+TORCHRUN_ENDED = 1000
+"""Number in place of a signal's: torchrun has ended before its ranks. It is higher than the number of any signal."""
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 
@@ -51,6 +56,8 @@ class StopSignals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == self.received == signal.SIGINT:
             raise KeyboardInterrupt
+        if number == signal.SIGTERM and torchrun_has_ended():
+            number = TORCHRUN_ENDED
         # SIGTERM may follow SIGUSR2 during a validation. SIGUSR2 is the more specific reason.
         if self.received != signal.SIGUSR2:
             self.received = number
@@ -83,4 +90,6 @@ class Lead:
 
 
 def signal_name(number: int) -> str:
+    if number == TORCHRUN_ENDED:
+        return "torchrun has ended"
     return signal.Signals(number).name

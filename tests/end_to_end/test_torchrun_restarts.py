@@ -1,0 +1,120 @@
+"""torchrun with --max-restarts: killed ranks come back, and ranks without their torchrun save and end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+
+from end_to_end.conftest import arguments
+from end_to_end.runs import TRAIN, Program, Started, assert_same_run, checkpoint, records, wait_for_step
+
+ENDLESS = ("train.steps=100000", "validate.every=100000", "checkpoint.every=50")
+STOPPED = "torchrun has ended"
+
+
+def torchrun(program: Program, command: Sequence[str], *options: str, ranks: int = 2) -> Started:
+    launcher = ("-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--max-restarts=3", *options)
+    return program.fresh(*launcher, "-m", TRAIN, *command)
+
+
+def ranks_of(agent: Started) -> list[psutil.Process]:
+    """The ranks that a torchrun has started, in their order."""
+    children = psutil.Process(agent.pid).children()
+    return sorted((child for child in children if "RANK" in child.environ()), key=lambda rank: rank.environ()["RANK"])
+
+
+def wait_until(condition: Callable[[], bool], what: str, limit_s: float = 120) -> None:
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, f"not in {limit_s} s: {what}"
+        time.sleep(0.05)
+
+
+def started_again(run: Path, begun: float) -> bool:
+    """Tell whether a later start has opened the run; each writes environment.json."""
+    return (run / "environment.json").stat().st_mtime > begun
+
+
+def kill_and_wait(agent: Started, rank: int, run: Path, *agents: Started) -> None:
+    """Kill a rank, and wait until the next start trains."""
+    begun = (run / "environment.json").stat().st_mtime
+    ranks_of(agent)[rank].kill()
+    wait_until(lambda: started_again(run, begun), "a second start")
+    step = max((record["step"] for record in records(run, "train")), default=0)
+    wait_for_step(run, step + 5, [agent, *agents])
+
+
+def test_killed_rank_comes_back_and_a_killed_torchrun_leaves_nothing(
+    program: Program, config_file: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    agent = torchrun(program, arguments(config_file, run, *ENDLESS), "--standalone")
+    wait_for_step(run, 60, [agent])
+    kill_and_wait(agent, 1, run)
+
+    ranks = ranks_of(agent)
+    agent.send(signal.SIGKILL)
+    gone, alive = psutil.wait_procs(ranks, timeout=60)
+    assert len(gone) == 2 and not alive
+    end = records(run)[-1]
+    assert (end["kind"], end["status"], end["reason"]) == ("end", "interrupted", STOPPED)
+    assert checkpoint(run)["step"] == end["step"]
+    assert "torchrun has ended before its ranks" in agent.wait().err
+
+
+@pytest.mark.long
+def test_killed_ranks_come_back_ten_times(program: Program, config_file: Path, tmp_path: Path) -> None:
+    """Rank 0 and rank 1 in turn. The records are those of a run that nobody has disturbed."""
+    options = ("train.steps=400", "validate.every=100", "checkpoint.every=20")
+    torchrun(program, arguments(config_file, tmp_path / "whole", *options), "--standalone").wait().expect(0)
+    for number in range(10):
+        run = tmp_path / f"run{number}"
+        agent = torchrun(program, arguments(config_file, run, *options), "--standalone")
+        wait_for_step(run, 15 * number + 5, [agent])
+        ranks_of(agent)[number % 2].kill()
+        agent.wait(300).expect(0)
+        assert_same_run(run, tmp_path / "whole")
+
+
+@pytest.mark.long
+def test_two_nodes(program: Program, config_file: Path, tmp_path: Path) -> None:
+    """Two torchruns: a rank of each is killed, then a torchrun, which is started again."""
+    run = tmp_path / "run"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        endpoint = f"--rdzv-endpoint=127.0.0.1:{probe.getsockname()[1]}"
+    command = arguments(config_file, run, *ENDLESS, "train.global_batch=4")
+
+    def node() -> Started:
+        return torchrun(program, command, "--nnodes=2", "--rdzv-backend=c10d", "--rdzv-id=1", endpoint)
+
+    first = node()
+    time.sleep(1)  # the first one has the store of the rendezvous
+    second = node()
+    wait_for_step(run, 60, [first, second])
+    kill_and_wait(second, 1, run, first)
+    kill_and_wait(first, 0, run, second)
+
+    orphans = ranks_of(second)
+    begun = (run / "environment.json").stat().st_mtime
+    second.send(signal.SIGKILL)
+    gone, alive = psutil.wait_procs(orphans, timeout=60)
+    assert len(gone) == 2 and not alive
+    third = node()
+    wait_until(lambda: started_again(run, begun), "a start with the new torchrun", 180)
+    step = max(record["step"] for record in records(run, "train"))
+    wait_for_step(run, step + 5, [first, third])
+
+    left = [*ranks_of(first), *ranks_of(third)]
+    for agent in (first, third):
+        os.kill(agent.pid, signal.SIGKILL)
+    gone, alive = psutil.wait_procs(left, timeout=60)
+    assert len(gone) == 4 and not alive
+    assert records(run)[-1]["reason"] == STOPPED
