@@ -20,7 +20,7 @@ from fusionseg.runs.paths import run_folders
 from fusionseg.runs.records import Record, RecordKind, RunStatus, end_of, has_finished, last_records
 from fusionseg.runs.run_config import configured_steps
 from fusionseg.utils.errors import UserError
-from fusionseg.utils.folder_lock import is_held
+from fusionseg.utils.locks.folder_lock import is_held
 from fusionseg.utils.tables import markdown_table
 
 log = logging.getLogger("fusionseg")

@@ -21,7 +21,7 @@ from fusionseg.runs.job_events import last_job, read_events
 from fusionseg.runs.paths import checkpoints_of
 from fusionseg.runs.records import has_finished, last_end, last_records
 from fusionseg.utils.errors import UserError
-from fusionseg.utils.folder_lock import is_held
+from fusionseg.utils.locks.folder_lock import is_held
 from fusionseg.utils.tables import counted, markdown_table
 
 

@@ -22,7 +22,7 @@ from fusionseg.runs.paths import RunPaths
 from fusionseg.runs.run_config import write_run_config
 from fusionseg.utils.errors import Problems, UserError
 from fusionseg.utils.files import writable_folder
-from fusionseg.utils.folder_lock import FolderLock, HeldError, is_held
+from fusionseg.utils.locks.folder_lock import FolderLock, HeldError, is_held
 
 log = logging.getLogger("fusionseg")
 

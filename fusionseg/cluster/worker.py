@@ -20,9 +20,6 @@ from fusionseg.utils.exit_status import DONE, run
 from fusionseg.utils.logs import process_rank
 from fusionseg.utils.streams import PATIENCE_S, protect
 
-PREDECESSOR_S = 60.0
-"""Seconds that a restarted run waits until the process before it has left the folder."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train the run and return the exit status.
@@ -34,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     (folder,) = sys.argv[1:] if argv is None else argv
 
     def work() -> int:
+        from fusionseg.runs.folder import PREDECESSOR_S
         from fusionseg.runs.run_config import load_run_config
         from fusionseg.training.start import train
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from fusionseg.config.shipped.lookup import CONFIG
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import writable_folder
-from fusionseg.utils.folder_lock import FolderLock, HeldError
+from fusionseg.utils.locks.folder_lock import FolderLock, HeldError
 from fusionseg.utils.logs import log
 
 if TYPE_CHECKING:

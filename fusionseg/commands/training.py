@@ -157,13 +157,14 @@ def _train(program: Program, arguments: argparse.Namespace) -> int:
         if not entry.from_file:
             log.warning("%s", entry)
     protect(PATIENCE_S)
+    from fusionseg.runs.folder import patience_of_start
     from fusionseg.runs.records import RunStatus, has_finished
 
     with loading():
         from fusionseg.training.start import train
     command = continuing_command(program, arguments)
     try:
-        status = train(config, make_data=make_data)
+        status = train(config, patience_of_start(os.environ), make_data)
     except KeyboardInterrupt:
         log.log(RESULT, "to go on from the last checkpoint: %s", command)
         raise

@@ -39,9 +39,9 @@ def store_of_this_start(store: Store, rank: int, size: int, timeout: timedelta) 
 def _agree_on_name(store: Store, rank: int, size: int, timeout: timedelta) -> str:
     """Return a name that only the ranks of this start have.
 
-    TORCHELASTIC_RESTART_COUNT cannot be that name: each node counts the restarts that its own ranks have caused. So each
-    rank calls with a word of its own, and rank 0 answers each word with the name. It ends when every rank has confirmed
-    the name, since the calls of an earlier start are still in the store.
+    TORCHELASTIC_RESTART_COUNT cannot be that name: each node counts the restarts that its own ranks have caused. So
+    each rank calls with a word of its own, and rank 0 answers each word with the name. It ends when every rank has
+    confirmed the name, since the calls of an earlier start are still in the store.
     """
     name = uuid.uuid4().hex
     if rank != 0:

@@ -19,7 +19,11 @@ from fusionseg.utils.files import whole_file
 _Target = TypeVar("_Target")
 
 
-def _ignore(seconds: float) -> None:
+def _ignore(value: object) -> None:
+    pass
+
+
+def _allow() -> None:
     pass
 
 
@@ -31,7 +35,15 @@ class CheckpointWriter:
     on disk.
     """
 
-    def __init__(self, folder: Path, keep: int, on_written: Callable[[float], None] = _ignore) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        on_written: Callable[[float], None] = _ignore,
+        *,
+        check: Callable[[], None] = _allow,
+        on_numbered: Callable[[Path], None] = _ignore,
+    ) -> None:
         """Prepare the thread; nothing is written yet.
 
         Args:
@@ -39,10 +51,14 @@ class CheckpointWriter:
             keep: number of numbered checkpoints that stay.
             on_written: called in the caller's thread, after a checkpoint was written, with the seconds from the call
                 of `save` until the file was on disk.
+            check: called before each file is written; raises TrainingStopped if nothing may be written.
+            on_numbered: called with each numbered checkpoint that is on disk, in the thread.
         """
         self.folder = folder
         self.keep = keep
         self._on_written = on_written
+        self._check = check
+        self._on_numbered = on_numbered
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")  # Python waits for it when it ends
         self._writing: Future[float] | None = None
         self._buffers = HostBuffers()
@@ -55,7 +71,7 @@ class CheckpointWriter:
             state: the content of the checkpoint; tensors may be on any device.
 
         Raises:
-            TrainingStopped: the checkpoint before this one could not be written.
+            TrainingStopped: the checkpoint before this one could not be written, or `check` refuses this one.
         """
         self._start(self._write_numbered, step, state)
 
@@ -66,9 +82,9 @@ class CheckpointWriter:
             state: the weights, and what is needed to use them.
 
         Raises:
-            TrainingStopped: the checkpoint before this one could not be written.
+            TrainingStopped: the checkpoint before this one could not be written, or `check` refuses this one.
         """
-        self._start(_write, self.folder / BEST, state)
+        self._start(self._write, self.folder / BEST, state)
 
     def finish(self) -> None:
         """Wait until everything that was saved is on disk.
@@ -82,6 +98,7 @@ class CheckpointWriter:
         try:
             self._on_written(writing.result())
         except (OSError, RuntimeError) as error:  # torch turns errors of the system into RuntimeErrors
+            self._check()  # the folder was removed while the file was written
             reason = str(error).partition("\n")[0]
             raise TrainingStopped(
                 f"{self.folder}: a checkpoint could not be written ({reason}): free space on the disk, and start the"
@@ -102,6 +119,7 @@ class CheckpointWriter:
 
     def _start(self, write: Callable[[_Target, dict[str, Any]], None], target: _Target, state: dict[str, Any]) -> None:
         self.finish()  # there is one copy of the state in memory at a time
+        self._check()
         start = time.monotonic()
         copied = self._buffers.copy(state)
 
@@ -113,7 +131,8 @@ class CheckpointWriter:
 
     def _write_numbered(self, step: int, state: dict[str, Any]) -> None:
         path = self.folder / numbered_name(step)
-        _write(path, state)
+        self._write(path, state)
+        self._on_numbered(path)
         with whole_file(self.folder / LAST) as temporary:
             try:
                 os.link(path, temporary)
@@ -122,7 +141,7 @@ class CheckpointWriter:
         for _, old in numbered_checkpoints(self.folder)[self.keep :]:
             old.unlink()
 
-
-def _write(path: Path, state: dict[str, Any]) -> None:
-    with whole_file(path) as temporary:
-        torch.save(state, temporary)
+    def _write(self, path: Path, state: dict[str, Any]) -> None:
+        self._check()  # again: the checkpoint before this one may have taken long
+        with whole_file(path) as temporary:
+            torch.save(state, temporary)

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from fusionseg.config import RunConfig
 from fusionseg.runs.paths import RunPaths, checkpoints_of, obstacles
 from fusionseg.runs.run_config import OTHER_NAME, refuse_other_config, stored_config
-from fusionseg.utils.errors import UserError
+from fusionseg.utils.errors import TrainingStopped, UserError
 from fusionseg.utils.files import PARTIAL, user_path, writable_folder
-from fusionseg.utils.folder_lock import FolderLock, HeldError
+from fusionseg.utils.locks.folder_lock import FolderLock, HeldError
 
+log = logging.getLogger("fusionseg")
+
+PREDECESSOR_S = 60.0
+"""Seconds that a restarted run waits until the process before it has left the folder."""
 _POLL_S = 0.2
+
+
+def patience_of_start(environ: Mapping[str, str]) -> float:
+    """Seconds to wait for an earlier process of the same run to leave its folder.
+
+    A scheduler or torchrun that starts a run again may be faster than the end of the process before. A user who starts
+    a run twice is refused at once.
+
+    Args:
+        environ: the environment, such as `os.environ`.
+    """
+    counts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    again = any(environ.get(name, "0") not in ("", "0") for name in counts)
+    # A torchrun of several nodes does not count the restarts that other nodes have caused.
+    several = environ.get("GROUP_WORLD_SIZE", "1") not in ("", "1")
+    return PREDECESSOR_S if again or several else 0.0
 
 
 def run_folder_of(config: RunConfig) -> Path:
@@ -31,6 +53,8 @@ class RunFolder:
         self.path = path
         self.paths = RunPaths(path)
         self._lock = FolderLock(self.path)
+        self.last_saved: Path | None = None
+        """The last checkpoint that this start has written, or from which it has resumed."""
 
     def lock(self, patience_s: float = 0.0) -> None:
         """Keep other processes out of the folder until `unlock`, or until this process ends.
@@ -44,6 +68,7 @@ class RunFolder:
         self.check_writable()
         self.path.mkdir(parents=True, exist_ok=True)
         end = time.monotonic() + patience_s
+        is_waiting = False
         while True:
             try:
                 self._lock.acquire()
@@ -51,8 +76,11 @@ class RunFolder:
             except HeldError as held:
                 if time.monotonic() >= end:
                     raise UserError(
-                        f"{self.path}: {held} is training in this folder: wait for it, or choose another name"
+                        f"{self.path}: {held} is training in this folder: wait for it or end it, or choose another name"
                     ) from None
+                if not is_waiting:
+                    log.info("%s: %s is in this folder: waiting up to %.0f s for its end", self.path, held, patience_s)
+                    is_waiting = True
                 time.sleep(_POLL_S)
         # These are temporary files of a process that was killed. No process writes now, because this one has the lock.
         for leftover in (*self.path.glob(f"{PARTIAL}*"), *self.paths.checkpoints.glob(f"{PARTIAL}*")):
@@ -65,6 +93,29 @@ class RunFolder:
             UserError: they cannot.
         """
         writable_folder(self.path, "output")
+
+    def check_ours(self) -> None:
+        """Make sure that the folder at this path is still the one that was locked. Call it before each file is written.
+
+        Raises:
+            TrainingStopped: it was removed, moved, replaced or taken over by another process.
+        """
+        loss = self._lock.loss()
+        if loss is None:
+            return
+        if self.last_saved is None:
+            last = "this start has saved no checkpoint"
+        elif loss.now is None:
+            last = (
+                f"the last checkpoint was {self.last_saved}: restore it from a copy, or start again from the beginning"
+            )
+        else:
+            last = f"the last checkpoint is {loss.now / self.last_saved.relative_to(self.path)}"
+            if loss.now != self.path:
+                last += ": move the folder back and start the run again"
+        raise TrainingStopped(
+            f"{self.path}: the run folder {loss.what} while the run trained. Nothing more is written there; {last}"
+        )
 
     def unlock(self) -> None:
         """Let other processes into the folder."""

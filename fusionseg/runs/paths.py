@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusionseg.utils.errors import UserError
-from fusionseg.utils.folder_lock import LOCK
+from fusionseg.utils.locks.folder_lock import LOCK
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"

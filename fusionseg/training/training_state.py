@@ -89,7 +89,16 @@ class TrainingCheckpoints:
         self.train_step = train_step
         self._averages = train_step.averages
         self._is_sharded = is_sharded_network(model)
-        self.writer = CheckpointWriter(folder.paths.checkpoints, config.checkpoint.keep, partial(lead.took, "save"))
+        self.writer = CheckpointWriter(
+            folder.paths.checkpoints,
+            config.checkpoint.keep,
+            partial(lead.took, "save"),
+            check=folder.check_ours,
+            on_numbered=self._note_saved,
+        )
+
+    def _note_saved(self, path: Path) -> None:
+        self.folder.last_saved = path
 
     @property
     def takes_part(self) -> bool:
@@ -188,6 +197,7 @@ class TrainingCheckpoints:
             log.warning("%s", other)
         check_checkpoint(self.folder.path, content, self.data.split, self.data.content)
         state = self._load(path, content)
+        self._note_saved(path)
         log.info("resuming from %s (step %d of %d)", path, state.step, self.config.train.steps)
         # Checkpoints of older versions have no `phases_s`.
         return state, Spent(content["elapsed_s"], content.get("phases_s", {}))

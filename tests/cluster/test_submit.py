@@ -14,7 +14,7 @@ import yaml
 from fusionseg.cli import main
 from fusionseg.config import RunConfig, dump_config
 from fusionseg.runs.job_events import JobEvent, read_events
-from fusionseg.utils.folder_lock import FolderLock
+from fusionseg.utils.locks.folder_lock import FolderLock
 
 Submit = Callable[..., tuple[int, str, str]]
 

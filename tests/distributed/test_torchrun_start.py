@@ -48,7 +48,7 @@ def test_a_rank_that_died_while_it_started(port: int) -> None:
     """Its call stays in the store. The next start must wait for the new rank 1, and not take that call for its own."""
     with pytest.raises(TrainingStopped, match=r"rank 0 did not start in 0.2 s \(distributed.timeout_s\)"):
         stores_of(port, [1], 2, timedelta(seconds=0.2))
-    with pytest.raises(TrainingStopped, match="rank 1 did not start in 0.2 s"):
+    with pytest.raises(TrainingStopped, match=r"rank 1 did not start in 0.2 s"):
         stores_of(port, [0], 2, timedelta(seconds=0.2))
 
     one, other = stores_of(port, [1, 0], 2)

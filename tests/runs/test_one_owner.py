@@ -40,7 +40,7 @@ OTHER_MEANINGS = {
     "profiling/gpu_checks.py": {"failed", "interrupted"},  # the status of a part
     "fusionseg/utils/charts.py": {"end"},  # the side of a text in an SVG
     "fusionseg/utils/exit_status.py": {"interrupted"},  # the message of Ctrl-C
-    "fusionseg/utils/folder_lock.py": {"started"},  # a key in the owner's file
+    "fusionseg/utils/locks/owner.py": {"started"},  # a key in the owner's file
 }
 """Names and words that are allowed, by file: words have another meaning there."""
 

@@ -79,6 +79,7 @@ class Recorder:
         self.score = score
         self.utilisation = utilisation
         self.progress = TrainingProgress(config.train.steps, step, shown=world.is_rank_zero)
+        self._folder = folder
         self._records = RecordWriter(folder.path) if world.is_rank_zero else None
         self._end: Record = {}
         self._pictures = PictureFolder(folder.paths.pictures if world.is_rank_zero else None)
@@ -192,6 +193,9 @@ class Recorder:
             val_s: its duration in seconds.
             marks: fields about the split of the run, see `Split.marks`.
             drawn: fields about the patches since the last validation, see `TrainingData.drawn_fields`.
+
+        Raises:
+            TrainingStopped: the run folder is no longer the one of this run.
         """
         self._write(RecordKind.VAL, step, **result.fields, **marks, **drawn, val_s=val_s)
         trained_on = marks.get("trained_on", 0)
@@ -199,6 +203,7 @@ class Recorder:
         log.info("step %d: validation %s%s", step, result.summary, warning)
         self.progress.score(self.score, result.score)
         if result.picture is not None:
+            self._folder.check_ours()
             self._pictures.write("validation", result.picture, step)
             self._sinks.image("validation", result.picture, step)
 

@@ -1,36 +1,51 @@
 """Locks of folders: one process at a time works in a folder, also on file systems without file locks.
 
-On a file system with locks, the process holds a lock on `.lock` until it ends. On others, the file `.owner` names the
-process by its host, process ID and start time. O_EXCL, which these file systems support, makes sure that only one
-process creates it. The owner renews the time stamp of the file every few seconds, since other hosts cannot look up the
-process.
+The process holds a lock on `.lock` until it ends, and the file `.owner` names it. On a file system without file locks,
+and on one that other machines may have mounted (some keep file locks to one machine), `.owner` decides: O_EXCL, which
+these file systems support, makes sure that only one process creates it. A process of the same machine is looked up; one
+of another machine lives if it renews its heartbeat.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-import socket
 import threading
 import time
+import uuid
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
+from fusionseg.utils.locks.file_systems import is_shared
+from fusionseg.utils.locks.owner import OWNER, Owner, file_system_time, read_owner, text_of, this_process
 from fusionseg.utils.logs import log
 
-LOCK, OWNER = ".lock", ".owner"
+LOCK = ".lock"
 BEAT_S = 5.0
-"""Seconds between two renewals of `.owner`."""
-SILENT_S = 3 * BEAT_S
-"""Seconds without a renewal after which an owner on another host counts as ended."""
+"""Seconds between two heartbeats."""
+SILENT_S = 6 * BEAT_S
+"""Seconds without a heartbeat after which a process on another machine counts as ended."""
+REQUEUED_SILENT_S = 2 * BEAT_S + 1
+"""The same for an earlier start of the same SLURM job: SLURM ends a job before it requeues it."""
 _SETTLE_S = 0.2
 """Seconds between the creation of `.owner` and the check that it still names this process."""
+_POLL_S = 0.5
 
 
 class HeldError(Exception):
     """Another process holds the folder. The text names the process, if it is known."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A locked folder that is no longer at its path, or that another process has taken over."""
+
+    what: str
+    """What happened to the folder, in words that follow its path: "was removed"."""
+    now: Path | None
+    """The place to which the folder was moved; None if it is not known."""
 
 
 class FolderLock:
@@ -43,50 +58,67 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._file: IO[str] | None = None
-        self._beat: threading.Event | None = None
+        self._descriptor = -1
+        self._me = Owner()
+        self._heart: _Heart | None = None
 
     def acquire(self) -> None:
-        """Acquire the lock, or raise at once.
+        """Acquire the lock, or raise.
 
-        On a file system without locks this logs a warning, and watches an owner on another host for some seconds.
+        A recent heartbeat of another machine, where file locks cannot be relied on, is watched for at most `SILENT_S`.
 
         Raises:
             HeldError: another process holds the lock.
             OSError: the folder cannot be written.
         """
+        self._me = this_process(uuid.uuid4().hex)
         file = (self.folder / LOCK).open("a", encoding="utf-8")
         try:
-            _lock(file)
-        except (BlockingIOError, PermissionError):
+            if self._lock(file) and not is_shared(self.folder):
+                self._replace_owner()
+            else:
+                self._create_owner()
+            # It stays that of this folder, wherever the folder is moved to.
+            self._descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        except BaseException:
             file.close()
-            raise HeldError("another process") from None
-        except OSError as error:
-            file.close()
-            self._own()
-            log.warning(
-                "%s: file locks do not work here (%s): only the file %s keeps a second process out of this folder; do"
-                " not start a run twice at the same time",
-                self.folder,
-                error.strerror,
-                OWNER,
-            )
-            return
+            raise
         self._file = file
+        self._heart = _Heart(self._descriptor, self._me)
 
-    def release(self) -> None:
-        """Release the lock. Without a lock this does nothing."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        if self._beat is not None:
-            self._beat.set()
-            self._beat = None
-            if _read(self.folder / OWNER) == _myself():
-                with suppress(OSError):
-                    (self.folder / OWNER).unlink()
+    def _lock(self, file: IO[str]) -> bool:
+        """Lock an open file; return whether the file system has locks.
 
-    def _own(self) -> None:
-        """Acquire the lock by `.owner`, on a file system without file locks.
+        Raises:
+            HeldError: another process holds the lock.
+        """
+        for left in (2, 1, 0):  # another process that calls `is_held` has the lock for an instant
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except (BlockingIOError, PermissionError):
+                if not left:
+                    raise HeldError(_holder_of(self.folder)) from None
+                time.sleep(0.1)
+            except OSError as error:
+                log.warning(
+                    "%s: file locks do not work here (%s): the file %s, renewed every %.0f s, keeps a second process"
+                    " out of this folder",
+                    self.folder,
+                    error.strerror,
+                    OWNER,
+                    BEAT_S,
+                )
+                return False
+        raise AssertionError("unreachable")
+
+    def _replace_owner(self) -> None:
+        """Write `.owner`. The file lock has decided who holds the folder: without the file, messages say less."""
+        with suppress(OSError):
+            (self.folder / OWNER).write_text(text_of(self._me), encoding="utf-8")
+
+    def _create_owner(self) -> None:
+        """Acquire the lock by `.owner`.
 
         Raises:
             HeldError: another process holds the lock.
@@ -96,97 +128,173 @@ class FolderLock:
             try:
                 handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
             except FileExistsError:
-                if holder := _holder(path, SILENT_S):
-                    raise HeldError(holder) from None
-                with suppress(FileNotFoundError):
-                    path.unlink()
+                self._remove_ended()
                 continue
             with open(handle, "w", encoding="utf-8") as file:
-                json.dump(_myself(), file)
+                file.write(text_of(self._me))
             time.sleep(_SETTLE_S)  # two processes may find the same ended owner: the later one replaces the file
-            if _read(path) == _myself():
-                self._beat = threading.Event()
-                threading.Thread(target=_renew, args=(path, self._beat), daemon=True).start()
+            if (found := read_owner(self.folder)) is not None and found[0] == self._me:
                 return
         raise HeldError("another process")
 
+    def _remove_ended(self) -> None:
+        """Remove the `.owner` of a process that has ended.
 
-def _lock(file: IO[str]) -> None:
-    """Lock an open file, or raise the OSError of `flock`."""
-    for _ in range(3):  # another process that calls `is_held` has the lock for an instant
-        with suppress(BlockingIOError):
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        time.sleep(0.1)
-    return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        Raises:
+            HeldError: the process lives.
+        """
+        if (found := read_owner(self.folder)) is None:
+            return
+        owner, stamp = found
+        age = max(0.0, file_system_time(self.folder) - stamp)
+        if owner.is_on_this_machine:
+            if owner.lives:
+                raise HeldError(owner.describe(age))
+        else:
+            requeued = bool(owner.job) and owner.job == self._me.job and owner.restarts < self._me.restarts
+            if self._renews(stamp, (REQUEUED_SILENT_S if requeued else SILENT_S) - age, owner):
+                raise HeldError(owner.describe(0.0))
+        if read_owner(self.folder) != found:
+            return  # another process has removed it
+        log.warning("%s: taken over from %s, which has ended", self.folder, owner.describe(age))
+        with suppress(FileNotFoundError):
+            (self.folder / OWNER).unlink()
+
+    def _renews(self, stamp: float, watch_s: float, owner: Owner) -> bool:
+        """Tell whether an owner on another machine renews its heartbeat.
+
+        Args:
+            stamp: the time stamp of `.owner`.
+            watch_s: seconds to wait. A file system that does not answer for a while counts as one look.
+            owner: for the message.
+        """
+        if watch_s > 0:
+            log.info("%s: %s may have ended: waiting up to %.0f s", self.folder, owner.describe(None), watch_s)
+        looks = 0.0
+        while looks < watch_s:
+            time.sleep(_POLL_S)
+            looks += _POLL_S
+            found = read_owner(self.folder)
+            if found is None:  # the owner has just released the lock
+                return False
+            if found != (owner, stamp):
+                return True
+        return False
+
+    def release(self) -> None:
+        """Release the lock. Without a lock this does nothing."""
+        if self._file is None or self._heart is None:
+            return
+        stopped = self._heart.stop()
+        with suppress(OSError):
+            if _owner_in(self._descriptor) == self._me:
+                os.unlink(OWNER, dir_fd=self._descriptor)
+        self._file.close()
+        if stopped:  # otherwise the thread waits for the file system, and would then find another file there
+            os.close(self._descriptor)
+        self._file, self._heart, self._descriptor = None, None, -1
+
+    def loss(self) -> Loss | None:
+        """Find out whether the locked folder was removed, moved, replaced or taken over; None if it was not."""
+        if self._file is None:
+            return None
+        try:
+            here = os.stat(self.folder)
+        except (FileNotFoundError, NotADirectoryError):
+            here = None
+        except OSError:  # the file system does not answer: the write that follows tells
+            return None
+        found = None
+        with suppress(OSError):
+            found = read_owner(self.folder)
+        if _is_same(here, _stat_of(self._descriptor)):
+            if found is not None and found[0].token not in ("", self._me.token):
+                return Loss(f"was taken over by {found[0].describe(None)}", self.folder)
+            return None
+        if found is not None and found[0].token == self._me.token:
+            return None  # some file systems number a folder anew
+        now = _path_of(self._descriptor)
+        what = "was removed" if now is None else f"was moved to {now}"
+        return Loss(what if here is None else f"{what}, and another folder is in its place", now)
+
+
+class _Heart:
+    """The thread that renews the time stamp of `.owner`."""
+
+    def __init__(self, descriptor: int, me: Owner) -> None:
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=_beat, args=(descriptor, me, self._ended), daemon=True)
+        self._thread.start()
+
+    def stop(self) -> bool:
+        """Stop the thread; return whether it has ended."""
+        self._ended.set()
+        self._thread.join(1.0)
+        return not self._thread.is_alive()
+
+
+def _beat(descriptor: int, me: Owner, ended: threading.Event) -> None:
+    while not ended.wait(BEAT_S):
+        with suppress(OSError):
+            if _owner_in(descriptor) == me:
+                os.utime(OWNER, dir_fd=descriptor)
+
+
+def _owner_in(descriptor: int) -> Owner | None:
+    """The owner of an open folder, wherever it is now."""
+    found = read_owner(descriptor)
+    return None if found is None else found[0]
+
+
+def _stat_of(descriptor: int) -> os.stat_result | None:
+    try:
+        return os.fstat(descriptor)
+    except OSError:  # NFS: the folder no longer exists
+        return None
+
+
+def _is_same(one: os.stat_result | None, other: os.stat_result | None) -> bool:
+    return one is not None and other is not None and os.path.samestat(one, other)
+
+
+def _path_of(descriptor: int) -> Path | None:
+    """The place of an open folder; None if it was removed, or if the kernel does not tell."""
+    try:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        return path if os.path.samestat(path.stat(), os.fstat(descriptor)) else None
+    except OSError:
+        return None
+
+
+def _holder_of(folder: Path) -> str:
+    """Describe the process that holds a folder by a file lock."""
+    found = None
+    with suppress(OSError):
+        found = read_owner(folder)
+    if found is None:
+        return "another process"
+    return found[0].describe(max(0.0, file_system_time(folder) - found[1]))
 
 
 def is_held(folder: Path) -> bool:
-    """Tell whether a process holds the lock on a folder."""
+    """Tell whether a process holds the lock on a folder. Nothing is written.
+
+    Where `.owner` decides about a process on another machine, its age is compared with the clock of this machine.
+    """
     try:
         with (folder / LOCK).open(encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if not is_shared(folder):
             return False
     except (BlockingIOError, PermissionError):
         return True
     except OSError:  # the file does not exist, or the file system has no locks
-        return _holder(folder / OWNER, 0.0) != ""
-
-
-def _holder(path: Path, watch_s: float) -> str:
-    """Describe the process that `.owner` names, if it lives; otherwise return an empty text.
-
-    Args:
-        path: the file `.owner`.
-        watch_s: seconds to wait for a renewal by another host; 0 decides by the file's age.
-    """
-    owner = _read(path)
+        pass
     try:
-        before = path.stat().st_mtime
+        found = read_owner(folder)
     except OSError:
-        return ""
-    host, pid = owner.get("host"), owner.get("pid")
-    name = f"process {pid} on {host}" if owner else "another process"
-    if host == socket.gethostname() and isinstance(pid, int):
-        started = _started(pid)
-        return name if started is not None and started == owner.get("started") else ""
-    if watch_s == 0:
-        return name if time.time() - before < 2 * SILENT_S else ""
-    end = time.monotonic() + watch_s
-    while time.monotonic() < end:
-        time.sleep(0.5)
-        try:
-            if path.stat().st_mtime != before:
-                return name
-        except OSError:  # the owner has just released the lock
-            return ""
-    return ""
-
-
-def _myself() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
-
-
-def _started(pid: int) -> str | None:
-    """The start time of a process in the kernel's clock ticks; None if it has ended.
-
-    It tells the process from a later one with the same process ID. A time of day would change when the clock is set.
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _renew(path: Path, ended: threading.Event) -> None:
-    while not ended.wait(BEAT_S):
-        with suppress(OSError):
-            os.utime(path)
+        return False
+    if found is None:
+        return False
+    owner, stamp = found
+    return owner.lives if owner.is_on_this_machine else time.time() - stamp < 2 * SILENT_S

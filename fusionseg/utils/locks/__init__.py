@@ -1,0 +1,1 @@
+"""Locks of folders, with and without file locks of the file system, and across machines."""
