@@ -7,6 +7,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -192,7 +193,8 @@ def test_two_starts_in_one_folder(program: Program, config_file: Path, train: Tr
     first = program.warm(TRAIN, *arguments(config_file, run, *long))
     wait_for_step(run, 1, [first])
 
-    refused(train(run, *long), f"{run}: another process is training in this folder")
+    holder = f"another process (process {first.pid} on {socket.gethostname()}, "
+    refused(train(run, *long), f"{run}: {holder}", "is training in this folder: wait for it or end it")
 
     assert first.status is None
     first.send(signal.SIGKILL)

@@ -43,7 +43,7 @@ class Loss:
     """A locked folder that is no longer at its path, or that another process has taken over."""
 
     what: str
-    """What happened to the folder, in words that follow its path: "was removed"."""
+    """The event, in words that follow the path of the folder: "was removed"."""
     now: Path | None
     """The place to which the folder was moved; None if it is not known."""
 

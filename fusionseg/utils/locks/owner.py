@@ -37,7 +37,7 @@ class Owner:
     job: str = ""
     """The ID of the SLURM job."""
     restarts: int = 0
-    """How often SLURM had requeued the job."""
+    """Number of times that SLURM had requeued the job."""
     since: str = ""
     """Time at which the process got the folder, in UTC."""
 
