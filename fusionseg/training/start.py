@@ -22,6 +22,7 @@ from fusionseg.runs.cases.split import write_split
 from fusionseg.runs.early_checks import finished_text
 from fusionseg.runs.environment import write_environment
 from fusionseg.runs.folder import RunFolder, run_folder_of
+from fusionseg.runs.paths import BEST
 from fusionseg.runs.records import RunStatus, has_finished, last_end, rewind_records
 from fusionseg.training.data import open_training_data
 from fusionseg.training.memory.shard_units import find_units
@@ -168,7 +169,7 @@ def build_trainer(config: RunConfig, world: World, folder: RunFolder, cases: Run
         averages=open_averages(config.train, model),
     )
     if train_step.averages is not None:
-        log.info("averaged weights: %s; they are validated, and best.pt has them", train_step.averages)
+        log.info("averaged weights: %s; they are validated, and %s has them", train_step.averages, BEST)
     lead = Lead()
     return Trainer(
         config=config,
