@@ -237,7 +237,8 @@ def evaluate(
         >>> 0 <= evaluation.summary["dice"] <= 1
         True
     """
-    from fusionseg.inference.evaluation.one_run import EvaluationOptions, compute_evaluation, open_evaluation
+    from fusionseg.inference.evaluation.one_run import compute_evaluation
+    from fusionseg.inference.evaluation.opening import EvaluationOptions, open_evaluation
     from fusionseg.runs.run_config import load_run_config
 
     (folder,) = _folders(run)

@@ -101,7 +101,8 @@ def _evaluate(sweep: Sweep, cluster: ClusterConfig, device: str) -> bool:
     """Evaluate the runs of a sweep and the ensembles of its table; tell whether all cases could be scored."""
     from fusionseg.cluster.local_evaluation import evaluate_locally
     from fusionseg.cluster.slots import slots_for
-    from fusionseg.inference.evaluation.one_run import EvaluationOptions, evaluate_run
+    from fusionseg.inference.evaluation.one_run import evaluate_run
+    from fusionseg.inference.evaluation.opening import EvaluationOptions
     from fusionseg.inference.evaluation.several_runs import due_runs, evaluate_runs
     from fusionseg.inference.predictor import PredictOptions
     from fusionseg.runs.paths import has_weights

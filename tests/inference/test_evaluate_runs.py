@@ -6,12 +6,15 @@ import csv
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+import yaml
 from scipy.ndimage import correlate1d
 
 from fusionseg import pretrain, train
@@ -195,4 +198,54 @@ def ssim_map(x: np.ndarray, y: np.ndarray, data_range: float) -> np.ndarray:
         (2 * mean_x * mean_y + c1)
         * (2 * (mean(x * y) - mean_x * mean_y) + c2)
         / ((mean_x**2 + mean_y**2 + c1) * (variances + c2))
+    )
+
+
+def with_two_ranks(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "fusionseg", "evaluate"]
+    command = [sys.executable, *start, *map(str, words), "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_two_ranks_write_the_summary_of_one_process(
+    own: Path, balls: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A data set with a broken label, and with a case that was trained on."""
+    dataset, run = Path(shutil.copytree(balls, tmp_path / "others")), own / "a"
+    broken, *_ = sorted((dataset / "labelsTr").iterdir())
+    broken.write_bytes(b"broken")
+    words = ["evaluate", str(run), "--dataset", str(dataset), "--include-trained"]
+    assert main([*words, "--device", "cpu"]) == 1
+    table = capfd.readouterr().out
+    folder = run / "evaluation_others_with_trained"
+    kept = folder.rename(tmp_path / "alone")
+    ended = with_two_ranks(*words[1:])
+    assert ended.returncode == 1 and ended.stdout == table
+    names = sorted(path.relative_to(kept) for path in kept.rglob("*") if path.is_file())
+    assert names == sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    for name in names:
+        assert name.suffix == ".png" or (folder / name).read_bytes() == (kept / name).read_bytes(), name
+    assert "5 cases are divided among 2 ranks" in ended.stderr
+    assert ended.stderr.count(f"error: {broken.name.partition('.')[0]} is not scored") == 1
+
+
+def test_a_rank_that_fails_is_named_and_the_other_runs_are_evaluated(own: Path, tmp_path: Path) -> None:
+    """The host of rank 1 lacks a package of one run. A validation case fewer than ranks is no problem."""
+    (tmp_path / "only_zero.py").write_text(
+        "import os\nif os.environ.get('RANK') == '1':\n    raise ImportError('no such library here')\n"
+        "def share(prediction, label):\n    return 0.5\n"
+    )
+    config = yaml.safe_load((own / "b/config.yaml").read_text())
+    config["metrics"] = [{"name": "only_zero:share"}]
+    (own / "b/config.yaml").write_text(yaml.safe_dump(config))
+    ended = with_two_ranks(own, PYTHONPATH=f"{tmp_path}:{os.environ['PYTHONPATH']}")
+    assert ended.returncode == 1
+    assert states(ended.stdout) == {"a": "evaluated", "b": "failed", "pre": "evaluated", "waiting": "no weights yet"}
+    assert "rank 1 could not open the evaluation" in ended.stdout
+    assert f"error: rank 1 could not open the evaluation of {own / 'b'}; see the message of rank 1" in ended.stderr
+    assert "rank 1: error: " in ended.stderr and "no such library here" in ended.stderr
+    figures, validated = summary(own / "pre")["figures"], validations(own / "pre")[-1]
+    assert {key: entry["mean"] for key, entry in figures.items()} == pytest.approx(
+        {key: validated[key] for key in figures}, abs=1e-5
     )

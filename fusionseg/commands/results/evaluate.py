@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fusionseg.commands.base import Commands, add_command, loading
 from fusionseg.commands.results.options import inference_arguments, inference_options
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import DONE, FAILED
+
+if TYPE_CHECKING:
+    from fusionseg.distributed.world import World
+    from fusionseg.inference.evaluation.opening import EvaluationOptions
 
 
 def add_evaluate(commands: Commands) -> None:
@@ -17,7 +24,9 @@ def add_evaluate(commands: Commands) -> None:
         "evaluate",
         "metrics of runs per case and class, in the geometry of the label files: overlap, surfaces and volumes; CSV,"
         " JSON, masks and a picture; SSIM and PSNR of a pre-training",
-        "fusionseg evaluate runs/hippocampus_unet\n  fusionseg evaluate runs/unets && fusionseg compare runs/unets",
+        """fusionseg evaluate runs/hippocampus_unet
+  fusionseg evaluate runs/unets && fusionseg compare runs/unets
+  torchrun --nproc_per_node=2 -m fusionseg evaluate runs/hippocampus_unet   # cases over two GPUs""",
         _evaluate,
     )
     parser.add_argument(
@@ -80,8 +89,11 @@ def add_evaluate(commands: Commands) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     with loading():
-        from fusionseg.inference.evaluation.one_run import EvaluationOptions, evaluate_run
-        from fusionseg.inference.evaluation.several_runs import evaluate_runs, is_one_run, split_words
+        from fusionseg.distributed.launch import read_launch
+        from fusionseg.distributed.torchrun_end import end_of_rank
+        from fusionseg.inference.calls.dealt_cases import join_ranks
+        from fusionseg.inference.evaluation.opening import EvaluationOptions
+        from fusionseg.inference.evaluation.several_runs import split_words
 
     paths, overrides = split_words([*arguments.words, *arguments.overrides])
     others, more = split_words([str(path) for path in arguments.others])  # `--with` takes all words after it
@@ -104,8 +116,24 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         raise UserError(f"--workers: expected a number from 1, got {options.workers}")
     if not paths:
         raise UserError("evaluate: no run is given: put a run folder, or a folder of runs, before the settings")
+    launch = read_launch(os.environ)
+    world = join_ranks(launch, repr((paths, options)))
+    try:
+        is_complete = _evaluate_all(paths, options, world)
+        end_of_rank(launch, failed=not is_complete)
+    finally:
+        world.close()
+    return DONE if is_complete else FAILED
+
+
+def _evaluate_all(paths: Sequence[Path], options: EvaluationOptions, world: World) -> bool:
+    """Evaluate one run or several. Tell whether all cases were scored."""
+    from fusionseg.inference.evaluation.one_run import evaluate_run
+    from fusionseg.inference.evaluation.several_runs import evaluate_runs, is_one_run
+
     if is_one_run(paths):
-        return DONE if evaluate_run(paths[0], options).is_complete else FAILED
-    outcomes = evaluate_runs(paths, options)
-    print(outcomes.table())
-    return DONE if outcomes.all_complete else FAILED
+        return evaluate_run(paths[0], options, world).is_complete
+    outcomes = evaluate_runs(paths, options, world)
+    if world.is_rank_zero:
+        print(outcomes.table())
+    return outcomes.all_complete

@@ -1,1 +1,1 @@
-"""One call of `fusionseg predict`: its stages, its share of the cases, its record, and its files beside the masks."""
+"""A call of `fusionseg predict`: its stages, share of the cases, record and files; the ranks of an evaluation."""

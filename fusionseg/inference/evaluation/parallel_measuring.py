@@ -18,7 +18,7 @@ _MEMORY_SHARE = 0.5
 
 
 def measured_cases(
-    cases: Iterator[PredictedCase], measure: CaseMeasurer, count: int, workers: int | None
+    cases: Iterator[PredictedCase], measure: CaseMeasurer, count: int, workers: int | None, processes: int = 1
 ) -> Iterator[tuple[PredictedCase, list[Score] | Exception]]:
     """Measure cases, and yield each with its scores or with the exception. Their order is that of completion.
 
@@ -30,6 +30,7 @@ def measured_cases(
         measure: computes the scores of a case. Workers get a copy.
         count: number of the cases, at most.
         workers: number of processes; None chooses it by the CPUs and the free memory. 1 starts none.
+        processes: that share this host and measure other cases, this one included.
     """
     seconds = 0.0
     for done, case in enumerate(cases, start=1):
@@ -37,7 +38,7 @@ def measured_cases(
         outcome = _measured(measure, case)
         seconds += time.perf_counter() - began
         yield case, outcome
-        number = num_workers(case, count - done) if workers is None else min(workers, count - done)
+        number = num_workers(case, count - done, processes) if workers is None else min(workers, count - done)
         takes_long = seconds / done * (count - done) > WORTH_SECONDS
         if number > 1 and (takes_long or workers is not None):
             modules = [CaseMeasurer.__module__]
@@ -45,17 +46,18 @@ def measured_cases(
             return
 
 
-def num_workers(case: PredictedCase, remaining: int) -> int:
+def num_workers(case: PredictedCase, remaining: int, processes: int = 1) -> int:
     """The number of workers: one for each CPU, as far as there are cases and memory.
 
     Args:
         case: a case of the size of the others.
         remaining: number of cases that are to be measured.
+        processes: that share the CPUs and the memory of this host, this one included.
     """
     # Two cases wait for each worker, and this process predicts one.
     needed = _BYTES_PER_VOXEL * case.label.size + 3 * (case.prediction.nbytes + case.label.nbytes)
-    by_memory = int(_MEMORY_SHARE * available_memory_bytes() / needed)
-    return max(1, min(available_cpus(), remaining, by_memory, _MAX_WORKERS))
+    by_memory = int(_MEMORY_SHARE * available_memory_bytes() / processes / needed)
+    return max(1, min(available_cpus() // processes, remaining, by_memory, _MAX_WORKERS))
 
 
 def _measured(measure: CaseMeasurer, case: PredictedCase) -> list[Score] | Exception:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from fusionseg.config import DataConfig, RunConfig
 from fusionseg.data.formats.case import Case
 from fusionseg.data.formats.problems import CaseError, Problem
 from fusionseg.data.preprocessing.volume import Volume, load_volume
+from fusionseg.distributed.load_balancing import assign_to_ranks
+from fusionseg.distributed.world import World
+from fusionseg.inference.calls.dealt_cases import gathered, single_rank
 from fusionseg.inference.evaluation.results import Evaluation, mean_and_deviation
 from fusionseg.inference.predictor import PredictOptions
 from fusionseg.inference.trained_network import TrainedNetwork, inference_device, load_trained
@@ -63,10 +67,13 @@ def evaluate_pretraining(
     options: PredictOptions,
     request: EvaluationRequest,
     folder: Path,
+    world: World | None = None,
     *,
     volumes: bool = False,
 ) -> Evaluation:
     """Reconstruct the validation volumes of a pre-training on the prepared grid, score them, and write the results.
+
+    Several ranks divide the volumes. Rank 0 writes the results, and all ranks return them.
 
     Args:
         run: the run folder.
@@ -74,21 +81,52 @@ def evaluate_pretraining(
         options: the device and the checkpoint.
         request: the options of the evaluation, which summary.json records.
         folder: the folder for the results.
+        world: the ranks, all of which call this function with the same arguments; None for a single one.
         volumes: write the volumes too, as NIfTI files.
 
     Raises:
         UserError: the run has no weights, the folder cannot be written, or no case can be scored.
     """
-    device = inference_device(options.device)
-    network = load_trained(run, device, options.checkpoint, precision=options.precision)
+    world = world or single_rank()
+    with world.wait_for_all(f"load the network of {run}"):
+        device = inference_device(options.device, world.launch)
+        network = load_trained(run, device, options.checkpoint, precision=options.precision)
+        cases = _validation_cases(open_begun_datasets(config, network.split), network.split)
+    world.rank_zero_first(f"prepare {folder}", lambda: writable_folder(folder, "evaluate"))
+    with world.wait_for_all(f"score its volumes for {folder}"):
+        own_scores, own_failed = _score_cases(network, config, cases, folder if volumes else None, world, device)
+    scores, failed = gathered(world, own_scores, cases), gathered(world, own_failed, cases)
+    if not scores:
+        reasons = (f"  {name}: {reason}" for name, reason in failed.items())
+        raise UserError([f"{run}: none of the {len(cases)} validation cases could be scored:", *reasons])
+    summary = {**_summary(network, scores), "failed": failed, "request": request.to_json()}
+    rows = [{"case": name, **metrics} for name, metrics in scores.items()]
+    world.rank_zero_first(f"write {folder}", lambda: write_evaluation(folder, rows, summary, scores))
+    return Evaluation(folder, summary, scores)
+
+
+def _score_cases(
+    network: TrainedNetwork,
+    config: RunConfig,
+    cases: Mapping[str, _ValidationCase],
+    folder: Path | None,
+    world: World,
+    device: torch.device,
+) -> tuple[dict[str, ReconstructionScores], dict[str, str]]:
+    """The scores of the cases of this rank, and the problem of each one that cannot be scored, by name.
+
+    Args:
+        folder: for the volumes; None writes none.
+    """
     reconstruct = Reconstructor(network.config, network.precision, device)
-    cases = _validation_cases(open_begun_datasets(config, network.split), network.split)
-    writable_folder(folder, "evaluate")
     scores: dict[str, ReconstructionScores] = {}
     failed: dict[str, str] = {}
-    with counting_progress("evaluating") as progress:
-        for done, (name, case) in enumerate(cases.items()):
-            progress(done, len(cases))
+    own = assign_to_ranks(dict.fromkeys(range(len(cases)), 1.0), world.size)[world.rank]
+    names = list(cases)
+    with counting_progress("evaluating", shown=world.is_rank_zero) as progress:
+        for done, name in enumerate(names[index] for index in own):
+            case = cases[name]
+            progress(done, len(own))
             try:
                 volume = case.load(len(network.channels))
             except CaseError as error:
@@ -101,15 +139,10 @@ def evaluate_pretraining(
                 **reconstruct.score(reconstruction),
                 **reconstruct.score_fill_ins(reconstruction, background, case.case.name),
             }
-            if volumes:
+            if folder is not None:
                 _write_volumes(folder / VOLUMES, name, reconstruction, volume.affine)
-        progress(len(cases), len(cases))
-    if not scores:
-        reasons = (f"  {name}: {reason}" for name, reason in failed.items())
-        raise UserError([f"{run}: none of the {len(cases)} validation cases could be scored:", *reasons])
-    summary = {**_summary(network, scores), "failed": failed, "request": request.to_json()}
-    write_evaluation(folder, [{"case": name, **metrics} for name, metrics in scores.items()], summary, scores)
-    return Evaluation(folder, summary, scores)
+        progress(len(own), len(own))
+    return scores, failed
 
 
 def _validation_cases(datasets: list[RunDataset], split: Split | None) -> dict[str, _ValidationCase]:

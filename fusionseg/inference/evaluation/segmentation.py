@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from fusionseg.config import RunConfig
+from fusionseg.data.formats.case import Case
 from fusionseg.data.formats.problems import CaseError
-from fusionseg.inference.evaluation.aggregate import summarise
+from fusionseg.distributed.world import World
+from fusionseg.inference.calls.dealt_cases import gathered, own_share, single_rank
+from fusionseg.inference.evaluation.aggregate import detail_rows, detail_tables, summarise
 from fusionseg.inference.evaluation.cases import CasesToScore
-from fusionseg.inference.evaluation.detail_tables import detail_rows, detail_tables
 from fusionseg.inference.evaluation.kept_masks import KeptMasks
 from fusionseg.inference.evaluation.measuring import CaseMeasurer, PredictedCase, Score, metric_definitions
 from fusionseg.inference.evaluation.parallel_measuring import measured_cases
@@ -27,6 +29,7 @@ from fusionseg.runs.evaluations import PICTURE, EvaluationRequest, check_details
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import writable_folder
 from fusionseg.utils.parallel import WorkerDied
+from fusionseg.utils.tables import counted
 
 log = logging.getLogger("fusionseg")
 
@@ -41,8 +44,11 @@ def evaluate_segmentation(
     masks: bool = True,
     workers: int | None = None,
     postprocessing: EvaluatedPostProcessing | None = None,
+    world: World | None = None,
 ) -> Evaluation:
     """Predict labelled cases, compare the masks with the labels voxel by voxel, and write the results.
+
+    Several ranks divide the cases. Rank 0 writes the results, and all ranks return them.
 
     Args:
         predictor: the network, or several whose predictions are averaged.
@@ -53,27 +59,39 @@ def evaluate_segmentation(
         masks: keep the masks in this folder.
         workers: processes that compute metrics while further cases are predicted; None chooses their number.
         postprocessing: of the masks.
+        world: the ranks, all of which call this function with the same arguments; None for a single one.
 
     Raises:
         UserError: the names of labels or channels do not match, the section `evaluate` or the post-processing names
             an unknown class, the folder cannot be written, or no case can be scored.
         WriteError: a file cannot be written, for example on a full disk.
     """
-    writable_folder(folder, "evaluate")
+    world = world or single_rank()
+    steps = None if postprocessing is None else postprocessing.steps
     measure = CaseMeasurer(predictor.scheme, config.evaluate, config.metrics)
-    steps = None
-    if postprocessing is not None:
-        steps = postprocessing.steps
-        refuse_other_classes(postprocessing.path, steps, predictor.scheme)
     own = request.dataset is None
-    scorer = Scorer(predictor, chosen.dataset, own=own, measure=measure, postprocessing=steps)
-    check_details(folder, detail_tables(config.evaluate))
     kept = KeptMasks(folder, predictor, chosen.dataset.readers, steps)
-    if masks:
-        kept.check(chosen.cases)
-    scores, failed = _score_cases(scorer, chosen, kept if masks else None, workers)
-    counted = [score for score in scores if score.case not in chosen.left_out]
-    if not counted:
+
+    def prepare() -> None:
+        writable_folder(folder, "evaluate")
+        if postprocessing is not None:
+            refuse_other_classes(postprocessing.path, postprocessing.steps, predictor.scheme)
+        check_details(folder, detail_tables(config.evaluate))
+        if masks:
+            kept.check(chosen.cases)
+
+    world.rank_zero_first(f"prepare {folder}", prepare)
+    with world.wait_for_all(f"score its cases for {folder}"):
+        scorer = Scorer(predictor, chosen.dataset, own=own, measure=measure, postprocessing=steps)
+        cases = own_share(world, chosen.cases, chosen.dataset.readers)
+        if world.size > 1:
+            log.info("%s are divided among %d ranks", counted(len(chosen.cases), "case"), world.size)
+        own_scores, own_failed = _score_cases(scorer, chosen, cases, kept if masks else None, workers, world)
+    order = [case.name for case in chosen.cases]
+    scores = [score for of_case in gathered(world, own_scores, order).values() for score in of_case]
+    failed = gathered(world, own_failed, order)
+    counted_scores = [score for score in scores if score.case not in chosen.left_out]
+    if not counted_scores:
         raise UserError(
             [
                 f"{chosen.dataset.root}: none of the {len(chosen.cases) - len(chosen.left_out)} cases could be"
@@ -81,13 +99,13 @@ def evaluate_segmentation(
                 *(f"  {name}: {reason}" for name, reason in failed.items()),
             ]
         )
-    names = list(dict.fromkeys(score.case for score in counted))
+    names = list(dict.fromkeys(score.case for score in counted_scores))
     first, *others = predictor.members
     summary = {
         "checkpoint": str(first.path),
         **({"averaged_with": [str(other.path) for other in others]} if others else {}),
         "step": first.step,
-        **summarise(counted),
+        **summarise(counted_scores),
         **chosen.marks(names),
         "failed": failed,
         "dataset": str(chosen.dataset.place),
@@ -95,27 +113,36 @@ def evaluate_segmentation(
         **({"postprocessing": postprocessing.to_json(map(chosen.images.get, names))} if postprocessing else {}),
         "definitions": metric_definitions(config.evaluate, config.metrics),
     }
-    kept.remove_others([case for case in chosen.cases if masks and case.name not in failed])
-    plain_scores = _rows(scores)
-    write_evaluation(folder, plain_scores, summary, plain_scores, detail_rows(scores, config.evaluate))
-    draw_best_and_worst(folder / PICTURE, counted, chosen.cases, scorer, kept if masks else None)
+
+    def write() -> None:
+        kept.remove_others([case for case in chosen.cases if masks and case.name not in failed])
+        rows = _rows(scores)
+        write_evaluation(folder, rows, summary, rows, detail_rows(scores, config.evaluate))
+        draw_best_and_worst(folder / PICTURE, counted_scores, chosen.cases, scorer, kept if masks else None)
+
+    world.rank_zero_first(f"write {folder}", write)
     return Evaluation(folder, summary, tuple(scores))
 
 
 def _score_cases(
-    scorer: Scorer, chosen: CasesToScore, kept: KeptMasks | None, workers: int | None
-) -> tuple[list[Score], dict[str, str]]:
-    """The scores of the cases, and the problem of each case that cannot be scored, by its name."""
+    scorer: Scorer,
+    chosen: CasesToScore,
+    cases: Sequence[Case],
+    kept: KeptMasks | None,
+    workers: int | None,
+    world: World,
+) -> tuple[dict[str, list[Score]], dict[str, str]]:
+    """The scores of the cases of this rank, and the problem of each one that cannot be scored, by name."""
     scores: dict[str, list[Score]] = {}
     failed: dict[str, str] = {}
-    count = len(chosen.cases)
+    count = len(cases)
 
     def fail(name: str, error: Exception) -> None:
         failed[name] = str(error)
         log.error("%s is not scored: %s", name, error)
 
     def predicted() -> Iterator[PredictedCase]:
-        for case in chosen.cases:
+        for case in cases:
             try:
                 made = scorer.predicted(case)
                 if kept is not None:
@@ -125,9 +152,10 @@ def _score_cases(
                 continue
             yield made
 
-    with counting_progress("evaluating") as progress:
+    processes = world.launch.local_world_size
+    with counting_progress("evaluating", shown=world.is_rank_zero) as progress:
         progress(0, count)
-        for case, outcome in measured_cases(predicted(), scorer.measure, count, workers):
+        for case, outcome in measured_cases(predicted(), scorer.measure, count, workers, processes):
             if isinstance(outcome, CaseError | WorkerDied):
                 fail(case.name, outcome)
             elif isinstance(outcome, Exception):
@@ -135,7 +163,7 @@ def _score_cases(
             else:
                 scores[case.name] = [replace(score, trained_on=chosen.trained_on[case.name]) for score in outcome]
             progress(len(scores) + len(failed), count)
-    return [score for case in chosen.cases for score in scores.get(case.name, ())], failed
+    return scores, failed
 
 
 def _rows(scores: Sequence[Score]) -> list[dict[str, Any]]:

@@ -12,15 +12,16 @@ from pathlib import Path
 
 import torch
 
+from fusionseg.distributed.world import World
+from fusionseg.inference.calls.dealt_cases import single_rank
 from fusionseg.inference.evaluation.one_run import (
     FAILED,
     NO_WEIGHTS,
     NOT_VALIDATED,
-    EvaluationOptions,
     Outcome,
     evaluate_run,
-    open_evaluation,
 )
+from fusionseg.inference.evaluation.opening import EvaluationOptions, open_evaluation
 from fusionseg.runs.cases.split_file import NO_VALIDATION, validates_none
 from fusionseg.runs.paths import has_weights, holds_runs, is_run_folder, run_folders
 from fusionseg.utils.errors import UserError
@@ -94,38 +95,44 @@ def _is_without_cases(run: Path, options: EvaluationOptions) -> bool:
     return options.dataset_root is None and validates_none(run)
 
 
-def evaluate_runs(paths: Sequence[Path], options: EvaluationOptions) -> Outcomes:
+def evaluate_runs(paths: Sequence[Path], options: EvaluationOptions, world: World | None = None) -> Outcomes:
     """Evaluate runs, one after the other.
 
     Args:
         paths: run folders, and folders of run folders.
         options: the options of the evaluation.
+        world: the ranks that divide the cases of each run, all of which call this function; None for a single one.
 
     Raises:
         UserError: a path holds no run, or the options are for a single run.
     """
-    folders = run_folders(paths)
+    world = world or single_rank()
+    with world.wait_for_all("list the runs"):
+        folders = run_folders(paths)
+    folders = world.broadcast_object(folders)
     if options.others:
         raise UserError(f"--with: averages with one run, and {len(folders)} are named; evaluate them one by one")
     outcomes = Outcomes()
     for position, run in enumerate(folders, start=1):
-        if not has_weights(run):
+        # Rank 0 decides: the first weights of a run may be written while the ranks look.
+        lacks_weights, lacks_cases = world.broadcast_object((not has_weights(run), _is_without_cases(run, options)))
+        if lacks_weights:
             log.info("%s has no weights yet: it is skipped", run)
             outcomes.by_run[run] = Outcome(NO_WEIGHTS, "skipped")
             continue
-        if _is_without_cases(run, options):
+        if lacks_cases:
             log.info("%s was %s: it is skipped (--dataset names other cases)", run, NO_VALIDATION)
             outcomes.by_run[run] = Outcome(NOT_VALIDATED, NO_VALIDATION)
             continue
         log.info("%s (%d of %d)", run, position, len(folders))
-        outcomes.by_run[run] = _evaluate(run, options)
+        outcomes.by_run[run] = _evaluate(run, options, world)
     return outcomes
 
 
-def _evaluate(run: Path, options: EvaluationOptions) -> Outcome:
+def _evaluate(run: Path, options: EvaluationOptions, world: World) -> Outcome:
     """Evaluate a run. A failure is logged and becomes the outcome."""
     try:
-        return evaluate_run(run, options)
+        return evaluate_run(run, options, world)
     except UserError as error:
         log.error("%s", error)
         reason = error.problems[0]

@@ -22,7 +22,7 @@ from fusionseg.data.formats.problems import CaseError
 from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.data.preprocessing.case_digests import digests_of
 from fusionseg.data.preprocessing.prepare import open_configured
-from fusionseg.inference.evaluation.one_run import EvaluationOptions, OpenedEvaluation, open_evaluation
+from fusionseg.inference.evaluation.opening import EvaluationOptions, OpenedEvaluation, open_evaluation
 from fusionseg.inference.evaluation.scoring import annotated_outputs
 from fusionseg.inference.mask_formats.choice import FORMATS
 from fusionseg.inference.masks import mask_path, read_origin

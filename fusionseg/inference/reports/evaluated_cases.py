@@ -17,7 +17,7 @@ from fusionseg.data.labels.scheme import IGNORE, LabelScheme
 from fusionseg.data.preprocessing.prepare import open_configured
 from fusionseg.data.preprocessing.resampling import find_reorientation
 from fusionseg.inference.evaluation.kept_masks import KeptMasks
-from fusionseg.inference.evaluation.one_run import EvaluationOptions, open_evaluation
+from fusionseg.inference.evaluation.opening import EvaluationOptions, open_evaluation
 from fusionseg.inference.evaluation.scoring import Scorer
 from fusionseg.inference.postprocessing.files import NONE
 from fusionseg.inference.predictor import PredictOptions, Predictor
