@@ -226,7 +226,7 @@ def test_two_ranks_write_the_summary_of_one_process(
     assert names == sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     for name in names:
         assert name.suffix == ".png" or (folder / name).read_bytes() == (kept / name).read_bytes(), name
-    assert "5 cases are divided among 2 ranks" in ended.stderr
+    assert "2 ranks divide 5 cases" in ended.stderr
     assert ended.stderr.count(f"error: {broken.name.partition('.')[0]} is not scored") == 1
 
 

@@ -85,7 +85,7 @@ def evaluate_segmentation(
         scorer = Scorer(predictor, chosen.dataset, own=own, measure=measure, postprocessing=steps)
         cases = own_share(world, chosen.cases, chosen.dataset.readers)
         if world.size > 1:
-            log.info("%s are divided among %d ranks", counted(len(chosen.cases), "case"), world.size)
+            log.info("%d ranks divide %s", world.size, counted(len(chosen.cases), "case"))
         own_scores, own_failed = _score_cases(scorer, chosen, cases, kept if masks else None, workers, world)
     order = [case.name for case in chosen.cases]
     scores = [score for of_case in gathered(world, own_scores, order).values() for score in of_case]
