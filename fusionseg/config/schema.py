@@ -163,6 +163,7 @@ class RunConfig(SectionWithOptions):
                 " or profile.stages=false"
             )
         problems += self.train.graph_problems(stages=self.profile.stages)
+        problems += self.train.determinism_problems()
         plateau = self.stop.plateau
         if plateau is not None and self.data.fold == ALL:
             problems.append(

@@ -34,6 +34,7 @@ RESUME_FREE_KEYS = (
     ("cache", "memory_fraction"), ("cache", "read_threads"), ("checkpoint",), ("data", "root"),
     ("data", "base_dir"), ("data", "prepared"), ("data", "workers"), ("model", "implementation"), ("train", "threads"),
     ("train", "checkpoint_activations"), ("train", "cuda_graph"), ("train", "cudnn_benchmark"),
+    ("train", "deterministic"),
     ("validate", "window_batch"), ("metrics",), ("evaluate",), ("distributed", "parallel"),
     ("distributed", "timeout_s"), ("distributed", "bind_cpus"),
 )  # fmt: skip

@@ -26,6 +26,7 @@ from fusionseg.runs.cases.opening import open_cases, settle_split
 from fusionseg.runs.checkpoints import find_weights
 from fusionseg.runs.folder import RunFolder, run_folder_of
 from fusionseg.training.memory.estimate import estimate_memory
+from fusionseg.training.numerics.deterministic_operators import refuse_unfit_operators
 from fusionseg.training.observers.sinks import check_sinks
 from fusionseg.training.opened_data.settings import refuse_unfit_settings, rules_of_run, sampled_cases, sides_warning
 from fusionseg.training.optimizer import warmup_warning
@@ -64,6 +65,7 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
         scheme=dataset.scheme,
         partial=dataset.is_partly_annotated,
     )
+    refuse_unfit_operators(config, device, in_channels=len(dataset.channels), scheme=dataset.scheme)
     needed, basis = expected_cache_bytes(config.cache, datasets)
     memory = estimate_memory(
         build_task(config, dataset.scheme),

@@ -12,6 +12,7 @@ from fusionseg.runs.cases.opening import RunCases, open_cases
 from fusionseg.runs.early_checks import check_places
 from fusionseg.runs.folder import RunFolder
 from fusionseg.runs.run_config import write_run_config
+from fusionseg.training.numerics.deterministic_operators import refuse_unfit_operators
 from fusionseg.training.observers.profile_range import check_profile
 from fusionseg.training.observers.sinks import check_sinks
 from fusionseg.training.outside_check import check_outside_parts
@@ -96,6 +97,8 @@ def _check(folder: RunFolder, config: RunConfig, world: World, make_data: Callab
                 scheme=dataset.scheme,
                 partial=dataset.is_partly_annotated,
             )
+        with problems.collect():
+            refuse_unfit_operators(config, world.device, in_channels=len(dataset.channels), scheme=dataset.scheme)
     if of_folder.found or problems.found or cases is None:
         raise UserError([*of_folder.found, *problems.found])
     return cases

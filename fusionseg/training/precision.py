@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from fusionseg.config import TrainConfig
+from fusionseg.training.numerics.determinism import set_deterministic
 from fusionseg.utils.errors import UserError
 
 
@@ -34,7 +35,7 @@ class Precision:
 
 
 def set_kernels(config: TrainConfig, device: torch.device) -> None:
-    """Set which kernels torch takes on a GPU: TF32, and cuDNN's search. On a CPU nothing changes.
+    """Set which kernels torch takes: deterministic ones, and on a GPU TF32 and cuDNN's search.
 
     The settings are those of the process. Matrix products have the older setting alone: torch refuses to read it after
     one of the newer `fp32_precision` was set, and other parts of the program read it.
@@ -42,7 +43,11 @@ def set_kernels(config: TrainConfig, device: torch.device) -> None:
     Args:
         config: the `train` section.
         device: device of this rank.
+
+    Raises:
+        UserError: `deterministic` is not possible in this environment.
     """
+    set_deterministic(config)
     if device.type != "cuda":
         return
     torch.backends.cudnn.benchmark = config.cudnn_benchmark

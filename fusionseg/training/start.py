@@ -28,6 +28,7 @@ from fusionseg.training.data import open_training_data
 from fusionseg.training.memory.shard_units import find_units
 from fusionseg.training.micro_batches import MicroBatches
 from fusionseg.training.network import build_network, distribute, start_from
+from fusionseg.training.numerics.determinism import naming_operators, reserve_workspace
 from fusionseg.training.numerics.weight_averages import open_averages
 from fusionseg.training.observers.gpu_watch import GpuWatch
 from fusionseg.training.observers.profile_range import ProfileRange
@@ -65,6 +66,7 @@ def train(config: RunConfig, patience_s: float = 0.0, make_data: Callable[[], No
         UserError: the run cannot be started as it is configured.
         TrainingStopped: the training cannot continue.
     """
+    reserve_workspace(config.train)  # before the device is used
     world = join_ranks(config)
     start_logging(world.rank)
     config = with_present_sources(config)
@@ -232,7 +234,7 @@ def run(trainer: Trainer, folder: RunFolder) -> str:
     with StopSignals() as signals, closing(data), closing(recorder):
         try:
             if not status:
-                with watch, recorder.progress, trainer.profile:
+                with watch, recorder.progress, trainer.profile, naming_operators():
                     status, reason = trainer.train(signals, recorder)
                     with annotate("checkpoint", trainer.state.step):
                         trainer.checkpoints.writer.finish()

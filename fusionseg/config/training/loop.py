@@ -19,7 +19,14 @@ def _mode_of_true(value: Any) -> Any:
 class TrainConfig(SectionWithOptions):
     """The training loop."""
 
-    left_out: ClassVar[tuple[str, ...]] = ("cuda_graph", "cudnn_benchmark", "tf32", "ema", "ema_warmup")
+    left_out: ClassVar[tuple[str, ...]] = (
+        "cuda_graph",
+        "cudnn_benchmark",
+        "tf32",
+        "deterministic",
+        "ema",
+        "ema_warmup",
+    )
 
     steps: Positive = 50000
     """Optimizer steps."""
@@ -44,6 +51,9 @@ class TrainConfig(SectionWithOptions):
     """Operations that a GPU from compute capability 8.0 on computes in TF32 where they would be in fp32: 10 bits for
     the fraction in place of 23. `convolutions` is torch's default; `all` adds matrix products. Each choice gives the
     same numbers in every start, but not those of the other choices."""
+    deterministic: bool = False
+    """Let torch take deterministic algorithms alone: two starts on the same GPU and software then give the same bits.
+    A network or a loss without such an algorithm on a GPU is refused. Steps take longer; how much was not measured."""
     checkpoint_activations: bool = False
     """Recompute activations in the backward pass: less memory, more time (Swin networks, residual-encoder U-Nets)."""
     channels_last: bool | Literal["auto"] = False
@@ -63,6 +73,15 @@ class TrainConfig(SectionWithOptions):
     """Number of consecutive steps with a non-finite loss or gradient that ends the run."""
     threads: Positive | None = None
     """CPU threads of each process; null divides this job's CPUs among its processes on the node."""
+
+    def determinism_problems(self) -> list[str]:
+        """List the settings that do not fit `deterministic`, with the fixes."""
+        if not (self.deterministic and self.cudnn_benchmark):
+            return []
+        return [
+            "train.deterministic: train.cudnn_benchmark takes the fastest kernels, which may be others in each start;"
+            " set one of them to false"
+        ]
 
     def graph_problems(self, *, stages: bool) -> list[str]:
         """List the settings that do not fit `cuda_graph`, with the fixes.

@@ -1,1 +1,1 @@
-"""Numbers of a training beside those of its step: averaged weights."""
+"""Numbers of a training beside those of its step: averaged weights, determinism."""
