@@ -10,6 +10,7 @@
 #   MASTER     address of machine 0; its port PORT (default: 29400) must be reachable from all machines
 #   NPROC      processes per machine (default: its number of GPUs)
 #   MODULE     program: fusionseg.train (default) or fusionseg.pretrain
+#   RESTARTS   restarts of the processes after one of them has died (default: 0); the run continues at its newest checkpoint
 # On machines with several networks, also set the interface, NCCL_SOCKET_IFNAME=ib0; gloo takes it from there unless GLOO_SOCKET_IFNAME is set.
 #
 # `output` must be on a file system that all machines share; the preprocessed cases are below it. NNODES x NPROC x
@@ -27,5 +28,5 @@ nproc=${NPROC:-$("$python" -c 'import torch; print(max(1, torch.cuda.device_coun
 # terminal sends, makes the ranks save and end. nohup ignores SIGHUP; torchrun must then not handle it, so that the run continues.
 signals=SIGTERM,SIGINT,SIGQUIT,SIGUSR2
 [ -n "$(trap -p HUP)" ] || signals=$signals,SIGHUP
-exec "$python" -m torch.distributed.run --nnodes="$NNODES" --node_rank="$NODE_RANK" --nproc_per_node="$nproc" \
+exec "$python" -m torch.distributed.run --nnodes="$NNODES" --node_rank="$NODE_RANK" --nproc_per_node="$nproc" --max-restarts="${RESTARTS:-0}" \
   --master_addr="$MASTER" --master_port="${PORT:-29400}" --signals-to-handle="$signals" -m "${MODULE:-fusionseg.train}" --config "$config" "$@"

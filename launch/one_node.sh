@@ -3,6 +3,7 @@
 #
 #   bash launch/one_node.sh configs/parse_fusion_od.yaml data.root=/data/PARSE output=/scratch/runs train.global_batch=8
 #   NPROC=2 bash launch/one_node.sh ...                                              (number of processes; also on a CPU)
+#   RESTARTS=3 bash launch/one_node.sh ...                                           (start again, up to 3 times, when a process has died)
 #   MODULE=fusionseg.pretrain bash launch/one_node.sh configs/mae_swin.yaml ...      (pre-training)
 #
 # train.global_batch must be a multiple of train.micro_batch x processes.
@@ -17,5 +18,5 @@ nproc=${NPROC:-$("$python" -c 'import torch; print(max(1, torch.cuda.device_coun
 signals=SIGTERM,SIGINT,SIGQUIT,SIGUSR2
 [ -n "$(trap -p HUP)" ] || signals=$signals,SIGHUP
 # --standalone chooses a free port, so that several jobs can run on one node.
-exec "$python" -m torch.distributed.run --standalone --nproc_per_node="$nproc" --signals-to-handle="$signals" \
+exec "$python" -m torch.distributed.run --standalone --nproc_per_node="$nproc" --max-restarts="${RESTARTS:-0}" --signals-to-handle="$signals" \
   -m "${MODULE:-fusionseg.train}" --config "$config" "$@"

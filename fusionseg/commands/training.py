@@ -157,9 +157,11 @@ def _train(program: Program, arguments: argparse.Namespace) -> int:
         if not entry.from_file:
             log.warning("%s", entry)
     protect(PATIENCE_S)
+    from fusionseg.distributed.torchrun_watch import end_with_torchrun
     from fusionseg.runs.folder import patience_of_start
     from fusionseg.runs.records import RunStatus, has_finished
 
+    end_with_torchrun(config.distributed.timeout_s)  # before the seconds of loading
     with loading():
         from fusionseg.training.start import train
     command = continuing_command(program, arguments)

@@ -43,7 +43,7 @@ def _watch(parent: int, limit_s: float) -> None:
         while os.getppid() == parent:
             time.sleep(POLL_S)
     _ended.set()
-    log.warning("torchrun has ended before its ranks: this rank saves a checkpoint and ends")
+    log.warning("torchrun has ended before its ranks: this rank ends, and saves a checkpoint first if it trains")
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(limit_s)
     log.error("this rank could not end in %.0f s after torchrun: it is ended now", limit_s)
