@@ -18,6 +18,7 @@ from fusionseg.export.card.files import card_documents
 from fusionseg.export.contract import contract_of, weights_hash
 from fusionseg.export.export import ExportOptions
 from fusionseg.export.parity import LIMIT, cases_to_compare, compare_masks, not_compared
+from fusionseg.export.postprocessing import postprocessing_documents
 from fusionseg.inference.evaluation.cases import evaluation_config
 from fusionseg.inference.predictor import PredictOptions, Predictor
 from fusionseg.inference.trained_network import TrainedNetwork, load_all_trained, task_of
@@ -72,6 +73,7 @@ def export_archive(runs: Sequence[Path], options: ExportOptions) -> Archived:
         documents[CONTRACT] = json_text(
             {**contract_of(predictor, name=name, licence=options.licence), "format": FORMAT}
         )
+        documents |= postprocessing_documents(runs)
     temporary = partial_path(path)
     try:
         networks = [_archived(member) for member in members]

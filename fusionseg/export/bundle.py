@@ -14,6 +14,7 @@ from fusionseg.export.programs import has_fixed_device, write_program
 from fusionseg.export.standalone.bundle import Evaluator, Postprocess, Preprocess, load_program
 from fusionseg.runs.archive.writer import safetensors_bytes
 from fusionseg.runs.json_files import JsonObject
+from fusionseg.runs.paths import POSTPROCESSING
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import write_json, write_text, writing
 from fusionseg.utils.version import __version__
@@ -26,6 +27,11 @@ SCRIPTS = {"run_onnx.py": "volumes.py", "bundle.py": "segmentation.py"}
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 _PROGRAMS = {"torchscript": "models/model.ts", "torch": "models/model.pt2"}
 NOT_STATED = "not stated"
+_POSTPROCESSING_TEXT = (
+    f"`docs/{POSTPROCESSING}` has the post-processing that was chosen on validation cases (largest component, holes,"
+    " smallest size of each class). The bundle does not apply it; `fusionseg predict --postprocess FILE` does.",
+    "",
+)
 
 
 def write_bundle_program(model: nn.Module, shape: tuple[int, ...], folder: Path) -> JsonObject:
@@ -70,7 +76,7 @@ def write_bundle_files(folder: Path, contract: JsonObject, documents: Mapping[st
     """
     write_json(folder / INFERENCE, inference_config(contract))
     write_json(folder / METADATA, metadata(contract))
-    write_text(folder / README, _readme(contract))
+    write_text(folder / README, _readme(contract, has_postprocessing=POSTPROCESSING in documents))
     write_text(folder / LICENCE, f"{contract['licence'] or 'The licence of the weights is not stated.'}\n")
     for name, text in documents.items():
         write_text(folder / "docs" / name, text)
@@ -203,7 +209,7 @@ def _intensity_text(settings: JsonObject) -> str:
     return f"axes {settings['orientation'] or 'of the file'}, {grid}, intensity by {modes}"
 
 
-def _readme(contract: JsonObject) -> str:
+def _readme(contract: JsonObject, *, has_postprocessing: bool) -> str:
     (member,) = contract["members"]
     packages = " ".join(f"{name}=={version(name).partition('+')[0]}" for name in ("torch", "monai", "nibabel", "fire"))
     names = contract["output"]["value_names"]
@@ -235,6 +241,7 @@ def _readme(contract: JsonObject) -> str:
             " masks with those of `fusionseg predict`, with the names of the compared cases."
             " `contract.json` has every setting that your own program needs.",
             "",
+            *(_POSTPROCESSING_TEXT if has_postprocessing else ()),
             f"Licence of the weights: {contract['licence'] or NOT_STATED}.",
             "",
         ]

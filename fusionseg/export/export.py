@@ -32,6 +32,7 @@ from fusionseg.export.parity import (
     compare_masks,
     not_compared,
 )
+from fusionseg.export.postprocessing import postprocessing_documents
 from fusionseg.export.programs import FORMATS, Run, has_fixed_device, write_program
 from fusionseg.export.standalone import run_onnx
 from fusionseg.inference.evaluation.cases import evaluation_config
@@ -138,7 +139,8 @@ def _write(runs: Sequence[Path], predictor: Predictor, options: ExportOptions, f
     write_json(folder / CONTRACT, contract)
     if is_bundle:
         steps = {member.path: member.step for member in predictor.members}
-        write_bundle_files(folder, contract, card_documents(runs, options.licence, steps))
+        documents = {**card_documents(runs, options.licence, steps), **postprocessing_documents(runs)}
+        write_bundle_files(folder, contract, documents)
     if options.format_name == "onnx":
         shutil.copyfile(Path(__file__).parent / "standalone" / "run_onnx.py", folder / RUNNER)
     parity = _compare(runs, predictor, options, folder)

@@ -13,7 +13,7 @@ from pathlib import Path
 from fusionseg.export.contract import CONTRACT
 from fusionseg.export.parity import PARITY
 from fusionseg.runs.json_files import read_object
-from fusionseg.runs.paths import CARD, CLAIM, EXPORT
+from fusionseg.runs.paths import CARD, CLAIM, EXPORT, POSTPROCESSING
 from fusionseg.utils.errors import UserError, some_of
 from fusionseg.utils.files import partial_path, writable_folder
 
@@ -22,7 +22,8 @@ log = logging.getLogger("fusionseg")
 RUNNER = "run.py"
 _OWN_FILES = re.compile(
     rf"{re.escape(CONTRACT)}|{re.escape(PARITY)}|{re.escape(RUNNER)}|network(_\d+)?\.(onnx|onnx\.data|ts|pt2)"
-    rf"|configs/(inference|metadata)\.json|docs/(README\.md|license\.txt|{re.escape(CARD)}|{re.escape(CLAIM)})"
+    rf"|configs/(inference|metadata)\.json|docs/(README\.md|license\.txt|{re.escape(CARD)}"
+    rf"|{re.escape(CLAIM)}|{re.escape(POSTPROCESSING)})"
     r"|models/model\.(ts|pt2|safetensors)|scripts/(__init__|volumes|segmentation)\.py|scripts/__pycache__/[^/]+"
 )
 """Paths in the folder of a model, or of a bundle."""

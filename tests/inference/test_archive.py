@@ -103,6 +103,50 @@ def test_another_fusionseg_predicts_without_the_run(
     assert len(np.unique(found)) > 1
 
 
+def test_an_archive_has_the_post_processing_of_its_run(
+    archive: Path, tiny_run: Callable[..., Path], scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prediction and evaluation take it, and it has no folders of the machine."""
+    run = Path(shutil.copytree(tiny_run(), tmp_path / "private" / "tiny"))
+    steps = {"largest_foreground": True, "steps": {"ball1": {"largest": True}}}
+    images = [case.image for case in read_split(run).validation]
+    chosen = {"cases": 1, "images": images, "runs": [{"run": str(run)}], "by": "Jane Doe"}
+    content = {"format": "fusionseg post-processing", **steps, "without_own_cases": {}, "chosen": chosen}
+    (run / "postprocessing.json").write_text(json.dumps(content))
+    model = tmp_path / "model.fseg"
+    words = ["--format", "fseg", "--cases", "0", "-o"]
+    assert cli.main(["export", str(run), *words, str(model)]) == 0
+    assert "with the post-processing of" in capsys.readouterr().err
+    text = files_of(model)["postprocessing.json"].decode()
+    assert "private" not in text and "Doe" not in text and json.loads(text)["chosen"] == {"cases": 1, "images": images}
+    expected = fusionseg.predict(run, scan, postprocess="auto", device="cpu")
+    plain = fusionseg.predict(model, scan, device="cpu")
+    assert np.array_equal(fusionseg.predict(model, scan, postprocess="auto", device="cpu"), expected)
+    assert not np.array_equal(plain, expected)
+    again = tmp_path / "again.fseg"
+    assert cli.main(["export", str(model), *words, str(again)]) == 0
+    assert files_of(again)["postprocessing.json"].decode() == text
+    # The digests tell that the choice was made on a case that is scored.
+    data = str(fusionseg.load_run(run).config.data.root)
+    found = fusionseg.evaluate(model, data, include_trained=True, postprocess="auto", device="cpu")
+    assert found.summary["postprocessing"]["chosen_on"] == 1 and found.summary["cases"] == 2
+    capsys.readouterr()
+    predict = ["-i", str(scan), "-o", str(tmp_path / "masks"), "--postprocess", "auto", "--device", "cpu"]
+    assert cli.main(["predict", str(archive), *predict]) == 2
+    assert f"{archive}: has none; export the run again after fusionseg postprocess" in capsys.readouterr().err
+    # Runs that differ are exported without; a damaged file in an archive from elsewhere is one message.
+    assert cli.main(["export", str(run), str(tiny_run()), *words, str(tmp_path / "both.fseg")]) == 0
+    assert "the post-processing is not exported" in capsys.readouterr().err
+    assert "postprocessing.json" not in files_of(tmp_path / "both.fseg")
+    for wrong, message in (
+        ({"steps": []}, "expected largest_foreground"),
+        ({"format": "other"}, "is no post-processing"),
+    ):
+        damaged = write_files(tmp_path / "bad.fseg", with_object(files_of(model), "postprocessing.json", **wrong))
+        assert cli.main(["predict", str(damaged), *predict]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_the_api_opens_an_archive(archive: Path, tiny_run: Callable[..., Path]) -> None:
     run, expected = fusionseg.load_run(archive), fusionseg.load_run(tiny_run())
     assert (run.channels, run.labels, run.scheme) == (expected.channels, expected.labels, expected.scheme)

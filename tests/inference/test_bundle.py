@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -75,6 +76,21 @@ def test_the_comparison_and_the_files(bundle: Exported, tiny_run: Callable[..., 
     assert "python -m monai.bundle run" in readme and "segments ball1, ball2." in readme
     assert "import fusionseg" not in "".join(path.read_text() for path in bundle.folder.glob("scripts/*.py"))
     assert "from fusionseg" not in "".join(path.read_text() for path in bundle.folder.glob("scripts/*.py"))
+
+
+def test_a_bundle_has_the_post_processing_of_its_run(
+    bundle: Exported, tiny_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(tiny_run(), tmp_path / "tiny"))
+    content = {"format": "fusionseg post-processing", "largest_foreground": True, "steps": {}, "chosen": {}}
+    (run / "postprocessing.json").write_text(json.dumps(content))
+    folder = tmp_path / "model"
+    for _ in range(2):  # the second export replaces the first
+        export_runs([run], ExportOptions(BUNDLE, folder, cases=0))
+    assert json.loads((folder / "docs/postprocessing.json").read_text()) == content
+    assert "The bundle does not apply it" in (folder / "docs/README.md").read_text()
+    assert not (bundle.folder / "docs/postprocessing.json").exists()
+    assert "post-processing" not in (bundle.folder / "docs/README.md").read_text()
 
 
 def test_the_configurations_have_what_monai_asks_for(bundle: Exported) -> None:

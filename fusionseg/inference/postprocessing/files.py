@@ -6,12 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.inference.postprocessing.steps import PostProcessing
 from fusionseg.runs.archive.layout import is_archive
-from fusionseg.runs.json_files import JsonObject
-from fusionseg.runs.paths import RunPaths, run_of_weights
+from fusionseg.runs.archive.reader import read_document
+from fusionseg.runs.json_files import JsonObject, is_number
+from fusionseg.runs.paths import POSTPROCESSING, RunPaths, run_of_weights
 from fusionseg.utils.errors import UserError, suggest
 from fusionseg.utils.files import write_json
 
@@ -42,8 +44,10 @@ class StoredPostProcessing:
         cases, dice = self.chosen.get("cases"), self.chosen.get("dice")
         if not isinstance(cases, int) or not isinstance(dice, dict):
             return str(self.steps)
-        before, after = (dice.get(when, {}).get("mean") for when in ("before", "after"))
-        effect = f", mean Dice {before:.4f} to {after:.4f}" if before is not None and after is not None else ""
+        parts = (dice.get(when) for when in ("before", "after"))
+        means = [part.get("mean") if isinstance(part, dict) else None for part in parts]
+        known = [float(mean) for mean in means if mean is not None and is_number(mean)]
+        effect = f", mean Dice {known[0]:.4f} to {known[1]:.4f}" if len(known) == len(means) else ""
         return f"{self.steps} (chosen on {cases} validation cases{effect})"
 
 
@@ -88,20 +92,19 @@ def read_postprocessing(path: Path) -> StoredPostProcessing:
         UserError: there is no such file, or it is damaged.
     """
     try:
-        return _parsed(path, path.read_text(encoding="utf-8"))
+        return _parsed(path, json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UserError(f"--postprocess: {path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise UserError(f"--postprocess: {path}: is no post-processing ({error})") from error
 
 
-def _parsed(path: Path, text: str) -> StoredPostProcessing:
-    """Parse the content of a file.
+def _parsed(path: Path, content: Any) -> StoredPostProcessing:
+    """A post-processing from the content of its file.
 
     Raises:
         ValueError: it is damaged.
     """
-    content = json.loads(text)
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise ValueError(f'expected "format": "{_FORMAT}"')
     chosen, without_own = content.get("chosen"), content.get(_WITHOUT_OWN)
@@ -117,13 +120,26 @@ def find_postprocessing(runs: Sequence[Path]) -> list[StoredPostProcessing]:
     """Read the post-processing of each run that has one.
 
     Args:
-        runs: run folders or checkpoint files.
+        runs: run folders, checkpoint files or archives.
 
     Raises:
         UserError: a file is damaged.
     """
-    paths = [RunPaths(run_of_weights(run)).postprocessing for run in runs]
-    return [read_postprocessing(path) for path in paths if path.is_file()]
+    found = (_of_archive(run) if is_archive(run) else _of_run(run) for run in runs)
+    return [one for one in found if one is not None]
+
+
+def _of_run(run: Path) -> StoredPostProcessing | None:
+    path = RunPaths(run_of_weights(run)).postprocessing
+    return read_postprocessing(path) if path.is_file() else None
+
+
+def _of_archive(archive: Path) -> StoredPostProcessing | None:
+    content = read_document(archive, POSTPROCESSING)
+    try:
+        return None if content is None else _parsed(archive, content)
+    except ValueError as error:
+        raise UserError(f"--postprocess: {archive}: {POSTPROCESSING} is no post-processing ({error})") from error
 
 
 def asked_postprocessing(
@@ -145,7 +161,10 @@ def asked_postprocessing(
         found = find_postprocessing(runs)
         if len(found) < len(runs):
             if archives := [run for run in runs if is_archive(run)]:
-                raise UserError(f"--postprocess auto: {archives[0]}: an archive has none; give the file of a run")
+                raise UserError(
+                    f"--postprocess auto: {archives[0]}: has none; export the run again after fusionseg postprocess, or"
+                    f" give its {POSTPROCESSING}"
+                )
             names = " ".join(dict.fromkeys(str(run_of_weights(run)) for run in runs))
             raise UserError(f"--postprocess auto: a run has none; fusionseg postprocess {names} chooses it")
         used = [(one.steps, one.without_own if of_own_cases else None) for one in found]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fusionseg.runs.paths import CARD, CLAIM
+from fusionseg.runs.paths import CARD, CLAIM, POSTPROCESSING
 
 SUFFIX = ".fseg"
 VERSION = 1
@@ -13,8 +13,8 @@ VERSION = 1
 MANIFEST = "manifest.json"
 """Version, name, licence, and the size and the hash of every other file."""
 CONTRACT = "contract.json"
-DOCUMENTS = (CONTRACT, CARD, CLAIM)
-"""Files for people and for other programs. Prediction does not read them."""
+DOCUMENTS = (CONTRACT, CARD, CLAIM, POSTPROCESSING)
+"""Files that an archive may have. A prediction reads the post-processing alone, and only on request."""
 CONFIG, NETWORK, WEIGHTS = "config.json", "network.json", "weights.safetensors"
 """Files of each network."""
 _KNOWN = re.compile(

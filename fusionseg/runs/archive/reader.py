@@ -83,6 +83,23 @@ def read_network(path: Path, index: int | None = None) -> dict[str, Any]:
     return {**known, "config": config, "model": weights, **split}
 
 
+def read_document(path: Path, name: str) -> dict[str, Any] | None:
+    """Read a JSON document of an archive.
+
+    Args:
+        path: the archive.
+        name: one of `DOCUMENTS`.
+
+    Returns:
+        Its object; None if the archive has no such document.
+
+    Raises:
+        UserError: the archive cannot be used, or the document is damaged.
+    """
+    with _opened(path) as archive:
+        return archive.read_object(name) if archive.has(name) else None
+
+
 class _Archive:
     """An open archive whose list of files was compared with its manifest."""
 
@@ -102,6 +119,10 @@ class _Archive:
         for name in DOCUMENTS:  # small, and read by people without a comparison
             if name in self._files:
                 self.read(name)
+
+    def has(self, name: str) -> bool:
+        """Tell whether the archive has a file."""
+        return name in self._files
 
     def read(self, name: str) -> bytes:
         """Read a file and compare its hash.
