@@ -126,8 +126,10 @@ def test_an_evaluation_is_kept_until_the_steps_change(folds: Path, capsys: pytes
     written = summary.stat().st_mtime_ns
     assert cli.main(evaluate) == 0 and summary.stat().st_mtime_ns == written
     edit(run / "postprocessing.json", **CHANGING)
+    shutil.rmtree(run / "evaluation")
     assert cli.main(["compare", str(run), "--postprocessed"]) == 0
     said = capsys.readouterr().out
+    assert "has no evaluation without post-processing" in said
     assert "its post-processing has changed since" in said and "scores are optimistic" in said
     assert cli.main(evaluate) == 0 and summary.stat().st_mtime_ns != written
     assert read(summary)["postprocessing"]["largest_foreground"] is True

@@ -12,6 +12,11 @@ from fusionseg.runs.evaluations import evaluations_of
 from fusionseg.runs.json_files import is_number
 from fusionseg.runs.paths import EVALUATION, WEIGHTS
 
+_POSTPROCESSED_ALONE = (
+    "has no evaluation without post-processing; --postprocessed shows those with it, and fusionseg evaluate RUN makes"
+    " the one for this row"
+)
+
 
 @dataclass(frozen=True)
 class MatchingEvaluation:
@@ -45,14 +50,15 @@ def matching_evaluation(run: Path, validation: Mapping[str, Any], weights: str) 
         The evaluation. If all evaluations are of other weights, it has no metrics, and a remark says so. None if the
         run has no evaluation of its own validation cases.
     """
+    found = evaluations_of(run)
     own = [
         (options, folder, summary)
-        for folder, summary in evaluations_of(run)
+        for folder, summary in found
         if (options := _differing_options(folder, summary)) is not None
     ]
-    usable = [found for found in own if _is_of(found[2], validation, weights)]
+    usable = [one for one in own if _is_of(one[2], validation, weights)]
     if usable:
-        options, folder, summary = min(usable, key=lambda found: len(found[0]))
+        options, folder, summary = min(usable, key=lambda one: len(one[0]))
         remarks = [f"was evaluated with {option}" for option in options]
         if is_number(validation.get("cases")) and summary.get("cases") != validation["cases"]:
             remarks.append(
@@ -65,6 +71,9 @@ def matching_evaluation(run: Path, validation: Mapping[str, Any], weights: str) 
         which = f"other weights ({names})" if names != expected else f"an earlier {names}"
         advice = f"fusionseg evaluate RUN --checkpoint {weights} makes the one for this table"
         return MatchingEvaluation({}, False, (f"its evaluation is not used: it is of {which}; {advice}",))
+    requests = (summary.get("request") for _, summary in found)
+    if any(isinstance(one, dict) and one.get("postprocess") and one.get("dataset") is None for one in requests):
+        return MatchingEvaluation({}, False, (_POSTPROCESSED_ALONE,))
     return None
 
 

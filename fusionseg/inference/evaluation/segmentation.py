@@ -68,9 +68,12 @@ def evaluate_segmentation(
     """
     world = world or single_rank()
     steps = None if postprocessing is None else postprocessing.steps
-    measure = CaseMeasurer(predictor.scheme, config.evaluate, config.metrics)
-    own = request.dataset is None
-    kept = KeptMasks(folder, predictor, chosen.dataset.readers, steps)
+    own, dataset = request.dataset is None, chosen.dataset
+    with world.wait_for_all(f"set up the evaluation in {folder}"):
+        measure = CaseMeasurer(predictor.scheme, config.evaluate, config.metrics)
+        scorer = Scorer(predictor, dataset, own=own, measure=measure, postprocessing=steps)
+        kept = KeptMasks(folder, predictor, dataset.readers, steps)
+        cases = own_share(world, chosen.cases, dataset.readers)
 
     def prepare() -> None:
         writable_folder(folder, "evaluate")
@@ -81,11 +84,9 @@ def evaluate_segmentation(
             kept.check(chosen.cases)
 
     world.rank_zero_first(f"prepare {folder}", prepare)
+    if world.size > 1:
+        log.info("%d ranks divide %s", world.size, counted(len(chosen.cases), "case"))
     with world.wait_for_all(f"score its cases for {folder}"):
-        scorer = Scorer(predictor, chosen.dataset, own=own, measure=measure, postprocessing=steps)
-        cases = own_share(world, chosen.cases, chosen.dataset.readers)
-        if world.size > 1:
-            log.info("%d ranks divide %s", world.size, counted(len(chosen.cases), "case"))
         own_scores, own_failed = _score_cases(scorer, chosen, cases, kept if masks else None, workers, world)
     order = [case.name for case in chosen.cases]
     scores = [score for of_case in gathered(world, own_scores, order).values() for score in of_case]
