@@ -70,7 +70,7 @@ class RunContents:
 
     @property
     def status(self) -> str:
-        """ "completed", "plateau", "interrupted" or "failed", as the last end record says; else "unfinished"."""
+        """ "completed", "plateau", "interrupted", "hung" or "failed" (the last end record); else "unfinished"."""
         from fusionseg.runs.records import RunStatus, last_end
 
         end = last_end(self.folder)

@@ -21,7 +21,9 @@ from types import FrameType
 from fusionseg.cluster.slurm import TIME_LIMIT, current_job, why_signalled
 from fusionseg.cluster.worker import main as train_rank
 from fusionseg.distributed.launch import check_port, default_master_port, first_node
+from fusionseg.distributed.watchdog.hooks import before_exit
 from fusionseg.runs.job_events import JobEvent, count_last_requeues, is_cancelled_after, read_events, write_event
+from fusionseg.runs.paths import HANGS
 from fusionseg.runs.records import Record, RunStatus, has_finished, last_end
 from fusionseg.training.signals import LEAD_VARIABLE
 from fusionseg.utils.exit_status import DONE, FAILED
@@ -29,6 +31,8 @@ from fusionseg.utils.exit_status import DONE, FAILED
 _POLL_S = 0.5
 _SIGNAL_AGAIN_S = 5.0
 _ERROR_PRINT_S = 5.0
+HUNG = "no rank made progress"
+"""Reason of a requeue after a hang."""
 # Consecutive starts that may end without a trained step, because they prepare data or their node is slow.
 _MAX_IDLE = 5
 
@@ -86,6 +90,8 @@ class Job:
         if main:
             self._record_start()
         os.environ[LEAD_VARIABLE] = str(self.signal_s)
+        if self.launcher == "srun":  # the watchdog ends this process, and `finally` would not run
+            before_exit.append(lambda: self._record_end(FAILED, 0, before))
         status, signalled = FAILED, 0
         try:
             if self.launcher == "torchrun":
@@ -130,12 +136,16 @@ class Job:
             write_event(run, JobEvent.FINISHED, job=job, step=end["step"])
             return
         interrupted = new["reason"] if new is not None and new["status"] == RunStatus.INTERRUPTED else ""
-        if not (signalled or (interrupted and status == DONE)):
+        hung = new is not None and new["status"] == RunStatus.HUNG
+        if not (signalled or hung or (interrupted and status == DONE)):
             known = new["reason"] if new is not None and new["status"] == RunStatus.FAILED else None
             reason = known or _refusal(run) or "ended without a record: see its log"
             write_event(run, JobEvent.FAILED, job=job, reason=reason, exit_status=status)
             return
-        wanted, reason = why_signalled(signal.Signals(signalled).name if signalled else interrupted)
+        if hung and not signalled:
+            wanted, reason = True, HUNG
+        else:
+            wanted, reason = why_signalled(signal.Signals(signalled).name if signalled else interrupted)
         step = end["step"] if end is not None else None
         obstacle = self._obstacle_to_requeue(job, reason, step) if wanted else ""
         if wanted and not obstacle:
@@ -156,6 +166,8 @@ class Job:
             return "requeue is false"
         if restarts >= self.max_requeues:
             return f"requeued {restarts} times (max_requeues)"
+        if reason == HUNG and count_last_requeues(events, job, reason, step) >= _MAX_IDLE:
+            return f"{_MAX_IDLE} starts in a row hung at the same step: see the folder {HANGS} of the run"
         if reason == TIME_LIMIT and count_last_requeues(events, job, reason, step) >= _MAX_IDLE:
             return f"{_MAX_IDLE} starts in a row trained no step: raise time in the cluster profile, or lower signal_s"
         return ""

@@ -272,7 +272,7 @@ def _state(
         return JobEvent.CANCELLED, _CANCEL if by_command else last.get("reason", "")
     if last["event"] in (JobEvent.FAILED, JobEvent.STOPPED, JobEvent.CANCELLED):
         return last["event"], last.get("reason", "")
-    if end is not None and end["status"] == RunStatus.FAILED:
+    if end is not None and end["status"] in (RunStatus.FAILED, RunStatus.HUNG):
         return JobEvent.FAILED, end["reason"]
     if last["event"] == JobEvent.SUBMITTED and job is None:
         return "waiting", ""

@@ -18,6 +18,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from fusionseg.distributed.launch import Launch, check_port, gloo_interface, read_launch
 from fusionseg.distributed.torchrun_start import store_of_this_start
+from fusionseg.distributed.watchdog.beat import Progress
+from fusionseg.distributed.watchdog.watchdog import Limits, Watchdog
 from fusionseg.observability.ranges import annotate
 from fusionseg.utils.errors import UserError
 
@@ -64,39 +66,52 @@ class World:
     With a single rank, every collective returns its argument at once.
     """
 
-    def __init__(self, launch: Launch, device: torch.device, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        launch: Launch,
+        device: torch.device,
+        timeout_s: float = COLLECTIVE_TIMEOUT_S,
+        limits: Limits | None = None,
+    ) -> None:
         """Join the process group if there are several ranks.
 
         Args:
             launch: rank, world size and the address of rank 0.
             device: device of this rank; it becomes the current CUDA device.
             timeout_s: seconds that a collective operation waits for the other ranks.
+            limits: of the watchdog; None starts no watchdog.
 
         Raises:
             UserError: the port of rank 0 is in use, or several ranks are on one GPU.
         """
         self.launch = launch
         self.device = device
+        self.progress = Progress()
+        self.watchdog: Watchdog | None = None
+        self._limits = limits
         self._store: Store | None = None
         self._pending: tuple[Tensor, dist.Work] | None = None
         if device.type == "cuda":
             torch.cuda.set_device(device)
         if launch.world_size > 1:
             self._init_process_group(timedelta(seconds=timeout_s))
+        else:
+            self._start_watchdog(None)
 
     @staticmethod
-    def from_environment(device: str, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> World:
+    def from_environment(device: str, timeout_s: float = COLLECTIVE_TIMEOUT_S, limits: Limits | None = None) -> World:
         """Join the ranks that torchrun or srun started.
 
         Args:
             device: `auto`, `cuda` or `cpu`.
             timeout_s: seconds that a collective operation waits for the other ranks.
+            limits: of the watchdog; None starts no watchdog.
 
         Raises:
             UserError: the environment is incomplete or names no valid launch, or a GPU is missing or shared.
         """
         launch = read_launch(os.environ)
-        return World(launch, choose_device(device, torch.cuda.device_count(), launch), timeout_s)
+        return World(launch, choose_device(device, torch.cuda.device_count(), launch), timeout_s, limits)
 
     @property
     def rank(self) -> int:
@@ -125,10 +140,29 @@ class World:
         store, rank, size = next(iter(rendezvous(address)))
         store = store_of_this_start(store, rank, size, timeout)
         self._store = PrefixStore("fusionseg", store)
-        self._refuse_shared_gpus(self._store, timeout)
+        self._start_watchdog(self._store)
+        if on_gpu and self._limits is not None:  # NCCL records its last operations; the watchdog writes them
+            os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
+        with self._waiting():
+            self._refuse_shared_gpus(self._store, timeout)
         # With `device_id`, NCCL connects the ranks here and never guesses the device of a rank.
         device_id = self.device if on_gpu else None
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout, device_id=device_id)
+
+    def _start_watchdog(self, store: Store | None) -> None:
+        if self._limits is not None:
+            self.watchdog = Watchdog(self.progress, self._limits, self.rank, self.size, store)
+            self.watchdog.beat()
+            self.watchdog.start()
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """While entered, this rank does nothing but wait for other ranks; the watchdog does not look for it."""
+        self.progress.waits = True
+        try:
+            yield
+        finally:
+            self.progress.waits = False
 
     def _refuse_shared_gpus(self, store: Store, timeout: timedelta) -> None:
         """Compare the devices of the ranks before NCCL connects them: its own error names no GPU."""
@@ -166,7 +200,8 @@ class World:
                 raise
             self._store.set(name, "done")
         else:
-            self._store.wait([name], HOST_TIMEOUT)
+            with self._waiting():
+                self._store.wait([name], HOST_TIMEOUT)
             if self._store.get(name) != b"done":
                 raise UserError(f"rank 0 could not {name}; see the message of rank 0")
 
@@ -193,7 +228,8 @@ class World:
             raise
         if self._store.add(f"{name}: ranks", 1) == self.size:
             self._store.set(name, "done")
-        self._store.wait([name], HOST_TIMEOUT)
+        with self._waiting():
+            self._store.wait([name], HOST_TIMEOUT)
         if (state := self._store.get(name)) != b"done":
             failed = state.decode()
             raise UserError(f"{failed} could not {name}; see the message of {failed}")
@@ -207,7 +243,8 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        with self._waiting():
+            dist.all_gather_object(values, value)
         return values
 
     def broadcast_object(self, value: Any) -> Any:
@@ -219,14 +256,16 @@ class World:
         if self.size == 1:
             return value
         objects = [value]
-        dist.broadcast_object_list(objects, src=0, device=torch.device("cpu"))
+        with self._waiting():
+            dist.broadcast_object_list(objects, src=0, device=torch.device("cpu"))
         return objects[0]
 
     def broadcast_(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite device tensors with those of rank 0, in place. All ranks must call this method."""
         if self.size > 1:
-            for tensor in tensors:
-                dist.broadcast(tensor, src=0)
+            with self._waiting():
+                for tensor in tensors:
+                    dist.broadcast(tensor, src=0)
 
     def all_reduce_(self, values: Tensor) -> Tensor:
         """Sum a device tensor over the ranks, in place. All ranks must call this method.
@@ -234,7 +273,7 @@ class World:
         On a GPU the sum is queued on the current stream; the host does not wait for it.
         """
         if self.size > 1:
-            with annotate("allreduce"):
+            with annotate("allreduce"), self._waiting():
                 dist.all_reduce(values)
         return values
 
@@ -249,7 +288,7 @@ class World:
         """
         if self.size == 1:
             return flag
-        with annotate("allreduce"):
+        with annotate("allreduce"), self._waiting():
             previous = self._wait_for_flag()
         tensor = torch.tensor([flag])
         work = dist.all_reduce(tensor, op=dist.ReduceOp.MAX, async_op=True)
@@ -265,8 +304,15 @@ class World:
         work.wait()
         return int(tensor)
 
+    def hold(self) -> None:
+        """After an error: wait for the end of this process if the watchdog is about to end it."""
+        if self.watchdog is not None:
+            self.watchdog.hold()
+
     def close(self) -> None:
-        """Leave the process group."""
+        """End the watchdog, and leave the process group."""
+        if self.watchdog is not None:
+            self.watchdog.close()
         if self.size > 1 and dist.is_initialized():
             with suppress(RuntimeError):  # another rank has died: the first error tells more than this one
                 self._wait_for_flag()

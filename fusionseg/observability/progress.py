@@ -12,6 +12,7 @@ from typing import ClassVar, Self, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from fusionseg.observability.ranges import progressed
 from fusionseg.utils.logs import is_quiet
 
 Item = TypeVar("Item")
@@ -148,6 +149,17 @@ def counting_progress(label: str, *, shown: bool = True) -> Iterator[Callable[[i
         label: text in front of the count, such as "preparing".
         shown: False shows nothing (ranks other than 0).
     """
+    with _shown_progress(label, shown=shown) as show:
+
+        def progress(done: int, total: int) -> None:
+            progressed()
+            show(done, total)
+
+        yield progress
+
+
+@contextmanager
+def _shown_progress(label: str, *, shown: bool) -> Iterator[Callable[[int, int], None]]:
     if not shown or is_quiet():
         yield lambda done, total: None
     elif LiveLine._shown:

@@ -55,10 +55,16 @@ class PhaseTimer:
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.names: list[str] = []
+        """The open phases, the innermost last. Another thread may read them."""
+        self.changes = 0
+        """Number of phases that were opened or closed, and of other signs of progress. Another thread may read it."""
         self._inner: list[float] = []  # for each open phase, the seconds of the phases closed inside it
 
-    def open(self) -> float:
+    def open(self, name: str) -> float:
         """Begin a phase and return its start time, which `close` needs."""
+        self.names.append(name)
+        self.changes += 1
         self._inner.append(0.0)
         return time.perf_counter()
 
@@ -72,13 +78,15 @@ class PhaseTimer:
         elapsed = time.perf_counter() - opened
         inner = self._inner
         self.seconds[name] += elapsed - inner.pop()
+        self.names.pop()
+        self.changes += 1
         if inner:
             inner[-1] += elapsed
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
         """Add the time of the body to the phase `name`, also when the body raises."""
-        opened = self.open()
+        opened = self.open(name)
         try:
             yield
         finally:
@@ -101,6 +109,11 @@ def phase_timer() -> PhaseTimer:
     except AttributeError:
         timer = _local.timer = PhaseTimer()
     return timer
+
+
+def progressed() -> None:
+    """Note that this thread gets on within a long phase, which opens no further ones. The watchdog reads it."""
+    phase_timer().changes += 1
 
 
 @contextmanager
@@ -145,9 +158,12 @@ class annotate:
         if torch is not None and torch.autograd._profiler_enabled():
             self._function = torch.profiler.record_function(name)
             self._function.__enter__()
-        self._timer = phase_timer() if color else None
-        if self._timer is not None:
-            self._opened = self._timer.open()
+        timer = phase_timer()
+        self._timer = timer if color else None
+        if color:
+            self._opened = timer.open(name)
+        else:
+            timer.changes += 1
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -2,8 +2,8 @@
 
     python -m fusionseg.runs.interrupted_by FOLDER SINCE
 
-Prints the name of the signal, such as SIGUSR2. Prints nothing if the start was not interrupted, left no record,
-or left one that is older than SINCE (seconds since 1970, as `date +%s` gives them).
+Prints the name of the signal, such as SIGUSR2, or "hung" if the watchdog ended the start. Prints nothing if the start
+was not interrupted, left no record, or left one that is older than SINCE (seconds since 1970, as `date +%s` gives).
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from fusionseg.runs.records import RunStatus, last_end
 
 
 def interrupted_by(run: Path, since: float) -> str:
-    """The signal that interrupted the last start of a run; empty if there is none.
+    """The signal that interrupted the last start of a run, or "hung" for a hang; empty if there is neither.
 
     Args:
         run: the run folder.
         since: seconds since 1970. A last record that is older does not count.
     """
     end = last_end(run)
-    if end is None or end["status"] != RunStatus.INTERRUPTED or RunPaths(run).metrics.stat().st_mtime < since:
+    if end is None or RunPaths(run).metrics.stat().st_mtime < since:
         return ""
-    return str(end["reason"])
+    if end["status"] == RunStatus.HUNG:
+        return RunStatus.HUNG
+    return str(end["reason"]) if end["status"] == RunStatus.INTERRUPTED else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,6 +20,8 @@ LOG = "log.txt"
 CHECKPOINTS = "checkpoints"
 PICTURES = "pictures"
 PROFILE = "profile"
+HANGS = "hangs"
+"""Stacks of the ranks at times when no rank made progress."""
 GPU_TABLE = "gpu.csv"
 """Samples of the GPUs of rank 0's node."""
 REPORT = "report.html"
@@ -88,6 +90,10 @@ class RunPaths:
     @property
     def profile(self) -> Path:
         return self.root / PROFILE
+
+    @property
+    def hangs(self) -> Path:
+        return self.root / HANGS
 
     @property
     def report(self) -> Path:

@@ -17,7 +17,7 @@ from fusionseg.utils.files import write_text
 
 Record = JsonObject
 
-MEASURED = ("time", "gpu", "mfu", "roofline")
+MEASURED = ("time", "gpu", "mfu", "roofline", "straggler")
 MEASURED_SUFFIXES = ("_s", "_per_s", "_gb")
 # Readers compute with these fields of records, so their values are checked: numbers, and tables of numbers by name.
 _NUMBERS = {
@@ -44,6 +44,8 @@ class RunStatus(StrEnum):
     """`stop.plateau` ended the training."""
     INTERRUPTED = "interrupted"
     """A signal ended this start. The run can be resumed."""
+    HUNG = "hung"
+    """No rank made progress, and the watchdog ended this start. The run can be resumed."""
     FAILED = "failed"
     """An error ended this start."""
     UNFINISHED = "unfinished"
@@ -144,6 +146,23 @@ def rewind_records(run: Path, step: int, *, validated: int) -> None:
         and record["kind"] != RecordKind.END
     ]
     write_text(path, "".join(f"{json.dumps(record)}\n" for record in kept))
+
+
+def record_hang(run: Path, step: int, reason: str) -> None:
+    """Write the end record of a start in which the ranks hang. Any rank may call this, as rank 0 may be the one missed.
+
+    Args:
+        run: the run folder. Nothing is written if it does not exist yet.
+        step: the steps done.
+        reason: the message of the watchdog.
+
+    Raises:
+        TrainingStopped: the record cannot be written.
+    """
+    if run.is_dir():
+        writer = RecordWriter(run)
+        writer.write(RecordKind.END, step, status=RunStatus.HUNG, reason=reason)
+        writer.sync()
 
 
 class RecordWriter:

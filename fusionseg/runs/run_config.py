@@ -36,7 +36,8 @@ RESUME_FREE_KEYS = (
     ("train", "checkpoint_activations"), ("train", "cuda_graph"), ("train", "cudnn_benchmark"),
     ("train", "deterministic"),
     ("validate", "window_batch"), ("metrics",), ("evaluate",), ("distributed", "parallel"),
-    ("distributed", "timeout_s"), ("distributed", "bind_cpus"),
+    ("distributed", "timeout_s"), ("distributed", "bind_cpus"), ("distributed", "hang_warn_s"),
+    ("distributed", "hang_end_s"),
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from fusionseg.config import RunConfig
 from fusionseg.distributed.batch_arithmetic import accumulation_steps
 from fusionseg.distributed.torchrun_watch import end_with_torchrun
+from fusionseg.distributed.watchdog.watchdog import Limits
 from fusionseg.distributed.world import World
 from fusionseg.runs.cases.opening import RunCases, open_cases
 from fusionseg.runs.early_checks import check_places
@@ -29,7 +30,9 @@ def join_ranks(config: RunConfig) -> World:
     end_with_torchrun(config.distributed.timeout_s)
     problems = Problems()
     with problems.collect():
-        return World.from_environment(config.device, config.distributed.timeout_s)
+        section = config.distributed
+        limits = None if section.hang_warn_s is None else Limits(section.hang_warn_s, section.hang_end_s)
+        return World.from_environment(config.device, section.timeout_s, limits)
     with problems.collect():
         check_places(config.to_dict())
     raise UserError(problems.found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from contextlib import closing, nullcontext
@@ -23,7 +24,7 @@ from fusionseg.runs.early_checks import finished_text
 from fusionseg.runs.environment import write_environment
 from fusionseg.runs.folder import RunFolder, run_folder_of
 from fusionseg.runs.paths import BEST
-from fusionseg.runs.records import RunStatus, has_finished, last_end, rewind_records
+from fusionseg.runs.records import RunStatus, has_finished, last_end, record_hang, rewind_records
 from fusionseg.training.data import open_training_data
 from fusionseg.training.memory.shard_units import find_units
 from fusionseg.training.micro_batches import MicroBatches
@@ -34,6 +35,7 @@ from fusionseg.training.observers.gpu_watch import GpuWatch
 from fusionseg.training.observers.profile_range import ProfileRange
 from fusionseg.training.observers.recorder import Recorder, Spent
 from fusionseg.training.observers.skipped_steps import SkippedSteps
+from fusionseg.training.observers.stragglers import Stragglers
 from fusionseg.training.observers.utilisation import measure_utilisation
 from fusionseg.training.opening import join_ranks, open_run_folder
 from fusionseg.training.optimizer import build_optimizer, warmup_warning
@@ -71,6 +73,8 @@ def train(config: RunConfig, patience_s: float = 0.0, make_data: Callable[[], No
     start_logging(world.rank)
     config = with_present_sources(config)
     folder = RunFolder(run_folder_of(config))
+    if world.watchdog is not None:
+        world.watchdog.place(folder.paths.hangs, functools.partial(record_hang, folder.path))
     opened: list[RunCases] = []
     try:
         world.rank_zero_first(
@@ -91,6 +95,9 @@ def train(config: RunConfig, patience_s: float = 0.0, make_data: Callable[[], No
             " rises, the training stays the same) or a smaller data.patch; in a validation, lower validate.window_batch"
             f" ({str(error).splitlines()[0]})"
         ) from None
+    except BaseException:
+        world.hold()
+        raise
     finally:
         folder.unlock()
         world.close()
@@ -229,7 +236,10 @@ def run(trainer: Trainer, folder: RunFolder) -> str:
         )
     watch = GpuWatch(config, world, folder.path, folder.paths.pictures)
     score = trainer.task.info.score
-    recorder = Recorder(config, world, folder, watch, score, step=step, spent=spent, utilisation=utilisation)
+    stragglers = Stragglers(world, [rank["host"] for rank in ranks])
+    recorder = Recorder(
+        config, world, folder, watch, score, step=step, spent=spent, utilisation=utilisation, stragglers=stragglers
+    )
     # Signals are handled until the end record is written: a scheduler may repeat its signal until the process ends.
     with StopSignals() as signals, closing(data), closing(recorder):
         try:
@@ -241,6 +251,7 @@ def run(trainer: Trainer, folder: RunFolder) -> str:
             _write_end(trainer, recorder, status, reason)
             return status
         except BaseException as error:
+            world.hold()
             # The end record names the error: whoever looks at the run folder afterwards finds it there.
             first_line = str(error).partition("\n")[0]
             reason = first_line if isinstance(error, TrainingStopped) else f"{type(error).__name__}: {first_line}"

@@ -17,6 +17,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from fusionseg.distributed.world import World
 from fusionseg.models.sharding.parts import LocalParts
 from fusionseg.models.weight_casts import WeightCasts
+from fusionseg.observability.own_time import OwnTime
 from fusionseg.observability.ranges import annotate
 from fusionseg.training.micro_batches import MicroBatch
 from fusionseg.training.numerics.weight_averages import WeightAverages
@@ -88,6 +89,10 @@ class TrainStep:
         make_scaler = torch.amp.GradScaler if parts is None else parts.make_scaler
         self.scaler = make_scaler(world.device.type, enabled=precision.scales_loss)
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        # A recorded step cannot be measured. A divided network waits for other ranks in its passes.
+        on_gpu = world.device.type == "cuda"
+        self.own_time = OwnTime(enabled=on_gpu and graphs is None and isinstance(model, DistributedDataParallel))
+        """Time of a GPU for the passes of this rank, to find slow ranks."""
         self._rates: list[float] = []  # of the parameter groups, in the last step
         self._skips_on_device = getattr(optimizer, "_step_supports_amp_scaling", False)
         casts = cast_weights and precision.name != "fp32"
@@ -144,7 +149,7 @@ class TrainStep:
         """
         last = micro == self.accumulation_steps - 1
         with self._allreduce(last=last):
-            with annotate("forward", micro), self.precision.autocast():
+            with annotate("forward", micro), self.own_time.forward(), self.precision.autocast():
                 if self.casts is not None and micro == 0:
                     casts.enter_context(self.casts.in_place())
                 output = self.model(*batch.inputs)
@@ -153,7 +158,9 @@ class TrainStep:
                 if self.accumulation_steps > 1:
                     loss = loss / self.accumulation_steps
             with annotate("backward", micro), self._adding_gradients():
-                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                scaled = self.scaler.scale(loss)
+                self.own_time.backward(scaled)
+                scaled.backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
         if last:
             casts.close()

@@ -83,6 +83,7 @@ class Trainer:
     def train_one_step(self) -> float:
         """Train on the next global batch; return the learning rate."""
         step = self.state.step
+        self.world.progress.begin_step(step)
         with annotate("step", step):
             config = self.config
             lr = learning_rate(step, config.train.steps, config.optim.lr, config.schedule, config.finetune.restart)
@@ -139,7 +140,8 @@ class Trainer:
             now = time.monotonic()
             with annotate("log", step):
                 samples = self.micro_batches.last_samples(step - 1) if self.config.log.samples else None
-                recorder.train(step, lr, statistics, samples, now, self.micro_batches.timer.take())
+                own = self.train_step.own_time.take()
+                recorder.train(step, lr, statistics, samples, now, self.micro_batches.timer.take(), own)
         elif recorder.progress.awaits_first_step:  # so that loss and time left are known from the beginning
             with phase_timer().measure("step"):
                 recorder.first_step(step, self.train_step.peek())

@@ -43,12 +43,12 @@ def run(work: Callable[[], int]) -> int:
         return _report(f"error: {error}", FAILED)
     except OSError as error:
         if error.filename is None and error.errno not in _DISK_ERRORS:
-            _tell_torchrun(traceback.format_exc())
+            tell_torchrun(traceback.format_exc())
             raise
         file = "" if error.filename is None else f"{error.filename}: "
         return _report(f"error: {file}{error.strerror}", FAILED)
     except Exception:
-        _tell_torchrun(traceback.format_exc())
+        tell_torchrun(traceback.format_exc())
         raise
 
 
@@ -57,11 +57,11 @@ def _report(message: str, status: int) -> int:
     rank = process_rank()
     text = f"rank {rank}: {message}" if rank else message
     print(text, file=sys.stderr)
-    _tell_torchrun(text)
+    tell_torchrun(text)
     return status
 
 
-def _tell_torchrun(text: str) -> None:
+def tell_torchrun(text: str) -> None:
     """Write the cause of a failure where torchrun looks for it (torch.distributed.elastic.multiprocessing.errors)."""
     file = os.environ.get(_TORCHRUN_FILE)
     if file:

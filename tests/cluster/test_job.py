@@ -107,3 +107,27 @@ def test_a_start_that_leaves_no_record_does_not_end_for_the_reason_of_an_earlier
     assert reason_of_a_start(JobEvent.REFUSED) == "model.name: is wrong"
     (run / "metrics.jsonl").write_text(json.dumps(record | {"total_s": 2.0}) + "\n")
     assert reason_of_a_start() == "the loss is not finite"
+
+
+def test_a_run_that_hung_is_queued_again_until_it_hangs_at_one_step(end, tmp_path: Path) -> None:
+    """`end` sets the environment of a job. The watchdog ends the start with exit status 1."""
+    run = tmp_path / "run"
+    run.mkdir()
+    job = Job(str(run), "torchrun", 1, 3, 50, 120)
+
+    def hung(step: int, reason: str) -> dict:
+        record = {"kind": "end", "step": step, "status": "hung", "reason": reason}
+        (run / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+        job._record_end(1, 0, None)
+        return read_events(run)[-1]
+
+    last = hung(40, "no progress for 900 s: waiting for rank 3 (node2, process 7)")
+    assert (last["event"], last["reason"], last["step"]) == ("requeued", "no rank made progress", 40)
+    assert (tmp_path / "requeue-7").exists()
+    for number in range(4):
+        assert hung(41, f"no progress for {900 + number} s")["event"] == "requeued"
+    assert hung(41, "no progress for 900 s")["event"] == "requeued"
+    last = hung(41, "no progress for 900 s")
+    assert (
+        last["event"] == "stopped" and "5 starts in a row hung at the same step: see the folder hangs" in last["reason"]
+    )

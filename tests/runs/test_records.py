@@ -122,5 +122,6 @@ def test_the_signal_that_interrupted_a_start(tmp_path: Path, capsys: pytest.Capt
 
     end = {**END, "status": "interrupted", "reason": "SIGUSR2"}
     assert asked(0, TRAIN, end) == "SIGUSR2"
+    assert asked(0, TRAIN, {**END, "status": "hung", "reason": "no progress for 900 s"}) == "hung"
     assert asked(time.time() + 60, TRAIN, end) == ""  # an earlier start's
     assert asked(0, end, TRAIN) == asked(0, END) == asked(0) == ""

@@ -22,6 +22,7 @@ from fusionseg.runs.folder import RunFolder
 from fusionseg.runs.records import Record, RecordKind, RecordWriter, RunStatus, has_finished, read_records
 from fusionseg.training.observers.gpu_watch import GpuWatch
 from fusionseg.training.observers.sinks import sink_makers
+from fusionseg.training.observers.stragglers import OWN_PARTS, Stragglers
 from fusionseg.training.observers.utilisation import Utilisation
 from fusionseg.training.step import StepStatistics
 from fusionseg.training.tasks.task import ValidationResult
@@ -62,6 +63,7 @@ class Recorder:
         step: int,
         spent: Spent,
         utilisation: Utilisation | None = None,
+        stragglers: Stragglers | None = None,
     ) -> None:
         """Args:
         config: the configuration of the run.
@@ -72,12 +74,14 @@ class Recorder:
         step: the step at which this start begins.
         spent: the time of the earlier starts, up to this step.
         utilisation: the work of a step; None if it is not known.
+        stragglers: the search for slow ranks; None does not look for them.
         """
         self.config = config
         self.world = world
         self.watch = watch
         self.score = score
         self.utilisation = utilisation
+        self.stragglers = stragglers
         self.progress = TrainingProgress(config.train.steps, step, shown=world.is_rank_zero)
         self._folder = folder
         self._records = RecordWriter(folder.path) if world.is_rank_zero else None
@@ -128,6 +132,7 @@ class Recorder:
         samples: list[dict[str, Any]] | None,
         now: float,
         stream_data_s: float | None = None,
+        own: Mapping[str, float] | None = None,
     ) -> None:
         """Write the train record of a step, about the steps since the last train record.
 
@@ -138,6 +143,7 @@ class Recorder:
             samples: the samples of the last step; None if they are not recorded.
             now: `time.monotonic()` before the range `log` began. That range then belongs to the next interval.
             stream_data_s: seconds of the GPU's stream for the data of these steps; None on a CPU.
+            own: seconds of a GPU for the passes of these steps on this rank, see `OwnTime`; None if not measured.
         """
         self._add_phases()
         steps, seconds = step - self._interval_step, self._interval.copy()
@@ -154,6 +160,11 @@ class Recorder:
             "grad_norm": statistics.grad_norm,
             "skipped": statistics.skipped,
         }
+        if self.stragglers is not None:
+            # The host of a GPU only queues the work of its phases.
+            passes = own or ({} if self.world.device.type == "cuda" else seconds)
+            parts = {name: passes.get(name, 0.0) / steps for name in OWN_PARTS} | {"data": data_s}
+            fields |= self.stragglers.look(step, parts, steps, step_s)
         if samples is not None:
             fields["samples"] = samples
         used = {} if self.utilisation is None else self.utilisation.fields(step_s)

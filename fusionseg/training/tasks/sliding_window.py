@@ -11,6 +11,7 @@ from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 
 from fusionseg.config import ValidateConfig
+from fusionseg.observability.ranges import progressed
 from fusionseg.training.precision import Precision
 
 
@@ -80,6 +81,7 @@ def predict_logits(
         )
 
     def network(windows: Tensor) -> Tensor:
+        progressed()
         count = len(windows)
         with precision.autocast():
             logits: Tensor = model(fill_batch(windows, settings.window_batch) if fills_batches else windows)
