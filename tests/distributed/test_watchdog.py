@@ -27,6 +27,15 @@ def beat(rank: int, step: int | None = 11, phase: str = "backward", position: in
     return Beat(rank, f"node{rank}", 100 + rank, 7, step=step, phase=phase, position=position, **values)  # type: ignore[arg-type]
 
 
+def stop(pid: int) -> None:
+    """Stop a process, and wait until it is stopped."""
+    os.kill(pid, signal.SIGSTOP)
+    limit = time.monotonic() + 10
+    while (stat := process_stat(pid)) is None or stat[0] != "T":
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
 def test_the_rank_without_heartbeats_is_missed() -> None:
     living = [beat(0), beat(1), beat(3)]
     assert missed_ranks(living, [2]) == [2]
@@ -107,11 +116,8 @@ def test_what_is_known_of_a_process() -> None:
         stat = process_stat(child.pid)
         assert stat is not None
         born = stat[1]
-        os.kill(child.pid, signal.SIGSTOP)
-        limit = time.monotonic() + 5
-        while describe_process(child.pid, born) != "its process is stopped (SIGSTOP)":
-            assert time.monotonic() < limit
-            time.sleep(0.01)
+        stop(child.pid)
+        assert describe_process(child.pid, born) == "its process is stopped (SIGSTOP)"
         assert describe_process(child.pid, born + 1) == "its process has ended"  # another one with this id
         kill_process(child.pid, born + 1)
         assert child.poll() is None
@@ -161,7 +167,7 @@ def test_store_that_does_not_answer_does_not_hold_the_watchdog(monkeypatch: pyte
         monkeypatch.setattr("fusionseg.distributed.watchdog.exchange._ANSWER_S", 0.5)
         exchange = Exchange(store, 0, 2, silence_s=0.1)
         assert exchange.verdict().number == 0 and exchange.lost_s == 0
-        server.send_signal(signal.SIGSTOP)
+        stop(server.pid)
         began = time.monotonic()
         assert not exchange.read() and not exchange.read() and exchange.verdict().number == 0
         assert exchange.lost_s > 0 and time.monotonic() - began < 5
