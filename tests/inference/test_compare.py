@@ -374,6 +374,37 @@ def test_ensembles_are_rows_on_request(tmp_path: Path) -> None:
     assert "left out: an ensemble of" in comparison_markdown(compare([tmp_path], ensembles=True))
 
 
+def test_masks_with_post_processing_are_rows_on_request(tmp_path: Path) -> None:
+    """Of runs and of ensembles. They never stand in the row of the plain masks, and each request has its own row."""
+    runs = [write_run(tmp_path / f"{name}-seed0", [0.5], model={"name": name}) for name in ("unet", "resunet")]
+    alone = {"dataset": None, "with": [], "checkpoint": "last"}
+    together = {**alone, "with": [str(runs[1])]}
+    for number, request in enumerate((alone, together)):
+        for asked in (
+            {},
+            {"postprocess": "auto"},
+            {"postprocess": "/my steps.json"},
+            {"postprocess": "auto", "tta": True},
+        ):
+            dice = 0.5 + 0.1 * number + 0.01 * len(asked)
+            name = f"evaluation_{number}_{'_'.join(map(str, asked.values())).strip('/')}"
+            write_evaluation(runs[0], 10, dice, folder=name, request={**request, **asked})
+
+    def rows(**asked: bool) -> list[tuple[str, str]]:
+        found = table(comparison_markdown(compare([tmp_path], **asked)))
+        return [(row.get("ensemble", "-"), row.get("postprocess", "-")) for row in found if "0." in row["dice (files)"]]
+
+    assert rows() == [("-", "-")]
+    assert rows(ensembles=True) == [("-", "-"), ("2 runs", "-")]
+    of_runs = [("-", "/my steps.json"), ("-", "auto"), ("-", "auto")]
+    assert sorted(rows(postprocessed=True)) == [("-", "-"), *of_runs]
+    of_ensembles = [("2 runs", asked) for asked in ("-", "/my steps.json", "auto", "auto")]
+    assert sorted(rows(ensembles=True, postprocessed=True)) == [("-", "-"), *of_runs, *of_ensembles]
+    named = comparison_markdown(with_names(compare([tmp_path], ensembles=True, postprocessed=True)))
+    assert "resunet + unet + post-processing" in named and "was evaluated with --tta" in named
+    assert "it is not known whether its post-processing was chosen on the scored cases" in named
+
+
 # -- differences from a baseline -------------------------------------------------------------------------------
 
 
