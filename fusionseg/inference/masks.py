@@ -54,6 +54,10 @@ class MaskOrigin:
         """Tell whether the mask was made of the image of a case. The image may have been moved, or changed since."""
         return self.paths == _hash_of_paths(case) or self.content == _hash_of_content(case)
 
+    def has_content_of(self, case: Case) -> bool:
+        """Tell whether the mask was made of the files of a case as they are now."""
+        return self.content == _hash_of_content(case)
+
 
 def origin_of(case: Case, predictor: str, voxels: str) -> MaskOrigin:
     """Describe the origin of a new mask.

@@ -17,7 +17,7 @@ from fusionseg.data.formats.problems import CaseError, Problem
 from fusionseg.data.formats.readers import Readers
 from fusionseg.inference.mask_formats.choice import FORMATS
 from fusionseg.inference.mask_formats.mask import Mask
-from fusionseg.inference.masks import mask_path, origin_of, predictor_hash, read_origin
+from fusionseg.inference.masks import MaskOrigin, mask_path, origin_of, predictor_hash, read_origin
 from fusionseg.inference.postprocessing.steps import PostProcessing
 from fusionseg.inference.predictor import Predictor
 from fusionseg.runs.evaluations import MASKS, withdraw_summary
@@ -90,12 +90,27 @@ class KeptMasks:
         Returns:
             The mask; None without such a mask.
         """
+        origin = self._own_origin(case)
+        return self.read(case) if origin is not None and origin.is_of(case) else None
+
+    def find_outputs(self, case: Case) -> NDArray[np.uint8] | None:
+        """Read the mask of a case as the class indices that this predictor gave for the image as it is now.
+
+        Returns:
+            (X, Y, Z); None without such a mask, and with sigmoid outputs, whose masks hide each other.
+        """
+        if self.scheme.sigmoid:
+            return None
+        origin = self._own_origin(case)
+        return self.read(case) if origin is not None and origin.has_content_of(case) else None
+
+    def _own_origin(self, case: Case) -> MaskOrigin | None:
+        """The origin of the mask of a case, if this predictor made it and nobody changed it."""
         try:
             origin = read_origin(self.path(case), _FORMAT)
         except (VolumeError, OSError):
             return None
-        made_here = origin is not None and origin.predictor == self._made_by and origin.is_of(case)
-        return self.read(case) if made_here else None
+        return origin if origin is not None and origin.predictor == self._made_by else None
 
     def read(self, case: Case) -> NDArray[np.uint8]:
         """Read the mask of a case: the number of the output at each voxel, from 1; 0 is background.

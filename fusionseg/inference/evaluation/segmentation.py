@@ -71,7 +71,14 @@ def evaluate_segmentation(
     own, dataset = request.dataset is None, chosen.dataset
     with world.wait_for_all(f"set up the evaluation in {folder}"):
         measure = CaseMeasurer(predictor.scheme, config.evaluate, config.metrics)
-        scorer = Scorer(predictor, dataset, own=own, measure=measure, postprocessing=steps)
+        if postprocessing is None:
+            scorer = Scorer(predictor, dataset, own=own, measure=measure)
+        else:  # the masks of the same request without post-processing need no network
+            plain = KeptMasks(
+                folder.parent / replace(request, postprocess=None).folder_name, predictor, dataset.readers
+            )
+            known = plain.find_outputs
+            scorer = Scorer(predictor, dataset, own=own, measure=measure, postprocessing=steps, known=known)
         kept = KeptMasks(folder, predictor, dataset.readers, steps)
         cases = own_share(world, chosen.cases, dataset.readers)
 
