@@ -82,7 +82,7 @@ def _start(config: RunConfig, *, pretraining: bool) -> Run:
     if config.pretrain is None and pretraining:
         raise UserError(f"pretrain: {config.name} lacks this section; call fusionseg.train, or add it (as in mae_swin)")
     with _restored_logging():
-        train(config)
+        train(config, patience_of_start(os.environ))
     return load_run(run_folder_of(config))
 
 

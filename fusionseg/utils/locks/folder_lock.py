@@ -28,7 +28,10 @@ BEAT_S = 5.0
 SILENT_S = 6 * BEAT_S
 """Seconds without a heartbeat after which a process on another machine counts as ended."""
 REQUEUED_SILENT_S = 2 * BEAT_S + 1
-"""The same for an earlier start of the same SLURM job: SLURM ends a job before it requeues it."""
+"""The same for an earlier start of the same SLURM job: SLURM ends a job before it requeues it. Every silent owner is
+watched for this time, since Lustre stamps files with the clocks of the hosts, which may differ."""
+_SURE_S = 3600.0
+"""Age of a heartbeat that no difference of clocks explains."""
 _SETTLE_S = 0.2
 """Seconds between the creation of `.owner` and the check that it still names this process."""
 _POLL_S = 0.5
@@ -152,7 +155,8 @@ class FolderLock:
                 raise HeldError(owner.describe(age))
         else:
             requeued = bool(owner.job) and owner.job == self._me.job and owner.restarts < self._me.restarts
-            if self._renews(stamp, (REQUEUED_SILENT_S if requeued else SILENT_S) - age, owner):
+            watch_s = max((REQUEUED_SILENT_S if requeued else SILENT_S) - age, REQUEUED_SILENT_S)
+            if age < _SURE_S and self._renews(stamp, watch_s, owner):
                 raise HeldError(owner.describe(0.0))
         if read_owner(self.folder) != found:
             return  # another process has removed it
@@ -168,8 +172,7 @@ class FolderLock:
             watch_s: seconds to wait. A file system that does not answer for a while counts as one look.
             owner: for the message.
         """
-        if watch_s > 0:
-            log.info("%s: %s may have ended: waiting up to %.0f s", self.folder, owner.describe(None), watch_s)
+        log.info("%s: %s may have ended: waiting up to %.0f s", self.folder, owner.describe(None), watch_s)
         looks = 0.0
         while looks < watch_s:
             time.sleep(_POLL_S)
