@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,7 +75,7 @@ def pretrain(config: str | Path | RunConfig, overrides: Overrides = ()) -> Run:
 
 
 def _start(config: RunConfig, *, pretraining: bool) -> Run:
-    from fusionseg.runs.folder import run_folder_of
+    from fusionseg.runs.folder import patience_of_start, run_folder_of
     from fusionseg.training.start import train
 
     if config.pretrain is not None and not pretraining:
