@@ -59,9 +59,11 @@ def export_archive(runs: Sequence[Path], options: ExportOptions) -> Archived:
         options: the options of the export; `output` is a file.
 
     Raises:
-        UserError: a run cannot be exported, a setting is wrong, or the file cannot be written or replaced.
+        UserError: a run cannot be exported, an option or a setting is wrong, or the file cannot be written or replaced.
         WriteError: the disk is full, for example.
     """
+    if problems := options.problems():
+        raise UserError(problems)
     path = archive_path(runs, options.output)
     if options.overrides:
         evaluation_config(runs[0], options.overrides)  # a wrong setting is refused before the export

@@ -24,16 +24,20 @@ from fusionseg.export.contract import CONTRACT, contract_of, refusals, with_prog
 from fusionseg.export.folder import RUNNER, model_folder, replace_folder
 from fusionseg.export.parity import (
     CASE_LIMIT,
+    DICE_LIMIT,
     LIMIT,
     PARITY,
     CompareCases,
     MaskOf,
     cases_to_compare,
     compare_masks,
+    dice_table,
+    fallen_classes,
     not_compared,
 )
 from fusionseg.export.postprocessing import postprocessing_documents
 from fusionseg.export.programs import FORMATS, Run, has_fixed_device, write_program
+from fusionseg.export.small_weights import FP16, FULL, INT8, WEIGHTS, program_megabytes, store_weights
 from fusionseg.export.standalone import run_onnx
 from fusionseg.inference.evaluation.cases import evaluation_config
 from fusionseg.inference.predictor import PredictOptions, Predictor
@@ -41,6 +45,7 @@ from fusionseg.runs.json_files import JsonObject, read_object
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import partial_path, write_json
 from fusionseg.utils.logs import RESULT
+from fusionseg.utils.tables import counted, plain_number
 
 log = logging.getLogger("fusionseg")
 
@@ -64,6 +69,22 @@ class ExportOptions:
     """Number of cases whose masks are compared with those of `predict`; 0 compares none."""
     licence: str | None = None
     """The licence of the weights, for the contract."""
+    weights: str = FULL
+    """The type of the weights in the file, one of `WEIGHTS`."""
+
+    def problems(self) -> list[str]:
+        """Values that cannot be used, and combinations that have no meaning; empty if there are none."""
+        found = []
+        if self.cases < 0:
+            found.append(f"--cases: expected a whole number from 0, got {self.cases}")
+        if self.weights not in WEIGHTS:
+            found.append(f"--weights: expected {', '.join(WEIGHTS)}, got {self.weights!r}")
+        elif self.weights != FULL and self.format_name != "onnx":
+            found.append(
+                f"--weights {self.weights}: only ONNX programs have small weights (expected --format onnx, got"
+                f" {self.format_name}); remove --weights, or take --format onnx"
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -78,7 +99,8 @@ class Exported:
 
     @property
     def is_equal(self) -> bool:
-        """False if cases were compared, and more voxels of their masks differ than rounding explains."""
+        """False if cases were compared, and more voxels of their masks differ than rounding explains. With small
+        weights there is no such limit."""
         return _is_equal(self.parity)
 
 
@@ -90,12 +112,15 @@ def export_runs(runs: Sequence[Path], options: ExportOptions) -> Exported:
         options: the options of the export.
 
     Raises:
-        UserError: a run cannot be exported in this format, a setting is wrong, a package is missing, or the folder
-            cannot be written or replaced.
+        UserError: a run cannot be exported in this format, an option or a setting is wrong, a package is missing, or
+            the folder cannot be written or replaced.
         WriteError: the disk is full, for example.
     """
+    if problems := options.problems():
+        raise UserError(problems)
     _check_packages(options.format_name)
-    output = model_folder(runs, options.output, options.format_name)
+    kind = options.format_name if options.weights == FULL else f"{options.format_name}_{options.weights}"
+    output = model_folder(runs, options.output, kind)
     if options.overrides:
         evaluation_config(runs[0], options.overrides)  # a wrong setting is refused before the export
     predictor = Predictor(runs, PredictOptions("cpu", options.checkpoint, precision="fp32"))
@@ -115,7 +140,7 @@ def export_runs(runs: Sequence[Path], options: ExportOptions) -> Exported:
 
 
 def _is_equal(parity: JsonObject) -> bool:
-    return bool(parity["different"] <= parity["allowed"])
+    return parity["allowed"] is None or bool(parity["different"] <= parity["allowed"])
 
 
 def _write(runs: Sequence[Path], predictor: Predictor, options: ExportOptions, folder: Path) -> JsonObject:
@@ -131,11 +156,13 @@ def _write(runs: Sequence[Path], predictor: Predictor, options: ExportOptions, f
         name = f"network{'' if len(predictor.members) == 1 else f'_{index}'}{FORMATS[options.format_name].suffix}"
         log.info("%s: writing %s", member.path, name)
         batch = write_program(options.format_name, member.model, shape, folder / name)
+        if options.weights != FULL:
+            store_weights(folder / name, options.weights, shape)
         if options.format_name == "torchscript" and has_fixed_device(folder / name):
             log.warning("%s: runs on the CPU alone, because of this network; --format torch for a GPU", name)
         programs.append({"program": name, "batch": batch})
     contract = contract_of(predictor, name=predictor.members[0].config.name, licence=options.licence)
-    contract = with_programs({**contract, "format": options.format_name}, programs)
+    contract = with_programs({**contract, "format": options.format_name, "weights": options.weights}, programs)
     write_json(folder / CONTRACT, contract)
     if is_bundle:
         steps = {member.path: member.step for member in predictor.members}
@@ -149,7 +176,8 @@ def _write(runs: Sequence[Path], predictor: Predictor, options: ExportOptions, f
 
 
 def _compare(runs: Sequence[Path], predictor: Predictor, options: ExportOptions, folder: Path) -> JsonObject:
-    base = {"format": options.format_name, "precision": "fp32", "limit": LIMIT}
+    base: JsonObject = {"format": options.format_name, "precision": "fp32", "weights": options.weights}
+    base |= {"limit": LIMIT} if options.weights == FULL else {"dice_limit": DICE_LIMIT}
     if options.cases == 0:
         return {**base, **not_compared("--cases 0")}
     prepares = options.format_name in PREPARING
@@ -161,6 +189,8 @@ def _compare(runs: Sequence[Path], predictor: Predictor, options: ExportOptions,
     reader: dict[str, str] = {}
     program = _masks_by_runner(folder, found, reader) if prepares else _masks_by_torch(folder, predictor)
     compared = compare_masks(found, lambda case: predictor(case.images), program)
+    if options.weights != FULL:  # rounded weights change more voxels than rounded sums
+        compared["allowed"] = None
     return {**base, **compared, **({"reader_not_compared": reader} if prepares else {})}
 
 
@@ -251,6 +281,8 @@ def _report(exported: Exported, options: ExportOptions) -> None:
     if parity["share"] is None:
         level = logging.WARNING if options.cases else logging.INFO
         log.log(level, "%s: masks were not compared: %s", folder / PARITY, parity["not_compared"])
+    elif options.weights != FULL:
+        _report_dice(folder, parity, options.weights)
     else:
         text = f"{parity['different']} of {parity['voxels']} voxels of {len(parity['cases'])} cases differ from predict"
         if exported.is_equal:
@@ -262,4 +294,25 @@ def _report(exported: Exported, options: ExportOptions) -> None:
                 return
             log.error("%s: %s: do not use this model", folder / PARITY, limit)
     how = f"; python {folder / RUNNER} -i IMAGE -o MASK" if options.format_name == "onnx" else ""
-    log.log(RESULT, "%s: %s, %s, %s%s", folder, options.format_name, CONTRACT, PARITY, how)
+    kind = options.format_name
+    if options.weights != FULL:
+        kind += f" with {options.weights} weights ({program_megabytes(folder):.1f} MB)"
+    log.log(RESULT, "%s: %s, %s, %s%s", folder, kind, CONTRACT, PARITY, how)
+
+
+def _report_dice(folder: Path, parity: JsonObject, weights: str) -> None:
+    """Report the difference that small weights make."""
+    cases = counted(len(parity["cases"]), f"{parity['which']} case")
+    share = f"{plain_number(100 * parity['share'])} %"
+    text = f"{parity['different']} of {parity['voxels']} voxels of {cases} ({share}) differ from predict"
+    log.log(RESULT, "%s: %s", folder / PARITY, text)
+    if not parity["dice_by_class"]:
+        log.warning("%s: the difference of the Dice is not known: no label of these cases can be used", folder / PARITY)
+        return
+    log.log(RESULT, "%s", dice_table(parity, weights))
+    if fallen := fallen_classes(parity):
+        other = f"--weights {FP16} or {FULL}" if weights == INT8 else f"--weights {FULL}"
+        log.warning(
+            "%s: %s weights lower the Dice by more than %s: %s; compare more cases by --cases N, or take %s",
+            *(folder, weights, DICE_LIMIT, ", ".join(fallen), other),
+        )

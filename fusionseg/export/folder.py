@@ -29,13 +29,13 @@ _OWN_FILES = re.compile(
 """Paths in the folder of a model, or of a bundle."""
 
 
-def model_folder(runs: Sequence[Path], output: Path | None, format_name: str) -> Path:
+def model_folder(runs: Sequence[Path], output: Path | None, kind: str) -> Path:
     """Choose the folder of a model, and make sure that it can be written or replaced.
 
     Args:
         runs: run folders, or checkpoint files.
         output: the folder that the user named; None is a folder in the run folder.
-        format_name: of the programs.
+        kind: of the model, for the name of a folder that the user did not name: "onnx", "onnx_int8".
 
     Returns:
         The folder, with links resolved: the target of a link is replaced, not the link.
@@ -47,7 +47,7 @@ def model_folder(runs: Sequence[Path], output: Path | None, format_name: str) ->
     if output is None:
         if len(runs) > 1 or not runs[0].is_dir():
             raise UserError("--output: is missing; name the folder for the model, such as -o model")
-        output = runs[0] / f"{EXPORT}_{format_name}"
+        output = runs[0] / f"{EXPORT}_{kind}"
     folder = Path(os.path.realpath(output))
     if os.path.lexists(folder) and not folder.is_dir():
         raise UserError(f"--output: {output}: is a file; name a folder for the model")

@@ -21,6 +21,7 @@ from fusionseg.inference.evaluation.cases import evaluation_config, validation_c
 from fusionseg.inference.predictor import Predictor
 from fusionseg.runs.json_files import JsonObject
 from fusionseg.utils.errors import UserError
+from fusionseg.utils.tables import fixed_number, markdown_table
 
 log = logging.getLogger("fusionseg")
 
@@ -30,6 +31,11 @@ LIMIT = 1e-5
 last bits of their logits differ, and with them a voxel whose two best classes are equally probable."""
 CASE_LIMIT = 3
 """Voxels for each case that may differ in any case: in a small volume, few such voxels are a larger share."""
+
+DICE_LIMIT = 0.01
+"""Fall of the Dice of a class, as the mean over cases, above which a program with small weights is warned about."""
+
+DICE_KEYS = ("predict", "program", "difference")
 
 MaskOf = Callable[[Case], NDArray[Any]]
 
@@ -91,8 +97,9 @@ def compare_masks(found: CompareCases, predict: MaskOf, program: MaskOf) -> Json
         program: gives the mask of a case by the program.
 
     Returns:
-        For each case the voxels that differ, and the Dice of both masks; the share of all voxels that differ; and
-        `allowed`, the number of voxels that may differ.
+        For each case the voxels that differ, and the Dice of both masks; the share of all voxels that differ;
+        `allowed`, the number of voxels that may differ if nothing but rounding differs; and the mean Dice of both over
+        cases and classes, and for each class.
     """
     rows: list[JsonObject] = []
     for case in found.cases:
@@ -111,7 +118,31 @@ def compare_masks(found: CompareCases, predict: MaskOf, program: MaskOf) -> Json
     means = {key: _mean(rows, key) for key in ("dice_predict", "dice_program")}
     counts = {"voxels": voxels, "different": different, "share": different / voxels}
     allowed = max(int(LIMIT * voxels), CASE_LIMIT * len(rows))
-    return {"cases": rows, "which": found.which, **counts, "allowed": allowed, **means}
+    shares = {"cases": rows, "which": found.which, **counts, "allowed": allowed}
+    return {**shares, **means, "dice_by_class": _dice_by_class(rows)}
+
+
+def dice_table(parity: JsonObject, weights: str) -> str:
+    """A table of the mean Dice by class, of `predict` and of a program, and their difference.
+
+    Args:
+        parity: the result of `compare_masks`.
+        weights: the type of the program's weights, for the header.
+    """
+    rows = [["Dice", "cases", "predict", weights, "difference"]]
+    for name, values in parity["dice_by_class"].items():
+        numbers = [fixed_number(values[key], 4, signed=key == "difference") for key in DICE_KEYS]
+        rows.append([name, str(values["cases"]), *numbers])
+    return markdown_table(rows)
+
+
+def fallen_classes(parity: JsonObject) -> list[str]:
+    """Names of the classes whose mean Dice by the program is lower by more than `DICE_LIMIT`.
+
+    Args:
+        parity: the result of `compare_masks`.
+    """
+    return [name for name, values in parity["dice_by_class"].items() if values["difference"] < -DICE_LIMIT]
 
 
 def not_compared(reason: str) -> JsonObject:
@@ -120,7 +151,8 @@ def not_compared(reason: str) -> JsonObject:
     Args:
         reason: why there are none.
     """
-    return {"cases": [], "voxels": 0, "different": 0, "share": None, "allowed": 0, "not_compared": reason}
+    counts = {"voxels": 0, "different": 0, "share": None, "allowed": 0}
+    return {"cases": [], **counts, "dice_by_class": {}, "not_compared": reason}
 
 
 def _dice(found: CompareCases, case: Case, mask: NDArray[Any]) -> dict[str, float | None] | None:
@@ -141,6 +173,27 @@ def _dice(found: CompareCases, case: Case, mask: NDArray[Any]) -> dict[str, floa
         total = int(ours.sum()) + int(theirs.sum())
         scores[name] = 2 * int((ours & theirs).sum()) / total if total else None
     return scores
+
+
+def _dice_by_class(rows: Sequence[JsonObject]) -> JsonObject:
+    """For each class the mean Dice of both masks over the cases, and the difference.
+
+    A case counts where one of the masks or the label has the class. A mask that rightly lacks it, beside one that has
+    it, has a Dice of 1.
+    """
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        for name, expected in (row["dice_predict"] or {}).items():
+            found = (row["dice_program"] or {}).get(name)
+            if expected is not None or found is not None:
+                pair = (1.0 if expected is None else expected, 1.0 if found is None else found)
+                pairs.setdefault(name, []).append(pair)
+    result = {}
+    for name, values in pairs.items():
+        predict, program = (float(mean) for mean in np.mean(values, axis=0))
+        means = dict(zip(DICE_KEYS, (predict, program, program - predict), strict=True))
+        result[name] = {"cases": len(values), **means}
+    return result
 
 
 def _mean(rows: Sequence[JsonObject], key: str) -> float | None:

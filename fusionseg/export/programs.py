@@ -79,6 +79,7 @@ def write_program(kind: str, model: nn.Module, shape: tuple[int, ...], path: Pat
 def _write(kind: str, model: nn.Module, example: Tensor, path: Path) -> int | None:
     """Write a program for any number of windows, or else for one; return the number, None for any."""
     form = FORMATS[kind]
+    model(example[:1])  # networks keep masks and indices; made by an exporter, they would be no real tensors
     try:
         with _quiet():
             form.write(model, example, path)
