@@ -12,6 +12,7 @@ import torch
 from fusionseg.config import RunConfig
 from fusionseg.distributed.batch_arithmetic import accumulation_steps, batch_arithmetic
 from fusionseg.distributed.cpu_binding import bind_to_near_cpus
+from fusionseg.distributed.lost_rank import naming_lost_rank
 from fusionseg.distributed.rank_info import rank_info, threads_per_rank
 from fusionseg.distributed.world import World
 from fusionseg.models.implementation import chosen_implementation, describe_implementation, implementation_of
@@ -244,7 +245,7 @@ def run(trainer: Trainer, folder: RunFolder) -> str:
     with StopSignals() as signals, closing(data), closing(recorder):
         try:
             if not status:
-                with watch, recorder.progress, trainer.profile, naming_operators():
+                with watch, recorder.progress, trainer.profile, naming_operators(), naming_lost_rank():
                     status, reason = trainer.train(signals, recorder)
                     with annotate("checkpoint", trainer.state.step):
                         trainer.checkpoints.writer.finish()

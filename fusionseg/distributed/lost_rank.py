@@ -1,0 +1,29 @@
+"""The message of a rank whose connection to another rank broke, because that rank has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fusionseg.utils.errors import TrainingStopped
+
+# Texts of gloo and of NCCL. torch raises a RuntimeError with a place in its own code for them.
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+
+
+@contextmanager
+def naming_lost_rank() -> Iterator[None]:
+    """Turn the error of a broken connection in the body into a message.
+
+    Raises:
+        TrainingStopped: another rank has ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = next((text for text in _LOST if text in str(error)), None)
+        if text is None:
+            raise
+        raise TrainingStopped(
+            f"another rank has ended ({text}): its own message, or the log of its node, tells the reason"
+        ) from error
