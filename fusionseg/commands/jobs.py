@@ -45,8 +45,9 @@ def add_status(commands: Commands) -> None:
     parser = add_command(
         commands,
         "status",
-        "show the state of the runs in a folder: step, score, speed, restarts, and the reason of their end",
-        "fusionseg status runs/table2 --watch 10",
+        "show the state of the runs in a folder: step, score, speed, restarts, and the reason of their end; of one run"
+        " also where its time went, its starts, and the next command",
+        "fusionseg status runs/table2 --watch 10\n  fusionseg status runs/table2/unet_fold0",
         _status,
     )
     parser.add_argument("folder", type=Path, help="folder of a sweep, or of a run")
@@ -57,13 +58,18 @@ def add_status(commands: Commands) -> None:
 
 def _status(arguments: argparse.Namespace) -> int:
     from fusionseg.cluster.status import read_status, to_text
+    from fusionseg.commands.run_page import account_text
+    from fusionseg.runs.paths import is_run_folder
 
     while True:
         runs, remark = read_status(arguments.folder)
+        text = to_text(runs, remark)
+        if is_run_folder(arguments.folder):
+            text += "\n\n" + account_text(arguments.folder, is_running=runs[0].state in ("running", "RUNNING"))
         if arguments.watch is None:
-            print(to_text(runs, remark))
+            print(text)
             return FAILED if any(run.has_failed for run in runs) else DONE
-        print("\033[H\033[2J" + to_text(runs, remark), flush=True)
+        print("\033[H\033[2J" + text, flush=True)
         if not any(run.is_active for run in runs) or reader_has_left():
             return FAILED if any(run.has_failed for run in runs) else DONE
         time.sleep(arguments.watch)
@@ -92,16 +98,25 @@ def add_doctor(commands: Commands) -> None:
     parser = add_command(
         commands,
         "doctor",
-        "one page about this machine or allocation, with remedies; under srun or torchrun a line for each rank",
-        "fusionseg doctor --folder /scratch/runs\n"
+        "one page about this machine or allocation, with remedies; under srun or torchrun a line for each rank; or the"
+        " known troubles of a run",
+        "fusionseg doctor --folder /scratch/runs\n  fusionseg doctor runs/unet\n"
         "  srun --nodes=2 --ntasks-per-node=4 --gres=gpu:4 fusionseg doctor --folder /scratch/runs",
         _doctor,
+    )
+    parser.add_argument(
+        "run",
+        type=Path,
+        nargs="?",
+        help="a run folder: look for known troubles in its records, history and log",
     )
     parser.add_argument("--folder", type=Path, default=Path(), help="folder of the runs (default: this folder)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings as JSON too")
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
+    if arguments.run is not None:
+        return _doctor_of_run(arguments)
     with loading():
         from fusionseg.cluster.doctor import BAD, examine, to_json, to_text
         from fusionseg.distributed.launch import read_launch
@@ -120,3 +135,23 @@ def _doctor(arguments: argparse.Namespace) -> int:
         if arguments.json is not None:
             write_json(arguments.json, to_json(findings))
     return FAILED if any(finding.verdict == BAD for finding in findings) else DONE
+
+
+def _doctor_of_run(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from fusionseg.commands.run_page import troubles_text
+    from fusionseg.runs.accounts.findings import find_troubles
+    from fusionseg.runs.paths import is_run_folder
+    from fusionseg.utils.errors import UserError
+    from fusionseg.utils.files import writable_file, write_json
+
+    if not is_run_folder(arguments.run):
+        raise UserError(f"{arguments.run}: is no run folder: give the folder that a training wrote, or leave it out")
+    if arguments.json is not None:
+        writable_file(arguments.json, "--json")
+    troubles = find_troubles(arguments.run)
+    print(troubles_text(troubles) if troubles else f"{arguments.run}: no known trouble was found")
+    if arguments.json is not None:
+        write_json(arguments.json, {"troubles": [asdict(trouble) for trouble in troubles]})
+    return FAILED if troubles else DONE

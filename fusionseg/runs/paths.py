@@ -15,6 +15,8 @@ ENVIRONMENT = "environment.json"
 SPLIT = "split.json"
 METRICS = "metrics.jsonl"
 JOBS = "jobs.jsonl"
+HISTORY = "history.jsonl"
+"""The starts of a run and their ends."""
 TRACKERS = "trackers.json"
 LOG = "log.txt"
 CHECKPOINTS = "checkpoints"
@@ -72,6 +74,10 @@ class RunPaths:
         return self.root / JOBS
 
     @property
+    def history(self) -> Path:
+        return self.root / HISTORY
+
+    @property
     def trackers(self) -> Path:
         return self.root / TRACKERS
 
@@ -106,7 +112,7 @@ class RunPaths:
     @property
     def files(self) -> tuple[Path, ...]:
         """Every entry of the run folder that is a file. Evaluations and checkpoints are not among them."""
-        names = (CONFIG, ENVIRONMENT, SPLIT, METRICS, JOBS, TRACKERS, LOG, LOCK)
+        names = (CONFIG, ENVIRONMENT, SPLIT, METRICS, JOBS, HISTORY, TRACKERS, LOG, LOCK)
         return tuple(self.root / name for name in names)
 
     @property

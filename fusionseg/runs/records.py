@@ -148,23 +148,6 @@ def rewind_records(run: Path, step: int, *, validated: int) -> None:
     write_text(path, "".join(f"{json.dumps(record)}\n" for record in kept))
 
 
-def record_hang(run: Path, step: int, reason: str) -> None:
-    """Write the end record of a start in which the ranks hang. Any rank may call this, as rank 0 may be the one missed.
-
-    Args:
-        run: the run folder. Nothing is written if it does not exist yet.
-        step: the steps done.
-        reason: the message of the watchdog.
-
-    Raises:
-        TrainingStopped: the record cannot be written.
-    """
-    if run.is_dir():
-        writer = RecordWriter(run)
-        writer.write(RecordKind.END, step, status=RunStatus.HUNG, reason=reason)
-        writer.sync()
-
-
 class RecordWriter:
     """The writer of a run's records. Only rank 0 has one.
 

@@ -19,13 +19,14 @@ from fusionseg.models.implementation import chosen_implementation, describe_impl
 from fusionseg.models.placement import uses_channels_last
 from fusionseg.models.sharding.parts import LocalParts
 from fusionseg.observability.ranges import annotate
+from fusionseg.runs.accounts.history import record_hang, write_end, write_start
 from fusionseg.runs.cases.opening import RunCases
 from fusionseg.runs.cases.split import write_split
 from fusionseg.runs.early_checks import finished_text
 from fusionseg.runs.environment import write_environment
 from fusionseg.runs.folder import RunFolder, run_folder_of
 from fusionseg.runs.paths import BEST
-from fusionseg.runs.records import RunStatus, has_finished, last_end, record_hang, rewind_records
+from fusionseg.runs.records import RunStatus, has_finished, last_end, rewind_records
 from fusionseg.training.data import open_training_data
 from fusionseg.training.memory.shard_units import find_units
 from fusionseg.training.micro_batches import MicroBatches
@@ -216,11 +217,12 @@ def run(trainer: Trainer, folder: RunFolder) -> str:
     if status and world.broadcast_object(_is_recorded_as_finished(folder)):
         log.log(RESULT, "%s", finished_text(config, folder.path, status, step))
         return status
+    ranks = world.all_gather_object(rank_info(world))
     if world.is_rank_zero:
+        write_start(folder.path, step, ranks)
         rewind_records(folder.path, step, validated=trainer.state.validated)
     with annotate("cache"), world.wait_for_all("load the cases of the first step"):
         data.cache.advance(step)
-    ranks = world.all_gather_object(rank_info(world))
     if world.is_rank_zero:
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
         write_environment(folder.path, ranks, parameters, implementation_of(trainer.model))
@@ -274,3 +276,5 @@ def _write_end(trainer: Trainer, recorder: Recorder, status: str, reason: str) -
     cache_on_host = device.type == "cuda" and trainer.data.cache.device.type == "cpu"
     validates = trainer.validation is not None
     recorder.end(state.step, status, reason, best, validates=validates, cache_on_host=cache_on_host)
+    if trainer.world.is_rank_zero:
+        write_end(recorder.run, state.step, status, reason)

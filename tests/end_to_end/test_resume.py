@@ -22,6 +22,8 @@ from end_to_end.runs import (
     snapshot,
     wait_for_step,
 )
+from fusionseg.runs.accounts.account import read_account
+from fusionseg.runs.accounts.history import read_history
 
 # Accumulation, dropout and every augmentation: all random numbers must continue exactly.
 STEPS = 24
@@ -330,3 +332,18 @@ def test_the_other_implementation_continues_a_run(train: Train, tmp_path: Path) 
     assert again == pytest.approx(losses, rel=1e-5)
     dry = train(run, *settings, "--dry-run").expect(0)
     assert "\n             implementation fused (auto on a CPU)\n" in dry.out
+
+
+def test_history_of_a_run_that_was_killed(program: Program, config_file: Path, tmp_path: Path) -> None:
+    """The account knows of steps that a resume removes from the records."""
+    run = tmp_path / "run"
+    argv = arguments(config_file, run, "train.steps=60", "checkpoint.every=20", "validate.every=60")
+    process = program.warm(TRAIN, *argv)
+    wait_for_step(run, 27, [process])
+    process.send(signal.SIGKILL)
+    process.wait()
+    program.warm(TRAIN, *argv).wait().expect(0)
+    killed, last = read_history(run)
+    assert killed.status is None and killed.step == 0 and killed.reached >= 27 and killed.wall_s > 0
+    assert (last.step, last.reached, last.status) == (20 if killed.reached < 40 else 40, 60, "completed")
+    assert read_account(run).repeated_steps == killed.reached - last.step

@@ -77,6 +77,7 @@ class Recorder:
         stragglers: the search for slow ranks; None does not look for them.
         """
         self.config = config
+        self.run = folder.path
         self.world = world
         self.watch = watch
         self.score = score

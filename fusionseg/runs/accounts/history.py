@@ -1,0 +1,188 @@
+"""The starts of a run and their ends, in `history.jsonl`: one JSON object a line, which no resume removes."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from fusionseg.runs.json_files import JsonObject, read_lines
+from fusionseg.runs.paths import RunPaths
+from fusionseg.runs.records import RecordKind, RecordWriter, RunStatus, last_records
+from fusionseg.utils.machine import process_age_s
+
+log = logging.getLogger("fusionseg")
+
+_START, _END = "start", "end"
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of a run."""
+
+    began: datetime
+    """Time at which the process began."""
+    step: int
+    """Steps that were done before."""
+    ranks: int
+    hosts: tuple[str, ...]
+    devices: tuple[str, ...]
+    """Name of the device of each rank."""
+    ended: datetime | None
+    """Time of the end, or of the last record if no end is recorded; None if there is neither."""
+    reached: int
+    """Steps done at the end, or at the last record."""
+    status: str | None
+    """The status of its end record; None if it was killed, or still runs."""
+    reason: str
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds from the beginning to the end."""
+        return 0.0 if self.ended is None else max(0.0, (self.ended - self.began).total_seconds())
+
+
+def write_start(run: Path, step: int, ranks: Sequence[JsonObject]) -> None:
+    """Append the line of a start. Call it before the records after `step` are removed: the line keeps where they ended.
+
+    Args:
+        run: the run folder.
+        step: steps that the checkpoint has done.
+        ranks: host and device of each rank, as `environment.json` has them.
+    """
+    now = datetime.now(UTC)
+    reached, reached_at = _last_progress(run)
+    fields: JsonObject = {
+        "began": (now - timedelta(seconds=process_age_s())).isoformat(timespec="seconds"),
+        "step": step,
+        "ranks": len(ranks),
+        "hosts": sorted({str(rank["host"]) for rank in ranks}),
+        "devices": [str(rank["name"]) for rank in ranks],
+    }
+    if reached_at is not None:  # of the start before, which may have been killed
+        fields |= {"before": reached, "before_at": reached_at.isoformat(timespec="seconds")}
+    _append(run, {"event": _START, "time": now.isoformat(timespec="seconds"), **fields})
+
+
+def write_end(run: Path, step: int, status: str, reason: str) -> None:
+    """Append the line of an end.
+
+    Args:
+        run: the run folder.
+        step: steps done.
+        status: see `RunStatus`.
+        reason: of the status.
+    """
+    time = datetime.now(UTC).isoformat(timespec="seconds")
+    _append(run, {"event": _END, "time": time, "step": step, "status": status, "reason": reason})
+
+
+def record_hang(run: Path, step: int, reason: str) -> None:
+    """Record the end of a start in which the ranks hang. Any rank may call this, as rank 0 may be the one missed.
+
+    Args:
+        run: the run folder. Nothing is written if it does not exist yet.
+        step: the steps done.
+        reason: the message of the watchdog.
+
+    Raises:
+        TrainingStopped: the record cannot be written.
+    """
+    if run.is_dir():
+        writer = RecordWriter(run)
+        writer.write(RecordKind.END, step, status=RunStatus.HUNG, reason=reason)
+        writer.sync()
+        write_end(run, step, RunStatus.HUNG, reason)
+
+
+def read_history(run: Path) -> list[Start]:
+    """Read the starts of a run, the oldest first; none for a run of a version that did not record them.
+
+    Args:
+        run: the run folder.
+    """
+    starts: list[Start] = []
+    begun: JsonObject | None = None
+    end: JsonObject | None = None
+    for line in read_lines(RunPaths(run).history, _is_valid):
+        if line["event"] == _END:
+            end = line
+            continue
+        if begun is not None:
+            starts.append(
+                _start(begun, end, line["before"] if "before" in line else line["step"], line.get("before_at"))
+            )
+        begun, end = line, None
+    if begun is not None:
+        reached, reached_at = _last_progress(run)
+        starts.append(_start(begun, end, reached, None if reached_at is None else reached_at.isoformat()))
+    return starts
+
+
+def _start(begun: JsonObject, end: JsonObject | None, reached: int, reached_at: str | None) -> Start:
+    ended = end["time"] if end is not None else reached_at
+    began = _time(begun["began"])
+    found = None if ended is None else _time(ended)
+    return Start(
+        began=began,
+        step=begun["step"],
+        ranks=begun["ranks"],
+        hosts=tuple(begun["hosts"]),
+        devices=tuple(begun["devices"]),
+        # The last record may be older than the start: it was killed before it wrote one.
+        ended=None if found is None or found < began else found,
+        reached=max(begun["step"], end["step"] if end is not None else reached),
+        status=None if end is None else end["status"],
+        reason="" if end is None else end["reason"],
+    )
+
+
+def _last_progress(run: Path) -> tuple[int, datetime | None]:
+    """The step of the last train record, and the time at which the records were written last."""
+    path = RunPaths(run).metrics
+    try:
+        written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    except OSError:
+        return 0, None
+    return int(last_records(run).get(RecordKind.TRAIN, {}).get("step", 0)), written
+
+
+def _append(run: Path, line: JsonObject) -> None:
+    """Append a line. A full disk is no reason to end a training: the account is then incomplete."""
+    try:
+        with RunPaths(run).history.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        log.warning("%s: cannot be written (%s): the account of the run lacks a line", error.filename, error.strerror)
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def _is_valid(line: JsonObject) -> bool:
+    texts, numbers = ["time", "status", "reason"], ["step"]
+    if line.get("event") == _START:
+        texts, numbers = ["time", "began"], ["step", "ranks"]
+        if not all(isinstance(line.get(name), list) for name in ("hosts", "devices")):
+            return False
+        if not isinstance(line.get("before", 0), int):
+            return False
+    elif line.get("event") != _END:
+        return False
+    return (
+        all(isinstance(line.get(name), str) for name in texts)
+        and all(isinstance(line.get(name), int) for name in numbers)
+        and all(_is_time(line[name]) for name in ("time", "began", "before_at") if name in line)
+    )
+
+
+def _is_time(text: Any) -> bool:
+    try:
+        return datetime.fromisoformat(text).tzinfo is not None
+    except (TypeError, ValueError):
+        return False
