@@ -62,7 +62,7 @@ def _times(account: Account) -> str:
 
 
 def _starts(starts: list[Start], *, is_running: bool) -> str:
-    rows = [["began", "steps", "time", "ranks", "host", "end", "because"]]
+    rows = [["began", "steps", "time", "ranks", "host", "outcome", "because"]]
     shown = list(enumerate(starts, start=1))[-_SHOWN_STARTS:]
     for number, start in shown:
         runs_now = is_running and number == len(starts)
