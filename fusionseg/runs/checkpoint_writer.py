@@ -105,6 +105,16 @@ class CheckpointWriter:
                 f" run again: it goes on from {self._newest()}"
             ) from error
 
+    def delete_after(self, step: int) -> None:
+        """Delete the numbered checkpoints after a step. Call it when nothing is being written.
+
+        Args:
+            step: number of steps that were trained.
+        """
+        for saved, path in numbered_checkpoints(self.folder):
+            if saved > step:
+                path.unlink()
+
     def check(self) -> None:
         """Call `finish` if the thread has ended. This method never waits.
 

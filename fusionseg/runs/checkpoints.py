@@ -127,13 +127,14 @@ def read_training_state(path: Path) -> dict[str, Any]:
 
 
 def newest_intact(
-    folder: Path, read: Callable[[Path], dict[str, Any]] = read_checkpoint
+    folder: Path, read: Callable[[Path], dict[str, Any]] = read_checkpoint, at_most: int | None = None
 ) -> tuple[Path, dict[str, Any]] | None:
     """Load the newest numbered checkpoint that is intact. Those that are not are skipped with a warning.
 
     Args:
         folder: the `checkpoints/` folder.
         read: loads a file; raises UserError where it is damaged.
+        at_most: the highest step; None takes them all.
 
     Returns:
         The file and its content; None if there is no checkpoint.
@@ -142,7 +143,9 @@ def newest_intact(
         UserError: there are checkpoints, and none is intact.
     """
     broken = []
-    for _, path in numbered_checkpoints(folder):
+    for step, path in numbered_checkpoints(folder):
+        if at_most is not None and step > at_most:
+            continue
         try:
             return path, read(path)
         except UserError as error:

@@ -32,6 +32,8 @@ class RecordKind(StrEnum):
 
     TRAIN = "train"
     VAL = "val"
+    EVENT = "event"
+    """Something that happened in the training, named by the field `event`."""
     END = "end"
 
 

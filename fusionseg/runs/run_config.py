@@ -34,7 +34,7 @@ RESUME_FREE_KEYS = (
     ("cache", "memory_fraction"), ("cache", "read_threads"), ("checkpoint",), ("data", "root"),
     ("data", "base_dir"), ("data", "prepared"), ("data", "workers"), ("model", "implementation"), ("train", "threads"),
     ("train", "checkpoint_activations"), ("train", "cuda_graph"), ("train", "cudnn_benchmark"),
-    ("train", "deterministic"),
+    ("train", "deterministic"), ("train", "spikes"),
     ("validate", "window_batch"), ("metrics",), ("evaluate",), ("distributed", "parallel"),
     ("distributed", "timeout_s"), ("distributed", "bind_cpus"), ("distributed", "hang_warn_s"),
     ("distributed", "hang_end_s"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -41,6 +41,7 @@ class MicroBatches:
         micro_batch: int,
         accumulation_steps: int,
         channels_last: bool = False,
+        stream_step: Callable[[int], int] = lambda step: step,
     ) -> None:
         """Args:
         batch: the function of the task that makes samples.
@@ -49,6 +50,7 @@ class MicroBatches:
         micro_batch: samples of a micro-batch.
         accumulation_steps: micro-batches of a step on each rank.
         channels_last: convert the image, the first input, to the channels-last layout.
+        stream_step: the step of the sample stream whose samples a step has, see `LossSpikes`.
         """
         self.batch = batch
         self.data = data
@@ -56,12 +58,14 @@ class MicroBatches:
         self.micro_batch = micro_batch
         self.accumulation_steps = accumulation_steps
         self.channels_last = channels_last
+        self.stream_step = stream_step
         self._taken: list[range] = []
         self.timer = StreamTimer(enabled=world.device.type == "cuda")
 
     def of_step(self, step: int) -> Iterator[MicroBatch]:
         """Make the micro-batches of a step; each is made when it is asked for."""
         self._taken = []
+        step = self.stream_step(step)
         for micro in range(self.accumulation_steps):
             with annotate("data", micro), self.timer:
                 indices = self.indices(micro)
@@ -89,7 +93,7 @@ class MicroBatches:
 
     def describe(self, step: int, indices: range) -> list[dict[str, Any]]:
         """Return index, case and patch origin (voxels) of some samples of a step."""
-        plan = self.data.plan.samples(step, indices)
+        plan = self.data.plan.samples(self.stream_step(step), indices)
         names = self.data.cache.names
         return [
             {"sample": k, "case": names[int(case)], "origin": origin.tolist()}

@@ -32,6 +32,7 @@ from fusionseg.training.memory.shard_units import find_units
 from fusionseg.training.micro_batches import MicroBatches
 from fusionseg.training.network import build_network, distribute, start_from
 from fusionseg.training.numerics.determinism import naming_operators, reserve_workspace
+from fusionseg.training.numerics.loss_spikes import LossSpikes
 from fusionseg.training.numerics.weight_averages import open_averages
 from fusionseg.training.observers.gpu_watch import GpuWatch
 from fusionseg.training.observers.profile_range import ProfileRange
@@ -138,6 +139,7 @@ def build_trainer(config: RunConfig, world: World, folder: RunFolder, cases: Run
     channels_last = uses_channels_last(config.train.channels_last, model, world.device.type)
     if config.train.channels_last == "auto":
         log.info("memory format: %s", "channels-last" if channels_last else "contiguous, which the norms need on a GPU")
+    spikes = LossSpikes(config.train.spikes)
     micro_batches = MicroBatches(
         task.build_batches(data, world),
         data,
@@ -145,6 +147,7 @@ def build_trainer(config: RunConfig, world: World, folder: RunFolder, cases: Run
         micro_batch=config.train.micro_batch,
         accumulation_steps=accumulation,
         channels_last=channels_last,
+        stream_step=spikes.stream_step,
     )
     validation = None if data.split.validates_none else task.build_validation(data, precision, world)
     units: tuple[str, ...] = ()
@@ -192,9 +195,10 @@ def build_trainer(config: RunConfig, world: World, folder: RunFolder, cases: Run
         model=model,
         train_step=train_step,
         validation=validation,
+        spikes=spikes,
         skipped_steps=SkippedSteps(micro_batches, world, config.train.max_skipped),
         profile=ProfileRange(config.profile, world, folder.paths.profile),
-        checkpoints=TrainingCheckpoints(config, folder, world, data, task, model, train_step, lead),
+        checkpoints=TrainingCheckpoints(config, folder, world, data, task, model, train_step, spikes, lead),
         lead=lead,
     )
 
@@ -222,7 +226,7 @@ def run(trainer: Trainer, folder: RunFolder) -> str:
         write_start(folder.path, step, ranks)
         rewind_records(folder.path, step, validated=trainer.state.validated)
     with annotate("cache"), world.wait_for_all("load the cases of the first step"):
-        data.cache.advance(step)
+        data.cache.advance(trainer.spikes.stream_step(step))
     if world.is_rank_zero:
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
         write_environment(folder.path, ranks, parameters, implementation_of(trainer.model))

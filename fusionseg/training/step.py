@@ -104,6 +104,8 @@ class TrainStep:
         # What a finite step keeps of the totals, and what a skipped step adds to them.
         self._kept, self._skip = self._totals.new_tensor([[1, 1, 0, 1, 0], [0, 0, 0, 1, 1]])
         self._zero, self._one = torch.tensor([0.0, 1.0], device=world.device)
+        self.loss_of_step: Tensor | None = None
+        """The loss of the last step, on the device; None before the first one and with `graphs`."""
         self.micro_finite = torch.ones(accumulation_steps, dtype=torch.bool, device=world.device)
         """Whether the loss of each micro-batch of the last step was finite on this rank."""
 
@@ -173,6 +175,7 @@ class TrainStep:
                 if self.averages is not None:
                     self.averages.update(finite)
                 self._count(loss, norm, finite)
+                self.loss_of_step = loss if self.graphs is None else None  # a recording has one place for all steps
 
     def read(self) -> StepStatistics:
         """Wait for the device and take the totals since the last reading."""

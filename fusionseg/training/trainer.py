@@ -19,6 +19,8 @@ from fusionseg.runs.cases.split_file import NO_VALIDATION
 from fusionseg.runs.records import RunStatus
 from fusionseg.training.data import TrainingData
 from fusionseg.training.micro_batches import MicroBatches
+from fusionseg.training.numerics.loss_spikes import LossSpikes, Spike
+from fusionseg.training.numerics.rewinding import rewind
 from fusionseg.training.observers.profile_range import ProfileRange
 from fusionseg.training.observers.recorder import Recorder
 from fusionseg.training.observers.skipped_steps import SkippedSteps
@@ -29,6 +31,7 @@ from fusionseg.training.step import TrainStep
 from fusionseg.training.stopping import plateau_reason
 from fusionseg.training.tasks.task import Task, ValidationFunction, ValidationResult
 from fusionseg.training.training_state import TrainingCheckpoints, TrainingState
+from fusionseg.utils.errors import some_of
 
 log = logging.getLogger("fusionseg")
 
@@ -48,6 +51,7 @@ class Trainer:
     train_step: TrainStep
     validation: ValidationFunction | None
     """None if the run has no validation cases (`data.fold: all`)."""
+    spikes: LossSpikes
     skipped_steps: SkippedSteps
     profile: ProfileRange
     checkpoints: TrainingCheckpoints
@@ -68,7 +72,9 @@ class Trainer:
             lr = self.train_one_step()
             self.profile.after(self.state.step)
             recorder.progress.step(self.state.step)
-            self._log(lr, recorder)
+            spike = self._log(lr, recorder)
+            if spike is not None and self._rewind(spike, recorder):
+                continue
             self._log_drawn()
             self.checkpoints.writer.check()
 
@@ -89,6 +95,7 @@ class Trainer:
             lr = learning_rate(step, config.train.steps, config.optim.lr, config.schedule, config.finetune.restart)
             self.train_step(step, self.micro_batches.of_step(step), lr)
             self.skipped_steps.add(step, self.train_step.micro_finite)
+            self.spikes.add(self.train_step.loss_of_step)
             self.state.step += 1
         return lr
 
@@ -126,8 +133,12 @@ class Trainer:
             if is_best and self.checkpoints.takes_part:
                 self.checkpoints.save_best(self.state)
 
-    def _log(self, lr: float, recorder: Recorder) -> None:
-        """Write the train record on a logging step. On a GPU only such a step and the first wait for the device."""
+    def _log(self, lr: float, recorder: Recorder) -> Spike | None:
+        """Write the train record on a logging step. On a GPU only such a step and the first wait for the device.
+
+        Returns:
+            The spike, if the logged loss is one.
+        """
         step = self.state.step
         is_logged = step % self.config.log.every == 0 or step == self.config.train.steps
         if is_logged or (self.world.device.type == "cpu" and step % self.config.train.max_skipped == 0):
@@ -142,9 +153,27 @@ class Trainer:
                 samples = self.micro_batches.last_samples(step - 1) if self.config.log.samples else None
                 own = self.train_step.own_time.take()
                 recorder.train(step, lr, statistics, samples, now, self.micro_batches.timer.take(), own)
+                return self.spikes.look(step, statistics.loss)
         elif recorder.progress.awaits_first_step:  # so that loss and time left are known from the beginning
             with phase_timer().measure("step"):
                 recorder.first_step(step, self.train_step.peek())
+        return None
+
+    def _rewind(self, spike: Spike, recorder: Recorder) -> bool:
+        """Record a spike, and go back before it if the configuration says so; return whether the run has gone back."""
+        every_sample = range(self.config.train.global_batch)
+        samples = [] if spike.worst_step is None else self.micro_batches.describe(spike.worst_step - 1, every_sample)
+        fields = {**spike.fields(), **({"samples": samples} if samples else {})}
+        cases = f"; its cases: {some_of(sorted({each['case'] for each in samples}))}" if samples else ""
+        log.warning("step %d: %s%s (train.spikes)", spike.step, spike, cases)
+        if self.spikes.config.action == "rewind":
+            before = rewind(spike, self.state, self.spikes, self.checkpoints, recorder)
+            if before is not None:
+                self.state = before
+                recorder.event(before.step, "rewind", **fields, left_out=[*self.spikes.left_out[-1]])
+                return True
+        recorder.event(spike.step, "loss_spike", **fields)
+        return False
 
     def _log_drawn(self) -> None:
         """Log what the plan has drawn, as often as validations are due. The plan is computed again on the host."""
@@ -154,9 +183,9 @@ class Trainer:
                 log.info("step %d: %s", step, self.data.describe_drawn(self._counted_steps()))
 
     def _counted_steps(self) -> range:
-        """The steps since the last one at which a validation was due."""
+        """The steps of the sample stream since the last step at which a validation was due."""
         step, every = self.state.step, self.config.validation.every
-        return range((step - 1) // every * every, step)
+        return self.spikes.stream_steps(range((step - 1) // every * every, step))
 
     def _save(self, recorder: Recorder) -> None:
         if not self.checkpoints.takes_part:

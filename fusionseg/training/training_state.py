@@ -28,6 +28,7 @@ from fusionseg.runs.folder import RunFolder
 from fusionseg.runs.paths import BEST
 from fusionseg.runs.run_config import config_hash, refuse_other_config
 from fusionseg.training.data import TrainingData
+from fusionseg.training.numerics.loss_spikes import LossSpikes
 from fusionseg.training.observers.recorder import Spent
 from fusionseg.training.signals import Lead
 from fusionseg.training.step import TrainStep
@@ -78,6 +79,7 @@ class TrainingCheckpoints:
         task: Task,
         model: nn.Module,
         train_step: TrainStep,
+        spikes: LossSpikes,
         lead: Lead,
     ) -> None:
         self.config = config
@@ -87,6 +89,7 @@ class TrainingCheckpoints:
         self.task = task
         self.model = model
         self.train_step = train_step
+        self.spikes = spikes
         self._averages = train_step.averages
         self._is_sharded = is_sharded_network(model)
         self.writer = CheckpointWriter(
@@ -127,11 +130,23 @@ class TrainingCheckpoints:
             "phases_s": spent.phases_s,
             "noise": noise_lines.VERSION,
             "ranks": self.world.size,
+            "spikes": self.spikes.state_dict(),
         }
         if self.world.is_rank_zero:
             self.writer.save(state.step, content)
         else:
             gather_all(content)
+
+    def save_rewound(self, state: TrainingState, spent: Spent) -> None:
+        """Save a checkpoint to which the training has gone back, and delete those after it; wait for the disk.
+
+        Args:
+            state, spent: see `save`.
+        """
+        if self.world.is_rank_zero:
+            self.writer.delete_after(state.step)
+        self.save(state, spent)
+        self.writer.finish()
 
     def save_best(self, state: TrainingState) -> None:
         """Save best.pt: the network as it was validated, with averaged weights if there are any (`in_use`), and what is
@@ -168,10 +183,13 @@ class TrainingCheckpoints:
             "labels": {str(value): name for value, name in self.data.labels.items()},
         }
 
-    def restore(self) -> tuple[TrainingState, Spent] | None:
+    def restore(self, at_most: int | None = None) -> tuple[TrainingState, Spent] | None:
         """Load the newest intact checkpoint into network and optimizer; None if the run has no checkpoint.
 
         All ranks call it.
+
+        Args:
+            at_most: the highest step of the checkpoint; None takes the newest.
 
         Returns:
             The state of the training, and the time that the run has taken up to the checkpoint.
@@ -181,7 +199,7 @@ class TrainingCheckpoints:
         """
         found: list[tuple[Path, dict[str, Any]] | None] = []
         self.world.rank_zero_first(
-            "find a checkpoint", lambda: found.append(newest_intact(self.writer.folder, read_training_state))
+            "find a checkpoint", lambda: found.append(newest_intact(self.writer.folder, read_training_state, at_most))
         )
         intact = found[0] if found else None
         path = self.world.broadcast_object(intact[0] if intact else None)
@@ -211,6 +229,7 @@ class TrainingCheckpoints:
             if self._averages is not None:
                 self._averages.load_state_dict(content[AVERAGED])
             self.train_step.load_state_dict(content["train_step"])
+            self.spikes.load_state_dict(content.get("spikes", {}), self.world.device)
             history = [(int(step), float(score)) for step, score in content["history"]]
             state = TrainingState(content["step"], history, content["best"])
         except torch.OutOfMemoryError:

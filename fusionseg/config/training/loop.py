@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from fusionseg.config.section import Positive, SectionWithOptions
+from fusionseg.config.training.spikes import SpikeConfig
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 
@@ -26,6 +27,7 @@ class TrainConfig(SectionWithOptions):
         "deterministic",
         "ema",
         "ema_warmup",
+        "spikes",
     )
 
     steps: Positive = 50000
@@ -71,6 +73,7 @@ class TrainConfig(SectionWithOptions):
     average is close to the initial weights for the first 1 / (1 - ema) steps."""
     max_skipped: Positive = 10
     """Number of consecutive steps with a non-finite loss or gradient that ends the run."""
+    spikes: SpikeConfig = SpikeConfig()
     threads: Positive | None = None
     """CPU threads of each process; null divides this job's CPUs among its processes on the node."""
 

@@ -59,7 +59,9 @@ def write_run_page(run: Path) -> Path:
     plain = plain_config(run)
     score = task_info(pretrain=plain.get("pretrain"), task=plain.get("task")).score
     records = read_records(run)
-    train, val, end = ([one for one in records if one["kind"] == kind] for kind in RecordKind)
+    train, val, end = (
+        [one for one in records if one["kind"] == kind] for kind in (RecordKind.TRAIN, RecordKind.VAL, RecordKind.END)
+    )
     last_end = end[-1] if end and records[-1] is end[-1] else None
     parts = [
         paragraph(str(run.resolve()), "note"),

@@ -1,1 +1,1 @@
-"""Numbers of a training beside those of its step: averaged weights, determinism."""
+"""Numbers of a training beside those of its step: averaged weights, determinism, spikes of the loss."""

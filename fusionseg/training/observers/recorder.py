@@ -19,7 +19,15 @@ from fusionseg.observability.ranges import PHASES, phase_timer
 from fusionseg.observability.sinks.sink import RunEnd, RunStart, Sinks
 from fusionseg.runs.environment import read_environment
 from fusionseg.runs.folder import RunFolder
-from fusionseg.runs.records import Record, RecordKind, RecordWriter, RunStatus, has_finished, read_records
+from fusionseg.runs.records import (
+    Record,
+    RecordKind,
+    RecordWriter,
+    RunStatus,
+    has_finished,
+    read_records,
+    rewind_records,
+)
 from fusionseg.training.observers.gpu_watch import GpuWatch
 from fusionseg.training.observers.sinks import sink_makers
 from fusionseg.training.observers.stragglers import OWN_PARTS, Stragglers
@@ -218,6 +226,35 @@ class Recorder:
             self._folder.check_ours()
             self._pictures.write("validation", result.picture, step)
             self._sinks.image("validation", result.picture, step)
+
+    def event(self, step: int, name: str, **fields: Any) -> None:
+        """Write an event of the training.
+
+        Args:
+            step: the number of steps done.
+            name: of the event.
+            fields: of the record.
+        """
+        self._write(RecordKind.EVENT, step, event=name, **fields)
+
+    def rewind(self, step: int, validated: int) -> None:
+        """Go back with the training: drop the records after a checkpoint, and start the sinks again from there.
+
+        Args:
+            step: the number of steps done at the checkpoint.
+            validated: see `rewind_records`.
+        """
+        self._add_phases()
+        self._interval.clear()
+        self._interval_start, self._interval_step = time.monotonic(), step
+        if self._records is None:
+            return
+        self._records.close()
+        rewind_records(self._folder.path, step, validated=validated)
+        self._records = RecordWriter(self._folder.path)
+        self._sinks.finish(RunEnd(has_failed=False))
+        self._sinks = Sinks(sink_makers(self.config, self._folder, step))
+        self._start_sinks(self._folder, step)
 
     def end(
         self, step: int, status: str, reason: str, best: float | None, *, validates: bool, cache_on_host: bool
