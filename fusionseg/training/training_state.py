@@ -198,8 +198,11 @@ class TrainingCheckpoints:
             UserError: the checkpoint belongs to another configuration or to other data, or it does not fit.
         """
         found: list[tuple[Path, dict[str, Any]] | None] = []
+        # The ranks wait for a name, which may be used once.
+        where = "" if at_most is None else f" up to step {at_most}, rewind {self.spikes.rewinds + 1}"
         self.world.rank_zero_first(
-            "find a checkpoint", lambda: found.append(newest_intact(self.writer.folder, read_training_state, at_most))
+            f"find a checkpoint{where}",
+            lambda: found.append(newest_intact(self.writer.folder, read_training_state, at_most)),
         )
         intact = found[0] if found else None
         path = self.world.broadcast_object(intact[0] if intact else None)

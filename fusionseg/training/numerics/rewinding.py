@@ -42,7 +42,9 @@ def rewind(
         )
     rewinds, next_sample = spikes.rewinds + 1, spikes.stream_step(state.step)
     checkpoints.writer.finish()
-    restored = checkpoints.restore(at_most=spike.first - 1)
+    # No rank writes the checkpoint again before all have read it.
+    with checkpoints.world.wait_for_all(f"go back before step {spike.step}, rewind {rewinds}"):
+        restored = checkpoints.restore(at_most=spike.first - 1)
     if restored is None:
         log.warning("train.spikes: there is no checkpoint before step %d: the training goes on", spike.first)
         return None
