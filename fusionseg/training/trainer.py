@@ -167,7 +167,8 @@ class Trainer:
         cases = f"; its cases: {some_of(sorted({each['case'] for each in samples}))}" if samples else ""
         log.warning("step %d: %s%s (train.spikes)", spike.step, spike, cases)
         if self.spikes.config.action == "rewind":
-            before = rewind(spike, self.state, self.spikes, self.checkpoints, recorder)
+            with annotate("checkpoint", spike.step):
+                before = rewind(spike, self.state, self.spikes, self.checkpoints, recorder)
             if before is not None:
                 self.state = before
                 recorder.event(before.step, "rewind", **fields, left_out=[*self.spikes.left_out[-1]])

@@ -152,6 +152,7 @@ def test_a_run_goes_back_and_past_the_samples(spiky: SpikyConfig, tmp_path: Path
     trained = records(run, "train")
     assert [each["step"] for each in trained] == list(range(1, 65))
     assert max(each["loss"] for each in trained) < 10
+    assert all(each["step_s"] > 0 and each["data_s"] > 0 for each in trained)
     assert records(run, "end")[-1]["status"] == RunStatus.COMPLETED
     state = checkpoint(run)
     assert (state["spikes"]["rewinds"], state["spikes"]["left_out"]) == (1, [[52, 3]])

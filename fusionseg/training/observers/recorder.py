@@ -244,9 +244,7 @@ class Recorder:
             step: the number of steps done at the checkpoint.
             validated: see `rewind_records`.
         """
-        self._add_phases()
-        self._interval.clear()
-        self._interval_start, self._interval_step = time.monotonic(), step
+        self._interval_step = step  # the interval began with the record of the spike
         if self._records is None:
             return
         self._records.close()
