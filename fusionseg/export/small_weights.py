@@ -3,8 +3,8 @@
 Each small array is turned into float32 by an operator of its own before it is used, so that all sums are computed in
 float32. This makes the file smaller. It makes the prediction neither faster nor slower.
 
-Source of int8: R. Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference" (2018, sections 2.3
-and 3.1.1, arXiv:1806.08342): symmetric integers, a scale for each output channel, no data for calibration.
+Source of int8: R. Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference" (2018, sections 2
+and 3.1, arXiv:1806.08342): symmetric integers, a scale for each output channel, no data for calibration.
 """
 
 from __future__ import annotations
