@@ -95,10 +95,19 @@ def _next(run: Path, *, is_running: bool) -> str:
     if end is not None and end["status"] == RunStatus.FAILED:
         return f"fusionseg doctor {folder}"
     command = read_environment(run).get("command")
-    if isinstance(command, list) and command and all(isinstance(word, str) for word in command):
-        words = shlex.join(["python", "-m", "fusionseg.train", *command[1:]])
-        return f"{words}, or your torchrun, srun or submit command: the run continues at its newest checkpoint"
+    words = [str(word) for word in command] if isinstance(command, list) else []
+    if program := _program(words[0]) if words else None:
+        again = shlex.join([*program, *words[1:]])
+        return f"{again}, or your torchrun, srun or submit command: the run continues at its newest checkpoint"
     return "start the run again with the same command: it continues at its newest checkpoint"
+
+
+def _program(script: str) -> list[str] | None:
+    """The words that start the program of a recorded command; None for a program of somebody else."""
+    path = Path(script)
+    if path.parent.name == "fusionseg" and path.name in ("train.py", "pretrain.py"):
+        return ["python", "-m", f"fusionseg.{path.stem}"]
+    return ["fusionseg"] if path.name == "fusionseg" or path.parts[-2:] == ("fusionseg", "__main__.py") else None
 
 
 def _local(time: datetime) -> str:

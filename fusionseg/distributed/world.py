@@ -309,10 +309,14 @@ class World:
         if self.watchdog is not None:
             self.watchdog.hold()
 
-    def close(self) -> None:
-        """End the watchdog, and leave the process group."""
+    def stop_watching(self) -> None:
+        """End the watchdog of this rank: its part of the run is done."""
         if self.watchdog is not None:
             self.watchdog.close()
+
+    def close(self) -> None:
+        """End the watchdog, and leave the process group."""
+        self.stop_watching()
         if self.size > 1 and dist.is_initialized():
             with suppress(RuntimeError):  # another rank has died: the first error tells more than this one
                 self._wait_for_flag()

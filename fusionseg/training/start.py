@@ -76,14 +76,13 @@ def train(config: RunConfig, patience_s: float = 0.0, make_data: Callable[[], No
     start_logging(world.rank)
     config = with_present_sources(config)
     folder = RunFolder(run_folder_of(config))
-    if world.watchdog is not None:
-        world.watchdog.place(folder.paths.hangs, functools.partial(record_hang, folder.path))
     opened: list[RunCases] = []
     try:
         world.rank_zero_first(
             "open the run folder", lambda: opened.append(open_run_folder(folder, config, world, patience_s, make_data))
         )
         cases = world.broadcast_object(opened[0] if opened else None)
+        _record_hangs(world, folder, 0)
         for warning in filter(None, (world.launch.warning, warmup_warning(config) if world.is_rank_zero else "")):
             log.warning("%s", warning)
         log.info("run: %s", folder.path)
@@ -222,6 +221,7 @@ def run(trainer: Trainer, folder: RunFolder) -> str:
         log.log(RESULT, "%s", finished_text(config, folder.path, status, step))
         return status
     ranks = world.all_gather_object(rank_info(world))
+    _record_hangs(world, folder, step)
     if world.is_rank_zero:
         write_start(folder.path, step, ranks)
         rewind_records(folder.path, step, validated=trainer.state.validated)
@@ -269,6 +269,18 @@ def run(trainer: Trainer, folder: RunFolder) -> str:
             raise
 
 
+def _record_hangs(world: World, folder: RunFolder, step: int) -> None:
+    """Let the watchdog write into the run folder, which this run has locked.
+
+    Args:
+        world: the ranks.
+        folder: the run folder.
+        step: steps that are done at least.
+    """
+    if world.watchdog is not None:
+        world.watchdog.place(folder.paths.hangs, functools.partial(record_hang, folder.path, step))
+
+
 def _is_recorded_as_finished(folder: RunFolder) -> bool:
     end = last_end(folder.path)
     return end is not None and has_finished(end["status"])
@@ -282,3 +294,4 @@ def _write_end(trainer: Trainer, recorder: Recorder, status: str, reason: str) -
     recorder.end(state.step, status, reason, best, validates=validates, cache_on_host=cache_on_host)
     if trainer.world.is_rank_zero:
         write_end(recorder.run, state.step, status, reason)
+    trainer.world.stop_watching()  # the sinks may take long to finish

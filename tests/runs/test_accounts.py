@@ -15,7 +15,7 @@ from written_runs import write_run
 from fusionseg import cli
 from fusionseg.runs.accounts.account import read_account
 from fusionseg.runs.accounts.findings import find_troubles
-from fusionseg.runs.accounts.history import read_history, write_end, write_start
+from fusionseg.runs.accounts.history import read_history, record_hang, write_end, write_start
 
 RANKS = [{"rank": rank, "host": "node1", "name": "H100"} for rank in range(2)]
 
@@ -95,6 +95,22 @@ def test_a_start_is_written_with_the_place_where_the_one_before_was_killed(tmp_p
     assert second.hosts == ("node1",) and second.devices == ("H100", "H100")
 
 
+def test_a_start_that_hung_before_it_was_written_leaves_the_one_before(run: Path) -> None:
+    write_history(run, [*HISTORY[:2], end("2026-01-03T10:00:00+00:00", 0, "hung", "no progress")])
+    (one,) = read_history(run)
+    assert (one.reached, one.status, one.wall_s) == (50, "interrupted", 600)
+
+
+def test_two_hangs_at_one_place_are_two_ends(run: Path) -> None:
+    records = []
+    for _ in range(2):
+        record_hang(run, 60, 0, "no progress for 900 s")
+        records.append(json.loads((run / "metrics.jsonl").read_text().splitlines()[-1]))
+        time.sleep(0.01)
+    assert records[0] != records[1]
+    assert [(record["step"], record["status"]) for record in records] == [(60, "hung")] * 2
+
+
 def test_damaged_lines_are_left_out(run: Path) -> None:
     lines = [json.dumps(line) for line in HISTORY]
     bad = ["12", "{", '{"event": "start"}', json.dumps(start("yesterday", 3)), json.dumps(end("x", 3, "failed"))]
@@ -136,9 +152,17 @@ def test_next_command_of_a_run_that_was_killed(run: Path, capsys: pytest.Capture
     write_history(run, HISTORY[:3])
     records = (run / "metrics.jsonl").read_text().splitlines()[:-1]
     (run / "metrics.jsonl").write_text("\n".join(records) + "\n")
-    (run / "environment.json").write_text(json.dumps({"command": ["train.py", "--config", "my config.yaml"]}))
+    (run / "environment.json").write_text(
+        json.dumps({"command": ["/x/fusionseg/train.py", "--config", "my config.yaml"]})
+    )
     cli.main(["status", str(run)])
     assert "next: python -m fusionseg.train --config 'my config.yaml', or your torchrun" in capsys.readouterr().out
+    (run / "environment.json").write_text(json.dumps({"command": ["/x/bin/fusionseg", "train", "name=a"]}))
+    cli.main(["status", str(run)])
+    assert "next: fusionseg train name=a, or your torchrun" in capsys.readouterr().out
+    (run / "environment.json").write_text(json.dumps({"command": ["my_script.py", "--fast"]}))
+    cli.main(["status", str(run)])
+    assert "next: start the run again with the same command" in capsys.readouterr().out
 
 
 TROUBLES = [

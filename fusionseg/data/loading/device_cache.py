@@ -20,6 +20,7 @@ from fusionseg.config.data.cache import CacheConfig
 from fusionseg.data.loading.caches.flat_cache import ALIGNMENT, FlatCache, backgrounds
 from fusionseg.data.loading.caches.plan_cases import kept_positions, num_positions, plan_case
 from fusionseg.data.preprocessing.store import PreparedCase, Store
+from fusionseg.observability.ranges import progressed
 from fusionseg.utils.read_threads import map_reads
 
 
@@ -113,7 +114,7 @@ class DeviceCache(FlatCache):
         if fills or own_voxels:
             load = partial(self._load, cases, fills_positions=fills)
             for _ in map_reads(load, range(len(cases)), config.read_threads):
-                pass
+                progressed()
             self.image[:, : len(cases)].copy_(self._background_levels.T)
 
     def _load(self, cases: Sequence[tuple[Store, str]], case_index: int, *, fills_positions: bool) -> None:

@@ -73,6 +73,8 @@ class Beat:
     """Time without progress after which the rank counts as stuck, in its present phase."""
     end_s: float
     """Time without progress after which the run is ended; infinite if it never is."""
+    left: bool = False
+    """Whether the rank has done its work: nobody waits for it."""
 
     def dump(self) -> str:
         return json.dumps(asdict(self))

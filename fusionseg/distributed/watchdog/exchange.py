@@ -72,24 +72,27 @@ class Exchange:
         """The newest heartbeat of each rank, and the time of this host when it was first read."""
         self._reading_since: float | None = None
         self._lost_since: float | None = None
+        self._next_try, self._pause_s = 0.0, silence_s
         if rank == 0:
             self.judge(NONE_YET)
 
     @property
     def lost_s(self) -> float:
-        """Seconds since the store stopped to answer; 0 while it answers.
-
-        A connection that did not answer in time is not used again.
-        """
+        """Seconds since the store stopped to answer; 0 while it answers."""
         return 0.0 if self._lost_since is None else time.monotonic() - self._lost_since
 
     def send(self, beat: Beat) -> None:
         """Publish a heartbeat of this rank."""
         self._ask(lambda store: store.set(_key(self.rank), beat.dump()))
 
-    def read(self) -> bool:
-        """Read the heartbeats of the other ranks; False if the store does not answer."""
-        texts = self._ask(self._read)
+    def read(self, ranks: range | None = None) -> bool:
+        """Read the heartbeats of other ranks; False if the store does not answer.
+
+        Args:
+            ranks: the ranks to read; None for all.
+        """
+        wanted = [rank for rank in ranks or range(self.size) if rank != self.rank]
+        texts = self._ask(lambda store: self._read(store, wanted))
         if texts is None:
             return False
         now = time.monotonic()
@@ -100,32 +103,39 @@ class Exchange:
                 self._last[rank] = beat, now
         return True
 
-    def _read(self, store: Store) -> dict[int, bytes]:
-        for rank in range(self.size):  # reading the heartbeat of a rank that never sent one would wait for it
-            if rank != self.rank and rank not in self._joined and store.check([_key(rank)]):
+    def _read(self, store: Store, wanted: list[int]) -> dict[int, bytes]:
+        for rank in wanted:  # reading the heartbeat of a rank that never sent one would wait for it
+            if rank not in self._joined and store.check([_key(rank)]):
                 self._joined.add(rank)
-        joined = sorted(self._joined)
+        joined = [rank for rank in wanted if rank in self._joined]
         return dict(zip(joined, store.multi_get([_key(rank) for rank in joined]), strict=True)) if joined else {}
 
     def forget(self) -> None:
-        """Begin anew after progress: the next reading is the first one again, and a lost store is connected again."""
+        """Begin anew after progress: the next reading is the first one again."""
         self._reading_since = None
         self._last.clear()
-        if self._lost_since is not None:
-            self._connection, self._lost_since = _Connection(self._original), None
 
-    def beats(self) -> tuple[list[Beat], dict[int, Beat | None]]:
-        """The newest heartbeats of the other ranks that send them, and the last one of each rank that is silent."""
+    def beats(self) -> tuple[list[Beat], dict[int, tuple[Beat | None, float]]]:
+        """The newest heartbeats of the other ranks that send them, and those of the ranks that are silent.
+
+        Ranks that have left are in neither.
+
+        Returns:
+            The living ranks; and of each silent rank the last heartbeat (None: it never sent one) and the seconds for
+            which it is known to be silent.
+        """
         now = time.monotonic()
         living: list[Beat] = []
-        silent: dict[int, Beat | None] = {}
+        silent: dict[int, tuple[Beat | None, float]] = {}
         reading_s = now - (self._reading_since or now)
         for rank in range(self.size):
             if rank == self.rank:
                 continue
             beat, since = self._last.get(rank, (None, now - reading_s))
+            if beat is not None and beat.left:
+                continue
             if now - since >= self.silence_s:
-                silent[rank] = beat
+                silent[rank] = beat, now - since
             elif beat is not None:
                 living.append(beat)
         return living, silent
@@ -140,14 +150,23 @@ class Exchange:
         return NONE_YET if text is None else Verdict.load(text)
 
     def _ask(self, call: Callable[[Store], T]) -> T | None:
-        """Call a function with the store; None if the store does not answer."""
+        """Call a function with the store; None if the store does not answer.
+
+        A connection that did not answer is not used again. A new one is tried from time to time, less and less often.
+        """
         if self._lost_since is not None:
-            return None
+            if time.monotonic() < self._next_try:
+                return None
+            self._connection = _Connection(self._original)
         try:
-            return self._connection.ask(call)
+            answer = self._connection.ask(call)
         except _ERRORS:
-            self._lost_since = time.monotonic()
+            now = time.monotonic()
+            self._lost_since = now if self._lost_since is None else self._lost_since
+            self._next_try, self._pause_s = now + self._pause_s, min(60.0, 2 * self._pause_s)
             return None
+        self._lost_since, self._pause_s = None, self.silence_s
+        return answer
 
 
 _VERDICT = "watchdog/verdict"

@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -38,6 +38,7 @@ SLOW = 5
 LEARNT = 3
 """The limits are at least this many times the longest time without progress so far in the same phase."""
 _SILENCE_S = 5 * PERIOD_S
+_FILES_S = 10.0
 _STANDBY = 8  # ranks that are ready to judge; in a large run not all ranks read the heartbeats of all
 _PATIENCE_S = 2.5 * PERIOD_S
 """Time between the verdict and the end of the processes. All ranks read the verdict before a connection is lost."""
@@ -107,8 +108,11 @@ class Watchdog(threading.Thread):
             self._looked = time.monotonic()
 
     def close(self) -> None:
-        """End the thread."""
-        self._closed.set()
+        """End the thread, and let the other ranks know that this one has done its work."""
+        if not self._closed.is_set():
+            self._closed.set()
+            if self._exchange is not None:
+                self._exchange.send(replace(self._beat(), number=self._count + 1, left=True))
 
     def hold(self) -> None:
         """Wait for the end of this process if the watchdog is about to end it; return at once otherwise.
@@ -146,7 +150,7 @@ class Watchdog(threading.Thread):
         self._phase = phase
         self.beat()
         own = self._beat()
-        if own.idle_s >= max(2 * PERIOD_S, own.warn_s / 2):
+        if own.idle_s >= 2 * PERIOD_S and not self._closed.is_set():
             self._look_at_others(own)
 
     def _beat(self) -> Beat:
@@ -172,13 +176,13 @@ class Watchdog(threading.Thread):
     def _look_at_others(self, own: Beat) -> None:
         exchange = self._exchange
         living = [own]
-        silent: dict[int, Beat | None] = {}
+        silent: dict[int, tuple[Beat | None, float]] = {}
         if exchange is not None:
             verdict = exchange.verdict()
             if verdict.number > self._handled:
                 self._obey(verdict)
                 return
-            if self.rank >= _STANDBY and own.idle_s < own.warn_s + 4 * _SILENCE_S:
+            if not self._may_judge(own):
                 return
             if not exchange.read():
                 self._judge_without_store(own)
@@ -187,12 +191,14 @@ class Watchdog(threading.Thread):
             if any(beat.rank < self.rank for beat in others):  # that rank judges
                 return
             living += others
-        ends = is_over(living)
-        if not is_stuck(living) or (self._warned is not None and not ends):
+        # The others may have waited for a rank for hours before it fell silent: it has its own time.
+        judged = living + [self._silent_beat(own, *known) for known in silent.values()]
+        ends = self._warned is not None and is_over(judged)
+        if not is_stuck(judged) or (self._warned is not None and not ends):
             return
         states = {
             rank: (beat, describe_process(beat.pid, beat.born) if beat and beat.host == self._host else "")
-            for rank, beat in silent.items()
+            for rank, (beat, _) in silent.items()
         }
         message, step = describe(sorted(living, key=lambda beat: beat.rank), states)
         verdict = Verdict(self._handled + 1, ends, message, step)
@@ -201,11 +207,27 @@ class Watchdog(threading.Thread):
             exchange.judge(verdict)
         self._handled = verdict.number
         if ends:
-            self._end(verdict, [beat for beat in silent.values() if beat is not None])
+            self._end(verdict, [beat for beat, _ in silent.values() if beat is not None])
         else:
             self._warned = message
-            stacks = self._write_stacks(message)
-            log.warning("%s%s", message, f"; the stacks of the ranks are in {stacks.parent}" if stacks else "")
+            stacks = "" if self._folder is None else f"; the stacks of the ranks are in {self._folder}"
+            _aside(lambda: log.warning("%s%s", message, stacks))
+            self._write_stacks(message)
+
+    def _may_judge(self, own: Beat) -> bool:
+        """Tell whether this rank reads all heartbeats. Of many ranks only the first ones do, and others after them."""
+        if self.rank < _STANDBY:
+            return True
+        if own.idle_s < own.warn_s + 4 * _SILENCE_S:
+            return False
+        assert self._exchange is not None
+        return not (self._exchange.read(range(_STANDBY)) and self._exchange.beats()[0])
+
+    def _silent_beat(self, own: Beat, beat: Beat | None, silent_s: float) -> Beat:
+        """The heartbeat that a silent rank would have sent now."""
+        if beat is None:
+            return replace(own, idle_s=silent_s)
+        return replace(beat, idle_s=beat.idle_s + silent_s)
 
     def _obey(self, verdict: Verdict) -> None:
         """Do what another rank has decided."""
@@ -225,46 +247,68 @@ class Watchdog(threading.Thread):
             f"no progress for {own.idle_s:.0f} s: rank 0, or the torchrun that holds the store of the ranks, does not"
             f" answer; {own.name} is in {own.place}"
         )
-        ends = own.idle_s >= own.end_s
-        if self._warned is None or ends:
-            self._warned = message
-            self._is_ending = ends
-            self._write_stacks(message)
-            if ends and self.rank == 1:
-                self._end(Verdict(0, ends=True, message=message, step=own.step or 0), [])
-            log.warning("%s", message)
+        # The store may have fallen silent while this rank waited for hours.
+        ends = self._warned is not None and min(own.idle_s, self._exchange.lost_s) >= own.end_s - own.warn_s
+        if self._warned is not None and not ends:
+            return
+        self._warned = message
+        self._is_ending = ends
+        if ends and self.rank == 1:
+            self._end(Verdict(0, ends=True, message=message, step=own.step or 0), [])
+        _aside(lambda: log.warning("%s", message))
+        self._write_stacks(message)
         if ends:
             self._leave(message)
 
     def _end(self, verdict: Verdict, silent: list[Beat]) -> None:
         """End the run: record why, end this process, and kill the silent ranks of this host."""
+        advice = "the run goes on from its last checkpoint when it is started again"
+        _aside(lambda: log.error("stopped: %s; %s", verdict.message, advice))
         self._write_stacks(verdict.message)
-        log.error("stopped: %s; the run goes on from its last checkpoint when it is started again", verdict.message)
-        if self._on_end is not None:
-            with suppress(Exception):  # a full disk must not keep the ranks
-                self._on_end(verdict.step, verdict.message)
+        on_end = self._on_end
+        if on_end is not None:
+            _aside(lambda: on_end(verdict.step, verdict.message))
         for call in before_exit:
-            with suppress(Exception):
-                call()
+            _aside(call)
         self._leave(verdict.message, [beat for beat in silent if beat.host == self._host])
 
     def _leave(self, message: str, killed: Sequence[Beat] = ()) -> None:
         """End this process: its main thread waits in a call that nothing can interrupt."""
-        time.sleep(_PATIENCE_S)
-        tell_torchrun(f"stopped: {message}")
-        kill_workers()
-        for beat in killed:
-            kill_process(beat.pid, beat.born)
-        os._exit(FAILED)
+        try:
+            time.sleep(_PATIENCE_S)
+            _aside(lambda: tell_torchrun(f"stopped: {message}"))
+            kill_workers()
+            for beat in killed:
+                kill_process(beat.pid, beat.born)
+        finally:
+            os._exit(FAILED)
 
-    def _write_stacks(self, message: str) -> Path | None:
-        """Write the stacks of this rank's threads, and what NCCL has recorded; return the file."""
-        if self._folder is None or not self._folder.parent.is_dir():
-            return None
-        name = f"rank_{self.rank:05d}"
-        if torch.cuda.is_initialized():
-            with suppress(Exception):  # a private function of torch
-                trace = torch._C._distributed_c10d._dump_fr_trace_json()  # type: ignore[attr-defined]
-                self._folder.mkdir(exist_ok=True)
-                (self._folder / f"{name}_nccl.json").write_bytes(trace)
-        return write_stacks(self._folder, f"{name}.txt", f"{self._beat().place}: {message}")
+    def _write_stacks(self, message: str) -> None:
+        """Write the stacks of this rank's threads, and what NCCL has recorded."""
+        folder, name = self._folder, f"rank_{self.rank:05d}"
+        if folder is None:
+            return
+
+        def write() -> None:
+            write_stacks(folder, f"{name}.txt", f"{self._beat().place}: {message}")
+            if torch.cuda.is_initialized():
+                trace = torch._C._distributed_c10d._dump_fr_trace_json()  # type: ignore[attr-defined]  # private
+                (folder / f"{name}_nccl.json").write_bytes(trace)
+
+        _aside(write)
+
+
+def _aside(call: Callable[[], object]) -> None:
+    """Call a function in another thread, and wait some seconds for it. Its errors are ignored.
+
+    It writes files, and the file system may be what the ranks hang in. A lock of the log may be held for the same
+    reason.
+    """
+
+    def work() -> None:
+        with suppress(Exception):
+            call()
+
+    thread = threading.Thread(target=work, name="watchdog files", daemon=True)
+    thread.start()
+    thread.join(_FILES_S)

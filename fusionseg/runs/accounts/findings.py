@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median
 
@@ -80,13 +81,18 @@ def _starts(account: Account) -> list[Trouble]:
                 )
             )
             break
-    killed = sum(start.status is None for start in starts[:-1])
+    repeating = [one for one, other in pairwise(starts) if one.reached > other.step]
     if account.repeated_steps and account.goodput is not None and account.goodput < _GOODPUT:
         found.append(
             Trouble(
-                f"{account.repeated_steps} steps were trained twice, because {killed} of {len(starts)} starts were"
-                " killed after their last checkpoint",
-                "lower checkpoint.every; let the scheduler send SIGUSR2 or SIGTERM first (signal_s of the profile)",
+                f"{account.repeated_steps} steps were trained twice, because {len(repeating)} of {len(starts)} starts"
+                " ended after their last checkpoint",
+                "lower checkpoint.every"
+                + (
+                    "; let the scheduler send SIGUSR2 or SIGTERM before it kills (signal_s of the profile)"
+                    if any(start.status is None for start in repeating)
+                    else ""
+                ),
             )
         )
     return found

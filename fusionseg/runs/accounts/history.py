@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -77,24 +78,27 @@ def write_end(run: Path, step: int, status: str, reason: str) -> None:
         status: see `RunStatus`.
         reason: of the status.
     """
-    time = datetime.now(UTC).isoformat(timespec="seconds")
-    _append(run, {"event": _END, "time": time, "step": step, "status": status, "reason": reason})
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    _append(run, {"event": _END, "time": now, "step": step, "status": status, "reason": reason})
 
 
-def record_hang(run: Path, step: int, reason: str) -> None:
+def record_hang(run: Path, least_step: int, step: int, reason: str) -> None:
     """Record the end of a start in which the ranks hang. Any rank may call this, as rank 0 may be the one missed.
 
     Args:
         run: the run folder. Nothing is written if it does not exist yet.
-        step: the steps done.
+        least_step: the step at which this start began.
+        step: the steps done, as far as the ranks know them.
         reason: the message of the watchdog.
 
     Raises:
         TrainingStopped: the record cannot be written.
     """
     if run.is_dir():
+        step = max(step, least_step)
         writer = RecordWriter(run)
-        writer.write(RecordKind.END, step, status=RunStatus.HUNG, reason=reason)
+        # The time tells two hangs at the same place apart.
+        writer.write(RecordKind.END, step, status=RunStatus.HUNG, reason=reason, time=time.time())
         writer.sync()
         write_end(run, step, RunStatus.HUNG, reason)
 
@@ -110,7 +114,7 @@ def read_history(run: Path) -> list[Start]:
     end: JsonObject | None = None
     for line in read_lines(RunPaths(run).history, _is_valid):
         if line["event"] == _END:
-            end = line
+            end = end or line  # a second one is of a start that hung before it was written here
             continue
         if begun is not None:
             starts.append(

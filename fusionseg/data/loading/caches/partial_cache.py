@@ -17,6 +17,7 @@ from fusionseg.data.loading.caches.disk_cache import DiskCache
 from fusionseg.data.loading.caches.flat_cache import FlatCache, backgrounds
 from fusionseg.data.loading.sampling.case_shares import CaseShares
 from fusionseg.data.preprocessing.store import Store
+from fusionseg.observability.ranges import progressed
 
 
 class PartialCache(FlatCache):
@@ -87,6 +88,7 @@ class PartialCache(FlatCache):
             self._write(position, image, label)
             self.first_voxel[case_index] = position
             position += image.shape[1]
+            progressed()
         return position
 
     def _loaded(self, case_indices: Sequence[int]) -> Iterator[tuple[Tensor, Tensor | None]]:

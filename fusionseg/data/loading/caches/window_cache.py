@@ -12,6 +12,7 @@ from fusionseg.config.data.cache import CacheConfig
 from fusionseg.data.loading.caches.partial_cache import PartialCache
 from fusionseg.data.loading.sampling.case_window import CaseWindow
 from fusionseg.data.preprocessing.store import Store
+from fusionseg.observability.ranges import progressed
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,9 @@ class WindowCache(PartialCache):
         if self._rotation is not None and rotation == self._rotation + 1:
             self._replace(self._rotation)
         else:
-            wait([one.loaded for one in self._entering])
+            for one in self._entering:
+                wait([one.loaded])
+                progressed()
             if self._stream is not None:
                 torch.cuda.current_stream(self.device).wait_stream(self._stream)
             self._head = self._fill(self._window.cases(rotation).tolist())
@@ -68,8 +71,9 @@ class WindowCache(PartialCache):
 
     def _replace(self, rotation: int) -> None:
         """Wait for the entering cases, and forget those that leave after a rotation."""
-        events = [one.loaded.result() for one in self._entering]
-        for event in events:
+        for one in self._entering:
+            event = one.loaded.result()
+            progressed()
             if event is not None:
                 torch.cuda.current_stream(self.device).wait_event(event)
         self.first_voxel[self._window.cases(rotation)[: self._window.replaced]] = -1
