@@ -137,10 +137,11 @@ def newest_intact(
         at_most: the highest step; None takes them all.
 
     Returns:
-        The file and its content; None if there is no checkpoint.
+        The file and its content; None if there is no checkpoint, or with `at_most` none that is intact: a newer one may
+        be.
 
     Raises:
-        UserError: there are checkpoints, and none is intact.
+        UserError: there are checkpoints, and none is intact; not with `at_most`.
     """
     broken = []
     for step, path in numbered_checkpoints(folder):
@@ -151,7 +152,7 @@ def newest_intact(
         except UserError as error:
             broken.append(path.name)
             log.warning("%s; it is skipped", error)
-    if broken:
+    if broken and at_most is None:
         raise UserError(
             f"{folder}: none of the checkpoints is intact ({', '.join(broken)}): delete the folder to start again, or"
             " give the run another name"

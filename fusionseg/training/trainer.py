@@ -31,7 +31,7 @@ from fusionseg.training.step import TrainStep
 from fusionseg.training.stopping import plateau_reason
 from fusionseg.training.tasks.task import Task, ValidationFunction, ValidationResult
 from fusionseg.training.training_state import TrainingCheckpoints, TrainingState
-from fusionseg.utils.errors import some_of
+from fusionseg.utils.errors import TrainingStopped, some_of
 
 log = logging.getLogger("fusionseg")
 
@@ -73,15 +73,16 @@ class Trainer:
             self.profile.after(self.state.step)
             recorder.progress.step(self.state.step)
             spike = self._log(lr, recorder)
-            if spike is not None and self._rewind(spike, recorder):
-                continue
-            self._log_drawn()
-            self.checkpoints.writer.check()
+            has_gone_back = spike is not None and self._rewind(spike, recorder)
+            if not has_gone_back:
+                self._log_drawn()
+                self.checkpoints.writer.check()
 
             stop = self.world.any_rank_signalled(signals.received)
             # Save before the validation, which may take longer than the time that is left after a signal. The first
             # step is saved too: a folder that cannot hold a checkpoint is known at once, and not after hours.
-            if stop or self.state.step == 1 or self.state.step % self.config.checkpoint.every == 0:
+            is_due = self.state.step == 1 or self.state.step % self.config.checkpoint.every == 0
+            if (stop or is_due) and not has_gone_back:  # a rewind has saved its checkpoint
                 self._save(recorder)
             if stop and self.state.step < self.config.train.steps:
                 return RunStatus.INTERRUPTED, signal_name(stop)
@@ -168,7 +169,11 @@ class Trainer:
         log.warning("step %d: %s%s (train.spikes)", spike.step, spike, cases)
         if self.spikes.config.action == "rewind":
             with annotate("checkpoint", spike.step):
-                before = rewind(spike, self.state, self.spikes, self.checkpoints, recorder)
+                try:
+                    before = rewind(spike, self.state, self.spikes, self.checkpoints, recorder)
+                except TrainingStopped:  # too many rewinds
+                    recorder.event(spike.step, "loss_spike", **fields)
+                    raise
             if before is not None:
                 self.state = before
                 recorder.event(before.step, "rewind", **fields, left_out=[*self.spikes.left_out[-1]])

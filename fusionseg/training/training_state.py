@@ -183,13 +183,14 @@ class TrainingCheckpoints:
             "labels": {str(value): name for value, name in self.data.labels.items()},
         }
 
-    def restore(self, at_most: int | None = None) -> tuple[TrainingState, Spent] | None:
+    def restore(self, at_most: int | None = None, avoid: int | None = None) -> tuple[TrainingState, Spent] | None:
         """Load the newest intact checkpoint into network and optimizer; None if the run has no checkpoint.
 
         All ranks call it.
 
         Args:
             at_most: the highest step of the checkpoint; None takes the newest.
+            avoid: the step of a checkpoint in whose place the one before it is taken, where there is one.
 
         Returns:
             The state of the training, and the time that the run has taken up to the checkpoint.
@@ -202,7 +203,7 @@ class TrainingCheckpoints:
         where = "" if at_most is None else f" up to step {at_most}, rewind {self.spikes.rewinds + 1}"
         self.world.rank_zero_first(
             f"find a checkpoint{where}",
-            lambda: found.append(newest_intact(self.writer.folder, read_training_state, at_most)),
+            lambda: found.append(self._newest(at_most, avoid)),
         )
         intact = found[0] if found else None
         path = self.world.broadcast_object(intact[0] if intact else None)
@@ -222,6 +223,12 @@ class TrainingCheckpoints:
         log.info("resuming from %s (step %d of %d)", path, state.step, self.config.train.steps)
         # Checkpoints of older versions have no `phases_s`.
         return state, Spent(content["elapsed_s"], content.get("phases_s", {}))
+
+    def _newest(self, at_most: int | None, avoid: int | None) -> tuple[Path, dict[str, Any]] | None:
+        newest = newest_intact(self.writer.folder, read_training_state, at_most)
+        if avoid is None or newest is None or newest[1]["step"] != avoid:
+            return newest
+        return newest_intact(self.writer.folder, read_training_state, avoid - 1) or newest
 
     def _load(self, path: Path, content: dict[str, Any]) -> TrainingState:
         try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from fusionseg.config.training.spikes import SpikeConfig
 from fusionseg.runs.records import RunStatus
 from fusionseg.training.numerics.loss_spikes import LossSpikes, spike_limit
 from fusionseg.training.start import train
+from fusionseg.training.training_state import TrainingCheckpoints
 from fusionseg.utils.errors import TrainingStopped, UserError
 
 CPU = torch.device("cpu")
@@ -64,6 +67,24 @@ def test_the_limit_has_the_median_and_a_robust_deviation() -> None:
     assert median == 1.0
     assert limit == pytest.approx(1 + 10 * 1.4826 * 0.1, rel=1e-3)
     assert spike_limit([-1.0] * 30, 10)[1] == pytest.approx(-0.8)
+
+
+def test_the_losses_of_rewinds_are_learned_once() -> None:
+    spikes = LossSpikes(SpikeConfig())
+    spikes.learn([9.0])
+    spikes.load_state_dict(spikes.state_dict(), CPU)
+    spikes.learn([9.0, 8.0])
+    assert spikes.state_dict()["logged"] == spikes.state_dict()["rewound"] == [9.0, 8.0]
+
+
+def test_nothing_is_compared_with_losses_from_before_a_start_that_did_not_look() -> None:
+    spikes = LossSpikes(SpikeConfig())
+    assert not any(spikes.look(step, loss) for step, loss in enumerate(noise(50)))
+    off = LossSpikes(SpikeConfig(action="off"))
+    off.load_state_dict(spikes.state_dict(), CPU)
+    assert off.look(60, 5.0) is None
+    state = off.state_dict()
+    assert (state["logged"], state["recent"], state["logged_step"]) == ([], None, 60)
 
 
 def test_a_step_without_a_loss_is_skipped() -> None:
@@ -167,15 +188,37 @@ def test_a_run_goes_back_and_past_the_samples(spiky: SpikyConfig, tmp_path: Path
 def test_a_run_goes_back_no_more_than_it_may(spiky: SpikyConfig, tmp_path: Path) -> None:
     config = spiky([54, 56, 59], action="rewind", rewinds=2)
     for _ in range(2):  # the next start finds the same
-        with pytest.raises(TrainingStopped, match=r"train\.spikes: .* after 2 rewinds .*lower optim\.lr, or"):
+        with pytest.raises(
+            TrainingStopped, match=r"after 2 rewinds, as many as train\.spikes\.rewinds .*optim\.lr, or"
+        ):
             train(config)
     run = tmp_path / "tiny"
     end = records(run, "end")[-1]
     assert end["status"] == RunStatus.FAILED and "after 2 rewinds" in end["reason"]
-    assert [each["left_out"] for each in records(run, "event")] == [[52, 3], [52, 2]]
+    # The second rewind goes further back than the first. The last spike has its event too.
+    events = [(each["event"], each["step"], each.get("left_out")) for each in records(run, "event")]
+    assert events == [("rewind", 48, [48, 9]), ("loss_spike", 51, None)]
     train(spiky([54, 56, 59], action="warn"))  # the key may change
-    assert [each["event"] for each in records(run, "event")] == ["rewind", "rewind", "loss_spike"]
-    assert checkpoint(run)["spikes"]["left_out"] == [[52, 3], [52, 2]]
+    assert [(each["event"], each["step"]) for each in records(run, "event")] == [("rewind", 48), ("loss_spike", 51)]
+    state = checkpoint(run)["spikes"]
+    assert state["left_out"] == [[48, 9]] and len(state["rewound"]) == 2
+    assert [loss for loss in state["logged"] if loss > 10][:2] == state["rewound"], "a further start knows them"
+
+
+def test_a_signal_during_a_rewind_ends_the_run_at_its_checkpoint(
+    spiky: SpikyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = TrainingCheckpoints.save_rewound
+
+    def save_and_signal(*arguments: Any) -> None:
+        save(*arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(TrainingCheckpoints, "save_rewound", save_and_signal)
+    train(spiky([54], action="rewind"))
+    end = records(tmp_path / "tiny", "end")[-1]
+    assert (end["status"], end["step"]) == (RunStatus.INTERRUPTED, 52)
+    assert checkpoint(tmp_path / "tiny")["spikes"]["left_out"] == [[52, 3]]
 
 
 def test_without_a_checkpoint_before_the_spike_a_run_goes_on(

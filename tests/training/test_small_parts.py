@@ -382,6 +382,12 @@ def test_nothing_but_damaged_checkpoints_is_an_error(tmp_path: Path) -> None:
         newest_intact(tmp_path)
 
 
+def test_a_damaged_checkpoint_before_an_intact_one_is_no_error(tmp_path: Path) -> None:
+    saved(tmp_path, 1, 2)
+    damage(tmp_path / "step_00000001.pt", "half")
+    assert newest_intact(tmp_path, at_most=1) is None
+
+
 def test_a_missing_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no such checkpoint"):
         read_checkpoint(tmp_path / "x.pt")

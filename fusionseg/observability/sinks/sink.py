@@ -66,8 +66,9 @@ class Sink:
 
         Returns:
             None for a sink that receives the records of this start alone. A sink that knows what it already has
-            returns the last step of each kind of record ("train", "val"): it receives the records after that step, also
-            those of earlier starts, and none a second time. An empty mapping stands for a sink that has no record.
+            returns the last step of each kind of record ("train", "val", "gpu", "event"): it receives the records after
+            that step, also those of earlier starts, and none a second time. An empty mapping stands for a sink that has
+            no record.
         """
         return None
 
@@ -75,9 +76,9 @@ class Sink:
         """Receive a record.
 
         Args:
-            record: has `kind` ("train", "val", or "gpu" for the counters of the GPUs) and `step`; the other
-                fields are those of metrics.jsonl. A field may be a number, a text, a list or a table. A number that was
-                not finite is None.
+            record: has `kind` ("train", "val", "gpu" for the counters of the GPUs, or "event" for a spike of the loss
+                and the like) and `step`; the other fields are those of metrics.jsonl. A field may be a number, a text,
+                a list or a table. A number that was not finite is None.
         """
 
     def image(self, name: str, image: Picture, step: int) -> None:

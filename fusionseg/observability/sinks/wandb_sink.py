@@ -14,7 +14,7 @@ from fusionseg.observability.sinks.values import best_scores, numbers_of, pixels
 
 NAME = "wandb"
 """The package, its key in the configuration, and the extra that installs it."""
-_KINDS = ("train", "val", "gpu")
+_KINDS = ("train", "val", "gpu", "event")
 
 
 def login_problem(mode: str | None) -> str:

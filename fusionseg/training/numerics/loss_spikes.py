@@ -77,6 +77,8 @@ class LossSpikes:
         """Times that the run has gone back."""
         self.left_out: list[tuple[int, int]] = []
         """For each rewind, the steps done at which it began anew, and the steps of the sample stream left out there."""
+        self.rewound: list[float] = []
+        """The losses of the spikes before which the run has gone back."""
         self._logged: deque[float] = deque(maxlen=config.window)
         self._logged_step = 0
         self._recent: deque[Tensor] = deque(maxlen=_MOST_STEPS)
@@ -97,6 +99,9 @@ class LossSpikes:
             The spike, or None. Only then are the losses of the single steps read from the device.
         """
         if self.config.action == "off":
+            self._logged.clear()  # those of an earlier start would be compared with much later ones
+            self._recent.clear()
+            self._logged_step = step
             return None
         spike = None
         if loss is not None:
@@ -117,6 +122,15 @@ class LossSpikes:
             count: steps of the sample stream that are left out.
         """
         self.left_out.append((step, count))
+
+    def learn(self, losses: list[float]) -> None:
+        """Add the losses of spikes after the run has gone back, so that losses that come again are no spikes for ever.
+
+        Args:
+            losses: of all rewinds, in their order; those that the restored state has are not added again.
+        """
+        self._logged.extend(losses[len(self.rewound) :])
+        self.rewound = losses
 
     def stream_step(self, step: int) -> int:
         """The step of the sample stream whose samples a step of the training has.
@@ -142,6 +156,7 @@ class LossSpikes:
             "logged_step": self._logged_step,
             "recent": torch.stack([*self._recent]) if self._recent else None,
             "rewinds": self.rewinds,
+            "rewound": list(self.rewound),
             "left_out": [list(each) for each in self.left_out],
         }
 
@@ -157,6 +172,7 @@ class LossSpikes:
         self._logged_step = state.get("logged_step", 0)
         self._recent = deque([] if recent is None else recent.to(device).unbind(), maxlen=_MOST_STEPS)
         self.rewinds = state.get("rewinds", 0)
+        self.rewound = list(state.get("rewound", []))
         self.left_out = [(at, count) for at, count in state.get("left_out", [])]
 
     def _spike(self, step: int, loss: float, median: float, limit: float) -> Spike:

@@ -19,7 +19,8 @@ def rewind(
 
     The checkpoint is written again with what is left out, and those after it are deleted: a run that is killed
     afterwards goes on in the same way. Killed before, it finds the same spike again. The best score and its weights
-    stay, because they were validated. All ranks call it.
+    stay, because they were validated. If the last rewind went to this checkpoint too, the one before it is taken where
+    there is one. The loss of the spike is one of those that the next ones are compared with. All ranks call it.
 
     Args:
         spike: the spike.
@@ -36,15 +37,17 @@ def rewind(
     """
     if spikes.rewinds >= spikes.config.rewinds:
         raise TrainingStopped(
-            f"train.spikes: step {spike.step}: {spike}, after {spikes.rewinds} rewinds (train.spikes.rewinds): start"
-            " a run under another name with a lower optim.lr, or set train.spikes.action=warn to go on from the last"
-            " checkpoint"
+            f"train.spikes: step {spike.step}: {spike}, after {spikes.rewinds} rewinds, as many as"
+            " train.spikes.rewinds allows: start a run under another name with a lower optim.lr, or set"
+            " train.spikes.action=warn or a higher train.spikes.rewinds to go on from the last checkpoint"
         )
     rewinds, next_sample = spikes.rewinds + 1, spikes.stream_step(state.step)
+    losses = [*spikes.rewound, spike.loss]
+    avoid = spikes.left_out[-1][0] if spikes.left_out else None
     checkpoints.writer.finish()
     # No rank writes the checkpoint again before all have read it.
     with checkpoints.world.wait_for_all(f"go back before step {spike.step}, rewind {rewinds}"):
-        restored = checkpoints.restore(at_most=spike.first - 1)
+        restored = checkpoints.restore(at_most=spike.first - 1, avoid=avoid)
     if restored is None:
         log.warning("train.spikes: there is no checkpoint before step %d: the training goes on", spike.first)
         return None
@@ -53,6 +56,7 @@ def rewind(
     count = next_sample - spikes.stream_step(before.step)
     spikes.rewinds = rewinds
     spikes.leave_out(before.step, count)
+    spikes.learn(losses)
     recorder.rewind(before.step, before.validated)
     if checkpoints.takes_part:
         checkpoints.save_rewound(before, recorder.spent())
