@@ -18,6 +18,7 @@ from fusionseg.data.formats.problems import CaseError
 from fusionseg.data.formats.readers import Readers
 from fusionseg.data.labels.scheme import IGNORE, LabelScheme
 from fusionseg.inference.evaluation.cases import evaluation_config, validation_cases
+from fusionseg.inference.evaluation.scoring import annotated_outputs
 from fusionseg.inference.predictor import Predictor
 from fusionseg.runs.json_files import JsonObject
 from fusionseg.utils.errors import UserError
@@ -156,7 +157,10 @@ def not_compared(reason: str) -> JsonObject:
 
 
 def _dice(found: CompareCases, case: Case, mask: NDArray[Any]) -> dict[str, float | None] | None:
-    """Dice by class or region, in the geometry of the file; None if the label cannot be used."""
+    """Dice by class or region, in the geometry of the file; None if the label cannot be used.
+
+    A class that the case does not annotate has none: its mask may be right where the label is silent.
+    """
     if case.label is None:
         return None
     try:
@@ -168,10 +172,16 @@ def _dice(found: CompareCases, case: Case, mask: NDArray[Any]) -> dict[str, floa
         return None
     known = label != IGNORE
     scores: dict[str, float | None] = {}
-    for name, members in zip(found.scheme.output_names, found.scheme.membership_of_indices, strict=True):
+    outputs = zip(
+        found.scheme.output_names,
+        found.scheme.membership_of_indices,
+        annotated_outputs(case, found.scheme),
+        strict=True,
+    )
+    for name, members, is_annotated in outputs:
         ours, theirs = members[predicted] & known, members[label] & known
         total = int(ours.sum()) + int(theirs.sum())
-        scores[name] = 2 * int((ours & theirs).sum()) / total if total else None
+        scores[name] = 2 * int((ours & theirs).sum()) / total if total and is_annotated else None
     return scores
 
 

@@ -110,7 +110,11 @@ class CheckpointWriter:
 
         Args:
             step: number of steps that were trained.
+
+        Raises:
+            TrainingStopped: `check` refuses it: the folder may be another process's.
         """
+        self._check()
         for saved, path in numbered_checkpoints(self.folder):
             if saved > step:
                 path.unlink()

@@ -84,7 +84,7 @@ class RunFolder:
                 time.sleep(_POLL_S)
         # These are temporary files of a process that was killed. No process writes now, because this one has the lock.
         for leftover in (*self.path.glob(f"{PARTIAL}*"), *self.paths.checkpoints.glob(f"{PARTIAL}*")):
-            leftover.unlink()
+            leftover.unlink(missing_ok=True)  # on a network disk its process may have removed it just now
 
     def check_writable(self) -> None:
         """Make sure that files can be written in the folder, which need not exist yet.
@@ -116,6 +116,17 @@ class RunFolder:
         raise TrainingStopped(
             f"{self.path}: the run folder {loss.what} while the run trained. Nothing more is written there; {last}"
         )
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the folder at this path is still the one that was locked, see `check_ours`."""
+        return self._lock.loss() is None
+
+    @property
+    def is_taken_over(self) -> bool:
+        """Whether another process has the folder that was locked. A folder that was moved or removed has none."""
+        loss = self._lock.loss()
+        return loss is not None and loss.now == self.path
 
     def unlock(self) -> None:
         """Let other processes into the folder."""

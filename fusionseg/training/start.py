@@ -255,7 +255,7 @@ def run(trainer: Trainer, folder: RunFolder) -> str:
                     status, reason = trainer.train(signals, recorder)
                     with annotate("checkpoint", trainer.state.step):
                         trainer.checkpoints.writer.finish()
-            _write_end(trainer, recorder, status, reason)
+            _write_end(trainer, recorder, folder, status, reason)
             return status
         except BaseException as error:
             world.hold()
@@ -263,7 +263,7 @@ def run(trainer: Trainer, folder: RunFolder) -> str:
             first_line = str(error).partition("\n")[0]
             reason = first_line if isinstance(error, TrainingStopped) else f"{type(error).__name__}: {first_line}"
             try:
-                _write_end(trainer, recorder, RunStatus.FAILED, reason)
+                _write_end(trainer, recorder, folder, RunStatus.FAILED, reason)
             except TrainingStopped as second:  # on a full disk, which may have ended the training itself
                 log.warning("no end record: %s", second)
             raise
@@ -286,12 +286,17 @@ def _is_recorded_as_finished(folder: RunFolder) -> bool:
     return end is not None and has_finished(end["status"])
 
 
-def _write_end(trainer: Trainer, recorder: Recorder, status: str, reason: str) -> None:
+def _write_end(trainer: Trainer, recorder: Recorder, folder: RunFolder, status: str, reason: str) -> None:
+    """Write the end record, and the line of the history; nothing in a folder that another process has now."""
+    if folder.is_taken_over:
+        log.warning("%s: no end record: another process has the folder (%s: %s)", folder.path, status, reason)
+        return
     state, device = trainer.state, trainer.world.device
     best = state.best[trainer.task.info.score] if state.best else None
     cache_on_host = device.type == "cuda" and trainer.data.cache.device.type == "cpu"
     validates = trainer.validation is not None
     recorder.end(state.step, status, reason, best, validates=validates, cache_on_host=cache_on_host)
-    if trainer.world.is_rank_zero:
+    # The records are an open file, which goes along with a folder that is moved. The history is found by its path.
+    if trainer.world.is_rank_zero and folder.is_ours:
         write_end(recorder.run, state.step, status, reason)
     trainer.world.stop_watching()  # the sinks may take long to finish

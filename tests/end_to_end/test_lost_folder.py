@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import time
@@ -11,6 +12,7 @@ import pytest
 
 from end_to_end.conftest import arguments
 from end_to_end.runs import TRAIN, Program, Started, records, snapshot, wait_for_step
+from fusionseg.utils.locks.owner import OWNER
 
 OPTIONS = ("train.steps=100000", "validate.every=100000", "checkpoint.every=20")
 
@@ -61,3 +63,13 @@ def test_removed_and_replaced(begun: Started, tmp_path: Path) -> None:
     assert f"{run}: the run folder was removed, and another folder is in its place while the run trained" in ended.err
     assert f"the last checkpoint was {run}/checkpoints/step_" in ended.err
     assert snapshot(run) == before and not list((run / "checkpoints").iterdir())
+
+
+def test_taken_over(begun: Started, tmp_path: Path) -> None:
+    """The records and the history are those of the other process from then on."""
+    run = tmp_path / "run"
+    (run / OWNER).write_text(json.dumps({"token": "x", "host": "node7", "pid": 12}))
+    ended = begun.wait().expect(1)
+    assert "taken over by another process (process 12 on node7)" in ended.err and "no end record" in ended.err
+    assert records(run)[-1]["kind"] != "end"
+    assert [json.loads(line)["event"] for line in (run / "history.jsonl").read_text().splitlines()] == ["start"]

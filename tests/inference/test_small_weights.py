@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,8 @@ def test_a_fall_of_the_dice_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptu
     assert fallen_classes(far) == ["a"]
     other = compared(lambda mask: mask.__setitem__((0, 0, 0), 2))  # only the program has b
     assert other["dice_by_class"]["b"] == {"cases": 1, "predict": 1.0, "program": 0.0, "difference": -1.0}
+    part = replace(found, cases=[replace(case, annotated=("a",))])  # b is no error where nobody has drawn it
+    assert compare_masks(part, lambda _: label, lambda _: label * 2)["dice_by_class"].keys() == {"a"}
     with caplog.at_level(logging.INFO, "fusionseg"):
         _report_dice(tmp_path, near, "int8")
         assert "lower" not in caplog.text

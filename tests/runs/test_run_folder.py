@@ -67,5 +67,6 @@ def test_message_about_a_folder_that_was_taken_over(tmp_path: Path) -> None:
     with pytest.raises(TrainingStopped) as stopped:
         run.check_ours()
     assert str(stopped.value).endswith(f"the last checkpoint is {run.last_saved}")
+    assert run.is_taken_over and not run.is_ours
     run.unlock()
     run.check_ours()  # without a lock there is nothing to lose

@@ -325,6 +325,18 @@ def saved(folder: Path, *steps: int, keep: int = 3) -> CheckpointWriter:
     return checkpoints
 
 
+def test_no_checkpoint_is_deleted_in_a_folder_of_another_process(tmp_path: Path) -> None:
+    def refuse() -> None:
+        raise TrainingStopped("taken over")
+
+    saved(tmp_path, 500, 1000)
+    with pytest.raises(TrainingStopped, match="taken over"):
+        CheckpointWriter(tmp_path, 3, check=refuse).delete_after(500)
+    assert [step for step, _ in numbered_checkpoints(tmp_path)] == [1000, 500]
+    saved(tmp_path).delete_after(500)
+    assert [step for step, _ in numbered_checkpoints(tmp_path)] == [500]
+
+
 def test_the_newest_are_kept_and_last_is_the_newest(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path / "c", 500, 1000, 1500, 2000)
     checkpoints.save_best(state(1000))
