@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from scipy.ndimage import correlate1d
 from fusionseg import pretrain, train
 from fusionseg.cli import main
 from fusionseg.config import RunConfig, dump_config, validate
+from fusionseg.distributed.launch import Launch
+from fusionseg.inference.calls.dealt_cases import join_ranks
 from fusionseg.inference.evaluation.several_runs import split_words
 
 PRETRAINING = {
@@ -249,3 +252,35 @@ def test_a_rank_that_fails_is_named_and_the_other_runs_are_evaluated(own: Path, 
     assert {key: entry["mean"] for key, entry in figures.items()} == pytest.approx(
         {key: validated[key] for key in figures}, abs=1e-5
     )
+
+
+def test_tasks_of_srun_are_independent_unless_they_are_joined() -> None:
+    """The second task of two, alone: it opens no store, and has its own GPU."""
+    launch = Launch(1, 2, 1, 2, ("127.0.0.1", 1))
+    world = join_ranks(launch, "a", join_tasks=False)
+    assert (world.rank, world.size) == (0, 1)
+    assert world.launch == Launch(0, 1, 1, 2)
+
+
+def test_joined_tasks_of_srun_divide_the_cases_and_others_do_not_wait(own: Path) -> None:
+    """A task that is not joined ends while the other has not begun."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    step = {"STEP_NUM_TASKS": "2", "NODEID": "0", "STEP_TASKS_PER_NODE": "2", "STEP_NODELIST": "localhost"}
+    common = {**{f"SLURM_{key}": value for key, value in step.items()}, "SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0"}
+
+    def start(task: int, *words: object) -> subprocess.Popen[str]:
+        environment = {**os.environ, **common, "SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "fusionseg", "evaluate", *map(str, words), "--device", "cpu"]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+
+    alone = start(0, own / "a")
+    text = alone.communicate(timeout=120)[1]
+    assert "ranks divide" not in text and "alone; --join-tasks" in text and alone.returncode == 0
+    joined = [start(task, own / "b", "--join-tasks") for task in range(2)]
+    texts = [task.communicate(timeout=120)[1] for task in joined]
+    assert [task.returncode for task in joined] == [0, 0]
+    assert "2 ranks divide" in "".join(texts)
+    assert summary(own / "a")["cases"] and summary(own / "b")["cases"]

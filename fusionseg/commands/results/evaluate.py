@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from fusionseg.distributed.world import World
     from fusionseg.inference.evaluation.opening import EvaluationOptions
 
+_GRACE_S = 30.0
+"""Seconds that a rank has for its end after torchrun has ended."""
+
 
 def add_evaluate(commands: Commands) -> None:
     parser = add_command(
@@ -26,7 +29,8 @@ def add_evaluate(commands: Commands) -> None:
         " JSON, masks and a picture; SSIM and PSNR of a pre-training",
         """fusionseg evaluate runs/hippocampus_unet
   fusionseg evaluate runs/unets && fusionseg compare runs/unets
-  torchrun --nproc_per_node=2 -m fusionseg evaluate runs/hippocampus_unet   # cases over two GPUs""",
+  torchrun --nproc_per_node=2 -m fusionseg evaluate runs/hippocampus_unet   # cases over two GPUs
+  srun --ntasks=8 --kill-on-bad-exit=1 fusionseg evaluate runs/hippocampus_unet --join-tasks""",
         _evaluate,
     )
     parser.add_argument(
@@ -83,6 +87,12 @@ def add_evaluate(commands: Commands) -> None:
         help="processes that compute the metrics of a segmentation while further cases are predicted (default: by the"
         " CPUs and the free memory, if the metrics take long; 1 starts none)",
     )
+    parser.add_argument(
+        "--join-tasks",
+        action="store_true",
+        help="under srun: the tasks of the step divide the cases of each run, as the ranks of torchrun always do;"
+        " without this option each task evaluates its own runs alone",
+    )
     parser.set_defaults(overrides=[])  # settings after an option, see `fusionseg.commands.base.execute`
     inference_arguments(parser, default=None)
 
@@ -91,6 +101,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     with loading():
         from fusionseg.distributed.launch import read_launch
         from fusionseg.distributed.torchrun_end import end_of_rank
+        from fusionseg.distributed.torchrun_watch import end_with_torchrun
         from fusionseg.inference.calls.dealt_cases import join_ranks
         from fusionseg.inference.evaluation.opening import EvaluationOptions
         from fusionseg.inference.evaluation.several_runs import split_words
@@ -117,10 +128,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if not paths:
         raise UserError("evaluate: no run is given: put a run folder, or a folder of runs, before the settings")
     launch = read_launch(os.environ)
-    world = join_ranks(launch, repr((paths, options)))
+    end_with_torchrun(_GRACE_S)  # a rank would wait seven days for those that ended with it
+    world = join_ranks(launch, repr((paths, options)), join_tasks=arguments.join_tasks)
     try:
         is_complete = _evaluate_all(paths, options, world)
-        end_of_rank(launch, failed=not is_complete)
+        if world.size == 1:
+            end_of_rank(launch, failed=not is_complete)
+        # Ranks that joined have one outcome. None ends before rank 0 has written it: a failed one may end the others.
+        world.all_gather_object(None)
     finally:
         world.close()
     return DONE if is_complete else FAILED

@@ -1,4 +1,4 @@
-"""The cases of an evaluation, dealt over the ranks of torchrun or srun.
+"""The cases of an evaluation, dealt over the ranks of torchrun, or on request over the tasks of srun.
 
 Rank 0 finds the cases and writes the results. Each rank predicts and scores its share. Work that can fail stands in
 `World.wait_for_all` or `World.rank_zero_first`: the other ranks then end with a message that names the rank.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -23,23 +24,32 @@ log = logging.getLogger("fusionseg")
 Value = TypeVar("Value")
 
 
-def join_ranks(launch: Launch, request: str) -> World:
+def join_ranks(launch: Launch, request: str, *, join_tasks: bool) -> World:
     """Join the ranks of a launch. They exchange objects over gloo, and wait up to seven days for each other's cases.
 
     Args:
         launch: of this process; with a single rank nothing is opened.
-        request: the work in words. Ranks with different work, such as tasks of srun that each take another run, are
-            a single rank each.
+        request: the work in words. Ranks with different work are a single rank each.
+        join_tasks: join the tasks of srun. Without it each of them is a single rank: they may be independent, and
+            need not make the same calls. The ranks of torchrun always join.
 
     Raises:
         UserError: the port of rank 0 is in use.
     """
+    if launch.master is not None and not join_tasks:
+        log.info("this task of srun evaluates its runs alone; --join-tasks divides their cases among the tasks")
+        return _alone(launch)
     world = World(launch, torch.device("cpu"), HOST_TIMEOUT.total_seconds())
     if len(set(world.all_gather_object(request))) == 1:
         return world
     log.warning("the %d processes have different arguments: each does its own work alone", world.size)
     world.close()
-    return single_rank()
+    return _alone(launch)
+
+
+def _alone(launch: Launch) -> World:
+    """This process as a single rank, with its own GPU and its share of the host's memory."""
+    return World(replace(launch, rank=0, world_size=1, master=None), torch.device("cpu"))
 
 
 def single_rank() -> World:
