@@ -8,7 +8,9 @@ SciPy give, whatever the geometry of the file and the preparation.
 from __future__ import annotations
 
 import csv
+import importlib
 import json
+import pkgutil
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +27,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, distance_transform_edt
 from torch import nn
 
+import fusionseg.inference
 from fusionseg import cli
 from fusionseg.config import DataConfig
 from fusionseg.inference import trained_network
@@ -175,6 +178,9 @@ def results(
     preparation = {"intensity": {"clip": [0, 1000]}, **PREPARATIONS[request.param]}
     network = oracle(0.7, 2.9) if request.param == "nonzero" else oracle(0.3, 0.7)
     load = trained_network.load_trained
+    # A module whose first import came while the function is replaced would keep the replacement for all later tests.
+    for module in pkgutil.walk_packages(fusionseg.inference.__path__, "fusionseg.inference."):
+        importlib.import_module(module.name)
 
     def load_oracle(*arguments: Any, **options: Any) -> TrainedNetwork:
         trained = load(*arguments, **options)
