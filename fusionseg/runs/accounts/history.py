@@ -58,15 +58,15 @@ def write_start(run: Path, step: int, ranks: Sequence[JsonObject]) -> None:
     now = datetime.now(UTC)
     reached, reached_at = _last_progress(run)
     fields: JsonObject = {
-        "began": (now - timedelta(seconds=process_age_s())).isoformat(timespec="seconds"),
+        "began": (now - timedelta(seconds=process_age_s())).isoformat(timespec="milliseconds"),
         "step": step,
         "ranks": len(ranks),
         "hosts": sorted({str(rank["host"]) for rank in ranks}),
         "devices": [str(rank["name"]) for rank in ranks],
     }
     if reached_at is not None:  # of the start before, which may have been killed
-        fields |= {"before": reached, "before_at": reached_at.isoformat(timespec="seconds")}
-    _append(run, {"event": _START, "time": now.isoformat(timespec="seconds"), **fields})
+        fields |= {"before": reached, "before_at": reached_at.isoformat(timespec="milliseconds")}
+    _append(run, {"event": _START, "time": now.isoformat(timespec="milliseconds"), **fields})
 
 
 def write_end(run: Path, step: int, status: str, reason: str) -> None:
@@ -78,7 +78,7 @@ def write_end(run: Path, step: int, status: str, reason: str) -> None:
         status: see `RunStatus`.
         reason: of the status.
     """
-    now = datetime.now(UTC).isoformat(timespec="seconds")
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
     _append(run, {"event": _END, "time": now, "step": step, "status": status, "reason": reason})
 
 
