@@ -51,6 +51,7 @@ def test_files_of_the_run_folder(trained: Path) -> None:
         "environment.json",
         "split.json",
         "metrics.jsonl",
+        "history.jsonl",
         "log.txt",
         *(f"checkpoints/{name}.pt" for name in ("best", "last", "step_00000080", "step_00000100", "step_00000120")),
         *(f"pictures/validation_{step:08d}.png" for step in (30, 60, 90, 120)),
