@@ -138,8 +138,8 @@ class Watchdog(threading.Thread):
         changes, phase = self.progress.timer.changes, self.progress.phase
         if changes != self._changes:
             gap = now - self._changed
-            # The first steps compile the network and fill caches: they say nothing about later ones.
-            if self.progress.begun_steps > 2 or self._phase not in IN_STEP:
+            # The first step compiles the network and fills caches: it says nothing about later ones.
+            if self.progress.begun_steps >= 2 or self._phase not in IN_STEP:
                 self._longest[self._phase] = max(self._longest[self._phase], gap)
             if self._warned is not None:
                 log.warning("progress again after %.0f s (%s)", gap, self._warned)
