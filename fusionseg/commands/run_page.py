@@ -12,7 +12,7 @@ from fusionseg.runs.accounts.findings import Trouble, find_troubles
 from fusionseg.runs.accounts.history import Start
 from fusionseg.runs.environment import read_environment
 from fusionseg.runs.paths import EVALUATION
-from fusionseg.runs.records import RunStatus, has_finished, last_end
+from fusionseg.runs.records import RunStatus, has_finished
 from fusionseg.utils.tables import counted, markdown_table
 
 _SHOWN_STARTS = 8
@@ -29,10 +29,10 @@ def account_text(run: Path, *, is_running: bool) -> str:
     parts = [_times(account)]
     if account.starts:
         parts.append(_starts(account.starts, is_running=is_running))
-    if troubles := find_troubles(run):
+    if troubles := find_troubles(run, account):
         count = counted(len(troubles), "known trouble")
         parts.append(f"{count}: fusionseg doctor {shlex.quote(str(run))}")
-    parts.append("next: " + _next(run, is_running=is_running))
+    parts.append("next: " + _next(run, account, is_running=is_running))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -82,12 +82,12 @@ def _starts(starts: list[Start], *, is_running: bool) -> str:
     return left + markdown_table(rows)
 
 
-def _next(run: Path, *, is_running: bool) -> str:
+def _next(run: Path, account: Account, *, is_running: bool) -> str:
     """The command that a user of the run needs next."""
     folder = shlex.quote(str(run))
     if is_running:
         return f"fusionseg status {folder} --watch"
-    end = last_end(run)
+    end = account.end
     if end is not None and has_finished(end["status"]):
         if not any(run.glob(f"{EVALUATION}*")):
             return f"fusionseg evaluate {folder}"

@@ -42,6 +42,10 @@ PHASES = {
 
 `step` encloses the phases of one optimizer step; its own time is what those phases leave. A range of any other name is
 a detail: timelines show it, and its time counts for the phase around it."""
+BETWEEN_STEPS = ("validate", "checkpoint", "log")
+"""The phases between two steps."""
+IN_STEP = frozenset(PHASES) - {*BETWEEN_STEPS, "start", "prepare", "cache"}
+"""The phases of a step."""
 
 _domain = nvtx.get_domain("fusionseg")  # does nothing unless a tool such as Nsight Systems is attached
 

@@ -298,5 +298,5 @@ def _write_end(trainer: Trainer, recorder: Recorder, folder: RunFolder, status: 
     recorder.end(state.step, status, reason, best, validates=validates, cache_on_host=cache_on_host)
     # The records are an open file, which goes along with a folder that is moved. The history is found by its path.
     if trainer.world.is_rank_zero and folder.is_ours:
-        write_end(recorder.run, state.step, status, reason)
+        write_end(folder.path, state.step, status, reason)
     trainer.world.stop_watching()  # the sinks may take long to finish

@@ -43,10 +43,30 @@ def available_memory_bytes() -> int:
     return free
 
 
+def process_stat(pid: int) -> tuple[str, int] | None:
+    """The state of a process (a letter, see proc(5)), and its start in clock ticks since the start of the machine.
+
+    The start tells a process from a later one with the same ID. A time of day would change when the clock is set.
+
+    Args:
+        pid: the ID of the process.
+
+    Returns:
+        None if there is no such process.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()  # the name before it may hold anything
+    return fields[0], int(fields[19])  # fields 3 and 22
+
+
 def process_age_s() -> float:
     """Seconds since this process started, including the start of Python."""
-    fields = Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    began_ticks = int(fields[19])  # field 22 of proc(5), of which two are before the last parenthesis
+    stat = process_stat(os.getpid())
+    assert stat is not None, "/proc shows every living process"
+    _, began_ticks = stat
     return time.clock_gettime(time.CLOCK_BOOTTIME) - began_ticks / os.sysconf("SC_CLK_TCK")
 
 

@@ -16,10 +16,11 @@ from torch.distributed import PrefixStore, TCPStore
 
 from fusionseg.distributed.watchdog.beat import Beat, Progress
 from fusionseg.distributed.watchdog.exchange import Exchange
-from fusionseg.distributed.watchdog.processes import describe_process, kill_process, process_stat
+from fusionseg.distributed.watchdog.processes import describe_process, kill_process
 from fusionseg.distributed.watchdog.verdict import Verdict, describe, is_over, is_stuck, missed_ranks
 from fusionseg.distributed.watchdog.watchdog import Limits, Watchdog
 from fusionseg.observability.ranges import annotate, phase_timer, progressed
+from fusionseg.utils.machine import process_stat
 
 
 def beat(rank: int, step: int | None = 11, phase: str = "backward", position: int = 5, **fields: object) -> Beat:

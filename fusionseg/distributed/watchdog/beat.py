@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import socket
 from dataclasses import asdict, dataclass, field
 from typing import Self
 
-from fusionseg.observability.ranges import PhaseTimer, phase_timer
-
-IN_STEP = ("step", "data", "augment", "forward", "loss", "backward", "allreduce", "optimizer")
-"""Phases of a training step; they take seconds. Other phases may take minutes."""
+from fusionseg.observability.ranges import IN_STEP, PhaseTimer, phase_timer
 
 
 @dataclass
@@ -95,7 +91,3 @@ class Beat:
         phase = self.phase or "between two phases"
         # `step` counts the steps done before; the log counts the step that runs now.
         return f"step {self.step + 1}, {phase}" if self.phase in IN_STEP else f"{phase} after step {self.step + 1}"
-
-
-def own_host() -> str:
-    return socket.gethostname()

@@ -10,6 +10,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from fusionseg.utils.machine import process_stat
+
 _STATES = {
     "T": "its process is stopped (SIGSTOP)",
     "t": "its process is stopped by a debugger",
@@ -19,19 +21,6 @@ _STATES = {
     "S": "its process sleeps",
 }
 _GONE = "its process has ended"
-_PROC = Path("/proc")
-
-
-def process_stat(pid: int) -> tuple[str, int] | None:
-    """The state of a process (a letter, see proc(5)), and its start in clock ticks since the host's start.
-
-    None if there is no such process.
-    """
-    try:
-        fields = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return fields[0], int(fields[19])  # fields 3 and 22 of proc(5)
 
 
 def describe_process(pid: int, born: int) -> str:

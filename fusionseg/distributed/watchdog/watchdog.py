@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import threading
 import time
 from collections import defaultdict
@@ -16,18 +17,19 @@ from pathlib import Path
 import torch
 from torch.distributed import Store
 
-from fusionseg.distributed.watchdog.beat import IN_STEP, Beat, Progress, own_host
+from fusionseg.distributed.watchdog.beat import Beat, Progress
 from fusionseg.distributed.watchdog.exchange import Exchange
 from fusionseg.distributed.watchdog.hooks import before_exit
 from fusionseg.distributed.watchdog.processes import (
     describe_process,
     kill_process,
     kill_workers,
-    process_stat,
     write_stacks,
 )
 from fusionseg.distributed.watchdog.verdict import Verdict, describe, is_over, is_stuck
+from fusionseg.observability.ranges import IN_STEP
 from fusionseg.utils.exit_status import FAILED, tell_torchrun
+from fusionseg.utils.machine import process_stat
 
 log = logging.getLogger("fusionseg")
 
@@ -84,7 +86,7 @@ class Watchdog(threading.Thread):
         self._on_end: Callable[[int, str], None] | None = None
         self._closed = threading.Event()
         stat = process_stat(os.getpid())
-        self._pid, self._born, self._host = os.getpid(), 0 if stat is None else stat[1], own_host()
+        self._pid, self._born, self._host = os.getpid(), 0 if stat is None else stat[1], socket.gethostname()
         self._longest: defaultdict[str, float] = defaultdict(float)
         self._count = 0
         self._changes, self._phase = progress.timer.changes, progress.phase
@@ -192,7 +194,7 @@ class Watchdog(threading.Thread):
                 return
             living += others
         # The others may have waited for a rank for hours before it fell silent: it has its own time.
-        judged = living + [self._silent_beat(own, *known) for known in silent.values()]
+        judged = living + [_silent_beat(own, *known) for known in silent.values()]
         ends = self._warned is not None and is_over(judged)
         if not is_stuck(judged) or (self._warned is not None and not ends):
             return
@@ -222,12 +224,6 @@ class Watchdog(threading.Thread):
             return False
         assert self._exchange is not None
         return not (self._exchange.read(range(_STANDBY)) and self._exchange.beats()[0])
-
-    def _silent_beat(self, own: Beat, beat: Beat | None, silent_s: float) -> Beat:
-        """The heartbeat that a silent rank would have sent now."""
-        if beat is None:
-            return replace(own, idle_s=silent_s)
-        return replace(beat, idle_s=beat.idle_s + silent_s)
 
     def _obey(self, verdict: Verdict) -> None:
         """Do what another rank has decided."""
@@ -296,6 +292,13 @@ class Watchdog(threading.Thread):
                 (folder / f"{name}_nccl.json").write_bytes(trace)
 
         _aside(write)
+
+
+def _silent_beat(own: Beat, beat: Beat | None, silent_s: float) -> Beat:
+    """The heartbeat that a silent rank would have sent now."""
+    if beat is None:
+        return replace(own, idle_s=silent_s)
+    return replace(beat, idle_s=beat.idle_s + silent_s)
 
 
 def _aside(call: Callable[[], object]) -> None:

@@ -8,19 +8,19 @@ from pathlib import Path
 from statistics import fmean
 
 from fusionseg.runs.accounts.history import Start, read_history
-from fusionseg.runs.records import Record, RecordKind, end_of, last_records, read_records
+from fusionseg.runs.records import Record, RecordKind, read_records
 
 
 @dataclass(frozen=True)
 class Account:
     """The time of a run in seconds."""
 
+    records: list[Record]
+    """All records of the run, the oldest first."""
     starts: list[Start]
     """The oldest first; none for a run of an older version."""
     step: int
     """Steps done."""
-    wall_s: float
-    """Sum over the starts, without the time between them."""
     trained_s: float
     """Time of the training steps that the run keeps."""
     validated_s: float
@@ -29,13 +29,27 @@ class Account:
     """Steps that were trained twice, because a start was killed after its last checkpoint."""
     repeated_s: float
     """Time of these steps, at the mean speed of the run."""
-    phases_s: dict[str, float]
-    """Seconds of each phase over all starts, as the last end record has them; empty without one."""
+
+    @property
+    def end(self) -> Record | None:
+        """The end record, if it is the last one."""
+        return self.records[-1] if self.records and self.records[-1]["kind"] == RecordKind.END else None
+
+    @property
+    def wall_s(self) -> float:
+        """Sum over the starts, without the time between them."""
+        return sum(start.wall_s for start in self.starts) or float((self.end or {}).get("total_s") or 0.0)
 
     @property
     def goodput(self) -> float | None:
         """The share of the wall time in which the steps were trained that the run keeps; None if it is not known."""
         return min(1.0, self.trained_s / self.wall_s) if self.wall_s > 0 and self.trained_s > 0 else None
+
+    @property
+    def phases_s(self) -> dict[str, float]:
+        """Seconds of each phase over all starts, as the end record has them; empty without one."""
+        phases = (self.end or {}).get("phases_s") or {}
+        return {name: seconds for name, seconds in phases.items() if seconds is not None}
 
     @property
     def other_s(self) -> float:
@@ -54,17 +68,14 @@ def read_account(run: Path) -> Account:
     starts = read_history(run)
     trained_s, step_s = _trained(train)
     repeated = sum(max(0, one.reached - other.step) for one, other in pairwise(starts))
-    end = end_of(last_records(run)) or {}
-    phases = end.get("phases_s") or {}
     return Account(
+        records=records,
         starts=starts,
         step=max((record["step"] for record in records), default=0),
-        wall_s=sum(start.wall_s for start in starts) or float(end.get("total_s") or 0.0),
         trained_s=trained_s,
         validated_s=sum(record.get("val_s") or 0.0 for record in records if record["kind"] == RecordKind.VAL),
         repeated_steps=repeated,
         repeated_s=repeated * step_s,
-        phases_s={name: seconds for name, seconds in phases.items() if seconds is not None},
     )
 
 

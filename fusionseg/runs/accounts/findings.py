@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +13,7 @@ from statistics import fmean, median
 from fusionseg.runs.accounts.account import Account, read_account
 from fusionseg.runs.json_files import read_regular
 from fusionseg.runs.paths import RunPaths
-from fusionseg.runs.records import Record, RecordKind, RunStatus, end_of, last_records, read_records
+from fusionseg.runs.records import Record, RecordKind, RunStatus
 
 _DATA_SHARE, _SKIPPED_SHARE, _GOODPUT = 0.2, 0.05, 0.7
 _LOG_LINES = 2_000
@@ -38,29 +38,29 @@ class Trouble:
     remedy: str
 
 
-def find_troubles(run: Path) -> list[Trouble]:
+def find_troubles(run: Path, account: Account | None = None) -> list[Trouble]:
     """Look for the known troubles of a run, also while it trains.
 
     Args:
         run: the run folder.
+        account: of the run; None reads it.
     """
-    account, records = read_account(run), read_records(run)
-    train = [record for record in records if record["kind"] == RecordKind.TRAIN]
-    val = [record for record in records if record["kind"] == RecordKind.VAL]
-    checks: tuple[Callable[[], list[Trouble]], ...] = (
-        lambda: _end(run),
-        lambda: _starts(account),
-        lambda: _numbers(train),
-        lambda: _speed(train),
-        lambda: _validation(val),
-        lambda: _hangs(run, train),
-        lambda: _log_lines(run),
-    )
-    return [trouble for check in checks for trouble in check()]
+    account = account or read_account(run)
+    train = [record for record in account.records if record["kind"] == RecordKind.TRAIN]
+    val = [record for record in account.records if record["kind"] == RecordKind.VAL]
+    return [
+        *_end(account),
+        *_starts(account),
+        *_numbers(train),
+        *_speed(train),
+        *_validation(val),
+        *_hangs(run, train),
+        *_log_lines(run),
+    ]
 
 
-def _end(run: Path) -> list[Trouble]:
-    end = end_of(last_records(run))
+def _end(account: Account) -> list[Trouble]:
+    end = account.end
     if end is None or end["status"] not in (RunStatus.FAILED, RunStatus.HUNG):
         return []
     remedy = next(
@@ -69,78 +69,60 @@ def _end(run: Path) -> list[Trouble]:
     return [Trouble(f"the last start {end['status']} at step {end['step']}: {end['reason']}", remedy)]
 
 
-def _starts(account: Account) -> list[Trouble]:
-    found = []
+def _starts(account: Account) -> Iterator[Trouble]:
     starts = account.starts
     for one, two, three in zip(starts, starts[1:], starts[2:], strict=False):
         if one.reached == two.reached == three.reached and one.step == three.step and three.status != "completed":
-            found.append(
-                Trouble(
-                    f"three starts in a row ended at step {three.reached} without a later checkpoint",
-                    "lower checkpoint.every, or raise the time limit of the job: each start must reach a checkpoint",
-                )
+            yield Trouble(
+                f"three starts in a row ended at step {three.reached} without a later checkpoint",
+                "lower checkpoint.every, or raise the time limit of the job: each start must reach a checkpoint",
             )
             break
     repeating = [one for one, other in pairwise(starts) if one.reached > other.step]
     if account.repeated_steps and account.goodput is not None and account.goodput < _GOODPUT:
-        found.append(
-            Trouble(
-                f"{account.repeated_steps} steps were trained twice, because {len(repeating)} of {len(starts)} starts"
-                " ended after their last checkpoint",
-                "lower checkpoint.every"
-                + (
-                    "; let the scheduler send SIGUSR2 or SIGTERM before it kills (signal_s of the profile)"
-                    if any(start.status is None for start in repeating)
-                    else ""
-                ),
-            )
+        yield Trouble(
+            f"{account.repeated_steps} steps were trained twice, because {len(repeating)} of {len(starts)} starts"
+            " ended after their last checkpoint",
+            "lower checkpoint.every"
+            + (
+                "; let the scheduler send SIGUSR2 or SIGTERM before it kills (signal_s of the profile)"
+                if any(start.status is None for start in repeating)
+                else ""
+            ),
         )
-    return found
 
 
-def _numbers(train: list[Record]) -> list[Trouble]:
+def _numbers(train: list[Record]) -> Iterator[Trouble]:
     if not train:
-        return []
-    found = []
+        return
     last = train[-1]
     skipped = last.get("skipped") or 0
     if last["step"] and skipped / last["step"] > _SKIPPED_SHARE:
-        found.append(
-            Trouble(
-                f"{skipped} of {last['step']} steps were skipped, because the loss or the gradient was not finite",
-                "lower optim.lr, or set train.precision to bf16 or fp32",
-            )
+        yield Trouble(
+            f"{skipped} of {last['step']} steps were skipped, because the loss or the gradient was not finite",
+            "lower optim.lr, or set train.precision to bf16 or fp32",
         )
     losses = [record["loss"] for record in train if record.get("loss") is not None]
     if len(losses) >= 20 and fmean(losses[-5:]) > 2 * min(losses[: len(losses) // 2]) and min(losses) > 0:
-        found.append(
-            Trouble(
-                f"the loss has risen to {fmean(losses[-5:]):.3g} from {min(losses):.3g}",
-                "lower optim.lr, or set train.clip_grad",
-            )
+        yield Trouble(
+            f"the loss has risen to {fmean(losses[-5:]):.3g} from {min(losses):.3g}",
+            "lower optim.lr, or set train.clip_grad",
         )
-    return found
 
 
-def _speed(train: list[Record]) -> list[Trouble]:
-    found = []
+def _speed(train: list[Record]) -> Iterator[Trouble]:
     shares = [r["data_s"] / r["step_s"] for r in train[-20:] if r.get("data_s") is not None and r.get("step_s")]
     if shares and median(shares) > _DATA_SHARE:
-        found.append(
-            Trouble(
-                f"the data takes {median(shares):.0%} of a step",
-                "keep the cases on the device (cache.placement), or take fewer changes in augment",
-            )
+        yield Trouble(
+            f"the data takes {median(shares):.0%} of a step",
+            "keep the cases on the device (cache.placement), or take fewer changes in augment",
         )
     times = [record["step_s"] for record in train if record.get("step_s")]
     if len(times) >= 20 and median(times[-5:]) > 2 * median(times[: len(times) // 2]):
-        found.append(
-            Trouble(
-                f"a step takes {median(times[-5:]):.3g} s, and took {median(times[: len(times) // 2]):.3g} s before",
-                "look for other programs on the machine, and for the clocks and temperature in gpu.csv",
-            )
+        yield Trouble(
+            f"a step takes {median(times[-5:]):.3g} s, and took {median(times[: len(times) // 2]):.3g} s before",
+            "look for other programs on the machine, and for the clocks and temperature in gpu.csv",
         )
-    return found
 
 
 def _validation(val: list[Record]) -> list[Trouble]:
@@ -166,26 +148,20 @@ def _validation(val: list[Record]) -> list[Trouble]:
     return []
 
 
-def _hangs(run: Path, train: list[Record]) -> list[Trouble]:
-    found = []
+def _hangs(run: Path, train: list[Record]) -> Iterator[Trouble]:
     if RunPaths(run).hangs.is_dir():
-        found.append(
-            Trouble(
-                f"there were times without any progress: {RunPaths(run).hangs}",
-                "the first line of each block in its files names the rank that was missed",
-            )
+        yield Trouble(
+            f"there were times without any progress: {RunPaths(run).hangs}",
+            "the first line of each block in its files names the rank that was missed",
         )
     slow = Counter((r["straggler"]["rank"], r["straggler"]["phase"]) for r in train[-50:] if _is_straggler(r))
     for (rank, phase), count in slow.most_common(1):
         if count > len(train[-50:]) / 4:
-            found.append(
-                Trouble(
-                    f"rank {rank} was behind the others in {count} of the last {len(train[-50:])} logging intervals,"
-                    f" most in {phase}",
-                    "look for other programs, clocks and the disk of its host; srun fusionseg doctor compares hosts",
-                )
+            yield Trouble(
+                f"rank {rank} was behind the others in {count} of the last {len(train[-50:])} logging intervals,"
+                f" most in {phase}",
+                "look for other programs, clocks and the disk of its host; srun fusionseg doctor compares hosts",
             )
-    return found
 
 
 def _is_straggler(record: Record) -> bool:

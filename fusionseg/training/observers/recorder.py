@@ -15,7 +15,7 @@ from fusionseg.distributed.rank_info import peak_memory_gb
 from fusionseg.distributed.world import World
 from fusionseg.observability.pictures import PictureFolder
 from fusionseg.observability.progress import TrainingProgress, duration
-from fusionseg.observability.ranges import PHASES, phase_timer
+from fusionseg.observability.ranges import BETWEEN_STEPS, IN_STEP, phase_timer
 from fusionseg.observability.sinks.sink import RunEnd, RunStart, Sinks
 from fusionseg.runs.environment import read_environment
 from fusionseg.runs.folder import RunFolder
@@ -53,8 +53,6 @@ GRID = (
     "The scores under val/ and end/ are measured on the prepared grid: on volumes that are resampled and cropped as the"
     " network reads them. `fusionseg evaluate RUN` measures in the geometry of the label files."
 )
-BETWEEN_STEPS = ("validate", "checkpoint", "log")  # phases that are not part of `step_s`
-IN_STEP = set(PHASES) - {*BETWEEN_STEPS, "start", "prepare", "cache"}
 
 
 class Recorder:
@@ -85,7 +83,6 @@ class Recorder:
         stragglers: the search for slow ranks; None does not look for them.
         """
         self.config = config
-        self.run = folder.path
         self.world = world
         self.watch = watch
         self.score = score

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionseg.utils.files import partial_path
+from fusionseg.utils.machine import process_stat
 
 OWNER = ".owner"
 
@@ -152,12 +153,6 @@ def machine_id() -> str:
 
 
 def process_start(pid: int) -> str | None:
-    """The start of a process in the kernel's clock ticks; None if it has ended.
-
-    A time of day would change when the clock is set.
-    """
-    try:
-        values = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if values[0] in "ZX" else values[19]
+    """The start of a process in the kernel's clock ticks; None if it has ended."""
+    stat = process_stat(pid)
+    return None if stat is None or stat[0] in "ZX" else str(stat[1])
