@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 from written_runs import write_run
 
 from fusionseg import cli
+from fusionseg.config.reference import key_reference
+from fusionseg.runs.accounts import findings
 from fusionseg.runs.accounts.account import read_account
 from fusionseg.runs.accounts.findings import find_troubles
 from fusionseg.runs.accounts.history import read_history, record_hang, write_end, write_start
@@ -214,3 +217,11 @@ def test_doctor_of_something_else(run: Path, tmp_path: Path, capsys: pytest.Capt
     assert "no known trouble" in capsys.readouterr().out
     assert cli.main(["doctor", str(tmp_path / "none")]) == 2
     assert "is no run folder" in capsys.readouterr().err
+
+
+def test_the_remedies_name_keys_that_exist() -> None:
+    reference = {key.path for section in key_reference() for key in section.keys}
+    sections = "train|optim|data|cache|checkpoint|distributed|log|validate"
+    text = Path(findings.__file__).read_text(encoding="utf-8")
+    named = set(re.findall(rf"(?<![\w.])(?:{sections})\.[a-z_]+(?:\.[a-z_]+)*", text)) - {"log.txt"}
+    assert "checkpoint.every" in named and named <= reference

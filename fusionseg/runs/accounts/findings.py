@@ -13,7 +13,7 @@ from statistics import fmean, median
 from fusionseg.runs.accounts.account import Account, read_account
 from fusionseg.runs.json_files import read_regular
 from fusionseg.runs.paths import RunPaths
-from fusionseg.runs.records import Record, RecordKind, RunStatus
+from fusionseg.runs.records import Record, RecordKind, RunStatus, has_finished
 
 _DATA_SHARE, _SKIPPED_SHARE, _GOODPUT = 0.2, 0.05, 0.7
 _LOG_LINES = 2_000
@@ -72,7 +72,11 @@ def _end(account: Account) -> list[Trouble]:
 def _starts(account: Account) -> Iterator[Trouble]:
     starts = account.starts
     for one, two, three in zip(starts, starts[1:], starts[2:], strict=False):
-        if one.reached == two.reached == three.reached and one.step == three.step and three.status != "completed":
+        if (
+            one.reached == two.reached == three.reached
+            and one.step == three.step
+            and not has_finished(three.status or "")
+        ):
             yield Trouble(
                 f"three starts in a row ended at step {three.reached} without a later checkpoint",
                 "lower checkpoint.every, or raise the time limit of the job: each start must reach a checkpoint",
@@ -142,7 +146,7 @@ def _validation(val: list[Record]) -> list[Trouble]:
         return [
             Trouble(
                 f"the last three validations found nothing of {', '.join(missing)}",
-                "give the class more patches (data.class_weights), or a loss that weighs rare classes",
+                "give the class more patches (data.sampling.class_weights), or a loss that weighs rare classes",
             )
         ]
     return []
