@@ -18,6 +18,7 @@ import pytest
 import yaml
 from scipy.ndimage import correlate1d
 
+import fusionseg
 from fusionseg import pretrain, train
 from fusionseg.cli import main
 from fusionseg.config import RunConfig, dump_config, validate
@@ -242,7 +243,7 @@ def test_a_rank_that_fails_is_named_and_the_other_runs_are_evaluated(own: Path, 
     config = yaml.safe_load((own / "b/config.yaml").read_text())
     config["metrics"] = [{"name": "only_zero:share"}]
     (own / "b/config.yaml").write_text(yaml.safe_dump(config))
-    ended = with_two_ranks(own, PYTHONPATH=f"{tmp_path}:{os.environ['PYTHONPATH']}")
+    ended = with_two_ranks(own, PYTHONPATH=f"{tmp_path}:{Path(fusionseg.__file__).parents[1]}")
     assert ended.returncode == 1
     assert states(ended.stdout) == {"a": "evaluated", "b": "failed", "pre": "evaluated", "waiting": "no weights yet"}
     assert "rank 1 could not open the evaluation" in ended.stdout
