@@ -28,6 +28,9 @@ class SweepTable(Section):
     seed and fold by fold, with an interval."""
     ensemble_over: str | None = None
     """Also a row for the ensemble of the runs that differ in this key of the grid alone; `name`: in the point alone."""
+    postprocess: bool = False
+    """Also a row for the masks of each configuration with post-processing, chosen on its validation cases; each fold is
+    scored by a choice on the other folds."""
     statistics: bool = False
     """Also the files of `fusionseg statistics`, with paired tests if `against` is set, and of `fusionseg best`."""
 

@@ -11,9 +11,12 @@ from fusionseg.utils.logs import log
 from fusionseg.utils.tables import counted
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fusionseg.cluster.profile import ClusterConfig
     from fusionseg.cluster.sweep import Sweep
     from fusionseg.inference.comparison.rows import Comparison
+    from fusionseg.inference.predictor import PredictOptions
 
 
 def add_table(commands: Commands) -> None:
@@ -119,6 +122,32 @@ def _evaluate(sweep: Sweep, cluster: ClusterConfig, device: str) -> bool:
         if folders and all(map(has_weights, (first.folder, *folders))):
             options = EvaluationOptions(prediction, others=folders, skip_existing=True)
             complete &= evaluate_run(first.folder, options).is_complete
+    if sweep.table.postprocess:
+        complete &= _evaluate_postprocessed([run.folder for run in sweep.runs], prediction)
+    return complete
+
+
+def _evaluate_postprocessed(runs: list[Path], prediction: PredictOptions) -> bool:
+    """Choose a post-processing for the runs of each configuration, and score its masks; tell whether all could be."""
+    from fusionseg.inference.comparison.rows import compare
+    from fusionseg.inference.evaluation.opening import EvaluationOptions
+    from fusionseg.inference.evaluation.several_runs import evaluate_runs
+    from fusionseg.inference.postprocessing.files import AUTO
+    from fusionseg.inference.postprocessing.sweep import choose_where_due
+    from fusionseg.utils.errors import UserError
+
+    options = EvaluationOptions(prediction, skip_existing=True, postprocess=AUTO)
+    complete = True
+    for row in compare(runs).rows:
+        folders = [run.path for run in row.runs]
+        try:
+            choose_where_due(folders, prediction.checkpoint)
+        except UserError as error:
+            complete = False
+            for problem in error.problems:
+                log.error("table.postprocess: %s", problem)
+        else:
+            complete &= evaluate_runs(folders, options).all_complete
     return complete
 
 
@@ -130,7 +159,11 @@ def _write(sweep: Sweep) -> None:
     from fusionseg.inference.comparison.table import write_comparison
 
     wanted = sweep.table
-    comparison = compare([run.folder for run in sweep.runs], ensembles=wanted.ensemble_over is not None)
+    comparison = compare(
+        [run.folder for run in sweep.runs],
+        ensembles=wanted.ensemble_over is not None,
+        postprocessed=wanted.postprocess,
+    )
     whole = comparison
     if wanted.metrics:
         for problem in unknown_metrics(comparison, wanted.metrics):

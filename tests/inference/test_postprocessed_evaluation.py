@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shlex
 import shutil
@@ -230,3 +231,33 @@ def test_the_best_row_may_be_one_with_post_processing(tmp_path: Path, capsys: py
     assert "post-processing" not in capsys.readouterr().out
     assert cli.main(["statistics", str(folder), "--postprocessed", "--against", "unet"]) == 0
     assert "unet + post-processing" in capsys.readouterr().out
+
+
+def test_the_table_of_a_sweep_has_a_row_with_post_processing(
+    folds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The choice is made for the runs of the row, again after one of them was evaluated anew, and not otherwise."""
+    shutil.copy(folds / "unet-fold0/config.yaml", tmp_path / "base.yaml")
+    (tmp_path / "sweep.yaml").write_text(
+        "name: runs\nbase: base.yaml\ngrid: {data.fold: [0, 1]}\n"
+        "table: {rows: name, metrics: [dice (files)], postprocess: true}\nrun_name: unet-fold{data.fold}\n"
+    )
+    words = ["table", str(tmp_path / "sweep.yaml"), f"output={tmp_path}", "cluster.gpus_per_node=0", *CPU]
+    # A choice on the cases of one fold alone is optimistic, and is no choice for the row.
+    assert cli.main(["postprocess", str(folds / "unet-fold0")]) == 0
+    capsys.readouterr()
+    assert cli.main(words) == 0
+    assert "optimistic" not in capsys.readouterr().out
+    with (folds / "compare.csv").open() as stream:
+        scores = {row["name"]: float(row["dice (files)"]) for row in csv.DictReader(stream)}
+    assert set(scores) == {"unet", "unet + post-processing"}
+    stored = [folds / f"unet-fold{fold}/postprocessing.json" for fold in (0, 1)]
+    assert read(stored[0])["chosen"] == read(stored[1])["chosen"] and len(read(stored[0])["chosen"]["runs"]) == 2
+    means = [read(folds / f"unet-fold{fold}/evaluation_postprocessed/summary.json")["dice"] for fold in (0, 1)]
+    assert scores["unet + post-processing"] == pytest.approx(np.mean(means))
+    times = [file.stat().st_mtime_ns for file in stored]
+    assert cli.main(words) == 0
+    assert [file.stat().st_mtime_ns for file in stored] == times
+    assert cli.main(["evaluate", str(folds / "unet-fold1"), *CPU]) == 0
+    assert cli.main(words) == 0
+    assert [file.stat().st_mtime_ns > before for file, before in zip(stored, times, strict=True)] == [True, True]
