@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from fusionseg.cluster.slurm import seconds
 from fusionseg.config.loading import lay_over, validate_section
-from fusionseg.config.override import parse_override
+from fusionseg.config.override import Override, parse_override
 from fusionseg.config.section import Positive, Section
 from fusionseg.config.shipped.lookup import CLUSTER, find_file
 from fusionseg.config.yaml_location import read_yaml
@@ -160,5 +160,23 @@ def load_cluster(path: str | Path, overrides: Sequence[str] = ()) -> ClusterConf
     Raises:
         UserError: with all problems.
     """
-    raw, places = read_yaml(find_file(CLUSTER, path))
-    return validate_section(ClusterConfig, *lay_over(raw, places, [parse_override(text) for text in overrides]))
+    return read_cluster(path, overrides)
+
+
+def read_cluster(
+    path: str | Path, overrides: Sequence[str] = (), *, under: Sequence[Override] = (), folder: Path | None = None
+) -> ClusterConfig:
+    """Read a cluster profile with settings of a sweep's file.
+
+    Args:
+        path: as for `load_cluster`.
+        overrides: as for `load_cluster`; they win over `under` too.
+        under: settings that win over the file's.
+        folder: paths and names are relative to this folder; None is the current one.
+
+    Raises:
+        UserError: with all problems.
+    """
+    raw, places = read_yaml(find_file(CLUSTER, path, folder))
+    given = [*under, *(parse_override(text) for text in overrides)]
+    return validate_section(ClusterConfig, *lay_over(raw, places, given))

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from fusionseg.cluster.network_sizes import network_sizes, size_remarks, size_text
 from fusionseg.cluster.profile import ClusterConfig
+from fusionseg.cluster.resources.of_runs import by_resources
 from fusionseg.cluster.slurm import folder_problems, is_active, job_states
-from fusionseg.cluster.sweep import Sweep, SweepRun
+from fusionseg.cluster.sweep import MAX_NAMED, Sweep, SweepRun
+from fusionseg.cluster.sweep_file import PROFILE
 from fusionseg.config import RunConfig
 from fusionseg.config.yaml_location import dump_yaml
 from fusionseg.data.preprocessing.prepare import store_folder
@@ -20,7 +22,7 @@ from fusionseg.runs.folder import RunFolder
 from fusionseg.runs.job_events import last_job, read_events
 from fusionseg.runs.paths import checkpoints_of
 from fusionseg.runs.records import has_finished, last_end, last_records
-from fusionseg.utils.errors import UserError
+from fusionseg.utils.errors import UserError, some_of
 from fusionseg.utils.locks.folder_lock import is_held
 from fusionseg.utils.tables import counted, markdown_table
 
@@ -56,7 +58,7 @@ def decide_submissions(sweep: Sweep, cluster: ClusterConfig) -> list[Submission]
     runs: list[SweepRun] = []
     for run in sweep.runs:
         try:
-            accumulation_steps(run.config, cluster.world_size)
+            accumulation_steps(run.config, (run.cluster or cluster).world_size)
             run = replace(run, config=_share_store(run.config, sweep.folder.parent, stores))
             RunFolder(run.folder).check(run.config, "choose another output")
         except UserError as error:
@@ -102,23 +104,40 @@ def submissions_table(submissions: list[Submission], cluster: ClusterConfig) -> 
     rows = [["run", "sets", "what", "because", "parameters", "steps", "batch"]]
     for submission in submissions:
         config = submission.run.config
-        batch = batch_arithmetic(config, cluster.world_size)
+        batch = batch_arithmetic(config, (submission.run.cluster or cluster).world_size)
         sets = ", ".join(f"{key}={value}" for key, value in submission.run.settings.items())
         size = size_text(sizes[config.name])
         rows.append(
             [config.name, sets or "-", submission.action, submission.reason, size, str(config.train.steps), batch]
         )
+    return "\n".join([markdown_table(rows), "", *_resource_lines(runs, cluster), *size_remarks(runs, sizes)])
+
+
+def _resource_lines(runs: Sequence[SweepRun], cluster: ClusterConfig) -> list[str]:
+    """A line for each set of resources, with its runs if there are several sets."""
+    groups = by_resources(runs, cluster)
+    if len(groups) == 1:
+        lines = [f"each run: {_resources(groups[0][0])}"]
+    else:
+        lines = [
+            f"{some_of([run.config.name for run in members], MAX_NAMED)}: {_resources(own)}" for own, members in groups
+        ]
+    if cluster.cluster == "local" and any(run.resources for run in runs):
+        lines.append(f"the resources of the sweep's file ({PROFILE}.KEY) are for SLURM, and have no effect here")
+    return lines
+
+
+def _resources(cluster: ClusterConfig) -> str:
     gpus = cluster.gpus_per_node
     device = counted(gpus, "GPU") if gpus else "no GPU"
     ranks = counted(cluster.ranks_per_node, "rank")
     if cluster.cluster == "local":
-        where = f"on this machine, with {device} and {ranks}"
-    else:
-        where = (
-            f"nodes {cluster.nodes}, with {device} and {ranks} each, {counted(cluster.cpus_per_task, 'CPU')} a rank;"
-            f" at most {counted(cluster.parallel, 'run')} at a time"
-        )
-    return "\n".join([markdown_table(rows), "", f"each run: {where}", *size_remarks(runs, sizes)])
+        return f"on this machine, with {device} and {ranks}"
+    partition = f"partition {cluster.partition}, " if cluster.partition else ""
+    return (
+        f"{partition}nodes {cluster.nodes}, with {device} and {ranks} each, {counted(cluster.cpus_per_task, 'CPU')} a"
+        f" rank, {cluster.time}; at most {counted(cluster.parallel, 'run')} at a time"
+    )
 
 
 def _share_store(config: RunConfig, output: Path, known: dict[str, RunConfig]) -> RunConfig:

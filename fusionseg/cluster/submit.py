@@ -8,12 +8,13 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from fusionseg.cluster.job import TRAP_LINE, Job, requeue_lines
 from fusionseg.cluster.profile import ClusterConfig
+from fusionseg.cluster.resources.arrays import JobArray, max_array_size, plan_arrays, with_dependency
 from fusionseg.cluster.slurm import call
 from fusionseg.cluster.submission import Submission
 from fusionseg.cluster.sweep import JOBS_FOLDER, Sweep, SweepRun
@@ -30,14 +31,14 @@ log = logging.getLogger("fusionseg")
 def submit(
     sweep: Sweep, submissions: list[Submission], cluster: ClusterConfig, announce: Callable[[list[str]], None]
 ) -> list[str]:
-    """Submit the runs that are due as one job array, and return the job IDs.
+    """Submit the runs that are due as job arrays, and return the job IDs.
 
     Jobs that cannot be recorded in their run folders are cancelled: no command would find them later.
 
     Args:
         sweep: the sweep.
         submissions: the decisions about all its runs; runs that are not due are left out.
-        cluster: the cluster profile.
+        cluster: the cluster profile of the runs without one of their own.
         announce: called with the job IDs, before a signal that arrived during the submission takes effect.
 
     Raises:
@@ -48,38 +49,55 @@ def submit(
     import submitit
 
     runs = [submission.run for submission in submissions if submission.is_due]
-    if not runs:
-        return []
+    submitted: list[list[str]] = []
     with _clean_environment():
-        folder = sweep.folder / JOBS_FOLDER
-        executor = submitit.SlurmExecutor(
-            folder=folder, max_num_timeout=cluster.max_requeues, python=python_command(cluster)
-        )
-        executor.update_parameters(**parameters(sweep, cluster))
-        new = [path for run in runs if not (path := RunPaths(run.folder).config).exists()]
+        arrays = plan_arrays(runs, cluster, max_array_size())
+        new = {path for run in runs if not (path := RunPaths(run.folder).config).exists()}
         try:
             for run in runs:
                 write_run_config(run.folder, run.config)
                 make_events_file(run.folder)
-            with _delayed_signals(), _collected_job_ids() as job_ids:
+            with _delayed_signals():
                 try:
-                    jobs = executor.submit_array([_job(run, cluster) for run in runs])
-                    for run, job in zip(runs, jobs, strict=True):
-                        output, steps = str(job.paths.stdout), run.config.train.steps
-                        write_event(run.folder, JobEvent.SUBMITTED, job=job.job_id, log=output, steps=steps)
-                    announce([job.job_id for job in jobs])
-                except BaseException:
-                    _cancel_unrecorded(job_ids, runs)
-                    raise
+                    for array in arrays:
+                        own = array.cluster
+                        if array.after is not None:
+                            own = with_dependency(own, submitted[array.after][0].partition("_")[0])
+                        submitted.append(_submit_array(sweep, array.runs, own))
+                finally:
+                    if submitted:
+                        announce([job for jobs in submitted for job in jobs])
         except (
             submitit.core.utils.FailedJobError,
             submitit.core.utils.FailedSubmissionError,
             OSError,
             UserError,
         ) as error:
-            for path in new:
+            for path in new - {RunPaths(run.folder).config for array in arrays[: len(submitted)] for run in array.runs}:
                 path.unlink(missing_ok=True)
-            raise UserError(f"submission failed: {_reason(error)}") from None
+            done = sum(map(len, submitted))
+            others = f" ({done} of {len(runs)} runs are in the queue; submit again for the others)" if done else ""
+            raise UserError(f"submission failed: {_reason(error)}{others}") from None
+    return [job for jobs in submitted for job in jobs]
+
+
+def _submit_array(sweep: Sweep, runs: Sequence[SweepRun], cluster: ClusterConfig) -> list[str]:
+    """Submit runs as one job array, record their jobs, and return the job IDs."""
+    import submitit
+
+    executor = submitit.SlurmExecutor(
+        folder=sweep.folder / JOBS_FOLDER, max_num_timeout=cluster.max_requeues, python=python_command(cluster)
+    )
+    executor.update_parameters(**parameters(sweep, cluster))
+    with _collected_job_ids() as job_ids:
+        try:
+            jobs = executor.submit_array([_job(run, cluster) for run in runs])
+            for run, job in zip(runs, jobs, strict=True):
+                output, steps = str(job.paths.stdout), run.config.train.steps
+                write_event(run.folder, JobEvent.SUBMITTED, job=job.job_id, log=output, steps=steps)
+        except BaseException:
+            _cancel_unrecorded(job_ids, runs)
+            raise
     return [job.job_id for job in jobs]
 
 
@@ -114,7 +132,7 @@ def _collected_job_ids() -> Iterator[list[str]]:
         executor._get_job_id_from_submission_command = before
 
 
-def _cancel_unrecorded(jobs: list[str], runs: list[SweepRun]) -> None:
+def _cancel_unrecorded(jobs: list[str], runs: Sequence[SweepRun]) -> None:
     """Cancel jobs that could not be recorded, and log their IDs."""
     for job in jobs:
         try:
@@ -129,13 +147,12 @@ def _cancel_unrecorded(jobs: list[str], runs: list[SweepRun]) -> None:
                     write_event(run.folder, JobEvent.CANCELLED, job=job, reason="the submission failed")
 
 
-def check_submission(sweep: Sweep, cluster: ClusterConfig, num_runs: int, *, ask: bool) -> None:
+def check_submission(sweep: Sweep, arrays: Sequence[JobArray], *, ask: bool) -> None:
     """Make sure that the runs can be submitted, before anything is written.
 
     Args:
         sweep: the sweep.
-        cluster: the cluster profile.
-        num_runs: number of runs that are due.
+        arrays: the job arrays of the runs that are due.
         ask: ask SLURM too; see `ask_slurm`.
 
     Raises:
@@ -149,8 +166,13 @@ def check_submission(sweep: Sweep, cluster: ClusterConfig, num_runs: int, *, ask
     if is_held(sweep.folder / JOBS_FOLDER):
         problems.found.append(f"{sweep.folder}: is being submitted by another process: wait for it")
     if ask:
-        with problems.collect():
-            ask_slurm(sweep, cluster, num_runs)
+        asked: list[ClusterConfig] = []
+        for array in arrays:
+            same = array.cluster.model_copy(update={"parallel": 1})  # the parts of a divided array differ in it alone
+            if same not in asked:
+                asked.append(same)
+                with problems.collect():
+                    ask_slurm(sweep, array.cluster, len(array.runs))
     problems.raise_if_any()
 
 

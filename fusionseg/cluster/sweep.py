@@ -11,12 +11,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fusionseg.cluster.sweep_file import SweepConfig, SweepTable
+from fusionseg.cluster.profile import ClusterConfig
+from fusionseg.cluster.sweep_file import PROFILE, SweepConfig, SweepTable, of_runs, resources_of, varied_resources
 from fusionseg.config import RunConfig, validate
 from fusionseg.config.loading import lay_over, read_raw, validate_section
 from fusionseg.config.override import Override, parse_override
 from fusionseg.config.renaming import Dropped
-from fusionseg.config.shipped.lookup import CONFIG, SWEEP, find_file, shown_path
+from fusionseg.config.shipped.lookup import CLUSTER, CONFIG, SWEEP, find_file, shown_path
 from fusionseg.config.yaml_location import Locations, read_yaml
 from fusionseg.runs.records import has_finished, last_end
 from fusionseg.utils.errors import UserError, some_of
@@ -42,6 +43,10 @@ class SweepRun:
     """The name of the point."""
     dropped: tuple[Dropped, ...] = ()
     """Keys that were dropped because the name of their section changed."""
+    resources: tuple[Override, ...] = ()
+    """The keys of the cluster profile that the sweep sets for this run; without keys: the profile itself."""
+    cluster: ClusterConfig | None = None
+    """The profile of this run, if it has resources of its own; see `with_resources`."""
 
     @property
     def folder(self) -> Path:
@@ -59,6 +64,8 @@ class Sweep:
     runs: list[SweepRun]
     table: SweepTable = field(default_factory=SweepTable)
     """The table of `fusionseg table`."""
+    varied_resources: frozenset[tuple[str, ...]] = frozenset()
+    """Keys of the cluster profile that points or grid set."""
 
     def ensembles(self) -> list[list[SweepRun]]:
         """The runs of each ensemble of the table: runs that differ in `table.ensemble_over` alone."""
@@ -134,6 +141,9 @@ def _with_own_paths(raw: dict[str, Any], path: Path) -> dict[str, Any]:
             found["base"] = str(find_file(CONFIG, raw["base"], path.parent))
         if isinstance(raw.get("after"), list):
             found["after"] = [str(find_file(SWEEP, str(name), path.parent)) for name in raw["after"]]
+        for point in raw["points"] if isinstance(raw.get("points"), list) else []:
+            if isinstance(point, dict) and isinstance(point.get(PROFILE), str):
+                point[PROFILE] = str(find_file(CLUSTER, point[PROFILE], path.parent))
     return found
 
 
@@ -163,14 +173,16 @@ def load_sweep(file: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     folder = user_path(str(output)).absolute() / sweep.name
     runs: list[SweepRun] = []
     problems: dict[str, list[str]] = {}
-    for settings, point in _combinations(sweep):
-        fixed = sweep.fixed | _filled_templates(sweep, base, settings, point, folder.parent)
+    for combined, index in _combinations(sweep):
+        settings, point = of_runs(combined), sweep.points[index].get("name")
+        fixed = of_runs(sweep.fixed) | _filled_templates(sweep, base, settings, point, folder.parent)
         values, value_places, lost = base.with_settings(fixed | settings)
-        name = _run_name(sweep, values, settings, point)
+        name = _run_name(sweep, values, combined, point)
         values |= {"name": name, "output": str(folder)}  # absolute, because a job may start in another folder
         try:
-            grid = {key: settings[key] for key in sweep.grid}
-            runs.append(SweepRun(validate(values, value_places), settings, grid, point, tuple(lost)))
+            grid = {key: combined[key] for key in sweep.grid}
+            resources = resources_of(sweep, places, index, grid)
+            runs.append(SweepRun(validate(values, value_places), combined, grid, point, tuple(lost), resources))
         except UserError as error:
             for problem in error.problems:
                 problems.setdefault(problem, []).append(name)
@@ -179,7 +191,7 @@ def load_sweep(file: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     if not runs:
         raise UserError(f"{shown}: leave_out leaves no run: remove an entry from it")
     _refuse_equal_names(shown, runs)
-    return Sweep(path, folder, runs, sweep.table)
+    return Sweep(path, folder, runs, sweep.table, varied_resources(sweep))
 
 
 @dataclass(frozen=True)
@@ -213,18 +225,18 @@ def _filled_templates(
     templates = {key: text for key, text in sweep.templates.items() if key not in settings}
     if not templates:
         return {}
-    values = base.with_settings({**sweep.fixed, **settings})[0] | {"output": str(output)}
+    values = base.with_settings({**of_runs(sweep.fixed), **settings})[0] | {"output": str(output)}
     return {key: _filled(text, values, point, f"templates: {key}") for key, text in templates.items()}
 
 
-def _combinations(sweep: SweepConfig) -> Iterator[tuple[dict[str, Any], str | None]]:
-    """Yield the values of each run by key path, and the name of its point."""
-    for point in sweep.points:
+def _combinations(sweep: SweepConfig) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yield the values of each run by key path, and the index of its point."""
+    for index, point in enumerate(sweep.points):
         own = {key: value for key, value in point.items() if key != "name"}
         for values in product(*sweep.grid.values()):
             settings = {**own, **dict(zip(sweep.grid, values, strict=True))}
             if not any(_matches(pattern, settings, point) for pattern in sweep.leave_out):
-                yield settings, point.get("name")
+                yield settings, index
 
 
 def _matches(pattern: Mapping[str, Any], settings: Mapping[str, Any], point: Mapping[str, Any]) -> bool:
@@ -237,7 +249,8 @@ def _run_name(sweep: SweepConfig, values: dict[str, Any], settings: dict[str, An
     if sweep.run_name is not None:
         text = _filled(sweep.run_name, values, point, "run_name")
     else:
-        shown = settings if point is None else {key: settings[key] for key in sweep.grid}
+        grid = {key: settings[key] for key in sweep.grid}
+        shown = grid if point is not None else of_runs(settings) | grid
         parts = [_plain(point)] if point is not None else []
         for key, value in shown.items():
             last = key.split(".")[-1]

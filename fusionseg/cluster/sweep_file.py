@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from fusionseg.config.override import Override
 from fusionseg.config.section import Section
+from fusionseg.config.yaml_location import KeyPath, Locations
 
+PROFILE = "cluster"
+"""The first part of the keys that belong to the cluster profile; alone it is the name of another profile."""
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -50,7 +55,8 @@ class SweepConfig(Section):
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
     """`key.path: [values]`: every combination is a run."""
     points: list[dict[str, Any]] = Field(default_factory=_one_point, min_length=1)
-    """`key.path: value` for each point; `name`, if given, goes into the run's name."""
+    """`key.path: value` for each point; `name`, if given, goes into the run's name. Keys that begin with `cluster.` are
+    of the cluster profile, here as in `set` and `grid`; `cluster: NAME` is another profile."""
     leave_out: list[dict[str, Any]] = Field(default_factory=list)
     """Combinations that are not run. An entry leaves out every combination that has all of its values."""
     templates: dict[str, str] = Field(default_factory=dict)
@@ -76,6 +82,9 @@ class SweepConfig(Section):
             problems += [
                 f"{where}: {key} is set by the sweep itself: remove it" for key in keys if key in ("name", "output")
             ]
+        for settings in (self.fixed, *self.points):
+            if not isinstance(settings.get(PROFILE, ""), str | dict):
+                problems.append(f"{PROFILE}: expected the name or the file of a profile, got {settings[PROFILE]!r}")
         for point in self.points:
             problems += [
                 f"points: {key!r} is no key path (expected keys joined by dots, such as model.name)"
@@ -105,3 +114,37 @@ class SweepConfig(Section):
 
 def _is_path(key: str) -> bool:
     return all(key.split("."))
+
+
+def of_runs(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that belong to the configuration of a run, without those of the cluster profile."""
+    return {key: value for key, value in settings.items() if key.partition(".")[0] != PROFILE}
+
+
+def resources_of(sweep: SweepConfig, places: Locations, index: int, grid: Mapping[str, Any]) -> tuple[Override, ...]:
+    """The keys of the cluster profile that a sweep sets for a run, those that win last.
+
+    Args:
+        sweep: the sweep.
+        places: the file and line of each key of the sweep.
+        index: of the run's point.
+        grid: the run's values of the grid.
+    """
+    parts = ((("set",), sweep.fixed), (("points", index), sweep.points[index]), (("grid",), grid))
+    return tuple(override for at, settings in parts for override in _of_profile(settings, places, at))
+
+
+def varied_resources(sweep: SweepConfig) -> frozenset[tuple[str, ...]]:
+    """The keys of the cluster profile that points or grid set."""
+    varied = [*sweep.points, *({key: value} for key, values in sweep.grid.items() for value in values)]
+    return frozenset(override.keys for settings in varied for override in _of_profile(settings, {}, ()))
+
+
+def _of_profile(settings: Mapping[str, Any], places: Locations, at: KeyPath) -> Iterator[Override]:
+    """Yield the settings of the cluster profile; one without keys is the profile itself."""
+    for key, value in settings.items():
+        if key.partition(".")[0] == PROFILE:
+            is_section = key == PROFILE and isinstance(value, dict)
+            inner = {f"{key}.{name}": part for name, part in value.items()} if is_section else {key: value}
+            for path, part in inner.items():
+                yield Override(tuple(path.split("."))[1:], part, f"{places.get((*at, key), 'in the sweep')}, {path}")

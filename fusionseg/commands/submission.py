@@ -10,6 +10,8 @@ from pathlib import Path
 
 from fusionseg.cluster.local import check_devices, run_locally
 from fusionseg.cluster.profile import ClusterConfig, load_cluster
+from fusionseg.cluster.resources.arrays import max_array_size, plan_arrays
+from fusionseg.cluster.resources.of_runs import with_resources
 from fusionseg.cluster.submission import decide_submissions, submissions_table
 from fusionseg.cluster.submit import check_submission, only_one, sbatch_text, submit
 from fusionseg.cluster.sweep import Sweep, load_sweep
@@ -50,20 +52,21 @@ def submit_sweep(file: str | Path, profile: str, overrides: Sequence[str], *, dr
     """
     of_profile, of_runs = split_overrides(overrides)
     cluster = load_cluster(profile, of_profile)
-    sweep = load_sweep(file, of_runs)
+    sweep = with_resources(load_sweep(file, of_runs), profile, cluster, of_profile)
     local = cluster.cluster == "local"
     submissions = decide_submissions(sweep, cluster)
-    due = sum(submission.is_due for submission in submissions)
-    print(f"{sweep.folder}: {counted(len(submissions), 'run')}, {due} to {'do' if dry_run else 'submit'}\n")
+    due = [submission.run for submission in submissions if submission.is_due]
+    print(f"{sweep.folder}: {counted(len(submissions), 'run')}, {len(due)} to {'do' if dry_run else 'submit'}\n")
     print(submissions_table(submissions, cluster))
     if not due:
         return Submitted(sweep, cluster, is_queued=not local)
-    if dry_run and not local:
-        print(f"\n{sbatch_text(sweep, cluster, due)}")
     no_slurm = dry_run and not local and shutil.which("sinfo") is None
+    arrays = [] if local else plan_arrays(due, cluster, None if no_slurm else max_array_size())
+    for array in arrays if dry_run else []:
+        print(f"\n{sbatch_text(sweep, array.cluster, len(array.runs))}")
     if local:
         check_devices(cluster)
-    check_submission(sweep, cluster, due, ask=not local and not no_slurm)
+    check_submission(sweep, arrays, ask=not local and not no_slurm)
     if no_slurm:
         print(
             "\nSLURM is not installed here (no sinfo), so it was not asked: on the login node it may refuse these jobs"
@@ -76,8 +79,9 @@ def submit_sweep(file: str | Path, profile: str, overrides: Sequence[str], *, dr
             return Submitted(sweep, cluster, run_locally(sweep, submissions, cluster))
 
         def announce(jobs: list[str]) -> None:
-            job = jobs[0].split("_")[0]
-            print(f"\nsubmitted {counted(len(jobs), 'run')} as job {job}; see: fusionseg status {sweep.folder}")
+            arrays = list(dict.fromkeys(job.partition("_")[0] for job in jobs))
+            named = f"job{'s' if len(arrays) > 1 else ''} {', '.join(arrays)}"
+            print(f"\nsubmitted {counted(len(jobs), 'run')} as {named}; see: fusionseg status {sweep.folder}")
             sys.stdout.flush()
 
         submit(sweep, submissions, cluster, announce)

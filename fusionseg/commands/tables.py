@@ -49,13 +49,17 @@ def add_table(commands: Commands) -> None:
 
 def _table(arguments: argparse.Namespace) -> int:
     with loading():
+        from fusionseg.cluster.profile import load_cluster
+        from fusionseg.cluster.resources.of_runs import with_resources
         from fusionseg.cluster.sweep import load_sweep, sweep_order
         from fusionseg.commands.submission import split_overrides, submit_sweep
         from fusionseg.inference.comparison.table import table_path
 
     files = sweep_order(arguments.sweep)
     # A fault in the last sweep is reported before the first one trains for hours.
-    sweeps = [load_sweep(file, split_overrides(arguments.overrides)[1]) for file in files]
+    of_profile, of_runs = split_overrides(arguments.overrides)
+    cluster = load_cluster(arguments.cluster, of_profile)
+    sweeps = [with_resources(load_sweep(file, of_runs), arguments.cluster, cluster, of_profile) for file in files]
     _check_baseline(sweeps[-1])
     for number, file in enumerate(files):
         submitted = submit_sweep(file, arguments.cluster, arguments.overrides, dry_run=arguments.dry_run)

@@ -1,4 +1,4 @@
-"""Launch environment of this process: torchrun, srun or a single process; address of rank 0."""
+"""Launch environment of this process: torchrun, srun, mpirun or a single process; address of rank 0."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ SLURM_VARIABLES = (
     "SLURM_STEP_NODELIST", "SLURM_JOB_ID",
 )  # fmt: skip
 
-MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")
+MPI_VARIABLES = (
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+)
+"""Rank, number of ranks, and both on this node, as the mpirun of Open MPI and that of MPICH and Intel MPI set them."""
+MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_SIZE", "JSM_NAMESPACE_SIZE")
+MPI_PORT = 29500
+"""Port of rank 0 under mpirun without MASTER_PORT; that of torch."""
 
 FIRST_RESERVED_STEP_ID = 4_000_000_000
 """SLURM gives step ids from here on to its own steps: the batch script, an interactive shell."""
@@ -39,17 +46,22 @@ class Launch:
 
 
 def read_launch(environ: Mapping[str, str]) -> Launch:
-    """Read the launch from torchrun's variables, or else from srun's; without both it is a single process.
+    """Read the launch from torchrun's variables, mpirun's or srun's; without them it is a single process.
 
     Args:
         environ: the environment, such as `os.environ`.
 
     Raises:
-        UserError: a part of the variables is missing or has no valid value, or mpirun started this process.
+        UserError: a part of the variables is missing or has no valid value.
     """
     # MASTER_ADDR and MASTER_PORT do not count: some sites set them for every job.
     if any(environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")):
         return torchrun_launch(environ)
+    # Before srun's: mpirun starts its own daemons by srun, and the ranks inherit their variables. srun itself sets
+    # only a part of MPICH's variables.
+    for names in MPI_VARIABLES:
+        if all(environ.get(name) for name in names) and environ[names[1]] != "1":
+            return mpi_launch(environ, names)
     # The number of tasks of the step, not of the job: a batch script and a shell in an allocation are single processes,
     # however many tasks the job has.
     if environ.get("SLURM_STEP_NUM_TASKS", "1") != "1" or environ.get("SLURM_PROCID", "0") != "0":
@@ -65,13 +77,15 @@ def _single_process_warning(environ: Mapping[str, str]) -> str:
     """Return a warning if this single process runs in a SLURM job of several tasks.
 
     Raises:
-        UserError: mpirun started several processes; each of them would train alone in the same folder.
+        UserError: an mpirun whose variables are not known started several processes; each of them would train alone in
+            the same folder.
     """
     for name in MPI_SIZES:
         if environ.get(name, "1").isdigit() and int(environ.get(name, "1")) > 1:
             raise UserError(
-                f"environment: {name}={environ[name]}: mpirun started these processes, and each of them would train"
-                " alone in the same folder; start with torchrun --nproc_per_node=N -m fusionseg.train, or with srun"
+                f"environment: {name}={environ[name]}: mpirun started these processes but did not set the ranks on this"
+                " node, and each of them would train alone in the same folder; start with torchrun --nproc_per_node=N"
+                " -m fusionseg.train, or with srun python -m fusionseg.train"
             )
     if environ.get("SLURM_STEP_NUM_TASKS"):  # srun started a step of one task: the user asked for one
         return ""
@@ -141,6 +155,30 @@ def slurm_launch(environ: Mapping[str, str]) -> Launch:
     host = environ.get("MASTER_ADDR") or first_node(environ["SLURM_STEP_NODELIST"])
     local_world_size = tasks_per_node(environ["SLURM_STEP_TASKS_PER_NODE"])[node]
     return Launch(rank, world_size, local_rank, local_world_size, (host, port))
+
+
+def mpi_launch(environ: Mapping[str, str], names: tuple[str, str, str, str]) -> Launch:
+    """Read the launch from the variables that mpirun sets in every rank.
+
+    mpirun does not tell the address of rank 0: MASTER_ADDR has it, unless all ranks are on one node.
+
+    Args:
+        environ: the environment.
+        names: the variables; an entry of `MPI_VARIABLES`.
+
+    Raises:
+        UserError: a value is no integer, or the ranks are on several nodes and MASTER_ADDR is not set.
+    """
+    rank, world_size, local_rank, local_world_size = _integers(environ, names)
+    host = environ.get("MASTER_ADDR", "")
+    if not host and local_world_size < world_size:
+        raise UserError(
+            f"environment: mpirun started {world_size} ranks on several nodes, and MASTER_ADDR is not set (expected the"
+            " host of rank 0); start with mpirun -x MASTER_ADDR=HOST (Open MPI) or mpirun -genv MASTER_ADDR HOST"
+            " (MPICH, Intel MPI), or with torchrun or srun, which need no variable"
+        )
+    (port,) = _integers(environ, ("MASTER_PORT",)) if environ.get("MASTER_PORT") else (MPI_PORT,)
+    return Launch(rank, world_size, local_rank, local_world_size, (host or "127.0.0.1", port))
 
 
 def default_master_port(job: int, step: int = 0) -> int:

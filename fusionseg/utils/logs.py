@@ -102,10 +102,13 @@ def log_to_file(path: Path) -> logging.Handler:
     return handler
 
 
+_RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+
+
 def process_rank() -> int:
-    """The rank that the environment gives this process: torchrun's RANK, else srun's SLURM_PROCID, else 0.
+    """The rank that the environment gives this process: torchrun's, else mpirun's, else srun's, else 0.
 
     A value that is not a number counts as 0. `fusionseg.distributed.launch` reports such a value.
     """
-    text = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
+    text = next((found for name in _RANKS if (found := os.environ.get(name))), "0")
     return int(text) if text.isdecimal() else 0

@@ -43,6 +43,7 @@ def submit(
 
     place("sinfo", "echo slurm 23")
     place("squeue", "")
+    place("scontrol", "exit 1")
     place("scancel", f'echo "$@" >> {tmp_path}/calls')
     monkeypatch.setenv("PATH", f"{commands}:/usr/bin:/bin")
 
@@ -128,6 +129,22 @@ def test_a_signal_comes_after_the_record(submit: Submit, tmp_path: Path, number:
     assert status == 1
     assert "submitted 2 runs as job 77" in out and "interrupted" in err
     assert events(tmp_path, 1) == [("submitted", "77_1")]
+
+
+def test_arrays_beyond_the_limit_of_slurm(submit: Submit, tmp_path: Path) -> None:
+    """The second array is refused: the first one stays on record, and the same command submits the rest."""
+    (tmp_path / "bin/scontrol").write_text("#!/bin/sh\necho 'MaxArraySize            = 1'\n")
+    count = f"n=$(ls {tmp_path}/bin/n* 2>/dev/null | wc -l); touch {tmp_path}/bin/n$n"
+    status, out, err = submit(f"{count}; [ $n = 1 ] && echo QOSMaxSubmitJobPerUserLimit >&2 && exit 1; echo job 7$n")
+    assert status == 2
+    assert "submitted 1 run as job 70" in out
+    assert "QOSMaxSubmitJobPerUserLimit (1 of 2 runs are in the queue; submit again for the others)" in err
+    assert events(tmp_path, 0) == [("submitted", "70")] and events(tmp_path, 1) == []
+    assert [(tmp_path / f"runs/two/seed{seed}/config.yaml").exists() for seed in (0, 1)] == [True, False]
+    (tmp_path / "bin/squeue").write_text("#!/bin/sh\necho 70 RUNNING None\n")
+    status, out, _ = submit("echo job 79")
+    assert status == 0 and "2 runs, 1 to submit" in out
+    assert events(tmp_path, 1) == [("submitted", "79")]
 
 
 # -- --dry-run -----------------------------------------------------------------------------------------------

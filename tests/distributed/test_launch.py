@@ -7,6 +7,7 @@ import socket
 import pytest
 
 from fusionseg.distributed.launch import (
+    MPI_VARIABLES,
     SLURM_VARIABLES,
     TORCHRUN_VARIABLES,
     Launch,
@@ -77,12 +78,27 @@ def test_task_of_srun_without_the_number_of_tasks_is_refused() -> None:
         read_launch(environ)
 
 
-@pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
-def test_mpirun_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=rf"{name}=4: mpirun .*start with torchrun"):
+@pytest.mark.parametrize("names", MPI_VARIABLES, ids=["Open MPI", "MPICH"])
+def test_mpirun(names: tuple[str, str, str, str]) -> None:
+    one_node = dict(zip(names, ("1", "2", "1", "2"), strict=True))
+    assert read_launch(one_node) == Launch(1, 2, 1, 2, ("127.0.0.1", 29500))
+    assert read_launch({**one_node, "MASTER_PORT": "7"}).master == ("127.0.0.1", 7)
+    # mpirun starts a daemon on each node by srun, and its ranks have the variables of the daemon.
+    two_nodes = {**SRUN, "SLURM_STEP_NUM_TASKS": "2", **dict(zip(names, ("3", "4", "1", "2"), strict=True))}
+    assert read_launch({**two_nodes, "MASTER_ADDR": "node1"}) == Launch(3, 4, 1, 2, ("node1", 29500))
+    with pytest.raises(UserError, match=r"4 ranks on several nodes, and MASTER_ADDR is not set .*torchrun or srun"):
+        read_launch(two_nodes)
+    assert read_launch(dict(zip(names, ("0", "1", "0", "1"), strict=True))) == Launch()
+    with pytest.raises(UserError, match="expected integers"):
+        read_launch({**one_node, names[0]: "x"})
+
+
+@pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"])
+def test_an_mpirun_without_local_ranks_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=rf"{name}=4: mpirun .*start with torchrun .*srun python -m fusionseg.train"):
         read_launch({name: "4"})
     assert read_launch({**TORCHRUN, name: "4"}).world_size == 8
-    assert read_launch({**SRUN, name: "4"}).world_size == 4
+    assert read_launch({**SRUN, name: "4"}).world_size == 4  # srun sets PMI_SIZE
 
 
 @pytest.mark.parametrize("missing", TORCHRUN_VARIABLES)

@@ -39,7 +39,7 @@ LONG = (
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]:
-    with DevCluster(tmp_path_factory.mktemp("devcluster") / "cluster", _port(0)) as cluster:
+    with DevCluster(tmp_path_factory.mktemp("devcluster") / "cluster", _port(0), max_array=2) as cluster:
         yield cluster
 
 
@@ -176,6 +176,30 @@ def test_one_task_of_an_array_is_requeued(cluster: DevCluster, config_file: Path
 
     assert [event for event, _ in told(runs[0])] == ["submitted", "started", "finished"]
     assert [event for event, _ in told(runs[1])] == ["submitted", "started", "requeued", "started", "finished"]
+
+
+def test_resources_of_points_and_an_array_beyond_the_limit(
+    cluster: DevCluster, config_file: Path, tmp_path: Path
+) -> None:
+    """MaxArraySize is 2: three runs are two arrays, which share the limit of three runs at a time; the fourth run has
+    two nodes."""
+    sweep = tmp_path / "sets.yaml"
+    points = [*({"name": name} for name in "abc"), {"name": "wide", "cluster": {"nodes": 2, "partition": "low"}}]
+    sweep.write_text(yaml.safe_dump({"name": "sets", "base": str(config_file), "points": points}))
+    folder = tmp_path / "runs/sets"
+    options = (f"output={tmp_path}/runs", "train.global_batch=2", "cluster.tasks_per_node=1", "cluster.parallel=3")
+    shown = cluster.submit(sweep, *options)
+    arrays = [job_of(folder / name).partition("_")[0] for name in ("a", "b", "wide")]
+    assert f"submitted 4 runs as jobs {', '.join(arrays)};" in shown
+    assert job_of(folder / "c") == f"{arrays[1]}_1"
+    assert "4 runs, 0 to submit" in cluster.submit(sweep, *options)
+    cluster.wait_until_empty()
+
+    assert "4 finished" in cluster.fusionseg("status", folder)
+    assert {name: {rank["host"] for rank in _ranks(folder / name)} for name in ("wide",)} == {
+        "wide": {"node1", "node2"}
+    }
+    assert len(_ranks(folder / "a")) == 1
 
 
 def test_requeues_are_limited(cluster: DevCluster, one_run: Path, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from end_to_end.conftest import Train, arguments
-from end_to_end.runs import Program, assert_same_training
+from end_to_end.runs import TRAIN, Program, assert_same_training, rank_environments
+from fusionseg.distributed.launch import MPI_VARIABLES
 
 RUN = (
     "train.steps=20",
@@ -50,8 +51,13 @@ def test_two_processes_under_torchrun(program: Program, config_file: Path, folde
 
 
 def test_two_processes_with_accumulation(program: Program, config_file: Path, folder: Path, alone_large: Path) -> None:
-    """Global batch 4: accumulation 4 on one process, and 2 on each of two."""
-    ranks = program.ranks(2, *arguments(config_file, folder / "pair_accumulates", *LARGE))
+    """Global batch 4: accumulation 4 on one process, and 2 on each of two. They have the variables of mpirun."""
+    mpirun = [
+        {"MASTER_PORT": env["MASTER_PORT"], **dict(zip(MPI_VARIABLES[0], (rank, "2", rank, "2"), strict=True))}
+        for rank, env in zip("01", rank_environments(2), strict=True)
+    ]
+    words = arguments(config_file, folder / "pair_accumulates", *LARGE)
+    ranks = [program.warm(TRAIN, *words, env=env) for env in mpirun]
     ended = [rank.wait().expect(0) for rank in ranks]
 
     assert "global 4 = micro-batch 1 x 2 ranks x accumulation 2" in ended[0].err
