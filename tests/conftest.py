@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -136,7 +138,13 @@ def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
 
 
 def pytest_configure() -> None:
-    """Restore SIGINT: a shell ignores it in background jobs, and the processes of the tests would inherit that."""
+    """Keep the record of the user's own code in a folder of this session, and restore SIGINT.
+
+    A shell ignores SIGINT in background jobs, and the processes of the tests would inherit that.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        os.environ["XDG_STATE_HOME"] = (folder := tempfile.mkdtemp(prefix="fusionseg-tests-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

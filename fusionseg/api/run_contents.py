@@ -18,17 +18,21 @@ if TYPE_CHECKING:
 class RunContents:
     """Access to the files of a run folder. The records are read again at each access."""
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, trust: bool = False) -> None:
         """Args:
         folder: the run folder.
+        trust: import code of others that the run names.
 
         Raises:
             UserError: it is no run folder.
         """
         from fusionseg.runs.run_config import load_run_config
+        from fusionseg.runs.trust.consent import trusting
 
         self.folder = Path(folder)
-        self.config: RunConfig = load_run_config(self.folder)
+        self.trust = trust
+        with trusting(trust):
+            self.config: RunConfig = load_run_config(self.folder)
 
     def __repr__(self) -> str:
         from fusionseg.runs.cases.split_file import NO_VALIDATION, validates_none
@@ -138,8 +142,10 @@ class RunContents:
             UserError: there is no checkpoint, or it is damaged.
         """
         from fusionseg.inference.trained_network import inference_device, load_trained
+        from fusionseg.runs.trust.consent import trusting
 
-        return load_trained(self.folder, inference_device(device), checkpoint).model
+        with trusting(self.trust):
+            return load_trained(self.folder, inference_device(device), checkpoint).model
 
 
 def _is_number(value: Any) -> bool:

@@ -31,14 +31,15 @@ class Run(RunContents):
     access, so that a run can be followed while it trains.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, trust: bool = False) -> None:
         """Args:
         folder: the run folder.
+        trust: import code of others that the run names; see `load_run`.
 
         Raises:
             UserError: it is no run folder.
         """
-        super().__init__(folder)
+        super().__init__(folder, trust=trust)
         self._predictors: dict[PredictOptions, Predictor] = {}
 
     def predict(
@@ -52,18 +53,20 @@ class Run(RunContents):
         return evaluate(self, dataset, **options)
 
 
-def load_run(path: str | Path) -> Run:
+def load_run(path: str | Path, *, trust: bool = False) -> Run:
     """Open a run folder: its configuration, its records, its trained network.
 
     Args:
         path: the folder that a training has written, `output`/`name` of its configuration; or an archive (.fseg) that
             `fusionseg export` has written, which has no records.
+        trust: import code of others that the run names, such as a network of theirs. A run that you have trained
+            yourself needs no such word.
 
     Returns:
         The run.
 
     Raises:
-        UserError: it is no run folder.
+        UserError: it is no run folder, or it names code of others and `trust` is False.
 
     Example:
         >>> import fusionseg
@@ -76,7 +79,7 @@ def load_run(path: str | Path) -> Run:
         >>> run.best["step"], run.network().training
         (2, False)
     """
-    return Run(path)
+    return Run(path, trust=trust)
 
 
 def predict(
@@ -99,6 +102,7 @@ def predict(
     precision: str | None = None,
     skip_air: bool = False,
     postprocess: str | Path = "none",
+    trust: bool = False,
 ) -> NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32] | dict[str, Path]:
     """Segment an image: an array, a file or a DICOM series; or all images of a folder or of a datalist.
 
@@ -135,6 +139,7 @@ def predict(
             value. Voxels in no other window are background.
         postprocess: of the mask: "auto" for the post-processing that `fusionseg postprocess` has stored with the run,
             "none", or the path of a postprocessing.json.
+        trust: import code of others that the run names; see `load_run`.
 
     Returns:
         The mask (X, Y, Z) of the values that label files have, uint8, or uint16 if a value is above 255; or with
@@ -163,7 +168,7 @@ def predict(
         if probabilities is True:
             raise UserError('probabilities: expected "nifti" or "npz" with output, got True')
         files = _file_options(format, cases, base_dir, skip_existing, probabilities or None, str(postprocess))
-        return _predict_to_files(run, Path(str(image)), Path(output), options, files)
+        return _predict_to_files(run, Path(str(image)), Path(output), options, files, trust=trust)
     given = {"format": format != "nifti", "cases": cases, "base_dir": base_dir, "skip_existing": skip_existing}
     if isinstance(probabilities, str):
         raise UserError(f"probabilities: {probabilities!r} needs output, the folder for the files; set output")
@@ -176,7 +181,9 @@ def predict(
     from fusionseg.inference.postprocessing.applied import predict_processed
 
     try:
-        predictor = cache(lambda: _predictor(run, options))  # wrong arguments are refused before it is loaded
+        predictor = cache(
+            lambda: _predictor(run, options, trust=trust)
+        )  # wrong arguments are refused before it is loaded
         found = image_of(image, spacing, affine, predictor)
         if probabilities:
             return predictor().probabilities(found)
@@ -201,6 +208,7 @@ def evaluate(
     memory_gb: float | None = None,
     precision: str | None = None,
     postprocess: str | Path = "none",
+    trust: bool = False,
 ) -> Evaluation:
     """Compare the predictions of a run with the labels, as `fusionseg evaluate` does.
 
@@ -216,7 +224,7 @@ def evaluate(
         device: "auto" (a GPU if there is one), "cuda" or "cpu".
         checkpoint: "best" or "last"; None is "last" for the validation cases, on which the best was chosen, and "best"
             for another data set.
-        overlap, flips, memory_gb, precision, postprocess: as for `predict`. The validation cases of the run are
+        overlap, flips, memory_gb, precision, postprocess, trust: as for `predict`. The validation cases of the run are
             processed as chosen on the cases of other runs, if `fusionseg postprocess` had other runs.
 
     Returns:
@@ -240,6 +248,7 @@ def evaluate(
     from fusionseg.inference.evaluation.one_run import compute_evaluation
     from fusionseg.inference.evaluation.opening import EvaluationOptions, open_evaluation
     from fusionseg.runs.run_config import load_run_config
+    from fusionseg.runs.trust.consent import trusting
 
     (folder,) = _folders(run)
     options = EvaluationOptions(
@@ -252,7 +261,9 @@ def evaluate(
         masks=masks,
         postprocess=str(postprocess),
     )
-    task = load_run_config(folder).task_info
+    trust = trust or _trusted([run, *average_with])
+    with trusting(trust):
+        task = load_run_config(folder).task_info
     given = {"dataset": dataset is not None, "base_dir": base_dir is not None, "average_with": average_with,
              "include_trained": include_trained, "overlap": overlap is not None, "flips": flips,
              "memory_gb": memory_gb is not None, "postprocess": str(postprocess) != "none"}  # fmt: skip
@@ -261,7 +272,8 @@ def evaluate(
         raise UserError(
             f"{', '.join(names)}: {folder} is a {task.name}, which is evaluated on its own validation cases; remove it"
         )
-    return compute_evaluation(open_evaluation(folder, options))
+    with trusting(trust):
+        return compute_evaluation(open_evaluation(folder, options))
 
 
 def _folders(runs: Runs) -> list[Path]:
@@ -269,28 +281,36 @@ def _folders(runs: Runs) -> list[Path]:
     return [entry.folder if isinstance(entry, Run) else Path(entry) for entry in several]
 
 
-def _predictor(runs: Runs, options: PredictOptions) -> Predictor:
+def _trusted(runs: Runs) -> bool:
+    """Tell whether the user has allowed the code of a run as it was opened."""
+    several = [runs] if isinstance(runs, (Run, str, Path)) else list(runs)
+    return any(isinstance(entry, Run) and entry.trust for entry in several)
+
+
+def _predictor(runs: Runs, options: PredictOptions, *, trust: bool) -> Predictor:
     """Make a predictor. The one of a single `Run` is kept in it for the next call."""
     from fusionseg.inference.predictor import Predictor
+    from fusionseg.runs.trust.consent import trusting
 
     folders = _folders(runs)
     if not folders:
         raise UserError("run: is an empty list; give a run folder")
-    if not isinstance(runs, Run):
-        return Predictor(folders, options)
-    if options not in runs._predictors:
-        runs._predictors.clear()  # keep one network in memory, not several
-        runs._predictors[options] = Predictor(folders, options)
+    with trusting(trust or _trusted(runs)):
+        if not isinstance(runs, Run):
+            return Predictor(folders, options)
+        if options not in runs._predictors:
+            runs._predictors.clear()  # keep one network in memory, not several
+            runs._predictors[options] = Predictor(folders, options)
     return runs._predictors[options]
 
 
 def _predict_to_files(
-    runs: Runs, inputs: Path, output: Path, options: PredictOptions, files: FileOptions
+    runs: Runs, inputs: Path, output: Path, options: PredictOptions, files: FileOptions, *, trust: bool
 ) -> dict[str, Path]:
     from fusionseg.inference.predict import check_output, predict_files
 
     check_output(output, files)
-    predicted = predict_files(_predictor(runs, options), inputs, output, files)
+    predicted = predict_files(_predictor(runs, options, trust=trust), inputs, output, files)
     if failed := predicted.failed:
         raise UserError([f"{len(failed)} images could not be predicted:", *(f"  {text}" for text in failed.values())])
     return predicted.masks

@@ -33,10 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> int:
         from fusionseg.runs.folder import PREDECESSOR_S
         from fusionseg.runs.run_config import load_run_config
+        from fusionseg.runs.trust.consent import trusting
         from fusionseg.training.start import train
 
         try:
-            train(load_run_config(Path(folder)), PREDECESSOR_S)
+            with trusting(True):  # `submit` wrote this configuration, perhaps where another home is
+                config = load_run_config(Path(folder))
+            train(config, PREDECESSOR_S)
         except UserError as error:
             if process_rank() == 0:
                 write_event(Path(folder), JobEvent.REFUSED, reason=error.problems[0])

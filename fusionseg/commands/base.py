@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn, TypeAlias
 
 from fusionseg import __version__
+from fusionseg.runs.trust.consent import trusting
 from fusionseg.utils.errors import suggest
 from fusionseg.utils.exit_status import DONE, FAILED, WRONG_REQUEST, run
 from fusionseg.utils.logs import Verbosity, is_quiet, process_rank, set_verbosity, start_logging
@@ -84,6 +85,19 @@ def add_command(
     return parser
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add the option of commands that import the code which a run folder or an archive names.
+
+    Args:
+        parser: the parser of the command.
+    """
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="import code of others that the runs name, such as own networks, without a question; see docs/security.md",
+    )
+
+
 def _apply_verbosity(parser: Parser, arguments: argparse.Namespace) -> None:
     """Start logging with the verbosity of `--quiet` or `--verbose`. Both together end the program with a message."""
     quiet, verbose = getattr(arguments, "quiet", False), getattr(arguments, "verbose", False)
@@ -154,7 +168,8 @@ def execute(parser: Parser, argv: Sequence[str] | None) -> int:
     arguments = parse(parser, argv)
     _apply_verbosity(parser, arguments)
     try:
-        status = run(lambda: int(arguments.work(arguments)))
+        with trusting(getattr(arguments, "trust", False), ask=True):
+            status = run(lambda: int(arguments.work(arguments)))
     finally:
         set_verbosity(Verbosity.NORMAL)  # the next command in this process must not inherit it
     if status == DONE and (reason := lost_output()) is not None:

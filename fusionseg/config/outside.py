@@ -107,7 +107,7 @@ def _import_module(name: str, found_in: str | None) -> ModuleType:
         folders, name = [file.resolve().parent], file.stem
     if not all(part.isidentifier() for part in name.split(".")):
         raise PartError(f"{name!r} is not the name of a module (expected {FORM}); correct it")
-    with _searched_first(folders):
+    with searched_first(folders):
         try:
             module = importlib.import_module(name)
         except ModuleNotFoundError as error:
@@ -125,7 +125,7 @@ def _import_module(name: str, found_in: str | None) -> ModuleType:
 
 
 @contextmanager
-def _searched_first(folders: list[Path]) -> Iterator[None]:
+def searched_first(folders: list[Path]) -> Iterator[None]:
     """Put folders first in the module search path. After the body they are last, for imports in a user's function."""
     added = [str(folder) for folder in folders if folder.is_dir()]
     before = list(sys.path)

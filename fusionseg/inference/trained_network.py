@@ -12,14 +12,17 @@ from torch import nn
 
 from fusionseg.config import RunConfig, validate
 from fusionseg.config.outside_part import source_changes
-from fusionseg.config.parts.task import TaskInfo, task_info
+from fusionseg.config.parts.task import TaskInfo
 from fusionseg.data.labels.scheme import LabelScheme
 from fusionseg.distributed.launch import Launch
 from fusionseg.distributed.world import choose_device
+from fusionseg.runs.archive.layout import is_archive
 from fusionseg.runs.cases.split import Split
 from fusionseg.runs.cases.split_file import NO_VALIDATION, validates_none
 from fusionseg.runs.checkpoints import find_weights, networks_in, peek_config, read_checkpoint, used_weights
 from fusionseg.runs.paths import BEST, LAST
+from fusionseg.runs.run_config import recorded_task
+from fusionseg.runs.trust.foreign_code import check_code
 from fusionseg.training.network import place_network
 from fusionseg.training.precision import Precision, choose_precision, has_bf16, set_kernels
 from fusionseg.training.tasks.choice import build_task
@@ -77,11 +80,10 @@ def task_of(run: Path, which: str = "best") -> TaskInfo:
         which: the checkpoint of a run folder, "best" or "last".
 
     Raises:
-        UserError: there is no checkpoint.
-        PartError: the class of the task is not found.
+        UserError: there is no checkpoint, or the class of the task is not found or not allowed.
     """
-    plain = peek_config(find_weights(run, which)) or {}
-    return task_info(pretrain=plain.get("pretrain"), task=plain.get("task"))
+    path = find_weights(run, which)
+    return recorded_task(peek_config(path) or {}, path)
 
 
 def load_all_trained(
@@ -121,8 +123,8 @@ def load_trained(
         network: of an archive with several; None for the only one.
 
     Raises:
-        UserError: there is no checkpoint; it is damaged, or belongs to another program; `masks` is True and it
-            predicts no masks; or the device does not compute in `precision`.
+        UserError: there is no checkpoint; it is damaged, or belongs to another program; it names code of others that is
+            not allowed; `masks` is True and it predicts no masks; or the device does not compute in `precision`.
     """
     path = find_weights(run, which)
     if which == "best" and run.is_dir() and path.name == LAST:
@@ -132,6 +134,8 @@ def load_trained(
     kinds: dict[str, Any] = {"model": dict, "config": dict, "labels": dict, "channels": (list, tuple), "step": int}
     if not all(isinstance(state.get(name), kind) for name, kind in kinds.items()):
         raise UserError(f"{path}: is no checkpoint of a fusionseg training")
+    if not is_archive(path):
+        check_code(state["config"], path)
     config = validate(state["config"], recorded=True)
     for warning in source_changes(state["config"], config, ["model", "data", "task"]):
         log.warning("%s: %s", path, warning)

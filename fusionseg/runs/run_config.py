@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,16 @@ import yaml
 
 from fusionseg.config import RunConfig, differences, dump_config, validate
 from fusionseg.config.loading import lay_over
+from fusionseg.config.outside import PartError
 from fusionseg.config.outside_part import without_sources
 from fusionseg.config.override import parse_override
+from fusionseg.config.parts.task import TaskInfo, task_info
 from fusionseg.config.yaml_location import Locations, read_yaml
 from fusionseg.runs.archive.layout import is_archive
 from fusionseg.runs.archive.reader import read_config
 from fusionseg.runs.json_files import read_regular
 from fusionseg.runs.paths import BEST, LAST, RunPaths, checkpoints_of
+from fusionseg.runs.trust.foreign_code import check_code, unknown_code
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import write_text
 
@@ -59,13 +62,17 @@ def load_run_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
         overrides: `key.path=value` settings that are laid over it.
 
     Raises:
-        UserError: the path is no run folder, the configuration is damaged, or the result is not valid.
+        UserError: the path is no run folder, the configuration is damaged, it names code of others that is not allowed,
+            or the result is not valid.
     """
     if not is_archive(run) and not RunPaths(run).config.exists():
         raise UserError(
             f"{run}: is no run folder ({RunPaths(run).config.name} is missing): give the folder that a training wrote"
         )
-    merged = lay_over(*stored_config(run), [parse_override(text, RunConfig) for text in overrides])
+    plain, locations = stored_config(run)
+    if not is_archive(run):
+        check_code(plain, RunPaths(run).config)
+    merged = lay_over(plain, locations, [parse_override(text, RunConfig) for text in overrides])
     return validate(*merged, recorded=True)
 
 
@@ -123,11 +130,34 @@ def plain_config(run: Path) -> dict[str, Any]:
 
 
 def with_defaults(plain: dict[str, Any]) -> dict[str, Any]:
-    """Add the defaults of keys that are newer than a plain configuration; one that is not valid is left as it is."""
+    """Add the defaults of keys that are newer than a plain configuration.
+
+    One that is not valid, or that names code of others, is left as it is: tables and comparisons import nothing.
+    """
+    if unknown_code(plain):
+        return plain
     try:
         return validate(plain, recorded=True).to_dict()
     except UserError:
         return plain
+
+
+def recorded_task(plain: Mapping[str, Any], origin: Path) -> TaskInfo:
+    """The task of the plain configuration of a run.
+
+    Args:
+        plain: the configuration.
+        origin: the file that has it, for messages.
+
+    Raises:
+        UserError: the task is code of others that is not allowed, or it is not found.
+    """
+    task = plain.get("task")
+    check_code({"task": task}, origin)
+    try:
+        return task_info(pretrain=plain.get("pretrain"), task=task)
+    except PartError as error:
+        raise UserError(f"{origin}: {error}") from error
 
 
 def configured_steps(run: Path) -> int | None:

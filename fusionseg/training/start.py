@@ -27,6 +27,7 @@ from fusionseg.runs.environment import write_environment
 from fusionseg.runs.folder import RunFolder, run_folder_of
 from fusionseg.runs.paths import BEST
 from fusionseg.runs.records import RunStatus, has_finished, last_end, rewind_records
+from fusionseg.runs.trust.known_code import remember_own
 from fusionseg.training.data import open_training_data
 from fusionseg.training.memory.shard_units import find_units
 from fusionseg.training.micro_batches import MicroBatches
@@ -75,6 +76,7 @@ def train(config: RunConfig, patience_s: float = 0.0, make_data: Callable[[], No
     world = join_ranks(config)
     start_logging(world.rank)
     config = with_present_sources(config)
+    remember_own(config.to_dict(), write=world.is_rank_zero)
     folder = RunFolder(run_folder_of(config))
     opened: list[RunCases] = []
     try:

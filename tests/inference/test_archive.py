@@ -25,10 +25,11 @@ from fusionseg.export.export import ExportOptions
 from fusionseg.inference.reports.evaluated_cases import EvaluatedCases
 from fusionseg.runs.archive import writer
 from fusionseg.runs.archive.layout import CONFIG, MANIFEST, NETWORK, WEIGHTS, network_file
-from fusionseg.runs.archive.trust import TRUST, trusted_config
+from fusionseg.runs.archive.trust import trusted_config
 from fusionseg.runs.archive.writer import ArchivedNetwork, write_archive
 from fusionseg.runs.cases.split import read_split
 from fusionseg.runs.checkpoints import peek_config, read_checkpoint
+from fusionseg.runs.trust.consent import TRUST
 from fusionseg.utils.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")  # MONAI's own
@@ -364,8 +365,9 @@ def test_a_part_by_its_path_is_named_as_the_archive_has_it(
     state["config"]["data"]["transforms"] = [{"name": f"{elsewhere}/mine.py:same", "args": {}}]
     torch.save(state, tmp_path / "with_part.pt")
     runs, options = [tmp_path / "with_part.pt"], ExportOptions("fseg", tmp_path / "it.fseg", cases=0)
+    monkeypatch.setenv(TRUST, own := f"{elsewhere}/mine.py:same")
     assert f"{TRUST}=mine.py:same;" in export_archive(runs, options).parity["not_compared"]
-    monkeypatch.setenv(TRUST, "mine.py:same")
+    monkeypatch.setenv(TRUST, f"{own},mine.py:same")
     assert "mine" in export_archive(runs, options).parity["not_compared"]  # is not in the working directory
     monkeypatch.chdir(elsewhere)
     assert export_archive(runs, options).parity["not_compared"] == "--cases 0"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fusionseg.commands.base import Commands, add_command, loading
+from fusionseg.commands.base import Commands, add_command, add_trust, loading
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import DONE, FAILED
 
@@ -67,6 +67,7 @@ def add_export(commands: Commands) -> None:
         f" {_CASES_OF_SMALL_WEIGHTS} with small weights)",
     )
     parser.add_argument("--licence", metavar="TEXT", help="licence of the weights, for the contract")
+    add_trust(parser)
     parser.set_defaults(overrides=[])  # settings after an option, see `fusionseg.commands.base.execute`
 
 

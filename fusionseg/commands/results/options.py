@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fusionseg.commands.base import add_trust
 from fusionseg.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def inference_arguments(parser: argparse.ArgumentParser, default: str | None = "
         choices=("fp32", "bf16", "fp16"),
         help="of the forward pass (default: that of the training, or another one if the device lacks it)",
     )
+    add_trust(parser)
 
 
 def inference_options(arguments: argparse.Namespace) -> PredictOptions:
@@ -97,6 +99,7 @@ def runs_arguments(
             action="store_true",
             help="add rows of the masks with post-processing that fusionseg evaluate --postprocess has scored",
         )
+    add_trust(parser)
 
 
 def output_folder(runs: list[Path], output: Path | None) -> Path | None:

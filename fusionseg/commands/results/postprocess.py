@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fusionseg.commands.base import Commands, add_command, loading
+from fusionseg.commands.base import Commands, add_command, add_trust, loading
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import DONE
 
@@ -32,6 +32,7 @@ def add_postprocess(commands: Commands) -> None:
         choices=("last", "best"),
         help="weights of the evaluations (default last: the best were chosen on the same cases)",
     )
+    add_trust(parser)
     parser.set_defaults(overrides=[])  # settings after an option, see `fusionseg.commands.base.execute`
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fusionseg.commands.base import Commands, add_command, loading
+from fusionseg.commands.base import Commands, add_command, add_trust, loading
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import DONE
 
@@ -37,6 +37,7 @@ def add_report(commands: Commands) -> None:
     parser.add_argument(
         "--device", default="auto", choices=("auto", "cuda", "cpu"), help="where to predict the cases (default auto)"
     )
+    add_trust(parser)
     parser.set_defaults(overrides=[])  # settings after an option, see `fusionseg.commands.base.execute`
 
 

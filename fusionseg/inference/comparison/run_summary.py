@@ -13,8 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from fusionseg.config.data.splits import ALL
-from fusionseg.config.outside import PartError
-from fusionseg.config.parts.task import TaskInfo, task_info
+from fusionseg.config.parts.task import TaskInfo
 from fusionseg.inference.comparison.matching_evaluation import (
     MatchingEvaluation,
     further_evaluations,
@@ -24,9 +23,9 @@ from fusionseg.runs.cases.split_file import NO_VALIDATION, plain_split
 from fusionseg.runs.environment import read_environment
 from fusionseg.runs.evaluations import read_summary
 from fusionseg.runs.json_files import JsonObject, is_number
-from fusionseg.runs.paths import METRICS, SPLIT, run_of_weights
+from fusionseg.runs.paths import METRICS, SPLIT, RunPaths, run_of_weights
 from fusionseg.runs.records import Record, RecordKind, RunStatus, sift_records
-from fusionseg.runs.run_config import plain_config, resume_relevant
+from fusionseg.runs.run_config import plain_config, recorded_task, resume_relevant
 from fusionseg.utils.errors import UserError
 
 REPEATED = ("seed", "data.fold", "data.fold_seed")
@@ -132,7 +131,7 @@ def summarise_run(run: Path, weights: str) -> RunSummary:
         UserError: the configuration cannot be read.
     """
     plain = plain_config(run)
-    task = _task(run, plain)
+    task = recorded_task(plain, RunPaths(run).config)
     remarks: list[str] = []
     records, damaged = sift_records(run)
     if damaged:
@@ -191,7 +190,7 @@ def _pretraining_score(start: Path) -> dict[str, float]:
     """
     run = run_of_weights(start)
     try:
-        task = _task(run, plain_config(run))
+        task = recorded_task(plain_config(run), RunPaths(run).config)
     except UserError:
         return {}
     if task.evaluation != "reconstruction":
@@ -312,10 +311,3 @@ def _short_text(names: Mapping[str, Any]) -> str:
     if len(text) <= _MAX_TEXT:
         return text
     return f"{text[:_MAX_TEXT]}... ({hashlib.sha256(text.encode()).hexdigest()[:6]})"
-
-
-def _task(run: Path, plain: Mapping[str, Any]) -> TaskInfo:
-    try:
-        return task_info(pretrain=plain.get("pretrain"), task=plain.get("task"))
-    except PartError as error:
-        raise UserError(f"{run}: {error}") from error

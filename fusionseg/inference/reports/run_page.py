@@ -12,7 +12,6 @@ from urllib.parse import quote
 
 import numpy as np
 
-from fusionseg.config.parts.task import task_info
 from fusionseg.inference.reports.gpu_section import gpu_section
 from fusionseg.observability.progress import duration
 from fusionseg.runs.cases.split_file import NO_VALIDATION, plain_split, validates_none
@@ -21,7 +20,7 @@ from fusionseg.runs.evaluations import evaluations_of
 from fusionseg.runs.json_files import is_number
 from fusionseg.runs.paths import CONFIG, REPORT, RunPaths, is_run_folder
 from fusionseg.runs.records import Record, RecordKind, RunStatus, read_records
-from fusionseg.runs.run_config import plain_config
+from fusionseg.runs.run_config import plain_config, recorded_task
 from fusionseg.utils.charts import Curve, curve_chart, share_chart
 from fusionseg.utils.errors import UserError, some_of
 from fusionseg.utils.files import write_text
@@ -57,7 +56,7 @@ def write_run_page(run: Path) -> Path:
     if not is_run_folder(run):
         raise UserError(f"{run}: is no run folder ({CONFIG} is missing): give the folder that a training wrote")
     plain = plain_config(run)
-    score = task_info(pretrain=plain.get("pretrain"), task=plain.get("task")).score
+    score = recorded_task(plain, RunPaths(run).config).score
     records = read_records(run)
     train, val, end = (
         [one for one in records if one["kind"] == kind] for kind in (RecordKind.TRAIN, RecordKind.VAL, RecordKind.END)
