@@ -1,4 +1,4 @@
-"""The message of a rank whose connection to another rank broke, because that rank has ended."""
+"""The message of a rank that another rank does not answer, because it has ended or is late."""
 
 from __future__ import annotations
 
@@ -9,19 +9,25 @@ from fusionseg.utils.errors import TrainingStopped
 
 # Texts of gloo and of NCCL. torch raises a RuntimeError with a place in its own code for them.
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+_LATE = "Timed out waiting"
 
 
 @contextmanager
 def naming_lost_rank() -> Iterator[None]:
-    """Turn the error of a broken connection in the body into a message.
+    """Turn the error of a broken or silent connection in the body into a message.
 
     Raises:
-        TrainingStopped: another rank has ended.
+        TrainingStopped: another rank has ended, or did not answer within the time limit.
     """
     try:
         yield
     except RuntimeError as error:
         text = next((text for text in _LOST if text in str(error)), None)
+        if text is None and _LATE in str(error):
+            raise TrainingStopped(
+                "another rank did not answer within distributed.timeout_s: its log, or hangs/ in the run folder, tells"
+                " what it was doing"
+            ) from error
         if text is None:
             raise
         raise TrainingStopped(

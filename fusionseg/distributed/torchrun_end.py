@@ -9,6 +9,7 @@ from contextlib import suppress
 import torch.distributed as dist
 
 from fusionseg.distributed.launch import Launch
+from fusionseg.distributed.torchrun_start import uses_store_of_torchrun
 
 _KEY = "fusionseg/ended/"
 _PAUSE_S = 0.2
@@ -24,7 +25,7 @@ def end_of_rank(launch: Launch, *, failed: bool) -> None:
         launch: of this rank.
         failed: this rank will end with another exit status than 0.
     """
-    if launch.world_size == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    if launch.world_size == 1 or not uses_store_of_torchrun():
         return
     key = _KEY + os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     with suppress(dist.DistError, RuntimeError):  # torchrun itself has ended

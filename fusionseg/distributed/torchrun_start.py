@@ -16,14 +16,19 @@ _CALLS = "calls"
 _POLL_S = 0.05
 
 
+def uses_store_of_torchrun() -> bool:
+    """Tell whether the ranks share the store of torchrun. Otherwise rank 0 opens one, which is new at each start."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def store_of_this_start(store: Store, rank: int, size: int, timeout: timedelta) -> Store:
     """Return a store without the keys of earlier starts. All ranks call it before they use the store.
 
     torchrun keeps its store when it starts the ranks again. There the new ranks would find the addresses of the dead
-    ones, and the answers to questions that they have not asked. A store that rank 0 has opened itself is new.
+    ones, and the answers to questions that they have not asked.
 
     Args:
-        store: the store of all ranks.
+        store: of torchrun.
         rank: of this process.
         size: number of ranks.
         timeout: time that the ranks wait for each other.
@@ -31,8 +36,6 @@ def store_of_this_start(store: Store, rank: int, size: int, timeout: timedelta) 
     Raises:
         TrainingStopped: a rank did not start in this time.
     """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return store
     return PrefixStore(_agree_on_name(PrefixStore(_PREFIX, store), rank, size, timeout), store)
 
 

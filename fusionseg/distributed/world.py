@@ -14,10 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
 
-from fusionseg.distributed.launch import Launch, check_port, gloo_interface, read_launch
-from fusionseg.distributed.torchrun_start import store_of_this_start
+from fusionseg.distributed.launch import Launch, gloo_interface, read_launch
+from fusionseg.distributed.rendezvous import open_store
 from fusionseg.distributed.watchdog.beat import Progress
 from fusionseg.distributed.watchdog.watchdog import Limits, Watchdog
 from fusionseg.observability.ranges import annotate
@@ -27,6 +26,8 @@ HOST_TIMEOUT = timedelta(days=7)
 """Time that ranks wait in `rank_zero_first` and `wait_for_all`; preparing a large data set can take many hours."""
 COLLECTIVE_TIMEOUT_S = 1800
 """Default time limit of a collective operation in seconds; that of the configuration is `distributed.timeout_s`."""
+_WARN_S = 60.0
+"""Seconds between two warnings that ranks are missing at the start, without a watchdog."""
 
 
 def choose_device(request: str, visible_gpus: int, launch: Launch) -> torch.device:
@@ -131,14 +132,8 @@ class World:
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
         if interface := gloo_interface(os.environ, [name for _, name in socket.if_nameindex()]):
             os.environ["GLOO_SOCKET_IFNAME"] = interface
-        address = "env://"
-        if self.launch.master is not None:
-            host, port = self.launch.master
-            address = f"tcp://{host}:{port}?rank={self.rank}&world_size={self.size}"
-            if self.is_rank_zero:
-                check_port(self.launch.master)
-        store, rank, size = next(iter(rendezvous(address)))
-        store = store_of_this_start(store, rank, size, timeout)
+        warn_s = _WARN_S if self._limits is None else self._limits.warn_s
+        store = open_store(self.launch, timeout, warn_s)
         self._store = PrefixStore("fusionseg", store)
         self._start_watchdog(self._store)
         if on_gpu and self._limits is not None:  # NCCL records its last operations; the watchdog writes them
@@ -147,7 +142,9 @@ class World:
             self._refuse_shared_gpus(self._store, timeout)
         # With `device_id`, NCCL connects the ranks here and never guesses the device of a rank.
         device_id = self.device if on_gpu else None
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout, device_id=device_id)
+        dist.init_process_group(
+            backend, store=store, rank=self.rank, world_size=self.size, timeout=timeout, device_id=device_id
+        )
 
     def _start_watchdog(self, store: Store | None) -> None:
         if self._limits is not None:

@@ -88,7 +88,8 @@ def train(config: RunConfig, patience_s: float = 0.0, make_data: Callable[[], No
         for warning in filter(None, (world.launch.warning, warmup_warning(config) if world.is_rank_zero else "")):
             log.warning("%s", warning)
         log.info("run: %s", folder.path)
-        return run(build_trainer(config, world, folder, cases), folder)
+        with naming_lost_rank():
+            return run(build_trainer(config, world, folder, cases), folder)
     except torch.OutOfMemoryError as error:
         divides = world.size > 1 and config.distributed.parallel == "ddp"
         recompute = config.model.can_checkpoint and not config.train.checkpoint_activations

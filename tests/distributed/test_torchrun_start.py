@@ -54,9 +54,3 @@ def test_a_rank_that_died_while_it_started(port: int) -> None:
     one, other = stores_of(port, [1, 0], 2)
     one.set("key", "value")
     assert other.get("key") == b"value"
-
-
-def test_a_store_of_its_own_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
-    store = TCPStore("127.0.0.1", 0, None, is_master=True, wait_for_workers=False)
-    assert store_of_this_start(store, 0, 2, TIMEOUT) is store
