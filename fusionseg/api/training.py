@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from fusionseg.config import RunConfig
 
 
-def train(config: str | Path | RunConfig, overrides: Overrides = ()) -> Run:
+def train(
+    config: str | Path | RunConfig,
+    overrides: Overrides = (),
+    *,
+    extend: bool = False,
+    branch: str | Path | None = None,
+) -> Run:
     """Train a segmentation network, or continue its training, and wait for the end.
 
     The run is written to the folder `output`/`name` of the configuration. The call does the same as
@@ -28,6 +34,10 @@ def train(config: str | Path | RunConfig, overrides: Overrides = ()) -> Run:
     Args:
         config: as for `load_config`.
         overrides: as for `load_config`.
+        extend: go on in the folder of a run with a changed configuration: more steps, another learning rate, another
+            micro-batch. Without it such a start is refused.
+        branch: a run folder, or a checkpoint in one. The new run begins at its newest checkpoint, or at this one, with
+            its optimizer.
 
     Returns:
         The run. `run.status` is "completed", "plateau" (`stop.plateau` ended it) or "interrupted".
@@ -44,10 +54,16 @@ def train(config: str | Path | RunConfig, overrides: Overrides = ()) -> Run:
         >>> run.status, run.step
         ('completed', 2)
     """
-    return _start(load_config(config, overrides), pretraining=False)
+    return _start(load_config(config, overrides), pretraining=False, extend=extend, branch=branch)
 
 
-def pretrain(config: str | Path | RunConfig, overrides: Overrides = ()) -> Run:
+def pretrain(
+    config: str | Path | RunConfig,
+    overrides: Overrides = (),
+    *,
+    extend: bool = False,
+    branch: str | Path | None = None,
+) -> Run:
     """Pre-train an encoder by masked reconstruction, without labels, and wait for the end.
 
     A training starts from it with `init_from`: `fusionseg.train("parse_fusion_od", {"init_from": run.folder})`.
@@ -55,6 +71,7 @@ def pretrain(config: str | Path | RunConfig, overrides: Overrides = ()) -> Run:
     Args:
         config: as for `load_config`; it has a `pretrain` section, as the shipped `mae_swin` does.
         overrides: as for `load_config`.
+        extend, branch: as for `train`.
 
     Returns:
         The run.
@@ -71,10 +88,11 @@ def pretrain(config: str | Path | RunConfig, overrides: Overrides = ()) -> Run:
         >>> run.status
         'completed'
     """
-    return _start(load_config(config, overrides), pretraining=True)
+    return _start(load_config(config, overrides), pretraining=True, extend=extend, branch=branch)
 
 
-def _start(config: RunConfig, *, pretraining: bool) -> Run:
+def _start(config: RunConfig, *, pretraining: bool, extend: bool, branch: str | Path | None) -> Run:
+    from fusionseg.runs.continuation.changes import Continuation
     from fusionseg.runs.folder import patience_of_start, run_folder_of
     from fusionseg.training.start import train
 
@@ -82,8 +100,11 @@ def _start(config: RunConfig, *, pretraining: bool) -> Run:
         raise UserError(f"pretrain: {config.name} has this section; call fusionseg.pretrain, or remove it")
     if config.pretrain is None and pretraining:
         raise UserError(f"pretrain: {config.name} lacks this section; call fusionseg.train, or add it (as in mae_swin)")
+    if extend and branch is not None:
+        raise UserError("extend, branch: go on in the folder of the run, or in a new one; give one of them")
+    continuation = Continuation(extend, None if branch is None else Path(branch))
     with _restored_logging():
-        train(config, patience_of_start(os.environ))
+        train(config, patience_of_start(os.environ), continuation=continuation)
     return load_run(run_folder_of(config))
 
 

@@ -15,6 +15,7 @@ from fusionseg.cluster.profile import ClusterConfig
 from fusionseg.cluster.slots import Slot, slots_for, start_process, visible_gpus
 from fusionseg.cluster.submission import Submission
 from fusionseg.cluster.sweep import JOBS_FOLDER, Sweep, SweepRun
+from fusionseg.runs.continuation.extension import record_extension
 from fusionseg.runs.job_events import JobEvent, write_event
 from fusionseg.runs.records import Record, RunStatus, has_finished, last_end
 from fusionseg.runs.run_config import write_run_config
@@ -71,6 +72,7 @@ def run_locally(sweep: Sweep, submissions: list[Submission], cluster: ClusterCon
     waiting = deque(submission.run for submission in submissions if submission.is_due)
     free = slots_for(cluster)
     for run in waiting:
+        record_extension(run.folder, run.config)
         write_run_config(run.folder, run.config)
         log = sweep.folder / JOBS_FOLDER / f"{run.config.name}.log"
         write_event(run.folder, JobEvent.SUBMITTED, job="local", log=str(log), steps=run.config.train.steps)

@@ -18,9 +18,11 @@ from fusionseg.data.preprocessing.prepare import store_folder
 from fusionseg.distributed.batch_arithmetic import accumulation_steps, batch_arithmetic
 from fusionseg.runs.cases.datasets import open_run_datasets
 from fusionseg.runs.cases.opening import open_cases
+from fusionseg.runs.continuation.changes import Continuation
+from fusionseg.runs.continuation.extension import changes_since
 from fusionseg.runs.folder import RunFolder
 from fusionseg.runs.job_events import last_job, read_events
-from fusionseg.runs.paths import checkpoints_of
+from fusionseg.runs.paths import checkpoints_of, last_step
 from fusionseg.runs.records import has_finished, last_end, last_records
 from fusionseg.utils.errors import UserError, some_of
 from fusionseg.utils.locks.folder_lock import is_held
@@ -42,12 +44,13 @@ class Submission:
         return self.action != "skip"
 
 
-def decide_submissions(sweep: Sweep, cluster: ClusterConfig) -> list[Submission]:
+def decide_submissions(sweep: Sweep, cluster: ClusterConfig, *, extend: bool = False) -> list[Submission]:
     """Decide about each run of a sweep, from the run folders and SLURM's queue.
 
     Args:
         sweep: the sweep with its runs.
         cluster: the cluster profile.
+        extend: runs whose configuration has changed go on with it, also finished ones.
 
     Raises:
         UserError: with all problems, such as a batch that cannot be divided over the ranks, or a folder that holds a
@@ -60,7 +63,9 @@ def decide_submissions(sweep: Sweep, cluster: ClusterConfig) -> list[Submission]
         try:
             accumulation_steps(run.config, (run.cluster or cluster).world_size)
             run = replace(run, config=_share_store(run.config, sweep.folder.parent, stores))
-            RunFolder(run.folder).check(run.config, "choose another output")
+            folder = RunFolder(run.folder)
+            word = Continuation(extend=extend and folder.has_checkpoints())
+            folder.check(run.config, "choose another output", word)
         except UserError as error:
             problems.update(dict.fromkeys(error.problems))
         runs.append(run)
@@ -171,12 +176,15 @@ def _decide(run: SweepRun, job: str | None, states: dict[str, str]) -> Submissio
         states: the state of each job that SLURM remembers, by job ID.
     """
     end = last_end(run.folder)
-    if end is not None and has_finished(end["status"]):
+    changes = changes_since(run.folder, run.config)
+    if end is not None and has_finished(end["status"]) and not changes:
         return Submission(run, "skip", f"{end['status']} at step {end['step']}")
     if job is not None and is_active(states.get(job, "GONE")):
         return Submission(run, "skip", f"is job {job}, {states[job]}")
     if is_held(run.folder):
         return Submission(run, "skip", "is being trained")
+    if changes:
+        return Submission(run, "continue", f"extended from step {last_step(run.folder)}: {some_of(changes)}")
     if checkpoints_of(run.folder):
         records = last_records(run.folder)
         step = max((record["step"] for record in records.values()), default=0)

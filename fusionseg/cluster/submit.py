@@ -18,6 +18,7 @@ from fusionseg.cluster.resources.arrays import JobArray, max_array_size, plan_ar
 from fusionseg.cluster.slurm import call
 from fusionseg.cluster.submission import Submission
 from fusionseg.cluster.sweep import JOBS_FOLDER, Sweep, SweepRun
+from fusionseg.runs.continuation.extension import record_extension
 from fusionseg.runs.job_events import JobEvent, make_events_file, read_events, write_event
 from fusionseg.runs.paths import RunPaths
 from fusionseg.runs.run_config import write_run_config
@@ -55,6 +56,7 @@ def submit(
         new = {path for run in runs if not (path := RunPaths(run.folder).config).exists()}
         try:
             for run in runs:
+                record_extension(run.folder, run.config)
                 write_run_config(run.folder, run.config)
                 make_events_file(run.folder)
             with _delayed_signals():

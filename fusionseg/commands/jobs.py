@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from fusionseg.commands.base import Commands, add_command, loading
+from fusionseg.runs.continuation.changes import EXTEND
 from fusionseg.utils.exit_status import DONE, FAILED
 from fusionseg.utils.streams import reader_has_left
 
@@ -31,13 +32,18 @@ def add_submit(commands: Commands) -> None:
         "overrides", nargs="*", metavar="key.path=value", help="for all runs; cluster.KEY=value is for the profile"
     )
     parser.add_argument("--dry-run", action="store_true", help="print every run and the batch script; submit nothing")
+    parser.add_argument(
+        EXTEND, action="store_true", help="runs go on with changed settings, such as train.steps, also finished ones"
+    )
 
 
 def _submit(arguments: argparse.Namespace) -> int:
     with loading():
         from fusionseg.commands.submission import submit_sweep
 
-    submitted = submit_sweep(arguments.sweep, arguments.cluster, arguments.overrides, dry_run=arguments.dry_run)
+    submitted = submit_sweep(
+        arguments.sweep, arguments.cluster, arguments.overrides, dry_run=arguments.dry_run, extend=arguments.extend
+    )
     return FAILED if submitted.failed else DONE
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from fusionseg.observability.progress import duration
 from fusionseg.runs.accounts.account import Account, read_account
 from fusionseg.runs.accounts.findings import Trouble, find_troubles
-from fusionseg.runs.accounts.history import Start
+from fusionseg.runs.accounts.history import Change, Start
 from fusionseg.runs.environment import read_environment
 from fusionseg.runs.paths import EVALUATION
 from fusionseg.runs.records import RunStatus, has_finished
@@ -29,6 +29,7 @@ def account_text(run: Path, *, is_running: bool) -> str:
     parts = [_times(account)]
     if account.starts:
         parts.append(_starts(account.starts, is_running=is_running))
+    parts += [_change(change) for change in account.changes]
     if troubles := find_troubles(run, account):
         count = counted(len(troubles), "known trouble")
         parts.append(f"{count}: fusionseg doctor {shlex.quote(str(run))}")
@@ -80,6 +81,13 @@ def _starts(starts: list[Start], *, is_running: bool) -> str:
         )
     left = f"(the last {_SHOWN_STARTS} of {len(starts)} starts)\n" if len(starts) > _SHOWN_STARTS else ""
     return left + markdown_table(rows)
+
+
+def _change(change: Change) -> str:
+    """The lines about a change of the configuration."""
+    what = "extended" if change.origin is None else f"branch of {change.origin}"
+    lines = [f"{what}, {_local(change.time)}, from step {change.step}", *(f"  {line}" for line in change.changes)]
+    return "\n".join(lines)
 
 
 def _next(run: Path, account: Account, *, is_running: bool) -> str:

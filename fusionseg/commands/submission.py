@@ -38,7 +38,9 @@ def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     return own, [text for text in overrides if not text.startswith(_PROFILE)]
 
 
-def submit_sweep(file: str | Path, profile: str, overrides: Sequence[str], *, dry_run: bool = False) -> Submitted:
+def submit_sweep(
+    file: str | Path, profile: str, overrides: Sequence[str], *, dry_run: bool = False, extend: bool = False
+) -> Submitted:
     """Submit the runs of a sweep that are due, and print them. On this machine, train them and wait for them.
 
     Args:
@@ -46,6 +48,7 @@ def submit_sweep(file: str | Path, profile: str, overrides: Sequence[str], *, dr
         profile: the file or the name of the cluster profile.
         overrides: `key.path=value` settings for all runs; `cluster.KEY=value` is for the profile.
         dry_run: print every run and the batch script; submit nothing.
+        extend: runs whose configuration has changed go on with it, also finished ones.
 
     Raises:
         UserError: the sweep, the profile or the machine does not allow it; with all problems.
@@ -54,7 +57,7 @@ def submit_sweep(file: str | Path, profile: str, overrides: Sequence[str], *, dr
     cluster = load_cluster(profile, of_profile)
     sweep = with_resources(load_sweep(file, of_runs), profile, cluster, of_profile)
     local = cluster.cluster == "local"
-    submissions = decide_submissions(sweep, cluster)
+    submissions = decide_submissions(sweep, cluster, extend=extend)
     due = [submission.run for submission in submissions if submission.is_due]
     print(f"{sweep.folder}: {counted(len(submissions), 'run')}, {len(due)} to {'do' if dry_run else 'submit'}\n")
     print(submissions_table(submissions, cluster))
@@ -74,7 +77,8 @@ def submit_sweep(file: str | Path, profile: str, overrides: Sequence[str], *, dr
     if dry_run:
         return Submitted(sweep, cluster)
     with only_one(sweep):
-        submissions = decide_submissions(sweep, cluster)  # again, since another process may have submitted it meanwhile
+        # Again, since another process may have submitted it meanwhile.
+        submissions = decide_submissions(sweep, cluster, extend=extend)
         if local:
             return Submitted(sweep, cluster, run_locally(sweep, submissions, cluster))
 

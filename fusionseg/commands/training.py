@@ -7,10 +7,12 @@ import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusionseg.commands.base import Commands, Parser, execute, loading
 from fusionseg.commands.demonstration import Demonstration
+from fusionseg.runs.continuation.changes import BRANCH, EXTEND, Continuation, config_of_branch
 from fusionseg.utils.errors import Problems, UserError
 from fusionseg.utils.exit_status import DONE, FAILED
 from fusionseg.utils.logs import RESULT, log
@@ -56,7 +58,9 @@ TRAIN = Program(
   python -m fusionseg.train --config parse_fusion_od data.root=/data/PARSE --dry-run
 
 `fusionseg train` and `python -m fusionseg.train` are the same program. Starting the same command again continues a run
-that was interrupted.""",
+that was interrupted. Going on with other settings takes a word:
+  fusionseg train --config runs/unet/config.yaml train.steps=2000 --extend      # the same run, longer
+  fusionseg train --branch runs/unet name=low optim.lr=1e-4                     # a new folder, from its checkpoint""",
     Demonstration(
         "demo",
         "trains a small Swin Fusion UNETR to segment the pulmonary arteries of synthetic chest CTs",
@@ -123,12 +127,28 @@ def _add_arguments(parser: Parser, program: Program) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="print what the run would be, and its cost; train nothing"
     )
+    words = parser.add_mutually_exclusive_group()
+    words.add_argument(
+        EXTEND,
+        action="store_true",
+        help="go on in the folder of a run with changed settings: more steps, another learning rate or micro-batch",
+    )
+    words.add_argument(
+        BRANCH,
+        type=Path,
+        metavar="RUN|CHECKPOINT",
+        help="begin a new run folder (name=NAME) at the newest checkpoint of a run, or at this one, with its optimizer;"
+        " without --config, with the configuration of that run",
+    )
     parser.set_defaults(parser=parser, work=lambda arguments: _train(program, arguments))
 
 
 def _train(program: Program, arguments: argparse.Namespace) -> int:
-    file: str = arguments.config
     overrides: list[str] = arguments.overrides
+    continuation = Continuation(arguments.extend, arguments.branch)
+    if arguments.config is None and continuation.branch is not None:
+        arguments.config = str(config_of_branch(continuation.branch))
+    file: str = arguments.config
     make_data: Callable[[], None] | None = None
     if file is None:
         file, root = program.demonstration.open(overrides)
@@ -140,7 +160,7 @@ def _train(program: Program, arguments: argparse.Namespace) -> int:
     config, lost = _load(file, overrides)
     log.debug("configuration: %s%s", file, "".join(f"\n  {text}" for text in overrides))
     _refuse_other_program(program, file, config)
-    if not arguments.dry_run and (text := finished_message(config, alone=_is_alone())):
+    if not arguments.dry_run and (text := finished_message(config, alone=_is_alone(), continuation=continuation)):
         log.log(RESULT, "%s", text)
         return DONE
     if arguments.config is None:
@@ -150,7 +170,7 @@ def _train(program: Program, arguments: argparse.Namespace) -> int:
             from fusionseg.training.dry_run import describe
         if make_data is not None:
             make_data()
-        print("\n".join([describe(config, os.environ), *map(str, lost)]))
+        print("\n".join([describe(config, os.environ, continuation), *map(str, lost)]))
         return DONE
     for entry in lost:
         # A file that changes a name states the keys it wants. A user who changes a name alone may expect to keep them.
@@ -166,7 +186,7 @@ def _train(program: Program, arguments: argparse.Namespace) -> int:
         from fusionseg.training.start import train
     command = continuing_command(program, arguments)
     try:
-        status = train(config, patience_of_start(os.environ), make_data)
+        status = train(config, patience_of_start(os.environ), make_data, continuation)
     except KeyboardInterrupt:
         log.log(RESULT, "to go on from the last checkpoint: %s", command)
         raise
@@ -216,7 +236,10 @@ def _is_alone() -> bool:
 
 def continuing_command(program: Program, arguments: argparse.Namespace) -> str:
     """The command that continues this run, for the message at its interruption."""
-    words = shlex.join([*(["--config", arguments.config] if arguments.config else []), *arguments.overrides])
+    options = [*(["--config", arguments.config] if arguments.config else []), *arguments.overrides]
+    options += [EXTEND] if arguments.extend else []
+    options += [BRANCH, str(arguments.branch)] if arguments.branch is not None else []
+    words = shlex.join(options)
     size, here = os.environ.get("WORLD_SIZE", "1"), os.environ.get("LOCAL_WORLD_SIZE", "1")
     if os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1" or size != here:
         return "start the same command on all nodes again"

@@ -10,9 +10,11 @@ from typing import Any
 from fusionseg.config import RunConfig
 from fusionseg.config.data.splits import ALL
 from fusionseg.runs.cases.split_file import NO_VALIDATION
+from fusionseg.runs.continuation.branch import refuse_other_origin
+from fusionseg.runs.continuation.changes import EXTEND, PLAIN, Continuation
 from fusionseg.runs.folder import run_folder_of
 from fusionseg.runs.paths import RunPaths, last_step
-from fusionseg.runs.records import has_finished, last_end
+from fusionseg.runs.records import RunStatus, has_finished, last_end
 from fusionseg.runs.run_config import plain_config, resume_relevant
 from fusionseg.utils.errors import Problems, UserError
 from fusionseg.utils.files import user_path, writable_folder
@@ -51,7 +53,7 @@ def _check_exists(key: str, text: Any) -> None:
         raise UserError(f"{key}={Path(text)}: does not exist (from here, {Path.cwd()}): correct the path")
 
 
-def finished_message(config: RunConfig, *, alone: bool) -> str:
+def finished_message(config: RunConfig, *, alone: bool, continuation: Continuation = PLAIN) -> str:
     """Say that the run of a configuration has finished, and how to use it; an empty text if it has not.
 
     A run has finished if its last record says so, its last checkpoint is there, and its configuration gives the same
@@ -61,6 +63,10 @@ def finished_message(config: RunConfig, *, alone: bool) -> str:
         config: of this start.
         alone: whether this process is the only one of the run. If it is not, a record that is younger than two minutes
             does not count: a rank on another node may not see it yet, and would wait for the others.
+        continuation: the word of this start.
+
+    Raises:
+        UserError: the run has finished, and is not the branch that the word names.
     """
     folder = run_folder_of(config)
     metrics = RunPaths(folder).metrics
@@ -75,6 +81,8 @@ def finished_message(config: RunConfig, *, alone: bool) -> str:
         same = resume_relevant(plain_config(folder)) == resume_relevant(config.to_dict())
     except UserError:
         return ""
+    if same and continuation.branch is not None:
+        refuse_other_origin(folder, continuation.branch)
     return finished_text(config, folder, end["status"], end["step"]) if same else ""
 
 
@@ -103,5 +111,11 @@ def finished_text(config: RunConfig, folder: Path, status: str, step: int) -> st
         f"{folder}: this run has finished ({status} at step {step}); there is nothing left to train\n"
         f"{evaluation}"
         f"  {use}\n"
+        f"  train it longer: the same command with {_longer(status, step)} {EXTEND}\n"
         "  train another one: the same command with name=ANOTHER_NAME"
     )
+
+
+def _longer(status: str, step: int) -> str:
+    """The setting with which a finished run goes on, for a message."""
+    return "stop.plateau=null" if status == RunStatus.PLATEAU else f"train.steps={2 * step}"

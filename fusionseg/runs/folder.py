@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fusionseg.config import RunConfig
+from fusionseg.runs.continuation.branch import refuse_other_origin, unfinished_branch
+from fusionseg.runs.continuation.changes import BRANCH, EXTEND, PLAIN, Continuation
+from fusionseg.runs.continuation.extension import refuse_unfit_extension
 from fusionseg.runs.paths import RunPaths, checkpoints_of, obstacles
 from fusionseg.runs.run_config import OTHER_NAME, refuse_other_config, stored_config
 from fusionseg.utils.errors import TrainingStopped, UserError
@@ -136,20 +139,31 @@ class RunFolder:
         """Tell whether the folder holds a run that a start would resume."""
         return bool(checkpoints_of(self.path))
 
-    def check(self, config: RunConfig, elsewhere: str = OTHER_NAME) -> None:
-        """Refuse to start in a folder that holds checkpoints of another configuration.
+    def check(self, config: RunConfig, elsewhere: str = OTHER_NAME, continuation: Continuation = PLAIN) -> None:
+        """Refuse to start in a folder that holds checkpoints of another configuration, unless a word allows it.
 
         Args:
             config: the configuration of this start.
             elsewhere: for the messages, the change of the command that chooses another folder.
+            continuation: the word.
 
         Raises:
             UserError: with the differences; or checkpoints are there, and `resume` is never; or an entry of the folder
-                has the name of a file of the run, and is no file.
+                has the name of a file of the run, and is no file; or the word does not fit the folder.
         """
         if problems := self._obstacles(elsewhere):
             raise UserError(problems)
         if not self.has_checkpoints():
+            if continuation.extend:
+                raise UserError(
+                    f"{self.path}: holds no checkpoint, so there is no run to extend: correct output and name, or leave"
+                    f" {EXTEND} out to start it"
+                )
+            if continuation.branch is None and (origin := unfinished_branch(self.path)) is not None:
+                raise UserError(
+                    f"{self.path}: is a branch of {origin} that lacks its checkpoint: add {BRANCH} {origin}, or"
+                    f" {elsewhere}"
+                )
             return
         if config.resume == "never":
             raise UserError(f"{self.path}: holds checkpoints, and resume is never: {elsewhere}, or set resume: auto")
@@ -159,7 +173,12 @@ class RunFolder:
             raise UserError(
                 f"{error.problems[0]}, and none of the checkpoints beside it holds the configuration: {elsewhere}"
             ) from None
-        refuse_other_config(self.path, before, config, elsewhere)
+        if continuation.branch is not None:
+            refuse_other_origin(self.path, continuation.branch)
+        if continuation.extend:
+            refuse_unfit_extension(self.path, before, config)
+        else:
+            refuse_other_config(self.path, before, config, elsewhere)
 
     def _obstacles(self, elsewhere: str) -> list[str]:
         """A message for each entry that has the name of a file or a folder of the run, and is something else."""

@@ -20,6 +20,7 @@ from fusionseg.config.parts.task import TaskInfo, task_info
 from fusionseg.config.yaml_location import Locations, read_yaml
 from fusionseg.runs.archive.layout import is_archive
 from fusionseg.runs.archive.reader import read_config
+from fusionseg.runs.continuation.changes import ways_text
 from fusionseg.runs.json_files import read_regular
 from fusionseg.runs.paths import BEST, LAST, RunPaths, checkpoints_of
 from fusionseg.runs.trust.foreign_code import check_code, unknown_code
@@ -175,7 +176,13 @@ def configured_steps(run: Path) -> int | None:
     return steps if isinstance(steps, int) else None
 
 
-def refuse_other_config(path: Path, before: dict[str, Any], config: RunConfig, elsewhere: str = OTHER_NAME) -> None:
+def refuse_other_config(
+    path: Path,
+    before: dict[str, Any],
+    config: RunConfig,
+    elsewhere: str = OTHER_NAME,
+    earlier: Sequence[dict[str, Any]] = (),
+) -> None:
     """Refuse to continue a run under a configuration that gives other results.
 
     Args:
@@ -183,15 +190,18 @@ def refuse_other_config(path: Path, before: dict[str, Any], config: RunConfig, e
         before: the plain configuration under which the run was trained.
         config: the configuration of this start.
         elsewhere: for the message, the change of the command that chooses another folder.
+        earlier: plain configurations that the run has had before it was extended. They are allowed too.
 
     Raises:
         UserError: with all differences.
     """
-    changed = differences(resume_relevant(with_defaults(before)), resume_relevant(config.to_dict()))
-    if changed:
+    relevant = resume_relevant(with_defaults(before))
+    changed = differences(relevant, resume_relevant(config.to_dict()))
+    if changed and not any(resume_relevant(with_defaults(each)) == relevant for each in earlier):
         raise UserError(
             f"{path}: holds a run of a different configuration: {elsewhere}, or restore the values (stored -> now):\n  "
             + "\n  ".join(changed)
+            + f"\n{ways_text(path, changed)}"
         )
 
 

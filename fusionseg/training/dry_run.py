@@ -24,6 +24,8 @@ from fusionseg.distributed.world import choose_device
 from fusionseg.runs.cases.datasets import RunDataset
 from fusionseg.runs.cases.opening import open_cases, settle_split
 from fusionseg.runs.checkpoints import find_weights
+from fusionseg.runs.continuation.branch import find_branch
+from fusionseg.runs.continuation.changes import PLAIN, Continuation
 from fusionseg.runs.folder import RunFolder, run_folder_of
 from fusionseg.training.memory.estimate import estimate_memory
 from fusionseg.training.numerics.deterministic_operators import refuse_unfit_operators
@@ -37,12 +39,13 @@ from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_memory_bytes
 
 
-def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
+def describe(config: RunConfig, environ: Mapping[str, str] = os.environ, continuation: Continuation = PLAIN) -> str:
     """Return the text of a dry run: configuration, batch arithmetic, size of the network and memory.
 
     Args:
         config: configuration of the run.
         environ: the environment, from which the launch is read.
+        continuation: the word of a start with another configuration.
 
     Raises:
         UserError: the run could not be started.
@@ -52,8 +55,11 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
     precision = choose_precision(config.train.precision, device)
     check_sinks(config.log)
     folder = RunFolder(run_folder_of(config))
-    folder.check(config)
-    run = open_cases(config, folder, planned=True)
+    folder.check(config, continuation=continuation)
+    origin = None
+    if continuation.branch is not None and not folder.has_checkpoints():
+        origin = find_branch(continuation.branch, config)
+    run = open_cases(config, folder if origin is None else RunFolder(origin.run), planned=True)
     datasets = run.datasets
     if all(part.is_prepared for part in datasets):
         settle_split(config, run, [part.store for part in datasets])  # what a start refuses once the cases are prepared
@@ -88,6 +94,8 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ) -> str:
     sides = sides_warning(config, dataset.scheme)
     check_augmentations(config.augment, len(dataset.channels), config.data.patch, torch.device("cpu"))
     resumed = " (would be resumed)" if folder.has_checkpoints() else ""
+    if origin is not None:
+        resumed = f" (would begin at {origin.checkpoint})"
     lines = [
         dump_config(config),
         f"run folder   {folder.path}{resumed}",

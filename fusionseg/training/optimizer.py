@@ -39,6 +39,25 @@ def learning_rate(step: int, steps: int, lr: float, schedule: ScheduleSection, r
     return schedule.learning_rate(step - restart, steps - restart, lr)
 
 
+def rate_of(config: RunConfig, step: int) -> float:
+    """The learning rate of step `step` (from 0) of a run."""
+    return learning_rate(step, config.train.steps, config.optim.lr, config.schedule, config.finetune.restart)
+
+
+def changed_settings(before: OptimizerSection, now: OptimizerSection) -> frozenset[str]:
+    """The settings in the groups of an optimizer that differ between two sections of the same optimizer, without "lr".
+
+    A checkpoint has the settings under which it was saved; a run that goes on with others takes these of the new ones.
+
+    Args:
+        before, now: the `optim` sections.
+    """
+    if before == now:
+        return frozenset()
+    old, new = (section.build([nn.Parameter(torch.zeros(1))]).defaults for section in (before, now))
+    return frozenset(name for name in new if name != "lr" and old.get(name) != new[name])
+
+
 def warmup_warning(config: RunConfig) -> str:
     """A warning for the user if the warm-up of a run is cut; else an empty text."""
     return config.schedule.warning(config.train.steps - config.finetune.restart)

@@ -22,6 +22,7 @@ from fusionseg.observability.ranges import annotate
 from fusionseg.runs.accounts.history import record_hang, write_end, write_start
 from fusionseg.runs.cases.opening import RunCases
 from fusionseg.runs.cases.split import write_split
+from fusionseg.runs.continuation.changes import PLAIN, Continuation
 from fusionseg.runs.early_checks import finished_text
 from fusionseg.runs.environment import write_environment
 from fusionseg.runs.folder import RunFolder, run_folder_of
@@ -57,13 +58,19 @@ from fusionseg.utils.logs import RESULT, start_logging
 log = logging.getLogger("fusionseg")
 
 
-def train(config: RunConfig, patience_s: float = 0.0, make_data: Callable[[], None] | None = None) -> str:
+def train(
+    config: RunConfig,
+    patience_s: float = 0.0,
+    make_data: Callable[[], None] | None = None,
+    continuation: Continuation = PLAIN,
+) -> str:
     """Start a run, or continue it if its folder holds checkpoints.
 
     Args:
         config: the configuration of the run.
         patience_s: seconds to wait for an earlier process of the same run to leave its folder.
         make_data: makes the data set if there is none; rank 0 calls it while the other ranks wait.
+        continuation: the word of a start that goes on from a checkpoint of another configuration.
 
     Returns:
         The status of the run, see `RunStatus`: "completed", "plateau" or "interrupted".
@@ -81,7 +88,8 @@ def train(config: RunConfig, patience_s: float = 0.0, make_data: Callable[[], No
     opened: list[RunCases] = []
     try:
         world.rank_zero_first(
-            "open the run folder", lambda: opened.append(open_run_folder(folder, config, world, patience_s, make_data))
+            "open the run folder",
+            lambda: opened.append(open_run_folder(folder, config, world, patience_s, make_data, continuation)),
         )
         cases = world.broadcast_object(opened[0] if opened else None)
         _record_hangs(world, folder, 0)

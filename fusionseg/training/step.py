@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -203,9 +203,22 @@ class TrainStep:
             "totals": self._totals,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], changed: Collection[str] = ()) -> None:
+        """Load the state of a checkpoint.
+
+        Args:
+            state: as `state_dict` gives it.
+            changed: names of settings of the optimizer that stay as they are (`changed_settings`), such as
+                weight_decay.
+        """
         saved = state["optimizer"]
+        kept = [{name: group[name] for name in changed if name in group} for group in self.optimizer.param_groups]
+        first = {parameter: dict(states) for parameter, states in self.optimizer.state.items()} if changed else {}
         self.optimizer.load_state_dict(saved if self.parts is None else self.parts.own_state(saved))
+        for group, own in zip(self.optimizer.param_groups, kept, strict=True):
+            group.update(own)
+        for parameter, states in first.items():  # a momentum that was 0 before has no buffers in the checkpoint
+            self.optimizer.state[parameter] = {**states, **self.optimizer.state.get(parameter, {})}
         self._lay_out_states()
         if self.graphs is not None:
             self.graphs.forget()  # they have the memory of the states before

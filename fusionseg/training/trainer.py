@@ -24,7 +24,7 @@ from fusionseg.training.numerics.rewinding import rewind
 from fusionseg.training.observers.profile_range import ProfileRange
 from fusionseg.training.observers.recorder import Recorder
 from fusionseg.training.observers.skipped_steps import SkippedSteps
-from fusionseg.training.optimizer import learning_rate
+from fusionseg.training.optimizer import rate_of
 from fusionseg.training.precision import Precision
 from fusionseg.training.signals import Lead, StopSignals, signal_name
 from fusionseg.training.step import TrainStep
@@ -92,8 +92,7 @@ class Trainer:
         step = self.state.step
         self.world.progress.begin_step(step)
         with annotate("step", step):
-            config = self.config
-            lr = learning_rate(step, config.train.steps, config.optim.lr, config.schedule, config.finetune.restart)
+            lr = rate_of(self.config, step)
             self.train_step(step, self.micro_batches.of_step(step), lr)
             self.skipped_steps.add(step, self.train_step.micro_finite)
             self.spikes.add(self.train_step.loss_of_step)

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from fusionseg.config import RunConfig
+from fusionseg.config import RunConfig, validate
 from fusionseg.config.outside_part import source_changes
 from fusionseg.data.loading import noise_lines
 from fusionseg.distributed.world import World
 from fusionseg.models.sharding.network import is_sharded_network
 from fusionseg.models.sharding.tensors import gather_all, load_state
 from fusionseg.observability.ranges import annotate
+from fusionseg.runs.accounts.history import read_changes
 from fusionseg.runs.cases.checks import check_checkpoint
 from fusionseg.runs.checkpoint_writer import CheckpointWriter
 from fusionseg.runs.checkpoints import AVERAGED, newest_intact, read_training_state
@@ -30,6 +31,7 @@ from fusionseg.runs.run_config import config_hash, refuse_other_config
 from fusionseg.training.data import TrainingData
 from fusionseg.training.numerics.loss_spikes import LossSpikes
 from fusionseg.training.observers.recorder import Spent
+from fusionseg.training.optimizer import changed_settings
 from fusionseg.training.signals import Lead
 from fusionseg.training.step import TrainStep
 from fusionseg.training.tasks.task import Task
@@ -210,7 +212,8 @@ class TrainingCheckpoints:
         if path is None:
             return None
         content = intact[1] if intact else read_training_state(path)
-        refuse_other_config(path, content["config"], self.config)
+        earlier = self.world.broadcast_object([change.before for change in read_changes(self.folder.path)])
+        refuse_other_config(path, content["config"], self.config, earlier=earlier)
         for warning in source_changes(content["config"], self.config):
             log.warning("%s", warning)
         if changed := noise_change(content, self.config):
@@ -237,8 +240,12 @@ class TrainingCheckpoints:
             else:
                 self.model.load_state_dict(content["model"])
             if self._averages is not None:
-                self._averages.load_state_dict(content[AVERAGED])
-            self.train_step.load_state_dict(content["train_step"])
+                if AVERAGED in content:
+                    self._averages.load_state_dict(content[AVERAGED])
+                else:  # the run was extended with averages
+                    self._averages.restart()
+            before = validate(content["config"], recorded=True)
+            self.train_step.load_state_dict(content["train_step"], changed_settings(before.optim, self.config.optim))
             self.spikes.load_state_dict(content.get("spikes", {}), self.world.device)
             history = [(int(step), float(score)) for step, score in content["history"]]
             state = TrainingState(content["step"], history, content["best"])

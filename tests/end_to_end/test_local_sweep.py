@@ -38,6 +38,9 @@ def test_local_sweep_trains_all_runs_once(program: Program, sweep: Path) -> None
     again = program.warm(COMMANDS, *arguments(sweep)).wait().expect(0)
     assert "2 runs, 0 to submit" in again.out
     assert "started" not in again.out
+    longer = program.warm(COMMANDS, *arguments(sweep, "train.steps=20", "--extend")).wait().expect(0)
+    assert "| continue | extended from step" in longer.out and "-> 20" in longer.out
+    assert all(records(folder / name)[-1]["step"] == 20 for name in ("seed0", "seed1"))
     assert "2 finished" in program.warm(COMMANDS, "status", folder).wait().expect(0).out
     assert "± " in program.warm(COMMANDS, "compare", folder).wait().expect(0).out
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from fusionseg.inference.statistics.intervals import Interval, mean_interval
 from fusionseg.observability.gpu.samples import read_gpu_csv
+from fusionseg.runs.accounts.history import Change, read_changes
 from fusionseg.runs.cases.split import Split, read_split
 from fusionseg.runs.environment import read_environment
 from fusionseg.runs.evaluations import RecordedScore, evaluations_of, read_scores
@@ -65,6 +66,8 @@ class CardFacts:
     """Whether the GPUs of a start were sampled."""
     steps_done: int | None = None
     """Optimizer steps at the last record."""
+    changes: Sequence[Change] = ()
+    """Changes of the configuration, with which the run went on from a checkpoint."""
 
 
 def card_facts(run: Path) -> CardFacts:
@@ -88,6 +91,7 @@ def card_facts(run: Path) -> CardFacts:
         energy_kwh(table, entry(config, "log", "gpu_every_s")) if table.is_file() else None,
         has_gpu_table=table.is_file(),
         steps_done=records[-1]["step"] if records else None,
+        changes=read_changes(run),
     )
 
 

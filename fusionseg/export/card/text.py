@@ -9,7 +9,8 @@ from typing import Any
 from fusionseg.export.card.facts import SHOWN, VALIDATION, CardFacts, Measured, entry, fold_text
 from fusionseg.inference.postprocessing.evaluated import postprocessing_notes
 from fusionseg.inference.statistics.tables import interval_text
-from fusionseg.runs.paths import GPU_TABLE
+from fusionseg.runs.accounts.history import Change
+from fusionseg.runs.paths import GPU_TABLE, run_of_weights
 from fusionseg.utils.tables import markdown_table, plain_number
 
 AUTHOR = "**To be written by the author.**"
@@ -108,6 +109,7 @@ def _training(facts: CardFacts) -> list[str]:
             *([("averaged weights", f"exponential moving average, decay {ema}")] if ema is not None else []),
             ("augmentation", ", ".join(augment) or "none"),
             ("seed", config.get("seed")),
+            *[("continued", _change(change)) for change in facts.changes],
             ("status", None if facts.end is None else facts.end.get("status")),
         ]
     )
@@ -119,6 +121,12 @@ def _steps(facts: CardFacts) -> str | None:
     if done is None:
         return None if planned is None else f"{UNKNOWN} of {planned}"
     return str(done) if done == planned else f"{done} of {planned}"
+
+
+def _change(change: Change) -> str:
+    """The step from which the run went on with other settings, and these."""
+    other = "" if change.origin is None else f" of {run_of_weights(change.origin).name}"
+    return f"from step {change.step}{other}: {'; '.join(change.changes) or 'nothing changed'}"
 
 
 def _results(facts: CardFacts) -> Iterator[str]:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
-from fusionseg.runs.accounts.history import Start, read_history
+from fusionseg.runs.accounts.history import Change, Start, read_changes, read_history
 from fusionseg.runs.records import Record, RecordKind, read_records
 
 
@@ -19,6 +19,8 @@ class Account:
     """All records of the run, the oldest first."""
     starts: list[Start]
     """The oldest first; none for a run of an older version."""
+    changes: list[Change]
+    """Changes of the configuration, the oldest first."""
     step: int
     """Steps done."""
     trained_s: float
@@ -64,24 +66,31 @@ def read_account(run: Path) -> Account:
         run: the run folder.
     """
     records = read_records(run)
-    train = [record for record in records if record["kind"] == RecordKind.TRAIN]
-    starts = read_history(run)
-    trained_s, step_s = _trained(train)
+    starts, changes = read_history(run), read_changes(run)
+    # A branch has the records of the run that it began from. Their time is not its own.
+    first = max((change.step for change in changes if change.origin is not None), default=0)
+    own = [record for record in records if record["step"] > first]
+    train = [record for record in own if record["kind"] == RecordKind.TRAIN]
+    trained_s, step_s = _trained(train, first)
     repeated = sum(max(0, one.reached - other.step) for one, other in pairwise(starts))
     return Account(
         records=records,
         starts=starts,
+        changes=changes,
         step=max((record["step"] for record in records), default=0),
         trained_s=trained_s,
-        validated_s=sum(record.get("val_s") or 0.0 for record in records if record["kind"] == RecordKind.VAL),
+        validated_s=sum(record.get("val_s") or 0.0 for record in own if record["kind"] == RecordKind.VAL),
         repeated_steps=repeated,
         repeated_s=repeated * step_s,
     )
 
 
-def _trained(train: list[Record]) -> tuple[float, float]:
-    """The time of the recorded steps, and the mean time of a step. A record is about the steps since the one before."""
-    seconds, before = 0.0, 0
+def _trained(train: list[Record], before: int) -> tuple[float, float]:
+    """The time of the recorded steps after step `before`, and the mean time of a step.
+
+    A record is about the steps since the one before it.
+    """
+    seconds = 0.0
     known: list[float] = []
     for record in train:
         step_s = record.get("step_s")

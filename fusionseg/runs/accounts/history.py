@@ -1,9 +1,13 @@
-"""The starts of a run and their ends, in `history.jsonl`: one JSON object a line, which no resume removes."""
+"""The starts of a run, their ends and the changes of its configuration, in `history.jsonl`.
+
+It has one JSON object a line, and no resume removes a line.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +18,15 @@ from typing import Any
 from fusionseg.runs.json_files import JsonObject, read_lines
 from fusionseg.runs.paths import RunPaths
 from fusionseg.runs.records import RecordKind, RecordWriter, RunStatus, last_records
+from fusionseg.utils.files import writing
 from fusionseg.utils.machine import process_age_s
 
 log = logging.getLogger("fusionseg")
 
 _START, _END = "start", "end"
+CHANGE_EXTENDED, CHANGE_BRANCHED = "extend", "branch"
+"""Events after which a run has another configuration; see `Change`."""
+_CHANGES = (CHANGE_EXTENDED, CHANGE_BRANCHED)
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,64 @@ class Start:
     def wall_s(self) -> float:
         """Seconds from the beginning to the end."""
         return 0.0 if self.ended is None else max(0.0, (self.ended - self.began).total_seconds())
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of the configuration with which a run went on from a checkpoint."""
+
+    time: datetime
+    step: int
+    """Steps that were done before."""
+    changes: tuple[str, ...]
+    """`key: before -> after` for each value that the results depend on."""
+    before: JsonObject
+    """The plain configuration before the change."""
+    origin: Path | None
+    """The checkpoint of another run from which this folder began; None for a change within the folder."""
+
+
+def write_change(
+    run: Path, event: str, step: int, changes: Sequence[str], before: JsonObject, origin: Path | None = None
+) -> None:
+    """Append the line of a change of the configuration, and wait for the disk: a later start relies on it.
+
+    Args:
+        run: the run folder.
+        event: `CHANGE_EXTENDED` or `CHANGE_BRANCHED`.
+        step, changes, before, origin: see `Change`.
+
+    Raises:
+        WriteError: the line cannot be written. The configuration must not be changed then.
+    """
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    line: JsonObject = {"event": event, "time": now, "step": step, "changes": list(changes)}
+    if origin is not None:
+        line["origin"] = str(origin)
+    path = RunPaths(run).history
+    with writing(path), path.open("ab") as file:
+        file.write((json.dumps({**line, "config": before}) + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_changes(run: Path) -> list[Change]:
+    """Read the changes of the configuration of a run, the oldest first.
+
+    Args:
+        run: the run folder.
+    """
+    return [
+        Change(
+            time=_time(line["time"]),
+            step=line["step"],
+            changes=tuple(line["changes"]),
+            before=line["config"],
+            origin=Path(line["origin"]) if "origin" in line else None,
+        )
+        for line in read_lines(RunPaths(run).history, _is_valid)
+        if line["event"] in _CHANGES
+    ]
 
 
 def write_start(run: Path, step: int, ranks: Sequence[JsonObject]) -> None:
@@ -113,6 +179,8 @@ def read_history(run: Path) -> list[Start]:
     begun: JsonObject | None = None
     end: JsonObject | None = None
     for line in read_lines(RunPaths(run).history, _is_valid):
+        if line["event"] in _CHANGES:
+            continue
         if line["event"] == _END:
             end = end or line  # a second one is of a start that hung before it was written here
             continue
@@ -175,6 +243,13 @@ def _is_valid(line: JsonObject) -> bool:
         if not all(isinstance(line.get(name), list) for name in ("hosts", "devices")):
             return False
         if not isinstance(line.get("before", 0), int):
+            return False
+    elif line.get("event") in _CHANGES:
+        texts = ["time", *(["origin"] if line["event"] == CHANGE_BRANCHED else [])]
+        changes = line.get("changes")
+        if not isinstance(line.get("config"), dict) or not isinstance(changes, list):
+            return False
+        if not all(isinstance(each, str) for each in changes):
             return False
     elif line.get("event") != _END:
         return False
