@@ -10,6 +10,7 @@ import yaml
 
 from end_to_end.conftest import Train
 from end_to_end.runs import COMMANDS, Program, assert_same_run, records, wait_for_step
+from fusionseg.runs.accounts.history import read_changes
 
 LOCAL = "{cluster: local, gpus_per_node: 0}"
 
@@ -38,11 +39,23 @@ def test_local_sweep_trains_all_runs_once(program: Program, sweep: Path) -> None
     again = program.warm(COMMANDS, *arguments(sweep)).wait().expect(0)
     assert "2 runs, 0 to submit" in again.out
     assert "started" not in again.out
-    longer = program.warm(COMMANDS, *arguments(sweep, "train.steps=20", "--extend")).wait().expect(0)
+    longer = program.warm(COMMANDS, *arguments(sweep, "train.steps=20", "--extend"), "--dry-run").wait().expect(0)
+    assert "2 runs, 2 to do" in longer.out
     assert "| continue | extended from step" in longer.out and "-> 20" in longer.out
-    assert all(records(folder / name)[-1]["step"] == 20 for name in ("seed0", "seed1"))
     assert "2 finished" in program.warm(COMMANDS, "status", folder).wait().expect(0).out
     assert "± " in program.warm(COMMANDS, "compare", folder).wait().expect(0).out
+
+
+@pytest.mark.long
+def test_finished_runs_of_a_sweep_are_extended(program: Program, sweep: Path) -> None:
+    folder = sweep.parent / "runs/two"
+    program.warm(COMMANDS, *arguments(sweep, "cluster.parallel=2")).wait(600).expect(0)
+    longer = arguments(sweep, "train.steps=20", "cluster.parallel=2", "--extend")
+    program.warm(COMMANDS, *longer).wait(600).expect(0)
+    for name in ("seed0", "seed1"):
+        assert records(folder / name)[-1]["step"] == 20
+        assert [change.changes[0].partition(":")[0] for change in read_changes(folder / name)] == ["train.steps"]
+    assert "2 runs, 0 to submit" in program.warm(COMMANDS, *longer).wait(600).expect(0).out
 
 
 def test_interrupted_sweep_resumes(program: Program, sweep: Path, train: Train) -> None:
