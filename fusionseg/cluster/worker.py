@@ -42,13 +42,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             train(config, PREDECESSOR_S)
         except UserError as error:
             if process_rank() == 0:
-                write_event(Path(folder), JobEvent.REFUSED, reason=error.problems[0])
+                write_event(Path(folder), JobEvent.REFUSED, reason=_short(error.problems))
             raise
         return DONE
 
     status = run(work)
     # If torchrun restarted a run that was refused, it would be refused again. The reason is among the run's events.
     return DONE if os.environ.get("TORCHELASTIC_RUN_ID") and status != DONE and _was_refused(Path(folder)) else status
+
+
+def _short(problems: Sequence[str]) -> str:
+    """The first two problems, of which the first one may be a heading, and the number of the others."""
+    more = [f"and {len(problems) - 2} more"] if len(problems) > 2 else []
+    return "; ".join([*(problem.strip() for problem in problems[:2]), *more])
 
 
 def _was_refused(folder: Path) -> bool:

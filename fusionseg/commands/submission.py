@@ -12,9 +12,11 @@ from fusionseg.cluster.local import check_devices, run_locally
 from fusionseg.cluster.profile import ClusterConfig, load_cluster
 from fusionseg.cluster.resources.arrays import max_array_size, plan_arrays
 from fusionseg.cluster.resources.of_runs import with_resources
+from fusionseg.cluster.resources.time_limit import time_limit_warnings
 from fusionseg.cluster.submission import decide_submissions, submissions_table
 from fusionseg.cluster.submit import check_submission, only_one, sbatch_text, submit
 from fusionseg.cluster.sweep import Sweep, load_sweep
+from fusionseg.utils.logs import log
 from fusionseg.utils.tables import counted
 
 _PROFILE = "cluster."
@@ -63,6 +65,8 @@ def submit_sweep(
     print(submissions_table(submissions, cluster))
     if not due:
         return Submitted(sweep, cluster, is_queued=not local)
+    for text in [] if local else time_limit_warnings(due, cluster):
+        log.warning("%s", text)
     no_slurm = dry_run and not local and shutil.which("sinfo") is None
     arrays = [] if local else plan_arrays(due, cluster, None if no_slurm else max_array_size())
     for array in arrays if dry_run else []:

@@ -3,6 +3,7 @@ stand-ins that say what SLURM would, and sabotage."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -145,6 +146,27 @@ def test_arrays_beyond_the_limit_of_slurm(submit: Submit, tmp_path: Path) -> Non
     status, out, _ = submit("echo job 79")
     assert status == 0 and "2 runs, 1 to submit" in out
     assert events(tmp_path, 1) == [("submitted", "79")]
+
+
+def test_a_time_limit_hardly_longer_than_a_start_is_warned_of(submit: Submit, tmp_path: Path) -> None:
+    """Without a measurement a minute counts; else the times of the runs' earlier starts."""
+    (tmp_path / "cluster.yaml").write_text("{cluster: slurm, gpus_per_node: 0, time: '00:05:00', signal_s: 121}")
+    _, _, err = submit("", "--dry-run")
+    assert "a job of 00:05:00 has 119 s before its signal" in err
+    assert "a start takes 60 s (not measured yet): raise time" in err and "[seed0, seed1]" in err
+    assert "warning: time" not in submit("", "--dry-run", "cluster.time='00:06:00'")[2]
+
+    run = tmp_path / "runs/two/seed1"
+    run.mkdir(parents=True)
+    times = {"time": "2026-01-01T00:01:30+00:00", "began": "2026-01-01T00:00:00+00:00"}
+    start = {"event": "start", **times, "step": 0, "ranks": 1, "hosts": [], "devices": []}
+    (run / "history.jsonl").write_text(json.dumps(start) + "\n")
+    records = [{"kind": "train", "step": 2, "step_s": 20.0}, {"kind": "val", "step": 2, "val_s": 130.0}]
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    _, _, err = submit("", "--dry-run", "cluster.time='00:06:00'")
+    assert "a start takes 90 s (measured in seed1), and the 2 steps to the first checkpoint 40 s: raise time" in err
+    assert "signal_s: 121 s are less than a validation and a save together, 130 s (measured in seed1)" in err
+    assert "warning: time" not in submit("", "--dry-run", "cluster.time='00:08:00'")[2]
 
 
 # -- --dry-run -----------------------------------------------------------------------------------------------

@@ -27,15 +27,15 @@ def is_missing() -> bool:
 class DevCluster:
     """A SLURM cluster on this machine; a context manager that starts and stops it."""
 
-    def __init__(self, folder: Path, port: int, preemption: str = "signal", max_array: int = 1001) -> None:
+    def __init__(self, folder: Path, port: int, preemption: str = "signal", **variables: int) -> None:
         self.environ = {
             **os.environ,
             "DEVCLUSTER_FOLDER": str(folder),
             "DEVCLUSTER_PORT": str(port),
             "DEVCLUSTER_ACCOUNTING": "none",
             "DEVCLUSTER_PREEMPTION": preemption,
-            "DEVCLUSTER_MAX_ARRAY": str(max_array),
             "PYTHONPATH": str(REPOSITORY),
+            **{f"DEVCLUSTER_{name.upper()}": str(value) for name, value in variables.items()},
         }
 
     def __enter__(self) -> DevCluster:

@@ -48,6 +48,8 @@ class Start:
     status: str | None
     """The status of its end record; None if it was killed, or still runs."""
     reason: str
+    ready_s: float
+    """Seconds from the beginning until the cases and the checkpoint were loaded."""
 
     @property
     def wall_s(self) -> float:
@@ -210,6 +212,7 @@ def _start(begun: JsonObject, end: JsonObject | None, reached: int, reached_at: 
         reached=max(begun["step"], end["step"] if end is not None else reached),
         status=None if end is None else end["status"],
         reason="" if end is None else end["reason"],
+        ready_s=max(0.0, (_time(begun["time"]) - began).total_seconds()),
     )
 
 

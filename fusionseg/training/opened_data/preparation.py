@@ -11,6 +11,7 @@ from fusionseg.observability.progress import counting_progress
 from fusionseg.runs.cases.opening import RunCases, log_split, settle_split
 from fusionseg.runs.cases.split import Split
 from fusionseg.utils.errors import UserError
+from fusionseg.utils.tables import counted
 
 log = logging.getLogger("fusionseg")
 
@@ -47,8 +48,8 @@ def _prepare_missing(run: RunCases) -> list[Store]:
     if problems:
         raise UserError(
             [
-                f"{len(problems)} cases cannot be prepared: correct them, or set data.skip_broken=true to train without"
-                " them",
+                f"{counted(len(problems), 'case')} cannot be prepared: correct them, or set data.skip_broken=true to"
+                " train without them",
                 *problems,
             ]
         )
