@@ -18,6 +18,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from faults import catalogue
 from nvtx_tool import NvtxTool
 
 from fusionseg.config import RunConfig, validate
@@ -152,6 +153,16 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the SLURM tests first: they share a cluster and mostly wait, so that one worker runs them in parallel."""
     items.sort(key=lambda item: item.path.name != "test_slurm.py")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """A test of a fault compares what it has seen with the catalogue of tests/faults."""
+    catalogue.compared.clear()
+    yield
+    markers = [(name, mark.kwargs.get("partly", False)) for mark in item.iter_markers("fault") for name in mark.args]
+    missing = catalogue.not_compared(markers)
+    assert not missing, f"not compared with tests/faults: {missing}"
 
 
 @pytest.fixture(scope="session")

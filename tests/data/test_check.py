@@ -15,6 +15,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from faults.catalogue import assert_seen
 
 from fusionseg.data.checks.case_check import CaseReport
 from fusionseg.data.checks.dataset_check import CheckReport, _check_cases, check_dataset
@@ -345,11 +346,13 @@ def fail_on_case_1(case: Case) -> CaseReport:
 
 
 @pytest.mark.parametrize(("check", "workers"), [(die_on_case_1, 2), (fail_on_case_1, 1)])
+@pytest.mark.fault("case-kills-the-check")
 def test_a_case_that_kills_its_worker_is_one_error(check: Any, workers: int) -> None:
     cases = [Case(str(i), (Path(f"{i}.nii"),), None) for i in range(4)]
     facts = _check_cases(cases, check, workers)
     assert [fact.name for fact in facts] == ["0", "1", "2", "3"]
     assert [[p.code for p in fact.problems] for fact in facts] == [[], ["crashed"], [], []]
+    assert_seen("case-kills-the-check", facts[1].problems[0].code)
 
 
 @pytest.mark.real_data

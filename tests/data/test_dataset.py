@@ -9,6 +9,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from faults.catalogue import assert_seen
 
 from fusionseg.config.data.labels import LabelSettings
 from fusionseg.data.formats.dataset import Case, Dataset, open_dataset
@@ -182,6 +183,7 @@ def test_given_labels_win_over_the_files(tmp_path: Path) -> None:
     assert open_dataset(msd(tmp_path), labels=given).class_names == ("artery",)
 
 
+@pytest.mark.fault("file-missing")
 def test_missing_files_are_all_listed_up_to_a_cap(tmp_path: Path) -> None:
     msd(tmp_path, tuple(f"c{i:02d}" for i in range(30)))
     for i in range(3):
@@ -190,6 +192,7 @@ def test_missing_files_are_all_listed_up_to_a_cap(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         open_dataset(tmp_path)
     assert len(caught.value.problems) == 4
+    assert_seen("file-missing", str(caught.value))
     assert all("file missing" in problem and str(tmp_path) in problem for problem in caught.value.problems)
     assert len(open_dataset(tmp_path, require_files=False).training) == 30
     for file in (tmp_path / "imagesTr").iterdir():

@@ -12,6 +12,8 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from end_to_end.runs import Ended
+from faults.catalogue import assert_seen
 from preparing import first_record, opened, run
 
 from fusionseg import cli
@@ -110,6 +112,7 @@ def test_moved_data_keep_both_cases_of_a_shared_store(two_lists: Path, tmp_path:
         assert (report.prepared, len(report.reused)) == ([], 2)
 
 
+@pytest.mark.fault("case-prepared-again-meanwhile")
 def test_a_case_that_is_prepared_again_meanwhile_is_refused(tmp_path: Path, make_dataset, tiny_config) -> None:
     root = make_dataset(tmp_path / "d", cases=2)
     config = tiny_config(root, tmp_path / "out")
@@ -119,12 +122,14 @@ def test_a_case_that_is_prepared_again_meanwhile_is_refused(tmp_path: Path, make
     image = nibabel.load(path)
     nibabel.save(nibabel.Nifti1Image(np.roll(np.asarray(image.dataobj), 2, 0), image.affine), path)
     assert run(config).prepared == ["case_001"]
-    with pytest.raises(UserError, match=r"cases/case_001: .* do not match their record .*start again"):
+    with pytest.raises(UserError, match="cases/case_001: ") as refused:
         labels(store)
+    assert_seen("case-prepared-again-meanwhile", str(refused.value))
     assert len(labels(opened(config))) == 2
 
 
 @pytest.mark.parametrize("file", ["image.npy", "label.npy", "foreground.npy"])
+@pytest.mark.fault("prepared-case-damaged")
 def test_damaged_arrays_are_refused(tmp_path: Path, file: str) -> None:
     label = np.zeros((4, 4, 4), np.uint8)
     label[1:3, 0, 0] = 1
@@ -135,8 +140,9 @@ def test_damaged_arrays_are_refused(tmp_path: Path, file: str) -> None:
     assert labels(store)
     array = np.load(tmp_path / "cases/a" / file)
     np.save(tmp_path / "cases/a" / file, array[..., ::-1])  # of the same shape, type and sum
-    with pytest.raises(UserError, match="do not match their record"):
+    with pytest.raises(UserError) as refused:
         labels(store)
+    assert_seen("prepared-case-damaged", str(refused.value))
 
 
 @pytest.mark.parametrize("name", ["..", ".", "", "/etc/passwd", "a/b", "-x", ".hidden", "a\nb", "é" * 200, "con"])
@@ -170,6 +176,7 @@ def test_a_complete_store_may_be_read_only(balls: Path, tmp_path: Path, tiny_con
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+@pytest.mark.fault("prepared-not-writable")
 def test_a_store_that_cannot_be_made_is_refused_at_once(
     balls: Path, tmp_path: Path, tiny_config, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,22 +187,27 @@ def test_a_store_that_cannot_be_made_is_refused_at_once(
         ("data.prepared", tiny_config(balls, tmp_path / "out", data={"prepared": str(tmp_path / ("x" * 300))})),
     ):
         (tmp_path / "c.yaml").write_text(dump_config(config))
-        assert cli.main(["prepare", "--config", str(tmp_path / "c.yaml")]) == 2
+        status = cli.main(["prepare", "--config", str(tmp_path / "c.yaml")])
         said = capsys.readouterr()
+        assert status == 2
+        if key == "data.prepared":
+            assert_seen("prepared-not-writable", Ended(status, said.out, said.err))
         assert said.err.startswith(f"error: {key}: {tmp_path}/") and "cannot be written: " in said.err
         assert said.err.count("\n") == 1 and "set aside" not in said.out
     assert sorted(os.listdir(tmp_path)) == ["c.yaml", "file"]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.fault("disk-full-in-the-preparation")
 def test_a_disk_that_fills_up_is_no_fault_of_the_cases(
     tmp_path: Path, make_dataset, tiny_config, small_disk: Callable[[str], Path], workers: int
 ) -> None:
     root = make_dataset(tmp_path / "d", cases=6)
     disk = small_disk("200k")
     config = tiny_config(root, tmp_path / "out", data={"prepared": str(disk / "store"), "workers": workers})
-    with pytest.raises(WriteError, match=r"store: cannot be written: .* of 6 cases are prepared"):
+    with pytest.raises(WriteError, match=r"store: cannot be written: .* of 6 cases are prepared") as full:
         run(config)
+    assert_seen("disk-full-in-the-preparation", str(full.value))
     left = [path.name for path in (disk / "store/cases").iterdir()]
     assert 0 < len(left) < 6 and not [name for name in left if name.startswith(".partial-")]
 

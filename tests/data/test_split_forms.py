@@ -13,6 +13,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from faults.catalogue import assert_seen
 
 from fusionseg.cluster.profile import ClusterConfig
 from fusionseg.cluster.submission import decide_submissions
@@ -476,6 +477,7 @@ def unrecorded_checkpoint(settings: RunConfig) -> Data:
     return {**state, "best": None, "history": [], "elapsed_s": 0.0}
 
 
+@pytest.mark.fault("same-image-on-both-sides")
 def test_the_same_image_on_both_sides_is_refused(shared: Path) -> None:
     for form in ("sites", "splits_final.json", "one site"):
         data, folds = FORMS[form]
@@ -483,8 +485,9 @@ def test_the_same_image_on_both_sides_is_refused(shared: Path) -> None:
         file = shared / f"imagesTr/{one.validation[0].name}.nii"
         before = file.read_bytes()
         save(file, nibabel.load(shared / f"imagesTr/{one.training[0].name}.nii").get_fdata())  # as float64
-        with pytest.raises(UserError, match=f"1 pairs of a training and a validation case .*{one.validation[0].name}"):
+        with pytest.raises(UserError, match=one.validation[0].name) as refused:
             begin(config(shared, name="copied", **data, fold=folds[0]))
+        assert_seen("same-image-on-both-sides", str(refused.value))
         file.write_bytes(before)
 
 

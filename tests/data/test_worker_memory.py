@@ -10,6 +10,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from faults.catalogue import assert_seen
 from preparing import run
 
 from fusionseg.config import DataConfig
@@ -75,6 +76,7 @@ def lambda_free(config: DataConfig, folder: Path) -> Any:
     return partial(measure, config, folder)
 
 
+@pytest.mark.fault("case-too-large-for-a-worker")
 def test_a_case_beyond_the_bound_is_refused_and_the_others_go_on(tmp_path: Path, make_dataset, tiny_config) -> None:
     root = make_dataset(tmp_path / "Task94", cases=3)
     path = root / "imagesTr/case_001.nii.gz"
@@ -88,6 +90,7 @@ def test_a_case_beyond_the_bound_is_refused_and_the_others_go_on(tmp_path: Path,
     assert sorted(report.prepared) == ["case_000", "case_002"]
     assert list(report.failed) == ["case_001"]
     message = report.failed["case_001"]
+    assert_seen("case-too-large-for-a-worker", message)
     assert str(path) in message and "data.worker_memory_gb allows 1.5 GB" in message
     assert "resampling to data.spacing [1.0, 1.0, 1.0] takes about" in message
 

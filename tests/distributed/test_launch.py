@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
+from faults.catalogue import assert_seen
 
 from fusionseg.distributed.launch import (
     MPI_VARIABLES,
@@ -65,10 +66,12 @@ def test_single_process(environ: dict[str, str]) -> None:
         ({**BATCH_SCRIPT, "SLURM_STEP_ID": "4294967291"}, 4),
     ],
 )
+@pytest.mark.fault("one-process-in-a-job-of-several-tasks")
 def test_single_process_in_a_job_of_several_tasks_is_warned(environ: dict[str, str], tasks: int) -> None:
     launch = read_launch(environ)
     assert (launch.rank, launch.world_size) == (0, 1)
-    assert f"{tasks} tasks" in launch.warning and "srun python -m fusionseg.train" in launch.warning
+    assert f"{tasks} tasks" in launch.warning
+    assert_seen("one-process-in-a-job-of-several-tasks", launch.warning)
 
 
 def test_task_of_srun_without_the_number_of_tasks_is_refused() -> None:
@@ -172,11 +175,13 @@ def test_first_node(nodes: str, first: str) -> None:
     assert first_node(nodes) == first
 
 
+@pytest.mark.fault("port-taken")
 def test_port_in_use_is_named() -> None:
     with socket.socket() as other:
         other.bind(("", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(UserError, match=rf"port {port} of node1.*set MASTER_PORT"):
+        with pytest.raises(UserError, match=rf"port {port} of node1") as refused:
             check_port(("node1", port))
+    assert_seen("port-taken", str(refused.value))
     check_port(("node1", port))

@@ -7,10 +7,11 @@ import runpy
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from faults.catalogue import assert_seen
 
 from end_to_end.conftest import arguments
 from end_to_end.runs import TRAIN, Program, Started, rank_environments, records
@@ -55,28 +56,51 @@ class Hang:
     entries: int
     rank: int
     how: str
-    said: tuple[str, ...]
+    said: tuple[str, ...] = ()
+    """Words beside those of the catalogue of faults."""
     limits: tuple[int, int] = (7, 10)
     """distributed.hang_warn_s and hang_end_s."""
+    fault: str = "rank-hangs-in-a-step"
 
 
-HANGS = [
-    Hang("forward", 5, 1, "sleep", ("rank 1 (", "in step 5, forward", "the others are in step 5, allreduce")),
-    Hang("backward", 5, 1, "stop", ("rank 1 (", "its process is stopped (SIGSTOP)")),
-    Hang("forward", 5, 0, "stop", ("rank 0, or the torchrun that holds the store", "rank 1 ("), (7, 22)),
-    Hang("data", 5, 0, "sleep", ("rank 0 (", "in step 5, data")),
-    Hang("validate", 1, 1, "sleep", ("rank 1 (", "in validate after step 4"), SLOW),
-    Hang("checkpoint", 2, 0, "sleep", ("rank 0 (", "in checkpoint after step"), SLOW),
-    Hang("cache", 1, 1, "sleep", ("rank 1 (", "in start-up, cache"), SLOW),
-]
-SHORT = HANGS[1:2]  # in every run of the tests; the others are rare
+def case(hang: Hang, *marks: pytest.MarkDecorator) -> object:
+    return pytest.param(hang, marks=marks, id=f"{hang.phase} of rank {hang.rank}, {hang.how}")
 
 
-@pytest.mark.parametrize(
-    "hang",
-    [pytest.param(hang, marks=() if hang in SHORT else pytest.mark.long) for hang in HANGS],
-    ids=lambda hang: f"{hang.phase} of rank {hang.rank}, {hang.how}",
+LONG = pytest.mark.long  # one is in every run of the tests; the others are rare
+IN_STEP, STOPPED, RANK_0 = (
+    pytest.mark.fault("rank-hangs-in-a-step"),
+    pytest.mark.fault("rank-stopped"),
+    pytest.mark.fault("rank-0-stopped"),
 )
+HANGS = [
+    case(
+        Hang("forward", 5, 1, "sleep", ("rank 1 (", "in step 5, forward", "the others are in step 5, allreduce")),
+        IN_STEP,
+        LONG,
+    ),
+    case(Hang("backward", 5, 1, "stop", fault="rank-stopped"), STOPPED),
+    case(Hang("forward", 5, 0, "stop", ("rank 1 (",), (7, 22), "rank-0-stopped"), RANK_0, LONG),
+    case(Hang("data", 5, 0, "sleep", ("rank 0 (", "in step 5, data")), IN_STEP, LONG),
+    case(
+        Hang("validate", 1, 1, "sleep", ("rank 1 (",), SLOW, "rank-hangs-in-validation"),
+        pytest.mark.fault("rank-hangs-in-validation"),
+        LONG,
+    ),
+    case(
+        Hang("checkpoint", 2, 0, "sleep", ("rank 0 (",), SLOW, "rank-hangs-at-a-checkpoint"),
+        pytest.mark.fault("rank-hangs-at-a-checkpoint"),
+        LONG,
+    ),
+    case(
+        Hang("cache", 1, 1, "sleep", ("rank 1 (",), SLOW, "rank-hangs-in-start-up"),
+        pytest.mark.fault("rank-hangs-in-start-up"),
+        LONG,
+    ),
+]
+
+
+@pytest.mark.parametrize("hang", HANGS)
 def test_a_rank_hangs(hang: Hang, program: Program, config_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     limits = [f"distributed.hang_{name}_s={value}" for name, value in zip(("warn", "end"), hang.limits, strict=True)]
@@ -84,7 +108,7 @@ def test_a_rank_hangs(hang: Hang, program: Program, config_file: Path, tmp_path:
     started = start(program, argv, hang.rank, hang.phase, hang.entries, hang.how)
     other = started[1 - hang.rank]
     try:
-        assert other.wait(100).status == 1
+        ended = other.wait(100)
     except AssertionError:
         started[hang.rank].send(signal.SIGKILL)  # a stopped process would stay
         raise
@@ -98,6 +122,7 @@ def test_a_rank_hangs(hang: Hang, program: Program, config_file: Path, tmp_path:
     said = started[0].err.read_text() + started[1].err.read_text()
     for text in hang.said:
         assert text in said, said
+    assert_seen(hang.fault, replace(ended, err=said), run)
     # A warning first, then the end; the stacks show where the rank was that waited.
     warned, _, stopped = said.partition("stopped: no progress for")
     assert (

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from faults.catalogue import assert_seen
 
 from end_to_end.conftest import Train
 from end_to_end.runs import COMMANDS, Program, assert_same_run, records, wait_for_step
@@ -58,6 +59,7 @@ def test_finished_runs_of_a_sweep_are_extended(program: Program, sweep: Path) ->
     assert "2 runs, 0 to submit" in program.warm(COMMANDS, *longer).wait(600).expect(0).out
 
 
+@pytest.mark.fault("local-sweep-interrupted")
 def test_interrupted_sweep_resumes(program: Program, sweep: Path, train: Train) -> None:
     """The active run saves and ends; the waiting run does not start."""
     folder = sweep.parent / "runs/two"
@@ -69,7 +71,9 @@ def test_interrupted_sweep_resumes(program: Program, sweep: Path, train: Train) 
     started.wait().expect(0)
     assert records(folder / "seed0")[-1]["status"] == "interrupted"
     assert not (folder / "seed1/metrics.jsonl").exists()
-    assert "1 stopped, 1 waiting" in program.warm(COMMANDS, "status", folder).wait().expect(0).out
+    shown = program.warm(COMMANDS, "status", folder).wait().expect(0).out
+    assert "1 stopped, 1 waiting" in shown
+    assert_seen("local-sweep-interrupted", run=folder / "seed0", shown=shown)
 
     resumed = program.warm(COMMANDS, *command).wait().expect(0)
     assert "| continue | left at step" in resumed.out
@@ -103,14 +107,13 @@ def test_two_ranks_by_torchrun(program: Program, sweep: Path) -> None:
     assert environment["world_size"] == 2
 
 
+@pytest.mark.fault("point-of-a-local-sweep-fails")
 def test_failed_run_does_not_stop_the_others(program: Program, sweep: Path) -> None:
     folder = sweep.parent / "runs/two"
     bad = {"name": "bad", "optim.lr": 1e30, "train.precision": "fp32", "train.max_skipped": 2, "train.steps": 50}
     points = [bad, {"name": "good"}]
     sweep.write_text(yaml.safe_dump({**yaml.safe_load(sweep.read_text()), "points": points, "grid": {"seed": [0]}}))
-    ended = program.warm(COMMANDS, *arguments(sweep)).wait().expect(1)
-    assert "bad-seed0: failed" in ended.out
-    assert "good-seed0: completed" in ended.out
+    assert_seen("point-of-a-local-sweep-fails", program.warm(COMMANDS, *arguments(sweep)).wait())
     shown = program.warm(COMMANDS, "status", folder).wait().expect(1).out
     assert "1 failed, 1 finished" in shown
     assert "stopped: " in shown.split("1 failed, 1 finished")[1]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from faults.catalogue import assert_seen
 from matplotlib.image import imread
 
 from end_to_end.conftest import Train, arguments
@@ -123,6 +124,7 @@ def test_validation_picture(pretrained: Path) -> None:
     assert reconstruction.std() > 0
 
 
+@pytest.mark.fault("killed-pre-training")
 def test_killed_pretraining_continues_exactly(
     program: Program, pretrain_file: Path, pretrain: Pretrain, pretrained: Path, tmp_path: Path
 ) -> None:
@@ -130,7 +132,7 @@ def test_killed_pretraining_continues_exactly(
     process = program.warm(PRETRAIN, *arguments(pretrain_file, run))
     wait_for_step(run, 5, [process])
     process.send(signal.SIGKILL)
-    process.wait()
+    assert_seen("killed-pre-training", process.wait(), run)
     pretrain(run).expect(0)
     assert_same_run(run, pretrained)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from faults.catalogue import assert_seen
 
 from end_to_end.conftest import Train, arguments
 from end_to_end.runs import (
@@ -61,6 +62,7 @@ def uninterrupted_pair(program: Program, config_file: Path, tmp_path_factory: py
     return run
 
 
+@pytest.mark.fault("killed-in-a-step")
 def test_killed_run_continues_exactly(
     program: Program, config_file: Path, train: Train, tmp_path: Path, uninterrupted: Path
 ) -> None:
@@ -68,9 +70,8 @@ def test_killed_run_continues_exactly(
     process = program.warm(TRAIN, *arguments(config_file, run, *RUN))
     wait_for_step(run, KILL_AT, [process])
     process.send(signal.SIGKILL)
-    assert process.wait().status != 0
+    assert_seen("killed-in-a-step", process.wait(), run)
     assert KILL_AT <= records(run)[-1]["step"] < STEPS
-    assert not records(run, "end")
 
     resumed = train(run, *RUN).expect(0)
 
@@ -78,6 +79,7 @@ def test_killed_run_continues_exactly(
     assert_same_run(run, uninterrupted)
 
 
+@pytest.mark.fault("killed-in-an-accumulation")
 def test_kill_during_an_accumulation_loses_that_step_only(
     program: Program, config_file: Path, train: Train, tmp_path: Path
 ) -> None:
@@ -97,7 +99,7 @@ def test_kill_during_an_accumulation_loses_that_step_only(
     wait_for_step(killed, 3, [process])
     time.sleep(0.4 * step_s)
     process.send(signal.SIGKILL)
-    process.wait()
+    assert_seen("killed-in-an-accumulation", process.wait(), killed)
     # No checkpoint and no validation follow step 3: the process was in step 4.
     assert records(killed)[-1]["step"] == 3
 
@@ -106,6 +108,7 @@ def test_kill_during_an_accumulation_loses_that_step_only(
     assert_same_run(killed, whole)
 
 
+@pytest.mark.fault("killed-in-validation")
 def test_kill_during_a_validation_repeats_the_validation_only(
     program: Program, config_file: Path, train: Train, tmp_path: Path, uninterrupted: Path
 ) -> None:
@@ -116,7 +119,7 @@ def test_kill_during_a_validation_repeats_the_validation_only(
     while not saved.exists() and process.status is None:
         time.sleep(0.001)
     process.send(signal.SIGKILL)
-    process.wait()
+    assert_seen("killed-in-validation", process.wait(), run)
     assert checkpoint(run, saved.name)["history"] == []
 
     train(run, *RUN).expect(0)
@@ -124,6 +127,7 @@ def test_kill_during_a_validation_repeats_the_validation_only(
     assert_same_run(run, uninterrupted)
 
 
+@pytest.mark.fault("killed-before-the-end-record")
 def test_missing_end_record_is_written_at_the_next_start(train: Train, tmp_path: Path, uninterrupted: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(uninterrupted, run)
@@ -131,13 +135,19 @@ def test_missing_end_record_is_written_at_the_next_start(train: Train, tmp_path:
     (run / "metrics.jsonl").write_text("".join(others))
     assert '"end"' in end
 
-    train(run, *RUN).expect(0)
+    assert_seen("killed-before-the-end-record", train(run, *RUN), run)
 
     assert_same_run(run, uninterrupted)
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name
+    ("number", "fault"),
+    [
+        pytest.param(signal.SIGTERM, "sigterm", marks=pytest.mark.fault("sigterm")),
+        pytest.param(signal.SIGUSR2, "sigusr2", marks=pytest.mark.fault("sigusr2")),
+        pytest.param(signal.SIGINT, "ctrl-c", marks=pytest.mark.fault("ctrl-c")),
+        pytest.param(signal.SIGHUP, "terminal-closed", marks=pytest.mark.fault("terminal-closed")),
+    ],
 )
 def test_signal_saves_and_ends_the_run(
     program: Program,
@@ -146,15 +156,15 @@ def test_signal_saves_and_ends_the_run(
     tmp_path: Path,
     uninterrupted: Path,
     number: signal.Signals,
+    fault: str,
 ) -> None:
     run = tmp_path / "run"
     process = program.warm(TRAIN, *arguments(config_file, run, *RUN))
     wait_for_step(run, KILL_AT, [process])
     process.send(number)
-    ended = process.wait().expect(1)
+    ended = process.wait()
 
-    assert "Traceback" not in ended.err
-    assert f"interrupted ({number.name})" in ended.err
+    assert_seen(fault, ended, run)
     assert f"to go on from here: python -m fusionseg.train --config {config_file} output={run.parent}" in ended.err
     last = records(run)[-1]
     assert (last["kind"], last["status"], last["reason"]) == ("end", "interrupted", number.name)
@@ -168,6 +178,7 @@ def test_signal_saves_and_ends_the_run(
     assert_same_run(run, uninterrupted)
 
 
+@pytest.mark.fault("rank-killed")
 def test_two_killed_processes_continue_exactly(
     program: Program, config_file: Path, tmp_path: Path, uninterrupted_pair: Path
 ) -> None:
@@ -187,7 +198,8 @@ def test_two_killed_processes_continue_exactly(
     wait_for_step(run, last["step"] + 3, [torchrun])
     worker = next(p for p in psutil.Process(torchrun.pid).children() if p.environ().get("RANK") == "1")
     worker.kill()
-    torchrun.wait().expect(1)
+    ended = torchrun.wait()
+    assert_seen("rank-killed", ended, run, torchrun=True)
     assert records(run)[-1]["step"] < STEPS
 
     program.torchrun(2, *command).wait().expect(0)
@@ -195,6 +207,7 @@ def test_two_killed_processes_continue_exactly(
     assert_same_run(run, uninterrupted_pair)
 
 
+@pytest.mark.fault("signal-to-one-rank")
 def test_signal_to_one_rank_stops_all_ranks_at_the_same_step(
     program: Program, config_file: Path, tmp_path: Path, uninterrupted_pair: Path
 ) -> None:
@@ -203,9 +216,9 @@ def test_signal_to_one_rank_stops_all_ranks_at_the_same_step(
     ranks = program.ranks(2, *command)
     wait_for_step(run, KILL_AT, ranks)
     ranks[1].send(signal.SIGTERM)
-    for rank in ranks:
-        ended = rank.wait().expect(1)
-        assert "Traceback" not in ended.err
+    ended = [rank.wait().expect(1) for rank in ranks]
+    assert_seen("signal-to-one-rank", ended[0], run)
+    assert "Traceback" not in ended[1].err
     last = records(run)[-1]
     assert (last["kind"], last["status"], last["reason"]) == ("end", "interrupted", "SIGTERM")
     assert checkpoint(run)["step"] == last["step"] < STEPS
@@ -223,6 +236,7 @@ def forget_end(run: Path) -> None:
     (run / "metrics.jsonl").write_text("".join(lines[:-1]))
 
 
+@pytest.mark.fault("checkpoint-cut-off")
 def test_damaged_checkpoint_is_skipped(train: Train, tmp_path: Path, uninterrupted: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(uninterrupted, run)
@@ -233,11 +247,13 @@ def test_damaged_checkpoint_is_skipped(train: Train, tmp_path: Path, uninterrupt
 
     ended = train(run, *RUN).expect(0)
 
+    assert_seen("checkpoint-cut-off", ended, run)
     assert f"warning: {newest}: damaged checkpoint" in ended.err
     assert f"step_{STEPS - 4:08d}.pt (step {STEPS - 4} of {STEPS})" in ended.err
     assert_same_run(run, uninterrupted)
 
 
+@pytest.mark.fault("all-checkpoints-damaged")
 def test_run_without_an_intact_checkpoint_is_refused(train: Train, tmp_path: Path, uninterrupted: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(uninterrupted, run)
@@ -246,44 +262,39 @@ def test_run_without_an_intact_checkpoint_is_refused(train: Train, tmp_path: Pat
     forget_end(run)
     before = (run / "metrics.jsonl").read_bytes()
 
-    ended = train(run, *RUN).expect(2)
-
-    assert "none of the checkpoints is intact" in ended.err
-    assert "Traceback" not in ended.err
+    assert_seen("all-checkpoints-damaged", train(run, *RUN))
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.fault("finished-run-started-again")
 def test_finished_run_does_nothing(train: Train, tmp_path: Path, uninterrupted: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(uninterrupted, run)
     before = snapshot(run)
 
-    ended = train(run, *RUN).expect(0)
+    ended = train(run, *RUN)
 
+    assert_seen("finished-run-started-again", ended, run)
     assert f"this run has finished (completed at step {STEPS})" in ended.err
     assert snapshot(run) == before
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("overrides", "fault"),
     [
-        (("optim.lr=0.002", "seed=1"), ("optim.lr: 0.01 -> 0.002", "seed: 0 -> 1", "choose another name")),
-        (("resume=never",), ("holds checkpoints, and resume is never",)),
+        pytest.param(("optim.lr=0.002", "seed=1"), "settings-changed", marks=pytest.mark.fault("settings-changed")),
+        pytest.param(("resume=never",), "resume-never", marks=pytest.mark.fault("resume-never")),
     ],
-    ids=["changed configuration", "resume never"],
 )
 def test_refused_start_leaves_the_folder_unchanged(
-    train: Train, tmp_path: Path, uninterrupted: Path, overrides: tuple[str, ...], message: tuple[str, ...]
+    train: Train, tmp_path: Path, uninterrupted: Path, overrides: tuple[str, ...], fault: str
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(uninterrupted, run)
     before = snapshot(run)
 
-    ended = train(run, *RUN, *overrides).expect(2)
+    assert_seen(fault, train(run, *RUN, *overrides))
 
-    for part in message:
-        assert part in ended.err
-    assert "Traceback" not in ended.err
     assert snapshot(run) == before
 
 
@@ -298,6 +309,7 @@ def test_keys_that_do_not_change_the_results_may_change(train: Train, tmp_path: 
     assert results(run) == results(uninterrupted)
 
 
+@pytest.mark.fault("case-replaced-between-starts")
 def test_changed_data_are_refused(train: Train, tmp_path: Path, balls: Path, uninterrupted: Path) -> None:
     """A case was replaced after the first start."""
     run, changed = tmp_path / "run", tmp_path / balls.name
@@ -308,10 +320,9 @@ def test_changed_data_are_refused(train: Train, tmp_path: Path, balls: Path, uni
     shutil.copy(changed / "imagesTr/case_000.nii.gz", changed / "imagesTr/case_003.nii.gz")
     before = (run / "metrics.jsonl").read_bytes()
 
-    ended = train(run, *RUN, f"data.root={changed}", f"data.prepared={tmp_path / 'prepared'}").expect(2)
+    ended = train(run, *RUN, f"data.root={changed}", f"data.prepared={tmp_path / 'prepared'}")
 
-    assert "not all cases are those that the run started with (case_003: the image has changed)" in ended.err
-    assert "Traceback" not in ended.err
+    assert_seen("case-replaced-between-starts", ended)
     assert (run / "metrics.jsonl").read_bytes() == before
 
 

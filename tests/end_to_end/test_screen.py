@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from faults.catalogue import assert_seen
 
 from end_to_end.conftest import arguments
-from end_to_end.runs import COMMANDS, REPOSITORY, TRAIN, Program, Started, checkpoint, records, wait_for_step
+from end_to_end.runs import COMMANDS, REPOSITORY, TRAIN, Ended, Program, Started, checkpoint, records, wait_for_step
 
 KEPT: list[object] = []
 STEPS = ("train.steps=30", "validate.every=10")
@@ -42,11 +43,20 @@ def without_output(how: str, module: str, words: list[str]) -> None:
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-@pytest.mark.parametrize("how", ["a broken pipe", "a full disk", "closed"])
-def test_training_without_standard_output(program: Program, config_file: Path, tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize(
+    ("how", "fault"),
+    [
+        pytest.param("a broken pipe", "output-pipe-closed", marks=pytest.mark.fault("output-pipe-closed")),
+        pytest.param("a full disk", "output-disk-full", marks=pytest.mark.fault("output-disk-full")),
+        pytest.param("closed", "output-closed", marks=pytest.mark.fault("output-closed")),
+    ],
+)
+def test_training_without_standard_output(
+    program: Program, config_file: Path, tmp_path: Path, how: str, fault: str
+) -> None:
     run = tmp_path / "run"
     words = [str(word) for word in arguments(config_file, run, *STEPS)]
-    program.function(without_output, (how, TRAIN, words)).wait().expect(0)
+    assert_seen(fault, program.function(without_output, (how, TRAIN, words)).wait(), run)
     assert records(run)[-1]["status"] == "completed"
     assert checkpoint(run)["step"] == 30
     # No printed text is in a file that got the descriptor of a closed stream.
@@ -63,6 +73,7 @@ def test_command_without_standard_output(program: Program, trained: Path, balls:
     program.function(without_output, ("a broken pipe", COMMANDS, words)).wait().expect(2)
 
 
+@pytest.mark.fault("terminal-closed-under-nohup")
 def test_nohup_script_continues_after_the_terminal_is_closed(config_file: Path, tmp_path: Path) -> None:
     """SIGHUP goes to the whole process group: script, torchrun and ranks."""
     run = tmp_path / "run"
@@ -81,5 +92,6 @@ def test_nohup_script_continues_after_the_terminal_is_closed(config_file: Path, 
     )
     wait_for_step(run, 20, [Started(script, output, output)])
     os.killpg(script.pid, signal.SIGHUP)
-    assert script.wait(timeout=120) == 0
+    ended = Ended(script.wait(timeout=120), output.read_text(), "")
+    assert_seen("terminal-closed-under-nohup", ended, run)
     assert records(run)[-1]["status"] == "completed"

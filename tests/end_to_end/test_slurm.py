@@ -11,10 +11,20 @@ from pathlib import Path
 
 import pytest
 import yaml
+from faults.catalogue import assert_seen
 
 from end_to_end.conftest import Train, arguments
 from end_to_end.devcluster import DevCluster, is_missing, job_of, last_step, told
-from end_to_end.runs import REPOSITORY, Program, assert_same_run, assert_same_training, checkpoint, records, results
+from end_to_end.runs import (
+    REPOSITORY,
+    Ended,
+    Program,
+    assert_same_run,
+    assert_same_training,
+    checkpoint,
+    records,
+    results,
+)
 from fusionseg.runs.job_events import read_events
 
 pytestmark = pytest.mark.skipif(
@@ -120,6 +130,7 @@ def test_sweep_of_two_runs_on_two_nodes(cluster: DevCluster, train: Train, confi
     assert_same_training(folder / "num_res_units1", alone)
 
 
+@pytest.mark.fault("time-limit")
 def test_time_limit(cluster: DevCluster, one_run: Path, undisturbed: Path, tmp_path: Path) -> None:
     """SLURM checks time limits every 30 s, and the shortest limit is a minute. So the run is much longer than that, and
     is cancelled after enough steps. SLURM sends the signal up to 30 s early: with 45 s it once came when the job began,
@@ -143,9 +154,11 @@ def test_time_limit(cluster: DevCluster, one_run: Path, undisturbed: Path, tmp_p
     steps = [record["step"] for record in records(run, "train")]
     assert steps == sorted(set(steps))
     assert max(steps) > stopped_at
+    assert_seen("time-limit", run=run)
 
 
 @pytest.mark.parametrize("launcher", ["srun", "torchrun"])
+@pytest.mark.fault("job-signalled")
 def test_signal_leads_to_a_checkpoint_and_a_requeue(
     cluster: DevCluster, one_run: Path, undisturbed_pair: Path, tmp_path: Path, launcher: str
 ) -> None:
@@ -163,8 +176,10 @@ def test_signal_leads_to_a_checkpoint_and_a_requeue(
     assert [event for event, _ in told(run)] == ["submitted", "started", "requeued", "started", "finished"]
     assert 60 <= stopped_at < NUM_STEPS
     assert_same_run(run, undisturbed_pair)
+    assert_seen("job-signalled", run=run)
 
 
+@pytest.mark.fault("one-task-of-an-array-signalled")
 def test_one_task_of_an_array_is_requeued(cluster: DevCluster, config_file: Path, tmp_path: Path) -> None:
     """The other task is not affected."""
     sweep = tmp_path / "two.yaml"
@@ -176,6 +191,7 @@ def test_one_task_of_an_array_is_requeued(cluster: DevCluster, config_file: Path
 
     assert [event for event, _ in told(runs[0])] == ["submitted", "started", "finished"]
     assert [event for event, _ in told(runs[1])] == ["submitted", "started", "requeued", "started", "finished"]
+    assert_seen("one-task-of-an-array-signalled", run=runs[1])
 
 
 def test_resources_of_points_and_an_array_beyond_the_limit(
@@ -202,6 +218,7 @@ def test_resources_of_points_and_an_array_beyond_the_limit(
     assert len(_ranks(folder / "a")) == 1
 
 
+@pytest.mark.fault("requeued-too-often")
 def test_requeues_are_limited(cluster: DevCluster, one_run: Path, tmp_path: Path) -> None:
     """A job that gets the signal before it trains counts too."""
     run = tmp_path / "runs/one/only"
@@ -214,9 +231,11 @@ def test_requeues_are_limited(cluster: DevCluster, one_run: Path, tmp_path: Path
 
     assert [event for event, _ in told(run)] == ["submitted", "started", "requeued", "started", "stopped"]
     assert "requeued 1 times (max_requeues)" in told(run)[-1][1]
-    assert "1 stopped" in cluster.fusionseg("status", run)
+    shown = cluster.fusionseg("status", run)
+    assert_seen("requeued-too-often", run=run, shown=shown)
 
 
+@pytest.mark.fault("requeued-by-hand")
 def test_scontrol_requeue(cluster: DevCluster, one_run: Path, undisturbed: Path, tmp_path: Path) -> None:
     """There is no signal: the run resumes from its last regular checkpoint."""
     run = tmp_path / "runs/one/only"
@@ -227,8 +246,10 @@ def test_scontrol_requeue(cluster: DevCluster, one_run: Path, undisturbed: Path,
     reasons = [reason for event, reason in told(run) if event == "requeued"]
     assert len(reasons) == 1
     assert_same_run(run, undisturbed)
+    assert_seen("requeued-by-hand", run=run)
 
 
+@pytest.mark.fault("preempted")
 def test_preemption_by_a_higher_partition(
     cluster: DevCluster, one_run: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -237,8 +258,10 @@ def test_preemption_by_a_higher_partition(
 
     assert ("requeued", "preempted") in told(run)
     assert_same_run(run, undisturbed)
+    assert_seen("preempted", run=run)
 
 
+@pytest.mark.fault("preempted-by-sigterm")
 def test_preemption_without_the_signal(
     one_run: Path, undisturbed: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -249,8 +272,10 @@ def test_preemption_without_the_signal(
 
     assert ("requeued", "preempted") in told(run)
     assert_same_run(run, undisturbed)
+    assert_seen("preempted-by-sigterm", run=run)
 
 
+@pytest.mark.fault("node-lost")
 def test_lost_node(cluster: DevCluster, one_run: Path, undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs/one/only"
     cluster.submit(one_run, f"output={tmp_path}/runs", *LONG, "cluster.tasks_per_node=1")
@@ -262,8 +287,10 @@ def test_lost_node(cluster: DevCluster, one_run: Path, undisturbed: Path, tmp_pa
     assert ("requeued", "by SLURM: node failure, preemption or scontrol requeue") in told(run)
     assert_same_run(run, undisturbed)
     assert {rank["host"] for rank in _ranks(run)} == {"node1", "node2"} - {node}
+    assert_seen("node-lost", run=run)
 
 
+@pytest.mark.fault("rank-killed-in-a-job")
 def test_killed_worker_of_torchrun(cluster: DevCluster, one_run: Path, tmp_path: Path) -> None:
     """Two nodes with two workers each recover without a requeue: the job is started once."""
     run = tmp_path / "runs/one/only"
@@ -282,8 +309,10 @@ def test_killed_worker_of_torchrun(cluster: DevCluster, one_run: Path, tmp_path:
     assert told(run)[-1][0] == "finished"
     assert [event for event, _ in told(run)].count("started") == 1
     assert [record["step"] for record in records(run, "train")][-1] == NUM_STEPS
+    assert_seen("rank-killed-in-a-job", run=run)
 
 
+@pytest.mark.fault("cancelled")
 def test_cancel_saves(cluster: DevCluster, one_run: Path, undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs/one/only"
     options = (f"output={tmp_path}/runs", *LONG, "cluster.tasks_per_node=1")
@@ -291,6 +320,7 @@ def test_cancel_saves(cluster: DevCluster, one_run: Path, undisturbed: Path, tmp
     job = disturb_after(cluster, run, 60)
     assert job in cluster.fusionseg("cancel", tmp_path / "runs/one")
     cluster.wait_until_empty()
+    assert_seen("cancelled", run=run)
     assert told(run)[-1] == ("stopped", "SIGTERM")
     assert records(run)[-1]["reason"] == "SIGTERM"
     assert checkpoint(run)["step"] == records(run)[-1]["step"]
@@ -301,6 +331,7 @@ def test_cancel_saves(cluster: DevCluster, one_run: Path, undisturbed: Path, tmp
     assert_same_run(run, undisturbed)
 
 
+@pytest.mark.fault("cancelled-while-it-is-queued-again")
 def test_cancel_prevents_a_requeue(cluster: DevCluster, one_run: Path, tmp_path: Path) -> None:
     """The cancel comes between the job's event and the requeue by the batch script."""
     run = tmp_path / "runs/one/only"
@@ -311,8 +342,10 @@ def test_cancel_prevents_a_requeue(cluster: DevCluster, one_run: Path, tmp_path:
     cluster.run("scancel", job)
     cluster.wait_until_empty()
     assert [event for event, _ in told(run)] == ["submitted", "started", "requeued"]
+    assert_seen("cancelled-while-it-is-queued-again", run=run)
 
 
+@pytest.mark.fault("failing-run-of-a-job")
 def test_reason_of_a_failed_run(cluster: DevCluster, one_run: Path, tmp_path: Path) -> None:
     wrong = ("optim.lr=1e30", "train.max_skipped=2", "train.steps=50")
     cluster.submit(one_run, f"output={tmp_path}/runs", *wrong, "cluster.tasks_per_node=1")
@@ -320,8 +353,10 @@ def test_reason_of_a_failed_run(cluster: DevCluster, one_run: Path, tmp_path: Pa
     shown = cluster.fusionseg("status", tmp_path / "runs/one", status=1)
     assert "1 failed" in shown
     assert "stopped: " in shown.split("1 failed")[1]
+    assert_seen("failing-run-of-a-job", shown)
 
 
+@pytest.mark.fault("plain-batch-script-signalled")
 def test_plain_batch_script(cluster: DevCluster, config_file: Path, undisturbed: Path, tmp_path: Path) -> None:
     """Without submitit: srun launches the ranks, and the script requeues itself."""
     run = tmp_path / "runs/plain"
@@ -337,6 +372,7 @@ def test_plain_batch_script(cluster: DevCluster, config_file: Path, undisturbed:
     cluster.wait_until_empty()
 
     assert_same_run(run, undisturbed)
+    assert_seen("plain-batch-script-signalled", run=run)
 
 
 def test_nsight_as_a_batch_job(cluster: DevCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -371,12 +407,14 @@ def test_doctor_has_a_line_for_each_rank(cluster: DevCluster, tmp_path: Path) ->
     assert "in job " in next(line for line in page.splitlines() if line.startswith("SLURM"))
 
 
+@pytest.mark.fault("job-refused")
 def test_jobs_that_slurm_refuses_are_reported_before_submission(
     cluster: DevCluster, one_run: Path, tmp_path: Path
 ) -> None:
     command = ("submit", one_run, "--cluster", "slurm/clusters/devcluster.yaml", f"output={tmp_path}/runs")
+    told = cluster.fusionseg(*command, "train.global_batch=14", "cluster.partition=nowhere", status=2)
+    assert_seen("job-refused", Ended(2, told, ""))
     for override, message in (
-        ("cluster.partition=nowhere", "invalid partition specified: nowhere"),
         ("cluster.nodes=7", "Requested node configuration is not available"),
         ("cluster.constraint=h100", "Invalid feature specification"),
     ):

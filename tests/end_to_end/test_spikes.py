@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import pytest
+from faults.catalogue import assert_seen
 from training.spiky_loss import write_spiky_loss
 
 from end_to_end.conftest import arguments
@@ -19,6 +21,7 @@ RUN = (
 SPIKES = (54, 58)  # steps of the sample stream: at its steps 55 and 56 the run goes back to steps 52 and 48
 
 
+@pytest.mark.fault("killed-in-a-rewind")
 def test_a_killed_run_goes_back_in_the_same_way(program: Program, config_file: Path, tmp_path: Path) -> None:
     # The second rank has the spikes, and both see them in their common loss.
     loss = f"loss.name={write_spiky_loss(tmp_path / 'spiky.py', SPIKES, first_sample=1)}"
@@ -39,8 +42,8 @@ def test_a_killed_run_goes_back_in_the_same_way(program: Program, config_file: P
         wait_for_step(killed, wanted, ranks)
         for rank in ranks:
             rank.send(signal.SIGKILL)
-        for rank in ranks:
-            rank.wait()
+        first, _ = (rank.wait() for rank in ranks)
+        assert_seen("killed-in-a-rewind", first, killed)
     for rank in start(killed):
         rank.wait().expect(0)
     assert_same_run(killed, whole)

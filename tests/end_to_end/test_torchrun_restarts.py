@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from faults.catalogue import assert_seen
 
 from end_to_end.conftest import arguments
 from end_to_end.runs import TRAIN, Program, Started, assert_same_run, checkpoint, records, wait_for_step
@@ -50,6 +51,7 @@ def kill_and_wait(agent: Started, rank: int, run: Path, *agents: Started) -> Non
     wait_for_step(run, step + 5, [agent, *agents])
 
 
+@pytest.mark.fault("rank-killed-with-restarts", "torchrun-killed")
 def test_killed_rank_comes_back_and_a_killed_torchrun_leaves_nothing(
     program: Program, config_file: Path, tmp_path: Path
 ) -> None:
@@ -65,7 +67,10 @@ def test_killed_rank_comes_back_and_a_killed_torchrun_leaves_nothing(
     end = records(run)[-1]
     assert (end["kind"], end["status"], end["reason"]) == ("end", "interrupted", STOPPED)
     assert checkpoint(run)["step"] == end["step"]
-    err = agent.wait().err
+    ended = agent.wait()
+    err = ended.err
+    assert_seen("rank-killed-with-restarts", err, run)
+    assert_seen("torchrun-killed", ended, run)
     assert "torchrun has ended before its ranks" in err
     assert "failed (another rank has ended (Connection " in err and "Traceback" not in err
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults.catalogue import assert_seen
 from tracker_packages import needs
 
 from end_to_end.conftest import arguments
@@ -142,6 +143,7 @@ def test_a_killed_run_continues_in_its_trackers(
 
 
 @pytest.mark.parametrize("package", ["wandb", "mlflow"])
+@pytest.mark.fault("tracker-package-missing")
 def test_a_missing_package_is_refused_before_the_training(
     package: str,
     balls: Path,
@@ -159,7 +161,9 @@ def test_a_missing_package_is_refused_before_the_training(
     assert train.main(["--config", str(tmp_path / "c.yaml")]) == 2
     assert train.main(["--config", str(tmp_path / "c.yaml"), "--dry-run"]) == 2
     wanted = f"log.{package}: the package {package} is missing; pip install 'fusionseg[{package}]', or set"
-    assert capsys.readouterr().err.count(wanted) == 2
+    said = capsys.readouterr().err
+    assert said.count(wanted) == 2
+    assert_seen("tracker-package-missing", said.replace("mlflow", "wandb"))
     assert not (tmp_path / "tiny").exists()
 
 
@@ -183,6 +187,7 @@ def test_wandb_without_a_key_is_refused_before_the_training(
 
 
 @needs("mlflow")
+@pytest.mark.fault("tracker-server-gone")
 def test_a_server_that_is_gone_is_one_warning(
     balls: Path,
     tmp_path: Path,
@@ -198,5 +203,6 @@ def test_a_server_that_is_gone_is_one_warning(
     (tmp_path / "c.yaml").write_text(dump_config(config))
     assert train.main(["--config", str(tmp_path / "c.yaml")]) == 0
     said = capsys.readouterr().err
+    assert_seen("tracker-server-gone", said)
     assert said.count("log.mlflow: MlflowException: ") == 1 and "the run continues without it" in said
     assert "Traceback" not in said

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from end_to_end.runs import Ended
+from faults.catalogue import assert_seen
 
 from fusionseg import train
 from fusionseg.config import dump_config
@@ -50,6 +52,7 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     return caplog
 
 
+@pytest.mark.fault("disk-full-at-a-record")
 def test_a_record_is_written_whole_or_stops_the_training(small_disk: Callable[[str], Path]) -> None:
     disk = small_disk("64k")
     writer = RecordWriter(disk / "run")
@@ -58,6 +61,7 @@ def test_a_record_is_written_whole_or_stops_the_training(small_disk: Callable[[s
     with pytest.raises(TrainingStopped) as caught:
         for step in range(2, 200):  # the first page has room
             writer.write(RecordKind.TRAIN, step, loss=0.25, text="x" * 100)
+    assert_seen("disk-full-at-a-record", str(caught.value))
     assert str(caught.value).startswith(f"{disk}/run/metrics.jsonl: a record could not be written (No space left")
     assert "start the run again: it resumes from its last checkpoint" in str(caught.value)
     writer.close()
@@ -70,6 +74,7 @@ def test_a_record_is_written_whole_or_stops_the_training(small_disk: Callable[[s
     assert len((disk / "run/metrics.jsonl").read_text().splitlines()) == len(records) + 1
 
 
+@pytest.mark.fault("disk-full-at-a-picture")
 def test_pictures_and_tensorboard_are_given_up_with_one_warning(
     small_disk: Callable[[str], Path], log: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,10 +93,12 @@ def test_pictures_and_tensorboard_are_given_up_with_one_warning(
     assert len(said) == 2
     assert any(f"{disk}/pictures/validation_" in text and "without pictures" in text for text in said)
     assert any(text.startswith("log.tensorboard: ") and "No space left" in text for text in said)
+    assert_seen("disk-full-at-a-picture", "\n".join(said))
     assert "Traceback" not in capfd.readouterr().err and threading.excepthook is hook
     assert len(os.listdir(disk / "pictures")) == 1
 
 
+@pytest.mark.fault("tensorboard-not-writable")
 def test_a_board_that_cannot_be_made(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
     hook = threading.excepthook
     (tmp_path / "file").touch()
@@ -99,10 +106,12 @@ def test_a_board_that_cannot_be_made(tmp_path: Path, log: pytest.LogCaptureFixtu
     board.record({"kind": "train", "step": 1, "loss": 1.0})
     board.image("b", PICTURE, 1)
     board.finish(RunEnd({"step": 40, "best_dice": 0.5}, is_final=True))
-    assert len(log.records) == 1 and "log.tensorboard: NotADirectoryError" in log.text
+    assert len(log.records) == 1
+    assert_seen("tensorboard-not-writable", log.text)
     assert threading.excepthook is hook
 
 
+@pytest.mark.fault("disk-full-at-the-log")
 def test_log_txt_on_a_full_disk(small_disk: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:
     disk = small_disk("16k")
     start_logging()
@@ -114,6 +123,7 @@ def test_log_txt_on_a_full_disk(small_disk: Callable[[str], Path], capfd: pytest
     finally:
         logging.getLogger("fusionseg").removeHandler(handler)
     said = capfd.readouterr().err
+    assert_seen("disk-full-at-the-log", said)
     assert said.count("log.txt: cannot be written") == 1 and "Traceback" not in said
     assert said.count("step ") == 300  # on the screen nothing is missing
 
@@ -130,6 +140,7 @@ def test_a_checkpoint_that_finds_no_space_leaves_the_one_before(small_disk: Call
     assert sorted(os.listdir(disk / "checkpoints")) == ["last.pt", "step_00000001.pt"]
 
 
+@pytest.mark.fault("disk-full-for-any-file")
 def test_a_training_on_a_disk_that_fills_up_can_be_resumed(
     balls: Path, tmp_path: Path, tiny_config, small_disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,8 +165,9 @@ def test_a_training_on_a_disk_that_fills_up_can_be_resumed(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RecordWriter, "write", fill_up)
-        assert train.main(["--config", str(tmp_path / "c.yaml")]) == 1
+        status = train.main(["--config", str(tmp_path / "c.yaml")])
     said = capsys.readouterr().err
+    assert_seen("disk-full-for-any-file", Ended(status, "", said), disk / "tiny")
     assert "stopped: " in said and "could not be written (" in said and "goes on from step_00000002.pt" in said
     assert "Traceback" not in said
     (disk / "filler").unlink()

@@ -9,6 +9,7 @@ from statistics import mean
 from typing import Any
 
 import pytest
+from faults.catalogue import assert_seen
 from stand_in_nvml import StandIn
 
 from fusionseg.observability.gpu.monitor import GpuMonitor, next_sample_time
@@ -109,10 +110,12 @@ tell(gpus.stop())
     assert gpu["samples"] >= 3
 
 
+@pytest.mark.fault("gpu-lost")
 def test_a_lost_gpu_leaves_the_others(nvml: StandIn, tmp_path: Path) -> None:
     settings = "devices 3\n1.memory_used 1000000000 1000000000 !15"
     (running, summary), errors = nvml.run(RUN, settings)
     assert running
+    assert_seen("gpu-lost", errors)
     assert errors.count("is lost (GPU is lost)") == 1 and "GPU 1" in errors and "Xid" in errors
     assert [gpu["lost"] for gpu in summary["gpus"]] == [False, True, False]
     assert [row["index"] for row in rows(tmp_path)].count("1") == summary["gpus"][1]["samples"] == 2

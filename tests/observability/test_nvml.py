@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import median
 
 import pytest
+from faults.catalogue import assert_seen
 from stand_in_nvml import StandIn
 
 from fusionseg.observability.gpu.samples import throttle_names
@@ -269,7 +270,7 @@ except NvmlError as error:
 @pytest.mark.parametrize(
     "settings, library, reason",
     [
-        ("", "none", "libnvidia-ml.so.1 is not found"),
+        pytest.param("", "none", "libnvidia", marks=pytest.mark.fault("gpu-monitor-missing")),
         ("init 9", "new", "driver is not loaded"),
         ("init 18", "new", "reload its modules"),
         ("init 4", "new", "ask the administrators"),
@@ -280,6 +281,8 @@ except NvmlError as error:
 def test_why_there_is_nothing_to_read(nvml: StandIn, settings: str, library: str, reason: str) -> None:
     told, errors = nvml.run(OPEN, settings, library)
     assert reason in told and "\n" not in told
+    if library == "none":
+        assert_seen("gpu-monitor-missing", told)
     assert errors == ""
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from end_to_end.runs import assert_same_tensors, checkpoint, records
+from faults.catalogue import assert_seen
 from tiny_networks import tiny
 from torch import nn
 
@@ -111,6 +112,7 @@ def test_the_workspace_of_cublas(monkeypatch: pytest.MonkeyPatch) -> None:
         set_deterministic(DETERMINISTIC)
 
 
+@pytest.mark.fault("no-deterministic-algorithm")
 def test_an_operator_that_is_found_in_the_training_ends_it_with_its_name(
     balls: Path, tmp_path: Path, tiny_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,8 +125,9 @@ def test_an_operator_that_is_found_in_the_training_ends_it_with_its_name(
 
     config = tiny_config(balls, tmp_path, train={"deterministic": True})
     monkeypatch.setattr(nn.Conv3d, "forward", put)
-    with pytest.raises(TrainingStopped, match=r"train\.deterministic: .* put_ on this device"):
+    with pytest.raises(TrainingStopped) as stopped:
         train(config)
+    assert_seen("no-deterministic-algorithm", str(stopped.value), tmp_path / "tiny")
     end = records(tmp_path / "tiny", "end")[-1]
     assert end["status"] == "failed" and end["reason"].startswith("train.deterministic: ")
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from end_to_end.runs import checkpoint, records
+from faults.catalogue import assert_seen
 from training.spiky_loss import write_spiky_loss
 
 from fusionseg.config import RunConfig, load_config
@@ -149,6 +150,7 @@ def spiky(balls: Path, tmp_path: Path, tiny_config: Callable[..., RunConfig]) ->
     return make
 
 
+@pytest.mark.fault("loss-spike")
 def test_a_spike_is_an_event_with_its_samples(
     spiky: SpikyConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,13 +163,19 @@ def test_a_spike_is_an_event_with_its_samples(
     assert event["loss"] > 10 > event["limit"] > event["median"]
     assert event["samples"] == record["samples"] and record["samples"]
     assert [each["step"] for each in records(run, "train")] == list(range(1, 65))
-    (warning,) = [line for line in capsys.readouterr().err.splitlines() if "train.spikes" in line]
+    said = capsys.readouterr().err
+    assert_seen("loss-spike", said, run)
+    (warning,) = [line for line in said.splitlines() if "train.spikes" in line]
     assert warning.startswith("warning: step 55: ") and record["samples"][0]["case"] in warning
 
 
-def test_a_run_goes_back_and_past_the_samples(spiky: SpikyConfig, tmp_path: Path) -> None:
+@pytest.mark.fault("rewound")
+def test_a_run_goes_back_and_past_the_samples(
+    spiky: SpikyConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train(spiky([54], action="rewind"))
     run = tmp_path / "tiny"
+    assert_seen("rewound", capsys.readouterr().err, run)
     (event,) = records(run, "event")
     assert (event["event"], event["step"], event["worst_step"], event["left_out"]) == ("rewind", 52, 55, [52, 3])
     trained = records(run, "train")
@@ -185,14 +193,16 @@ def test_a_run_goes_back_and_past_the_samples(spiky: SpikyConfig, tmp_path: Path
     assert trained[52]["samples"] != plain[53]
 
 
+@pytest.mark.fault("too-many-rewinds")
 def test_a_run_goes_back_no_more_than_it_may(spiky: SpikyConfig, tmp_path: Path) -> None:
     config = spiky([54, 56, 59], action="rewind", rewinds=2)
     for _ in range(2):  # the next start finds the same
         with pytest.raises(
             TrainingStopped, match=r"after 2 rewinds, as many as train\.spikes\.rewinds .*optim\.lr, or"
-        ):
+        ) as stopped:
             train(config)
     run = tmp_path / "tiny"
+    assert_seen("too-many-rewinds", str(stopped.value), run)
     end = records(run, "end")[-1]
     assert end["status"] == RunStatus.FAILED and "after 2 rewinds" in end["reason"]
     # The second rewind goes further back than the first. The last spike has its event too.
@@ -205,8 +215,9 @@ def test_a_run_goes_back_no_more_than_it_may(spiky: SpikyConfig, tmp_path: Path)
     assert [loss for loss in state["logged"] if loss > 10][:2] == state["rewound"], "a further start knows them"
 
 
+@pytest.mark.fault("signal-in-a-rewind")
 def test_a_signal_during_a_rewind_ends_the_run_at_its_checkpoint(
-    spiky: SpikyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spiky: SpikyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save = TrainingCheckpoints.save_rewound
 
@@ -216,6 +227,7 @@ def test_a_signal_during_a_rewind_ends_the_run_at_its_checkpoint(
 
     monkeypatch.setattr(TrainingCheckpoints, "save_rewound", save_and_signal)
     train(spiky([54], action="rewind"))
+    assert_seen("signal-in-a-rewind", capsys.readouterr().err, tmp_path / "tiny")
     end = records(tmp_path / "tiny", "end")[-1]
     assert (end["status"], end["step"]) == (RunStatus.INTERRUPTED, 52)
     assert checkpoint(tmp_path / "tiny")["spikes"]["left_out"] == [[52, 3]]

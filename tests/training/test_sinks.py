@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from faults.catalogue import assert_seen
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata as hparams
 
@@ -100,6 +101,7 @@ def test_sinks_of_ones_own_and_tensorboard_over_two_starts(
 
 
 @pytest.mark.parametrize("method", ["__init__", "start", "record", "image", "finish"])
+@pytest.mark.fault("sink-fails")
 def test_a_sink_that_fails_is_one_warning(
     method: str,
     balls: Path,
@@ -111,6 +113,7 @@ def test_a_sink_that_fails_is_one_warning(
     sink = {"name": "failing:Failing", "args": {"method": method, "calls": str(user_folder / "calls")}}
     assert start(tiny_config(balls, user_folder, train={"steps": 2}, log={"sinks": [sink]}), user_folder) == 0
     said = capsys.readouterr().err
+    assert_seen("sink-fails", said)
     assert said.count("failing:Failing") == 1 and "Traceback" not in said
     assert f"log.sinks.0 (failing:Failing): RuntimeError: {method} cannot; the run continues without it" in said
     calls = (user_folder / "calls").read_text().split()

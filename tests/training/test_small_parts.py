@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from faults.catalogue import assert_seen
 from torch import nn
 
 from fusionseg.config import PlateauConfig, ValidateConfig, load_config
@@ -376,6 +377,7 @@ def damage(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["a byte", "half", "empty"])
+@pytest.mark.fault("checkpoint-damaged")
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str) -> None:
     saved(tmp_path, 500, 1000, 1500)
     damage(tmp_path / "step_00001500.pt", how)
@@ -383,7 +385,8 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogC
         found = newest_intact(tmp_path)
     assert found is not None and found[0].name == "step_00001000.pt" and same(found[1], state(1000))
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "step_00001500.pt: damaged checkpoint" in caplog.text and "it is skipped" in caplog.text
+    assert "step_00001500.pt: damaged checkpoint" in caplog.text
+    assert_seen("checkpoint-damaged", caplog.text)
 
 
 def test_nothing_but_damaged_checkpoints_is_an_error(tmp_path: Path) -> None:

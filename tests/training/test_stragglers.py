@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from faults.catalogue import assert_seen
 
 from fusionseg.distributed.launch import Launch
 from fusionseg.training.observers.stragglers import OWN_PARTS, Stragglers, find_straggler
@@ -40,6 +41,7 @@ class TwoRanks:
         return [value, self.other]
 
 
+@pytest.mark.fault("rank-slow")
 def test_a_rank_that_stays_slow_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
     world = TwoRanks()
     stragglers = Stragglers(world, ["node0", "node1"])  # type: ignore[arg-type]
@@ -56,5 +58,6 @@ def test_a_rank_that_stays_slow_is_named_once(caplog: pytest.LogCaptureFixture) 
         for step in range(60, 200, 10):
             stragglers.look(step, own, 10, 0.7)
     (message,) = caplog.messages
+    assert_seen("rank-slow", message)
     assert message.startswith("step 70: rank 1 (node1) is behind: its part of a step takes 0.6 s, 0.29 s more")
     assert "most of it in forward" in message

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from faults.catalogue import assert_seen
 
 from fusionseg.utils import machine
 from fusionseg.utils.errors import UserError, WriteError
@@ -205,13 +206,15 @@ def test_check_of_a_folder_leaves_no_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("options", "cause"), [("2m,ro", "Read-only file system"), ("4k", "No space left on device")])
+@pytest.mark.fault("output-not-writable")
 def test_full_and_read_only_disks(tmp_path: Path, small_disk: Callable[[str], Path], options: str, cause: str) -> None:
     disk = small_disk(options)
     if cause.startswith("No space"):
         (disk / "all").write_bytes(bytes(4096))
     before = list(disk.iterdir())
-    with pytest.raises(UserError, match=f"output: {disk}/runs/a: cannot be written: {cause}: "):
+    with pytest.raises(UserError, match=f"output: {disk}/runs/a: cannot be written: {cause}: ") as refused:
         writable_folder(disk / "runs" / "a", "output")
+    assert_seen("output-not-writable", str(refused.value), disk / "runs" / "a")
     with pytest.raises(UserError, match=f"--json: {disk}: cannot be written: {cause}: "):
         writable_file(disk / "x.json", "--json")
     with pytest.raises(WriteError, match=f"x.json: cannot be written: {cause}: "):

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from faults.catalogue import assert_seen
 
 from fusionseg.utils.locks import folder_lock, owner
 from fusionseg.utils.locks.file_systems import is_shared
@@ -104,11 +105,13 @@ def test_the_file_lock_decides_on_a_disk_of_this_machine(tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("no_locks")
+@pytest.mark.fault("no-file-locks")
 def test_without_file_locks_the_owner_is_recorded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first, second = FolderLock(tmp_path), FolderLock(tmp_path)
     with caplog.at_level(logging.WARNING, "fusionseg"):
         first.acquire()
     assert f"{tmp_path}: file locks do not work here (No locks available)" in caplog.text
+    assert_seen("no-file-locks", caplog.text)
     assert is_held(tmp_path)
     with pytest.raises(HeldError, match=f"process {os.getpid()} on {socket.gethostname()}"):
         second.acquire()
@@ -159,6 +162,7 @@ def test_owner_on_another_machine(
 
 
 @pytest.mark.usefixtures("no_locks", "elsewhere")
+@pytest.mark.fault("owner-on-a-lost-host")
 def test_silent_owner_on_another_machine_is_taken_over(
     tmp_path: Path, holder: subprocess.Popen[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -167,6 +171,7 @@ def test_silent_owner_on_another_machine_is_taken_over(
     with caplog.at_level(logging.INFO, "fusionseg"):
         FolderLock(tmp_path).acquire()
     assert "may have ended: waiting up to 1 s" in caplog.text
+    assert_seen("owner-on-a-lost-host", caplog.text)
     assert f"taken over from another process (process {holder.pid} on" in caplog.text
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from faults.catalogue import assert_seen
 
 from fusionseg.utils.parallel import WorkerDied, map_cases
 
@@ -37,10 +38,12 @@ def work(folder: Path, item: int) -> int:
     return item * item
 
 
+@pytest.mark.fault("killed-worker-of-the-preparation")
 def test_killed_worker_and_exception_affect_only_their_items(tmp_path: Path) -> None:
     outcomes = dict(map_cases(partial(work, tmp_path), ITEMS, workers=2))
     assert sorted(outcomes) == ITEMS
-    assert isinstance(outcomes[5], WorkerDied) and "fewer workers" in str(outcomes[5])
+    assert isinstance(outcomes[5], WorkerDied)
+    assert_seen("killed-worker-of-the-preparation", str(outcomes[5]))
     assert isinstance(outcomes[7], ValueError) and str(outcomes[7]) == "seven is broken"
     assert isinstance(outcomes[8], RuntimeError) and str(outcomes[8]) == "OddError: odd eight is broken"
     good = {item: outcome for item, outcome in outcomes.items() if item not in (5, 7, 8)}
