@@ -353,7 +353,7 @@ def test_reason_of_a_failed_run(cluster: DevCluster, one_run: Path, tmp_path: Pa
     shown = cluster.fusionseg("status", tmp_path / "runs/one", status=1)
     assert "1 failed" in shown
     assert "stopped: " in shown.split("1 failed")[1]
-    assert_seen("failing-run-of-a-job", shown)
+    assert_seen("failing-run-of-a-job", shown, torchrun=True)
 
 
 @pytest.mark.fault("plain-batch-script-signalled")
