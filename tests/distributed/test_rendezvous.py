@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
+from faults.catalogue import assert_seen
 from torch.distributed import Store
 
 from fusionseg.distributed.launch import Launch
@@ -47,20 +48,24 @@ def test_all_ranks_share_a_store(port: int) -> None:
     assert stores[0].timeout == timedelta(minutes=30)  # type: ignore[union-attr]
 
 
+@pytest.mark.fault("rank-does-not-start")
 def test_a_missing_rank_is_named_and_ends_the_others(port: int, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, "fusionseg")
     errors = start(port, [0, 1], 3, 2, warn_s=0.3)
+    assert_seen("rank-does-not-start", f"{errors[0]} {' '.join(caplog.messages)}")
     assert "rank 2 did not start in 2 s (distributed.timeout_s)" in str(errors[0])
     assert f"a rank did not start in 2 s (distributed.timeout_s): rank 0 at 127.0.0.1:{port} names it" in str(errors[1])
     assert any(text.startswith("rank 0 (") and "waits for rank 2 to start" in text for text in caplog.messages)
 
 
+@pytest.mark.fault("rank-0-does-not-start")
 def test_a_missing_rank_0_is_named_by_one_rank(
     port: int, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.WARNING, "fusionseg")
     errors = start(port, [1, 2], 3, 1, warn_s=0.3)
     for error in errors.values():
+        assert_seen("rank-0-does-not-start", f"{error} {' '.join(caplog.messages)}")
         assert f"rank 0 could not be reached at 127.0.0.1:{port} in 1 s (distributed.timeout_s)" in str(error)
     assert caplog.messages and all(
         text.startswith("rank 1 (") and f"waits for rank 0 at 127.0.0.1:{port} to start" in text
