@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,15 +25,18 @@ def available_cpus() -> int:
 
 
 def available_memory_bytes() -> int:
-    """Bytes of host memory that this process can still allocate, by the free memory and its control groups.
+    """Bytes of host memory that this process can still allocate: the smallest of what these leave.
 
-    The limits of all groups above the process count, since a scheduler limits the group of the job. The memory use of
-    a group includes cached pages of files. The kernel frees these when memory is needed, so they count as free.
+    They are the free memory of the machine, the control groups (versions 1 and 2), the limits of the process (ulimit -v
+    and -d) and the memory of a SLURM job, which SLURM may enforce without control groups. The limits of all groups
+    above the process count, since a scheduler limits the group of the job. The memory use of a group includes cached
+    pages of files. The kernel frees these when memory is needed, so they count as free.
     """
-    free = int(psutil.virtual_memory().available)
+    free = min([int(psutil.virtual_memory().available), *_left_by_limits(), *_left_by_slurm()])
     for folder in _groups("memory"):
         for limit_file, used_file, reclaimable in (
             ("memory.max", "memory.current", "inactive_file"),
+            ("memory.high", "memory.current", "inactive_file"),  # above it, the kernel slows the group down
             ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
         ):
             limit, used = _words(folder / limit_file), _words(folder / used_file)
@@ -41,6 +45,27 @@ def available_memory_bytes() -> int:
                 cached = dict(zip(stat[::2], stat[1::2], strict=False)).get(reclaimable, "0")
                 free = min(free, max(0, int(limit[0]) - int(used[0]) + int(cached)))
     return free
+
+
+def _left_by_limits() -> Iterator[int]:
+    """What the limits of this process leave, for each that is set."""
+    for limit, field in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+        soft, _ = resource.getrlimit(limit)
+        if soft != resource.RLIM_INFINITY:
+            yield max(0, soft - resident_bytes(field))
+
+
+def _left_by_slurm() -> Iterator[int]:
+    """What the memory of a SLURM job on this node leaves beside this process, if the job states it."""
+    megabytes = _number("SLURM_MEM_PER_NODE") or _number("SLURM_MEM_PER_CPU") * _number("SLURM_CPUS_ON_NODE")
+    if megabytes > 0:  # 0 is all memory of the node
+        yield max(0, megabytes * 2**20 - resident_bytes("VmRSS"))
+
+
+def _number(variable: str) -> int:
+    """The number in a variable of the environment; 0 if there is none."""
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdigit() else 0
 
 
 def process_stat(pid: int) -> tuple[str, int] | None:
@@ -71,10 +96,10 @@ def process_age_s() -> float:
 
 
 def resident_bytes(field: str) -> int:
-    """Bytes of memory that this process holds, from /proc/self/status.
+    """Bytes of memory of this process, from /proc/self/status.
 
     Args:
-        field: VmRSS for the current value, VmHWM for the peak.
+        field: VmRSS for the resident memory now, VmHWM for its peak, VmSize for the addresses, VmData for the data.
     """
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))

@@ -158,6 +158,53 @@ def test_available_memory_follows_the_limit_of_control_groups(
     assert machine.available_memory_bytes() == expected
 
 
+def test_available_memory_follows_the_soft_limit_of_a_group(control_group: Callable[..., None]) -> None:
+    files = {"memory.max": "5000000", "memory.high": "3000000", "memory.current": "1000000", "memory.stat": ""}
+    control_group("0::/", files)
+    assert machine.available_memory_bytes() == 2_000_000
+
+
+@pytest.mark.parametrize(
+    "variables", [{"SLURM_MEM_PER_NODE": "2048"}, {"SLURM_MEM_PER_CPU": "512", "SLURM_CPUS_ON_NODE": "4"}]
+)
+def test_available_memory_of_a_slurm_job(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert 0 < machine.available_memory_bytes() < 2**31
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "0")  # all memory of the node
+    monkeypatch.delenv("SLURM_MEM_PER_CPU", raising=False)
+    assert machine.available_memory_bytes() > 2**31
+
+
+def test_available_memory_under_limits_of_the_process() -> None:
+    """Under `ulimit -v`, an allocation of what is said to be free succeeds, and one of much more does not."""
+    code = (
+        "import numpy; from fusionseg.utils.machine import available_memory_bytes\n"
+        "free = available_memory_bytes(); assert 0 < free < 2e9, free\n"
+        "numpy.empty(int(0.9 * free), numpy.uint8)\n"
+        "try: numpy.empty(free + 2**26, numpy.uint8)\n"
+        "except MemoryError: print('refused')\n"
+    )
+    shell = f'ulimit -v 2000000; exec {sys.executable} -c "$0"'
+    done = subprocess.run(["bash", "-c", shell, code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr
+
+
+@pytest.mark.skipif(not os.access("/sys/fs/cgroup/memory", os.W_OK), reason="no cgroup of version 1 can be made")
+def test_available_memory_in_a_real_control_group() -> None:
+    own = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if ":memory:" in line)
+    group = Path("/sys/fs/cgroup/memory") / own.rpartition(":")[2].lstrip("/") / f"fusionseg-test-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / "memory.limit_in_bytes").write_text("1500000000")
+        code = "from fusionseg.utils.machine import available_memory_bytes; print(available_memory_bytes())"
+        shell = f"echo $$ > {group}/cgroup.procs; exec {sys.executable} -c '{code}'"
+        done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
+        assert 1_300_000_000 < int(done.stdout) < 1_500_000_000
+    finally:
+        group.rmdir()
+
+
 def test_available_memory_without_a_limit(control_group: Callable[..., None]) -> None:
     control_group("0::/", {"memory.max": "max", "memory.current": "10"})
     assert machine.available_memory_bytes() > 10_000_000
