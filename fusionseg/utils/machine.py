@@ -25,7 +25,7 @@ def available_cpus() -> int:
 
 
 def available_memory_bytes() -> int:
-    """Bytes of host memory that this process can still allocate: the smallest of what these leave.
+    """Bytes of host memory that this process can still allocate: the smallest of several limits.
 
     They are the free memory of the machine, the control groups (versions 1 and 2), the limits of the process (ulimit -v
     and -d) and the memory of a SLURM job, which SLURM may enforce without control groups. The limits of all groups
@@ -48,7 +48,7 @@ def available_memory_bytes() -> int:
 
 
 def _left_by_limits() -> Iterator[int]:
-    """What the limits of this process leave, for each that is set."""
+    """Bytes that each limit of this process leaves, where it is set."""
     for limit, field in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
         soft, _ = resource.getrlimit(limit)
         if soft != resource.RLIM_INFINITY:
@@ -56,7 +56,7 @@ def _left_by_limits() -> Iterator[int]:
 
 
 def _left_by_slurm() -> Iterator[int]:
-    """What the memory of a SLURM job on this node leaves beside this process, if the job states it."""
+    """Bytes that the memory of a SLURM job on this node leaves beside this process, if the job states it."""
     megabytes = _number("SLURM_MEM_PER_NODE") or _number("SLURM_MEM_PER_CPU") * _number("SLURM_CPUS_ON_NODE")
     if megabytes > 0:  # 0 is all memory of the node
         yield max(0, megabytes * 2**20 - resident_bytes("VmRSS"))
