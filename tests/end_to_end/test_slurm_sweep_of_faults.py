@@ -100,9 +100,13 @@ def test_all_end_as_if_nothing_had_been_or_say_why(
         with capsys.disabled():
             print(f"{time.monotonic() - began:5.0f} s  {text}", flush=True)
 
+    def has(name: str, event: str) -> bool:
+        return event in [kind for kind, _ in told(folder / name)]
+
     def reach(name: str, step: int = MIN_STEP) -> str:
         """Wait until a run has reached a step, and return its job."""
-        cluster.wait(lambda: last_step(folder / name) >= step, TIMEOUT_S, every_s=0.5)
+        cluster.wait(lambda: last_step(folder / name) >= step or has(name, "failed"), TIMEOUT_S, every_s=0.5)
+        assert not has(name, "failed"), told(folder / name)
         assert last_step(folder / name) < NUM_STEPS - 40, f"{name} has nearly ended"
         note(f"{name} is at step {last_step(folder / name)}")
         return job_of(folder / name)
@@ -121,9 +125,6 @@ def test_all_end_as_if_nothing_had_been_or_say_why(
         disturb(reach(name))
         note(f"{name}: disturbed")
     cluster.script("node-on", "node3")
-
-    def has(name: str, event: str) -> bool:
-        return event in [kind for kind, _ in told(folder / name)]
 
     cluster.wait(lambda: has("time_limit", "requeued"), TIMEOUT_S, every_s=0.5)
     cluster.run("scontrol", "update", f"jobid={job_of(folder / 'time_limit')}", "TimeLimit=60")
