@@ -131,6 +131,7 @@ def test_sweep_of_two_runs_on_two_nodes(cluster: DevCluster, train: Train, confi
 
 
 @pytest.mark.fault("time-limit")
+@pytest.mark.long  # signals to a job are in the tests below, the reason in tests/cluster/test_job.py
 def test_time_limit(cluster: DevCluster, one_run: Path, undisturbed: Path, tmp_path: Path) -> None:
     """SLURM checks time limits every 30 s, and the shortest limit is a minute. So the run is much longer than that, and
     is cancelled after enough steps. SLURM sends the signal up to 30 s early: with 45 s it once came when the job began,
