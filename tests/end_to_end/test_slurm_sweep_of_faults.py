@@ -114,14 +114,14 @@ def test_all_end_as_if_nothing_had_been_or_say_why(
     shown = cluster.fusionseg("submit", sweep, "--cluster", _profile(sweep.parent))
     assert "submitted 8 runs as jobs " in shown
 
-    waiting = {
-        "hung_rank": lambda job: os.kill(_process_of(job, rank=1), signal.SIGSTOP),
-        "full_disk": lambda job: _fill(folder / "full_disk"),
-        "lost_node": lambda job: cluster.script("node-off", "node3"),
+    disturbances: dict[str, Callable[[str], object]] = {
         "time_limit": lambda job: _shorten(cluster, job),
+        "lost_node": lambda job: cluster.script("node-off", "node3"),
+        "full_disk": lambda job: _fill(folder / "full_disk"),
         "preempted": lambda job: cluster.run("srun", "--partition=main", "--nodelist=node2", "--exclusive", "true"),
+        "hung_rank": lambda job: os.kill(_process_of(job, rank=1), signal.SIGSTOP),
     }
-    for name, disturb in waiting.items():
+    for name, disturb in disturbances.items():
         disturb(reach(name))
         note(f"{name}: disturbed")
     cluster.script("node-on", "node3")
@@ -149,7 +149,7 @@ def test_all_end_as_if_nothing_had_been_or_say_why(
     assert "7 finished" in status and "1 failed" in status
     assert "case_002" in _row(status, "bad_data")
 
-    reasons = {name: [reason for event, reason in told(folder / name) if event == "requeued"] for name in waiting}
+    reasons = {name: [reason for event, reason in told(folder / name) if event == "requeued"] for name in disturbances}
     assert reasons["preempted"] == ["preempted"]
     assert reasons["time_limit"] == ["time limit"]
     assert reasons["lost_node"] == ["by SLURM: node failure, preemption or scontrol requeue"]
@@ -195,10 +195,10 @@ def _process_of(job: str, rank: int) -> int:
 
 
 def _fill(disk: Path) -> None:
-    with (disk / "filler").open("wb") as file, pytest.raises(OSError, match="No space left"):
+    """Fill a disk to its last byte."""
+    with (disk / "filler").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
         while True:
             file.write(bytes(1 << 12))
-            file.flush()
 
 
 def _shorten(cluster: DevCluster, job: str) -> None:
