@@ -50,6 +50,8 @@ _ENDS = {
 }
 
 _CANCEL = "fusionseg cancel"
+_SEE_LOG = "see its log"
+_OF_LAUNCHERS = ("srun", "slurmstepd")
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,13 @@ def last_lines(log: Path) -> list[str]:
     return errors[-_LOG_LINES:] or lines[-_LOG_LINES:]
 
 
+def _cause(log: Path) -> str:
+    """The last error line in the logs of a job, if possible not one of srun; empty without any."""
+    errors = [line for part in task_logs(log) for line in last_lines(part) if _ERROR.match(line)]
+    own = [line for line in errors if not line.startswith(_OF_LAUNCHERS)]
+    return (own or errors or [""])[-1]
+
+
 def _status(path: Path, events: list[Event], job: str | None, states: dict[str, str] | None) -> RunOverview:
     submitted = [event for event in events if event["event"] == JobEvent.SUBMITTED]
     records = last_records(path)
@@ -222,6 +231,9 @@ def _status(path: Path, events: list[Event], job: str | None, states: dict[str, 
     steps = submitted[-1].get("steps") if submitted else configured_steps(path)
     started = [event for event in events if event["event"] == JobEvent.STARTED]
     val, end, train = (records.get(kind, {}) for kind in (RecordKind.VAL, RecordKind.END, RecordKind.TRAIN))
+    log = Path(submitted[-1]["log"]) if submitted and submitted[-1].get("log") else None
+    if reason.endswith(_SEE_LOG) and log is not None and (cause := _cause(log)):
+        reason = f"{reason.removesuffix(_SEE_LOG)}{cause}"
     score = next((end[key] for key in end if key.startswith("best_")), val.get("dice", val.get("ssim")))
     return RunOverview(
         path=path,
@@ -235,7 +247,7 @@ def _status(path: Path, events: list[Event], job: str | None, states: dict[str, 
         starts=len(started) or int(bool(records)),
         nodes=started[-1].get("nodes") if started else None,
         reason=reason,
-        log=Path(submitted[-1]["log"]) if submitted and submitted[-1].get("log") else None,
+        log=log,
     )
 
 

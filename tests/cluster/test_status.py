@@ -80,6 +80,17 @@ def test_states(make_run: Callable[..., Path], tmp_path: Path) -> None:
     assert text.endswith(f"c ({log}):\n  error: data.root: nowhere")
 
 
+def test_the_cause_that_only_the_log_has(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    """On a full disk a run cannot record its end."""
+    log = tmp_path / "12_0_log.out"
+    log.write_text("step 3/20  loss 1\nstopped: a record could not be written\nsrun: error: node1: task 0: Exited\n")
+    failed = ("failed", {"job": "12", "reason": "ended without a record: see its log"})
+    run = make_run("a", [TRAIN], ("submitted", {"job": "12", "log": str(log), "steps": 20}), failed)
+    assert read_status(run)[0][0].reason == "ended without a record: stopped: a record could not be written"
+    log.write_text("step 3/20  loss 1\n")
+    assert read_status(run)[0][0].reason == "ended without a record: see its log"
+
+
 def test_a_single_run(make_run: Callable[..., Path]) -> None:
     (status,), _ = read_status(make_run("a", [TRAIN]))
     assert (status.path.name, status.step, status.steps) == ("a", 20, 4)
