@@ -123,6 +123,8 @@ def test_yaml_of_the_documentation_is_valid(page: str, text: str) -> None:
     raw = yaml.safe_load(text)
     if "cluster" in raw:
         validate_section(ClusterConfig, raw, {})
+    elif "search" in raw:
+        validate_section(SweepConfig, raw, {})
     elif raw.keys() & {"grid", "points", "after"}:
         raw = {"name": "x", "base": "base", "points": [{"name": "x"}, {"name": "scratch"}], **raw}
         validate_section(SweepConfig, {key: raw[key] for key in raw.keys() - {"extends"}}, {})

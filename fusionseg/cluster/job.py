@@ -135,6 +135,9 @@ class Job:
         if end is not None and has_finished(end["status"]) and (new is not None or status == DONE):
             write_event(run, JobEvent.FINISHED, job=job, step=end["step"])
             return
+        if new is not None and new["status"] == RunStatus.STOPPED and status == DONE:
+            write_event(run, JobEvent.STOPPED, job=job, reason=new["reason"], step=new["step"])
+            return
         interrupted = new["reason"] if new is not None and new["status"] == RunStatus.INTERRUPTED else ""
         hung = new is not None and new["status"] == RunStatus.HUNG
         if not (signalled or hung or (interrupted and status == DONE)):

@@ -133,7 +133,7 @@ def _record_end(ended: _Running) -> str:
     if end is not None and has_finished(end["status"]):
         write_event(folder, JobEvent.FINISHED, job="local", step=end["step"])
         return ""
-    if end is not None and end["status"] == RunStatus.INTERRUPTED:
+    if end is not None and end["status"] in (RunStatus.INTERRUPTED, RunStatus.STOPPED):
         write_event(folder, JobEvent.STOPPED, job="local", reason=end["reason"], step=end["step"])
         return ""
     reason = end["reason"] if end else "ended without a record"

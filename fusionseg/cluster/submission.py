@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from fusionseg.runs.continuation.extension import changes_since
 from fusionseg.runs.folder import RunFolder
 from fusionseg.runs.job_events import last_job, read_events
 from fusionseg.runs.paths import checkpoints_of, last_step
-from fusionseg.runs.records import has_finished, last_end, last_records
+from fusionseg.runs.records import RunStatus, has_finished, last_end, last_records
 from fusionseg.utils.errors import UserError, some_of
 from fusionseg.utils.locks.folder_lock import is_held
 from fusionseg.utils.tables import counted, markdown_table
@@ -179,6 +180,8 @@ def _decide(run: SweepRun, job: str | None, states: dict[str, str]) -> Submissio
     changes = changes_since(run.folder, run.config)
     if end is not None and has_finished(end["status"]) and not changes:
         return Submission(run, "skip", f"{end['status']} at step {end['step']}")
+    if end is not None and end["status"] == RunStatus.STOPPED and end["step"] >= (run.config.stop.at or math.inf):
+        return Submission(run, "skip", end["reason"])
     if job is not None and is_active(states.get(job, "GONE")):
         return Submission(run, "skip", f"is job {job}, {states[job]}")
     if is_held(run.folder):

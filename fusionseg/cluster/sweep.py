@@ -12,8 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from fusionseg.cluster.profile import ClusterConfig
-from fusionseg.cluster.sweep_file import PROFILE, SweepConfig, SweepTable, of_runs, resources_of, varied_resources
+from fusionseg.cluster.search.search_file import SearchConfig
+from fusionseg.cluster.sweep_file import (
+    PROFILE,
+    SEARCHED,
+    SweepConfig,
+    SweepTable,
+    of_runs,
+    resources_of,
+    varied_resources,
+)
 from fusionseg.config import RunConfig, validate
+from fusionseg.config.data.splits import ALL
 from fusionseg.config.loading import lay_over, read_raw, validate_section
 from fusionseg.config.override import Override, parse_override
 from fusionseg.config.renaming import Dropped
@@ -66,6 +76,8 @@ class Sweep:
     """The table of `fusionseg table`."""
     varied_resources: frozenset[tuple[str, ...]] = frozenset()
     """Keys of the cluster profile that points or grid set."""
+    search: SearchConfig | None = None
+    """The search that chooses among the runs; None trains all of them to their end."""
 
     def ensembles(self) -> list[list[SweepRun]]:
         """The runs of each ensemble of the table: runs that differ in `table.ensemble_over` alone."""
@@ -166,6 +178,8 @@ def load_sweep(file: str | Path, overrides: Sequence[str] = ()) -> Sweep:
         raise UserError(f"base ({places[('base',)]}): {error}") from None
     given = [parse_override(text, RunConfig) for text in overrides]
     varied_keys = [("name",), *map(_keys, {*sweep.grid, *(key for point in sweep.points for key in point)})]
+    if sweep.search is not None:
+        varied_keys += map(_keys, SEARCHED)
     if own := [override.location for override in given if any(_overlap(override.keys, keys) for keys in varied_keys)]:
         raise UserError([f"{place}: varies in {shown}: change it there" for place in own])
     base = _Base(*read_raw(base_file), given, shown)
@@ -191,7 +205,29 @@ def load_sweep(file: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     if not runs:
         raise UserError(f"{shown}: leave_out leaves no run: remove an entry from it")
     _refuse_equal_names(shown, runs)
-    return Sweep(path, folder, runs, sweep.table, varied_resources(sweep))
+    if sweep.search is not None:
+        _check_rungs(shown, sweep.search, runs)
+    return Sweep(path, folder, runs, sweep.table, varied_resources(sweep), sweep.search)
+
+
+def _check_rungs(shown: str, search: SearchConfig, runs: Sequence[SweepRun]) -> None:
+    """Refuse a search whose rungs end without a validation.
+
+    Raises:
+        UserError: with all problems.
+    """
+    problems: dict[str, None] = {}
+    for run in runs:
+        every = run.config.validation.every
+        if run.config.data.fold == ALL:
+            problems[f"{shown}: search: data.fold=all validates nothing, and a search needs scores"] = None
+        if len(search.rungs) > 1 and search.min_steps % every:
+            problems[
+                f"{shown}: search.min_steps: expected a multiple of validate.every ({every}), got {search.min_steps};"
+                f" choose {max(1, round(search.min_steps / every)) * every}, or another validate.every"
+            ] = None
+    if problems:
+        raise UserError(list(problems))
 
 
 @dataclass(frozen=True)

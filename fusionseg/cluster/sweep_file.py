@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from fusionseg.cluster.search.search_file import SearchConfig
 from fusionseg.config.override import Override
 from fusionseg.config.section import Section
 from fusionseg.config.yaml_location import KeyPath, Locations
@@ -14,6 +15,10 @@ from fusionseg.config.yaml_location import KeyPath, Locations
 PROFILE = "cluster"
 """The first part of the keys that belong to the cluster profile; alone it is the name of another profile."""
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+SEARCHED = ("train.steps", "stop.at")
+"""Keys that a search sets."""
 
 
 def _one_point() -> list[dict[str, Any]]:
@@ -66,9 +71,26 @@ class SweepConfig(Section):
     """Sweeps that `fusionseg table` runs before this one: files relative to this one, or names of shipped sweeps."""
     table: SweepTable = Field(default_factory=SweepTable)
     """The table of `fusionseg table`."""
+    search: SearchConfig | None = None
+    """Train all runs for some steps, and go on with the best alone (successive halving)."""
     run_name: str | None = None
     """Template of a run's name, such as "{model.name}_seed{seed}"; {name} is the name of the point. Null joins the name
     of the point and the values of the grid."""
+
+    @model_validator(mode="after")
+    def _drawn_points(self) -> SweepConfig:
+        """Take the points that the search draws, and the steps of its last rung."""
+        if self.search is None:
+            return self
+        if self.search.space and self.points != _one_point():
+            raise ValueError("points: search.space draws the points; remove one of the two")
+        varied = {*self.fixed, *self.templates, *self.grid, *(key for point in self.points for key in point)}
+        if own := sorted(varied & {*SEARCHED, "train", "stop"}):
+            raise ValueError(f"{', '.join(own)}: is set by the search (search.max_steps); remove it")
+        self.fixed["train.steps"] = self.search.max_steps
+        if self.search.space:
+            self.points[:] = self.search.points()
+        return self
 
     @model_validator(mode="after")
     def _keys_are_paths(self) -> SweepConfig:

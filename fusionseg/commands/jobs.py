@@ -63,6 +63,7 @@ def add_status(commands: Commands) -> None:
 
 
 def _status(arguments: argparse.Namespace) -> int:
+    from fusionseg.cluster.search.halving import search_table
     from fusionseg.cluster.status import read_status, to_text
     from fusionseg.commands.run_page import account_text
     from fusionseg.runs.paths import is_run_folder
@@ -70,6 +71,8 @@ def _status(arguments: argparse.Namespace) -> int:
     while True:
         runs, remark = read_status(arguments.folder)
         text = to_text(runs, remark)
+        if table := search_table(arguments.folder):
+            text += f"\n\nthe search, the best first:\n{table}"
         if is_run_folder(arguments.folder):
             text += "\n\n" + account_text(arguments.folder, is_running=runs[0].state in ("running", "RUNNING"))
         if arguments.watch is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,17 @@ from fusionseg.cluster.profile import ClusterConfig, load_cluster
 from fusionseg.cluster.resources.arrays import max_array_size, plan_arrays
 from fusionseg.cluster.resources.of_runs import with_resources
 from fusionseg.cluster.resources.time_limit import time_limit_warnings
+from fusionseg.cluster.search.halving import open_search, search_table, still_active
+from fusionseg.cluster.status import RunOverview, read_status
 from fusionseg.cluster.submission import decide_submissions, submissions_table
 from fusionseg.cluster.submit import check_submission, only_one, sbatch_text, submit
 from fusionseg.cluster.sweep import Sweep, load_sweep
+from fusionseg.utils.errors import UserError, some_of
 from fusionseg.utils.logs import log
 from fusionseg.utils.tables import counted
 
 _PROFILE = "cluster."
+_POLL_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,58 @@ def submit_sweep(
     of_profile, of_runs = split_overrides(overrides)
     cluster = load_cluster(profile, of_profile)
     sweep = with_resources(load_sweep(file, of_runs), profile, cluster, of_profile)
+    if sweep.search is not None:
+        if extend:
+            raise UserError(f"{sweep.folder}: a search cannot be extended; choose another name for the sweep")
+        return _search(sweep, cluster, dry_run=dry_run)
+    return _submit_runs(sweep, cluster, dry_run=dry_run, extend=extend)
+
+
+def _search(sweep: Sweep, cluster: ClusterConfig, *, dry_run: bool) -> Submitted:
+    """Submit the runs of one rung of a search after the other, and wait for them; see `submit_sweep`.
+
+    Returns:
+        The runs of the last rung, or of the rung that is not done.
+    """
+    search = open_search(sweep)
+    failed = 0
+    while not search.is_done:
+        part = search.part()
+        print(f"{'' if dry_run else chr(10)}{search.title}: {counted(len(part.runs), 'run')}")
+        submitted = _submit_runs(part, cluster, dry_run=dry_run)
+        if dry_run:
+            return submitted
+        failed += submitted.failed
+        names = [run.config.name for run in part.runs]
+        states = _wait(part, names) if submitted.is_queued else _states(part)
+        search, left = search.decided(states)
+        if left:
+            print(f"\n{sweep.folder}: {some_of(left)}: not at the end of the rung yet; the same command goes on")
+            return Submitted(part, cluster, failed, submitted.is_queued)
+    print(f"\n{search_table(sweep.folder)}")
+    if search.rungs[-1].best is None:
+        raise UserError(f"{sweep.folder}: every run of the search failed: see fusionseg status {sweep.folder}")
+    print(f"\nthe best: {sweep.folder / search.rungs[-1].best}")
+    return Submitted(search.finalists(), cluster, failed)
+
+
+def _states(sweep: Sweep) -> dict[str, RunOverview]:
+    return {state.path.name: state for state in read_status(sweep.folder)[0]}
+
+
+def _wait(sweep: Sweep, names: list[str]) -> dict[str, RunOverview]:
+    """Wait until SLURM has ended the runs of a rung, and return their states."""
+    print("waiting for the rung; after Ctrl-C its jobs go on, and the same command continues the search", flush=True)
+    while True:
+        overviews, silence = read_status(sweep.folder)
+        states = {state.path.name: state for state in overviews}
+        if not silence and not still_active(names, states):  # a controller that does not answer may restart
+            return states
+        time.sleep(_POLL_S)
+
+
+def _submit_runs(sweep: Sweep, cluster: ClusterConfig, *, dry_run: bool, extend: bool = False) -> Submitted:
+    """Submit the runs of a sweep that are due; see `submit_sweep`."""
     local = cluster.cluster == "local"
     submissions = decide_submissions(sweep, cluster, extend=extend)
     due = [submission.run for submission in submissions if submission.is_due]

@@ -192,7 +192,7 @@ def _train(program: Program, arguments: argparse.Namespace) -> int:
         raise
     if status == RunStatus.INTERRUPTED:
         log.log(RESULT, "to go on from here: %s", command)
-    return DONE if has_finished(status) else FAILED
+    return DONE if has_finished(status) or status == RunStatus.STOPPED else FAILED
 
 
 def _load(file: str, overrides: Sequence[str]) -> tuple[RunConfig, list[Dropped]]:

@@ -46,11 +46,16 @@ class PlateauConfig(Section):
     """Smallest rise of the best score within an interval that counts as a gain."""
 
 
-class StopConfig(Section):
+class StopConfig(SectionWithOptions):
     """Conditions that end a run before `train.steps`."""
+
+    left_out: ClassVar[tuple[str, ...]] = ("at",)
 
     plateau: PlateauConfig | None = None
     """Stop when the validation no longer improves; null trains all steps."""
+    at: Positive | None = None
+    """Save and stop after this step, with the schedule of all `train.steps`. A start with a higher value, or with null,
+    continues the run bit for bit as if it had not stopped."""
 
 
 class ValidateConfig(Section):

@@ -46,6 +46,8 @@ class RunStatus(StrEnum):
     """`stop.plateau` ended the training."""
     INTERRUPTED = "interrupted"
     """A signal ended this start. The run can be resumed."""
+    STOPPED = "stopped"
+    """`stop.at` ended this start. The run can be resumed with a later step."""
     HUNG = "hung"
     """No rank made progress, and the watchdog ended this start. The run can be resumed."""
     FAILED = "failed"

@@ -35,7 +35,7 @@ OTHER_NAME = "choose another name"
 # These keys may differ between two starts of one run. The results do not depend on them but for rounding.
 RESUME_FREE_KEYS = (
     ("name",), ("output",), ("resume",), ("init_from_seen",), ("device",), ("log",), ("profile",), ("cache", "device"),
-    ("cache", "memory_fraction"), ("cache", "read_threads"), ("checkpoint",), ("data", "root"),
+    ("cache", "memory_fraction"), ("cache", "read_threads"), ("checkpoint",), ("stop", "at"), ("data", "root"),
     ("data", "base_dir"), ("data", "prepared"), ("data", "workers"), ("model", "implementation"), ("train", "threads"),
     ("train", "checkpoint_activations"), ("train", "cuda_graph"), ("train", "cudnn_benchmark"),
     ("train", "deterministic"), ("train", "spikes"),

@@ -107,7 +107,12 @@ class Trainer:
             suffix = f"; {NO_VALIDATION}" if self.validation is None else ""
             return RunStatus.COMPLETED, f"step {self.state.step}{suffix}"
         reason = plateau_reason(self.state.history, self.config.stop.plateau)
-        return (RunStatus.PLATEAU, reason) if reason else ("", "")
+        if reason:
+            return RunStatus.PLATEAU, reason
+        at = self.config.stop.at
+        return (
+            ("", "") if at is None or self.state.step < at else (RunStatus.STOPPED, f"step {self.state.step} (stop.at)")
+        )
 
     def validate(self) -> ValidationResult:
         """Validate the network. All ranks call it."""

@@ -1,0 +1,97 @@
+"""The section `search` of a sweep's file: the rungs, and the space that trials are drawn from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from fusionseg.config.section import Positive, Section
+
+_FORMS = "a list of values, {uniform: [low, high]}, {log: [low, high]} or {int: [low, high]}"
+
+
+class SearchConfig(Section):
+    """Successive halving over the runs of a sweep, or over points that are drawn from a space.
+
+    Source: Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization", 2016.
+    """
+
+    method: Literal["successive_halving"] = "successive_halving"
+    """All runs train for `min_steps`. The best of a rung go on to `factor` times as many steps, up to `max_steps`."""
+    metric: str | None = None
+    """Field of the validation records that ranks the runs; null is the score of the task, such as dice."""
+    mode: Literal["max", "min"] = "max"
+    """Whether the highest or the lowest value is the best."""
+    min_steps: Positive
+    """Steps of the first rung. A multiple of `validate.every`."""
+    max_steps: Positive
+    """Steps of the last rung, and `train.steps` of every run: its learning rate follows all steps."""
+    factor: Annotated[int, Field(ge=2)] = 3
+    """One of so many runs goes on to the next rung; at least one does."""
+    trials: Positive | None = None
+    """Number of points that are drawn from `space`."""
+    space: dict[str, Any] = Field(default_factory=dict)
+    """`key.path: values` to draw from: a list, {uniform: [low, high]}, {log: [low, high]} or {int: [low, high]}."""
+    sampler: Literal["random"] = "random"
+    """Each trial is drawn by itself: more trials keep those that are there."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the draws from `space`."""
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> SearchConfig:
+        problems = []
+        if self.min_steps > self.max_steps:
+            problems.append(f"min_steps: {self.min_steps} is above max_steps ({self.max_steps}); lower it")
+        if (self.trials is None) != (not self.space):
+            problems.append("trials and space: belong together; set both, or none to search the points and the grid")
+        for key, values in self.space.items():
+            if problem := _problem(values):
+                problems.append(f"space: {key}: {problem}")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def rungs(self) -> list[int]:
+        """The steps of each rung, ascending."""
+        found = [self.min_steps]
+        while found[-1] * self.factor < self.max_steps:
+            found.append(found[-1] * self.factor)
+        return found if found[-1] == self.max_steps else [*found, self.max_steps]
+
+    def points(self) -> list[dict[str, Any]]:
+        """The points that are drawn from the space, by name and key path."""
+        names = [f"trial{number:03d}" for number in range(self.trials or 0)]
+        return [{"name": name, **self._draw(number)} for number, name in enumerate(names)]
+
+    def _draw(self, number: int) -> dict[str, Any]:
+        generator = np.random.default_rng([self.seed, number])
+        return {key: _value(self.space[key], generator) for key in sorted(self.space)}
+
+
+def _problem(values: Any) -> str:
+    if isinstance(values, list) and values:
+        return ""
+    if not isinstance(values, dict) or len(values) != 1:
+        return f"expected {_FORMS}, got {values!r}"
+    ((form, limits),) = values.items()
+    if form not in ("uniform", "log", "int") or not isinstance(limits, list) or len(limits) != 2:
+        return f"expected {_FORMS}, got {values!r}"
+    kinds = (int,) if form == "int" else (int, float)
+    if not all(isinstance(limit, kinds) and not isinstance(limit, bool) for limit in limits):
+        return f"expected {'integers' if form == 'int' else 'numbers'} as limits, got {limits!r}"
+    if limits[0] >= limits[1] or (form == "log" and limits[0] <= 0):
+        return f"expected low < high{', both above 0' if form == 'log' else ''}, got {limits!r}"
+    return ""
+
+
+def _value(values: Any, generator: np.random.Generator) -> Any:
+    if isinstance(values, list):
+        return values[int(generator.integers(len(values)))]
+    ((form, (low, high)),) = values.items()
+    if form == "int":
+        return int(generator.integers(low, high, endpoint=True))
+    drawn = generator.uniform(np.log(low), np.log(high)) if form == "log" else generator.uniform(low, high)
+    return float(f"{np.exp(drawn) if form == 'log' else drawn:.4g}")

@@ -1,0 +1,91 @@
+"""A search over hyper-parameters by successive halving, on this machine."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from end_to_end.conftest import Train
+from end_to_end.runs import COMMANDS, Program, Started, assert_same_run, records
+
+SEARCH = {"min_steps": 10, "max_steps": 40, "factor": 4}
+POINTS = [
+    {"name": "bad", "optim.lr": 1e30, "train.max_skipped": 2},
+    *({"name": f"lr{number}", "optim.lr": lr} for number, lr in enumerate((1e-6, 1e-2, 2e-2))),
+]
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, config_file: Path) -> Path:
+    file = tmp_path / "s.yaml"
+    fixed = {"validate.every": 10, "checkpoint.every": 5}
+    raw = {"name": "s", "base": str(config_file), "set": fixed, "search": SEARCH, "points": POINTS}
+    file.write_text(yaml.safe_dump(raw))
+    (tmp_path / "local.yaml").write_text("{cluster: local, gpus_per_node: 0, parallel: 2}")
+    return file
+
+
+def start(program: Program, sweep: Path) -> Started:
+    folder = sweep.parent
+    return program.warm(COMMANDS, "submit", sweep, "--cluster", folder / "local.yaml", f"output={folder}/runs")
+
+
+def decisions(sweep: Path) -> list[dict[str, Any]]:
+    try:
+        found = json.loads((sweep.parent / "runs/s/search.json").read_text())
+    except FileNotFoundError:
+        return []
+    rungs: list[dict[str, Any]] = found["rungs"]
+    return rungs
+
+
+@pytest.mark.long
+def test_a_search_that_is_killed_goes_on_and_its_survivors_are_whole_trainings(
+    program: Program, sweep: Path, train: Train
+) -> None:
+    folder = sweep.parent / "runs/s"
+    first = start(program, sweep)
+    limit = time.monotonic() + 600
+    while not decisions(sweep) and first.status is None and time.monotonic() < limit:
+        time.sleep(0.01)
+    first.send(signal.SIGKILL)  # the driver alone; runs that it has started end by themselves
+    told = first.wait(600)
+    assert decisions(sweep), told
+    (rung,) = decisions(sweep)
+    assert rung["steps"] == 10 and list(rung["scores"]) == ["bad", "lr0", "lr1", "lr2"]
+    assert rung["scores"]["bad"] is None and "bad" in rung["failures"] and len(rung["promoted"]) == 1
+    best = max(rung["scores"], key=lambda name: rung["scores"][name] or 0.0)
+    assert rung["promoted"][0] == best and "lr0" not in rung["promoted"]
+
+    ended = start(program, sweep).wait(600)
+    for _ in range(20):  # a run that the killed command has started may hold its folder for a while
+        if "the best:" in ended.out:
+            break
+        time.sleep(1)
+        ended = start(program, sweep).wait(600)
+    assert "rung 1 of 2" not in ended.out
+    (winner,) = decisions(sweep)[-1]["scores"]
+    assert f"the best: {folder / winner}" in ended.expect(0).out
+    assert [one["steps"] for one in decisions(sweep)] == [10, 40]
+    assert records(folder / winner)[-1]["status"] == "completed"
+    assert records(folder / "lr0")[-1]["status"] == "stopped" and records(folder / "lr0")[-1]["step"] == 10
+
+    lr = next(point["optim.lr"] for point in POINTS if point["name"] == winner)
+    undisturbed = folder.with_name("undisturbed")
+    train(undisturbed, f"optim.lr={lr}", "train.steps=40", "validate.every=10", "checkpoint.every=5").expect(0)
+    assert_same_run(folder / winner, undisturbed)
+
+    shown = program.warm(COMMANDS, "status", folder).wait().expect(1).out
+    assert "stopped at rung 1 of 2: score" in shown and "rank 3 of 4" in shown and "trained to the end" in shown
+    assert winner in program.warm(COMMANDS, "compare", folder).wait().expect(0).out
+    again = start(program, sweep).wait(600).expect(0)
+    assert "started" not in again.out and f"the best: {folder / winner}" in again.out
+
+    sweep.write_text(sweep.read_text().replace("factor: 4", "factor: 3"))
+    assert "another search (different: factor)" in start(program, sweep).wait(600).expect(2).err
