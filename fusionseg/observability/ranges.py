@@ -47,6 +47,9 @@ BETWEEN_STEPS = ("validate", "checkpoint", "log")
 IN_STEP = frozenset(PHASES) - {*BETWEEN_STEPS, "start", "prepare", "cache"}
 """The phases of a step."""
 
+_FAILED_PHASE = "_fusionseg_phase"
+"""Attribute of an error that has left a phase."""
+
 _domain = nvtx.get_domain("fusionseg")  # does nothing unless a tool such as Nsight Systems is attached
 
 
@@ -120,6 +123,12 @@ def progressed() -> None:
     phase_timer().changes += 1
 
 
+def failed_phase(error: BaseException) -> str | None:
+    """The innermost phase in which an error was raised; None if it was in none."""
+    name = error.__dict__.get(_FAILED_PHASE)
+    return name if isinstance(name, str) else None
+
+
 @contextmanager
 def silence() -> Iterator[None]:
     """Let `annotate` open no range and measure nothing in this thread: for a step that only counts or estimates."""
@@ -174,6 +183,8 @@ class annotate:
     ) -> None:
         if self._is_silent:
             return
+        if error is not None and self.name in PHASES and failed_phase(error) is None:
+            error.__dict__[_FAILED_PHASE] = self.name
         if self._timer is not None:
             self._timer.close(self.name, self._opened)
         if self._function is not None:

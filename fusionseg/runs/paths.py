@@ -97,6 +97,10 @@ class RunPaths:
     def profile(self) -> Path:
         return self.root / PROFILE
 
+    def out_of_memory(self, rank: int) -> Path:
+        """The state of the allocator of a rank's GPU, after an error of its memory."""
+        return self.profile / f"out_of_memory_rank{rank}.pickle"
+
     @property
     def hangs(self) -> Path:
         return self.root / HANGS

@@ -30,6 +30,7 @@ from fusionseg.runs.paths import BEST
 from fusionseg.runs.records import RunStatus, has_finished, last_end, rewind_records
 from fusionseg.runs.trust.known_code import remember_own
 from fusionseg.training.data import open_training_data
+from fusionseg.training.memory.out_of_memory import is_out_of_memory, out_of_memory_text, save_snapshot
 from fusionseg.training.memory.shard_units import find_units
 from fusionseg.training.micro_batches import MicroBatches
 from fusionseg.training.network import build_network, distribute, start_from
@@ -86,6 +87,7 @@ def train(
     remember_own(config.to_dict(), write=world.is_rank_zero)
     folder = RunFolder(run_folder_of(config))
     opened: list[RunCases] = []
+    built: list[Trainer] = []
     try:
         world.rank_zero_first(
             "open the run folder",
@@ -97,17 +99,15 @@ def train(
             log.warning("%s", warning)
         log.info("run: %s", folder.path)
         with naming_lost_rank():
-            return run(build_trainer(config, world, folder, cases), folder)
-    except torch.OutOfMemoryError as error:
-        divides = world.size > 1 and config.distributed.parallel == "ddp"
-        recompute = config.model.can_checkpoint and not config.train.checkpoint_activations
-        raise TrainingStopped(
-            f"out of memory on {world.device}: set {'train.checkpoint_activations=true or ' if recompute else ''}"
-            f"{'distributed.parallel=fsdp or ' if divides else ''}"
-            "cache.device=host; or start a run under another name with a lower train.micro_batch (the accumulation"
-            " rises, the training stays the same) or a smaller data.patch; in a validation, lower validate.window_batch"
-            f" ({str(error).splitlines()[0]})"
-        ) from None
+            built.append(build_trainer(config, world, folder, cases))
+            return run(built[0], folder)
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if not is_out_of_memory(error):
+            world.hold()
+            raise
+        trainer = built[0] if built else None
+        save_snapshot(folder.paths.out_of_memory(world.rank), world.device)
+        raise TrainingStopped(out_of_memory_text(error, config, world, trainer)) from None
     except BaseException:
         world.hold()
         raise
