@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fusionseg.observability.progress import duration
 from fusionseg.runs.accounts.account import Account, read_account
+from fusionseg.runs.accounts.faults import describe_fault, read_faults
 from fusionseg.runs.accounts.findings import Trouble, find_troubles
 from fusionseg.runs.accounts.history import Change, Start
 from fusionseg.runs.environment import read_environment
@@ -16,6 +17,7 @@ from fusionseg.runs.records import RunStatus, has_finished
 from fusionseg.utils.tables import counted, markdown_table
 
 _SHOWN_STARTS = 8
+_SHOWN_FAULTS = 4
 
 
 def account_text(run: Path, *, is_running: bool) -> str:
@@ -30,6 +32,7 @@ def account_text(run: Path, *, is_running: bool) -> str:
     if account.starts:
         parts.append(_starts(account.starts, is_running=is_running))
     parts += [_change(change) for change in account.changes]
+    parts.append("\n".join(describe_fault(fault, account.starts) for fault in read_faults(run)[-_SHOWN_FAULTS:]))
     if troubles := find_troubles(run, account):
         count = counted(len(troubles), "known trouble")
         parts.append(f"{count}: fusionseg doctor {shlex.quote(str(run))}")

@@ -71,13 +71,19 @@ class ValidateConfig(Section):
     """Weights of overlapping windows."""
 
 
-class CheckpointConfig(Section):
+class CheckpointConfig(SectionWithOptions):
     """Checkpoints of the whole training state."""
+
+    left_out: ClassVar[tuple[str, ...]] = ("retry_s",)
 
     every: Positive = 500
     """Steps between checkpoints. The first step, the last step and a signal save one too."""
     keep: Positive = 3
     """Number of newest checkpoints that are kept, beside best.pt."""
+    retry_s: Annotated[float, Field(ge=0)] = 1800.0
+    """Seconds for which a training goes on while its disk takes no checkpoint or record: it is full, over quota,
+    read-only or not reachable. The writes are tried again and again. After this time the run ends; 0 ends it at once.
+    A run whose first checkpoint cannot be written ends at once too."""
 
 
 class RunConfig(SectionWithOptions):

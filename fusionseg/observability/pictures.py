@@ -74,7 +74,7 @@ def reconstruction_strip(
 
 
 class PictureFolder:
-    """Folder for pictures of a run, as PNG files. A picture that cannot be written gives one warning.
+    """Folder for pictures of a run, as PNG files. The first one that cannot be written gives a warning.
 
     Args:
         folder: the folder; None writes no pictures.
@@ -82,6 +82,7 @@ class PictureFolder:
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
+        self._has_failed = False
 
     def write(self, tag: str, image: NDArray[np.float32], step: int) -> None:
         """Write a picture as `<tag>_<step>.png`.
@@ -99,8 +100,11 @@ class PictureFolder:
             with whole_file(self._path(self._folder, tag, step)) as temporary:
                 imsave(temporary, np.clip(image.transpose(1, 2, 0), 0, 1))
         except WriteError as error:
-            log.warning("%s; the run continues without pictures", error)
-            self._folder = None
+            if not self._has_failed:
+                self._has_failed = True
+                log.warning("%s; the run continues without pictures until the disk takes them", error)
+            return
+        self._has_failed = False
 
     def read(self, tag: str, step: int) -> NDArray[np.float32] | None:
         """Read a picture that an earlier start wrote; None if there is none, or if it is damaged.

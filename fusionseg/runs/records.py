@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from fusionseg.runs.disk.failures import DiskFailures, reason_of
 from fusionseg.runs.json_files import JsonObject, finite_or_none, is_number, read_lines, read_regular, sift_lines
 from fusionseg.runs.paths import RunPaths
 from fusionseg.utils.errors import TrainingStopped, UserError
@@ -155,66 +156,92 @@ def rewind_records(run: Path, step: int, *, validated: int) -> None:
 class RecordWriter:
     """The writer of a run's records. Only rank 0 has one.
 
-    A record that cannot be written ends the training, which can be resumed.
+    Records that the disk refuses stay in memory, in their order, and are written when it takes them again. Without
+    `failures`, a record that cannot be written ends the training, which can be resumed.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, failures: DiskFailures | None = None) -> None:
         """Open the file to append to it.
 
         Args:
             run: the run folder; it is made if it does not exist.
+            failures: the failed writes of the run; None knows no second try.
         """
         run.mkdir(parents=True, exist_ok=True)
         self._path = RunPaths(run).metrics
         self._file = self._path.open("ab", buffering=0)
+        self._failures = failures
+        self._unwritten: list[bytes] = []
+        self._whole = -1
+        """Bytes of whole lines in the file, if a part of a line may stand behind them; otherwise -1."""
 
     def write(self, kind: RecordKind, step: int, **fields: Any) -> Record:
-        """Append a record. The file holds it when this method returns.
+        """Append a record. The file holds it when this method returns, or it is among those that wait for the disk.
 
         Returns:
             The record as written: nan and infinity are None.
 
         Raises:
-            TrainingStopped: the file cannot be written.
+            TrainingStopped: the file cannot be written, and there is no second try.
         """
         record = {"kind": kind, "step": step, **finite_or_none(fields)}
-        with self._stopping():
-            self._append((json.dumps(record) + "\n").encode())
+        self._unwritten.append((json.dumps(record) + "\n").encode())
+        if self._failures is None or not self._failures.is_failing(self._path) or self._failures.is_due:
+            self._try(sync=False)
         return record
 
-    def sync(self) -> None:
-        """Force the records to disk.
+    def sync(self) -> bool:
+        """Force the records to disk, and return whether they are there.
 
         Raises:
-            TrainingStopped: the disk cannot take them.
+            TrainingStopped: the disk cannot take them, and there is no second try.
         """
-        with self._stopping():
-            os.fsync(self._file.fileno())
+        return self._try(sync=True)
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # the disk has refused the last bytes before
+            self._file.close()
+
+    def _try(self, *, sync: bool) -> bool:
+        try:
+            if self._failures is not None and self._failures.is_failing(self._path):
+                self._file.close()  # on NFS an open file may never work again
+                # Records that were removed are not begun anew.
+                self._file = os.fdopen(os.open(self._path, os.O_WRONLY | os.O_APPEND), "ab", buffering=0)
+            while self._unwritten:
+                self._append(self._unwritten[0])
+                del self._unwritten[0]
+            if sync:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            if self._failures is None:
+                raise TrainingStopped(
+                    f"{self._path}: a record could not be written ({reason_of(error)}); free some disk space and start"
+                    " the run again: it resumes from its last checkpoint"
+                ) from error
+            self._failures.failed(self._path, "a record", error)
+            return False
+        if self._failures is not None:
+            self._failures.worked(self._path)
+        return True
 
     def _append(self, line: bytes) -> None:
         """Write a line whole or not at all."""
-        end = os.fstat(self._file.fileno()).st_size
+        handle = self._file.fileno()
+        if self._whole >= 0:
+            os.ftruncate(handle, self._whole)
+            self._whole = -1
+        end = os.fstat(handle).st_size
         left = line
         try:
             while left:
                 left = left[self._file.write(left) :]
         except OSError:
-            with suppress(OSError):
-                self._file.truncate(end)
+            try:
+                os.ftruncate(handle, end)
+            except OSError:
+                self._whole = end
             raise
-
-    @contextmanager
-    def _stopping(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise TrainingStopped(
-                f"{self._path}: a record could not be written ({error.strerror}); free some disk space and start the"
-                " run again: it resumes from its last checkpoint"
-            ) from error
 
 
 def _is_record(record: Record) -> bool:

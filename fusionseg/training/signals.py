@@ -18,6 +18,9 @@ LEAD_VARIABLE = "FUSIONSEG_LEAD_S"
 TORCHRUN_ENDED = 1000
 """Number in place of a signal's: torchrun has ended before its ranks. It is higher than the number of any signal."""
 
+CANNOT_SAVE = 1001
+"""Number in place of a signal's: the disk has taken no checkpoint or record for too long (`checkpoint.retry_s`)."""
+
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 
 

@@ -58,6 +58,9 @@ from fusionseg.utils.logs import RESULT, start_logging
 
 log = logging.getLogger("fusionseg")
 
+AFTER_SIGNAL_S = 20.0
+"""Seconds for which a run that a signal ends tries to write to a disk that takes nothing."""
+
 
 def train(
     config: RunConfig,
@@ -256,8 +259,18 @@ def run(trainer: Trainer, folder: RunFolder) -> str:
     score = trainer.task.info.score
     stragglers = Stragglers(world, [rank["host"] for rank in ranks])
     recorder = Recorder(
-        config, world, folder, watch, score, step=step, spent=spent, utilisation=utilisation, stragglers=stragglers
+        config,
+        world,
+        folder,
+        watch,
+        score,
+        step=step,
+        spent=spent,
+        utilisation=utilisation,
+        stragglers=stragglers,
+        failures=trainer.checkpoints.failures,
     )
+    trainer.checkpoints.writer.write_records = recorder.sync
     # Signals are handled until the end record is written: a scheduler may repeat its signal until the process ends.
     with StopSignals() as signals, closing(data), closing(recorder):
         try:
@@ -265,8 +278,8 @@ def run(trainer: Trainer, folder: RunFolder) -> str:
                 with watch, recorder.progress, trainer.profile, naming_operators(), naming_lost_rank():
                     status, reason = trainer.train(signals, recorder)
                     with annotate("checkpoint", trainer.state.step):
-                        trainer.checkpoints.writer.finish()
-            _write_end(trainer, recorder, folder, status, reason)
+                        _finish_checkpoints(trainer, status)
+            _write_end(trainer, recorder, folder, status, reason, _patience_s(status))
             return status
         except BaseException as error:
             world.hold()
@@ -274,7 +287,7 @@ def run(trainer: Trainer, folder: RunFolder) -> str:
             first_line = str(error).partition("\n")[0]
             reason = first_line if isinstance(error, TrainingStopped) else f"{type(error).__name__}: {first_line}"
             try:
-                _write_end(trainer, recorder, folder, RunStatus.FAILED, reason)
+                _write_end(trainer, recorder, folder, RunStatus.FAILED, reason, patience_s=0.0)
             except TrainingStopped as second:  # on a full disk, which may have ended the training itself
                 log.warning("no end record: %s", second)
             raise
@@ -297,7 +310,28 @@ def _is_recorded_as_finished(folder: RunFolder) -> bool:
     return end is not None and has_finished(end["status"])
 
 
-def _write_end(trainer: Trainer, recorder: Recorder, folder: RunFolder, status: str, reason: str) -> None:
+def _patience_s(status: str) -> float | None:
+    """Seconds to wait at the end for a disk that takes nothing; None for `checkpoint.retry_s`."""
+    return AFTER_SIGNAL_S if status == RunStatus.INTERRUPTED else None
+
+
+def _finish_checkpoints(trainer: Trainer, status: str) -> None:
+    """Wait until the last checkpoint is on disk. Without it, a run that a signal ends is interrupted all the same.
+
+    Raises:
+        TrainingStopped: it could not be written.
+    """
+    try:
+        trainer.checkpoints.writer.finish(_patience_s(status))
+    except TrainingStopped as error:
+        if status != RunStatus.INTERRUPTED or not trainer.checkpoints.failures.failing:
+            raise
+        log.warning("%s", error)
+
+
+def _write_end(
+    trainer: Trainer, recorder: Recorder, folder: RunFolder, status: str, reason: str, patience_s: float | None
+) -> None:
     """Write the end record, and the line of the history; nothing in a folder that another process has now."""
     if folder.is_taken_over:
         log.warning("%s: no end record: another process has the folder (%s: %s)", folder.path, status, reason)
@@ -307,6 +341,7 @@ def _write_end(trainer: Trainer, recorder: Recorder, folder: RunFolder, status: 
     cache_on_host = device.type == "cuda" and trainer.data.cache.device.type == "cpu"
     validates = trainer.validation is not None
     recorder.end(state.step, status, reason, best, validates=validates, cache_on_host=cache_on_host)
+    trainer.checkpoints.failures.keep_trying(recorder.sync, patience_s)
     # The records are an open file, which goes along with a folder that is moved. The history is found by its path.
     if trainer.world.is_rank_zero and folder.is_ours:
         write_end(folder.path, state.step, status, reason)

@@ -26,7 +26,7 @@ from fusionseg.training.observers.recorder import Recorder
 from fusionseg.training.observers.skipped_steps import SkippedSteps
 from fusionseg.training.optimizer import rate_of
 from fusionseg.training.precision import Precision
-from fusionseg.training.signals import Lead, StopSignals, signal_name
+from fusionseg.training.signals import CANNOT_SAVE, Lead, StopSignals, signal_name
 from fusionseg.training.step import TrainStep
 from fusionseg.training.stopping import plateau_reason
 from fusionseg.training.tasks.task import Task, ValidationFunction, ValidationResult
@@ -78,7 +78,10 @@ class Trainer:
                 self._log_drawn()
                 self.checkpoints.writer.check()
 
-            stop = self.world.any_rank_signalled(signals.received)
+            gave_up = CANNOT_SAVE if self.checkpoints.failures.has_given_up() else 0
+            stop = self.world.any_rank_signalled(max(signals.received, gave_up))
+            if stop == CANNOT_SAVE:  # all ranks end after the same step
+                raise TrainingStopped(self.checkpoints.failures.verdict or "rank 0 could not write the run folder")
             # Save before the validation, which may take longer than the time that is left after a signal. The first
             # step is saved too: a folder that cannot hold a checkpoint is known at once, and not after hours.
             is_due = self.state.step == 1 or self.state.step % self.config.checkpoint.every == 0
@@ -202,7 +205,6 @@ class Trainer:
             return
         spent = recorder.spent()
         with annotate("checkpoint", self.state.step):
-            recorder.sync()
             self.checkpoints.save(self.state, spent)
 
 

@@ -20,11 +20,13 @@ from fusionseg.data.loading import noise_lines
 from fusionseg.distributed.world import World
 from fusionseg.models.sharding.network import is_sharded_network
 from fusionseg.models.sharding.tensors import gather_all, load_state
-from fusionseg.observability.ranges import annotate
+from fusionseg.observability.ranges import annotate, progressed
+from fusionseg.runs.accounts.faults import FaultLog
 from fusionseg.runs.accounts.history import read_changes
 from fusionseg.runs.cases.checks import check_checkpoint
 from fusionseg.runs.checkpoint_writer import CheckpointWriter
 from fusionseg.runs.checkpoints import AVERAGED, newest_intact, read_training_state
+from fusionseg.runs.disk.failures import DiskFailures
 from fusionseg.runs.folder import RunFolder
 from fusionseg.runs.paths import BEST
 from fusionseg.runs.run_config import config_hash, refuse_other_config
@@ -94,16 +96,20 @@ class TrainingCheckpoints:
         self.spikes = spikes
         self._averages = train_step.averages
         self._is_sharded = is_sharded_network(model)
+        # Until there is a checkpoint there is little to lose, and a folder that cannot hold one is known at once.
+        self.failures = DiskFailures(0.0, note=FaultLog(folder.path), wait=progressed)
         self.writer = CheckpointWriter(
             folder.paths.checkpoints,
             config.checkpoint.keep,
             partial(lead.took, "save"),
             check=folder.check_ours,
             on_numbered=self._note_saved,
+            failures=self.failures,
         )
 
     def _note_saved(self, path: Path) -> None:
         self.folder.last_saved = path
+        self.failures.retry_s = self.config.checkpoint.retry_s
 
     @property
     def takes_part(self) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections import deque
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from typing import TextIO
@@ -51,15 +53,52 @@ class _Screen(logging.StreamHandler):  # type: ignore[type-arg]
         pass
 
 
-class _LogFile(logging.FileHandler):
-    """A log file whose write errors do not end the program: the first one is reported as a warning."""
+class _LogFile(logging.Handler):
+    """A log file whose write errors do not end the program.
 
-    _has_failed = False
+    Lines that the disk refuses are written when it takes lines again. The beginning of such a time is a warning.
+    """
 
-    def handleError(self, record: logging.LogRecord) -> None:
-        if not self._has_failed:
-            self._has_failed = True
-            log.warning("%s: cannot be written (%s): lines are missing there", self.baseFilename, sys.exc_info()[1])
+    _KEPT = 10_000
+    """Lines that are kept at most; beyond them the oldest are lost."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+        self._unwritten: deque[bytes] = deque(maxlen=self._KEPT)
+        self._has_failed = self._within_line = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = f"{self.format(record)}\n".encode()
+        except Exception:  # as the handlers of `logging` do with a message that does not fit its arguments
+            self.handleError(record)
+            return
+        self._unwritten.append(line)
+        try:
+            while self._unwritten:
+                self._write(self._unwritten[0])
+                self._unwritten.popleft()
+        except OSError as error:
+            if not self._has_failed:
+                self._has_failed = True
+                log.warning("%s: cannot be written (%s): its lines wait for the disk", self._path, error.strerror)
+            return
+        self._has_failed = False
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._file.close()
+        super().close()
+
+    def _write(self, line: bytes) -> None:
+        """Write a line. What a full disk has taken of a line is ended before the line is written again."""
+        left = b"\n" + line if self._within_line else line
+        while left:
+            written = self._file.write(left)
+            left = left[written:]
+            self._within_line = bool(left)
 
 
 def set_verbosity(verbosity: Verbosity) -> None:
@@ -96,7 +135,7 @@ def log_to_file(path: Path) -> logging.Handler:
     The file has all messages, also under `--quiet`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = _LogFile(path, encoding="utf-8")
+    handler = _LogFile(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     return handler

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import logging
 import os
+import resource
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +25,8 @@ from fusionseg.observability.pictures import PictureFolder
 from fusionseg.observability.sinks.sink import RunEnd, RunStart, Sinks
 from fusionseg.observability.sinks.tensorboard import TensorBoardSink
 from fusionseg.runs.checkpoint_writer import CheckpointWriter
+from fusionseg.runs.checkpoints import read_checkpoint
+from fusionseg.runs.disk.failures import DiskFailures
 from fusionseg.runs.records import Record, RecordKind, RecordWriter
 from fusionseg.utils.errors import TrainingStopped
 from fusionseg.utils.logs import log_to_file, start_logging
@@ -153,6 +158,7 @@ def test_a_training_on_a_disk_that_fills_up_can_be_resumed(
         train={"steps": 8},
         validate={"every": 8},
         log={"tensorboard": True},
+        checkpoint={"retry_s": 0.0},
     )
     (tmp_path / "c.yaml").write_text(dump_config(config))
     write = RecordWriter.write
@@ -177,3 +183,101 @@ def test_a_training_on_a_disk_that_fills_up_can_be_resumed(
     assert "resuming from" in capsys.readouterr().err
     steps = [json.loads(line) for line in (disk / "tiny/metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in steps if record["kind"] == "train"] == list(range(1, 9))
+
+
+def test_records_wait_for_the_disk_and_keep_their_order(small_disk: Callable[[str], Path]) -> None:
+    disk = small_disk("64k")
+    failures = DiskFailures(60.0, pause_s=0.0)
+    writer = RecordWriter(disk / "run", failures)
+    writer.write(RecordKind.TRAIN, 1, loss=0.5)
+    fill(disk)
+    for step in range(2, 200):
+        writer.write(RecordKind.TRAIN, step, loss=0.25, text="x" * 100)
+    assert failures.failing and not writer.sync() and not failures.has_given_up()
+    written = (disk / "run/metrics.jsonl").read_bytes()
+    assert written.endswith(b"\n") and 10 < written.count(b"\n") < 199
+    (disk / "filler").unlink()
+    writer.write(RecordKind.TRAIN, 200, loss=0.25)
+    assert writer.sync() and not failures.failing
+    lines = (disk / "run/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 201))
+
+
+def test_log_lines_wait_for_the_disk(small_disk: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:
+    disk = small_disk("16k")
+    start_logging()
+    handler = log_to_file(disk / "log.txt")
+    try:
+        fill(disk)
+        for number in range(300):
+            logging.getLogger("fusionseg").info("step %d, %s", number, "x" * 100)
+        (disk / "filler").unlink()
+        (disk / "more").mkdir()
+        subprocess.run(["mount", "-o", "remount,size=128k", str(disk)], check=True)
+        logging.getLogger("fusionseg").info("the last line")
+    finally:
+        logging.getLogger("fusionseg").removeHandler(handler)
+        handler.close()
+    lines = [line for line in (disk / "log.txt").read_text().splitlines() if line]
+    steps = [line for line in lines if " step " in line and line.endswith("x" * 100)]
+    assert [int(line.split(" step ")[1].split(",")[0]) for line in steps] == list(range(300))
+    assert lines[-1].endswith("the last line") and capfd.readouterr().err.count("its lines wait for the disk") == 1
+
+
+def test_a_checkpoint_is_tried_again_and_best_comes_first(small_disk: Callable[[str], Path]) -> None:
+    """What is written after the disk has room again is what was saved, not what the weights are then."""
+    disk = small_disk("256k")
+    failures = DiskFailures(60.0, pause_s=0.0)
+    checkpoints = CheckpointWriter(disk / "checkpoints", keep=3, failures=failures)
+    weights = torch.zeros(8000)
+    checkpoints.save(1, {"weights": weights})
+    checkpoints.finish()
+    fill(disk)
+    checkpoints.save_best({"weights": weights.fill_(1)})
+    checkpoints.save(2, {"weights": weights.fill_(2)})
+    checkpoints.save(3, {"weights": weights.fill_(3)})
+    weights.fill_(4)
+    with pytest.raises(TrainingStopped, match=r"a checkpoint could not be written \(No space .*from step_00000001.pt"):
+        checkpoints.finish(0.0)
+    assert sorted(os.listdir(disk / "checkpoints")) == ["last.pt", "step_00000001.pt"]
+    (disk / "filler").unlink()
+    checkpoints.finish()
+    assert sorted(os.listdir(disk / "checkpoints")) == ["best.pt", "last.pt", "step_00000001.pt", "step_00000003.pt"]
+    found = {name: read_checkpoint(disk / "checkpoints" / name)["weights"][0].item() for name in ("best.pt", "last.pt")}
+    assert found == {"best.pt": 1, "last.pt": 3} and not failures.failing
+    times = [(disk / "checkpoints" / name).stat().st_mtime_ns for name in ("best.pt", "step_00000003.pt")]
+    assert times == sorted(times)
+
+
+def test_no_checkpoint_comes_before_its_records(tmp_path: Path) -> None:
+    """A run that is killed resumes from its newest checkpoint: the records up to there must be on disk."""
+    failures = DiskFailures(60.0, pause_s=0.0)
+    checkpoints = CheckpointWriter(tmp_path, keep=3, failures=failures)
+    error, answers = OSError(errno.EIO, "Input/output error"), [False, True]
+
+    def write_records() -> bool:
+        if not (answer := answers.pop(0)):
+            failures.failed(tmp_path / "metrics.jsonl", "a record", error)
+        else:
+            failures.worked(tmp_path / "metrics.jsonl")
+        return answer
+
+    checkpoints.write_records = write_records
+    checkpoints.save(1, {"weights": torch.zeros(3)})
+    assert not os.listdir(tmp_path)
+    checkpoints.finish()
+    assert sorted(os.listdir(tmp_path)) == ["last.pt", "step_00000001.pt"] and not answers
+
+
+def test_a_limit_of_a_files_size_is_named(tmp_path: Path) -> None:
+    """torch.save itself ends without an error if a write is cut off."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    checkpoints = CheckpointWriter(tmp_path, keep=3)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, before[1]))
+        checkpoints.save(1, {"weights": torch.zeros(1_000_000)})
+        with pytest.raises(TrainingStopped, match=r"\(File too large\): raise the limit of a file's size"):
+            checkpoints.finish()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not os.listdir(tmp_path)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median
 
 from fusionseg.runs.accounts.account import Account, read_account
+from fusionseg.runs.accounts.faults import describe_fault, read_faults
+from fusionseg.runs.disk.failures import remedy_of
 from fusionseg.runs.json_files import read_regular
-from fusionseg.runs.paths import RunPaths
+from fusionseg.runs.paths import RunPaths, checkpoints_of
 from fusionseg.runs.records import Record, RecordKind, RunStatus, has_finished
 
 _DATA_SHARE, _SKIPPED_SHARE, _GOODPUT = 0.2, 0.05, 0.7
@@ -55,6 +59,7 @@ def find_troubles(run: Path, account: Account | None = None) -> list[Trouble]:
         *_speed(train),
         *_validation(val),
         *_hangs(run, train),
+        *_disk(run, account),
         *_log_lines(run),
     ]
 
@@ -165,6 +170,22 @@ def _hangs(run: Path, train: list[Record]) -> Iterator[Trouble]:
                 f"rank {rank} was behind the others in {count} of the last {len(train[-50:])} logging intervals,"
                 f" most in {phase}",
                 "look for other programs, clocks and the disk of its host; srun fusionseg doctor compares hosts",
+            )
+
+
+def _disk(run: Path, account: Account) -> Iterator[Trouble]:
+    """Faults of the disk, and a disk that has no room for one more checkpoint."""
+    for fault in read_faults(run)[-3:]:
+        yield Trouble(describe_fault(fault, account.starts), remedy_of(fault.reason))
+    if account.end is not None and has_finished(account.end["status"]):
+        return
+    with suppress(OSError):
+        sizes = [path.stat().st_size for _, path in checkpoints_of(run)]
+        free = shutil.disk_usage(run).free
+        if sizes and free < max(sizes):
+            yield Trouble(
+                f"the disk has {free / 1e6:.0f} MB free, and a checkpoint takes {max(sizes) / 1e6:.0f} MB",
+                "free space on the disk, or lower checkpoint.keep",
             )
 
 

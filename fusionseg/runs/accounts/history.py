@@ -27,6 +27,8 @@ _START, _END = "start", "end"
 CHANGE_EXTENDED, CHANGE_BRANCHED = "extend", "branch"
 """Events after which a run has another configuration; see `Change`."""
 _CHANGES = (CHANGE_EXTENDED, CHANGE_BRANCHED)
+FAULT = "disk"
+"""The event of a line about the disk, see `fusionseg.runs.accounts.faults`."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ def read_history(run: Path) -> list[Start]:
     begun: JsonObject | None = None
     end: JsonObject | None = None
     for line in read_lines(RunPaths(run).history, _is_valid):
-        if line["event"] in _CHANGES:
+        if line["event"] in (*_CHANGES, FAULT):
             continue
         if line["event"] == _END:
             end = end or line  # a second one is of a start that hung before it was written here
@@ -240,6 +242,8 @@ def _time(text: str) -> datetime:
 
 
 def _is_valid(line: JsonObject) -> bool:
+    if line.get("event") == FAULT:
+        return True
     texts, numbers = ["time", "status", "reason"], ["step"]
     if line.get("event") == _START:
         texts, numbers = ["time", "began"], ["step", "ranks"]

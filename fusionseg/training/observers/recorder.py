@@ -17,6 +17,7 @@ from fusionseg.observability.pictures import PictureFolder
 from fusionseg.observability.progress import TrainingProgress, duration
 from fusionseg.observability.ranges import BETWEEN_STEPS, IN_STEP, phase_timer
 from fusionseg.observability.sinks.sink import RunEnd, RunStart, Sinks
+from fusionseg.runs.disk.failures import DiskFailures
 from fusionseg.runs.environment import read_environment
 from fusionseg.runs.folder import RunFolder
 from fusionseg.runs.records import (
@@ -70,6 +71,7 @@ class Recorder:
         spent: Spent,
         utilisation: Utilisation | None = None,
         stragglers: Stragglers | None = None,
+        failures: DiskFailures | None = None,
     ) -> None:
         """Args:
         config: the configuration of the run.
@@ -81,6 +83,7 @@ class Recorder:
         spent: the time of the earlier starts, up to this step.
         utilisation: the work of a step; None if it is not known.
         stragglers: the search for slow ranks; None does not look for them.
+        failures: the failed writes of the run; None ends the training at the first one.
         """
         self.config = config
         self.world = world
@@ -90,7 +93,8 @@ class Recorder:
         self.stragglers = stragglers
         self.progress = TrainingProgress(config.train.steps, step, shown=world.is_rank_zero)
         self._folder = folder
-        self._records = RecordWriter(folder.path) if world.is_rank_zero else None
+        self._failures = failures
+        self._records = RecordWriter(folder.path, failures) if world.is_rank_zero else None
         self._end: Record = {}
         self._pictures = PictureFolder(folder.paths.pictures if world.is_rank_zero else None)
         self._sinks = Sinks(sink_makers(config, folder, step) if world.is_rank_zero else [])
@@ -246,7 +250,7 @@ class Recorder:
             return
         self._records.close()
         rewind_records(self._folder.path, step, validated=validated)
-        self._records = RecordWriter(self._folder.path)
+        self._records = RecordWriter(self._folder.path, self._failures)
         self._sinks.finish(RunEnd(has_failed=False))
         self._sinks = Sinks(sink_makers(self.config, self._folder, step))
         self._start_sinks(self._folder, step)
@@ -287,10 +291,9 @@ class Recorder:
         shares = (f"{name} {seconds / spent.total_s:.1%}" for name, seconds in phases.items())
         log.info("where the time went: %s", ", ".join(shares))
 
-    def sync(self) -> None:
-        """Write the records to disk, before a checkpoint that comes after them."""
-        if self._records is not None:
-            self._records.sync()
+    def sync(self) -> bool:
+        """Write the records to disk, before a checkpoint that comes after them; return whether they are there."""
+        return self._records is None or self._records.sync()
 
     def close(self) -> None:
         """Close the files and the sinks."""
