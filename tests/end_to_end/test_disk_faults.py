@@ -12,8 +12,8 @@ from end_to_end.runs import COMMANDS, Program, Started, assert_same_run, records
 from fusionseg.runs.accounts.faults import read_faults
 
 SETTINGS = (
-    "train={steps: 400, global_batch: 4, micro_batch: 1, ema: 0.9}",
-    "validate.every=50",
+    "train={steps: 240, global_batch: 4, micro_batch: 1, ema: 0.9}",
+    "validate.every=80",
     "checkpoint={every: 10, keep: 2}",
     "log={every: 1, samples: true, tensorboard: false}",
 )
