@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -169,6 +170,12 @@ def rank_environments(processes: int) -> list[dict[str, str]]:
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     world = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     return [{**common, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+
+
+def ranks_of(agent: Started) -> list[psutil.Process]:
+    """The ranks that a torchrun has started, in their order."""
+    children = psutil.Process(agent.pid).children()
+    return sorted((child for child in children if "RANK" in child.environ()), key=lambda rank: rank.environ()["RANK"])
 
 
 def _enter(

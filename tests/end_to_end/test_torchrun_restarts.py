@@ -13,7 +13,7 @@ import pytest
 from faults.catalogue import assert_seen
 
 from end_to_end.conftest import arguments
-from end_to_end.runs import TRAIN, Program, Started, assert_same_run, checkpoint, records, wait_for_step
+from end_to_end.runs import TRAIN, Program, Started, assert_same_run, checkpoint, ranks_of, records, wait_for_step
 
 ENDLESS = ("train.steps=100000", "validate.every=100000", "checkpoint.every=50")
 STOPPED = "torchrun has ended"
@@ -22,12 +22,6 @@ STOPPED = "torchrun has ended"
 def torchrun(program: Program, command: Sequence[str], *options: str, ranks: int = 2) -> Started:
     launcher = ("-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--max-restarts=3", *options)
     return program.fresh(*launcher, "-m", TRAIN, *command)
-
-
-def ranks_of(agent: Started) -> list[psutil.Process]:
-    """The ranks that a torchrun has started, in their order."""
-    children = psutil.Process(agent.pid).children()
-    return sorted((child for child in children if "RANK" in child.environ()), key=lambda rank: rank.environ()["RANK"])
 
 
 def wait_until(condition: Callable[[], bool], what: str, limit_s: float = 120) -> None:

@@ -54,7 +54,7 @@ def reason_of(error: OSError) -> str:
 
 
 def remedy_of(reason: str) -> str:
-    """What to do about the cause of a failed write.
+    """Name the remedy for the cause of a failed write.
 
     Args:
         reason: from `reason_of`.
@@ -122,7 +122,7 @@ class DiskFailures:
 
     @property
     def message(self) -> str:
-        """Why the run gives up, and what to do."""
+        """The reason why the run gives up, and the remedy."""
         files = "; ".join(
             f"{each.path}: {each.what} could not be written ({each.reason})" for each in self._faults.values()
         )
