@@ -239,7 +239,7 @@ def test_full_disk_ends_the_run_and_keeps_its_checkpoints(
     program: Program, config_file: Path, train: Train, tmp_path: Path
 ) -> None:
     """A limit of the file size takes the place of a full disk; the resumed run has no limit."""
-    run, options = tmp_path / "run", ("model.channels=[24, 48]", "train.steps=200", "checkpoint.every=5")
+    run, options = tmp_path / "run", ("model.channels=[24, 48]", "train.steps=200", "checkpoint={every: 5, retry_s: 0}")
     process = program.warm(TRAIN, *arguments(config_file, run, *options))
     wait_for_step(run, 11, [process])
     size = (run / "checkpoints/step_00000005.pt").stat().st_size

@@ -81,7 +81,7 @@ def sweep(
         "data": {"prepared": str(tmp_path / "prepared")},
         "train": {"steps": NUM_STEPS, "global_batch": 2, "micro_batch": 1},
         "validate": {"every": 200},
-        "checkpoint": {"every": 20},
+        "checkpoint": {"every": 20, "retry_s": 0},
         "distributed": {"hang_warn_s": 20, "hang_end_s": 40},
     }
     (tmp_path / "base.yaml").write_text(dump_config(tiny_config(balls, tmp_path / "runs", **sections)))
