@@ -282,9 +282,9 @@ def _folders(runs: Runs) -> list[Path]:
 
 
 def _trusted(runs: Runs) -> bool:
-    """Tell whether the user has allowed the code of a run as it was opened."""
+    """Tell whether the user has allowed the code of all of these runs as they were opened."""
     several = [runs] if isinstance(runs, (Run, str, Path)) else list(runs)
-    return any(isinstance(entry, Run) and entry.trust for entry in several)
+    return all(isinstance(entry, Run) and entry.trust for entry in several)
 
 
 def _predictor(runs: Runs, options: PredictOptions, *, trust: bool) -> Predictor:

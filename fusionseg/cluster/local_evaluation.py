@@ -12,6 +12,7 @@ from subprocess import Popen
 from fusionseg.cluster.profile import ClusterConfig
 from fusionseg.cluster.slots import Slot, slots_for, start_process
 from fusionseg.cluster.sweep import JOBS_FOLDER, Sweep
+from fusionseg.runs.trust.consent import is_trusting
 
 _POLL_S = 0.2
 
@@ -38,6 +39,7 @@ def evaluate_locally(sweep: Sweep, due: Sequence[Path], cluster: ClusterConfig, 
             while waiting and free:
                 folder, slot = waiting.popleft(), free.pop(0)
                 arguments = ["-m", "fusionseg", "evaluate", str(folder), "--skip-existing", "--device", device]
+                arguments += ["--trust"] if is_trusting() else []
                 with (logs / f"{folder.name}.log").open("ab") as output:
                     running.append((start_process(arguments, slot, cluster, output), folder, slot))
             time.sleep(_POLL_S)

@@ -22,6 +22,7 @@ from fusionseg.runs.continuation.extension import record_extension
 from fusionseg.runs.job_events import JobEvent, make_events_file, read_events, write_event
 from fusionseg.runs.paths import RunPaths
 from fusionseg.runs.run_config import write_run_config
+from fusionseg.runs.trust.known_code import remember_own
 from fusionseg.utils.errors import Problems, UserError
 from fusionseg.utils.files import writable_folder
 from fusionseg.utils.locks.folder_lock import FolderLock, HeldError, is_held
@@ -56,6 +57,7 @@ def submit(
         new = {path for run in runs if not (path := RunPaths(run.folder).config).exists()}
         try:
             for run in runs:
+                remember_own(run.config.to_dict(), write=True)  # the jobs may have another home, in a container
                 record_extension(run.folder, run.config)
                 write_run_config(run.folder, run.config)
                 make_events_file(run.folder)

@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 
-from fusionseg.commands.base import Commands, add_command, loading
+from fusionseg.commands.base import Commands, add_command, add_trust, loading
 from fusionseg.runs.continuation.changes import EXTEND
 from fusionseg.utils.exit_status import DONE, FAILED
 from fusionseg.utils.streams import reader_has_left
@@ -60,6 +60,7 @@ def add_status(commands: Commands) -> None:
     parser.add_argument(
         "--watch", nargs="?", const=10.0, type=float, metavar="SECONDS", help="show it again and again (default 10)"
     )
+    add_trust(parser)
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -121,6 +122,7 @@ def add_doctor(commands: Commands) -> None:
     )
     parser.add_argument("--folder", type=Path, default=Path(), help="folder of the runs (default: this folder)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings as JSON too")
+    add_trust(parser)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

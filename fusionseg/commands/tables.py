@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from fusionseg.commands.base import Commands, add_command, loading
+from fusionseg.commands.base import Commands, add_command, add_trust, loading
 from fusionseg.utils.exit_status import DONE, FAILED
 from fusionseg.utils.logs import log
 from fusionseg.utils.tables import counted
@@ -45,6 +45,7 @@ def add_table(commands: Commands) -> None:
     parser.add_argument(
         "--device", default="auto", choices=("auto", "cuda", "cpu"), help="where to evaluate (default auto)"
     )
+    add_trust(parser)
 
 
 def _table(arguments: argparse.Namespace) -> int:

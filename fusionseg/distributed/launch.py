@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,8 +22,10 @@ MPI_VARIABLES = (
 )
 """Rank, number of ranks, and both on this node, as the mpirun of Open MPI and that of MPICH and Intel MPI set them."""
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_SIZE", "JSM_NAMESPACE_SIZE")
+MPI_JOBS = ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_JOBID")
+"""Names of a start by mpirun: the variables that have it, where one is set."""
 MPI_PORT = 29500
-"""Port of rank 0 under mpirun without MASTER_PORT; that of torch."""
+"""Port of rank 0 under an mpirun that does not name its start, without MASTER_PORT; that of torch."""
 
 FIRST_RESERVED_STEP_ID = 4_000_000_000
 """SLURM gives step ids from here on to its own steps: the batch script, an interactive shell."""
@@ -43,6 +46,9 @@ class Launch:
     """Host and port on which rank 0 opens the store; None under torchrun, which has opened a store itself."""
     warning: str = ""
     """A warning for the user; empty if there is none."""
+    token: str = ""
+    """A name that only the ranks of this start have, where the launcher gives one. Ranks of another start that find the
+    same port keep apart by it."""
 
 
 def read_launch(environ: Mapping[str, str]) -> Launch:
@@ -154,7 +160,7 @@ def slurm_launch(environ: Mapping[str, str]) -> Launch:
         (port,) = _integers(environ, ("MASTER_PORT",))
     host = environ.get("MASTER_ADDR") or first_node(environ["SLURM_STEP_NODELIST"])
     local_world_size = tasks_per_node(environ["SLURM_STEP_TASKS_PER_NODE"])[node]
-    return Launch(rank, world_size, local_rank, local_world_size, (host, port))
+    return Launch(rank, world_size, local_rank, local_world_size, (host, port), token=f"{job}.{step}")
 
 
 def mpi_launch(environ: Mapping[str, str], names: tuple[str, str, str, str]) -> Launch:
@@ -177,8 +183,11 @@ def mpi_launch(environ: Mapping[str, str], names: tuple[str, str, str, str]) -> 
             " host of rank 0); start with mpirun -x MASTER_ADDR=HOST (Open MPI) or mpirun -genv MASTER_ADDR HOST"
             " (MPICH, Intel MPI), or with torchrun or srun, which need no variable"
         )
-    (port,) = _integers(environ, ("MASTER_PORT",)) if environ.get("MASTER_PORT") else (MPI_PORT,)
-    return Launch(rank, world_size, local_rank, local_world_size, (host or "127.0.0.1", port))
+    token = next((environ[name] for name in MPI_JOBS if environ.get(name)), "")
+    port = FIRST_PORT + zlib.crc32(token.encode()) % NUM_PORTS if token else MPI_PORT
+    if environ.get("MASTER_PORT"):
+        (port,) = _integers(environ, ("MASTER_PORT",))
+    return Launch(rank, world_size, local_rank, local_world_size, (host or "127.0.0.1", port), token=token)
 
 
 def default_master_port(job: int, step: int = 0) -> int:

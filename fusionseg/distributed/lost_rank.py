@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from torch.distributed import DistError
+
 from fusionseg.utils.errors import TrainingStopped
 
 # Texts of gloo and of NCCL. torch raises a RuntimeError with a place in its own code for them.
@@ -22,14 +24,17 @@ def naming_lost_rank() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        text = next((text for text in _LOST if text in str(error)), None)
-        if text is None and _LATE in str(error):
+        text = str(error)
+        if not isinstance(error, DistError) and "gloo" not in text and "NCCL" not in text:
+            raise  # a tracker or a reader has connections too
+        lost = next((words for words in _LOST if words in text), None)
+        if lost is not None:
+            raise TrainingStopped(
+                f"another rank has ended ({lost}): its own message, or the log of its node, tells the reason"
+            ) from error
+        if _LATE in text:
             raise TrainingStopped(
                 "another rank did not answer within distributed.timeout_s: its log, or hangs/ in the run folder, tells"
                 " what it was doing"
             ) from error
-        if text is None:
-            raise
-        raise TrainingStopped(
-            f"another rank has ended ({text}): its own message, or the log of its node, tells the reason"
-        ) from error
+        raise

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-from torch.distributed import DistError, Store, TCPStore
+from torch.distributed import DistError, PrefixStore, Store, TCPStore
 from torch.distributed.rendezvous import rendezvous
 
 from fusionseg.distributed.launch import Launch, check_port
@@ -42,12 +42,14 @@ def open_store(launch: Launch, timeout: timedelta, warn_s: float) -> Store:
     """
     if uses_store_of_torchrun():
         store, _, _ = next(iter(rendezvous("env://", launch.rank, launch.world_size)))
-        with warn_while_waiting(lambda: _waiting(launch, "the other ranks" if launch.rank == 0 else "rank 0"), warn_s):
-            return store_of_this_start(store, launch.rank, launch.world_size, timeout)
+        missing: set[int] = set()
+        with warn_while_waiting(lambda: _waiting(launch, _names(missing)), warn_s if launch.rank == 0 else None):
+            return store_of_this_start(store, launch.rank, launch.world_size, timeout, missing)
     host, port = launch.master or (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
     if launch.rank == 0:
         check_port((host, port))
-        store = TCPStore(host, port, launch.world_size, True, timeout, wait_for_workers=False)
+        opened = TCPStore(host, port, launch.world_size, True, timeout, wait_for_workers=False)
+        store = PrefixStore(launch.token, opened)
         _call_the_roll(store, launch, timeout, warn_s)
     else:
         store = _join(launch, (host, port), timeout, warn_s)
@@ -85,12 +87,13 @@ def _join(launch: Launch, master: tuple[str, int], timeout: timedelta, warn_s: f
     with warn_while_waiting(lambda: _waiting(launch, f"rank 0 at {where}"), warn_s if launch.rank == 1 else None):
         try:
             _reach(master, timeout)
-            store = TCPStore(*master, launch.world_size, False, timeout, wait_for_workers=False)
+            opened = TCPStore(*master, launch.world_size, False, timeout, wait_for_workers=False)
         except (OSError, DistError):
             raise TrainingStopped(
                 f"rank 0 could not be reached at {where} in {seconds}: see its log; if it runs, check that MASTER_ADDR"
                 " is its host, and that this host may connect to the port"
             ) from None
+        store = PrefixStore(launch.token, opened)
         store.set(_key(launch.rank), socket.gethostname())
         try:
             store.wait([_ALL], timeout)

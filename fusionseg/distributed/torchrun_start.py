@@ -21,7 +21,9 @@ def uses_store_of_torchrun() -> bool:
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
-def store_of_this_start(store: Store, rank: int, size: int, timeout: timedelta) -> Store:
+def store_of_this_start(
+    store: Store, rank: int, size: int, timeout: timedelta, missing: set[int] | None = None
+) -> Store:
     """Return a store without the keys of earlier starts. All ranks call it before they use the store.
 
     torchrun keeps its store when it starts the ranks again. There the new ranks would find the addresses of the dead
@@ -32,14 +34,16 @@ def store_of_this_start(store: Store, rank: int, size: int, timeout: timedelta) 
         rank: of this process.
         size: number of ranks.
         timeout: time that the ranks wait for each other.
+        missing: on rank 0, holds the ranks that have not come yet while this function waits.
 
     Raises:
         TrainingStopped: a rank did not start in this time.
     """
-    return PrefixStore(_agree_on_name(PrefixStore(_PREFIX, store), rank, size, timeout), store)
+    missing = set() if missing is None else missing
+    return PrefixStore(_agree_on_name(PrefixStore(_PREFIX, store), rank, size, timeout, missing), store)
 
 
-def _agree_on_name(store: Store, rank: int, size: int, timeout: timedelta) -> str:
+def _agree_on_name(store: Store, rank: int, size: int, timeout: timedelta, missing: set[int]) -> str:
     """Return a name that only the ranks of this start have.
 
     TORCHELASTIC_RESTART_COUNT cannot be that name: each node counts the restarts that its own ranks have caused. So
@@ -59,7 +63,8 @@ def _agree_on_name(store: Store, rank: int, size: int, timeout: timedelta) -> st
         store.set(f"{name}: rank {rank}", "ready")
         return name
     end = time.monotonic() + timeout.total_seconds()
-    missing, answered, calls = set(range(1, size)), set[str](), -1
+    missing.update(range(1, size))
+    answered, calls = set[str](), -1
     while True:
         if calls != (calls := store.add(_CALLS, 0)):
             for other in missing:
@@ -68,7 +73,7 @@ def _agree_on_name(store: Store, rank: int, size: int, timeout: timedelta) -> st
                     if call not in answered:
                         answered.add(call)
                         store.set(f"answer to {call}", name)
-        missing = {other for other in missing if not store.check([f"{name}: rank {other}"])}
+        missing -= {other for other in missing if store.check([f"{name}: rank {other}"])}
         if not missing:
             return name
         if time.monotonic() > end:

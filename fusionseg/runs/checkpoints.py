@@ -11,6 +11,7 @@ from typing import Any
 from fusionseg.runs.archive.layout import is_archive
 from fusionseg.runs.archive.reader import count_networks, read_config, read_network
 from fusionseg.runs.paths import BEST, CHECKPOINTS, LAST, RunPaths, numbered_checkpoints
+from fusionseg.runs.trust.consent import NotAllowedError
 from fusionseg.utils.errors import UserError
 
 log = logging.getLogger("fusionseg")
@@ -66,6 +67,8 @@ def peek_config(path: Path) -> dict[str, Any] | None:
     if is_archive(path):
         try:
             return read_config(path)
+        except NotAllowedError:
+            raise
         except UserError:
             return None
     import torch

@@ -24,6 +24,7 @@ from fusionseg.runs.continuation.changes import ways_text
 from fusionseg.runs.json_files import read_regular
 from fusionseg.runs.paths import BEST, LAST, RunPaths, checkpoints_of
 from fusionseg.runs.trust.foreign_code import check_code, unknown_code
+from fusionseg.runs.trust.known_code import remember_own
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import write_text
 
@@ -195,6 +196,8 @@ def refuse_other_config(
     Raises:
         UserError: with all differences.
     """
+    # The code of the present configuration is the user's own, and the earlier one that names it is read with defaults.
+    remember_own(config.to_dict(), write=False)
     relevant = resume_relevant(with_defaults(before))
     changed = differences(relevant, resume_relevant(config.to_dict()))
     if changed and not any(resume_relevant(with_defaults(each)) == relevant for each in earlier):

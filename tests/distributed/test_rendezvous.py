@@ -25,12 +25,15 @@ def port(monkeypatch: pytest.MonkeyPatch) -> int:
         return int(probe.getsockname()[1])
 
 
-def start(port: int, ranks: list[int], size: int, timeout_s: float, warn_s: float = 60) -> dict[int, Store | Exception]:
-    """Open the store on some of the ranks at once; the store or the error of each."""
+def start(
+    port: int, ranks: list[int], size: int, timeout_s: float, warn_s: float = 60, other: int | None = None
+) -> dict[int, Store | Exception]:
+    """Open the store on some of the ranks at once, `other` being of another start; the store or the error of each."""
 
     def one(rank: int) -> Store | Exception:
         try:
-            launch = Launch(rank, size, rank, size, ("127.0.0.1", port))
+            token = "other" if rank == other else "this"
+            launch = Launch(rank, size, rank, size, ("127.0.0.1", port), token=token)
             return open_store(launch, timedelta(seconds=timeout_s), warn_s)
         except TrainingStopped as error:
             return error
@@ -58,6 +61,11 @@ def test_a_missing_rank_is_named_and_ends_the_others(port: int, caplog: pytest.L
     assert any(text.startswith("rank 0 (") and "waits for rank 2 to start" in text for text in caplog.messages)
 
 
+def test_a_rank_of_another_start_is_not_taken_for_a_missing_one(port: int) -> None:
+    errors = start(port, [0, 1], 2, 2, other=1)
+    assert "rank 1 did not start" in str(errors[0]) and "a rank did not start" in str(errors[1])
+
+
 @pytest.mark.fault("rank-0-does-not-start")
 def test_a_missing_rank_0_is_named_by_one_rank(
     port: int, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
@@ -77,13 +85,15 @@ def test_a_missing_rank_0_is_named_by_one_rank(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("pair.cc:553] Connection closed by peer [127.0.0.1]:53685.", "another rank has ended (Connection"),
-        ("Timed out waiting 8000ms for send operation to complete", "did not answer within distributed.timeout_s"),
+        ("gloo/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:53685.", "another rank has ended (Connection"),
+        ("gloo/tcp/unbound_buffer.cc:129] Timed out waiting 8000ms", "did not answer within distributed.timeout_s"),
     ],
 )  # fmt: skip
 def test_errors_of_connections_are_messages(text: str, message: str) -> None:
     with pytest.raises(TrainingStopped) as stopped, naming_lost_rank():
         raise RuntimeError(text)
     assert message in str(stopped.value)
-    with pytest.raises(RuntimeError, match="shapes"), naming_lost_rank():
-        raise RuntimeError("shapes differ")
+    for other in ("shapes differ", "the tracker's server: Connection reset by peer"):
+        with pytest.raises(RuntimeError, match=other) as kept, naming_lost_rank():
+            raise RuntimeError(other)
+        assert not isinstance(kept.value, TrainingStopped)

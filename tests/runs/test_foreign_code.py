@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import io
 import os
 import pty
+import re
 import select
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +26,8 @@ import yaml
 import fusionseg
 from fusionseg import cli
 from fusionseg.config import RunConfig, dump_config, validate
-from fusionseg.runs.run_config import plain_config
-from fusionseg.runs.trust.consent import TRUST
+from fusionseg.runs.run_config import plain_config, refuse_other_config
+from fusionseg.runs.trust.consent import TRUST, is_trusting, trusting
 from fusionseg.runs.trust.known_code import record_folder
 from fusionseg.runs.trust.named_code import named_code
 from fusionseg.training.start import train
@@ -63,6 +68,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home of its own for each test, and a working directory without modules."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setattr("fusionseg.runs.trust.known_code._here", {})
+    monkeypatch.setattr("fusionseg.runs.trust.consent._answered", set())
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
@@ -180,6 +186,11 @@ def test_what_counts_as_code_of_others(tmp_path: Path) -> None:
 
     assert not unknown(model={"name": "monai.networks.nets:SegResNet"}, optim={"name": "torch.optim:SGD"})
     assert not unknown(loss={"name": "nowhere:Loss"}, notes=["12:30", "tumour:core"])  # there is no such module
+    # Found where the module imports it, and classes that open what their arguments name.
+    for name in ("fusionseg.cluster.local_evaluation:Popen", "fusionseg.api.runs:Run", "torch.nn.modules.module:Any",
+                 "monai.losses:PerceptualLoss", "monai.networks.nets:HoVerNet", "monai.transforms:Lambda"):  # fmt: skip
+        assert unknown(model={"name": name, "args": {}}) == [name]
+    assert not unknown(task="fusionseg.pathology.task:TileClassification")
     for name in ("os:system", "torch.hub:load", "monai.bundle:run", "monai.transforms:LoadImaged", "sys:exit",
                  "torch.nn:functional.torch.hub.load", "fusionseg.utils.files:write_text"):  # fmt: skip
         assert unknown(model={"name": name, "args": {}}) == [name]
@@ -194,6 +205,75 @@ def test_what_counts_as_code_of_others(tmp_path: Path) -> None:
     assert unknown(model={"name": "parent.missing:Net", **found}) == ["parent.missing:Net"]
     (code,) = named_code(parts(model={"name": "parent.missing:Net", **found}))
     assert code.file == str(tmp_path / "in/parent/__init__.py") and "parent" not in sys.modules
+
+
+def test_no_allowed_class_of_a_library_runs_what_its_arguments_name() -> None:
+    """A new version of MONAI may have further classes: their sources are searched."""
+    from fusionseg.runs.trust.foreign_code import unknown_code
+
+    opens = re.compile(
+        r"pickle\.load|torch\.load|torch\.hub\.load|set_dir|from_pretrained|from_url|\blocate\(|subprocess|\bexec\("
+        r"|import_module|__import__|np\.load|\bopen\("
+    )
+    looked_at = 0
+    for module in ("monai.networks.nets", "monai.losses", "monai.metrics", "monai.transforms"):
+        for name, part in inspect.getmembers(importlib.import_module(module), inspect.isclass):
+            if not unknown_code(parts(model={"name": f"{module}:{name}"})):
+                own = [each for each in part.__mro__ if each.__module__.startswith("monai")]
+                found = [opens.findall(inspect.getsource(each)) for each in own]
+                assert not any(found), (name, found)
+                looked_at += 1
+    assert looked_at > 300
+
+
+def test_the_file_that_is_shown_is_the_one_that_runs(tmp_path: Path) -> None:
+    """Python imports a folder of the same name in place of the file."""
+    from fusionseg.runs.trust.foreign_code import unknown_code
+    from fusionseg.runs.trust.known_code import remember_allowed
+
+    config = parts(model={"name": "nets.py:Net", "found_in": str(tmp_path)})
+    (tmp_path / "nets.py").write_text("")
+    remember_allowed(unknown_code(config))
+    assert not unknown_code(config)
+    (tmp_path / "nets").mkdir()
+    (tmp_path / "nets/__init__.py").write_text("")
+    (code,) = unknown_code(config)
+    assert code.files == [str(tmp_path / "nets/__init__.py")]
+    # A parent's file belongs to what was allowed.
+    inner = parts(model={"name": "nets.inner:Net", "found_in": str(tmp_path)})
+    (tmp_path / "nets/inner.py").write_text("")
+    remember_allowed(unknown_code(inner))
+    assert not unknown_code(inner)
+    (tmp_path / "nets/__init__.py").write_text("import os")
+    assert unknown_code(inner)
+
+
+def test_the_word_of_one_thread_is_not_that_of_another() -> None:
+    """A server opens runs of several people, and the bodies overlap."""
+    began, may_end = threading.Event(), threading.Event()
+
+    def trusts() -> None:
+        with trusting(True):
+            began.set()
+            may_end.wait(20)
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(trusts)
+        assert began.wait(20)
+        with trusting(False):
+            assert not is_trusting()
+            may_end.set()
+            other.result()
+        assert not is_trusting()
+
+
+def test_a_run_with_own_parts_is_continued_where_nothing_is_recorded(tmp_path: Path) -> None:
+    """The present configuration of the user names the same code; a key that is newer than the run has its default."""
+    Path("my_nets.py").write_text(MODULE)
+    config = validate({"name": "it", "data": {"root": str(tmp_path)}, "model": {"name": "my_nets:Net"}})
+    before = config.to_dict()
+    del before["loss"]["include_background"]
+    refuse_other_config(tmp_path, before, config)
 
 
 def test_a_helper_beside_the_users_module_is_not_smuggled_in(tmp_path: Path) -> None:

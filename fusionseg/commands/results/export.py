@@ -112,6 +112,7 @@ def add_card(commands: Commands) -> None:
     )
     parser.add_argument("--licence", metavar="TEXT", help="licence of the weights")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    add_trust(parser)
 
 
 def _card(arguments: argparse.Namespace) -> int:

@@ -9,6 +9,8 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 from fusionseg.utils.errors import UserError
 
@@ -16,11 +18,23 @@ TRUST = "FUSIONSEG_TRUST"
 """Environment variable with the dotted paths, separated by commas, that run folders and archives may name."""
 
 
+@dataclass(frozen=True)
 class _Word:
-    """The word of the user about the code of others. It holds for all threads of the process."""
+    """The word of the user about the code of others."""
 
-    trusts = False
-    asks = False
+    trusts: bool = False
+    asks: bool = False
+
+
+_NOTHING = _Word()
+_word: ContextVar[_Word] = ContextVar("_word", default=_NOTHING)
+"""Of this thread: two threads of a server may open runs of different people."""
+_answered: set[str] = set()
+"""Questions that the user has answered with yes."""
+
+
+class NotAllowedError(UserError):
+    """Code of others is named that the user does not allow."""
 
 
 @contextmanager
@@ -31,12 +45,17 @@ def trusting(trust: bool, *, ask: bool = False) -> Iterator[None]:
         trust: whether the user has said that the code is trusted. False leaves an outer True as it is.
         ask: ask at the terminal, if there is one and this process is alone.
     """
-    before = _Word.trusts, _Word.asks
-    _Word.trusts, _Word.asks = trust or before[0], ask or before[1]
+    outer = _word.get()
+    token = _word.set(_Word(trust or outer.trusts, ask or outer.asks))
     try:
         yield
     finally:
-        _Word.trusts, _Word.asks = before
+        _word.reset(token)
+
+
+def is_trusting() -> bool:
+    """Tell whether the user has said that all code is trusted."""
+    return _word.get().trusts
 
 
 def listed_code() -> set[str]:
@@ -54,19 +73,20 @@ def allow(statement: str, lines: Sequence[str], names: Sequence[str], further: s
         further: the last words of the message.
 
     Raises:
-        UserError: nobody allows it.
+        NotAllowedError: nobody allows it.
     """
-    if _Word.trusts:
-        return
     text = "\n".join([statement, *lines])
+    if is_trusting() or text in _answered:
+        return
     alone = os.environ.get("WORLD_SIZE", "1") == "1" and os.environ.get("SLURM_NTASKS", "1") == "1"
-    if _Word.asks and alone and sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty():
+    if _word.get().asks and alone and sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty():
         print(f"{text}\nImport and run it? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() in ("y", "yes"):
+            _answered.add(text)
             return
-        raise UserError("the code was not allowed, and nothing of it was imported")
+        raise NotAllowedError("the code was not allowed, and nothing of it was imported")
     listed = ",".join(sorted(set(names)))
-    raise UserError(
+    raise NotAllowedError(
         f"{text}\nIf you know who wrote it and what it does, add --trust (in Python: trust=True), or set"
         f" {TRUST}={listed}{further}"
     )

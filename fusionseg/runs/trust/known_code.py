@@ -49,7 +49,7 @@ def remember_allowed(allowed: Iterable[NamedCode]) -> None:
         allowed: the dotted paths.
     """
     for code in allowed:
-        _remember(code, _content(code.file or ""), write=True)
+        _remember(code, _content(code), write=True)
 
 
 def is_known(code: NamedCode) -> bool:
@@ -62,7 +62,7 @@ def is_known(code: NamedCode) -> bool:
     if file is None or not _in_its_folder(code, file):
         return False
     content = _here[code.name, file] if (code.name, file) in _here else _recorded(code.name, file)
-    return content is None or content == _content(file)
+    return content is None or content == _content(code)
 
 
 def _in_its_folder(code: NamedCode, file: str) -> bool:
@@ -90,7 +90,13 @@ def _remember(code: NamedCode, content: str | None, *, write: bool) -> None:
         since = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(_entry(code.name, file), {"name": code.name, "file": file, "sha256": content, "since": since})
     except OSError as error:
-        log.debug("%s: the use of %s is not recorded", error, code.name)
+        log.warning(
+            "%s: the use of %s is not recorded (%s), so later commands ask about it; set XDG_STATE_HOME to a folder"
+            " that you can write to",
+            record_folder(),
+            code.name,
+            error.strerror,
+        )
 
 
 def _recorded(name: str, file: str) -> str | None:
@@ -109,9 +115,12 @@ def _entry(name: str, file: str) -> Path:
     return record_folder() / f"{hashlib.sha256(json.dumps([name, file]).encode()).hexdigest()[:32]}.json"
 
 
-def _content(file: str) -> str:
-    """The hash of a file; an empty text for one that cannot be read, such as a built-in module."""
-    try:
-        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
-    except OSError:
-        return ""
+def _content(code: NamedCode) -> str:
+    """The hash of the files that are imported; a file that cannot be read, such as a built-in module, is empty."""
+    found = hashlib.sha256()
+    for file in code.files:
+        try:
+            found.update(hashlib.sha256(Path(file).read_bytes()).digest())
+        except OSError:
+            found.update(b"\0")
+    return found.hexdigest()

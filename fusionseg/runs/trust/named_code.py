@@ -36,17 +36,26 @@ class NamedCode:
 
     @property
     def file(self) -> str | None:
-        """The file that would be imported, or `BUILT_IN`; None if there is none."""
+        """The last file that would be imported, or `BUILT_IN`; None if there is none."""
+        files = self.files
+        return files[-1] if files else None
+
+    @property
+    def files(self) -> list[str]:
+        """The files that would be imported, those of the parents first. The module itself may not exist."""
         folders = [Path(self.found_in)] if self.found_in is not None else []
         folders.append(Path.cwd())
         module = self.name.partition(":")[0]
         if module.endswith(".py"):
             found = next((path for folder in folders if (path := folder / module).is_file()), None)
-            return None if found is None else str(found.resolve())
+            if found is None:
+                return []
+            # As `import_part` does: Python prefers a folder of the same name beside the file.
+            folders, module = [found.resolve().parent], found.stem
         if not all(part.isidentifier() for part in module.split(".")):
-            return None
+            return []
         with searched_first(folders):
-            return _file_of_module(module)
+            return _files_of_module(module)
 
 
 def named_code(plain: Mapping[str, Any]) -> list[NamedCode]:
@@ -88,23 +97,22 @@ def _folder(plain: Any) -> str | None:
     return folder if isinstance(folder, str) else None
 
 
-def _file_of_module(module: str) -> str | None:
-    """The file of the last module on a dotted way that exists. `importlib.util.find_spec` would import the parents."""
-    found: str | None = None
-    path: list[str] | None = None
+def _files_of_module(module: str) -> list[str]:
+    """The files on a dotted way, as far as it exists. `importlib.util.find_spec` would import the parents."""
+    found: list[str] = []
     top, *parts = module.split(".")
     try:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):  # a module without a description, such as __main__
-        return getattr(sys.modules.get(top), "__file__", None) or BUILT_IN
+        return [getattr(sys.modules.get(top), "__file__", None) or BUILT_IN]
     for part in (*parts, None):
         if spec is None:
             break
-        found = _file_of(spec) or found
-        path = None if spec.submodule_search_locations is None else list(spec.submodule_search_locations)
-        if part is None or path is None:
+        if (file := _file_of(spec)) is not None:
+            found.append(file)
+        if part is None or spec.submodule_search_locations is None:
             break
-        spec = _spec_in(f"{spec.name}.{part}", path)
+        spec = _spec_in(f"{spec.name}.{part}", list(spec.submodule_search_locations))
     return found
 
 
