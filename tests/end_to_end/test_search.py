@@ -83,7 +83,7 @@ def test_a_search_that_is_killed_goes_on_and_its_survivors_are_whole_trainings(
 
     shown = program.warm(COMMANDS, "status", folder).wait().expect(1).out
     assert "stopped at rung 1 of 2: score" in shown and "rank 3 of 4" in shown and "trained to the end" in shown
-    assert winner in program.warm(COMMANDS, "compare", folder).wait().expect(0).out
+    assert f"| {lr} " in program.warm(COMMANDS, "compare", folder).wait().expect(0).out  # rows are settings
     again = start(program, sweep).wait(600).expect(0)
     assert "started" not in again.out and f"the best: {folder / winner}" in again.out
 
