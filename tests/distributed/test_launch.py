@@ -120,7 +120,7 @@ def test_text_for_a_rank_is_refused() -> None:
 
 
 def test_srun() -> None:
-    assert read_launch(SRUN) == Launch(2, 4, 0, 2, ("node1", 15014))
+    assert read_launch(SRUN) == Launch(2, 4, 0, 2, ("node1", 15014), token="2.0")
     assert read_launch({**SRUN, **TORCHRUN}) == Launch(5, 8, 1, 4)  # torchrun, started by srun
     own = {**SRUN, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
     assert read_launch(own).master == ("10.0.0.1", 29500)
