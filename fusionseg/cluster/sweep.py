@@ -153,9 +153,16 @@ def _with_own_paths(raw: dict[str, Any], path: Path) -> dict[str, Any]:
             found["base"] = str(find_file(CONFIG, raw["base"], path.parent))
         if isinstance(raw.get("after"), list):
             found["after"] = [str(find_file(SWEEP, str(name), path.parent)) for name in raw["after"]]
-        for point in raw["points"] if isinstance(raw.get("points"), list) else []:
-            if isinstance(point, dict) and isinstance(point.get(PROFILE), str):
-                point[PROFILE] = str(find_file(CLUSTER, point[PROFILE], path.parent))
+        points = raw["points"] if isinstance(raw.get("points"), list) else []
+        for settings in (raw.get("set"), *points):
+            if isinstance(settings, dict) and isinstance(settings.get(PROFILE), str):
+                settings[PROFILE] = str(find_file(CLUSTER, settings[PROFILE], path.parent))
+        grid = raw.get("grid")
+        if isinstance(grid, dict) and isinstance(grid.get(PROFILE), list):
+            grid[PROFILE] = [
+                str(find_file(CLUSTER, value, path.parent)) if isinstance(value, str) else value
+                for value in grid[PROFILE]
+            ]
     return found
 
 
@@ -180,7 +187,7 @@ def load_sweep(file: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     varied_keys = [("name",), *map(_keys, {*sweep.grid, *(key for point in sweep.points for key in point)})]
     if sweep.search is not None:
         varied_keys += map(_keys, SEARCHED)
-    if own := [override.location for override in given if any(_overlap(override.keys, keys) for keys in varied_keys)]:
+    if own := [override.location for override in given if any(overlap(override.keys, keys) for keys in varied_keys)]:
         raise UserError([f"{place}: varies in {shown}: change it there" for place in own])
     base = _Base(*read_raw(base_file), given, shown)
     output = _value(base.with_settings({})[0], "output", RunConfig.model_fields["output"].default)
@@ -335,7 +342,7 @@ def _refuse_equal_names(shown: str, runs: list[SweepRun]) -> None:
         )
 
 
-def _overlap(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
+def overlap(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
     """Tell whether one key path is equal to the other, or is its beginning."""
     return all(a == b for a, b in zip(one, other, strict=False))
 

@@ -104,7 +104,8 @@ class SweepConfig(Section):
             problems += [
                 f"{where}: {key} is set by the sweep itself: remove it" for key in keys if key in ("name", "output")
             ]
-        for settings in (self.fixed, *self.points):
+        varied_profiles = [{PROFILE: value} for value in self.grid.get(PROFILE, [])]
+        for settings in (self.fixed, *varied_profiles, *self.points):
             if not isinstance(settings.get(PROFILE, ""), str | dict):
                 problems.append(f"{PROFILE}: expected the name or the file of a profile, got {settings[PROFILE]!r}")
         for point in self.points:

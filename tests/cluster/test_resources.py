@@ -100,8 +100,18 @@ grid: {seed: [0, 1]}
     assert found[3].startswith("time (") and "line 8" in found[3] and len(found) == 4
 
 
-def test_a_profile_is_found_from_the_file_that_names_it(open_sweep: Callable[..., Sweep], tmp_path: Path) -> None:
-    open_sweep("points: [{name: a, cluster: big}]")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "points: [{name: a, cluster: big}]",
+        "points: [{name: a}]\nset: {cluster: big.yaml}",
+        "points: [{name: a}]\ngrid: {cluster: [big]}\nrun_name: a",
+    ],
+)
+def test_a_profile_is_found_from_the_file_that_names_it(
+    open_sweep: Callable[..., Sweep], tmp_path: Path, text: str
+) -> None:
+    open_sweep(text)
     (tmp_path / "other").mkdir()
     other = tmp_path / "other/other.yaml"
     other.write_text("extends: ../sweep.yaml\nname: t\n")
@@ -113,6 +123,8 @@ def test_a_profile_is_found_from_the_file_that_names_it(open_sweep: Callable[...
     ("text", "override", "expected"),
     [
         (POINTS, "nodes=3", "command line: cluster.nodes=3: varies in "),
+        (POINTS, "sbatch.reservation=monday", "command line: cluster.sbatch.reservation=monday: varies in "),
+        ("grid: {cluster: [big, null]}", "time='1:00:00'", "cluster: expected the name or the file of a profile, got"),
         ("points: [{cluster: 3}]", "time='1:00:00'", "cluster: expected the name or the file of a profile, got 3"),
         ("points: [{cluster: here}]", "gpus_per_node=0", "cluster: a run on this machine among runs of SLURM"),
     ],

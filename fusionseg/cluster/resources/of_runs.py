@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fusionseg.cluster.profile import ClusterConfig, read_cluster
-from fusionseg.cluster.sweep import MAX_NAMED, Sweep, SweepRun
+from fusionseg.cluster.sweep import MAX_NAMED, Sweep, SweepRun, overlap
 from fusionseg.cluster.sweep_file import PROFILE
 from fusionseg.config.override import Override
 from fusionseg.config.shipped.lookup import shown_path
@@ -34,7 +34,7 @@ def with_resources(sweep: Sweep, profile: str | Path, cluster: ClusterConfig, ov
     problems: dict[str, list[str]] = {
         f"command line: {PROFILE}.{text}: varies in {shown}: change it there": []
         for text in overrides
-        if tuple(text.partition("=")[0].split(".")) in sweep.varied_resources
+        if any(keys and overlap(tuple(text.partition("=")[0].split(".")), keys) for keys in sweep.varied_resources)
     }
     runs: list[SweepRun] = []
     known: dict[str, ClusterConfig] = {}
