@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusionseg.commands.base import Commands, Parser, execute, loading
+from fusionseg.commands.base import Commands, Parser, add_trust, execute, loading
 from fusionseg.commands.demonstration import Demonstration
 from fusionseg.runs.continuation.changes import BRANCH, EXTEND, Continuation, config_of_branch
 from fusionseg.utils.errors import Problems, UserError
@@ -140,7 +140,20 @@ def _add_arguments(parser: Parser, program: Program) -> None:
         help="begin a new run folder (name=NAME) at the newest checkpoint of a run, or at this one, with its optimizer;"
         " without --config, with the configuration of that run",
     )
+    add_trust(parser)
     parser.set_defaults(parser=parser, work=lambda arguments: _train(program, arguments))
+
+
+def _check_code(config: Path) -> None:
+    """Ask about code of others that the configuration of another run names: naming a run is not writing its settings.
+
+    Raises:
+        UserError: it names code that is not allowed.
+    """
+    from fusionseg.runs.run_config import stored_config
+    from fusionseg.runs.trust.foreign_code import check_code
+
+    check_code(stored_config(config.parent)[0], config)
 
 
 def _train(program: Program, arguments: argparse.Namespace) -> int:
@@ -148,6 +161,7 @@ def _train(program: Program, arguments: argparse.Namespace) -> int:
     continuation = Continuation(arguments.extend, arguments.branch)
     if arguments.config is None and continuation.branch is not None:
         arguments.config = str(config_of_branch(continuation.branch))
+        _check_code(Path(arguments.config))
     file: str = arguments.config
     make_data: Callable[[], None] | None = None
     if file is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fusionseg.config import RunConfig, validate
+from fusionseg.config import RunConfig
 from fusionseg.distributed.batch_arithmetic import accumulation_steps
 from fusionseg.distributed.torchrun_watch import end_with_torchrun
 from fusionseg.distributed.watchdog.watchdog import Limits
@@ -13,7 +13,7 @@ from fusionseg.distributed.world import World
 from fusionseg.runs.cases.opening import RunCases, open_cases
 from fusionseg.runs.continuation.branch import Branch, find_branch, make_branch
 from fusionseg.runs.continuation.changes import PLAIN, Continuation
-from fusionseg.runs.continuation.extension import record_extension
+from fusionseg.runs.continuation.extension import record_extension, with_earlier_rate
 from fusionseg.runs.early_checks import check_places
 from fusionseg.runs.folder import RunFolder
 from fusionseg.runs.paths import last_step
@@ -93,7 +93,12 @@ def _log_changes(
     """Log how a run goes on with another configuration, with the learning rate before and after."""
     what = "extended" if branch is None else f"branch of {branch.checkpoint}"
     log.info("%s, from step %d: %s", what, last_step(folder.path), "; ".join(changes) or "no value has changed")
-    step, old = last_step(folder.path), validate(before, recorded=True)
+    step, old = last_step(folder.path), with_earlier_rate(before, config)
+    if any(line.startswith("train.global_batch: ") for line in changes):
+        log.warning(
+            "train.global_batch has changed: the order of the cases goes on at another place, so some come again or are"
+            " left out this time"
+        )
     if step > 0:
         log.info(
             "learning rate: %.4g in step %d under %d steps, %.4g in the next step under %d steps",

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fusionseg.config import RunConfig, validate
+from fusionseg.config import RunConfig
 from fusionseg.config.outside_part import source_changes
 from fusionseg.data.loading import noise_lines
 from fusionseg.distributed.world import World
@@ -26,6 +26,7 @@ from fusionseg.runs.accounts.history import read_changes
 from fusionseg.runs.cases.checks import check_checkpoint
 from fusionseg.runs.checkpoint_writer import CheckpointWriter
 from fusionseg.runs.checkpoints import AVERAGED, newest_intact, read_training_state
+from fusionseg.runs.continuation.extension import with_earlier_rate
 from fusionseg.runs.disk.failures import DiskFailures
 from fusionseg.runs.folder import RunFolder
 from fusionseg.runs.paths import BEST
@@ -250,7 +251,7 @@ class TrainingCheckpoints:
                     self._averages.load_state_dict(content[AVERAGED])
                 else:  # the run was extended with averages
                     self._averages.restart()
-            before = validate(content["config"], recorded=True)
+            before = with_earlier_rate(content["config"], self.config)
             self.train_step.load_state_dict(content["train_step"], changed_settings(before.optim, self.config.optim))
             self.spikes.load_state_dict(content.get("spikes", {}), self.world.device)
             history = [(int(step), float(score)) for step, score in content["history"]]
@@ -263,6 +264,10 @@ class TrainingCheckpoints:
                 f"{path}: does not fit this network and optimizer ({type(error).__name__}: {reason}): move it away, to"
                 " go on from the one before it"
             ) from None
+        # A branch from a checkpoint before the best one of its run has no best.pt.
+        if state.best is not None and not self.world.broadcast_object((self.writer.folder / BEST).is_file()):
+            log.warning("%s has no %s: the best score starts anew", self.writer.folder, BEST)
+            state.best = None
         if outdated := self.task.outdated_scores(content):
             log.warning("%s: %s: %s and the count of stop.plateau start again", path, outdated, BEST)
             return TrainingState(state.step)

@@ -23,7 +23,11 @@ from end_to_end.runs import (
 )
 from fusionseg.runs.accounts.account import read_account
 from fusionseg.runs.accounts.history import read_changes, read_history
+from fusionseg.runs.continuation.branch import find_branch, make_branch
+from fusionseg.runs.continuation.changes import Continuation
 from fusionseg.runs.continuation.extension import record_extension
+from fusionseg.runs.early_checks import finished_message
+from fusionseg.runs.paths import RunPaths
 from fusionseg.runs.run_config import load_run_config, write_run_config
 
 RUN = (
@@ -102,8 +106,11 @@ def test_a_kill_before_the_first_new_step_loses_nothing(
     run = tmp_path / "run"
     shutil.copytree(short, run)
     config = load_run_config(extended)
+    with (run / "history.jsonl").open("a") as file:
+        file.write('{"event": "start", "ti')  # cut off by a kill
     record_extension(run, config)  # killed here: the folder still has the configuration before
-    assert "there is no end" not in train(run, *RUN).expect(0).err
+    assert len(read_changes(run)) == 1
+    train(run, *RUN).expect(0)
     assert records(run)[-1]["status"] == "completed"
     record_extension(run, config)
     write_run_config(run, config)  # killed here: the checkpoint has the configuration before
@@ -126,6 +133,12 @@ def test_a_branch_is_the_extension_in_a_new_folder(
     shown = program.warm(COMMANDS, "status", run).wait().expect(0).out
     assert f"branch of {short}/checkpoints/step_00000006.pt, " in shown
     assert "this run has finished" in train(run, *CHANGED, *words).expect(0).err  # the same command again
+
+    config = load_run_config(run).model_copy(update={"name": "cut"})
+    RunPaths(tmp_path / "cut").checkpoints.mkdir(parents=True)
+    make_branch(find_branch(short, config), tmp_path / "cut", config)  # killed here, before the first step
+    assert [record["kind"] for record in records(tmp_path / "cut")].count("end") == 0
+    assert not finished_message(config, alone=True, continuation=Continuation(branch=short))
 
     told = train(run, *CHANGED, "--branch", str(extended)).expect(2).err
     assert f"{run}: is a branch of {short}/checkpoints/step_00000006.pt, and not of {extended}" in told
@@ -157,10 +170,11 @@ def test_a_branch_of_two_ranks_from_an_earlier_checkpoint(
         ((*RUN, "data.patch=[8, 8, 8]"), ("a run keeps data.patch from its beginning", "init_from={run}")),
         ((*LONGER, "data.patch=[8, 8, 8]", "--extend"), ("these values cannot change", "init_from={run}")),
         ((*RUN, "optim={name: adam, lr: 0.01}", "--extend"), ("optim.name: sgd -> adam",)),
-        ((*RUN, "train.steps=5", "--extend"), ("train.steps: 5 is less than the 6 steps of the checkpoint",)),
+        ((*RUN, "train.steps=5", "--extend"), ("train.steps: 5 leaves nothing to train after the 6 steps",)),
+        ((*RUN, "optim.lr=0.001", "--extend"), ("train.steps: 6 leaves nothing to train", "(train.steps=12)")),
         ((*RUN, "--extend", "--branch", "x"), ("not allowed with",)),
     ],
-    ids=["no word", "no word helps", "data", "optimizer", "fewer steps", "both words"],
+    ids=["no word", "no word helps", "data", "optimizer", "fewer steps", "no more steps", "both words"],
 )
 def test_refused(train: Train, short: Path, tmp_path: Path, settings: tuple[str, ...], parts: tuple[str, ...]) -> None:
     run = tmp_path / "run"

@@ -92,6 +92,8 @@ def test_no_command_imports_it_without_a_word(foreign: tuple[Path, Path], capsys
         ["predict", str(run), "-i", "scan.nii.gz", "-o", "masks"],
         ["predict", weights, "-i", "scan.nii.gz", "-o", "masks"],
         ["evaluate", str(run)],
+        ["train", "--branch", str(run), "name=mine", "train.steps=2"],
+        ["train", "--config", "demo", "--branch", str(run), "name=mine", "train.steps=2", "--dry-run"],
         ["export", str(run), "-o", "model"],
         ["export", str(run), "--format", "fseg", "-o", "it.fseg"],
     ):
@@ -191,7 +193,6 @@ def test_what_counts_as_code_of_others(tmp_path: Path) -> None:
     for name in ("fusionseg.cluster.local_evaluation:Popen", "fusionseg.api.runs:Run", "torch.nn.modules.module:Any",
                  "monai.losses:PerceptualLoss", "monai.networks.nets:HoVerNet", "monai.transforms:Lambda"):  # fmt: skip
         assert unknown(model={"name": name, "args": {}}) == [name]
-    assert not unknown(task="fusionseg.pathology.task:TileClassification")
     for name in ("os:system", "torch.hub:load", "monai.bundle:run", "monai.transforms:LoadImaged", "sys:exit",
                  "torch.nn:functional.torch.hub.load", "fusionseg.utils.files:write_text"):  # fmt: skip
         assert unknown(model={"name": name, "args": {}}) == [name]

@@ -92,8 +92,10 @@ def write_change(
     if origin is not None:
         line["origin"] = str(origin)
     path = RunPaths(run).history
-    with writing(path), path.open("ab") as file:
-        file.write((json.dumps({**line, "config": before}) + "\n").encode())
+    with writing(path), path.open("ab+") as file:
+        file.seek(max(0, file.tell() - 1))
+        torn = file.read(1) not in (b"", b"\n")  # the last line, by a kill or a full disk
+        file.write(("\n" * torn + json.dumps({**line, "config": before}) + "\n").encode())
         file.flush()
         os.fsync(file.fileno())
 

@@ -13,7 +13,9 @@ from fusionseg.runs.checkpoints import newest_intact, read_training_state
 from fusionseg.runs.continuation.changes import BRANCH, config_of_branch
 from fusionseg.runs.continuation.extension import changes_of, refusals
 from fusionseg.runs.paths import BEST, LAST, RunPaths, numbered_name, run_of_weights
+from fusionseg.runs.records import rewind_records
 from fusionseg.runs.run_config import write_run_config
+from fusionseg.runs.trust.foreign_code import check_code
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import user_path, whole_file
 
@@ -47,6 +49,7 @@ def find_branch(origin: Path, config: RunConfig) -> Branch:
     if newest is None:
         raise UserError(f"{BRANCH} {origin}: holds no checkpoint: train it first, or start without {BRANCH}")
     checkpoint, content = newest
+    check_code(content["config"], checkpoint)  # of the other run, whose optimizer and schedule are imported
     step, best = content["step"], content["best"]
     if problems := refusals(run, changes_of(content["config"], config), config, step):
         raise UserError(problems)
@@ -76,6 +79,8 @@ def make_branch(branch: Branch, folder: Path, config: RunConfig) -> list[str]:
         if other.is_file():
             with whole_file(path) as temporary:
                 temporary.write_bytes(other.read_bytes())
+    # Without the end of the other run: a branch that is killed before its first step would count as finished.
+    rewind_records(folder, branch.step, validated=branch.step)
     write_run_config(folder, config)
     try:
         if branch.has_best:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fusionseg.config import RunConfig, differences
+from fusionseg.config import RunConfig, differences, validate
 from fusionseg.runs.accounts.history import CHANGE_EXTENDED, write_change
 from fusionseg.runs.continuation.changes import BRANCH, EXTEND, fixed_changes, ways_text
 from fusionseg.runs.paths import RunPaths, checkpoints_of, last_step
@@ -49,16 +49,7 @@ def refuse_unfit_extension(run: Path, before: dict[str, Any], config: RunConfig)
         UserError: with all problems.
     """
     changes = changes_of(before, config)
-    problems = refusals(run, changes, config, last_step(run))
-    end = last_end(run)
-    if changes and end is not None and end["status"] == RunStatus.PLATEAU:
-        same = not any(line.startswith("stop.plateau") for line in changes)
-        if same:
-            problems.append(
-                f"{run}: stop.plateau has ended this run ({end['reason']}), and would end it again at once: set"
-                " stop.plateau=null, or change its values"
-            )
-    if problems:
+    if changes and (problems := refusals(run, changes, config, last_step(run))):
         raise UserError(problems)
 
 
@@ -66,7 +57,7 @@ def refusals(run: Path, changes: list[str], config: RunConfig, step: int) -> lis
     """List what prevents a run from going on with another configuration from one of its checkpoints.
 
     Args:
-        run: the run folder, for the messages.
+        run: the run folder.
         changes: of the configuration.
         config: the configuration of this start.
         step: steps that the checkpoint has done.
@@ -78,12 +69,39 @@ def refusals(run: Path, changes: list[str], config: RunConfig, step: int) -> lis
             f"{run}: {EXTEND} and {BRANCH} train the same network on the same data; these values cannot change (stored"
             f" -> now):\n  {listed}\n{ways_text(run, fixed)}"
         )
-    if changes and config.train.steps < step:
+    if config.train.steps <= step:
         problems.append(
-            f"train.steps: {config.train.steps} is less than the {step} steps of the checkpoint of {run}; raise it, or"
-            f" branch from an earlier checkpoint: name=NAME {BRANCH} {run}/checkpoints/step_*.pt"
+            f"train.steps: {config.train.steps} leaves nothing to train after the {step} steps of the checkpoint of"
+            f" {run}; raise it (train.steps={2 * step}), or branch from an earlier checkpoint: name=NAME {BRANCH}"
+            f" {run}/checkpoints/step_*.pt"
+        )
+    end = last_end(run)
+    ended = end is not None and end["status"] == RunStatus.PLATEAU and end["step"] == step
+    if end is not None and ended and not any(line.startswith("stop.plateau") for line in changes):
+        problems.append(
+            f"{run}: stop.plateau has ended this run ({end['reason']}), and would end it again at once: set"
+            " stop.plateau=null, or change its values"
         )
     return problems
+
+
+def with_earlier_rate(before: dict[str, Any], config: RunConfig) -> RunConfig:
+    """The present configuration with the optimizer, the schedule and the steps of an earlier one.
+
+    Nothing else of the earlier one is read: a loss or an augmentation that it names may no longer exist.
+
+    Args:
+        before: the plain earlier configuration.
+        config: the present one.
+
+    Raises:
+        UserError: the earlier values are not valid.
+    """
+    plain = config.to_dict()
+    earlier: dict[str, Any] = {key: before[key] for key in ("optim", "schedule") if key in before}
+    train = before.get("train")
+    steps = {"steps": train["steps"]} if isinstance(train, dict) and "steps" in train else {}
+    return validate({**plain, **earlier, "train": {**plain["train"], **steps}}, recorded=True)
 
 
 def record_extension(run: Path, config: RunConfig) -> list[str]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from fusionseg.config.outside import is_installed
 from fusionseg.runs.trust.named_code import NamedCode
 
-_PATHOLOGY = Path(__file__).resolve().parents[2] / "pathology"
 # Modules whose import does nothing else, and the base class of those of their classes that may be named.
 _LIBRARIES = {
     "torch.nn": "torch.nn:Module",
@@ -38,8 +37,6 @@ def is_harmless(code: NamedCode) -> bool:
     if code.found_in is not None or not name.isidentifier() or code.file is None:
         return False
     file = Path(code.file)
-    if re.fullmatch(r"fusionseg\.pathology\.[a-z_]+", module):
-        return file.is_relative_to(_PATHOLOGY) and _is_defined_in(_part(module, name), module)
     if module not in _LIBRARIES or not is_installed(file) or _ASKED.match(name):
         return False
     part = _part(module, name)
