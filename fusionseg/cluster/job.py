@@ -152,8 +152,8 @@ class Job:
         step = end["step"] if end is not None else None
         obstacle = self._obstacle_to_requeue(job, reason, step) if wanted else ""
         if wanted and not obstacle:
+            (Path(os.environ["SUBMITIT_FOLDER"]) / f"requeue-{job}").touch()  # also if the run folder takes no event
             write_event(run, JobEvent.REQUEUED, job=job, reason=reason, step=step)
-            (Path(os.environ["SUBMITIT_FOLDER"]) / f"requeue-{job}").touch()
             return
         if obstacle:
             reason = f"{reason}; not requeued: {obstacle}"

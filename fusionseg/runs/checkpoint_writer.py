@@ -157,7 +157,9 @@ class CheckpointWriter:
         """
         if self._writing is not None and self._writing.done():
             self._collect()
-        if self._writing is None and self.failures.is_due:
+        # A checkpoint may wait although nothing fails any more: another file's write was the one that worked again.
+        waits = bool(self._unwritten) and not self.failures.failing
+        if self._writing is None and (waits or self.failures.is_due):
             self._submit()
 
     def _newest(self) -> str:

@@ -11,6 +11,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,33 @@ def sift_lines(
         elif not may_be_cut:
             invalid.append(number)
     return found, invalid
+
+
+def append_line(path: Path, text: str, *, sync: bool = False) -> None:
+    """Append lines to a file, whole or not at all. A torn last line, of a kill or a full disk, does not swallow them.
+
+    Args:
+        path: the file; it is made if it does not exist.
+        text: one line, or several, each with its end.
+        sync: wait for the disk.
+
+    Raises:
+        OSError: the lines cannot be written.
+    """
+    with path.open("ab+", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        is_torn = file.read(1) not in (b"", b"\n")
+        left = ("\n" * is_torn + text).encode()
+        try:
+            while left:
+                left = left[file.write(left) :]
+            if sync:
+                os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                file.truncate(size)
+            raise
 
 
 def read_regular(path: Path, *, tail: bool = False) -> bytes:

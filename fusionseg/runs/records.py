@@ -208,6 +208,9 @@ class RecordWriter:
                 self._file.close()  # on NFS an open file may never work again
                 # Records that were removed are not begun anew.
                 self._file = os.fdopen(os.open(self._path, os.O_WRONLY | os.O_APPEND), "ab", buffering=0)
+                sync = (
+                    True  # a full file server may take bytes and refuse them later: only records on disk end the fault
+                )
             while self._unwritten:
                 self._append(self._unwritten[0])
                 del self._unwritten[0]

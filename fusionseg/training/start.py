@@ -58,8 +58,9 @@ from fusionseg.utils.logs import RESULT, start_logging
 
 log = logging.getLogger("fusionseg")
 
-AFTER_SIGNAL_S = 20.0
-"""Seconds for which a run that a signal ends tries to write to a disk that takes nothing."""
+AFTER_SIGNAL_S = 10.0
+"""Seconds for which a run that a signal ends tries to write to a disk that takes nothing: the checkpoint, and then the
+end. SLURM kills a job 30 s after its signal."""
 
 
 def train(
@@ -279,7 +280,12 @@ def run(trainer: Trainer, folder: RunFolder) -> str:
                     status, reason = trainer.train(signals, recorder)
                     with annotate("checkpoint", trainer.state.step):
                         _finish_checkpoints(trainer, status)
-            _write_end(trainer, recorder, folder, status, reason, _patience_s(status))
+            try:
+                _write_end(trainer, recorder, folder, status, reason, _patience_s(status))
+            except TrainingStopped as error:  # a full disk must not make a failed run of an interrupted one
+                if status != RunStatus.INTERRUPTED or not trainer.checkpoints.failures.failing:
+                    raise
+                log.warning("no end record: %s", error)
             return status
         except BaseException as error:
             world.hold()

@@ -10,6 +10,7 @@ import os
 import resource
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from fusionseg.observability.sinks.tensorboard import TensorBoardSink
 from fusionseg.runs.checkpoint_writer import CheckpointWriter
 from fusionseg.runs.checkpoints import read_checkpoint
 from fusionseg.runs.disk.failures import DiskFailures
+from fusionseg.runs.json_files import append_line
 from fusionseg.runs.records import Record, RecordKind, RecordWriter
 from fusionseg.utils.errors import TrainingStopped
 from fusionseg.utils.logs import log_to_file, start_logging
@@ -281,3 +283,55 @@ def test_a_limit_of_a_files_size_is_named(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not os.listdir(tmp_path)
+
+
+def test_only_records_on_disk_end_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file server may take bytes and refuse them at the next synchronisation: the run gives up all the same."""
+    failures = DiskFailures(retry_s=0.3, pause_s=0.05)
+    writer = RecordWriter(tmp_path, failures)
+
+    def refuse(handle: int) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    assert not writer.sync()
+    limit = time.monotonic() + 60
+    step = 0
+    while not failures.has_given_up():
+        assert time.monotonic() < limit and failures.failing
+        writer.write(RecordKind.TRAIN, step := step + 1, loss=1.0)
+        time.sleep(0.01)
+    assert "Disk quota exceeded" in failures.verdict
+    writer.close()
+
+
+def test_a_checkpoint_that_waits_is_written_after_the_records_work_again(tmp_path: Path) -> None:
+    """The fault was that of the records alone, and a record ended it before the checkpoint was tried again."""
+    failures = DiskFailures(retry_s=1800, pause_s=0.01)
+    writer = CheckpointWriter(tmp_path / "checkpoints", keep=2, failures=failures)
+    writer.write_records = lambda: False
+    failures.failed(tmp_path / "metrics.jsonl", "a record", OSError(errno.ENOSPC, "No space left on device"))
+    writer.save(500, {"step": 500})
+    assert not (tmp_path / "checkpoints/step_00000500.pt").exists()
+    writer.write_records = lambda: True
+    failures.worked(tmp_path / "metrics.jsonl")
+    writer.check()
+    writer.finish()
+    assert (tmp_path / "checkpoints/step_00000500.pt").exists()
+
+
+def test_a_run_does_not_give_up_without_a_last_attempt(tmp_path: Path) -> None:
+    """A validation may take longer than the time that is left."""
+    failures = DiskFailures(retry_s=0.1, pause_s=0.01)
+    refused = OSError(errno.ENOSPC, "No space left on device")
+    failures.failed(tmp_path / "last.pt", "a checkpoint", refused)
+    time.sleep(0.2)
+    assert failures.is_due and not failures.has_given_up()
+    failures.failed(tmp_path / "last.pt", "a checkpoint", refused)
+    assert failures.has_given_up()
+
+
+def test_a_torn_line_of_the_history_swallows_no_other(tmp_path: Path) -> None:
+    (tmp_path / "history.jsonl").write_text('{"event": "start", "ti')
+    append_line(tmp_path / "history.jsonl", '{"event": "fault"}\n')
+    assert (tmp_path / "history.jsonl").read_text().splitlines()[1] == '{"event": "fault"}'

@@ -10,7 +10,7 @@ from typing import Any
 
 from fusionseg.runs.accounts.history import FAULT, Start
 from fusionseg.runs.disk.failures import Fault
-from fusionseg.runs.json_files import JsonObject, is_number, read_lines
+from fusionseg.runs.json_files import JsonObject, append_line, is_number, read_lines
 from fusionseg.runs.paths import RunPaths
 
 _TEXTS = ("path", "what", "reason")
@@ -33,8 +33,7 @@ class FaultLog:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._unwritten.append(json.dumps({"event": FAULT, "time": now, **fields}) + "\n")
         try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write("".join(self._unwritten))
+            append_line(self._path, "".join(self._unwritten))
         except OSError:  # the caller has warned of the fault
             return
         self._unwritten.clear()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from fusionseg.runs.json_files import JsonObject, read_lines
+from fusionseg.runs.json_files import JsonObject, append_line, read_lines
 from fusionseg.runs.paths import RunPaths
 from fusionseg.runs.records import RecordKind, RecordWriter, RunStatus, last_records
 from fusionseg.utils.files import writing
@@ -92,12 +91,8 @@ def write_change(
     if origin is not None:
         line["origin"] = str(origin)
     path = RunPaths(run).history
-    with writing(path), path.open("ab+") as file:
-        file.seek(max(0, file.tell() - 1))
-        torn = file.read(1) not in (b"", b"\n")  # the last line, by a kill or a full disk
-        file.write(("\n" * torn + json.dumps({**line, "config": before}) + "\n").encode())
-        file.flush()
-        os.fsync(file.fileno())
+    with writing(path):
+        append_line(path, json.dumps({**line, "config": before}) + "\n", sync=True)
 
 
 def read_changes(run: Path) -> list[Change]:
@@ -233,8 +228,7 @@ def _last_progress(run: Path) -> tuple[int, datetime | None]:
 def _append(run: Path, line: JsonObject) -> None:
     """Append a line. A full disk is no reason to end a training: the account is then incomplete."""
     try:
-        with RunPaths(run).history.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(RunPaths(run).history, json.dumps(line) + "\n")
     except OSError as error:
         log.warning("%s: cannot be written (%s): the account of the run lacks a line", error.filename, error.strerror)
 

@@ -115,9 +115,7 @@ class DiskFailures:
         return self.failing and time.monotonic() >= self._next_at
 
     def has_given_up(self) -> bool:
-        """Tell whether writes have failed for longer than the run goes on without them. A run does not take it back."""
-        if self.failing and time.monotonic() - self._since >= self.retry_s:
-            self.verdict = self.verdict or self.message
+        """Tell whether a write has failed after the time that the run goes on without. A run does not take it back."""
         return bool(self.verdict)
 
     @property
@@ -146,6 +144,9 @@ class DiskFailures:
         elif now >= self._next_at:  # two files that fail in one attempt count once
             self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
             self._next_at = now + self._pause_s
+        end = self._since + self.retry_s
+        if now < end:
+            self._next_at = min(self._next_at, end)  # the last attempt
         known = self._faults.get(path)
         if known is None or known.reason != reason:
             self._faults[path] = fault = Fault(str(path), what, reason, time.time() if known is None else known.began)
@@ -160,6 +161,8 @@ class DiskFailures:
                     remedy_of(reason),
                     self.retry_s,
                 )
+        if now >= end:
+            self.verdict = self.verdict or self.message
 
     def worked(self, path: Path) -> None:
         """Note that a file was written."""
@@ -181,10 +184,11 @@ class DiskFailures:
         """
         end = float("inf") if patience_s is None else time.monotonic() + patience_s
         while not attempt():
+            tried = time.monotonic()
             while True:
                 if not self.failing or self.has_given_up() or time.monotonic() >= end:
                     raise TrainingStopped(self.message)
-                if self.is_due:
+                if self.is_due or (patience_s is not None and time.monotonic() - tried >= self._first_pause_s):
                     break
                 self._wait()
                 time.sleep(_POLL_S)
