@@ -9,7 +9,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from fusionseg.cluster.profile import ClusterConfig
 from fusionseg.cluster.slots import Slot, slots_for, start_process, visible_gpus
@@ -17,6 +17,7 @@ from fusionseg.cluster.submission import Submission
 from fusionseg.cluster.sweep import JOBS_FOLDER, Sweep, SweepRun
 from fusionseg.runs.continuation.extension import record_extension
 from fusionseg.runs.job_events import JobEvent, write_event
+from fusionseg.runs.paths import last_step
 from fusionseg.runs.records import Record, RunStatus, has_finished, last_end
 from fusionseg.runs.run_config import write_run_config
 from fusionseg.training.signals import is_ignored
@@ -58,8 +59,17 @@ def check_devices(cluster: ClusterConfig) -> None:
         )
 
 
-def run_locally(sweep: Sweep, submissions: list[Submission], cluster: ClusterConfig) -> int:
-    """Train the runs that are due, and return the number of runs that failed.
+class LocalEnd(NamedTuple):
+    """The end of the trainings of a sweep on this machine."""
+
+    failed: int
+    """Number of runs that failed."""
+    was_stopped: bool
+    """Whether a signal has ended them."""
+
+
+def run_locally(sweep: Sweep, submissions: list[Submission], cluster: ClusterConfig) -> LocalEnd:
+    """Train the runs that are due.
 
     SIGINT, SIGTERM and SIGHUP make the runs save and end; the same command continues them. SIGHUP is ignored if it was
     ignored at the start (nohup).
@@ -100,14 +110,14 @@ def run_locally(sweep: Sweep, submissions: list[Submission], cluster: ClusterCon
                 running.remove(ended)
                 free.append(ended.slot)
                 done += 1
-                failure = _record_end(ended)
+                failure = _record_end(ended, is_stopping=signalled)
                 failed += bool(failure)
                 outcome = f"failed ({failure})" if failure else _outcome(ended.run.folder)
                 print(f"[{done} of {total}] {ended.run.config.name}: {outcome}", flush=True)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return failed
+    return LocalEnd(failed, signalled)
 
 
 def _start(run: SweepRun, sweep: Sweep, cluster: ClusterConfig, slot: Slot) -> _Running:
@@ -122,8 +132,12 @@ def _start(run: SweepRun, sweep: Sweep, cluster: ClusterConfig, slot: Slot) -> _
     return _Running(run, process, file, slot, end_before)
 
 
-def _record_end(ended: _Running) -> str:
+def _record_end(ended: _Running, *, is_stopping: bool) -> str:
     """Write the event of a run's end.
+
+    Args:
+        ended: the run.
+        is_stopping: it was told to end; one that was still starting leaves no end record.
 
     Returns:
         The reason of a failure; empty if the run has finished or was interrupted.
@@ -135,6 +149,9 @@ def _record_end(ended: _Running) -> str:
         return ""
     if end is not None and end["status"] in (RunStatus.INTERRUPTED, RunStatus.STOPPED):
         write_event(folder, JobEvent.STOPPED, job="local", reason=end["reason"], step=end["step"])
+        return ""
+    if end is None and is_stopping and status in (-signal.SIGTERM, 128 + signal.SIGTERM):
+        write_event(folder, JobEvent.STOPPED, job="local", reason="stopped while it started", step=last_step(folder))
         return ""
     reason = end["reason"] if end else "ended without a record"
     write_event(folder, JobEvent.FAILED, job="local", reason=reason, exit_status=status)

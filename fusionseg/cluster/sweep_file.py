@@ -85,7 +85,9 @@ class SweepConfig(Section):
         if self.search.space and self.points != _one_point():
             raise ValueError("points: search.space draws the points; remove one of the two")
         varied = {*self.fixed, *self.templates, *self.grid, *(key for point in self.points for key in point)}
-        if own := sorted(varied & {*SEARCHED, "train", "stop"}):
+        if "name" in self.search.space:
+            raise ValueError("search.space: name is set by the search; remove it")
+        if own := sorted((varied | self.search.space.keys()) & {*SEARCHED, "train", "stop"}):
             raise ValueError(f"{', '.join(own)}: is set by the search (search.max_steps); remove it")
         self.fixed["train.steps"] = self.search.max_steps
         if self.search.space:

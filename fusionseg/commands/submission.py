@@ -37,6 +37,8 @@ class Submitted:
     """Number of runs that were trained here and failed."""
     is_queued: bool = False
     """Whether SLURM trains the runs, now or later."""
+    is_complete: bool = True
+    """False if a signal has ended the trainings here, or a search has not reached its end."""
 
 
 def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -77,23 +79,25 @@ def _search(sweep: Sweep, cluster: ClusterConfig, *, dry_run: bool) -> Submitted
         The runs of the last rung, or of the rung that is not done.
     """
     search = open_search(sweep)
-    failed = 0
+    failed = 0  # in the last rung
     while not search.is_done:
         part = search.part()
         print(f"{'' if dry_run else chr(10)}{search.title}: {counted(len(part.runs), 'run')}")
         submitted = _submit_runs(part, cluster, dry_run=dry_run)
         if dry_run:
             return submitted
-        failed += submitted.failed
+        failed = submitted.failed  # that of an earlier rung is no failure of the search
+        if not submitted.is_complete:
+            return submitted
         names = [run.config.name for run in part.runs]
         states = _wait(part, names) if submitted.is_queued else _states(part)
         search, left = search.decided(states)
         if left:
             print(f"\n{sweep.folder}: {some_of(left)}: not at the end of the rung yet; the same command goes on")
-            return Submitted(part, cluster, failed, submitted.is_queued)
+            return Submitted(part, cluster, failed, submitted.is_queued, is_complete=False)
     print(f"\n{search_table(sweep.folder)}")
     if search.rungs[-1].best is None:
-        raise UserError(f"{sweep.folder}: every run of the search failed: see fusionseg status {sweep.folder}")
+        raise UserError(f"{sweep.folder}: no run of the search has a score: see fusionseg status {sweep.folder}")
     print(f"\nthe best: {sweep.folder / search.rungs[-1].best}")
     return Submitted(search.finalists(), cluster, failed)
 
@@ -141,7 +145,8 @@ def _submit_runs(sweep: Sweep, cluster: ClusterConfig, *, dry_run: bool, extend:
         # Again, since another process may have submitted it meanwhile.
         submissions = decide_submissions(sweep, cluster, extend=extend)
         if local:
-            return Submitted(sweep, cluster, run_locally(sweep, submissions, cluster))
+            failed, was_stopped = run_locally(sweep, submissions, cluster)
+            return Submitted(sweep, cluster, failed, is_complete=not was_stopped)
 
         def announce(jobs: list[str]) -> None:
             arrays = list(dict.fromkeys(job.partition("_")[0] for job in jobs))

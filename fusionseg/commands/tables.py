@@ -72,7 +72,7 @@ def _table(arguments: argparse.Namespace) -> int:
                 runs = counted(len(later.runs), "run")
                 print(f"\n{later.folder}: {runs}, to train after those of {sweep.folder.name}")
             return DONE
-        if unfinished > failed or (failed and file != files[-1]):
+        if not submitted.is_complete or unfinished > failed or (failed and file != files[-1]):
             done, runs = len(sweep.runs) - unfinished, counted(len(sweep.runs), "run")
             print(
                 f"\n{sweep.folder}: {done} of {runs} finished; the same command continues, and makes the table when all"

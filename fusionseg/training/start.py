@@ -30,7 +30,7 @@ from fusionseg.runs.paths import BEST
 from fusionseg.runs.records import RunStatus, has_finished, last_end, rewind_records
 from fusionseg.runs.trust.known_code import remember_own
 from fusionseg.training.data import open_training_data
-from fusionseg.training.memory.out_of_memory import is_out_of_memory, out_of_memory_text, save_snapshot
+from fusionseg.training.memory.out_of_memory import device_of_error, is_out_of_memory, out_of_memory_text, save_snapshot
 from fusionseg.training.memory.shard_units import find_units
 from fusionseg.training.micro_batches import MicroBatches
 from fusionseg.training.network import build_network, distribute, start_from
@@ -110,7 +110,7 @@ def train(
             world.hold()
             raise
         trainer = built[0] if built else None
-        save_snapshot(folder.paths.out_of_memory(world.rank), world.device)
+        save_snapshot(folder.paths.out_of_memory(world.rank), device_of_error(error, world.device))
         raise TrainingStopped(out_of_memory_text(error, config, world, trainer)) from None
     except BaseException:
         world.hold()

@@ -16,6 +16,7 @@ from fusionseg.cluster.search.search_file import SearchConfig
 from fusionseg.cluster.status import RunOverview, read_status
 from fusionseg.cluster.sweep import Sweep, load_sweep
 from fusionseg.config import RunConfig, dump_config
+from fusionseg.runs.job_events import JobEvent, write_event
 from fusionseg.runs.records import is_measurement, last_end, read_records
 from fusionseg.runs.run_config import write_run_config
 from fusionseg.training.start import train
@@ -65,6 +66,12 @@ def test_trials_are_drawn_by_their_number(open_sweep: Callable[..., Sweep]) -> N
             r"search.space .*: optim.lr: expected low",
         ),
         ("{min_steps: 4, max_steps: 16, trials: 3, space: {optim.lr: {log: [a, 1]}}}", "expected numbers as limits"),
+        (
+            "{min_steps: 4, max_steps: 16, trials: 3, space: {optim.lr: {uniform: [-1, .nan]}}}",
+            "expected numbers as limits",
+        ),
+        ("{min_steps: 4, max_steps: 16, trials: 2, space: {train.steps: [10]}}", "train.steps: is set by the search"),
+        ("{min_steps: 4, max_steps: 16, trials: 2, space: {name: [a, b]}}", "name is set by the search"),
         ("{min_steps: 4, max_steps: 16}\nset: {train.steps: 5}", "train.steps: is set by the search"),
         ("{min_steps: 4, max_steps: 16}\nset: {data.fold: all}", "data.fold=all validates nothing"),
     ],
@@ -107,6 +114,16 @@ def test_a_rung_is_decided_when_every_run_has_ended(
     other = replace(decided, config=decided.config.model_copy(update={"metric": "ssim"}), rungs=())
     with pytest.raises(UserError, match=r"search.metric: no validation has 'ssim' \(expected one of .*dice"):
         other.decided({})
+
+
+def test_a_rung_whose_runs_have_all_failed_is_not_decided(open_sweep: Callable[..., Sweep]) -> None:
+    """The cause lies outside of their settings, such as data that are not mounted."""
+    sweep = open_sweep("grid: {seed: [0, 1]}\nsearch: {min_steps: 10, max_steps: 40}\nset: {validate.every: 10}")
+    for run in sweep.runs:
+        write_run_config(run.folder, run.config)
+        write_event(run.folder, JobEvent.FAILED, job="local", reason="no such folder", exit_status=2)
+    search, left = open_search(sweep).decided({each.path.name: each for each in read_status(sweep.folder)[0]})
+    assert left == ["seed0", "seed1"] and search.rungs == () and not (sweep.folder / "search.json").exists()
 
 
 def trained(folder: Path) -> tuple[list[dict[str, object]], dict[str, torch.Tensor]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fusionseg.training.memory.out_of_memory import device_of_error, is_out_of_memory
 from fusionseg.training.start import train
 from fusionseg.training.step import TrainStep
 from fusionseg.utils.errors import TrainingStopped
@@ -44,3 +45,19 @@ def test_message_of_an_error_in_the_second_step(
     assert others[0] == "in a validation: a lower validate.window_batch"
     end = json.loads((tmp_path / "tiny/metrics.jsonl").read_text().splitlines()[-1])
     assert end["status"] == "failed" and end["reason"].startswith("OutOfMemoryError: CUDA out of memory")
+
+
+@pytest.mark.parametrize(
+    ("error", "device"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "cuda"),
+        (RuntimeError("CUDA error: out of memory"), "cuda"),
+        (RuntimeError("cuBLAS error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "cuda"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), "cpu"),
+        (MemoryError(), "cpu"),
+    ],
+)
+def test_the_device_is_that_of_the_error(error: BaseException, device: str) -> None:
+    """A training on a GPU may lack memory of its host, and the advice is another one."""
+    assert is_out_of_memory(error) and device_of_error(error, torch.device("cuda")).type == device
+    assert not is_out_of_memory(RuntimeError("shapes differ"))

@@ -100,7 +100,8 @@ class Search:
             states: the state of each run, by name.
 
         Returns:
-            The search with the decision, and the runs that have neither; if there are any, nothing is decided.
+            The search with the decision, and the runs that have neither; if there are any, nothing is decided. Nothing
+            is decided either if all runs have failed, as with data that are not mounted: all are returned.
 
         Raises:
             UserError: the validation records lack the metric.
@@ -109,18 +110,20 @@ class Search:
         scores: dict[str, float | None] = {}
         failures: dict[str, str] = {}
         open_runs: list[str] = []
+        crashed: list[str] = []
         for run in self.members:
             name = run.config.name
             scores[name] = score_at(run, steps, self.config)
             state = states.get(name)
             if scores[name] is None and state is not None and state.has_failed:
                 failures[name] = state.reason
+                crashed.append(name)
             elif scores[name] is None and last_validation(run, steps) is not None:
                 failures[name] = "its score is not a number"
             elif scores[name] is None:
                 open_runs.append(name)
-        if open_runs:
-            return self, open_runs
+        if open_runs or len(crashed) == len(scores):
+            return self, open_runs or crashed
         is_last = steps == self.config.max_steps
         rung = decide(
             steps, scores, failures, self.config, keeps=0 if is_last else max(1, len(scores) // self.config.factor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -80,7 +81,7 @@ def _problem(values: Any) -> str:
     if form not in ("uniform", "log", "int") or not isinstance(limits, list) or len(limits) != 2:
         return f"expected {_FORMS}, got {values!r}"
     kinds = (int,) if form == "int" else (int, float)
-    if not all(isinstance(limit, kinds) and not isinstance(limit, bool) for limit in limits):
+    if not all(isinstance(limit, kinds) and not isinstance(limit, bool) and isfinite(limit) for limit in limits):
         return f"expected {'integers' if form == 'int' else 'numbers'} as limits, got {limits!r}"
     if limits[0] >= limits[1] or (form == "log" and limits[0] <= 0):
         return f"expected low < high{', both above 0' if form == 'log' else ''}, got {limits!r}"
@@ -94,4 +95,5 @@ def _value(values: Any, generator: np.random.Generator) -> Any:
     if form == "int":
         return int(generator.integers(low, high, endpoint=True))
     drawn = generator.uniform(np.log(low), np.log(high)) if form == "log" else generator.uniform(low, high)
-    return float(f"{np.exp(drawn) if form == 'log' else drawn:.4g}")
+    rounded = float(f"{np.exp(drawn) if form == 'log' else drawn:.4g}")
+    return min(max(rounded, float(low)), float(high))

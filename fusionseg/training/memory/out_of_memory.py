@@ -17,19 +17,31 @@ from fusionseg.observability.ranges import failed_phase, silence
 from fusionseg.training.memory.estimate import estimate_memory
 from fusionseg.training.tasks.choice import build_task
 from fusionseg.training.trainer import Trainer
-from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import whole_file
 from fusionseg.utils.machine import available_memory_bytes, resident_bytes
 
 _CPU_ALLOCATOR = "DefaultCPUAllocator"
 """torch raises a RuntimeError with this name where the host has no memory left."""
+_GPU_TEXTS = ("CUDA error: out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
+"""Texts of RuntimeErrors where CUDA or one of its libraries has found no memory on the GPU."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error says that a GPU or the host has no memory left."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and _CPU_ALLOCATOR in str(error)
+        isinstance(error, RuntimeError) and any(text in str(error) for text in (_CPU_ALLOCATOR, *_GPU_TEXTS))
     )
+
+
+def device_of_error(error: BaseException, device: torch.device) -> torch.device:
+    """The device whose memory ran out: the host also in a training on a GPU, if the host has refused the memory.
+
+    Args:
+        error: see `is_out_of_memory`.
+        device: of the training.
+    """
+    is_of_host = isinstance(error, MemoryError) or _CPU_ALLOCATOR in str(error)
+    return torch.device("cpu") if is_of_host else device
 
 
 def out_of_memory_text(error: BaseException, config: RunConfig, world: World, trainer: Trainer | None) -> str:
@@ -41,24 +53,24 @@ def out_of_memory_text(error: BaseException, config: RunConfig, world: World, tr
         world: the ranks.
         trainer: the training; None if it was not built yet. Then no saving is estimated.
     """
-    step = world.progress.step
+    step, device = world.progress.step, device_of_error(error, world.device)
     phase = failed_phase(error) or "start"
     at = phase if step is None else f"{phase} in step {step + 1}"
     patch = " x ".join(map(str, config.data.patch))
     first = str(error).partition("\n")[0] or type(error).__name__
-    remedies = [] if trainer is None else _savings(trainer)
+    remedies = [] if trainer is None else _savings(trainer, device)
     remedies.append("in a validation: a lower validate.window_batch")
-    if world.device.type == "cpu":
+    if device.type == "cpu":
         remedies.append("on a host: fewer processes, or a higher limit (ulimit -v, control group, --mem of SLURM)")
     return (
-        f"out of memory on {world.device}: {at}, {config.model.name} with train.micro_batch {config.train.micro_batch}"
-        f" and data.patch {patch}; {_memory_text(world.device)} ({first}). Settings that take less memory:\n  "
+        f"out of memory on {device}: {at}, {config.model.name} with train.micro_batch {config.train.micro_batch}"
+        f" and data.patch {patch}; {_memory_text(device)} ({first}). Settings that take less memory:\n  "
         + "\n  ".join(remedies)
     )
 
 
-def _savings(trainer: Trainer) -> list[str]:
-    """List settings with their estimated saving; first those that keep the results."""
+def _savings(trainer: Trainer, device: torch.device) -> list[str]:
+    """List settings with their estimated saving on a device; first those that keep the results."""
     config, world, cache = trainer.config, trainer.world, trainer.data.cache
 
     def needed(one: RunConfig) -> int:
@@ -69,11 +81,13 @@ def _savings(trainer: Trainer) -> list[str]:
             return estimate.tensors
 
     lines = []
-    if isinstance(cache, DeviceCache) and cache.device.type == "cuda":
+    if isinstance(cache, DeviceCache) and cache.device.type == device.type == "cuda":
         lines.append(f"cache.device=host: {_gb(cache.nbytes)} less, slower; the same results")
+    if device != world.device:
+        return ["the memory of the host, not that of the GPU: cache.device=disk, or fewer data.workers"]
     before = None
     for words, effect, changes in _choices(config, world):
-        with suppress(UserError, RuntimeError, ValueError, TypeError):  # a setting that does not fit is no remedy
+        with suppress(Exception):  # a setting that does not fit is no remedy, and an estimate must not hide the error
             before = needed(config) if before is None else before
             saved = before - needed(_changed(config, changes))
             if saved > 0:
