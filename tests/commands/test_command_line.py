@@ -242,7 +242,11 @@ def test_the_command_that_continues_a_run(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     arguments = argparse.Namespace(
-        config="c.yaml", overrides=["train={steps: 400}"], parser=Parser(prog="python -m fusionseg.train")
+        config="c.yaml",
+        overrides=["train={steps: 400}"],
+        extend=False,
+        branch=None,
+        parser=Parser(prog="python -m fusionseg.train"),
     )
     assert command.format(config="c.yaml") in continuing_command(TRAIN, arguments)
 

@@ -23,17 +23,18 @@ def train_until_killed(what: str, argv: list[str]) -> None:
     """Train; the process kills itself when it has written half of a checkpoint, of best.pt or of a record."""
     import torch
 
+    from fusionseg.runs import checkpoint_writer
     from fusionseg.runs.records import RecordWriter
 
-    save, append = torch.save, RecordWriter._append
+    write, append = checkpoint_writer.write_torch, RecordWriter._append
 
-    def save_half(state: Any, path: Any, *rest: Any, **options: Any) -> None:
-        if not str(path).endswith(what):
-            save(state, path, *rest, **options)
+    def write_half(state: Any, path: Path) -> None:
+        if not path.name.endswith(what):
+            write(state, path)
             return
         content = io.BytesIO()
-        save(state, content)
-        Path(path).write_bytes(content.getvalue()[: content.tell() // 2])
+        torch.save(state, content)
+        path.write_bytes(content.getvalue()[: content.tell() // 2])
         os.kill(os.getpid(), signal.SIGKILL)
 
     def append_half(self: RecordWriter, line: bytes) -> None:
@@ -42,7 +43,8 @@ def train_until_killed(what: str, argv: list[str]) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         append(self, line)
 
-    torch.save, RecordWriter._append = save_half, append_half  # type: ignore[method-assign]
+    checkpoint_writer.write_torch = write_half
+    RecordWriter._append = append_half  # type: ignore[method-assign]
     sys.argv = [TRAIN, *argv]
     runpy.run_module(TRAIN, run_name="__main__", alter_sys=True)
 

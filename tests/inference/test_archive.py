@@ -327,7 +327,9 @@ def test_code_is_imported_only_by_an_explicit_word(
         for call in (fusionseg.load_run, fusionseg.evaluate, read_checkpoint):
             with pytest.raises(UserError, match=TRUST):
                 call(path)
-        assert peek_config(path) is None and not Path("ran").exists()
+        with pytest.raises(UserError, match=TRUST):
+            peek_config(path)
+        assert not Path("ran").exists()
     monkeypatch.setenv(TRUST, "other:Net, evil:Net")
     path = write_files(tmp_path / "it.fseg", with_object(files, config, model={"name": "evil:Net", "found_in": "/x"}))
     assert read_checkpoint(path)["config"]["model"] == {"name": "evil:Net"}

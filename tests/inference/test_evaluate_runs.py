@@ -243,7 +243,7 @@ def test_a_rank_that_fails_is_named_and_the_other_runs_are_evaluated(own: Path, 
     config = yaml.safe_load((own / "b/config.yaml").read_text())
     config["metrics"] = [{"name": "only_zero:share"}]
     (own / "b/config.yaml").write_text(yaml.safe_dump(config))
-    ended = with_two_ranks(own, PYTHONPATH=f"{tmp_path}:{Path(fusionseg.__file__).parents[1]}")
+    ended = with_two_ranks(own, "--trust", PYTHONPATH=f"{tmp_path}:{Path(fusionseg.__file__).parents[1]}")
     assert ended.returncode == 1
     assert states(ended.stdout) == {"a": "evaluated", "b": "failed", "pre": "evaluated", "waiting": "no weights yet"}
     assert "rank 1 could not open the evaluation" in ended.stdout

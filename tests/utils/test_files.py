@@ -164,12 +164,11 @@ def test_available_memory_follows_the_soft_limit_of_a_group(control_group: Calla
     assert machine.available_memory_bytes() == 2_000_000
 
 
-@pytest.mark.parametrize(
-    "variables", [{"SLURM_MEM_PER_NODE": "2048"}, {"SLURM_MEM_PER_CPU": "512", "SLURM_CPUS_ON_NODE": "4"}]
-)
-def test_available_memory_of_a_slurm_job(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+@pytest.mark.parametrize("variables", [{"SLURM_MEM_PER_NODE": 1}, {"SLURM_MEM_PER_CPU": 4, "SLURM_CPUS_ON_NODE": 4}])
+def test_available_memory_of_a_slurm_job(monkeypatch: pytest.MonkeyPatch, variables: dict[str, int]) -> None:
+    job = machine.resident_bytes("VmRSS") // 2**20 + 1024  # MB; what this process has taken is part of it
+    for name, divisor in variables.items():
+        monkeypatch.setenv(name, "4" if name == "SLURM_CPUS_ON_NODE" else str(job // divisor))
     assert 0 < machine.available_memory_bytes() < 2**31
     monkeypatch.setenv("SLURM_MEM_PER_NODE", "0")  # all memory of the node
     monkeypatch.delenv("SLURM_MEM_PER_CPU", raising=False)
