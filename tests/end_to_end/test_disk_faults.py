@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from full_disk import fill
+
 from end_to_end.conftest import Train, arguments
 from end_to_end.runs import COMMANDS, Program, Started, assert_same_run, records, wait_for_step
 from fusionseg.runs.accounts.faults import read_faults
@@ -17,16 +19,6 @@ SETTINGS = (
     "checkpoint={every: 10, keep: 2}",
     "log={every: 1, samples: true, tensorboard: false}",
 )
-
-
-def fill(disk: Path) -> None:
-    """Take all that is left of a disk."""
-    with (disk / "filler").open("ab", buffering=0) as file:
-        try:
-            while file.write(bytes(4096)):
-                pass
-        except OSError:
-            pass
 
 
 def wait_for_text(text: str, process: Started, count: int = 1) -> None:

@@ -11,7 +11,8 @@ import resource
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import pytest
 import torch
 from end_to_end.runs import Ended
 from faults.catalogue import assert_seen
+from full_disk import fill
 
 from fusionseg import train
 from fusionseg.config import dump_config
@@ -34,16 +36,6 @@ from fusionseg.utils.errors import TrainingStopped
 from fusionseg.utils.logs import log_to_file, start_logging
 
 PICTURE = np.random.default_rng(0).random((3, 64, 64), dtype=np.float32)
-
-
-def fill(disk: Path) -> None:
-    """Take all that is left of a disk."""
-    with (disk / "filler").open("ab", buffering=0) as file:
-        try:
-            while file.write(bytes(4096)):
-                pass
-        except OSError:
-            pass
 
 
 def started_board(folder: Path) -> Sinks:
@@ -118,17 +110,26 @@ def test_a_board_that_cannot_be_made(tmp_path: Path, log: pytest.LogCaptureFixtu
     assert threading.excepthook is hook
 
 
-@pytest.mark.fault("disk-full-at-the-log")
-def test_log_txt_on_a_full_disk(small_disk: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:
-    disk = small_disk("16k")
+@contextmanager
+def logging_on_a_full_disk(disk: Path) -> Iterator[None]:
+    """Log 300 lines to log.txt on a disk without room, and run the body while the file is open."""
     start_logging()
     handler = log_to_file(disk / "log.txt")
     try:
         fill(disk)
         for number in range(300):
             logging.getLogger("fusionseg").info("step %d, %s", number, "x" * 100)
+        yield
     finally:
         logging.getLogger("fusionseg").removeHandler(handler)
+        handler.close()
+
+
+@pytest.mark.fault("disk-full-at-the-log")
+def test_log_txt_on_a_full_disk(small_disk: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:
+    disk = small_disk("16k")
+    with logging_on_a_full_disk(disk):
+        pass
     said = capfd.readouterr().err
     assert_seen("disk-full-at-the-log", said)
     assert said.count("log.txt: cannot be written") == 1 and "Traceback" not in said
@@ -207,19 +208,11 @@ def test_records_wait_for_the_disk_and_keep_their_order(small_disk: Callable[[st
 
 def test_log_lines_wait_for_the_disk(small_disk: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:
     disk = small_disk("16k")
-    start_logging()
-    handler = log_to_file(disk / "log.txt")
-    try:
-        fill(disk)
-        for number in range(300):
-            logging.getLogger("fusionseg").info("step %d, %s", number, "x" * 100)
+    with logging_on_a_full_disk(disk):
         (disk / "filler").unlink()
         (disk / "more").mkdir()
         subprocess.run(["mount", "-o", "remount,size=128k", str(disk)], check=True)
         logging.getLogger("fusionseg").info("the last line")
-    finally:
-        logging.getLogger("fusionseg").removeHandler(handler)
-        handler.close()
     lines = [line for line in (disk / "log.txt").read_text().splitlines() if line]
     steps = [line for line in lines if " step " in line and line.endswith("x" * 100)]
     assert [int(line.split(" step ")[1].split(",")[0]) for line in steps] == list(range(300))
