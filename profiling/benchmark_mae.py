@@ -39,7 +39,7 @@ from fusionseg.performance.benchmarking import cudnn_argument, publish
 from fusionseg.performance.machine import machine_info, machine_line
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import run
-from fusionseg.utils.machine import resident_bytes
+from fusionseg.utils.machine import process_memory_bytes
 from fusionseg.utils.tables import markdown_table
 
 PARTS = ("encoder forward", "encoder", "decoder forward", "step")
@@ -115,9 +115,9 @@ def peak_gb(work: Callable[[], object], device: torch.device) -> float:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # reset the peak of the resident set
     except OSError:
         return nan
-    before = resident_bytes("VmRSS")
+    before = process_memory_bytes("VmRSS")
     work()
-    return (resident_bytes("VmHWM") - before) / 1e9
+    return (process_memory_bytes("VmHWM") - before) / 1e9
 
 
 def measure(name: str, model: NetworkSection, arguments: argparse.Namespace) -> list[dict[str, object]]:

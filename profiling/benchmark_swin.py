@@ -40,7 +40,7 @@ from fusionseg.models.networks.swin import SwinConfig
 from fusionseg.performance.benchmarking import cudnn_argument, publish
 from fusionseg.performance.machine import machine_info, machine_line
 from fusionseg.utils.exit_status import run
-from fusionseg.utils.machine import resident_bytes
+from fusionseg.utils.machine import process_memory_bytes
 from fusionseg.utils.tables import markdown_table
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -146,9 +146,9 @@ def peak_memory(request: str) -> float:
         return torch.cuda.max_memory_allocated() - before
     # Reset the peak that the kernel records, because a process inherits that of its parent.
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    before = resident_bytes("VmRSS")
+    before = process_memory_bytes("VmRSS")
     step()
-    return resident_bytes("VmHWM") - before
+    return process_memory_bytes("VmHWM") - before
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -52,14 +52,14 @@ def _left_by_limits() -> Iterator[int]:
     for limit, field in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
         soft, _ = resource.getrlimit(limit)
         if soft != resource.RLIM_INFINITY:
-            yield max(0, soft - resident_bytes(field))
+            yield max(0, soft - process_memory_bytes(field))
 
 
 def _left_by_slurm() -> Iterator[int]:
     """Bytes that the memory of a SLURM job on this node leaves beside this process, if the job states it."""
     megabytes = _number("SLURM_MEM_PER_NODE") or _number("SLURM_MEM_PER_CPU") * _number("SLURM_CPUS_ON_NODE")
     if megabytes > 0:  # 0 is all memory of the node
-        yield max(0, megabytes * 2**20 - resident_bytes("VmRSS"))
+        yield max(0, megabytes * 2**20 - process_memory_bytes("VmRSS"))
 
 
 def _number(variable: str) -> int:
@@ -95,7 +95,7 @@ def process_age_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - began_ticks / os.sysconf("SC_CLK_TCK")
 
 
-def resident_bytes(field: str) -> int:
+def process_memory_bytes(field: str) -> int:
     """Bytes of memory of this process, from /proc/self/status.
 
     Args:

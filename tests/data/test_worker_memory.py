@@ -23,7 +23,7 @@ from fusionseg.data.preprocessing.record import PreparedCase
 from fusionseg.data.preprocessing.store import write_case
 from fusionseg.data.preprocessing.volume import load_volume
 from fusionseg.data.preprocessing.workers import prepare_cases
-from fusionseg.utils.machine import resident_bytes
+from fusionseg.utils.machine import process_memory_bytes
 
 SHAPE = (100, 100, 60)
 OBLIQUE = np.array([[0.8, -0.6, 0, 0], [0.6, 0.8, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1.0]])
@@ -45,10 +45,10 @@ class Peak(Exception):
 
 
 def measure(config: DataConfig, folder: Path, limit: MemoryLimit, case: Case) -> PreparedCase:
-    before = resident_bytes("VmRSS")
+    before = process_memory_bytes("VmRSS")
     volume = load_volume(case.images, case.label, config, LabelScheme.of_names(["background", "one"]), memory=limit)
     write_case(folder, case.name, volume, [], "float16")
-    raise Peak(resident_bytes("VmHWM") - before)
+    raise Peak(process_memory_bytes("VmHWM") - before)
 
 
 @pytest.mark.parametrize(

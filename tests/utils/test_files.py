@@ -166,7 +166,7 @@ def test_available_memory_follows_the_soft_limit_of_a_group(control_group: Calla
 
 @pytest.mark.parametrize("variables", [{"SLURM_MEM_PER_NODE": 1}, {"SLURM_MEM_PER_CPU": 4, "SLURM_CPUS_ON_NODE": 4}])
 def test_available_memory_of_a_slurm_job(monkeypatch: pytest.MonkeyPatch, variables: dict[str, int]) -> None:
-    job = machine.resident_bytes("VmRSS") // 2**20 + 1024  # MB; what this process has taken is part of it
+    job = machine.process_memory_bytes("VmRSS") // 2**20 + 1024  # MB; what this process has taken is part of it
     for name, divisor in variables.items():
         monkeypatch.setenv(name, "4" if name == "SLURM_CPUS_ON_NODE" else str(job // divisor))
     assert 0 < machine.available_memory_bytes() < 2**31

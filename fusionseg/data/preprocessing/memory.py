@@ -19,7 +19,7 @@ from fusionseg.data.formats.geometry import Grid, voxel_sizes
 from fusionseg.data.formats.image_file import VolumeError
 from fusionseg.data.formats.problems import CaseError, Problem
 from fusionseg.data.formats.readers import Readers
-from fusionseg.utils.machine import available_memory_bytes, resident_bytes
+from fusionseg.utils.machine import available_memory_bytes, process_memory_bytes
 
 SLACK_BYTES = 180e6
 """Memory besides the arrays: parts of libraries that are loaded when they are used, blocks of an interpolation, and
@@ -53,7 +53,7 @@ _own_bytes = 0.0
 def note_own_bytes() -> None:
     """Note the memory that this worker process holds before its first case: the program and its libraries."""
     global _own_bytes
-    _own_bytes = float(resident_bytes("VmRSS"))
+    _own_bytes = float(process_memory_bytes("VmRSS"))
 
 
 @dataclass(frozen=True)

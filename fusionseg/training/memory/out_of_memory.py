@@ -18,7 +18,7 @@ from fusionseg.training.memory.estimate import estimate_memory
 from fusionseg.training.tasks.choice import build_task
 from fusionseg.training.trainer import Trainer
 from fusionseg.utils.files import whole_file
-from fusionseg.utils.machine import available_memory_bytes, resident_bytes
+from fusionseg.utils.machine import available_memory_bytes, process_memory_bytes
 
 _CPU_ALLOCATOR = "DefaultCPUAllocator"
 """torch raises a RuntimeError with this name where the host has no memory left."""
@@ -72,6 +72,8 @@ def out_of_memory_text(error: BaseException, config: RunConfig, world: World, tr
 def _savings(trainer: Trainer, device: torch.device) -> list[str]:
     """List settings with their estimated saving on a device; first those that keep the results."""
     config, world, cache = trainer.config, trainer.world, trainer.data.cache
+    if device != world.device:
+        return ["the memory of the host, not that of the GPU: cache.device=disk, or fewer data.workers"]
 
     def needed(one: RunConfig) -> int:
         with silence():
@@ -81,10 +83,8 @@ def _savings(trainer: Trainer, device: torch.device) -> list[str]:
             return estimate.tensors
 
     lines = []
-    if isinstance(cache, DeviceCache) and cache.device.type == device.type == "cuda":
+    if isinstance(cache, DeviceCache) and cache.device.type == "cuda":
         lines.append(f"cache.device=host: {_gb(cache.nbytes)} less, slower; the same results")
-    if device != world.device:
-        return ["the memory of the host, not that of the GPU: cache.device=disk, or fewer data.workers"]
     before = None
     for words, effect, changes in _choices(config, world):
         with suppress(Exception):  # a setting that does not fit is no remedy, and an estimate must not hide the error
@@ -158,7 +158,7 @@ def _changed(config: RunConfig, changes: dict[str, dict[str, Any]]) -> RunConfig
 
 def _memory_text(device: torch.device) -> str:
     if device.type != "cuda":
-        return f"{_gb(resident_bytes('VmRSS'))} in this process, {_gb(available_memory_bytes())} free"
+        return f"{_gb(process_memory_bytes('VmRSS'))} in this process, {_gb(available_memory_bytes())} free"
     free, total = torch.cuda.mem_get_info(device)
     allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
     return f"{_gb(allocated)} allocated, {_gb(reserved)} reserved, {_gb(free)} of {_gb(total)} free"
