@@ -15,7 +15,7 @@ from torch.distributed import DistError, PrefixStore, Store, TCPStore
 from torch.distributed.rendezvous import rendezvous
 
 from fusionseg.distributed.launch import Launch, check_port
-from fusionseg.distributed.torchrun_start import store_of_this_start, uses_store_of_torchrun
+from fusionseg.distributed.torchrun_start import late_text, rank_names, store_of_this_start, uses_store_of_torchrun
 from fusionseg.utils.errors import TrainingStopped
 
 log = logging.getLogger("fusionseg")
@@ -24,6 +24,8 @@ _POLL_S = 0.05
 _CONNECT_S, _PAUSE_S = 5.0, 0.2
 _OPERATION = timedelta(minutes=30)
 """Time limit of one operation of the store that states none."""
+_ALL = "all ranks"
+"""The key that rank 0 sets when all ranks are there."""
 
 
 def open_store(launch: Launch, timeout: timedelta, warn_s: float) -> Store:
@@ -43,7 +45,7 @@ def open_store(launch: Launch, timeout: timedelta, warn_s: float) -> Store:
     if uses_store_of_torchrun():
         store, _, _ = next(iter(rendezvous("env://", launch.rank, launch.world_size)))
         missing: set[int] = set()
-        with warn_while_waiting(lambda: _waiting(launch, _names(missing)), warn_s if launch.rank == 0 else None):
+        with warn_while_waiting(lambda: _waiting(launch, rank_names(missing)), warn_s if launch.rank == 0 else None):
             return store_of_this_start(store, launch.rank, launch.world_size, timeout, missing)
     host, port = launch.master or (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
     if launch.rank == 0:
@@ -65,13 +67,10 @@ def _call_the_roll(store: Store, launch: Launch, timeout: timedelta, warn_s: flo
     """
     missing = set(range(1, launch.world_size))
     end = time.monotonic() + timeout.total_seconds()
-    with warn_while_waiting(lambda: _waiting(launch, _names(missing)), warn_s):
+    with warn_while_waiting(lambda: _waiting(launch, rank_names(missing)), warn_s):
         while missing := {rank for rank in missing if not store.check([_key(rank)])}:
             if time.monotonic() > end:
-                raise TrainingStopped(
-                    f"{_names(missing)} did not start in {timeout.total_seconds():g} s (distributed.timeout_s): see the"
-                    " log of its node"
-                )
+                raise TrainingStopped(late_text(missing, timeout))
             time.sleep(_POLL_S)
     store.set(_ALL, "here")
 
@@ -120,15 +119,8 @@ def _reach(master: tuple[str, int], timeout: timedelta) -> None:
             return
 
 
-_ALL = "all ranks"
-
-
 def _key(rank: int) -> str:
     return f"rank {rank}"
-
-
-def _names(ranks: set[int]) -> str:
-    return f"{'rank' if len(ranks) == 1 else 'ranks'} {', '.join(map(str, sorted(ranks)))}"
 
 
 def _waiting(launch: Launch, whom: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
+from collections.abc import Collection
 from datetime import timedelta
 
 from torch.distributed import DistStoreError, PrefixStore, Store
@@ -58,7 +59,7 @@ def _agree_on_name(store: Store, rank: int, size: int, timeout: timedelta, missi
         try:
             store.wait([answer], timeout)
         except DistStoreError:
-            raise TrainingStopped(_late("rank 0", timeout)) from None
+            raise TrainingStopped(late_text([0], timeout)) from None
         name = store.get(answer).decode()
         store.set(f"{name}: rank {rank}", "ready")
         return name
@@ -77,9 +78,16 @@ def _agree_on_name(store: Store, rank: int, size: int, timeout: timedelta, missi
         if not missing:
             return name
         if time.monotonic() > end:
-            raise TrainingStopped(_late(f"rank {', '.join(map(str, sorted(missing)))}", timeout))
+            raise TrainingStopped(late_text(missing, timeout))
         time.sleep(_POLL_S)
 
 
-def _late(ranks: str, timeout: timedelta) -> str:
-    return f"{ranks} did not start in {timeout.total_seconds():g} s (distributed.timeout_s): see the log of its node"
+def rank_names(ranks: Collection[int]) -> str:
+    """Ranks in words, such as "ranks 1, 3"."""
+    return f"{'rank' if len(ranks) == 1 else 'ranks'} {', '.join(map(str, sorted(ranks)))}"
+
+
+def late_text(ranks: Collection[int], timeout: timedelta) -> str:
+    """The message about ranks that did not start in time."""
+    seconds = f"{timeout.total_seconds():g} s (distributed.timeout_s)"
+    return f"{rank_names(ranks)} did not start in {seconds}: see the log of its node"
