@@ -59,8 +59,8 @@ TRAIN = Program(
 
 `fusionseg train` and `python -m fusionseg.train` are the same program. Starting the same command again continues a run
 that was interrupted. Going on with other settings takes a word:
-  fusionseg train --config unet.yaml train.steps=2000 --extend                  # the same run, longer
-  fusionseg train --branch runs/unet name=low optim.lr=1e-4                     # a new folder, from its checkpoint""",
+  fusionseg train --config unet.yaml train.steps=2000 --extend                 # the same run, longer
+  fusionseg train --branch runs/unet name=low train.steps=2000 optim.lr=1e-4   # a new folder, from its checkpoint""",
     Demonstration(
         "demo",
         "trains a small Swin Fusion UNETR to segment the pulmonary arteries of synthetic chest CTs",
