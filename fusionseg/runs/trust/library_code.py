@@ -22,8 +22,8 @@ _LIBRARIES = {
 }
 # These load files, take a function or a class by its name, or write to a path: Load, Save, Lambda, TorchVision, hubs.
 _ASKED = re.compile(
-    r"Load|Save|WriteFile|(Rand)?Lambda|(Rand)?Torch(Vision|IO)|(Rand)?CuCIM|Perceptual|Transchex|MultiModal|Bert|"
-    r"HoV?erN?et|Hov|SAM|NetAdapter|Compose|Torchvision"
+    r"Load|Save|WriteFile|(Rand)?Lambda|(Rand)?Torch([vV]ision|IO)|(Rand)?CuCIM|Compose|"
+    r"Perceptual|Transchex|MultiModal|Bert|Ho[vV]er|SAM|NetAdapter"
 )
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,12 @@ class NamedCode:
         files = self.files
         return files[-1] if files else None
 
-    @property
+    @cached_property
     def files(self) -> list[str]:
-        """The files that would be imported, those of the parents first. The module itself may not exist."""
+        """The files that would be imported, those of the parents first. The module itself may not exist.
+
+        They are looked for once: what is shown is what is compared and recorded.
+        """
         folders = [Path(self.found_in)] if self.found_in is not None else []
         folders.append(Path.cwd())
         module = self.name.partition(":")[0]
