@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionseg.cluster.profile import ClusterConfig
-from fusionseg.cluster.search.search_file import SearchConfig
+from fusionseg.cluster.search.search_file import SearchConfig, check_rungs
 from fusionseg.cluster.sweep_file import (
     PROFILE,
     SEARCHED,
@@ -23,7 +23,6 @@ from fusionseg.cluster.sweep_file import (
     varied_resources,
 )
 from fusionseg.config import RunConfig, validate
-from fusionseg.config.data.splits import ALL
 from fusionseg.config.loading import lay_over, read_raw, validate_section
 from fusionseg.config.override import Override, parse_override
 from fusionseg.config.renaming import Dropped
@@ -213,28 +212,8 @@ def load_sweep(file: str | Path, overrides: Sequence[str] = ()) -> Sweep:
         raise UserError(f"{shown}: leave_out leaves no run: remove an entry from it")
     _refuse_equal_names(shown, runs)
     if sweep.search is not None:
-        _check_rungs(shown, sweep.search, runs)
+        check_rungs(shown, sweep.search, [run.config for run in runs])
     return Sweep(path, folder, runs, sweep.table, varied_resources(sweep), sweep.search)
-
-
-def _check_rungs(shown: str, search: SearchConfig, runs: Sequence[SweepRun]) -> None:
-    """Refuse a search whose rungs end without a validation.
-
-    Raises:
-        UserError: with all problems.
-    """
-    problems: dict[str, None] = {}
-    for run in runs:
-        every = run.config.validation.every
-        if run.config.data.fold == ALL:
-            problems[f"{shown}: search: data.fold=all validates nothing, and a search needs scores"] = None
-        if len(search.rungs) > 1 and search.min_steps % every:
-            problems[
-                f"{shown}: search.min_steps: expected a multiple of validate.every ({every}), got {search.min_steps};"
-                f" choose {max(1, round(search.min_steps / every)) * every}, or another validate.every"
-            ] = None
-    if problems:
-        raise UserError(list(problems))
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isfinite
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
+from fusionseg.config import RunConfig
+from fusionseg.config.data.splits import ALL
 from fusionseg.config.section import Positive, Section
+from fusionseg.utils.errors import UserError
 
 _FORMS = "a list of values, {uniform: [low, high]}, {log: [low, high]} or {int: [low, high]}"
 
@@ -70,6 +74,31 @@ class SearchConfig(Section):
     def _draw(self, number: int) -> dict[str, Any]:
         generator = np.random.default_rng([self.seed, number])
         return {key: _value(self.space[key], generator) for key in sorted(self.space)}
+
+
+def check_rungs(shown: str, search: SearchConfig, runs: Sequence[RunConfig]) -> None:
+    """Refuse a search whose rungs end without a validation.
+
+    Args:
+        shown: the file of the sweep, for the message.
+        search: its search.
+        runs: the configurations of its runs.
+
+    Raises:
+        UserError: with all problems.
+    """
+    problems: dict[str, None] = {}
+    for run in runs:
+        every = run.validation.every
+        if run.data.fold == ALL:
+            problems[f"{shown}: search: data.fold=all validates nothing, and a search needs scores"] = None
+        if len(search.rungs) > 1 and search.min_steps % every:
+            problems[
+                f"{shown}: search.min_steps: expected a multiple of validate.every ({every}), got {search.min_steps};"
+                f" choose {max(1, round(search.min_steps / every)) * every}, or another validate.every"
+            ] = None
+    if problems:
+        raise UserError(list(problems))
 
 
 def _problem(values: Any) -> str:
