@@ -181,9 +181,8 @@ def predict(
     from fusionseg.inference.postprocessing.applied import predict_processed
 
     try:
-        predictor = cache(
-            lambda: _predictor(run, options, trust=trust)
-        )  # wrong arguments are refused before it is loaded
+        # Wrong arguments are refused before it is loaded.
+        predictor = cache(lambda: _predictor(run, options, trust=trust))
         found = image_of(image, spacing, affine, predictor)
         if probabilities:
             return predictor().probabilities(found)

@@ -16,7 +16,7 @@ import torch
 from fusionseg.runs.disk.failures import DiskFailures
 from fusionseg.runs.host_copy import HostBuffers, HostCopy
 from fusionseg.runs.paths import BEST, LAST, numbered_checkpoints, numbered_name
-from fusionseg.utils.files import PARTIAL, whole_file
+from fusionseg.utils.files import PARTIAL, whole_file, write_all
 
 
 def _ignore(value: object) -> None:
@@ -242,15 +242,13 @@ class _Output:
     def write(self, data: Any) -> int:
         if self.error is not None:
             return 0
-        left = memoryview(data).cast("B")
-        written = len(left)
+        content = memoryview(data).cast("B")
         try:
-            while left:
-                left = left[self._file.write(left) :]
+            write_all(self._file, content)
         except OSError as error:
             self.error = error
             return 0
-        return written
+        return len(content)
 
     def flush(self) -> None:
         pass

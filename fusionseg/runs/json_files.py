@@ -16,6 +16,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from fusionseg.utils.files import write_all
+
 log = logging.getLogger("fusionseg")
 
 JsonObject = dict[str, Any]
@@ -107,10 +109,8 @@ def append_line(path: Path, text: str, *, sync: bool = False) -> None:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
         is_torn = file.read(1) not in (b"", b"\n")
-        left = ("\n" * is_torn + text).encode()
         try:
-            while left:
-                left = left[file.write(left) :]
+            write_all(file, ("\n" * is_torn + text).encode())
             if sync:
                 os.fsync(file.fileno())
         except OSError:

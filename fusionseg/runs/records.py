@@ -14,7 +14,7 @@ from fusionseg.runs.disk.failures import DiskFailures, reason_of
 from fusionseg.runs.json_files import JsonObject, finite_or_none, is_number, read_lines, read_regular, sift_lines
 from fusionseg.runs.paths import RunPaths
 from fusionseg.utils.errors import TrainingStopped, UserError
-from fusionseg.utils.files import write_text
+from fusionseg.utils.files import write_all, write_text
 
 Record = JsonObject
 
@@ -208,9 +208,8 @@ class RecordWriter:
                 self._file.close()  # on NFS an open file may never work again
                 # Records that were removed are not begun anew.
                 self._file = os.fdopen(os.open(self._path, os.O_WRONLY | os.O_APPEND), "ab", buffering=0)
-                sync = (
-                    True  # a full file server may take bytes and refuse them later: only records on disk end the fault
-                )
+                # A file server may take bytes and refuse them later: only records on disk end a fault.
+                sync = True
             while self._unwritten:
                 self._append(self._unwritten[0])
                 del self._unwritten[0]
@@ -235,10 +234,8 @@ class RecordWriter:
             os.ftruncate(handle, self._whole)
             self._whole = -1
         end = os.fstat(handle).st_size
-        left = line
         try:
-            while left:
-                left = left[self._file.write(left) :]
+            write_all(self._file, line)
         except OSError:
             try:
                 os.ftruncate(handle, end)

@@ -92,8 +92,8 @@ def _log_changes(
 ) -> None:
     """Log how a run goes on with another configuration, with the learning rate before and after."""
     what = "extended" if branch is None else f"branch of {branch.checkpoint}"
-    log.info("%s, from step %d: %s", what, last_step(folder.path), "; ".join(changes) or "no value has changed")
     step, old = last_step(folder.path), with_earlier_rate(before, config)
+    log.info("%s, from step %d: %s", what, step, "; ".join(changes) or "no value has changed")
     if any(line.startswith("train.global_batch: ") for line in changes):
         log.warning(
             "train.global_batch has changed: the order of the cases goes on at another place, so some come again or are"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 
 import torch
 
@@ -278,14 +278,10 @@ def run(trainer: Trainer, folder: RunFolder) -> str:
             if not status:
                 with watch, recorder.progress, trainer.profile, naming_operators(), naming_lost_rank():
                     status, reason = trainer.train(signals, recorder)
-                    with annotate("checkpoint", trainer.state.step):
-                        _finish_checkpoints(trainer, status)
-            try:
+                    with annotate("checkpoint", trainer.state.step), _forgiving(trainer, status):
+                        trainer.checkpoints.writer.finish(_patience_s(status))
+            with _forgiving(trainer, status):
                 _write_end(trainer, recorder, folder, status, reason, _patience_s(status))
-            except TrainingStopped as error:  # a full disk must not make a failed run of an interrupted one
-                if status != RunStatus.INTERRUPTED or not trainer.checkpoints.failures.failing:
-                    raise
-                log.warning("no end record: %s", error)
             return status
         except BaseException as error:
             world.hold()
@@ -321,14 +317,17 @@ def _patience_s(status: str) -> float | None:
     return AFTER_SIGNAL_S if status == RunStatus.INTERRUPTED else None
 
 
-def _finish_checkpoints(trainer: Trainer, status: str) -> None:
-    """Wait until the last checkpoint is on disk. Without it, a run that a signal ends is interrupted all the same.
+@contextmanager
+def _forgiving(trainer: Trainer, status: str) -> Iterator[None]:
+    """Within the body, the last checkpoint or the end record is written.
+
+    A run that a signal ends is interrupted also without them: a full disk must not make a failed run of it.
 
     Raises:
-        TrainingStopped: it could not be written.
+        TrainingStopped: the disk refuses what another run needs.
     """
     try:
-        trainer.checkpoints.writer.finish(_patience_s(status))
+        yield
     except TrainingStopped as error:
         if status != RunStatus.INTERRUPTED or not trainer.checkpoints.failures.failing:
             raise

@@ -113,9 +113,9 @@ class Trainer:
         if reason:
             return RunStatus.PLATEAU, reason
         at = self.config.stop.at
-        return (
-            ("", "") if at is None or self.state.step < at else (RunStatus.STOPPED, f"step {self.state.step} (stop.at)")
-        )
+        if at is not None and self.state.step >= at:
+            return RunStatus.STOPPED, f"step {self.state.step} (stop.at)"
+        return "", ""
 
     def validate(self) -> ValidationResult:
         """Validate the network. All ranks call it."""

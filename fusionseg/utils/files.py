@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,20 @@ _PROBE_BYTES = 4096
 _LEFT_OVER_S = 60.0
 # Names of devices. Windows, and disks that it shares, refuse them as file names.
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+
+
+def write_all(file: FileIO, data: bytes | memoryview) -> None:
+    """Write bytes to an unbuffered file, of which one call may take a part.
+
+    Args:
+        file: opened with `buffering=0`.
+        data: the bytes.
+
+    Raises:
+        OSError: the system refused a write; a part of the bytes may be in the file.
+    """
+    while data:
+        data = data[file.write(data) :]
 
 
 @contextmanager

@@ -45,7 +45,10 @@ def find_branch(origin: Path, config: RunConfig) -> Branch:
         UserError: there is none, or the configuration is not for a branch of it.
     """
     path, run = user_path(str(origin)), config_of_branch(origin).parent
-    newest = (path, read_training_state(path)) if path != run else _newest(run)
+    if path == run:
+        newest = newest_intact(RunPaths(run).checkpoints, read_training_state)
+    else:
+        newest = path, read_training_state(path)
     if newest is None:
         raise UserError(f"{BRANCH} {origin}: holds no checkpoint: train it first, or start without {BRANCH}")
     checkpoint, content = newest
@@ -117,10 +120,6 @@ def refuse_other_origin(folder: Path, origin: Path) -> None:
 def unfinished_branch(folder: Path) -> Path | None:
     """The checkpoint from which a branch was to begin, of a folder that holds no checkpoints; None for another run."""
     return next((change.origin for change in reversed(read_changes(folder)) if change.origin is not None), None)
-
-
-def _newest(run: Path) -> tuple[Path, dict[str, Any]] | None:
-    return newest_intact(RunPaths(run).checkpoints, read_training_state)
 
 
 def _best_step(run: Path) -> int | None:

@@ -41,7 +41,7 @@ def refuse_unfit_extension(run: Path, before: dict[str, Any], config: RunConfig)
     """Refuse an extension that changes what a run keeps, or that leaves nothing to train.
 
     Args:
-        run: the run folder, or the one that a branch begins from.
+        run: the run folder.
         before: the plain configuration under which it was trained.
         config: the configuration of this start.
 
