@@ -25,7 +25,7 @@ from fusionseg.distributed.watchdog.hooks import before_exit
 from fusionseg.runs.job_events import JobEvent, count_last_requeues, is_cancelled_after, read_events, write_event
 from fusionseg.runs.paths import HANGS
 from fusionseg.runs.records import Record, RunStatus, has_finished, last_end
-from fusionseg.training.signals import LEAD_VARIABLE
+from fusionseg.training.ending.signals import LEAD_VARIABLE
 from fusionseg.utils.exit_status import DONE, FAILED
 
 _POLL_S = 0.5

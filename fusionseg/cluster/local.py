@@ -20,7 +20,7 @@ from fusionseg.runs.job_events import JobEvent, write_event
 from fusionseg.runs.paths import last_step
 from fusionseg.runs.records import Record, RunStatus, has_finished, last_end
 from fusionseg.runs.run_config import write_run_config
-from fusionseg.training.signals import is_ignored
+from fusionseg.training.ending.signals import is_ignored
 from fusionseg.utils.errors import UserError
 
 _POLL_S = 0.2

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from fusionseg.runs.job_events import JobEvent, read_events, write_event
-from fusionseg.training.signals import is_ignored
+from fusionseg.training.ending.signals import is_ignored
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import DONE, run
 from fusionseg.utils.logs import process_rank

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
@@ -153,6 +153,10 @@ def rewind_records(run: Path, step: int, *, validated: int) -> None:
     write_text(path, "".join(f"{json.dumps(record)}\n" for record in kept))
 
 
+def _allow() -> None:
+    pass
+
+
 class RecordWriter:
     """The writer of a run's records. Only rank 0 has one.
 
@@ -160,17 +164,20 @@ class RecordWriter:
     `failures`, a record that cannot be written ends the training, which can be resumed.
     """
 
-    def __init__(self, run: Path, failures: DiskFailures | None = None) -> None:
+    def __init__(self, run: Path, failures: DiskFailures | None = None, check: Callable[[], None] = _allow) -> None:
         """Open the file to append to it.
 
         Args:
             run: the run folder; it is made if it does not exist.
             failures: the failed writes of the run; None knows no second try.
+            check: called before the file is opened again after a failed write; raises TrainingStopped if nothing may be
+                written there any more.
         """
         run.mkdir(parents=True, exist_ok=True)
         self._path = RunPaths(run).metrics
         self._file = self._path.open("ab", buffering=0)
         self._failures = failures
+        self._check = check
         self._unwritten: list[bytes] = []
         self._whole = -1
         """Bytes of whole lines in the file, if a part of a line may stand behind them; otherwise -1."""
@@ -203,8 +210,11 @@ class RecordWriter:
             self._file.close()
 
     def _try(self, *, sync: bool) -> bool:
+        is_failing = self._failures is not None and self._failures.is_failing(self._path)
+        if is_failing:
+            self._check()  # another process may have taken the folder over while its file server was away
         try:
-            if self._failures is not None and self._failures.is_failing(self._path):
+            if is_failing:
                 self._file.close()  # on NFS an open file may never work again
                 # Records that were removed are not begun anew.
                 self._file = os.fdopen(os.open(self._path, os.O_WRONLY | os.O_APPEND), "ab", buffering=0)

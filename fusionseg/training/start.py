@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import closing, nullcontext
 
 import torch
 
@@ -19,7 +19,7 @@ from fusionseg.models.implementation import chosen_implementation, describe_impl
 from fusionseg.models.placement import uses_channels_last
 from fusionseg.models.sharding.parts import LocalParts
 from fusionseg.observability.ranges import annotate
-from fusionseg.runs.accounts.history import record_hang, write_end, write_start
+from fusionseg.runs.accounts.history import record_hang, write_start
 from fusionseg.runs.cases.opening import RunCases
 from fusionseg.runs.cases.split import write_split
 from fusionseg.runs.continuation.changes import PLAIN, Continuation
@@ -30,6 +30,8 @@ from fusionseg.runs.paths import BEST
 from fusionseg.runs.records import RunStatus, has_finished, last_end, rewind_records
 from fusionseg.runs.trust.known_code import remember_own
 from fusionseg.training.data import open_training_data
+from fusionseg.training.ending.end import is_interrupted, patience_s, train_and_save, write_end_record
+from fusionseg.training.ending.signals import Lead, StopSignals
 from fusionseg.training.memory.out_of_memory import device_of_error, is_out_of_memory, out_of_memory_text, save_snapshot
 from fusionseg.training.memory.shard_units import find_units
 from fusionseg.training.micro_batches import MicroBatches
@@ -47,7 +49,6 @@ from fusionseg.training.opening import join_ranks, open_run_folder
 from fusionseg.training.optimizer import build_optimizer, warmup_warning
 from fusionseg.training.outside_check import with_present_sources
 from fusionseg.training.precision import choose_precision, set_kernels
-from fusionseg.training.signals import Lead, StopSignals
 from fusionseg.training.step import TrainStep
 from fusionseg.training.step_graphs import build_step_graphs, open_recorder
 from fusionseg.training.tasks.choice import build_task
@@ -57,10 +58,6 @@ from fusionseg.utils.errors import TrainingStopped
 from fusionseg.utils.logs import RESULT, start_logging
 
 log = logging.getLogger("fusionseg")
-
-AFTER_SIGNAL_S = 10.0
-"""Seconds for which a run that a signal ends tries to write to a disk that takes nothing: the checkpoint, and then the
-end. SLURM kills a job 30 s after its signal."""
 
 
 def train(
@@ -274,14 +271,19 @@ def run(trainer: Trainer, folder: RunFolder) -> str:
     trainer.checkpoints.writer.write_records = recorder.sync
     # Signals are handled until the end record is written: a scheduler may repeat its signal until the process ends.
     with StopSignals() as signals, closing(data), closing(recorder):
+        failures = trainer.checkpoints.failures
+        failures.is_stopping = lambda: signals.received != 0
         try:
             if not status:
                 with watch, recorder.progress, trainer.profile, naming_operators(), naming_lost_rank():
-                    status, reason = trainer.train(signals, recorder)
-                    with annotate("checkpoint", trainer.state.step), _forgiving(trainer, status):
-                        trainer.checkpoints.writer.finish(_patience_s(status))
-            with _forgiving(trainer, status):
-                _write_end(trainer, recorder, folder, status, reason, _patience_s(status))
+                    status, reason = train_and_save(trainer, signals, recorder)
+            try:
+                write_end_record(trainer, recorder, folder, status, reason, patience_s(status))
+            except TrainingStopped as error:
+                if not is_interrupted(status, signals, failures):
+                    raise
+                log.warning("no end record: %s", error)
+                return RunStatus.INTERRUPTED
             return status
         except BaseException as error:
             world.hold()
@@ -289,7 +291,7 @@ def run(trainer: Trainer, folder: RunFolder) -> str:
             first_line = str(error).partition("\n")[0]
             reason = first_line if isinstance(error, TrainingStopped) else f"{type(error).__name__}: {first_line}"
             try:
-                _write_end(trainer, recorder, folder, RunStatus.FAILED, reason, patience_s=0.0)
+                write_end_record(trainer, recorder, folder, RunStatus.FAILED, reason, patience_s=0.0)
             except TrainingStopped as second:  # on a full disk, which may have ended the training itself
                 log.warning("no end record: %s", second)
             raise
@@ -310,44 +312,3 @@ def _record_hangs(world: World, folder: RunFolder, step: int) -> None:
 def _is_recorded_as_finished(folder: RunFolder) -> bool:
     end = last_end(folder.path)
     return end is not None and has_finished(end["status"])
-
-
-def _patience_s(status: str) -> float | None:
-    """Seconds to wait at the end for a disk that takes nothing; None for `checkpoint.retry_s`."""
-    return AFTER_SIGNAL_S if status == RunStatus.INTERRUPTED else None
-
-
-@contextmanager
-def _forgiving(trainer: Trainer, status: str) -> Iterator[None]:
-    """Within the body, the last checkpoint or the end record is written.
-
-    A run that a signal ends is interrupted also without them: a full disk must not make a failed run of it.
-
-    Raises:
-        TrainingStopped: the disk refuses what another run needs.
-    """
-    try:
-        yield
-    except TrainingStopped as error:
-        if status != RunStatus.INTERRUPTED or not trainer.checkpoints.failures.failing:
-            raise
-        log.warning("%s", error)
-
-
-def _write_end(
-    trainer: Trainer, recorder: Recorder, folder: RunFolder, status: str, reason: str, patience_s: float | None
-) -> None:
-    """Write the end record, and the line of the history; nothing in a folder that another process has now."""
-    if folder.is_taken_over:
-        log.warning("%s: no end record: another process has the folder (%s: %s)", folder.path, status, reason)
-        return
-    state, device = trainer.state, trainer.world.device
-    best = state.best[trainer.task.info.score] if state.best else None
-    cache_on_host = device.type == "cuda" and trainer.data.cache.device.type == "cpu"
-    validates = trainer.validation is not None
-    recorder.end(state.step, status, reason, best, validates=validates, cache_on_host=cache_on_host)
-    trainer.checkpoints.failures.keep_trying(recorder.sync, patience_s)
-    # The records are an open file, which goes along with a folder that is moved. The history is found by its path.
-    if trainer.world.is_rank_zero and folder.is_ours:
-        write_end(folder.path, state.step, status, reason)
-    trainer.world.stop_watching()  # the sinks may take long to finish

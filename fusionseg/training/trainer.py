@@ -18,6 +18,8 @@ from fusionseg.observability.ranges import annotate, phase_timer
 from fusionseg.runs.cases.split_file import NO_VALIDATION
 from fusionseg.runs.records import RunStatus
 from fusionseg.training.data import TrainingData
+from fusionseg.training.ending.reasons import plateau_reason
+from fusionseg.training.ending.signals import CANNOT_SAVE, Lead, StopSignals, signal_name
 from fusionseg.training.micro_batches import MicroBatches
 from fusionseg.training.numerics.loss_spikes import LossSpikes, Spike
 from fusionseg.training.numerics.rewinding import rewind
@@ -26,9 +28,7 @@ from fusionseg.training.observers.recorder import Recorder
 from fusionseg.training.observers.skipped_steps import SkippedSteps
 from fusionseg.training.optimizer import rate_of
 from fusionseg.training.precision import Precision
-from fusionseg.training.signals import CANNOT_SAVE, Lead, StopSignals, signal_name
 from fusionseg.training.step import TrainStep
-from fusionseg.training.stopping import plateau_reason
 from fusionseg.training.tasks.task import Task, ValidationFunction, ValidationResult
 from fusionseg.training.training_state import TrainingCheckpoints, TrainingState
 from fusionseg.utils.errors import TrainingStopped, some_of

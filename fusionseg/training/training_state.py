@@ -32,10 +32,10 @@ from fusionseg.runs.folder import RunFolder
 from fusionseg.runs.paths import BEST
 from fusionseg.runs.run_config import config_hash, refuse_other_config
 from fusionseg.training.data import TrainingData
+from fusionseg.training.ending.signals import Lead
 from fusionseg.training.numerics.loss_spikes import LossSpikes
 from fusionseg.training.observers.recorder import Spent
 from fusionseg.training.optimizer import changed_settings
-from fusionseg.training.signals import Lead
 from fusionseg.training.step import TrainStep
 from fusionseg.training.tasks.task import Task
 from fusionseg.utils.errors import UserError

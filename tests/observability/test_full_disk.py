@@ -8,12 +8,14 @@ import json
 import logging
 import os
 import resource
+import signal
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import pytest
@@ -29,9 +31,11 @@ from fusionseg.observability.sinks.sink import RunEnd, RunStart, Sinks
 from fusionseg.observability.sinks.tensorboard import TensorBoardSink
 from fusionseg.runs.checkpoint_writer import CheckpointWriter
 from fusionseg.runs.checkpoints import read_checkpoint
+from fusionseg.runs.disk import failures as failures_module
 from fusionseg.runs.disk.failures import DiskFailures
 from fusionseg.runs.json_files import append_line
 from fusionseg.runs.records import Record, RecordKind, RecordWriter
+from fusionseg.training.ending import end as end_module
 from fusionseg.utils.errors import TrainingStopped
 from fusionseg.utils.logs import log_to_file, start_logging
 
@@ -186,6 +190,69 @@ def test_a_training_on_a_disk_that_fills_up_can_be_resumed(
     assert "resuming from" in capsys.readouterr().err
     steps = [json.loads(line) for line in (disk / "tiny/metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in steps if record["kind"] == "train"] == list(range(1, 9))
+
+
+def test_a_signal_is_heard_while_the_last_step_waits_for_the_disk(
+    balls: Path, tmp_path: Path, tiny_config, small_disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run is interrupted, not failed, and does not wait for `checkpoint.retry_s`."""
+    disk = small_disk("1m")
+    config = tiny_config(
+        balls,
+        disk,
+        data={"prepared": str(tmp_path / "prepared")},
+        train={"steps": 5},
+        validate={"every": 5},
+        log={"tensorboard": False},
+        checkpoint={"every": 2, "retry_s": 600.0},
+    )
+    (tmp_path / "c.yaml").write_text(dump_config(config))
+    write = RecordWriter.write
+
+    def fill_up(self: RecordWriter, kind: RecordKind, step: int, **fields: object) -> Record:
+        if step == 5 and kind == RecordKind.TRAIN:
+            fill(disk)
+            Timer(2.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        return write(self, kind, step, **fields)
+
+    began = time.monotonic()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RecordWriter, "write", fill_up)
+        patch.setattr(failures_module, "AFTER_SIGNAL_S", 0.5)
+        patch.setattr(end_module, "AFTER_SIGNAL_S", 0.5)
+        status = train.main(["--config", str(tmp_path / "c.yaml")])
+    said = capsys.readouterr().err
+    assert status == 1 and time.monotonic() - began < 60
+    assert "interrupted (SIGTERM)" in said and "Traceback" not in said
+    assert "goes on from step_00000004.pt" in said
+    (disk / "filler").unlink()
+    gc.collect()  # the process ends, as it were: the first start lets go of its folder
+    assert train.main(["--config", str(tmp_path / "c.yaml")]) == 0
+    steps = [json.loads(line) for line in (disk / "tiny/metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in steps if record["kind"] == "train"] == list(range(1, 6))
+
+
+def test_records_that_wait_are_not_written_into_the_folder_of_another_process(
+    small_disk: Callable[[str], Path],
+) -> None:
+    disk = small_disk("64k")
+    failures = DiskFailures(60.0, pause_s=0.0)
+
+    def refuse() -> None:
+        raise TrainingStopped("the run folder was taken over")
+
+    writer = RecordWriter(disk / "run", failures, check=refuse)
+    fill(disk)
+    while not failures.failing:
+        writer.write(RecordKind.TRAIN, 1, text="x" * 100)
+    written = (disk / "run/metrics.jsonl").read_bytes()
+    (disk / "filler").unlink()
+    with pytest.raises(TrainingStopped, match="taken over"):
+        writer.sync()
+    with pytest.raises(TrainingStopped, match="taken over"):
+        writer.write(RecordKind.TRAIN, 2)
+    writer.close()
+    assert (disk / "run/metrics.jsonl").read_bytes() == written
 
 
 def test_records_wait_for_the_disk_and_keep_their_order(small_disk: Callable[[str], Path]) -> None:

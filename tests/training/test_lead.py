@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from fusionseg.training.signals import LEAD_VARIABLE, Lead
+from fusionseg.training.ending.signals import LEAD_VARIABLE, Lead
 
 
 def test_it_warns_once_when_save_and_validation_do_not_fit(

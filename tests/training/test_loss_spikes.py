@@ -8,17 +8,20 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
 import torch
 from end_to_end.runs import checkpoint, records
 from faults.catalogue import assert_seen
+from full_disk import fill
 from training.spiky_loss import write_spiky_loss
 
 from fusionseg.config import RunConfig, load_config
 from fusionseg.config.training.spikes import SpikeConfig
-from fusionseg.runs.records import RunStatus
+from fusionseg.runs.accounts.faults import read_faults
+from fusionseg.runs.records import Record, RecordKind, RecordWriter, RunStatus
 from fusionseg.training.numerics.loss_spikes import LossSpikes, spike_limit
 from fusionseg.training.start import train
 from fusionseg.training.training_state import TrainingCheckpoints
@@ -231,6 +234,31 @@ def test_a_signal_during_a_rewind_ends_the_run_at_its_checkpoint(
     end = records(tmp_path / "tiny", "end")[-1]
     assert (end["status"], end["step"]) == (RunStatus.INTERRUPTED, 52)
     assert checkpoint(tmp_path / "tiny")["spikes"]["left_out"] == [[52, 3]]
+
+
+def test_a_run_that_goes_back_waits_for_a_full_disk(
+    spiky: SpikyConfig, small_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = small_disk("4m")
+    write = RecordWriter.write
+
+    def fill_up(self: RecordWriter, kind: RecordKind, step: int, **fields: Any) -> Record:
+        """Fill the disk for two seconds after the checkpoint to which the run goes back."""
+        if (kind, step) == (RecordKind.TRAIN, 53) and not (disk / "filled").exists():
+            (disk / "filled").touch()
+            self.sync()
+            fill(disk)
+            Timer(2.0, (disk / "filler").unlink).start()
+        return write(self, kind, step, **fields)
+
+    monkeypatch.setattr(RecordWriter, "write", fill_up)
+    config = spiky([54], action="rewind").model_copy(update={"output": str(disk)})
+    assert train(config) == RunStatus.COMPLETED
+    run = disk / "tiny"
+    assert [each["step"] for each in records(run, "train")] == list(range(1, 65))
+    assert [(each["event"], each["step"]) for each in records(run, "event")] == [("rewind", 52)]
+    assert read_faults(run)
+    assert records(run, "end")[-1]["status"] == RunStatus.COMPLETED
 
 
 def test_without_a_checkpoint_before_the_spike_a_run_goes_on(

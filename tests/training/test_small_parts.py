@@ -24,12 +24,12 @@ from fusionseg.runs.checkpoint_writer import CheckpointWriter
 from fusionseg.runs.checkpoints import newest_intact, read_checkpoint
 from fusionseg.runs.host_copy import HostBuffers
 from fusionseg.runs.paths import numbered_checkpoints
+from fusionseg.training.ending.reasons import reached_plateau
+from fusionseg.training.ending.signals import STOPPING, StopSignals, signal_name
 from fusionseg.training.optimizer import build_optimizer, learning_rate
 from fusionseg.training.optimizers.standard import OptimConfig
 from fusionseg.training.precision import Precision, choose_precision, precision_for
 from fusionseg.training.schedules.standard import ScheduleConfig
-from fusionseg.training.signals import STOPPING, StopSignals, signal_name
-from fusionseg.training.stopping import reached_plateau
 from fusionseg.training.tasks.sliding_window import predict_logits
 from fusionseg.training.training_state import noise_change
 from fusionseg.utils.errors import TrainingStopped, UserError

@@ -17,6 +17,9 @@ log = logging.getLogger("fusionseg")
 FIRST_PAUSE_S = 1.0
 """Seconds until a failed write is tried again. Each further pause is twice as long."""
 LONGEST_PAUSE_S = 60.0
+AFTER_SIGNAL_S = 10.0
+"""Seconds for which a run that a signal ends tries to write to a disk that takes nothing: the checkpoint, and then the
+end. SLURM kills a job 30 s after its signal."""
 _POLL_S = 0.1
 
 
@@ -71,6 +74,10 @@ def _go_on() -> None:
     pass
 
 
+def _no() -> bool:
+    return False
+
+
 class DiskFailures:
     """The writes of a run that fail at present. Rank 0 has the writers, and they share this object.
 
@@ -92,6 +99,8 @@ class DiskFailures:
         self.retry_s = retry_s
         self.newest: Callable[[], str] = lambda: "its newest checkpoint"
         """Names the checkpoint from which the run goes on after it has given up."""
+        self.is_stopping: Callable[[], bool] = _no
+        """Tells whether a signal has asked the run to end: it then waits for the disk for `AFTER_SIGNAL_S` at most."""
         self._note = note
         self._wait = wait
         self._first_pause_s = self._pause_s = pause_s
@@ -175,6 +184,8 @@ class DiskFailures:
     def keep_trying(self, attempt: Callable[[], bool], patience_s: float | None = None) -> None:
         """Repeat an attempt, with the pauses between failed writes, until it succeeds.
 
+        A signal that asks the run to end is heard while it waits, see `is_stopping`.
+
         Args:
             attempt: returns whether everything is written.
             patience_s: seconds to try; None tries until the run gives up.
@@ -183,12 +194,15 @@ class DiskFailures:
             TrainingStopped: the run has given up, or the patience has ended.
         """
         end = float("inf") if patience_s is None else time.monotonic() + patience_s
+        hurries = patience_s is not None
         while not attempt():
             tried = time.monotonic()
             while True:
+                if not hurries and self.is_stopping():
+                    hurries, end = True, time.monotonic() + AFTER_SIGNAL_S
                 if not self.failing or self.has_given_up() or time.monotonic() >= end:
                     raise TrainingStopped(self.message)
-                if self.is_due or (patience_s is not None and time.monotonic() - tried >= self._first_pause_s):
+                if self.is_due or (hurries and time.monotonic() - tried >= self._first_pause_s):
                     break
                 self._wait()
                 time.sleep(_POLL_S)
