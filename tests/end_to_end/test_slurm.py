@@ -14,7 +14,7 @@ import yaml
 from faults.catalogue import assert_seen
 
 from end_to_end.conftest import Train, arguments
-from end_to_end.devcluster import DevCluster, is_missing, job_of, last_step, told
+from end_to_end.devcluster import PROFILE, DevCluster, is_missing, job_of, last_step, told
 from end_to_end.runs import (
     REPOSITORY,
     Ended,
@@ -217,6 +217,54 @@ def test_resources_of_points_and_an_array_beyond_the_limit(
         "wide": {"node1", "node2"}
     }
     assert len(_ranks(folder / "a")) == 1
+
+
+@pytest.mark.long  # the decisions are in test_search.py; here, `submit` waits for jobs of SLURM
+def test_a_search_on_two_nodes(cluster: DevCluster, train: Train, config_file: Path, tmp_path: Path) -> None:
+    """A trial fails, one stops at the first rung, and the best one is a training that never stopped."""
+    sweep = tmp_path / "search.yaml"
+    rates = {"bad": 1e30, "slow": 1e-6, "fast": 1e-2}
+    fixed = {"validate.every": 10, "checkpoint.every": 5}
+    raw = {
+        "name": "search",
+        "base": str(config_file),
+        "set": fixed,
+        "search": {"min_steps": 10, "max_steps": 20, "factor": 2},
+        "points": [{"name": name, "optim.lr": lr, "train.max_skipped": 2} for name, lr in rates.items()],
+    }
+    sweep.write_text(yaml.safe_dump(raw))
+    folder = tmp_path / "runs/search"
+    shown = cluster.submit(sweep, f"output={tmp_path}/runs", "cluster.tasks_per_node=1")
+    assert f"the best: {folder / 'fast'}" in shown
+    assert cluster.run("squeue", "--noheader") == ""
+    assert {name: told(folder / name)[-1][0] for name in rates} == {
+        "bad": "failed",
+        "slow": "stopped",
+        "fast": "finished",
+    }
+    assert "stopped at rung 1 of 2: score" in told(folder / "slow")[-1][1]
+    assert [event for event, _ in told(folder / "fast")].count("submitted") == 2
+    undisturbed = tmp_path / "undisturbed"
+    settings = ("optim.lr=1e-2", "train.steps=20", "train.max_skipped=2", "validate.every=10", "checkpoint.every=5")
+    train(undisturbed, *settings).expect(0)
+    assert_same_run(folder / "fast", undisturbed)
+    assert "submitted" not in cluster.submit(sweep, f"output={tmp_path}/runs", "cluster.tasks_per_node=1")
+
+
+@pytest.mark.long  # extensions are in test_continuation.py; here, the word reaches the job
+def test_an_extended_sweep(cluster: DevCluster, one_run: Path, train: Train, tmp_path: Path) -> None:
+    run = tmp_path / "runs/one/only"
+    options = (f"output={tmp_path}/runs", "cluster.tasks_per_node=1", "validate.every=10", "checkpoint.every=5")
+    cluster.submit(one_run, *options, "train.steps=20")
+    cluster.wait_until_empty()
+    assert told(run)[-1][0] == "finished"
+    assert "--extend" in cluster.fusionseg(
+        "submit", one_run, "--cluster", PROFILE, *options, "train.steps=40", status=2
+    )
+    cluster.submit(one_run, *options, "train.steps=40", "--extend")
+    cluster.wait_until_empty()
+    assert told(run)[-1][0] == "finished" and records(run)[-1]["step"] == 40
+    assert "extended" in cluster.fusionseg("status", run)
 
 
 @pytest.mark.fault("requeued-too-often")
