@@ -107,7 +107,8 @@ def _missing(kind: Kind, text: str, path: Path) -> str:
     stem = Path(text).stem
     for other in KINDS:
         if stem in other.names():
-            # The name alone is right, and the text is a path; or the name is one of another kind.
+            if other is kind:  # the text is a path, or has an ending
+                return f"{said}; {stem} is a shipped {kind.noun}: give its name alone, {stem}"
             return f"{said}; {stem} is a shipped {other.noun}, found by its name: {other.use.format(stem)}"
     near = difflib.get_close_matches(text, kind.names(), n=3, cutoff=0.6) if is_name(text) else []
     hint = f"did you mean {' or '.join(near)}? " if near else ""
