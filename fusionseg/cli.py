@@ -10,6 +10,7 @@ from fusionseg.commands.completion import add_completion
 from fusionseg.commands.configs import add_models, add_schema
 from fusionseg.commands.data import add_check, add_prepare, add_synth
 from fusionseg.commands.jobs import add_cancel, add_doctor, add_status, add_submit
+from fusionseg.commands.manifest import add_manifest
 from fusionseg.commands.monitor import add_monitor
 from fusionseg.commands.plan import add_plan
 from fusionseg.commands.results.best import add_best
@@ -46,6 +47,7 @@ COMMANDS = (
     add_card,
     add_submit,
     add_table,
+    add_manifest,
     add_status,
     add_cancel,
     add_doctor,

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from fusionseg.cluster.kubernetes.settings import KubernetesConfig
 from fusionseg.cluster.slurm import seconds
 from fusionseg.config.loading import lay_over, validate_section
 from fusionseg.config.override import Override, parse_override
@@ -31,18 +32,23 @@ _OWN_OPTIONS = {
 }  # fmt: skip
 
 
-# Keys that have an effect on a local cluster.
+# Keys that have an effect on a local cluster, and on Kubernetes.
 _LOCAL = {
     "cluster", "nodes", "gpus_per_node", "tasks_per_node", "cpus_per_task", "parallel", "environment", "python",
     "max_restarts",
+}  # fmt: skip
+_KUBERNETES = {
+    "cluster", "nodes", "gpus_per_node", "tasks_per_node", "cpus_per_task", "memory_gb_per_task", "time", "signal_s",
+    "max_restarts", "environment", "kubernetes",
 }  # fmt: skip
 
 
 class ClusterConfig(Section):
     """A cluster profile. Each run takes `nodes` nodes, with one task for each GPU."""
 
-    cluster: Literal["slurm", "local"]
-    """`slurm`: submit by sbatch; `local`: run on this machine, with as many runs at a time as it has devices for."""
+    cluster: Literal["slurm", "local", "kubernetes"]
+    """`slurm`: submit by sbatch; `local`: run on this machine, with as many runs at a time as it has devices for;
+    `kubernetes`: write manifests (`fusionseg manifest`)."""
     launcher: Literal["srun", "torchrun"] = "srun"
     """`srun`: SLURM starts a process for each rank; `torchrun`: SLURM starts torchrun on each node, which restarts the
     processes of the run when one of them dies."""
@@ -92,6 +98,8 @@ class ClusterConfig(Section):
     for an environment that `setup` activates."""
     sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
     """Further options of sbatch, without dashes: `reservation: friday`."""
+    kubernetes: KubernetesConfig = KubernetesConfig()
+    """Image, volumes and further fields of the manifests of `fusionseg manifest`."""
 
     @model_validator(mode="after")
     def _fits(self) -> ClusterConfig:
@@ -119,6 +127,11 @@ class ClusterConfig(Section):
                 problems.append(
                     f"environment: {name!r} is no name of a variable (expected letters, digits and _): rename it"
                 )
+        if self.cluster == "kubernetes":
+            problems += [
+                f"{key}: has no effect on Kubernetes: remove it, or set cluster: slurm"
+                for key in sorted(self.model_fields_set - _KUBERNETES)
+            ]
         if self.cluster == "local":
             problems += [
                 f"{key}: has no effect on a local cluster: remove it, or set cluster: slurm"

@@ -144,6 +144,8 @@ def _words(name: str, shown: str) -> tuple[str, ...]:
     """The words that an argument takes beside paths."""
     if name in ("sweep", "cluster"):
         return tuple((SWEEP if name == "sweep" else CLUSTER).names())
+    if shown == "CONFIG|SWEEP":
+        return (*CONFIG.names(), *SWEEP.names())
     if shown == "FILE|NAME":
         return tuple(CONFIG.names())
     if (name, shown) == ("name", "NAME"):  # fusionseg configs copy

@@ -65,11 +65,25 @@ def submit_sweep(
     of_profile, of_runs = split_overrides(overrides)
     cluster = load_cluster(profile, of_profile)
     sweep = with_resources(load_sweep(file, of_runs), profile, cluster, of_profile)
+    _refuse_kubernetes(sweep, cluster, file, profile)
     if sweep.search is not None:
         if extend:
             raise UserError(f"{sweep.folder}: a search cannot be extended; choose another name for the sweep")
         return _search(sweep, cluster, dry_run=dry_run)
     return _submit_runs(sweep, cluster, dry_run=dry_run, extend=extend)
+
+
+def _refuse_kubernetes(sweep: Sweep, cluster: ClusterConfig, file: str | Path, profile: str) -> None:
+    """Refuse runs on Kubernetes, where kubectl submits them.
+
+    Raises:
+        UserError: the profile, or that of a run, has `cluster: kubernetes`.
+    """
+    if any((run.cluster or cluster).cluster == "kubernetes" for run in sweep.runs):
+        raise UserError(
+            f"cluster: kubernetes: runs are not submitted there; write their manifests: fusionseg manifest {file}"
+            f" --cluster {profile} ... > jobs.yaml; kubectl apply -f jobs.yaml"
+        )
 
 
 def _search(sweep: Sweep, cluster: ClusterConfig, *, dry_run: bool) -> Submitted:

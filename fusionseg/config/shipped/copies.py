@@ -18,8 +18,9 @@ _PATH = re.compile(r"(?:\.\./)?([\w-]+)\.yaml")
 
 
 def shipped_scripts() -> dict[str, Path]:
-    """The launch scripts, and those for SLURM, by the name under which they are listed."""
-    files = sorted([*(RESOURCES / "launch").glob("*.sh"), *(RESOURCES / "slurm").glob("*.sbatch")])
+    """Launch scripts, those for SLURM, and the example of a manifest, by the name under which they are listed."""
+    launch, slurm = RESOURCES / "launch", RESOURCES / "slurm"
+    files = sorted([*launch.glob("*.sh"), *launch.glob("*.yaml"), *slurm.glob("*.sbatch")])
     devcluster = RESOURCES / "slurm/devcluster"  # "devcluster" is its cluster profile
     return {path.name: path for path in files} | {"slurm/devcluster": devcluster}
 
