@@ -16,7 +16,7 @@ from fusionseg.cluster.sweep_file import PROFILE
 from fusionseg.config import RunConfig
 from fusionseg.config.yaml_location import dump_yaml
 from fusionseg.data.preprocessing.prepare import store_folder
-from fusionseg.distributed.batch_arithmetic import accumulation_steps, batch_arithmetic
+from fusionseg.distributed.batch_arithmetic import batch_arithmetic, check_batch
 from fusionseg.runs.cases.datasets import open_run_datasets
 from fusionseg.runs.cases.opening import open_cases
 from fusionseg.runs.continuation.changes import Continuation
@@ -62,7 +62,7 @@ def decide_submissions(sweep: Sweep, cluster: ClusterConfig, *, extend: bool = F
     runs: list[SweepRun] = []
     for run in sweep.runs:
         try:
-            accumulation_steps(run.config, (run.cluster or cluster).world_size)
+            check_batch(run.config, (run.cluster or cluster).world_size)
             run = replace(run, config=_share_store(run.config, sweep.folder.parent, stores))
             folder = RunFolder(run.folder)
             word = Continuation(extend=extend and folder.has_checkpoints())

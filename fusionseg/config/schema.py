@@ -153,7 +153,9 @@ class RunConfig(SectionWithOptions):
         if view is not None and self.data.orientation is None:
             problems.append(f"model.view: {view} slices need a known orientation; set data.orientation, such as RAS")
         problems += self._sampling_problems()
-        if self.train.global_batch % self.train.micro_batch:
+        if self.train.chooses_micro_batch:
+            problems += self._choice_problems()
+        elif self.train.global_batch % self.train.micro_batch_samples:
             divisors = [n for n in range(1, self.train.global_batch + 1) if self.train.global_batch % n == 0]
             problems.append(
                 f"train.global_batch: expected a multiple of train.micro_batch {self.train.micro_batch}, got"
@@ -188,6 +190,22 @@ class RunConfig(SectionWithOptions):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _choice_problems(self) -> list[str]:
+        """List the settings whose results depend on `train.micro_batch`, which a start is to choose, with the fixes."""
+        found = {
+            "model.norm": getattr(self.model, "norm", None) == "batch",
+            "loss.batch_dice": getattr(self.loss, "batch_dice", False),
+            "cache.placement": self.cache.placement == "sharded",
+        }
+        values = self.to_dict()
+        return [
+            f"train.micro_batch: auto would give another training on another device, because"
+            f" {path}={str(values[path.partition('.')[0]][path.partition('.')[2]]).lower()} depends on micro_batch; set"
+            f" train.micro_batch to a number, or change {path}"
+            for path, depends in found.items()
+            if depends
+        ]
 
     def _sampling_problems(self) -> list[str]:
         """List the settings of sampling and flips that do not fit the data or the task, with the fixes."""

@@ -82,7 +82,7 @@ class TileClassification(Task):
         """An image (B, C, X, Y, 1) and classes (B,)."""
         import torch
 
-        batch = self.config.train.micro_batch
+        batch = self.config.train.micro_batch_samples
         return (torch.empty(batch, in_channels, *self.config.data.patch),), torch.zeros(batch, dtype=torch.int64)
 
     def build_batches(self, data: TrainingData, world: World) -> BatchFunction:

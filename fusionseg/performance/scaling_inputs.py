@@ -134,11 +134,11 @@ def workload_of_run(run: Path) -> Workload:
         )
     if problems:
         raise UserError(problems)
-    accumulation_steps = config.train.global_batch // config.train.micro_batch
+    accumulation_steps = config.train.global_batch // config.train.micro_batch_samples
     step_s = statistics.median(times)
     return Workload(
         micro_batch_s=step_s / accumulation_steps,
         gradient_bytes=4 * int(parameters or 0),
-        micro_batch=config.train.micro_batch,
+        micro_batch=config.train.micro_batch_samples,
         spread=statistics.stdev(times) / step_s * sqrt(config.log.every * accumulation_steps),
     )

@@ -15,7 +15,7 @@ from fusionseg.runs.continuation.changes import EXTEND, PLAIN, Continuation
 from fusionseg.runs.folder import run_folder_of
 from fusionseg.runs.paths import RunPaths, last_step
 from fusionseg.runs.records import RunStatus, has_finished, last_end
-from fusionseg.runs.run_config import plain_config, resume_relevant
+from fusionseg.runs.run_config import plain_config, relevant_changes
 from fusionseg.utils.errors import Problems, UserError
 from fusionseg.utils.files import user_path, writable_folder
 
@@ -78,7 +78,7 @@ def finished_message(config: RunConfig, *, alone: bool, continuation: Continuati
     if not alone and time.time() - metrics.stat().st_mtime < _SETTLED_S:
         return ""
     try:
-        same = resume_relevant(plain_config(folder)) == resume_relevant(config.to_dict())
+        same = not relevant_changes(plain_config(folder), config.to_dict())
     except UserError:
         return ""
     if same and continuation.branch is not None:

@@ -39,7 +39,7 @@ RESUME_FREE_KEYS = (
     ("cache", "memory_fraction"), ("cache", "read_threads"), ("checkpoint",), ("stop", "at"), ("data", "root"),
     ("data", "base_dir"), ("data", "prepared"), ("data", "workers"), ("model", "implementation"), ("train", "threads"),
     ("train", "checkpoint_activations"), ("train", "cuda_graph"), ("train", "cudnn_benchmark"),
-    ("train", "deterministic"), ("train", "spikes"),
+    ("train", "deterministic"), ("train", "spikes"), ("train", "micro_batch_found"),
     ("validate", "window_batch"), ("metrics",), ("evaluate",), ("distributed", "parallel"),
     ("distributed", "timeout_s"), ("distributed", "bind_cpus"), ("distributed", "hang_warn_s"),
     ("distributed", "hang_end_s"),
@@ -198,9 +198,9 @@ def refuse_other_config(
     """
     # The code of the present configuration is the user's own, and the earlier one that names it is read with defaults.
     remember_own(config.to_dict(), write=False)
-    relevant = resume_relevant(with_defaults(before))
-    changed = differences(relevant, resume_relevant(config.to_dict()))
-    if changed and not any(resume_relevant(with_defaults(each)) == relevant for each in earlier):
+    stored = with_defaults(before)
+    changed = relevant_changes(stored, config.to_dict())
+    if changed and all(relevant_changes(with_defaults(each), stored) for each in earlier):
         raise UserError(
             f"{path}: holds a run of a different configuration: {elsewhere}, or restore the values (stored -> now):\n  "
             + "\n  ".join(changed)
@@ -208,12 +208,47 @@ def refuse_other_config(
         )
 
 
+def relevant_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """List `key: before -> now` for each value that the results depend on.
+
+    A run with `train.micro_batch: auto` in one of them may have any micro-batch in the other: `auto` is refused where
+    the results depend on it.
+
+    Args:
+        before, now: plain configurations with all their keys.
+    """
+    kept = resume_relevant(before), resume_relevant(now)
+    sections = [one["train"] for one in kept if isinstance(one.get("train"), dict)]
+    if any("micro_batch" not in section for section in sections):
+        for section in sections:
+            section.pop("micro_batch", None)
+    return differences(*kept)
+
+
+def found_micro_batch(plain: dict[str, Any]) -> int | None:
+    """The number that a run has found for `train.micro_batch: auto`; None if there is none.
+
+    Args:
+        plain: the configuration of the run.
+    """
+    train = plain.get("train")
+    if not isinstance(train, dict):  # a file that was edited by hand may hold anything
+        return None
+    number = train.get("micro_batch")
+    return number if isinstance(number, int) and number == train.get("micro_batch_found") else None
+
+
 def resume_relevant(plain: dict[str, Any]) -> dict[str, Any]:
     """The part of a plain configuration that the results depend on: all but `RESUME_FREE_KEYS`.
+
+    With `train.micro_batch: auto` the micro-batch is none of it, also where a run has found its number.
 
     The recorded source of a part from outside is no setting: a changed one is a warning (`source_changes`).
     """
     kept: dict[str, Any] = json.loads(json.dumps(without_sources(plain), default=str))
+    train = kept.get("train")
+    if isinstance(train, dict) and train.get("micro_batch") in ("auto", train.get("micro_batch_found")):
+        train.pop("micro_batch", None)
     for path in RESUME_FREE_KEYS:
         section: Any = kept
         for key in path[:-1]:

@@ -18,7 +18,7 @@ from fusionseg.data.loading.caches.placement import GB, place_cache
 from fusionseg.data.loading.device_cache import cache_bytes
 from fusionseg.data.loading.sampling.weights import sampling_weights
 from fusionseg.data.preprocessing.memory import resampled_voxels
-from fusionseg.distributed.batch_arithmetic import batch_arithmetic
+from fusionseg.distributed.batch_arithmetic import batch_arithmetic, check_batch
 from fusionseg.distributed.launch import Launch, read_launch
 from fusionseg.distributed.world import choose_device
 from fusionseg.runs.cases.datasets import RunDataset
@@ -27,16 +27,26 @@ from fusionseg.runs.checkpoints import find_weights
 from fusionseg.runs.continuation.branch import find_branch
 from fusionseg.runs.continuation.changes import PLAIN, Continuation
 from fusionseg.runs.folder import RunFolder, run_folder_of
-from fusionseg.training.memory.estimate import estimate_memory
+from fusionseg.training.memory.micro_batch_choice import (
+    Estimates,
+    expected_micro_batch,
+    refuse_batch_norm,
+    trial_config,
+    with_micro_batch,
+)
 from fusionseg.training.numerics.deterministic_operators import refuse_unfit_operators
 from fusionseg.training.observers.sinks import check_sinks
 from fusionseg.training.opened_data.settings import refuse_unfit_settings, rules_of_run, sampled_cases, sides_warning
 from fusionseg.training.optimizer import warmup_warning
 from fusionseg.training.outside_check import check_outside_parts
 from fusionseg.training.precision import choose_precision
-from fusionseg.training.tasks.choice import build_task
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_memory_bytes
+
+AUTO_BY_ESTIMATE = (
+    "micro_batch: auto: this number follows from the estimate below and the free memory; a training on a GPU tries a"
+    " step, and may find another"
+)
 
 
 def describe(config: RunConfig, environ: Mapping[str, str] = os.environ, continuation: Continuation = PLAIN) -> str:
@@ -64,26 +74,25 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ, continu
     if all(part.is_prepared for part in datasets):
         settle_split(config, run, [part.store for part in datasets])  # what a start refuses once the cases are prepared
     dataset = datasets[0].dataset
+    check_batch(config, launch.world_size)
+    trial = trial_config(config)
     check_outside_parts(
-        config,
+        trial,
         device,
         in_channels=len(dataset.channels),
         scheme=dataset.scheme,
         partial=dataset.is_partly_annotated,
     )
-    refuse_unfit_operators(config, device, in_channels=len(dataset.channels), scheme=dataset.scheme)
+    refuse_unfit_operators(trial, device, in_channels=len(dataset.channels), scheme=dataset.scheme)
+    refuse_batch_norm(config, in_channels=len(dataset.channels), scheme=dataset.scheme)
     needed, basis = expected_cache_bytes(config.cache, datasets)
-    memory = estimate_memory(
-        build_task(config, dataset.scheme),
-        config,
-        len(dataset.channels),
-        dataset.scheme.num_outputs,
-        precision=precision,
-        world_size=launch.world_size,
-    )
     # The context of this process is there already: what is free on a GPU has to hold the tensors only.
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_bytes()
     ranks = launch.local_world_size if device.type == "cpu" else 1  # ranks that share the free memory
+    estimates = Estimates(config, dataset.scheme, len(dataset.channels), precision, launch.world_size)
+    samples = expected_micro_batch(config, launch.world_size, estimates, free / ranks - needed)
+    memory = estimates.of(samples)
+    batch = batch_arithmetic(with_micro_batch(config, samples), launch.world_size)
     fits = (
         ""
         if (memory.tensors + needed) * ranks < free
@@ -106,7 +115,8 @@ def describe(config: RunConfig, environ: Mapping[str, str] = os.environ, continu
         f"             channels {', '.join(dataset.channels)}"
         + (_outputs_text(dataset.scheme) if config.task_info.needs_labels else ""),
         f"device       {device}, precision {precision.name} ({precision.reason})",
-        f"batch        {batch_arithmetic(config, launch.world_size)}",
+        f"batch        {batch}",
+        *([f"             {AUTO_BY_ESTIMATE}"] if config.train.chooses_micro_batch else []),
         *([f"             {launch.warning}"] if launch.warning else []),
         *([f"             {cut}"] if (cut := warmup_warning(config)) else []),
         f"model        {config.model.name}: {memory.parameters:,} parameters",

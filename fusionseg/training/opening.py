@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fusionseg.config import RunConfig
-from fusionseg.distributed.batch_arithmetic import accumulation_steps
+from fusionseg.distributed.batch_arithmetic import check_batch
 from fusionseg.distributed.torchrun_watch import end_with_torchrun
 from fusionseg.distributed.watchdog.watchdog import Limits
 from fusionseg.distributed.world import World
@@ -17,7 +17,8 @@ from fusionseg.runs.continuation.extension import record_extension, with_earlier
 from fusionseg.runs.early_checks import check_places
 from fusionseg.runs.folder import RunFolder
 from fusionseg.runs.paths import last_step
-from fusionseg.runs.run_config import stored_config, write_run_config
+from fusionseg.runs.run_config import found_micro_batch, stored_config, write_run_config
+from fusionseg.training.memory.micro_batch_choice import refuse_batch_norm, trial_config, with_micro_batch
 from fusionseg.training.numerics.deterministic_operators import refuse_unfit_operators
 from fusionseg.training.observers.profile_range import check_profile
 from fusionseg.training.observers.sinks import check_sinks
@@ -80,11 +81,22 @@ def open_run_folder(
     elif folder.has_checkpoints():
         before = stored_config(folder.path)[0]
         changes = record_extension(folder.path, config)
-    write_run_config(folder.path, config)
+    write_run_config(folder.path, _with_kept_micro_batch(config, before))
     log_to_file(folder.paths.log)
     if before is not None and (changes or branch is not None):
         _log_changes(folder, before, changes, config, branch)
     return cases
+
+
+def _with_kept_micro_batch(config: RunConfig, before: dict[str, Any] | None) -> RunConfig:
+    """The configuration with the number that the run has found for `train.micro_batch: auto`, until another is found.
+
+    Args:
+        config: the configuration of this start.
+        before: that of the run up to now; None for a new one.
+    """
+    kept = None if before is None else found_micro_batch(before)
+    return with_micro_batch(config, kept) if kept is not None and config.train.micro_batch == "auto" else config
 
 
 def _log_changes(
@@ -134,7 +146,7 @@ def _check(
     problems, of_folder = Problems(), Problems()
     cases: RunCases | None = None
     with problems.collect():
-        accumulation_steps(config, world.size)
+        check_batch(config, world.size)
     with problems.collect():
         check_profile(config.profile, world.device)
     with problems.collect():
@@ -153,16 +165,19 @@ def _check(
             cases = open_cases(config, origin or folder)
     if cases is not None and not problems.found:
         dataset = cases.datasets[0].dataset
+        trial, channels = trial_config(config), len(dataset.channels)
         with problems.collect():
             check_outside_parts(
-                config,
+                trial,
                 world.device,
-                in_channels=len(dataset.channels),
+                in_channels=channels,
                 scheme=dataset.scheme,
                 partial=dataset.is_partly_annotated,
             )
         with problems.collect():
-            refuse_unfit_operators(config, world.device, in_channels=len(dataset.channels), scheme=dataset.scheme)
+            refuse_unfit_operators(trial, world.device, in_channels=channels, scheme=dataset.scheme)
+        if not problems.found:  # a network that failed on its trial is not built again
+            refuse_batch_norm(config, in_channels=channels, scheme=dataset.scheme)
     if of_folder.found or problems.found or cases is None:
         raise UserError([*of_folder.found, *problems.found])
     return cases

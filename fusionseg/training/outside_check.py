@@ -96,7 +96,7 @@ def _run_network(config: RunConfig, device: torch.device, in_channels: int, out_
     Raises:
         PartError: the output is no logits of the expected shape.
     """
-    patch, batch = config.data.patch, config.train.micro_batch
+    patch, batch = config.data.patch, config.train.micro_batch_samples
     with device:
         network = build_model(config.model, in_channels=in_channels, out_channels=out_channels, patch=patch)
         image = torch.zeros(batch, in_channels, *patch)

@@ -10,7 +10,7 @@ from contextlib import closing, nullcontext
 import torch
 
 from fusionseg.config import RunConfig
-from fusionseg.distributed.batch_arithmetic import accumulation_steps, batch_arithmetic
+from fusionseg.distributed.batch_arithmetic import accumulation_steps, batch_arithmetic, check_batch
 from fusionseg.distributed.cpu_binding import bind_to_near_cpus
 from fusionseg.distributed.lost_rank import naming_lost_rank
 from fusionseg.distributed.rank_info import rank_info, threads_per_rank
@@ -32,6 +32,7 @@ from fusionseg.runs.trust.known_code import remember_own
 from fusionseg.training.data import open_training_data
 from fusionseg.training.ending.end import is_interrupted, patience_s, train_and_save, write_end_record
 from fusionseg.training.ending.signals import Lead, StopSignals
+from fusionseg.training.memory.micro_batch_choice import choose_micro_batch
 from fusionseg.training.memory.out_of_memory import device_of_error, is_out_of_memory, out_of_memory_text, save_snapshot
 from fusionseg.training.memory.shard_units import find_units
 from fusionseg.training.micro_batches import MicroBatches
@@ -129,7 +130,7 @@ def build_trainer(config: RunConfig, world: World, folder: RunFolder, cases: Run
     Raises:
         UserError: a part cannot be built as it is configured.
     """
-    accumulation = accumulation_steps(config, world.size)
+    check_batch(config, world.size)
     if config.distributed.bind_cpus:
         bind_to_near_cpus(world.device)
     # Threads matter on a GPU too: the CPU cuts the patches if the cache is in host memory. torchrun sets one thread.
@@ -137,9 +138,12 @@ def build_trainer(config: RunConfig, world: World, folder: RunFolder, cases: Run
     set_kernels(config.train, world.device)
     precision = choose_precision(config.train.precision, world.device)
     log.info("device: %s, precision %s (%s)", world.device, precision.name, precision.reason)
-    log.info("batch: %s", batch_arithmetic(config, world.size))
+    if not config.train.chooses_micro_batch:
+        log.info("batch: %s", batch_arithmetic(config, world.size))
 
     data = open_training_data(config, world, cases)
+    config = choose_micro_batch(config, world, folder, data, precision)
+    accumulation = accumulation_steps(config, world.size)
     task = build_task(config, data.scheme)
     model = build_network(
         task, config, world.device, in_channels=len(data.channels), out_channels=data.scheme.num_outputs
@@ -155,7 +159,7 @@ def build_trainer(config: RunConfig, world: World, folder: RunFolder, cases: Run
         task.build_batches(data, world),
         data,
         world,
-        micro_batch=config.train.micro_batch,
+        micro_batch=config.train.micro_batch_samples,
         accumulation_steps=accumulation,
         channels_last=channels_last,
         stream_step=spikes.stream_step,

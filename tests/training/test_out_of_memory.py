@@ -42,7 +42,8 @@ def test_message_of_an_error_in_the_second_step(
     saved, of, less = (float(words.split()[-1]) for words in (*halved.split(" GB")[:2], smaller.split(" GB")[0]))
     assert 0.3 * of < saved < 0.7 * of  # most of this step is the activations of its micro-batch
     assert saved < less < of
-    assert others[0] == "in a validation: a lower validate.window_batch"
+    assert others[0].startswith("train.micro_batch=auto: ")
+    assert others[1] == "in a validation: a lower validate.window_batch"
     end = json.loads((tmp_path / "tiny/metrics.jsonl").read_text().splitlines()[-1])
     assert end["status"] == "failed" and end["reason"].startswith("OutOfMemoryError: CUDA out of memory")
 

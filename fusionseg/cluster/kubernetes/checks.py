@@ -9,7 +9,7 @@ from fusionseg.cluster.kubernetes.job import KubernetesJob
 from fusionseg.cluster.profile import ClusterConfig
 from fusionseg.config import RunConfig
 from fusionseg.config.data.dataset import DataConfig, SourceConfig
-from fusionseg.distributed.batch_arithmetic import accumulation_steps
+from fusionseg.distributed.batch_arithmetic import check_batch
 from fusionseg.utils.errors import UserError, some_of
 
 _MAX_NAMED = 2
@@ -62,7 +62,7 @@ def _profile_problems(cluster: ClusterConfig) -> Iterator[str]:
 
 def _run_problems(config: RunConfig, cluster: ClusterConfig) -> Iterator[str]:
     try:
-        accumulation_steps(config, cluster.world_size)
+        check_batch(config, cluster.world_size)
     except UserError as error:
         yield from error.problems
     if config.resume == "never":

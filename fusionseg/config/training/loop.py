@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from fusionseg.config.section import Positive, SectionWithOptions
 from fusionseg.config.training.spikes import SpikeConfig
+from fusionseg.utils.errors import UserError
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 
@@ -28,14 +29,20 @@ class TrainConfig(SectionWithOptions):
         "ema",
         "ema_warmup",
         "spikes",
+        "micro_batch_found",
     )
 
     steps: Positive = 50000
     """Optimizer steps."""
     global_batch: Positive = 2
     """Samples per optimizer step over all ranks. The number of accumulation steps follows from it."""
-    micro_batch: Positive = 1
-    """Samples of one forward pass on each rank."""
+    micro_batch: Positive | Literal["auto"] = 1
+    """Samples of one forward pass on each rank. `auto`: each start takes the largest number that divides its samples
+    and fits into the memory of every rank, and writes it into the run's config.yaml. Not with batch norm,
+    `loss.batch_dice` or `cache.placement: sharded`, whose results depend on it."""
+    micro_batch_found: Positive | None = None
+    """Written by a run with `micro_batch: auto`: the number that it has found. While `micro_batch` is this number, a
+    start chooses as `auto` does. It tries this number first."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """`auto`: bf16 where the device computes in it, else fp16 with a loss scaler (GPU) or fp32 (CPU)."""
     compile: Annotated[bool | CompileMode, BeforeValidator(_mode_of_true)] = False
@@ -76,6 +83,30 @@ class TrainConfig(SectionWithOptions):
     spikes: SpikeConfig = SpikeConfig()
     threads: Positive | None = None
     """CPU threads of each process; null divides this job's CPUs among its processes on the node."""
+
+    @property
+    def chooses_micro_batch(self) -> bool:
+        """Whether a start chooses `micro_batch`: it is `auto`, or a number that a run with `auto` has found."""
+        return self.micro_batch in ("auto", self.micro_batch_found)
+
+    @property
+    def micro_batch_samples(self) -> int:
+        """The number of `micro_batch`.
+
+        Raises:
+            UserError: it is `auto`, and no start has found a number yet.
+        """
+        if self.micro_batch == "auto":
+            raise UserError("train.micro_batch: is auto, and a number is needed here; set train.micro_batch to one")
+        return self.micro_batch
+
+    def with_micro_batch(self, samples: int) -> TrainConfig:
+        """This section with the number that a start has found for `micro_batch: auto`.
+
+        Args:
+            samples: the number.
+        """
+        return self.model_copy(update={"micro_batch": samples, "micro_batch_found": samples})
 
     def determinism_problems(self) -> list[str]:
         """List the settings that do not fit `deterministic`, with the fixes."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fusionseg.config import DataConfig, RunConfig, differences
+from fusionseg.config import DataConfig, RunConfig
 from fusionseg.data.formats.dataset import Case, Dataset
 from fusionseg.data.preprocessing.case_digests import CaseDigests, digests_of
 from fusionseg.data.preprocessing.prepare import open_configured, open_store
@@ -17,7 +17,7 @@ from fusionseg.inference.evaluation.unrecorded_split import verified_split
 from fusionseg.inference.trained_network import TrainedNetwork
 from fusionseg.observability.progress import counting_progress
 from fusionseg.runs.cases.split import Split, SplitCase
-from fusionseg.runs.run_config import load_run_config, resume_relevant
+from fusionseg.runs.run_config import load_run_config, relevant_changes
 from fusionseg.utils.errors import UserError, some_of
 
 log = logging.getLogger("fusionseg")
@@ -68,7 +68,7 @@ def evaluation_config(run: Path, overrides: Sequence[str]) -> RunConfig:
     config = load_run_config(run, overrides)
     changed = []
     if overrides:
-        changed = differences(resume_relevant(load_run_config(run).to_dict()), resume_relevant(config.to_dict()))
+        changed = relevant_changes(load_run_config(run).to_dict(), config.to_dict())
     wrong = [change for change in changed if not _describes_files(change.split(":")[0])]
     if wrong:
         raise UserError(

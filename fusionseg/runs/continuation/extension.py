@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fusionseg.config import RunConfig, differences, validate
+from fusionseg.config import RunConfig, validate
 from fusionseg.runs.accounts.history import CHANGE_EXTENDED, write_change
 from fusionseg.runs.continuation.changes import BRANCH, EXTEND, fixed_changes, ways_text
 from fusionseg.runs.paths import RunPaths, checkpoints_of, last_step
 from fusionseg.runs.records import RunStatus, last_end, rewind_records
-from fusionseg.runs.run_config import resume_relevant, stored_config, with_defaults
+from fusionseg.runs.run_config import relevant_changes, stored_config, with_defaults
 from fusionseg.utils.errors import UserError
 
 
@@ -22,7 +22,7 @@ def changes_of(before: dict[str, Any], config: RunConfig) -> list[str]:
         before: the plain configuration under which the run was trained.
         config: the configuration of this start.
     """
-    return differences(resume_relevant(with_defaults(before)), resume_relevant(config.to_dict()))
+    return relevant_changes(with_defaults(before), config.to_dict())
 
 
 def changes_since(run: Path, config: RunConfig) -> list[str]:

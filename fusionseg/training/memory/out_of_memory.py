@@ -58,12 +58,13 @@ def out_of_memory_text(error: BaseException, config: RunConfig, world: World, tr
     at = phase if step is None else f"{phase} in step {step + 1}"
     patch = " x ".join(map(str, config.data.patch))
     first = str(error).partition("\n")[0] or type(error).__name__
+    micro_batch = (config if trainer is None else trainer.config).train.micro_batch
     remedies = [] if trainer is None else _savings(trainer, device)
     remedies.append("in a validation: a lower validate.window_batch")
     if device.type == "cpu":
         remedies.append("on a host: fewer processes, or a higher limit (ulimit -v, control group, --mem of SLURM)")
     return (
-        f"out of memory on {device}: {at}, {config.model.name} with train.micro_batch {config.train.micro_batch}"
+        f"out of memory on {device}: {at}, {config.model.name} with train.micro_batch {micro_batch}"
         f" and data.patch {patch}; {_memory_text(device)} ({first}). Settings that take less memory:\n  "
         + "\n  ".join(remedies)
     )
@@ -92,6 +93,10 @@ def _savings(trainer: Trainer, device: torch.device) -> list[str]:
             saved = before - needed(_changed(config, changes))
             if saved > 0:
                 lines.append(f"{words}: about {_gb(saved)} of {_gb(before)} less; {effect}")
+    if config.train.micro_batch_samples > 1 and not config.train.chooses_micro_batch:
+        with suppress(Exception):  # the results depend on it
+            _changed(config, {"train": {"micro_batch": "auto"}})
+            lines.append("train.micro_batch=auto: each start takes the largest that fits; the run goes on")
     return lines
 
 
@@ -122,11 +127,12 @@ def _choices(config: RunConfig, world: World) -> Iterator[tuple[str, str, dict[s
             "the same results but for rounding, and the run goes on",
             {"distributed": {"parallel": "fsdp"}},
         )
-    if train.micro_batch > 1:
-        half = _half(train.micro_batch, train.global_batch // world.size)
+    if train.micro_batch_samples > 1:
+        half = _half(train.micro_batch_samples, train.global_batch // world.size)
+        begun = "the run goes on" if train.chooses_micro_batch else "a run that has begun needs --extend"
         yield (
             f"train.micro_batch={half}",
-            "the accumulation rises, the samples stay the same; a run that has begun needs --extend",
+            f"the accumulation rises, the samples stay the same; {begun}",
             {"train": {"micro_batch": half}},
         )
     smaller = [_smaller(size) for size in config.data.patch]

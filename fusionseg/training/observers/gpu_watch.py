@@ -81,7 +81,7 @@ class GpuWatch:
         if self._monitor is None:
             return None
         summary = self._monitor.stop()
-        micro_batch = self.config.train.micro_batch
+        micro_batch = self.config.train.micro_batch_samples
         for line in advise(summary, data_share=data_share, cache_on_host=cache_on_host, micro_batch=micro_batch):
             log.warning("%s", line)
         try:

@@ -54,7 +54,7 @@ def open_draws(
         config.seed,
         voxels,
         ranks=ranks,
-        micro_batch=config.train.micro_batch,
+        micro_batch=config.train.micro_batch_samples,
         global_batch=config.train.global_batch,
         samples_per_volume=config.data.samples_per_volume,
         epochs=config.cache.share_epochs,

@@ -86,7 +86,7 @@ def check_outputs(name: str, outputs: list[Any], expected: tuple[int, ...]) -> N
 
 def _run_task(task: Task, config: RunConfig, device: torch.device, in_channels: int, out_channels: int) -> None:
     """Build the network, the example and the loss of a task on a device, and call them as a training step does."""
-    name, batch = _name(config), config.train.micro_batch
+    name, batch = _name(config), config.train.micro_batch_samples
     with device:
         network = task.build_network(
             in_channels, out_channels, checkpoint_activations=config.train.checkpoint_activations

@@ -58,7 +58,7 @@ class Pretraining(Task):
         """Inputs and target are both (image (B, C, X, Y, Z), hidden blocks (B, gx, gy, gz)); see `Task.example`."""
         import torch
 
-        batch = self.config.train.micro_batch
+        batch = self.config.train.micro_batch_samples
         image = torch.empty(batch, in_channels, *self.patch)
         hidden = torch.zeros(batch, *self.grid, dtype=torch.bool)
         return (image, hidden), (image, hidden)

@@ -49,7 +49,7 @@ class Segmentation(Task):
         """Input is the image (B, C, X, Y, Z), target the label (B, 1, X, Y, Z), int64; see `Task.example`."""
         import torch
 
-        batch, patch = self.config.train.micro_batch, self.config.data.patch
+        batch, patch = self.config.train.micro_batch_samples, self.config.data.patch
         return (torch.empty(batch, in_channels, *patch),), torch.zeros(batch, 1, *patch, dtype=torch.int64)
 
     def build_batches(self, data: TrainingData, world: World) -> BatchFunction:
