@@ -22,6 +22,7 @@ from fusionseg.runs.records import Record, RunStatus, has_finished, last_end
 from fusionseg.runs.run_config import write_run_config
 from fusionseg.training.ending.signals import is_ignored
 from fusionseg.utils.errors import UserError
+from fusionseg.utils.files import open_no_link, writing
 
 _POLL_S = 0.2
 
@@ -126,7 +127,9 @@ def _start(run: SweepRun, sweep: Sweep, cluster: ClusterConfig, slot: Slot) -> _
         torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={cluster.ranks_per_node}"]
         worker = ["-m", *torchrun, f"--max-restarts={cluster.max_restarts}", *worker]
     end_before = last_end(run.folder)
-    file = (sweep.folder / JOBS_FOLDER / f"{run.config.name}.log").open("ab")
+    log = sweep.folder / JOBS_FOLDER / f"{run.config.name}.log"
+    with writing(log):
+        file = open_no_link(log, "ab")
     process = start_process(worker, slot, cluster, file)  # Ctrl-C: this process passes it on, once
     write_event(run.folder, JobEvent.STARTED, job="local", nodes=os.uname().nodename, restarts=0, pid=process.pid)
     return _Running(run, process, file, slot, end_before)

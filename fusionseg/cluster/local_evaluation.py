@@ -13,6 +13,7 @@ from fusionseg.cluster.profile import ClusterConfig
 from fusionseg.cluster.slots import Slot, slots_for, start_process
 from fusionseg.cluster.sweep import JOBS_FOLDER, Sweep
 from fusionseg.runs.trust.consent import is_trusting
+from fusionseg.utils.files import open_no_link, writing
 
 _POLL_S = 0.2
 
@@ -40,7 +41,8 @@ def evaluate_locally(sweep: Sweep, due: Sequence[Path], cluster: ClusterConfig, 
                 folder, slot = waiting.popleft(), free.pop(0)
                 arguments = ["-m", "fusionseg", "evaluate", str(folder), "--skip-existing", "--device", device]
                 arguments += ["--trust"] if is_trusting() else []
-                with (logs / f"{folder.name}.log").open("ab") as output:
+                log = logs / f"{folder.name}.log"
+                with writing(log), open_no_link(log, "ab") as output:
                     running.append((start_process(arguments, slot, cluster, output), folder, slot))
             time.sleep(_POLL_S)
             for ended in [one for one in running if one[0].poll() is not None]:

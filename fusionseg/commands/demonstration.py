@@ -81,8 +81,13 @@ def data_folder() -> Path:
         UserError: neither can be written.
     """
     problems: list[str] = []
-    for base in (_user_cache(), Path(tempfile.gettempdir()) / f"fusionseg-{os.getuid()}"):
+    temporary = Path(tempfile.gettempdir()) / f"fusionseg-{os.getuid()}"
+    for base in (_user_cache(), temporary):
         root = base / f"synth_{CASES}x{SIZE}_seed{SEED}"
+        # All users of the machine can make folders in the temporary folder.
+        if base == temporary and os.path.lexists(base) and base.lstat().st_uid != os.getuid():
+            problems.append(f"demonstration: {base}: belongs to another user")
+            continue
         if is_complete(root):
             return root
         try:

@@ -28,6 +28,7 @@ from fusionseg.runs.archive.reader import count_networks
 from fusionseg.runs.archive.trust import trusted_config
 from fusionseg.runs.archive.writer import ArchivedNetwork, write_archive
 from fusionseg.runs.json_files import JsonObject
+from fusionseg.runs.trust.links import refuse_links
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import json_text, partial_path, writable_file
 from fusionseg.utils.logs import RESULT
@@ -98,9 +99,10 @@ def archive_path(runs: Sequence[Path], output: Path | None) -> Path:
         output: the file that the user named; None is a file in the run folder.
 
     Raises:
-        UserError: none is named for several runs; it does not end in .fseg; another file is there; or it cannot be
-            written.
+        UserError: none is named for several runs; it does not end in .fseg; another file is there; it cannot be
+            written; or a file of a run is a link to a file elsewhere.
     """
+    refuse_links(*runs)
     if output is None:
         if len(runs) > 1 or not runs[0].is_dir():
             raise UserError(f"--output: is missing; name the file, such as -o model{SUFFIX}")

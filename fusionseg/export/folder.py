@@ -14,6 +14,7 @@ from fusionseg.export.contract import CONTRACT
 from fusionseg.export.parity import PARITY
 from fusionseg.runs.json_files import read_object
 from fusionseg.runs.paths import CARD, CLAIM, EXPORT, POSTPROCESSING
+from fusionseg.runs.trust.links import refuse_links
 from fusionseg.utils.errors import UserError, some_of
 from fusionseg.utils.files import partial_path, writable_folder
 
@@ -42,8 +43,9 @@ def model_folder(runs: Sequence[Path], output: Path | None, kind: str) -> Path:
 
     Raises:
         UserError: none is named for several runs; it is a file or a mount point; it holds files that an export did
-            not write; or the folder around it cannot be written.
+            not write; the folder around it cannot be written; or a file of a run is a link to a file elsewhere.
     """
+    refuse_links(*runs)
     if output is None:
         if len(runs) > 1 or not runs[0].is_dir():
             raise UserError("--output: is missing; name the folder for the model, such as -o model")

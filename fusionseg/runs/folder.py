@@ -13,6 +13,7 @@ from fusionseg.runs.continuation.changes import BRANCH, EXTEND, PLAIN, Continuat
 from fusionseg.runs.continuation.extension import refuse_unfit_extension
 from fusionseg.runs.paths import RunPaths, checkpoints_of, obstacles
 from fusionseg.runs.run_config import OTHER_NAME, refuse_other_config, stored_config
+from fusionseg.runs.trust.links import refuse_links
 from fusionseg.utils.errors import TrainingStopped, UserError
 from fusionseg.utils.files import PARTIAL, user_path, writable_folder
 from fusionseg.utils.locks.folder_lock import FolderLock, HeldError
@@ -66,9 +67,10 @@ class RunFolder:
             patience_s: seconds to wait for another process to leave.
 
         Raises:
-            UserError: another process trains in this folder, or the folder cannot be written.
+            UserError: another process trains in this folder, the folder cannot be written, or its links lead out of it.
         """
         self.check_writable()
+        refuse_links(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         end = time.monotonic() + patience_s
         is_waiting = False

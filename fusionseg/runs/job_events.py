@@ -18,7 +18,7 @@ from typing import Any
 from fusionseg.runs.json_files import JsonObject, read_lines
 from fusionseg.runs.paths import RunPaths
 from fusionseg.utils.errors import UserError
-from fusionseg.utils.files import writing
+from fusionseg.utils.files import open_no_link, writing
 
 Event = JsonObject
 _TEXTS = ("job", "log", "reason", "nodes")
@@ -55,7 +55,7 @@ def write_event(run: Path, event: JobEvent, **fields: Any) -> None:
     path = RunPaths(run).jobs
     line = json.dumps({"event": event, "time": datetime.now(UTC).isoformat(timespec="seconds"), **fields})
     make_events_file(run)
-    with writing(path), path.open("a", encoding="utf-8") as file:
+    with writing(path), open_no_link(path, "a") as file:
         with suppress(OSError):  # a file system without locks
             fcntl.flock(file, fcntl.LOCK_EX)  # on NFS, two hosts that append at the same time overwrite each other
         file.write(line + "\n")
@@ -77,7 +77,8 @@ def make_events_file(run: Path) -> None:
     path = RunPaths(run).jobs
     if path.exists() and not path.is_file():  # opening a pipe would wait
         raise UserError(f"{path}: is no file, and the events of the run's jobs are written there: move it away")
-    path.open("a", encoding="utf-8").close()
+    with writing(path):
+        open_no_link(path, "a").close()
 
 
 def read_events(run: Path) -> list[Event]:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
 from fusionseg.runs.json_files import read_object
 from fusionseg.runs.paths import RunPaths
 from fusionseg.utils.files import write_json
+
+log = logging.getLogger("fusionseg")
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
+"""An id becomes a part of the names of folders, which a tracker writes and a later start deletes."""
 
 
 class TrackerIds(MutableMapping[str, str]):
@@ -25,7 +32,18 @@ class TrackerIds(MutableMapping[str, str]):
         self._path = RunPaths(run).trackers
         if step == 0:
             self._path.unlink(missing_ok=True)
-        self._ids = {name: value for name, value in read_object(self._path).items() if isinstance(value, str)}
+        self._ids: dict[str, str] = {}
+        for name, value in read_object(self._path).items():
+            if isinstance(value, str) and _ID.fullmatch(value):
+                self._ids[name] = value
+            else:
+                log.warning(
+                    "%s: the id of %s is none that a tracker gives (expected letters, digits, - and _, got %r): the run"
+                    " begins anew there",
+                    self._path,
+                    name,
+                    value,
+                )
 
     def __getitem__(self, name: str) -> str:
         return self._ids[name]

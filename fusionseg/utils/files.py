@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
 from fusionseg.utils.errors import UserError, WriteError
 
@@ -23,6 +23,7 @@ MAX_NAME_BYTES = 255
 """Length of the longest file name of common file systems."""
 _PARTIAL_BYTES = len(f"{PARTIAL}{'0' * 12}-")
 _PROBE_BYTES = 4096
+_FLAGS = {"a": os.O_APPEND, "w": os.O_TRUNC}
 _LEFT_OVER_S = 60.0
 # Names of devices. Windows, and disks that it shares, refuse them as file names.
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
@@ -121,6 +122,8 @@ def cause_of(error: OSError, path: Path) -> str:
         return f"{reason}: choose a shorter name"
     if os.path.isdir(path):
         return "there is a folder of this name: choose another name"
+    if error.errno == errno.ELOOP and os.path.islink(path):
+        return f"it is a link to {os.readlink(path)}, through which nothing is written: remove the link"
     for folder in path.parents:
         if os.path.islink(folder) and not os.path.exists(folder):
             return f"{folder} is a link to {os.readlink(folder)}, which does not exist: choose another place"
@@ -172,6 +175,20 @@ def writable_file(path: Path, key: str) -> None:
     if reason:
         raise UserError(f"{key}: {path}: cannot be written: {reason}")
     writable_folder(path.parent, key)
+
+
+def open_no_link(path: Path, mode: Literal["a", "w", "ab"]) -> IO[Any]:
+    """Open a file to write it in place, unless it is a symbolic link: a folder from elsewhere may hold one.
+
+    Args:
+        path: the file; it is made if it does not exist.
+        mode: of `open`. Text is UTF-8.
+
+    Raises:
+        OSError: it is a link (ELOOP), or cannot be opened.
+    """
+    handle = os.open(path, _FLAGS[mode[0]] | os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    return os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8")
 
 
 def user_path(text: str) -> Path:

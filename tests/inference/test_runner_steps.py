@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +150,16 @@ def test_images_that_do_not_suit_are_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(run_onnx.RunError, match=message):
             run_onnx.read_image([tmp_path / f"{name}.nii.gz" for name in names], channels)
+
+
+@pytest.mark.parametrize("program", ["../network.onnx", "{folder}/network.onnx", "sub/network.onnx", "..", ""])
+def test_a_contract_names_no_network_of_another_folder(tmp_path: Path, program: str) -> None:
+    pytest.importorskip("onnxruntime")
+    folder = tmp_path / "theirs"
+    (folder / "sub").mkdir(parents=True)
+    for place in (tmp_path, folder / "sub"):
+        (place / "network.onnx").write_bytes(b"")
+    contract = {"contract": 1, "members": [{"program": program.format(folder=tmp_path)}]}
+    (folder / "contract.json").write_text(json.dumps(contract))
+    with pytest.raises(run_onnx.RunError, match=r"contract.json: the network .* is not in this folder"):
+        run_onnx.Network(folder)

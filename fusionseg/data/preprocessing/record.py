@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import zlib
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusionseg.data.formats.readers import Readers
+from fusionseg.data.formats.readers.byte_streams import SPECIAL, is_special
 from fusionseg.data.formats.source_files import files_of
 from fusionseg.utils.files import write_json
 
@@ -87,6 +89,8 @@ def size_and_time(path: Path, readers: Readers | None = None) -> tuple[int, int]
 
 
 def _sha256(file: Path) -> str:
+    if is_special(file):
+        raise OSError(errno.EINVAL, SPECIAL[1], str(file))
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -10,6 +10,7 @@ from fusionseg.export.card.claim import claim_text
 from fusionseg.export.card.facts import card_facts, refuse_other_tasks
 from fusionseg.export.card.text import card_text
 from fusionseg.runs.paths import CARD, CLAIM, is_run_folder
+from fusionseg.runs.trust.links import refuse_links
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import writable_folder, write_text
 
@@ -31,10 +32,12 @@ def write_card(
         The files.
 
     Raises:
-        UserError: it is no run folder of a segmentation, or files are there.
+        UserError: it is no run folder of a segmentation, files are there, or a file of the run is a link to a file
+            elsewhere.
     """
     if not is_run_folder(run):
         raise UserError(f"{run}: is no run folder; give the folder that a training wrote")
+    refuse_links(run)
     folder = output or run
     if not overwrite and (there := [str(folder / name) for name in (CARD, CLAIM) if (folder / name).exists()]):
         raise UserError(f"{', '.join(there)}: may have been edited, and is not replaced; add --overwrite, or move it")

@@ -99,7 +99,10 @@ class Network:
         self.members = self.contract["members"]
         self.sessions = []
         for member in self.members:
-            path = folder / member["program"]
+            name = str(member["program"])
+            if name != Path(name).name:  # the folder may come from somebody else
+                raise RunError(f"{folder / CONTRACT}: the network {name!r} is not in this folder; export the run again")
+            path = folder / name
             if not path.is_file():
                 raise RunError(f"{path}: is missing; export the run again")
             try:

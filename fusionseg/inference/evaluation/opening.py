@@ -27,7 +27,9 @@ from fusionseg.runs.evaluations import (
     evaluation_folder,
     is_current,
     read_summary,
+    results_folder,
 )
+from fusionseg.runs.trust.links import refuse_links
 from fusionseg.utils.errors import UserError
 
 
@@ -98,8 +100,9 @@ def open_evaluation(run: Path, options: EvaluationOptions) -> OpenedEvaluation:
         options: the options of the evaluation.
 
     Raises:
-        UserError: the run cannot be evaluated with these options.
+        UserError: the run cannot be evaluated with these options, or links lead out of the folder of the results.
     """
+    refuse_links(results_folder(run))
     config = evaluation_config(run, options.overrides)
     _refuse_options_of_other_task(run, config, options)
     dataset = _other_dataset(config, options)

@@ -10,8 +10,9 @@ from fusionseg.inference.reports.case_sections import ReportOptions
 from fusionseg.inference.reports.evaluation_page import write_evaluation_page
 from fusionseg.inference.reports.folder_page import write_folder_page
 from fusionseg.inference.reports.run_page import write_run_page
-from fusionseg.runs.evaluations import SUMMARY, evaluations_of
+from fusionseg.runs.evaluations import SUMMARY, evaluated_run, evaluations_of
 from fusionseg.runs.paths import CONFIG, REPORT, holds_runs, is_run_folder, run_folders
+from fusionseg.runs.trust.links import refuse_links
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import writable_folder
 
@@ -31,8 +32,9 @@ def write_pages(paths: Sequence[Path], options: ReportOptions) -> Iterator[Path]
         The path of each page, when it is written.
 
     Raises:
-        UserError: a path is nothing of these, or cannot be written. All such paths are listed, before any page is
-            written. Or no run of a folder has a validation: such folders are listed when all other pages are written.
+        UserError: a path is nothing of these, or cannot be written, or a file of a run is a link to a file elsewhere.
+            All such paths are listed, before any page is written. Or no run of a folder has a validation: such folders
+            are listed when all other pages are written.
     """
     problems: list[str] = []
     for path in paths:
@@ -44,6 +46,7 @@ def write_pages(paths: Sequence[Path], options: ReportOptions) -> Iterator[Path]
             continue
         try:
             writable_folder(path, "report")
+            refuse_links(*([evaluated_run(path)] if (path / SUMMARY).is_file() else run_folders([path])))
         except UserError as error:
             problems += error.problems
     if problems:

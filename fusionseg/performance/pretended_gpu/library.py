@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -30,15 +31,27 @@ def restart_with_pretended_gpu(arguments: Sequence[str] = ()) -> int:
         arguments: further arguments of the program.
 
     Raises:
-        UserError: there is no C++ compiler, or it fails.
+        UserError: there is no C++ compiler, or it fails; or the file in the place of the library is another user's.
     """
     library = _library()
-    if not library.exists():
+    if not _is_private(library):
         _build(library)
     preload = os.environ.get("LD_PRELOAD")
     environment = {**os.environ, "LD_PRELOAD": f"{library}:{preload}" if preload else str(library)}
     command = [sys.executable, *sys.orig_argv[1:], *arguments]
     return subprocess.run(command, env=environment, check=False).returncode
+
+
+def _is_private(library: Path) -> bool:
+    """Tell whether the library is there, and only this user can have written it.
+
+    The temporary folder belongs to all users of the machine, and the name of the library can be foreseen.
+    """
+    try:
+        status = library.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
 def _library() -> Path:
@@ -53,12 +66,20 @@ def _build(library: Path) -> None:
         raise UserError("no C++ compiler: install g++ to build the library of the pretended GPU")
     root = Path(torch.__file__).parent
     include, libraries = root / "include", root / "lib"
-    partial = library.with_suffix(f".{os.getpid()}")
+    folder = Path(tempfile.mkdtemp(dir=library.parent))
+    partial = folder / library.name
     command = [compiler, "-O1", "-std=c++20", "-shared", "-fPIC"]
     command += [f"-I{include}", f"-I{include / 'torch/csrc/api/include'}", str(_SOURCE), f"-L{libraries}"]
     command += ["-lc10", "-ltorch_cpu", f"-Wl,-rpath,{libraries}", "-o", str(partial)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"the library of the pretended GPU cannot be built: {done.stderr.strip()[-2000:]}")
-    partial.replace(library)  # several programs may build it at the same time
+    try:
+        if done.returncode:
+            raise UserError(f"the library of the pretended GPU cannot be built: {done.stderr.strip()[-2000:]}")
+        partial.chmod(0o700)
+        partial.replace(library)  # several programs may build it at the same time
+    except PermissionError:
+        raise UserError(
+            f"{library}: is another user's, and is not loaded; set TMPDIR to a folder of your own"
+        ) from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

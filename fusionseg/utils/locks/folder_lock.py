@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from fusionseg.utils.files import open_no_link
 from fusionseg.utils.locks.file_systems import is_shared
 from fusionseg.utils.locks.owner import OWNER, Owner, file_system_time, read_owner, text_of, this_process
 from fusionseg.utils.logs import log
@@ -75,7 +76,7 @@ class FolderLock:
             OSError: the folder cannot be written.
         """
         self._me = this_process(uuid.uuid4().hex)
-        file = (self.folder / LOCK).open("a", encoding="utf-8")
+        file = open_no_link(self.folder / LOCK, "a")
         try:
             if self._lock(file) and not is_shared(self.folder):
                 self._replace_owner()
@@ -117,8 +118,8 @@ class FolderLock:
 
     def _replace_owner(self) -> None:
         """Write `.owner`. The file lock has decided who holds the folder: without the file, messages say less."""
-        with suppress(OSError):
-            (self.folder / OWNER).write_text(text_of(self._me), encoding="utf-8")
+        with suppress(OSError), open_no_link(self.folder / OWNER, "w") as file:
+            file.write(text_of(self._me))
 
     def _create_owner(self) -> None:
         """Acquire the lock by `.owner`.

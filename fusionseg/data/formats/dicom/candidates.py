@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,13 +38,15 @@ def candidate_files(folder: Path, *, nested: bool = True) -> Iterator[Path]:
 def is_dicom(path: Path) -> bool:
     """Test the first bytes of a file: the mark of a DICOM file, or a data set without it, as old programs write it.
 
+    A pipe or a device is no DICOM file, and is not waited for.
+
     Args:
         path: the file.
 
     Raises:
         OSError: the file cannot be read.
     """
-    with path.open("rb") as file:
-        content = file.read(140)
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        content = file.read(140) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
     # Without the mark, a data set begins with group 0008 (or 0002), element numbers below 0x1000.
     return content[128:132] == b"DICM" or (content[:2] in (b"\x08\0", b"\x02\0") and content[3:4] < b"\x10")

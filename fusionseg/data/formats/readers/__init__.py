@@ -19,6 +19,7 @@ from fusionseg.config.outside_part import OutsidePart
 from fusionseg.config.registry import readers as registry
 from fusionseg.data.formats.geometry import LARGEST_SPACING_MM, SMALLEST_SPACING_MM, is_invertible, voxel_sizes
 from fusionseg.data.formats.image_file import FileGeometry, ImageFile, Reader, VolumeError
+from fusionseg.data.formats.readers.byte_streams import SPECIAL, is_special
 from fusionseg.data.formats.readers.packages import optional_package
 from fusionseg.data.outside import make_part
 from fusionseg.utils.errors import UserError
@@ -185,7 +186,9 @@ class Readers:
         return _checked_geometry(reader, _call(own, path))
 
     def _reader_of(self, path: Path) -> Reader | None:
-        """The reader of a path; None if there is none."""
+        """The reader of a path; None if there is none, and for pipes and devices."""
+        if is_special(path):
+            return None
         if path.is_dir():
             of_folders = [reader for reader in self._all if hasattr(reader, "reads_folder")]
             if found := next((reader for reader in of_folders if reader.reads_folder(path)), None):
@@ -203,6 +206,8 @@ class Readers:
         reader = self._reader_of(path)
         if reader is not None:
             return reader
+        if is_special(path):
+            raise VolumeError(*SPECIAL)
         if not path.exists():
             raise VolumeError(
                 "missing", "there is no such file or folder", "copy it there, or take the case out of the data set"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,8 @@ from typing import BinaryIO
 from fusionseg.data.formats.image_file import FETCH, VolumeError
 
 CHUNK_BYTES = 1 << 20
+SPECIAL = ("unreadable", "it is a pipe or a device, not a file", "copy its content into a file, or take it out")
+"""The arguments of the error about such an image."""
 
 
 @contextmanager
@@ -24,6 +28,41 @@ def file_errors() -> Iterator[None]:
         ) from None
     except OSError as error:
         raise VolumeError("unreadable", f"{error.strerror or error}", "check the permissions and the disk") from error
+
+
+def data_file(header: Path, name: str) -> Path:
+    """The data file that a header names.
+
+    A header may come from somebody else. A name that leads out of its folder would make any file of this machine an
+    image, whose values masks and pictures show.
+
+    Args:
+        header: the header file.
+        name: as the header has it: a path that starts at the folder of the header.
+
+    Raises:
+        VolumeError: the name leads out of the folder of the header, or its file is a pipe or a device.
+    """
+    folder = os.path.abspath(header.parent)
+    path = Path(os.path.normpath(os.path.join(folder, name)))
+    if not name or "\0" in name or not path.is_relative_to(folder) or path == Path(folder):
+        raise VolumeError(
+            "header",
+            f"its header names the data file {name!r}, which is not in its folder",
+            "put the data file beside the header, and name it there without a folder",
+        )
+    if is_special(path):
+        raise VolumeError(*SPECIAL)
+    return header.parent / path.relative_to(folder)
+
+
+def is_special(path: Path) -> bool:
+    """Tell whether a path is a pipe, a socket or a device, whose reading may never end."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def read_all(path: Path, *, gzip: bool) -> bytes:

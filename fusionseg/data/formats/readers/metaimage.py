@@ -19,7 +19,7 @@ from fusionseg.config.registry import readers
 from fusionseg.data.formats.geometry import LPS_TO_RAS
 from fusionseg.data.formats.image_file import FETCH, FileGeometry, FileProblem, ImageFile, VolumeError
 from fusionseg.data.formats.readers.affines import checked_geometry
-from fusionseg.data.formats.readers.byte_streams import read_all, read_start, refuse_wrong_length
+from fusionseg.data.formats.readers.byte_streams import data_file, read_all, read_start, refuse_wrong_length
 
 HEADER_BYTES = 1 << 20
 _TYPES = {
@@ -175,9 +175,10 @@ def _interpret(path: Path, fields: dict[str, str], end: int) -> MetaHeader:
         )
     big = is_true("binarydatabyteordermsb", "false") or is_true("elementbyteordermsb", "false")
     names = fields["elementdatafile"].split()
-    data = None if [name.upper() for name in names] == ["LOCAL"] else path.parent / fields["elementdatafile"]
     if names[:1] == ["LIST"] or "%" in fields["elementdatafile"]:
         raise VolumeError("header", "its voxels are in several data files", "convert it to .mha or .nii.gz")
+    is_local = [name.upper() for name in names] == ["LOCAL"]
+    data = None if is_local else data_file(path, fields["elementdatafile"])
     directions = first("transformmatrix", "rotation", "orientation")
     affine, sizes = np.eye(4), [float(x) for x in (first("elementspacing", "elementsize") or "1 " * dims).split()]
     matrix = np.eye(dims) if directions is None else np.array(directions.split(), np.float64).reshape(dims, dims)

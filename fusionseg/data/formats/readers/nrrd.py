@@ -17,7 +17,7 @@ from fusionseg.config.registry import readers
 from fusionseg.data.formats.geometry import LPS_TO_RAS, voxel_sizes
 from fusionseg.data.formats.image_file import FETCH, FileGeometry, FileProblem, ImageFile, VolumeError
 from fusionseg.data.formats.readers.affines import UNKNOWN_AFFINE, checked_geometry, numbers
-from fusionseg.data.formats.readers.byte_streams import file_errors, gunzip, refuse_wrong_length
+from fusionseg.data.formats.readers.byte_streams import data_file, file_errors, gunzip, refuse_wrong_length
 from fusionseg.data.formats.readers.packages import optional_package
 
 _TO_RAS = {
@@ -232,7 +232,7 @@ def _data_file(path: Path, fields: Any) -> Path | None:
         return None
     if str(name).upper().startswith("LIST") or "%" in str(name):
         raise VolumeError("header", "its voxels are in several data files", "convert it to .nrrd or .nii.gz")
-    return path.parent / str(name)
+    return data_file(path, str(name))
 
 
 def _read_voxels(file: BinaryIO, header: NrrdHeader) -> NDArray[Any]:
