@@ -100,7 +100,7 @@ class Network:
         self.sessions = []
         for member in self.members:
             name = str(member["program"])
-            if name != Path(name).name:  # the folder may come from somebody else
+            if name in ("", "..") or name != Path(name).name:  # the folder may come from somebody else
                 raise RunError(f"{folder / CONTRACT}: the network {name!r} is not in this folder; export the run again")
             path = folder / name
             if not path.is_file():
