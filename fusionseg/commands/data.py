@@ -12,6 +12,7 @@ from fusionseg.commands.base import Commands, add_command, loading, positive
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.exit_status import DONE, FAILED
 from fusionseg.utils.logs import log
+from fusionseg.utils.tables import printable
 
 if TYPE_CHECKING:
     from fusionseg.config import DataConfig
@@ -131,12 +132,12 @@ def _check(arguments: argparse.Namespace) -> int:
             workers=arguments.workers,
             progress=progress,
         )
-    print(report.to_text())
+    print(printable(report.to_text()))
     if arguments.json is not None:
         write_json(arguments.json, report.to_json())
     if report.fingerprint is not None and report.fingerprint.cases:
         *_, page = write_report(arguments.fingerprint, report.fingerprint)
-        print(f"\n{find_outliers(report.fingerprint).to_text()}\nfingerprint: {page}")
+        print(printable(f"\n{find_outliers(report.fingerprint).to_text()}\nfingerprint: {page}"))
     elif arguments.fingerprint is not None:
         print("fingerprint: none, because no training case can be used")
     return FAILED if report.errors else DONE
@@ -197,7 +198,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
     for opened in open_datasets(config):
         with counting_progress("preparing") as progress:
             report = prepare(opened.data, opened.dataset, opened.store, progress)
-        print(report)
+        print(printable(str(report)))
         records = list(report.store.cases.values())
         if opened.needs_labels and (lost := lost_foreground_warning(records, opened.dataset.labels)):
             log.warning("%s", lost)

@@ -11,6 +11,7 @@ from fusionseg.commands.base import Commands, add_command, add_trust, loading
 from fusionseg.runs.continuation.changes import EXTEND
 from fusionseg.utils.exit_status import DONE, FAILED
 from fusionseg.utils.streams import reader_has_left
+from fusionseg.utils.tables import printable
 
 
 def add_submit(commands: Commands) -> None:
@@ -77,9 +78,9 @@ def _status(arguments: argparse.Namespace) -> int:
         if is_run_folder(arguments.folder):
             text += "\n\n" + account_text(arguments.folder, is_running=runs[0].state in ("running", "RUNNING"))
         if arguments.watch is None:
-            print(text)
+            print(printable(text))
             return FAILED if any(run.has_failed for run in runs) else DONE
-        print("\033[H\033[2J" + text, flush=True)
+        print("\033[H\033[2J" + printable(text), flush=True)
         if not any(run.is_active for run in runs) or reader_has_left():
             return FAILED if any(run.has_failed for run in runs) else DONE
         time.sleep(arguments.watch)
@@ -162,7 +163,7 @@ def _doctor_of_run(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         writable_file(arguments.json, "--json")
     troubles = find_troubles(arguments.run)
-    print(troubles_text(troubles) if troubles else f"{arguments.run}: no known trouble was found")
+    print(printable(troubles_text(troubles)) if troubles else f"{arguments.run}: no known trouble was found")
     if arguments.json is not None:
         write_json(arguments.json, {"troubles": [asdict(trouble) for trouble in troubles]})
     return FAILED if troubles else DONE

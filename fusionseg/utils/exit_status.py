@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fusionseg.utils.errors import TrainingStopped, UserError, WriteError
 from fusionseg.utils.logs import log, process_rank
+from fusionseg.utils.tables import printable
 
 DONE, FAILED, WRONG_REQUEST = 0, 1, 2
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
@@ -55,7 +56,7 @@ def run(work: Callable[[], int]) -> int:
 def _report(message: str, status: int) -> int:
     """Print a message, with the rank if it is not 0, also for torchrun; return the status."""
     rank = process_rank()
-    text = f"rank {rank}: {message}" if rank else message
+    text = printable(f"rank {rank}: {message}" if rank else message)
     print(text, file=sys.stderr)
     tell_torchrun(text)
     return status

@@ -11,6 +11,8 @@ from enum import Enum
 from pathlib import Path
 from typing import TextIO
 
+from fusionseg.utils.tables import printable
+
 log = logging.getLogger("fusionseg")
 
 RESULT = 25
@@ -38,7 +40,17 @@ class _Plain(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        return f"{self._rank}{level}{record.getMessage()}"
+        return printable(f"{self._rank}{level}{record.getMessage()}")
+
+
+class _Dated(logging.Formatter):
+    """The formatter of a file: time, level and message."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 class _Screen(logging.StreamHandler):  # type: ignore[type-arg]
@@ -136,7 +148,7 @@ def log_to_file(path: Path) -> logging.Handler:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = _LogFile(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_Dated())
     log.addHandler(handler)
     return handler
 

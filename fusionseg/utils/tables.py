@@ -1,23 +1,39 @@
-"""Tables in Markdown, and numbers in texts."""
+"""Tables in Markdown, and numbers and names in texts."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from math import isnan
+
+_CONTROLS = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069]")
+"""Characters that a terminal obeys, and those that turn the direction of a text; without tab and the end of a line."""
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """Format rows of cells as a Markdown table with aligned columns.
 
     Args:
-        rows: equally long; the first row is the header.
+        rows: equally long; the first row is the header. Control characters, of the name of a case for example, are
+            replaced by their numbers.
     """
+    rows = [[printable(cell).replace("\n", "\\n") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """Replace control characters, but for tab and the end of a line, by their numbers: names in files of others may
+    hold commands to the terminal.
+
+    Args:
+        text: a message.
+    """
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def plain_number(value: float) -> str:

@@ -1,10 +1,10 @@
-"""Numbers in texts."""
+"""Numbers and names in texts."""
 
 from __future__ import annotations
 
 import pytest
 
-from fusionseg.utils.tables import counted, plain_number
+from fusionseg.utils.tables import counted, markdown_table, plain_number, printable
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,10 @@ def test_people_see_an_exponent_in_huge_numbers_only(value: float, text: str) ->
 
 def test_one_thing_is_counted_in_the_singular() -> None:
     assert [counted(count, "run") for count in (0, 1, 2)] == ["0 runs", "1 run", "2 runs"]
+
+
+def test_a_name_gives_no_command_to_the_terminal() -> None:
+    name = "case\x1b]0;title\x07\r\x9b2J\u202egni.iin"
+    assert printable(f"{name}:\tis missing\n") == r"case\x1b]0;title\x07\r\x9b2J\u202egni.iin" + ":\tis missing\n"
+    assert printable("Jürgen 脳 ±1 µm") == "Jürgen 脳 ±1 µm"
+    assert markdown_table([["case"], ["a\nb\x1b"]]).splitlines()[2] == r"| a\nb\x1b |"

@@ -33,6 +33,7 @@ from fusionseg.runs.evaluations import (
     results_folder,
 )
 from fusionseg.utils.files import writable_folder
+from fusionseg.utils.tables import printable
 
 log = logging.getLogger("fusionseg")
 
@@ -77,7 +78,7 @@ def evaluate_run(run: Path, options: EvaluationOptions, world: World | None = No
     evaluation = compute_evaluation(opened, world)
     text, outcome = _result(opened, evaluation)
     if world.is_rank_zero:
-        print(text)
+        print(printable(text))
     return outcome
 
 
