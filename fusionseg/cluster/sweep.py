@@ -165,12 +165,15 @@ def _with_own_paths(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     return found
 
 
-def load_sweep(file: str | Path, overrides: Sequence[str] = ()) -> Sweep:
+def load_sweep(
+    file: str | Path, overrides: Sequence[str] = (), points: Sequence[Mapping[str, Any]] | None = None
+) -> Sweep:
     """Read a sweep and resolve its runs.
 
     Args:
         file: a path, or the name of a shipped sweep such as "table2"; see `find_file`.
         overrides: `key.path=value` settings that win in all runs.
+        points: points in place of those of the file, such as the next trials of a search.
 
     Raises:
         UserError: with all problems of the file and of all runs' configurations.
@@ -178,6 +181,8 @@ def load_sweep(file: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     path = find_file(SWEEP, file)
     shown = shown_path(path)
     sweep, places = _read(path)
+    if points is not None:
+        sweep.points[:] = map(dict, points)
     try:
         base_file = find_file(CONFIG, sweep.base, path.parent)
     except UserError as error:

@@ -85,6 +85,10 @@ class SweepConfig(Section):
         if self.search.space and self.points != _one_point():
             raise ValueError("points: search.space draws the points; remove one of the two")
         varied = {*self.fixed, *self.templates, *self.grid, *(key for point in self.points for key in point)}
+        if self.search.sampler == "tpe" and self.grid:
+            raise ValueError(
+                "grid: with search.sampler: tpe each trial is one run; move its keys to search.space or set"
+            )
         if "name" in self.search.space:
             raise ValueError("search.space: name is set by the search; remove it")
         if own := sorted((varied | self.search.space.keys()) & {*SEARCHED, "train", "stop"}):

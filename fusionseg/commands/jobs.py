@@ -65,7 +65,7 @@ def add_status(commands: Commands) -> None:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from fusionseg.cluster.search.halving import search_table
+    from fusionseg.cluster.search.results import search_table
     from fusionseg.cluster.status import read_status, to_text
     from fusionseg.commands.run_page import account_text
     from fusionseg.runs.paths import is_run_folder

@@ -5,16 +5,20 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fusionseg.cluster.local import check_devices, run_locally
 from fusionseg.cluster.profile import ClusterConfig, load_cluster
 from fusionseg.cluster.resources.arrays import max_array_size, plan_arrays
 from fusionseg.cluster.resources.of_runs import with_resources
 from fusionseg.cluster.resources.time_limit import time_limit_warnings
-from fusionseg.cluster.search.halving import open_search, search_table, still_active
+from fusionseg.cluster.search.brackets import best_of, finalists_of, next_points
+from fusionseg.cluster.search.halving import Search, open_search, still_active
+from fusionseg.cluster.search.results import search_table
+from fusionseg.cluster.search.tpe import check_optuna
 from fusionseg.cluster.status import RunOverview, read_status
 from fusionseg.cluster.submission import decide_submissions, submissions_table
 from fusionseg.cluster.submit import check_submission, only_one, sbatch_text, submit
@@ -64,12 +68,17 @@ def submit_sweep(
     """
     of_profile, of_runs = split_overrides(overrides)
     cluster = load_cluster(profile, of_profile)
-    sweep = with_resources(load_sweep(file, of_runs), profile, cluster, of_profile)
+
+    def load(points: Sequence[Mapping[str, Any]] | None = None) -> Sweep:
+        return with_resources(load_sweep(file, of_runs, points), profile, cluster, of_profile)
+
+    sweep = load()
     _refuse_kubernetes(sweep, cluster, file, profile)
     if sweep.search is not None:
         if extend:
             raise UserError(f"{sweep.folder}: a search cannot be extended; choose another name for the sweep")
-        return _search(sweep, cluster, dry_run=dry_run)
+        check_optuna(sweep.search)
+        return _search(sweep, cluster, load, dry_run=dry_run)
     return _submit_runs(sweep, cluster, dry_run=dry_run, extend=extend)
 
 
@@ -86,34 +95,56 @@ def _refuse_kubernetes(sweep: Sweep, cluster: ClusterConfig, file: str | Path, p
         )
 
 
-def _search(sweep: Sweep, cluster: ClusterConfig, *, dry_run: bool) -> Submitted:
+def _search(
+    sweep: Sweep, cluster: ClusterConfig, load: Callable[[list[dict[str, Any]]], Sweep], *, dry_run: bool
+) -> Submitted:
     """Submit the runs of one rung of a search after the other, and wait for them; see `submit_sweep`.
 
+    Args:
+        sweep: the sweep with the first bracket, which is the whole search if its sampler does not learn.
+        cluster: the cluster profile.
+        load: loads the sweep with the points of a further bracket.
+        dry_run: see `submit_sweep`.
+
     Returns:
-        The runs of the last rung, or of the rung that is not done.
+        The runs of the last rungs, or of the rung that is not done.
     """
-    search = open_search(sweep)
-    failed = 0  # in the last rung
+    done: list[Search] = []
+    points: list[dict[str, Any]] = []
+    while not done or points:
+        search = open_search(load(points) if points else sweep, len(done))
+        if points and not dry_run:
+            search.write()  # another version of Optuna might propose other points
+        search, submitted = _halve(search, cluster, dry_run=dry_run)
+        if not search.is_done:
+            return submitted
+        done.append(search)
+        points = next_points(done)
+    print(f"\n{search_table(sweep.folder)}")
+    best = best_of(done)
+    if best is None:
+        raise UserError(f"{sweep.folder}: no run of the search has a score: see fusionseg status {sweep.folder}")
+    print(f"\nthe best: {sweep.folder / best}")
+    return Submitted(finalists_of(done), cluster, submitted.failed)
+
+
+def _halve(search: Search, cluster: ClusterConfig, *, dry_run: bool) -> tuple[Search, Submitted]:
+    """Train the rungs of a bracket; return it as far as it is decided, and the runs of the last rung."""
+    folder = search.sweep.folder
+    submitted = Submitted(search.finalists(), cluster)
     while not search.is_done:
         part = search.part()
         print(f"{'' if dry_run else chr(10)}{search.title}: {counted(len(part.runs), 'run')}")
         submitted = _submit_runs(part, cluster, dry_run=dry_run)
-        if dry_run:
-            return submitted
-        failed = submitted.failed  # that of an earlier rung is no failure of the search
-        if not submitted.is_complete:
-            return submitted
+        if dry_run or not submitted.is_complete:
+            return search, submitted
         names = [run.config.name for run in part.runs]
         states = _wait(part, names) if submitted.is_queued else _states(part)
         search, left = search.decided(states)
         if left:
-            print(f"\n{sweep.folder}: {some_of(left)}: not at the end of the rung yet; the same command goes on")
-            return Submitted(part, cluster, failed, submitted.is_queued, is_complete=False)
-    print(f"\n{search_table(sweep.folder)}")
-    if search.rungs[-1].best is None:
-        raise UserError(f"{sweep.folder}: no run of the search has a score: see fusionseg status {sweep.folder}")
-    print(f"\nthe best: {sweep.folder / search.rungs[-1].best}")
-    return Submitted(search.finalists(), cluster, failed)
+            print(f"\n{folder}: {some_of(left)}: not at the end of the rung yet; the same command goes on")
+            return search, Submitted(part, cluster, submitted.failed, submitted.is_queued, is_complete=False)
+    return search, submitted
 
 
 def _states(sweep: Sweep) -> dict[str, RunOverview]:

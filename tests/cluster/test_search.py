@@ -11,7 +11,8 @@ import pytest
 import torch
 from written_runs import write_run
 
-from fusionseg.cluster.search.halving import decide, open_search, search_table
+from fusionseg.cluster.search.halving import decide, open_search
+from fusionseg.cluster.search.results import search_table
 from fusionseg.cluster.search.search_file import SearchConfig
 from fusionseg.cluster.status import RunOverview, read_status
 from fusionseg.cluster.sweep import Sweep, load_sweep

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tracker_packages import needs
 
 from end_to_end.conftest import Train
 from end_to_end.runs import COMMANDS, Program, Started, assert_same_run, records
@@ -89,3 +90,45 @@ def test_a_search_that_is_killed_goes_on_and_its_survivors_are_whole_trainings(
 
     sweep.write_text(sweep.read_text().replace("factor: 4", "factor: 3"))
     assert "another search (different: factor)" in start(program, sweep).wait(600).expect(2).err
+
+
+@needs("optuna", "search")
+@pytest.mark.long
+def test_a_search_with_tpe_that_is_killed_proposes_the_same_trials_again(
+    program: Program, sweep: Path, config_file: Path
+) -> None:
+    search = {"min_steps": 10, "max_steps": 20, "factor": 2, "trials": 4, "batch": 2, "sampler": "tpe"}
+    space = {"optim.lr": {"log": [1e-4, 1e-1]}, "optim.weight_decay": [0.0, 0.01]}
+    fixed = {"validate.every": 10, "checkpoint.every": 5}
+    raw = {"name": "s", "base": str(config_file), "set": fixed, "search": {**search, "space": space}}
+    sweep.write_text(yaml.safe_dump(raw))
+    folder = sweep.parent / "runs/s"
+    proposed = folder / "search_002.json"
+
+    first = start(program, sweep)
+    limit = time.monotonic() + 600
+    while not proposed.exists() and first.status is None and time.monotonic() < limit:
+        time.sleep(0.01)
+    first.send(signal.SIGKILL)  # the driver alone; runs that it has started end by themselves
+    told = first.wait(600)
+    assert proposed.exists(), told
+    assert [one["steps"] for one in decisions(sweep)] == [10, 20]
+    before = json.loads(proposed.read_text())
+    assert list(before["trials"]) == ["trial002", "trial003"] and before["rungs"] == []
+    proposed.unlink()  # so that the trials are proposed again, from the scores of the first ones
+
+    for _ in range(20):  # a run that the killed command has started may hold its folder for a while
+        ended = start(program, sweep).wait(600)
+        if "the best:" in ended.out:
+            break
+        time.sleep(1)
+    ended.expect(0)
+    after = json.loads(proposed.read_text())
+    assert after["trials"] == before["trials"] and [one["steps"] for one in after["rungs"]] == [10, 20]
+    last = {**decisions(sweep)[-1]["scores"], **after["rungs"][-1]["scores"]}
+    assert len(last) == 2
+    assert f"the best: {folder / max(last, key=lambda name: last[name])}" in ended.out
+    assert all(records(folder / name)[-1]["status"] == "completed" for name in last)
+    shown = program.warm(COMMANDS, "status", folder).wait().expect(0).out
+    assert all(f"| trial{number:03d} " in shown for number in range(4))
+    assert "started" not in start(program, sweep).wait(600).expect(0).out

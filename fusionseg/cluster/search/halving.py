@@ -6,7 +6,7 @@ The state is in the run folders, and in one file of decisions. So the same comma
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,9 @@ from fusionseg.cluster.status import RunOverview
 from fusionseg.cluster.sweep import Sweep, SweepRun
 from fusionseg.runs.job_events import JobEvent, read_events, write_event
 from fusionseg.runs.json_files import JsonObject, is_number, read_object
-from fusionseg.runs.records import RecordKind, RunStatus, has_finished, last_end, read_records
+from fusionseg.runs.records import RecordKind, has_finished, last_end, read_records
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.files import write_json
-from fusionseg.utils.tables import markdown_table
 
 log = logging.getLogger("fusionseg")
 
@@ -57,6 +56,8 @@ class Search:
     sweep: Sweep
     config: SearchConfig
     rungs: tuple[Rung, ...]
+    bracket: int = 0
+    """Number of the bracket, from 0, if the sampler learns; each has a file of its own."""
 
     @property
     def is_done(self) -> bool:
@@ -73,7 +74,8 @@ class Search:
     @property
     def title(self) -> str:
         """The next rung, for messages."""
-        return f"rung {len(self.rungs) + 1} of {len(self.config.rungs)} (to step {self.config.rungs[len(self.rungs)]})"
+        rung = f"rung {len(self.rungs) + 1} of {len(self.config.rungs)} (to step {self.config.rungs[len(self.rungs)]})"
+        return rung if self.config.sampler == "random" else f"bracket {self.bracket + 1}, {rung}"
 
     def part(self) -> Sweep:
         """The sweep of the next rung: its runs, each of which stops at the steps of the rung."""
@@ -136,7 +138,7 @@ class Search:
     def write(self) -> None:
         """Write the decisions, whole or not at all."""
         write_json(
-            self.sweep.folder / DECISIONS,
+            self.sweep.folder / decisions_file(self.bracket),
             {
                 "search": self.config.model_dump(mode="json"),
                 "trials": {run.config.name: run.settings for run in self.sweep.runs},
@@ -166,19 +168,37 @@ class Search:
                 write_event(folder, JobEvent.STOPPED, job=job, reason=reason, step=rung.steps)
 
 
-def open_search(sweep: Sweep) -> Search:
+def decisions_file(bracket: int) -> str:
+    """The name of the file with the decisions of a bracket."""
+    return DECISIONS if bracket == 0 else f"search_{bracket + 1:03d}.json"
+
+
+def recorded_trials(folder: Path, bracket: int) -> dict[str, dict[str, Any]]:
+    """The settings of each trial of a bracket, by name; none if the bracket has not begun.
+
+    Args:
+        folder: of the sweep.
+        bracket: its number, from 0.
+    """
+    found: dict[str, dict[str, Any]] = dict(read_object(folder / decisions_file(bracket)).get("trials", {}))
+    return found
+
+
+def open_search(sweep: Sweep, bracket: int = 0) -> Search:
     """Open the search of a sweep, with the decisions that are made.
 
     Args:
-        sweep: a sweep with a `search`.
+        sweep: a sweep with a `search`; its runs are those of the bracket.
+        bracket: number of the bracket, from 0.
 
     Raises:
         UserError: the folder holds another search.
     """
     assert sweep.search is not None
-    stored = read_object(sweep.folder / DECISIONS)
+    file = sweep.folder / decisions_file(bracket)
+    stored = read_object(file)
     if not stored:
-        return Search(sweep, sweep.search, ())
+        return Search(sweep, sweep.search, (), bracket)
     now = sweep.search.model_dump(mode="json")
     before: Any = stored.get("search")
     changed = [key for key in now if not isinstance(before, dict) or before.get(key) != now[key]]
@@ -186,10 +206,11 @@ def open_search(sweep: Sweep) -> Search:
         changed.append("runs")
     if changed:
         raise UserError(
-            f"{sweep.folder / DECISIONS}: holds the decisions of another search (different: {', '.join(changed)}):"
+            f"{file}: holds the decisions of another search (different: {', '.join(changed)}):"
             " choose another name for the sweep, or another output"
         )
-    search = Search(sweep, sweep.search, tuple(_rung(each, sweep.search) for each in stored.get("rungs", ())))
+    rungs = tuple(_rung(each, sweep.search) for each in stored.get("rungs", ()))
+    search = Search(sweep, sweep.search, rungs, bracket)
     search.explain()
     return search
 
@@ -238,42 +259,6 @@ def score_at(run: SweepRun, steps: int, config: SearchConfig) -> float | None:
         raise UserError(f"search.metric: no validation has {field_name!r} (expected one of {', '.join(known)})")
     value = record[field_name]
     return float(value) if is_number(value) else None
-
-
-def search_table(folder: Path) -> str:
-    """The table of a search, from its decisions: every run, its settings, the rung and the step that it reached.
-
-    Args:
-        folder: of the sweep.
-
-    Returns:
-        The table; an empty text if the folder holds no search with a decision.
-    """
-    stored = read_object(folder / DECISIONS)
-    rungs: Sequence[Any] = stored.get("rungs", ())
-    if not rungs:
-        return ""
-    rows = [["run", "sets", "rung", "step", "score", "search"]]
-    found = []
-    for order, (name, settings) in enumerate(stored["trials"].items()):
-        number, rung = next((n, one) for n, one in reversed([*enumerate(rungs, 1)]) if name in one["scores"])
-        score = rung["scores"][name]
-        sign = -1 if stored["search"].get("mode", "max") == "max" else 1
-        sets = ", ".join(f"{key}={value}" for key, value in settings.items())
-        shown = "-" if score is None else f"{score:.4f}"
-        what = _what(name, rung, is_last=rung["steps"] == stored["search"]["max_steps"])
-        place = (-number, score is None, sign * (score or 0.0), order)
-        found.append((place, [name, sets or "-", str(number), str(rung["steps"]), shown, what]))
-    rows += [row for _, row in sorted(found)]
-    return markdown_table(rows)
-
-
-def _what(name: str, rung: Mapping[str, Any], *, is_last: bool) -> str:
-    if name in rung["failures"]:
-        return f"failed: {rung['failures'][name]}"
-    if is_last:
-        return "trained to the end"
-    return "goes on" if name in rung["promoted"] else str(RunStatus.STOPPED)
 
 
 def _rung(stored: Mapping[str, Any], config: SearchConfig) -> Rung:

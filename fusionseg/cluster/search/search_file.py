@@ -39,8 +39,12 @@ class SearchConfig(Section):
     """Number of points that are drawn from `space`."""
     space: dict[str, Any] = Field(default_factory=dict)
     """`key.path: values` to draw from: a list, {uniform: [low, high]}, {log: [low, high]} or {int: [low, high]}."""
-    sampler: Literal["random"] = "random"
-    """Each trial is drawn by itself: more trials keep those that are there."""
+    sampler: Literal["random", "tpe"] = "random"
+    """`random`: each trial is drawn by itself, and more trials keep those that are there. `tpe`: Optuna's TPE proposes
+    trials from the scores of earlier ones, in batches, each of which goes through all rungs (pip install
+    'fusionseg[search]')."""
+    batch: Annotated[int, Field(ge=2)] | None = None
+    """Trials that `tpe` proposes at once; null is `factor` x `factor`. The first ones are drawn at random."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the draws from `space`."""
 
@@ -51,6 +55,10 @@ class SearchConfig(Section):
             problems.append(f"min_steps: {self.min_steps} is above max_steps ({self.max_steps}); lower it")
         if (self.trials is None) != (not self.space):
             problems.append("trials and space: belong together; set both, or none to search the points and the grid")
+        if self.sampler == "tpe" and not self.space:
+            problems.append("sampler: tpe: proposes trials; set space and trials, or sampler: random")
+        if self.sampler == "random" and self.batch is not None:
+            problems.append("batch: has no effect on sampler: random; remove it, or set sampler: tpe")
         for key, values in self.space.items():
             if problem := _problem(values):
                 problems.append(f"space: {key}: {problem}")
@@ -66,14 +74,25 @@ class SearchConfig(Section):
             found.append(found[-1] * self.factor)
         return found if found[-1] == self.max_steps else [*found, self.max_steps]
 
+    @property
+    def batch_size(self) -> int:
+        """Trials of a bracket, if the sampler learns."""
+        return self.batch or self.factor**2
+
     def points(self) -> list[dict[str, Any]]:
-        """The points that are drawn from the space, by name and key path."""
-        names = [f"trial{number:03d}" for number in range(self.trials or 0)]
-        return [{"name": name, **self._draw(number)} for number, name in enumerate(names)]
+        """The points that are drawn from the space at the beginning, by name and key path."""
+        trials = self.trials or 0
+        count = min(trials, self.batch_size) if self.sampler == "tpe" else trials
+        return [{"name": trial_name(number), **self._draw(number)} for number in range(count)]
 
     def _draw(self, number: int) -> dict[str, Any]:
         generator = np.random.default_rng([self.seed, number])
         return {key: _value(self.space[key], generator) for key in sorted(self.space)}
+
+
+def trial_name(number: int) -> str:
+    """The name of a trial, from its number."""
+    return f"trial{number:03d}"
 
 
 def check_rungs(shown: str, search: SearchConfig, runs: Sequence[RunConfig]) -> None:
@@ -124,5 +143,9 @@ def _value(values: Any, generator: np.random.Generator) -> Any:
     if form == "int":
         return int(generator.integers(low, high, endpoint=True))
     drawn = generator.uniform(np.log(low), np.log(high)) if form == "log" else generator.uniform(low, high)
-    rounded = float(f"{np.exp(drawn) if form == 'log' else drawn:.4g}")
-    return min(max(rounded, float(low)), float(high))
+    return rounded(np.exp(drawn) if form == "log" else drawn, low, high)
+
+
+def rounded(value: float, low: float, high: float) -> float:
+    """Round a value to four digits, within its limits."""
+    return min(max(float(f"{value:.4g}"), float(low)), float(high))
