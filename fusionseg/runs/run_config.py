@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,15 @@ RESUME_FREE_KEYS = (
 def write_run_config(run: Path, config: RunConfig) -> None:
     """Write the resolved configuration into a run folder.
 
+    With `train.micro_batch: auto`, the number that the run has found stays in the file until it finds another one.
+
     Args:
         run: the run folder; it is made if it does not exist.
         config: the configuration.
     """
+    if config.train.micro_batch == "auto" and checkpoints_of(run):
+        with suppress(UserError):  # a damaged file is replaced
+            config = with_found_micro_batch(config, stored_config(run)[0])
     write_text(RunPaths(run).config, dump_config(config))
 
 
@@ -236,6 +242,19 @@ def found_micro_batch(plain: dict[str, Any]) -> int | None:
         return None
     number = train.get("micro_batch")
     return number if isinstance(number, int) and number == train.get("micro_batch_found") else None
+
+
+def with_found_micro_batch(config: RunConfig, before: dict[str, Any]) -> RunConfig:
+    """A configuration with `train.micro_batch: auto` and the number that its run has found, if there is one.
+
+    Args:
+        config: the configuration of this start.
+        before: the plain configuration of the run up to now.
+    """
+    number = found_micro_batch(before)
+    if number is None or config.train.micro_batch != "auto":
+        return config
+    return config.model_copy(update={"train": config.train.with_micro_batch(number)})
 
 
 def resume_relevant(plain: dict[str, Any]) -> dict[str, Any]:

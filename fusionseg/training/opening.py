@@ -17,8 +17,8 @@ from fusionseg.runs.continuation.extension import record_extension, with_earlier
 from fusionseg.runs.early_checks import check_places
 from fusionseg.runs.folder import RunFolder
 from fusionseg.runs.paths import last_step
-from fusionseg.runs.run_config import found_micro_batch, stored_config, write_run_config
-from fusionseg.training.memory.micro_batch_choice import refuse_batch_norm, trial_config, with_micro_batch
+from fusionseg.runs.run_config import stored_config, with_found_micro_batch, write_run_config
+from fusionseg.training.memory.micro_batch_choice import refuse_batch_norm, trial_config
 from fusionseg.training.numerics.deterministic_operators import refuse_unfit_operators
 from fusionseg.training.observers.profile_range import check_profile
 from fusionseg.training.observers.sinks import check_sinks
@@ -81,22 +81,11 @@ def open_run_folder(
     elif folder.has_checkpoints():
         before = stored_config(folder.path)[0]
         changes = record_extension(folder.path, config)
-    write_run_config(folder.path, _with_kept_micro_batch(config, before))
+    write_run_config(folder.path, config if before is None else with_found_micro_batch(config, before))
     log_to_file(folder.paths.log)
     if before is not None and (changes or branch is not None):
         _log_changes(folder, before, changes, config, branch)
     return cases
-
-
-def _with_kept_micro_batch(config: RunConfig, before: dict[str, Any] | None) -> RunConfig:
-    """The configuration with the number that the run has found for `train.micro_batch: auto`, until another is found.
-
-    Args:
-        config: the configuration of this start.
-        before: that of the run up to now; None for a new one.
-    """
-    kept = None if before is None else found_micro_batch(before)
-    return with_micro_batch(config, kept) if kept is not None and config.train.micro_batch == "auto" else config
 
 
 def _log_changes(

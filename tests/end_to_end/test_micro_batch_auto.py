@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,9 @@ import torch
 import yaml
 
 from end_to_end.conftest import Train, arguments
-from end_to_end.runs import TRAIN, Program, assert_same_run, rank_environments, records
+from end_to_end.runs import REPOSITORY, TRAIN, Program, assert_same_run, rank_environments, records
 from fusionseg.config import RunConfig, load_config
-from fusionseg.runs.run_config import load_run_config
+from fusionseg.runs.run_config import load_run_config, write_run_config
 from fusionseg.training.memory import micro_batch_choice
 from fusionseg.training.memory.micro_batch_choice import largest_fitting
 from fusionseg.training.start import train as train_run
@@ -80,6 +83,21 @@ def test_the_run_is_that_of_the_number(
     """The trials leave nothing behind: records and weights are those of a run that states the number, bit for bit."""
     train_run(auto(tiny_config, balls, tmp_path, "stated", 2))
     sizes = limited(monkeypatch, 2)
+    step_fits, steps = micro_batch_choice.step_fits, weakref.WeakSet[TrainStep]()
+    begin = TrainStep.__init__
+
+    def watched(self: TrainStep, model: torch.nn.Module, *rest: Any, **settings: Any) -> None:
+        begin(self, model, *rest, **settings)
+        if not next(model.parameters()).is_meta:
+            steps.add(self)
+
+    def tried(*rest: Any, **settings: Any) -> bool:
+        fits = step_fits(*rest, **settings)
+        assert not steps  # with its network and its tensors
+        return fits
+
+    monkeypatch.setattr(TrainStep, "__init__", watched)
+    monkeypatch.setattr(micro_batch_choice, "step_fits", tried)
     train_run(auto(tiny_config, balls, tmp_path, "auto"))
     assert sizes[:7] == [8, 4, 2, 2, 2, 2, 2]
     assert len(sizes) == 2 + 4 + 6 * 4  # two trials that fail, one of two steps that hold, and the training
@@ -91,6 +109,23 @@ def test_the_run_is_that_of_the_number(
     plain = [yaml.safe_load((tmp_path / name / "config.yaml").read_text()) for name in ("auto", "stated")]
     assert plain[0]["train"].pop("micro_batch_found") == 2 and plain[0].pop("name") and plain[1].pop("name")
     assert plain[0] == plain[1]
+
+
+@pytest.mark.skipif(
+    shutil.which("g++") is None and "g++" not in os.environ.get("FUSIONSEG_REQUIRE", ""),
+    reason="the library of the pretended GPU needs g++",
+)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_steps_are_tried_on_a_gpu(
+    train: Train, program: Program, config_file: Path, tmp_path: Path, ranks: int
+) -> None:
+    """The calls of CUDA that the choice makes, on a pretended GPU. Its memory is that of an H100."""
+    train(tmp_path / "prepares", "train.steps=1").expect(0)
+    words = ("train.micro_batch=auto", f"train.global_batch={4 * ranks}", "device=cuda")
+    script = REPOSITORY / "tests/training/pretended_choice.py"
+    (_, file, *overrides) = arguments(config_file, tmp_path / "run", *words)
+    found = json.loads(program.fresh(script, file, 2, ranks, *overrides).wait().expect(0).out)
+    assert found == {"chosen": 2, "sizes": [4, *([2] * 6)]}  # two trials, and a step of two micro-batches
 
 
 def test_a_resumed_run_keeps_its_number_on_the_same_device_alone(
@@ -105,6 +140,7 @@ def test_a_resumed_run_keeps_its_number_on_the_same_device_alone(
     train_run(stopped)
     assert chosen(tmp_path / "run") == 2
     free[0] = 8  # more memory is free by chance: the bits of the run would change
+    write_run_config(tmp_path / "run", config)  # as `submit` does when it continues a run
     train_run(config)
     assert (
         chosen(tmp_path / "run") == 2
@@ -166,8 +202,6 @@ def test_a_run_may_go_on_from_auto_to_a_number_and_back(train: Train, tmp_path: 
 
 def train_with(limits: list[int], words: list[str]) -> None:
     """Train as on GPUs of which each holds micro-batches of at most so many samples."""
-    import os
-
     from fusionseg.train import main
 
     with pytest.MonkeyPatch.context() as patch:
