@@ -152,6 +152,15 @@ def test_a_checkpoint_that_finds_no_space_leaves_the_one_before(small_disk: Call
     assert sorted(os.listdir(disk / "checkpoints")) == ["last.pt", "step_00000001.pt"]
 
 
+def fill_after(disk: Path, step: int) -> None:
+    """Fill a disk as soon as the checkpoint of a step is there."""
+    limit = time.monotonic() + 60
+    while not (disk / f"tiny/checkpoints/step_{step:08}.pt").exists():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    fill(disk)
+
+
 @pytest.mark.fault("disk-full-for-any-file")
 def test_a_training_on_a_disk_that_fills_up_can_be_resumed(
     balls: Path, tmp_path: Path, tiny_config, small_disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
@@ -173,7 +182,7 @@ def test_a_training_on_a_disk_that_fills_up_can_be_resumed(
     def fill_up(self: RecordWriter, kind: RecordKind, step: int, **fields: object) -> Record:
         record = write(self, kind, step, **fields)
         if step == 3:
-            fill(disk)
+            fill_after(disk, 2)
         return record
 
     with pytest.MonkeyPatch.context() as patch:
@@ -211,7 +220,7 @@ def test_a_signal_is_heard_while_the_last_step_waits_for_the_disk(
 
     def fill_up(self: RecordWriter, kind: RecordKind, step: int, **fields: object) -> Record:
         if step == 5 and kind == RecordKind.TRAIN:
-            fill(disk)
+            fill_after(disk, 4)
             Timer(2.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
         return write(self, kind, step, **fields)
 
