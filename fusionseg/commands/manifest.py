@@ -47,7 +47,8 @@ def add_manifest(commands: Commands) -> None:
         default=[],
         type=_claim,
         metavar="NAME=/PATH[:ro]",
-        help="mount a persistent volume claim, with :ro read-only (kubernetes.claims of the profile); may be repeated",
+        help="mount a persistent volume claim, with :ro read-only, beside those of the profile (kubernetes.claims); may be"
+        " repeated",
     )
 
 
@@ -106,9 +107,24 @@ def _jobs(arguments: argparse.Namespace) -> list[KubernetesJob]:
 
 
 def _settings(image: str | None, claims: Sequence[tuple[str, str]]) -> list[str]:
-    """The options as settings of the profile."""
+    """The options as settings of the profile.
+
+    Raises:
+        UserError: a claim is given twice.
+    """
+    from fusionseg.utils.errors import UserError
+
+    paths: dict[str, list[str]] = {}
+    for name, path in claims:
+        paths.setdefault(name, []).append(path)
+    if twice := [name for name, found in paths.items() if len(found) > 1]:
+        raise UserError(
+            [f"--claim {name}: is given for {' and '.join(paths[name])}: a claim has one path" for name in twice]
+        )
     settings = [] if image is None else [f"kubernetes.image={json.dumps(image)}"]
-    return [*settings, *([f"kubernetes.claims={json.dumps(dict(claims))}"] if claims else [])]
+    if claims:
+        settings.append(f"kubernetes.claims={json.dumps(dict(claims))}")
+    return settings
 
 
 def _is_sweep(given: str) -> bool:

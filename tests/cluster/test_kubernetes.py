@@ -24,15 +24,21 @@ EXAMPLE = ROOT / "launch/pytorchjob.yaml"
 SCHEMA = json.loads((Path(__file__).parent / "pytorchjob_schema.json").read_text(encoding="utf-8"))
 PATHS = ("data.root=/data/PARSE", "output=/scratch/runs", "train.global_batch=16")
 
+IMAGE = ("--image", "registry.example.org/fusionseg:0.1.0")
+CLAIMS = ("--claim", "datasets=/data:ro", "--claim", "scratch=/scratch")
+
 Manifest = Callable[..., str]
 
 
 @pytest.fixture
 def manifest(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Manifest:
-    """`manifest(*words)`: the output of `fusionseg manifest` in an empty folder, with the shipped profile."""
+    """`manifest(*words)`: the output of `fusionseg manifest` in an empty folder, with the shipped profile, an image and
+    two claims."""
     monkeypatch.chdir(tmp_path)
 
     def write(*words: str, cluster: str = "kubernetes", status: int = 0) -> str:
+        if cluster == "kubernetes":
+            words = (*words, *(() if "--image" in words else IMAGE), *(() if "--claim" in words else CLAIMS))
         assert main(["manifest", *words, "--cluster", cluster]) == status
         shown = capsys.readouterr()
         if status:
@@ -277,7 +283,11 @@ def test_an_unknown_name_is_reported_as_by_the_training(manifest: Manifest) -> N
         ({"claims": {"a": "/x", "b": "/x"}}, "): /x and /x (claim a) lie in each other"),
         ({"claims": {"a": "/dev"}}, "): /dev and /dev/shm (the shared memory) lie in each other"),
         ({"claims": {"a": "/etc"}}, "): /etc and /etc/fusionseg (the configuration) lie in each other"),
+        ({"claims": {"a": "/usr"}}, "): /usr would hide a folder of the image"),
         ({"claims": {"a_b": "/x"}}, "a_b"),
+        ({"labels": {"bad label!": "x"}}, "'bad label!' is no key of a label"),
+        ({"labels": {"team": "x y"}}, ": 'x y' is no value of a label"),
+        ({"labels": {"app.kubernetes.io/part-of": "x"}}, "part-of is set by fusionseg manifest: remove it"),
         ({"image": "a b"}, "image"),
         ({"namespace": "Team"}, "namespace"),
         ({"pod": {"volumes": []}}, "): volumes is set by claims: remove it"),
@@ -289,6 +299,33 @@ def test_what_can_be_wrong_in_the_section(tmp_path: Path, settings: dict[str, An
         load_cluster(tmp_path / "own.yaml")
     assert any(problem.startswith("kubernetes") for problem in caught.value.problems)
     assert expected in str(caught.value)
+
+
+def test_claims_of_the_command_line_are_added_to_those_of_the_profile(manifest: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(
+        "cluster: kubernetes\ngpus_per_node: 8\nkubernetes: {image: i, claims: {datasets: '/elsewhere:ro'}}\n"
+    )
+    text = manifest("parse_fusion_od", *PATHS, "--claim", "datasets=/data", "--claim", "s=/scratch", cluster="own.yaml")
+    (job,) = (one for one in documents(text) if one["kind"] == "PyTorchJob")
+    assert [one["mountPath"] for one in container(job)["volumeMounts"]][2:] == ["/data", "/scratch"]
+    said = manifest("parse_fusion_od", *PATHS, "--claim", "s=/data", "--claim", "s=/scratch", status=2)
+    assert "--claim s: is given for /data and /scratch: a claim has one path" in said
+
+
+def test_the_shipped_profile_names_no_image_and_no_claims(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["manifest", "parse_fusion_od", *PATHS, "--cluster", "kubernetes"]) == 2
+    said = capsys.readouterr().err
+    assert "kubernetes.image: there is none" in said and "kubernetes.claims: there are none" in said
+
+
+def test_variables_that_the_pods_have_are_refused(manifest: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(
+        "cluster: kubernetes\nenvironment: {POD_IP: 'x', MASTER_ADDR: 'y', PET_NNODES: '2', NCCL_DEBUG: WARN}\n"
+    )
+    said = manifest("parse_fusion_od", *PATHS, *IMAGE, *CLAIMS, cluster="own.yaml", status=2)
+    for name in ("POD_IP", "MASTER_ADDR", "PET_NNODES"):
+        assert f"environment.{name}: is set in each pod: remove it" in said
+    assert "NCCL_DEBUG" not in said
 
 
 def test_a_claim_of_another_form(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
@@ -13,6 +14,8 @@ from fusionseg.distributed.batch_arithmetic import check_batch
 from fusionseg.utils.errors import UserError, some_of
 
 _MAX_NAMED = 2
+_SET_IN_PODS = re.compile(r"POD_IP|MASTER_(ADDR|PORT)|RANK|WORLD_SIZE|LOCAL_(RANK|WORLD_SIZE)|GROUP_RANK|PET_.*")
+"""Variables that the operator, torchrun or the manifest sets in each pod."""
 
 
 def check_jobs(jobs: Sequence[KubernetesJob]) -> None:
@@ -58,6 +61,8 @@ def _profile_problems(cluster: ClusterConfig) -> Iterator[str]:
             "kubernetes.claims: there are none, and a pod without them has no data and loses its run: add --claim"
             " NAME=/PATH for each persistent volume claim"
         )
+    for name in filter(_SET_IN_PODS.fullmatch, cluster.environment):
+        yield f"environment.{name}: is set in each pod: remove it"
 
 
 def _run_problems(config: RunConfig, cluster: ClusterConfig) -> Iterator[str]:

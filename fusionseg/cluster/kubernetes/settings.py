@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Annotated, Any
 
@@ -15,6 +17,13 @@ SHARED_MEMORY = PurePosixPath("/dev/shm")
 READ_ONLY = ":ro"
 _LABEL = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 _SUBDOMAIN = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
+
+OWN_LABELS = tuple(f"app.kubernetes.io/{name}" for name in ("name", "instance", "part-of"))
+"""Labels that `fusionseg manifest` sets."""
+_LABEL_KEY = re.compile(r"([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
+_IMAGE_FOLDERS = ("bin", "boot", "dev", "etc", "lib", "lib64", "proc", "run", "sbin", "sys", "tmp", "usr", "var")
+"""Folders of an image that a claim would hide, with the programs in them."""
 
 # Fields of a pod that may not stand under `pod`, and what sets each of them.
 _OWN_FIELDS = {
@@ -50,6 +59,8 @@ class KubernetesConfig(Section):
                     f" /data{READ_ONLY}, got {text!r}"
                 )
                 continue
+            if len(path.parts) == 2 and path.name in _IMAGE_FOLDERS:
+                problems.append(f"claims.{name}: {path} would hide a folder of the image: choose another path")
             problems += [
                 f"claims.{name}: {path} and {other} ({owner}) lie in each other: choose another path"
                 for other, owner in taken.items()
@@ -59,9 +70,22 @@ class KubernetesConfig(Section):
         problems += [
             f"pod: {field} is set by {_OWN_FIELDS[field]}: remove it" for field in self.pod if field in _OWN_FIELDS
         ]
+        problems += self._label_problems()
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _label_problems(self) -> Iterator[str]:
+        for key, value in self.labels.items():
+            if key in OWN_LABELS:
+                yield f"labels: {key} is set by fusionseg manifest: remove it"
+            elif not _LABEL_KEY.fullmatch(key):
+                yield f"labels: {key!r} is no key of a label (expected letters, digits, '-', '_' and '.', PREFIX/NAME)"
+            if not _LABEL_VALUE.fullmatch(value):
+                yield (
+                    f"labels.{key}: {value!r} is no value of a label (expected at most 63 letters, digits, '-', '_' and"
+                    " '.')"
+                )
 
     def mounts(self) -> dict[PurePosixPath, tuple[str, bool]]:
         """The claims by their path in the pods, each with whether it is read-only."""
