@@ -47,7 +47,7 @@ def add_manifest(commands: Commands) -> None:
         default=[],
         type=_claim,
         metavar="NAME=/PATH[:ro]",
-        help="mount a persistent volume claim, with :ro read-only, beside those of the profile (kubernetes.claims); may be"
+        help="mount a persistent volume claim, with :ro read-only, beside the profile's kubernetes.claims; may be"
         " repeated",
     )
 

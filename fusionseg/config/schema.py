@@ -199,10 +199,14 @@ class RunConfig(SectionWithOptions):
             "cache.placement": self.cache.placement == "sharded",
         }
         values = self.to_dict()
+        number = self.train.micro_batch
+        remedy = (
+            "train.micro_batch to a number" if number == "auto" else f"train.micro_batch_found=null to keep {number}"
+        )
         return [
             f"train.micro_batch: auto would give another training on another device, because"
             f" {path}={str(values[path.partition('.')[0]][path.partition('.')[2]]).lower()} depends on micro_batch; set"
-            f" train.micro_batch to a number, or change {path}"
+            f" {remedy}, or change {path}"
             for path, depends in found.items()
             if depends
         ]

@@ -101,6 +101,14 @@ class RunPaths:
         """The state of the allocator of a rank's GPU, after an error of its memory."""
         return self.profile / f"out_of_memory_rank{rank}.pickle"
 
+    def memory_note(self, rank: int) -> Path:
+        """What a rank says when its memory is not enough."""
+        return self.profile / f"out_of_memory_rank{rank}.txt"
+
+    def memory_notes(self) -> list[Path]:
+        """The notes of all ranks that exist, see `memory_note`."""
+        return sorted(self.profile.glob("out_of_memory_rank*.txt"))
+
     @property
     def hangs(self) -> Path:
         return self.root / HANGS

@@ -33,7 +33,13 @@ from fusionseg.training.data import open_training_data
 from fusionseg.training.ending.end import is_interrupted, patience_s, train_and_save, write_end_record
 from fusionseg.training.ending.signals import Lead, StopSignals
 from fusionseg.training.memory.micro_batch_choice import choose_micro_batch
-from fusionseg.training.memory.out_of_memory import device_of_error, is_out_of_memory, out_of_memory_text, save_snapshot
+from fusionseg.training.memory.out_of_memory import (
+    device_of_error,
+    is_out_of_memory,
+    out_of_memory_text,
+    save_snapshot,
+    write_note,
+)
 from fusionseg.training.memory.shard_units import find_units
 from fusionseg.training.micro_batches import MicroBatches
 from fusionseg.training.network import build_network, distribute, start_from
@@ -109,7 +115,9 @@ def train(
             raise
         trainer = built[0] if built else None
         save_snapshot(folder.paths.out_of_memory(world.rank), device_of_error(error, world.device))
-        raise TrainingStopped(out_of_memory_text(error, config, world, trainer)) from None
+        text = out_of_memory_text(error, config, world, trainer)
+        write_note(folder.paths.memory_note(world.rank), text)
+        raise TrainingStopped(text) from None
     except BaseException:
         world.hold()
         raise

@@ -35,7 +35,7 @@ RUN: dict[str, Any] = {
 }
 
 
-def limited(patch: pytest.MonkeyPatch, most: int | Callable[[], int]) -> list[int]:
+def limited(patch: pytest.MonkeyPatch, most: int | Callable[[], int], error: Exception | None = None) -> list[int]:
     """Let this process choose as on a GPU whose memory holds micro-batches of at most `most` samples.
 
     The real step raises torch's own error for a larger one, in its backward pass, where its tensors are alive.
@@ -55,7 +55,7 @@ def limited(patch: pytest.MonkeyPatch, most: int | Callable[[], int]) -> list[in
         if len(image) > allowed:
             torch.rand(3)  # a trial draws random numbers
             self.model(*batch.inputs)
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            raise error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         run(self, micro, frozen, losses, casts, batch)
 
     patch.setattr(TrainStep, "_run_micro_step", step)
@@ -83,7 +83,7 @@ def test_the_run_is_that_of_the_number(
     """The trials leave nothing behind: records and weights are those of a run that states the number, bit for bit."""
     train_run(auto(tiny_config, balls, tmp_path, "stated", 2))
     sizes = limited(monkeypatch, 2)
-    step_fits, steps = micro_batch_choice.step_fits, weakref.WeakSet[TrainStep]()
+    step_failure, steps = micro_batch_choice.step_failure, weakref.WeakSet[TrainStep]()
     begin = TrainStep.__init__
 
     def watched(self: TrainStep, model: torch.nn.Module, *rest: Any, **settings: Any) -> None:
@@ -91,13 +91,13 @@ def test_the_run_is_that_of_the_number(
         if not next(model.parameters()).is_meta:
             steps.add(self)
 
-    def tried(*rest: Any, **settings: Any) -> bool:
-        fits = step_fits(*rest, **settings)
+    def tried(*rest: Any, **settings: Any) -> str:
+        failure = step_failure(*rest, **settings)
         assert not steps  # with its network and its tensors
-        return fits
+        return failure
 
     monkeypatch.setattr(TrainStep, "__init__", watched)
-    monkeypatch.setattr(micro_batch_choice, "step_fits", tried)
+    monkeypatch.setattr(micro_batch_choice, "step_failure", tried)
     train_run(auto(tiny_config, balls, tmp_path, "auto"))
     assert sizes[:7] == [8, 4, 2, 2, 2, 2, 2]
     assert len(sizes) == 2 + 4 + 6 * 4  # two trials that fail, one of two steps that hold, and the training
@@ -177,11 +177,35 @@ def test_a_start_after_a_training_without_memory_takes_less(
     assert "train.micro_batch=auto" not in str(raised.value)
     assert chosen(tmp_path / "run") == 8
     later[0] = 1000
+    note = tmp_path / "run/profile/out_of_memory_rank0.txt"
+    assert note.read_text() == f"{raised.value}\n" and "the same command again: " in note.read_text()
+    note.rename(note.with_name("out_of_memory_rank3.txt"))  # the memory of another rank has run out
     train_run(config)
+    assert not list(note.parent.iterdir())
     assert chosen(tmp_path / "run") == 4 and records(tmp_path / "run")[-1]["status"] == "completed"
     assert "(auto, below 8, with which the start before ran out" in (tmp_path / "run/log.txt").read_text()
     ours, theirs = (records(tmp_path / name, "train") for name in ("run", "stated"))
     assert [one["samples"] for one in ours] == [one["samples"] for one in theirs]
+
+
+def test_a_size_that_no_kernel_takes_is_not_chosen(
+    balls: Path, tiny_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited(monkeypatch, 4, RuntimeError("expected less than INT_MAX elements\nmore lines"))
+    train_run(auto(tiny_config, balls, tmp_path, "run"))
+    assert chosen(tmp_path / "run") == 4
+    said = (tmp_path / "run/log.txt").read_text()
+    assert "(auto: a step of 8 failed (RuntimeError: expected less than INT_MAX elements), " in said
+
+
+def test_the_number_of_another_run_is_no_limit(
+    balls: Path, tiny_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited(monkeypatch, 8)
+    config = auto(tiny_config, balls, tmp_path, "run")
+    found = config.model_copy(update={"train": config.train.with_micro_batch(2)})  # with its configuration
+    train_run(found)
+    assert chosen(tmp_path / "run") == 8
 
 
 def test_a_run_may_go_on_from_auto_to_a_number_and_back(train: Train, tmp_path: Path) -> None:
@@ -233,7 +257,7 @@ def test_a_cpu_takes_what_the_estimate_allows(
         return estimate(task, config, *rest, **settings)
 
     monkeypatch.setattr(micro_batch_choice, "estimate_memory", counted)
-    monkeypatch.setattr(micro_batch_choice, "step_fits", None)
+    monkeypatch.setattr(micro_batch_choice, "step_failure", None)
     train_run(auto(tiny_config, balls, tmp_path, "roomy"))
     assert chosen(tmp_path / "roomy") == 8 and asked == [8]
 

@@ -17,11 +17,10 @@ from fusionseg.distributed.world import World
 from fusionseg.observability.ranges import progressed, silence
 from fusionseg.runs.environment import read_environment
 from fusionseg.runs.folder import RunFolder
-from fusionseg.runs.records import RunStatus, last_end
 from fusionseg.runs.run_config import found_micro_batch, stored_config, write_run_config
 from fusionseg.training.data import TrainingData
 from fusionseg.training.memory.estimate import MemoryEstimate, estimate_memory
-from fusionseg.training.memory.micro_batch_trial import step_fits
+from fusionseg.training.memory.micro_batch_trial import step_failure
 from fusionseg.training.network import build_weightless_network
 from fusionseg.training.precision import Precision
 from fusionseg.training.tasks.choice import build_task
@@ -123,6 +122,8 @@ def choose_micro_batch(
     log.info("batch: %s", batch_arithmetic(config, world.size))
     if world.is_rank_zero:
         write_run_config(folder.path, config)
+        for note in folder.paths.memory_notes():  # from now on the configuration has the smaller number
+            note.unlink(missing_ok=True)
     return config
 
 
@@ -138,16 +139,15 @@ def _limit(folder: RunFolder, names: Sequence[str]) -> tuple[int | None, str]:
     Returns:
         None and an empty text if there is no number yet, or if the run has had it on other devices.
     """
-    before = read_environment(folder.path).get("ranks")
-    if isinstance(before, list) and [one.get("name") for one in before if isinstance(one, dict)] != list(names):
-        return None, ""
     number = found_micro_batch(stored_config(folder.path)[0]) if folder.paths.config.exists() else None
-    if number is None:
+    before = read_environment(folder.path).get("ranks")
+    devices = [one.get("name") for one in before if isinstance(one, dict)] if isinstance(before, list) else None
+    if number is None or devices not in (None, list(names)):
         return None, ""
-    end = last_end(folder.path)
-    if end is not None and end["status"] == RunStatus.FAILED and "out of memory" in end["reason"].lower():
+    if folder.paths.memory_notes():
         return max(1, number - 1), f", below {number}, with which the start before ran out of memory"
-    return number, f", at most {number} as in {folder.paths.config.name}"
+    # Without a device, the number is that of another run, whose configuration this one has.
+    return (None, "") if devices is None else (number, f", at most {number} as in {folder.paths.config.name}")
 
 
 def _choose(
@@ -169,15 +169,18 @@ def _choose(
     samples, failed = fitting[0], ""
     if tries:
         for samples in fitting:
-            if samples == 1 or step_fits(
+            if samples == 1:
+                break
+            failure = step_failure(
                 with_micro_batch(config, samples),
                 world,
                 data,
                 precision,
                 held=_beside_the_step(config, world, estimates.of(samples)) + int(RESERVE * free),
-            ):
+            )
+            if not failure:
                 break
-            failed = f"a step of {samples} ran out of memory"
+            failed = f"a step of {samples} {failure}"
             progressed()
     allowed = f"{_gb(free)} are free on {world.device}" + ("" if tries else f", of which {SHARE:.0%} may be taken")
     larger = [one for one in candidates if one > samples]

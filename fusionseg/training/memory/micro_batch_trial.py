@@ -28,8 +28,11 @@ _STEPS = 2
 """The second step is like all that follow: the optimizer has its states."""
 
 
-def step_fits(config: RunConfig, world: World, data: TrainingData, precision: Precision, *, held: int) -> bool:
-    """Train for two steps, and tell whether the memory was enough.
+def step_failure(config: RunConfig, world: World, data: TrainingData, precision: Precision, *, held: int) -> str:
+    """Train for two steps; return an empty text, or why they failed.
+
+    Some kernels refuse large batches by errors of their own. A fault that has nothing to do with the size of the
+    micro-batch shows itself again in the training.
 
     No other rank takes part. The network, its optimizer and the loss scaler are deleted afterwards, the random numbers
     are put back, and the device gets its memory back. So the training that follows is that of a run without a trial.
@@ -43,23 +46,24 @@ def step_fits(config: RunConfig, world: World, data: TrainingData, precision: Pr
     """
     on_gpu = world.device.type == "cuda"
     with silence(), torch.random.fork_rng([world.device] if on_gpu else []):
-        fits = _survives(config, world, data, precision, held)
+        failure = _failure(config, world, data, precision, held)
     # The tensors of the steps have gone with their frames, and with the error that held them.
     gc.collect()
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(world.device)
-    return fits
+    return failure
 
 
-def _survives(config: RunConfig, world: World, data: TrainingData, precision: Precision, held: int) -> bool:
+def _failure(config: RunConfig, world: World, data: TrainingData, precision: Precision, held: int) -> str:
     try:
         _train(config, world, data, precision, held)
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return False
-    return True
+        if is_out_of_memory(error):
+            return "ran out of memory"
+        first = str(error).partition("\n")[0]
+        return f"failed ({type(error).__name__}: {first})"
+    return ""
 
 
 def _train(config: RunConfig, world: World, data: TrainingData, precision: Precision, held: int) -> None:

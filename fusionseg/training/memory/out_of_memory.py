@@ -17,7 +17,7 @@ from fusionseg.observability.ranges import failed_phase, silence
 from fusionseg.training.memory.estimate import estimate_memory
 from fusionseg.training.tasks.choice import build_task
 from fusionseg.training.trainer import Trainer
-from fusionseg.utils.files import whole_file
+from fusionseg.utils.files import whole_file, write_text
 from fusionseg.utils.machine import available_memory_bytes, process_memory_bytes
 
 _CPU_ALLOCATOR = "DefaultCPUAllocator"
@@ -60,6 +60,8 @@ def out_of_memory_text(error: BaseException, config: RunConfig, world: World, tr
     first = str(error).partition("\n")[0] or type(error).__name__
     micro_batch = (config if trainer is None else trainer.config).train.micro_batch
     remedies = [] if trainer is None else _savings(trainer, device)
+    if config.train.chooses_micro_batch and device == world.device:
+        remedies.insert(0, "the same command again: train.micro_batch: auto then takes a smaller number")
     remedies.append("in a validation: a lower validate.window_batch")
     if device.type == "cpu":
         remedies.append("on a host: fewer processes, or a higher limit (ulimit -v, control group, --mem of SLURM)")
@@ -110,6 +112,18 @@ def save_snapshot(path: Path, device: torch.device) -> None:
     if device.type == "cuda":
         with suppress(Exception), whole_file(path) as temporary:
             torch.cuda.memory._dump_snapshot(str(temporary))
+
+
+def write_note(path: Path, text: str) -> None:
+    """Keep the message in the run folder, for people and for the next choice of a micro-batch; a failure is no news.
+
+    Args:
+        path: the file.
+        text: from `out_of_memory_text`.
+    """
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, f"{text}\n")
 
 
 def _choices(config: RunConfig, world: World) -> Iterator[tuple[str, str, dict[str, dict[str, Any]]]]:
