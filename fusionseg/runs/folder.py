@@ -17,6 +17,7 @@ from fusionseg.runs.trust.links import refuse_links
 from fusionseg.utils.errors import TrainingStopped, UserError
 from fusionseg.utils.files import PARTIAL, user_path, writable_folder
 from fusionseg.utils.locks.folder_lock import FolderLock, HeldError
+from fusionseg.utils.locks.owner import OWNER
 
 log = logging.getLogger("fusionseg")
 
@@ -72,6 +73,8 @@ class RunFolder:
         self.check_writable()
         refuse_links(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
+        if problems := self._obstacles(OTHER_NAME):  # a pipe in place of a file would be waited for
+            raise UserError(problems)
         end = time.monotonic() + patience_s
         is_waiting = False
         while True:
@@ -184,7 +187,8 @@ class RunFolder:
 
     def _obstacles(self, elsewhere: str) -> list[str]:
         """A message for each entry that has the name of a file or a folder of the run, and is something else."""
-        found = [(path, "file") for path in self.paths.files if path.exists() and not path.is_file()]
+        files = (*self.paths.files, self.path / OWNER)
+        found = [(path, "file") for path in files if path.exists() and not path.is_file()]
         found += [(path, "folder") for path in self.paths.folders if path.exists() and not path.is_dir()]
         found += [(path, "file") for path in obstacles(self.paths.checkpoints)]
         return [f"{path}: is no {kind}: move it away, or {elsewhere}" for path, kind in found]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -70,3 +71,11 @@ def test_message_about_a_folder_that_was_taken_over(tmp_path: Path) -> None:
     assert run.is_taken_over and not run.is_ours
     run.unlock()
     run.check_ours()  # without a lock there is nothing to lose
+
+
+@pytest.mark.parametrize("name", [".lock", OWNER, "metrics.jsonl"])
+def test_a_pipe_in_place_of_a_file_is_refused(tmp_path: Path, name: str) -> None:
+    """A start would wait for a writer that never comes."""
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match="is no file: move it away"):
+        RunFolder(tmp_path).lock()
