@@ -102,7 +102,7 @@ class RunPaths:
         return self.profile / f"out_of_memory_rank{rank}.pickle"
 
     def memory_note(self, rank: int) -> Path:
-        """What a rank says when its memory is not enough."""
+        """The message of a rank whose memory was not enough."""
         return self.profile / f"out_of_memory_rank{rank}.txt"
 
     def memory_notes(self) -> list[Path]:
