@@ -74,7 +74,7 @@ class ValidateConfig(Section):
 class CheckpointConfig(SectionWithOptions):
     """Checkpoints of the whole training state."""
 
-    left_out: ClassVar[tuple[str, ...]] = ("retry_s",)
+    left_out: ClassVar[tuple[str, ...]] = ("retry_s", "sharded")
 
     every: Positive = 500
     """Steps between checkpoints. The first step, the last step and a signal save one too."""
@@ -84,6 +84,11 @@ class CheckpointConfig(SectionWithOptions):
     """Seconds for which a training goes on while its disk takes no checkpoint or record: it is full, over quota,
     read-only or not reachable. The writes are tried again and again. After this time the run ends; 0 ends it at once.
     A run whose first checkpoint cannot be written ends at once too."""
+    sharded: bool | Literal["auto"] = "auto"
+    """With `distributed.parallel: fsdp` on several ranks: each rank writes its own parts of weights, averages and
+    states of the optimizer, and a numbered checkpoint is a folder. `false` gathers whole tensors on rank 0, which
+    writes one file. `auto` writes folders for a state of 4 GB or more. A run continues from both, on any number of
+    ranks; best.pt is always one file."""
 
 
 class RunConfig(SectionWithOptions):

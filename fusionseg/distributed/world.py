@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store
 
 from fusionseg.distributed.launch import Launch, gloo_interface, read_launch
+from fusionseg.distributed.messages.store_messages import StoreMessages
 from fusionseg.distributed.rendezvous import open_store
 from fusionseg.distributed.watchdog.beat import Progress
 from fusionseg.distributed.watchdog.watchdog import Limits, Watchdog
@@ -138,7 +139,7 @@ class World:
         self._start_watchdog(self._store)
         if on_gpu and self._limits is not None:  # NCCL records its last operations; the watchdog writes them
             os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
-        with self._waiting():
+        with self.waiting():
             self._refuse_shared_gpus(self._store, timeout)
         # With `device_id`, NCCL connects the ranks here and never guesses the device of a rank.
         device_id = self.device if on_gpu else None
@@ -153,7 +154,7 @@ class World:
             self.watchdog.start()
 
     @contextmanager
-    def _waiting(self) -> Iterator[None]:
+    def waiting(self) -> Iterator[None]:
         """While entered, this rank does nothing but wait for other ranks; the watchdog does not look for it."""
         self.progress.waits = True
         try:
@@ -197,7 +198,7 @@ class World:
                 raise
             self._store.set(name, "done")
         else:
-            with self._waiting():
+            with self.waiting():
                 self._store.wait([name], HOST_TIMEOUT)
             if self._store.get(name) != b"done":
                 raise UserError(f"rank 0 could not {name}; see the message of rank 0")
@@ -225,7 +226,7 @@ class World:
             raise
         if self._store.add(f"{name}: ranks", 1) == self.size:
             self._store.set(name, "done")
-        with self._waiting():
+        with self.waiting():
             self._store.wait([name], HOST_TIMEOUT)
         if (state := self._store.get(name)) != b"done":
             failed = state.decode()
@@ -240,7 +241,7 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        with self._waiting():
+        with self.waiting():
             dist.all_gather_object(values, value)
         return values
 
@@ -253,14 +254,14 @@ class World:
         if self.size == 1:
             return value
         objects = [value]
-        with self._waiting():
+        with self.waiting():
             dist.broadcast_object_list(objects, src=0, device=torch.device("cpu"))
         return objects[0]
 
     def broadcast_(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite device tensors with those of rank 0, in place. All ranks must call this method."""
         if self.size > 1:
-            with self._waiting():
+            with self.waiting():
                 for tensor in tensors:
                     dist.broadcast(tensor, src=0)
 
@@ -270,7 +271,7 @@ class World:
         On a GPU the sum is queued on the current stream; the host does not wait for it.
         """
         if self.size > 1:
-            with annotate("allreduce"), self._waiting():
+            with annotate("allreduce"), self.waiting():
                 dist.all_reduce(values)
         return values
 
@@ -285,7 +286,7 @@ class World:
         """
         if self.size == 1:
             return flag
-        with annotate("allreduce"), self._waiting():
+        with annotate("allreduce"), self.waiting():
             previous = self._wait_for_flag()
         tensor = torch.tensor([flag])
         work = dist.all_reduce(tensor, op=dist.ReduceOp.MAX, async_op=True)
@@ -300,6 +301,10 @@ class World:
         self._pending = None
         work.wait()
         return int(tensor)
+
+    def open_messages(self) -> StoreMessages | None:
+        """Open a connection to the store for messages between threads of the ranks; None for a single rank."""
+        return None if self._store is None else StoreMessages(self._store, self.rank, self.size)
 
     def hold(self) -> None:
         """After an error: wait for the end of this process if the watchdog is about to end it."""

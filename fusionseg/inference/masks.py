@@ -25,6 +25,7 @@ from fusionseg.inference.mask_formats.choice import choose_format
 from fusionseg.inference.mask_formats.mask import HASH_DIGITS, MaskFormat, short_hash
 from fusionseg.inference.predictor import Predictor
 from fusionseg.runs.json_files import JsonObject
+from fusionseg.runs.paths import content_file
 from fusionseg.utils.errors import UserError, first_of
 from fusionseg.utils.files import file_name, partial_path
 
@@ -71,8 +72,8 @@ def origin_of(case: Case, predictor: str, voxels: str) -> MaskOrigin:
 
 
 def weight_digests(predictor: Predictor) -> list[str]:
-    """The SHA-256 of the checkpoint of each network."""
-    return [SourceFile.read(member.path).sha256 for member in predictor.members]
+    """The SHA-256 of the checkpoint of each network; of a divided one, that of its index."""
+    return [SourceFile.read(content_file(member.path)).sha256 for member in predictor.members]
 
 
 def predictor_hash(

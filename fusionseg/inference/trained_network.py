@@ -127,7 +127,7 @@ def load_trained(
             not allowed; `masks` is True and it predicts no masks; or the device does not compute in `precision`.
     """
     path = find_weights(run, which)
-    if which == "best" and run.is_dir() and path.name == LAST:
+    if which == "best" and run.is_dir() and path != run and path.name == LAST:
         why = NO_VALIDATION if validates_none(run) else "no validation yet"
         log.info("%s: has no %s (%s): %s is used", run, BEST, why, LAST)
     state = read_checkpoint(path, network)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fusionseg.runs.disk.failures import DiskFailures
+from fusionseg.runs.disk.torch_file import write_torch
+from fusionseg.runs.divided.content import DividedContent
+from fusionseg.runs.divided.folders import point_to, remove_checkpoint, remove_partial
+from fusionseg.runs.divided.messages import POLL_S, PartError
+from fusionseg.runs.divided.rank_zero import DividedCheckpoint, DividedWriter
 from fusionseg.runs.host_copy import HostBuffers, HostCopy
 from fusionseg.runs.paths import BEST, LAST, numbered_checkpoints, numbered_name
-from fusionseg.utils.files import PARTIAL, whole_file, write_all
+from fusionseg.utils.files import PARTIAL, whole_file
 
 
 def _ignore(value: object) -> None:
@@ -40,6 +44,8 @@ class _Unwritten:
     buffers: HostBuffers
     """They hold the copy."""
     began: float
+    divided: DividedCheckpoint | None = None
+    """The other ranks keep their parts for it until it is closed."""
 
 
 class CheckpointWriter:
@@ -63,6 +69,7 @@ class CheckpointWriter:
         check: Callable[[], None] = _allow,
         on_numbered: Callable[[Path], None] = _ignore,
         failures: DiskFailures | None = None,
+        divided: DividedWriter | None = None,
     ) -> None:
         """Prepare the thread; nothing is written yet.
 
@@ -74,6 +81,7 @@ class CheckpointWriter:
             check: called before each file is written; raises TrainingStopped if nothing may be written.
             on_numbered: called with each numbered checkpoint that is on disk, in the thread.
             failures: the failed writes of the run; None gives up at the first one.
+            divided: writes checkpoints with the other ranks; None if `save_divided` is not called.
         """
         self.folder = folder
         self.keep = keep
@@ -84,12 +92,14 @@ class CheckpointWriter:
         self._on_written = on_written
         self._check = check
         self._on_numbered = on_numbered
+        self._divided = divided
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")  # Python waits for it when it ends
         self._writing: Future[None] | None = None
         self._unwritten: dict[str, _Unwritten] = {}
         """By kind. The thread takes out what it has written; this thread changes it while the other one rests."""
         self._took: list[float] = []
-        self._free: list[HostBuffers] = []
+        self._free: defaultdict[bool, list[HostBuffers]] = defaultdict(list)
+        """Buffers that no copy needs, of divided checkpoints and of whole ones."""
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Save a numbered checkpoint, link last.pt to it, and delete the numbered ones beyond `keep`.
@@ -102,7 +112,41 @@ class CheckpointWriter:
             TrainingStopped: `check` refuses it.
         """
         path = self.folder / numbered_name(step)
-        self._start(LAST, lambda content: self._write_numbered(path, content), state)
+        self._start(LAST, lambda content: self._write_numbered(step, path, content), state)
+
+    def save_divided(self, step: int, content: DividedContent) -> None:
+        """Save a numbered checkpoint with the other ranks, point last.pt to it, and delete those beyond `keep`.
+
+        Args:
+            step: number of steps that were trained.
+            content: what rank 0 saves. The other ranks save theirs by `PartWriter.save`.
+
+        Raises:
+            TrainingStopped: `check` refuses it.
+        """
+        assert self._divided is not None
+        self.settle()
+        checkpoint = self._divided.begin(step, content)
+
+        def write(parts: dict[str, Any]) -> None:
+            path = checkpoint.write(parts, self._check)
+            point_to(self.folder / LAST, path)
+            self._finish_numbered(step, path)
+            checkpoint.close()
+
+        self._start(LAST, write, content.parts, checkpoint)
+
+    def settle(self) -> None:
+        """Wait until nothing is being written, and let the other ranks leave a divided checkpoint that has failed.
+
+        Call it before another numbered checkpoint is saved, which replaces the one that has failed.
+
+        Raises:
+            TrainingStopped: the folder is no longer that of the run.
+        """
+        self._collect()
+        if (failed := self._unwritten.get(LAST)) is not None and failed.divided is not None:
+            self._drop(LAST)
 
     def save_best(self, state: dict[str, Any]) -> None:
         """Save best.pt.
@@ -115,6 +159,23 @@ class CheckpointWriter:
         """
         path = self.folder / BEST
         self._start(BEST, lambda content: self._write(path, content), state)
+
+    def close(self, patience_s: float) -> None:
+        """Let the other ranks leave divided checkpoints. What is being written gets some time.
+
+        Args:
+            patience_s: the seconds.
+        """
+        if self._divided is None:
+            return
+        if self._writing is not None:
+            wait([self._writing], patience_s)
+        self._divided.ended.set()
+        if self._writing is not None:  # it notices at its next wait for a message
+            wait([self._writing], 2 * POLL_S)
+        for each in list(self._unwritten.values()):
+            if each.divided is not None:
+                each.divided.close()
 
     def finish(self, patience_s: float | None = None) -> None:
         """Wait until everything that was saved is on disk.
@@ -147,7 +208,7 @@ class CheckpointWriter:
         self._check()
         for saved, path in numbered_checkpoints(self.folder):
             if saved > step:
-                path.unlink()
+                remove_checkpoint(path)
 
     def check(self) -> None:
         """Note what the thread has done, and try failed writes again if they are due. This method never waits.
@@ -167,17 +228,31 @@ class CheckpointWriter:
             return next((path.name for _, path in numbered_checkpoints(self.folder)), "its beginning")
         return "its newest checkpoint"
 
-    def _start(self, kind: str, write: Callable[[dict[str, Any]], None], state: dict[str, Any]) -> None:
+    def _start(
+        self,
+        kind: str,
+        write: Callable[[dict[str, Any]], None],
+        state: dict[str, Any],
+        divided: DividedCheckpoint | None = None,
+    ) -> None:
         self._collect()  # one file is written at a time
         self._check()
         began = time.monotonic()
-        replaced = self._unwritten.pop(kind, None)
-        if replaced is not None:
-            self._free.append(replaced.buffers)
-        buffers = self._free.pop() if self._free else HostBuffers()
-        self._unwritten[kind] = _Unwritten(write, buffers.copy(state), buffers, began)
+        self._drop(kind)
+        free = self._free[divided is not None]
+        buffers = free.pop() if free else HostBuffers()
+        self._unwritten[kind] = _Unwritten(write, buffers.copy(state), buffers, began, divided)
         if not self.failures.failing or self.failures.is_due:
             self._submit()
+
+    def _drop(self, kind: str) -> None:
+        """Forget a checkpoint that another one replaces."""
+        replaced = self._unwritten.pop(kind, None)
+        if replaced is None:
+            return
+        if replaced.divided is not None:
+            replaced.divided.close()
+        self._free[replaced.divided is not None].append(replaced.buffers)
 
     def _submit(self) -> None:
         """Let the thread write what is not on disk, after the records."""
@@ -192,7 +267,7 @@ class CheckpointWriter:
                 each.write(each.copy.wait())
                 self._took.append(time.monotonic() - each.began)
                 del self._unwritten[kind]
-                self._free = [each.buffers]  # the memory of one copy stays
+                self._free[each.divided is not None] = [each.buffers]  # the memory of one copy stays
 
     def _collect(self) -> None:
         """Wait for the thread, and note what it has done."""
@@ -204,21 +279,29 @@ class CheckpointWriter:
             self.failures.worked(self.folder)
         except OSError as error:
             self._check()  # the folder was removed while the file was written
-            self.failures.failed(self.folder, "a checkpoint", error)
+            part = f" (the part of {error.ranks})" if isinstance(error, PartError) else ""
+            self.failures.failed(self.folder, f"a checkpoint{part}", error)
         for seconds in self._took:
             self._on_written(seconds)
         self._took.clear()
 
-    def _write_numbered(self, path: Path, content: dict[str, Any]) -> None:
+    def _write_numbered(self, step: int, path: Path, content: dict[str, Any]) -> None:
         self._write(path, content)
         with whole_file(self.folder / LAST) as temporary:
             try:
                 os.link(path, temporary)
             except OSError:  # a file system without hard links
                 temporary.write_bytes(path.read_bytes())
+        self._finish_numbered(step, path)
+
+    def _finish_numbered(self, step: int, path: Path) -> None:
+        """Tell of a checkpoint that is on disk, and delete the earlier ones of its step and those beyond `keep`."""
         self._on_numbered(path)
-        for _, old in numbered_checkpoints(self.folder)[self.keep :]:
-            old.unlink(missing_ok=True)
+        found = numbered_checkpoints(self.folder)
+        same = [old for saved, old in found if saved == step and old != path]
+        others = [old for saved, old in found if saved != step or old == path]
+        for old in (*same, *others[self.keep :]):
+            remove_checkpoint(old)
 
     def _write(self, path: Path, content: dict[str, Any]) -> None:
         self._check()  # again: the checkpoint before this one may have taken long
@@ -226,54 +309,7 @@ class CheckpointWriter:
             write_torch(content, temporary)
 
     def _remove_left_over(self) -> None:
-        """Remove the temporary files that a disk without room or permission has kept."""
+        """Remove the temporary files and folders that a disk without room or permission has kept."""
         with suppress(OSError):
             for path in self.folder.glob(f"{PARTIAL}*"):
-                path.unlink()
-
-
-class _Output:
-    """A file for `torch.save`, which turns the errors of the system into RuntimeErrors without their cause."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("wb", buffering=0)
-        self.error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        if self.error is not None:
-            return 0
-        content = memoryview(data).cast("B")
-        try:
-            write_all(self._file, content)
-        except OSError as error:
-            self.error = error
-            return 0
-        return len(content)
-
-    def flush(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def write_torch(content: Any, path: Path) -> None:
-    """Write a file with `torch.save`.
-
-    Args:
-        content: what `torch.save` takes.
-        path: of the file.
-
-    Raises:
-        OSError: the system refused a write.
-    """
-    output = _Output(path)
-    try:
-        torch.save(content, output)  # type: ignore[arg-type]
-    except RuntimeError:
-        if output.error is None:
-            raise
-    finally:
-        output.close()
-    if output.error is not None:  # torch 2.13 does not look at the number of bytes that were written
-        raise output.error
+                remove_partial(path)

@@ -10,7 +10,7 @@ from typing import Any
 
 from fusionseg.runs.archive.layout import is_archive
 from fusionseg.runs.archive.reader import count_networks, read_config, read_network
-from fusionseg.runs.paths import BEST, CHECKPOINTS, LAST, RunPaths, numbered_checkpoints
+from fusionseg.runs.paths import BEST, CHECKPOINTS, LAST, RunPaths, is_divided, numbered_checkpoints
 from fusionseg.runs.trust.consent import NotAllowedError
 from fusionseg.utils.errors import UserError
 
@@ -32,7 +32,7 @@ def read_checkpoint(path: Path, network: int | None = None) -> dict[str, Any]:
     """Load a checkpoint on the CPU and verify its checksums. It may come from anywhere: no code in it is run.
 
     Args:
-        path: the checkpoint, or an archive.
+        path: the checkpoint, a file or a folder; or an archive.
         network: of an archive with several; None for the only one.
 
     Raises:
@@ -40,6 +40,13 @@ def read_checkpoint(path: Path, network: int | None = None) -> dict[str, Any]:
     """
     if is_archive(path):
         return read_network(path, network)
+    state = _read_folder(path) if is_divided(path) else _read_file(path)
+    if not isinstance(state, dict):
+        raise UserError(f"{path}: is no checkpoint (expected a dictionary, got a {type(state).__name__})")
+    return state
+
+
+def _read_file(path: Path) -> Any:
     import torch  # takes seconds to import, and most readers of a run folder need no checkpoint
 
     try:
@@ -47,15 +54,18 @@ def read_checkpoint(path: Path, network: int | None = None) -> dict[str, Any]:
             damaged = archive.testzip()  # torch.load does not verify the checksums
         if damaged is not None:
             raise ValueError(f"checksum of {damaged} is wrong")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such checkpoint") from None
     except Exception as error:  # zipfile, pickle and torch each raise exceptions of their own
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path}: damaged checkpoint ({type(error).__name__}: {reason})") from None
-    if not isinstance(state, dict):
-        raise UserError(f"{path}: is no checkpoint (expected a dictionary, got a {type(state).__name__})")
-    return state
+
+
+def _read_folder(path: Path) -> Any:
+    from fusionseg.runs.divided.reader import read_divided  # it imports torch too
+
+    return read_divided(path)
 
 
 def peek_config(path: Path) -> dict[str, Any] | None:
@@ -71,6 +81,10 @@ def peek_config(path: Path) -> dict[str, Any] | None:
             raise
         except UserError:
             return None
+    if is_divided(path):
+        from fusionseg.runs.divided.reader import read_divided_config
+
+        return read_divided_config(path)
     import torch
 
     try:
@@ -98,7 +112,7 @@ def read_start(path: Path) -> Any:
     """
     from fusionseg.models.weights.loading import read_file
 
-    content = read_checkpoint(path) if is_archive(path) else read_file(path)
+    content = read_checkpoint(path) if is_archive(path) or is_divided(path) else read_file(path)
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         return {**content, "model": used_weights(content)}
     return content
@@ -167,19 +181,23 @@ def find_weights(run: Path, which: str = "best") -> Path:
     """Find the checkpoint that a run folder stands for.
 
     Args:
-        run: the run folder; or a checkpoint file or an archive, which is returned as it is.
-        which: "last" takes last.pt; "best" takes best.pt, or last.pt where there is none.
+        run: the run folder; or a checkpoint or an archive, which is returned as it is.
+        which: "last" takes last.pt; "best" takes best.pt, or last.pt where there is none. On a file system without
+            links there is no last.pt beside divided checkpoints: then it is the newest of them.
 
     Raises:
         UserError: the folder holds no such checkpoint.
     """
-    if run.is_file() or is_archive(run):  # `read_checkpoint` names an archive that is missing
+    if run.is_file() or is_divided(run) or is_archive(run):  # `read_checkpoint` names an archive that is missing
         return run
     names = (BEST, LAST) if which == "best" else (LAST,)
     for name in names:
         path = RunPaths(run).checkpoints / name
-        if path.is_file():
+        if path.is_file() or is_divided(path):
             return path
+    for _, newest in numbered_checkpoints(RunPaths(run).checkpoints)[:1]:
+        if is_divided(newest):
+            return newest
     raise UserError(
         f"{run}: holds no {' or '.join(f'{CHECKPOINTS}/{name}' for name in names)}: give the folder of a run that has"
         " trained, a checkpoint file or an archive"

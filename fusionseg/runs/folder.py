@@ -11,6 +11,7 @@ from fusionseg.config import RunConfig
 from fusionseg.runs.continuation.branch import refuse_other_origin, unfinished_branch
 from fusionseg.runs.continuation.changes import BRANCH, EXTEND, PLAIN, Continuation
 from fusionseg.runs.continuation.extension import refuse_unfit_extension
+from fusionseg.runs.divided.folders import remove_partial
 from fusionseg.runs.paths import RunPaths, checkpoints_of, obstacles
 from fusionseg.runs.run_config import OTHER_NAME, refuse_other_config, stored_config
 from fusionseg.runs.trust.links import refuse_links
@@ -90,9 +91,9 @@ class RunFolder:
                     log.info("%s: %s is in this folder: waiting up to %.0f s for its end", self.path, held, patience_s)
                     is_waiting = True
                 time.sleep(_POLL_S)
-        # These are temporary files of a process that was killed. No process writes now, because this one has the lock.
+        # A process that was killed has left them. No process writes now, because this one has the lock.
         for leftover in (*self.path.glob(f"{PARTIAL}*"), *self.paths.checkpoints.glob(f"{PARTIAL}*")):
-            leftover.unlink(missing_ok=True)  # on a network disk its process may have removed it just now
+            remove_partial(leftover)
 
     def check_writable(self) -> None:
         """Make sure that files can be written in the folder, which need not exist yet.

@@ -40,7 +40,10 @@ EXPORT = "export"
 LAST, BEST = "last.pt", "best.pt"
 WEIGHTS = {"last": LAST, "best": BEST}
 """File names by value of the option `--checkpoint`."""
-_NUMBERED = re.compile(r"step_(\d{8,})\.pt")
+INDEX = "index.json"
+"""File of a divided checkpoint (`checkpoint.sharded`) that names all others of its folder."""
+_NUMBERED = re.compile(r"step_(\d{8,})(?:\.pt|(?:\.([1-9]\d*))?)")
+_PART = re.compile(r"rank_\d{5,}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,50 @@ def numbered_name(step: int) -> str:
     return f"step_{step:08d}.pt"
 
 
+def free_folder(folder: Path, step: int) -> Path:
+    """A path for a new divided checkpoint: step_00000500, or step_00000500.1 if there is a checkpoint of this step.
+
+    A folder cannot be replaced at once as a file can. The higher number is the newer one.
+
+    Args:
+        folder: the `checkpoints/` folder.
+        step: number of steps that were trained.
+    """
+    taken = [_sorted_by(path)[1] for saved, path in _numbered(folder) if saved == step]
+    number = 1 + max(taken, default=-1)
+    return folder / f"step_{step:08d}{f'.{number}' if number else ''}"
+
+
+def part_name(rank: int) -> str:
+    """The name of the file of a rank in a divided checkpoint."""
+    return f"rank_{rank:05d}.safetensors"
+
+
+def is_part_name(name: str) -> bool:
+    """Tell whether a divided checkpoint may have a file of this name."""
+    return _PART.fullmatch(name) is not None
+
+
+def is_divided(path: Path) -> bool:
+    """Tell whether a path is a divided checkpoint, or a link to one: a folder with its name or its index."""
+    return path.is_dir() and (_is_folder_name(path.resolve().name) or (path / INDEX).is_file())
+
+
+def content_file(checkpoint: Path) -> Path:
+    """The file whose hash stands for a whole checkpoint: of a divided one the index, which has those of the others."""
+    return checkpoint / INDEX if is_divided(checkpoint) else checkpoint
+
+
+def size_of(checkpoint: Path) -> int:
+    """The bytes of a checkpoint.
+
+    Raises:
+        OSError: it is missing.
+    """
+    files = checkpoint.iterdir() if checkpoint.is_dir() else (checkpoint,)
+    return sum(file.stat().st_size for file in files)
+
+
 def checkpoints_of(run: Path) -> list[tuple[int, Path]]:
     """List the numbered checkpoints of a run, the newest first.
 
@@ -145,7 +192,7 @@ def checkpoints_of(run: Path) -> list[tuple[int, Path]]:
         run: the run folder.
 
     Returns:
-        The step and the file of each. Entries with other names, and folders, are ignored.
+        The step and the path of each: a file, or the folder of a divided one. Other entries are ignored.
     """
     return numbered_checkpoints(RunPaths(run).checkpoints)
 
@@ -157,13 +204,16 @@ def last_step(run: Path) -> int:
 
 def numbered_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """List the numbered checkpoints of a `checkpoints/` folder, the newest first; see `checkpoints_of`."""
-    return sorted(((step, path) for step, path in _numbered(folder) if path.is_file()), reverse=True)
+    found = ((step, path) for step, path in _numbered(folder) if _is_checkpoint(path))
+    return sorted(found, key=lambda each: _sorted_by(each[1]), reverse=True)
 
 
 def obstacles(folder: Path) -> list[Path]:
-    """List the entries of a `checkpoints/` folder that have the name of a checkpoint but are not files."""
-    named = [folder / LAST, folder / BEST, *(path for _, path in _numbered(folder))]
-    return [path for path in named if path.exists() and not path.is_file()]
+    """List the entries of a `checkpoints/` folder that have the name of a checkpoint but are none."""
+    named = [folder / BEST, *(path for _, path in _numbered(folder))]
+    found = [path for path in named if path.exists() and not _is_checkpoint(path)]
+    last = folder / LAST
+    return [last, *found] if last.exists() and not (last.is_file() or last.is_symlink()) else found
 
 
 def run_of_weights(weights: Path) -> Path:
@@ -172,12 +222,13 @@ def run_of_weights(weights: Path) -> Path:
     Args:
         weights: the value of `init_from`.
     """
-    return weights.parent.parent if weights.suffix == ".pt" else weights
+    is_folder = weights.parent.name == CHECKPOINTS and _is_folder_name(weights.name)
+    return weights.parent.parent if weights.suffix == ".pt" or is_folder else weights
 
 
 def has_weights(run: Path) -> bool:
     """Tell whether a run folder holds any checkpoint."""
-    return any(RunPaths(run).checkpoints.glob("*.pt"))
+    return bool(checkpoints_of(run)) or any(RunPaths(run).checkpoints.glob("*.pt"))
 
 
 def is_run_folder(path: Path) -> bool:
@@ -218,6 +269,22 @@ def run_folders(paths: Sequence[Path]) -> list[Path]:
 
 
 def _numbered(folder: Path) -> Iterator[tuple[int, Path]]:
-    for path in folder.glob("step_*.pt"):
+    for path in folder.glob("step_*"):
         if match := _NUMBERED.fullmatch(path.name):
             yield int(match[1]), path
+
+
+def _sorted_by(path: Path) -> tuple[int, int]:
+    """The step of a checkpoint, and the number that the folder of a further one has."""
+    match = _NUMBERED.fullmatch(path.name)
+    assert match is not None
+    return int(match[1]), int(match[2] or 0)
+
+
+def _is_folder_name(name: str) -> bool:
+    return _NUMBERED.fullmatch(name) is not None and not name.endswith(".pt")
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Tell whether an entry with the name of a checkpoint is a folder or a file, as its name says."""
+    return path.is_dir() if _is_folder_name(path.name) else path.is_file()

@@ -282,7 +282,7 @@ def run(trainer: Trainer, folder: RunFolder) -> str:
     )
     trainer.checkpoints.writer.write_records = recorder.sync
     # Signals are handled until the end record is written: a scheduler may repeat its signal until the process ends.
-    with StopSignals() as signals, closing(data), closing(recorder):
+    with StopSignals() as signals, closing(data), closing(recorder), closing(trainer.checkpoints):
         failures = trainer.checkpoints.failures
         failures.is_stopping = lambda: signals.received != 0
         try:

@@ -36,9 +36,10 @@ from fusionseg.training.ending.signals import Lead
 from fusionseg.training.numerics.loss_spikes import LossSpikes
 from fusionseg.training.observers.recorder import Spent
 from fusionseg.training.optimizer import changed_settings
+from fusionseg.training.saving.divided_saving import open_divided_saving
 from fusionseg.training.step import TrainStep
 from fusionseg.training.tasks.task import Task
-from fusionseg.utils.errors import UserError
+from fusionseg.utils.errors import TrainingStopped, UserError
 
 log = logging.getLogger("fusionseg")
 
@@ -71,8 +72,9 @@ class TrainingState:
 class TrainingCheckpoints:
     """Saves the state of a training, and restores it when the run is started again.
 
-    Rank 0 writes. A checkpoint has whole tensors: it does not depend on the number of ranks, nor on
-    `distributed.parallel`. If the network is divided among the ranks, all of them take part in saving.
+    Rank 0 writes. A checkpoint is read as whole tensors: it does not depend on the number of ranks, nor on
+    `distributed.parallel`. If the network is divided among the ranks, all of them take part in saving: they gather the
+    tensors, or each writes its own parts (`checkpoint.sharded`).
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class TrainingCheckpoints:
         self._is_sharded = is_sharded_network(model)
         # Until there is a checkpoint there is little to lose, and a folder that cannot hold one is known at once.
         self.failures = DiskFailures(0.0, note=FaultLog(folder.path), wait=progressed)
+        self._divided = open_divided_saving(config, folder.paths.checkpoints, world, model)
         self.writer = CheckpointWriter(
             folder.paths.checkpoints,
             config.checkpoint.keep,
@@ -106,6 +109,7 @@ class TrainingCheckpoints:
             check=folder.check_ours,
             on_numbered=self._note_saved,
             failures=self.failures,
+            divided=None if self._divided is None else self._divided.writer,
         )
 
     def _note_saved(self, path: Path) -> None:
@@ -141,7 +145,9 @@ class TrainingCheckpoints:
             "ranks": self.world.size,
             "spikes": self.spikes.state_dict(),
         }
-        if self.world.is_rank_zero:
+        if self._divided is not None and self._divided.is_for(content, self.writer):
+            self._divided.save(state.step, content, self.writer)
+        elif self.world.is_rank_zero:
             self.writer.save(state.step, content)
         else:
             gather_all(content)
@@ -155,7 +161,29 @@ class TrainingCheckpoints:
         if self.world.is_rank_zero:
             self.writer.delete_after(state.step)
         self.save(state, spent)
-        self.writer.finish()
+        self.finish()
+
+    def finish(self, patience_s: float | None = None) -> None:
+        """Wait until everything that was saved is on disk. All ranks call it.
+
+        Args:
+            patience_s: see `CheckpointWriter.finish`.
+
+        Raises:
+            TrainingStopped: on rank 0, if a checkpoint could not be written.
+        """
+        try:
+            self.writer.finish(patience_s)
+        except TrainingStopped:
+            self.close()  # the other ranks need not wait any longer
+            raise
+        if self._divided is not None:
+            self._divided.finish()
+
+    def close(self) -> None:
+        """End the threads that write with other ranks, also after an error."""
+        if self._divided is not None:
+            self._divided.close(self.writer)
 
     def save_best(self, state: TrainingState) -> None:
         """Save best.pt: the network as it was validated, with averaged weights if there are any (`in_use`), and what is

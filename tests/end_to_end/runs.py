@@ -26,6 +26,7 @@ import psutil
 import pytest
 import torch
 
+from fusionseg.runs.checkpoints import read_checkpoint
 from fusionseg.runs.records import is_measurement
 
 TIMEOUT_S = 120.0
@@ -216,7 +217,10 @@ def results(run: Path) -> list[dict[str, Any]]:
 
 def checkpoint(run: Path, name: str = "last.pt") -> dict[str, Any]:
     """Load a checkpoint of a run."""
-    state: dict[str, Any] = torch.load(run / "checkpoints" / name, map_location="cpu", weights_only=True)
+    path = run / "checkpoints" / name
+    if path.is_dir():
+        return read_checkpoint(path)
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
 
 

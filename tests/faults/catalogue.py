@@ -169,7 +169,7 @@ def status_of(run: Path) -> str:
 def _assert_lost(fault: Fault, run: Path) -> None:
     """Compare the newest checkpoint with the steps that were trained."""
     reached = max((record["step"] for record in _records(run) if record["kind"] == "train"), default=0)
-    saved = max((int(path.stem[5:]) for path in (run / "checkpoints").glob("step_????????.pt")), default=0)
+    saved = max((int(path.name[5:13]) for path in (run / "checkpoints").glob("step_????????*")), default=0)
     every = yaml.safe_load((run / "config.yaml").read_text())["checkpoint"]["every"] if fault.lost == STEPS else 1
     # Steps are trained while a checkpoint is being written; the next one is not begun before.
     most = 2 * every if fault.lost == STEPS else 0

@@ -78,9 +78,19 @@ def part_of(values: Tensor, like: Tensor) -> Tensor:
     if not is_sharded(like):
         return values
     mesh = like.device_mesh  # type: ignore[attr-defined]
-    rows = -(-len(values) // mesh.size())  # as `torch.chunk` divides: the last parts may be smaller, or empty
+    rows = rows_of_parts(like)
     first: int = mesh.get_local_rank() * rows
     return values[first : first + rows]
+
+
+def rows_of_parts(tensor: Tensor) -> int:
+    """Return the number of rows that each rank has of a divided tensor; the last ranks may have fewer, or none.
+
+    Args:
+        tensor: divided, with at least one axis.
+    """
+    ranks: int = tensor.device_mesh.size()  # type: ignore[attr-defined]
+    return max(1, -(-tensor.shape[0] // ranks))  # as `torch.chunk` divides
 
 
 def load_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

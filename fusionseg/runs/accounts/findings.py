@@ -16,7 +16,7 @@ from fusionseg.runs.accounts.account import Account, read_account
 from fusionseg.runs.accounts.faults import describe_fault, read_faults
 from fusionseg.runs.disk.failures import remedy_of
 from fusionseg.runs.json_files import read_regular
-from fusionseg.runs.paths import RunPaths, checkpoints_of
+from fusionseg.runs.paths import RunPaths, checkpoints_of, size_of
 from fusionseg.runs.records import Record, RecordKind, RunStatus, has_finished
 
 _DATA_SHARE, _SKIPPED_SHARE, _GOODPUT = 0.2, 0.05, 0.7
@@ -180,7 +180,7 @@ def _disk(run: Path, account: Account) -> Iterator[Trouble]:
     if account.end is not None and has_finished(account.end["status"]):
         return
     with suppress(OSError):
-        sizes = [path.stat().st_size for _, path in checkpoints_of(run)]
+        sizes = [size_of(path) for _, path in checkpoints_of(run)]
         free = shutil.disk_usage(run).free
         if sizes and free < max(sizes):
             yield Trouble(

@@ -12,7 +12,8 @@ from fusionseg.runs.accounts.history import CHANGE_BRANCHED, read_changes, write
 from fusionseg.runs.checkpoints import newest_intact, read_training_state
 from fusionseg.runs.continuation.changes import BRANCH, config_of_branch
 from fusionseg.runs.continuation.extension import changes_of, refusals
-from fusionseg.runs.paths import BEST, LAST, RunPaths, numbered_name, run_of_weights
+from fusionseg.runs.divided.folders import link_folder, point_to
+from fusionseg.runs.paths import BEST, LAST, RunPaths, free_folder, is_divided, numbered_name, run_of_weights
 from fusionseg.runs.records import rewind_records
 from fusionseg.runs.run_config import write_run_config
 from fusionseg.runs.trust.foreign_code import check_code
@@ -88,8 +89,12 @@ def make_branch(branch: Branch, folder: Path, config: RunConfig) -> list[str]:
     try:
         if branch.has_best:
             _link(theirs.checkpoints / BEST, ours.checkpoints / BEST)
-        for name in (LAST, numbered_name(branch.step)):
-            _link(branch.checkpoint, ours.checkpoints / name)
+        if is_divided(branch.checkpoint):
+            link_folder(branch.checkpoint.resolve(), path := free_folder(ours.checkpoints, branch.step))
+            point_to(ours.checkpoints / LAST, path)
+        else:
+            for name in (LAST, numbered_name(branch.step)):
+                _link(branch.checkpoint, ours.checkpoints / name)
     except FileNotFoundError:
         raise UserError(
             f"{branch.checkpoint}: has been deleted by its run, which trains on: start the same command again"

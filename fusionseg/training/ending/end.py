@@ -30,7 +30,7 @@ def train_and_save(trainer: Trainer, signals: StopSignals, recorder: Recorder) -
     try:
         status, reason = trainer.train(signals, recorder)
         with annotate("checkpoint", trainer.state.step):
-            trainer.checkpoints.writer.finish(patience_s(status))
+            trainer.checkpoints.finish(patience_s(status))
     except TrainingStopped as error:
         if not is_interrupted(status, signals, trainer.checkpoints.failures):
             raise

@@ -44,7 +44,7 @@ def rewind(
     rewinds, next_sample = spikes.rewinds + 1, spikes.stream_step(state.step)
     losses = [*spikes.rewound, spike.loss]
     avoid = spikes.left_out[-1][0] if spikes.left_out else None
-    checkpoints.writer.finish()
+    checkpoints.finish()
     # No rank writes the checkpoint again before all have read it.
     with checkpoints.world.wait_for_all(f"go back before step {spike.step}, rewind {rewinds}"):
         restored = checkpoints.restore(at_most=spike.first - 1, avoid=avoid)

@@ -1,0 +1,1 @@
+"""Messages between threads of the ranks, beside the collectives of the training."""

@@ -1,0 +1,1 @@
+"""Saving of checkpoints with all ranks."""
