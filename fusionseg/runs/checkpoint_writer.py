@@ -131,7 +131,10 @@ class CheckpointWriter:
         def write(parts: dict[str, Any]) -> None:
             path = checkpoint.write(parts, self._check)
             point_to(self.folder / LAST, path)
-            self._finish_numbered(step, path)
+            self._delete_old(step, path)
+            if path != (path := checkpoint.take_name()):
+                point_to(self.folder / LAST, path)
+            self._on_numbered(path)
             checkpoint.close()
 
         self._start(LAST, write, content.parts, checkpoint)
@@ -292,11 +295,11 @@ class CheckpointWriter:
                 os.link(path, temporary)
             except OSError:  # a file system without hard links
                 temporary.write_bytes(path.read_bytes())
-        self._finish_numbered(step, path)
-
-    def _finish_numbered(self, step: int, path: Path) -> None:
-        """Tell of a checkpoint that is on disk, and delete the earlier ones of its step and those beyond `keep`."""
         self._on_numbered(path)
+        self._delete_old(step, path)
+
+    def _delete_old(self, step: int, path: Path) -> None:
+        """Delete the earlier checkpoints of the step of one that is on disk, and those beyond `keep`."""
         found = numbered_checkpoints(self.folder)
         same = [old for saved, old in found if saved == step and old != path]
         others = [old for saved, old in found if saved != step or old == path]

@@ -138,7 +138,12 @@ class RunPaths:
 
 def numbered_name(step: int) -> str:
     """The file name of the checkpoint of a step: step_00000500.pt."""
-    return f"step_{step:08d}.pt"
+    return f"{folder_name(step)}.pt"
+
+
+def folder_name(step: int) -> str:
+    """The name of the folder of a divided checkpoint: step_00000500."""
+    return f"step_{step:08d}"
 
 
 def free_folder(folder: Path, step: int) -> Path:
@@ -152,7 +157,7 @@ def free_folder(folder: Path, step: int) -> Path:
     """
     taken = [_sorted_by(path)[1] for saved, path in _numbered(folder) if saved == step]
     number = 1 + max(taken, default=-1)
-    return folder / f"step_{step:08d}{f'.{number}' if number else ''}"
+    return folder / f"{folder_name(step)}{f'.{number}' if number else ''}"
 
 
 def part_name(rank: int) -> str:

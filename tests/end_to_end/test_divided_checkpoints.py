@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import runpy
+import shutil
 import signal
 import sys
 import time
@@ -25,6 +27,7 @@ from end_to_end.runs import (
     Program,
     Started,
     assert_same_run,
+    assert_same_tensors,
     assert_same_training,
     checkpoint,
     rank_environments,
@@ -33,6 +36,7 @@ from end_to_end.runs import (
     wait_for_step,
 )
 from fusionseg.runs.accounts.faults import read_faults
+from fusionseg.runs.checkpoints import read_checkpoint
 
 RUN = (
     "train={steps: 20, global_batch: 4, micro_batch: 1, clip_grad: 1.0, ema: 0.9}",
@@ -65,12 +69,26 @@ def whole(program: Program, config_file: Path, tmp_path_factory: pytest.TempPath
     return run
 
 
-@pytest.fixture
-def stopped(program: Program, config_file: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def killed(program: Program, config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two ranks with divided checkpoints that was killed after step 13."""
-    run = tmp_path / "run"
-    ranks = program.ranks(2, *arguments(config_file, run, *RUN, DIVIDED, "train.steps=20"))
-    kill_at(14, run, ranks)
+    run = tmp_path_factory.mktemp("runs") / "killed"
+    kill_at(14, run, program.ranks(2, *arguments(config_file, run, *RUN, DIVIDED)))
+    return run
+
+
+@pytest.fixture
+def stopped(killed: Path, tmp_path: Path) -> Path:
+    """A copy of the killed run."""
+    return Path(shutil.copytree(killed, tmp_path / "run", symlinks=True))
+
+
+@pytest.fixture(scope="module")
+def divided(program: Program, config_file: Path, killed: Path) -> Path:
+    """A copy of the killed run that has gone on to its end."""
+    run = Path(shutil.copytree(killed, killed.parent / "divided", symlinks=True))
+    said = train_ranks(program, config_file, run, DIVIDED)
+    assert f"resuming from {run}/checkpoints/step_00000012 (step 12 of 20)" in said[0].err
     return run
 
 
@@ -78,44 +96,29 @@ def folders(run: Path) -> list[Path]:
     return sorted(path for path in (run / "checkpoints").iterdir() if path.is_dir() and path.name != "last.pt")
 
 
-def test_a_killed_run_ends_as_one_with_whole_checkpoints(
-    program: Program, config_file: Path, stopped: Path, whole: Path
-) -> None:
-    newest = folders(stopped)[-1]
+def test_a_killed_run_ends_as_one_with_whole_checkpoints(killed: Path, divided: Path, whole: Path) -> None:
+    newest = folders(killed)[-1]
     assert newest.name == "step_00000012"
-    assert sorted(path.name for path in newest.iterdir()) == [
-        "index.json",
-        "rank_00000.safetensors",
-        "rank_00001.safetensors",
-    ]
-    assert os.readlink(stopped / "checkpoints/last.pt") == newest.name
-    said = train_ranks(program, config_file, stopped, DIVIDED)
-    assert f"resuming from {newest} (step 12 of 20)" in said[0].err
-    assert_same_run(stopped, whole)
-    assert [path.name for path in folders(stopped)] == ["step_00000015", "step_00000018", "step_00000020"]
-    assert not list(stopped.rglob(".partial-*"))
+    names = ["index.json", "rank_00000.safetensors", "rank_00001.safetensors"]
+    assert sorted(path.name for path in newest.iterdir()) == names
+    assert os.readlink(killed / "checkpoints/last.pt") == newest.name
+    assert_same_run(divided, whole)
+    assert [path.name for path in folders(divided)] == ["step_00000015", "step_00000018", "step_00000020"]
+    assert not list(divided.rglob(".partial-*"))
 
 
-def test_it_goes_on_with_ddp_and_on_one_rank(
+def test_it_goes_on_with_ddp_from_its_files_and_on_one_rank(
     program: Program, config_file: Path, train: Train, stopped: Path, whole: Path
 ) -> None:
     ddp = "distributed.parallel=ddp"
-    ranks = program.ranks(2, *arguments(config_file, stopped, *RUN, DIVIDED, ddp))
-    said = kill_at(17, stopped, ranks)
+    said = kill_at(17, stopped, program.ranks(2, *arguments(config_file, stopped, *RUN, DIVIDED, ddp)))
     assert "the network is not divided among ranks (expected distributed.parallel: fsdp" in said[0].err
     assert (stopped / "checkpoints/last.pt").is_file()
+    kill_at(19, stopped, program.ranks(2, *arguments(config_file, stopped, *RUN, DIVIDED)))
+    assert folders(stopped)[-1].name == "step_00000018"
     train(stopped, *RUN, DIVIDED).expect(0)
     assert_same_training(stopped, whole)
     assert checkpoint(stopped).keys() == checkpoint(whole).keys()
-
-
-def test_a_file_becomes_a_folder_and_auto_keeps_files(program: Program, config_file: Path, whole: Path) -> None:
-    ranks = program.ranks(2, *arguments(config_file, whole.parent / "changing", *RUN))
-    kill_at(14, whole.parent / "changing", ranks)
-    assert not folders(whole.parent / "changing")
-    train_ranks(program, config_file, whole.parent / "changing", DIVIDED)
-    assert_same_run(whole.parent / "changing", whole)
-    assert (whole.parent / "changing/checkpoints/last.pt").is_symlink()
 
 
 def train_until_killed(argv: list[str]) -> None:
@@ -171,9 +174,9 @@ def test_all_ranks_are_killed_while_parts_are_written(
     ranks[0].wait()
     (left,) = (run / "checkpoints").glob(".partial-*-step_00000009")
     assert left.is_dir()
-    train_ranks(program, config_file, run, DIVIDED)
+    train_ranks(program, config_file, run)  # `auto` keeps files for a state of this size
     assert_same_run(run, whole)
-    assert not list(run.rglob(".partial-*"))
+    assert (run / "checkpoints/last.pt").is_file() and not list(run.rglob(".partial-*"))
 
 
 @pytest.mark.fault("part-damaged")
@@ -194,37 +197,40 @@ def test_a_damaged_part_is_named_and_the_checkpoint_before_is_taken(
 
 
 def test_predictions_and_exports_of_a_divided_checkpoint(
-    program: Program, config_file: Path, balls: Path, stopped: Path, whole: Path, tmp_path: Path
+    program: Program, balls: Path, divided: Path, whole: Path, tmp_path: Path
 ) -> None:
-    """They are those of the file with the same weights; a branch begins with the same files."""
-    train_ranks(program, config_file, stopped, DIVIDED)
-    for run, name in ((stopped, "divided"), (whole, "whole")):
-        files = ("--input", balls / "imagesTr", "--output", tmp_path / name, "--checkpoint", "last")
-        program.warm(COMMANDS, "predict", run, *files).wait().expect(0)
-    masks = {path.name: path.read_bytes() for path in (tmp_path / "divided").glob("*.nii.gz")}
-    assert masks
-    program.warm(
-        COMMANDS, "predict", folders(stopped)[-1], "--input", balls / "imagesTr", "--output", tmp_path / "folder"
-    ).wait().expect(0)
-    for name in masks:
-        contents = [same_voxels(tmp_path / folder / name) for folder in ("divided", "whole", "folder")]
-        assert contents[0] == contents[1] == contents[2]
-    archive = tmp_path / "model.fseg"
-    program.warm(
-        COMMANDS, "export", stopped, "--format", "fseg", "--output", archive, "--checkpoint", "last"
-    ).wait().expect(0)
-    assert archive.stat().st_size > 1000
-    program.warm(COMMANDS, "evaluate", stopped).wait().expect(0)
-    branch = tmp_path / "branch"
-    said = program.ranks(
-        2, *arguments(config_file, branch, *RUN, DIVIDED, "train.steps=22"), "--branch", str(folders(stopped)[-1])
-    )
-    assert "(step 20 of 22)" in said[0].wait().expect(0).err
-    said[1].wait().expect(0)
-    assert os.stat(folders(branch)[0] / "index.json").st_ino == os.stat(folders(stopped)[-1] / "index.json").st_ino
+    """They are those of the file with the same weights."""
+
+    def predict(weights: Path, name: str) -> dict[str, bytes]:
+        output = tmp_path / name
+        command = ("predict", weights, "--input", balls / "imagesTr", "--output", output, "--checkpoint", "last")
+        program.warm(COMMANDS, *command).wait().expect(0)
+        return {path.name: voxels(path) for path in output.glob("*.nii.gz")}
+
+    masks = predict(whole, "whole")
+    assert masks and masks == predict(divided, "divided") == predict(folders(divided)[-1], "folder")
+    archives = [tmp_path / f"{run.name}.fseg" for run in (whole, divided)]
+    for run, archive in zip((whole, divided), archives, strict=True):
+        command = ("export", run, "--format", "fseg", "--output", archive, "--checkpoint", "last")
+        program.warm(COMMANDS, *command).wait().expect(0)
+    assert_same_tensors(*(read_checkpoint(archive)["model"] for archive in archives))
 
 
-def same_voxels(path: Path) -> bytes:
+def test_evaluation_and_branch_of_a_divided_checkpoint(
+    program: Program, config_file: Path, divided: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(divided, tmp_path / "run", symlinks=True))
+    program.warm(COMMANDS, "evaluate", run).wait().expect(0)
+    assert json.loads((run / "evaluation/summary.json").read_text())["step"] == 20
+    branch, origin = tmp_path / "branch", folders(run)[-1]
+    longer = arguments(config_file, branch, *RUN, DIVIDED, "train.steps=22")
+    said = [rank.wait().expect(0) for rank in program.ranks(2, *longer, "--branch", str(origin))]
+    assert "(step 20 of 22)" in said[0].err
+    assert [path.name for path in folders(branch)] == ["step_00000020", "step_00000021", "step_00000022"]
+    assert (folders(branch)[0] / "index.json").samefile(origin / "index.json")
+
+
+def voxels(path: Path) -> bytes:
     import nibabel
 
     return bytes(nibabel.load(path).get_fdata().tobytes())
@@ -240,7 +246,7 @@ def wait_for_text(text: str, process: Started) -> None:
 @pytest.mark.fault("part-refused-by-the-disk")
 def test_the_disk_of_one_rank_refuses_its_part(program: Program, config_file: Path, tmp_path: Path) -> None:
     """The training goes on, and afterwards it is the undisturbed one."""
-    long = ("train={steps: 200, global_batch: 2}", "validate.every=100", "checkpoint.every=10")
+    long = ("train={steps: 120, global_batch: 2}", "validate.every=60", "checkpoint.every=5")
     train_ranks(program, config_file, tmp_path / "whole", *long, WHOLE)
     run = tmp_path / "run"
     ranks = program.ranks(2, *arguments(config_file, run, *RUN, *long, DIVIDED))

@@ -202,9 +202,9 @@ class Ranks:
         self.other_messages = StoreMessages(own, 1, 2)
         self.other = PartWriter(folder, self.other_messages, nullcontext)
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, **more: Any) -> None:
         # The second rank holds a replicated tensor too, which rank 0 writes.
-        state = {"step": step, "weight": torch.full((2,), float(step))}
+        state = {"step": step, "weight": torch.full((2,), float(step)), **more}
         saver = threading.Thread(target=lambda: self.other.save(divide(state, 1).parts))
         saver.start()
         self.writer.save_divided(step, divide(state, 0))
@@ -236,9 +236,11 @@ def test_checkpoints_of_two_ranks(ranks: Ranks) -> None:
     assert names(ranks.folder / "last.pt") == ["index.json", part_name(0), part_name(1)]
     found = read_checkpoint(ranks.folder / "last.pt")
     assert found["step"] == 4 and found["weight"].tolist() == [4, 4]
-    ranks.save(4)
+    ranks.save(4, again=True)
     ranks.writer.finish()
-    assert names(ranks.folder) == ["last.pt", "step_00000002", "step_00000003", "step_00000004.1"]
+    assert names(ranks.folder) == ["last.pt", "step_00000002", "step_00000003", "step_00000004"]
+    assert os.readlink(ranks.folder / "last.pt") == "step_00000004"
+    assert read_checkpoint(ranks.folder / "last.pt")["again"]
     ranks.writer.delete_after(2)
     assert names(ranks.folder) == ["last.pt", "step_00000002"]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 
-from torch.distributed import DistError, DistStoreError, Store
+from torch.distributed import DistError, Store
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5
 
 
 class StoreMessages:
@@ -44,11 +46,14 @@ class StoreMessages:
         Raises:
             ConnectionError: the store cannot be reached.
         """
+        end, pause_s = time.monotonic() + within_s, _FIRST_PAUSE_S
         with _connected():
-            try:
-                self._store.wait([key], timedelta(seconds=within_s))
-            except DistStoreError:
-                return None
+            while not self._store.check([key]):  # `wait` writes two lines to the screen when its time is over
+                left_s = end - time.monotonic()
+                if left_s <= 0:
+                    return None
+                time.sleep(min(pause_s, left_s))
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
             return str(self._store.get(key).decode())
 
     def forget(self, key: str) -> None:

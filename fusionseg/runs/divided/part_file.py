@@ -59,8 +59,8 @@ def write_part(path: Path, tensors: Mapping[str, Tensor]) -> JsonObject:
     text += b" " * (-len(text) % _ALIGNMENT)
     digest, written = hashlib.sha256(), 0
     with path.open("xb", buffering=0) as file:
-        for content in (len(text).to_bytes(8, "little") + text, *(bytes_of(tensor) for _, tensor in ordered)):
-            view = memoryview(content)
+        header_bytes = memoryview(len(text).to_bytes(8, "little") + text)
+        for view in (header_bytes, *(bytes_of(tensor) for _, tensor in ordered)):
             for start in range(0, len(view), _CHUNK_BYTES):
                 chunk = view[start : start + _CHUNK_BYTES]
                 digest.update(chunk)
@@ -72,7 +72,8 @@ def write_part(path: Path, tensors: Mapping[str, Tensor]) -> JsonObject:
 
 def bytes_of(tensor: Tensor) -> memoryview:
     """The bytes of a tensor on the CPU, in its memory if it is contiguous."""
-    return memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    flat: memoryview = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return flat
 
 
 def digest_of(path: Path) -> str:

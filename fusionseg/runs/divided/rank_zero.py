@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from fusionseg.runs.divided.index import write_index
 from fusionseg.runs.divided.messages import CLOSED, POLL_S, Messages, PartError, answer_key, file_of, order_key
 from fusionseg.runs.divided.part_file import write_part
 from fusionseg.runs.json_files import JsonObject
-from fusionseg.runs.paths import free_folder, part_name
+from fusionseg.runs.paths import folder_name, free_folder, part_name
 
 
 class DividedWriter:
@@ -84,6 +85,19 @@ class DividedCheckpoint:
             check()  # again: the other ranks may have taken long
         self._written = path
         return path
+
+    def take_name(self) -> Path:
+        """Give the folder the name of its step if no other checkpoint has it any more; return its path.
+
+        Raises:
+            OSError: the system refused it.
+        """
+        assert self._written is not None
+        path = self._written.with_name(folder_name(self._step))
+        if self._written != path and not path.exists():
+            os.rename(self._written, path)
+            self._written = path
+        return self._written
 
     def close(self) -> None:
         """Let the other ranks leave the checkpoint: it is on disk, or another one replaces it."""
