@@ -24,7 +24,7 @@ _TENSOR, _TUPLE, _ENTRIES, _NAMED, _METADATA = "$tensor", "$tuple", "$entries", 
 
 @dataclass
 class DividedContent:
-    """What a rank saves of a state."""
+    """The share of a rank in a state that is saved."""
 
     parts: dict[str, Tensor] = field(default_factory=dict)
     """Tensors by name, in the memory of the state: the parts of this rank and, on rank 0, what is not divided."""
