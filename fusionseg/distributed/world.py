@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -303,8 +304,12 @@ class World:
         return int(tensor)
 
     def open_messages(self) -> StoreMessages | None:
-        """Open a connection to the store for messages between threads of the ranks; None for a single rank."""
-        return None if self._store is None else StoreMessages(self._store, self.rank, self.size)
+        """Open a connection to the store for messages between threads of the ranks; None for a single rank.
+
+        All ranks must call this method. They do not see the messages of an earlier call.
+        """
+        name = self.broadcast_object(uuid.uuid4().hex)
+        return None if self._store is None else StoreMessages(PrefixStore(name, self._store), self.rank, self.size)
 
     def hold(self) -> None:
         """After an error: wait for the end of this process if the watchdog is about to end it."""

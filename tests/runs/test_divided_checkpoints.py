@@ -145,6 +145,8 @@ def test_every_damage_is_refused_with_the_name_of_the_file(tmp_path: Path) -> No
     assert "has no rows" in index(lambda body: body["tensors"]["layout"].update(rows=0))
     assert "more parts than" in index(lambda body: body["tensors"]["layout"].update(rows=1))
     assert "another shape or type" in index(lambda body: body["tensors"]["layout"].update(shape=[2, 5, 4, 3]))
+    assert "maximum recursion" in refused(lambda path: (path / "index.json").write_text("[" * 10**5))
+    assert peek_config(tmp_path / f"{len(os.listdir(tmp_path)) - 1}/checkpoints/step_00000001") is None
     assert "lacks an entry" in index(lambda body: body.pop("entries"))
     assert "index.json: 'gone'" in index(lambda body: body["entries"].update(a={"$tensor": "gone"}))
 

@@ -53,7 +53,7 @@ def read_divided_config(path: Path) -> dict[str, Any] | None:
     """The plain configuration in a divided checkpoint; None if it cannot be read. No other file is verified."""
     try:
         config = entry_of(read_index(path), "config")
-    except (OSError, ValueError):
+    except Exception:  # `read_divided` says what is wrong
         return None
     return config if isinstance(config, dict) else None
 
