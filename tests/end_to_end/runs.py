@@ -205,8 +205,9 @@ def _run_module(module: str, arguments: list[str]) -> None:
 
 
 def records(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """Return the records of metrics.jsonl, all or those of a kind."""
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    """Return the records of metrics.jsonl, all or those of a kind; without a part of a line that a kill has left."""
+    text = (run / "metrics.jsonl").read_text()
+    found = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
     return [record for record in found if kind is None or record["kind"] == kind]
 
 
