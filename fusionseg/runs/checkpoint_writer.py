@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fusionseg.runs.disk.failures import DiskFailures
+from fusionseg.runs.disk.failures import DiskFailures, do_nothing
 from fusionseg.runs.disk.torch_file import write_torch
 from fusionseg.runs.divided.content import DividedContent
 from fusionseg.runs.divided.folders import point_to, remove_checkpoint, remove_partial
@@ -24,10 +24,6 @@ from fusionseg.utils.files import PARTIAL, whole_file
 
 
 def _ignore(value: object) -> None:
-    pass
-
-
-def _allow() -> None:
     pass
 
 
@@ -66,7 +62,7 @@ class CheckpointWriter:
         keep: int,
         on_written: Callable[[float], None] = _ignore,
         *,
-        check: Callable[[], None] = _allow,
+        check: Callable[[], None] = do_nothing,
         on_numbered: Callable[[Path], None] = _ignore,
         failures: DiskFailures | None = None,
         divided: DividedWriter | None = None,

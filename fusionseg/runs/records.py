@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from fusionseg.runs.disk.failures import DiskFailures, reason_of
+from fusionseg.runs.disk.failures import DiskFailures, do_nothing, reason_of
 from fusionseg.runs.json_files import JsonObject, finite_or_none, is_number, read_lines, read_regular, sift_lines
 from fusionseg.runs.paths import RunPaths
 from fusionseg.utils.errors import TrainingStopped, UserError
@@ -153,10 +153,6 @@ def rewind_records(run: Path, step: int, *, validated: int) -> None:
     write_text(path, "".join(f"{json.dumps(record)}\n" for record in kept))
 
 
-def _allow() -> None:
-    pass
-
-
 class RecordWriter:
     """The writer of a run's records. Only rank 0 has one.
 
@@ -164,7 +160,7 @@ class RecordWriter:
     `failures`, a record that cannot be written ends the training, which can be resumed.
     """
 
-    def __init__(self, run: Path, failures: DiskFailures | None = None, check: Callable[[], None] = _allow) -> None:
+    def __init__(self, run: Path, failures: DiskFailures | None = None, check: Callable[[], None] = do_nothing) -> None:
         """Open the file to append to it.
 
         Args:
@@ -174,6 +170,7 @@ class RecordWriter:
                 written there any more.
         """
         run.mkdir(parents=True, exist_ok=True)
+        self._run = run
         self._path = RunPaths(run).metrics
         self._file = self._path.open("ab", buffering=0)
         self._failures = failures
@@ -204,6 +201,33 @@ class RecordWriter:
             TrainingStopped: the disk cannot take them, and there is no second try.
         """
         return self._try(sync=True)
+
+    def rewind(self, step: int, *, validated: int) -> None:
+        """Drop the records that are later than a checkpoint, as soon as the disk takes the file without them.
+
+        Args:
+            step: see `rewind_records`.
+            validated: see `rewind_records`.
+
+        Raises:
+            TrainingStopped: the disk does not take it, and the run has given up.
+        """
+        if self._failures is None:
+            rewind_records(self._run, step, validated=validated)
+        else:
+            self._failures.keep_trying(lambda: self.sync() and self._try_rewind(step, validated))
+        self.close()
+        self._file = self._path.open("ab", buffering=0)  # the file has been replaced
+
+    def _try_rewind(self, step: int, validated: int) -> bool:
+        assert self._failures is not None
+        try:
+            rewind_records(self._run, step, validated=validated)
+        except OSError as error:  # a fault of the folder: a further record may still fit on the disk
+            self._failures.failed(self._run, "the records up to a checkpoint", error)
+            return False
+        self._failures.worked(self._run)
+        return True
 
     def close(self) -> None:
         with suppress(OSError):  # the disk has refused the last bytes before

@@ -70,8 +70,8 @@ def _ignore(fault: Fault) -> None:
     pass
 
 
-def _go_on() -> None:
-    pass
+def do_nothing() -> None:
+    """Do nothing, in place of a function that somebody may give."""
 
 
 def _no() -> bool:
@@ -93,7 +93,7 @@ class DiskFailures:
         self,
         retry_s: float,
         note: Callable[[Fault], None] = _ignore,
-        wait: Callable[[], None] = _go_on,
+        wait: Callable[[], None] = do_nothing,
         pause_s: float = FIRST_PAUSE_S,
     ) -> None:
         self.retry_s = retry_s

@@ -27,7 +27,6 @@ from fusionseg.runs.records import (
     RunStatus,
     has_finished,
     read_records,
-    rewind_records,
 )
 from fusionseg.training.observers.gpu_watch import GpuWatch
 from fusionseg.training.observers.sinks import sink_makers
@@ -93,7 +92,6 @@ class Recorder:
         self.stragglers = stragglers
         self.progress = TrainingProgress(config.train.steps, step, shown=world.is_rank_zero)
         self._folder = folder
-        self._failures = failures
         self._records = RecordWriter(folder.path, failures, folder.check_ours) if world.is_rank_zero else None
         self._end: Record = {}
         self._pictures = PictureFolder(folder.paths.pictures if world.is_rank_zero else None)
@@ -243,7 +241,7 @@ class Recorder:
 
         Args:
             step: the number of steps done at the checkpoint.
-            validated: see `rewind_records`.
+            validated: see `fusionseg.runs.records.rewind_records`.
 
         Raises:
             TrainingStopped: the disk takes no records, and the run has given up.
@@ -251,33 +249,10 @@ class Recorder:
         self._interval_step = step  # the interval began with the record of the spike
         if self._records is None:
             return
-        self._drop_records_after(step, validated)
-        self._records.close()
-        self._records = RecordWriter(self._folder.path, self._failures, self._folder.check_ours)
+        self._records.rewind(step, validated=validated)
         self._sinks.finish(RunEnd(has_failed=False))
         self._sinks = Sinks(sink_makers(self.config, self._folder, step))
         self._start_sinks(self._folder, step)
-
-    def _drop_records_after(self, step: int, validated: int) -> None:
-        """Write the file of the records anew, see `rewind_records`, as soon as the disk takes it."""
-        failures, records = self._failures, self._records
-        if failures is None or records is None:
-            rewind_records(self._folder.path, step, validated=validated)
-            return
-        folder = self._folder.path  # a fault of its own: a further record may still fit on the disk
-
-        def attempt() -> bool:
-            try:
-                if not records.sync():
-                    return False
-                rewind_records(folder, step, validated=validated)
-            except OSError as error:
-                failures.failed(folder, "the records up to a checkpoint", error)
-                return False
-            failures.worked(folder)
-            return True
-
-        failures.keep_trying(attempt)
 
     def end(
         self, step: int, status: str, reason: str, best: float | None, *, validates: bool, cache_on_host: bool
