@@ -144,14 +144,18 @@ def train_until_killed(argv: list[str]) -> None:
     runpy.run_module(TRAIN, run_name="__main__", alter_sys=True)
 
 
+def ranks_until_killed(program: Program, argv: list[str]) -> list[Started]:
+    """Start two ranks, of which the second is killed while it writes its part."""
+    first, second = rank_environments(2)
+    return [program.warm(TRAIN, *argv, env=first), program.function(train_until_killed, (argv,), second)]
+
+
 @pytest.mark.fault("killed-while-writing-a-part")
 def test_a_rank_is_killed_while_it_writes_its_part(
     program: Program, config_file: Path, tmp_path: Path, whole: Path
 ) -> None:
     run = tmp_path / "run"
-    argv = arguments(config_file, run, *RUN, DIVIDED)
-    first, second = rank_environments(2)
-    ranks = [program.warm(TRAIN, *argv, env=first), program.function(train_until_killed, (argv,), second)]
+    ranks = ranks_until_killed(program, arguments(config_file, run, *RUN, DIVIDED))
     began = time.monotonic()
     said = [rank.wait() for rank in ranks]
     assert said[1].status == -signal.SIGKILL and time.monotonic() - began < 60
@@ -170,9 +174,7 @@ def test_all_ranks_are_killed_while_parts_are_written(
 ) -> None:
     """The temporary folder stays, and the next start removes it."""
     run = tmp_path / "run"
-    argv = arguments(config_file, run, *RUN, DIVIDED)
-    first, second = rank_environments(2)
-    ranks = [program.warm(TRAIN, *argv, env=first), program.function(train_until_killed, (argv,), second)]
+    ranks = ranks_until_killed(program, arguments(config_file, run, *RUN, DIVIDED))
     while ranks[1].status is None:
         time.sleep(0.001)
     ranks[0].send(signal.SIGKILL)

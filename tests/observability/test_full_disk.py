@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Timer
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,6 +153,20 @@ def test_a_checkpoint_that_finds_no_space_leaves_the_one_before(small_disk: Call
     assert sorted(os.listdir(disk / "checkpoints")) == ["last.pt", "step_00000001.pt"]
 
 
+def command_on(disk: Path, tmp_path: Path, tiny_config, balls: Path, steps: int, **sections: Any) -> list[str]:
+    """The arguments of a training whose run folder lies on a disk. It validates once, at its end."""
+    config = tiny_config(
+        balls,
+        disk,
+        data={"prepared": str(tmp_path / "prepared")},
+        train={"steps": steps},
+        validate={"every": steps},
+        **sections,
+    )
+    (tmp_path / "c.yaml").write_text(dump_config(config))
+    return ["--config", str(tmp_path / "c.yaml")]
+
+
 def fill_after(disk: Path, step: int) -> None:
     """Fill a disk as soon as the checkpoint of a step is there."""
     limit = time.monotonic() + 60
@@ -167,16 +182,7 @@ def test_a_training_on_a_disk_that_fills_up_can_be_resumed(
 ) -> None:
     """The disk is full from step 3 on, as another user's job may fill it."""
     disk = small_disk("1m")
-    config = tiny_config(
-        balls,
-        disk,
-        data={"prepared": str(tmp_path / "prepared")},
-        train={"steps": 8},
-        validate={"every": 8},
-        log={"tensorboard": True},
-        checkpoint={"retry_s": 0.0},
-    )
-    (tmp_path / "c.yaml").write_text(dump_config(config))
+    command = command_on(disk, tmp_path, tiny_config, balls, 8, log={"tensorboard": True}, checkpoint={"retry_s": 0.0})
     write = RecordWriter.write
 
     def fill_up(self: RecordWriter, kind: RecordKind, step: int, **fields: object) -> Record:
@@ -187,7 +193,7 @@ def test_a_training_on_a_disk_that_fills_up_can_be_resumed(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RecordWriter, "write", fill_up)
-        status = train.main(["--config", str(tmp_path / "c.yaml")])
+        status = train.main(command)
     said = capsys.readouterr().err
     assert_seen("disk-full-for-any-file", Ended(status, "", said), disk / "tiny")
     assert "stopped: " in said and "could not be written (" in said and "goes on from step_00000002.pt" in said
@@ -195,7 +201,7 @@ def test_a_training_on_a_disk_that_fills_up_can_be_resumed(
     (disk / "filler").unlink()
     gc.collect()  # the process ends, as it were: the first start lets go of its folder
     assert not list((disk / "tiny").rglob(".partial-*"))
-    assert train.main(["--config", str(tmp_path / "c.yaml")]) == 0
+    assert train.main(command) == 0
     assert "resuming from" in capsys.readouterr().err
     steps = [json.loads(line) for line in (disk / "tiny/metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in steps if record["kind"] == "train"] == list(range(1, 9))
@@ -206,16 +212,9 @@ def test_a_signal_is_heard_while_the_last_step_waits_for_the_disk(
 ) -> None:
     """The run is interrupted, not failed, and does not wait for `checkpoint.retry_s`."""
     disk = small_disk("1m")
-    config = tiny_config(
-        balls,
-        disk,
-        data={"prepared": str(tmp_path / "prepared")},
-        train={"steps": 5},
-        validate={"every": 5},
-        log={"tensorboard": False},
-        checkpoint={"every": 2, "retry_s": 600.0},
+    command = command_on(
+        disk, tmp_path, tiny_config, balls, 5, log={"tensorboard": False}, checkpoint={"every": 2, "retry_s": 600.0}
     )
-    (tmp_path / "c.yaml").write_text(dump_config(config))
     write = RecordWriter.write
 
     def fill_up(self: RecordWriter, kind: RecordKind, step: int, **fields: object) -> Record:
@@ -229,14 +228,14 @@ def test_a_signal_is_heard_while_the_last_step_waits_for_the_disk(
         patch.setattr(RecordWriter, "write", fill_up)
         patch.setattr(failures_module, "AFTER_SIGNAL_S", 0.5)
         patch.setattr(end_module, "AFTER_SIGNAL_S", 0.5)
-        status = train.main(["--config", str(tmp_path / "c.yaml")])
+        status = train.main(command)
     said = capsys.readouterr().err
     assert status == 1 and time.monotonic() - began < 60
     assert "interrupted (SIGTERM)" in said and "Traceback" not in said
     assert "goes on from step_00000004.pt" in said
     (disk / "filler").unlink()
     gc.collect()  # the process ends, as it were: the first start lets go of its folder
-    assert train.main(["--config", str(tmp_path / "c.yaml")]) == 0
+    assert train.main(command) == 0
     steps = [json.loads(line) for line in (disk / "tiny/metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in steps if record["kind"] == "train"] == list(range(1, 6))
 
