@@ -36,6 +36,11 @@ def printable(text: str) -> str:
     return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+def gigabytes(size: float) -> str:
+    """Format a number of bytes in gigabytes with three digits: 2.56 GB."""
+    return f"{size / 1e9:.3g} GB"
+
+
 def plain_number(value: float) -> str:
     """Format a measurement with three or more digits, without an exponent where people expect none: 0.00123, 84200.
 

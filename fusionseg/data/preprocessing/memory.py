@@ -20,6 +20,7 @@ from fusionseg.data.formats.image_file import VolumeError
 from fusionseg.data.formats.problems import CaseError, Problem
 from fusionseg.data.formats.readers import Readers
 from fusionseg.utils.machine import available_memory_bytes, process_memory_bytes
+from fusionseg.utils.tables import gigabytes
 
 SLACK_BYTES = 180e6
 """Memory besides the arrays: parts of libraries that are loaded when they are used, blocks of an interpolation, and
@@ -113,7 +114,7 @@ class MemoryLimit:
         if needed <= limit or (self.bytes is None and not larger):  # an image that was read and stays is no surprise
             return
         what = f"resampling to data.spacing {list(config.spacing or ())}" if larger else "the preparation"
-        allowed = f"{limit / 1e9:.3g} GB are free" if not self.key else f"{self.key} allows {limit / 1e9:.3g} GB"
+        allowed = f"{gigabytes(limit)} are free" if not self.key else f"{self.key} allows {gigabytes(limit)}"
         more = f"raise {self.key}" if self.key else "use a machine with more memory"
         raise MemoryNeeded(
             [
@@ -122,7 +123,7 @@ class MemoryLimit:
                     "",
                     str(path),
                     "memory",
-                    f"{what} takes about {needed / 1e9:.3g} GB, and {allowed}",
+                    f"{what} takes about {gigabytes(needed)}, and {allowed}",
                     f"correct the spacing in the header, choose a coarser data.spacing, or {more}",
                 )
             ],

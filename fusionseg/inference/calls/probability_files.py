@@ -15,6 +15,7 @@ from fusionseg.inference.masks import MaskOrigin, mask_path, parse_origin
 from fusionseg.utils.errors import UserError, first_of
 from fusionseg.utils.files import file_name
 from fusionseg.utils.machine import available_memory_bytes
+from fusionseg.utils.tables import gigabytes
 
 _SHARE_OF_MEMORY = 0.125
 """Share of the free memory above which an array must be written before the next case is predicted."""
@@ -81,7 +82,7 @@ def check_memory(case: Case, loaded: LoadedCase, num_outputs: int) -> None:
     x, y, z = loaded.shape
     needed, free = 4.0 * num_outputs * x * y * z, available_memory_bytes()
     if needed > free:
-        text = f"the probabilities take {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free"
+        text = f"the probabilities take {gigabytes(needed)}, and {gigabytes(free)} are free"
         remedy = "predict it without probabilities, or use a machine with more memory"
         raise CaseError([Problem("error", case.name, str(case.images[0]), "memory", text, remedy)])
 

@@ -26,6 +26,7 @@ from fusionseg.training.precision import Precision
 from fusionseg.training.tasks.choice import build_task
 from fusionseg.utils.errors import UserError
 from fusionseg.utils.machine import available_memory_bytes
+from fusionseg.utils.tables import gigabytes
 
 log = logging.getLogger("fusionseg")
 
@@ -182,7 +183,9 @@ def _choose(
                 break
             failed = f"a step of {samples} {failure}"
             progressed()
-    allowed = f"{_gb(free)} are free on {world.device}" + ("" if tries else f", of which {SHARE:.0%} may be taken")
+    allowed = f"{gigabytes(free)} are free on {world.device}" + (
+        "" if tries else f", of which {SHARE:.0%} may be taken"
+    )
     larger = [one for one in candidates if one > samples]
     if not failed:
         failed = estimates.text(larger[-1] if larger else samples)
@@ -280,7 +283,7 @@ class Estimates:
         Args:
             samples: of the micro-batch.
         """
-        return f"{samples} needs about {_gb(self.of(samples).tensors)}"
+        return f"{samples} needs about {gigabytes(self.of(samples).tensors)}"
 
 
 def largest_fitting(candidates: Sequence[int], fits: Callable[[int], bool]) -> list[int]:
@@ -301,7 +304,3 @@ def largest_fitting(candidates: Sequence[int], fits: Callable[[int], bool]) -> l
         else:
             low = middle + 1
     return list(candidates[low:])
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.3g} GB"

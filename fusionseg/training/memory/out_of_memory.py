@@ -19,6 +19,7 @@ from fusionseg.training.tasks.choice import build_task
 from fusionseg.training.trainer import Trainer
 from fusionseg.utils.files import whole_file, write_text
 from fusionseg.utils.machine import available_memory_bytes, process_memory_bytes
+from fusionseg.utils.tables import gigabytes
 
 _CPU_ALLOCATOR = "DefaultCPUAllocator"
 """torch raises a RuntimeError with this name where the host has no memory left."""
@@ -87,14 +88,14 @@ def _savings(trainer: Trainer, device: torch.device) -> list[str]:
 
     lines = []
     if isinstance(cache, DeviceCache) and cache.device.type == "cuda":
-        lines.append(f"cache.device=host: {_gb(cache.nbytes)} less, slower; the same results")
+        lines.append(f"cache.device=host: {gigabytes(cache.nbytes)} less, slower; the same results")
     before = None
     for words, effect, changes in _choices(config, world):
         with suppress(Exception):  # a setting that does not fit is no remedy, and an estimate must not hide the error
             before = needed(config) if before is None else before
             saved = before - needed(_changed(config, changes))
             if saved > 0:
-                lines.append(f"{words}: about {_gb(saved)} of {_gb(before)} less; {effect}")
+                lines.append(f"{words}: about {gigabytes(saved)} of {gigabytes(before)} less; {effect}")
     if config.train.micro_batch_samples > 1 and not config.train.chooses_micro_batch:
         with suppress(Exception):  # the results depend on it
             _changed(config, {"train": {"micro_batch": "auto"}})
@@ -178,11 +179,7 @@ def _changed(config: RunConfig, changes: dict[str, dict[str, Any]]) -> RunConfig
 
 def _memory_text(device: torch.device) -> str:
     if device.type != "cuda":
-        return f"{_gb(process_memory_bytes('VmRSS'))} in this process, {_gb(available_memory_bytes())} free"
-    free, total = torch.cuda.mem_get_info(device)
+        return f"{gigabytes(process_memory_bytes('VmRSS'))} in this process, {gigabytes(available_memory_bytes())} free"
     allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
-    return f"{_gb(allocated)} allocated, {_gb(reserved)} reserved, {_gb(free)} of {_gb(total)} free"
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.3g} GB"
+    free, total = map(gigabytes, torch.cuda.mem_get_info(device))
+    return f"{gigabytes(allocated)} allocated, {gigabytes(reserved)} reserved, {free} of {total} free"
